@@ -1,0 +1,1 @@
+"""The measurements (data/*.json) and what draws them."""

@@ -1,0 +1,102 @@
+"""One build by torch's load_inline, in a process of its own: run() is its near end, _main() its far end.
+
+Of its own because load_inline keeps its compiler's output only by printing it, takes its settings from the
+environment and from module globals, is not made for threads, and loads what it has built. All of that ends
+with the process: the caller's environment stays as it was, and what was printed is the log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+
+def run(request: dict[str, Any], environment: dict[str, str], output: Path) -> tuple[int, str]:
+    """Run one build: (exit status, negative for a signal; all that was printed, by way of the file `output`).
+
+    request: name, folder, cxx_source, cuda_source or None, cxx_flags, cuda_flags, link_flags and
+    torch_libraries, which are load_inline's arguments except for the last, torch's lib folder.
+    It runs in `folder`. It ends when this process does, however it does.
+    """
+    # -I: no script folder in sys.path, where a module of ours could be taken for one of Python's.
+    command = [sys.executable, "-I", "-X", "utf8", os.path.abspath(__file__)]
+    request = {**request, "sys_path": [os.path.abspath(entry) for entry in sys.path]}
+    with output.open("wb") as log:
+        worker = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            cwd=request["folder"],
+            env=environment,
+            start_new_session=True,
+        )
+        try:
+            # A worker that dies at once leaves a broken pipe; its exit status and output say more.
+            with contextlib.suppress(BrokenPipeError):
+                worker.stdin.write(json.dumps(request).encode() + b"\n")
+                worker.stdin.flush()
+            code = worker.wait()  # with the pipe open: the worker takes its end for ours
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(worker.pid, signal.SIGTERM)
+            worker.wait()
+            raise
+        finally:
+            with contextlib.suppress(BrokenPipeError):
+                worker.stdin.close()
+    return code, output.read_text(encoding="utf-8", errors="replace")
+
+
+def _main() -> None:
+    request = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.path[:] = request["sys_path"]
+    logging.disable(logging.WARNING)  # torch notes at import that it sees no GPU: it is meant not to
+    warnings.simplefilter("ignore")
+    import torch
+    from torch.utils import cpp_extension
+
+    if "no_implicit_headers" not in inspect.signature(cpp_extension.load_inline).parameters:
+        sys.exit(f"torch {torch.__version__} is too old: its load_inline has no no_implicit_headers.")
+    # torch puts this on the link line unquoted, and it may have a space in it.
+    cpp_extension.TORCH_LIB_PATH = request["torch_libraries"]
+    try:
+        cpp_extension.load_inline(
+            name=request["name"],
+            cpp_sources=[request["cxx_source"]],
+            cuda_sources=[request["cuda_source"]] if request["cuda_source"] is not None else [],
+            extra_cflags=request["cxx_flags"],
+            extra_cuda_cflags=request["cuda_flags"],
+            extra_ldflags=request["link_flags"],
+            build_directory=request["folder"],
+            is_python_module=False,
+            no_implicit_headers=True,
+            verbose=True,
+        )
+    except Exception as error:
+        # The compiler's own output is printed already.
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+def _end_with_parent() -> None:
+    """Wait for the pipe's other end to close, which it does however the parent dies, and end the build.
+
+    SIGTERM goes to ninja as well (this process leads its group), which ends its compilers.
+    """
+    sys.stdin.read()
+    os.killpg(0, signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,227 @@
+"""What a call accepts, checked before anything runs.
+
+Only metadata is looked at (device, dtype, shape, stride, address), never contents: a check costs no kernel
+and no synchronisation. Every refusal is one sentence, what was given and what is needed, and comes before
+`out` is written.
+
+    A    float8_e4m3fn [m, k], contiguous, 16-byte aligned
+    sfa  float32 [m, ceil(k / 128)], "MN-major, TMA-aligned": stride (1, align(m, 4)), 16-byte aligned.
+         Any other stride or address is accepted and converted, which costs a copy kernel.
+    B    float8_e4m3fn [n, k], contiguous, 16-byte aligned
+    sfb  float32 [ceil(n / 128), ceil(k / 128)], contiguous, or transposed (converted: a copy kernel)
+    out  bfloat16 [m, n], contiguous, 16-byte aligned, sharing no byte with the others
+
+All on one device: the CPU or a Hopper GPU. The functions take tensors with leading group dimensions as well.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from gemm_ladder.errors import InputError
+
+BLOCK = 128  # of K (both operands' scales) and of N (B's): what one scale covers
+ALIGNMENT = 16  # bytes: what TMA asks of an address and of a stride
+
+
+class Gemm(NamedTuple):
+    """A call that passed: its tensors, the scales in the layouts that kernels read, and its sizes."""
+
+    a: torch.Tensor
+    sfa: torch.Tensor
+    b: torch.Tensor
+    sfb: torch.Tensor
+    out: torch.Tensor
+    m: int
+    n: int
+    k: int
+
+
+def dense(lhs: object, rhs: object, out: object, *, hopper: bool = True) -> Gemm:
+    """Check the operands of `out = lhs @ rhs.T` (module docstring).
+
+    Args:
+        lhs: the pair (A, sfa).
+        rhs: the pair (B, sfb).
+        out: the output.
+        hopper: refuse a GPU that is not Hopper.
+
+    Returns:
+        The tensors with the scales converted where they had to be. m may be 0.
+
+    Raises:
+        InputError: the first thing found wrong.
+    """
+    a, sfa = pair(lhs, "lhs", "(A, sfa)")
+    b, sfb = pair(rhs, "rhs", "(B, sfb)")
+    named = {"A": a, "sfa": sfa, "B": b, "sfb": sfb, "out": out}
+    device = same_device(named)
+    if hopper:
+        runs_on(device)
+
+    dtype("A", a, torch.float8_e4m3fn)
+    dtype("sfa", sfa, torch.float32)
+    dtype("B", b, torch.float8_e4m3fn)
+    dtype("sfb", sfb, torch.float32)
+    dtype("out", out, torch.bfloat16)
+
+    m, k = sizes("A", a, "m", "k")
+    n, _ = sizes("B", b, "n", "k")
+    if n < 1 or k < 1:
+        raise InputError(f"n is {n} and k is {k}; both must be at least 1 (only m may be 0)")
+    shape("B", b, (n, k), f"[n, k] with A's k = {k}")
+    shape("sfa", sfa, (m, ceil_div(k, BLOCK)), f"[m, ceil(k / 128)] for m = {m}, k = {k}")
+    shape(
+        "sfb",
+        sfb,
+        (ceil_div(n, BLOCK), ceil_div(k, BLOCK)),
+        f"[ceil(n / 128), ceil(k / 128)] for n = {n}, k = {k}",
+    )
+    shape("out", out, (m, n), f"[m, n] for m = {m}, n = {n}")
+
+    for name in ("A", "B", "out"):
+        contiguous(name, named[name])
+        aligned(name, named[name])
+    sfb_strides(sfb)
+    disjoint("out", named)
+    return Gemm(a, mn_major(sfa), b, sfb.contiguous(), out, m, n, k)
+
+
+def pair(value: object, name: str, parts: str) -> tuple[object, object]:
+    """`value` as two things; `parts` says which, e.g. "(A, sfa)"."""
+    if not isinstance(value, (tuple, list)):
+        raise InputError(f"{name} is of type {type(value).__name__}; the pair {parts} is needed")
+    if len(value) != 2:
+        raise InputError(f"{name} has {len(value)} elements; the pair {parts} is needed")
+    return value[0], value[1]
+
+
+def same_device(named: Mapping[str, object]) -> torch.device:
+    """The one device on which all of them are: all are tensors, on the CPU or on one CUDA device."""
+    for name, tensor in named.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise InputError(f"{name} is of type {type(tensor).__name__}; a torch.Tensor is needed")
+        if tensor.layout != torch.strided:
+            raise InputError(f"{name} has layout {tensor.layout}; a dense tensor (torch.strided) is needed")
+    (first, tensor), *others = named.items()
+    device = tensor.device
+    for name, tensor in others:
+        if tensor.device != device:
+            raise InputError(
+                f"{first} is on {device} and {name} on {tensor.device}; one device is needed for all"
+            )
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"the tensors are on {device}; the CPU or a CUDA device is needed")
+    return device
+
+
+@functools.cache
+def runs_on(device: torch.device) -> None:
+    """Refuse a GPU that cannot run code for sm_90a."""
+    if device.type == "cuda" and (capability := torch.cuda.get_device_capability(device)) != (9, 0):
+        raise InputError(
+            f"{device} is a {torch.cuda.get_device_name(device)}, "
+            f"compute capability {capability[0]}.{capability[1]}; "
+            "a Hopper GPU (compute capability 9.0) is needed, or tensors on the CPU for the emulator"
+        )
+
+
+def dtype(name: str, tensor: torch.Tensor, needed: torch.dtype) -> None:
+    if tensor.dtype != needed:
+        raise InputError(f"{name} is {_short(tensor.dtype)}; {_short(needed)} is needed")
+
+
+def sizes(name: str, tensor: torch.Tensor, *dimensions: str) -> tuple[int, ...]:
+    """The sizes of a tensor that needs exactly these dimensions."""
+    if tensor.dim() != len(dimensions):
+        needed = ", ".join(dimensions)
+        raise InputError(
+            f"{name} has shape {list(tensor.shape)}; {len(dimensions)} dimensions, [{needed}], are needed"
+        )
+    return tuple(tensor.shape)
+
+
+def shape(name: str, tensor: torch.Tensor, needed: tuple[int, ...], meaning: str) -> None:
+    """`meaning` says where the needed sizes come from."""
+    if tensor.shape != needed:
+        raise InputError(f"{name} has shape {list(tensor.shape)}; {list(needed)} is needed: {meaning}")
+
+
+def contiguous(name: str, tensor: torch.Tensor) -> None:
+    if not tensor.is_contiguous():
+        needed = _row_major(tensor.shape)
+        raise InputError(
+            f"{name} has strides {tensor.stride()}; contiguous rows, strides {needed}, are needed"
+        )
+
+
+def aligned(name: str, tensor: torch.Tensor) -> None:
+    if tensor.numel() and tensor.data_ptr() % ALIGNMENT:
+        raise InputError(
+            f"{name} starts at address {tensor.data_ptr():#x}; a multiple of {ALIGNMENT} bytes is needed"
+        )
+
+
+def sfb_strides(sfb: torch.Tensor) -> None:
+    if not (sfb.is_contiguous() or sfb.mT.is_contiguous()):
+        rows, columns = _row_major(sfb.shape), _row_major(sfb.mT.shape)
+        transposed = (*columns[:-2], columns[-1], columns[-2])
+        raise InputError(f"sfb has strides {sfb.stride()}; {rows} or, transposed, {transposed} is needed")
+
+
+def disjoint(output: str, named: Mapping[str, torch.Tensor]) -> None:
+    """Refuse an output that shares memory with an input: that reaches in between its first and its last byte,
+    be it into a hole that the input's strides leave."""
+    begin, end = _span(named[output])
+    for name, tensor in named.items():
+        if name == output:
+            continue
+        first, last = _span(tensor)
+        if max(begin, first) < min(end, last):
+            raise InputError(f"{output} shares memory with {name}; memory of its own is needed")
+
+
+def mn_major(sfa: torch.Tensor) -> torch.Tensor:
+    """A's scales, [(groups,) mn, k / 128], as TMA reads them: stride (aligned * k / 128, 1, aligned) with
+    aligned = mn rounded up to 4 floats. The tensor itself where it is so already, else a copy.
+
+    The padding, and the strides of dimensions of size 1, are left as they come.
+    """
+    mn, blocks = sfa.shape[-2:]
+    rows = align(mn, ALIGNMENT // sfa.element_size())
+    strides = (rows * blocks, 1, rows)[-sfa.dim() :]
+    if sfa.data_ptr() % ALIGNMENT == 0 and all(
+        size == 1 or stride == needed
+        for size, stride, needed in zip(sfa.shape, sfa.stride(), strides, strict=True)
+    ):
+        return sfa
+    return torch.empty_strided(sfa.shape, strides, dtype=sfa.dtype, device=sfa.device).copy_(sfa)
+
+
+def ceil_div(x: int, y: int) -> int:
+    return -(-x // y)
+
+
+def align(x: int, multiple: int) -> int:
+    return ceil_div(x, multiple) * multiple
+
+
+def _span(tensor: torch.Tensor) -> tuple[int, int]:
+    """The addresses of its first byte and of the byte after its last; (0, 0) where it has none."""
+    if not tensor.numel():
+        return 0, 0
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+
+
+def _row_major(sizes: torch.Size) -> tuple[int, ...]:
+    products = itertools.accumulate(reversed(sizes[1:]), lambda x, y: x * y, initial=1)
+    return tuple(reversed(list(products)))
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,396 @@
+"""The main job, python -m gemm_ladder compare: is every rung right, and how fast is it?
+
+With a Hopper GPU, every rung is built, checked against the reference and timed beside its peers; a whole run,
+in a checkout, also renews figures/data/ladder.json, the figure and README's tables. Without one, every rung
+runs on the emulator at small shapes, and the figures recorded on an H100 are shown, as recorded ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from gemm_ladder import bench, shapes
+from gemm_ladder.errors import GemmLadderError, InputError
+from gemm_ladder.figures import draw
+from gemm_ladder.rungs import NumpyRung, Rung, rungs
+from gemm_ladder.shapes import Shape
+
+# A peer further off than this computes something else; its time would be compared with nothing.
+MAX_PEER_ERROR = 0.1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `compare`. Returns 0, or 1 where a rung is wrong.
+
+    Raises:
+        InputError, UnknownRungError: an argument is not usable.
+        gemm_ladder.build.ToolchainError, BuildError: a rung cannot be built.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m gemm_ladder compare",
+        description="Check every rung against the reference; with a Hopper GPU, time it beside its peers.",
+    )
+    parser.add_argument(
+        "--shapes",
+        default="all",
+        metavar="MxNxK,...",
+        help="which problems (default: all; DeepSeek-V3's 18 dense shapes, or small ones on the emulator)",
+    )
+    parser.add_argument(
+        "--rungs", metavar="NAME,...", help=f"which rungs (default: all of {', '.join(rungs)})"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the measurements there (GPU only)")
+    parser.add_argument(
+        "--l2",
+        choices=[*bench.L2_STATES, "both"],
+        help="how L2 is made cold before a measured call (default: both; of the recorded figures, dirty)",
+    )
+    arguments = parser.parse_args(argv)
+
+    chosen = list(rungs.values())
+    if arguments.rungs is not None:
+        chosen = list(dict.fromkeys(rungs[name.strip()] for name in arguments.rungs.split(",")))
+    device, found = find_gpu()
+    known = shapes.DEEPSEEK_V3 if device else shapes.EMULATOR
+    problems = shapes.parse(arguments.shapes, known)
+    if arguments.json and not device:
+        raise InputError(f"--json is for times on a GPU; found {found}, and a Hopper GPU is needed")
+    if arguments.json and not arguments.json.absolute().parent.is_dir():
+        raise InputError(f"--json {arguments.json} is in no folder; one that exists is needed")
+
+    if device is None:
+        refuse_the_endless(problems)
+        print(f"Found {found}: every rung runs on the emulator, a Hopper SM on this CPU.\n")
+        wrong = on_emulator(chosen, problems)
+        print()
+        show_recorded(draw.recorded(), arguments.l2 if arguments.l2 in bench.L2_STATES else "dirty")
+        return 1 if wrong else 0
+
+    print(f"Found {found}: every rung is checked, then timed beside its peers.\n")
+    states = [arguments.l2] if arguments.l2 in bench.L2_STATES else list(bench.L2_STATES)
+    result = on_gpu(chosen, problems, states, device)
+    show_measured(result, states)
+    everything = (shapes.DEEPSEEK_V3, bench.L2_STATES, set(rungs.values()))
+    keep(result, arguments.json, whole=(problems, tuple(states), set(chosen)) == everything)
+    return 1 if result.wrong else 0
+
+
+def find_gpu() -> tuple[torch.device | None, str]:
+    """The first Hopper GPU and its name; or None and what there is instead."""
+    if not torch.cuda.is_available():
+        return None, "no CUDA GPU that torch can use"
+    others = []
+    for index in range(torch.cuda.device_count()):
+        name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
+        if capability == (9, 0):
+            return torch.device("cuda", index), name
+        others.append(f"{name} (compute capability {capability[0]}.{capability[1]})")
+    return None, f"{', '.join(others)} and no Hopper GPU (9.0)"
+
+
+# --------------------------------------------------------------------------------------------------- on a GPU
+
+
+@dataclass
+class Measured:
+    """What a run on a GPU found."""
+
+    meta: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    errors: dict[str, bench.Errors] = field(default_factory=dict)  # by rung, the worst of all shapes
+    wrong: list[str] = field(default_factory=list)  # a sentence for each rung and shape
+    missing: list[dict[str, str]] = field(default_factory=list)  # impl, shape, reason
+
+    def miss(self, impl: str, shape: Shape, reason: str) -> None:
+        self.missing.append({"impl": impl, "shape": str(shape), "reason": reason})
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The content of figures/data/ladder.json."""
+        meta = {**self.meta, "not_measured": self.missing} if self.missing else self.meta
+        return {"schema": draw.SCHEMA, "meta": meta, "rows": self.rows}
+
+
+def on_gpu(
+    chosen: Sequence[Rung],
+    problems: Sequence[Shape],
+    states: Sequence[bench.L2],
+    device: torch.device,
+    peers: Sequence[str] = tuple(bench.PEERS),
+) -> Measured:
+    """Build the rungs, check each on every shape, and time the right ones and the peers."""
+    kernels = [rung for rung in chosen if not isinstance(rung, NumpyRung)]
+    if len(kernels) < len(chosen):
+        print("s0_numpy runs on the CPU alone, and is not timed.")
+    result = Measured()
+    with torch.cuda.device(device):
+        build_all(kernels, "cuda")
+        timer = bench.KernelTimer(device)
+        result.meta = bench.machine(device, timer.flush_bytes)
+        with progress(problems, "shapes") as (bar, status):
+            for shape in bar:
+                try:
+                    measure_shape(shape, kernels, peers, states, device, timer, result, status)
+                except torch.cuda.OutOfMemoryError:
+                    raise InputError(
+                        f"{shape} does not fit the memory of the GPU beside the reference and "
+                        f"{timer.flush_bytes / 1e9:.3g} GB to clear L2 with; a smaller shape is needed"
+                    ) from None
+    return result
+
+
+def measure_shape(
+    shape: Shape,
+    kernels: Sequence[Rung],
+    peers: Sequence[str],
+    states: Sequence[bench.L2],
+    device: torch.device,
+    timer: bench.Timer,
+    result: Measured,
+    status: Callable[[str], None],
+) -> None:
+    """Check and time everything at one shape; what is found is added to `result`."""
+    problem = bench.make_problem(shape, device)
+    reference = problem.reference()
+    calls: dict[str, bench.Call] = {}
+    accuracy: dict[str, float] = {}
+
+    for rung in kernels:
+        status(f"{shape} {rung.name}: checking")
+        if reason := rung.supports(*shape):
+            result.miss(rung.name, shape, reason)
+            continue
+        call = rung_call(rung, problem)
+        try:
+            error = check(call, reference)
+        except GemmLadderError as fault:
+            result.wrong.append(f"{rung.name} fails at {shape}: {fault}")
+            continue
+        accuracy[rung.name] = error.relative
+        seen = result.errors.setdefault(rung.name, error)
+        result.errors[rung.name] = bench.Errors(*map(worse, seen, error))
+        if error.right:
+            calls[rung.name] = call
+        else:
+            result.wrong.append(f"{rung.name} is wrong at {shape}: {describe(error)}")
+
+    unscaled = None
+    for name in peers:
+        status(f"{shape} {name}: checking")
+        try:
+            call = bench.PEERS[name](problem)
+            if name in bench.UNSCALED and unscaled is None:
+                unscaled = problem.reference(scaled=False)
+            error = check(call, unscaled if name in bench.UNSCALED else reference)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as reason:  # what a library refuses with is its own affair
+            result.miss(name, shape, bench.one_line(reason))
+            continue
+        if not error.relative <= MAX_PEER_ERROR:
+            result.miss(name, shape, f"its result is another: {describe(error)}")
+            continue
+        accuracy[name] = error.relative
+        calls[name] = call
+
+    del reference, unscaled
+    counts = {name: bench.calls_for(bench.seconds_of(call, device)) for name, call in calls.items()}
+    timings, failures = bench.measure(
+        calls, counts, states, timer, lambda name: status(f"{shape} {name}: timing")
+    )
+    for name, reason in failures.items():
+        result.miss(name, shape, reason)
+    for (name, l2), timing in timings.items():
+        result.rows.append(bench.row(name, shape, l2, timing, accuracy[name]))
+
+
+def rung_call(rung: Rung, problem: bench.Problem) -> bench.Call:
+    out = problem.output()
+
+    def call() -> torch.Tensor:
+        rung((problem.a, problem.sfa), (problem.b, problem.sfb), out)
+        return out
+
+    return call
+
+
+def check(call: bench.Call, reference: torch.Tensor) -> bench.Errors:
+    out = call()
+    bench.synchronize(out.device)
+    return bench.errors(out, reference)
+
+
+def worse(x: float, y: float) -> float:
+    """The larger; NaN if either is."""
+    return y if y != y or y > x else x
+
+
+def describe(error: bench.Errors) -> str:
+    return (
+        f"its relative error is {error.relative:.2g} and an element is off by {error.element:.2g} of its "
+        f"row's root mean square; {bench.MAX_RELATIVE_ERROR:g} and {bench.MAX_ELEMENT_ERROR:g} are allowed"
+    )
+
+
+def show_measured(result: Measured, states: Sequence[bench.L2]) -> None:
+    """Print the tables, the errors, what is missing and what is wrong."""
+    for l2 in states:
+        measured = draw.series([result.data], l2)
+        if measured:
+            print(f"\nTFLOPS, L2 cold and {l2}:\n{draw.plain(draw.table(measured))}")
+            if any(one.impl in bench.UNSCALED for one in measured):
+                print(draw.CEILING)
+    if result.errors:
+        print("\nLargest errors (relative; of an element, over its row's root mean square):")
+        for name, error in result.errors.items():
+            verdict = "right" if error.right else "WRONG"
+            print(f"  {name:20} {error.relative:.2e}  {error.element:.2e}  {verdict}")
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for miss in result.missing:
+        reasons.setdefault((miss["impl"], miss["reason"]), []).append(miss["shape"])
+    if reasons:
+        print("\nNot measured:")
+        for (impl, reason), at in reasons.items():
+            print(f"  {impl} at {at[0] if len(at) == 1 else f'{len(at)} shapes'}: {reason}")
+    for sentence in result.wrong:
+        print(sentence)
+
+
+def keep(result: Measured, path: Path | None, whole: bool) -> None:
+    """Write the measurements: to `path` if given; into the checkout, with the figure, if the run is whole."""
+    checkout = checkout_root()
+    print()
+    if path:
+        save(result.data, path)
+        print(f"Written: {path}")
+    if result.wrong:
+        print("The recorded figures are left as they are: a rung is wrong.")
+    elif not whole:
+        print(
+            "The recorded figures are left as they are: they take every rung, shape and state of L2 at once."
+        )
+    elif checkout:
+        save(result.data, checkout / "figures" / "data" / "ladder.json")
+        draw.main(checkout)
+        print("Renewed: figures/data/ladder.json, figures/ladder.png and README.md's tables.")
+    else:
+        print("The recorded figures are left as they are: this is an installed package, not a checkout.")
+
+
+def checkout_root() -> Path | None:
+    """The repository that this package is imported from, or None where it is installed elsewhere."""
+    root = draw.HERE.parent
+    return root if (root / "pyproject.toml").is_file() and (root / "README.md").is_file() else None
+
+
+def save(data: dict[str, Any], path: Path) -> None:
+    """Write a data file, one row a line."""
+    rows = ",\n".join(json.dumps(row) for row in data["rows"])
+    meta = json.dumps(data["meta"], indent=1)
+    path.write_text(
+        f'{{\n"schema": {data["schema"]},\n"meta": {meta},\n"rows": [\n{rows}\n]\n}}\n', encoding="utf-8"
+    )
+
+
+# -------------------------------------------------------------------------------------------- on the emulator
+
+
+def on_emulator(chosen: Sequence[Rung], problems: Sequence[Shape]) -> bool:
+    """Run every rung at every shape, and print its error and its time. Returns whether one is wrong."""
+    build_all(chosen, "emulator")
+    print(f"{'rung':20}  {'m x n x k':>17}  {'relative error':>14}  {'element error':>13}  {'seconds':>8}")
+    wrong = False
+    with progress([(rung, shape) for rung in chosen for shape in problems], "runs") as (bar, status):
+        for rung, shape in bar:
+            status(f"{rung.name} {shape}")
+            line, right = emulate(rung, shape)
+            wrong |= not right
+            echo(f"{rung.name:20}  {' x '.join(map(str, shape)):>17}  {line}")
+    return wrong
+
+
+def refuse_the_endless(problems: Sequence[Shape]) -> None:
+    """Raise InputError for a shape that would keep the emulator busy for more than a minute or two."""
+    for shape in problems:
+        if shape.m * shape.n * shape.k > shapes.EMULATOR_LIMIT:
+            raise InputError(
+                f"{shape} multiplies {shape.m * shape.n * shape.k:.2g} pairs; the emulator takes at most "
+                f"{shapes.EMULATOR_LIMIT:.2g} (4096x512x7168, say), and a Hopper GPU is needed for more"
+            )
+
+
+def emulate(rung: Rung, shape: Shape) -> tuple[str, bool]:
+    """One run: what to print of it, and whether it is right (or not the rung's business)."""
+    if reason := rung.supports(*shape):
+        return f"not run: {reason}", True
+    problem = bench.make_problem(shape, "cpu")
+    call = rung_call(rung, problem)
+    started = time.perf_counter()
+    try:
+        out = call()
+    except GemmLadderError as fault:
+        return f"WRONG: {fault}", False
+    seconds = time.perf_counter() - started
+    error = bench.errors(out, problem.reference())
+    verdict = "right" if error.right else f"WRONG: {describe(error)}"
+    return f"{error.relative:>14.2e}  {error.element:>13.2e}  {seconds:>8.2f}  {verdict}", error.right
+
+
+def show_recorded(files: Sequence[draw.Data], l2: str) -> None:
+    """Print the figures that are in figures/data, and say that they are not this machine's."""
+    shown = draw.series(files, l2)
+    if not shown:
+        print(f"No figures are recorded for a {l2} L2.")
+        return
+    print(f"RECORDED, not measured here: TFLOPS on {shown[0].meta['gpu']}, L2 cold and {l2}")
+    print(draw.plain(draw.table(shown)))
+    print("\n".join(f"recorded: {sentence}" for sentence in draw.provenance(shown)))
+    print(draw.CEILING)
+
+
+# ----------------------------------------------------------------------------------------------------- shared
+
+
+def build_all(chosen: Sequence[Rung], target: Literal["cuda", "emulator"]) -> None:
+    """Compile the rungs at the same time, so that no later time has a build in it."""
+    jobs: list[Callable[[], object]] = [lambda rung=rung: rung.build(target) for rung in chosen]
+    if target == "emulator":
+        from gemm_ladder.ref import tensor_core
+
+        jobs.append(tensor_core.cfunc_address)  # Numba's part of the emulator
+    with ThreadPoolExecutor() as pool, progress(range(len(jobs)), "builds") as (bar, _):
+        futures = [pool.submit(job) for job in jobs]
+        for index in bar:
+            futures[index].result()
+
+
+@contextmanager
+def progress(items: Iterable[Any], unit: str) -> Iterator[tuple[Iterable[Any], Callable[[str], None]]]:
+    """`items` with a bar on stderr where that is a terminal, and a function that says what is being done."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield items, lambda text: None
+        return
+    with tqdm(items, unit=f" {unit}", disable=not sys.stderr.isatty(), leave=False) as bar:
+        yield bar, bar.set_postfix_str
+
+
+def echo(line: str) -> None:
+    """Print a line without tearing a bar apart."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        print(line, flush=True)
+    else:
+        tqdm.write(line)

@@ -1,0 +1,30 @@
+"""What gemm_ladder raises. Every message is one sentence that says what was given and what is needed.
+
+GemmLadderError
+├── InputError (ValueError)        a tensor, a shape or an option that cannot be used; `out` is untouched
+├── UnknownRungError (KeyError)    a name that is not a rung's
+├── LaunchError (RuntimeError)     a launch was refused, by CUDA or by the kernel's own launcher
+└── EmulatorError (RuntimeError)   the emulated machine found a fault in a kernel: a deadlock, a misuse
+"""
+
+
+class GemmLadderError(Exception):
+    """The base of everything that gemm_ladder raises on purpose."""
+
+
+class InputError(GemmLadderError, ValueError):
+    """The caller's input cannot be used; nothing was written to the output."""
+
+
+class UnknownRungError(GemmLadderError, KeyError):
+    """There is no rung of that name."""
+
+    __str__ = Exception.__str__  # KeyError's own would put the whole sentence in quotation marks
+
+
+class LaunchError(GemmLadderError, RuntimeError):
+    """A kernel could not be launched."""
+
+
+class EmulatorError(GemmLadderError, RuntimeError):
+    """The emulator stopped a kernel; the message names the fault, the threads and the barriers involved."""

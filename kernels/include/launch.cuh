@@ -1,0 +1,95 @@
+// What the host does: start a kernel, describe a tensor to the copy engine. Every function returns nullptr, or one
+// line of error text that stays valid until this thread's next call. ref/emulator/launch.cuh is the CPU's.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <cstdio>
+
+#include "args.cuh"
+#include "ptx.cuh"
+
+struct LaunchConfig {
+    dim3 grid;                  // blocks; x is a multiple of `cluster`
+    uint32_t threads;           // a block
+    uint32_t shared_bytes = 0;  // dynamic shared memory a block
+    void* stream = nullptr;
+    uint32_t cluster = 1;  // blocks a cluster, along x
+};
+
+inline const char* error_text(const char* what, const char* why) {
+    thread_local char text[256];
+    std::snprintf(text, sizeof text, "%s: %s", what, why);
+    return text;
+}
+
+inline const char* cuda_error(const char* what, cudaError_t status) {
+    return status == cudaSuccess ? nullptr : error_text(what, cudaGetErrorString(status));
+}
+
+template <typename... Params, typename... Args>
+const char* launch(void (*kernel)(Params...), const LaunchConfig& config, Args... args) {
+    if (config.grid.x == 0) return nullptr;  // no tiles, nothing to do
+    if (auto status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, config.shared_bytes))
+        return cuda_error("cudaFuncSetAttribute", status);
+    cudaLaunchAttribute cluster;
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = config.cluster;
+    cluster.val.clusterDim.y = 1;
+    cluster.val.clusterDim.z = 1;
+    cudaLaunchConfig_t launch_config = {};
+    launch_config.gridDim = config.grid;
+    launch_config.blockDim = dim3(config.threads);
+    launch_config.dynamicSmemBytes = config.shared_bytes;
+    launch_config.stream = static_cast<cudaStream_t>(config.stream);
+    launch_config.attrs = &cluster;
+    launch_config.numAttrs = config.cluster > 1 ? 1 : 0;
+    return cuda_error("kernel launch", cudaLaunchKernelEx(&launch_config, kernel, Params(args)...));
+}
+
+enum class Swizzle { kNone, k128B };
+
+namespace detail {
+
+// The encoder is a driver function; asking the runtime for it spares linking libcuda.
+inline decltype(&cuTensorMapEncodeTiled) tensor_map_encoder() {
+    static const auto encoder = [] {
+        void* function = nullptr;
+        cudaDriverEntryPointQueryResult found;
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found);
+        return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
+    }();
+    return encoder;
+}
+
+template <typename T>
+constexpr CUtensorMapDataType tensor_map_type() {
+    static_assert(sizeof(T) == 1 || sizeof(T) == 2 || sizeof(T) == 4, "FP8 bytes, BF16 bits or FP32");
+    return sizeof(T) == 1   ? CU_TENSOR_MAP_DATA_TYPE_UINT8
+           : sizeof(T) == 2 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                            : CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
+}
+
+}  // namespace detail
+
+// A row-major tensor [rows, columns] with `row_stride` elements from row to row, moved in boxes of
+// [box_rows, box_columns]. Its base and row stride are multiples of 16 bytes.
+template <typename T>
+const char* tensor_map_2d(TensorMap* map, const T* base, int64_t rows, int64_t columns, int64_t row_stride,
+                          uint32_t box_rows, uint32_t box_columns, Swizzle swizzle) {
+    const auto encode = detail::tensor_map_encoder();
+    if (!encode) return error_text("cuTensorMapEncodeTiled", "the driver does not have it; it needs CUDA 12 or newer");
+    const cuuint64_t dims[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
+    const cuuint64_t strides[1] = {static_cast<cuuint64_t>(row_stride) * sizeof(T)};
+    const cuuint32_t box[2] = {box_columns, box_rows};
+    const cuuint32_t element_strides[2] = {1, 1};
+    const CUresult status = encode(map, detail::tensor_map_type<T>(), 2, const_cast<T*>(base), dims, strides, box,
+                                   element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                                   swizzle == Swizzle::k128B ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE,
+                                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    return status == CUDA_SUCCESS
+               ? nullptr
+               : error_text("cuTensorMapEncodeTiled", "it refused the tensor's shape, stride or address");
+}

@@ -1,0 +1,289 @@
+// One function per instruction, named after it; above each, the PTX ISA section that defines it.
+// The kernels call these and nothing lower. ref/emulator/ptx.cuh has the same functions for the CPU.
+// A shared-memory address is a uint32_t, as in PTX: the shared window's own 32-bit address space.
+#pragma once
+
+#include <cuda.h>  // CUtensorMap, the type only
+
+#include <cstdint>
+
+#include "wgmma.cuh"
+
+using TensorMap = CUtensorMap;
+
+namespace ptx {
+
+// ---------------------------------------------------------------------------------------------- who am I
+
+// "Special Registers: %laneid"
+__device__ __forceinline__ uint32_t laneid() {
+    uint32_t lane;
+    asm("mov.u32 %0, %%laneid;" : "=r"(lane));
+    return lane;
+}
+
+// "Special Registers: %cluster_ctarank"
+__device__ __forceinline__ uint32_t cluster_ctarank() {
+    uint32_t rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+// "Parallel Synchronization and Communication Instructions: elect.sync". One lane of the full warp gets true.
+__device__ __forceinline__ bool elect_sync() {
+    uint32_t elected;
+    asm volatile(
+        "{\n.reg .pred p;\n"
+        "elect.sync _|p, 0xffffffff;\n"
+        "selp.u32 %0, 1, 0, p;\n}\n"
+        : "=r"(elected));
+    return elected != 0;
+}
+
+// "Data Movement and Conversion Instructions: shfl.sync". Every lane of the full warp gets lane `lane`'s value.
+template <typename T>
+__device__ __forceinline__ T shfl_sync_idx(T value, int lane) {
+    return __shfl_sync(0xffffffff, value, lane);
+}
+
+// "Miscellaneous Instructions: setmaxnreg". The whole warpgroup; a multiple of 8 from 24 to 256.
+template <int kRegisters>
+__device__ __forceinline__ void setmaxnreg_inc() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" : : "n"(kRegisters));
+}
+template <int kRegisters>
+__device__ __forceinline__ void setmaxnreg_dec() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" : : "n"(kRegisters));
+}
+
+// "Special Registers: %globaltimer". Nanoseconds; it ticks coarsely.
+__device__ __forceinline__ uint64_t globaltimer() {
+    uint64_t nanoseconds;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(nanoseconds)::"memory");
+    return nanoseconds;
+}
+
+// -------------------------------------------------------------------------------------------- conversions
+
+// "Data Movement and Conversion Instructions: cvt". Exact: every E4M3 value is an FP16 value.
+__device__ __forceinline__ float cvt_f32_e4m3(uint8_t x) {
+    uint32_t halves;
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(static_cast<uint16_t>(x)));
+    float value;
+    asm("{\n.reg .b16 low, high;\n"
+        "mov.b32 {low, high}, %1;\n"
+        "cvt.f32.f16 %0, low;\n}\n"
+        : "=f"(value)
+        : "r"(halves));
+    return value;
+}
+
+// cvt, two FP32 to one BF16 pair, round to nearest even: `low` lands in bits 0-15.
+__device__ __forceinline__ uint32_t cvt_rn_bf16x2_f32(float high, float low) {
+    uint32_t pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+
+// ------------------------------------------------------------------------------------------ shared memory
+
+// The first byte of the block's dynamic shared memory, a multiple of 1024.
+__device__ __forceinline__ uint32_t shared_memory() {
+    extern __shared__ __align__(1024) uint8_t dynamic_shared_memory[];
+    return static_cast<uint32_t>(__cvta_generic_to_shared(dynamic_shared_memory));
+}
+
+// "Data Movement and Conversion Instructions: mapa". The same address in the block `rank` of the cluster.
+__device__ __forceinline__ uint32_t mapa(uint32_t address, uint32_t rank) {
+    uint32_t remote;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
+    return remote;
+}
+
+// "Data Movement and Conversion Instructions: st". Ordinary stores: the generic proxy.
+__device__ __forceinline__ void st_shared(uint32_t address, float value) {
+    asm volatile("st.shared.f32 [%0], %1;" : : "r"(address), "f"(value) : "memory");
+}
+__device__ __forceinline__ void st_shared(uint32_t address, uint32_t value) {
+    asm volatile("st.shared.u32 [%0], %1;" : : "r"(address), "r"(value) : "memory");
+}
+__device__ __forceinline__ void st_shared(uint32_t address, uint4 v) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};"
+                 :
+                 : "r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                 : "memory");
+}
+
+// "Data Movement and Conversion Instructions: ld".
+template <typename T>
+__device__ T ld_shared(uint32_t address);
+template <>
+__device__ __forceinline__ float ld_shared<float>(uint32_t address) {
+    float value;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
+    return value;
+}
+template <>
+__device__ __forceinline__ uint32_t ld_shared<uint32_t>(uint32_t address) {
+    uint32_t value;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+    return value;
+}
+template <>
+__device__ __forceinline__ uint4 ld_shared<uint4>(uint32_t address) {
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(address)
+                 : "memory");
+    return v;
+}
+
+// "Warp-level matrix store instruction: stmatrix". Four 8x8 tiles of 16-bit elements: lane i gives the address of
+// row i % 8 of tile i / 8, and holds elements 2 * (i % 4) and the next of row i / 4 of every tile.
+__device__ __forceinline__ void stmatrix_x4(uint32_t address, uint32_t r0, uint32_t r1, uint32_t r2, uint32_t r3) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};"
+                 :
+                 : "r"(address), "r"(r0), "r"(r1), "r"(r2), "r"(r3)
+                 : "memory");
+}
+
+// "Parallel Synchronization and Communication Instructions: membar/fence". Makes this thread's ordinary writes to
+// shared memory visible to the async proxy: to WGMMA and to the copy engine.
+__device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// --------------------------------------------------------------------------------------- execution barriers
+
+// "bar, barrier": `threads` threads, a multiple of 32, meet at barrier `id` (0 to 15; __syncthreads uses 0).
+__device__ __forceinline__ void bar_sync(uint32_t id, uint32_t threads) {
+    asm volatile("bar.sync %0, %1;" : : "r"(id), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void bar_arrive(uint32_t id, uint32_t threads) {
+    asm volatile("bar.arrive %0, %1;" : : "r"(id), "r"(threads) : "memory");
+}
+
+// "barrier.cluster": every thread of every block of the cluster. Arrive releases, wait acquires.
+__device__ __forceinline__ void barrier_cluster_arrive() {
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void barrier_cluster_wait() {
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// ----------------------------------------------------------------------------------------------- mbarriers
+
+// "mbarrier.init": 8 bytes of shared memory that complete a phase every `count` arrivals.
+__device__ __forceinline__ void mbarrier_init(uint32_t address, uint32_t count) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" : : "r"(address), "r"(count) : "memory");
+}
+
+// "membar/fence": makes mbarrier.init visible to the cluster and to the async proxy.
+__device__ __forceinline__ void fence_mbarrier_init() {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+// "mbarrier.arrive"
+__device__ __forceinline__ void mbarrier_arrive(uint32_t address) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" : : "r"(address) : "memory");
+}
+// ... on a barrier of another block of the cluster; the address comes from mapa.
+__device__ __forceinline__ void mbarrier_arrive_cluster(uint32_t address) {
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" : : "r"(address) : "memory");
+}
+// ... and first raises the phase's transaction count: so many bytes are still to come.
+__device__ __forceinline__ void mbarrier_arrive_expect_tx(uint32_t address, uint32_t bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" : : "r"(address), "r"(bytes) : "memory");
+}
+
+// "mbarrier.test_wait/try_wait": returns once the phase of this parity has completed. A fresh barrier is in
+// phase 0, so waiting for parity 1 returns at once.
+__device__ __forceinline__ void mbarrier_wait_parity(uint32_t address, uint32_t parity) {
+    asm volatile(
+        "{\n.reg .pred done;\n"
+        "WAIT:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra WAIT;\n}\n"
+        :
+        : "r"(address), "r"(parity)
+        : "memory");
+}
+
+// ... and whether it has, without waiting.
+__device__ __forceinline__ bool mbarrier_test_wait_parity(uint32_t address, uint32_t parity) {
+    uint32_t done;
+    asm volatile(
+        "{\n.reg .pred p;\n"
+        "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n}\n"
+        : "=r"(done)
+        : "r"(address), "r"(parity)
+        : "memory");
+    return done != 0;
+}
+
+// --------------------------------------------------------------------------------------------- copy engine
+
+// "prefetch": the tensor map into the descriptor cache.
+__device__ __forceinline__ void prefetch_tensormap(const TensorMap* map) {
+    asm volatile("prefetch.tensormap [%0];" : : "l"(map) : "memory");
+}
+
+// "cp.async.bulk.tensor": the box at element (x, y), x the contiguous dimension, global to shared. Its bytes
+// count on the mbarrier; what lies outside the tensor arrives as zeros and counts all the same.
+__device__ __forceinline__ void cp_async_bulk_tensor_2d(uint32_t shared, const TensorMap* map, uint32_t mbarrier, int x,
+                                                        int y) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
+        :
+        : "r"(shared), "l"(map), "r"(mbarrier), "r"(x), "r"(y)
+        : "memory");
+}
+// ... to the same shared-memory offset, and counting on the mbarrier at the same offset, of every block of the
+// cluster whose bit is set in cta_mask.
+__device__ __forceinline__ void cp_async_bulk_tensor_2d_multicast(uint32_t shared, const TensorMap* map,
+                                                                  uint32_t mbarrier, int x, int y, uint16_t cta_mask) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+        "[%0], [%1, {%3, %4}], [%2], %5;"
+        :
+        : "r"(shared), "l"(map), "r"(mbarrier), "r"(x), "r"(y), "h"(cta_mask)
+        : "memory");
+}
+// ... shared to global; what lies outside the tensor is not written.
+__device__ __forceinline__ void cp_async_bulk_tensor_2d_store(const TensorMap* map, uint32_t shared, int x, int y) {
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];"
+                 :
+                 : "l"(map), "r"(shared), "r"(x), "r"(y)
+                 : "memory");
+}
+
+// "cp.async.bulk.commit_group": this thread's stores since the last commit become one group.
+__device__ __forceinline__ void cp_async_bulk_commit_group() {
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+// "cp.async.bulk.wait_group": at most kGroups groups are still writing ...
+template <int kGroups>
+__device__ __forceinline__ void cp_async_bulk_wait_group() {
+    asm volatile("cp.async.bulk.wait_group %0;" : : "n"(kGroups) : "memory");
+}
+// ... or, enough before shared memory is reused, still reading.
+template <int kGroups>
+__device__ __forceinline__ void cp_async_bulk_wait_group_read() {
+    asm volatile("cp.async.bulk.wait_group.read %0;" : : "n"(kGroups) : "memory");
+}
+
+// --------------------------------------------------------------------------------------------------- WGMMA
+// wgmma<N>(d, desc_a, desc_b, scale_d) itself is in wgmma.cuh.
+
+// "wgmma.fence": orders the warpgroup's earlier register accesses before its next wgmma. Needed before the first
+// one and after any other touch of the accumulators.
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+// "wgmma.commit_group"
+__device__ __forceinline__ void wgmma_commit_group() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// "wgmma.wait_group": at most kGroups groups are still in flight.
+template <int kGroups>
+__device__ __forceinline__ void wgmma_wait_group() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" : : "n"(kGroups) : "memory");
+}
+
+}  // namespace ptx

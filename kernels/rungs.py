@@ -1,0 +1,234 @@
+"""The ladder: one FP8 matrix product written several times, each rung one idea faster than the one below.
+
+`rungs` maps a name to a `Rung`, in the ladder's order. All have one signature, `rung(lhs, rhs, out)`, and run
+where the tensors are: CPU tensors on the emulator, Hopper GPU tensors on the GPU, from the same .cu text.
+To add a rung: its .cu file under stages/, and its line in the table at the end of this file.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import functools
+import importlib.util
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from gemm_ladder.errors import InputError, LaunchError, UnknownRungError
+
+if TYPE_CHECKING:
+    import torch
+    from gemm_ladder.build import Built
+    from gemm_ladder.checks import Gemm
+
+__all__ = ["GemmArgs", "NumpyRung", "Rung", "rungs"]
+
+# A persistent kernel starts at most one block per SM. The emulated GPU has few, so that a block takes several
+# tiles even at the small shapes that the emulator is used for.
+EMULATED_SMS = 4
+
+
+class GemmArgs(ctypes.Structure):
+    """struct GemmArgs of include/args.cuh"""
+
+    _fields_ = [
+        ("a", ctypes.c_void_p),
+        ("sfa", ctypes.c_void_p),
+        ("b", ctypes.c_void_p),
+        ("sfb", ctypes.c_void_p),
+        ("d", ctypes.c_void_p),
+        ("m", ctypes.c_int64),
+        ("n", ctypes.c_int64),
+        ("k", ctypes.c_int64),
+        ("sfa_stride", ctypes.c_int64),
+        ("num_sms", ctypes.c_int64),
+        ("stream", ctypes.c_void_p),
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rung:
+    """One kernel of the ladder.
+
+    Attributes:
+        name: its name, and its file's stem.
+        idea: what it adds to the rung below, in one line.
+        n_multiple, k_multiple: what n and k have to be multiples of.
+    """
+
+    name: str
+    idea: str
+    n_multiple: int = 1
+    k_multiple: int = 1
+
+    @property
+    def path(self) -> Path:
+        """The file that the rung is written in."""
+        return Path(__file__).resolve().parent / "stages" / f"{self.name}.cu"
+
+    @property
+    def source(self) -> str:
+        """The text of that file: what is compiled, for both machines."""
+        return self.path.read_text(encoding="utf-8")
+
+    def supports(self, m: int, n: int, k: int) -> str | None:
+        """None where the rung can multiply [m, k] by [n, k], or a sentence that says why it cannot."""
+        if m < 0 or n < 1 or k < 1:
+            return f"{self.name} is given m = {m}, n = {n}, k = {k}; m >= 0, n >= 1 and k >= 1 are needed"
+        for size, given, multiple in (("n", n, self.n_multiple), ("k", k, self.k_multiple)):
+            if given % multiple:
+                return f"{self.name} is given {size} = {given}; a multiple of {multiple} is needed"
+        return None
+
+    def __call__(
+        self,
+        lhs: tuple[torch.Tensor, torch.Tensor],
+        rhs: tuple[torch.Tensor, torch.Tensor],
+        out: torch.Tensor,
+    ) -> None:
+        """out[m, n] = sum over k of A[m, k] * sfa[m, k / 128] * B[n, k] * sfb[n / 128, k / 128], as BF16.
+
+        On a GPU the kernel is queued on the current stream of the tensors' device. The first call on a
+        machine compiles the kernel (seconds); later ones, those of other processes too, load it.
+
+        Args:
+            lhs: (A, sfa), float8_e4m3fn [m, k] and float32 [m, ceil(k / 128)].
+            rhs: (B, sfb), float8_e4m3fn [n, k] and float32 [ceil(n / 128), ceil(k / 128)].
+            out: bfloat16 [m, n], overwritten. Layouts: `gemm_ladder.checks`.
+
+        Raises:
+            InputError: the tensors, or their shape (`supports`), cannot be used; `out` is untouched.
+            EmulatorError: the emulator found the kernel at fault.
+            LaunchError: the launch was refused, by CUDA or by the kernel's own launcher.
+            gemm_ladder.build.ToolchainError, BuildError: the kernel could not be compiled.
+        """
+        from gemm_ladder import checks  # here: it imports torch
+
+        gemm = checks.dense(lhs, rhs, out, hopper=self._needs_hopper)
+        if reason := self.supports(gemm.m, gemm.n, gemm.k):
+            raise InputError(reason)
+        if gemm.m:
+            self._run(gemm)
+
+    def build(self, target: Literal["cuda", "emulator"]) -> Built:
+        """Compile the rung for one machine, or find it compiled: `gemm_ladder.build.load`. Needs no GPU."""
+        from gemm_ladder import build
+
+        return build.load(self.path, target=target, name=self.name)
+
+    _needs_hopper = True
+
+    def _run(self, gemm: Gemm) -> None:
+        if gemm.a.device.type == "cpu":
+            from gemm_ladder.ref import emulator
+
+            error = emulator.launch(_library(self, "emulator"), _arguments(gemm, EMULATED_SMS, stream=0))
+        else:
+            error = self._launch_on_gpu(gemm)
+        if error is not None:
+            raise LaunchError(f"{self.name}: {error}")
+
+    def _launch_on_gpu(self, gemm: Gemm) -> str | None:
+        import torch
+
+        library, device = _library(self, "cuda"), gemm.a.device
+        with torch.cuda.device(device):
+            num_sms = torch.cuda.get_device_properties(device).multi_processor_count
+            stream = torch.cuda.current_stream(device).cuda_stream
+            error = library.gemm_ladder_launch(ctypes.byref(_arguments(gemm, num_sms, stream)))
+        return None if error is None else error.decode()
+
+
+class NumpyRung(Rung):
+    """s0: the definition, in NumPy on the CPU, wherever the tensors are."""
+
+    _needs_hopper = False
+
+    @property
+    def path(self) -> Path:
+        return Path(importlib.util.find_spec("gemm_ladder.ref.gemm").origin)
+
+    def build(self, target: Literal["cuda", "emulator"]) -> None:
+        """There is nothing to compile."""
+
+    def _run(self, gemm: Gemm) -> None:
+        import ml_dtypes
+        import numpy as np
+        import torch
+        from gemm_ladder.ref import gemm as reference
+
+        def fp8(tensor: torch.Tensor):
+            return tensor.view(torch.uint8).cpu().numpy().view(ml_dtypes.float8_e4m3fn)
+
+        a, b, sfa, sfb = fp8(gemm.a), fp8(gemm.b), gemm.sfa.cpu().numpy(), gemm.sfb.cpu().numpy()
+        with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinities are results like any other
+            bits = reference.to_bf16(reference.dense(a, sfa, b, sfb)).view(np.int16)
+        gemm.out.copy_(torch.from_numpy(bits).view(torch.bfloat16))
+
+
+@functools.cache
+def _library(rung: Rung, target: Literal["cuda", "emulator"]) -> ctypes.CDLL:
+    library = rung.build(target).lib
+    library.gemm_ladder_launch.restype = ctypes.c_char_p
+    return library
+
+
+def _arguments(gemm: Gemm, num_sms: int, stream: int) -> GemmArgs:
+    return GemmArgs(
+        a=gemm.a.data_ptr(),
+        sfa=gemm.sfa.data_ptr(),
+        b=gemm.b.data_ptr(),
+        sfb=gemm.sfb.data_ptr(),
+        d=gemm.out.data_ptr(),
+        m=gemm.m,
+        n=gemm.n,
+        k=gemm.k,
+        sfa_stride=-(-gemm.m // 4) * 4,
+        num_sms=num_sms,
+        stream=stream,
+    )
+
+
+class Rungs(Mapping[str, Rung]):
+    """The rungs by name, in the ladder's order. An unknown name raises UnknownRungError, which lists them."""
+
+    def __init__(self, *ladder: Rung) -> None:
+        self._by_name = {rung.name: rung for rung in ladder}
+
+    def __getitem__(self, name: str) -> Rung:
+        try:
+            return self._by_name[name]
+        except KeyError:
+            raise UnknownRungError(
+                f"{name!r} is not a rung's name; one of {', '.join(self._by_name)} is needed"
+            ) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def __repr__(self) -> str:
+        return f"Rungs({', '.join(self._by_name)})"
+
+
+rungs = Rungs(
+    NumpyRung("s0_numpy", "what is computed"),
+    Rung("s1_naive", "one thread per output, CUDA cores"),
+    Rung(
+        "s2_wgmma",
+        "tensor cores: swizzled shared memory, descriptors, promotion",
+        n_multiple=8,  # 8 rows of B are the core matrix that a descriptor addresses
+        k_multiple=128,  # whole promotion blocks
+    ),
+    Rung("s3_tma", "the copy engine and a ring of mbarriers", n_multiple=8, k_multiple=128),
+    Rung("s4_tma_multicast", "two blocks share one operand's loads", n_multiple=8, k_multiple=128),
+    Rung(
+        "s5_warp_specialized",
+        "producer warp, two consumer warpgroups, persistent tiles, TMA store",
+        n_multiple=8,
+        k_multiple=128,
+    ),
+)

@@ -1,0 +1,61 @@
+"""The problem sizes that are measured and shown: m, n, k of D[m, n] = A[m, k] B[n, k]^T."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from gemm_ladder.errors import InputError
+
+
+class Shape(NamedTuple):
+    """m rows of A and D, n rows of B (columns of D), k the length of the sum."""
+
+    m: int
+    n: int
+    k: int
+
+    def __str__(self) -> str:
+        return f"{self.m}x{self.n}x{self.k}"
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations: a multiplication and an addition per term."""
+        return 2 * self.m * self.n * self.k
+
+    @property
+    def bytes(self) -> int:
+        """The least that moves through memory: FP8 A and B and FP32 scales read once, BF16 D written once."""
+        blocks = -(-self.k // 128)
+        scales = 4 * (self.m * blocks + -(-self.n // 128) * blocks)
+        return self.m * self.k + self.n * self.k + scales + 2 * self.m * self.n
+
+
+# The weights of DeepSeek-V3's dense products, [n, k], at two batch sizes of decoding and one of prefill: the
+# shapes that DeepGEMM's figures are published for.
+WEIGHTS = ((2112, 7168), (24576, 1536), (32768, 512), (7168, 16384), (4096, 7168), (7168, 2048))
+DEEPSEEK_V3 = tuple(Shape(m, n, k) for m in (64, 128, 4096) for n, k in WEIGHTS)
+
+# For the emulator, which is some ten thousand times slower: one small, one ragged in m and n with an odd
+# number of 128-blocks, one of several tiles.
+EMULATOR = (Shape(64, 128, 256), Shape(100, 72, 384), Shape(256, 256, 512))
+EMULATOR_LIMIT = 2**34  # m * n * k: a minute or two a rung on two cores
+
+
+def parse(text: str, known: tuple[Shape, ...]) -> tuple[Shape, ...]:
+    """The shapes that `text` names: "all" for every known one, or "MxNxK,MxNxK,...".
+
+    Raises:
+        InputError: it is neither.
+    """
+    if text.strip() == "all":
+        return known
+    return tuple(dict.fromkeys(_parse_one(word.strip()) for word in text.split(",")))
+
+
+def _parse_one(word: str) -> Shape:
+    sizes = word.lower().split("x")
+    if len(sizes) != 3 or not all(size.isascii() and size.isdigit() and int(size) > 0 for size in sizes):
+        raise InputError(
+            f"{word!r} is not a shape; MxNxK is needed, three positive numbers, as in 64x2112x7168"
+        )
+    return Shape(*map(int, sizes))

@@ -1,0 +1,36 @@
+// Rung 1: one thread per output, on the CUDA cores.
+//
+// The product as its formula says it. FP8 becomes FP32 on the way in, every 128 of K the partial sum is scaled and
+// added to the total. No tile is shared: each element of A is read n times, each of B m times.
+#include "launch.cuh"
+#include "layout.cuh"
+#include "ptx.cuh"
+
+constexpr int kTileM = 8;   // a block of 256 threads makes 8 x 32 outputs,
+constexpr int kTileN = 32;  // a warp 32 neighbours of one row
+constexpr int kThreads = kTileM * kTileN;
+
+__global__ void __launch_bounds__(kThreads) s1_naive(const GemmArgs p) {
+    const int64_t tiles_n = ceil_div(p.n, kTileN);
+    const int64_t row = blockIdx.x / tiles_n * kTileM + threadIdx.x / kTileN;
+    const int64_t column = blockIdx.x % tiles_n * kTileN + threadIdx.x % kTileN;
+    if (row >= p.m || column >= p.n) return;
+
+    const uint8_t* a = p.a + row * p.k;
+    const uint8_t* b = p.b + column * p.k;
+    const float* sfb = p.sfb + column / kScaleK * ceil_div(p.k, kScaleK);
+    float total = 0.0f;
+    for (int64_t block = 0; block * kScaleK < p.k; ++block) {
+        const int64_t begin = block * kScaleK;
+        const int64_t end = begin + kScaleK < p.k ? begin + kScaleK : p.k;
+        float partial = 0.0f;
+        for (int64_t k = begin; k < end; ++k) partial = fmaf(ptx::cvt_f32_e4m3(a[k]), ptx::cvt_f32_e4m3(b[k]), partial);
+        total = fmaf(partial, p.sfa[block * p.sfa_stride + row] * sfb[block], total);
+    }
+    p.d[row * p.n + column] = static_cast<uint16_t>(ptx::cvt_rn_bf16x2_f32(0.0f, total));
+}
+
+extern "C" const char* gemm_ladder_launch(const GemmArgs* args) {
+    const int64_t tiles = ceil_div(args->m, kTileM) * ceil_div(args->n, kTileN);
+    return launch(s1_naive, {.grid = dim3(tiles), .threads = kThreads, .stream = args->stream}, *args);
+}

@@ -1,0 +1,11 @@
+"""What the right answer is, in Python.
+
+    fp8          E4M3, and the casts that make the operands
+    gemm         the product in float64: rung s0_numpy
+    tensor_core  what a Hopper tensor core makes of it, bit for bit
+    layouts      where the bytes and the accumulators lie
+    metrics      how far two results are apart
+    emulator     one Hopper SM on the CPU, which runs the kernels' own source
+
+Import the module that you need: `from gemm_ladder.ref import fp8`.
+"""

@@ -1,0 +1,206 @@
+"""The emulated Hopper SM, seen from Python: choosing a schedule, and reading what happened.
+
+A rung given CPU tensors runs on the emulator. By itself it runs with seed 0 and records nothing; inside
+
+    with gl.emulator(seed=7, record=True, threads=1) as run:
+        rung(lhs, rhs, out)
+    run.events, run.steps
+
+every launch follows the schedule of that seed: the order of the threads, and how late each asynchronous copy
+and matrix instruction lands. The same seed gives the same run. The choice belongs to the `with` block's own
+context (`contextvars`): other threads, and other tasks, are not affected.
+
+The emulator itself is C++ (the .hpp and .cuh files beside this one), compiled together with each kernel. This
+module speaks to the functions that such a library exports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import ctypes
+import functools
+from collections.abc import Iterator
+from numbers import Integral
+
+import numpy as np
+from gemm_ladder.errors import EmulatorError, InputError
+from gemm_ladder.ref import tensor_core
+
+__all__ = ["EVENT", "EmulatorError", "Run", "emulator", "launch"]
+
+ERROR_PREFIX = "emulator: "
+
+# struct EmulatorEvent
+RAW_EVENT = np.dtype(
+    [
+        ("step", np.uint64),
+        ("cluster", np.int32),
+        ("block", np.int32),
+        ("thread", np.int32),
+        ("kind", np.int32),
+        ("address", np.uint32),
+        ("pad", np.int32),
+        ("value", np.int64),
+    ]
+)
+
+# One row of Run.events. `launch` counts the launches inside the `with` block from 0, `step` is the clock of
+# the cluster's scheduler, `thread` is -1 for an asynchronous unit, `kind` is the event's name: record.hpp has
+# their list and says what `address` and `value` are.
+EVENT = np.dtype(
+    [
+        ("launch", np.int32),
+        ("step", np.uint64),
+        ("cluster", np.int32),
+        ("block", np.int32),
+        ("thread", np.int32),
+        ("kind", "U32"),
+        ("address", np.uint32),
+        ("value", np.int64),
+    ]
+)
+
+
+class _Config(ctypes.Structure):
+    """struct EmulatorConfig"""
+
+    _fields_ = [
+        ("seed", ctypes.c_uint64),
+        ("record", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+        ("max_steps", ctypes.c_int64),
+        ("wgmma", ctypes.c_void_p),
+    ]
+
+
+class Run:
+    """What the launches inside one `with emulator(...)` block did.
+
+    Attributes:
+        seed, record, threads: as given to `emulator`.
+        steps: int, scheduler steps of all clusters of all launches together.
+        events: structured array of dtype EVENT, cluster after cluster (each has a clock of its own), within
+            one in the order in which things happened; empty if not recorded.
+    """
+
+    def __init__(self, seed: int = 0, record: bool = False, threads: int | None = None) -> None:
+        self.seed, self.record, self.threads = seed, record, threads
+        self.steps = 0
+        self._launches = 0
+        self._events: list[np.ndarray] = []
+
+    @property
+    def events(self) -> np.ndarray:
+        if len(self._events) != 1:
+            self._events = [np.concatenate([np.empty(0, EVENT), *self._events])]
+        return self._events[0]
+
+    def _configure(self, library: ctypes.CDLL) -> None:
+        library.emulator_configure(
+            ctypes.byref(
+                _Config(
+                    seed=self.seed,
+                    record=self.record,
+                    threads=self.threads or 0,
+                    max_steps=0,
+                    wgmma=tensor_core.cfunc_address(),
+                )
+            )
+        )
+
+    def _collect(self, library: ctypes.CDLL) -> None:
+        self.steps += library.emulator_steps()
+        if self.record:
+            self._events.append(_read_events(library, self._launches))
+        self._launches += 1
+
+
+_current: contextvars.ContextVar[Run | None] = contextvars.ContextVar("gemm_ladder_emulator", default=None)
+
+
+@contextlib.contextmanager
+def emulator(seed: int = 0, record: bool = False, threads: int | None = None) -> Iterator[Run]:
+    """Choose how the emulator runs the launches inside the block.
+
+    Args:
+        seed: the schedule, 0 to 2^64 - 1. The result of a correct kernel does not depend on it.
+        record: keep every event (slower, and 40 bytes an event).
+        threads: OS threads at most; one runs one cluster at a time. None: all cores. Changes the time only.
+
+    Raises:
+        InputError: a seed or a number of threads out of range.
+        EmulatorError: from a launch inside the block, where the kernel deadlocks or misuses the machine. What
+            was recorded up to then is in the run.
+    """
+    if not (isinstance(seed, Integral) and 0 <= seed < 2**64):
+        raise InputError(f"seed is {seed!r}; an integer from 0 to 2^64 - 1 is needed")
+    if threads is not None and not (isinstance(threads, Integral) and 1 <= threads < 2**31):
+        raise InputError(f"threads is {threads!r}; a positive number of OS threads, or None, is needed")
+    run = Run(int(seed), bool(record), threads)
+    token = _current.set(run)
+    try:
+        yield run
+    finally:
+        _current.reset(token)
+
+
+def launch(library: ctypes.CDLL, args: ctypes.Structure) -> str | None:
+    """Run `gemm_ladder_launch(args)` of a library built for the emulator, as the current context chose.
+
+    Args:
+        library: from `gemm_ladder.build.load(..., target="emulator").lib`.
+        args: the launcher's argument structure; pointers to host memory.
+
+    Returns:
+        None, or what the launcher itself says against its arguments.
+
+    Raises:
+        EmulatorError: the kernel is at fault; the message names the fault.
+    """
+    run = _current.get() or Run()
+    _declare(library)
+    # The library keeps its configuration and its results for each OS thread: these calls stay on this one.
+    run._configure(library)
+    error = library.gemm_ladder_launch(ctypes.byref(args))
+    text = None if error is None else error.decode()
+    if text is not None and not text.startswith(ERROR_PREFIX):
+        return text  # nothing has run
+    run._collect(library)
+    if text is not None:
+        raise EmulatorError(text)
+    return None
+
+
+@functools.cache
+def _declare(library: ctypes.CDLL) -> None:
+    library.gemm_ladder_launch.restype = ctypes.c_char_p
+    library.emulator_configure.restype = None
+    library.emulator_steps.restype = ctypes.c_int64
+    library.emulator_events.restype = ctypes.c_int64
+    library.emulator_events.argtypes = [ctypes.POINTER(ctypes.c_void_p)]
+    library.emulator_event_name.restype = ctypes.c_char_p
+    library.emulator_event_name.argtypes = [ctypes.c_int32]
+
+
+@functools.cache
+def _kinds(library: ctypes.CDLL) -> np.ndarray:
+    names = []
+    while (name := library.emulator_event_name(len(names))) is not None:
+        names.append(name.decode())
+    return np.array(names, EVENT["kind"])
+
+
+def _read_events(library: ctypes.CDLL, launch_index: int) -> np.ndarray:
+    address = ctypes.c_void_p()
+    count = library.emulator_events(ctypes.byref(address))
+    events = np.empty(count, EVENT)
+    if count:
+        raw = np.frombuffer(
+            (ctypes.c_char * (count * RAW_EVENT.itemsize)).from_address(address.value), RAW_EVENT
+        )
+        for field in set(EVENT.names) & set(RAW_EVENT.names) - {"kind"}:
+            events[field] = raw[field]
+        events["kind"] = _kinds(library)[raw["kind"]]
+        events["launch"] = launch_index
+    return events

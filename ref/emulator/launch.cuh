@@ -1,0 +1,134 @@
+// kernels/include/launch.cuh for the emulator: "starting a kernel" runs its clusters, each on one OS thread.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <mutex>
+#include <thread>
+
+#include "args.cuh"
+#include "ptx.cuh"
+
+struct LaunchConfig {
+    dim3 grid;
+    uint32_t threads;
+    uint32_t shared_bytes = 0;
+    void* stream = nullptr;
+    uint32_t cluster = 1;
+};
+
+namespace emulator {
+
+inline const char* report(const std::string& error) {
+    session.error = "emulator: " + error;
+    return session.error.c_str();
+}
+
+inline const char* run_grid(const LaunchConfig& config, const std::function<void()>& kernel) {
+    session.steps = 0;
+    session.events.clear();
+    if (config.grid.x == 0) return nullptr;
+    const int64_t blocks = static_cast<int64_t>(config.grid.x) * config.grid.y * config.grid.z;
+    if (config.threads == 0 || config.threads % 32 || config.threads > 1024)
+        return report("a block of " + std::to_string(config.threads) +
+                      " threads; a multiple of 32 up to 1024 is needed");
+    if (config.shared_bytes > kSharedLimit)
+        return report(std::to_string(config.shared_bytes) + " bytes of shared memory a block; Hopper has " +
+                      std::to_string(kSharedLimit));
+    if (config.cluster == 0 || config.cluster > 16 || config.grid.x % config.cluster)
+        return report("a grid of " + std::to_string(config.grid.x) + " blocks along x in clusters of " +
+                      std::to_string(config.cluster));
+
+    const int64_t clusters = blocks / config.cluster;
+    const Cluster::Shape shape{static_cast<int>(config.cluster), static_cast<int>(config.threads), config.shared_bytes,
+                               config.grid};
+    std::atomic<int64_t> next{0}, failed{clusters};
+    std::vector<std::vector<EmulatorEvent>> events(session.config.record ? static_cast<std::size_t>(clusters) : 0);
+    std::vector<std::pair<int64_t, std::string>> errors;
+    std::mutex mutex;
+    uint64_t steps = 0;
+    // The lowest failing cluster is reported, so the report does not depend on how many OS threads there are.
+    const auto work = [&, settings = session.config] {
+        try {
+            Cluster cluster(shape, settings);
+            for (int64_t i; (i = next++) < clusters && i < failed;) {
+                const std::string error = cluster.run(i, kernel);
+                const std::lock_guard lock(mutex);
+                steps += cluster.steps();
+                if (!events.empty()) events[static_cast<std::size_t>(i)] = std::move(cluster.events);
+                if (error.empty()) continue;
+                errors.emplace_back(i, error);
+                failed = std::min<int64_t>(failed, i);
+            }
+        } catch (const std::exception& error) {
+            const std::lock_guard lock(mutex);
+            errors.emplace_back(-1, error.what());
+            failed = -1;
+        }
+    };
+    const int64_t cores =
+        session.config.threads > 0 ? session.config.threads : std::max(1u, std::thread::hardware_concurrency());
+    std::vector<std::thread> workers;
+    for (int64_t i = 1; i < std::min(cores, clusters); ++i) workers.emplace_back(work);
+    work();
+    for (auto& worker : workers) worker.join();
+
+    session.steps = steps;
+    for (const auto& of_cluster : events)
+        session.events.insert(session.events.end(), of_cluster.begin(), of_cluster.end());
+    if (errors.empty()) return nullptr;
+    return report(std::min_element(errors.begin(), errors.end())->second);
+}
+
+}  // namespace emulator
+
+template <typename... Params, typename... Args>
+const char* launch(void (*kernel)(Params...), const LaunchConfig& config, Args... args) {
+    return emulator::run_grid(config, [=] { kernel(Params(args)...); });
+}
+
+enum class Swizzle { kNone, k128B };
+
+// Refuses what the driver's encoder refuses, and says why.
+template <typename T>
+const char* tensor_map_2d(TensorMap* map, const T* base, int64_t rows, int64_t columns, int64_t row_stride,
+                          uint32_t box_rows, uint32_t box_columns, Swizzle swizzle) {
+    const auto size = static_cast<int64_t>(sizeof(T));
+    const int64_t box_row_bytes = box_columns * size;
+    if (reinterpret_cast<uintptr_t>(base) % 16)
+        return emulator::report("a tensor map's base is not a multiple of 16 bytes");
+    if (row_stride * size % 16)
+        return emulator::report("a tensor map's row stride of " + std::to_string(row_stride * size) +
+                                " bytes is not a multiple of 16");
+    if (rows < 1 || columns < 1) return emulator::report("a tensor map of no elements");
+    if (box_rows < 1 || box_rows > 256 || box_columns < 1 || box_columns > 256)
+        return emulator::report("a box is 1 to 256 elements along each dimension");
+    if (box_row_bytes % 16)
+        return emulator::report("a box row of " + std::to_string(box_row_bytes) + " bytes is not a multiple of 16");
+    if (swizzle == Swizzle::k128B && box_row_bytes > 128)
+        return emulator::report("a 128-byte-swizzled box row has " + std::to_string(box_row_bytes) + " bytes");
+    *map = {reinterpret_cast<uint8_t*>(const_cast<T*>(base)),
+            rows,
+            columns,
+            row_stride * size,
+            box_rows,
+            box_columns,
+            static_cast<uint32_t>(size),
+            swizzle == Swizzle::k128B};
+    return nullptr;
+}
+
+// ------------------------------------------------------------------------------------- what Python calls
+
+extern "C" {
+inline __attribute__((used)) void emulator_configure(const EmulatorConfig* config) {
+    emulator::session.config = *config;
+}
+inline __attribute__((used)) int64_t emulator_steps() { return static_cast<int64_t>(emulator::session.steps); }
+inline __attribute__((used)) int64_t emulator_events(const EmulatorEvent** out) {
+    *out = emulator::session.events.data();
+    return static_cast<int64_t>(emulator::session.events.size());
+}
+inline __attribute__((used)) const char* emulator_event_name(int32_t kind) { return emulator::event_name(kind); }
+}

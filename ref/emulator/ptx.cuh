@@ -1,0 +1,296 @@
+// The functions of kernels/include/ptx.cuh, on the emulator. What each instruction is, and where PTX defines it, is
+// said there; here is what it does.
+#pragma once
+
+#include "cluster.hpp"
+#include "tma.hpp"
+#include "wgmma.hpp"
+
+#define threadIdx (emulator::self().thread_index)
+#define blockIdx (emulator::self().block_index)
+#define blockDim (emulator::self().block_dim)
+#define gridDim (emulator::self().grid_dim)
+
+namespace emulator {
+
+// Lane 0 speaks for its warp.
+inline void record_warp(Event kind, uint32_t address = 0, int64_t value = 0) {
+    if (self().lane() == 0) current_cluster->record(kind, *self().block, self().index, address, value);
+}
+
+inline Block& remote_block(uint32_t address) {
+    const int rank = static_cast<int>(address >> kRankShift) - 1;
+    if (rank < 0) return *self().block;
+    if (rank >= current_cluster->shape().size)
+        fail("address 0x%x names block %d of a cluster of %d", address, rank, current_cluster->shape().size);
+    Block& block = current_cluster->blocks[static_cast<std::size_t>(rank)];
+    if (!block.live)
+        fail("reaches into block %lld of its cluster, which has already ended", static_cast<long long>(block.index));
+    return block;
+}
+
+inline void arrive(Block& block, uint32_t address, uint32_t bytes) {
+    Mbarrier& barrier = mbarrier(block, address, "mbarrier.arrive");
+    const Thread& thread = self();
+    if (&block != thread.block && !barrier.visible)
+        fail("arrives on mbarrier 0x%x of another block before fence.mbarrier_init made it visible", address);
+    if (bytes) {
+        barrier.bytes += bytes;
+        if (barrier.bytes >= 1 << 20)
+            fail("mbarrier 0x%x expects %lld bytes; the transaction count ends at 2^20 - 1", address,
+                 static_cast<long long>(barrier.bytes));
+        current_cluster->record(Event::mbarrier_expect_tx, block, thread.index, address, bytes);
+    }
+    if (barrier.pending == 0)
+        fail("arrives on mbarrier 0x%x more often than its count of %lld in phase %lld", address,
+             static_cast<long long>(barrier.count), static_cast<long long>(barrier.phase));
+    --barrier.pending;
+    current_cluster->record(Event::mbarrier_arrive, block, thread.index, address, barrier.pending);
+    settle(barrier, block, address);
+    current_cluster->maybe_yield();
+}
+
+inline void named_barrier(uint32_t id, uint32_t threads, bool wait) {
+    const Thread& thread = self();
+    if (id >= 16) fail("barrier %u: a block has barriers 0 to 15", id);
+    if (threads == 0 || threads % 32) fail("barrier %u for %u threads: a multiple of 32 is needed", id, threads);
+    NamedBarrier& barrier = thread.block->barriers[id];
+    if (barrier.arrived && barrier.threads != threads)
+        fail("barrier %u for %u threads, while others are there for %u", id, threads, barrier.threads);
+    record_warp(wait ? Event::bar_sync : Event::bar_arrive, 0, id);
+    barrier.threads = threads;
+    const uint64_t generation = barrier.generation;
+    if (++barrier.arrived == threads) {
+        barrier.arrived = 0;
+        ++barrier.generation;
+        current_cluster->wake(barrier.waiters);
+    }
+    if (!wait) return current_cluster->maybe_yield();
+    while (barrier.generation == generation) current_cluster->block_on(barrier.waiters, {"named barrier", id});
+    record_warp(Event::bar_pass, 0, id);
+}
+
+// setmaxnreg, once for each warp: giving back is immediate, taking waits until the block's 64 K registers suffice.
+inline void set_registers(int registers, bool increase) {
+    if (registers % 8 || registers < 24 || registers > 256)
+        fail("setmaxnreg %d: a multiple of 8 from 24 to 256 is needed", registers);
+    Thread& thread = self();
+    exchange("setmaxnreg", {static_cast<uint64_t>(registers)});
+    if (thread.lane()) return;
+    Block& block = *thread.block;
+    int& mine = block.registers[static_cast<std::size_t>(thread.warp())];
+    if (increase ? registers < mine : registers > mine)
+        fail("setmaxnreg.%s %d while the warp has %d registers a thread", increase ? "inc" : "dec", registers, mine);
+    while (32 * (registers - mine) > block.free_registers)
+        current_cluster->block_on(block.register_waiters, {"setmaxnreg.inc: no registers are free"});
+    block.free_registers -= 32 * (registers - mine);
+    mine = registers;
+    record_warp(Event::setmaxnreg, 0, registers);
+    current_cluster->wake(block.register_waiters);
+}
+
+inline void wait_stores(int groups, bool read_only) {
+    auto& committed = self().store_groups;
+    for (std::size_t i = 0; i + static_cast<std::size_t>(groups) < committed.size(); ++i)
+        for (const auto& store : committed[i]) read_only ? store->read() : store->write();
+}
+
+}  // namespace emulator
+
+namespace ptx {
+
+using emulator::current_cluster;
+using emulator::Event;
+using emulator::fail;
+using emulator::self;
+
+// ---------------------------------------------------------------------------------------------- who am I
+
+inline uint32_t laneid() { return static_cast<uint32_t>(self().lane()); }
+inline uint32_t cluster_ctarank() { return static_cast<uint32_t>(self().block->rank); }
+// Any lane may be elected; the seed says which, for the whole run.
+inline bool elect_sync() { return self().lane() == current_cluster->elected_lane(); }
+template <typename T>
+T shfl_sync_idx(T value, int lane) {
+    static_assert(sizeof(T) <= 8, "one register or two");
+    uint64_t bits = 0;
+    std::memcpy(&bits, &value, sizeof value);
+    const uint64_t theirs = emulator::exchange("shfl.sync", {bits})[static_cast<std::size_t>(lane % 32)][0];
+    std::memcpy(&value, &theirs, sizeof value);
+    return value;
+}
+template <int kRegisters>
+void setmaxnreg_inc() {
+    emulator::set_registers(kRegisters, true);
+}
+template <int kRegisters>
+void setmaxnreg_dec() {
+    emulator::set_registers(kRegisters, false);
+}
+inline uint64_t globaltimer() { return current_cluster->steps(); }
+
+// -------------------------------------------------------------------------------------------- conversions
+
+inline float cvt_f32_e4m3(uint8_t x) {
+    static const auto table = [] {
+        std::array<float, 256> values;
+        for (int i = 0; i < 256; ++i) {
+            const int exponent = i >> 3 & 15, mantissa = i & 7;
+            const float magnitude =
+                exponent ? std::ldexp(8.0f + mantissa, exponent - 10) : std::ldexp(1.0f * mantissa, -9);
+            values[i] = (i & 127) == 127 ? NAN : i & 128 ? -magnitude : magnitude;
+        }
+        return values;
+    }();
+    return table[x];
+}
+inline uint32_t cvt_rn_bf16x2_f32(float high, float low) {
+    const auto round = [](float x) -> uint32_t {
+        if (std::isnan(x)) return 0x7FFF;
+        const uint32_t bits = __float_as_uint(x);
+        return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;  // to nearest, ties to even
+    };
+    return round(high) << 16 | round(low);
+}
+
+// ------------------------------------------------------------------------------------------ shared memory
+
+inline uint32_t shared_memory() { return emulator::kSharedBase; }
+inline uint32_t mapa(uint32_t address, uint32_t rank) {
+    return (address & emulator::kOffsetMask) | (rank + 1) << emulator::kRankShift;
+}
+template <typename T>
+void st_shared(uint32_t address, T value) {
+    self().block->memory.write(address, &value, sizeof value, self().index, self().unfenced);
+}
+template <typename T>
+T ld_shared(uint32_t address) {
+    T value;
+    self().block->memory.read(address, &value, sizeof value);
+    return value;
+}
+inline void stmatrix_x4(uint32_t address, uint32_t r0, uint32_t r1, uint32_t r2, uint32_t r3) {
+    const auto& lanes = emulator::exchange("stmatrix", {address, r0, r1, r2, r3});
+    const uint32_t tile = laneid() / 8, row = laneid() % 8;  // this lane's address is of this row
+    uint4 data;
+    uint32_t words[4];
+    for (uint32_t i = 0; i < 4; ++i) words[i] = static_cast<uint32_t>(lanes[row * 4 + i][1 + tile]);
+    std::memcpy(&data, words, sizeof data);
+    emulator::record_warp(Event::stmatrix, address);
+    st_shared(address, data);
+}
+inline void fence_proxy_async() {
+    emulator::record_warp(Event::fence_proxy_async);
+    self().block->memory.publish(self().index, self().unfenced);
+    for (auto& [address, barrier] : self().block->mbarriers)
+        if (barrier.initialiser == self().index) barrier.visible = true;
+}
+
+// --------------------------------------------------------------------------------------- execution barriers
+
+inline void bar_sync(uint32_t id, uint32_t threads) { emulator::named_barrier(id, threads, true); }
+inline void bar_arrive(uint32_t id, uint32_t threads) { emulator::named_barrier(id, threads, false); }
+inline void barrier_cluster_arrive() {
+    emulator::record_warp(Event::cluster_arrive);
+    if (self().cluster_generation > current_cluster->cluster_generation)
+        fail("barrier.cluster.arrive twice without a wait");
+    self().cluster_generation = current_cluster->cluster_generation + 1;
+    ++current_cluster->cluster_arrived;
+    current_cluster->complete_cluster_barrier();
+}
+inline void barrier_cluster_wait() {
+    while (current_cluster->cluster_generation < self().cluster_generation)
+        current_cluster->block_on(current_cluster->cluster_waiters, {"barrier.cluster"});
+    emulator::record_warp(Event::cluster_pass);
+}
+
+// ----------------------------------------------------------------------------------------------- mbarriers
+
+inline void mbarrier_init(uint32_t address, uint32_t count) {
+    if (count == 0 || count >= 1 << 20) fail("mbarrier.init with a count of %u: 1 to 2^20 - 1 is needed", count);
+    emulator::Block& block = *self().block;
+    block.memory.mark_mbarrier(address);
+    emulator::Mbarrier& barrier = block.mbarriers[address];
+    barrier = {};
+    barrier.count = barrier.pending = count;
+    barrier.initialiser = self().index;
+    current_cluster->record(Event::mbarrier_init, block, self().index, address, count);
+}
+inline void fence_mbarrier_init() {
+    for (auto& [address, barrier] : self().block->mbarriers)
+        if (barrier.initialiser == self().index) barrier.visible = true;
+}
+inline void mbarrier_arrive(uint32_t address) { emulator::arrive(*self().block, address, 0); }
+inline void mbarrier_arrive_cluster(uint32_t address) {
+    emulator::arrive(emulator::remote_block(address), address & emulator::kOffsetMask, 0);
+}
+inline void mbarrier_arrive_expect_tx(uint32_t address, uint32_t bytes) {
+    emulator::arrive(*self().block, address, bytes);
+}
+inline void mbarrier_wait_parity(uint32_t address, uint32_t parity) {
+    emulator::Block& block = *self().block;
+    emulator::Mbarrier& barrier = emulator::mbarrier(block, address, "mbarrier.try_wait");
+    current_cluster->record(Event::mbarrier_wait, block, self().index, address, parity);
+    while ((barrier.phase & 1) == (parity & 1))
+        current_cluster->block_on(barrier.waiters, {"mbarrier", address, parity});
+    current_cluster->record(Event::mbarrier_pass, block, self().index, address, parity);
+}
+
+inline bool mbarrier_test_wait_parity(uint32_t address, uint32_t parity) {
+    current_cluster->maybe_yield();
+    const emulator::Mbarrier& barrier = emulator::mbarrier(*self().block, address, "mbarrier.test_wait");
+    return (barrier.phase & 1) != (parity & 1);
+}
+
+// --------------------------------------------------------------------------------------------- copy engine
+
+inline void prefetch_tensormap(const TensorMap*) {}
+inline void cp_async_bulk_tensor_2d_multicast(uint32_t shared, const TensorMap* map, uint32_t mbarrier, int x, int y,
+                                              uint16_t cta_mask) {
+    current_cluster->record(Event::tma_load, *self().block, self().index, shared, emulator::box_bytes(*map));
+    for (uint32_t rank = 0; rank < 16; ++rank)
+        if (cta_mask >> rank & 1)
+            emulator::load_box(emulator::remote_block(mapa(shared, rank)), shared, *map, mbarrier, x, y);
+    current_cluster->maybe_yield();
+}
+inline void cp_async_bulk_tensor_2d(uint32_t shared, const TensorMap* map, uint32_t mbarrier, int x, int y) {
+    cp_async_bulk_tensor_2d_multicast(shared, map, mbarrier, x, y, static_cast<uint16_t>(1u << cluster_ctarank()));
+}
+inline void cp_async_bulk_tensor_2d_store(const TensorMap* map, uint32_t shared, int x, int y) {
+    emulator::store_box(*map, shared, x, y);
+    current_cluster->maybe_yield();
+}
+inline void cp_async_bulk_commit_group() {
+    self().store_groups.push_back(std::move(self().stores));
+    self().stores.clear();
+}
+template <int kGroups>
+void cp_async_bulk_wait_group() {
+    emulator::wait_stores(kGroups, false);
+}
+template <int kGroups>
+void cp_async_bulk_wait_group_read() {
+    emulator::wait_stores(kGroups, true);
+}
+
+// --------------------------------------------------------------------------------------------------- WGMMA
+
+template <int N>
+void wgmma(float (&d)[N / 2], uint64_t desc_a, uint64_t desc_b, int scale_d) {
+    static_assert(N % 8 == 0 && N >= 8 && N <= 256, "n is a multiple of 8 from 8 to 256");
+    emulator::issue_wgmma(d, N, desc_a, desc_b, scale_d != 0);
+}
+inline void wgmma_fence() { self().wgmma_fenced = true; }
+inline void wgmma_commit_group() {
+    self().wgmma_groups.push_back(self().wgmmas);
+    emulator::record_warp(Event::wgmma_commit, 0, static_cast<int64_t>(self().wgmma_groups.size()) - 1);
+}
+template <int kGroups>
+void wgmma_wait_group() {
+    emulator::wait_wgmma(kGroups);
+}
+
+}  // namespace ptx
+
+inline void __syncthreads() { ptx::bar_sync(0, blockDim.x); }
+inline void __syncwarp() { emulator::exchange("bar.warp.sync", {}); }

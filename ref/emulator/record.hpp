@@ -1,0 +1,106 @@
+// What a run is asked for and what it leaves behind: configuration, events, the random numbers that drive it.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace emulator {
+
+// m rows of one k32 E4M3 instruction: acc[m][n] += a[m][32] * b[n][32]^T, in the tensor core's own arithmetic.
+using WgmmaFunction = void (*)(int64_t m, int64_t n, const uint8_t* a, const uint8_t* b, float* acc);
+
+}  // namespace emulator
+
+struct EmulatorConfig {
+    uint64_t seed;
+    int32_t record;     // keep events?
+    int32_t threads;    // OS threads for the clusters; 0 = one for each core
+    int64_t max_steps;  // a cluster that takes more is stopped; 0 = no limit
+    emulator::WgmmaFunction wgmma;
+};
+
+struct EmulatorEvent {
+    uint64_t step;  // the cluster's scheduler step: its clock
+    int32_t cluster, block;
+    int32_t thread;  // in the block; -1 = the copy engine or the tensor core
+    int32_t kind;    // an emulator::Event
+    uint32_t address;
+    int32_t pad;
+    int64_t value;
+};
+
+namespace emulator {
+
+// kind, and what `address` and `value` say. Instructions of a whole warp are recorded once, by its lane 0.
+#define EMULATOR_EVENTS(X)                                                       \
+    X(thread_start)         /* lane 0 of a warp                              */  \
+    X(thread_exit)          /* lane 0 of a warp                              */  \
+    X(mbarrier_init)        /* address; value = count                        */  \
+    X(mbarrier_arrive)      /* address; value = pending arrivals left        */  \
+    X(mbarrier_expect_tx)   /* address; value = bytes                        */  \
+    X(mbarrier_complete_tx) /* address; value = bytes still to come         */   \
+    X(mbarrier_phase)       /* address; value = the phase that completed     */  \
+    X(mbarrier_wait)        /* address; value = parity                       */  \
+    X(mbarrier_pass)        /* address; value = parity                       */  \
+    X(tma_load)             /* issued: address; value = bytes                */  \
+    X(tma_load_landed)      /* address; value = bytes                        */  \
+    X(tma_store)            /* issued: address; value = bytes                */  \
+    X(tma_store_read)       /* shared memory has been read: address, bytes   */  \
+    X(tma_store_written)    /* global memory has been written: address, bytes */ \
+    X(wgmma)                /* issued: address of A; value = n               */  \
+    X(wgmma_executed)       /* address of A; value = n                       */  \
+    X(wgmma_commit)         /* value = group                                 */  \
+    X(wgmma_wait)           /* value = groups that may stay in flight        */  \
+    X(wgmma_pass)           /* value = groups that may stay in flight        */  \
+    X(fence_proxy_async)    /*                                               */  \
+    X(bar_sync)             /* value = barrier                               */  \
+    X(bar_arrive)           /* value = barrier                               */  \
+    X(bar_pass)             /* value = barrier                               */  \
+    X(cluster_arrive)       /*                                               */  \
+    X(cluster_pass)         /*                                               */  \
+    X(setmaxnreg)           /* value = registers a thread                    */  \
+    X(stmatrix)             /* address of lane 0's row                       */
+
+enum class Event : int32_t {
+#define X(name) name,
+    EMULATOR_EVENTS(X)
+#undef X
+};
+
+inline const char* event_name(int32_t kind) {
+    static const char* const names[] = {
+#define X(name) #name,
+        EMULATOR_EVENTS(X)
+#undef X
+    };
+    return kind >= 0 && kind < static_cast<int32_t>(std::size(names)) ? names[kind] : nullptr;
+}
+
+// SplitMix64 (Steele, Lea and Flood, 2014): small, fast, and any two seeds give unrelated sequences.
+class Random {
+  public:
+    explicit Random(uint64_t seed) : state_(seed) {}
+    uint64_t next() {
+        uint64_t z = (state_ += 0x9E3779B97F4A7C15);
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB;
+        return z ^ (z >> 31);
+    }
+    uint32_t below(uint32_t n) { return static_cast<uint32_t>((next() >> 32) * n >> 32); }
+    bool chance(uint32_t of_1024) { return below(1024) < of_1024; }
+
+  private:
+    uint64_t state_;
+};
+
+// The settings of this OS thread's launches, and what its last launch left.
+struct Session {
+    EmulatorConfig config{};
+    uint64_t steps = 0;
+    std::vector<EmulatorEvent> events;
+    std::string error;
+};
+inline thread_local Session session;
+
+}  // namespace emulator

@@ -1,0 +1,156 @@
+// The copy engine: boxes of a tensor between global and shared memory, at some later moment.
+#pragma once
+
+#include <algorithm>
+
+#include "cluster.hpp"
+
+struct TensorMap {
+    uint8_t* base = nullptr;
+    int64_t rows = 0, columns = 0;  // elements
+    int64_t row_stride = 0;         // bytes
+    uint32_t box_rows = 0, box_columns = 0;
+    uint32_t element = 0;  // bytes
+    bool swizzle_128b = false;
+};
+
+namespace emulator {
+
+inline uint32_t box_bytes(const TensorMap& map) { return map.box_rows * map.box_columns * map.element; }
+
+// visit(shared address, row, column) for each 16-byte chunk of the box rows [first, last) of the box at (x, y): where
+// it lies in shared memory, and the tensor's element it starts with, which may be outside.
+template <typename Visit>
+void for_each_chunk(const TensorMap& map, uint32_t shared, int x, int y, uint32_t first, uint32_t last,
+                    const Visit& visit) {
+    const uint32_t row_bytes = map.box_columns * map.element;
+    for (uint32_t r = first; r < last; ++r) {
+        for (uint32_t byte = 0; byte < row_bytes; byte += SharedMemory::kChunk) {
+            uint32_t address = shared + r * row_bytes + byte;
+            if (map.swizzle_128b) address ^= address >> 3 & 0x70;
+            visit(address, y + static_cast<int64_t>(r), x + static_cast<int64_t>(byte / map.element));
+        }
+    }
+}
+
+// Calls copy(global, place in the chunk, bytes) for the part of the chunk at (row, column) that is inside the tensor.
+template <typename Copy>
+void inside(const TensorMap& map, int64_t row, int64_t column, const Copy& copy) {
+    if (row < 0 || row >= map.rows) return;
+    const int64_t begin = std::max<int64_t>(column, 0);
+    const int64_t end = std::min<int64_t>(column + SharedMemory::kChunk / map.element, map.columns);
+    if (begin < end)
+        copy(map.base + row * map.row_stride + begin * map.element, (begin - column) * map.element,
+             static_cast<std::size_t>((end - begin) * map.element));
+}
+
+inline Mbarrier& mbarrier(Block& block, uint32_t address, const char* who) {
+    const auto found = block.mbarriers.find(address);
+    if (found == block.mbarriers.end())
+        fail("%s: no mbarrier was initialised at 0x%x of block %lld", who, address,
+             static_cast<long long>(block.index));
+    return found->second;
+}
+
+inline void settle(Mbarrier& barrier, Block& block, uint32_t address) {
+    if (barrier.pending || barrier.bytes) return;
+    current_cluster->record(Event::mbarrier_phase, block, -1, address, barrier.phase);
+    ++barrier.phase;
+    barrier.pending = barrier.count;
+    current_cluster->wake(barrier.waiters);
+}
+
+inline void complete_bytes(Block& block, uint32_t address, uint32_t bytes) {
+    Mbarrier& barrier = mbarrier(block, address, "TMA load");
+    barrier.bytes -= bytes;
+    current_cluster->record(Event::mbarrier_complete_tx, block, -1, address, barrier.bytes);
+    settle(barrier, block, address);
+}
+
+// What an H100 answers with an illegal instruction.
+inline void check_box(const TensorMap& map, const char* who, uint32_t shared, int x, int y, bool store) {
+    const uint32_t alignment = map.swizzle_128b ? 1024 : 128;  // 1024: where the swizzle's pattern starts
+    if (shared % alignment) fail("%s at shared memory 0x%x, which is not a multiple of %u", who, shared, alignment);
+    if (x * static_cast<int64_t>(map.element) % 16)
+        fail("%s at column %d, byte %lld of the row: a multiple of 16 is needed", who, x,
+             static_cast<long long>(x) * map.element);
+    if (store && (x < 0 || y < 0)) fail("%s at row %d, column %d: a store may not begin before the tensor", who, y, x);
+}
+
+// One block's part of a load. The first rows may land, and count, before the rest.
+inline void load_box(Block& block, uint32_t shared, const TensorMap& map, uint32_t barrier_address, int x, int y) {
+    Cluster& cluster = *current_cluster;
+    check_box(map, "TMA load", shared, x, y, false);
+    if (!mbarrier(block, barrier_address, "TMA load").visible)
+        fail("TMA load on mbarrier 0x%x, which the copy engine cannot see: fence.mbarrier_init after mbarrier.init",
+             barrier_address);
+    for_each_chunk(map, shared, x, y, 0, map.box_rows,
+                   [&](uint32_t address, int64_t, int64_t) { block.memory.begin_load(address); });
+    ++block.loads_in_flight;
+    const auto land = [&cluster, &block, shared, map, barrier_address, x, y](uint32_t first, uint32_t last) {
+        for_each_chunk(map, shared, x, y, first, last, [&](uint32_t address, int64_t row, int64_t column) {
+            Chunk chunk{};  // what is outside the tensor arrives as zeros
+            inside(map, row, column, [&](const uint8_t* global, int64_t at, std::size_t bytes) {
+                std::memcpy(&chunk[static_cast<std::size_t>(at)], global, bytes);
+            });
+            block.memory.land(address, chunk);
+        });
+        const uint32_t bytes = (last - first) * map.box_columns * map.element;
+        if (last == map.box_rows) {
+            --block.loads_in_flight;
+            cluster.record(Event::tma_load_landed, block, -1, shared, box_bytes(map));
+        }
+        complete_bytes(block, barrier_address, bytes);
+    };
+    const uint32_t split = cluster.random().chance(512) ? cluster.random().below(map.box_rows) : 0;
+    cluster.later([&cluster, land, split, rows = map.box_rows] {
+        if (!split) return land(0, rows);
+        land(0, split);
+        cluster.later([land, split, rows] { land(split, rows); });
+    });
+}
+
+inline void store_box(const TensorMap& map, uint32_t shared, int x, int y) {
+    Cluster& cluster = *current_cluster;
+    Thread& thread = self();
+    Block& block = *thread.block;
+    check_box(map, "TMA store", shared, x, y, true);
+    auto store = std::make_shared<Store>();
+    auto data = std::make_shared<std::vector<Chunk>>();
+    const auto chunks = [map, shared, x, y](const auto& visit) {
+        for_each_chunk(map, shared, x, y, 0, map.box_rows, visit);
+    };
+    chunks([&](uint32_t address, int64_t, int64_t) { block.memory.begin_read(address, "TMA store"); });
+    store->read = [&cluster, &block, chunks, data, shared, map, store = store.get()] {
+        if (store->has_read) return;
+        store->has_read = true;
+        chunks([&](uint32_t address, int64_t, int64_t) {
+            data->push_back(block.memory.async_read(address, "TMA store"));
+            block.memory.end_read(address);
+        });
+        cluster.record(Event::tma_store_read, block, -1, shared, box_bytes(map));
+    };
+    store->write = [&cluster, &block, chunks, data, shared, map, store = store.get()] {
+        store->read();
+        if (store->has_written) return;
+        store->has_written = true;
+        const Chunk* chunk = data->data();
+        chunks([&](uint32_t, int64_t row, int64_t column) {
+            inside(map, row, column, [&](uint8_t* global, int64_t at, std::size_t bytes) {
+                std::memcpy(global, &(*chunk)[static_cast<std::size_t>(at)], bytes);
+            });
+            ++chunk;
+        });
+        cluster.record(Event::tma_store_written, block, -1, shared, box_bytes(map));
+    };
+    thread.stores.push_back(store);
+    cluster.record(Event::tma_store, block, thread.index, shared, box_bytes(map));
+    const auto write = [store] { store->write(); };
+    const auto read = [&cluster, store, write] {
+        store->read();
+        cluster.later(write, true);
+    };
+    cluster.later(read, true);
+}
+
+}  // namespace emulator

@@ -1,0 +1,273 @@
+"""The arithmetic of Hopper's FP8 tensor cores, bit for bit, and of the kernels built on it.
+
+One `wgmma.mma_async.m64nNk32.f32.e4m3.e4m3` computes each of its outputs from 32 products and an FP32
+accumulator:
+
+1. Products are exact. A product's exponent is the sum of its operands' exponents, not normalised: an
+   operand's exponent is at least -6 (a subnormal keeps its leading zeros), so a product of exponent e lies in
+   [2^(e-6), 2^(e+2)).
+2. E is the largest exponent among the nonzero products and the accumulator.
+3. Each product, and the accumulator, is truncated toward zero to a multiple of 2^(E - 13).
+4. They are added exactly; the sum is truncated toward zero to 13 fraction bits of its own exponent (at least
+   -126). A zero sum is +0. NaN is 0x7FFFFFFF, whatever caused it.
+
+So an accumulator keeps 14 significant bits, not FP32's 24: that is why the kernels promote every 128 of K
+into FP32 registers of the CUDA cores. That addition is IEEE's `fmaf`, and is here too.
+
+Source of the model: F. A. Khattak, M. Mikaitis, "Accurate Models of NVIDIA Tensor Cores", arXiv:2512.07004.
+
+No step below rounds: a product has at most 8 significant bits, scaling by a power of two keeps them, and a
+sum of 33 integers below 2^15 fits an int32 (and, at most 2^20, a float32) with room to spare.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, cfunc, njit, types
+from numba.extending import intrinsic
+
+from . import fp8
+
+K_INSTRUCTION = 32  # elements of K that one FP8 WGMMA adds up
+
+_FRACTION_BITS = 13  # what survives the alignment, and what the result keeps
+_KEEP_MASK = np.uint32(0xFFFFFC00)  # sign, exponent and 13 of the 23 fraction bits of an FP32 number
+_BIAS = 127
+_INFINITY = np.uint32(0x7F800000)
+_NAN = np.uint32(0x7FFFFFFF)
+
+_CODES = np.arange(256, dtype=np.uint8)
+_VALUE = np.nan_to_num(fp8.decode(_CODES), nan=0.0)
+_EXPONENT = np.maximum(_CODES >> 3 & 15, 1).astype(np.int32) - 7
+# The exponents of nonzero products are from -12 to 16. A zero's is so low, and a NaN's so high, that any sum
+# with it lies outside: a maximum of exponents tells whether there was a product, and whether there was a NaN.
+_EXPONENT[_VALUE == 0] = -64
+_EXPONENT[np.isnan(fp8.decode(_CODES))] = 128
+_NO_PRODUCT, _LARGEST_PRODUCT = -13, 16
+
+
+def _compiled(decorator, *args, **options):
+    """`decorator(*args, cache=True, **options)`, or without the cache where no folder for it can be written.
+
+    Numba tries NUMBA_CACHE_DIR, this package's __pycache__ and the user's cache folder, and gives up after
+    that.
+    """
+
+    def wrap(function):
+        try:
+            return decorator(*args, cache=True, **options)(function)
+        except RuntimeError as error:
+            if "cannot cache" not in str(error):
+                raise
+            return decorator(*args, **options)(function)
+
+    return wrap
+
+
+@intrinsic
+def fma(_typing, a, b, c):
+    """CUDA's fmaf for Numba code: float32 a * b + c, rounded once. (Through float64 it would be twice.)"""
+    if not all(argument == types.float32 for argument in (a, b, c)):
+        return None  # Numba reports the types
+
+    def generate(_context, builder, _signature, arguments):
+        f32 = ir.FloatType()
+        function = builder.module.declare_intrinsic("llvm.fma", [f32], ir.FunctionType(f32, [f32] * 3))
+        return builder.call(function, arguments)
+
+    return types.float32(a, b, c), generate
+
+
+@_compiled(njit, nogil=True)
+def _wgmma(a, b, acc):
+    """acc = tensor_core(acc + a @ b.T), in place: float32 [m, n] and E4M3 codes, uint8 [m, 32], [n, 32]."""
+    m, n = acc.shape
+    # B is transposed so that the inner loops run along n, over independent outputs, and become vector code.
+    b_value = np.empty((K_INSTRUCTION, n), np.float32)
+    b_exponent = np.empty((K_INSTRUCTION, n), np.int32)
+    for k in range(K_INSTRUCTION):
+        for j in range(n):
+            b_value[k, j] = _VALUE[b[j, k]]
+            b_exponent[k, j] = _EXPONENT[b[j, k]]
+
+    top = np.empty(n, np.int32)  # the largest exponent of a product
+    scale = np.empty(n, np.float32)  # 2^(13 - E)
+    total = np.empty(n, np.int32)  # the sum of the products, in units of 2^(E - 13)
+    for i in range(m):
+        bits = acc[i].view(np.uint32)
+        top[:] = _NO_PRODUCT
+        for k in range(K_INSTRUCTION):
+            exponent = _EXPONENT[a[i, k]]
+            for j in range(n):
+                top[j] = max(top[j], np.int32(exponent + b_exponent[k, j]))
+        for j in range(n):
+            acc_exponent = np.int32(bits[j] >> 23 & 255) - _BIAS
+            scale[j] = np.uint32((_FRACTION_BITS - max(top[j], acc_exponent) + _BIAS) << 23).view(np.float32)
+            total[j] = 0
+        for k in range(K_INSTRUCTION):
+            value = _VALUE[a[i, k]]
+            for j in range(n):
+                total[j] += np.int32(value * b_value[k, j] * scale[j])  # to an integer: truncates toward zero
+        for j in range(n):
+            magnitude = bits[j] & 0x7FFFFFFF
+            if top[j] > _LARGEST_PRODUCT or magnitude > _INFINITY:
+                bits[j] = _NAN
+            elif top[j] == _NO_PRODUCT:  # the accumulator alone, which may be too small for the units above
+                bits[j] = bits[j] & _KEEP_MASK if magnitude & _KEEP_MASK else 0
+            elif magnitude < _INFINITY:  # an infinite accumulator stays as it is
+                exact = np.float32(total[j] + np.int32(acc[i, j] * scale[j]))
+                acc[i, j] = np.uint32(exact.view(np.uint32) & _KEEP_MASK).view(np.float32) / scale[j]
+
+
+@_compiled(njit, nogil=True)
+def _promote(partial, sfa, sfb, acc, block):
+    """acc [m, n] = fmaf(partial [m, n], fl32(sfa[i, block] * sfb[j / 128, block]), acc), in place."""
+    m, n = acc.shape
+    for i in range(m):
+        for j in range(n):
+            acc[i, j] = fma(partial[i, j], sfa[i, block] * sfb[j // fp8.SCALE_BLOCK, block], acc[i, j])
+
+
+@_compiled(njit, nogil=True)
+def _fma_block(a, b_transposed, partial):
+    """partial [m, n] = a [m, kb] @ b_transposed [kb, n], float32, each output by fmaf in k order from +0."""
+    m, n = partial.shape
+    partial[:] = 0
+    for i in range(m):
+        for k in range(a.shape[1]):
+            value = a[i, k]
+            for j in range(n):
+                partial[i, j] = fma(value, b_transposed[k, j], partial[i, j])
+
+
+def _wgmma_pointers(m, n, a, b, acc):
+    """`_wgmma` for C callers: uint8 a[m][32], uint8 b[n][32], float acc[m][n], all row-major."""
+    _wgmma(carray(a, (m, K_INSTRUCTION)), carray(b, (n, K_INSTRUCTION)), carray(acc, (m, n)))
+
+
+@functools.cache
+def _wgmma_cfunc():
+    pointer = types.CPointer
+    signature = types.void(
+        types.int64, types.int64, pointer(types.uint8), pointer(types.uint8), pointer(types.float32)
+    )
+    return _compiled(cfunc, signature)(_wgmma_pointers)
+
+
+_cfunc_lock = threading.Lock()
+
+
+def cfunc_address() -> int:
+    """`_wgmma`'s address: `void wgmma(int64_t m, int64_t n, const uint8_t* a, const uint8_t* b, float* acc)`.
+
+    a is [m][32] and b [n][32], E4M3 codes, acc [m][n] is added to; all are row-major. m = 64 is one
+    instruction, 16 what one warp has of it. Any thread may call it, holding the GIL or not. The address is
+    good for the life of the process. The first call compiles it (2 s), or loads it where an earlier process
+    has.
+    """
+    with _cfunc_lock:  # two threads must not make two: the loser's code would be freed
+        return _wgmma_cfunc().address
+
+
+def wgmma(a: np.ndarray, b: np.ndarray, acc: np.ndarray) -> np.ndarray:
+    """One FP8 WGMMA: what the tensor core makes of `acc + a @ b.T`.
+
+    Args:
+        a, b: E4M3 [m, 32] and [n, 32], or their uint8 codes. Outputs do not affect one another: any m and n
+        will do.
+        acc: float32 [m, n], left as it is.
+
+    Returns:
+        float32 [m, n].
+
+    Raises:
+        ValueError, TypeError: other shapes or dtypes.
+    """
+    if np.shape(a)[1:] != (K_INSTRUCTION,):
+        raise ValueError(f"a of shape {np.shape(a)} was given; one FP8 WGMMA needs [m, {K_INSTRUCTION}]")
+    return chain(a, b, acc)
+
+
+def chain(a: np.ndarray, b: np.ndarray, acc: np.ndarray) -> np.ndarray:
+    """Several WGMMAs, each adding to the result of the last: as `wgmma`, with k any multiple of 32."""
+    a, b, out = fp8.as_codes(a), fp8.as_codes(b), np.array(acc, order="C")
+    if out.dtype != np.float32:
+        raise TypeError(f"an accumulator of dtype {out.dtype} was given; it must be float32")
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or a.shape[1] % K_INSTRUCTION:
+        raise ValueError(
+            f"a {a.shape} and b {b.shape} were given; [m, k] and [n, k] are needed, k a multiple of 32"
+        )
+    if out.shape != (a.shape[0], b.shape[0]):
+        raise ValueError(
+            f"an accumulator of shape {out.shape} was given; {(a.shape[0], b.shape[0])} is needed"
+        )
+    for k in range(0, a.shape[1], K_INSTRUCTION):
+        _wgmma(_columns(a, k, K_INSTRUCTION), _columns(b, k, K_INSTRUCTION), out)
+    return out
+
+
+def gemm(a: np.ndarray, sfa: np.ndarray, b: np.ndarray, sfb: np.ndarray) -> np.ndarray:
+    """The bits that every WGMMA rung writes.
+
+    Each 128 of K: partial = four chained WGMMAs from 0, then acc = fmaf(partial, fl32(sfa * sfb), acc). At
+    the end acc is rounded to BF16, to nearest even; NaN is 0x7FFF. A ragged k is filled up with zeros, as the
+    copy engine does.
+
+    Args:
+        a, sfa: E4M3 [m, k] (or its uint8 codes) and float32 [m, ceil(k / 128)].
+        b, sfb: E4M3 [n, k] and float32 [ceil(n / 128), ceil(k / 128)].
+
+    Returns:
+        BF16 bits, uint16 [m, n].
+
+    Raises:
+        ValueError, TypeError: shapes that do not fit, other dtypes.
+    """
+
+    def tensor_core_block(a, b, partial):
+        partial[:] = 0
+        for k in range(0, a.shape[1], K_INSTRUCTION):
+            _wgmma(_columns(a, k, K_INSTRUCTION), _columns(b, k, K_INSTRUCTION), partial)
+
+    return _promoted(a, sfa, b, sfb, tensor_core_block)
+
+
+def cuda_core_gemm(a: np.ndarray, sfa: np.ndarray, b: np.ndarray, sfb: np.ndarray) -> np.ndarray:
+    """As `gemm`, the bits of s1_naive: partial = fmaf(a, b, partial) in k order from +0, no tensor core."""
+
+    def cuda_core_block(a, b, partial):
+        _fma_block(fp8.decode(a), np.ascontiguousarray(fp8.decode(b).T), partial)
+
+    return _promoted(a, sfa, b, sfb, cuda_core_block)
+
+
+def _promoted(a, sfa, b, sfb, block_product) -> np.ndarray:
+    """Both products above; block_product(a [m, kb], b [n, kb], partial [m, n]) overwrites partial."""
+    (a, sfa), (b, sfb) = fp8.check_lhs(a, sfa), fp8.check_rhs(b, sfb)
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"A {a.shape} and B {b.shape} were given; the same k is needed in both")
+    sfa, sfb = np.ascontiguousarray(sfa), np.ascontiguousarray(sfb)  # one layout, one compilation
+    acc = np.zeros((a.shape[0], b.shape[0]), np.float32)
+    partial = np.empty_like(acc)
+    for block in range(sfa.shape[1]):
+        start = block * fp8.SCALE_BLOCK
+        block_product(_columns(a, start, fp8.SCALE_BLOCK), _columns(b, start, fp8.SCALE_BLOCK), partial)
+        _promote(partial, sfa, sfb, acc, block)
+    return _bf16_bits(acc)
+
+
+def _columns(x: np.ndarray, start: int, count: int) -> np.ndarray:
+    """x[:, start : start + count], contiguous; past the last column are zeros, up to a multiple of 32."""
+    part = x[:, start : start + count]
+    return np.ascontiguousarray(np.pad(part, ((0, 0), (0, -part.shape[1] % K_INSTRUCTION))))
+
+
+def _bf16_bits(x: np.ndarray) -> np.ndarray:
+    """float32 -> BF16 bits (uint16), to nearest, ties to even, NaN to 0x7FFF, as `__float2bfloat16_rn`."""
+    bits = x.view(np.uint32)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return np.where(np.isnan(x), 0x7FFF, rounded).astype(np.uint16)

@@ -1,0 +1,166 @@
+"""kernels/cache.py without a compiler: what is not whole is not used, what was left behind goes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import signal
+import stat
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from gemm_ladder import cache
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder, in force."""
+    path = tmp_path / "cache"
+    monkeypatch.setenv("GEMM_LADDER_CACHE", str(path))
+    return path
+
+
+def fake_build(calls: list[Path], seconds: float = 0.0) -> Callable[[Path], tuple[Path, str]]:
+    """A builder for cache.get() that compiles nothing and notes its private folders in `calls`."""
+
+    def run(private: Path) -> tuple[Path, str]:
+        calls.append(private)
+        time.sleep(seconds)
+        library = private / "library.so"
+        library.write_bytes(b"machine code")
+        return library, "the log"
+
+    return run
+
+
+DAMAGES: dict[str, Callable[[Path, Path], object]] = {
+    "truncated": lambda entry, library: os.truncate(library, 100),
+    "emptied": lambda entry, library: os.truncate(library, 0),
+    "one bit": lambda entry, library: library.write_bytes(flip(library.read_bytes())),
+    "no library": lambda entry, library: library.unlink(),
+    "no log": lambda entry, library: (entry / "build.log").unlink(),
+    "no record": lambda entry, library: (entry / "entry.json").unlink(),
+    "half a record": lambda entry, library: os.truncate(entry / "entry.json", 20),
+    "a file": lambda entry, library: (shutil.rmtree(entry), entry.write_text("not a folder")),
+}
+
+
+def flip(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_entry_is_not_used_and_heals(damage: str, folder: Path) -> None:
+    calls: list[Path] = []
+    entry, cached = cache.get("key", fake_build(calls))
+    assert not cached and cache.get("key", fake_build(calls)) == (entry, True)
+    DAMAGES[damage](folder / "key", entry.path)
+    assert cache.find(folder, "key") is None
+    healed, cached = cache.get("key", fake_build(calls))
+    assert not cached and len(calls) == 2
+    assert (healed.path, healed.path.read_bytes(), healed.log) == (entry.path, b"machine code", "the log")
+    assert cache.get("key", fake_build(calls))[1]
+    assert list((folder / "building").iterdir()) == []
+
+
+def test_what_a_killed_builder_left_goes_with_any_build(folder: Path) -> None:
+    calls: list[Path] = []
+    cache.get("mine", fake_build(calls))
+    for name in ("mine.old", "another.old", "alive.old"):
+        (folder / "building" / name).mkdir()
+    with cache._lock(folder, "alive"):
+        cache.get("new", fake_build(calls))
+        assert [path.name for path in (folder / "building").iterdir()] == ["alive.old"]
+    cache.get("alive", fake_build(calls))
+    assert list((folder / "building").iterdir()) == []
+
+
+def test_failed_build_leaves_nothing(folder: Path) -> None:
+    def fail(private: Path) -> tuple[Path, str]:
+        (private / "half").write_text("")
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        cache.get("key", fail)
+    assert list((folder / "building").iterdir()) == [] and not (folder / "key").exists()
+
+
+def test_read_only_file_system_is_seen_before_the_build(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    cache.get("one", fake_build([]))  # so that locks/ and building/ are there
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != folder and access(path, mode))
+    calls: list[Path] = []
+    with pytest.warns(UserWarning, match="Permission denied"):
+        entry, _ = cache.get("two", fake_build(calls))
+    assert not entry.path.is_relative_to(folder)
+    assert len(calls) == 1 and not calls[0].is_relative_to(folder)
+
+
+def test_temporary_folder_of_another_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    shared = tmp_path / f"gemm_ladder-{os.getuid()}"
+    assert cache.temporary_folder() == shared
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o700
+    shared.chmod(0o777)
+    own = cache.temporary_folder()
+    assert own != shared and stat.S_IMODE(own.stat().st_mode) == 0o700
+    shared.rmdir()
+    shared.symlink_to(tmp_path / "elsewhere")
+    assert cache.temporary_folder() not in (shared, tmp_path / "elsewhere")
+
+
+def test_without_locks_builders_repeat_but_entries_are_whole(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    calls: list[Path] = []
+    results: list[tuple[cache.Entry, bool]] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(cache.get("key", fake_build(calls, 0.2))))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 3 and len(results) == 3
+    assert {entry.path.read_bytes() for entry, _ in results} == {b"machine code"}
+    old = folder / "building" / "key.old"
+    old.mkdir()
+    cache.get("another", fake_build([]))
+    assert old.exists(), "its builder may live"
+    os.utime(old, (0, 0))
+    cache.get("a third", fake_build([]))
+    assert not old.exists()
+
+
+def test_forked_child_does_not_keep_a_lock(folder: Path) -> None:
+    pids = []
+
+    def fork_and_build(private: Path) -> tuple[Path, str]:
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(30)
+            os._exit(0)
+        pids.append(pid)
+        raise RuntimeError("the builder dies")
+
+    # As a killed builder would: the lock's descriptor goes, with no unlocking.
+    with contextlib.suppress(RuntimeError):
+        cache.get("key", fork_and_build)
+    started = time.monotonic()
+    cache.get("key", fake_build([]))
+    os.kill(pids[0], signal.SIGKILL)
+    os.waitpid(pids[0], 0)
+    assert time.monotonic() - started < 10

@@ -1,0 +1,185 @@
+"""The command line: exit statuses, one-sentence refusals, and what it shows where there is no Hopper GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from gemm_ladder import compare, errors
+from gemm_ladder.cli import main
+from gemm_ladder.figures import draw
+from gemm_ladder.rungs import Rung, Rungs, rungs
+
+Output = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine without one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def refusal(capsys: Output, *argv: str) -> str:
+    """What a command says when it refuses: one line on stderr, nothing on stdout, exit status 2."""
+    assert main(argv) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("gemm_ladder: ") and printed.err.count("\n") == 1
+    return printed.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["compile"], "'compile' is not a command; one of compare, doctor is needed"),
+        (["compare", "--shapes", "64x128"], "'64x128' is not a shape; MxNxK is needed"),
+        (["compare", "--shapes", ""], "'' is not a shape"),
+        (["compare", "--rungs", "s1_naive,s9"], "'s9' is not a rung's name; one of s0_numpy, s1_naive,"),
+        (["compare", "--json", "x.json"], "--json is for times on a GPU; found no CUDA GPU"),
+        (["compare", "--shapes", "4096x7168x16384"], "4.8e+11 pairs; the emulator takes at most 1.7e+10"),
+    ],
+)
+@pytest.mark.usefixtures("no_gpu")
+def test_refusals(capsys: Output, argv: list[str], said: str) -> None:
+    assert said in refusal(capsys, *argv)
+
+
+def test_json_in_no_folder(capsys: Output, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(compare, "find_gpu", lambda: (torch.device("cuda", 0), "GPU"))
+    said = refusal(capsys, "compare", "--json", str(tmp_path / "none" / "x.json"))
+    assert "is in no folder; one that exists is needed" in said
+
+
+def test_help(capsys: Output) -> None:
+    assert main(["--help"]) == 0
+    assert "compare" in (shown := capsys.readouterr().out) and "doctor" in shown
+    with pytest.raises(SystemExit) as exit:
+        main(["compare", "--help"])
+    assert exit.value.code == 0
+    assert "s2_wgmma" in capsys.readouterr().out
+
+
+def test_unknown_option(capsys: Output) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["compare", "--l2", "warm"])
+    assert exit.value.code == 2
+    assert "invalid choice: 'warm'" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_emulator(capsys: Output) -> None:
+    assert main(["compare", "--rungs", "s0_numpy,s1_naive,s2_wgmma", "--shapes", "64x128x256,8x10x128"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("Found no CUDA GPU that torch can use: every rung runs on the emulator")
+    lines = [
+        line for line in printed.splitlines() if line.startswith(("s0_numpy ", "s1_naive ", "s2_wgmma "))
+    ]
+    assert len(lines) == 6 and sum(line.endswith("right") for line in lines) == 5
+    assert "not run: s2_wgmma is given n = 10; a multiple of 8 is needed" in lines[-1]
+    here, recorded = printed.split("RECORDED, not measured here: ")
+    assert "TFLOPS" not in here
+    assert "TFLOPS on NVIDIA H100" in recorded and "4096 x 7168 x 16384" in recorded
+    for sentence in draw.provenance(draw.series(draw.recorded(), "dirty")):
+        assert f"recorded: {sentence}" in recorded
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_without_progress_bars(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert main(["compare", "--rungs", "s0_numpy", "--shapes", "8x8x128"]) == 0
+    assert capsys.readouterr().out.splitlines()[3].endswith("right")
+
+
+class Lazy(Rung):
+    """Writes nothing."""
+
+    def _run(self, gemm: object) -> None:
+        pass
+
+
+class Faulty(Rung):
+    """Is found at fault by the emulator."""
+
+    def _run(self, gemm: object) -> None:
+        raise errors.EmulatorError("emulator: deadlock")
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [(Lazy, "WRONG: its relative error is nan"), (Faulty, "WRONG: emulator: deadlock")]
+)
+@pytest.mark.usefixtures("no_gpu")
+def test_a_wrong_rung(capsys: Output, monkeypatch: pytest.MonkeyPatch, kind: type[Rung], said: str) -> None:
+    """Exit status 1, after all the others have run."""
+    monkeypatch.setattr(compare, "rungs", Rungs(kind("s1_naive", "wrong"), rungs["s0_numpy"]))
+    assert main(["compare", "--shapes", "64x128x128"]) == 1
+    printed = capsys.readouterr().out
+    assert said in printed
+    assert any(line.startswith("s0_numpy") and line.endswith("right") for line in printed.splitlines())
+
+
+def test_another_gpu(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Falls back to the emulator, and says so."""
+    for name, value in {
+        "is_available": True,
+        "device_count": 2,
+        "get_device_name": "NVIDIA A100",
+        "get_device_capability": (8, 0),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *device, value=value: value)
+    assert main(["compare", "--rungs", "s0_numpy", "--shapes", "8x8x128"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("Found NVIDIA A100 (compute capability 8.0), ")
+    assert "and no Hopper GPU (9.0): every rung runs on the emulator" in printed.splitlines()[0]
+
+
+def test_the_first_hopper_gpu_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = [("A100", (8, 0)), ("H100", (9, 0)), ("H200", (9, 0))]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: gpus[index][0])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: gpus[index][1])
+    assert compare.find_gpu() == (torch.device("cuda", 1), "H100")
+
+
+def test_no_compiler(tmp_path: Path) -> None:
+    environment = os.environ | {
+        "PATH": str(tmp_path),
+        "CUDA_VISIBLE_DEVICES": "",
+        "GEMM_LADDER_CACHE": str(tmp_path / "cache"),
+    }
+    environment.pop("CXX", None)
+    ran = subprocess.run(
+        [sys.executable, "-m", "gemm_ladder", "compare", "--rungs", "s1_naive"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("gemm_ladder: There is no C++ compiler on PATH: install")
+    assert ran.stderr.count("\n") == 1
+
+
+def test_a_closed_pipe() -> None:
+    """`compare | head -1` ends without a traceback."""
+    command = [sys.executable, "-m", "gemm_ladder", "compare", "--rungs", "s0_numpy", "--shapes", "8x8x128"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
+def test_the_command_line_needs_nothing_to_start() -> None:
+    """Help and refusals of unknown commands come without the import of torch."""
+    script = (
+        "import sys; from gemm_ladder.cli import main; main(['--help']); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,0 +1,407 @@
+"""The main job: what it times and how, what it calls right, and what it writes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gemm_ladder import bench, compare
+from gemm_ladder.errors import InputError, LaunchError
+from gemm_ladder.figures import draw
+from gemm_ladder.ref import fp8, gemm, metrics
+from gemm_ladder.rungs import rungs
+from gemm_ladder.shapes import DEEPSEEK_V3, EMULATOR, EMULATOR_LIMIT, Shape, parse
+
+CPU = torch.device("cpu")
+RAGGED = Shape(100, 72, 200)
+SMALL = Shape(64, 128, 256)
+
+
+def codes(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.view(torch.uint8).numpy()
+
+
+# --------------------------------------------------------------------------------------------- shapes
+
+
+def test_shapes() -> None:
+    assert len(set(DEEPSEEK_V3)) == 18
+    assert all(shape.m * shape.n * shape.k <= EMULATOR_LIMIT // 100 for shape in EMULATOR)
+    assert parse("all", EMULATOR) == EMULATOR
+    assert parse("1x2X3, 4x5x6,1x2x3", EMULATOR) == (Shape(1, 2, 3), Shape(4, 5, 6))
+    assert str(Shape(1, 2, 3)) == "1x2x3"
+    assert Shape(2, 3, 256).flops == 2 * 2 * 3 * 256
+    assert Shape(2, 3, 256).bytes == 2 * 256 + 3 * 256 + 4 * (2 * 2 + 1 * 2) + 2 * 2 * 3
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1x2", "1x2x3x4", "0x8x128", "-1x8x128", "ax8x128", "64x128x256,", "١x8x128"]
+)
+def test_bad_shapes(text: str) -> None:
+    with pytest.raises(InputError, match="is not a shape; MxNxK is needed"):
+        parse(text, EMULATOR)
+
+
+# ---------------------------------------------------------------------------------------- the problem
+
+
+@pytest.mark.parametrize("shape", [SMALL, RAGGED], ids=str)
+def test_problem_is_the_references(shape: Shape) -> None:
+    problem = bench.make_problem(shape, "cpu", seed=3)
+    x = torch.randn(shape.m, shape.k, generator=torch.Generator().manual_seed(3))
+    a, sfa = fp8.per_token_cast_to_fp8(x.numpy())
+    assert np.array_equal(codes(problem.a), a.view(np.uint8)) and np.array_equal(problem.sfa.numpy(), sfa)
+    assert problem.sfa.stride() == (1, -(-shape.m // 4) * 4)
+
+    b, sfb = bench.cast_to_fp8(3 * x, 128)
+    other, scales = fp8.per_block_cast_to_fp8(3 * x.numpy())
+    assert np.array_equal(codes(b), other.view(np.uint8)) and np.array_equal(sfb.numpy(), scales)
+
+    exact = gemm.dense(codes(problem.a), problem.sfa.numpy(), codes(problem.b), problem.sfb.numpy())
+    np.testing.assert_allclose(problem.reference().numpy(), exact, rtol=0, atol=1e-12 * np.abs(exact).max())
+    unscaled = fp8.decode(codes(problem.a)).astype(float) @ fp8.decode(codes(problem.b)).astype(float).T
+    np.testing.assert_allclose(problem.reference(scaled=False).numpy(), unscaled, rtol=1e-12)
+    assert problem.output().isnan().all()
+
+
+def test_errors() -> None:
+    reference = bench.make_problem(Shape(64, 1024, 256), "cpu").reference()
+    rounded = reference.bfloat16()
+    found = bench.errors(rounded, reference)
+    assert found.right
+    assert found.relative == pytest.approx(
+        metrics.relative_error(rounded.double().numpy(), reference.numpy())
+    )
+
+    element = rounded.clone()
+    element[5, 7] += reference[5].square().mean().sqrt() / 4
+    assert not bench.errors(element, reference).right
+    unwritten = rounded.clone()
+    unwritten[63, 1023] = float("nan")
+    assert not bench.errors(unwritten, reference).right
+    scale = rounded.clone()
+    scale[:, :128] *= 1.02
+    assert not bench.errors(scale, reference).right
+
+
+# ---------------------------------------------------------------------------------------------- peers
+
+
+@pytest.mark.parametrize("shape", [*DEEPSEEK_V3, Shape(100, 256, 384)], ids=str)
+def test_block_scales_are_laid_out_as_torch_wants_them(shape: Shape) -> None:
+    """On the meta device torch checks shapes and strides, and computes nothing."""
+    m, n, k = shape
+
+    def empty(*sizes: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(*sizes, dtype=dtype, device="meta")
+
+    e4m3 = torch.float8_e4m3fn
+    blocks = k // 128
+    sfa, sfb = empty(blocks, -(-m // 4) * 4).T[:m], empty(-(-n // 128), blocks)
+    problem = bench.Problem(shape, empty(m, k, dtype=e4m3), sfa, empty(n, k, dtype=e4m3), sfb)
+    assert bench.cublaslt_blockwise(problem)().shape == (m, n)
+
+
+def test_bf16_peer() -> None:
+    problem = bench.make_problem(RAGGED, "cpu")
+    assert bench.errors(bench.cublas_bf16(problem)(), problem.reference()).relative < 1e-2
+
+
+# --------------------------------------------------------------------------------------------- timing
+
+
+def test_between_markers() -> None:
+    marker = ("void at::cuda::spin_kernel(long)", 1.0)
+    noise = ("fill", 2700.0)
+    kernels = [noise, marker, ("a", 3.0), ("b", 4.0), marker, noise, ("sum", 9.0), marker, ("a", 5.0), marker]
+    assert bench.between_markers(kernels, 2) == [7.0, 5.0]
+    assert bench.between_markers([noise, marker, marker], 1) == [0.0]
+    with pytest.raises(bench.ProfilerError, match="3 markers; 4 are needed"):
+        bench.between_markers(kernels[:-1], 2)
+
+
+def test_number_of_calls() -> None:
+    assert bench.calls_for(3.0) == bench.MIN_CALLS
+    assert bench.calls_for(1e-5) == bench.calls_for(0.0) == bench.MAX_CALLS
+    assert bench.MIN_CALLS < bench.calls_for(bench.PASS_SECONDS / 10) < bench.MAX_CALLS
+
+
+class FakeTimer:
+    """Plays back times; remembers what it was asked for."""
+
+    def __init__(self, times: Callable[[str, str, int], list[float]]) -> None:
+        self.times, self.asked = times, []
+
+    def __call__(self, call: Callable[[], object], l2: str, calls: int) -> list[float]:
+        name = call()
+        self.asked.append((name, l2, calls))
+        return self.times(name, l2, sum(asked[:2] == (name, l2) for asked in self.asked))
+
+
+def test_two_passes_in_opposite_order_and_the_better_counts() -> None:
+    def times(name: str, l2: str, turn: int) -> list[float]:
+        base = 10.0 if (turn == 1) == (name == "a") else 20.0
+        return [base + i for i in range(11)]
+
+    timer = FakeTimer(times)
+    timings, failures = bench.measure(
+        {"a": lambda: "a", "b": lambda: "b"}, {"a": 20, "b": 3}, ["dirty", "clean"], timer
+    )
+    assert timer.asked == [
+        (name, l2, {"a": 20, "b": 3}[name]) for name in "abba" for l2 in ("dirty", "clean")
+    ]
+    assert timings == {
+        (name, l2): bench.Timing(15.0, 11.0, 19.0) for name in "ab" for l2 in ("dirty", "clean")
+    }
+    assert not failures
+
+
+def test_one_that_fails_does_not_stop_the_others() -> None:
+    def times(name: str, l2: str, turn: int) -> list[float]:
+        if name == "b" and turn == 2:
+            raise RuntimeError("lost\nits way")
+        return [1.0]
+
+    timings, failures = bench.measure(
+        {"a": lambda: "a", "b": lambda: "b"}, {"a": 1, "b": 1}, ["dirty"], FakeTimer(times)
+    )
+    assert list(timings) == [("a", "dirty")]
+    assert failures == {"b": "lost its way"}
+
+
+def test_row() -> None:
+    row = bench.row("cublas_bf16", Shape(64, 128, 256), "clean", bench.Timing(2.0, 1.5, 3.0), 0.00123456)
+    assert tuple(row) == draw.ROW_FIELDS
+    assert row["tflops"] == round(2 * 64 * 128 * 256 / 2.0 / 1e6, 3)
+    assert row["gb_s"] == round(2 * (64 * 256 + 128 * 256 + 64 * 128) / 2.0 / 1e3, 1)
+    assert row["rel_err"] == 0.00123
+
+
+# -------------------------------------------------------------------------------- measuring one shape
+
+
+def measured(kernels: list, peers: list[str], shape: Shape) -> compare.Measured:
+    """measure_shape on the CPU: the real rungs, a timer that runs each call once."""
+    result = compare.Measured(meta=dict.fromkeys(draw.META_FIELDS, "1"))
+
+    def timer(call: Callable[[], object], l2: str, calls: int) -> list[float]:
+        call()
+        return [100.0] * calls
+
+    compare.measure_shape(shape, kernels, peers, ["dirty", "clean"], CPU, timer, result, lambda text: None)
+    return result
+
+
+def test_measure_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(problem: bench.Problem) -> bench.Call:
+        raise ValueError("not this one")
+
+    def another_product(problem: bench.Problem) -> bench.Call:
+        return lambda: 2 * problem.reference().bfloat16()
+
+    def unscaled(problem: bench.Problem) -> bench.Call:
+        return lambda: problem.reference(scaled=False).bfloat16()
+
+    peers = {
+        "refuses": refuses,
+        "another": another_product,
+        "cublaslt_tensorwise": unscaled,
+        "cublas_bf16": bench.cublas_bf16,
+    }
+    monkeypatch.setattr(bench, "PEERS", peers)
+    result = measured([rungs["s1_naive"], rungs["s2_wgmma"]], list(peers), RAGGED)
+    assert not result.wrong
+    assert {(row["impl"], row["l2"]) for row in result.rows} == {
+        (impl, l2) for impl in ("s1_naive", "cublaslt_tensorwise", "cublas_bf16") for l2 in ("dirty", "clean")
+    }
+    assert all(0 < row["rel_err"] < 1e-2 for row in result.rows)
+    missing = {miss["impl"]: miss["reason"] for miss in result.missing}
+    assert missing.keys() == {"s2_wgmma", "refuses", "another"}
+    assert missing["refuses"] == "not this one" and "multiple of 128" in missing["s2_wgmma"]
+    assert missing["another"].startswith("its result is another")
+    draw.check(result.data, "result")
+    assert result.data["meta"]["not_measured"] == result.missing
+
+
+def test_a_rung_that_cannot_be_launched_is_wrong() -> None:
+    class Unlaunchable(WrongRung):
+        def __call__(self, lhs: tuple, rhs: tuple, out: torch.Tensor) -> None:
+            raise LaunchError("kernel launch: too many resources")
+
+    result = measured([Unlaunchable(), rungs["s1_naive"]], [], SMALL)
+    assert result.wrong == ["s1_naive fails at 64x128x256: kernel launch: too many resources"]
+    assert {row["impl"] for row in result.rows} == {"s1_naive"}
+
+
+@dataclasses.dataclass(frozen=True)
+class WrongRung:
+    """The naive rung, its last row forgotten."""
+
+    name: str = "s1_naive"
+
+    def supports(self, m: int, n: int, k: int) -> None:
+        return None
+
+    def build(self, target: str) -> None:
+        """Nothing to build."""
+
+    def __call__(self, lhs: tuple, rhs: tuple, out: torch.Tensor) -> None:
+        (a, sfa), (b, sfb) = lhs, rhs
+        product = bench.dequantize(a, sfa, 1) @ bench.dequantize(b, sfb, 128).T
+        out[:-1] = product[:-1].bfloat16()
+
+
+def test_a_wrong_rung_is_not_timed() -> None:
+    result = measured([WrongRung()], [], SMALL)
+    assert not result.rows and not result.errors["s1_naive"].right
+    assert len(result.wrong) == 1 and result.wrong[0].startswith("s1_naive is wrong at 64x128x256: ")
+
+
+class FakeKernelTimer:
+    """Stands for a KernelTimer where there is no GPU."""
+
+    flush_bytes = 8
+
+    def __init__(self, device: torch.device) -> None:
+        pass
+
+    def __call__(self, call: Callable[[], object], l2: str, calls: int) -> list[float]:
+        return [100.0] * calls
+
+
+def test_a_whole_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a Hopper GPU's owner gets, with the CPU in the GPU's place."""
+    monkeypatch.setattr(compare, "find_gpu", lambda: (CPU, "NVIDIA H100"))
+    monkeypatch.setattr(compare, "build_all", lambda chosen, target: None)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(bench, "KernelTimer", FakeKernelTimer)
+    monkeypatch.setattr(bench, "machine", lambda device, flush: dict.fromkeys(draw.META_FIELDS, "1"))
+    path = tmp_path / "mine.json"
+    argv = [
+        "--rungs",
+        "s0_numpy,s1_naive",
+        "--shapes",
+        "64x128x256,100x72x200",
+        "--l2",
+        "clean",
+        "--json",
+        str(path),
+    ]
+    assert compare.main(argv) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("Found NVIDIA H100: every rung is checked, then timed beside its peers.")
+    for words in (
+        "s0_numpy runs on the CPU alone",
+        "TFLOPS, L2 cold and clean",
+        "deep_gemm at 2 shapes: ",
+        f"Written: {path}",
+        "The recorded figures are left as they are: they take every rung, shape and state of L2 at once.",
+    ):
+        assert words in printed
+    data = draw.load(path)
+    assert {(row["impl"], row["m"]) for row in data["rows"]} >= {("s1_naive", 64), ("s1_naive", 100)}
+    assert {row["l2"] for row in data["rows"]} == {"clean"}
+
+
+def test_the_worst_error_of_all_shapes_is_kept() -> None:
+    assert compare.worse(1.0, 2.0) == compare.worse(2.0, 1.0) == 2.0
+    assert np.isnan(compare.worse(float("nan"), 1.0)) and np.isnan(compare.worse(1.0, float("nan")))
+
+
+def test_show_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    result = compare.Measured(meta=dict.fromkeys(draw.META_FIELDS, "1"))
+    result.rows = [bench.row("s1_naive", SMALL, "dirty", bench.Timing(1.0, 1.0, 1.0), 0.001)]
+    result.errors = {"s1_naive": bench.Errors(0.001, 0.01), "s2_wgmma": bench.Errors(float("nan"), 1.0)}
+    for shape in (SMALL, RAGGED):
+        result.miss("deep_gemm", shape, "no such library")
+    result.wrong = ["s2_wgmma is wrong"]
+    compare.show_measured(result, ["dirty", "clean"])
+    printed = capsys.readouterr().out
+    assert "TFLOPS, L2 cold and dirty" in printed and "cold and clean" not in printed
+    assert "1.00e-03  1.00e-02  right" in printed and "nan  1.00e+00  WRONG" in printed
+    assert "deep_gemm at 2 shapes: no such library" in printed
+    assert printed.endswith("s2_wgmma is wrong\n")
+
+
+# --------------------------------------------------------------------------------------- what is kept
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository to write into: README's markers, and a place for the data."""
+    (tmp_path / "figures" / "data").mkdir(parents=True)
+    markers = [f"<!-- table-{l2}:{end} -->" for l2 in ("dirty", "clean") for end in ("begin", "end")]
+    (tmp_path / "README.md").write_text("\n".join(markers))
+    monkeypatch.setattr(compare, "checkout_root", lambda: tmp_path)
+    return tmp_path
+
+
+def a_result() -> compare.Measured:
+    result = compare.Measured(
+        meta=dict.fromkeys(draw.META_FIELDS, "1") | {"sources": "0123456789ab" + 52 * "0"}
+    )
+    for l2 in ("dirty", "clean"):
+        for shape in DEEPSEEK_V3:
+            result.rows.append(bench.row("s2_wgmma", shape, l2, bench.Timing(9.0, 8.0, 10.0), 0.001))
+    return result
+
+
+def test_a_whole_run_renews_the_record(checkout: Path) -> None:
+    result = a_result()
+    compare.keep(result, None, whole=True)
+    assert draw.load(checkout / "figures" / "data" / "ladder.json") == result.data
+    text = (checkout / "README.md").read_text()
+    assert "| 64 x 2112 x 7168 |" in text and "kernel sources 0123456789ab." in text
+    assert (checkout / "figures" / "ladder.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(("whole", "wrong"), [(False, []), (True, ["s1_naive is wrong"])])
+def test_a_part_or_a_wrong_rung_leaves_the_record(checkout: Path, whole: bool, wrong: list[str]) -> None:
+    result = dataclasses.replace(a_result(), wrong=wrong)
+    compare.keep(result, checkout / "mine.json", whole)
+    assert json.loads((checkout / "mine.json").read_text()) == result.data
+    assert not (checkout / "figures" / "data" / "ladder.json").exists()
+
+
+def test_an_installed_package_keeps_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(draw, "HERE", tmp_path / "site-packages" / "gemm_ladder" / "figures")
+    compare.keep(a_result(), None, whole=True)
+    assert "not a checkout" in capsys.readouterr().out
+    assert not list(tmp_path.rglob("*"))
+
+
+# ---------------------------------------------------------------------------------------- with a GPU
+
+
+@pytest.mark.gpu
+def test_kernel_timer() -> None:
+    """A copy of 1 GiB moves 2 GiB at 1 to 5 TB/s, L2 clean or dirty."""
+    source = torch.randn(2**28, device="cuda")
+    target = torch.empty_like(source)
+    timer = bench.KernelTimer(source.device)
+    for l2 in bench.L2_STATES:
+        times = timer(lambda: target.copy_(source), l2, 3)
+        assert len(times) == 3 and all(2**31 / 5e6 < us < 2**31 / 1e6 for us in times)
+
+
+@pytest.mark.gpu
+def test_on_gpu() -> None:
+    shape = Shape(64, 256, 512)
+    device, _ = compare.find_gpu()
+    result = compare.on_gpu(list(rungs.values()), [shape], ["dirty"], device)
+    assert not result.wrong
+    draw.check(result.data, "result")
+    found = {row["impl"] for row in result.rows}
+    assert found >= {name for name in rungs if name != "s0_numpy"} | {"cublas_bf16", "cublaslt_tensorwise"}
+    assert found | {miss["impl"] for miss in result.missing} >= bench.PEERS.keys()
+    assert all(row["us_p10"] <= row["us"] <= row["us_p90"] for row in result.rows)

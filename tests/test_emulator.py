@@ -1,0 +1,270 @@
+"""Each instruction of the emulator, alone, against what Python says; and a GPU, where there is one, likewise.
+
+The kernels are units.cu. On the emulator every test runs over several seeds, each another schedule.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+
+import gemm_ladder as gl
+import numpy as np
+import pytest
+from gemm_ladder import build
+from gemm_ladder.ref import emulator, fp8, gemm, layouts, tensor_core
+
+UNITS = Path(__file__).parent / "units.cu"
+BOX_ROWS, BOX_COLUMNS = 16, 128
+BOX = BOX_ROWS * BOX_COLUMNS
+SEEDS = range(8)
+
+
+class UnitArgs(ctypes.Structure):
+    """struct UnitArgs of units.cu"""
+
+    _fields_ = [
+        ("unit", ctypes.c_int64),
+        ("input", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("x", ctypes.c_int64),
+        ("y", ctypes.c_int64),
+        ("stream", ctypes.c_void_p),
+    ]
+
+
+@functools.cache
+def library(target: str) -> ctypes.CDLL:
+    lib = build.load(UNITS, target=target).lib
+    lib.gemm_ladder_launch.restype = ctypes.c_char_p
+    return lib
+
+
+def run_unit(
+    machine: str, unit: int, out: np.ndarray, input: np.ndarray | None = None, seed: int = 0, **sizes
+):
+    """Run one unit of units.cu with `out` as its output; the emulator's Run, or None from a GPU."""
+    if machine == "emulator":
+        pointer = None if input is None else input.ctypes.data
+        with gl.emulator(seed=seed, record=True) as run:
+            emulator.launch(library("emulator"), UnitArgs(unit, pointer, out.ctypes.data, **sizes))
+        return run
+    import torch
+
+    def on_gpu(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array.view(np.uint8).reshape(-1)).cuda()
+
+    gpu_out, gpu_input = on_gpu(out), None if input is None else on_gpu(input)
+    stream = torch.cuda.current_stream().cuda_stream
+    pointer = None if gpu_input is None else gpu_input.data_ptr()
+    args = UnitArgs(unit, pointer, gpu_out.data_ptr(), stream=stream, **sizes)
+    error = library("cuda").gemm_ladder_launch(ctypes.byref(args))
+    assert error is None, error
+    torch.cuda.synchronize()
+    out.reshape(-1).view(np.uint8)[:] = gpu_out.cpu().numpy()
+    return None
+
+
+def for_each_schedule(machine: str):
+    return SEEDS if machine == "emulator" else range(1)
+
+
+def window(matrix: np.ndarray, y: int, x: int, rows: int, columns: int) -> np.ndarray:
+    """The box at (y, x), zeros where it is outside the matrix."""
+    padded = np.pad(matrix, 256)
+    return padded[256 + y : 256 + y + rows, 256 + x : 256 + x + columns]
+
+
+def swizzled(box: np.ndarray) -> np.ndarray:
+    """A [rows, 128] uint8 box as it lies in shared memory."""
+    lying = np.empty(box.size, np.uint8)
+    row, byte = np.indices(box.shape)
+    lying[layouts.swizzle_128b(row, byte)] = box
+    return lying
+
+
+@pytest.mark.parametrize(("y", "x"), [(0, 0), (3, 128), (30, 64), (39, 144), (-5, -16), (100, 0)])
+def test_tma_load_swizzles_and_fills_with_zeros(machine: str, y: int, x: int) -> None:
+    matrix = np.random.default_rng(0).integers(1, 256, (40, 160), np.uint8)
+    for seed in for_each_schedule(machine):
+        out = np.zeros(BOX, np.uint8)
+        run_unit(machine, 0, out, matrix, seed, rows=40, columns=160, x=x, y=y)
+        np.testing.assert_array_equal(out, swizzled(window(matrix, y, x, BOX_ROWS, BOX_COLUMNS)))
+
+
+@pytest.mark.parametrize(("y", "x"), [(0, 0), (5, 8), (35, 28), (0, -4)])
+def test_tma_load_of_floats_without_swizzle(machine: str, y: int, x: int) -> None:
+    matrix = np.random.default_rng(1).standard_normal((40, 44)).astype(np.float32)
+    for seed in for_each_schedule(machine):
+        out = np.zeros((BOX_ROWS, 32), np.float32)
+        run_unit(machine, 1, out, matrix, seed, rows=40, columns=44, x=x, y=y)
+        np.testing.assert_array_equal(out, window(matrix, y, x, BOX_ROWS, 32))
+
+
+def test_multicast_reaches_both_blocks_at_the_same_place(machine: str) -> None:
+    matrix = np.random.default_rng(2).integers(0, 256, (2 * BOX_ROWS, BOX_COLUMNS), np.uint8)
+    for seed in for_each_schedule(machine):
+        out = np.zeros((2, 2 * BOX), np.uint8)
+        run_unit(machine, 2, out, matrix, seed, rows=2 * BOX_ROWS, columns=BOX_COLUMNS)
+        for block in out:
+            np.testing.assert_array_equal(block, swizzled(matrix))
+
+
+@pytest.mark.parametrize(("y", "x"), [(0, 0), (8, 32), (0, 128)])
+def test_tma_store_unswizzles_and_clips(machine: str, y: int, x: int) -> None:
+    index = np.arange(BOX).reshape(BOX_ROWS, BOX_COLUMNS)
+    box = ((index & ~3) + index % 4 & 0xFF).astype(np.uint8)
+    for seed in for_each_schedule(machine):
+        canvas = np.full((3 * 20, 144), 0xEE, np.uint8)  # the tensor is the middle third
+        expected = canvas.copy()
+        for r, c in np.argwhere(np.ones_like(box)):
+            if 0 <= y + r < 20 and 0 <= x + c < 144:
+                expected[20 + y + r, x + c] = box[r, c]
+        run_unit_into_middle(machine, canvas, seed, x, y)
+        np.testing.assert_array_equal(canvas, expected)
+
+
+def run_unit_into_middle(machine: str, canvas: np.ndarray, seed: int, x: int, y: int) -> None:
+    """tma_store into rows 20 to 39 of the canvas, whose other rows must stay."""
+    if machine == "emulator":
+        run_unit(machine, 3, canvas[20:40], None, seed, rows=20, columns=144, x=x, y=y)
+        return
+    import torch
+
+    gpu = torch.from_numpy(canvas).cuda()
+    args = UnitArgs(3, None, gpu[20:].data_ptr(), rows=20, columns=144, x=x, y=y)
+    args.stream = torch.cuda.current_stream().cuda_stream
+    error = library("cuda").gemm_ladder_launch(ctypes.byref(args))
+    assert error is None, error
+    canvas[:] = gpu.cpu().numpy()
+
+
+@pytest.mark.parametrize(
+    ("unit", "x", "y", "fault"),
+    [
+        (0, 8, 0, "TMA load at column 8, byte 8 of the row: a multiple of 16 is needed"),
+        (1, 7, 5, "TMA load at column 7, byte 28 of the row: a multiple of 16 is needed"),
+        (3, 0, -3, "TMA store at row -3, column 0: a store may not begin before the tensor"),
+        (3, -16, 0, "TMA store at row 0, column -16: a store may not begin before the tensor"),
+    ],
+)
+def test_boxes_that_a_gpu_answers_with_an_illegal_instruction(unit: int, x: int, y: int, fault: str) -> None:
+    matrix = np.zeros((40, 176), np.uint8)
+    with pytest.raises(gl.EmulatorError, match=fault):
+        run_unit("emulator", unit, matrix.copy(), matrix, rows=40, columns=44 if unit == 1 else 176, x=x, y=y)
+
+
+def test_wgmma_reads_through_descriptors_into_fragments(machine: str) -> None:
+    codes = fp8.encode(np.random.default_rng(3).standard_normal((128, 128)).astype(np.float32))
+    codes = np.ascontiguousarray(codes).view(np.uint8)
+    a, b = codes[:64], codes[64:]
+    zero = np.zeros((64, 64), np.float32)
+    first = tensor_core.wgmma(a[:, :32].copy(), b[:, :32].copy(), zero)
+    expected = tensor_core.wgmma(a[:, 32:64].copy(), b[:, 32:64].copy(), first)
+    row, column = layouts.wgmma_accumulator(64)
+    for seed in for_each_schedule(machine):
+        out = np.zeros((128, 32), np.float32)
+        run_unit(machine, 4, out, codes, seed)
+        np.testing.assert_array_equal(out, expected[row, column])
+
+
+def test_stmatrix_collects_rows_from_four_lanes(machine: str) -> None:
+    tile, row, pair = np.indices((4, 8, 4))
+    lane = row * 4 + pair
+    expected = (100 * lane + tile).astype(np.uint32) * 0x00010001
+    for seed in for_each_schedule(machine):
+        out = np.zeros((4, 8, 4), np.uint32)
+        run_unit(machine, 5, out, None, seed)
+        np.testing.assert_array_equal(out, expected)
+
+
+def test_lanes_shuffle_and_elect(machine: str) -> None:
+    thread = np.arange(128)
+    expected = np.stack([thread % 32, (thread // 32 * 32 + 5) * 7, np.ones(128)], 1)
+    for seed in for_each_schedule(machine):
+        out = np.zeros((128, 3), np.uint32)
+        run_unit(machine, 6, out, None, seed)
+        np.testing.assert_array_equal(out, expected)
+
+
+def test_named_barriers_hand_over_a_buffer(machine: str) -> None:
+    expected = 1000 * np.arange(3)[:, None] + np.tile(127 - np.arange(128), 2)
+    for seed in for_each_schedule(machine):
+        out = np.zeros((3, 256), np.uint32)
+        run_unit(machine, 7, out, None, seed)
+        np.testing.assert_array_equal(out, expected)
+
+
+def test_blocks_of_a_cluster_take_turns(machine: str) -> None:
+    expected = np.cumsum([0, 11, 10, 11, 10, 11, 10, 11])
+    for seed in for_each_schedule(machine):
+        out = np.zeros(8, np.uint32)
+        run_unit(machine, 8, out, None, seed)
+        np.testing.assert_array_equal(out, expected)
+
+
+def test_conversions(machine: str) -> None:
+    rng = np.random.default_rng(4)
+    floats = np.concatenate(
+        [
+            rng.integers(0, 2**32, 4096, np.uint32).view(np.float32),  # any bits: subnormals, NaN, infinities
+            np.array([0x3F808000, 0x3F818000, 0x7F7FFFFF, 0x00008000], np.uint32).view(
+                np.float32
+            ),  # ties, overflow
+        ]
+    )
+    out = np.zeros(256 + floats.size // 2, np.uint32)
+    run_unit(machine, 9, out, floats, columns=floats.size)
+    np.testing.assert_array_equal(out[:256].view(np.float32), fp8.decode(np.arange(256, dtype=np.uint8)))
+    with np.errstate(invalid="ignore"):
+        expected = gemm.to_bf16(floats.astype(np.float64)).view(np.uint16)
+    expected[np.isnan(floats)] = 0x7FFF
+    np.testing.assert_array_equal(out[256:].view(np.uint16), expected)
+
+
+# ------------------------------------------------------------------------------------ the emulator alone
+
+
+def test_a_seed_repeats_its_run_and_another_differs() -> None:
+    matrix = np.zeros((2 * BOX_ROWS, BOX_COLUMNS), np.uint8)
+
+    def events(seed: int) -> np.ndarray:
+        out = np.zeros((2, 2 * BOX), np.uint8)
+        return run_unit("emulator", 2, out, matrix, seed, rows=2 * BOX_ROWS, columns=BOX_COLUMNS).events
+
+    np.testing.assert_array_equal(events(5), events(5))
+    assert len({events(seed).tobytes() for seed in SEEDS}) > 1
+
+
+def test_events_tell_the_story_of_a_load() -> None:
+    matrix = np.zeros((40, 160), np.uint8)
+    for seed in SEEDS:
+        run = run_unit("emulator", 0, np.zeros(BOX, np.uint8), matrix, seed, rows=40, columns=160)
+        kinds = [str(kind) for kind in run.events["kind"]]
+        story = ["mbarrier_init", "mbarrier_expect_tx", "tma_load", "tma_load_landed", "mbarrier_phase"]
+        where = [kinds.index(kind) for kind in story]
+        assert where == sorted(where)
+        assert kinds.count("mbarrier_pass") == 128
+        assert (np.diff(run.events["step"].astype(np.int64)) >= 0).all()
+        assert run.steps >= run.events["step"].max()
+
+
+def test_the_number_of_os_threads_changes_nothing() -> None:
+    operands = np.random.default_rng(6)
+    a = fp8.per_token_cast_to_fp8(operands.standard_normal((192, 128)).astype(np.float32))
+    b = fp8.per_block_cast_to_fp8(operands.standard_normal((256, 128)).astype(np.float32))
+    import torch
+
+    lhs, rhs = (
+        [torch.from_numpy(x.view(np.uint8)).view(torch.float8_e4m3fn), torch.from_numpy(s)] for x, s in (a, b)
+    )
+    runs = []
+    for threads in (1, 2, 5):
+        out = torch.empty(192, 256, dtype=torch.bfloat16)
+        with gl.emulator(seed=3, record=True, threads=threads) as run:
+            gl.rungs["s2_wgmma"](tuple(lhs), tuple(rhs), out)
+        runs.append((out.view(torch.int16).numpy().tobytes(), run.steps, run.events.tobytes()))
+    assert runs[0] == runs[1] == runs[2]

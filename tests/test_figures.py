@@ -1,0 +1,188 @@
+"""The measurements' form, README's tables, and the pictures that are drawn of them."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from gemm_ladder.figures import draw
+from gemm_ladder.shapes import DEEPSEEK_V3, Shape
+from matplotlib.text import Text
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DATA = REPOSITORY / "figures" / "data"
+FILES = sorted(
+    set(DATA.glob("*.json")) - {DATA / "tensor_core_probe.json"}
+)  # that one compares, it times nothing
+LADDER = ("s1_naive", "s2_wgmma", "s3_tma", "s4_tma_multicast", "s5_warp_specialized", "s6_ffma_interleave")
+
+
+def invented(
+    *impls: str, gpu: str = "GPU", factor: float = 1.0, shapes: tuple[Shape, ...] = DEEPSEEK_V3
+) -> dict:
+    """A data file with made-up figures, the later an implementation the faster."""
+    meta = dict.fromkeys(draw.META_FIELDS, "1") | {"gpu": gpu, "sources": "abcdef" * 10 + "0123"}
+    rows = [
+        dict.fromkeys(draw.ROW_FIELDS, 1)
+        | {"kind": "dense", "impl": impl, "l2": l2, **shape._asdict()}
+        | {"tflops": factor * 10.0 ** (index / 2) * (1 + shape.m / 4096)}
+        for index, impl in enumerate(impls)
+        for shape in shapes
+        for l2 in ("dirty", "clean")
+    ]
+    return {"schema": draw.SCHEMA, "meta": meta, "rows": rows}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_data_file(path: Path) -> None:
+    data = draw.load(path)
+    meta = data["meta"]
+    datetime.date.fromisoformat(meta["date"])
+    assert meta["gpu"] and meta["protocol"] and meta["driver"] and meta["torch"]
+    if path.name == "peers.json":
+        assert meta["provenance"]
+    else:
+        assert re.fullmatch("[0-9a-f]{64}", meta["sources"])
+    keys = [
+        tuple(row[key] for key in ("kind", "groups", "m", "n", "k", "impl", "l2")) for row in data["rows"]
+    ]
+    assert len(set(keys)) == len(keys) > 0
+    for row in data["rows"]:
+        shape = Shape(row["m"], row["n"], row["k"])
+        assert row["kind"] in ("dense", "contiguous", "masked") and row["l2"] in ("dirty", "clean")
+        assert row["us"] > 0 and row["gb_s"] > 0
+        if row["us_p10"] is not None:
+            assert row["us_p10"] <= row["us"] <= row["us_p90"]
+        if row["kind"] == "dense":
+            assert row["tflops"] == pytest.approx(shape.flops / row["us"] / 1e6, rel=5e-3)
+
+
+def test_peers_are_there_at_every_shape() -> None:
+    peers = json.loads((REPOSITORY / "figures" / "data" / "peers.json").read_text())
+    found = {(row["impl"], row["m"], row["n"], row["k"]) for row in peers["rows"] if row["l2"] == "dirty"}
+    assert found == {(impl, *shape) for impl in draw.PEERS for shape in DEEPSEEK_V3}
+
+
+def test_readme_tables_are_what_the_data_give() -> None:
+    text = (REPOSITORY / "README.md").read_text()
+    files = draw.recorded()
+    assert text == draw.readme(text, files), "python figures/draw.py rewrites them"
+    for data in files:
+        assert data["meta"]["gpu"] in text and data["meta"]["date"] in text
+        assert data["meta"].get("sources", "")[:12] in text
+
+
+def test_draws_without_the_package(tmp_path: Path) -> None:
+    """One command, from the data alone: nothing of gemm_ladder is imported."""
+    shutil.copytree(REPOSITORY / "figures", tmp_path / "figures", ignore=shutil.ignore_patterns("*.png"))
+    shutil.copy(REPOSITORY / "README.md", tmp_path)
+    script = (
+        "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__'); "
+        "assert 'gemm_ladder' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script, tmp_path / "figures" / "draw.py"], check=True, cwd=tmp_path)
+    assert (tmp_path / "README.md").read_text() == (REPOSITORY / "README.md").read_text()
+    assert (tmp_path / "figures" / "ladder.png").read_bytes().startswith(b"\x89PNG")
+
+
+def labels(files: list[dict]) -> dict[str, list]:
+    """The drawn figure's texts and where they are, in pixels."""
+    figure = draw.ladder(files)
+    figure.canvas.draw()
+    renderer = figure.canvas.get_renderer()
+    width, height = figure.canvas.get_width_height()
+    found: dict[str, list] = {"outside": [], "texts": []}
+    texts = [*figure.texts, *(text for axes in figure.axes for text in axes.texts)]
+    for axes in figure.axes:
+        texts += [axes._left_title, axes._right_title, *axes.get_xticklabels(), *axes.get_yticklabels()]
+    for text in texts:
+        if text.get_text() and text.get_visible():
+            box = Text.get_window_extent(text, renderer)  # an annotation's own one takes its arrow in
+            found["texts"].append((text.get_text(), box))
+            if box.x0 < 0 or box.y0 < 0 or box.x1 > width or box.y1 > height:
+                found["outside"].append(text.get_text())
+    return found
+
+
+@pytest.mark.parametrize("count", [0, 2, len(LADDER)])
+def test_picture_names_everything_and_nothing_overlaps(count: int) -> None:
+    peers = invented(*draw.PEERS, factor=9)
+    files = [invented(*LADDER[:count]), peers] if count else [peers]
+    found = labels(files)
+    assert not found["outside"]
+    drawn = {text for text, _ in found["texts"]}
+    assert drawn >= {*LADDER[:count], *draw.PEERS.values(), "m = 64", "m = 128", "m = 4096"}
+    for (one, a), (other, b) in itertools.combinations(found["texts"], 2):
+        depth = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+        assert min(depth) <= 1, f"{one!r} overlaps {other!r}"
+
+
+def test_picture_without_some_of_the_shapes() -> None:
+    labels([invented("s1_naive", "cublas_bf16", shapes=DEEPSEEK_V3[:3])])
+
+
+def test_series_takes_the_first_file_and_one_gpu() -> None:
+    ladder = invented("s2_wgmma", "cublas_bf16", "s1_naive", factor=1)
+    peers = invented("deep_gemm", "cublas_bf16", factor=7)
+    other = invented("cublaslt_blockwise", gpu="another")
+    shown = draw.series([ladder, peers, other], "dirty")
+    assert [one.impl for one in shown] == ["s1_naive", "s2_wgmma", "cublas_bf16", "deep_gemm"]
+    assert shown[2].meta is ladder["meta"] and shown[3].meta is peers["meta"]
+    assert len(shown[2].tflops) == len(DEEPSEEK_V3)
+    first, second = draw.provenance(shown)
+    assert first.startswith("s1_naive, s2_wgmma, cuBLAS BF16: GPU") and "abcdefabcdef" in first
+    assert second.startswith("DeepGEMM: GPU")
+
+
+def test_table() -> None:
+    shown = draw.series([invented("s1_naive", shapes=(Shape(64, 8, 128),))], "clean")
+    shown.append(draw.Series("deep_gemm", {(64, 8, 256): 1234.5}, {}))
+    cells = draw.table(shown)
+    assert cells == [
+        ["m x n x k", "s1_naive", "DeepGEMM"],
+        ["64 x 8 x 128", "1.02", "-"],
+        ["64 x 8 x 256", "-", "1234"],
+    ]
+    assert draw.plain(cells).splitlines()[1] == "64 x 8 x 128      1.02         -"
+    assert draw.markdown(cells).splitlines()[1:3] == ["|---|---:|---:|", "| 64 x 8 x 128 | 1.02 | - |"]
+
+
+def test_spread() -> None:
+    assert draw.spread([1, 5, 9], 2) == [1, 5, 9]
+    assert draw.spread([5, 5, 5], 2) == [3, 5, 7]
+    assert draw.spread([0, 0.1], 1) == [0.5, 1.5]
+    heights = draw.spread([0, 1, 1.1, 1.2, 4, 4.1, 9], 1)
+    assert all(upper - lower >= 1 - 1e-9 for lower, upper in itertools.pairwise(heights))
+    assert min(heights) >= 0.5
+
+
+def test_bad_files_are_refused() -> None:
+    good = invented("s1_naive")
+    with pytest.raises(ValueError, match='x has no "schema": 1'):
+        draw.check({**good, "schema": 2}, "x")
+    with pytest.raises(ValueError, match="x lacks gpu in its meta"):
+        draw.check({**good, "meta": {key: 1 for key in draw.META_FIELDS if key != "gpu"}}, "x")
+    with pytest.raises(ValueError, match="x lacks us in row 1"):
+        rows = [good["rows"][0], {key: 1 for key in draw.ROW_FIELDS if key != "us"}]
+        draw.check({**good, "rows": rows}, "x")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "<!-- t:begin -->", "<!-- t:end --><!-- t:begin -->", "<!-- t:begin -->" * 2]
+)
+def test_rewrite_needs_its_markers(text: str) -> None:
+    with pytest.raises(ValueError, match="needs <!-- t:begin -->"):
+        draw.rewrite(text, "t", "body")
+
+
+def test_rewrite_keeps_the_rest() -> None:
+    once = draw.rewrite("a <!-- t:begin --> old <!-- t:end --> z", "t", "new")
+    assert once == "a <!-- t:begin -->\nnew\n<!-- t:end --> z"
+    assert draw.rewrite(once, "t", "new") == once

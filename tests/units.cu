@@ -1,0 +1,205 @@
+// One small kernel for each instruction or pair of instructions, dumping what it did: run on the emulator and, where
+// there is one, on a GPU, and compared with what Python says should come out (test_emulator.py).
+#include "launch.cuh"
+#include "layout.cuh"
+#include "ptx.cuh"
+
+struct UnitArgs {
+    int64_t unit;
+    const uint8_t* in;
+    uint8_t* out;
+    int64_t rows, columns, x, y;
+    void* stream;
+};
+
+constexpr uint32_t kBoxRows = 16;
+constexpr uint32_t kBoxBytes = kBoxRows * kSwizzleRow;
+constexpr uint32_t kBarrier = 2 * kBoxBytes;  // behind two boxes
+
+__device__ void dump(uint8_t* out, uint32_t shared, uint32_t bytes) {
+    for (uint32_t i = threadIdx.x * 4; i < bytes; i += blockDim.x * 4)
+        *reinterpret_cast<uint32_t*>(out + i) = ptx::ld_shared<uint32_t>(shared + i);
+}
+
+__device__ void init_barrier(uint32_t barrier, uint32_t count) {
+    if (threadIdx.x == 0) {
+        ptx::mbarrier_init(barrier, count);
+        ptx::fence_mbarrier_init();
+    }
+    __syncthreads();
+}
+
+// 0, 1: a box of bytes (swizzled) or of floats (not), as it lies in shared memory.
+__global__ void tma_load(const __grid_constant__ TensorMap map, uint8_t* out, int x, int y) {
+    const uint32_t smem = ptx::shared_memory(), barrier = smem + kBarrier;
+    init_barrier(barrier, 1);
+    if (threadIdx.x == 0) {
+        ptx::mbarrier_arrive_expect_tx(barrier, kBoxBytes);
+        ptx::cp_async_bulk_tensor_2d(smem, &map, barrier, x, y);
+    }
+    ptx::mbarrier_wait_parity(barrier, 0);
+    dump(out, smem, kBoxBytes);
+}
+
+// 2: each block of the cluster loads one box and sends it to both.
+__global__ void tma_multicast(const __grid_constant__ TensorMap map, uint8_t* out) {
+    const uint32_t smem = ptx::shared_memory(), barrier = smem + kBarrier, rank = ptx::cluster_ctarank();
+    init_barrier(barrier, 1);
+    ptx::barrier_cluster_arrive();  // nobody sends before both barriers exist
+    ptx::barrier_cluster_wait();
+    if (threadIdx.x == 0) {
+        ptx::mbarrier_arrive_expect_tx(barrier, 2 * kBoxBytes);
+        ptx::cp_async_bulk_tensor_2d_multicast(smem + rank * kBoxBytes, &map, barrier, 0, rank * kBoxRows, 0b11);
+    }
+    ptx::mbarrier_wait_parity(barrier, 0);
+    dump(out + rank * 2 * kBoxBytes, smem, 2 * kBoxBytes);
+    ptx::barrier_cluster_arrive();  // nobody leaves while its neighbour still sends to it
+    ptx::barrier_cluster_wait();
+}
+
+// 3: bytes 0, 1, 2, ... of a swizzled box, stored at (x, y) of a tensor that may be smaller.
+__global__ void tma_store(const __grid_constant__ TensorMap map, int x, int y) {
+    const uint32_t smem = ptx::shared_memory();
+    for (uint32_t i = threadIdx.x * 4; i < kBoxBytes; i += blockDim.x * 4)
+        ptx::st_shared(smem + swizzle_128b(i), (i & 0xFF) * 0x01010101u + 0x03020100u);
+    ptx::fence_proxy_async();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        ptx::cp_async_bulk_tensor_2d_store(&map, smem, x, y);
+        ptx::cp_async_bulk_commit_group();
+        ptx::cp_async_bulk_wait_group<0>();
+    }
+}
+
+// 4: out[thread][register] of two chained m64n64k32, A and B being the first and the next 64 rows of a swizzled tile.
+__global__ void __launch_bounds__(128) wgmma_fragment(const uint8_t* in, uint8_t* out) {
+    const uint32_t smem = ptx::shared_memory(), bytes = 64 * kSwizzleRow;
+    for (uint32_t i = threadIdx.x * 4; i < 2 * bytes; i += blockDim.x * 4)
+        ptx::st_shared(smem + swizzle_128b(i), *reinterpret_cast<const uint32_t*>(in + i));
+    ptx::fence_proxy_async();
+    __syncthreads();
+    float d[32];
+    ptx::wgmma_fence();
+    ptx::wgmma<64>(d, smem_descriptor(smem), smem_descriptor(smem + bytes), 0);
+    ptx::wgmma<64>(d, smem_descriptor(smem + 32), smem_descriptor(smem + bytes + 32), 1);
+    ptx::wgmma_commit_group();
+    ptx::wgmma_wait_group<0>();
+    for (int i = 0; i < 32; ++i) reinterpret_cast<float*>(out)[threadIdx.x * 32 + i] = d[i];
+}
+
+// 5: four 8x8 tiles, tile t at byte 128 * t, its row r 16 * r further; register j of lane i holds 100 * i + j twice.
+__global__ void stmatrix(uint8_t* out) {
+    const uint32_t smem = ptx::shared_memory(), lane = ptx::laneid();
+    const auto pair = [lane](uint32_t j) { return (100 * lane + j) * 0x00010001u; };
+    ptx::stmatrix_x4(smem + lane * 16, pair(0), pair(1), pair(2), pair(3));
+    __syncwarp();
+    dump(out, smem, 512);
+}
+
+// 6: lane, what lane 5 holds, how many lanes of the warp were elected.
+__global__ void lanes(uint8_t* out) {
+    uint32_t* row = reinterpret_cast<uint32_t*>(out) + threadIdx.x * 3;
+    row[0] = ptx::laneid();
+    row[1] = ptx::shfl_sync_idx(threadIdx.x * 7, 5);
+    uint32_t elected = 0;
+    const uint32_t mine = ptx::elect_sync();
+    for (int lane = 0; lane < 32; ++lane) elected += ptx::shfl_sync_idx(mine, lane);
+    row[2] = elected;
+}
+
+// 7: a warpgroup hands 128 words to two others through named barriers, three times, over one buffer.
+__global__ void __launch_bounds__(384, 1) named_barriers(uint8_t* out) {
+    constexpr int kFull = 1, kEmpty = 2;
+    const uint32_t smem = ptx::shared_memory(), i = threadIdx.x % 128;
+    if (threadIdx.x < 128) {
+        ptx::setmaxnreg_dec<40>();
+        for (uint32_t turn = 0; turn < 3; ++turn) {
+            if (turn) ptx::bar_sync(kEmpty, 384);
+            ptx::st_shared(smem + (127 - i) * 4, 1000 * turn + i);
+            ptx::bar_arrive(kFull, 384);
+        }
+    } else {
+        ptx::setmaxnreg_inc<232>();
+        for (uint32_t turn = 0; turn < 3; ++turn) {
+            ptx::bar_sync(kFull, 384);
+            reinterpret_cast<uint32_t*>(out)[turn * 256 + threadIdx.x - 128] = ptx::ld_shared<uint32_t>(smem + i * 4);
+            if (turn < 2) ptx::bar_arrive(kEmpty, 384);
+        }
+    }
+}
+
+// 8: the two blocks of a cluster take turns, each waiting for the other's arrival; out[turn] = the block whose turn it
+// was, written by that block where the last one wrote turn - 1.
+__global__ void remote_arrive(uint8_t* out) {
+    const uint32_t barrier = ptx::shared_memory(), rank = ptx::cluster_ctarank();
+    init_barrier(barrier, 1);
+    ptx::barrier_cluster_arrive();
+    ptx::barrier_cluster_wait();
+    if (threadIdx.x == 0) {
+        volatile uint32_t* turns = reinterpret_cast<volatile uint32_t*>(out);
+        for (uint32_t turn = rank; turn < 8; turn += 2) {
+            if (turn) ptx::mbarrier_wait_parity(barrier, (turn - 1) / 2 % 2);
+            turns[turn] = turn ? turns[turn - 1] + 10 + rank : 0;
+            if (turn < 7) ptx::mbarrier_arrive_cluster(ptx::mapa(barrier, 1 - rank));
+        }
+    }
+    ptx::barrier_cluster_arrive();
+    ptx::barrier_cluster_wait();
+}
+
+// 9: every E4M3 byte as FP32; every pair of floats as BF16.
+__global__ void conversions(const uint8_t* in, uint8_t* out, int64_t count) {
+    reinterpret_cast<float*>(out)[threadIdx.x] = ptx::cvt_f32_e4m3(static_cast<uint8_t>(threadIdx.x));
+    const float* floats = reinterpret_cast<const float*>(in);
+    uint32_t* pairs = reinterpret_cast<uint32_t*>(out) + 256;
+    for (int64_t i = threadIdx.x; i < count / 2; i += blockDim.x)
+        pairs[i] = ptx::cvt_rn_bf16x2_f32(floats[2 * i + 1], floats[2 * i]);
+}
+
+extern "C" const char* gemm_ladder_launch(const UnitArgs* args) {
+    const UnitArgs& u = *args;
+    LaunchConfig config{.grid = dim3(1), .threads = 128, .shared_bytes = kBarrier + 8, .stream = u.stream};
+    const int x = static_cast<int>(u.x), y = static_cast<int>(u.y);
+    TensorMap map;
+    const auto bytes_map = [&](const uint8_t* base) {
+        return tensor_map_2d(&map, base, u.rows, u.columns, u.columns, kBoxRows, kSwizzleRow, Swizzle::k128B);
+    };
+    switch (u.unit) {
+        case 0:
+            if (auto error = bytes_map(u.in)) return error;
+            return launch(tma_load, config, map, u.out, x, y);
+        case 1:
+            if (auto error = tensor_map_2d(&map, reinterpret_cast<const float*>(u.in), u.rows, u.columns, u.columns,
+                                           kBoxRows, kSwizzleRow / 4, Swizzle::kNone))
+                return error;
+            return launch(tma_load, config, map, u.out, x, y);
+        case 2:
+            if (auto error = bytes_map(u.in)) return error;
+            config.grid = dim3(2);
+            config.cluster = 2;
+            return launch(tma_multicast, config, map, u.out);
+        case 3:
+            if (auto error = bytes_map(u.out)) return error;
+            return launch(tma_store, config, map, x, y);
+        case 4:
+            config.shared_bytes = 2 * 64 * kSwizzleRow;
+            return launch(wgmma_fragment, config, u.in, u.out);
+        case 5:
+            config.threads = 32;
+            return launch(stmatrix, config, u.out);
+        case 6:
+            return launch(lanes, config, u.out);
+        case 7:
+            config.threads = 384;
+            return launch(named_barriers, config, u.out);
+        case 8:
+            config.grid = dim3(2);
+            config.cluster = 2;
+            return launch(remote_arrive, config, u.out);
+        case 9:
+            config.threads = 256;
+            return launch(conversions, config, u.in, u.out, u.columns);
+        default:
+            return "no such unit";
+    }
+}

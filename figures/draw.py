@@ -4,6 +4,7 @@ Needs matplotlib and nothing else: no GPU, no compiler, no gemm_ladder. The file
 
     data/ladder.json   the rungs, and the peers measured in the same run (python -m gemm_ladder compare)
     data/peers.json    the peers as they were measured before there was a rung
+    data/interleave.json   rung 6 in each of its modes (python -m gemm_ladder interleave)
 
 A file is {"schema": 1, "meta": {gpu, driver, cuda, torch, date, sources, protocol, ...}, "rows": [{kind,
 groups, m, n, k, impl, l2, us, us_p10, us_p90, tflops, gb_s, rel_err}, ...]}; us is microseconds, tflops and
@@ -186,11 +187,24 @@ def rewrite(text: str, name: str, body: str) -> str:
     return f"{head}{begin}\n{body}\n{end}{tail}"
 
 
-def readme(text: str, files: Sequence[Data]) -> str:
+def interleave_table(data: Data) -> str:
+    """What stands in README.md between the markers of the table `interleave`: microseconds, spread."""
+    modes = list(dict.fromkeys(row["impl"] for row in data["rows"]))
+    found = {(row["m"], row["n"], row["k"], row["impl"]): row for row in data["rows"]}
+    cells = [["m x n x k", *modes]]
+    for size in sizes_of(series([data], "dirty")):
+        rows = [found[(*size, mode)] for mode in modes]
+        spread = [f"{row['us']:.1f} ({row['us_p10']:.1f} to {row['us_p90']:.1f})" for row in rows]
+        cells.append([" x ".join(map(str, size)), *spread])
+    (note,) = provenance(series([data], "dirty"))
+    return f"{markdown(cells)}\n\n<sub>{note}</sub><br>"
+
+
+def readme(text: str, files: Sequence[Data], interleave: Data | None = None) -> str:
     """README.md with its tables as the data give them."""
     for l2 in ("dirty", "clean"):
         text = rewrite(text, f"table-{l2}", readme_table(files, l2))
-    return text
+    return rewrite(text, "table-interleave", interleave_table(interleave)) if interleave else text
 
 
 # -------------------------------------------------------------------------------------------------- figures
@@ -343,10 +357,12 @@ def _frame(axes: Any, grid: str) -> None:
 
 def main(root: Path = HERE.parent) -> None:
     """Draw figures/*.png and rewrite README.md, both under `root`, from figures/data under it."""
-    files = recorded(root / "figures" / "data")
+    data = root / "figures" / "data"
+    files = recorded(data)
+    interleave = load(data / "interleave.json") if (data / "interleave.json").exists() else None
     ladder(files).savefig(root / "figures" / "ladder.png", dpi=130, metadata={"Software": None})
     path = root / "README.md"
-    path.write_text(readme(path.read_text(encoding="utf-8"), files), encoding="utf-8")
+    path.write_text(readme(path.read_text(encoding="utf-8"), files, interleave), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "compare": "check every rung against the reference, and time it where there is a Hopper GPU",
+    "interleave": "time rung 6 in each of its modes, on a Hopper GPU",
     "doctor": "say what this machine has, what it lacks and how to get it",
 }
 
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help"):
         print("usage: python -m gemm_ladder COMMAND [--help]\n")
-        print("\n".join(f"  {name:8}  {what}" for name, what in COMMANDS.items()))
+        print("\n".join(f"  {name:10}  {what}" for name, what in COMMANDS.items()))
         return 0
     if command not in COMMANDS:
         return _refuse(f"{command!r} is not a command; one of {', '.join(COMMANDS)} is needed")

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from gemm_ladder import ffma
 from gemm_ladder.errors import InputError, LaunchError, UnknownRungError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from gemm_ladder.build import Built
     from gemm_ladder.checks import Gemm
 
-__all__ = ["GemmArgs", "NumpyRung", "Rung", "rungs"]
+__all__ = ["GemmArgs", "InterleavedRung", "NumpyRung", "Rung", "rungs"]
 
 # A persistent kernel starts at most one block per SM. The emulated GPU has few, so that a block takes several
 # tiles even at the small shapes that the emulator is used for.
@@ -167,6 +168,31 @@ class NumpyRung(Rung):
         gemm.out.copy_(torch.from_numpy(bits).view(torch.bfloat16))
 
 
+@dataclasses.dataclass(frozen=True)
+class InterleavedRung(Rung):
+    """s6: the file of the rung below; on a GPU its machine code, rewritten (`gemm_ladder.ffma`).
+
+    The emulator runs the rung below: what is rewritten has no meaning there.
+
+    Attributes:
+        mode: how the promotion's FFMAs are to be. Another one, to compare, is another rung:
+            dataclasses.replace(rung, name="s6_off", mode="off").
+    """
+
+    mode: ffma.Mode = ffma.DEFAULT_MODE
+
+    @property
+    def path(self) -> Path:
+        return super().path.with_name("s5_warp_specialized.cu")
+
+    def build(self, target: Literal["cuda", "emulator"]) -> Built:
+        from gemm_ladder import build
+
+        if target == "emulator":
+            return build.load(self.path, target=target)
+        return build.load(self.path, target=target, name=self.name, sass_pass=ffma.sass_pass(self.mode))
+
+
 @functools.cache
 def _library(rung: Rung, target: Literal["cuda", "emulator"]) -> ctypes.CDLL:
     library = rung.build(target).lib
@@ -228,6 +254,12 @@ rungs = Rungs(
     Rung(
         "s5_warp_specialized",
         "producer warp, two consumer warpgroups, persistent tiles, TMA store",
+        n_multiple=8,
+        k_multiple=128,
+    ),
+    InterleavedRung(
+        "s6_ffma_interleave",
+        "the same source; the promotion FFMAs' control bits rewritten in the machine code",
         n_multiple=8,
         k_multiple=128,
     ),

@@ -60,12 +60,10 @@ __global__ void __launch_bounds__(kThreads) probe(const ProbeArgs p) {
 
 template <int N>
 const char* launch_probe(const ProbeArgs& args) {
-    return launch(args.instructions == 1 ? probe<N, 1> : probe<N, 4>,
-                  {.grid = dim3(args.tiles),
-                   .threads = kThreads,
-                   .shared_bytes = (kWgmmaM + N) * kSwizzleRow,
-                   .stream = args.stream},
-                  args);
+    return launch(
+        args.instructions == 1 ? probe<N, 1> : probe<N, 4>,
+        {.blocks = args.tiles, .threads = kThreads, .shared_bytes = (kWgmmaM + N) * kSwizzleRow, .stream = args.stream},
+        args);
 }
 
 template <int... kIndex>

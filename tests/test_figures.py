@@ -73,8 +73,9 @@ def test_peers_are_there_at_every_shape() -> None:
 def test_readme_tables_are_what_the_data_give() -> None:
     text = (REPOSITORY / "README.md").read_text()
     files = draw.recorded()
-    assert text == draw.readme(text, files), "python figures/draw.py rewrites them"
-    for data in files:
+    interleave = draw.load(DATA / "interleave.json")
+    assert text == draw.readme(text, files, interleave), "python figures/draw.py rewrites them"
+    for data in [*files, interleave]:
         assert data["meta"]["gpu"] in text and data["meta"]["date"] in text
         assert data["meta"].get("sources", "")[:12] in text
 

@@ -257,7 +257,8 @@ def test_the_ladder():
     for rung in RUNGS:
         assert gl.rungs[rung.name] is rung
         assert rung.idea and rung.source == rung.path.read_text()
-        assert rung.path.stem == rung.name or rung.name == "s0_numpy"
+        elsewhere = {"s0_numpy": "gemm", "s6_ffma_interleave": "s5_warp_specialized"}
+        assert rung.path.stem == elsewhere.get(rung.name, rung.name)
 
 
 def test_unknown_rung():
@@ -273,8 +274,12 @@ def test_unknown_rung():
 
 @pytest.mark.parametrize("rung", KERNELS, ids=name)
 def test_every_seed_gives_the_same_bits(rung):
-    """Another order of the threads, other delays, the same result. GEMM_LADDER_SEEDS sets how many."""
-    operands = normal(np.random.default_rng(13), 65, 136, 256)
+    """Another order of the threads, other delays, the same result. GEMM_LADDER_SEEDS sets how many.
+
+    Ten blocks of k turn a ring of four stages twice and a half. Three pairs of 256 x 256 are one more than
+    the clusters that the emulated SMs hold, so that a persistent block takes a second tile.
+    """
+    operands = normal(np.random.default_rng(13), 520, 136, 1280)
     expected = operands.expected_bits(rung.name)
     for seed in range(1, SEEDS + 1):
         np.testing.assert_array_equal(run(rung, operands, "emulator", seed), expected, err_msg=f"seed {seed}")
@@ -288,23 +293,6 @@ def record(rung: Rung, operands: Operands, **choices):
 
 
 TINY = normal(np.random.default_rng(14), 8, 8, 128)
-
-
-def test_a_seed_is_a_run():
-    """The same seed gives the same events; another seed another order."""
-    rung = gl.rungs["s2_wgmma"]
-    first, again, other = (record(rung, TINY, seed=seed) for seed in (7, 7, 8))
-    assert len(first.events) and first.steps > 0
-    assert first.steps == again.steps
-    assert (first.events == again.events).all()
-    assert len(first.events) != len(other.events) or (first.events != other.events).any()
-
-
-def test_os_threads_change_nothing_but_time():
-    operands = normal(np.random.default_rng(15), 130, 136, 128)
-    one, four = (record(gl.rungs["s2_wgmma"], operands, seed=3, threads=threads) for threads in (1, 4))
-    assert one.steps == four.steps
-    assert (one.events == four.events).all()
 
 
 def test_events_say_what_happened():

@@ -158,7 +158,7 @@ __global__ void conversions(const uint8_t* in, uint8_t* out, int64_t count) {
 
 extern "C" const char* gemm_ladder_launch(const UnitArgs* args) {
     const UnitArgs& u = *args;
-    LaunchConfig config{.grid = dim3(1), .threads = 128, .shared_bytes = kBarrier + 8, .stream = u.stream};
+    LaunchConfig config{.blocks = 1, .threads = 128, .shared_bytes = kBarrier + 8, .stream = u.stream};
     const int x = static_cast<int>(u.x), y = static_cast<int>(u.y);
     TensorMap map;
     const auto bytes_map = [&](const uint8_t* base) {
@@ -175,7 +175,7 @@ extern "C" const char* gemm_ladder_launch(const UnitArgs* args) {
             return launch(tma_load, config, map, u.out, x, y);
         case 2:
             if (auto error = bytes_map(u.in)) return error;
-            config.grid = dim3(2);
+            config.blocks = 2;
             config.cluster = 2;
             return launch(tma_multicast, config, map, u.out);
         case 3:
@@ -193,7 +193,7 @@ extern "C" const char* gemm_ladder_launch(const UnitArgs* args) {
             config.threads = 384;
             return launch(named_barriers, config, u.out);
         case 8:
-            config.grid = dim3(2);
+            config.blocks = 2;
             config.cluster = 2;
             return launch(remote_arrive, config, u.out);
         case 9:

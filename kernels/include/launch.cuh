@@ -9,15 +9,8 @@
 #include <cstdio>
 
 #include "args.cuh"
+#include "launch_config.cuh"
 #include "ptx.cuh"
-
-struct LaunchConfig {
-    dim3 grid;                  // blocks; x is a multiple of `cluster`
-    uint32_t threads;           // a block
-    uint32_t shared_bytes = 0;  // dynamic shared memory a block
-    void* stream = nullptr;
-    uint32_t cluster = 1;  // blocks a cluster, along x
-};
 
 inline const char* error_text(const char* what, const char* why) {
     thread_local char text[256];
@@ -31,7 +24,8 @@ inline const char* cuda_error(const char* what, cudaError_t status) {
 
 template <typename... Params, typename... Args>
 const char* launch(void (*kernel)(Params...), const LaunchConfig& config, Args... args) {
-    if (config.grid.x == 0) return nullptr;  // no tiles, nothing to do
+    if (config.blocks == 0) return nullptr;
+    if (config.blocks > INT32_MAX) return error_text("kernel launch", "more than 2^31 - 1 blocks");
     if (auto status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, config.shared_bytes))
         return cuda_error("cudaFuncSetAttribute", status);
     cudaLaunchAttribute cluster;
@@ -40,7 +34,7 @@ const char* launch(void (*kernel)(Params...), const LaunchConfig& config, Args..
     cluster.val.clusterDim.y = 1;
     cluster.val.clusterDim.z = 1;
     cudaLaunchConfig_t launch_config = {};
-    launch_config.gridDim = config.grid;
+    launch_config.gridDim = dim3(static_cast<uint32_t>(config.blocks));
     launch_config.blockDim = dim3(config.threads);
     launch_config.dynamicSmemBytes = config.shared_bytes;
     launch_config.stream = static_cast<cudaStream_t>(config.stream);
@@ -48,8 +42,6 @@ const char* launch(void (*kernel)(Params...), const LaunchConfig& config, Args..
     launch_config.numAttrs = config.cluster > 1 ? 1 : 0;
     return cuda_error("kernel launch", cudaLaunchKernelEx(&launch_config, kernel, Params(args)...));
 }
-
-enum class Swizzle { kNone, k128B };
 
 namespace detail {
 

@@ -56,13 +56,6 @@ __device__ __forceinline__ void setmaxnreg_dec() {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" : : "n"(kRegisters));
 }
 
-// "Special Registers: %globaltimer". Nanoseconds; it ticks coarsely.
-__device__ __forceinline__ uint64_t globaltimer() {
-    uint64_t nanoseconds;
-    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(nanoseconds)::"memory");
-    return nanoseconds;
-}
-
 // -------------------------------------------------------------------------------------------- conversions
 
 // "Data Movement and Conversion Instructions: cvt". Exact: every E4M3 value is an FP16 value.
@@ -128,15 +121,6 @@ __device__ __forceinline__ uint32_t ld_shared<uint32_t>(uint32_t address) {
     uint32_t value;
     asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
     return value;
-}
-template <>
-__device__ __forceinline__ uint4 ld_shared<uint4>(uint32_t address) {
-    uint4 v;
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "r"(address)
-                 : "memory");
-    return v;
 }
 
 // "Warp-level matrix store instruction: stmatrix". Four 8x8 tiles of 16-bit elements: lane i gives the address of
@@ -222,11 +206,6 @@ __device__ __forceinline__ bool mbarrier_test_wait_parity(uint32_t address, uint
 }
 
 // --------------------------------------------------------------------------------------------- copy engine
-
-// "prefetch": the tensor map into the descriptor cache.
-__device__ __forceinline__ void prefetch_tensormap(const TensorMap* map) {
-    asm volatile("prefetch.tensormap [%0];" : : "l"(map) : "memory");
-}
 
 // "cp.async.bulk.tensor": the box at element (x, y), x the contiguous dimension, global to shared. Its bytes
 // count on the mbarrier; what lies outside the tensor arrives as zeros and counts all the same.

@@ -32,5 +32,5 @@ __global__ void __launch_bounds__(kThreads) s1_naive(const GemmArgs p) {
 
 extern "C" const char* gemm_ladder_launch(const GemmArgs* args) {
     const int64_t tiles = ceil_div(args->m, kTileM) * ceil_div(args->n, kTileN);
-    return launch(s1_naive, {.grid = dim3(tiles), .threads = kThreads, .stream = args->stream}, *args);
+    return launch(s1_naive, {.blocks = tiles, .threads = kThreads, .stream = args->stream}, *args);
 }

@@ -85,6 +85,5 @@ __global__ void __launch_bounds__(kThreads, 2) s2_wgmma(const GemmArgs p) {
 extern "C" const char* gemm_ladder_launch(const GemmArgs* args) {
     const int64_t tiles = ceil_div(args->m, kTileM) * ceil_div(args->n, kTileN);
     return launch(s2_wgmma,
-                  {.grid = dim3(tiles), .threads = kThreads, .shared_bytes = kSharedBytes, .stream = args->stream},
-                  *args);
+                  {.blocks = tiles, .threads = kThreads, .shared_bytes = kSharedBytes, .stream = args->stream}, *args);
 }

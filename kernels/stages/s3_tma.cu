@@ -106,6 +106,6 @@ extern "C" const char* gemm_ladder_launch(const GemmArgs* args) {
     if (auto error = tensor_map_2d(&map_b, p.b, p.n, p.k, p.k, kTileN, kTileK, Swizzle::k128B)) return error;
     if (auto error = tensor_map_2d(&map_sfa, p.sfa, p.k / kScaleK, p.m, p.sfa_stride, 1, kTileM, Swizzle::kNone))
         return error;
-    return launch(s3_tma, {.grid = dim3(tiles), .threads = kThreads, .shared_bytes = kSharedBytes, .stream = p.stream},
+    return launch(s3_tma, {.blocks = tiles, .threads = kThreads, .shared_bytes = kSharedBytes, .stream = p.stream},
                   map_a, map_b, map_sfa, p);
 }

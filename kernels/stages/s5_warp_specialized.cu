@@ -212,11 +212,8 @@ extern "C" const char* gemm_ladder_launch(const GemmArgs* args) {
     if (auto error = tensor_map_2d(&map_d, p.d, p.m, p.n, p.n, kConsumerM, kStoreN, Swizzle::k128B)) return error;
     const int64_t most = p.num_sms < kCluster ? 1 : p.num_sms / kCluster;
     const int64_t blocks = (pairs < most ? pairs : most) * kCluster;
-    return launch(s5_warp_specialized,
-                  {.grid = dim3(blocks),
-                   .threads = kThreads,
-                   .shared_bytes = kSharedBytes,
-                   .stream = p.stream,
-                   .cluster = kCluster},
-                  map_a, map_b, map_sfa, map_d, p);
+    return launch(
+        s5_warp_specialized,
+        {.blocks = blocks, .threads = kThreads, .shared_bytes = kSharedBytes, .stream = p.stream, .cluster = kCluster},
+        map_a, map_b, map_sfa, map_d, p);
 }

@@ -130,7 +130,7 @@ class Cluster {
     struct Shape {
         int size, threads;
         uint32_t shared_bytes;
-        dim3 grid;
+        int64_t blocks;  // of the whole grid
     };
 
     Cluster(const Shape& shape, const EmulatorConfig& config) : shape_(shape), config_(config) {
@@ -289,17 +289,14 @@ inline void Cluster::reset(int64_t cluster) {
         block.live = shape_.threads;
         block.wgmmas.resize(warps);
         block.warpgroup_wgmmas.resize((warps + 3) / 4);
-        const uint32_t x = static_cast<uint32_t>(block.index % shape_.grid.x);
-        const uint32_t y = static_cast<uint32_t>(block.index / shape_.grid.x % shape_.grid.y);
-        const uint32_t z = static_cast<uint32_t>(block.index / shape_.grid.x / shape_.grid.y);
         for (int i = 0; i < shape_.threads; ++i) {
             Thread& thread = *threads_[rank * shape_.threads + i];
             thread.block = &block;
             thread.index = i;
             thread.thread_index = {static_cast<uint32_t>(i), 0, 0};
-            thread.block_index = {x, y, z};
+            thread.block_index = {static_cast<uint32_t>(block.index), 0, 0};
             thread.block_dim = {static_cast<uint32_t>(shape_.threads), 1, 1};
-            thread.grid_dim = shape_.grid;
+            thread.grid_dim = {static_cast<uint32_t>(shape_.blocks), 1, 1};
             thread.finished = false;
             thread.wait = {};
             thread.unfenced.clear();

@@ -8,15 +8,8 @@
 #include <thread>
 
 #include "args.cuh"
+#include "launch_config.cuh"
 #include "ptx.cuh"
-
-struct LaunchConfig {
-    dim3 grid;
-    uint32_t threads;
-    uint32_t shared_bytes = 0;
-    void* stream = nullptr;
-    uint32_t cluster = 1;
-};
 
 namespace emulator {
 
@@ -28,21 +21,20 @@ inline const char* report(const std::string& error) {
 inline const char* run_grid(const LaunchConfig& config, const std::function<void()>& kernel) {
     session.steps = 0;
     session.events.clear();
-    if (config.grid.x == 0) return nullptr;
-    const int64_t blocks = static_cast<int64_t>(config.grid.x) * config.grid.y * config.grid.z;
+    if (config.blocks == 0) return nullptr;
+    if (config.blocks > INT32_MAX) return report("more than 2^31 - 1 blocks");
     if (config.threads == 0 || config.threads % 32 || config.threads > 1024)
         return report("a block of " + std::to_string(config.threads) +
                       " threads; a multiple of 32 up to 1024 is needed");
     if (config.shared_bytes > kSharedLimit)
         return report(std::to_string(config.shared_bytes) + " bytes of shared memory a block; Hopper has " +
                       std::to_string(kSharedLimit));
-    if (config.cluster == 0 || config.cluster > 16 || config.grid.x % config.cluster)
-        return report("a grid of " + std::to_string(config.grid.x) + " blocks along x in clusters of " +
-                      std::to_string(config.cluster));
+    if (config.cluster == 0 || config.cluster > 16 || config.blocks % config.cluster)
+        return report(std::to_string(config.blocks) + " blocks in clusters of " + std::to_string(config.cluster));
 
-    const int64_t clusters = blocks / config.cluster;
+    const int64_t clusters = config.blocks / config.cluster;
     const Cluster::Shape shape{static_cast<int>(config.cluster), static_cast<int>(config.threads), config.shared_bytes,
-                               config.grid};
+                               config.blocks};
     std::atomic<int64_t> next{0}, failed{clusters};
     std::vector<std::vector<EmulatorEvent>> events(session.config.record ? static_cast<std::size_t>(clusters) : 0);
     std::vector<std::pair<int64_t, std::string>> errors;
@@ -87,8 +79,6 @@ template <typename... Params, typename... Args>
 const char* launch(void (*kernel)(Params...), const LaunchConfig& config, Args... args) {
     return emulator::run_grid(config, [=] { kernel(Params(args)...); });
 }
-
-enum class Swizzle { kNone, k128B };
 
 // Refuses what the driver's encoder refuses, and says why.
 template <typename T>

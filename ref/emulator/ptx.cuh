@@ -127,7 +127,6 @@ template <int kRegisters>
 void setmaxnreg_dec() {
     emulator::set_registers(kRegisters, false);
 }
-inline uint64_t globaltimer() { return current_cluster->steps(); }
 
 // -------------------------------------------------------------------------------------------- conversions
 
@@ -244,7 +243,6 @@ inline bool mbarrier_test_wait_parity(uint32_t address, uint32_t parity) {
 
 // --------------------------------------------------------------------------------------------- copy engine
 
-inline void prefetch_tensormap(const TensorMap*) {}
 inline void cp_async_bulk_tensor_2d_multicast(uint32_t shared, const TensorMap* map, uint32_t mbarrier, int x, int y,
                                               uint16_t cta_mask) {
     current_cluster->record(Event::tma_load, *self().block, self().index, shared, emulator::box_bytes(*map));

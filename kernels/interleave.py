@@ -1,0 +1,49 @@
+"""Time rung 6 in each of its modes: what the control bits of the promotion's FFMAs are worth.
+
+python -m gemm_ladder interleave      on a machine with a Hopper GPU
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+from gemm_ladder import compare, shapes
+from gemm_ladder.errors import GemmLadderError
+from gemm_ladder.rungs import rungs
+
+MODES = {"off": "off", "compiler": "compiler", "9_of_16": Fraction(9, 16), "full": "full"}
+SHAPES = tuple(shape for shape in shapes.DEEPSEEK_V3 if shape.m == 4096)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `interleave`. Returns 0, or 1 where a mode gives a wrong result.
+
+    Raises:
+        GemmLadderError: there is no Hopper GPU.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m gemm_ladder interleave",
+        description="Time s6_ffma_interleave in each of its modes, at DeepSeek-V3's shapes with m = 4096.",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the measurements there as well")
+    arguments = parser.parse_args(argv)
+    device, found = compare.find_gpu()
+    if device is None:
+        raise GemmLadderError(f"found {found}; the modes differ in speed alone, and a Hopper GPU is needed")
+
+    base = rungs["s6_ffma_interleave"]
+    chosen = [dataclasses.replace(base, name=f"s6_{name}", mode=mode) for name, mode in MODES.items()]
+    result = compare.on_gpu(chosen, SHAPES, ("dirty",), device, peers=())
+    compare.show_measured(result, ("dirty",))
+    if arguments.json:
+        compare.save(result.data, arguments.json)
+    checkout = compare.checkout_root()
+    if checkout and not result.wrong:
+        compare.save(result.data, checkout / "figures" / "data" / "interleave.json")
+        compare.draw.main(checkout)
+        print("\nRenewed: figures/data/interleave.json and README.md's table.")
+    return 1 if result.wrong else 0

@@ -77,9 +77,22 @@ def find(root: Path, key: str) -> Entry | None:
 
 
 def usage() -> tuple[int, int]:
-    """(number of libraries, bytes of everything) in `folder()`."""
-    files = [path for path in folder().rglob("*") if path.is_file()] if folder().is_dir() else []
-    return sum(path.name == "entry.json" for path in files), sum(path.stat().st_size for path in files)
+    """(number of libraries, bytes of everything) in `folder()`, without what is being built just now.
+
+    Other processes may be at work there: what vanishes meanwhile is not counted.
+    """
+    libraries = size = 0
+    root = str(folder())
+    for parent, folders, names in os.walk(root):
+        if parent == root and "building" in folders:
+            folders.remove("building")
+        for name in names:
+            try:
+                size += os.stat(os.path.join(parent, name)).st_size
+            except OSError:
+                continue
+            libraries += name == "entry.json"
+    return libraries, size
 
 
 def get(key: str, build: Callable[[Path], tuple[Path, str]]) -> tuple[Entry, bool]:

@@ -6,11 +6,13 @@ and no synchronisation. Every refusal is one sentence, what was given and what i
 
     A    float8_e4m3fn [m, k], contiguous, 16-byte aligned
     sfa  float32 [m, ceil(k / 128)], "MN-major, TMA-aligned": stride (1, align(m, 4)), 16-byte aligned.
-         Any other stride or address is accepted and converted, which costs a copy kernel.
+         Any other stride or address, and a lazily negated view (Tensor.is_neg), is accepted and converted,
+         which costs a copy kernel.
     B    float8_e4m3fn [n, k], contiguous, 16-byte aligned
-    sfb  float32 [ceil(n / 128), ceil(k / 128)], contiguous, or transposed (converted: a copy kernel)
+    sfb  float32 [ceil(n / 128), ceil(k / 128)], contiguous; or transposed or lazily negated: converted
     out  bfloat16 [m, n], contiguous, 16-byte aligned, sharing no byte with the others
 
+No gradient flows through a call: inputs that require grad are taken as they are, such an `out` is refused.
 All on one device: the CPU or a Hopper GPU. The functions take tensors with leading group dimensions as well.
 """
 
@@ -86,9 +88,13 @@ def dense(lhs: object, rhs: object, out: object, *, hopper: bool = True) -> Gemm
     for name in ("A", "B", "out"):
         contiguous(name, named[name])
         aligned(name, named[name])
+        in_memory(name, named[name])
     sfb_strides(sfb)
     disjoint("out", named)
-    return Gemm(a, mn_major(sfa), b, sfb.contiguous(), out, m, n, k)
+    if out.requires_grad:
+        raise InputError("out requires grad, which no kernel computes; a tensor that does not is needed")
+    sfa, sfb = sfa.detach().resolve_neg(), sfb.detach().resolve_neg()
+    return Gemm(a.detach(), mn_major(sfa), b.detach(), sfb.contiguous(), out, m, n, k)
 
 
 def pair(value: object, name: str, parts: str) -> tuple[object, object]:
@@ -164,6 +170,12 @@ def aligned(name: str, tensor: torch.Tensor) -> None:
         raise InputError(
             f"{name} starts at address {tensor.data_ptr():#x}; a multiple of {ALIGNMENT} bytes is needed"
         )
+
+
+def in_memory(name: str, tensor: torch.Tensor) -> None:
+    """Refuse torch's lazy negation: a view whose numbers are those in memory with the sign changed."""
+    if tensor.is_neg():
+        raise InputError(f"{name} is a lazily negated view; the numbers themselves (resolve_neg) are needed")
 
 
 def sfb_strides(sfb: torch.Tensor) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -65,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     problems = shapes.parse(arguments.shapes, known)
     if arguments.json and not device:
         raise InputError(f"--json is for times on a GPU; found {found}, and a Hopper GPU is needed")
-    if arguments.json and not arguments.json.absolute().parent.is_dir():
-        raise InputError(f"--json {arguments.json} is in no folder; one that exists is needed")
+    if arguments.json:
+        refuse_unwritable(arguments.json)
 
     if device is None:
         refuse_the_endless(problems)
@@ -83,6 +84,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     everything = (shapes.DEEPSEEK_V3, bench.L2_STATES, set(rungs.values()))
     keep(result, arguments.json, whole=(problems, tuple(states), set(chosen)) == everything)
     return 1 if result.wrong else 0
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Raise InputError where a file cannot be written, by trying; nothing is left there."""
+    if path.is_dir():
+        raise InputError(f"--json {path} is a folder; a file's name is needed")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"--json {path} is in no folder; one that exists is needed")
+    existed = os.path.lexists(path)
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise InputError(f"--json {path} cannot be written ({error.strerror}); another is needed") from None
+    if not existed:
+        path.unlink()
 
 
 def find_gpu() -> tuple[torch.device | None, str]:
@@ -140,7 +156,8 @@ def on_gpu(
         with progress(problems, "shapes") as (bar, status):
             for shape in bar:
                 try:
-                    measure_shape(shape, kernels, peers, states, device, timer, result, status)
+                    if not measure_shape(shape, kernels, peers, states, device, timer, result, status):
+                        break
                 except torch.cuda.OutOfMemoryError:
                     raise InputError(
                         f"{shape} does not fit the memory of the GPU beside the reference and "
@@ -158,8 +175,12 @@ def measure_shape(
     timer: bench.Timer,
     result: Measured,
     status: Callable[[str], None],
-) -> None:
-    """Check and time everything at one shape; what is found is added to `result`."""
+) -> bool:
+    """Check and time everything at one shape; what is found is added to `result`.
+
+    Returns whether there can be another shape: not after a kernel has faulted on the GPU, which ends the
+    process's CUDA context.
+    """
     problem = bench.make_problem(shape, device)
     reference = problem.reference()
     calls: dict[str, bench.Call] = {}
@@ -173,9 +194,14 @@ def measure_shape(
         call = rung_call(rung, problem)
         try:
             error = check(call, reference)
+        except torch.cuda.OutOfMemoryError:
+            raise
         except GemmLadderError as fault:
             result.wrong.append(f"{rung.name} fails at {shape}: {fault}")
             continue
+        except RuntimeError as fault:  # how torch passes on what CUDA says of a kernel
+            result.wrong.append(f"{rung.name} fails at {shape}: {bench.one_line(fault)}")
+            return stop(shape, result)
         accuracy[rung.name] = error.relative
         seen = result.errors.setdefault(rung.name, error)
         result.errors[rung.name] = bench.Errors(*map(worse, seen, error))
@@ -196,6 +222,8 @@ def measure_shape(
             raise
         except Exception as reason:  # what a library refuses with is its own affair
             result.miss(name, shape, bench.one_line(reason))
+            if not usable(device):
+                return stop(shape, result)
             continue
         if not error.relative <= MAX_PEER_ERROR:
             result.miss(name, shape, f"its result is another: {describe(error)}")
@@ -204,14 +232,45 @@ def measure_shape(
         calls[name] = call
 
     del reference, unscaled
-    counts = {name: bench.calls_for(bench.seconds_of(call, device)) for name, call in calls.items()}
-    timings, failures = bench.measure(
+    counts: dict[str, int] = {}
+    failures: dict[str, str] = {}
+    for name, call in calls.items():
+        try:
+            counts[name] = bench.calls_for(bench.seconds_of(call, device))
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as reason:  # one implementation's trouble is not the others'
+            failures[name] = bench.one_line(reason)
+    calls = {name: calls[name] for name in counts}
+    timings, untimed = bench.measure(
         calls, counts, states, timer, lambda name: status(f"{shape} {name}: timing")
     )
-    for name, reason in failures.items():
-        result.miss(name, shape, reason)
+    failures |= untimed
+    lost = bool(failures) and not usable(device)
+    names = {rung.name for rung in kernels}
+    for name, reason in list(failures.items())[: 1 if lost else None]:  # the first took the others with it
+        if name in names:
+            result.wrong.append(f"{name} fails at {shape} while it is timed: {reason}")
+        else:
+            result.miss(name, shape, reason)
     for (name, l2), timing in timings.items():
         result.rows.append(bench.row(name, shape, l2, timing, accuracy[name]))
+    return stop(shape, result) if lost else True
+
+
+def usable(device: torch.device) -> bool:
+    """Whether the GPU still does what it is asked: after a fault every call of the process fails."""
+    try:
+        bench.synchronize(device)
+    except RuntimeError:
+        return False
+    return True
+
+
+def stop(shape: Shape, result: Measured) -> bool:
+    """Say that nothing follows, which is wrong whoever's fault it is. Returns False, for measure_shape."""
+    result.wrong.append(f"Nothing more is measured after {shape}: a kernel has faulted on the GPU.")
+    return False
 
 
 def rung_call(rung: Rung, problem: bench.Problem) -> bench.Call:
@@ -267,12 +326,13 @@ def show_measured(result: Measured, states: Sequence[bench.L2]) -> None:
 
 
 def keep(result: Measured, path: Path | None, whole: bool) -> None:
-    """Write the measurements: to `path` if given; into the checkout, with the figure, if the run is whole."""
+    """Write the measurements: into the checkout, with the figure, if the run is whole; to `path` if given.
+
+    Raises:
+        InputError: `path` cannot be written; the checkout has been.
+    """
     checkout = checkout_root()
     print()
-    if path:
-        save(result.data, path)
-        print(f"Written: {path}")
     if result.wrong:
         print("The recorded figures are left as they are: a rung is wrong.")
     elif not whole:
@@ -285,6 +345,14 @@ def keep(result: Measured, path: Path | None, whole: bool) -> None:
         print("Renewed: figures/data/ladder.json, figures/ladder.png and README.md's tables.")
     else:
         print("The recorded figures are left as they are: this is an installed package, not a checkout.")
+    if path:
+        try:
+            save(result.data, path)
+        except OSError as error:
+            raise InputError(
+                f"--json {path} cannot be written ({error.strerror}); another is needed"
+            ) from None
+        print(f"Written: {path}")
 
 
 def checkout_root() -> Path | None:
@@ -322,9 +390,9 @@ def on_emulator(chosen: Sequence[Rung], problems: Sequence[Shape]) -> bool:
 def refuse_the_endless(problems: Sequence[Shape]) -> None:
     """Raise InputError for a shape that would keep the emulator busy for more than a minute or two."""
     for shape in problems:
-        if shape.m * shape.n * shape.k > shapes.EMULATOR_LIMIT:
+        if shape.padded > shapes.EMULATOR_LIMIT:
             raise InputError(
-                f"{shape} multiplies {shape.m * shape.n * shape.k:.2g} pairs; the emulator takes at most "
+                f"{shape} multiplies {shape.padded:.2g} pairs, in whole tiles; the emulator takes at most "
                 f"{shapes.EMULATOR_LIMIT:.2g} (4096x512x7168, say), and a Hopper GPU is needed for more"
             )
 

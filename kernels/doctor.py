@@ -1,7 +1,8 @@
 """`python -m gemm_ladder doctor`: what this machine has, what it lacks, and how to get it.
 
-Nothing is assumed that can be tried: a small library is built for each target, and what torch sees of a GPU
-is asked in a process of its own, so that this one stays free of CUDA.
+Nothing is assumed that can be tried: a small library is built for each target, the emulator's is run, and
+torch is asked what it sees of a GPU. The last two have processes of their own: one that fails, be it by a
+crash, is reported, and this one stays free of CUDA, torch and Numba.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import dataclasses
 import importlib.util
 import json
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,10 +26,28 @@ from gemm_ladder.build import BuildError, ToolchainError
 # What the emulator needs besides torch and a compiler: import name, and what pip calls it.
 _PACKAGES = {"numpy": "numpy", "numba": "numba", "ml_dtypes": "ml_dtypes", "setuptools": "setuptools"}
 _TRIALS = {
-    "emulator": '#include <bit>\nextern "C" int trial() { return std::popcount(5u); }\n',
+    "emulator": """
+#include "launch.cuh"
+
+__global__ void trial(const GemmArgs p) { p.d[threadIdx.x] = static_cast<uint16_t>(3 * threadIdx.x); }
+
+extern "C" const char* gemm_ladder_launch(const GemmArgs* args) {
+    return launch(trial, {.blocks = 1, .threads = 32}, *args);
+}
+""",
     "cuda": "__global__ void trial(float* x) { x[threadIdx.x] += 1.0f; }\n"
     'extern "C" int launch(float* x) { trial<<<1, 32>>>(x); return cudaGetLastError(); }\n',
 }
+# Loads all of the emulator, with the tensor core that Numba compiles. Its argument: the library.
+_RUN_TRIAL = """
+import ctypes, sys
+from gemm_ladder.ref import emulator
+from gemm_ladder.rungs import GemmArgs
+d = (ctypes.c_uint16 * 32)()
+refused = emulator.launch(ctypes.CDLL(sys.argv[1]), GemmArgs(d=ctypes.addressof(d)))
+assert refused is None, refused
+assert list(d) == [3 * i for i in range(32)], f"the kernel gave {list(d)}"
+"""
 _ASK_TORCH = """
 import json, torch
 devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
@@ -50,13 +70,13 @@ class Check:
 
 
 def report() -> list[Check]:
-    """Every check, in the order in which a reader would fix them. Builds at most two small libraries."""
+    """Every check, in the order in which a reader would fix them. Builds two small libraries at most."""
     checks = [_python(), _packages(), _torch(), _compiler(), _ninja(), _cache_folder()]
     if runs(checks, "emulator"):
-        checks.append(_trial("emulator"))
+        checks += _trial("emulator")
     checks.append(_nvcc())
     if runs(checks, "cuda"):
-        checks.append(_trial("cuda"))
+        checks += _trial("cuda")
     return [*checks, _gpu(), _disassemblers()]
 
 
@@ -114,7 +134,7 @@ def _packages() -> Check:
             "packages",
             False,
             f"missing: {', '.join(missing)}",
-            f"pip install {' '.join(missing)}",
+            f"{toolchain.PIP} {' '.join(missing)}",
             "emulator",
         )
     return Check("packages", True, ", ".join(_PACKAGES), needed_by="emulator")
@@ -153,16 +173,33 @@ def _cache_folder() -> Check:
     return Check("cache", True, f"{found}, writable")
 
 
-def _trial(target: build.Target) -> Check:
-    """Build a small library, for proof. Its builder loads it, so this process need not."""
+def _trial(target: build.Target) -> list[Check]:
+    """Build a small library, for proof (its builder loads it); for the emulator, run its kernel as well."""
     try:
         built = build.compile(_TRIALS[target], target=target, name="doctor")
     except (BuildError, ToolchainError, OSError) as error:
-        return Check(
-            f"{target} build", False, f"fails: {error}", "The compiler's output above says why.", target
-        )
+        remedy = "The compiler's output above says why."
+        return [Check(f"{target} build", False, f"fails: {error}", remedy, target)]
     took = "in the cache" if built.cached else f"{built.seconds:.1f} s"
-    return Check(f"{target} build", True, f"a small library builds and loads ({took})", needed_by=target)
+    found = Check(f"{target} build", True, f"a small library builds and loads ({took})", needed_by=target)
+    return [found, _run(built.path)] if target == "emulator" else [found]
+
+
+def _run(library: Path) -> Check:
+    """Run the emulator's trial."""
+    name, remedy = "emulator run", f"{toolchain.PIP} --force-reinstall {' '.join(_PACKAGES.values())}"
+    command = [sys.executable, "-c", _RUN_TRIAL, str(library)]
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=300)
+    except subprocess.TimeoutExpired:
+        return Check(name, False, "a small kernel did not end within 300 s", remedy, "emulator")
+    if ran.returncode == 0:
+        return Check(name, True, "a small kernel runs, and its result is right", needed_by="emulator")
+    last = ran.stderr.strip().rpartition("\n")[2]
+    trouble = (
+        last if ran.returncode > 0 else f"ended by {signal.Signals(-ran.returncode).name} {last}".strip()
+    )
+    return Check(name, False, f"fails: {trouble}", remedy, "emulator")
 
 
 def _nvcc() -> Check:
@@ -213,5 +250,5 @@ def _disassemblers() -> Check:
     missing = [name for name, path in tools.items() if path is None]
     if missing:
         packages = " ".join(f"nvidia-cuda-{name}" for name in missing)
-        return Check("disassemblers", False, f"no {' and no '.join(missing)}", f"pip install {packages}")
+        return Check("disassemblers", False, f"no {' and no '.join(missing)}", f"{toolchain.PIP} {packages}")
     return Check("disassemblers", True, ", ".join(map(str, tools.values())))

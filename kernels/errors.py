@@ -1,10 +1,17 @@
-"""What gemm_ladder raises. Every message is one sentence that says what was given and what is needed.
+"""What gemm_ladder raises. A message is one sentence, what was given and what is needed; two go on after it:
+a BuildError's with the compiler's whole output, a ToolchainError's with what was found and is not usable.
 
 GemmLadderError
-├── InputError (ValueError)        a tensor, a shape or an option that cannot be used; `out` is untouched
-├── UnknownRungError (KeyError)    a name that is not a rung's
-├── LaunchError (RuntimeError)     a launch was refused, by CUDA or by the kernel's own launcher
-└── EmulatorError (RuntimeError)   the emulated machine found a fault in a kernel: a deadlock, a misuse
+├── InputError (ValueError)          a tensor, a shape or an option that cannot be used; `out` is untouched
+├── UnknownRungError (KeyError)      a name that is not a rung's
+├── LaunchError (RuntimeError)       a launch was refused, by CUDA or by the kernel's own launcher
+├── EmulatorError (RuntimeError)     the emulated machine found a fault in a kernel: a deadlock, a misuse
+├── ToolchainError (RuntimeError)    toolchain.py: a compiler or a library for building is missing or too old
+├── BuildError (RuntimeError)        build_job.py: a source does not build
+├── UnknownCodeError (ValueError)    ffma.py: machine code that is not what the rewriting knows
+└── ProfilerError (RuntimeError)     bench.py: the CUDA profiler does not report what ran
+
+The last four are defined in the modules that raise them; build has ToolchainError and BuildError as well.
 """
 
 

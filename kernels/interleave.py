@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `interleave`. Returns 0, or 1 where a mode gives a wrong result.
 
     Raises:
-        GemmLadderError: there is no Hopper GPU.
+        GemmLadderError: there is no Hopper GPU, or --json cannot be written.
     """
     parser = argparse.ArgumentParser(
         prog="python -m gemm_ladder interleave",
@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if device is None:
         raise GemmLadderError(f"found {found}; the modes differ in speed alone, and a Hopper GPU is needed")
 
+    if arguments.json:
+        compare.refuse_unwritable(arguments.json)
     base = rungs["s6_ffma_interleave"]
     chosen = [dataclasses.replace(base, name=f"s6_{name}", mode=mode) for name, mode in MODES.items()]
     result = compare.on_gpu(chosen, SHAPES, ("dirty",), device, peers=())

@@ -29,6 +29,10 @@ __all__ = ["GemmArgs", "InterleavedRung", "NumpyRung", "Rung", "rungs"]
 # tiles even at the small shapes that the emulator is used for.
 EMULATED_SMS = 4
 
+# Of m, n and k: the kernels' coordinates are signed 32-bit numbers. So are their counts of tiles, which need
+# no bound here: 2^31 tiles of 128 x 128 are a D of 64 TiB, and a launch of 2^31 blocks is refused.
+MAX_SIZE = 2**31 - 1
+
 
 class GemmArgs(ctypes.Structure):
     """struct GemmArgs of include/args.cuh"""
@@ -77,6 +81,8 @@ class Rung:
         """None where the rung can multiply [m, k] by [n, k], or a sentence that says why it cannot."""
         if m < 0 or n < 1 or k < 1:
             return f"{self.name} is given m = {m}, n = {n}, k = {k}; m >= 0, n >= 1 and k >= 1 are needed"
+        if max(m, n, k) > MAX_SIZE:
+            return f"{self.name} is given m = {m}, n = {n}, k = {k}; each must be below 2^31"
         for size, given, multiple in (("n", n, self.n_multiple), ("k", k, self.k_multiple)):
             if given % multiple:
                 return f"{self.name} is given {size} = {given}; a multiple of {multiple} is needed"
@@ -151,7 +157,9 @@ class NumpyRung(Rung):
         return Path(importlib.util.find_spec("gemm_ladder.ref.gemm").origin)
 
     def build(self, target: Literal["cuda", "emulator"]) -> None:
-        """There is nothing to compile."""
+        """There is nothing to compile. Raises InputError for another target, as the other rungs do."""
+        if target not in ("cuda", "emulator"):
+            raise InputError(f'target is {target!r}, and must be "cuda" or "emulator".')
 
     def _run(self, gemm: Gemm) -> None:
         import ml_dtypes
@@ -246,7 +254,9 @@ rungs = Rungs(
     Rung(
         "s2_wgmma",
         "tensor cores: swizzled shared memory, descriptors, promotion",
-        n_multiple=8,  # 8 rows of B are the core matrix that a descriptor addresses
+        # s5 stores D by TMA, to which a row must be a multiple of 16 bytes: of 8 BF16s. The other rungs on
+        # the tensor cores have the same rule, so that all run the same shapes.
+        n_multiple=8,
         k_multiple=128,  # whole promotion blocks
     ),
     Rung("s3_tma", "the copy engine and a ring of mbarriers", n_multiple=8, k_multiple=128),

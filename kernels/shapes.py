@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from gemm_ladder.errors import InputError
 
+MAX_BYTES = 2**40  # of a product: more than any machine that this runs on has
+
 
 class Shape(NamedTuple):
     """m rows of A and D, n rows of B (columns of D), k the length of the sum."""
@@ -23,6 +25,11 @@ class Shape(NamedTuple):
         return 2 * self.m * self.n * self.k
 
     @property
+    def padded(self) -> int:
+        """m * n * k in the whole tiles that a kernel computes: of 128 x 128, in pairs, 128 of k at a time."""
+        return -(-self.m // 256) * 256 * -(-self.n // 256) * 256 * -(-self.k // 128) * 128
+
+    @property
     def bytes(self) -> int:
         """The least that moves through memory: FP8 A and B and FP32 scales read once, BF16 D written once."""
         blocks = -(-self.k // 128)
@@ -38,14 +45,14 @@ DEEPSEEK_V3 = tuple(Shape(m, n, k) for m in (64, 128, 4096) for n, k in WEIGHTS)
 # For the emulator, which is some ten thousand times slower: one small, one ragged in m and n with an odd
 # number of 128-blocks, one of several tiles.
 EMULATOR = (Shape(64, 128, 256), Shape(100, 72, 384), Shape(256, 256, 512))
-EMULATOR_LIMIT = 2**34  # m * n * k: a minute or two a rung on two cores
+EMULATOR_LIMIT = 2**34  # Shape.padded: a minute or two a rung on two cores
 
 
 def parse(text: str, known: tuple[Shape, ...]) -> tuple[Shape, ...]:
     """The shapes that `text` names: "all" for every known one, or "MxNxK,MxNxK,...".
 
     Raises:
-        InputError: it is neither.
+        InputError: it is neither, or a shape is beyond any machine.
     """
     if text.strip() == "all":
         return known
@@ -53,9 +60,16 @@ def parse(text: str, known: tuple[Shape, ...]) -> tuple[Shape, ...]:
 
 
 def _parse_one(word: str) -> Shape:
-    sizes = word.lower().split("x")
-    if len(sizes) != 3 or not all(size.isascii() and size.isdigit() and int(size) > 0 for size in sizes):
+    sizes = [size.lstrip("0") for size in word.lower().split("x")]
+    shown = repr(word if len(word) <= 60 else word[:57] + "...")
+    if len(sizes) != 3 or not all(size.isascii() and size.isdigit() for size in sizes):
         raise InputError(
-            f"{word!r} is not a shape; MxNxK is needed, three positive numbers, as in 64x2112x7168"
+            f"{shown} is not a shape; MxNxK is needed, three positive numbers, as in 64x2112x7168"
         )
-    return Shape(*map(int, sizes))
+    # By the digits first: Python refuses to read a number of thousands of them.
+    if any(len(size) > 10 or int(size) >= 2**31 for size in sizes):
+        raise InputError(f"{shown} has a number of 2^31 or more; m, n and k below that are needed")
+    shape = Shape(*map(int, sizes))
+    if shape.bytes > MAX_BYTES:
+        raise InputError(f"{shown} is {shape.bytes:.2g} bytes; at most {MAX_BYTES:.2g} are taken")
+    return shape

@@ -25,7 +25,8 @@ from gemm_ladder import cache
 from gemm_ladder.errors import GemmLadderError
 
 MIN_NVCC = (12, 5)  # the first with cudaGetDriverEntryPointByVersion, which finds the tensor map encoder
-PIP_CUDA = "pip install 'gemm-ladder[cuda]'"
+PIP = f"{shlex.quote(sys.executable)} -m pip install"  # a bare pip may be another Python's
+PIP_CUDA = f"{PIP} 'gemm-ladder[cuda]'"
 SYSTEM_CUDA = Path("/usr/local/cuda")
 
 # C++20 as far as the emulator uses it: older compilers take the flag and lack the headers.
@@ -83,12 +84,17 @@ class Torch:
 
 
 def find_torch() -> Torch:
-    """The installed torch, without importing it. Raises ToolchainError where there is none."""
+    """The installed torch, without importing it. Raises ToolchainError where there is none that is whole."""
     spec = importlib.util.find_spec("torch")
     if spec is None or not spec.origin:
-        raise ToolchainError("torch is not installed, and kernels are built with it: pip install torch")
+        raise ToolchainError(f"torch is not installed, and kernels are built with it: {PIP} torch")
     folder = Path(spec.origin).parent
-    text = (folder / "version.py").read_text()
+    try:
+        text = (folder / "version.py").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        raise ToolchainError(
+            f"torch, in {folder}, has no version.py that can be read: {PIP} --force-reinstall torch"
+        ) from None
     version = re.search(r"^__version__\s*=\s*'([^']+)'", text, re.M)
     cuda = re.search(r"^cuda\b[^=]*=\s*'([^']+)'", text, re.M)
     return Torch(version[1] if version else "unknown", cuda[1] if cuda else None, folder)
@@ -101,7 +107,7 @@ def find_ninja() -> Path:
     """
     found = shutil.which("ninja") or shutil.which("ninja", path=sysconfig.get_path("scripts"))
     if not found:
-        raise ToolchainError("ninja is not installed, and torch builds with it: pip install ninja")
+        raise ToolchainError(f"ninja is not installed, and torch builds with it: {PIP} ninja")
     return Path(found).absolute()
 
 
@@ -111,7 +117,7 @@ def find_cxx() -> Cxx:
     Raises ToolchainError where there is none, where $CXX names none, or where it has no C++20.
     """
     chosen = os.environ.get("CXX", "").strip()
-    candidates = [shlex.split(chosen)] if chosen else [["c++"], ["g++"], ["clang++"]]
+    candidates = [_words("CXX")] if chosen else [["c++"], ["g++"], ["clang++"]]
     for command in candidates:
         path = shutil.which(command[0])
         if path is None:
@@ -166,10 +172,23 @@ def is_gcc(identity: str) -> bool:
 
 
 def host_compiler() -> str:
-    """What nvcc's host compiler says of itself: $NVCC_CCBIN, $CC (torch passes it on), or gcc from PATH."""
-    command = shlex.split(os.environ.get("NVCC_CCBIN") or os.environ.get("CC") or "gcc")
+    """What nvcc's host compiler says of itself: $NVCC_CCBIN, $CC (torch passes it on), or gcc from PATH.
+
+    Raises ToolchainError where the variable cannot be split into words.
+    """
+    command = next((_words(name) for name in ("NVCC_CCBIN", "CC") if os.environ.get(name)), ["gcc"])
     path = shutil.which(command[0]) if command else None
     return f"{path}\n{_ask([path, '--version'])}" if path else "none"
+
+
+def _words(variable: str) -> list[str]:
+    """The command in an environment variable, as a shell would split it."""
+    value = os.environ[variable]
+    try:
+        return shlex.split(value)
+    except ValueError as error:
+        fault = "whose quotes do not close" if "quotation" in str(error) else "which ends in a backslash"
+        raise ToolchainError(f"{variable} is {value!r}, {fault}: set it to a compiler's command.") from None
 
 
 def _on_pypi(name: str) -> Iterator[Path]:

@@ -78,12 +78,11 @@ def grouped_masked(
 
     Args:
         a, sfa: E4M3 [groups, max_m, k] and float32 [groups, max_m, ceil(k / 128)]. Rows that do not count are
-        not read.
+            not read.
         b, sfb: as for `grouped_contiguous`.
         masked_m: int32 [groups], each in [0, max_m].
         out: float64 [groups, max_m, n] to write into; rows that do not count are left as they are. A new
-            array holds NaN
-            there: they are nobody's result.
+            array holds NaN there: they are nobody's result.
 
     Returns:
         D, float64 [groups, max_m, n]: `out`, where given.

@@ -153,8 +153,10 @@ def not_finite(rng: np.random.Generator, m: int, n: int, k: int) -> Operands:
     return operands
 
 
-# Whole and ragged tiles of m and n, one to four blocks of k, odd and even: what every rung supports. n is a
-# multiple of 8 but not always of 128; n > 128 crosses into another row of B's scales.
+# Whole and ragged tiles of m and n, one to ten blocks of k, odd and even: what every rung supports. n is a
+# multiple of 8 but not always of 128; n > 128 crosses into another row of B's scales. Ten blocks of k reach
+# the third turn of a ring of four stages; nine tiles of 256 rows are one more than a group of s5's, and the
+# last of them is ragged.
 CASES = [
     Case("one_row", 1, 128, 128, normal),
     Case("narrow", 64, 8, 384, normal),
@@ -165,6 +167,8 @@ CASES = [
     Case("whole_tiles", 128, 256, 512, normal),
     Case("many_tiles", 200, 520, 640, normal),
     Case("256x256x512", 256, 256, 512, normal),
+    Case("third_turn", 64, 136, 1280, normal),
+    Case("second_group", 2120, 264, 128, normal),
     Case("one_hot", 130, 264, 384, one_hot, exact=True),
     Case("small_integers", 129, 136, 384, small_integers, exact=True),
     Case("any_finite", 66, 136, 256, any_finite),

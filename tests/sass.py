@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shutil
 import subprocess
-import sysconfig
 from collections import Counter
 from pathlib import Path
+
+from gemm_ladder import toolchain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,15 +70,9 @@ _RESOURCES = re.compile(
 )
 
 
-def find_cuobjdump() -> str | None:
-    """cuobjdump on PATH, from PyPI (nvidia-cuda-cuobjdump), or beside nvcc; None where there is none."""
-    if path := shutil.which("cuobjdump"):
-        return path
-    folders = [Path(sysconfig.get_path(kind)) for kind in ("scripts", "purelib")]
-    candidates = [folders[0] / "cuobjdump", *sorted(folders[1].glob("nvidia/*/bin/cuobjdump"))]
-    if nvcc := shutil.which("nvcc"):
-        candidates.append(Path(nvcc).resolve().parent / "cuobjdump")
-    return next((str(path) for path in candidates if path.is_file()), None)
+def find_cuobjdump() -> Path | None:
+    """The toolkit's disassembler, or None where there is none."""
+    return toolchain.find_tool("cuobjdump")
 
 
 def disassemble(library: Path) -> dict[str, list[Instruction]]:

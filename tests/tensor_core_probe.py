@@ -6,9 +6,10 @@ Every kind of operands and accumulators in `KINDS`, for every n that a WGMMA can
 four. Prints a line for each kind and ends with status 1 if any result differs from the model's. It writes
 
     figures/data/tensor_core_probe.json    results compared and equal, kind by kind
-    tests/data/tensor_core_sample.npz      a few of the GPU's results, for test_tensor_core.py (--no-sample:
-    not) FOLDER/results.npz                     more of them, those that differ first: enough to correct the
-    model by FOLDER/differences.txt                 the first differences of each kind, operands written out
+    tests/data/tensor_core_sample.npz      a few of the GPU's results, for test_tensor_core.py; not with
+                                           --no-sample
+    FOLDER/results.npz                     more of them, those that differ first: enough to correct the model
+    FOLDER/differences.txt                 the first differences of each kind, operands written out
 
 In both .npz files every kind has arrays a, b (uint8 [cases, k]) and acc, d (uint32 [cases], FP32 bits): a
 case is one output with all that it depends on, d = tensor core(acc + a . b).

@@ -75,10 +75,10 @@ def same_again() -> build.Built:
     return build.compile(SOURCE, target="emulator", name="twice", defines={"TEXT": c_string(TEXT)})
 
 
-def job(source: str | Path, **options: object) -> build_job.Job:
-    """The job of an emulator build, without building it."""
+def job(source: str | Path, target: build.Target = "emulator", **options: object) -> build_job.Job:
+    """The job of a build, without building it."""
     arguments = {"name": None, "defines": {}, "extra_flags": (), "sass_pass": None, **options}
-    return build_job.Job.of(source, "emulator", **arguments)
+    return build_job.Job.of(source, target, **arguments)
 
 
 def compiler_that(path: Path, commands: str) -> str:
@@ -238,10 +238,18 @@ def test_includes_are_found_as_a_compiler_finds_them(tmp_path: Path) -> None:
         found("#include HEADER\n")
 
 
-def test_emulator_and_cuda_find_their_own_headers(monkeypatch: pytest.MonkeyPatch) -> None:
-    emulator = [path.as_posix() for path in job("int x;\n").include_dirs]
-    assert [path.rpartition("/")[2] for path in emulator] == ["emulator", "include", "production"]
-    assert Path(emulator[0]).is_dir() and Path(emulator[1]).is_dir()
+def test_emulator_finds_its_own_headers_first() -> None:
+    """Both folders have a ptx.cuh."""
+    folders = job("int x;\n").include_dirs
+    assert [path.name for path in folders] == ["emulator", "include", "production"]
+    assert all((path / "ptx.cuh").is_file() for path in folders[:2])
+
+
+def test_cuda_never_sees_the_emulators_headers() -> None:
+    nvcc_or_skip()
+    folders = job("int x;\n", "cuda").include_dirs
+    assert [path.name for path in folders] == ["include", "production"]
+    assert set(folders) < set(job("int x;\n").include_dirs)
 
 
 def test_header_in_an_extra_folder_counts(tmp_path: Path) -> None:

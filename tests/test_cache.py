@@ -80,6 +80,32 @@ def test_what_a_killed_builder_left_goes_with_any_build(folder: Path) -> None:
     assert list((folder / "building").iterdir()) == []
 
 
+def test_usage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts what is there, not what is being built, and bears with what another process takes away."""
+    assert cache.usage() == (0, 0)
+    cache.get("one", fake_build([]))
+    cache.get("two", fake_build([]))
+    libraries, size = cache.usage()
+    assert libraries == 2
+    assert size == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) > 0
+    building = folder / "building" / "three.x"
+    (building / "entry").mkdir(parents=True)
+    (building / "entry" / "entry.json").write_text("unfinished")
+    assert cache.usage() == (2, size)
+
+    walk = os.walk
+
+    def slow_walk(root: str) -> object:
+        for found in walk(root):
+            if "entry.json" in found[2]:
+                (Path(found[0]) / "entry.json").unlink()
+            yield found
+
+    monkeypatch.setattr(os, "walk", slow_walk)
+    libraries, less = cache.usage()
+    assert libraries == 0 and 0 < less < size
+
+
 def test_failed_build_leaves_nothing(folder: Path) -> None:
     def fail(private: Path) -> tuple[Path, str]:
         (private / "half").write_text("")

@@ -58,6 +58,11 @@ REFUSALS = {
     # dtype
     "a_bf16": ("A", lambda a: a.to(torch.bfloat16), "A is bfloat16; float8_e4m3fn is needed"),
     "b_e5m2": ("B", lambda b: b.to(torch.float8_e5m2), "B is float8_e5m2; float8_e4m3fn is needed"),
+    "sfa_conjugated": (
+        "sfa",
+        lambda sfa: torch.complex(sfa, sfa).conj(),
+        "sfa is complex64; float32 is needed",
+    ),
     "sfa_f64": ("sfa", lambda sfa: sfa.double(), "sfa is float64; float32 is needed"),
     "sfb_ue8m0": ("sfb", lambda sfb: sfb.to(torch.int32), "sfb is int32; float32 is needed"),
     "out_f32": ("out", lambda out: out.float(), "out is float32; bfloat16 is needed"),
@@ -131,6 +136,21 @@ REFUSALS = {
     "b_misaligned": ("B", misaligned, "B starts at address {}; a multiple of 16 bytes is needed"),
     "out_misaligned": ("out", misaligned, "out starts at address {}; a multiple of 16 bytes is needed"),
 }
+
+# A lazily negated view has the other's memory and the opposite numbers.
+REFUSALS |= {
+    f"{which}_negated": (
+        which,
+        torch._neg_view,
+        f"{which} is a lazily negated view; the numbers themselves (resolve_neg) are needed",
+    )
+    for which in ("A", "B", "out")
+}
+REFUSALS["out_requires_grad"] = (
+    "out",
+    lambda out: out.requires_grad_(),
+    "out requires grad, which no kernel computes; a tensor that does not is needed",
+)
 
 
 class Arguments(dict):
@@ -267,7 +287,34 @@ def test_lists_are_pairs():
     assert not placed.untouched()
 
 
+@pytest.mark.parametrize("rung", ["s0_numpy", "s1_naive"])
+def test_inputs_that_require_grad(rung):
+    """They are taken for their values, in the layout that kernels read and in one that is converted."""
+    operands = normal(np.random.default_rng(5), M, N, K)
+    for layout in (torch.Tensor.contiguous, lambda sfa: sfa):
+        placed = place(operands)
+        (a, sfa), (b, sfb) = placed.lhs, placed.rhs
+        a, sfa, b, sfb = (tensor.detach().requires_grad_() for tensor in (a, layout(sfa), b, sfb))
+        gl.rungs[rung]((a, sfa), (b, sfb), placed.out)
+        np.testing.assert_array_equal(placed.bits(), operands.expected_bits(rung))
+        assert not placed.out.requires_grad
+
+
 # Conversions: what is accepted in more than one layout.
+
+
+@pytest.mark.parametrize("rung", ["s0_numpy", "s1_naive"])
+@pytest.mark.parametrize("which", ["sfa", "sfb"])
+def test_lazily_negated_scales(rung, which):
+    """Their values count, not the bits in memory, whichever layout they are in."""
+    operands = normal(np.random.default_rng(6), M, N, K)
+    negated = operands.expected_bits(rung) ^ 0x8000
+    for layout in (torch.Tensor.contiguous, lambda scales: scales, lambda scales: scales.T.contiguous().T):
+        placed = place(operands)
+        arguments = Arguments(lhs=placed.lhs, rhs=placed.rhs, out=placed.out)
+        arguments.change(which, lambda scales, layout=layout: torch._neg_view(layout(scales)))
+        gl.rungs[rung](**arguments)
+        np.testing.assert_array_equal(placed.bits(), negated)
 
 
 @pytest.mark.parametrize("m", [1, 3, 4, 5, 128])

@@ -35,12 +35,13 @@ def refusal(capsys: Output, *argv: str) -> str:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["compile"], "'compile' is not a command; one of compare, doctor is needed"),
+        (["compile"], "'compile' is not a command; one of compare, interleave, doctor is needed"),
         (["compare", "--shapes", "64x128"], "'64x128' is not a shape; MxNxK is needed"),
         (["compare", "--shapes", ""], "'' is not a shape"),
         (["compare", "--rungs", "s1_naive,s9"], "'s9' is not a rung's name; one of s0_numpy, s1_naive,"),
         (["compare", "--json", "x.json"], "--json is for times on a GPU; found no CUDA GPU"),
-        (["compare", "--shapes", "4096x7168x16384"], "4.8e+11 pairs; the emulator takes at most 1.7e+10"),
+        (["compare", "--shapes", "4096x7168x16384"], "4.8e+11 pairs, in whole tiles; the emulator takes at"),
+        (["compare", "--shapes", "200000x1x1280"], "6.6e+10 pairs, in whole tiles"),
     ],
 )
 @pytest.mark.usefixtures("no_gpu")
@@ -48,10 +49,30 @@ def test_refusals(capsys: Output, argv: list[str], said: str) -> None:
     assert said in refusal(capsys, *argv)
 
 
-def test_json_in_no_folder(capsys: Output, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("none/x.json", "is in no folder; one that exists is needed"),
+        (".", "is a folder; a file's name is needed"),
+        ("/proc/x.json", "cannot be written (No such file or directory); another is needed"),
+    ],
+)
+def test_json_that_cannot_be_written(
+    capsys: Output, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, path: str, said: str
+) -> None:
+    """Refused before anything is measured."""
     monkeypatch.setattr(compare, "find_gpu", lambda: (torch.device("cuda", 0), "GPU"))
-    said = refusal(capsys, "compare", "--json", str(tmp_path / "none" / "x.json"))
-    assert "is in no folder; one that exists is needed" in said
+    assert said in refusal(capsys, "compare", "--json", str(tmp_path / path))
+
+
+def test_json_is_left_as_it_was(tmp_path: Path) -> None:
+    """Trying whether it can be written neither makes the file nor empties it."""
+    path = tmp_path / "x.json"
+    compare.refuse_unwritable(path)
+    assert not path.exists()
+    path.write_text("mine")
+    compare.refuse_unwritable(path)
+    assert path.read_text() == "mine"
 
 
 def test_help(capsys: Output) -> None:

@@ -32,7 +32,10 @@ def codes(tensor: torch.Tensor) -> np.ndarray:
 
 def test_shapes() -> None:
     assert len(set(DEEPSEEK_V3)) == 18
-    assert all(shape.m * shape.n * shape.k <= EMULATOR_LIMIT // 100 for shape in EMULATOR)
+    assert all(shape.padded <= EMULATOR_LIMIT // 100 for shape in EMULATOR)
+    assert Shape(1, 1, 1).padded == 256 * 256 * 128
+    assert Shape(257, 256, 129).padded == 512 * 256 * 256
+    assert parse("0064x8x128", EMULATOR) == (Shape(64, 8, 128),)
     assert parse("all", EMULATOR) == EMULATOR
     assert parse("1x2X3, 4x5x6,1x2x3", EMULATOR) == (Shape(1, 2, 3), Shape(4, 5, 6))
     assert str(Shape(1, 2, 3)) == "1x2x3"
@@ -46,6 +49,25 @@ def test_shapes() -> None:
 def test_bad_shapes(text: str) -> None:
     with pytest.raises(InputError, match="is not a shape; MxNxK is needed"):
         parse(text, EMULATOR)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "1x1x17000000000",
+            "'1x1x17000000000' has a number of 2^31 or more; m, n and k below that are needed",
+        ),
+        (f"1x1x{2**31}", "has a number of 2^31 or more"),
+        (f"1x{'9' * 5000}x1", "has a number of 2^31 or more"),
+        (f"{2**31 - 1}x8x1024", "is 2.3e+12 bytes; at most 1.1e+12 are taken"),
+        (f"{'0' * 5000}x8x128", "is not a shape"),
+    ],
+)
+def test_shapes_beyond_any_machine(text: str, said: str) -> None:
+    with pytest.raises(InputError) as refusal:
+        parse(text, EMULATOR)
+    assert said in str(refusal.value) and len(str(refusal.value)) < 200
 
 
 # ---------------------------------------------------------------------------------------- the problem
@@ -239,6 +261,107 @@ def test_a_rung_that_cannot_be_launched_is_wrong() -> None:
     assert {row["impl"] for row in result.rows} == {"s1_naive"}
 
 
+def test_a_kernel_that_faults_is_wrong_and_ends_the_measurement() -> None:
+    """torch reports it as a RuntimeError, and so does every later call."""
+
+    class Faulting(WrongRung):
+        def __call__(self, lhs: tuple, rhs: tuple, out: torch.Tensor) -> None:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nand much advice")
+
+    result = compare.Measured()
+    goes_on = compare.measure_shape(
+        SMALL, [Faulting(), rungs["s2_wgmma"]], [], ["dirty"], CPU, one_us, result, lambda text: None
+    )
+    assert not goes_on and not result.rows and result.errors == {}
+    assert result.wrong == [
+        "s1_naive fails at 64x128x256: CUDA error: an illegal memory access was encountered and much advice",
+        "Nothing more is measured after 64x128x256: a kernel has faulted on the GPU.",
+    ]
+
+
+def test_after_a_fault_no_other_shape_is_tried(fake_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Faulting(WrongRung):
+        def __call__(self, lhs: tuple, rhs: tuple, out: torch.Tensor) -> None:
+            raise RuntimeError("CUDA error")
+
+    result = compare.on_gpu([Faulting()], [SMALL, RAGGED], ["dirty"], CPU, peers=())
+    assert len(result.wrong) == 2 and not any(str(RAGGED) in sentence for sentence in result.wrong)
+
+
+def one_us(call: Callable[[], object], l2: str, calls: int) -> list[float]:
+    return [1.0] * calls
+
+
+@pytest.mark.parametrize("when", ["first", "timer"])
+def test_a_rung_whose_timing_fails_is_wrong(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one that is right is timed all the same."""
+    if when == "first":
+
+        def seconds_of(call: Callable[[], object], device: torch.device) -> float:
+            if call.__closure__ and any(cell.cell_contents is bad for cell in call.__closure__):
+                raise RuntimeError("lost")
+            return 1.0
+
+        monkeypatch.setattr(bench, "seconds_of", seconds_of)
+
+    def timer(call: Callable[[], object], l2: str, calls: int) -> list[float]:
+        if any(cell.cell_contents is bad for cell in call.__closure__):
+            raise bench.ProfilerError("lost")
+        return [1.0] * calls
+
+    bad, result = rungs["s2_wgmma"], compare.Measured()
+    assert compare.measure_shape(
+        SMALL, [bad, rungs["s1_naive"]], [], ["dirty"], CPU, timer, result, lambda text: None
+    )
+    assert result.wrong == ["s2_wgmma fails at 64x128x256 while it is timed: lost"]
+    assert not result.missing
+    assert {row["impl"] for row in result.rows} == {"s1_naive"}
+
+
+def test_a_fault_while_timing_is_the_first_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes after it fails as well, and is not blamed."""
+    synchronize, faults = bench.synchronize, []
+
+    def broken(device: torch.device) -> None:
+        if faults:
+            raise RuntimeError("CUDA error")
+        synchronize(device)
+
+    def timer(call: Callable[[], object], l2: str, calls: int) -> list[float]:
+        faults.append(call)
+        raise RuntimeError("CUDA error")
+
+    monkeypatch.setattr(bench, "synchronize", broken)
+    result = compare.Measured()
+    ladder = [rungs["s1_naive"], rungs["s2_wgmma"]]
+    assert not compare.measure_shape(
+        SMALL, ladder, ["cublas_bf16"], ["dirty"], CPU, timer, result, lambda text: None
+    )
+    assert result.wrong == [
+        "s1_naive fails at 64x128x256 while it is timed: CUDA error",
+        "Nothing more is measured after 64x128x256: a kernel has faulted on the GPU.",
+    ]
+    assert not result.missing and not result.rows
+
+
+def test_a_peer_that_faults_ends_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = []
+
+    def broken(device: torch.device) -> None:
+        if faults:
+            raise RuntimeError("CUDA error")
+
+    def peer(problem: bench.Problem) -> bench.Call:
+        faults.append(problem)
+        return problem.output
+
+    monkeypatch.setattr(bench, "synchronize", broken)
+    monkeypatch.setattr(bench, "PEERS", {"peer": peer, "cublas_bf16": bench.cublas_bf16})
+    result = measured([], ["peer", "cublas_bf16"], SMALL)
+    assert [miss["impl"] for miss in result.missing] == ["peer"]
+    assert len(result.wrong) == 1 and result.wrong[0].startswith("Nothing more is measured after 64x128x256")
+
+
 @dataclasses.dataclass(frozen=True)
 class WrongRung:
     """The naive rung, its last row forgotten."""
@@ -275,15 +398,19 @@ class FakeKernelTimer:
         return [100.0] * calls
 
 
-def test_a_whole_command(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """What a Hopper GPU's owner gets, with the CPU in the GPU's place."""
+@pytest.fixture
+def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU in a Hopper GPU's place."""
     monkeypatch.setattr(compare, "find_gpu", lambda: (CPU, "NVIDIA H100"))
     monkeypatch.setattr(compare, "build_all", lambda chosen, target: None)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(bench, "KernelTimer", FakeKernelTimer)
     monkeypatch.setattr(bench, "machine", lambda device, flush: dict.fromkeys(draw.META_FIELDS, "1"))
+
+
+@pytest.mark.usefixtures("fake_gpu")
+def test_a_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a Hopper GPU's owner gets."""
     path = tmp_path / "mine.json"
     argv = [
         "--rungs",
@@ -369,6 +496,15 @@ def test_a_part_or_a_wrong_rung_leaves_the_record(checkout: Path, whole: bool, w
     compare.keep(result, checkout / "mine.json", whole)
     assert json.loads((checkout / "mine.json").read_text()) == result.data
     assert not (checkout / "figures" / "data" / "ladder.json").exists()
+
+
+def test_the_record_is_kept_before_the_file(checkout: Path) -> None:
+    """A file that can no longer be written, minutes later, costs the file alone."""
+    result = a_result()
+    (checkout / "mine.json").mkdir()
+    with pytest.raises(InputError, match=r"mine\.json cannot be written \(Is a directory\)"):
+        compare.keep(result, checkout / "mine.json", whole=True)
+    assert draw.load(checkout / "figures" / "data" / "ladder.json") == result.data
 
 
 def test_an_installed_package_keeps_nothing(

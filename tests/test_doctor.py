@@ -34,6 +34,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPat
     monkeypatch.setattr(toolchain, "find_ninja", lambda: Path("/usr/bin/ninja"))
     monkeypatch.setattr(toolchain, "find_tool", lambda name: Path("/opt/cuda/bin") / name)
     monkeypatch.setattr(doctor, "_devices", lambda: ([HOPPER], ""))
+    monkeypatch.setattr(doctor, "_run", lambda library: doctor.Check("emulator run", True, "yes"))
     monkeypatch.setattr(
         build, "compile", lambda text, **options: build.Built(tmp_path, "", 1.5, False, "emulator")
     )
@@ -89,7 +90,7 @@ def test_machine_with_everything(machine: pytest.MonkeyPatch, capsys: pytest.Cap
         (
             "find_tool",
             lambda name: None,
-            "-> pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm",
+            f"-> {toolchain.PIP} nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm",
             True,
             True,
         ),
@@ -165,7 +166,7 @@ def test_packages_and_cache(
     machine.setenv("GEMM_LADDER_CACHE", str(tmp_path / "file" / "cache"))
     status, text = diagnose(capsys)
     assert status == 1
-    assert "-> pip install no-such-package" in text
+    assert f"-> {sys.executable} -m pip install no-such-package" in text
     assert "not writable (Not a directory)" in text and "-> Set GEMM_LADDER_CACHE" in text
 
 
@@ -184,6 +185,35 @@ def test_json(machine: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     assert {check["name"] for check in report["checks"]} >= {"torch", "C++ compiler", "nvcc", "GPU", "cache"}
 
 
+TRIALS = {
+    "a broken Numba": ("", "broken", "fails: ImportError: no LLVM"),
+    "a crash": ("*static_cast<volatile int*>(nullptr) = 1;", "", "fails: ended by SIGSEGV"),
+    "another result": ("p.d[0] = 7;", "", "fails: AssertionError: the kernel gave [7, 3, 6,"),
+}
+
+
+@pytest.mark.parametrize(("statement", "numba", "said"), TRIALS.values(), ids=TRIALS)
+def test_an_emulator_that_does_not_run(
+    machine: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    statement: str,
+    numba: str,
+    said: str,
+) -> None:
+    """It builds; that it fails when it runs is reported, not raised."""
+    machine.undo()
+    if numba:
+        (tmp_path / "numba").mkdir()
+        (tmp_path / "numba" / "__init__.py").write_text("raise ImportError('no LLVM')")
+        machine.setenv("PYTHONPATH", str(tmp_path))
+    text = doctor._TRIALS["emulator"].replace("; }", f"; {statement} }}", 1)
+    machine.setattr(doctor, "_TRIALS", {"emulator": text})
+    checks = doctor._trial("emulator")
+    assert [(check.name, check.ok) for check in checks] == [("emulator build", True), ("emulator run", False)]
+    assert checks[1].found.startswith(said) and not doctor.runs(checks, "emulator")
+
+
 def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Really: the tests need the emulator, so it must be found to run; asking must not touch CUDA here."""
     monkeypatch.setenv("GEMM_LADDER_CACHE", str(tmp_path))
@@ -191,11 +221,12 @@ def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 import sys
 from gemm_ladder import doctor
 status = doctor.main([])
-assert "torch" not in sys.modules
+assert not {"torch", "numba"} & set(sys.modules)
 sys.exit(status)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert VERDICTS["emulator"][0] in done.stdout
     assert "a small library builds and loads" in done.stdout
+    assert "a small kernel runs, and its result is right" in done.stdout
     assert str(tmp_path) in done.stdout

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import subprocess
+import sys
 from pathlib import Path
 
 import gemm_ladder as gl
@@ -116,7 +118,7 @@ def test_multicast_reaches_both_blocks_at_the_same_place(machine: str) -> None:
 @pytest.mark.parametrize(("y", "x"), [(0, 0), (8, 32), (0, 128)])
 def test_tma_store_unswizzles_and_clips(machine: str, y: int, x: int) -> None:
     index = np.arange(BOX).reshape(BOX_ROWS, BOX_COLUMNS)
-    box = ((index & ~3) + index % 4 & 0xFF).astype(np.uint8)
+    box = (index & 0xFF).astype(np.uint8)
     for seed in for_each_schedule(machine):
         canvas = np.full((3 * 20, 144), 0xEE, np.uint8)  # the tensor is the middle third
         expected = canvas.copy()
@@ -142,19 +144,33 @@ def run_unit_into_middle(machine: str, canvas: np.ndarray, seed: int, x: int, y:
     canvas[:] = gpu.cpu().numpy()
 
 
-@pytest.mark.parametrize(
-    ("unit", "x", "y", "fault"),
-    [
-        (0, 8, 0, "TMA load at column 8, byte 8 of the row: a multiple of 16 is needed"),
-        (1, 7, 5, "TMA load at column 7, byte 28 of the row: a multiple of 16 is needed"),
-        (3, 0, -3, "TMA store at row -3, column 0: a store may not begin before the tensor"),
-        (3, -16, 0, "TMA store at row 0, column -16: a store may not begin before the tensor"),
-    ],
-)
-def test_boxes_that_a_gpu_answers_with_an_illegal_instruction(unit: int, x: int, y: int, fault: str) -> None:
+BAD_BOXES = [
+    (0, 8, 0, "TMA load at column 8, byte 8 of the row: a multiple of 16 is needed"),
+    (1, 7, 5, "TMA load at column 7, byte 28 of the row: a multiple of 16 is needed"),
+    (3, 0, -3, "TMA store at row -3, column 0: a store may not begin before the tensor"),
+    (3, -16, 0, "TMA store at row 0, column -16: a store may not begin before the tensor"),
+]
+
+
+def run_bad_box(machine: str, unit: int, x: int, y: int) -> None:
     matrix = np.zeros((40, 176), np.uint8)
+    run_unit(machine, unit, matrix.copy(), matrix, rows=40, columns=44 if unit == 1 else 176, x=x, y=y)
+
+
+@pytest.mark.parametrize(("unit", "x", "y", "fault"), BAD_BOXES)
+def test_boxes_that_the_copy_engine_refuses(unit: int, x: int, y: int, fault: str) -> None:
     with pytest.raises(gl.EmulatorError, match=fault):
-        run_unit("emulator", unit, matrix.copy(), matrix, rows=40, columns=44 if unit == 1 else 176, x=x, y=y)
+        run_bad_box("emulator", unit, x, y)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("unit", "x", "y"), [box[:3] for box in BAD_BOXES])
+def test_a_gpu_refuses_them_too(unit: int, x: int, y: int) -> None:
+    """In a process of its own, whose CUDA context does not survive it."""
+    code = f"import test_emulator; test_emulator.run_bad_box('gpu', {unit}, {x}, {y})"
+    library("cuda")  # compiled here, once
+    run = subprocess.run([sys.executable, "-c", code], cwd=UNITS.parent, capture_output=True, text=True)
+    assert run.returncode and "illegal instruction" in run.stderr, run.stderr
 
 
 def test_wgmma_reads_through_descriptors_into_fragments(machine: str) -> None:

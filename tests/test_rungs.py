@@ -250,6 +250,12 @@ def test_supports():
     for rung in RUNGS:
         assert "n >= 1" in rung.supports(1, 0, 128)
         assert "m >= 0" in rung.supports(-1, 8, 128)
+        most = 2**31 - 128
+        assert all(rung.supports(*sizes) is None for sizes in [(most, 8, 128), (1, most, 128), (1, 8, most)])
+        for sizes in [(2**31, 8, 128), (1, 2**31, 128), (1, 8, 2**31)]:
+            assert rung.supports(*sizes).endswith("; each must be below 2^31")
+        with pytest.raises(gl.GemmLadderError, match="target is 'metal'"):
+            rung.build("metal")
 
 
 def test_the_ladder():
@@ -386,7 +392,7 @@ __global__ void waits_for_nobody(const GemmArgs) {
 }
 
 extern "C" const char* gemm_ladder_launch(const GemmArgs* args) {
-    return launch(waits_for_nobody, {.grid = dim3(1), .threads = 32, .shared_bytes = 64}, *args);
+    return launch(waits_for_nobody, {.blocks = 1, .threads = 32, .shared_bytes = 64}, *args);
 }
 """
 

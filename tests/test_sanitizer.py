@@ -13,12 +13,12 @@ import pytest
 
 KERNELS = [name for name, rung in gl.rungs.items() if rung.path.suffix == ".cu"]
 
-# Ragged in m and n, several tiles and a few turns of every ring.
+# Ragged in m and n, several tiles; ten blocks of k turn a ring of four stages twice and a half.
 PROGRAM = """
 import sys
 from cases import Case, normal, place
 import gemm_ladder as gl
-operands = Case("sanitized", 300, 264, 640, normal).operands
+operands = Case("sanitized", 300, 264, 1280, normal).operands
 placed = place(operands, "cuda")
 gl.rungs[sys.argv[1]](placed.lhs, placed.rhs, placed.out)
 assert (placed.bits() == operands.expected_bits(sys.argv[1])).all()

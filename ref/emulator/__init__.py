@@ -78,14 +78,16 @@ class Run:
     """What the launches inside one `with emulator(...)` block did.
 
     Attributes:
-        seed, record, threads: as given to `emulator`.
+        seed, record, threads, max_steps: as given to `emulator`.
         steps: int, scheduler steps of all clusters of all launches together.
         events: structured array of dtype EVENT, cluster after cluster (each has a clock of its own), within
             one in the order in which things happened; empty if not recorded.
     """
 
-    def __init__(self, seed: int = 0, record: bool = False, threads: int | None = None) -> None:
-        self.seed, self.record, self.threads = seed, record, threads
+    def __init__(
+        self, seed: int = 0, record: bool = False, threads: int | None = None, max_steps: int | None = None
+    ) -> None:
+        self.seed, self.record, self.threads, self.max_steps = seed, record, threads, max_steps
         self.steps = 0
         self._launches = 0
         self._events: list[np.ndarray] = []
@@ -103,7 +105,7 @@ class Run:
                     seed=self.seed,
                     record=self.record,
                     threads=self.threads or 0,
-                    max_steps=0,
+                    max_steps=self.max_steps or 0,
                     wgmma=tensor_core.cfunc_address(),
                 )
             )
@@ -120,13 +122,16 @@ _current: contextvars.ContextVar[Run | None] = contextvars.ContextVar("gemm_ladd
 
 
 @contextlib.contextmanager
-def emulator(seed: int = 0, record: bool = False, threads: int | None = None) -> Iterator[Run]:
+def emulator(
+    seed: int = 0, record: bool = False, threads: int | None = None, max_steps: int | None = None
+) -> Iterator[Run]:
     """Choose how the emulator runs the launches inside the block.
 
     Args:
         seed: the schedule, 0 to 2^64 - 1. The result of a correct kernel does not depend on it.
         record: keep every event (slower, and 40 bytes an event).
         threads: OS threads at most; one runs one cluster at a time. None: all cores. Changes the time only.
+        max_steps: a cluster that takes more scheduler steps is stopped, with an error. None: no limit.
 
     Raises:
         InputError: a seed or a number of threads out of range.
@@ -137,7 +142,9 @@ def emulator(seed: int = 0, record: bool = False, threads: int | None = None) ->
         raise InputError(f"seed is {seed!r}; an integer from 0 to 2^64 - 1 is needed")
     if threads is not None and not (isinstance(threads, Integral) and 1 <= threads < 2**31):
         raise InputError(f"threads is {threads!r}; a positive number of OS threads, or None, is needed")
-    run = Run(int(seed), bool(record), threads)
+    if max_steps is not None and not (isinstance(max_steps, Integral) and 1 <= max_steps < 2**63):
+        raise InputError(f"max_steps is {max_steps!r}; a positive number of steps, or None, is needed")
+    run = Run(int(seed), bool(record), threads, max_steps)
     token = _current.set(run)
     try:
         yield run

@@ -73,7 +73,7 @@ struct WgmmaOp {
 
 struct WgmmaQueue {                                 // a warp's part of its warpgroup's WGMMAs, in order
     std::deque<WgmmaOp> ops;                        // ops[0] is number `retired`
-    int64_t issued = 0, executed = 0, retired = 0;  // issued, waited for: by all 32 lanes
+    int64_t issued = 0, executed = 0, retired = 0;  // by all 32 lanes; by the tensor core; waited for by all 32 lanes
     Waiters waiters;
 };
 
@@ -92,6 +92,7 @@ struct Thread {
 
     std::vector<uint32_t> unfenced;  // words written since the last fence.proxy.async
     uint64_t exchanges = 0, cluster_generation = 0;
+    bool cluster_pending = false;  // arrived at the cluster barrier and not yet waited
     bool wgmma_fenced = false;
     int64_t wgmmas = 0, wgmmas_waited = 0;  // issued by this lane, and waited for
     std::vector<int64_t> wgmma_groups;      // wgmmas at each commit
@@ -112,7 +113,7 @@ struct Block {
     std::vector<Exchange> exchanges;                           // of each warp
     std::vector<WgmmaQueue> wgmmas;                            // of each warp
     std::vector<std::map<int64_t, WgmmaOp>> warpgroup_wgmmas;  // of each warpgroup, not yet issued by all four warps
-    std::vector<int> registers;                                // a thread, of each warp
+    std::vector<std::vector<int>> registers;                   // a thread, of each warp: at the start, and as set since
     int64_t free_registers = 0;
     Waiters register_waiters;
     int live = 0;
@@ -165,10 +166,19 @@ class Cluster {
     void wake(Waiters& waiters) {
         runnable_.insert(runnable_.end(), waiters.begin(), waiters.end());
         waiters.clear();
+        polls_ = 0;
     }
     // Now and then somebody else goes first.
     void maybe_yield() {
         if (!random_.chance(128)) return;
+        runnable_.push_back(&self());
+        self().fiber.suspend();
+    }
+    // A thread has looked and not found what it wants. Polling does not stop the world: when nothing else has happened
+    // for a while, asynchronous work does; and if there is none, nothing ever will.
+    void poll() {
+        if (++polls_ > kPatience && pending_.empty() && patient_.empty())
+            fail("polls an mbarrier for ever: nothing is on its way and no other thread makes progress");
         runnable_.push_back(&self());
         self().fiber.suspend();
     }
@@ -199,6 +209,9 @@ class Cluster {
     void complete_one(std::vector<std::function<void()>>& from);
     std::string deadlock() const;
     static std::string reason(const Thread& thread);
+    bool idle() const { return runnable_.empty() || polls_ > kPatience; }
+
+    static constexpr int64_t kPatience = 100000;  // looks in vain, of all threads together
 
     Shape shape_;
     const EmulatorConfig& config_;
@@ -214,6 +227,7 @@ class Cluster {
     std::vector<uint32_t> priority_;  // of each warp of the cluster
     int elected_lane_ = 0;
     uint64_t step_ = 0;
+    int64_t polls_ = 0;  // since anybody was woken, or anything asynchronous happened
     std::string error_;
 };
 
@@ -259,6 +273,7 @@ inline const std::array<std::array<uint64_t, 5>, 32>& exchange(const char* what,
 inline void Cluster::reset(int64_t cluster) {
     index_ = cluster;
     step_ = 0;
+    polls_ = 0;
     error_.clear();
     events.clear();
     runnable_.clear();
@@ -284,7 +299,7 @@ inline void Cluster::reset(int64_t cluster) {
         block.index = cluster * shape_.size + rank;
         block.memory.reset(shape_.shared_bytes);
         block.exchanges.resize(warps);
-        block.registers.assign(warps, registers);
+        block.registers.assign(warps, {registers});
         block.free_registers = 65536 - static_cast<int64_t>(registers) * shape_.threads;
         block.live = shape_.threads;
         block.wgmmas.resize(warps);
@@ -301,7 +316,7 @@ inline void Cluster::reset(int64_t cluster) {
             thread.wait = {};
             thread.unfenced.clear();
             thread.exchanges = thread.cluster_generation = 0;
-            thread.wgmma_fenced = false;
+            thread.cluster_pending = thread.wgmma_fenced = false;
             thread.wgmmas = thread.wgmmas_waited = 0;
             thread.wgmma_groups.clear();
             thread.accumulators.clear();
@@ -337,9 +352,9 @@ inline std::string Cluster::run(int64_t cluster, const std::function<void()>& ke
             ++step_;
             if (config_.max_steps && step_ > static_cast<uint64_t>(config_.max_steps)) {
                 stop("no end after " + std::to_string(config_.max_steps) + " steps");
-            } else if (!pending_.empty() && (runnable_.empty() || random_.chance(async_chance_))) {
+            } else if (!pending_.empty() && (idle() || random_.chance(async_chance_))) {
                 complete_one(pending_);
-            } else if (runnable_.empty() && !patient_.empty()) {
+            } else if (idle() && !patient_.empty()) {
                 complete_one(patient_);
             } else if (runnable_.empty()) {
                 stop(deadlock());
@@ -381,6 +396,7 @@ inline void Cluster::complete_one(std::vector<std::function<void()>>& from) {
     const std::function<void()> work = std::move(from[i]);
     from[i] = std::move(from.back());
     from.pop_back();
+    polls_ = 0;
     work();
 }
 
@@ -400,6 +416,9 @@ inline void Cluster::exit_checks(Thread& thread) {
     for (const auto& issued : block.warpgroup_wgmmas)
         if (!block.live && !issued.empty())
             fail("the block ends with a wgmma that only some warps of a warpgroup issued");
+    for (std::size_t warp = 0; !block.live && warp < block.registers.size(); ++warp)
+        if (block.registers[warp].size() != block.registers[warp / 4 * 4].size())
+            fail("the block ends with a setmaxnreg that only some warps of a warpgroup executed");
 }
 
 // Who waits for what, warps with the same reason together.

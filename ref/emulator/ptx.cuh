@@ -29,24 +29,27 @@ inline Block& remote_block(uint32_t address) {
     return block;
 }
 
-inline void arrive(Block& block, uint32_t address, uint32_t bytes) {
-    Mbarrier& barrier = mbarrier(block, address, "mbarrier.arrive");
+// `address` as the thread gave it: another block's where mapa made it so.
+inline void arrive(uint32_t address, uint32_t bytes) {
+    Block& block = remote_block(address);
+    const uint32_t offset = address & kOffsetMask;
+    Mbarrier& barrier = mbarrier(block, offset, "mbarrier.arrive");
     const Thread& thread = self();
     if (&block != thread.block && !barrier.visible)
-        fail("arrives on mbarrier 0x%x of another block before fence.mbarrier_init made it visible", address);
+        fail("arrives on mbarrier 0x%x of another block before fence.mbarrier_init made it visible", offset);
     if (bytes) {
         barrier.bytes += bytes;
         if (barrier.bytes >= 1 << 20)
-            fail("mbarrier 0x%x expects %lld bytes; the transaction count ends at 2^20 - 1", address,
+            fail("mbarrier 0x%x expects %lld bytes; the transaction count ends at 2^20 - 1", offset,
                  static_cast<long long>(barrier.bytes));
-        current_cluster->record(Event::mbarrier_expect_tx, block, thread.index, address, bytes);
+        current_cluster->record(Event::mbarrier_expect_tx, *thread.block, thread.index, address, bytes);
     }
     if (barrier.pending == 0)
-        fail("arrives on mbarrier 0x%x more often than its count of %lld in phase %lld", address,
+        fail("arrives on mbarrier 0x%x more often than its count of %lld in phase %lld", offset,
              static_cast<long long>(barrier.count), static_cast<long long>(barrier.phase));
     --barrier.pending;
-    current_cluster->record(Event::mbarrier_arrive, block, thread.index, address, barrier.pending);
-    settle(barrier, block, address);
+    current_cluster->record(Event::mbarrier_arrive, *thread.block, thread.index, address, barrier.pending);
+    settle(barrier, block, offset);
     current_cluster->maybe_yield();
 }
 
@@ -70,7 +73,8 @@ inline void named_barrier(uint32_t id, uint32_t threads, bool wait) {
     record_warp(Event::bar_pass, 0, id);
 }
 
-// setmaxnreg, once for each warp: giving back is immediate, taking waits until the block's 64 K registers suffice.
+// setmaxnreg, once for each warp: giving back is immediate, taking waits until the block's 64 K registers suffice. The
+// warps of a warpgroup must all ask for the same.
 inline void set_registers(int registers, bool increase) {
     if (registers % 8 || registers < 24 || registers > 256)
         fail("setmaxnreg %d: a multiple of 8 from 24 to 256 is needed", registers);
@@ -78,21 +82,29 @@ inline void set_registers(int registers, bool increase) {
     exchange("setmaxnreg", {static_cast<uint64_t>(registers)});
     if (thread.lane()) return;
     Block& block = *thread.block;
-    int& mine = block.registers[static_cast<std::size_t>(thread.warp())];
-    if (increase ? registers < mine : registers > mine)
-        fail("setmaxnreg.%s %d while the warp has %d registers a thread", increase ? "inc" : "dec", registers, mine);
-    while (32 * (registers - mine) > block.free_registers)
+    const auto warp = static_cast<std::size_t>(thread.warp());
+    std::vector<int>& mine = block.registers[warp];
+    const int had = mine.back();
+    for (std::size_t other = warp / 4 * 4; other < std::min(warp / 4 * 4 + 4, block.registers.size()); ++other)
+        if (block.registers[other].size() > mine.size() && block.registers[other][mine.size()] != registers)
+            fail("setmaxnreg %d, where warp %zu of its warpgroup asked for %d", registers, other,
+                 block.registers[other][mine.size()]);
+    mine.push_back(registers);
+    if (increase ? registers < had : registers > had)
+        fail("setmaxnreg.%s %d while the warp has %d registers a thread", increase ? "inc" : "dec", registers, had);
+    while (32 * (registers - had) > block.free_registers)
         current_cluster->block_on(block.register_waiters, {"setmaxnreg.inc: no registers are free"});
-    block.free_registers -= 32 * (registers - mine);
-    mine = registers;
+    block.free_registers -= 32 * (registers - had);
     record_warp(Event::setmaxnreg, 0, registers);
     current_cluster->wake(block.register_waiters);
 }
 
-inline void wait_stores(int groups, bool read_only) {
+inline void wait_stores(std::size_t groups, bool read_only) {
     auto& committed = self().store_groups;
-    for (std::size_t i = 0; i + static_cast<std::size_t>(groups) < committed.size(); ++i)
+    const std::size_t done = committed.size() > groups ? committed.size() - groups : 0;
+    for (std::size_t i = 0; i < done; ++i)
         for (const auto& store : committed[i]) read_only ? store->read() : store->write();
+    if (!read_only) committed.erase(committed.begin(), committed.begin() + static_cast<std::ptrdiff_t>(done));
 }
 
 }  // namespace emulator
@@ -109,7 +121,10 @@ using emulator::self;
 inline uint32_t laneid() { return static_cast<uint32_t>(self().lane()); }
 inline uint32_t cluster_ctarank() { return static_cast<uint32_t>(self().block->rank); }
 // Any lane may be elected; the seed says which, for the whole run.
-inline bool elect_sync() { return self().lane() == current_cluster->elected_lane(); }
+inline bool elect_sync() {
+    emulator::exchange("elect.sync", {});
+    return self().lane() == current_cluster->elected_lane();
+}
 template <typename T>
 T shfl_sync_idx(T value, int lane) {
     static_assert(sizeof(T) <= 8, "one register or two");
@@ -190,16 +205,22 @@ inline void fence_proxy_async() {
 inline void bar_sync(uint32_t id, uint32_t threads) { emulator::named_barrier(id, threads, true); }
 inline void bar_arrive(uint32_t id, uint32_t threads) { emulator::named_barrier(id, threads, false); }
 inline void barrier_cluster_arrive() {
+    emulator::exchange("barrier.cluster.arrive", {});
     emulator::record_warp(Event::cluster_arrive);
-    if (self().cluster_generation > current_cluster->cluster_generation)
-        fail("barrier.cluster.arrive twice without a wait");
-    self().cluster_generation = current_cluster->cluster_generation + 1;
+    emulator::Thread& thread = self();
+    if (thread.cluster_pending) fail("barrier.cluster.arrive twice without a wait");
+    thread.cluster_pending = true;
+    thread.cluster_generation = current_cluster->cluster_generation + 1;
     ++current_cluster->cluster_arrived;
     current_cluster->complete_cluster_barrier();
 }
 inline void barrier_cluster_wait() {
-    while (current_cluster->cluster_generation < self().cluster_generation)
+    emulator::exchange("barrier.cluster.wait", {});
+    emulator::Thread& thread = self();
+    if (!thread.cluster_pending) fail("barrier.cluster.wait without an arrive");
+    while (current_cluster->cluster_generation < thread.cluster_generation)
         current_cluster->block_on(current_cluster->cluster_waiters, {"barrier.cluster"});
+    thread.cluster_pending = false;
     emulator::record_warp(Event::cluster_pass);
 }
 
@@ -219,13 +240,9 @@ inline void fence_mbarrier_init() {
     for (auto& [address, barrier] : self().block->mbarriers)
         if (barrier.initialiser == self().index) barrier.visible = true;
 }
-inline void mbarrier_arrive(uint32_t address) { emulator::arrive(*self().block, address, 0); }
-inline void mbarrier_arrive_cluster(uint32_t address) {
-    emulator::arrive(emulator::remote_block(address), address & emulator::kOffsetMask, 0);
-}
-inline void mbarrier_arrive_expect_tx(uint32_t address, uint32_t bytes) {
-    emulator::arrive(*self().block, address, bytes);
-}
+inline void mbarrier_arrive(uint32_t address) { emulator::arrive(address, 0); }
+inline void mbarrier_arrive_cluster(uint32_t address) { emulator::arrive(address, 0); }
+inline void mbarrier_arrive_expect_tx(uint32_t address, uint32_t bytes) { emulator::arrive(address, bytes); }
 inline void mbarrier_wait_parity(uint32_t address, uint32_t parity) {
     emulator::Block& block = *self().block;
     emulator::Mbarrier& barrier = emulator::mbarrier(block, address, "mbarrier.try_wait");
@@ -238,7 +255,9 @@ inline void mbarrier_wait_parity(uint32_t address, uint32_t parity) {
 inline bool mbarrier_test_wait_parity(uint32_t address, uint32_t parity) {
     current_cluster->maybe_yield();
     const emulator::Mbarrier& barrier = emulator::mbarrier(*self().block, address, "mbarrier.test_wait");
-    return (barrier.phase & 1) != (parity & 1);
+    const bool completed = (barrier.phase & 1) != (parity & 1);
+    if (!completed) current_cluster->poll();
+    return completed;
 }
 
 // --------------------------------------------------------------------------------------------- copy engine
@@ -278,8 +297,12 @@ void wgmma(float (&d)[N / 2], uint64_t desc_a, uint64_t desc_b, int scale_d) {
     static_assert(N % 8 == 0 && N >= 8 && N <= 256, "n is a multiple of 8 from 8 to 256");
     emulator::issue_wgmma(d, N, desc_a, desc_b, scale_d != 0);
 }
-inline void wgmma_fence() { self().wgmma_fenced = true; }
+inline void wgmma_fence() {
+    emulator::exchange("wgmma.fence", {});
+    self().wgmma_fenced = true;
+}
 inline void wgmma_commit_group() {
+    emulator::exchange("wgmma.commit_group", {});
     self().wgmma_groups.push_back(self().wgmmas);
     emulator::record_warp(Event::wgmma_commit, 0, static_cast<int64_t>(self().wgmma_groups.size()) - 1);
 }

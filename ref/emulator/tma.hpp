@@ -67,10 +67,11 @@ inline void complete_bytes(Block& block, uint32_t address, uint32_t bytes) {
     settle(barrier, block, address);
 }
 
-// What an H100 answers with an illegal instruction.
 inline void check_box(const TensorMap& map, const char* who, uint32_t shared, int x, int y, bool store) {
-    const uint32_t alignment = map.swizzle_128b ? 1024 : 128;  // 1024: where the swizzle's pattern starts
+    // The engine itself needs 128 bytes; the kernels count on the swizzle's pattern starting with the tile.
+    const uint32_t alignment = map.swizzle_128b ? 1024 : 128;
     if (shared % alignment) fail("%s at shared memory 0x%x, which is not a multiple of %u", who, shared, alignment);
+    // An H100 answers the rest with an illegal instruction.
     if (x * static_cast<int64_t>(map.element) % 16)
         fail("%s at column %d, byte %lld of the row: a multiple of 16 is needed", who, x,
              static_cast<long long>(x) * map.element);

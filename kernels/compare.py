@@ -8,6 +8,7 @@ runs on the emulator at small shapes, and the figures recorded on an H100 are sh
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import sys
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--rungs", metavar="NAME,...", help=f"which rungs (default: all of {', '.join(rungs)})"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the measurements there (GPU only)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured there as well")
     parser.add_argument(
         "--l2",
         choices=[*bench.L2_STATES, "both"],
@@ -64,18 +65,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     device, found = find_gpu()
     known = shapes.DEEPSEEK_V3 if device else shapes.EMULATOR
     problems = shapes.parse(arguments.shapes, known)
-    if arguments.json and not device:
-        raise InputError(f"--json is for times on a GPU; found {found}, and a Hopper GPU is needed")
     if arguments.json:
         refuse_unwritable(arguments.json)
 
     if device is None:
         refuse_the_endless(problems)
         print(f"Found {found}: every rung runs on the emulator, a Hopper SM on this CPU.\n")
-        wrong = on_emulator(chosen, problems)
+        rows = on_emulator(chosen, problems)
         print()
         show_recorded(draw.recorded(), arguments.l2 if arguments.l2 in bench.L2_STATES else "dirty")
-        return 1 if wrong else 0
+        if arguments.json:
+            save({"schema": draw.SCHEMA, "meta": emulated_meta(), "rows": rows}, arguments.json)
+            print(f"\nWritten: {arguments.json}, what the emulator ran; no GPU was timed")
+        return 1 if any(row["verdict"].startswith("WRONG") for row in rows) else 0
 
     print(f"Found {found}: every rung is checked, then timed beside its peers.\n")
     states = [arguments.l2] if arguments.l2 in bench.L2_STATES else list(bench.L2_STATES)
@@ -373,18 +375,35 @@ def save(data: dict[str, Any], path: Path) -> None:
 # -------------------------------------------------------------------------------------------- on the emulator
 
 
-def on_emulator(chosen: Sequence[Rung], problems: Sequence[Shape]) -> bool:
-    """Run every rung at every shape, and print its error and its time. Returns whether one is wrong."""
+def on_emulator(chosen: Sequence[Rung], problems: Sequence[Shape]) -> list[dict[str, Any]]:
+    """Run every rung at every shape; print, and return, its error and its time."""
     build_all(chosen, "emulator")
     print(f"{'rung':20}  {'m x n x k':>17}  {'relative error':>14}  {'element error':>13}  {'seconds':>8}")
-    wrong = False
+    rows = []
     with progress([(rung, shape) for rung in chosen for shape in problems], "runs") as (bar, status):
         for rung, shape in bar:
             status(f"{rung.name} {shape}")
-            line, right = emulate(rung, shape)
-            wrong |= not right
-            echo(f"{rung.name:20}  {' x '.join(map(str, shape)):>17}  {line}")
-    return wrong
+            rows.append(row := emulate(rung, shape))
+            line = f"{rung.name:20}  {' x '.join(map(str, shape)):>17}  "
+            if "seconds" in row:
+                numbers = (
+                    f"{row['relative_error']:>14.2e}  {row['element_error']:>13.2e}  {row['seconds']:>8.2f}"
+                )
+                line += numbers + "  "
+            echo(line + row["verdict"])
+    return rows
+
+
+def emulated_meta() -> dict[str, Any]:
+    """The "meta" of what the emulator ran."""
+    from gemm_ladder import build
+
+    return {
+        "machine": "emulator",
+        "date": datetime.date.today().isoformat(),
+        "sources": build.sources_digest(),
+        "protocol": "random normal data; errors against float64 of the dequantised inputs; CPU seconds",
+    }
 
 
 def refuse_the_endless(problems: Sequence[Shape]) -> None:
@@ -397,21 +416,26 @@ def refuse_the_endless(problems: Sequence[Shape]) -> None:
             )
 
 
-def emulate(rung: Rung, shape: Shape) -> tuple[str, bool]:
-    """One run: what to print of it, and whether it is right (or not the rung's business)."""
+def emulate(rung: Rung, shape: Shape) -> dict[str, Any]:
+    """One run: a row with a verdict ("right", "not run: ..." or "WRONG: ...") and, if it ran, the numbers."""
+    row = {"impl": rung.name, **shape._asdict()}
     if reason := rung.supports(*shape):
-        return f"not run: {reason}", True
+        return row | {"verdict": f"not run: {reason}"}
     problem = bench.make_problem(shape, "cpu")
     call = rung_call(rung, problem)
     started = time.perf_counter()
     try:
         out = call()
     except GemmLadderError as fault:
-        return f"WRONG: {fault}", False
+        return row | {"verdict": f"WRONG: {fault}"}
     seconds = time.perf_counter() - started
     error = bench.errors(out, problem.reference())
-    verdict = "right" if error.right else f"WRONG: {describe(error)}"
-    return f"{error.relative:>14.2e}  {error.element:>13.2e}  {seconds:>8.2f}  {verdict}", error.right
+    return row | {
+        "relative_error": error.relative,
+        "element_error": error.element,
+        "seconds": round(seconds, 3),
+        "verdict": "right" if error.right else f"WRONG: {describe(error)}",
+    }
 
 
 def show_recorded(files: Sequence[draw.Data], l2: str) -> None:

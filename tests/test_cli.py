@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -39,7 +40,6 @@ def refusal(capsys: Output, *argv: str) -> str:
         (["compare", "--shapes", "64x128"], "'64x128' is not a shape; MxNxK is needed"),
         (["compare", "--shapes", ""], "'' is not a shape"),
         (["compare", "--rungs", "s1_naive,s9"], "'s9' is not a rung's name; one of s0_numpy, s1_naive,"),
-        (["compare", "--json", "x.json"], "--json is for times on a GPU; found no CUDA GPU"),
         (["compare", "--shapes", "4096x7168x16384"], "4.8e+11 pairs, in whole tiles; the emulator takes at"),
         (["compare", "--shapes", "200000x1x1280"], "6.6e+10 pairs, in whole tiles"),
     ],
@@ -106,6 +106,20 @@ def test_emulator(capsys: Output) -> None:
     assert "TFLOPS on NVIDIA H100" in recorded and "4096 x 7168 x 16384" in recorded
     for sentence in draw.provenance(draw.series(draw.recorded(), "dirty")):
         assert f"recorded: {sentence}" in recorded
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_json_of_the_emulator(capsys: Output, tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    arguments = ["--rungs", "s0_numpy,s2_wgmma", "--shapes", "64x128x256,8x10x128", "--json", str(path)]
+    assert main(["compare", *arguments]) == 0
+    assert f"Written: {path}, what the emulator ran; no GPU was timed" in capsys.readouterr().out
+    data = json.loads(path.read_text())
+    assert data["meta"]["machine"] == "emulator" and len(data["meta"]["sources"]) == 64
+    ran, refused = data["rows"][2:]
+    assert (ran["impl"], ran["m"], ran["n"], ran["k"]) == ("s2_wgmma", 64, 128, 256)
+    assert ran["verdict"] == "right" and 0 < ran["relative_error"] < 3e-3 and ran["seconds"] >= 0
+    assert refused["verdict"].startswith("not run: ") and "seconds" not in refused
 
 
 @pytest.mark.usefixtures("no_gpu")

@@ -188,15 +188,16 @@ def rewrite(text: str, name: str, body: str) -> str:
 
 
 def interleave_table(data: Data) -> str:
-    """What stands in README.md between the markers of the table `interleave`: microseconds, spread."""
+    """What stands in README.md between the markers of the table `interleave`: microseconds, with spread."""
+    shown = series([data], "dirty")
     modes = list(dict.fromkeys(row["impl"] for row in data["rows"]))
     found = {(row["m"], row["n"], row["k"], row["impl"]): row for row in data["rows"]}
     cells = [["m x n x k", *modes]]
-    for size in sizes_of(series([data], "dirty")):
+    for size in sizes_of(shown):
         rows = [found[(*size, mode)] for mode in modes]
         spread = [f"{row['us']:.1f} ({row['us_p10']:.1f} to {row['us_p90']:.1f})" for row in rows]
         cells.append([" x ".join(map(str, size)), *spread])
-    (note,) = provenance(series([data], "dirty"))
+    (note,) = provenance(shown)
     return f"{markdown(cells)}\n\n<sub>{note}</sub><br>"
 
 

@@ -75,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print()
         show_recorded(draw.recorded(), arguments.l2 if arguments.l2 in bench.L2_STATES else "dirty")
         if arguments.json:
-            save({"schema": draw.SCHEMA, "meta": emulated_meta(), "rows": rows}, arguments.json)
-            print(f"\nWritten: {arguments.json}, what the emulator ran; no GPU was timed")
+            print("\nWhat the emulator ran is kept; no GPU was timed.")
+            export({"schema": draw.SCHEMA, "meta": emulated_meta(), "rows": rows}, arguments.json)
         return 1 if any(row["verdict"].startswith("WRONG") for row in rows) else 0
 
     print(f"Found {found}: every rung is checked, then timed beside its peers.\n")
@@ -327,8 +327,11 @@ def show_measured(result: Measured, states: Sequence[bench.L2]) -> None:
         print(sentence)
 
 
-def keep(result: Measured, path: Path | None, whole: bool) -> None:
-    """Write the measurements: into the checkout, with the figure, if the run is whole; to `path` if given.
+def keep(result: Measured, path: Path | None, whole: bool, record: str = "ladder.json") -> None:
+    """Write the measurements: into the checkout, and drawn, if the run is whole; to `path` if given.
+
+    Args:
+        record: the file's name in figures/data.
 
     Raises:
         InputError: `path` cannot be written; the checkout has been.
@@ -342,19 +345,22 @@ def keep(result: Measured, path: Path | None, whole: bool) -> None:
             "The recorded figures are left as they are: they take every rung, shape and state of L2 at once."
         )
     elif checkout:
-        save(result.data, checkout / "figures" / "data" / "ladder.json")
+        save(result.data, checkout / "figures" / "data" / record)
         draw.main(checkout)
-        print("Renewed: figures/data/ladder.json, figures/ladder.png and README.md's tables.")
+        print(f"Renewed: figures/data/{record}, figures/ladder.png and README.md's tables.")
     else:
         print("The recorded figures are left as they are: this is an installed package, not a checkout.")
     if path:
-        try:
-            save(result.data, path)
-        except OSError as error:
-            raise InputError(
-                f"--json {path} cannot be written ({error.strerror}); another is needed"
-            ) from None
-        print(f"Written: {path}")
+        export(result.data, path)
+
+
+def export(data: dict[str, Any], path: Path) -> None:
+    """Write the file that --json names. Raises InputError where that fails."""
+    try:
+        save(data, path)
+    except OSError as error:
+        raise InputError(f"--json {path} cannot be written ({error.strerror}); another is needed") from None
+    print(f"Written: {path}")
 
 
 def checkout_root() -> Path | None:

@@ -41,11 +41,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = [dataclasses.replace(base, name=f"s6_{name}", mode=mode) for name, mode in MODES.items()]
     result = compare.on_gpu(chosen, SHAPES, ("dirty",), device, peers=())
     compare.show_measured(result, ("dirty",))
-    if arguments.json:
-        compare.save(result.data, arguments.json)
-    checkout = compare.checkout_root()
-    if checkout and not result.wrong:
-        compare.save(result.data, checkout / "figures" / "data" / "interleave.json")
-        compare.draw.main(checkout)
-        print("\nRenewed: figures/data/interleave.json and README.md's table.")
+    compare.keep(result, arguments.json, whole=True, record="interleave.json")
     return 1 if result.wrong else 0

@@ -117,6 +117,10 @@ __global__ void fault(int which, const __grid_constant__ TensorMap map) {
             ptx::fence_mbarrier_init();
             ptx::mbarrier_arrive_expect_tx(barrier, 64 * 128);
             return ptx::cp_async_bulk_tensor_2d(smem, &map, barrier, 0, 0);
+        case 28:  // the instruction for a block's own barriers, with an address from mapa
+            if (threadIdx.x) return;
+            ptx::mbarrier_init(barrier, 1);
+            return ptx::mbarrier_arrive(ptx::mapa(barrier, 0));
     }
 }
 

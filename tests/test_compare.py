@@ -465,7 +465,8 @@ def test_show_measured(capsys: pytest.CaptureFixture[str]) -> None:
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository to write into: README's markers, and a place for the data."""
     (tmp_path / "figures" / "data").mkdir(parents=True)
-    markers = [f"<!-- table-{l2}:{end} -->" for l2 in ("dirty", "clean") for end in ("begin", "end")]
+    tables = ("dirty", "clean", "interleave")
+    markers = [f"<!-- table-{name}:{end} -->" for name in tables for end in ("begin", "end")]
     (tmp_path / "README.md").write_text("\n".join(markers))
     monkeypatch.setattr(compare, "checkout_root", lambda: tmp_path)
     return tmp_path
@@ -488,6 +489,15 @@ def test_a_whole_run_renews_the_record(checkout: Path) -> None:
     text = (checkout / "README.md").read_text()
     assert "| 64 x 2112 x 7168 |" in text and "kernel sources 0123456789ab." in text
     assert (checkout / "figures" / "ladder.png").stat().st_size > 10_000
+
+
+def test_another_record(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = a_result()
+    compare.keep(result, None, whole=True)
+    compare.keep(result, None, whole=True, record="interleave.json")
+    assert draw.load(checkout / "figures" / "data" / "interleave.json") == result.data
+    assert "Renewed: figures/data/interleave.json" in capsys.readouterr().out
+    assert "| 64 x 2112 x 7168 | 9.0 (8.0 to 10.0) |" in (checkout / "README.md").read_text()
 
 
 @pytest.mark.parametrize(("whole", "wrong"), [(False, []), (True, ["s1_naive is wrong"])])

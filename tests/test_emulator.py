@@ -222,6 +222,14 @@ def test_blocks_of_a_cluster_take_turns(machine: str) -> None:
         np.testing.assert_array_equal(out, expected)
 
 
+def test_a_remote_arrival_is_its_senders_event() -> None:
+    for seed in SEEDS:
+        events = run_unit("emulator", 8, np.zeros(8, np.uint32), None, seed).events
+        arrivals = events[events["kind"] == "mbarrier_arrive"]
+        np.testing.assert_array_equal(arrivals["block"], np.arange(7) % 2)  # they take turns
+        np.testing.assert_array_equal(arrivals["address"] >> 24, 2 - np.arange(7) % 2)  # 1 + the other's rank
+
+
 def test_conversions(machine: str) -> None:
     rng = np.random.default_rng(4)
     floats = np.concatenate(

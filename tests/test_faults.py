@@ -40,6 +40,7 @@ FAULTS = {
     23: r"TMA load at shared memory 0x480, which is not a multiple of 1024",
     24: r"ld.shared at 0x4800 \(4 bytes\) is outside the block's shared memory, 0x400 to 0x4408",
     25: r"polls an mbarrier for ever: nothing is on its way and no other thread makes progress",
+    28: r"mbarrier.arrive: no mbarrier was initialised at 0x1004400 of block 0",
 }
 POLLS_FOR_WHAT_COMES, LEAVES_TOO_EARLY = 26, 27
 REFUSALS = {

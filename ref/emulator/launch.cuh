@@ -13,23 +13,24 @@
 
 namespace emulator {
 
-// What CUDA would refuse: nothing has run.
-inline const char* refuse(const std::string& reason) {
-    session.error = reason;
+// The launcher's answer. One that begins with "emulator: " is a fault of the kernel; any other is a refusal, as CUDA's
+// would be, and nothing has run.
+inline const char* answer(const std::string& text) {
+    session.error = text;
     return session.error.c_str();
 }
 
 inline const char* run_grid(const LaunchConfig& config, const std::function<void()>& kernel) {
     if (config.blocks == 0) return nullptr;
-    if (config.blocks > INT32_MAX) return refuse("more than 2^31 - 1 blocks");
+    if (config.blocks > INT32_MAX) return answer("more than 2^31 - 1 blocks");
     if (config.threads == 0 || config.threads % 32 || config.threads > 1024)
-        return refuse("a block of " + std::to_string(config.threads) +
+        return answer("a block of " + std::to_string(config.threads) +
                       " threads; a multiple of 32 up to 1024 is needed");
     if (config.shared_bytes > kSharedLimit)
-        return refuse(std::to_string(config.shared_bytes) + " bytes of shared memory a block; Hopper has " +
+        return answer(std::to_string(config.shared_bytes) + " bytes of shared memory a block; Hopper has " +
                       std::to_string(kSharedLimit));
     if (config.cluster == 0 || config.cluster > 16 || config.blocks % config.cluster)
-        return refuse(std::to_string(config.blocks) + " blocks in clusters of " + std::to_string(config.cluster));
+        return answer(std::to_string(config.blocks) + " blocks in clusters of " + std::to_string(config.cluster));
 
     const int64_t clusters = config.blocks / config.cluster;
     const Cluster::Shape shape{static_cast<int>(config.cluster), static_cast<int>(config.threads), config.shared_bytes,
@@ -69,7 +70,7 @@ inline const char* run_grid(const LaunchConfig& config, const std::function<void
     for (const auto& of_cluster : events)
         session.events.insert(session.events.end(), of_cluster.begin(), of_cluster.end());
     if (errors.empty()) return nullptr;
-    return refuse("emulator: " + std::min_element(errors.begin(), errors.end())->second);
+    return answer("emulator: " + std::min_element(errors.begin(), errors.end())->second);
 }
 
 }  // namespace emulator
@@ -86,17 +87,17 @@ const char* tensor_map_2d(TensorMap* map, const T* base, int64_t rows, int64_t c
     const auto size = static_cast<int64_t>(sizeof(T));
     const int64_t box_row_bytes = box_columns * size;
     if (reinterpret_cast<uintptr_t>(base) % 16)
-        return emulator::refuse("a tensor map's base is not a multiple of 16 bytes");
+        return emulator::answer("a tensor map's base is not a multiple of 16 bytes");
     if (row_stride * size % 16)
-        return emulator::refuse("a tensor map's row stride of " + std::to_string(row_stride * size) +
+        return emulator::answer("a tensor map's row stride of " + std::to_string(row_stride * size) +
                                 " bytes is not a multiple of 16");
-    if (rows < 1 || columns < 1) return emulator::refuse("a tensor map of no elements");
+    if (rows < 1 || columns < 1) return emulator::answer("a tensor map of no elements");
     if (box_rows < 1 || box_rows > 256 || box_columns < 1 || box_columns > 256)
-        return emulator::refuse("a box is 1 to 256 elements along each dimension");
+        return emulator::answer("a box is 1 to 256 elements along each dimension");
     if (box_row_bytes % 16)
-        return emulator::refuse("a box row of " + std::to_string(box_row_bytes) + " bytes is not a multiple of 16");
+        return emulator::answer("a box row of " + std::to_string(box_row_bytes) + " bytes is not a multiple of 16");
     if (swizzle == Swizzle::k128B && box_row_bytes > 128)
-        return emulator::refuse("a 128-byte-swizzled box row has " + std::to_string(box_row_bytes) + " bytes");
+        return emulator::answer("a 128-byte-swizzled box row has " + std::to_string(box_row_bytes) + " bytes");
     *map = {reinterpret_cast<uint8_t*>(const_cast<T*>(base)),
             rows,
             columns,

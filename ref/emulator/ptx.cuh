@@ -29,13 +29,14 @@ inline Block& remote_block(uint32_t address) {
     return block;
 }
 
-// `address` as the thread gave it: another block's where mapa made it so.
-inline void arrive(uint32_t address, uint32_t bytes) {
-    Block& block = remote_block(address);
-    const uint32_t offset = address & kOffsetMask;
+// On the barrier at `offset` of `block`. The events are the arriving thread's, so another block's barrier has the
+// address there that mapa gives it.
+inline void arrive(Block& block, uint32_t offset, uint32_t bytes) {
     Mbarrier& barrier = mbarrier(block, offset, "mbarrier.arrive");
     const Thread& thread = self();
-    if (&block != thread.block && !barrier.visible)
+    const bool remote = &block != thread.block;
+    const uint32_t address = offset | (remote ? static_cast<uint32_t>(block.rank + 1) << kRankShift : 0);
+    if (remote && !barrier.visible)
         fail("arrives on mbarrier 0x%x of another block before fence.mbarrier_init made it visible", offset);
     if (bytes) {
         barrier.bytes += bytes;
@@ -240,9 +241,13 @@ inline void fence_mbarrier_init() {
     for (auto& [address, barrier] : self().block->mbarriers)
         if (barrier.initialiser == self().index) barrier.visible = true;
 }
-inline void mbarrier_arrive(uint32_t address) { emulator::arrive(address, 0); }
-inline void mbarrier_arrive_cluster(uint32_t address) { emulator::arrive(address, 0); }
-inline void mbarrier_arrive_expect_tx(uint32_t address, uint32_t bytes) { emulator::arrive(address, bytes); }
+inline void mbarrier_arrive(uint32_t address) { emulator::arrive(*self().block, address, 0); }
+inline void mbarrier_arrive_cluster(uint32_t address) {
+    emulator::arrive(emulator::remote_block(address), address & emulator::kOffsetMask, 0);
+}
+inline void mbarrier_arrive_expect_tx(uint32_t address, uint32_t bytes) {
+    emulator::arrive(*self().block, address, bytes);
+}
 inline void mbarrier_wait_parity(uint32_t address, uint32_t parity) {
     emulator::Block& block = *self().block;
     emulator::Mbarrier& barrier = emulator::mbarrier(block, address, "mbarrier.try_wait");

@@ -12,8 +12,14 @@ and no synchronisation. Every refusal is one sentence, what was given and what i
     sfb  float32 [ceil(n / 128), ceil(k / 128)], contiguous; or transposed or lazily negated: converted
     out  bfloat16 [m, n], contiguous, 16-byte aligned, sharing no byte with the others
 
+The grouped layouts put a dimension `groups` before B's and sfb's, and have one tensor more:
+
+    contiguous  m_indices int32 [m], contiguous: the group of each row
+    masked      masked_m int32 [groups], contiguous: how many rows of each group count; A, sfa and out are
+                [groups, max_m, ...], sfa's stride (align(max_m, 4) * ceil(k / 128), 1, align(max_m, 4))
+
 No gradient flows through a call: inputs that require grad are taken as they are, such an `out` is refused.
-All on one device: the CPU or a Hopper GPU. The functions take tensors with leading group dimensions as well.
+All on one device: the CPU or a Hopper GPU.
 """
 
 from __future__ import annotations
@@ -28,6 +34,30 @@ from gemm_ladder.errors import InputError
 
 BLOCK = 128  # of K (both operands' scales) and of N (B's): what one scale covers
 ALIGNMENT = 16  # bytes: what TMA asks of an address and of a stride
+ROW_GROUPS = ("m_indices", "masked_m")
+DTYPES = {
+    **dict.fromkeys(("A", "B"), torch.float8_e4m3fn),
+    **dict.fromkeys(("sfa", "sfb"), torch.float32),
+    **dict.fromkeys(ROW_GROUPS, torch.int32),
+    "out": torch.bfloat16,
+}
+DIMENSIONS = {  # by layout and tensor; equal names are equal sizes
+    "dense": {
+        **{"A": ("m", "k"), "sfa": ("m", "ceil(k / 128)")},
+        **{"B": ("n", "k"), "sfb": ("ceil(n / 128)", "ceil(k / 128)")},
+        **{"out": ("m", "n")},
+    },
+    "contiguous": {
+        **{"A": ("m", "k"), "sfa": ("m", "ceil(k / 128)")},
+        **{"B": ("groups", "n", "k"), "sfb": ("groups", "ceil(n / 128)", "ceil(k / 128)")},
+        **{"out": ("m", "n"), "m_indices": ("m",)},
+    },
+    "masked": {
+        **{"A": ("groups", "max_m", "k"), "sfa": ("groups", "max_m", "ceil(k / 128)")},
+        **{"B": ("groups", "n", "k"), "sfb": ("groups", "ceil(n / 128)", "ceil(k / 128)")},
+        **{"out": ("groups", "max_m", "n"), "masked_m": ("groups",)},
+    },
+}
 
 
 class Gemm(NamedTuple):
@@ -41,6 +71,21 @@ class Gemm(NamedTuple):
     m: int
     n: int
     k: int
+
+
+class GroupedGemm(NamedTuple):
+    """A grouped call that passed. `rows` is m_indices or masked_m, m the sizes' m or max_m."""
+
+    a: torch.Tensor
+    sfa: torch.Tensor
+    b: torch.Tensor
+    sfb: torch.Tensor
+    out: torch.Tensor
+    rows: torch.Tensor
+    m: int
+    n: int
+    k: int
+    groups: int
 
 
 def dense(lhs: object, rhs: object, out: object, *, hopper: bool = True) -> Gemm:
@@ -58,43 +103,80 @@ def dense(lhs: object, rhs: object, out: object, *, hopper: bool = True) -> Gemm
     Raises:
         InputError: the first thing found wrong.
     """
+    tensors, size = _checked("dense", lhs, rhs, {"out": out}, hopper)
+    return Gemm(*tensors, size["m"], size["n"], size["k"])
+
+
+def contiguous_groups(lhs: object, rhs: object, out: object, m_indices: object) -> GroupedGemm:
+    """As `dense`, for the rows of all groups in one A: out[i] = lhs[i] @ rhs[m_indices[i]].T."""
+    tensors, size = _checked("contiguous", lhs, rhs, {"out": out, "m_indices": m_indices})
+    return GroupedGemm(*tensors, size["m"], size["n"], size["k"], size["groups"])
+
+
+def masked_groups(lhs: object, rhs: object, out: object, masked_m: object) -> GroupedGemm:
+    """As `dense`, for each group's first rows: out[g, :r] = lhs[g, :r] @ rhs[g].T with r = masked_m[g]."""
+    tensors, size = _checked("masked", lhs, rhs, {"out": out, "masked_m": masked_m})
+    return GroupedGemm(*tensors, size["max_m"], size["n"], size["k"], size["groups"])
+
+
+def _checked(
+    layout: str, lhs: object, rhs: object, others: Mapping[str, object], hopper: bool = True
+) -> tuple[list[torch.Tensor], dict[str, int]]:
+    """Check a call; `others` are the output and what tells the groups of rows.
+
+    Returns:
+        All tensors, as kernels read them, and the size of each dimension by its name.
+    """
     a, sfa = pair(lhs, "lhs", "(A, sfa)")
     b, sfb = pair(rhs, "rhs", "(B, sfb)")
-    named = {"A": a, "sfa": sfa, "B": b, "sfb": sfb, "out": out}
+    named = {"A": a, "sfa": sfa, "B": b, "sfb": sfb, **others}
     device = same_device(named)
     if hopper:
         runs_on(device)
 
-    dtype("A", a, torch.float8_e4m3fn)
-    dtype("sfa", sfa, torch.float32)
-    dtype("B", b, torch.float8_e4m3fn)
-    dtype("sfb", sfb, torch.float32)
-    dtype("out", out, torch.bfloat16)
+    for name, tensor in named.items():
+        dtype(name, tensor, DTYPES[name])
 
-    m, k = sizes("A", a, "m", "k")
-    n, _ = sizes("B", b, "n", "k")
+    dimensions = DIMENSIONS[layout]
+    of_a = dict(zip(dimensions["A"], sizes("A", a, *dimensions["A"]), strict=True))
+    size = dict(zip(dimensions["B"], sizes("B", b, *dimensions["B"]), strict=True)) | of_a
+    n, k = size["n"], size["k"]
     if n < 1 or k < 1:
-        raise InputError(f"n is {n} and k is {k}; both must be at least 1 (only m may be 0)")
-    shape("B", b, (n, k), f"[n, k] with A's k = {k}")
-    shape("sfa", sfa, (m, ceil_div(k, BLOCK)), f"[m, ceil(k / 128)] for m = {m}, k = {k}")
-    shape(
-        "sfb",
-        sfb,
-        (ceil_div(n, BLOCK), ceil_div(k, BLOCK)),
-        f"[ceil(n / 128), ceil(k / 128)] for n = {n}, k = {k}",
-    )
-    shape("out", out, (m, n), f"[m, n] for m = {m}, n = {n}")
+        rows = dimensions["A"][-2]
+        raise InputError(f"n is {n} and k is {k}; both must be at least 1 (only {rows} may be 0)")
+    if size.get("groups") == 0:
+        raise InputError("B has 0 groups; at least 1 is needed")
+    common = ", ".join(f"{of} = {of_a[of]}" for of in dimensions["B"] if of in of_a)
+    shape("B", b, needed_shape("B", layout, size), f"[{', '.join(dimensions['B'])}] with A's {common}")
+    for name in ("sfa", "sfb", *others):
+        values = ", ".join(f"{of} = {size[of]}" for of in map(_without_blocks, dimensions[name]))
+        meaning = f"[{', '.join(dimensions[name])}] for {values}"
+        shape(name, named[name], needed_shape(name, layout, size), meaning)
 
-    for name in ("A", "B", "out"):
+    for name in ("A", "B", *others):
         contiguous(name, named[name])
-        aligned(name, named[name])
+        if name not in ROW_GROUPS:
+            aligned(name, named[name])
         in_memory(name, named[name])
     sfb_strides(sfb)
     disjoint("out", named)
-    if out.requires_grad:
+    if named["out"].requires_grad:
         raise InputError("out requires grad, which no kernel computes; a tensor that does not is needed")
     sfa, sfb = sfa.detach().resolve_neg(), sfb.detach().resolve_neg()
-    return Gemm(a.detach(), mn_major(sfa), b.detach(), sfb.contiguous(), out, m, n, k)
+    return [a.detach(), mn_major(sfa), b.detach(), sfb.contiguous(), *others.values()], size
+
+
+def needed_shape(name: str, layout: str, size: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of the tensor `name` in a layout, given the sizes of the dimensions by their names."""
+    return tuple(
+        size[of] if of in size else ceil_div(size[_without_blocks(of)], BLOCK)
+        for of in DIMENSIONS[layout][name]
+    )
+
+
+def _without_blocks(dimension: str) -> str:
+    """ "k" of "ceil(k / 128)"; other names as they are."""
+    return dimension.removeprefix("ceil(").removesuffix(f" / {BLOCK})")
 
 
 def pair(value: object, name: str, parts: str) -> tuple[object, object]:
@@ -159,7 +241,7 @@ def shape(name: str, tensor: torch.Tensor, needed: tuple[int, ...], meaning: str
 
 def contiguous(name: str, tensor: torch.Tensor) -> None:
     if not tensor.is_contiguous():
-        needed = _row_major(tensor.shape)
+        needed = row_major_strides(tensor.shape)
         raise InputError(
             f"{name} has strides {tensor.stride()}; contiguous rows, strides {needed}, are needed"
         )
@@ -180,7 +262,7 @@ def in_memory(name: str, tensor: torch.Tensor) -> None:
 
 def sfb_strides(sfb: torch.Tensor) -> None:
     if not (sfb.is_contiguous() or sfb.mT.is_contiguous()):
-        rows, columns = _row_major(sfb.shape), _row_major(sfb.mT.shape)
+        rows, columns = row_major_strides(sfb.shape), row_major_strides(sfb.mT.shape)
         transposed = (*columns[:-2], columns[-1], columns[-2])
         raise InputError(f"sfb has strides {sfb.stride()}; {rows} or, transposed, {transposed} is needed")
 
@@ -203,15 +285,20 @@ def mn_major(sfa: torch.Tensor) -> torch.Tensor:
 
     The padding, and the strides of dimensions of size 1, are left as they come.
     """
-    mn, blocks = sfa.shape[-2:]
-    rows = align(mn, ALIGNMENT // sfa.element_size())
-    strides = (rows * blocks, 1, rows)[-sfa.dim() :]
+    strides = mn_major_strides(sfa.shape)
     if sfa.data_ptr() % ALIGNMENT == 0 and all(
         size == 1 or stride == needed
         for size, stride, needed in zip(sfa.shape, sfa.stride(), strides, strict=True)
     ):
         return sfa
     return torch.empty_strided(sfa.shape, strides, dtype=sfa.dtype, device=sfa.device).copy_(sfa)
+
+
+def mn_major_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides, in floats, of scales [(groups,) mn, k / 128] as TMA reads them."""
+    mn, blocks = shape[-2:]
+    rows = align(mn, ALIGNMENT // torch.float32.itemsize)
+    return (rows * blocks, 1, rows)[-len(shape) :]
 
 
 def ceil_div(x: int, y: int) -> int:
@@ -230,7 +317,7 @@ def _span(tensor: torch.Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
-def _row_major(sizes: torch.Size) -> tuple[int, ...]:
+def row_major_strides(sizes: tuple[int, ...]) -> tuple[int, ...]:
     products = itertools.accumulate(reversed(sizes[1:]), lambda x, y: x * y, initial=1)
     return tuple(reversed(list(products)))
 

@@ -10,8 +10,14 @@ from collections.abc import Sequence
 COMMANDS = {
     "compare": "check every rung against the reference, and time it where there is a Hopper GPU",
     "interleave": "time rung 6 in each of its modes, on a Hopper GPU",
+    "cards": "renew each rung's card: its resources, its machine code and, with --ncu, what limits it",
+    "timeline": "record who loads, multiplies, promotes and waits in a rung, and when",
+    "explain": "say which production kernel a product gets, and what is expected of it; needs no GPU",
+    "tune": "measure which production kernel is the fastest for a product, and keep the answer",
     "doctor": "say what this machine has, what it lacks and how to get it",
 }
+
+MODULES = {"tune": "tuner"}  # others have their command's name; gemm_ladder.tune is the function
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from gemm_ladder.errors import GemmLadderError
 
     try:
-        return importlib.import_module(f"gemm_ladder.{command}").main(rest)
+        return importlib.import_module(f"gemm_ladder.{MODULES.get(command, command)}").main(rest)
     except (GemmLadderError, ToolchainError, BuildError) as error:
         return _refuse(str(error))
     except KeyboardInterrupt:

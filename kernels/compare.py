@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from gemm_ladder import bench, shapes
+from gemm_ladder import measuring, shapes
 from gemm_ladder.errors import GemmLadderError, InputError
-from gemm_ladder.figures import draw
+from gemm_ladder.figures import draw, measured, tables
 from gemm_ladder.rungs import NumpyRung, Rung, rungs
 from gemm_ladder.shapes import Shape
 
@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--shapes",
         default="all",
         metavar="MxNxK,...",
-        help="which problems (default: all; DeepSeek-V3's 18 dense shapes, or small ones on the emulator)",
+        help="which problems (default: all; DeepSeek-V3's 18 dense shapes and squares, or small ones on the "
+        "emulator)",
     )
     parser.add_argument(
         "--rungs", metavar="NAME,...", help=f"which rungs (default: all of {', '.join(rungs)})"
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured there as well")
     parser.add_argument(
         "--l2",
-        choices=[*bench.L2_STATES, "both"],
+        choices=[*measuring.L2_STATES, "both"],
         help="how L2 is made cold before a measured call (default: both; of the recorded figures, dirty)",
     )
     arguments = parser.parse_args(argv)
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.rungs is not None:
         chosen = list(dict.fromkeys(rungs[name.strip()] for name in arguments.rungs.split(",")))
     device, found = find_gpu()
-    known = shapes.DEEPSEEK_V3 if device else shapes.EMULATOR
+    known = shapes.MEASURED if device else shapes.EMULATOR
     problems = shapes.parse(arguments.shapes, known)
     if arguments.json:
         refuse_unwritable(arguments.json)
@@ -73,32 +74,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"Found {found}: every rung runs on the emulator, a Hopper SM on this CPU.\n")
         rows = on_emulator(chosen, problems)
         print()
-        show_recorded(draw.recorded(), arguments.l2 if arguments.l2 in bench.L2_STATES else "dirty")
+        show_recorded(measured.recorded(), arguments.l2 if arguments.l2 in measuring.L2_STATES else "dirty")
         if arguments.json:
             print("\nWhat the emulator ran is kept; no GPU was timed.")
-            export({"schema": draw.SCHEMA, "meta": emulated_meta(), "rows": rows}, arguments.json)
+            export({"schema": measured.SCHEMA, "meta": emulated_meta(), "rows": rows}, arguments.json)
         return 1 if any(row["verdict"].startswith("WRONG") for row in rows) else 0
 
     print(f"Found {found}: every rung is checked, then timed beside its peers.\n")
-    states = [arguments.l2] if arguments.l2 in bench.L2_STATES else list(bench.L2_STATES)
+    states = [arguments.l2] if arguments.l2 in measuring.L2_STATES else list(measuring.L2_STATES)
     result = on_gpu(chosen, problems, states, device)
     show_measured(result, states)
-    everything = (shapes.DEEPSEEK_V3, bench.L2_STATES, set(rungs.values()))
+    everything = (shapes.MEASURED, measuring.L2_STATES, set(rungs.values()))
     keep(result, arguments.json, whole=(problems, tuple(states), set(chosen)) == everything)
     return 1 if result.wrong else 0
 
 
-def refuse_unwritable(path: Path) -> None:
+def refuse_unwritable(path: Path, option: str = "--json") -> None:
     """Raise InputError where a file cannot be written, by trying; nothing is left there."""
     if path.is_dir():
-        raise InputError(f"--json {path} is a folder; a file's name is needed")
+        raise InputError(f"{option} {path} is a folder; a file's name is needed")
     if not path.absolute().parent.is_dir():
-        raise InputError(f"--json {path} is in no folder; one that exists is needed")
+        raise InputError(f"{option} {path} is in no folder; one that exists is needed")
     existed = os.path.lexists(path)
     try:
         path.open("a").close()
     except OSError as error:
-        raise InputError(f"--json {path} cannot be written ({error.strerror}); another is needed") from None
+        raise InputError(f"{option} {path} cannot be written ({error.strerror}); another is needed") from None
     if not existed:
         path.unlink()
 
@@ -125,7 +126,7 @@ class Measured:
 
     meta: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
-    errors: dict[str, bench.Errors] = field(default_factory=dict)  # by rung, the worst of all shapes
+    errors: dict[str, measuring.Errors] = field(default_factory=dict)  # by rung, the worst of all shapes
     wrong: list[str] = field(default_factory=list)  # a sentence for each rung and shape
     missing: list[dict[str, str]] = field(default_factory=list)  # impl, shape, reason
 
@@ -136,15 +137,15 @@ class Measured:
     def data(self) -> dict[str, Any]:
         """The content of figures/data/ladder.json."""
         meta = {**self.meta, "not_measured": self.missing} if self.missing else self.meta
-        return {"schema": draw.SCHEMA, "meta": meta, "rows": self.rows}
+        return {"schema": measured.SCHEMA, "meta": meta, "rows": self.rows}
 
 
 def on_gpu(
     chosen: Sequence[Rung],
     problems: Sequence[Shape],
-    states: Sequence[bench.L2],
+    states: Sequence[measuring.L2],
     device: torch.device,
-    peers: Sequence[str] = tuple(bench.PEERS),
+    peers: Sequence[str] = tuple(measuring.PEERS),
 ) -> Measured:
     """Build the rungs, check each on every shape, and time the right ones and the peers."""
     kernels = [rung for rung in chosen if not isinstance(rung, NumpyRung)]
@@ -153,8 +154,8 @@ def on_gpu(
     result = Measured()
     with torch.cuda.device(device):
         build_all(kernels, "cuda")
-        timer = bench.KernelTimer(device)
-        result.meta = bench.machine(device, timer.flush_bytes)
+        timer = measuring.KernelTimer(device)
+        result.meta = measuring.machine(device, timer.flush_bytes)
         with progress(problems, "shapes") as (bar, status):
             for shape in bar:
                 try:
@@ -172,9 +173,9 @@ def measure_shape(
     shape: Shape,
     kernels: Sequence[Rung],
     peers: Sequence[str],
-    states: Sequence[bench.L2],
+    states: Sequence[measuring.L2],
     device: torch.device,
-    timer: bench.Timer,
+    timer: measuring.Timer,
     result: Measured,
     status: Callable[[str], None],
 ) -> bool:
@@ -183,9 +184,9 @@ def measure_shape(
     Returns whether there can be another shape: not after a kernel has faulted on the GPU, which ends the
     process's CUDA context.
     """
-    problem = bench.make_problem(shape, device)
+    problem = measuring.make_problem(shape, device)
     reference = problem.reference()
-    calls: dict[str, bench.Call] = {}
+    calls: dict[str, measuring.Call] = {}
     accuracy: dict[str, float] = {}
 
     for rung in kernels:
@@ -202,11 +203,11 @@ def measure_shape(
             result.wrong.append(f"{rung.name} fails at {shape}: {fault}")
             continue
         except RuntimeError as fault:  # how torch passes on what CUDA says of a kernel
-            result.wrong.append(f"{rung.name} fails at {shape}: {bench.one_line(fault)}")
+            result.wrong.append(f"{rung.name} fails at {shape}: {measuring.one_line(fault)}")
             return stop(shape, result)
         accuracy[rung.name] = error.relative
         seen = result.errors.setdefault(rung.name, error)
-        result.errors[rung.name] = bench.Errors(*map(worse, seen, error))
+        result.errors[rung.name] = measuring.Errors(*map(worse, seen, error))
         if error.right:
             calls[rung.name] = call
         else:
@@ -216,14 +217,14 @@ def measure_shape(
     for name in peers:
         status(f"{shape} {name}: checking")
         try:
-            call = bench.PEERS[name](problem)
-            if name in bench.UNSCALED and unscaled is None:
+            call = measuring.PEERS[name](problem)
+            if name in measuring.UNSCALED and unscaled is None:
                 unscaled = problem.reference(scaled=False)
-            error = check(call, unscaled if name in bench.UNSCALED else reference)
+            error = check(call, unscaled if name in measuring.UNSCALED else reference)
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as reason:  # what a library refuses with is its own affair
-            result.miss(name, shape, bench.one_line(reason))
+            result.miss(name, shape, measuring.one_line(reason))
             if not usable(device):
                 return stop(shape, result)
             continue
@@ -238,13 +239,13 @@ def measure_shape(
     failures: dict[str, str] = {}
     for name, call in calls.items():
         try:
-            counts[name] = bench.calls_for(bench.seconds_of(call, device))
+            counts[name] = measuring.calls_for(measuring.seconds_of(call, device))
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as reason:  # one implementation's trouble is not the others'
-            failures[name] = bench.one_line(reason)
+            failures[name] = measuring.one_line(reason)
     calls = {name: calls[name] for name in counts}
-    timings, untimed = bench.measure(
+    timings, untimed = measuring.measure(
         calls, counts, states, timer, lambda name: status(f"{shape} {name}: timing")
     )
     failures |= untimed
@@ -256,14 +257,14 @@ def measure_shape(
         else:
             result.miss(name, shape, reason)
     for (name, l2), timing in timings.items():
-        result.rows.append(bench.row(name, shape, l2, timing, accuracy[name]))
+        result.rows.append(measuring.row(name, shape, l2, timing, accuracy[name]))
     return stop(shape, result) if lost else True
 
 
 def usable(device: torch.device) -> bool:
     """Whether the GPU still does what it is asked: after a fault every call of the process fails."""
     try:
-        bench.synchronize(device)
+        measuring.synchronize(device)
     except RuntimeError:
         return False
     return True
@@ -275,7 +276,7 @@ def stop(shape: Shape, result: Measured) -> bool:
     return False
 
 
-def rung_call(rung: Rung, problem: bench.Problem) -> bench.Call:
+def rung_call(rung: Rung, problem: measuring.Problem) -> measuring.Call:
     out = problem.output()
 
     def call() -> torch.Tensor:
@@ -285,10 +286,10 @@ def rung_call(rung: Rung, problem: bench.Problem) -> bench.Call:
     return call
 
 
-def check(call: bench.Call, reference: torch.Tensor) -> bench.Errors:
+def check(call: measuring.Call, reference: torch.Tensor) -> measuring.Errors:
     out = call()
-    bench.synchronize(out.device)
-    return bench.errors(out, reference)
+    measuring.synchronize(out.device)
+    return measuring.errors(out, reference)
 
 
 def worse(x: float, y: float) -> float:
@@ -296,21 +297,22 @@ def worse(x: float, y: float) -> float:
     return y if y != y or y > x else x
 
 
-def describe(error: bench.Errors) -> str:
+def describe(error: measuring.Errors) -> str:
     return (
         f"its relative error is {error.relative:.2g} and an element is off by {error.element:.2g} of its "
-        f"row's root mean square; {bench.MAX_RELATIVE_ERROR:g} and {bench.MAX_ELEMENT_ERROR:g} are allowed"
+        f"row's root mean square; {measuring.MAX_RELATIVE_ERROR:g} and "
+        f"{measuring.MAX_ELEMENT_ERROR:g} are allowed"
     )
 
 
-def show_measured(result: Measured, states: Sequence[bench.L2]) -> None:
+def show_measured(result: Measured, states: Sequence[measuring.L2]) -> None:
     """Print the tables, the errors, what is missing and what is wrong."""
     for l2 in states:
-        measured = draw.series([result.data], l2)
-        if measured:
-            print(f"\nTFLOPS, L2 cold and {l2}:\n{draw.plain(draw.table(measured))}")
-            if any(one.impl in bench.UNSCALED for one in measured):
-                print(draw.CEILING)
+        shown = measured.series([result.data], l2)
+        if shown:
+            print(f"\nTFLOPS, L2 cold and {l2}:\n{tables.plain(tables.table(shown))}")
+            if any(one.impl in measuring.UNSCALED for one in shown):
+                print(measured.CEILING)
     if result.errors:
         print("\nLargest errors (relative; of an element, over its row's root mean square):")
         for name, error in result.errors.items():
@@ -427,7 +429,7 @@ def emulate(rung: Rung, shape: Shape) -> dict[str, Any]:
     row = {"impl": rung.name, **shape._asdict()}
     if reason := rung.supports(*shape):
         return row | {"verdict": f"not run: {reason}"}
-    problem = bench.make_problem(shape, "cpu")
+    problem = measuring.make_problem(shape, "cpu")
     call = rung_call(rung, problem)
     started = time.perf_counter()
     try:
@@ -435,7 +437,7 @@ def emulate(rung: Rung, shape: Shape) -> dict[str, Any]:
     except GemmLadderError as fault:
         return row | {"verdict": f"WRONG: {fault}"}
     seconds = time.perf_counter() - started
-    error = bench.errors(out, problem.reference())
+    error = measuring.errors(out, problem.reference())
     return row | {
         "relative_error": error.relative,
         "element_error": error.element,
@@ -444,16 +446,16 @@ def emulate(rung: Rung, shape: Shape) -> dict[str, Any]:
     }
 
 
-def show_recorded(files: Sequence[draw.Data], l2: str) -> None:
+def show_recorded(files: Sequence[measured.Data], l2: str) -> None:
     """Print the figures that are in figures/data, and say that they are not this machine's."""
-    shown = draw.series(files, l2)
+    shown = measured.series(files, l2)
     if not shown:
         print(f"No figures are recorded for a {l2} L2.")
         return
     print(f"RECORDED, not measured here: TFLOPS on {shown[0].meta['gpu']}, L2 cold and {l2}")
-    print(draw.plain(draw.table(shown)))
-    print("\n".join(f"recorded: {sentence}" for sentence in draw.provenance(shown)))
-    print(draw.CEILING)
+    print(tables.plain(tables.table(shown)))
+    print("\n".join(f"recorded: {sentence}" for sentence in measured.provenance(shown)))
+    print(measured.CEILING)
 
 
 # ----------------------------------------------------------------------------------------------------- shared

@@ -9,7 +9,7 @@ GemmLadderError
 ├── ToolchainError (RuntimeError)    toolchain.py: a compiler or a library for building is missing or too old
 ├── BuildError (RuntimeError)        build_job.py: a source does not build
 ├── UnknownCodeError (ValueError)    ffma.py: machine code that is not what the rewriting knows
-└── ProfilerError (RuntimeError)     bench.py: the CUDA profiler does not report what ran
+└── ProfilerError (RuntimeError)     measuring.py: the CUDA profiler does not report what ran
 
 The last four are defined in the modules that raise them; build has ToolchainError and BuildError as well.
 """

@@ -9,19 +9,18 @@ is to have the tensor cores. Some of an instruction's 128 bits are the compiler'
 FFMAs that multiply with one scale can keep it by reuse, and then do not yield: that would lose what is kept.
 DeepGEMM lets every second one give up the one for the other, which it does in the machine code, because nvcc
 did not (interleave_ffma.py, 2025; NVIDIA does not document these bits). ptxas has since learnt to do it.
-Of the 128 promotion FFMAs in s5_warp_specialized, two runs of 64:
+Of the 736 promotion FFMAs in s5_warp_specialized, ten runs of 64 and one of 96:
 
     mode                                           yield   reuse the scale
-    what ptxas 12.8 makes of the same PTX            1       122
-    "compiler": what nvcc 13.0 makes, untouched     64        62
-    "off": no FFMA yields                            0       111
-    "full": the first use of a scale in a run,      64        53
+    "compiler": what nvcc 13.0 makes, untouched    381       341
+    "off": no FFMA yields                            0       676
+    "full": the first use of a scale in a run,     368       330
         and every second one after it, yields
-    9/16: the first 9/16 of a run "full", the       36        81
+    9/16: the first 9/16 of a run "full", the      207       489
         rest "off" (DeepGEMM's last choice)
 
-Here a scale is only kept where the very next instruction reads it. ptxas also keeps it past instructions of
-other kinds, hence its larger number. (In s2 to s4, nvcc 13.0 makes no FFMA yield: 62 of 64 reuse the scale.)
+Here a scale is only kept where the very next instruction reads it; ptxas also keeps it past instructions of
+other kinds. (In s2 to s4, nvcc 13.0 makes no FFMA yield.)
 
 The pass changes those two bits of those instructions, in place. It reads the host library (ELF), the fat
 binary in it, the machine code file in that (ELF again) and the kernel's instructions, and refuses what it
@@ -73,7 +72,7 @@ class UnknownCodeError(GemmLadderError, ValueError):
 
 @dataclass(frozen=True)
 class Ffma:
-    """FFMA destination, accumulator, scale, addend. `address` counts bytes from the kernel's start."""
+    """FFMA destination, accumulator, scale, addend. `address` counts bytes from the file's start."""
 
     address: int
     word: int
@@ -140,14 +139,14 @@ def apply(library: Path, mode: Mode) -> str:
 def rewrite(library: bytes, mode: Mode) -> bytes:
     """The library with its promotions in `mode`, whichever they were in. Raises as apply() does."""
     share = _share(mode)
-    found, start = promotions(library), code(library).start
+    found = promotions(library)
     if share is None:
         return library
     new = bytearray(library)
     for run in found:
         for ffma, yields, reuses in _controls(run, share):
             word = ffma.word & ~_CONTROL | (0 if yields else _YIELD) | (_REUSE if reuses else 0)
-            new[start + ffma.address : start + ffma.address + 16] = word.to_bytes(16, "little")
+            new[ffma.address : ffma.address + 16] = word.to_bytes(16, "little")
     _verify(library, bytes(new))
     return bytes(new)
 
@@ -197,10 +196,10 @@ def wrong_reuse(run: list[Ffma]) -> list[Ffma]:
 
 def _verify(old: bytes, new: bytes) -> None:
     """Nothing but the two bits of promotion FFMAs differs, and no reuse is wrong."""
-    start, blanked = code(old).start, [bytearray(old), bytearray(new)]
+    blanked = [bytearray(old), bytearray(new)]
     for library in blanked:
         for ffma in (ffma for run in promotions(old) for ffma in run):
-            at = slice(start + ffma.address, start + ffma.address + 16)
+            at = slice(ffma.address, ffma.address + 16)
             library[at] = (int.from_bytes(library[at], "little") & ~_CONTROL).to_bytes(16, "little")
     _require(blanked[0] == blanked[1], "the rewriting changes more than control bits")
     _require(not any(wrong_reuse(run) for run in promotions(new)), "the rewriting reuses what may be lost")
@@ -210,16 +209,19 @@ def _verify(old: bytes, new: bytes) -> None:
 
 
 def promotions(library: bytes) -> list[list[Ffma]]:
-    """The promotions in the library's kernel: the FFMAs between WGMMAs, a run, multiply what those left.
+    """The promotions in the library's kernels: the FFMAs between WGMMAs, a run, multiply what those left.
 
-    Raises UnknownCodeError where there is none, or any FFMA that is not of such a run.
+    Raises UnknownCodeError where a kernel has none, or any FFMA that is not of such a run.
     """
-    instructions = library[code(library)]
+    return [run for kernel in kernels(library) for run in _promotions(library, kernel)]
+
+
+def _promotions(library: bytes, kernel: slice) -> list[list[Ffma]]:
     found: list[list[Ffma]] = []
     run: list[Ffma] = []
     accumulators = range(0)
-    for address in range(0, len(instructions), 16):
-        word = int.from_bytes(instructions[address : address + 16], "little")
+    for address in range(kernel.start, kernel.stop, 16):
+        word = int.from_bytes(library[address : address + 16], "little")
         if word & _OPCODE == _QGMMA & _OPCODE:
             _require(word & 0xFFFF == _QGMMA, f"the QGMMA at {address:#x} is of another form")
             if run:
@@ -232,12 +234,12 @@ def promotions(library: bytes) -> list[list[Ffma]]:
             run.append(Ffma(address, word))
     if run:
         found.append(_checked(run, accumulators))
-    _require(bool(found), "it has no promotion")
+    _require(bool(found), "a kernel has no promotion")
     return found
 
 
 def _checked(run: list[Ffma], accumulators: range) -> list[Ffma]:
-    """The run, if it is a promotion: every accumulator once, half with one scale, half with another."""
+    """The run, if it is a promotion: every accumulator once, and every scale as often."""
     where = f"the run of {len(run)} FFMAs at {run[0].address:#x}"
     multiplied, destinations = {ffma.accumulator for ffma in run}, {ffma.destination for ffma in run}
     scales = Counter(ffma.scale for ffma in run)
@@ -249,7 +251,10 @@ def _checked(run: list[Ffma], accumulators: range) -> list[Ffma]:
         len(destinations) == len(run) and all(ffma.destination == ffma.addend for ffma in run),
         f"{where} does not add to a register for each",
     )
-    _require(len(scales) == 2 and len(set(scales.values())) == 1, f"{where} has not two scales")
+    _require(
+        len(scales) % 2 == 0 and len(set(scales.values())) == 1,
+        f"{where} has not a scale for each half of its rows, or for each of some columns",
+    )
     _require(
         multiplied.isdisjoint(destinations) and (multiplied | destinations).isdisjoint(scales),
         f"{where} changes what it reads",
@@ -259,8 +264,8 @@ def _checked(run: list[Ffma], accumulators: range) -> list[Ffma]:
     return run
 
 
-def code(library: bytes) -> slice:
-    """Where in the file the instructions of its one kernel, for sm_90a, are."""
+def kernels(library: bytes) -> list[slice]:
+    """Where in the file the instructions of each of its kernels, for sm_90a, are."""
     try:
         fatbin = _one(_sections(library, 0), ".nv_fatbin")
         magic, version, length, size = _FATBIN_HEADER.unpack_from(library, fatbin.start)
@@ -272,11 +277,14 @@ def code(library: bytes) -> slice:
         _require(entry + length + size == fatbin.stop, "its fat binary has not one entry")
         _require(compressed == original == 0, "its machine code is compressed")
         _require(kind == _CUBIN_KIND and (arch, flags) == _SM_90A, "it is not machine code for sm_90a alone")
-        kernel = _one(_sections(library[: fatbin.stop], entry + length, _CUDA_MACHINE), ".text.")
+        sections = _sections(library[: fatbin.stop], entry + length, _CUDA_MACHINE)
+        found = [where for label, where in sections if label.startswith(".text.")]
     except (struct.error, IndexError, OverflowError) as error:
         raise UnknownCodeError(f"The library is not rewritten: it is damaged ({error}).") from error
-    _require(kernel.stop > kernel.start and (kernel.stop - kernel.start) % 16 == 0, "its kernel is cut")
-    return kernel
+    _require(bool(found), "it has no kernel")
+    whole = all(where.stop > where.start and (where.stop - where.start) % 16 == 0 for where in found)
+    _require(whole, "a kernel is cut")
+    return found
 
 
 def _one(sections: list[tuple[str, slice]], name: str) -> slice:

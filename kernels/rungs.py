@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from gemm_ladder.build import Built
     from gemm_ladder.checks import Gemm
 
-__all__ = ["GemmArgs", "InterleavedRung", "NumpyRung", "Rung", "rungs"]
+__all__ = ["GemmArgs", "InterleavedRung", "NumpyRung", "ProductionRung", "Rung", "rungs"]
 
 # A persistent kernel starts at most one block per SM. The emulated GPU has few, so that a block takes several
 # tiles even at the small shapes that the emulator is used for.
 EMULATED_SMS = 4
+
+SHOWN = (4096, 7168, 16384)  # m, n, k of the production kernel whose machine code is shown
 
 # Of m, n and k: the kernels' coordinates are signed 32-bit numbers. So are their counts of tiles, which need
 # no bound here: 2^31 tiles of 128 x 128 are a D of 64 TiB, and a launch of 2^31 blocks is refused.
@@ -201,6 +203,30 @@ class InterleavedRung(Rung):
         return build.load(self.path, target=target, name=self.name, sass_pass=ffma.sass_pass(self.mode))
 
 
+class ProductionRung(Rung):
+    """s7: the kernel set that `gemm_ladder.api` calls, configured for the shape."""
+
+    @property
+    def path(self) -> Path:
+        return Path(__file__).resolve().parent / "production" / "gemm.cuh"
+
+    def build(self, target: Literal["cuda", "emulator"]) -> Built:
+        """Compile the kernel for SHOWN, or find it compiled; other shapes have others."""
+        from gemm_ladder import build, config
+
+        chosen = config.choose("dense", *SHOWN)
+        return build.load(chosen.source(), target=target, name=chosen.name)
+
+    def _run(self, gemm: Gemm) -> None:
+        from gemm_ladder import config, production
+
+        if gemm.a.is_cuda:
+            production.dense(*gemm)
+        else:
+            chosen = config.choose("dense", gemm.m, gemm.n, gemm.k, num_sms=EMULATED_SMS)
+            production.launch(chosen, (gemm.a, gemm.sfa), (gemm.b, gemm.sfb), gemm.out)
+
+
 @functools.cache
 def _library(rung: Rung, target: Literal["cuda", "emulator"]) -> ctypes.CDLL:
     library = rung.build(target).lib
@@ -270,6 +296,12 @@ rungs = Rungs(
     InterleavedRung(
         "s6_ffma_interleave",
         "the same source; the promotion FFMAs' control bits rewritten in the machine code",
+        n_multiple=8,
+        k_multiple=128,
+    ),
+    ProductionRung(
+        "s7_production",
+        "shapes as compile-time constants, chosen configuration, grouped layouts",
         n_multiple=8,
         k_multiple=128,
     ),

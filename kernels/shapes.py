@@ -42,6 +42,10 @@ class Shape(NamedTuple):
 WEIGHTS = ((2112, 7168), (24576, 1536), (32768, 512), (7168, 16384), (4096, 7168), (7168, 2048))
 DEEPSEEK_V3 = tuple(Shape(m, n, k) for m in (64, 128, 4096) for n, k in WEIGHTS)
 
+# Sizes beside shapes: from a problem that leaves most of the GPU idle to one that fills it many times.
+SQUARES = tuple(Shape(size, size, size) for size in (512, 1024, 2048, 4096, 8192))
+MEASURED = DEEPSEEK_V3 + SQUARES
+
 # For the emulator, which is some ten thousand times slower: one small, one ragged in m and n with an odd
 # number of 128-blocks, one of several tiles.
 EMULATOR = (Shape(64, 128, 256), Shape(100, 72, 384), Shape(256, 256, 512))

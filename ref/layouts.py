@@ -20,26 +20,47 @@ WARPGROUP = 128  # threads
 TMA_ALIGNMENT = 16  # bytes, of a tensor's address and of its strides
 
 
-def swizzle_128b(row: ArrayLike, col_byte: ArrayLike) -> np.ndarray:
-    """Byte offset, in a tile with rows of 128 bytes, of the byte that belongs at (row, col_byte).
+def swizzle(row: ArrayLike, col_byte: ArrayLike, row_bytes: int) -> np.ndarray:
+    """Byte offset, in a tile with rows of `row_bytes`, of the byte that belongs at (row, col_byte).
 
-    A row's eight 16-byte chunks are permuted: chunk c of row r lies at place c XOR (r mod 8). Shared memory
-    serves 16 bytes from each of eight groups of banks at a time, so without it the eight rows of one column,
-    which a tensor core reads together, would all wait for the same banks. Source: "Shared Memory Matrix
-    Layout", PTX ISA, wgmma.
+    Eight groups of banks serve 16 bytes each at a time, so without a swizzle the eight rows of one column,
+    which a tensor core reads together, would wait for the same banks. With it a row's 16-byte chunks are
+    permuted: of a 128-byte row, chunk c of row r lies at place c XOR (r mod 8). Two rows of 64 bytes, or four
+    of 32, go through all the banks together, and have the same permutation, of 4 chunks or of 2.
+    Source: "Shared Memory Matrix Layout", PTX ISA, wgmma.
 
-    Raises ValueError if a col_byte is not in [0, 128) or a row not >= 0.
+    Raises ValueError if row_bytes is not 32, 64 or 128, a col_byte not in [0, row_bytes) or a row not >= 0.
     """
     row, col_byte = np.asarray(row), np.asarray(col_byte)
-    if np.any(row < 0) or np.any((col_byte < 0) | (col_byte >= SWIZZLE_ROW)):
-        raise ValueError(f"rows {row}, bytes {col_byte} were given; rows >= 0, bytes in [0, 128) are needed")
-    return row * SWIZZLE_ROW + (col_byte ^ (row % SWIZZLE_ATOM_ROWS * SWIZZLE_CHUNK))
+    mask = _swizzle_mask(row, row_bytes)
+    if np.any(row < 0) or np.any((col_byte < 0) | (col_byte >= row_bytes)):
+        raise ValueError(
+            f"rows {row}, bytes {col_byte} were given; rows >= 0, bytes in [0, {row_bytes}) are needed"
+        )
+    return row * row_bytes + (col_byte ^ mask)
+
+
+def unswizzle(offset: ArrayLike, row_bytes: int) -> tuple[np.ndarray, np.ndarray]:
+    """The (row, col_byte) whose byte swizzle puts at `offset`."""
+    row, place = np.divmod(np.asarray(offset), row_bytes)
+    return row, place ^ _swizzle_mask(row, row_bytes)
+
+
+def swizzle_128b(row: ArrayLike, col_byte: ArrayLike) -> np.ndarray:
+    """Where the byte at (row, col_byte) lies in the tiles that a tensor core reads: rows of 128 bytes."""
+    return swizzle(row, col_byte, SWIZZLE_ROW)
 
 
 def unswizzle_128b(offset: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """The (row, col_byte) whose byte swizzle_128b puts at `offset`."""
-    row, place = np.divmod(np.asarray(offset), SWIZZLE_ROW)
-    return row, place ^ (row % SWIZZLE_ATOM_ROWS * SWIZZLE_CHUNK)
+    return unswizzle(offset, SWIZZLE_ROW)
+
+
+def _swizzle_mask(row: np.ndarray, row_bytes: int) -> np.ndarray:
+    """What a col_byte in that row is XORed with."""
+    if row_bytes not in (32, 64, 128):
+        raise ValueError(f"rows of {row_bytes} bytes were given; 32, 64 or 128 are needed")
+    return row // (SWIZZLE_ROW // row_bytes) * SWIZZLE_CHUNK % row_bytes
 
 
 @dataclasses.dataclass(frozen=True)

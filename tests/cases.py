@@ -155,8 +155,11 @@ def not_finite(rng: np.random.Generator, m: int, n: int, k: int) -> Operands:
 
 # Whole and ragged tiles of m and n, one to ten blocks of k, odd and even: what every rung supports. n is a
 # multiple of 8 but not always of 128; n > 128 crosses into another row of B's scales. Ten blocks of k reach
-# the third turn of a ring of four stages; nine tiles of 256 rows are one more than a group of s5's, and the
-# last of them is ragged.
+# the third turn of a ring of four stages.
+#
+# s5 takes the tiles that need less time, here on the emulator's four SMs: of 256 x 128 in the cases named
+# tall, else of 128 x 192, inside which B's scale changes. The groups have more than 8 tiles of m, the last
+# of them ragged, and two pairs of n; an odd number of pairs leaves a cluster with one more than the other.
 CASES = [
     Case("one_row", 1, 128, 128, normal),
     Case("narrow", 64, 8, 384, normal),
@@ -168,12 +171,23 @@ CASES = [
     Case("many_tiles", 200, 520, 640, normal),
     Case("256x256x512", 256, 256, 512, normal),
     Case("third_turn", 64, 136, 1280, normal),
-    Case("second_group", 2120, 264, 128, normal),
+    Case("second_group", 1130, 520, 128, normal),
+    Case("odd_pairs", 300, 264, 640, normal),
+    Case("whole_wide_tiles", 256, 384, 256, normal),
+    Case("tall", 300, 136, 384, normal),
+    Case("tall_second_group", 2120, 392, 128, normal),
+    Case("tall_odd_pairs", 520, 136, 640, normal),
+    Case("tall_whole_tiles", 512, 256, 256, normal),
     Case("one_hot", 130, 264, 384, one_hot, exact=True),
     Case("small_integers", 129, 136, 384, small_integers, exact=True),
     Case("any_finite", 66, 136, 256, any_finite),
     Case("subnormal", 20, 136, 256, subnormal),
     Case("not_finite", 70, 136, 256, not_finite),
+]
+# The same for the many SMs of a GPU: a tile for each cluster, and a few more.
+GPU_CASES = [
+    Case("second_wave", 8500, 264, 256, normal),
+    Case("tall_second_wave", 18000, 136, 256, normal),
 ]
 # n not a multiple of 8 and a last block of k that is not full: only some rungs support these.
 UNEVEN_CASES = [

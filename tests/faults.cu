@@ -121,6 +121,27 @@ __global__ void fault(int which, const __grid_constant__ TensorMap map) {
             if (threadIdx.x) return;
             ptx::mbarrier_init(barrier, 1);
             return ptx::mbarrier_arrive(ptx::mapa(barrier, 0));
+        case 29:  // the barrier is the second half of these 16 bytes
+            ptx::mbarrier_init(barrier - 8, 1);
+            return ptx::st_shared(barrier - 16, uint4{});
+        case 30:  // as it is of 16 bytes that a load brings
+            if (threadIdx.x) return;
+            ptx::mbarrier_init(barrier, 1);
+            ptx::mbarrier_init(smem + 15 * 1024 + 8, 1);
+            ptx::fence_mbarrier_init();
+            return ptx::cp_async_bulk_tensor_2d(smem + 8 * 1024, &map, barrier, 0, 0);
+        case 31:  // 512 bytes are the pattern of the 64-byte swizzle, 256 that of the 32-byte one
+        case 32:
+            if (threadIdx.x) return;
+            ptx::mbarrier_init(barrier, 1);
+            ptx::fence_mbarrier_init();
+            return ptx::cp_async_bulk_tensor_2d(smem + (which == 31 ? 256 : 128), &map, barrier, 0, 0);
+        case 33:
+            ptx::ld_shared_cluster(ptx::mapa(barrier, 5));
+            return;
+        case 34:
+            ptx::ld_shared<uint4>(smem + 4);
+            return;
     }
 }
 
@@ -150,15 +171,21 @@ const char* refused(int64_t which, const float* tensor) {
             return launch(fault, {.blocks = 1, .threads = 128, .shared_bytes = 232449}, 0, map);
         case 108:
             return launch(fault, {.blocks = 3, .threads = 128, .cluster = 2}, 0, map);
-        default:
+        case 109:
             return launch(fault, {.blocks = int64_t{1} << 31, .threads = 128}, 0, map);
+        case 110:
+            return box(tensor, 64, 64, 64, 64, 20, Swizzle::k64B);
+        default:
+            return box(tensor, 64, 64, 64, 64, 12, Swizzle::k32B);
     }
 }
 
 extern "C" const char* gemm_ladder_launch(const FaultArgs* args) {
     if (args->fault >= 100) return refused(args->fault, args->tensor);
     TensorMap map;
-    if (auto error = tensor_map_2d(&map, args->tensor, 64, 64, 64, 64, 32, Swizzle::k128B)) return error;
+    const Swizzle swizzle = args->fault == 31 ? Swizzle::k64B : args->fault == 32 ? Swizzle::k32B : Swizzle::k128B;
+    const uint32_t columns = 4u << static_cast<int>(swizzle);  // as many floats as a swizzled row holds
+    if (auto error = tensor_map_2d(&map, args->tensor, 64, 64, 64, 64, columns, swizzle)) return error;
     return launch(fault, {.blocks = 1, .threads = args->fault == 2 ? 64u : 128u, .shared_bytes = kBarrier + 8},
                   static_cast<int>(args->fault), map);
 }

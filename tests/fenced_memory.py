@@ -35,12 +35,12 @@ def fenced(values: np.ndarray, at_end: bool) -> np.ndarray:
     return copy
 
 
-def call(rung: str, at_end: bool) -> None:
+def call(rung: str, m: int, at_end: bool) -> None:
     # Ragged in m and n, and yet every tensor's size is a multiple of 16 bytes, as its address has to be.
-    operands = normal(np.random.default_rng(0), 68, 136, 256)
+    operands = normal(np.random.default_rng(0), m, 136, 256)
     a, b, sfb = (torch.from_numpy(fenced(x, at_end)) for x in (operands.a, operands.b, operands.sfb))
     sfa = torch.from_numpy(fenced(np.ascontiguousarray(operands.sfa.T), at_end)).T
-    out = fenced(np.zeros((68, 136), np.uint16), at_end)
+    out = fenced(np.zeros((m, 136), np.uint16), at_end)
     gl.rungs[rung](
         (a.view(torch.float8_e4m3fn), sfa),
         (b.view(torch.float8_e4m3fn), sfb),
@@ -52,6 +52,7 @@ def call(rung: str, at_end: bool) -> None:
 if __name__ == "__main__":
     faulthandler.enable()
     for at_end in (True, False):
-        print("the tensors end at a fence" if at_end else "the tensors begin at a fence", flush=True)
-        call(sys.argv[1], at_end)
+        for m in (68, 300):  # s5 takes another tile for each
+            print(f"{m} rows, the tensors {'end' if at_end else 'begin'} at a fence", flush=True)
+            call(sys.argv[1], m, at_end)
     print("done")

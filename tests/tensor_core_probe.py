@@ -384,9 +384,9 @@ def summary(meta: dict, answers: dict[str, Answers]) -> str:
 
 def meta_of_gpu(tiles: int) -> dict:
     import torch
-    from gemm_ladder import bench
+    from gemm_ladder import measuring
 
-    meta = bench.machine(torch.device("cuda", torch.cuda.current_device()), 0)
+    meta = measuring.machine(torch.device("cuda", torch.cuda.current_device()), 0)
     return {
         **meta,
         "protocol": f"m64nNk32 E4M3 WGMMAs, single and in chains of four, {tiles} tiles of each kind and "

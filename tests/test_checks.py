@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from cases import CANARY, UNWRITTEN, normal, place
-from gemm_ladder import checks
+from gemm_ladder import calls, checks
 from gemm_ladder.errors import InputError
 
 M, N, K = 5, 136, 256
@@ -219,6 +219,8 @@ def test_refuses_an_output_that_is_an_input(which, edge):
     arguments["out"] = memory[out_at : out_at + out_bytes].view(torch.bfloat16).view(M, N)
     arguments.change(which, inside)
     assert refused(arguments) == f"out shares memory with {which}; memory of its own is needed"
+    with pytest.raises(InputError, match=f"^out shares memory with {which}; "):
+        gl.gemm_fp8_fp8_bf16_nt(**arguments)
     assert not memory.any()
 
 
@@ -372,3 +374,305 @@ def test_poison_is_told_apart():
     for pattern in (CANARY, UNWRITTEN):
         assert pattern not in (0x7FFF, 0x7FC0, 0xFFC0, 0xFFFF)
         assert np.isnan((np.array([pattern], np.uint32) << 16).view(np.float32))
+
+
+# What the public API adds: the grouped layouts, and a way past these checks for what needs none of them.
+
+
+GROUPS, MAX_M = 3, 6
+
+
+def grouped_arguments(layout: str) -> Arguments:
+    """A call that is plain."""
+    rows = (M,) if layout == "contiguous" else (GROUPS, MAX_M)
+    sfa = checks.mn_major(torch.ones(*rows, K // 128))
+    index = {"contiguous": "m_indices", "masked": "masked_m"}[layout]
+    return Arguments(
+        lhs=(nothing(*rows, K), sfa),
+        rhs=(nothing(GROUPS, N, K), torch.ones(GROUPS, 2, K // 128)),
+        out=nothing(*rows, N, dtype=torch.bfloat16),
+        **{index: torch.zeros(M if layout == "contiguous" else GROUPS, dtype=torch.int32)},
+    )
+
+
+GROUPED = {
+    "contiguous": (checks.contiguous_groups, calls.contiguous),
+    "masked": (checks.masked_groups, calls.masked),
+}
+# id: (layout, which argument, what it becomes, the refusal)
+GROUPED_REFUSALS = {
+    "b_2d": (
+        "contiguous",
+        "B",
+        lambda b: b[0],
+        "B has shape [136, 256]; 3 dimensions, [groups, n, k], are needed",
+    ),
+    "b_other_k": (
+        "contiguous",
+        "B",
+        lambda b: nothing(3, N, 128),
+        "B has shape [3, 136, 128]; [3, 136, 256] is needed: [groups, n, k] with A's k = 256",
+    ),
+    "b_other_groups": (
+        "masked",
+        "B",
+        lambda b: nothing(4, N, K),
+        "B has shape [4, 136, 256]; [3, 136, 256] is needed: [groups, n, k] with A's groups = 3, k = 256",
+    ),
+    "no_groups": ("contiguous", "B", lambda b: b[:0], "B has 0 groups; at least 1 is needed"),
+    "no_k": (
+        "masked",
+        "A",
+        lambda a: a[..., :0],
+        "n is 136 and k is 0; both must be at least 1 (only max_m may be 0)",
+    ),
+    "a_2d": (
+        "masked",
+        "A",
+        lambda a: a[0],
+        "A has shape [6, 256]; 3 dimensions, [groups, max_m, k], are needed",
+    ),
+    "sfa_of_one_group": (
+        "masked",
+        "sfa",
+        lambda sfa: sfa[0],
+        "sfa has shape [6, 2]; [3, 6, 2] is needed: [groups, max_m, ceil(k / 128)] for groups = 3, "
+        "max_m = 6, k = 256",
+    ),
+    "sfb_of_one_group": (
+        "contiguous",
+        "sfb",
+        lambda sfb: sfb[0],
+        "sfb has shape [2, 2]; [3, 2, 2] is needed: [groups, ceil(n / 128), ceil(k / 128)] for groups = 3, "
+        "n = 136, k = 256",
+    ),
+    "out_flat": (
+        "masked",
+        "out",
+        lambda out: out.flatten(0, 1),
+        "out has shape [18, 136]; [3, 6, 136] is needed: [groups, max_m, n] for groups = 3, max_m = 6, "
+        "n = 136",
+    ),
+    "indices_int64": ("contiguous", "m_indices", torch.Tensor.long, "m_indices is int64; int32 is needed"),
+    "indices_short": (
+        "contiguous",
+        "m_indices",
+        lambda x: x[1:],
+        "m_indices has shape [4]; [5] is needed: [m] for m = 5",
+    ),
+    "indices_strided": (
+        "contiguous",
+        "m_indices",
+        lambda x: torch.zeros(10, dtype=torch.int32)[::2],
+        "m_indices has strides (2,); contiguous rows, strides (1,), are needed",
+    ),
+    "indices_none": (
+        "contiguous",
+        "m_indices",
+        lambda x: None,
+        "m_indices is of type NoneType; a torch.Tensor is needed",
+    ),
+    "indices_elsewhere": (
+        "contiguous",
+        "m_indices",
+        lambda x: x.to("meta"),
+        "A is on cpu and m_indices on meta; one device is needed for all",
+    ),
+    "counts_float": ("masked", "masked_m", torch.Tensor.float, "masked_m is float32; int32 is needed"),
+    "counts_long": (
+        "masked",
+        "masked_m",
+        lambda x: torch.zeros(4, dtype=torch.int32),
+        "masked_m has shape [4]; [3] is needed: [groups] for groups = 3",
+    ),
+    "counts_2d": (
+        "masked",
+        "masked_m",
+        lambda x: x[:, None],
+        "masked_m has shape [3, 1]; [3] is needed: [groups] for groups = 3",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("layout", "which", "function", "message"), GROUPED_REFUSALS.values(), ids=GROUPED_REFUSALS
+)
+def test_refuses_grouped(layout, which, function, message):
+    """By both ways, the plain one and the thorough one, in the same words."""
+    for check in GROUPED[layout]:
+        arguments = grouped_arguments(layout)
+        arguments.change(which, function)
+        with pytest.raises(InputError) as refusal:
+            check(**arguments)
+        assert str(refusal.value) == message
+
+
+@pytest.mark.parametrize("layout", GROUPED)
+def test_refuses_an_output_that_tells_the_groups(layout):
+    arguments = grouped_arguments(layout)
+    index = next(name for name in arguments if name in checks.ROW_GROUPS)
+    arguments[index] = arguments["out"].view(-1).view(torch.int32)[: len(arguments[index])]
+    for check in GROUPED[layout]:
+        with pytest.raises(InputError) as refusal:
+            check(**arguments)
+        assert str(refusal.value) == f"out shares memory with {index}; memory of its own is needed"
+
+
+# But lazily negated views: of these types PyTorch makes none (calls._plain).
+REFUSALS_OF_THE_API = {name: what for name, what in REFUSALS.items() if not name.endswith("_negated")}
+
+
+@pytest.mark.parametrize(
+    ("which", "function", "message"), REFUSALS_OF_THE_API.values(), ids=REFUSALS_OF_THE_API
+)
+def test_the_api_refuses(which, function, message):
+    """In the rungs' words."""
+    placed = place(normal(np.random.default_rng(0), M, N, K))
+    arguments = Arguments(lhs=placed.lhs, rhs=placed.rhs, out=placed.out)
+    arguments.change(which, function)
+    if "{}" in message:
+        message = message.format(arguments.address(which))
+    with pytest.raises(InputError) as refusal:
+        gl.gemm_fp8_fp8_bf16_nt(**arguments)
+    assert str(refusal.value) == message
+    assert placed.untouched()
+
+
+def test_plain_operands_are_not_checked_twice(monkeypatch):
+    """Of each layout, with one row and with many: else a call would take many times as long."""
+    placed = [place(normal(np.random.default_rng(0), m, N, K)) for m in (1, 3, M, 128)]
+    grouped = [grouped_arguments(layout) for layout in GROUPED]
+    for check in ("dense", "contiguous_groups", "masked_groups"):
+        monkeypatch.setattr(checks, check, lambda *arguments: pytest.fail("checked twice"))
+    for call in placed:
+        assert calls.dense(call.lhs, call.rhs, call.out)[5:] == (call.out.shape[0], N, K)
+    assert calls.contiguous(**grouped[0])[6:] == (M, N, K, GROUPS)
+    assert calls.masked(**grouped[1])[6:] == (MAX_M, N, K, GROUPS)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_plain_operands_are_right(seed):
+    """Whatever calls._plain lets pass, `checks` accepts and gives back as it is."""
+    rng = np.random.default_rng(seed)
+    changes = [
+        lambda x: x,
+        lambda x: x[:1],
+        lambda x: x[..., :1],
+        lambda x: x[None],
+        lambda x: x.mT,
+        lambda x: x.mT.contiguous().mT,
+        torch.Tensor.contiguous,
+        misaligned,
+        lambda x: x.to(torch.float32),
+        lambda x: x.to(torch.bfloat16),
+        lambda x: x.to("meta"),
+        lambda x: torch.zeros(x.numel() + 8, dtype=x.dtype)[8:].view(x.shape),
+        lambda x: x.expand(2, *x.shape),
+        lambda x: None,
+        lambda x: checks.mn_major(x) if x.dtype == torch.float32 else x,
+    ]
+    passed = 0
+    for _ in range(400):
+        m, n, k = rng.choice([1, 4, 5]), rng.choice([8, 128, 136]), rng.choice([128, 256])
+        placed = place(normal(rng, int(m), int(n), int(k)))
+        arguments = Arguments(lhs=placed.lhs, rhs=placed.rhs, out=placed.out)
+        which = rng.choice(["A", "sfa", "B", "sfb", "out"])
+        try:
+            arguments.change(which, changes[rng.integers(len(changes))])
+        except RuntimeError:  # a transposition of what has one dimension, and the like
+            continue
+        plain = calls._plain("dense", *arguments.values())
+        if plain is None:
+            continue
+        passed += 1
+        checked = checks.dense(**arguments)
+        for quick, thorough in zip(plain, checked, strict=True):
+            if isinstance(quick, torch.Tensor):
+                assert quick.data_ptr() == thorough.data_ptr() and quick.shape == thorough.shape
+            else:
+                assert quick == thorough
+    assert passed > 40
+
+
+def test_lazily_negated_scales_are_not_plain():
+    """The imaginary part of complex numbers, of every shape that one block of scales can have."""
+    for m, n, k in ((1, 8, 128), (5, 8, 128), (4, 136, 256)):
+        placed = place(normal(np.random.default_rng(0), m, n, k))
+        for which in ("sfa", "sfb"):
+            arguments = Arguments(lhs=placed.lhs, rhs=placed.rhs, out=placed.out)
+            arguments.change(which, lambda x: torch.complex(x, x).conj().imag)
+            assert calls._plain("dense", *arguments.values()) is None
+
+
+@pytest.mark.parametrize(
+    ("layout", "size", "message"),
+    [
+        ("dense", {"m": 2**31, "n": 8, "k": 128}, "m is 2147483648; less than 2^31 is needed"),
+        ("dense", {"m": 1, "n": 8, "k": 2**31}, "k is 2147483648; less than 2^31 is needed"),
+        (
+            "contiguous",
+            {"m": 1, "groups": 2**20, "n": 2**11, "k": 128},
+            "groups * n is 2147483648; less than 2^31 is needed",
+        ),
+        (
+            "masked",
+            {"groups": 8, "max_m": 2**28, "n": 8, "k": 128},
+            "groups * max_m is 2147483648; less than 2^31 is needed",
+        ),
+    ],
+)
+def test_sizes_that_no_kernel_multiplies(layout, size, message):
+    with pytest.raises(InputError) as refusal:
+        calls.supported(layout, size)
+    assert str(refusal.value) == message
+    calls.supported(layout, {name: min(extent, 1024) for name, extent in size.items()})
+
+
+class Elsewhere:
+    """A tensor, but for the device that it is on."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor = tensor
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._tensor, name)
+
+    def get_device(self) -> int:
+        return 3
+
+
+@pytest.mark.parametrize("layout", GROUPED)
+def test_plain_operands_are_on_one_usable_device(layout, monkeypatch):
+    arguments = grouped_arguments(layout)
+    assert calls._plain(layout, *arguments.values()) is not None
+    changed = []
+    for which in ("A", "sfa", "B", "sfb", *list(arguments)[2:]):
+        changed.append(grouped_arguments(layout))
+        changed[-1].change(which, Elsewhere)
+    assert [calls._plain(layout, *one.values()) for one in changed] == [None] * 6
+    monkeypatch.setattr(calls, "_usable", {-1, 3})  # both GPUs would do
+    assert [calls._plain(layout, *one.values()) for one in changed] == [None] * 6
+    monkeypatch.setattr(calls, "_usable", {3})
+    assert calls._plain(layout, *arguments.values()) is None
+
+
+def test_misaligned_scales_are_not_plain():
+    """But converted."""
+    placed = place(operands := normal(np.random.default_rng(0), 8, N, K))
+    (a, sfa), flat = placed.lhs, torch.empty(8 * 2 + 1)
+    shifted = flat[1:].as_strided(sfa.shape, sfa.stride(), 1).copy_(sfa)
+    assert shifted.data_ptr() % 16 and shifted.stride() == sfa.stride()
+    given = calls.dense((a, shifted), placed.rhs, placed.out)
+    assert given[1].data_ptr() % 16 == 0 and torch.equal(given[1], torch.from_numpy(operands.sfa))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("which", ["A", "sfa", "B", "sfb", "out", "masked_m"])
+def test_one_operand_on_the_cpu(which):
+    call = grouped_arguments("masked")
+    for name in ("A", "sfa", "B", "sfb", "out", "masked_m"):
+        call.change(name, lambda x: x.cuda())
+    assert calls.masked(**call)
+    call.change(which, lambda x: x.cpu())
+    with pytest.raises(InputError, match=r"on (cuda:0|cpu) and .* on (cuda:0|cpu); one device is needed"):
+        calls.masked(**call)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from gemm_ladder import compare, errors
-from gemm_ladder.cli import main
-from gemm_ladder.figures import draw
+from gemm_ladder.cli import COMMANDS, main
+from gemm_ladder.figures import measured
 from gemm_ladder.rungs import Rung, Rungs, rungs
 
 Output = pytest.CaptureFixture[str]
@@ -37,7 +37,7 @@ def refusal(capsys: Output, *argv: str) -> str:
     ("argv", "said"),
     [
         (["interleave"], "found no CUDA GPU that torch can use; the modes differ in speed alone"),
-        (["compile"], "'compile' is not a command; one of compare, interleave, doctor is needed"),
+        (["compile"], f"'compile' is not a command; one of {', '.join(COMMANDS)} is needed"),
         (["compare", "--shapes", "64x128"], "'64x128' is not a shape; MxNxK is needed"),
         (["compare", "--shapes", ""], "'' is not a shape"),
         (["compare", "--rungs", "s1_naive,s9"], "'s9' is not a rung's name; one of s0_numpy, s1_naive,"),
@@ -105,7 +105,7 @@ def test_emulator(capsys: Output) -> None:
     here, recorded = printed.split("RECORDED, not measured here: ")
     assert "TFLOPS" not in here
     assert "TFLOPS on NVIDIA H100" in recorded and "4096 x 7168 x 16384" in recorded
-    for sentence in draw.provenance(draw.series(draw.recorded(), "dirty")):
+    for sentence in measured.provenance(measured.series(measured.recorded(), "dirty")):
         assert f"recorded: {sentence}" in recorded
 
 
@@ -216,7 +216,11 @@ def test_a_closed_pipe() -> None:
 
 def test_the_command_line_needs_nothing_to_start() -> None:
     """Help and refusals of unknown commands come without the import of torch."""
-    script = (
-        "import sys; from gemm_ladder.cli import main; main(['--help']); assert 'torch' not in sys.modules"
-    )
+    script = """if True:
+        import sys
+        from gemm_ladder.cli import main
+        main(["--help"])
+        main(["nonsense"])
+        assert "torch" not in sys.modules
+    """
     subprocess.run([sys.executable, "-c", script], check=True)

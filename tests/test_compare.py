@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gemm_ladder import bench, compare
+from gemm_ladder import compare, measuring
 from gemm_ladder.errors import InputError, LaunchError
 from gemm_ladder.figures import draw
+from gemm_ladder.figures import measured as measurements
 from gemm_ladder.ref import fp8, gemm, metrics
 from gemm_ladder.rungs import rungs
-from gemm_ladder.shapes import DEEPSEEK_V3, EMULATOR, EMULATOR_LIMIT, Shape, parse
+from gemm_ladder.shapes import DEEPSEEK_V3, EMULATOR, EMULATOR_LIMIT, MEASURED, Shape, parse
 
 CPU = torch.device("cpu")
 RAGGED = Shape(100, 72, 200)
@@ -32,6 +33,8 @@ def codes(tensor: torch.Tensor) -> np.ndarray:
 
 def test_shapes() -> None:
     assert len(set(DEEPSEEK_V3)) == 18
+    assert MEASURED[:18] == DEEPSEEK_V3 and len(set(MEASURED)) == 23
+    assert all(m == n == k and n % 128 == 0 for m, n, k in MEASURED[18:])
     assert all(shape.padded <= EMULATOR_LIMIT // 100 for shape in EMULATOR)
     assert Shape(1, 1, 1).padded == 256 * 256 * 128
     assert Shape(257, 256, 129).padded == 512 * 256 * 256
@@ -75,13 +78,13 @@ def test_shapes_beyond_any_machine(text: str, said: str) -> None:
 
 @pytest.mark.parametrize("shape", [SMALL, RAGGED], ids=str)
 def test_problem_is_the_references(shape: Shape) -> None:
-    problem = bench.make_problem(shape, "cpu", seed=3)
+    problem = measuring.make_problem(shape, "cpu", seed=3)
     x = torch.randn(shape.m, shape.k, generator=torch.Generator().manual_seed(3))
     a, sfa = fp8.per_token_cast_to_fp8(x.numpy())
     assert np.array_equal(codes(problem.a), a.view(np.uint8)) and np.array_equal(problem.sfa.numpy(), sfa)
     assert problem.sfa.stride() == (1, -(-shape.m // 4) * 4)
 
-    b, sfb = bench.cast_to_fp8(3 * x, 128)
+    b, sfb = measuring.cast_to_fp8(3 * x, 128)
     other, scales = fp8.per_block_cast_to_fp8(3 * x.numpy())
     assert np.array_equal(codes(b), other.view(np.uint8)) and np.array_equal(sfb.numpy(), scales)
 
@@ -93,9 +96,9 @@ def test_problem_is_the_references(shape: Shape) -> None:
 
 
 def test_errors() -> None:
-    reference = bench.make_problem(Shape(64, 1024, 256), "cpu").reference()
+    reference = measuring.make_problem(Shape(64, 1024, 256), "cpu").reference()
     rounded = reference.bfloat16()
-    found = bench.errors(rounded, reference)
+    found = measuring.errors(rounded, reference)
     assert found.right
     assert found.relative == pytest.approx(
         metrics.relative_error(rounded.double().numpy(), reference.numpy())
@@ -103,13 +106,13 @@ def test_errors() -> None:
 
     element = rounded.clone()
     element[5, 7] += reference[5].square().mean().sqrt() / 4
-    assert not bench.errors(element, reference).right
+    assert not measuring.errors(element, reference).right
     unwritten = rounded.clone()
     unwritten[63, 1023] = float("nan")
-    assert not bench.errors(unwritten, reference).right
+    assert not measuring.errors(unwritten, reference).right
     scale = rounded.clone()
     scale[:, :128] *= 1.02
-    assert not bench.errors(scale, reference).right
+    assert not measuring.errors(scale, reference).right
 
 
 # ---------------------------------------------------------------------------------------------- peers
@@ -126,13 +129,13 @@ def test_block_scales_are_laid_out_as_torch_wants_them(shape: Shape) -> None:
     e4m3 = torch.float8_e4m3fn
     blocks = k // 128
     sfa, sfb = empty(blocks, -(-m // 4) * 4).T[:m], empty(-(-n // 128), blocks)
-    problem = bench.Problem(shape, empty(m, k, dtype=e4m3), sfa, empty(n, k, dtype=e4m3), sfb)
-    assert bench.cublaslt_blockwise(problem)().shape == (m, n)
+    problem = measuring.Problem(shape, empty(m, k, dtype=e4m3), sfa, empty(n, k, dtype=e4m3), sfb)
+    assert measuring.cublaslt_blockwise(problem)().shape == (m, n)
 
 
 def test_bf16_peer() -> None:
-    problem = bench.make_problem(RAGGED, "cpu")
-    assert bench.errors(bench.cublas_bf16(problem)(), problem.reference()).relative < 1e-2
+    problem = measuring.make_problem(RAGGED, "cpu")
+    assert measuring.errors(measuring.cublas_bf16(problem)(), problem.reference()).relative < 1e-2
 
 
 # --------------------------------------------------------------------------------------------- timing
@@ -142,16 +145,22 @@ def test_between_markers() -> None:
     marker = ("void at::cuda::spin_kernel(long)", 1.0)
     noise = ("fill", 2700.0)
     kernels = [noise, marker, ("a", 3.0), ("b", 4.0), marker, noise, ("sum", 9.0), marker, ("a", 5.0), marker]
-    assert bench.between_markers(kernels, 2) == [7.0, 5.0]
-    assert bench.between_markers([noise, marker, marker], 1) == [0.0]
-    with pytest.raises(bench.ProfilerError, match="3 markers; 4 are needed"):
-        bench.between_markers(kernels[:-1], 2)
+    assert measuring.between_markers(kernels, 2) == [7.0, 5.0]
+    assert measuring.between_markers([noise, marker, marker], 1) == [0.0]
+    with pytest.raises(measuring.ProfilerError, match="3 markers; 4 are needed"):
+        measuring.between_markers(kernels[:-1], 2)
 
 
 def test_number_of_calls() -> None:
-    assert bench.calls_for(3.0) == bench.MIN_CALLS
-    assert bench.calls_for(1e-5) == bench.calls_for(0.0) == bench.MAX_CALLS
-    assert bench.MIN_CALLS < bench.calls_for(bench.PASS_SECONDS / 10) < bench.MAX_CALLS
+    assert measuring.calls_for(3.0) == measuring.MIN_CALLS
+    assert measuring.calls_for(1e-5) == measuring.calls_for(0.0) == measuring.MAX_CALLS
+    assert measuring.MIN_CALLS < measuring.calls_for(measuring.PASS_SECONDS / 10) < measuring.MAX_CALLS
+
+
+def test_the_slowest_rung_does_not_take_minutes() -> None:
+    """s1_naive, at its half a TFLOPS, and the largest problem: a check, a trial and every measured call."""
+    seconds = max(shape.flops for shape in MEASURED) / 0.48e12
+    assert (2 + 2 * len(measuring.L2_STATES) * measuring.calls_for(seconds)) * seconds < 60
 
 
 class FakeTimer:
@@ -172,14 +181,14 @@ def test_two_passes_in_opposite_order_and_the_better_counts() -> None:
         return [base + i for i in range(11)]
 
     timer = FakeTimer(times)
-    timings, failures = bench.measure(
+    timings, failures = measuring.measure(
         {"a": lambda: "a", "b": lambda: "b"}, {"a": 20, "b": 3}, ["dirty", "clean"], timer
     )
     assert timer.asked == [
         (name, l2, {"a": 20, "b": 3}[name]) for name in "abba" for l2 in ("dirty", "clean")
     ]
     assert timings == {
-        (name, l2): bench.Timing(15.0, 11.0, 19.0) for name in "ab" for l2 in ("dirty", "clean")
+        (name, l2): measuring.Timing(15.0, 11.0, 19.0) for name in "ab" for l2 in ("dirty", "clean")
     }
     assert not failures
 
@@ -190,7 +199,7 @@ def test_one_that_fails_does_not_stop_the_others() -> None:
             raise RuntimeError("lost\nits way")
         return [1.0]
 
-    timings, failures = bench.measure(
+    timings, failures = measuring.measure(
         {"a": lambda: "a", "b": lambda: "b"}, {"a": 1, "b": 1}, ["dirty"], FakeTimer(times)
     )
     assert list(timings) == [("a", "dirty")]
@@ -198,8 +207,10 @@ def test_one_that_fails_does_not_stop_the_others() -> None:
 
 
 def test_row() -> None:
-    row = bench.row("cublas_bf16", Shape(64, 128, 256), "clean", bench.Timing(2.0, 1.5, 3.0), 0.00123456)
-    assert tuple(row) == draw.ROW_FIELDS
+    row = measuring.row(
+        "cublas_bf16", Shape(64, 128, 256), "clean", measuring.Timing(2.0, 1.5, 3.0), 0.00123456
+    )
+    assert tuple(row) == measurements.ROW_FIELDS
     assert row["tflops"] == round(2 * 64 * 128 * 256 / 2.0 / 1e6, 3)
     assert row["gb_s"] == round(2 * (64 * 256 + 128 * 256 + 64 * 128) / 2.0 / 1e3, 1)
     assert row["rel_err"] == 0.00123
@@ -210,7 +221,7 @@ def test_row() -> None:
 
 def measured(kernels: list, peers: list[str], shape: Shape) -> compare.Measured:
     """measure_shape on the CPU: the real rungs, a timer that runs each call once."""
-    result = compare.Measured(meta=dict.fromkeys(draw.META_FIELDS, "1"))
+    result = compare.Measured(meta=dict.fromkeys(measurements.META_FIELDS, "1"))
 
     def timer(call: Callable[[], object], l2: str, calls: int) -> list[float]:
         call()
@@ -221,22 +232,22 @@ def measured(kernels: list, peers: list[str], shape: Shape) -> compare.Measured:
 
 
 def test_measure_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuses(problem: bench.Problem) -> bench.Call:
+    def refuses(problem: measuring.Problem) -> measuring.Call:
         raise ValueError("not this one")
 
-    def another_product(problem: bench.Problem) -> bench.Call:
+    def another_product(problem: measuring.Problem) -> measuring.Call:
         return lambda: 2 * problem.reference().bfloat16()
 
-    def unscaled(problem: bench.Problem) -> bench.Call:
+    def unscaled(problem: measuring.Problem) -> measuring.Call:
         return lambda: problem.reference(scaled=False).bfloat16()
 
     peers = {
         "refuses": refuses,
         "another": another_product,
         "cublaslt_tensorwise": unscaled,
-        "cublas_bf16": bench.cublas_bf16,
+        "cublas_bf16": measuring.cublas_bf16,
     }
-    monkeypatch.setattr(bench, "PEERS", peers)
+    monkeypatch.setattr(measuring, "PEERS", peers)
     result = measured([rungs["s1_naive"], rungs["s2_wgmma"]], list(peers), RAGGED)
     assert not result.wrong
     assert {(row["impl"], row["l2"]) for row in result.rows} == {
@@ -247,7 +258,7 @@ def test_measure_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     assert missing.keys() == {"s2_wgmma", "refuses", "another"}
     assert missing["refuses"] == "not this one" and "multiple of 128" in missing["s2_wgmma"]
     assert missing["another"].startswith("its result is another")
-    draw.check(result.data, "result")
+    measurements.check(result.data, "result")
     assert result.data["meta"]["not_measured"] == result.missing
 
 
@@ -302,11 +313,11 @@ def test_a_rung_whose_timing_fails_is_wrong(when: str, monkeypatch: pytest.Monke
                 raise RuntimeError("lost")
             return 1.0
 
-        monkeypatch.setattr(bench, "seconds_of", seconds_of)
+        monkeypatch.setattr(measuring, "seconds_of", seconds_of)
 
     def timer(call: Callable[[], object], l2: str, calls: int) -> list[float]:
         if any(cell.cell_contents is bad for cell in call.__closure__):
-            raise bench.ProfilerError("lost")
+            raise measuring.ProfilerError("lost")
         return [1.0] * calls
 
     bad, result = rungs["s2_wgmma"], compare.Measured()
@@ -320,7 +331,7 @@ def test_a_rung_whose_timing_fails_is_wrong(when: str, monkeypatch: pytest.Monke
 
 def test_a_fault_while_timing_is_the_first_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """What comes after it fails as well, and is not blamed."""
-    synchronize, faults = bench.synchronize, []
+    synchronize, faults = measuring.synchronize, []
 
     def broken(device: torch.device) -> None:
         if faults:
@@ -331,7 +342,7 @@ def test_a_fault_while_timing_is_the_first_ones(monkeypatch: pytest.MonkeyPatch)
         faults.append(call)
         raise RuntimeError("CUDA error")
 
-    monkeypatch.setattr(bench, "synchronize", broken)
+    monkeypatch.setattr(measuring, "synchronize", broken)
     result = compare.Measured()
     ladder = [rungs["s1_naive"], rungs["s2_wgmma"]]
     assert not compare.measure_shape(
@@ -351,12 +362,12 @@ def test_a_peer_that_faults_ends_the_measurement(monkeypatch: pytest.MonkeyPatch
         if faults:
             raise RuntimeError("CUDA error")
 
-    def peer(problem: bench.Problem) -> bench.Call:
+    def peer(problem: measuring.Problem) -> measuring.Call:
         faults.append(problem)
         return problem.output
 
-    monkeypatch.setattr(bench, "synchronize", broken)
-    monkeypatch.setattr(bench, "PEERS", {"peer": peer, "cublas_bf16": bench.cublas_bf16})
+    monkeypatch.setattr(measuring, "synchronize", broken)
+    monkeypatch.setattr(measuring, "PEERS", {"peer": peer, "cublas_bf16": measuring.cublas_bf16})
     result = measured([], ["peer", "cublas_bf16"], SMALL)
     assert [miss["impl"] for miss in result.missing] == ["peer"]
     assert len(result.wrong) == 1 and result.wrong[0].startswith("Nothing more is measured after 64x128x256")
@@ -376,7 +387,7 @@ class WrongRung:
 
     def __call__(self, lhs: tuple, rhs: tuple, out: torch.Tensor) -> None:
         (a, sfa), (b, sfb) = lhs, rhs
-        product = bench.dequantize(a, sfa, 1) @ bench.dequantize(b, sfb, 128).T
+        product = measuring.dequantize(a, sfa, 1) @ measuring.dequantize(b, sfb, 128).T
         out[:-1] = product[:-1].bfloat16()
 
 
@@ -404,8 +415,10 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "find_gpu", lambda: (CPU, "NVIDIA H100"))
     monkeypatch.setattr(compare, "build_all", lambda chosen, target: None)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(bench, "KernelTimer", FakeKernelTimer)
-    monkeypatch.setattr(bench, "machine", lambda device, flush: dict.fromkeys(draw.META_FIELDS, "1"))
+    monkeypatch.setattr(measuring, "KernelTimer", FakeKernelTimer)
+    monkeypatch.setattr(
+        measuring, "machine", lambda device, flush: dict.fromkeys(measurements.META_FIELDS, "1")
+    )
 
 
 @pytest.mark.usefixtures("fake_gpu")
@@ -433,7 +446,7 @@ def test_a_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         "The recorded figures are left as they are: they take every rung, shape and state of L2 at once.",
     ):
         assert words in printed
-    data = draw.load(path)
+    data = measurements.load(path)
     assert {(row["impl"], row["m"]) for row in data["rows"]} >= {("s1_naive", 64), ("s1_naive", 100)}
     assert {row["l2"] for row in data["rows"]} == {"clean"}
 
@@ -444,9 +457,12 @@ def test_the_worst_error_of_all_shapes_is_kept() -> None:
 
 
 def test_show_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    result = compare.Measured(meta=dict.fromkeys(draw.META_FIELDS, "1"))
-    result.rows = [bench.row("s1_naive", SMALL, "dirty", bench.Timing(1.0, 1.0, 1.0), 0.001)]
-    result.errors = {"s1_naive": bench.Errors(0.001, 0.01), "s2_wgmma": bench.Errors(float("nan"), 1.0)}
+    result = compare.Measured(meta=dict.fromkeys(measurements.META_FIELDS, "1"))
+    result.rows = [measuring.row("s1_naive", SMALL, "dirty", measuring.Timing(1.0, 1.0, 1.0), 0.001)]
+    result.errors = {
+        "s1_naive": measuring.Errors(0.001, 0.01),
+        "s2_wgmma": measuring.Errors(float("nan"), 1.0),
+    }
     for shape in (SMALL, RAGGED):
         result.miss("deep_gemm", shape, "no such library")
     result.wrong = ["s2_wgmma is wrong"]
@@ -474,18 +490,18 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def a_result() -> compare.Measured:
     result = compare.Measured(
-        meta=dict.fromkeys(draw.META_FIELDS, "1") | {"sources": "0123456789ab" + 52 * "0"}
+        meta=dict.fromkeys(measurements.META_FIELDS, "1") | {"sources": "0123456789ab" + 52 * "0"}
     )
     for l2 in ("dirty", "clean"):
         for shape in DEEPSEEK_V3:
-            result.rows.append(bench.row("s2_wgmma", shape, l2, bench.Timing(9.0, 8.0, 10.0), 0.001))
+            result.rows.append(measuring.row("s2_wgmma", shape, l2, measuring.Timing(9.0, 8.0, 10.0), 0.001))
     return result
 
 
 def test_a_whole_run_renews_the_record(checkout: Path) -> None:
     result = a_result()
     compare.keep(result, None, whole=True)
-    assert draw.load(checkout / "figures" / "data" / "ladder.json") == result.data
+    assert measurements.load(checkout / "figures" / "data" / "ladder.json") == result.data
     text = (checkout / "README.md").read_text()
     assert "| 64 x 2112 x 7168 |" in text and "kernel sources 0123456789ab." in text
     assert (checkout / "figures" / "ladder.png").stat().st_size > 10_000
@@ -495,7 +511,7 @@ def test_another_record(checkout: Path, capsys: pytest.CaptureFixture[str]) -> N
     result = a_result()
     compare.keep(result, None, whole=True)
     compare.keep(result, None, whole=True, record="interleave.json")
-    assert draw.load(checkout / "figures" / "data" / "interleave.json") == result.data
+    assert measurements.load(checkout / "figures" / "data" / "interleave.json") == result.data
     assert "Renewed: figures/data/interleave.json" in capsys.readouterr().out
     assert "| 64 x 2112 x 7168 | 9.0 (8.0 to 10.0) |" in (checkout / "README.md").read_text()
 
@@ -514,7 +530,7 @@ def test_the_record_is_kept_before_the_file(checkout: Path) -> None:
     (checkout / "mine.json").mkdir()
     with pytest.raises(InputError, match=r"mine\.json cannot be written \(Is a directory\)"):
         compare.keep(result, checkout / "mine.json", whole=True)
-    assert draw.load(checkout / "figures" / "data" / "ladder.json") == result.data
+    assert measurements.load(checkout / "figures" / "data" / "ladder.json") == result.data
 
 
 def test_an_installed_package_keeps_nothing(
@@ -534,8 +550,8 @@ def test_kernel_timer() -> None:
     """A copy of 1 GiB moves 2 GiB at 1 to 5 TB/s, L2 clean or dirty."""
     source = torch.randn(2**28, device="cuda")
     target = torch.empty_like(source)
-    timer = bench.KernelTimer(source.device)
-    for l2 in bench.L2_STATES:
+    timer = measuring.KernelTimer(source.device)
+    for l2 in measuring.L2_STATES:
         times = timer(lambda: target.copy_(source), l2, 3)
         assert len(times) == 3 and all(2**31 / 5e6 < us < 2**31 / 1e6 for us in times)
 
@@ -546,8 +562,8 @@ def test_on_gpu() -> None:
     device, _ = compare.find_gpu()
     result = compare.on_gpu(list(rungs.values()), [shape], ["dirty"], device)
     assert not result.wrong
-    draw.check(result.data, "result")
+    measurements.check(result.data, "result")
     found = {row["impl"] for row in result.rows}
     assert found >= {name for name in rungs if name != "s0_numpy"} | {"cublas_bf16", "cublaslt_tensorwise"}
-    assert found | {miss["impl"] for miss in result.missing} >= bench.PEERS.keys()
+    assert found | {miss["impl"] for miss in result.missing} >= measuring.PEERS.keys()
     assert all(row["us_p10"] <= row["us"] <= row["us_p90"] for row in result.rows)

@@ -34,6 +34,7 @@ class UnitArgs(ctypes.Structure):
         ("columns", ctypes.c_int64),
         ("x", ctypes.c_int64),
         ("y", ctypes.c_int64),
+        ("row_bytes", ctypes.c_int64),
         ("stream", ctypes.c_void_p),
     ]
 
@@ -49,6 +50,7 @@ def run_unit(
     machine: str, unit: int, out: np.ndarray, input: np.ndarray | None = None, seed: int = 0, **sizes
 ):
     """Run one unit of units.cu with `out` as its output; the emulator's Run, or None from a GPU."""
+    sizes.setdefault("row_bytes", BOX_COLUMNS)
     if machine == "emulator":
         pointer = None if input is None else input.ctypes.data
         with gl.emulator(seed=seed, record=True) as run:
@@ -81,20 +83,29 @@ def window(matrix: np.ndarray, y: int, x: int, rows: int, columns: int) -> np.nd
 
 
 def swizzled(box: np.ndarray) -> np.ndarray:
-    """A [rows, 128] uint8 box as it lies in shared memory."""
+    """A [rows, 32, 64 or 128] uint8 box as it lies in shared memory."""
     lying = np.empty(box.size, np.uint8)
     row, byte = np.indices(box.shape)
-    lying[layouts.swizzle_128b(row, byte)] = box
+    lying[layouts.swizzle(row, byte, box.shape[1])] = box
     return lying
 
 
+@pytest.mark.parametrize("row_bytes", [32, 64, 128])
 @pytest.mark.parametrize(("y", "x"), [(0, 0), (3, 128), (30, 64), (39, 144), (-5, -16), (100, 0)])
-def test_tma_load_swizzles_and_fills_with_zeros(machine: str, y: int, x: int) -> None:
+def test_tma_load_swizzles_and_fills_with_zeros(machine: str, y: int, x: int, row_bytes: int) -> None:
     matrix = np.random.default_rng(0).integers(1, 256, (40, 160), np.uint8)
     for seed in for_each_schedule(machine):
+        out = np.zeros(BOX_ROWS * row_bytes, np.uint8)
+        run_unit(machine, 0, out, matrix, seed, rows=40, columns=160, x=x, y=y, row_bytes=row_bytes)
+        np.testing.assert_array_equal(out, swizzled(window(matrix, y, x, BOX_ROWS, row_bytes)))
+
+
+def test_tma_load_with_a_hint_for_l2_is_a_load(machine: str) -> None:
+    matrix = np.random.default_rng(5).integers(1, 256, (40, 160), np.uint8)
+    for seed in for_each_schedule(machine):
         out = np.zeros(BOX, np.uint8)
-        run_unit(machine, 0, out, matrix, seed, rows=40, columns=160, x=x, y=y)
-        np.testing.assert_array_equal(out, swizzled(window(matrix, y, x, BOX_ROWS, BOX_COLUMNS)))
+        run_unit(machine, 10, out, matrix, seed, rows=40, columns=160, x=48, y=30)
+        np.testing.assert_array_equal(out, swizzled(window(matrix, 30, 48, BOX_ROWS, BOX_COLUMNS)))
 
 
 @pytest.mark.parametrize(("y", "x"), [(0, 0), (5, 8), (35, 28), (0, -4)])
@@ -115,9 +126,10 @@ def test_multicast_reaches_both_blocks_at_the_same_place(machine: str) -> None:
             np.testing.assert_array_equal(block, swizzled(matrix))
 
 
+@pytest.mark.parametrize("row_bytes", [32, 64, 128])
 @pytest.mark.parametrize(("y", "x"), [(0, 0), (8, 32), (0, 128)])
-def test_tma_store_unswizzles_and_clips(machine: str, y: int, x: int) -> None:
-    index = np.arange(BOX).reshape(BOX_ROWS, BOX_COLUMNS)
+def test_tma_store_unswizzles_and_clips(machine: str, y: int, x: int, row_bytes: int) -> None:
+    index = np.arange(BOX_ROWS * row_bytes).reshape(BOX_ROWS, row_bytes)
     box = (index & 0xFF).astype(np.uint8)
     for seed in for_each_schedule(machine):
         canvas = np.full((3 * 20, 144), 0xEE, np.uint8)  # the tensor is the middle third
@@ -125,19 +137,20 @@ def test_tma_store_unswizzles_and_clips(machine: str, y: int, x: int) -> None:
         for r, c in np.argwhere(np.ones_like(box)):
             if 0 <= y + r < 20 and 0 <= x + c < 144:
                 expected[20 + y + r, x + c] = box[r, c]
-        run_unit_into_middle(machine, canvas, seed, x, y)
+        run_unit_into_middle(machine, canvas, seed, x, y, row_bytes)
         np.testing.assert_array_equal(canvas, expected)
 
 
-def run_unit_into_middle(machine: str, canvas: np.ndarray, seed: int, x: int, y: int) -> None:
+def run_unit_into_middle(machine: str, canvas: np.ndarray, seed: int, x: int, y: int, row_bytes: int) -> None:
     """tma_store into rows 20 to 39 of the canvas, whose other rows must stay."""
+    sizes = {"rows": 20, "columns": 144, "x": x, "y": y, "row_bytes": row_bytes}
     if machine == "emulator":
-        run_unit(machine, 3, canvas[20:40], None, seed, rows=20, columns=144, x=x, y=y)
+        run_unit(machine, 3, canvas[20:40], None, seed, **sizes)
         return
     import torch
 
     gpu = torch.from_numpy(canvas).cuda()
-    args = UnitArgs(3, None, gpu[20:].data_ptr(), rows=20, columns=144, x=x, y=y)
+    args = UnitArgs(3, None, gpu[20:].data_ptr(), **sizes)
     args.stream = torch.cuda.current_stream().cuda_stream
     error = library("cuda").gemm_ladder_launch(ctypes.byref(args))
     assert error is None, error
@@ -247,6 +260,23 @@ def test_conversions(machine: str) -> None:
         expected = gemm.to_bf16(floats.astype(np.float64)).view(np.uint16)
     expected[np.isnan(floats)] = 0x7FFF
     np.testing.assert_array_equal(out[256:].view(np.uint16), expected)
+
+
+def test_vectors_in_shared_memory_and_in_the_neighbours(machine: str) -> None:
+    first = 1000 * np.arange(2)[:, None] + 4 * np.arange(128)
+    vectors = (first[..., None] + np.arange(4) / 4).astype(np.float32)  # [block, thread, 4]
+    expected = np.stack([vectors, vectors[::-1]], axis=2)
+    for seed in for_each_schedule(machine):
+        out = np.zeros((2, 128, 2, 4), np.float32)
+        run_unit(machine, 11, out, None, seed)
+        np.testing.assert_array_equal(out, expected)
+
+
+def test_words_beside_an_mbarrier(machine: str) -> None:
+    for seed in for_each_schedule(machine):
+        out = np.full((2, 4), 99, np.uint32)
+        run_unit(machine, 12, out, None, seed)
+        np.testing.assert_array_equal(out, [[0, 1, 2, 3], [10, 11, 12, 13]])
 
 
 # ------------------------------------------------------------------------------------ the emulator alone

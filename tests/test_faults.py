@@ -41,6 +41,12 @@ FAULTS = {
     24: r"ld.shared at 0x4800 \(4 bytes\) is outside the block's shared memory, 0x400 to 0x4408",
     25: r"polls an mbarrier for ever: nothing is on its way and no other thread makes progress",
     28: r"mbarrier.arrive: no mbarrier was initialised at 0x1004400 of block 0",
+    29: r"st.shared overwrites the mbarrier near 0x43f0",
+    30: r"TMA load overwrites the mbarrier near 0x4000",
+    31: r"TMA load at shared memory 0x500, which is not a multiple of 512",
+    32: r"TMA load at shared memory 0x480, which is not a multiple of 256",
+    33: r"address 0x6004400 names block 5 of a cluster of 1",
+    34: r"ld.shared of 16 bytes at 0x404, which is not a multiple of 16",
 }
 POLLS_FOR_WHAT_COMES, LEAVES_TOO_EARLY = 26, 27
 REFUSALS = {
@@ -54,6 +60,8 @@ REFUSALS = {
     107: "232449 bytes of shared memory a block; Hopper has 232448",
     108: "3 blocks in clusters of 2",
     109: "more than 2^31 - 1 blocks",
+    110: "a 64-byte-swizzled box row has 80 bytes",
+    111: "a 32-byte-swizzled box row has 48 bytes",
 }
 
 

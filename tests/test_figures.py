@@ -12,37 +12,37 @@ import sys
 from pathlib import Path
 
 import pytest
-from gemm_ladder.figures import draw
-from gemm_ladder.shapes import DEEPSEEK_V3, Shape
+from gemm_ladder.figures import ladder, measured, readme, rung_cards, tables
+from gemm_ladder.shapes import DEEPSEEK_V3, MEASURED, Shape
 from matplotlib.text import Text
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = REPOSITORY / "figures" / "data"
-FILES = sorted(
-    set(DATA.glob("*.json")) - {DATA / "tensor_core_probe.json"}
-)  # that one compares, it times nothing
-LADDER = ("s1_naive", "s2_wgmma", "s3_tma", "s4_tma_multicast", "s5_warp_specialized", "s6_ffma_interleave")
+# These time nothing.
+OTHERS = {DATA / name for name in ("tensor_core_probe.json", "cards.json", "timeline.json")}
+FILES = sorted(set(DATA.glob("*.json")) - OTHERS)
+RUNGS = ("s1_naive", "s2_wgmma", "s3_tma", "s4_tma_multicast", "s5_warp_specialized", "s6_ffma_interleave")
 
 
 def invented(
     *impls: str, gpu: str = "GPU", factor: float = 1.0, shapes: tuple[Shape, ...] = DEEPSEEK_V3
 ) -> dict:
     """A data file with made-up figures, the later an implementation the faster."""
-    meta = dict.fromkeys(draw.META_FIELDS, "1") | {"gpu": gpu, "sources": "abcdef" * 10 + "0123"}
+    meta = dict.fromkeys(measured.META_FIELDS, "1") | {"gpu": gpu, "sources": "abcdef" * 10 + "0123"}
     rows = [
-        dict.fromkeys(draw.ROW_FIELDS, 1)
+        dict.fromkeys(measured.ROW_FIELDS, 1)
         | {"kind": "dense", "impl": impl, "l2": l2, **shape._asdict()}
         | {"tflops": factor * 10.0 ** (index / 2) * (1 + shape.m / 4096)}
         for index, impl in enumerate(impls)
         for shape in shapes
         for l2 in ("dirty", "clean")
     ]
-    return {"schema": draw.SCHEMA, "meta": meta, "rows": rows}
+    return {"schema": measured.SCHEMA, "meta": meta, "rows": rows}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_data_file(path: Path) -> None:
-    data = draw.load(path)
+    data = measured.load(path)
     meta = data["meta"]
     datetime.date.fromisoformat(meta["date"])
     assert meta["gpu"] and meta["protocol"] and meta["driver"] and meta["torch"]
@@ -67,22 +67,36 @@ def test_data_file(path: Path) -> None:
 def test_peers_are_there_at_every_shape() -> None:
     peers = json.loads((REPOSITORY / "figures" / "data" / "peers.json").read_text())
     found = {(row["impl"], row["m"], row["n"], row["k"]) for row in peers["rows"] if row["l2"] == "dirty"}
-    assert found == {(impl, *shape) for impl in draw.PEERS for shape in DEEPSEEK_V3}
+    assert found == {(impl, *shape) for impl in measured.PEERS for shape in DEEPSEEK_V3}
 
 
 def test_readme_tables_are_what_the_data_give() -> None:
     text = (REPOSITORY / "README.md").read_text()
-    files = draw.recorded()
-    interleave = draw.load(DATA / "interleave.json")
-    assert text == draw.readme(text, files, interleave), "python figures/draw.py rewrites them"
+    files = measured.recorded()
+    interleave, cards = measured.load(DATA / "interleave.json"), rung_cards.load(DATA / "cards.json")
+    assert text == readme.readme(text, files, interleave, cards), "python figures/draw.py rewrites them"
     for data in [*files, interleave]:
         assert data["meta"]["gpu"] in text and data["meta"]["date"] in text
         assert data["meta"].get("sources", "")[:12] in text
 
 
+def test_cards_are_what_the_data_give() -> None:
+    written = {path.stem: path.read_text() for path in (REPOSITORY / "figures" / "cards").iterdir()}
+    data = rung_cards.load(DATA / "cards.json")
+    assert written == rung_cards.cards(data), "python figures/draw.py rewrites them"
+    datetime.date.fromisoformat(data["meta"]["date"])
+    assert re.fullmatch("[0-9a-f]{64}", data["meta"]["sources"])
+    for text in written.values():
+        assert data["meta"]["nvcc"] in text and data["meta"]["sources"][:12] in text
+        for link in re.findall(r"\]\(([^)]+)\)", text):
+            assert (REPOSITORY / "figures" / "cards" / link).exists(), link
+
+
 def test_draws_without_the_package(tmp_path: Path) -> None:
     """One command, from the data alone: nothing of gemm_ladder is imported."""
-    shutil.copytree(REPOSITORY / "figures", tmp_path / "figures", ignore=shutil.ignore_patterns("*.png"))
+    shutil.copytree(
+        REPOSITORY / "figures", tmp_path / "figures", ignore=shutil.ignore_patterns("*.png", "*.md")
+    )
     shutil.copy(REPOSITORY / "README.md", tmp_path)
     script = (
         "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__'); "
@@ -91,11 +105,13 @@ def test_draws_without_the_package(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", script, tmp_path / "figures" / "draw.py"], check=True, cwd=tmp_path)
     assert (tmp_path / "README.md").read_text() == (REPOSITORY / "README.md").read_text()
     assert (tmp_path / "figures" / "ladder.png").read_bytes().startswith(b"\x89PNG")
+    for path in (REPOSITORY / "figures" / "cards").iterdir():
+        assert (tmp_path / "figures" / "cards" / path.name).read_text() == path.read_text()
 
 
 def labels(files: list[dict]) -> dict[str, list]:
     """The drawn figure's texts and where they are, in pixels."""
-    figure = draw.ladder(files)
+    figure = ladder.ladder(files)
     figure.canvas.draw()
     renderer = figure.canvas.get_renderer()
     width, height = figure.canvas.get_width_height()
@@ -112,14 +128,18 @@ def labels(files: list[dict]) -> dict[str, list]:
     return found
 
 
-@pytest.mark.parametrize("count", [0, 2, len(LADDER)])
-def test_picture_names_everything_and_nothing_overlaps(count: int) -> None:
-    peers = invented(*draw.PEERS, factor=9)
-    files = [invented(*LADDER[:count]), peers] if count else [peers]
+@pytest.mark.parametrize("shapes", [DEEPSEEK_V3, MEASURED], ids=["without squares", "with squares"])
+@pytest.mark.parametrize("count", [0, 2, len(RUNGS)])
+def test_picture_names_everything_and_nothing_overlaps(count: int, shapes: tuple[Shape, ...]) -> None:
+    peers = invented(*measured.PEERS, factor=9, shapes=shapes)
+    files = [invented(*RUNGS[:count], shapes=shapes), peers] if count else [peers]
     found = labels(files)
     assert not found["outside"]
     drawn = {text for text, _ in found["texts"]}
-    assert drawn >= {*LADDER[:count], *draw.PEERS.values(), "m = 64", "m = 128", "m = 4096"}
+    assert drawn >= {*RUNGS[:count], *measured.PEERS.values(), "m = 64", "m = 128", "m = 4096"}
+    assert ("m = n = k" in drawn) == ("8192" in drawn) == (shapes is MEASURED)
+    ends = sum(text.startswith("cuBLASLt ceiling*  ") for text, _ in found["texts"])
+    assert ends == (4 if shapes is MEASURED else 3), "the ceiling is named where its line ends"
     for (one, a), (other, b) in itertools.combinations(found["texts"], 2):
         depth = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
         assert min(depth) <= 1, f"{one!r} overlaps {other!r}"
@@ -130,36 +150,45 @@ def test_picture_without_some_of_the_shapes() -> None:
 
 
 def test_series_takes_the_first_file_and_one_gpu() -> None:
-    ladder = invented("s2_wgmma", "cublas_bf16", "s1_naive", factor=1)
+    rungs = invented("s2_wgmma", "cublas_bf16", "s1_naive", factor=1)
     peers = invented("deep_gemm", "cublas_bf16", factor=7)
     other = invented("cublaslt_blockwise", gpu="another")
-    shown = draw.series([ladder, peers, other], "dirty")
+    shown = measured.series([rungs, peers, other], "dirty")
     assert [one.impl for one in shown] == ["s1_naive", "s2_wgmma", "cublas_bf16", "deep_gemm"]
-    assert shown[2].meta is ladder["meta"] and shown[3].meta is peers["meta"]
+    assert shown[2].meta is rungs["meta"] and shown[3].meta is peers["meta"]
     assert len(shown[2].tflops) == len(DEEPSEEK_V3)
-    first, second = draw.provenance(shown)
+    first, second = measured.provenance(shown)
     assert first.startswith("s1_naive, s2_wgmma, cuBLAS BF16: GPU") and "abcdefabcdef" in first
     assert second.startswith("DeepGEMM: GPU")
 
 
 def test_table() -> None:
-    shown = draw.series([invented("s1_naive", shapes=(Shape(64, 8, 128),))], "clean")
-    shown.append(draw.Series("deep_gemm", {(64, 8, 256): 1234.5}, {}))
-    cells = draw.table(shown)
+    shown = measured.series([invented("s1_naive", shapes=(Shape(64, 8, 128),))], "clean")
+    shown.append(measured.Series("deep_gemm", {(64, 8, 256): 1234.5}, {}))
+    cells = tables.table(shown)
     assert cells == [
         ["m x n x k", "s1_naive", "DeepGEMM"],
         ["64 x 8 x 128", "1.02", "-"],
         ["64 x 8 x 256", "-", "1234"],
     ]
-    assert draw.plain(cells).splitlines()[1] == "64 x 8 x 128      1.02         -"
-    assert draw.markdown(cells).splitlines()[1:3] == ["|---|---:|---:|", "| 64 x 8 x 128 | 1.02 | - |"]
+    assert tables.plain(cells).splitlines()[1] == "64 x 8 x 128      1.02         -"
+    assert tables.markdown(cells).splitlines()[1:3] == ["|---|---:|---:|", "| 64 x 8 x 128 | 1.02 | - |"]
+
+
+def test_squares_come_last_and_are_no_part_of_the_other_panels() -> None:
+    (one,) = measured.series([invented("s1_naive", shapes=MEASURED)], "dirty")
+    sizes = measured.sizes_of([one])
+    assert sizes[18:] == [tuple(shape) for shape in MEASURED[18:]]
+    assert not any(measured.is_square(size) for size in sizes[:18])
+    found = labels([invented("s1_naive", shapes=MEASURED)])
+    assert "4096 x 7168 x 16384" in {text for text, _ in found["texts"]}, "the bars' shape"
 
 
 def test_spread() -> None:
-    assert draw.spread([1, 5, 9], 2) == [1, 5, 9]
-    assert draw.spread([5, 5, 5], 2) == [3, 5, 7]
-    assert draw.spread([0, 0.1], 1) == [0.5, 1.5]
-    heights = draw.spread([0, 1, 1.1, 1.2, 4, 4.1, 9], 1)
+    assert ladder.spread([1, 5, 9], 2) == [1, 5, 9]
+    assert ladder.spread([5, 5, 5], 2) == [3, 5, 7]
+    assert ladder.spread([0, 0.1], 1) == [0.5, 1.5]
+    heights = ladder.spread([0, 1, 1.1, 1.2, 4, 4.1, 9], 1)
     assert all(upper - lower >= 1 - 1e-9 for lower, upper in itertools.pairwise(heights))
     assert min(heights) >= 0.5
 
@@ -167,12 +196,12 @@ def test_spread() -> None:
 def test_bad_files_are_refused() -> None:
     good = invented("s1_naive")
     with pytest.raises(ValueError, match='x has no "schema": 1'):
-        draw.check({**good, "schema": 2}, "x")
+        measured.check({**good, "schema": 2}, "x")
     with pytest.raises(ValueError, match="x lacks gpu in its meta"):
-        draw.check({**good, "meta": {key: 1 for key in draw.META_FIELDS if key != "gpu"}}, "x")
+        measured.check({**good, "meta": {key: 1 for key in measured.META_FIELDS if key != "gpu"}}, "x")
     with pytest.raises(ValueError, match="x lacks us in row 1"):
-        rows = [good["rows"][0], {key: 1 for key in draw.ROW_FIELDS if key != "us"}]
-        draw.check({**good, "rows": rows}, "x")
+        rows = [good["rows"][0], {key: 1 for key in measured.ROW_FIELDS if key != "us"}]
+        measured.check({**good, "rows": rows}, "x")
 
 
 @pytest.mark.parametrize(
@@ -180,10 +209,10 @@ def test_bad_files_are_refused() -> None:
 )
 def test_rewrite_needs_its_markers(text: str) -> None:
     with pytest.raises(ValueError, match="needs <!-- t:begin -->"):
-        draw.rewrite(text, "t", "body")
+        readme.rewrite(text, "t", "body")
 
 
 def test_rewrite_keeps_the_rest() -> None:
-    once = draw.rewrite("a <!-- t:begin --> old <!-- t:end --> z", "t", "new")
+    once = readme.rewrite("a <!-- t:begin --> old <!-- t:end --> z", "t", "new")
     assert once == "a <!-- t:begin -->\nnew\n<!-- t:end --> z"
-    assert draw.rewrite(once, "t", "new") == once
+    assert readme.rewrite(once, "t", "new") == once

@@ -9,23 +9,32 @@ import numpy as np
 import pytest
 from gemm_ladder.ref import layouts
 
-ROWS, BYTES = np.meshgrid(np.arange(64), np.arange(128), indexing="ij")
+each_swizzle = pytest.mark.parametrize("row_bytes", [32, 64, 128])
 
 
-def test_swizzle_is_a_permutation_with_its_inverse():
-    offsets = layouts.swizzle_128b(ROWS, BYTES)
-    assert sorted(offsets.ravel()) == list(range(64 * 128))
-    rows, col_bytes = layouts.unswizzle_128b(offsets)
-    assert np.array_equal(rows, ROWS) and np.array_equal(col_bytes, BYTES)
+def tile(row_bytes: int) -> tuple[np.ndarray, np.ndarray]:
+    """The row, and the byte in it, of every byte of 64 rows."""
+    return tuple(np.indices((64, row_bytes)))
 
 
-def test_swizzle_keeps_16_bytes_together_and_rows_apart():
-    offsets = layouts.swizzle_128b(ROWS, BYTES)
-    assert np.array_equal(offsets // 128, ROWS)
-    chunks = offsets.reshape(64, 8, 16)
+@each_swizzle
+def test_swizzle_is_a_permutation_with_its_inverse(row_bytes):
+    rows, col_bytes = tile(row_bytes)
+    offsets = layouts.swizzle(rows, col_bytes, row_bytes)
+    assert sorted(offsets.ravel()) == list(range(64 * row_bytes))
+    found = layouts.unswizzle(offsets, row_bytes)
+    assert np.array_equal(found[0], rows) and np.array_equal(found[1], col_bytes)
+
+
+@each_swizzle
+def test_swizzle_keeps_16_bytes_together_and_rows_apart(row_bytes):
+    rows, col_bytes = tile(row_bytes)
+    offsets = layouts.swizzle(rows, col_bytes, row_bytes)
+    assert np.array_equal(offsets // row_bytes, rows)
+    chunks = offsets.reshape(64, row_bytes // 16, 16)
     assert np.array_equal(chunks - chunks[..., :1], np.broadcast_to(np.arange(16), chunks.shape))
-    assert np.array_equal(offsets[:8] + 1024, offsets[8:16])  # the pattern repeats every 8 rows
-    assert np.array_equal(offsets[0], np.arange(128))
+    assert np.array_equal(offsets[:8] + 8 * row_bytes, offsets[8:16])  # the pattern repeats every 8 rows
+    assert np.array_equal(offsets[0], np.arange(row_bytes))
 
 
 def bank_groups(offsets: np.ndarray) -> np.ndarray:
@@ -33,17 +42,42 @@ def bank_groups(offsets: np.ndarray) -> np.ndarray:
     return offsets // 16 % 8
 
 
-def test_swizzle_spreads_a_column_over_all_banks():
+@each_swizzle
+def test_swizzle_spreads_a_column_over_all_banks(row_bytes):
     for first_row in range(0, 64, 8):
         rows = np.arange(first_row, first_row + 8)
-        for column in range(0, 128, 16):
-            assert len(set(bank_groups(layouts.swizzle_128b(rows, column)))) == 8
-            assert len(set(bank_groups(rows * 128 + column))) == 1  # what it is for: a plain tile's conflict
+        for column in range(0, row_bytes, 16):
+            assert len(set(bank_groups(layouts.swizzle(rows, column, row_bytes)))) == 8
+            # What it is for: a plain tile's conflict.
+            assert len(set(bank_groups(rows * row_bytes + column))) == 128 // row_bytes
 
 
-def test_swizzle_is_the_address_xor_that_the_hardware_does():
-    offset = ROWS * 128 + BYTES
-    assert np.array_equal(layouts.swizzle_128b(ROWS, BYTES), offset ^ (offset >> 3 & 0x70))
+@pytest.mark.parametrize(("row_bytes", "mask"), [(32, 0x10), (64, 0x30), (128, 0x70)])
+def test_swizzle_is_the_address_xor_that_the_hardware_does(row_bytes, mask):
+    rows, col_bytes = tile(row_bytes)
+    offset = rows * row_bytes + col_bytes
+    assert np.array_equal(layouts.swizzle(rows, col_bytes, row_bytes), offset ^ (offset >> 3 & mask))
+
+
+def test_swizzle_128b():
+    rows, col_bytes = tile(128)
+    offsets = layouts.swizzle_128b(rows, col_bytes)
+    assert np.array_equal(offsets, layouts.swizzle(rows, col_bytes, 128))
+    assert np.array_equal(layouts.unswizzle_128b(offsets), (rows, col_bytes))
+
+
+@pytest.mark.parametrize(
+    ("row", "col_byte", "row_bytes", "given"),
+    [
+        (0, 32, 32, "bytes 32"),
+        (-1, 0, 64, "rows -1"),
+        (0, -1, 128, "bytes -1"),
+        (0, 0, 16, "rows of 16 bytes"),
+    ],
+)
+def test_swizzle_refuses_what_is_no_place(row, col_byte, row_bytes, given):
+    with pytest.raises(ValueError, match=f"{given}.* given; .* needed"):
+        layouts.swizzle(row, col_byte, row_bytes)
 
 
 @pytest.mark.parametrize("address", [0, 1024, 16 * 1024 + 32, 232448 - 16])
@@ -144,7 +178,10 @@ def test_mn_major_scales_need_two_or_three_dimensions():
 HEADER = """
 #include "ptx.cuh"
 #include "layout.cuh"
-extern "C" uint32_t swizzle(uint32_t address) { return swizzle_128b(address); }
+extern "C" uint32_t at_128b(uint32_t address) { return swizzle_128b(address); }
+extern "C" uint32_t at_32(uint32_t address) { return swizzle<32>(address); }
+extern "C" uint32_t at_64(uint32_t address) { return swizzle<64>(address); }
+extern "C" uint32_t at_128(uint32_t address) { return swizzle<128>(address); }
 extern "C" uint64_t descriptor(uint32_t address) { return smem_descriptor(address); }
 extern "C" int row(int thread, int i) { return accumulator_row(thread, i); }
 extern "C" int column(int thread, int i) { return accumulator_column(thread, i); }
@@ -157,8 +194,11 @@ def test_the_kernels_header_says_the_same():
 
     header = build.load(HEADER, target="emulator", name="layout_test").lib
     header.descriptor.restype = ctypes.c_uint64
+    for row_bytes, function in {32: header.at_32, 64: header.at_64, 128: header.at_128}.items():
+        for offset in range(0, 64 * row_bytes, 16):
+            assert function(offset) == layouts.swizzle(*divmod(offset, row_bytes), row_bytes)
     for offset in range(0, 64 * 128, 16):
-        assert header.swizzle(offset) == layouts.swizzle_128b(*divmod(offset, 128))
+        assert header.at_128b(offset) == layouts.swizzle_128b(*divmod(offset, 128))
     for address in range(0, 232448, 1024 + 32):
         assert header.descriptor(address) == layouts.smem_descriptor(address)
     rows, columns = layouts.wgmma_accumulator(256)

@@ -20,14 +20,22 @@ from gemm_ladder.rungs import GemmArgs
 
 SEEDS = 20
 CONTROL = "control"  # the variant without a bug
-# One tile, or a cluster's; two for each block of the persistent rung, which is told that there are two SMs.
-# Six blocks of K turn a ring of four stages one and a half times.
-ROWS = {"s2_wgmma": 64, "s3_tma": 64, "s4_tma_multicast": 128, "s5_warp_specialized": 512}
-N, K, SMS = 128, 768, 2
+# By the kernel, a rung or a rung and its tile: (m, n). One tile, or a cluster's; two for each block of the
+# persistent rung, which is told that there are two SMs. There, B's scale changes inside the wide tiles.
+WIDE = "s5_warp_specialized 128x192"
+SHAPES = {
+    "s2_wgmma": (64, 128),
+    "s3_tma": (64, 128),
+    "s4_tma_multicast": (128, 128),
+    "s5_warp_specialized 256x128": (512, 128),
+    WIDE: (256, 264),
+}
+K, SMS = 768, 2  # six blocks of K turn a ring of four stages one and a half times
 WRONG = "wrong answer"
 UNFENCED = r"wgmma \([AB]\) reads shared memory at 0x\w+ that thread \d+ wrote without fence.proxy.async"
 TOO_EARLY = r"overwrites 0x\w+ while a WGMMA or a TMA store may still read it: released too early"
 LOADING = r"0x\w+ (while|reads bytes that) a TMA load is still writing"
+MORE_OFTEN = r"arrives on mbarrier 0x\w+ more often than its count"
 DEADLOCK = r"deadlock in cluster 0 after \d+ steps: block 0, warp"
 
 WAIT = "ptx::wgmma_wait_group<0>();\n"
@@ -35,14 +43,32 @@ PROMOTION = (
     "#pragma unroll\n        for (int i = 0; i < kRegisters; ++i) "
     "total[i] = fmaf(partial[i], i / 2 % 2 ? scale1 : scale0, total[i]);\n"
 )
-RELEASE = "        if (ptx::laneid() == 0) ptx::mbarrier_arrive(empty(stage));\n"
+RELEASE = "        if (ptx::laneid() == 0) ptx::mbarrier_arrive(ring.stage + kEmpty);\n"
+# Of s5, after the stage's release.
+RELEASED = "                        ring.advance();\n"
+READ_SCALES_A = (
+    "for (int i = 0; i < kSlices * 2; ++i) scale_a[i / 2][i % 2] = ptx::ld_shared<float>("
+    "ring.stage + kScalesA + (i / 2 * kSliceM + row + i % 2 * 8) * sizeof(float));\n"
+)
+READ_SCALES_B = (
+    "for (int i = 0; i < kSegments; ++i) scale_b[i] = ptx::ld_shared<float>("
+    "ring.stage + kScalesB + (tile_n % kScaleN + i * kStoreN) / kScaleN * sizeof(float));\n"
+)
+STORE_SCALES_B = """\
+                ptx::st_shared(ring.stage + kScalesB, scale0);
+                if (kSegments > 1) ptx::st_shared(ring.stage + kScalesB + sizeof(float), scale1);
+"""
+LAST_LOAD = (
+    "                ptx::cp_async_bulk_tensor_2d(ring.stage + kScalesA, map_sfa, full, tile_m, block);\n"
+)
 
 
 def either(*symptoms: str) -> str:
     return "|".join(symptoms)
 
 
-# rung, what is wrong, the text, its replacement, what the emulator says (a regular expression) or WRONG
+# A rung or one kernel of it, what is wrong, the text, its replacement, and what the emulator says (a regular
+# expression) or WRONG. A text of several parts, each with its replacement, is given as lists.
 BUGS = [
     (
         "s2_wgmma",
@@ -117,22 +143,22 @@ BUGS = [
     (
         "s3_tma",
         "the consumers wait for the wrong parity",
-        "ptx::mbarrier_wait_parity(full(stage), parity);",
-        "ptx::mbarrier_wait_parity(full(stage), parity ^ 1);",
+        "ptx::mbarrier_wait_parity(ring.stage + kFull, ring.parity);",
+        "ptx::mbarrier_wait_parity(ring.stage + kFull, ring.parity ^ 1);",
         either(LOADING, TOO_EARLY, DEADLOCK, WRONG),
     ),
     (
         "s3_tma",
         "the producer waits for the wrong parity",
-        "ptx::mbarrier_wait_parity(empty(stage), parity ^ 1);",
-        "ptx::mbarrier_wait_parity(empty(stage), parity);",
+        "ptx::mbarrier_wait_parity(next.stage + kEmpty, next.parity ^ 1);",
+        "ptx::mbarrier_wait_parity(next.stage + kEmpty, next.parity);",
         DEADLOCK
         + r".* warp 0 waits for mbarrier 0x\w+ to complete a phase of parity 0: it is in phase 0 with 4 of 4",
     ),
     (
         "s3_tma",
         "the producer does not wait for an empty stage",
-        "ptx::mbarrier_wait_parity(empty(stage), parity ^ 1);",
+        "ptx::mbarrier_wait_parity(next.stage + kEmpty, next.parity ^ 1);",
         "",
         either(LOADING, TOO_EARLY, DEADLOCK, WRONG),
     ),
@@ -146,15 +172,15 @@ BUGS = [
     (
         "s3_tma",
         "the barrier is not told how many bytes to expect",
-        "ptx::mbarrier_arrive_expect_tx(full(stage), kBytesStage);",
-        "ptx::mbarrier_arrive(full(stage));",
+        "ptx::mbarrier_arrive_expect_tx(full, kBytesA + kBytesB + kBytesScales);",
+        "ptx::mbarrier_arrive(full);",
         either(LOADING, TOO_EARLY, DEADLOCK, WRONG),
     ),
     (
         "s3_tma",
         "the barrier expects too many bytes",
-        "ptx::mbarrier_arrive_expect_tx(full(stage), kBytesStage);",
-        "ptx::mbarrier_arrive_expect_tx(full(stage), kBytesStage + 16);",
+        "ptx::mbarrier_arrive_expect_tx(full, kBytesA + kBytesB + kBytesScales);",
+        "ptx::mbarrier_arrive_expect_tx(full, kBytesA + kBytesB + kBytesScales + 16);",
         DEADLOCK + r".* with 0 of 1 arrivals pending and 16 bytes to come",
     ),
     (
@@ -174,37 +200,44 @@ BUGS = [
     (
         "s3_tma",
         "two arrivals where the barrier counts one",
-        "if (ptx::laneid() == 0) ptx::mbarrier_arrive(empty(stage));",
-        "if (ptx::laneid() < 2) ptx::mbarrier_arrive(empty(stage));",
-        either(r"arrives on mbarrier 0x\w+ more often than its count", LOADING, TOO_EARLY, DEADLOCK, WRONG),
+        "if (ptx::laneid() == 0) ptx::mbarrier_arrive(ring.stage + kEmpty);",
+        "if (ptx::laneid() < 2) ptx::mbarrier_arrive(ring.stage + kEmpty);",
+        either(MORE_OFTEN, LOADING, TOO_EARLY, DEADLOCK, WRONG),
     ),
     (
         "s3_tma",
-        "the stages overlap",
-        "return smem_a(kStages) + stage * kBytesB;",
-        "return smem_a(kStages - 1) + stage * kBytesB;",
+        "A and B overlap in a stage",
+        "kB = kBytesA,",
+        "kB = kBytesA - 1024,",
         either(LOADING, TOO_EARLY, WRONG),
+    ),
+    (
+        "s3_tma",
+        "the stages overlap: the next one's tile of A lies on the scales and the barriers",
+        "ceil_div(kEmpty + 16, 1024) * 1024;\nconstexpr uint32_t kSharedBytes = kStages * kBytesStage;",
+        "kEmpty / 1024 * 1024;\nconstexpr uint32_t kSharedBytes = kStages * kBytesStage + 1024;",
+        either(LOADING, r"TMA load overwrites the mbarrier near 0x\w+"),
     ),
     (
         "s3_tma",
         "too little shared memory is asked for",
         ".shared_bytes = kSharedBytes,",
-        ".shared_bytes = kSharedBytes - 8,",
+        ".shared_bytes = kSharedBytes - kBytesStage + kEmpty,",
         r"mbarrier.init at 0x\w+ \(8 bytes\) is outside the block's shared memory",
     ),
     (
         "s4_tma_multicast",
         "a stage is taken for free before the neighbour's warps have finished with it",
-        "ptx::mbarrier_init(empty(stage), kCluster * kThreads / 32);",
-        "ptx::mbarrier_init(empty(stage), kThreads / 32);",
-        either(r"arrives on mbarrier 0x\w+ more often than its count", LOADING, TOO_EARLY, DEADLOCK, WRONG),
+        "ptx::mbarrier_init(smem_stage(stage) + kEmpty, kCluster * kThreads / 32);",
+        "ptx::mbarrier_init(smem_stage(stage) + kEmpty, kThreads / 32);",
+        either(MORE_OFTEN, LOADING, TOO_EARLY, DEADLOCK, WRONG),
     ),
     (
         "s4_tma_multicast",
         "the neighbour is not told that a stage is free",
-        "ptx::mapa(empty(stage), ptx::laneid())",
-        "ptx::mapa(empty(stage), 0)",
-        either(r"arrives on mbarrier 0x\w+ more often than its count", LOADING, TOO_EARLY, DEADLOCK, WRONG),
+        "ptx::mapa(ring.stage + kEmpty, ptx::laneid())",
+        "ptx::mapa(ring.stage + kEmpty, 0)",
+        either(MORE_OFTEN, LOADING, TOO_EARLY, DEADLOCK, WRONG),
     ),
     (
         "s4_tma_multicast",
@@ -239,7 +272,7 @@ BUGS = [
     (
         "s5_warp_specialized",
         "results leave before all warps have written them",
-        "ptx::fence_proxy_async();\n    ptx::bar_sync(1 + consumer, kWarpgroup);",
+        "ptx::fence_proxy_async();\n        ptx::bar_sync(1 + consumer, kWarpgroup);",
         "ptx::fence_proxy_async();",
         either(r"TMA store reads shared memory at 0x\w+ that", TOO_EARLY, WRONG),
     ),
@@ -257,18 +290,94 @@ BUGS = [
         "ptx::setmaxnreg_inc<248>();",
         DEADLOCK + r".* waits for setmaxnreg.inc: no registers are free",
     ),
+    (
+        "s5_warp_specialized",
+        "the producer does not wait for an empty stage",
+        "ptx::mbarrier_wait_parity(ring.stage + kEmpty, ring.parity ^ 1);",
+        "",
+        either(MORE_OFTEN, LOADING, TOO_EARLY, DEADLOCK, WRONG),
+    ),
+    (
+        "s5_warp_specialized",
+        "a stage is taken for free when one consumer has finished with it",
+        "kCluster * kConsumers * kWarpgroup / 32);",
+        "kCluster * kWarpgroup / 32);",
+        either(MORE_OFTEN, LOADING, TOO_EARLY, DEADLOCK, WRONG),
+    ),
+    (
+        "s5_warp_specialized",
+        "a stage is released before its WGMMAs have read it",
+        [f"{WAIT}                    if (slice == kSlices - 1) {{", RELEASED + "                    }\n"],
+        ["if (slice == kSlices - 1) {", RELEASED + f"                    }}\n{WAIT}"],
+        TOO_EARLY,
+    ),
+    (
+        "s5_warp_specialized",
+        "B's scales are stored after the barrier was told that they are there",
+        [STORE_SCALES_B, LAST_LOAD],
+        ["", LAST_LOAD + STORE_SCALES_B],
+        WRONG,
+    ),
+    (
+        "s5_warp_specialized",
+        "a stage is released before A's scales are read",
+        RELEASED,
+        READ_SCALES_A + RELEASED,
+        either(LOADING, WRONG),
+    ),
+    (
+        "s5_warp_specialized",
+        "a stage is released before B's scales are read",
+        RELEASED,
+        READ_SCALES_B + RELEASED,
+        WRONG,
+    ),
+    (
+        WIDE,
+        "all columns of a tile are multiplied by its first scale of B",
+        "(tile_n % kScaleN + i * kStoreN) / kScaleN * sizeof(float)",
+        "0",
+        WRONG,
+    ),
+    (
+        WIDE,
+        "B's scale is chosen as if every tile began with a block of scales",
+        "(tile_n % kScaleN + i * kStoreN) / kScaleN",
+        "i * kStoreN / kScaleN",
+        WRONG,
+    ),
+    (
+        WIDE,
+        "the second scale of B is a block of K behind",
+        "scale1 = sfb[second + block + 1];",
+        "scale1 = sfb[second + block];",
+        WRONG,
+    ),
+]
+
+
+def rung_of(kernel: str) -> str:
+    return kernel.split()[0]
+
+
+# (kernel, bug): a bug of a rung is one of each of its kernels.
+PLANTED = [
+    (kernel, index)
+    for index, (of, *_) in enumerate(BUGS)
+    for kernel in SHAPES
+    if of in (kernel, rung_of(kernel))
 ]
 
 
 @functools.cache
-def problem(m: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+def problem(m: int, n: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     """Operands, and the bits of their product."""
     rng = np.random.default_rng(7)
     codes = [
         rng.integers(0, 0x60, (rows, K), np.uint8) | rng.integers(0, 2, (rows, K), np.uint8) << 7
-        for rows in (m, N)
+        for rows in (m, n)
     ]
-    scales = [rng.uniform(0.5, 2.0, (rows, K // 128)).astype(np.float32) for rows in (m, N // 128)]
+    scales = [rng.uniform(0.5, 2.0, (rows, K // 128)).astype(np.float32) for rows in (m, -(-n // 128))]
     operands = codes[0], scales[0], codes[1], scales[1]
     return operands, tensor_core.gemm(*operands)
 
@@ -290,9 +399,13 @@ def planted(rung: str) -> ctypes.CDLL:
     source = gl.rungs[rung].source
     variants = {CONTROL: source}
     for index, (of, what, old, new, _) in enumerate(BUGS):
-        if of == rung:
-            assert old in source, f"{rung} has changed: plant again: {what}"
-            variants[index] = source.replace(old, new, 1)
+        if rung_of(of) == rung:
+            variants[index] = source
+            for text, replacement in zip(
+                *([x] if isinstance(x, str) else x for x in (old, new)), strict=True
+            ):
+                assert text in source, f"{rung} has changed: plant again: {what}"
+                variants[index] = variants[index].replace(text, replacement, 1)
     includes = [line for line in source.splitlines() if line.startswith("#include")]
     parts = []
     for variant, body in variants.items():
@@ -302,20 +415,20 @@ def planted(rung: str) -> ctypes.CDLL:
     return build.load("\n".join(includes + parts), target="emulator", name=f"bugs_{rung}").lib
 
 
-def faults(rung: str, variant: int | str) -> list[str]:
+def faults(kernel: str, variant: int | str) -> list[str]:
     """What the emulator says, or WRONG, of each of SEEDS schedules that does not give the right answer."""
-    library = Planted(planted(rung), variant)
-    m = ROWS[rung]
-    (a, sfa, b, sfb), expected = problem(m)
+    library = Planted(planted(rung_of(kernel)), variant)
+    m, n = SHAPES[kernel]
+    (a, sfa, b, sfb), expected = problem(m, n)
     sfa = np.ascontiguousarray(sfa.T)
     caught = []
     for seed in range(SEEDS):
-        d = np.full((m, N), 0x7FA5, np.uint16)
+        d = np.full((m, n), 0x7FA5, np.uint16)
         names = ("a", "sfa", "b", "sfb", "d")
         pointers = {name: x.ctypes.data for name, x in zip(names, (a, sfa, b, sfb, d), strict=True)}
         try:
             with gl.emulator(seed=seed):
-                emulator.launch(library, GemmArgs(**pointers, m=m, n=N, k=K, sfa_stride=m, num_sms=SMS))
+                emulator.launch(library, GemmArgs(**pointers, m=m, n=n, k=K, sfa_stride=m, num_sms=SMS))
         except gl.EmulatorError as error:
             caught.append(str(error))
         else:
@@ -324,15 +437,28 @@ def faults(rung: str, variant: int | str) -> list[str]:
     return caught
 
 
-@pytest.mark.parametrize("index", range(len(BUGS)), ids=[f"{rung}: {what}" for rung, what, *_ in BUGS])
-def test_caught(index: int) -> None:
-    rung, _, _, _, symptom = BUGS[index]
-    caught = faults(rung, index)
+@pytest.mark.parametrize(
+    ("kernel", "index"), PLANTED, ids=[f"{kernel}: {BUGS[index][1]}" for kernel, index in PLANTED]
+)
+def test_caught(kernel: str, index: int) -> None:
+    symptom = BUGS[index][-1]
+    caught = faults(kernel, index)
     assert caught, f"not caught by any of {SEEDS} seeds"
     unexpected = [text for text in caught if not re.search(symptom, text)]
     assert not unexpected, "\n".join(sorted(set(unexpected)))
 
 
-@pytest.mark.parametrize("rung", ROWS)
-def test_nothing_is_caught_where_no_bug_is(rung: str) -> None:
-    assert faults(rung, CONTROL) == []
+@pytest.mark.parametrize("kernel", SHAPES)
+def test_nothing_is_caught_where_no_bug_is(kernel: str) -> None:
+    assert faults(kernel, CONTROL) == []
+
+
+def test_each_shape_makes_its_rung_take_another_tile() -> None:
+    """Or a kernel of s5 would go unchecked."""
+    asked = []
+    for kernel, (m, n) in SHAPES.items():
+        with gl.emulator(dry=True) as run:
+            args = GemmArgs(m=m, n=n, k=K, sfa_stride=m, num_sms=SMS)  # nothing is run, so no tensors
+            emulator.launch(Planted(planted(rung_of(kernel)), CONTROL), args)
+        asked.append((rung_of(kernel), run.launches[0].shared_bytes))
+    assert len(set(asked)) == len(SHAPES)

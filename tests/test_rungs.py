@@ -17,13 +17,13 @@ import gemm_ladder as gl
 import numpy as np
 import pytest
 import torch
-from cases import CASES, UNEVEN_CASES, Case, Operands, any_finite, normal, place, small_integers
+from cases import CASES, GPU_CASES, UNEVEN_CASES, Case, Operands, any_finite, normal, place, small_integers
 from gemm_ladder.errors import LaunchError
-from gemm_ladder.ref import metrics
-from gemm_ladder.rungs import Rung
+from gemm_ladder.ref import emulator, metrics
+from gemm_ladder.rungs import EMULATED_SMS, GemmArgs, Rung
 
 RUNGS = list(gl.rungs.values())
-KERNELS = [rung for rung in RUNGS if rung.path.suffix == ".cu"]
+KERNELS = [rung for rung in RUNGS if rung.path.suffix in (".cu", ".cuh")]
 DEVICE = {"emulator": "cpu", "gpu": "cuda"}
 SEEDS = int(os.environ.get("GEMM_LADDER_SEEDS", "40"))
 
@@ -91,12 +91,49 @@ EXACT = [parameter for parameter in ALL if parameter.values[1].exact]
 @pytest.mark.parametrize(("rung", "case"), ALL)
 def test_bits(rung, case, machine):
     """The bits are those of the model of the unit that computes them, NaN and infinities as well."""
+    check_bits(rung, case, machine)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("rung", "case"), supported(KERNELS, GPU_CASES))
+def test_bits_of_more_than_a_gpu_has_room_for(rung, case):
+    check_bits(rung, case, "gpu")
+
+
+def check_bits(rung: Rung, case: Case, machine: str) -> None:
     found, expected = result(rung, case, machine), case.operands.expected_bits(rung.name)
     wrong = np.argwhere(found != expected)
     assert not len(wrong), (
         f"{len(wrong)} of {found.size} differ, first at {wrong[0]}: "
         f"{found[tuple(wrong[0])]:#06x}, expected {expected[tuple(wrong[0])]:#06x}"
     )
+
+
+def launched(rung: Rung, m: int, n: int, k: int, num_sms: int) -> emulator.LaunchConfig:
+    """What the rung's launcher would ask for."""
+    args = GemmArgs(m=m, n=n, k=k, sfa_stride=-(-m // 4) * 4, num_sms=num_sms)  # nothing is run: no tensors
+    with gl.emulator(dry=True) as dry:
+        assert emulator.launch(rung.build("emulator").lib, args) is None
+    return dry.launches[0]
+
+
+# s5's tiles, by what tells one launch from the other. Two, side by side, are a cluster's.
+TALL, WIDE = (256, 128), (128, 192)
+TILES = {219136: TALL, 217088: WIDE}  # bytes of shared memory a block
+
+
+@pytest.mark.parametrize(("cases", "num_sms"), [(CASES, EMULATED_SMS), (GPU_CASES, 132), (GPU_CASES, 78)])
+def test_cases_reach_both_tiles(cases, num_sms):
+    """The cases' names say which of s5's tiles they are for, and blocks take several of either."""
+    several = set()
+    for case in cases:
+        config = launched(gl.rungs["s5_warp_specialized"], case.m, case.n, case.k, num_sms)
+        tile = TILES[config.shared_bytes]
+        assert tile == (TALL if case.name.startswith("tall") else WIDE), case.name
+        pairs = -(-case.m // tile[0]) * -(-case.n // (2 * tile[1]))
+        if pairs % 2 and pairs > config.blocks // config.cluster:
+            several.add(tile)
+    assert several == {TALL, WIDE}
 
 
 @pytest.mark.parametrize(("rung", "case"), EXACT)
@@ -263,7 +300,8 @@ def test_the_ladder():
     for rung in RUNGS:
         assert gl.rungs[rung.name] is rung
         assert rung.idea and rung.source == rung.path.read_text()
-        elsewhere = {"s0_numpy": "gemm", "s6_ffma_interleave": "s5_warp_specialized"}
+        elsewhere = {name: "gemm" for name in ("s0_numpy", "s7_production")}
+        elsewhere["s6_ffma_interleave"] = "s5_warp_specialized"
         assert rung.path.stem == elsewhere.get(rung.name, rung.name)
 
 
@@ -278,14 +316,24 @@ def test_unknown_rung():
 # The emulator, driven from Python.
 
 
-@pytest.mark.parametrize("rung", KERNELS, ids=name)
-def test_every_seed_gives_the_same_bits(rung):
-    """Another order of the threads, other delays, the same result. GEMM_LADDER_SEEDS sets how many.
+# Ten blocks of k turn a ring of four stages twice and a half. Three pairs of s5's tiles, tall or wide, are
+# one more than the clusters that the emulated SMs hold, so that a persistent block takes a second tile.
+SEEDED = {TALL: (520, 136, 1280), WIDE: (300, 264, 1280)}
 
-    Ten blocks of k turn a ring of four stages twice and a half. Three pairs of 256 x 256 are one more than
-    the clusters that the emulated SMs hold, so that a persistent block takes a second tile.
-    """
-    operands = normal(np.random.default_rng(13), 520, 136, 1280)
+
+@pytest.mark.parametrize(
+    ("rung", "tile"),
+    [
+        pytest.param(rung, tile, id=f"{rung.name}-{tile[0]}x{tile[1]}")
+        for rung in KERNELS
+        for tile in (SEEDED if rung.path.stem == "s5_warp_specialized" else [TALL])
+    ],
+)
+def test_every_seed_gives_the_same_bits(rung, tile):
+    """Another order of the threads, other delays, the same result. GEMM_LADDER_SEEDS sets how many."""
+    if rung.path.stem == "s5_warp_specialized":
+        assert TILES[launched(rung, *SEEDED[tile], EMULATED_SMS).shared_bytes] == tile
+    operands = normal(np.random.default_rng(13), *SEEDED[tile])
     expected = operands.expected_bits(rung.name)
     for seed in range(1, SEEDS + 1):
         np.testing.assert_array_equal(run(rung, operands, "emulator", seed), expected, err_msg=f"seed {seed}")
@@ -443,7 +491,9 @@ def test_import_is_light():
 
 def test_public_names():
     code = "import gemm_ladder as gl; [getattr(gl, name) for name in gl.__all__]; print(*gl.__all__)"
-    assert python(code).split() == ["EmulatorError", "GemmLadderError", "build", "emulator", "ref", "rungs"]
+    assert {"EmulatorError", "GemmLadderError", "build", "emulator", "ref", "rungs"} <= set(
+        python(code).split()
+    )
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = gl.nonsense
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import gemm_ladder as gl
 import pytest
-import sass
+from gemm_ladder import sass
 
 STAGES = sorted((Path(gl.__file__).parent / "stages").glob("*.cu"))
 TENSOR_CORE_STAGES = [path for path in STAGES if path.stem != "s1_naive"]
@@ -98,9 +98,17 @@ def test_finds_what_it_looks_for(compiled):
         for (int i = 0; i < 64; ++i) values[i] = out[i * n];
         for (int i = 0; i < n; ++i) out[i] = fmaf(values[(i * i) % 64], 2.0f, out[n - i]);
     }
+    extern "C" __global__ void shared_array(float* out) {
+        __shared__ float values[64];
+        values[threadIdx.x] = out[threadIdx.x];
+        __syncthreads();
+        out[threadIdx.x] = values[63 - threadIdx.x];
+    }
     """
-    built = gl.build.compile(source, target="cuda", name="local_array")
-    assert sass.resources(built.log)["local_array"].stack_frame == 256
+    built = gl.build.compile(source, target="cuda", name="arrays")
+    used = sass.resources(built.log)
+    assert (used["local_array"].stack_frame, used["local_array"].shared) == (256, 0)
+    assert (used["shared_array"].stack_frame, used["shared_array"].shared) == (0, 256)
     if sass.find_cuobjdump():
         found = sass.count(sass.disassemble(built.path)["local_array"])
         assert found["LDL"] > 0 and found["STL"] > 0

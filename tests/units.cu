@@ -9,12 +9,13 @@ struct UnitArgs {
     const uint8_t* in;
     uint8_t* out;
     int64_t rows, columns, x, y;
+    int64_t row_bytes;  // of a swizzled box: 32, 64 or 128
     void* stream;
 };
 
 constexpr uint32_t kBoxRows = 16;
-constexpr uint32_t kBoxBytes = kBoxRows * kSwizzleRow;
-constexpr uint32_t kBarrier = 2 * kBoxBytes;  // behind two boxes
+constexpr uint32_t kBoxBytes = kBoxRows * kSwizzleRow;  // at most
+constexpr uint32_t kBarrier = 2 * kBoxBytes;            // behind two boxes
 
 __device__ void dump(uint8_t* out, uint32_t shared, uint32_t bytes) {
     for (uint32_t i = threadIdx.x * 4; i < bytes; i += blockDim.x * 4)
@@ -29,16 +30,20 @@ __device__ void init_barrier(uint32_t barrier, uint32_t count) {
     __syncthreads();
 }
 
-// 0, 1: a box of bytes (swizzled) or of floats (not), as it lies in shared memory.
-__global__ void tma_load(const __grid_constant__ TensorMap map, uint8_t* out, int x, int y) {
+// 0, 1, 10: a box of bytes (swizzled) or of floats (not), as it lies in shared memory; 10: loaded with a hint for L2.
+template <bool kHint>
+__global__ void tma_load(const __grid_constant__ TensorMap map, uint8_t* out, int x, int y, uint32_t box_bytes) {
     const uint32_t smem = ptx::shared_memory(), barrier = smem + kBarrier;
     init_barrier(barrier, 1);
     if (threadIdx.x == 0) {
-        ptx::mbarrier_arrive_expect_tx(barrier, kBoxBytes);
-        ptx::cp_async_bulk_tensor_2d(smem, &map, barrier, x, y);
+        ptx::mbarrier_arrive_expect_tx(barrier, box_bytes);
+        if constexpr (kHint)
+            ptx::cp_async_bulk_tensor_2d_hint(smem, &map, barrier, x, y, ptx::createpolicy_evict_first());
+        else
+            ptx::cp_async_bulk_tensor_2d(smem, &map, barrier, x, y);
     }
     ptx::mbarrier_wait_parity(barrier, 0);
-    dump(out, smem, kBoxBytes);
+    dump(out, smem, box_bytes);
 }
 
 // 2: each block of the cluster loads one box and sends it to both.
@@ -58,10 +63,11 @@ __global__ void tma_multicast(const __grid_constant__ TensorMap map, uint8_t* ou
 }
 
 // 3: bytes 0, 1, 2, ... of a swizzled box, stored at (x, y) of a tensor that may be smaller.
+template <int kRowBytes>
 __global__ void tma_store(const __grid_constant__ TensorMap map, int x, int y) {
     const uint32_t smem = ptx::shared_memory();
-    for (uint32_t i = threadIdx.x * 4; i < kBoxBytes; i += blockDim.x * 4)
-        ptx::st_shared(smem + swizzle_128b(i), (i & 0xFF) * 0x01010101u + 0x03020100u);
+    for (uint32_t i = threadIdx.x * 4; i < kBoxRows * kRowBytes; i += blockDim.x * 4)
+        ptx::st_shared(smem + swizzle<kRowBytes>(i), (i & 0xFF) * 0x01010101u + 0x03020100u);
     ptx::fence_proxy_async();
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -156,23 +162,63 @@ __global__ void conversions(const uint8_t* in, uint8_t* out, int64_t count) {
         pairs[i] = ptx::cvt_rn_bf16x2_f32(floats[2 * i + 1], floats[2 * i]);
 }
 
+// 11: each thread of a cluster of two stores four floats at once, and reads its own, as words, and those of the same
+// thread of the other block: out[rank][thread][own, other's].
+__global__ void shared_vectors(uint8_t* out) {
+    const uint32_t smem = ptx::shared_memory(), address = smem + threadIdx.x * 16, rank = ptx::cluster_ctarank();
+    const float first = static_cast<float>(1000 * rank + 4 * threadIdx.x);
+    ptx::st_shared(address, float4{first, first + 0.25f, first + 0.5f, first + 0.75f});
+    ptx::barrier_cluster_arrive();
+    ptx::barrier_cluster_wait();
+    auto* row = reinterpret_cast<uint4*>(out) + (rank * blockDim.x + threadIdx.x) * 2;
+    row[0] = ptx::ld_shared<uint4>(address);
+    *reinterpret_cast<float4*>(row + 1) = ptx::ld_shared_cluster(ptx::mapa(address, 1 - rank));
+    ptx::barrier_cluster_arrive();  // nobody leaves while the other may still read
+    ptx::barrier_cluster_wait();
+}
+
+// 12: words right before and right after an mbarrier, which is the first half of its 16 bytes, and then the second:
+// out[half][word]. The barrier still works.
+__global__ void beside_a_barrier(uint8_t* out) {
+    for (uint32_t half = 0; half < 2; ++half) {
+        const uint32_t barrier = ptx::shared_memory() + 16 + half * 24;
+        init_barrier(barrier, 1);
+        if (threadIdx.x == 0) {
+            for (uint32_t i = 0; i < 4; ++i) {
+                const uint32_t beside = barrier + (i < 2 ? i * 4 - 8 : i * 4);
+                ptx::st_shared(beside, 10 * half + i);
+                reinterpret_cast<uint32_t*>(out)[half * 4 + i] = ptx::ld_shared<uint32_t>(beside);
+            }
+            ptx::mbarrier_arrive(barrier);
+        }
+        ptx::mbarrier_wait_parity(barrier, 0);
+    }
+}
+
+template <int kRowBytes>
+const char* store_box(const UnitArgs& u, const LaunchConfig& config, const TensorMap& map) {
+    return launch(tma_store<kRowBytes>, config, map, static_cast<int>(u.x), static_cast<int>(u.y));
+}
+
 extern "C" const char* gemm_ladder_launch(const UnitArgs* args) {
     const UnitArgs& u = *args;
     LaunchConfig config{.blocks = 1, .threads = 128, .shared_bytes = kBarrier + 8, .stream = u.stream};
     const int x = static_cast<int>(u.x), y = static_cast<int>(u.y);
     TensorMap map;
+    const auto row_bytes = static_cast<uint32_t>(u.row_bytes), box_bytes = kBoxRows * row_bytes;
     const auto bytes_map = [&](const uint8_t* base) {
-        return tensor_map_2d(&map, base, u.rows, u.columns, u.columns, kBoxRows, kSwizzleRow, Swizzle::k128B);
+        const Swizzle swizzle = row_bytes == 32 ? Swizzle::k32B : row_bytes == 64 ? Swizzle::k64B : Swizzle::k128B;
+        return tensor_map_2d(&map, base, u.rows, u.columns, u.columns, kBoxRows, row_bytes, swizzle);
     };
     switch (u.unit) {
         case 0:
             if (auto error = bytes_map(u.in)) return error;
-            return launch(tma_load, config, map, u.out, x, y);
+            return launch(tma_load<false>, config, map, u.out, x, y, box_bytes);
         case 1:
             if (auto error = tensor_map_2d(&map, reinterpret_cast<const float*>(u.in), u.rows, u.columns, u.columns,
                                            kBoxRows, kSwizzleRow / 4, Swizzle::kNone))
                 return error;
-            return launch(tma_load, config, map, u.out, x, y);
+            return launch(tma_load<false>, config, map, u.out, x, y, kBoxBytes);
         case 2:
             if (auto error = bytes_map(u.in)) return error;
             config.blocks = 2;
@@ -180,7 +226,9 @@ extern "C" const char* gemm_ladder_launch(const UnitArgs* args) {
             return launch(tma_multicast, config, map, u.out);
         case 3:
             if (auto error = bytes_map(u.out)) return error;
-            return launch(tma_store, config, map, x, y);
+            return row_bytes == 32   ? store_box<32>(u, config, map)
+                   : row_bytes == 64 ? store_box<64>(u, config, map)
+                                     : store_box<128>(u, config, map);
         case 4:
             config.shared_bytes = 2 * 64 * kSwizzleRow;
             return launch(wgmma_fragment, config, u.in, u.out);
@@ -199,6 +247,15 @@ extern "C" const char* gemm_ladder_launch(const UnitArgs* args) {
         case 9:
             config.threads = 256;
             return launch(conversions, config, u.in, u.out, u.columns);
+        case 10:
+            if (auto error = bytes_map(u.in)) return error;
+            return launch(tma_load<true>, config, map, u.out, x, y, box_bytes);
+        case 11:
+            config.blocks = 2;
+            config.cluster = 2;
+            return launch(shared_vectors, config, u.out);
+        case 12:
+            return launch(beside_a_barrier, config, u.out);
         default:
             return "no such unit";
     }

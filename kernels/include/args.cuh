@@ -15,3 +15,12 @@ struct GemmArgs {
     int64_t num_sms;     // how many blocks a persistent kernel starts at most
     void* stream;        // cudaStream_t; ignored by the emulator
 };
+
+// ... and of the production kernels, for which A, D and A's scales may hold several groups, and B one a group:
+// A [groups_a, m, k], sfa [groups_a][ceil(k / 128)][sfa_stride], B [groups, n, k], sfb [groups][...], D [groups_a, m,
+// n].
+struct GroupedArgs : GemmArgs {
+    const int32_t* layout;  // contiguous: the expert of each row, or a negative number; masked: the rows of each group
+    int64_t groups;         // of B
+    int64_t groups_a;       // of A: `groups` where they are masked, or 1
+};

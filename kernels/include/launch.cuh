@@ -64,6 +64,13 @@ constexpr CUtensorMapDataType tensor_map_type() {
                             : CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
 }
 
+constexpr CUtensorMapSwizzle tensor_map_swizzle(Swizzle swizzle) {
+    return swizzle == Swizzle::k128B  ? CU_TENSOR_MAP_SWIZZLE_128B
+           : swizzle == Swizzle::k64B ? CU_TENSOR_MAP_SWIZZLE_64B
+           : swizzle == Swizzle::k32B ? CU_TENSOR_MAP_SWIZZLE_32B
+                                      : CU_TENSOR_MAP_SWIZZLE_NONE;
+}
+
 }  // namespace detail
 
 // A row-major tensor [rows, columns] with `row_stride` elements from row to row, moved in boxes of
@@ -78,8 +85,7 @@ const char* tensor_map_2d(TensorMap* map, const T* base, int64_t rows, int64_t c
     const cuuint32_t box[2] = {box_columns, box_rows};
     const cuuint32_t element_strides[2] = {1, 1};
     const CUresult status = encode(map, detail::tensor_map_type<T>(), 2, const_cast<T*>(base), dims, strides, box,
-                                   element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                                   swizzle == Swizzle::k128B ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE,
+                                   element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, detail::tensor_map_swizzle(swizzle),
                                    CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return status == CUDA_SUCCESS
                ? nullptr

@@ -11,4 +11,6 @@ struct LaunchConfig {
     uint32_t cluster = 1;       // blocks a cluster
 };
 
-enum class Swizzle { kNone, k128B };  // how a tensor map's box lies in shared memory
+// How a tensor map's box lies in shared memory: its rows are at most so many bytes, and their 16-byte chunks change
+// places (layout.cuh).
+enum class Swizzle { kNone, k32B, k64B, k128B };

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 constexpr int kScaleK = 128;      // one scale, and one promotion, every 128 of K
+constexpr int kScaleN = 128;      // rows of B that share a scale
 constexpr int kWgmmaM = 64;       // rows of one WGMMA tile: 16 for each of the warpgroup's 4 warps
 constexpr int kWgmmaK = 32;       // FP8 elements of K that one WGMMA consumes
 constexpr int kSwizzleRow = 128;  // bytes in a row of a 128-byte-swizzled tile: 128 FP8 elements
@@ -14,6 +15,12 @@ __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a
 // The 128-byte swizzle: the 16-byte chunk index (address bits 4-6) is XORed with the row inside the
 // 8-row atom (bits 7-9). The tile must start at a multiple of 1024 bytes.
 __host__ __device__ constexpr uint32_t swizzle_128b(uint32_t address) { return address ^ ((address >> 3) & 0x70); }
+// ... and the swizzles of narrower rows, of kRowBytes = 32, 64 or 128: 1, 2 or 3 bits of the chunk's index.
+template <int kRowBytes>
+__host__ __device__ constexpr uint32_t swizzle(uint32_t address) {
+    static_assert(kRowBytes == 32 || kRowBytes == 64 || kRowBytes == 128, "the swizzles that TMA knows");
+    return address ^ ((address >> 3) & (kRowBytes - 16));
+}
 
 // "Matrix Descriptor Format" (PTX ISA, wgmma): K-major operand, 128-byte swizzle. Consecutive 8-row atoms lie
 // 1024 bytes apart (the stride byte offset); the leading byte offset is not used in this mode.

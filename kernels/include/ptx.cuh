@@ -1,12 +1,14 @@
 // One function per instruction, named after it; above each, the PTX ISA section that defines it.
 // The kernels call these and nothing lower. ref/emulator/ptx.cuh has the same functions for the CPU.
 // A shared-memory address is a uint32_t, as in PTX: the shared window's own 32-bit address space.
+// trace::stamp, Span and place are for timelines: no code, unless one is asked for (trace.cuh).
 #pragma once
 
 #include <cuda.h>  // CUtensorMap, the type only
 
 #include <cstdint>
 
+#include "trace.cuh"
 #include "wgmma.cuh"
 
 using TensorMap = CUtensorMap;
@@ -106,6 +108,12 @@ __device__ __forceinline__ void st_shared(uint32_t address, uint4 v) {
                  : "r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
                  : "memory");
 }
+__device__ __forceinline__ void st_shared(uint32_t address, float4 v) {
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};"
+                 :
+                 : "r"(address), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+                 : "memory");
+}
 
 // "Data Movement and Conversion Instructions: ld".
 template <typename T>
@@ -123,6 +131,25 @@ __device__ __forceinline__ uint32_t ld_shared<uint32_t>(uint32_t address) {
     return value;
 }
 
+template <>
+__device__ __forceinline__ uint4 ld_shared<uint4>(uint32_t address) {
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(address)
+                 : "memory");
+    return v;
+}
+// ... from another block of the cluster; the address comes from mapa.
+__device__ __forceinline__ float4 ld_shared_cluster(uint32_t address) {
+    float4 v;
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "r"(address)
+                 : "memory");
+    return v;
+}
+
 // "Warp-level matrix store instruction: stmatrix". Four 8x8 tiles of 16-bit elements: lane i gives the address of
 // row i % 8 of tile i / 8, and holds elements 2 * (i % 4) and the next of row i / 4 of every tile.
 __device__ __forceinline__ void stmatrix_x4(uint32_t address, uint32_t r0, uint32_t r1, uint32_t r2, uint32_t r3) {
@@ -134,12 +161,16 @@ __device__ __forceinline__ void stmatrix_x4(uint32_t address, uint32_t r0, uint3
 
 // "Parallel Synchronization and Communication Instructions: membar/fence". Makes this thread's ordinary writes to
 // shared memory visible to the async proxy: to WGMMA and to the copy engine.
-__device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ __forceinline__ void fence_proxy_async() {
+    trace::stamp(trace::Event::fence_proxy_async);
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
 
 // --------------------------------------------------------------------------------------- execution barriers
 
 // "bar, barrier": `threads` threads, a multiple of 32, meet at barrier `id` (0 to 15; __syncthreads uses 0).
 __device__ __forceinline__ void bar_sync(uint32_t id, uint32_t threads) {
+    const trace::Span span(trace::Event::bar_sync, 0, id);
     asm volatile("bar.sync %0, %1;" : : "r"(id), "r"(threads) : "memory");
 }
 __device__ __forceinline__ void bar_arrive(uint32_t id, uint32_t threads) {
@@ -151,6 +182,7 @@ __device__ __forceinline__ void barrier_cluster_arrive() {
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
 __device__ __forceinline__ void barrier_cluster_wait() {
+    const trace::Span span(trace::Event::cluster_wait);
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
@@ -158,6 +190,7 @@ __device__ __forceinline__ void barrier_cluster_wait() {
 
 // "mbarrier.init": 8 bytes of shared memory that complete a phase every `count` arrivals.
 __device__ __forceinline__ void mbarrier_init(uint32_t address, uint32_t count) {
+    trace::place();
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" : : "r"(address), "r"(count) : "memory");
 }
 
@@ -176,12 +209,14 @@ __device__ __forceinline__ void mbarrier_arrive_cluster(uint32_t address) {
 }
 // ... and first raises the phase's transaction count: so many bytes are still to come.
 __device__ __forceinline__ void mbarrier_arrive_expect_tx(uint32_t address, uint32_t bytes) {
+    trace::stamp(trace::Event::mbarrier_expect_tx, address, bytes);
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" : : "r"(address), "r"(bytes) : "memory");
 }
 
 // "mbarrier.test_wait/try_wait": returns once the phase of this parity has completed. A fresh barrier is in
 // phase 0, so waiting for parity 1 returns at once.
 __device__ __forceinline__ void mbarrier_wait_parity(uint32_t address, uint32_t parity) {
+    const trace::Span span(trace::Event::mbarrier_wait, address, parity);
     asm volatile(
         "{\n.reg .pred done;\n"
         "WAIT:\n"
@@ -202,6 +237,7 @@ __device__ __forceinline__ bool mbarrier_test_wait_parity(uint32_t address, uint
         : "=r"(done)
         : "r"(address), "r"(parity)
         : "memory");
+    trace::stamp(trace::Event::mbarrier_test, address, parity);
     return done != 0;
 }
 
@@ -211,16 +247,34 @@ __device__ __forceinline__ bool mbarrier_test_wait_parity(uint32_t address, uint
 // count on the mbarrier; what lies outside the tensor arrives as zeros and counts all the same.
 __device__ __forceinline__ void cp_async_bulk_tensor_2d(uint32_t shared, const TensorMap* map, uint32_t mbarrier, int x,
                                                         int y) {
+    trace::stamp(trace::Event::tma_load, shared);
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
         :
         : "r"(shared), "l"(map), "r"(mbarrier), "r"(x), "r"(y)
         : "memory");
 }
+// ... with a hint of how long L2 is to keep it, from createpolicy.
+__device__ __forceinline__ void cp_async_bulk_tensor_2d_hint(uint32_t shared, const TensorMap* map, uint32_t mbarrier,
+                                                             int x, int y, uint64_t policy) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+        "[%0], [%1, {%3, %4}], [%2], %5;"
+        :
+        : "r"(shared), "l"(map), "r"(mbarrier), "r"(x), "r"(y), "l"(policy)
+        : "memory");
+}
+// "Data Movement and Conversion Instructions: createpolicy". What is loaded so is the first to leave L2.
+__device__ __forceinline__ uint64_t createpolicy_evict_first() {
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
 // ... to the same shared-memory offset, and counting on the mbarrier at the same offset, of every block of the
 // cluster whose bit is set in cta_mask.
 __device__ __forceinline__ void cp_async_bulk_tensor_2d_multicast(uint32_t shared, const TensorMap* map,
                                                                   uint32_t mbarrier, int x, int y, uint16_t cta_mask) {
+    trace::stamp(trace::Event::tma_load, shared);
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
         "[%0], [%1, {%3, %4}], [%2], %5;"
@@ -230,6 +284,7 @@ __device__ __forceinline__ void cp_async_bulk_tensor_2d_multicast(uint32_t share
 }
 // ... shared to global; what lies outside the tensor is not written.
 __device__ __forceinline__ void cp_async_bulk_tensor_2d_store(const TensorMap* map, uint32_t shared, int x, int y) {
+    trace::stamp(trace::Event::tma_store, shared);
     asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];"
                  :
                  : "l"(map), "r"(shared), "r"(x), "r"(y)
@@ -243,11 +298,13 @@ __device__ __forceinline__ void cp_async_bulk_commit_group() {
 // "cp.async.bulk.wait_group": at most kGroups groups are still writing ...
 template <int kGroups>
 __device__ __forceinline__ void cp_async_bulk_wait_group() {
+    const trace::Span span(trace::Event::tma_store_wait, 0, kGroups);
     asm volatile("cp.async.bulk.wait_group %0;" : : "n"(kGroups) : "memory");
 }
 // ... or, enough before shared memory is reused, still reading.
 template <int kGroups>
 __device__ __forceinline__ void cp_async_bulk_wait_group_read() {
+    const trace::Span span(trace::Event::tma_store_wait, 0, kGroups);
     asm volatile("cp.async.bulk.wait_group.read %0;" : : "n"(kGroups) : "memory");
 }
 
@@ -256,12 +313,16 @@ __device__ __forceinline__ void cp_async_bulk_wait_group_read() {
 
 // "wgmma.fence": orders the warpgroup's earlier register accesses before its next wgmma. Needed before the first
 // one and after any other touch of the accumulators.
-__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_fence() {
+    trace::stamp(trace::Event::wgmma_fence);
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
 // "wgmma.commit_group"
 __device__ __forceinline__ void wgmma_commit_group() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 // "wgmma.wait_group": at most kGroups groups are still in flight.
 template <int kGroups>
 __device__ __forceinline__ void wgmma_wait_group() {
+    const trace::Span span(trace::Event::wgmma_wait, 0, kGroups);
     asm volatile("wgmma.wait_group.sync.aligned %0;" : : "n"(kGroups) : "memory");
 }
 

@@ -17,20 +17,26 @@ constexpr int kStages = 4;
 constexpr int kCluster = 2;
 constexpr uint16_t kEveryBlock = (1 << kCluster) - 1;
 
+// A stage is one piece of shared memory; this is what lies where in it. `full` completes when the stage's bytes have
+// arrived, `empty` when every warp of the cluster has finished with them.
 constexpr uint32_t kBytesA = kTileM * kTileK;
 constexpr uint32_t kBytesB = kTileN * kTileK;
 constexpr uint32_t kBytesScales = kTileM * sizeof(float);
-constexpr uint32_t kBytesStage = kBytesA + kBytesB + kBytesScales;
-constexpr uint32_t kBytesMbarrier = 8;
-constexpr uint32_t kSharedBytes = kStages * (kBytesStage + 2 * kBytesMbarrier);
+constexpr uint32_t kB = kBytesA, kScalesA = kB + kBytesB;
+constexpr uint32_t kFull = kScalesA + kBytesScales, kEmpty = kFull + 16;
+constexpr uint32_t kBytesStage = ceil_div(kEmpty + 16, 1024) * 1024;
+constexpr uint32_t kSharedBytes = kStages * kBytesStage;
 
-// Shared memory: all tiles of A, of B, all scales, then the barriers. `full` completes when a stage's bytes have
-// arrived, `empty` when every warp of the cluster has finished with them.
-__device__ uint32_t smem_a(int stage) { return ptx::shared_memory() + stage * kBytesA; }
-__device__ uint32_t smem_b(int stage) { return smem_a(kStages) + stage * kBytesB; }
-__device__ uint32_t smem_scales(int stage) { return smem_b(kStages) + stage * kBytesScales; }
-__device__ uint32_t full(int stage) { return smem_scales(kStages) + stage * kBytesMbarrier; }
-__device__ uint32_t empty(int stage) { return full(kStages) + stage * kBytesMbarrier; }
+__device__ uint32_t smem_stage(int stage) { return ptx::shared_memory() + stage * kBytesStage; }
+
+// Where a walk around the ring is: the stage's address, and the parity of its turn.
+struct Ring {
+    uint32_t stage = smem_stage(0), parity = 0;
+    __device__ void advance() {
+        stage += kBytesStage;
+        if (stage == smem_stage(kStages)) stage = smem_stage(0), parity ^= 1;
+    }
+};
 
 __global__ void __launch_bounds__(kThreads, 2)
     s4_tma_multicast(const __grid_constant__ TensorMap map_a, const __grid_constant__ TensorMap map_b,
@@ -43,8 +49,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < kStages; ++stage) {
-            ptx::mbarrier_init(full(stage), 1);  // the issuing thread; the bytes count themselves
-            ptx::mbarrier_init(empty(stage), kCluster * kThreads / 32);  // one arrival a warp
+            ptx::mbarrier_init(smem_stage(stage) + kFull, 1);  // the issuing thread; the bytes count themselves
+            ptx::mbarrier_init(smem_stage(stage) + kEmpty, kCluster * kThreads / 32);  // one arrival a warp
         }
         ptx::fence_mbarrier_init();
     }
@@ -52,46 +58,47 @@ __global__ void __launch_bounds__(kThreads, 2)
     ptx::barrier_cluster_arrive();  // nobody sends before every block's barriers exist
     ptx::barrier_cluster_wait();
 
-    // A ring's parity is the number of its current turn, modulo 2. Nobody has filled a fresh stage, and waiting for
-    // the parity before the first returns at once.
+    // Nobody has filled a fresh stage: waiting for the parity before the first returns at once.
+    Ring next;  // the stage to fill
     const auto load = [&](int block) {
-        const int stage = block % kStages, parity = block / kStages % 2;
-        ptx::mbarrier_wait_parity(empty(stage), parity ^ 1);
-        ptx::mbarrier_arrive_expect_tx(full(stage), kBytesStage);
-        ptx::cp_async_bulk_tensor_2d(smem_a(stage), &map_a, full(stage), block * kTileK, tile_m);
+        const uint32_t full = next.stage + kFull;
+        ptx::mbarrier_wait_parity(next.stage + kEmpty, next.parity ^ 1);
+        ptx::mbarrier_arrive_expect_tx(full, kBytesA + kBytesB + kBytesScales);
+        ptx::cp_async_bulk_tensor_2d(next.stage, &map_a, full, block * kTileK, tile_m);
         const uint32_t rank = ptx::cluster_ctarank();
-        ptx::cp_async_bulk_tensor_2d_multicast(smem_b(stage) + rank * (kBytesB / kCluster), &map_b, full(stage),
+        ptx::cp_async_bulk_tensor_2d_multicast(next.stage + kB + rank * (kBytesB / kCluster), &map_b, full,
                                                block * kTileK, tile_n + rank * (kTileN / kCluster), kEveryBlock);
-        ptx::cp_async_bulk_tensor_2d(smem_scales(stage), &map_sfa, full(stage), tile_m, block);
+        ptx::cp_async_bulk_tensor_2d(next.stage + kScalesA, &map_sfa, full, tile_m, block);
+        next.advance();
     };
     if (threadIdx.x == 0)
         for (int block = 0; block < kStages - 1 && block < blocks; ++block) load(block);
 
     // A thread holds pieces of two rows, 8 apart; each row has its scale.
     const int row0 = accumulator_row(threadIdx.x, 0), row1 = row0 + 8;
-    const float* sfb = p.sfb + tile_n / kScaleK * blocks;
+    const float* sfb = p.sfb + tile_n / kScaleN * blocks;
 
-    const uint64_t desc_a = smem_descriptor(smem_a(0)), desc_b = smem_descriptor(smem_b(0));
+    Ring ring;  // the stage to multiply
     float total[kRegisters] = {}, partial[kRegisters];
-    for (int block = 0; block < blocks; ++block) {
-        const int stage = block % kStages, parity = block / kStages % 2;
-        ptx::mbarrier_wait_parity(full(stage), parity);
+#pragma unroll 4
+    for (int block = 0; block < blocks; ++block, ring.advance()) {
+        ptx::mbarrier_wait_parity(ring.stage + kFull, ring.parity);
+        const uint64_t desc_a = smem_descriptor(ring.stage);
+        const uint64_t desc_b = smem_descriptor(ring.stage + kB);
 
         ptx::wgmma_fence();
 #pragma unroll
-        for (int k = 0; k < kTileK / kWgmmaK; ++k)
-            ptx::wgmma<kTileN>(partial, advance(desc_a, stage * kBytesA + k * kWgmmaK),
-                               advance(desc_b, stage * kBytesB + k * kWgmmaK),
-                               k != 0);  // the first one starts from zero
+        for (int k = 0; k < kTileK; k += kWgmmaK)
+            ptx::wgmma<kTileN>(partial, advance(desc_a, k), advance(desc_b, k), k != 0);  // the first: from zero
         ptx::wgmma_commit_group();
         if (threadIdx.x == 0 && block + kStages - 1 < blocks) load(block + kStages - 1);
 
-        const float scale0 = ptx::ld_shared<float>(smem_scales(stage) + row0 * sizeof(float)) * sfb[block];
-        const float scale1 = ptx::ld_shared<float>(smem_scales(stage) + row1 * sizeof(float)) * sfb[block];
+        const float scale0 = ptx::ld_shared<float>(ring.stage + kScalesA + row0 * sizeof(float)) * sfb[block];
+        const float scale1 = ptx::ld_shared<float>(ring.stage + kScalesA + row1 * sizeof(float)) * sfb[block];
 
         ptx::wgmma_wait_group<0>();
         __syncwarp();
-        if (ptx::laneid() < kCluster) ptx::mbarrier_arrive_cluster(ptx::mapa(empty(stage), ptx::laneid()));
+        if (ptx::laneid() < kCluster) ptx::mbarrier_arrive_cluster(ptx::mapa(ring.stage + kEmpty, ptx::laneid()));
 #pragma unroll
         for (int i = 0; i < kRegisters; ++i) total[i] = fmaf(partial[i], i / 2 % 2 ? scale1 : scale0, total[i]);
     }

@@ -27,7 +27,7 @@ import numpy as np
 from gemm_ladder.errors import EmulatorError, InputError
 from gemm_ladder.ref import tensor_core
 
-__all__ = ["EVENT", "EmulatorError", "Run", "emulator", "launch"]
+__all__ = ["EVENT", "EmulatorError", "LaunchConfig", "Run", "emulator", "launch"]
 
 ERROR_PREFIX = "emulator: "
 
@@ -71,6 +71,19 @@ class _Config(ctypes.Structure):
         ("threads", ctypes.c_int32),
         ("max_steps", ctypes.c_int64),
         ("wgmma", ctypes.c_void_p),
+        ("dry", ctypes.c_int32),
+    ]
+
+
+class LaunchConfig(ctypes.Structure):
+    """struct LaunchConfig: what a launcher asked for. blocks 0, and it has started nothing."""
+
+    _fields_ = [
+        ("blocks", ctypes.c_int64),
+        ("threads", ctypes.c_uint32),  # a block
+        ("shared_bytes", ctypes.c_uint32),  # dynamic shared memory a block
+        ("stream", ctypes.c_void_p),
+        ("cluster", ctypes.c_uint32),  # blocks a cluster
     ]
 
 
@@ -78,18 +91,24 @@ class Run:
     """What the launches inside one `with emulator(...)` block did.
 
     Attributes:
-        seed, record, threads, max_steps: as given to `emulator`.
+        seed, record, threads, max_steps, dry: as given to `emulator`.
         steps: int, scheduler steps of all clusters of all launches together.
+        launches: list of LaunchConfig, one a launch.
         events: structured array of dtype EVENT, cluster after cluster (each has a clock of its own), within
             one in the order in which things happened; empty if not recorded.
     """
 
     def __init__(
-        self, seed: int = 0, record: bool = False, threads: int | None = None, max_steps: int | None = None
+        self,
+        seed: int = 0,
+        record: bool = False,
+        threads: int | None = None,
+        max_steps: int | None = None,
+        dry: bool = False,
     ) -> None:
-        self.seed, self.record, self.threads, self.max_steps = seed, record, threads, max_steps
+        self.seed, self.record, self.threads, self.max_steps, self.dry = seed, record, threads, max_steps, dry
         self.steps = 0
-        self._launches = 0
+        self.launches: list[LaunchConfig] = []
         self._events: list[np.ndarray] = []
 
     @property
@@ -107,6 +126,7 @@ class Run:
                     threads=self.threads or 0,
                     max_steps=self.max_steps or 0,
                     wgmma=tensor_core.cfunc_address(),
+                    dry=self.dry,
                 )
             )
         )
@@ -114,8 +134,10 @@ class Run:
     def _collect(self, library: ctypes.CDLL) -> None:
         self.steps += library.emulator_steps()
         if self.record:
-            self._events.append(_read_events(library, self._launches))
-        self._launches += 1
+            self._events.append(_read_events(library, len(self.launches)))
+        config = LaunchConfig()
+        library.emulator_launched(ctypes.byref(config))
+        self.launches.append(config)
 
 
 _current: contextvars.ContextVar[Run | None] = contextvars.ContextVar("gemm_ladder_emulator", default=None)
@@ -123,7 +145,11 @@ _current: contextvars.ContextVar[Run | None] = contextvars.ContextVar("gemm_ladd
 
 @contextlib.contextmanager
 def emulator(
-    seed: int = 0, record: bool = False, threads: int | None = None, max_steps: int | None = None
+    seed: int = 0,
+    record: bool = False,
+    threads: int | None = None,
+    max_steps: int | None = None,
+    dry: bool = False,
 ) -> Iterator[Run]:
     """Choose how the emulator runs the launches inside the block.
 
@@ -132,6 +158,7 @@ def emulator(
         record: keep every event (slower, and 40 bytes an event).
         threads: OS threads at most; one runs one cluster at a time. None: all cores. Changes the time only.
         max_steps: a cluster that takes more scheduler steps is stopped, with an error. None: no limit.
+        dry: start nothing; Run.launches still says what was asked for.
 
     Raises:
         InputError: a seed or a number of threads out of range.
@@ -144,7 +171,7 @@ def emulator(
         raise InputError(f"threads is {threads!r}; a positive number of OS threads, or None, is needed")
     if max_steps is not None and not (isinstance(max_steps, Integral) and 1 <= max_steps < 2**63):
         raise InputError(f"max_steps is {max_steps!r}; a positive number of steps, or None, is needed")
-    run = Run(int(seed), bool(record), threads, max_steps)
+    run = Run(int(seed), bool(record), threads, max_steps, bool(dry))
     token = _current.set(run)
     try:
         yield run
@@ -183,6 +210,7 @@ def launch(library: ctypes.CDLL, args: ctypes.Structure) -> str | None:
 def _declare(library: ctypes.CDLL) -> None:
     library.gemm_ladder_launch.restype = ctypes.c_char_p
     library.emulator_configure.restype = None
+    library.emulator_launched.restype = None
     library.emulator_steps.restype = ctypes.c_int64
     library.emulator_events.restype = ctypes.c_int64
     library.emulator_events.argtypes = [ctypes.POINTER(ctypes.c_void_p)]

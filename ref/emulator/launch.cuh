@@ -20,6 +20,8 @@ inline const char* answer(const std::string& text) {
     return session.error.c_str();
 }
 
+inline thread_local LaunchConfig launched{};  // what this thread's last launch asked for
+
 inline const char* run_grid(const LaunchConfig& config, const std::function<void()>& kernel) {
     if (config.blocks == 0) return nullptr;
     if (config.blocks > INT32_MAX) return answer("more than 2^31 - 1 blocks");
@@ -32,6 +34,8 @@ inline const char* run_grid(const LaunchConfig& config, const std::function<void
     if (config.cluster == 0 || config.cluster > 16 || config.blocks % config.cluster)
         return answer(std::to_string(config.blocks) + " blocks in clusters of " + std::to_string(config.cluster));
 
+    launched = config;
+    if (session.config.dry) return nullptr;
     const int64_t clusters = config.blocks / config.cluster;
     const Cluster::Shape shape{static_cast<int>(config.cluster), static_cast<int>(config.threads), config.shared_bytes,
                                config.blocks};
@@ -96,8 +100,10 @@ const char* tensor_map_2d(TensorMap* map, const T* base, int64_t rows, int64_t c
         return emulator::answer("a box is 1 to 256 elements along each dimension");
     if (box_row_bytes % 16)
         return emulator::answer("a box row of " + std::to_string(box_row_bytes) + " bytes is not a multiple of 16");
-    if (swizzle == Swizzle::k128B && box_row_bytes > 128)
-        return emulator::answer("a 128-byte-swizzled box row has " + std::to_string(box_row_bytes) + " bytes");
+    const uint32_t span = swizzle == Swizzle::kNone ? 0 : 16u << static_cast<int>(swizzle);
+    if (span && box_row_bytes > span)
+        return emulator::answer("a " + std::to_string(span) + "-byte-swizzled box row has " +
+                                std::to_string(box_row_bytes) + " bytes");
     *map = {reinterpret_cast<uint8_t*>(const_cast<T*>(base)),
             rows,
             columns,
@@ -105,7 +111,7 @@ const char* tensor_map_2d(TensorMap* map, const T* base, int64_t rows, int64_t c
             box_rows,
             box_columns,
             static_cast<uint32_t>(size),
-            swizzle == Swizzle::k128B};
+            span};
     return nullptr;
 }
 
@@ -114,7 +120,9 @@ const char* tensor_map_2d(TensorMap* map, const T* base, int64_t rows, int64_t c
 extern "C" {
 inline __attribute__((used)) void emulator_configure(const EmulatorConfig* config) {
     emulator::session = {*config, 0, {}, {}};
+    emulator::launched = {};
 }
+inline __attribute__((used)) void emulator_launched(LaunchConfig* out) { *out = emulator::launched; }
 inline __attribute__((used)) int64_t emulator_steps() { return static_cast<int64_t>(emulator::session.steps); }
 inline __attribute__((used)) int64_t emulator_events(const EmulatorEvent** out) {
     *out = emulator::session.events.data();

@@ -184,6 +184,11 @@ T ld_shared(uint32_t address) {
     self().block->memory.read(address, &value, sizeof value);
     return value;
 }
+inline float4 ld_shared_cluster(uint32_t address) {
+    float4 value;
+    emulator::remote_block(address).memory.read(address & emulator::kOffsetMask, &value, sizeof value);
+    return value;
+}
 inline void stmatrix_x4(uint32_t address, uint32_t r0, uint32_t r1, uint32_t r2, uint32_t r3) {
     const auto& lanes = emulator::exchange("stmatrix", {address, r0, r1, r2, r3});
     const uint32_t tile = laneid() / 8, row = laneid() % 8;  // this lane's address is of this row
@@ -278,6 +283,11 @@ inline void cp_async_bulk_tensor_2d_multicast(uint32_t shared, const TensorMap* 
 inline void cp_async_bulk_tensor_2d(uint32_t shared, const TensorMap* map, uint32_t mbarrier, int x, int y) {
     cp_async_bulk_tensor_2d_multicast(shared, map, mbarrier, x, y, static_cast<uint16_t>(1u << cluster_ctarank()));
 }
+inline void cp_async_bulk_tensor_2d_hint(uint32_t shared, const TensorMap* map, uint32_t mbarrier, int x, int y,
+                                         uint64_t /* L2 is not modelled */) {
+    cp_async_bulk_tensor_2d(shared, map, mbarrier, x, y);
+}
+inline uint64_t createpolicy_evict_first() { return 0; }
 inline void cp_async_bulk_tensor_2d_store(const TensorMap* map, uint32_t shared, int x, int y) {
     emulator::store_box(*map, shared, x, y);
     current_cluster->maybe_yield();
@@ -305,6 +315,7 @@ void wgmma(float (&d)[N / 2], uint64_t desc_a, uint64_t desc_b, int scale_d) {
 inline void wgmma_fence() {
     emulator::exchange("wgmma.fence", {});
     self().wgmma_fenced = true;
+    emulator::record_warp(Event::wgmma_fence);
 }
 inline void wgmma_commit_group() {
     emulator::exchange("wgmma.commit_group", {});

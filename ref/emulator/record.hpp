@@ -18,6 +18,7 @@ struct EmulatorConfig {
     int32_t threads;    // OS threads for the clusters; 0 = one for each core
     int64_t max_steps;  // a cluster that takes more is stopped; 0 = no limit
     emulator::WgmmaFunction wgmma;
+    int32_t dry;  // run nothing: only what a launcher asks for is wanted
 };
 
 struct EmulatorEvent {
@@ -48,6 +49,7 @@ namespace emulator {
     X(tma_store)            /* issued: address; value = bytes                */  \
     X(tma_store_read)       /* shared memory has been read: address, bytes   */  \
     X(tma_store_written)    /* global memory has been written: address, bytes */ \
+    X(wgmma_fence)          /* all lanes have come to it                     */  \
     X(wgmma)                /* issued: address of A; value = n               */  \
     X(wgmma_executed)       /* address of A; value = n                       */  \
     X(wgmma_commit)         /* value = group                                 */  \

@@ -40,7 +40,7 @@ class SharedMemory {
     }
     void write(uint32_t address, const void* data, uint32_t bytes, int thread, std::vector<uint32_t>& unfenced) {
         const uint32_t at = check(address, bytes, "st.shared");
-        writable(at, address, "st.shared");
+        writable(at, bytes, address, "st.shared");
         std::memcpy(&generic_[at], data, bytes);
         for (uint32_t word = at / kWord; word <= (at + bytes - 1) / kWord; ++word) {
             if (writer_[word] != thread + 1) unfenced.push_back(word);
@@ -73,7 +73,7 @@ class SharedMemory {
     // A load has been issued: until it lands this chunk is nobody's, and holds NaN.
     void begin_load(uint32_t address) {
         const uint32_t at = check(address, kChunk, "TMA load");
-        writable(at, address, "TMA load");
+        writable(at, kChunk, address, "TMA load");
         std::memset(&generic_[at], 0xFF, kChunk);
         std::memset(&async_[at], 0xFF, kChunk);
         state_[at / kChunk].landing = true;
@@ -89,16 +89,19 @@ class SharedMemory {
     void begin_read(uint32_t address, const char* who) { ++state_[check(address, kChunk, who) / kChunk].reading; }
     void end_read(uint32_t address) { --state_[(address - kSharedBase) / kChunk].reading; }
 
-    void mark_mbarrier(uint32_t address) { state_[check(address, 8, "mbarrier.init") / kChunk].mbarrier = true; }
+    void mark_mbarrier(uint32_t address) {
+        const uint32_t at = check(address, kMbarrier, "mbarrier.init");
+        state_[at / kChunk].mbarrier[at % kChunk / kMbarrier] = true;
+    }
 
     static constexpr uint32_t kChunk = sizeof(Chunk);
 
   private:
-    static constexpr uint32_t kWord = 4;
+    static constexpr uint32_t kWord = 4, kMbarrier = 8;
     struct ChunkState {
-        uint16_t reading = 0;  // WGMMAs and TMA stores that may still read it
-        bool landing = false;  // a TMA load is on its way
-        bool mbarrier = false;
+        uint16_t reading = 0;                             // WGMMAs and TMA stores that may still read it
+        bool landing = false;                             // a TMA load is on its way
+        std::array<bool, kChunk / kMbarrier> mbarrier{};  // of each half: is it one?
     };
 
     uint32_t check(uint32_t address, uint32_t bytes, const char* who) const {
@@ -108,12 +111,14 @@ class SharedMemory {
         if (address % bytes) fail("%s of %u bytes at 0x%x, which is not a multiple of %u", who, bytes, address, bytes);
         return address - kSharedBase;
     }
-    void writable(uint32_t at, uint32_t address, const char* who) const {
+    void writable(uint32_t at, uint32_t bytes, uint32_t address, const char* who) const {
         const ChunkState& state = state_[at / kChunk];
         if (state.landing) fail("%s writes 0x%x while a TMA load is still writing it", who, address);
         if (state.reading)
             fail("%s overwrites 0x%x while a WGMMA or a TMA store may still read it: released too early", who, address);
-        if (state.mbarrier) fail("%s overwrites the mbarrier near 0x%x", who, address);
+        const uint32_t first = at % kChunk;  // a write is aligned to its size, so it ends in this chunk
+        for (uint32_t half = first / kMbarrier; half <= (first + bytes - 1) / kMbarrier; ++half)
+            if (state.mbarrier[half]) fail("%s overwrites the mbarrier near 0x%x", who, address);
     }
 
     uint32_t bytes_ = 0;

@@ -11,7 +11,7 @@ struct TensorMap {
     int64_t row_stride = 0;         // bytes
     uint32_t box_rows = 0, box_columns = 0;
     uint32_t element = 0;  // bytes
-    bool swizzle_128b = false;
+    uint32_t swizzle = 0;  // the bytes of a swizzled row: 32, 64 or 128; 0: not swizzled
 };
 
 namespace emulator {
@@ -27,7 +27,7 @@ void for_each_chunk(const TensorMap& map, uint32_t shared, int x, int y, uint32_
     for (uint32_t r = first; r < last; ++r) {
         for (uint32_t byte = 0; byte < row_bytes; byte += SharedMemory::kChunk) {
             uint32_t address = shared + r * row_bytes + byte;
-            if (map.swizzle_128b) address ^= address >> 3 & 0x70;
+            if (map.swizzle) address ^= address >> 3 & (map.swizzle - 16);
             visit(address, y + static_cast<int64_t>(r), x + static_cast<int64_t>(byte / map.element));
         }
     }
@@ -69,7 +69,7 @@ inline void complete_bytes(Block& block, uint32_t address, uint32_t bytes) {
 
 inline void check_box(const TensorMap& map, const char* who, uint32_t shared, int x, int y, bool store) {
     // The engine itself needs 128 bytes; the kernels count on the swizzle's pattern starting with the tile.
-    const uint32_t alignment = map.swizzle_128b ? 1024 : 128;
+    const uint32_t alignment = std::max(map.swizzle * 8, 128u);
     if (shared % alignment) fail("%s at shared memory 0x%x, which is not a multiple of %u", who, shared, alignment);
     // An H100 answers the rest with an illegal instruction.
     if (x * static_cast<int64_t>(map.element) % 16)

@@ -48,12 +48,14 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """What ptxas says of a kernel. Bytes a thread, registers a thread."""
+    """What ptxas says of a kernel: registers a thread, bytes a thread, static shared memory in bytes a
+    block."""
 
     stack_frame: int
     spill_stores: int
     spill_loads: int
     registers: int
+    shared: int
 
 
 _FUNCTION = re.compile(r"^\s*Function : (\S+)")
@@ -66,7 +68,7 @@ _RESOURCES = re.compile(
     r"Function properties for (?P<kernel>\S+)\s*\n"
     r"\s*(?P<stack>\d+) bytes stack frame, "
     r"(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads\s*\n"
-    r"(?:.*\n)*?.*Used (?P<registers>\d+) registers"
+    r"(?:.*\n)*?.*Used (?P<registers>\d+) registers(?:.* (?P<shared>\d+) bytes smem)?"
 )
 
 
@@ -76,9 +78,13 @@ def find_cuobjdump() -> Path | None:
 
 
 def disassemble(library: Path) -> dict[str, list[Instruction]]:
-    """The instructions of every kernel in a compiled file, by the kernel's mangled name."""
+    """The instructions of every kernel in a compiled file, by the kernel's mangled name.
+
+    Raises ToolchainError where there is no cuobjdump.
+    """
     tool = find_cuobjdump()
-    assert tool, "cuobjdump is needed: pip install nvidia-cuda-cuobjdump"
+    if tool is None:
+        raise toolchain.ToolchainError(f"There is no cuobjdump: {toolchain.PIP} nvidia-cuda-cuobjdump")
     run = subprocess.run([tool, "-sass", str(library)], capture_output=True, text=True, check=True)
     return parse(run.stdout)
 
@@ -116,6 +122,8 @@ def count(instructions: list[Instruction]) -> Counter[str]:
 def resources(log: str) -> dict[str, Resources]:
     """What `ptxas -v` says of every kernel, by the kernel's mangled name."""
     return {
-        match["kernel"]: Resources(*(int(match[key]) for key in ("stack", "stores", "loads", "registers")))
+        match["kernel"]: Resources(
+            *(int(match[key] or 0) for key in ("stack", "stores", "loads", "registers", "shared"))
+        )
         for match in _RESOURCES.finditer(log)
     }

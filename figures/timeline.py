@@ -1,0 +1,238 @@
+"""The pictures of the timelines, figures/timeline_*.png, from data/timeline.json alone.
+
+A row of the file is an actor of a block: a warp, its part of the tensor core, or a stage of the copy engine
+(unit, index, role); spans is a list of [what, begin, end], in microseconds where machine is "gpu", in steps
+of the scheduler where it is "emulator", as far as they end within `until`. kernels/spans.py says what each
+`what` is, kernels/timeline.py records the file (python -m gemm_ladder timeline all --json FILE).
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from . import measured
+from .ladder import GRID, INK, MUTED
+from .measured import Data
+
+META_FIELDS = ("gpu", "date", "sources", "protocol")
+ROW_FIELDS = (
+    *("rung", "machine", "m", "n", "k", "until"),
+    *("block", "sm", "unit", "index", "role", "spans"),
+)
+
+COLOURS = {
+    "load": "#a9c8e8",
+    "issue": "#2b6cb0",
+    "multiply": "#e8590c",
+    "promote": "#2b8a3e",
+    "store": "#7048a8",
+    "wait": "#dcdcdc",
+}
+MEANINGS = {
+    "load": "load: on its way",
+    "issue": "issue: asks the copy engine",
+    "multiply": "multiply: WGMMAs in flight",
+    "promote": "promote: scale and add in FP32",
+    "store": "store",
+    "wait": "wait",
+}
+
+Interval = tuple[float, float]
+
+
+def load(path: Path) -> Data:
+    """The data file. Raises ValueError where it does not have the form that the module's docstring gives."""
+    return measured.load(path, META_FIELDS, ROW_FIELDS)
+
+
+def pictures(data: Data) -> dict[str, Any]:
+    """A matplotlib Figure for each rung, by its name: a panel for each machine that it was recorded on."""
+    by_rung: dict[str, list[Data]] = {}
+    for row in data["rows"]:
+        by_rung.setdefault(row["rung"], []).append(row)
+    return {rung: _picture(rung, rows, data["meta"]) for rung, rows in by_rung.items()}
+
+
+def draw(root: Path) -> None:
+    """figures/timeline_RUNG.png under `root`, from its figures/data/timeline.json, if there is one."""
+    path = root / "figures" / "data" / "timeline.json"
+    if path.exists():
+        for rung, figure in pictures(load(path)).items():
+            figure.savefig(root / "figures" / f"timeline_{rung}.png", dpi=130, metadata={"Software": None})
+
+
+# ------------------------------------------------------------------------------------------- what it comes to
+
+
+def overlap(rows: Sequence[Data]) -> tuple[float, float]:
+    """What one panel's rows come to, each SM by itself and then added up.
+
+    Returns:
+        The share of the time, from the first product to the last, in which one is in flight; and the share
+        of the promotion that lies beside a product of somebody else on the same SM.
+    """
+    sites: dict[tuple[str, int], list[Data]] = {}
+    for row in rows:
+        site = ("block", row["block"]) if row["sm"] is None else ("sm", row["sm"])
+        sites.setdefault(site, []).append(row)
+    time = busy = promoting = beside = 0.0
+    for here in sites.values():
+        products = _union([span for row in here for span in _spans(row, "multiply")])
+        if products:
+            time += products[-1][1] - products[0][0]
+            busy += _length(products)
+        for row in here:
+            mine, who = _union(_spans(row, "promote")), (row["block"], row["role"])
+            others = [other for other in here if (other["block"], other["role"]) != who]
+            theirs = _union([span for other in others for span in _spans(other, "multiply")])
+            promoting += _length(mine)
+            beside += _length(mine) + _length(theirs) - _length(_union(mine + theirs))
+    return busy / time if time else 0.0, beside / promoting if promoting else 0.0
+
+
+def _spans(row: Data, what: str) -> list[Interval]:
+    return [(begin, end) for kind, begin, end in row["spans"] if kind == what]
+
+
+def _length(intervals: Sequence[Interval]) -> float:
+    return sum(end - begin for begin, end in intervals)
+
+
+def _union(intervals: Sequence[Interval]) -> list[Interval]:
+    """The same time, in intervals that do not overlap, in order."""
+    union: list[Interval] = []
+    for begin, end in sorted(intervals):
+        if union and begin <= union[-1][1]:
+            union[-1] = union[-1][0], max(union[-1][1], end)
+        else:
+            union.append((begin, end))
+    return union
+
+
+# ------------------------------------------------------------------------------------------------ the picture
+
+LANE, THIN = 0.3, 0.12  # inches: a row of the picture; one for a stage of the copy engine
+GAP = 0.1  # below an actor's last row
+HEAD, FOOT, BETWEEN = 0.9, 1.2, 0.95  # above the first panel, below the last, between two
+WIDTH, LEFT, RIGHT = 12.0, 2.4, 0.25
+
+
+class _Lane(NamedTuple):
+    """A row of the picture: its words at the left, its height, and what is left free below it; in inches."""
+
+    row: Data
+    actor: str
+    part: str
+    height: float
+    below: float
+
+
+def _picture(rung: str, rows: Sequence[Data], meta: Data) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    by_machine = [[row for row in rows if row["machine"] == machine] for machine in ("gpu", "emulator")]
+    panels = [_lanes(of_machine) for of_machine in by_machine if of_machine]
+    tall = [sum(lane.height + lane.below for lane in lanes) for lanes in panels]
+    height = HEAD + sum(tall) + BETWEEN * (len(panels) - 1) + FOOT
+    figure = Figure(figsize=(WIDTH, height), facecolor="white")
+    FigureCanvasAgg(figure)
+    bottom = height - HEAD
+    for lanes, inches in zip(panels, tall, strict=True):
+        bottom -= inches
+        box = LEFT / WIDTH, bottom / height, 1 - (LEFT + RIGHT) / WIDTH, inches / height
+        _panel(figure.add_axes(box), lanes, meta)
+        bottom -= BETWEEN
+    title = f"{rung}: who does what, and when"
+    figure.text(0.02, 1 - 0.28 / height, title, size=14, weight="bold", color=INK, va="center")
+    shown = [what for what in COLOURS if any(_spans(row, what) for row in rows)]
+    figure.legend(
+        handles=[Patch(color=COLOURS[what], label=MEANINGS[what]) for what in shown],
+        loc="lower left",
+        bbox_to_anchor=(0.021, 0.48 / height),
+        borderaxespad=0,
+        borderpad=0,
+        ncols=len(shown),
+        frameon=False,
+        fontsize=8.5,
+        handlelength=1.2,
+        columnspacing=1.4,
+    )
+    note = "\n".join(textwrap.wrap(_provenance(rows, meta), 185))
+    figure.text(0.02, 0.1 / height, note, size=7.5, color=MUTED, va="bottom", linespacing=1.5)
+    return figure
+
+
+def _lanes(rows: Sequence[Data]) -> list[_Lane]:
+    """One panel's rows from the top down: who issues, the copy engine, each warp below its tensor core."""
+
+    def place(row: Data) -> tuple[int, int, int, bool]:
+        group = 1 if row["unit"] == "copy engine" else 0 if row["role"] == "producer" else 2
+        return row["block"], group, row["index"], row["unit"] == "warp"
+
+    blocks = {row["block"] for row in rows}
+    lanes: list[_Lane] = []
+    last = None
+    for row in sorted(rows, key=place):
+        actor = row["block"], row["role"]
+        if actor == last:
+            lanes[-1] = lanes[-1]._replace(below=0.0)
+        where = f"block {row['block']}, " if len(blocks) > 1 else ""
+        copies = row["unit"] == "copy engine"
+        words = "" if actor == last else where + row["role"]
+        lanes.append(_Lane(row, words, "" if copies else row["unit"], THIN if copies else LANE, GAP))
+        last = actor
+    return lanes
+
+
+def _panel(axes: Any, lanes: Sequence[_Lane], meta: Data) -> None:
+    """One machine's timeline. y is inches from the panel's top."""
+    at_left = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
+    at_left |= {"va": "center", "annotation_clip": False}
+    y = 0.0
+    for lane in lanes:
+        middle = y + lane.height / 2
+        for what, colour in COLOURS.items():
+            bars = [(begin, end - begin) for begin, end in _spans(lane.row, what)]
+            place = y, lane.height
+            axes.broken_barh(bars, place, facecolors=colour, edgecolor="white", linewidth=0.3, zorder=2)
+        axes.annotate(lane.actor, (0, middle), (-64, 0), size=8.5, color=INK, **at_left)
+        axes.annotate(lane.part, (0, middle), (-5, 0), size=7.5, color=MUTED, **at_left)
+        y += lane.height + lane.below
+    axes.set_ylim(y, 0)
+    axes.set_yticks([])
+    rows = [lane.row for lane in lanes]
+    axes.set_xlim(0, max(end for row in rows for _, _, end in row["spans"]))
+    gpu = rows[0]["machine"] == "gpu"
+    size = " x ".join(str(rows[0][key]) for key in "mnk")
+    machine = f"{meta['gpu'] if gpu else 'The emulator'}, {size}"
+    axes.set_title(machine, loc="left", size=10.5, weight="bold", color=INK)
+    busy, beside = (f"{100 * share:.0f}%" for share in overlap(rows))
+    words = f"WGMMAs in flight {busy} of the time; {beside} of the promotion beside another's WGMMAs"
+    axes.set_title(words, loc="right", size=8.5, color=MUTED)
+    unit = "microseconds" if gpu else "steps of the scheduler: an order, not durations"
+    axes.set_xlabel(unit, size=8, color=MUTED)
+    axes.grid(axis="x", color=GRID, linewidth=0.8, zorder=0)
+    axes.tick_params(length=0, colors=INK, labelsize=7.5)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(MUTED)
+
+
+def _provenance(rows: Sequence[Data], meta: Data) -> str:
+    """Where the picture's data come from, and what the recording costs."""
+    words = "Of each role the first warp. "
+    gpu = [row for row in rows if row["machine"] == "gpu"]
+    if gpu:
+        slow, plain = gpu[0]["stamped_us"], gpu[0]["us"]
+        words += (
+            f"{meta['gpu']}, driver {meta['driver']}, nvcc {meta['nvcc']}: a load ends when a warp sees that "
+            f"it has; with its stamps the kernel takes {slow:.1f} us, without {plain:.1f}. "
+        )
+    if len({row["block"] for row in gpu}) > len({row["sm"] for row in gpu}):
+        words += "The blocks share an SM. "
+    return f"{words}{meta['date']}, kernel sources {meta['sources'][:12]}."

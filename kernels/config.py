@@ -1,0 +1,310 @@
+"""What is decided before a production kernel is compiled, its Config; and the choice of one, without a GPU.
+
+    config = choose("dense", 4096, 7168, 2048)
+    build.load(config.source(), target="cuda", name=config.name)
+
+production/config.cuh is the same struct in C++, production/gemm.cuh the kernel. The choice is made by what
+`gemm_ladder.prediction` expects of every candidate, and is a function of its arguments alone.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+from typing import Literal, get_args
+
+from gemm_ladder.checks import ceil_div
+from gemm_ladder.errors import InputError
+
+Kind = Literal["dense", "contiguous", "masked"]
+Share = Literal["nothing", "A", "B", "K"]
+
+H100_SMS = 132
+MAX_SHARED_BYTES = 232_448  # of a block
+MAX_STAGES = 16
+WGMMA_M = 64
+SCALE = 128  # of N and of K: what a scale of B covers
+# Of the 232 registers a thread that two consumers have, and of the 255 that one has.
+MAX_ACCUMULATORS = {1: 224, 2: 192}
+
+# The rules that gemm.cuh asserts, and those that it takes for granted, in the order in which they are asked.
+_RULES = (
+    (lambda c: c.kind in get_args(Kind), "kind must be one of dense, contiguous, masked"),
+    (lambda c: c.share in get_args(Share), "share must be one of nothing, A, B, K"),
+    (
+        lambda c: min(c.n, c.k, c.tile_m, c.tile_n, c.consumers_m, c.consumers_n, c.stages, c.cluster) > 0,
+        "n, k, tile_m, tile_n, consumers_m, consumers_n, stages and cluster must be positive",
+    ),
+    (lambda c: c.group_m > 0 and c.unroll > 0, "group_m and unroll must be positive"),
+    (lambda c: c.n % 8 == 0, "n must be a multiple of 8: a row of D is whole 16 bytes"),
+    (lambda c: c.k % SCALE == 0, "k must be a multiple of 128: whole promotion blocks"),
+    (lambda c: c.consumers in (1, 2), "consumers_m * consumers_n must be 1 or 2"),
+    (lambda c: c.tile_m % (WGMMA_M * c.consumers_m) == 0, "tile_m must be a multiple of 64 * consumers_m"),
+    (lambda c: c.tile_m <= 256, "tile_m must be at most 256: a box of the copy engine"),
+    (lambda c: c.tile_n % (16 * c.consumers_n) == 0, "tile_n must be a multiple of 16 * consumers_n"),
+    (lambda c: c.tile_n <= 256, "tile_n must be at most 256: a box of the copy engine"),
+    (lambda c: c.scales_b <= 4, "a tile must touch at most 4 of B's scales a block of K"),
+    (
+        lambda c: c.accumulators <= MAX_ACCUMULATORS[c.consumers],
+        "accumulators must be at most 192 registers a thread of two consumers, 224 of one",
+    ),
+    (lambda c: c.shared_bytes <= MAX_SHARED_BYTES, "shared_bytes must be at most 232448"),
+    (
+        lambda c: (c.share == "nothing") == (c.cluster == 1),
+        "cluster must be 1 where nothing is shared, else more",
+    ),
+    (lambda c: c.cluster in (1, 2, 4, 8), "cluster must be 1, 2, 4 or 8"),
+    (
+        lambda c: c.share != "A" or c.tile_m % (8 * c.cluster) == 0,
+        "tile_m must be a multiple of 8 * cluster where A is shared: whole swizzle atoms a block",
+    ),
+    (
+        lambda c: c.share != "B" or c.tile_n % (8 * c.cluster) == 0,
+        "tile_n must be a multiple of 8 * cluster where B is shared: whole swizzle atoms a block",
+    ),
+    (
+        lambda c: c.share != "B" or c.kind != "contiguous",
+        "share must not be B in the contiguous layout: tiles below each other may have different experts",
+    ),
+    (
+        lambda c: c.kind != "contiguous" or c.tile_m <= SCALE,
+        "tile_m must be at most 128 in the contiguous layout: the rows of a tile have one expert",
+    ),
+    (lambda c: c.share != "K" or c.kind == "dense", "share must not be K in a grouped layout"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """struct Config of production/config.cuh, field by field.
+
+    Attributes:
+        kind: "dense", "contiguous" or "masked".
+        n, k: of B.
+        tile_m, tile_n: what a block computes at a time.
+        consumers_m, consumers_n: warpgroups below each other and side by side; one or two in all.
+        stages: of the ring between the copy engine and the tensor cores.
+        cluster: blocks that share what `share` says.
+        share: "nothing"; "A", tiles side by side; "B", tiles below each other; "K", one tile, parts of K.
+        group_m: units of work that run together span so many of them down.
+        unroll: blocks of K in the main loop's body.
+        stream_b: B is read once, and is to leave L2 first.
+    """
+
+    kind: Kind
+    n: int
+    k: int
+    tile_m: int
+    tile_n: int
+    consumers_m: int
+    consumers_n: int
+    stages: int
+    cluster: int = 1
+    share: Share = "nothing"
+    group_m: int = 8
+    unroll: int = 4
+    stream_b: bool = False
+
+    @classmethod
+    def of(
+        cls, kind: Kind, n: int, k: int, tile_m: int, tile_n: int, stages: int | None = None, **fields: object
+    ) -> Config:
+        """With what follows from the tile, unless it is given: consumers, unrolling, the stages that fit."""
+        fields.setdefault("consumers_m", min(2, tile_m // WGMMA_M))
+        wide = fields["consumers_m"] == 1 and tile_n % 32 == 0 and tile_n > MAX_ACCUMULATORS[1] * 2 // 3
+        fields.setdefault("consumers_n", 2 if wide else 1)
+        config = cls(kind, n, k, tile_m, tile_n, stages=1, **fields)
+        if "unroll" not in fields:
+            # A longer loop body costs registers; where two slices take turns, it pays.
+            unroll = 8 if config.slices > 1 else 1 if config.accumulators > 160 else 4
+            config = dataclasses.replace(config, unroll=unroll)
+        if stages is None:
+            free = MAX_SHARED_BYTES - config.output_bytes
+            stages = max(1, min(MAX_STAGES, free // config.stage_bytes))
+        return dataclasses.replace(config, stages=stages)
+
+    @property
+    def consumers(self) -> int:
+        """Warpgroups that multiply."""
+        return self.consumers_m * self.consumers_n
+
+    @property
+    def slices(self) -> int:
+        """How often 64 rows a consumer has in a tile."""
+        return self.tile_m // (WGMMA_M * self.consumers_m)
+
+    @property
+    def consumer_n(self) -> int:
+        """A consumer's columns of a tile."""
+        return self.tile_n // self.consumers_n
+
+    @property
+    def accumulators(self) -> int:
+        """Registers a thread: a total for each slice, and one partial sum."""
+        return (self.slices + 1) * self.consumer_n // 2
+
+    @property
+    def scales_b(self) -> int:
+        """B's scales that a tile may touch in a block of K."""
+        aligned = math.gcd(self.tile_n, SCALE)
+        return (SCALE - aligned + self.tile_n - 1) // SCALE + 1
+
+    @property
+    def stage_bytes(self) -> int:
+        """Of one stage: A, B, their scales, two barriers."""
+        return ceil_div((self.tile_m + self.tile_n) * SCALE + self.tile_m * 4 + 48, 1024) * 1024
+
+    @property
+    def output_bytes(self) -> int:
+        """What a tile's results wait in: BF16 for the copy engine, FP32 for the other blocks of a split K."""
+        element = 4 if self.share == "K" else 2
+        return self.consumers * ceil_div(self.slices * WGMMA_M * self.consumer_n * element, 1024) * 1024
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory of a block."""
+        return self.output_bytes + self.stages * self.stage_bytes
+
+    @property
+    def name(self) -> str:
+        """For people: of the library, in tables. Two configurations of one name differ in details only."""
+        cluster = "" if self.share == "nothing" else f"_{self.share}{self.cluster}"
+        return f"fp8_gemm_{self.kind}_{self.n}x{self.k}_{self.tile_m}x{self.tile_n}{cluster}"
+
+    def source(self) -> str:
+        """The text to compile."""
+        values = [f".{field.name} = {self._in_cpp(field.name)}" for field in dataclasses.fields(self)]
+        return (
+            '#include "gemm.cuh"\n'
+            f"constexpr Config kConfig{{{', '.join(values)}}};\n"
+            'extern "C" const char* gemm_ladder_launch(const GroupedArgs* args) '
+            "{ return start<kConfig>(*args); }\n"
+        )
+
+    def _in_cpp(self, field: str) -> str:
+        value = getattr(self, field)
+        if field in ("kind", "share"):
+            return f"{field.capitalize()}::k{value.capitalize()}"
+        return str(value).lower()
+
+    def check(self) -> Config:
+        """This configuration. Raises InputError where gemm.cuh would not compile for it, or go wrong."""
+        for holds, rule in _RULES:
+            if not holds(self):
+                field = rule.split()[0]
+                given = getattr(self, field, None)
+                shown = f"{field} is {given!r}" if given is not None else f"the configuration is {self}"
+                raise InputError(f"{shown}; {rule}")
+        return self
+
+
+def fits(config: Config) -> bool:
+    """Whether `check` accepts it."""
+    return all(holds(config) for holds, _ in _RULES)
+
+
+# The numbers of rows that are chosen for.
+BUCKETS = (64, 128, *(m for i in range(7, 13) for m in (2**i * 3 // 2, 2**i * 2)), 12288)
+
+
+def bucket(m: int) -> int:
+    """The first of BUCKETS that `m` rows fit in, or the last. So a process compiles a few kernels for an n
+    and a k, and not one for every m."""
+    return BUCKETS[min(bisect.bisect_left(BUCKETS, m), len(BUCKETS) - 1)]
+
+
+def candidates(
+    kind: Kind, m: int, n: int, k: int, groups: int = 1, num_sms: int = H100_SMS
+) -> Iterator[Config]:
+    """The configurations that can be the best; `m` rows in all, masked: of a group.
+
+    K is split where half of the SMs would have no tile otherwise. Clusters are pairs: of four, not all are
+    resident on an H100, whose 132 SMs are groups of 16 or 18.
+    """
+    of_group = m if kind != "contiguous" else ceil_div(m, groups)
+    for tile_m in (64, 128, 256):
+        if tile_m > WGMMA_M and tile_m >= 2 * of_group:
+            continue
+        stream_b = of_group <= tile_m
+        for tile_n in range(16, 257, 16):
+            if tile_n >= n + 16:
+                continue
+            tiles = ceil_div(m, tile_m) * ceil_div(n, tile_n)
+            for share in ("nothing", "A", "B", "K"):
+                if (
+                    (share == "A" and n <= tile_n)
+                    or (share == "B" and of_group <= tile_m)
+                    or (share == "K" and (k < 16 * SCALE or 2 * tiles > num_sms))
+                ):
+                    continue
+                config = Config.of(
+                    kind,
+                    n,
+                    k,
+                    tile_m,
+                    tile_n,
+                    cluster=1 if share == "nothing" else 2,
+                    share=share,
+                    stream_b=stream_b and share != "B",
+                )
+                if fits(config):
+                    yield config
+
+
+def choose(
+    kind: Kind,
+    m: int,
+    n: int,
+    k: int,
+    groups: int = 1,
+    num_sms: int = H100_SMS,
+    expected_m: int | None = None,
+) -> Config:
+    """The configuration that is expected to be the fastest.
+
+    Args:
+        kind, n, k, groups: the product's.
+        m: rows of A in all; masked: of a group, max_m.
+        num_sms: how many SMs there are to use.
+        expected_m: masked: about how many rows of a group will count; None: all of them.
+
+    Raises:
+        InputError: sizes that no kernel multiplies.
+    """
+    if kind not in get_args(Kind):
+        raise InputError(f"kind is {kind!r}; one of dense, contiguous, masked is needed")
+    for name, value in {"m": m, "n": n, "k": k, "groups": groups, "num_sms": num_sms}.items():
+        if value < 1:
+            raise InputError(f"{name} is {value}; 1 or more is needed")
+    for name, value, multiple in (("n", n, 8), ("k", k, SCALE)):
+        if value % multiple:
+            raise InputError(f"{name} is {value}; a multiple of {multiple} is needed")
+    return _choose(kind, rows_to_expect(kind, m, groups, expected_m), n, k, groups, num_sms)
+
+
+def rows_to_expect(kind: Kind, m: int, groups: int, expected_m: int | None) -> int:
+    """What m enters the choice as: the bucket of the rows (masked: of a group) that will be multiplied."""
+    if kind == "masked" and expected_m is not None:
+        m = min(m, max(1, expected_m))
+    if kind == "contiguous":
+        return bucket(ceil_div(m, groups)) * groups
+    return bucket(m)
+
+
+def rows_up_to(kind: Kind, max_m: int, groups: int) -> list[int]:
+    """One m for each choice that calls with m of 1 to `max_m` lead to."""
+    parts = groups if kind == "contiguous" else 1
+    last = bucket(ceil_div(max_m, parts))
+    return [m * parts for m in BUCKETS if m <= last]
+
+
+@functools.lru_cache(maxsize=4096)
+def _choose(kind: Kind, m: int, n: int, k: int, groups: int, num_sms: int) -> Config:
+    from gemm_ladder.prediction import predict  # here: it is made of this module's Config
+
+    return min(
+        candidates(kind, m, n, k, groups, num_sms), key=lambda config: predict(config, m, groups, num_sms).us
+    )

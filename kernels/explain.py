@@ -1,0 +1,81 @@
+"""Say which kernel a product gets, and why: the configuration that is chosen, and what is expected of it.
+
+python -m gemm_ladder explain M N K [--kind masked --groups 4]      no GPU is needed
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import get_args
+
+from gemm_ladder import config as configs
+from gemm_ladder.config import Config, Kind
+from gemm_ladder.figures import tables
+from gemm_ladder.prediction import Prediction, predict
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `explain`. Returns 0. Raises InputError for a product that no kernel computes."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gemm_ladder explain",
+        description="Which kernel a product gets, and what is expected of it and of the next best ones. The "
+        "times are those of an H100, L2 cold and dirty. Results of `tune` are not looked at.",
+    )
+    parser.add_argument("m", type=int, help="rows of A in all; masked: about how many of a group count")
+    parser.add_argument("n", type=int)
+    parser.add_argument("k", type=int)
+    parser.add_argument("--kind", choices=get_args(Kind), default="dense")
+    parser.add_argument("--groups", type=int, default=1, metavar="G", help="of B (default: 1)")
+    parser.add_argument(
+        "--sms", type=int, default=configs.H100_SMS, metavar="N", help="how many SMs (default: %(default)s)"
+    )
+    parser.add_argument("--all", type=int, default=5, metavar="N", help="how many to show (default: 5)")
+    arguments = parser.parse_args(argv)
+    shape = (arguments.m, arguments.n, arguments.k)
+    chosen = configs.choose(arguments.kind, *shape, arguments.groups, arguments.sms)
+    rows = configs.rows_to_expect(arguments.kind, arguments.m, arguments.groups, None)
+    others = configs.candidates(
+        arguments.kind, rows, arguments.n, arguments.k, arguments.groups, arguments.sms
+    )
+
+    def expected(config: Config, m: int) -> Prediction:
+        return predict(config, m, arguments.groups, arguments.sms)
+
+    ranked = sorted(others, key=lambda config: (config != chosen, expected(config, rows).us))
+    print(f"{chosen.name}, chosen for m = {rows}\n")
+    print("\n".join(f"{key:12} {text}" for key, text in _lines(chosen, expected(chosen, arguments.m))))
+    print(f"\nThe best for m = {rows}:\n")
+    header = ["tile", "consumers", "shared", "stages", "waves", "last wave", "L2 MB", "us"]
+    print(tables.plain([header, *(_row(one, expected(one, rows)) for one in ranked[: arguments.all])]))
+    return 0
+
+
+def _shared(config: Config) -> str:
+    return "nothing" if config.share == "nothing" else f"{config.share} by {config.cluster}"
+
+
+def _lines(config: Config, expected: Prediction) -> list[tuple[str, str]]:
+    return [
+        ("tile", f"{config.tile_m} x {config.tile_n}, {config.consumers} consumer(s)"),
+        ("shared", f"{_shared(config)}"),
+        ("stages", f"{config.stages}, {config.shared_bytes} bytes of shared memory"),
+        ("waves", f"{expected.waves:.2f}, the last one {expected.last_wave:.0%} full"),
+        ("L2", f"{expected.l2_bytes / 1e6:.1f} MB to the SMs"),
+        ("memory", f"{expected.memory_bytes / 1e6:.1f} MB"),
+        ("floor", f"{expected.floor_us:.1f} us"),
+        ("expected", f"{expected.us:.1f} us"),
+    ]
+
+
+def _row(config: Config, expected: Prediction) -> list[str]:
+    return [
+        f"{config.tile_m}x{config.tile_n}",
+        f"{config.consumers_m}x{config.consumers_n}",
+        _shared(config),
+        str(config.stages),
+        f"{expected.waves:.2f}",
+        f"{expected.last_wave:.0%}",
+        f"{expected.l2_bytes / 1e6:.1f}",
+        f"{expected.us:.1f}",
+    ]

@@ -1,0 +1,133 @@
+// Stamps for a timeline: with GEMM_LADDER_TRACE defined, ptx.cuh's wrappers write down which warp executed what, and
+// when. Without it nothing here becomes code: what a wrapper says about its stamp is then empty.
+//
+// Lane 0 speaks for its warp. A warp has a row of slots, and the clock says which one a stamp goes to: nothing is
+// counted and nothing is waited for, so a stamp costs a dozen instructions. A row is a ring: of a kernel that
+// runs for longer the end remains. gemm_ladder.stamps reads the rows.
+#pragma once
+
+#include <cstdint>
+
+namespace trace {
+
+// What address and value say. A name that the emulator has as well (ref/emulator/record.hpp) means the same there.
+#define TRACE_EVENTS(X)                                                         \
+    X(none)               /* an empty slot                                   */ \
+    X(placed)             /* value = the SM that the block is on             */ \
+    X(mbarrier_wait)      /* span: address; value = parity                   */ \
+    X(mbarrier_test)      /* address; value = parity                         */ \
+    X(mbarrier_expect_tx) /* address; value = bytes                          */ \
+    X(tma_load)           /* issued: address                                 */ \
+    X(tma_store)          /* issued: address                                 */ \
+    X(tma_store_wait)     /* span: value = groups that may stay in flight    */ \
+    X(fence_proxy_async)  /*                                                 */ \
+    X(wgmma_fence)        /*                                                 */ \
+    X(wgmma_wait)         /* span: value = groups that may stay in flight    */ \
+    X(bar_sync)           /* span: value = barrier                           */ \
+    X(cluster_wait)       /* span                                            */
+
+enum class Event : uint32_t {
+#define X(name) name,
+    TRACE_EVENTS(X)
+#undef X
+};
+
+#ifdef GEMM_LADDER_TRACE
+
+// 16 bytes, one store, and little to keep in registers between two of them: kernels have none to spare.
+struct alignas(16) Stamp {
+    uint32_t what;         // bits 0-19: address; 20-27: of a span, its value; 28-31: the Event
+    uint32_t begin;        // of a span, the SM's clock; of a moment, its value
+    uint32_t end;          // the SM's clock
+    uint32_t globaltimer;  // nanoseconds, at the end
+};
+
+constexpr uint32_t kWarps = 16;       // rows of a block
+constexpr uint32_t kSlotClocks = 16;  // a stamp takes longer, so a warp's next one has a later slot
+
+struct Rows {
+    Stamp* stamps;           // [blocks][kWarps][slots], zeros before the launch
+    uint32_t blocks, slots;  // from block 0 on; stamps of one warp, a power of two
+};
+static __constant__ Rows rows;  // none, until gemm_ladder_trace
+
+// "Special Registers: %clock". Cycles; the low half of %clock64.
+__device__ __forceinline__ uint32_t clock() {
+    uint32_t now;
+    asm volatile("mov.u32 %0, %%clock;" : "=r"(now) : : "memory");
+    return now;
+}
+// "Special Registers: %globaltimer_lo". Nanoseconds; one clock for all SMs, but a coarse one.
+__device__ __forceinline__ uint32_t globaltimer() {
+    uint32_t now;
+    asm volatile("mov.u32 %0, %%globaltimer_lo;" : "=r"(now) : : "memory");
+    return now;
+}
+// The store is predicated, not branched around: with branches between the WGMMAs ptxas spills.
+__device__ __forceinline__ void keep(Event event, uint32_t what, uint32_t begin, uint32_t end) {
+    const uint32_t row = (blockIdx.x * kWarps + threadIdx.x / 32) * rows.slots;
+    const uint32_t slot = end / kSlotClocks & (rows.slots - 1);
+    const bool kept = threadIdx.x % 32 == 0 && threadIdx.x < kWarps * 32 && blockIdx.x < rows.blocks;
+    asm volatile(
+        "{\n.reg .pred p;\n"
+        "setp.ne.u32 p, %0, 0;\n"
+        "@p st.global.v4.u32 [%1], {%2, %3, %4, %5};\n}\n"
+        :
+        : "r"(static_cast<uint32_t>(kept)), "l"(rows.stamps + row + slot),
+          "r"(static_cast<uint32_t>(event) << 28 | what), "r"(begin), "r"(end), "r"(globaltimer())
+        : "memory");
+}
+
+// A moment.
+__device__ __forceinline__ void stamp(Event event, uint32_t address = 0, uint32_t value = 0) {
+    keep(event, address, value, clock());
+}
+
+// Where the block is.
+__device__ __forceinline__ void place() {
+    uint32_t sm;
+    asm("mov.u32 %0, %%smid;" : "=r"(sm));  // "Special Registers: %smid"
+    stamp(Event::placed, 0, sm);
+}
+
+// From here to the end of the scope. The value is below 256.
+class Span {
+  public:
+    __device__ __forceinline__ explicit Span(Event event, uint32_t address = 0, uint32_t value = 0)
+        : event_(event), what_(value << 20 | address), begin_(clock()) {}
+    __device__ __forceinline__ ~Span() { keep(event_, what_, begin_, clock()); }
+
+  private:
+    Event event_;
+    uint32_t what_, begin_;
+};
+
+// The launches that follow leave their stamps there; where there are no blocks, they leave none.
+extern "C" inline __attribute__((used)) const char* gemm_ladder_trace(void* stamps, uint32_t blocks, uint32_t slots) {
+    const Rows given{static_cast<Stamp*>(stamps), blocks, slots};
+    const cudaError_t status = cudaMemcpyToSymbol(rows, &given, sizeof given);
+    return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
+}
+
+// The name of event number `event`, or nullptr after the last.
+extern "C" inline __attribute__((used)) const char* gemm_ladder_trace_event(uint32_t event) {
+    static const char* const names[] = {
+#define X(name) #name,
+        TRACE_EVENTS(X)
+#undef X
+    };
+    return event < sizeof names / sizeof names[0] ? names[event] : nullptr;
+}
+
+#else
+
+__device__ constexpr void stamp(Event, uint32_t = 0, uint32_t = 0) {}
+__device__ constexpr void place() {}
+struct Span {
+    __device__ constexpr explicit Span(Event, uint32_t = 0, uint32_t = 0) {}
+    __device__ constexpr ~Span() {}
+};
+
+#endif
+
+}  // namespace trace

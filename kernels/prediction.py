@@ -1,0 +1,150 @@
+"""What a configuration is expected to do at a shape: its waves, its traffic, its time. Needs no GPU.
+
+A model of one page, with constants measured on an H100 (80GB HBM3, 132 SMs, L2 cold and dirty), to choose
+between configurations: it is within a few percent where memory or the tensor cores are busy all the time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from gemm_ladder.checks import ceil_div
+from gemm_ladder.config import H100_SMS, SCALE, Config
+
+LAUNCH_US = 2.7  # from the launch to the first products
+CLOCK_MHZ = 1650.0  # under load
+WGMMA_FLOPS = 8192  # of an SM's tensor cores, a cycle, FP8
+MEMORY = 3.0e6  # bytes a microsecond: what a copy reaches
+STREAM = 2.55e6  # ... and what a product of few rows does, L2 being dirty
+BUSY_SMS = 0.75  # the part of the SMs that memory is fast enough for; fewer reach less
+LATE = 0.7  # of the output, what has left L2 when the kernel ends
+KEEP_B = 1.07  # how much longer that takes where B is not told to leave L2 first
+L2 = 12.5e6  # bytes a microsecond from L2 to all SMs, many of which ask for the same
+QUEUE = 0.1  # of that time, what is seen although memory is slower
+SM_LOAD = 105e3  # bytes a microsecond into one SM
+WAVE_US = 0.15  # from a tile to the next
+OUTPUT_US = 0.038 / 1024  # an element of a tile: to shared memory and out
+CLUSTER_US = 1.2  # starting blocks in pairs
+SPLIT_US = 1.5  # their sums' way through distributed shared memory
+REQUEST_US = 2.5e-6  # a byte that a block asks of L2, while it computes
+
+# Cycles of a block of K in the main loop, its requests to L2 left out, by a consumer's columns: of one
+# consumer alone, of two with 64 rows each, of two with 128 rows each. Wide tiles whose columns are no
+# multiple of 64 need more of B's scales: UNALIGNED, which the last table has in it.
+CYCLES_ONE = {16: 245, 32: 250, 64: 290, 128: 410, 224: 620}
+CYCLES_TWO = {16: 260, 32: 290, 64: 380, 128: 620, 192: 805}
+CYCLES_FOUR = {16: 400, 32: 450, 64: 660, 96: 890, 112: 1020, 128: 1080}
+UNALIGNED = 1.08
+
+SPREAD = (0.75, 0.85, 0.95, 1.05, 1.15, 1.25)  # how far from the expected number of rows groups are
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What is expected of a configuration.
+
+    Attributes:
+        waves: units of work over those that run at once; rounded up, how often a block makes a tile.
+        last_wave: the part of the blocks that the last wave has work for.
+        shared_bytes: dynamic shared memory of a block.
+        l2_bytes: from L2 to the SMs.
+        memory_bytes: from and to memory, everything once.
+        floor_us: what memory or the tensor cores need at least.
+        us: the expected time.
+    """
+
+    waves: float
+    last_wave: float
+    shared_bytes: int
+    l2_bytes: int
+    memory_bytes: int
+    floor_us: float
+    us: float
+
+
+def predict(config: Config, m: int, groups: int = 1, num_sms: int = H100_SMS) -> Prediction:
+    """What `config` is expected to do.
+
+    Args:
+        m: rows of A in all; masked: of a group, on average.
+        groups: of B.
+        num_sms: how many SMs there are to use.
+    """
+    if config.kind != "masked":
+        return _predict(config, [m], groups, num_sms)
+    found = [_predict(config, rows, groups, num_sms) for rows in spread(m, groups)]
+    middle = found[len(found) // 2]
+    return dataclasses.replace(middle, us=sum(one.us for one in found) / len(found))
+
+
+def spread(m: int, groups: int) -> list[list[int]]:
+    """Rows of every group, several times: as unequal as an expectation of `m` leaves open."""
+    return [
+        [max(1, round(m * SPREAD[(first + 5 * group) % len(SPREAD)])) for group in range(groups)]
+        for first in range(len(SPREAD))
+    ]
+
+
+def _predict(config: Config, rows: list[int], groups: int, num_sms: int) -> Prediction:
+    n, k = config.n, config.k
+    down = config.cluster if config.share == "B" else 1
+    right = config.cluster if config.share == "A" else 1
+    parts = config.cluster if config.share == "K" else 1
+    units_n = ceil_div(n, config.tile_n * right)
+    units = sum(ceil_div(one, config.tile_m * down) for one in rows) * units_n
+    at_once = max(1, num_sms // config.cluster)
+    waves = ceil_div(units, at_once)
+
+    blocks = ceil_div(k // SCALE, parts)
+    tile = blocks * _block_us(config) + config.tile_m * config.tile_n * OUTPUT_US
+    busy = waves * tile
+    scale_columns = k // SCALE
+    m = sum(rows)
+    output = 2 * m * n
+    memory_bytes = m * k + output + 4 * m * scale_columns
+    memory_bytes += groups * (n * k + 4 * ceil_div(n, SCALE) * scale_columns)
+    l2_bytes = units * config.cluster * blocks * _requested(config)
+    stream = (memory_bytes - (1 - LATE) * output) / STREAM * (1 if config.stream_b else KEEP_B)
+    stream *= max(1, BUSY_SMS * num_sms / min(units * config.cluster, num_sms)) ** 0.2
+    transfer = max(stream, l2_bytes / L2) + QUEUE * l2_bytes / L2 + waves * WAVE_US
+    # The first loads have nothing to hide behind, nor has the last output.
+    exposed = 1.5 * config.tile_m * config.tile_n * OUTPUT_US
+    us = LAUNCH_US + max(busy, transfer + exposed)
+    us += CLUSTER_US * (config.cluster > 1) + SPLIT_US * (parts > 1)
+    flops = 2 * m * n * k
+    return Prediction(
+        waves=units / at_once,
+        last_wave=(units - (waves - 1) * at_once) / at_once,
+        shared_bytes=config.shared_bytes,
+        l2_bytes=l2_bytes,
+        memory_bytes=memory_bytes,
+        floor_us=max(memory_bytes / MEMORY, flops / (WGMMA_FLOPS * CLOCK_MHZ * num_sms)),
+        us=us,
+    )
+
+
+def _requested(config: Config) -> int:
+    """Bytes that a block asks of L2 for a block of K: of what a pair shares, each asks for a half."""
+    rows_a = config.tile_m // (config.cluster if config.share == "A" else 1)
+    rows_b = config.tile_n // (config.cluster if config.share == "B" else 1)
+    return (rows_a + rows_b) * SCALE + config.tile_m * 4
+
+
+def _block_us(config: Config) -> float:
+    """Microseconds of a block of K in the main loop."""
+    rows = config.consumers * config.slices
+    table = CYCLES_ONE if rows == 1 else CYCLES_TWO if config.slices == 1 else CYCLES_FOUR
+    cycles = _between(table, config.consumer_n)
+    if config.slices == 1 and config.tile_n % 64 and config.tile_n > 64:
+        cycles *= UNALIGNED
+    compute = cycles / CLOCK_MHZ + REQUEST_US * _requested(config)
+    return max(compute, (config.tile_m + config.tile_n) * SCALE / SM_LOAD)
+
+
+def _between(table: dict[int, float], at: int) -> float:
+    """A table's value, or the line's between two of its entries."""
+    below = max((x for x in table if x <= at), default=min(table))
+    above = min((x for x in table if x >= at), default=max(table))
+    if below == above:
+        return table[below]
+    return table[below] + (table[above] - table[below]) * (at - below) / (above - below)

@@ -1,0 +1,28 @@
+// What is decided before a kernel is compiled. kernels/config.py chooses, and writes one of these into the source.
+#pragma once
+
+enum class Kind {
+    kDense,
+    kContiguous,  // every row of A has its expert: m_indices
+    kMasked,      // every group has max_m rows of A, of which the first masked_m count
+};
+
+enum class Share {
+    kNothing,
+    kA,  // the blocks of a cluster make tiles side by side, and multicast A
+    kB,  // ... below each other, and multicast B
+    kK,  // ... the same tile, each over a part of K
+};
+
+struct Config {
+    Kind kind;
+    int n, k;
+    int tile_m, tile_n;
+    int consumers_m, consumers_n;  // warpgroups below each other and side by side; one or two in all
+    int stages;
+    int cluster;
+    Share share;
+    int group_m;    // units of work that run together span so many of them down
+    int unroll;     // blocks of K
+    bool stream_b;  // B is read once: let it leave L2 first
+};

@@ -1,0 +1,341 @@
+// The production kernel: rung 5 with everything that a shape decides made a constant of the compilation.
+//
+// D[m, n] = sum_k A[m, k] * sfa[m, k / 128] * B[n, k] * sfb[n / 128, k / 128], for one matrix or for groups of them.
+#pragma once
+
+#include "config.cuh"
+#include "epilogue.cuh"
+#include "launch.cuh"
+#include "layout.cuh"
+#include "ptx.cuh"
+#include "scheduler.cuh"
+
+// Every thread of every block of the cluster.
+__device__ inline void meet() {
+    __syncwarp();
+    ptx::barrier_cluster_arrive();
+    ptx::barrier_cluster_wait();
+}
+
+constexpr int gcd(int a, int b) { return b ? gcd(b, a % b) : a; }
+
+template <Config kC>
+struct Gemm {
+    static constexpr int kWarpgroup = 128;
+    static constexpr int kConsumers = kC.consumers_m * kC.consumers_n;
+    static constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
+    static constexpr int kSliceM = kC.consumers_m * kWgmmaM;  // a tile is slices of so many rows; a consumer has 64
+    static constexpr int kSlices = kC.tile_m / kSliceM;
+    static constexpr int kConsumerN = kC.tile_n / kC.consumers_n;
+    static constexpr int kRegisters = kConsumerN / 2;
+    static constexpr int kSplits = kC.share == Share::kK ? kC.cluster : 1;
+    static constexpr int kBlocks = kC.k / kScaleK;
+    static constexpr uint16_t kEveryBlock = (1 << kC.cluster) - 1;
+
+    // Columns that surely share a scale of B, and how many such scales a tile needs for a block of K.
+    static constexpr int kSegment = gcd(gcd(kC.tile_n, kScaleN), kConsumerN);
+    static constexpr int kSegments = kConsumerN / kSegment;
+    static constexpr int kScalesB = (kScaleN - gcd(kC.tile_n, kScaleN) + kC.tile_n - 1) / kScaleN + 1;
+
+    static constexpr int kStoreN = gcd(kConsumerN, 64);  // columns in a box of D
+    static constexpr int kBoxes = kConsumerN / kStoreN;  // a slice of a consumer
+    static constexpr uint32_t kBytesBox = kWgmmaM * kStoreN * sizeof(uint16_t);
+    static constexpr uint32_t kBytesSlice = kSplits > 1 ? kWgmmaM * kConsumerN * sizeof(float) : kBoxes * kBytesBox;
+    static constexpr uint32_t kBytesD = ceil_div(kSlices * kBytesSlice, 1024) * 1024;  // of a consumer
+
+    static constexpr uint32_t kBytesA = kC.tile_m * kScaleK;
+    static constexpr uint32_t kBytesB = kC.tile_n * kScaleK;
+    static constexpr uint32_t kBytesScales = kC.tile_m * sizeof(float);
+    static constexpr uint32_t kB = kBytesA, kScaleA = kB + kBytesB, kScaleB = kScaleA + kBytesScales;
+    static constexpr uint32_t kFull = kScaleB + 16, kEmpty = kFull + 16;
+    static constexpr uint32_t kBytesStage = ceil_div(kEmpty + 16, 1024) * 1024;
+    static constexpr uint32_t kSharedBytes = kConsumers * kBytesD + kC.stages * kBytesStage;
+
+    static_assert(kConsumers == 1 || kConsumers == 2, "registers for one or two consumers");
+    static_assert(kC.tile_m % kSliceM == 0 && kConsumerN % 16 == 0 && kConsumerN <= 256, "whole WGMMA tiles");
+    static_assert(kC.k % kScaleK == 0 && kC.n % 8 == 0, "whole promotion blocks; rows of D of whole 16 bytes");
+    static_assert(kScalesB <= 4, "16 bytes of them in a stage");
+    static_assert(kSharedBytes <= 232448, "what a block can have");
+    static_assert(kC.share != Share::kA || kC.tile_m % (8 * kC.cluster) == 0, "whole swizzle atoms a block");
+    static_assert(kC.share != Share::kB || kC.tile_n % (8 * kC.cluster) == 0, "whole swizzle atoms a block");
+    static_assert(kC.share != Share::kB || kC.kind != Kind::kContiguous, "neighbours may have different experts");
+    static_assert(kSplits == 1 || kC.kind == Kind::kDense,
+                  "a cluster that splits K makes one tile, whichever its group");
+    static_assert(kC.kind != Kind::kContiguous || kC.tile_m <= 128, "128 rows are sure to have one expert");
+    static_assert((kC.share == Share::kNothing) == (kC.cluster == 1), "a cluster shares something");
+
+    static __device__ uint32_t smem_d(int consumer) { return ptx::shared_memory() + consumer * kBytesD; }
+    static __device__ uint32_t smem_stage(int stage) { return smem_d(kConsumers) + stage * kBytesStage; }
+    static __device__ uint32_t rank() { return kC.cluster > 1 ? ptx::cluster_ctarank() : 0; }
+
+    // The part of K that this block multiplies.
+    static __device__ int first_block() { return kSplits > 1 ? rank() * kBlocks / kSplits : 0; }
+    static __device__ int last_block() { return kSplits > 1 ? (rank() + 1) * kBlocks / kSplits : kBlocks; }
+
+    struct Ring {
+        uint32_t stage = smem_stage(0), parity = 0;
+        __device__ void advance() {
+            stage += kBytesStage;
+            if (stage == smem_stage(kC.stages)) stage = smem_stage(0), parity ^= 1;
+        }
+    };
+
+    static __device__ void produce(const TensorMap* map_a, const TensorMap* map_b, const TensorMap* map_sfa,
+                                   const GroupedArgs& p) {
+        const uint64_t policy_b = ptx::createpolicy_evict_first();
+        const int first = first_block(), last = last_block();
+        Scheduler<kC> tiles(p);
+        Ring ring;
+        for (Tile tile; tiles.next(tile);) {
+            if (tile.group < 0) continue;
+            // Columns outside the matrix go nowhere, whatever they are scaled with.
+            constexpr int kRows = static_cast<int>(ceil_div(kC.n, kScaleN));
+            const float* sfb[kScalesB];
+            float scale[kScalesB];
+#pragma unroll
+            for (int i = 0; i < kScalesB; ++i) {
+                const int row = tile.column / kScaleN + i;
+                sfb[i] = p.sfb + (static_cast<int64_t>(tile.group) * kRows + (row < kRows ? row : kRows - 1)) * kBlocks;
+                scale[i] = sfb[i][first];
+            }
+#pragma unroll 1
+            for (int block = first; block < last; ++block, ring.advance()) {
+                const uint32_t full = ring.stage + kFull;
+                ptx::mbarrier_wait_parity(ring.stage + kEmpty, ring.parity ^ 1);
+#pragma unroll
+                for (int i = 0; i < kScalesB; ++i) ptx::st_shared(ring.stage + kScaleB + i * sizeof(float), scale[i]);
+                ptx::mbarrier_arrive_expect_tx(full, kBytesA + kBytesB + kBytesScales);
+                load<kC.share == Share::kB, kC.stream_b>(ring.stage + kB, map_b, full, block * kScaleK,
+                                                         tile.group * kC.n + tile.column, kC.tile_n, policy_b);
+                load<kC.share == Share::kA, false>(ring.stage, map_a, full, block * kScaleK, tile.row, kC.tile_m, 0);
+                ptx::cp_async_bulk_tensor_2d(ring.stage + kScaleA, map_sfa, full, tile.scale_column,
+                                             tile.scale_row + block);
+                if (block + 1 < last) {
+#pragma unroll
+                    for (int i = 0; i < kScalesB; ++i) scale[i] = sfb[i][block + 1];  // asked for a block ahead
+                }
+            }
+        }
+    }
+
+    // `rows` rows of an operand: each block of the cluster loads its part for all of them, or all for itself.
+    template <bool kMulticast, bool kStream>
+    static __device__ void load(uint32_t shared, const TensorMap* map, uint32_t full, int x, int y, int rows,
+                                uint64_t policy) {
+        if constexpr (kMulticast) {
+            const int part = rank() * (rows / kC.cluster);
+            ptx::cp_async_bulk_tensor_2d_multicast(shared + part * kSwizzleRow, map, full, x, y + part, kEveryBlock);
+        } else if constexpr (kStream) {
+            ptx::cp_async_bulk_tensor_2d_hint(shared, map, full, x, y, policy);
+        } else {
+            ptx::cp_async_bulk_tensor_2d(shared, map, full, x, y);
+        }
+    }
+
+    // The scales that a thread needs for the products of one stage.
+    struct Scales {
+        float a[kSlices][2], b[kSegments];
+        __device__ void load(uint32_t stage, int row, int column) {
+#pragma unroll
+            for (int i = 0; i < kSlices * 2; ++i)
+                a[i / 2][i % 2] =
+                    ptx::ld_shared<float>(stage + kScaleA + (i / 2 * kSliceM + row + i % 2 * 8) * sizeof(float));
+#pragma unroll
+            for (int i = 0; i < kSegments; ++i)
+                b[i] = ptx::ld_shared<float>(stage + kScaleB + (column + i * kSegment) / kScaleN * sizeof(float));
+        }
+        __device__ void promote(float (&total)[kRegisters], const float (&partial)[kRegisters], int slice) const {
+#pragma unroll
+            for (int i = 0; i < kRegisters; ++i)
+                total[i] = fmaf(partial[i], a[slice][i / 2 % 2] * b[i / 4 * 8 / kSegment], total[i]);
+        }
+    };
+
+    // Where a consumer is in its tile, and in the ring.
+    struct Place {
+        int first_row, first_column;  // in the tile, of its 64 rows of each slice
+        int row, column;              // of this thread in the tile; of the consumer, from the last scale block of B
+        Ring ring;
+    };
+
+    // One block of K, slice after slice: the other consumer has the tensor cores meanwhile.
+    static __device__ void multiply(float (&total)[kSlices][kRegisters], Place& at) {
+        float partial[kRegisters];
+        ptx::mbarrier_wait_parity(at.ring.stage + kFull, at.ring.parity);
+        const uint64_t desc_a = smem_descriptor(at.ring.stage + at.first_row * kSwizzleRow);
+        const uint64_t desc_b = smem_descriptor(at.ring.stage + kB + at.first_column * kSwizzleRow);
+        Scales scales;
+        scales.load(at.ring.stage, at.row, at.column);  // before the first WGMMA: a wait would hold up the second
+#pragma unroll
+        for (int slice = 0; slice < kSlices; ++slice) {
+            ptx::wgmma_fence();
+#pragma unroll
+            for (int k = 0; k < kScaleK; k += kWgmmaK)
+                ptx::wgmma<kConsumerN>(partial, advance(desc_a, slice * kSliceM * kSwizzleRow + k), advance(desc_b, k),
+                                       k != 0);
+            ptx::wgmma_commit_group();
+            ptx::wgmma_wait_group<0>();
+            if (slice == kSlices - 1) {
+                release(at.ring.stage + kEmpty);
+                at.ring.advance();
+            }
+            scales.promote(total[slice], partial, slice);
+        }
+    }
+
+    static __device__ void consume(const TensorMap* map_d, const GroupedArgs& p, int consumer) {
+        const int thread = threadIdx.x % kWarpgroup;
+        Place at;
+        at.first_row = consumer % kC.consumers_m * kWgmmaM;
+        at.first_column = consumer / kC.consumers_m * kConsumerN;
+        at.row = at.first_row + accumulator_row(thread, 0);
+        const int first = first_block(), last = last_block();
+        Scheduler<kC> tiles(p);
+        for (Tile tile; tiles.next(tile);) {
+            at.column = tile.column % kScaleN + at.first_column;
+            float total[kSlices][kRegisters] = {};
+            if (kC.kind != Kind::kContiguous || tile.group >= 0) {
+#pragma unroll kC.unroll
+                for (int block = first; block < last; ++block) multiply(total, at);
+            }
+            tile.row += at.first_row, tile.rows -= at.first_row, tile.column += at.first_column;
+            if constexpr (kSplits > 1)
+                reduce(total, p, consumer, tile);
+            else
+                store(total, map_d, p, consumer, tile);
+        }
+        if (kSplits == 1 && thread == 0) ptx::cp_async_bulk_wait_group<0>();
+    }
+
+    // This warp has finished with a stage. Blocks that multicast into it hear it too.
+    static __device__ void release(uint32_t empty) {
+        __syncwarp();
+        if constexpr (kC.share == Share::kA || kC.share == Share::kB) {
+            if (ptx::laneid() < kC.cluster) ptx::mbarrier_arrive_cluster(ptx::mapa(empty, ptx::laneid()));
+        } else {
+            if (ptx::laneid() == 0) ptx::mbarrier_arrive(empty);
+        }
+    }
+
+    // A consumer's results to shared memory, swizzled, and from there to D, while the next tile is being multiplied.
+    static __device__ void store(const float (&total)[kSlices][kRegisters], const TensorMap* map_d,
+                                 const GroupedArgs& p, int consumer, const Tile& tile) {
+        const int thread = threadIdx.x % kWarpgroup;
+        if (thread == 0) ptx::cp_async_bulk_wait_group_read<0>();  // the last tile has left this buffer
+        ptx::bar_sync(1 + consumer, kWarpgroup);
+#pragma unroll
+        for (int slice = 0; slice < kSlices; ++slice)
+            store_shared<kConsumerN, kStoreN>(smem_d(consumer) + slice * kBytesSlice, total[slice]);
+        if (kC.kind == Kind::kMasked && tile.rows < kC.tile_m - kSliceM + kWgmmaM) {
+            // Some rows are not to be written, and the copy engine cannot leave them out.
+            ptx::bar_sync(1 + consumer, kWarpgroup);
+            for (int i = thread; i < kSlices * kWgmmaM * (kConsumerN / 8); i += kWarpgroup) {
+                const int column = i % (kConsumerN / 8) * 8, r = i / (kConsumerN / 8);
+                const int row = r / kWgmmaM * kSliceM + r % kWgmmaM;
+                if (row >= tile.rows || tile.column + column >= kC.n) continue;
+                const uint32_t box = smem_d(consumer) + r / kWgmmaM * kBytesSlice + column / kStoreN * kBytesBox;
+                *reinterpret_cast<uint4*>(p.d + static_cast<int64_t>(tile.row + row) * kC.n + tile.column + column) =
+                    ptx::ld_shared<uint4>(box + swizzle<kStoreN * 2>((r % kWgmmaM * kStoreN + column % kStoreN) * 2));
+            }
+            return;
+        }
+        ptx::fence_proxy_async();
+        ptx::bar_sync(1 + consumer, kWarpgroup);
+        if (thread == 0) {
+            for (int box = 0; box < kSlices * kBoxes; ++box)
+                ptx::cp_async_bulk_tensor_2d_store(
+                    map_d, smem_d(consumer) + box / kBoxes * kBytesSlice + box % kBoxes * kBytesBox,
+                    tile.column + box % kBoxes * kStoreN, tile.row + box / kBoxes * kSliceM);
+            ptx::cp_async_bulk_commit_group();
+        }
+    }
+
+    // The blocks of a cluster have each a part of the sum over K. Each adds up, and writes, every kSplits-th piece of
+    // the tile, in the order of the blocks' ranks: so the bits do not depend on who was first.
+    static __device__ void reduce(const float (&total)[kSlices][kRegisters], const GroupedArgs& p, int consumer,
+                                  const Tile& tile) {
+        const int thread = threadIdx.x % kWarpgroup;
+        const auto piece = [&](int i) {  // 4 registers of every thread, 16 bytes a lane: no two in one bank
+            return smem_d(consumer) + (i * kWarpgroup + thread) * sizeof(float4);
+        };
+#pragma unroll
+        for (int i = 0; i < kSlices * kRegisters / 4; ++i) {
+            const float* t = &total[0][0] + i * 4;
+            ptx::st_shared(piece(i), float4{t[0], t[1], t[2], t[3]});
+        }
+        meet();
+        for (int i = rank(); i < kSlices * kRegisters / 4; i += kSplits) {
+            float4 sum = ptx::ld_shared_cluster(ptx::mapa(piece(i), 0));
+#pragma unroll
+            for (int other = 1; other < kSplits; ++other) {
+                const float4 part = ptx::ld_shared_cluster(ptx::mapa(piece(i), other));
+                sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
+            }
+            const int column = tile.column + accumulator_column(thread, i * 4 % kRegisters);
+            const int row = i * 4 / kRegisters * kSliceM + accumulator_row(thread, 0);
+            uint16_t* d = p.d + static_cast<int64_t>(tile.row + row) * kC.n + column;
+            if (column >= kC.n) continue;
+            if (row < tile.rows) *reinterpret_cast<uint32_t*>(d) = ptx::cvt_rn_bf16x2_f32(sum.y, sum.x);
+            if (row + 8 < tile.rows) *reinterpret_cast<uint32_t*>(d + 8 * kC.n) = ptx::cvt_rn_bf16x2_f32(sum.w, sum.z);
+        }
+    }
+};
+
+template <Config kC>
+__global__ void __launch_bounds__(Gemm<kC>::kThreads, 1)
+    s7_production_fp8_gemm(const __grid_constant__ TensorMap map_a, const __grid_constant__ TensorMap map_b,
+                           const __grid_constant__ TensorMap map_sfa, const __grid_constant__ TensorMap map_d,
+                           const __grid_constant__ GroupedArgs p) {
+    using G = Gemm<kC>;
+    if (threadIdx.x == 0) {
+        constexpr int kSharers = kC.share == Share::kA || kC.share == Share::kB ? kC.cluster : 1;
+        for (int stage = 0; stage < kC.stages; ++stage) {
+            ptx::mbarrier_init(G::smem_stage(stage) + G::kFull, 1);  // the issuing thread; the bytes count themselves
+            ptx::mbarrier_init(G::smem_stage(stage) + G::kEmpty, kSharers * G::kConsumers * 4);  // one arrival a warp
+        }
+        ptx::fence_mbarrier_init();
+    }
+    if constexpr (kC.cluster > 1)
+        meet();  // nobody sends before every block's barriers exist
+    else
+        __syncthreads();
+
+    if (threadIdx.x < G::kWarpgroup) {
+        if constexpr (G::kConsumers > 1) ptx::setmaxnreg_dec<40>();
+        if (threadIdx.x == 0) G::produce(&map_a, &map_b, &map_sfa, p);
+        if constexpr (G::kSplits > 1) meet();  // as the consumers do in the middle of reduce()
+    } else {
+        if constexpr (G::kConsumers > 1) ptx::setmaxnreg_inc<232>();
+        // The shuffle tells the compiler that the number is the same in all lanes.
+        G::consume(&map_d, p, ptx::shfl_sync_idx(threadIdx.x / G::kWarpgroup, 0) - 1);
+    }
+    if constexpr (kC.cluster > 1) meet();  // nobody leaves while a neighbour may still send to it, or read from it
+}
+
+template <Config kC>
+const char* start(const GroupedArgs& p) {
+    using G = Gemm<kC>;
+    constexpr int kPartA = kC.share == Share::kA ? kC.cluster : 1, kPartB = kC.share == Share::kB ? kC.cluster : 1;
+    constexpr Swizzle kSwizzleD = G::kStoreN == 64 ? Swizzle::k128B : G::kStoreN == 32 ? Swizzle::k64B : Swizzle::k32B;
+    const int64_t units = Scheduler<kC>::units(p), rows = p.groups_a * p.m, blocks = p.groups_a * G::kBlocks;
+    if (units == 0) return nullptr;
+    TensorMap map_a, map_b, map_sfa, map_d;
+    if (auto error = tensor_map_2d(&map_a, p.a, rows, kC.k, kC.k, kC.tile_m / kPartA, kScaleK, Swizzle::k128B))
+        return error;
+    if (auto error =
+            tensor_map_2d(&map_b, p.b, p.groups * kC.n, kC.k, kC.k, kC.tile_n / kPartB, kScaleK, Swizzle::k128B))
+        return error;
+    if (auto error = tensor_map_2d(&map_sfa, p.sfa, blocks, p.m, p.sfa_stride, 1, kC.tile_m, Swizzle::kNone))
+        return error;
+    if (auto error = tensor_map_2d(&map_d, p.d, rows, kC.n, kC.n, kWgmmaM, G::kStoreN, kSwizzleD)) return error;
+    const int64_t most = p.num_sms < kC.cluster ? 1 : p.num_sms / kC.cluster;
+    // A block that splits K makes one tile: its part of the sum is read by its neighbours until it leaves.
+    const int64_t clusters = units < most || G::kSplits > 1 ? units : most;
+    return launch(s7_production_fp8_gemm<kC>,
+                  {.blocks = clusters * kC.cluster,
+                   .threads = G::kThreads,
+                   .shared_bytes = G::kSharedBytes,
+                   .stream = p.stream,
+                   .cluster = static_cast<uint32_t>(kC.cluster)},
+                  map_a, map_b, map_sfa, map_d, p);
+}

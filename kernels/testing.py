@@ -1,0 +1,160 @@
+"""How right and how fast a result is: the measures that DeepGEMM's callers use.
+
+For tables, `gemm_ladder compare` measures with more care: in two passes, with percentiles, beside its peers.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+from gemm_ladder.errors import InputError
+from gemm_ladder.ref import metrics
+
+L2_BYTES = 256_000_000  # several times what an L2 holds
+FLUSH_BYTES = (
+    8_000_000_000  # what is written before a call whose figure is to be compared with published ones
+)
+
+
+def calc_diff(x: torch.Tensor | np.ndarray, y: torch.Tensor | np.ndarray) -> float:
+    """1 - 2 * sum(x * y) / sum(x^2 + y^2), in float64: about half the relative error squared.
+
+    Args:
+        x, y: the result and the reference, of one shape, of any real types, on any devices.
+
+    Returns:
+        A Python float: 0 for equal tensors, zeros too; NaN where anything is NaN.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    return metrics.calc_diff(_float64(x), _float64(y))
+
+
+def bench(
+    fn: Callable[[], object], num_warmups: int = 5, num_tests: int = 10, high_precision: bool = False
+) -> float:
+    """The mean duration of a call, in seconds, of calls in a row: from events on the current CUDA stream, or,
+    where torch finds no GPU, from the clock.
+
+    Args:
+        fn: what is timed.
+        num_warmups: calls before the first that counts. L2 is flushed before them, not between calls.
+        num_tests: calls that count.
+        high_precision: keep the GPU busy first (8192^3 in FP32, some 20 ms), so that the host is ahead
+            of it and its own time does not count.
+
+    Raises:
+        InputError: num_tests is below 1.
+    """
+    _at_least_one(num_tests)
+    if not torch.cuda.is_available():
+        for _ in range(num_warmups):
+            fn()
+        start = time.perf_counter()
+        for _ in range(num_tests):
+            fn()
+        return (time.perf_counter() - start) / num_tests
+
+    torch.empty(L2_BYTES, dtype=torch.int8, device="cuda").zero_()
+    for _ in range(num_warmups):
+        fn()
+    if high_precision:
+        busy = torch.ones(8192, 8192, device="cuda")
+        busy @ busy
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    for _ in range(num_tests):
+        fn()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / num_tests / 1e3
+
+
+def bench_kineto(
+    fn: Callable[[], object],
+    kernel_names: str | Sequence[str],
+    num_tests: int = 30,
+    suppress_kineto_output: bool = False,
+    trace_path: str | None = None,
+    flush_l2: bool = True,
+    with_multiple_kernels: bool = False,
+) -> float | tuple[float, ...]:
+    """The mean duration of a kernel, in seconds, as the CUDA profiler reports it.
+
+    Args:
+        fn: what launches it, on the current CUDA device.
+        kernel_names: a part of the kernel's name; or several such parts.
+        num_tests: calls of `fn`, after one that does not count.
+        suppress_kineto_output: silence the profiler's own messages, if it has not started before.
+        trace_path: where to write a Chrome trace of the calls.
+        flush_l2: write 8 GB before each call, which leaves L2 full of dirty lines.
+        with_multiple_kernels: the mean over all kernels that a name is a part of; else there must be one.
+
+    Returns:
+        Seconds for a name; a tuple of them for several names.
+
+    Raises:
+        InputError: there is no GPU, or a name is a part of no kernel's name, or of several kernels'.
+    """
+    _at_least_one(num_tests)
+    if not torch.cuda.is_available():
+        raise InputError("torch finds no CUDA device; bench_kineto needs one, and bench times calls without")
+    if suppress_kineto_output:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    flush = torch.empty(_flush_bytes() if flush_l2 else 0, dtype=torch.int8, device="cuda")
+    fn()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(num_tests):
+            flush.zero_()
+            fn()
+        torch.cuda.synchronize()
+    if trace_path is not None:
+        profile.export_chrome_trace(trace_path)
+    ran = [
+        (event.name, event.time_range.elapsed_us())
+        for event in profile.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA
+    ]
+    if isinstance(kernel_names, str):
+        return mean_seconds(ran, kernel_names, with_multiple_kernels)
+    return tuple(mean_seconds(ran, name, with_multiple_kernels) for name in kernel_names)
+
+
+def mean_seconds(ran: Iterable[tuple[str, float]], name: str, several: bool = False) -> float:
+    """The mean of the kernels that `name` is a part of, of (name, microseconds) of all that ran.
+
+    Raises:
+        InputError: there are none, or different ones and not `several`.
+    """
+    ran = list(ran)
+    found = [(kernel, us) for kernel, us in ran if name in kernel]
+    kernels = sorted({kernel for kernel, _ in found})
+    if not kernels:
+        seen = ", ".join(sorted({kernel for kernel, _ in ran})) or "none"
+        raise InputError(f"{name!r} is a part of no kernel's name; one of those that ran is needed: {seen}")
+    if len(kernels) > 1 and not several:
+        raise InputError(
+            f"{name!r} is a part of {len(kernels)} kernels' names, {', '.join(kernels)}; "
+            "a part of one, or with_multiple_kernels=True, is needed"
+        )
+    return sum(us for _, us in found) / len(found) / 1e6
+
+
+def _float64(x: torch.Tensor | np.ndarray) -> np.ndarray:
+    return x.detach().double().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
+
+
+def _at_least_one(num_tests: int) -> None:
+    if num_tests < 1:
+        raise InputError(f"num_tests is {num_tests}; 1 or more is needed")
+
+
+def _flush_bytes() -> int:
+    """FLUSH_BYTES, or half of what is free on the current device."""
+    return min(FLUSH_BYTES, torch.cuda.mem_get_info()[0] // 2)

@@ -1,0 +1,91 @@
+"""Configurations that were measured to be the best, by GPU model: shipped, or the user's own, which go first.
+
+    tables/NAME.json           shipped, NAME the GPU's
+    CACHE/tables/NAME.json     what `gemm_ladder.tune` found on this machine
+
+Both are {"KIND GROUPSxMxNxK": {"us": microseconds, "num_sms": of the GPU, "config": Config's fields}}, M as
+config.rows_to_expect gives it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from gemm_ladder import cache
+from gemm_ladder.config import Config, Kind
+from gemm_ladder.errors import InputError
+
+SHIPPED = Path(__file__).resolve().parent / "tables"
+
+
+def find(gpu: str, kind: Kind, m: int, n: int, k: int, groups: int, num_sms: int) -> Config | None:
+    """The best configuration measured on this GPU model with so many SMs, or None.
+
+    An entry that is no usable configuration, of another version for example, is none.
+    """
+    for folder in (_own(), SHIPPED):
+        entry = _table(folder / _file(gpu)).get(_key(kind, m, n, k, groups))
+        try:
+            if entry is not None and entry["num_sms"] == num_sms:
+                config = Config(**entry["config"]).check()
+                if (config.kind, config.n, config.k) == (kind, n, k):
+                    return config
+        except (KeyError, TypeError, InputError):
+            continue
+    return None
+
+
+def keep(gpu: str, config: Config, m: int, groups: int, num_sms: int, us: float) -> Path:
+    """Add a result to the user's own table, or replace it there. Returns the table's path.
+
+    The file is replaced in one step: a reader finds the old or the new one. Of two processes that write at
+    the same moment, one result may get lost.
+    """
+    path = _own() / _file(gpu)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = _read(path) | {
+        _key(config.kind, m, config.n, config.k, groups): {
+            "us": round(us, 3),
+            "num_sms": num_sms,
+            "config": dataclasses.asdict(config),
+        }
+    }
+    handle, temporary = tempfile.mkstemp(prefix=path.name, dir=path.parent)
+    with os.fdopen(handle, "w") as file:
+        json.dump(table, file, indent=1, sort_keys=True)
+    os.replace(temporary, path)
+    _table.cache_clear()
+    return path
+
+
+def _own() -> Path:
+    return cache.folder() / "tables"
+
+
+def _file(gpu: str) -> str:
+    return re.sub(r"\W+", "_", gpu).strip("_") + ".json"
+
+
+def _key(kind: Kind, m: int, n: int, k: int, groups: int) -> str:
+    return f"{kind} {groups}x{m}x{n}x{k}"
+
+
+@functools.cache
+def _table(path: Path) -> dict[str, Any]:
+    return _read(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A table; an empty one where there is none, or something else."""
+    try:
+        table = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return table if isinstance(table, dict) else {}

@@ -1,0 +1,188 @@
+"""Measure which configuration is the fastest, and keep the result: `gemm_ladder.tune`, and
+
+python -m gemm_ladder tune M N K [--kind masked --groups 4]      on a machine with a Hopper GPU
+
+What is kept (`gemm_ladder.tuned`) is used from the next call on, by later processes too. Kernels are timed as
+in every measurement of this package (`gemm_ladder.measuring`), L2 dirty, after a look at their results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple, get_args
+
+import torch
+from gemm_ladder import checks, measuring, production, tuned
+from gemm_ladder import config as configs
+from gemm_ladder.checks import BLOCK
+from gemm_ladder.config import Config, Kind
+from gemm_ladder.errors import GemmLadderError, InputError
+from gemm_ladder.figures import tables
+from gemm_ladder.precompiling import build_all
+from gemm_ladder.prediction import predict, spread
+from gemm_ladder.shapes import Shape
+
+CANDIDATES = 16
+
+
+class Tuned(NamedTuple):
+    """A configuration, and its microseconds: the median of its calls."""
+
+    config: Config
+    us: float
+
+
+class Problem(NamedTuple):
+    """The tensors of a call, and what the rows of `out` that count have to become: float64 [rows, n]."""
+
+    lhs: tuple[torch.Tensor, torch.Tensor]
+    rhs: tuple[torch.Tensor, torch.Tensor]
+    out: torch.Tensor
+    rows: torch.Tensor | None
+    counted: torch.Tensor  # bool, of out's shape without n
+    reference: torch.Tensor
+
+
+def make_problem(kind: Kind, m: int, n: int, k: int, groups: int, device: torch.device | str) -> Problem:
+    """Random normal operands. contiguous: blocks of 128 rows, dealt to the groups in order; masked: groups of
+    about m rows, as unequal as `gemm_ladder.prediction` expects them to be."""
+    if kind == "masked":
+        counts = spread(m, groups)[0]
+        max_m = checks.align(max(counts), BLOCK)
+    elif kind == "contiguous":
+        m = checks.align(m, BLOCK)
+        blocks = m // BLOCK
+        experts = torch.arange(blocks) * groups // blocks
+        counts = [int((experts == group).sum()) * BLOCK for group in range(groups)]
+    else:
+        counts = [m]
+    parts = [measuring.make_problem(Shape(rows, n, k), device, seed) for seed, rows in enumerate(counts)]
+    reference = torch.cat([part.reference() for part in parts])
+    if kind == "dense":
+        (one,) = parts
+        counted = torch.ones(m, dtype=torch.bool, device=device)
+        return Problem((one.a, one.sfa), (one.b, one.sfb), one.output(), None, counted, reference)
+    rhs = torch.stack([part.b for part in parts]), torch.stack([part.sfb for part in parts])
+    if kind == "contiguous":
+        lhs = torch.cat([part.a for part in parts]), checks.mn_major(torch.cat([part.sfa for part in parts]))
+        rows = experts.to(device, torch.int32).repeat_interleave(BLOCK)
+        counted = torch.ones(m, dtype=torch.bool, device=device)
+    else:
+        a = torch.zeros(groups, max_m, k, dtype=torch.uint8, device=device)
+        sfa = torch.ones(groups, max_m, k // BLOCK, device=device)
+        for group, part in enumerate(parts):
+            a[group, : counts[group]] = part.a.view(torch.uint8)
+            sfa[group, : counts[group]] = part.sfa
+        lhs = a.view(torch.float8_e4m3fn), checks.mn_major(sfa)
+        rows = torch.tensor(counts, dtype=torch.int32, device=device)
+        counted = torch.arange(max_m, device=device) < rows[:, None]
+    out = torch.empty(*counted.shape, n, dtype=torch.bfloat16, device=device)
+    return Problem(lhs, rhs, out, rows, counted, reference)
+
+
+def tune(
+    kind: Kind,
+    m: int,
+    n: int,
+    k: int,
+    groups: int = 1,
+    device: torch.device | str = "cuda",
+    limit: int = CANDIDATES,
+) -> list[Tuned]:
+    """Time the configurations that are expected to be good, and keep the best one.
+
+    Args:
+        kind, n, k, groups: the product's.
+        m: rows of A in all; masked: about how many of a group count. The result is used for every m that
+            config.bucket rounds to the same.
+        device: a Hopper GPU, all of whose SMs are used.
+        limit: how many configurations to time; the expectation says which.
+
+    Returns:
+        What was timed, the best first.
+
+    Raises:
+        InputError: sizes that no kernel multiplies, or no Hopper GPU.
+        GemmLadderError: no configuration gave a right result.
+    """
+    device = torch.device(device)
+    if device.type != "cuda" or not torch.cuda.is_available():
+        raise InputError(f"device is {device}, and torch finds no GPU there; a Hopper GPU is needed")
+    checks.runs_on(device)
+    num_sms, gpu = (
+        torch.cuda.get_device_properties(device).multi_processor_count,
+        torch.cuda.get_device_name(device),
+    )
+    chosen = configs.choose(kind, m, n, k, groups, num_sms)
+    rows = configs.rows_to_expect(kind, m, groups, None)
+    found = sorted(
+        configs.candidates(kind, rows, n, k, groups, num_sms),
+        key=lambda config: (config != chosen, predict(config, rows, groups, num_sms).us),
+    )[:limit]
+    build_all(found, "cuda")
+    with torch.cuda.device(device):
+        results = _time(found, make_problem(kind, m, n, k, groups, device), device)
+    if not results:
+        raise GemmLadderError(f"none of {len(found)} configurations gave a right result for {m}x{n}x{k}")
+    best = results[0]
+    tuned.keep(gpu, best.config, rows, groups, num_sms, best.us)
+    production.forget()
+    return results
+
+
+def _time(found: Sequence[Config], problem: Problem, device: torch.device) -> list[Tuned]:
+    from tqdm import tqdm
+
+    calls = {}
+    for config in found:
+
+        def call(config: Config = config) -> torch.Tensor:
+            production.launch(config, problem.lhs, problem.rhs, problem.out, problem.rows)
+            return problem.out
+
+        problem.out.fill_(float("nan"))
+        if measuring.errors(call()[problem.counted], problem.reference).right:
+            calls[config.name] = call
+        else:
+            print(f"{config.name} gives a wrong result and is left out", file=sys.stderr)
+    counts = {name: measuring.calls_for(measuring.seconds_of(call, device)) for name, call in calls.items()}
+    timer = measuring.KernelTimer(device)
+    with tqdm(total=2 * len(calls), leave=False, disable=not sys.stderr.isatty()) as bar:
+
+        def tick(name: str) -> None:
+            bar.set_description(name)
+            bar.update()
+
+        timings, failures = measuring.measure(calls, counts, ("dirty",), timer, tick)
+    for name, reason in failures.items():
+        print(f"{name} is left out: {reason}", file=sys.stderr)
+    results = [Tuned(c, timings[c.name, "dirty"].us) for c in found if (c.name, "dirty") in timings]
+    return sorted(results, key=lambda result: result.us)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `tune`. Returns 0. Raises what tune() does."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gemm_ladder tune",
+        description="Time the configurations that are expected to be good for a product, on a Hopper GPU, "
+        "and keep the best one for later calls.",
+    )
+    parser.add_argument("m", type=int, help="rows of A in all; masked: about how many of a group count")
+    parser.add_argument("n", type=int)
+    parser.add_argument("k", type=int)
+    parser.add_argument("--kind", choices=get_args(Kind), default="dense")
+    parser.add_argument("--groups", type=int, default=1, metavar="G", help="of B (default: 1)")
+    parser.add_argument(
+        "--limit", type=int, default=CANDIDATES, metavar="N", help="how many to time (default: %(default)s)"
+    )
+    arguments = parser.parse_args(argv)
+    shape = (arguments.m, arguments.n, arguments.k)
+    results = tune(arguments.kind, *shape, arguments.groups, limit=arguments.limit)
+    rows = configs.rows_to_expect(arguments.kind, arguments.m, arguments.groups, None)
+    cells = [["configuration", "us", "expected us"]]
+    for config, us in results:
+        cells.append([config.name, f"{us:.2f}", f"{predict(config, rows, arguments.groups).us:.2f}"])
+    print(tables.plain(cells))
+    return 0

@@ -84,6 +84,39 @@ def test_tensor_cores(disassembled, path):
                 assert re.fullmatch(r"QGMMA\.64x\d+x32\.F32\.E4M3\.E4M3", instruction.opcode)
 
 
+# The n of a WGMMA in each of a rung's kernels: one kernel, or one for each of its tiles.
+WGMMA_N = {
+    "s2_wgmma": [128],
+    "s3_tma": [128],
+    "s4_tma_multicast": [128],
+    "s5_warp_specialized": [128, 192],
+}
+
+
+@pytest.mark.parametrize("path", TENSOR_CORE_STAGES, ids=name)
+def test_one_kernel_a_tile(compiled, disassembled, path):
+    """So that the tests above, which hold for all kernels of a file, have seen each of them."""
+    kernels = disassembled(path)
+    assert sorted(kernels) == sorted(sass.resources(compiled(path).log))
+    found = []
+    for kernel, instructions in kernels.items():
+        assert path.stem in kernel
+        (n,) = {int(i.opcode.split("x")[1]) for i in instructions if i.mnemonic == "QGMMA"}
+        found.append(n)
+    assert sorted(found) == WGMMA_N[path.stem]
+
+
+@pytest.mark.parametrize("path", STAGES, ids=name)
+def test_copy_engine(disassembled, path):
+    """Loads through tensor maps from s3 on, one of them multicast from s4 on, and stores in s5."""
+    rung = path.stem
+    plain = {"UTMALDG.2D"} if rung >= "s3" else set()
+    multicast = {"UTMALDG.2D.MULTICAST"} if rung >= "s4" else set()
+    for kernel, instructions in disassembled(path).items():
+        assert {i.opcode for i in instructions if i.mnemonic == "UTMALDG"} == plain | multicast, kernel
+        assert (sass.count(instructions)["UTMASTG"] > 0) == (rung >= "s5"), kernel
+
+
 def test_naive_uses_no_tensor_core(disassembled):
     for instructions in disassembled(STAGES[0]).values():
         assert sass.count(instructions)["QGMMA"] == 0

@@ -21,10 +21,10 @@ import torch
 from gemm_ladder import checks, settings
 from gemm_ladder.checks import DIMENSIONS
 from gemm_ladder.errors import InputError
+from gemm_ladder.rungs import MAX_SIZE
 
 N_MULTIPLE = 8  # D is stored by TMA, to which a row must be a multiple of 16 bytes: of 8 BF16s
 K_MULTIPLE = checks.BLOCK  # whole promotion blocks
-MAX_SIZE = 2**31 - 1  # of a tensor's rows and columns: TMA's coordinates are signed 32-bit numbers
 
 check_contents = os.environ.get("GEMM_LADDER_CHECK") == "1"
 

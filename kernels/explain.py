@@ -12,7 +12,7 @@ from typing import get_args
 from gemm_ladder import config as configs
 from gemm_ladder.config import Config, Kind
 from gemm_ladder.figures import tables
-from gemm_ladder.prediction import Prediction, predict
+from gemm_ladder.prediction import Prediction, predict, ranked
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,33 +22,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Which kernel a product gets, and what is expected of it and of the next best ones. The "
         "times are those of an H100, L2 cold and dirty. Results of `tune` are not looked at.",
     )
-    parser.add_argument("m", type=int, help="rows of A in all; masked: about how many of a group count")
-    parser.add_argument("n", type=int)
-    parser.add_argument("k", type=int)
-    parser.add_argument("--kind", choices=get_args(Kind), default="dense")
-    parser.add_argument("--groups", type=int, default=1, metavar="G", help="of B (default: 1)")
+    add_product(parser)
     parser.add_argument(
         "--sms", type=int, default=configs.H100_SMS, metavar="N", help="how many SMs (default: %(default)s)"
     )
     parser.add_argument("--all", type=int, default=5, metavar="N", help="how many to show (default: 5)")
     arguments = parser.parse_args(argv)
     shape = (arguments.m, arguments.n, arguments.k)
-    chosen = configs.choose(arguments.kind, *shape, arguments.groups, arguments.sms)
+    found = ranked(arguments.kind, *shape, arguments.groups, arguments.sms)
+    chosen = found[0]
     rows = configs.rows_to_expect(arguments.kind, arguments.m, arguments.groups, None)
-    others = configs.candidates(
-        arguments.kind, rows, arguments.n, arguments.k, arguments.groups, arguments.sms
-    )
 
     def expected(config: Config, m: int) -> Prediction:
         return predict(config, m, arguments.groups, arguments.sms)
 
-    ranked = sorted(others, key=lambda config: (config != chosen, expected(config, rows).us))
     print(f"{chosen.name}, chosen for m = {rows}\n")
     print("\n".join(f"{key:12} {text}" for key, text in _lines(chosen, expected(chosen, arguments.m))))
     print(f"\nThe best for m = {rows}:\n")
     header = ["tile", "consumers", "shared", "stages", "waves", "last wave", "L2 MB", "us"]
-    print(tables.plain([header, *(_row(one, expected(one, rows)) for one in ranked[: arguments.all])]))
+    print(tables.plain([header, *(_row(one, expected(one, rows)) for one in found[: arguments.all])]))
     return 0
+
+
+def add_product(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say which product is meant."""
+    parser.add_argument("m", type=int, help="rows of A in all; masked: about how many of a group count")
+    parser.add_argument("n", type=int)
+    parser.add_argument("k", type=int)
+    parser.add_argument("--kind", choices=get_args(Kind), default="dense")
+    parser.add_argument("--groups", type=int, default=1, metavar="G", help="of B (default: 1)")
 
 
 def _shared(config: Config) -> str:

@@ -29,11 +29,11 @@ import torch.nn.functional as F
 from gemm_ladder.checks import BLOCK, ceil_div, mn_major
 from gemm_ladder.errors import GemmLadderError
 from gemm_ladder.shapes import Shape
+from gemm_ladder.utils import per_block_cast_to_fp8, per_token_cast_to_fp8
 
 L2 = Literal["dirty", "clean"]
 L2_STATES: tuple[L2, ...] = ("dirty", "clean")
 
-E4M3_MAX = 448.0
 FLUSH_BYTES = 8_000_000_000
 READ_BYTES = 1_000_000_000
 MIN_CALLS, MAX_CALLS, PASS_SECONDS = 3, 20, 0.75  # a pass: as many calls as fit, within these numbers
@@ -75,25 +75,9 @@ def make_problem(shape: Shape, device: torch.device | str, seed: int = 0) -> Pro
     """Random normal matrices, cast to FP8 with one scale per 1x128 of A and per 128x128 of B."""
     generator = torch.Generator(device).manual_seed(seed)
     m, n, k = shape
-    a, sfa = cast_to_fp8(torch.randn(m, k, generator=generator, device=device), 1)
-    b, sfb = cast_to_fp8(torch.randn(n, k, generator=generator, device=device), BLOCK)
+    a, sfa = per_token_cast_to_fp8(torch.randn(m, k, generator=generator, device=device))
+    b, sfb = per_block_cast_to_fp8(torch.randn(n, k, generator=generator, device=device))
     return Problem(shape, a, mn_major(sfa), b, sfb)
-
-
-def cast_to_fp8(x: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quantise float32 [r, k] with one scale per `rows` x 128 block, its largest magnitude / 448.
-
-    The same function as ref.fp8's casts, on the tensor's own device.
-
-    Returns:
-        float8_e4m3fn [r, k] and float32 [ceil(r / rows), ceil(k / 128)].
-    """
-    r, k = x.shape
-    padded = F.pad(x, (0, -k % BLOCK, 0, -r % rows))
-    blocks = padded.view(padded.shape[0] // rows, rows, padded.shape[1] // BLOCK, BLOCK)
-    scales = blocks.abs().amax(dim=(1, 3), keepdim=True).clamp(min=1e-4) / E4M3_MAX
-    fp8 = (blocks * (1 / scales)).to(torch.float8_e4m3fn).view(padded.shape)
-    return fp8[:r, :k].contiguous(), scales[:, 0, :, 0].contiguous()
 
 
 def dequantize(fp8: torch.Tensor, scales: torch.Tensor, rows: int) -> torch.Tensor:

@@ -23,7 +23,7 @@ def dense(
     n: int,
     k: int,
 ) -> None:
-    """out[m, n] = A[m, k] @ B[n, k].T"""
+    """out[m, n] = A[m, k] @ B[n, k].T; `out` may be on a GPU."""
     _write(out, _in_float64(reference.dense, a, sfa, b, sfb))
 
 

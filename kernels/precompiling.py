@@ -49,8 +49,7 @@ def precompile(
     index = None if device is None else torch.device(device).index
     device = torch.cuda.current_device() if index is None else index
     checks.runs_on(torch.device("cuda", device))
-    total = torch.cuda.get_device_properties(device).multi_processor_count
-    num_sms, gpu = min(num_sms_limit() or total, total), torch.cuda.get_device_name(device)
+    num_sms, gpu = production.usable_sms(device, num_sms_limit()), torch.cuda.get_device_name(device)
     needed = dict.fromkeys(
         production.configuration(kind, m, n, k, groups, None, num_sms, gpu)
         for m in configs.rows_up_to(kind, max_m, groups)

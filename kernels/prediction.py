@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from gemm_ladder.checks import ceil_div
-from gemm_ladder.config import H100_SMS, SCALE, Config
+from gemm_ladder.config import H100_SMS, SCALE, Config, Kind, candidates, choose, rows_to_expect
 
 LAUNCH_US = 2.7  # from the launch to the first products
 CLOCK_MHZ = 1650.0  # under load
@@ -75,6 +75,18 @@ def predict(config: Config, m: int, groups: int = 1, num_sms: int = H100_SMS) ->
     found = [_predict(config, rows, groups, num_sms) for rows in spread(m, groups)]
     middle = found[len(found) // 2]
     return dataclasses.replace(middle, us=sum(one.us for one in found) / len(found))
+
+
+def ranked(kind: Kind, m: int, n: int, k: int, groups: int = 1, num_sms: int = H100_SMS) -> list[Config]:
+    """The candidates for a product, the one that is chosen first, the others by the time that is expected.
+
+    Args, and what is raised: as `config.choose`.
+    """
+    chosen, rows = choose(kind, m, n, k, groups, num_sms), rows_to_expect(kind, m, groups, None)
+    return sorted(
+        candidates(kind, rows, n, k, groups, num_sms),
+        key=lambda config: (config != chosen, predict(config, rows, groups, num_sms).us),
+    )
 
 
 def spread(m: int, groups: int) -> list[list[int]]:

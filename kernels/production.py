@@ -155,8 +155,7 @@ def _queue(
 
 def _plan(key: tuple) -> Plan:
     device, limit, kind, m, n, k, groups, expected_m = key
-    total = torch.cuda.get_device_properties(device).multi_processor_count
-    num_sms = min(limit or total, total)
+    num_sms = usable_sms(device, limit)
     config = configuration(kind, m, n, k, groups, expected_m, num_sms, torch.cuda.get_device_name(device))
     if config not in _launchers:
         with torch.cuda.device(device):
@@ -170,6 +169,12 @@ def _plan(key: tuple) -> Plan:
         _plans.clear()
     _plans[key] = plan = Plan(launcher(config), num_sms, align(m, 4))
     return plan
+
+
+def usable_sms(device: int, limit: int) -> int:
+    """How many SMs of a GPU to use: all, or `limit`, if that is not 0 and there are more."""
+    total = torch.cuda.get_device_properties(device).multi_processor_count
+    return min(limit or total, total)
 
 
 def forget() -> None:
@@ -236,8 +241,7 @@ def launch(
     layout, groups_a = gemm[5].data_ptr() if grouped else 0, groups if config.kind == "masked" else 1
     if gemm.a.is_cuda:
         device = gemm.a.get_device()
-        total = torch.cuda.get_device_properties(device).multi_processor_count
-        plan = Plan(launcher(config), min(num_sms or total, total), align(m, 4))
+        plan = Plan(launcher(config), usable_sms(device, num_sms), align(m, 4))
         _queue(plan, device, *gemm[:5], m, n, k, layout, groups, groups_a)
         return
     from gemm_ladder.ref import emulator

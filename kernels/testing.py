@@ -12,12 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import torch
 from gemm_ladder.errors import InputError
+from gemm_ladder.measuring import FLUSH_BYTES
 from gemm_ladder.ref import metrics
 
 L2_BYTES = 256_000_000  # several times what an L2 holds
-FLUSH_BYTES = (
-    8_000_000_000  # what is written before a call whose figure is to be compared with published ones
-)
 
 
 def calc_diff(x: torch.Tensor | np.ndarray, y: torch.Tensor | np.ndarray) -> float:

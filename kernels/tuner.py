@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from gemm_ladder import checks, measuring, production, tuned
@@ -19,9 +19,10 @@ from gemm_ladder import config as configs
 from gemm_ladder.checks import BLOCK
 from gemm_ladder.config import Config, Kind
 from gemm_ladder.errors import GemmLadderError, InputError
+from gemm_ladder.explain import add_product
 from gemm_ladder.figures import tables
 from gemm_ladder.precompiling import build_all
-from gemm_ladder.prediction import predict, spread
+from gemm_ladder.prediction import predict, ranked, spread
 from gemm_ladder.shapes import Shape
 
 CANDIDATES = 16
@@ -115,12 +116,8 @@ def tune(
         torch.cuda.get_device_properties(device).multi_processor_count,
         torch.cuda.get_device_name(device),
     )
-    chosen = configs.choose(kind, m, n, k, groups, num_sms)
     rows = configs.rows_to_expect(kind, m, groups, None)
-    found = sorted(
-        configs.candidates(kind, rows, n, k, groups, num_sms),
-        key=lambda config: (config != chosen, predict(config, rows, groups, num_sms).us),
-    )[:limit]
+    found = ranked(kind, m, n, k, groups, num_sms)[:limit]
     build_all(found, "cuda")
     with torch.cuda.device(device):
         results = _time(found, make_problem(kind, m, n, k, groups, device), device)
@@ -169,11 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Time the configurations that are expected to be good for a product, on a Hopper GPU, "
         "and keep the best one for later calls.",
     )
-    parser.add_argument("m", type=int, help="rows of A in all; masked: about how many of a group count")
-    parser.add_argument("n", type=int)
-    parser.add_argument("k", type=int)
-    parser.add_argument("--kind", choices=get_args(Kind), default="dense")
-    parser.add_argument("--groups", type=int, default=1, metavar="G", help="of B (default: 1)")
+    add_product(parser)
     parser.add_argument(
         "--limit", type=int, default=CANDIDATES, metavar="N", help="how many to time (default: %(default)s)"
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gemm_ladder import compare, measuring
+from gemm_ladder import compare, measuring, utils
 from gemm_ladder.errors import InputError, LaunchError
 from gemm_ladder.figures import draw
 from gemm_ladder.figures import measured as measurements
@@ -84,7 +84,7 @@ def test_problem_is_the_references(shape: Shape) -> None:
     assert np.array_equal(codes(problem.a), a.view(np.uint8)) and np.array_equal(problem.sfa.numpy(), sfa)
     assert problem.sfa.stride() == (1, -(-shape.m // 4) * 4)
 
-    b, sfb = measuring.cast_to_fp8(3 * x, 128)
+    b, sfb = utils.per_block_cast_to_fp8(3 * x)
     other, scales = fp8.per_block_cast_to_fp8(3 * x.numpy())
     assert np.array_equal(codes(b), other.view(np.uint8)) and np.array_equal(sfb.numpy(), scales)
 

@@ -491,9 +491,40 @@ def test_import_is_light():
 
 def test_public_names():
     code = "import gemm_ladder as gl; [getattr(gl, name) for name in gl.__all__]; print(*gl.__all__)"
-    assert {"EmulatorError", "GemmLadderError", "build", "emulator", "ref", "rungs"} <= set(
-        python(code).split()
-    )
+    assert python(code).split() == [
+        "Config",
+        "EmulatorError",
+        "GemmLadderError",
+        "bench",
+        "bench_kineto",
+        "build",
+        "calc_diff",
+        "ceil_div",
+        "emulator",
+        "fp8_gemm_nt",
+        "fp8_m_grouped_gemm_nt_masked",
+        "gemm_fp8_fp8_bf16_nt",
+        "get_col_major_tma_aligned_tensor",
+        "get_m_alignment_for_contiguous_layout",
+        "get_mk_alignment_for_contiguous_layout",
+        "get_mn_major_tma_aligned_tensor",
+        "get_num_sms",
+        "get_theoretical_mk_alignment_for_contiguous_layout",
+        "get_tma_aligned_size",
+        "m_grouped_fp8_gemm_nt_contiguous",
+        "m_grouped_fp8_gemm_nt_masked",
+        "m_grouped_gemm_fp8_fp8_bf16_nt_contiguous",
+        "m_grouped_gemm_fp8_fp8_bf16_nt_masked",
+        "precompile",
+        "ref",
+        "rungs",
+        "set_mk_alignment_for_contiguous_layout",
+        "set_num_sms",
+        "testing",
+        "transform_sf_into_required_layout",
+        "tune",
+        "utils",
+    ]
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = gl.nonsense
 

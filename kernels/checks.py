@@ -9,7 +9,8 @@ and no synchronisation. Every refusal is one sentence, what was given and what i
          Any other stride or address, and a lazily negated view (Tensor.is_neg), is accepted and converted,
          which costs a copy kernel.
     B    float8_e4m3fn [n, k], contiguous, 16-byte aligned
-    sfb  float32 [ceil(n / 128), ceil(k / 128)], contiguous; or transposed or lazily negated: converted
+    sfb  float32 [ceil(n / 128), ceil(k / 128)], contiguous, 16-byte aligned. Any other alignment, transposed
+         and lazily negated ones are converted
     out  bfloat16 [m, n], contiguous, 16-byte aligned, sharing no byte with the others
 
 The grouped layouts put a dimension `groups` before B's and sfb's, and have one tensor more:
@@ -163,7 +164,7 @@ def _checked(
     if named["out"].requires_grad:
         raise InputError("out requires grad, which no kernel computes; a tensor that does not is needed")
     sfa, sfb = sfa.detach().resolve_neg(), sfb.detach().resolve_neg()
-    return [a.detach(), mn_major(sfa), b.detach(), sfb.contiguous(), *others.values()], size
+    return [a.detach(), mn_major(sfa), b.detach(), row_major(sfb), *others.values()], size
 
 
 def needed_shape(name: str, layout: str, size: Mapping[str, int]) -> tuple[int, ...]:
@@ -292,6 +293,13 @@ def mn_major(sfa: torch.Tensor) -> torch.Tensor:
     ):
         return sfa
     return torch.empty_strided(sfa.shape, strides, dtype=sfa.dtype, device=sfa.device).copy_(sfa)
+
+
+def row_major(sfb: torch.Tensor) -> torch.Tensor:
+    """B's scales as TMA reads them, contiguous and 16-byte aligned: the tensor itself, or else a copy. One
+    group's scales of many need not be aligned."""
+    sfb = sfb.contiguous()
+    return sfb.clone() if sfb.data_ptr() % ALIGNMENT else sfb
 
 
 def mn_major_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -46,7 +46,6 @@ _RULES = (
     (lambda c: c.tile_m <= 256, "tile_m must be at most 256: a box of the copy engine"),
     (lambda c: c.tile_n % (16 * c.consumers_n) == 0, "tile_n must be a multiple of 16 * consumers_n"),
     (lambda c: c.tile_n <= 256, "tile_n must be at most 256: a box of the copy engine"),
-    (lambda c: c.scales_b <= 4, "a tile must touch at most 4 of B's scales a block of K"),
     (
         lambda c: c.accumulators <= MAX_ACCUMULATORS[c.consumers],
         "accumulators must be at most 192 registers a thread of two consumers, 224 of one",
@@ -155,7 +154,10 @@ class Config:
     @property
     def stage_bytes(self) -> int:
         """Of one stage: A, B, their scales, two barriers."""
-        return ceil_div((self.tile_m + self.tile_n) * SCALE + self.tile_m * 4 + 48, 1024) * 1024
+        return (
+            ceil_div((self.tile_m + self.tile_n) * SCALE + self.tile_m * 4 + 128 * self.scales_b + 32, 1024)
+            * 1024
+        )
 
     @property
     def output_bytes(self) -> int:

@@ -6,6 +6,8 @@
 
 constexpr int kScaleK = 128;      // one scale, and one promotion, every 128 of K
 constexpr int kScaleN = 128;      // rows of B that share a scale
+constexpr int kScaleBox = 4;      // scales in 16 bytes: the copy engine moves no less, and from such a multiple only
+constexpr int kScalePitch = 128;  // bytes from one box of the copy engine to the next, at least
 constexpr int kWgmmaM = 64;       // rows of one WGMMA tile: 16 for each of the warpgroup's 4 warps
 constexpr int kWgmmaK = 32;       // FP8 elements of K that one WGMMA consumes
 constexpr int kSwizzleRow = 128;  // bytes in a row of a 128-byte-swizzled tile: 128 FP8 elements

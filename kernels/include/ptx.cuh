@@ -243,6 +243,11 @@ __device__ __forceinline__ bool mbarrier_test_wait_parity(uint32_t address, uint
 
 // --------------------------------------------------------------------------------------------- copy engine
 
+// "prefetch": a tensor's description, so that the first load by it need not wait for it.
+__device__ __forceinline__ void prefetch_tensormap(const TensorMap* map) {
+    asm volatile("prefetch.tensormap [%0];" : : "l"(map) : "memory");
+}
+
 // "cp.async.bulk.tensor": the box at element (x, y), x the contiguous dimension, global to shared. Its bytes
 // count on the mbarrier; what lies outside the tensor arrives as zeros and counts all the same.
 __device__ __forceinline__ void cp_async_bulk_tensor_2d(uint32_t shared, const TensorMap* map, uint32_t mbarrier, int x,

@@ -45,16 +45,16 @@ struct Gemm {
 
     static constexpr uint32_t kBytesA = kC.tile_m * kScaleK;
     static constexpr uint32_t kBytesB = kC.tile_n * kScaleK;
-    static constexpr uint32_t kBytesScales = kC.tile_m * sizeof(float);
-    static constexpr uint32_t kB = kBytesA, kScaleA = kB + kBytesB, kScaleB = kScaleA + kBytesScales;
-    static constexpr uint32_t kFull = kScaleB + 16, kEmpty = kFull + 16;
+    static constexpr uint32_t kBytesScaleA = kC.tile_m * sizeof(float);
+    static constexpr uint32_t kBytesLoads = kBytesA + kBytesB + kBytesScaleA + kScalesB * kScaleBox * sizeof(float);
+    static constexpr uint32_t kB = kBytesA, kScaleA = kB + kBytesB, kScaleB = kScaleA + kBytesScaleA;
+    static constexpr uint32_t kFull = kScaleB + kScalesB * kScalePitch, kEmpty = kFull + 16;
     static constexpr uint32_t kBytesStage = ceil_div(kEmpty + 16, 1024) * 1024;
     static constexpr uint32_t kSharedBytes = kConsumers * kBytesD + kC.stages * kBytesStage;
 
     static_assert(kConsumers == 1 || kConsumers == 2, "registers for one or two consumers");
     static_assert(kC.tile_m % kSliceM == 0 && kConsumerN % 16 == 0 && kConsumerN <= 256, "whole WGMMA tiles");
     static_assert(kC.k % kScaleK == 0 && kC.n % 8 == 0, "whole promotion blocks; rows of D of whole 16 bytes");
-    static_assert(kScalesB <= 4, "16 bytes of them in a stage");
     static_assert(kSharedBytes <= 232448, "what a block can have");
     static_assert(kC.share != Share::kA || kC.tile_m % (8 * kC.cluster) == 0, "whole swizzle atoms a block");
     static_assert(kC.share != Share::kB || kC.tile_n % (8 * kC.cluster) == 0, "whole swizzle atoms a block");
@@ -80,40 +80,34 @@ struct Gemm {
         }
     };
 
+    // Where a tile's scales of B begin: [groups][scale blocks of N][blocks of K].
+    static __device__ uint32_t first_scale_b(const Tile& tile) {
+        return (tile.group * static_cast<int>(ceil_div(kC.n, kScaleN)) + tile.column / kScaleN) * kBlocks;
+    }
+
     static __device__ void produce(const TensorMap* map_a, const TensorMap* map_b, const TensorMap* map_sfa,
-                                   const GroupedArgs& p) {
+                                   const TensorMap* map_sfb, const GroupedArgs& p) {
         const uint64_t policy_b = ptx::createpolicy_evict_first();
         const int first = first_block(), last = last_block();
         Scheduler<kC> tiles(p);
         Ring ring;
         for (Tile tile; tiles.next(tile);) {
             if (tile.group < 0) continue;
-            // Columns outside the matrix go nowhere, whatever they are scaled with.
-            constexpr int kRows = static_cast<int>(ceil_div(kC.n, kScaleN));
-            const float* sfb[kScalesB];
-            float scale[kScalesB];
-#pragma unroll
-            for (int i = 0; i < kScalesB; ++i) {
-                const int row = tile.column / kScaleN + i;
-                sfb[i] = p.sfb + (static_cast<int64_t>(tile.group) * kRows + (row < kRows ? row : kRows - 1)) * kBlocks;
-                scale[i] = sfb[i][first];
-            }
+            const uint32_t scale_b = first_scale_b(tile);
 #pragma unroll 1
             for (int block = first; block < last; ++block, ring.advance()) {
                 const uint32_t full = ring.stage + kFull;
                 ptx::mbarrier_wait_parity(ring.stage + kEmpty, ring.parity ^ 1);
-#pragma unroll
-                for (int i = 0; i < kScalesB; ++i) ptx::st_shared(ring.stage + kScaleB + i * sizeof(float), scale[i]);
-                ptx::mbarrier_arrive_expect_tx(full, kBytesA + kBytesB + kBytesScales);
+                ptx::mbarrier_arrive_expect_tx(full, kBytesLoads);
                 load<kC.share == Share::kB, kC.stream_b>(ring.stage + kB, map_b, full, block * kScaleK,
                                                          tile.group * kC.n + tile.column, kC.tile_n, policy_b);
                 load<kC.share == Share::kA, false>(ring.stage, map_a, full, block * kScaleK, tile.row, kC.tile_m, 0);
                 ptx::cp_async_bulk_tensor_2d(ring.stage + kScaleA, map_sfa, full, tile.scale_column,
                                              tile.scale_row + block);
-                if (block + 1 < last) {
 #pragma unroll
-                    for (int i = 0; i < kScalesB; ++i) scale[i] = sfb[i][block + 1];  // asked for a block ahead
-                }
+                for (int i = 0; i < kScalesB; ++i)  // what lies outside belongs to columns that go nowhere
+                    ptx::cp_async_bulk_tensor_2d(ring.stage + kScaleB + i * kScalePitch, map_sfb, full,
+                                                 (scale_b + i * kBlocks + block) / kScaleBox * kScaleBox, 0);
             }
         }
     }
@@ -132,17 +126,28 @@ struct Gemm {
         }
     }
 
+    // Where a consumer is in its tile, and in the ring.
+    struct Place {
+        int first_row, first_column;  // in the tile, of its 64 rows of each slice
+        int row, column;              // of this thread in the tile; of the consumer, from the last scale block of B
+        uint32_t scale_b;             // the tile's first scale of B, in this block of K
+        Ring ring;
+    };
+
     // The scales that a thread needs for the products of one stage.
     struct Scales {
         float a[kSlices][2], b[kSegments];
-        __device__ void load(uint32_t stage, int row, int column) {
+        __device__ void load(const Place& at) {
 #pragma unroll
             for (int i = 0; i < kSlices * 2; ++i)
-                a[i / 2][i % 2] =
-                    ptx::ld_shared<float>(stage + kScaleA + (i / 2 * kSliceM + row + i % 2 * 8) * sizeof(float));
+                a[i / 2][i % 2] = ptx::ld_shared<float>(at.ring.stage + kScaleA +
+                                                        (i / 2 * kSliceM + at.row + i % 2 * 8) * sizeof(float));
 #pragma unroll
-            for (int i = 0; i < kSegments; ++i)
-                b[i] = ptx::ld_shared<float>(stage + kScaleB + (column + i * kSegment) / kScaleN * sizeof(float));
+            for (int i = 0; i < kSegments; ++i) {
+                const int which = (at.column + i * kSegment) / kScaleN;
+                const uint32_t in_box = (at.scale_b + which * kBlocks) % kScaleBox;
+                b[i] = ptx::ld_shared<float>(at.ring.stage + kScaleB + which * kScalePitch + in_box * sizeof(float));
+            }
         }
         __device__ void promote(float (&total)[kRegisters], const float (&partial)[kRegisters], int slice) const {
 #pragma unroll
@@ -151,21 +156,14 @@ struct Gemm {
         }
     };
 
-    // Where a consumer is in its tile, and in the ring.
-    struct Place {
-        int first_row, first_column;  // in the tile, of its 64 rows of each slice
-        int row, column;              // of this thread in the tile; of the consumer, from the last scale block of B
-        Ring ring;
-    };
-
     // One block of K, slice after slice: the other consumer has the tensor cores meanwhile.
     static __device__ void multiply(float (&total)[kSlices][kRegisters], Place& at) {
         float partial[kRegisters];
         ptx::mbarrier_wait_parity(at.ring.stage + kFull, at.ring.parity);
+        Scales scales;  // read before the first WGMMA: a wait for them would hold up the second
+        scales.load(at);
         const uint64_t desc_a = smem_descriptor(at.ring.stage + at.first_row * kSwizzleRow);
         const uint64_t desc_b = smem_descriptor(at.ring.stage + kB + at.first_column * kSwizzleRow);
-        Scales scales;
-        scales.load(at.ring.stage, at.row, at.column);  // before the first WGMMA: a wait would hold up the second
 #pragma unroll
         for (int slice = 0; slice < kSlices; ++slice) {
             ptx::wgmma_fence();
@@ -178,6 +176,7 @@ struct Gemm {
             if (slice == kSlices - 1) {
                 release(at.ring.stage + kEmpty);
                 at.ring.advance();
+                ++at.scale_b;
             }
             scales.promote(total[slice], partial, slice);
         }
@@ -193,6 +192,7 @@ struct Gemm {
         Scheduler<kC> tiles(p);
         for (Tile tile; tiles.next(tile);) {
             at.column = tile.column % kScaleN + at.first_column;
+            at.scale_b = first_scale_b(tile) + first;
             float total[kSlices][kRegisters] = {};
             if (kC.kind != Kind::kContiguous || tile.group >= 0) {
 #pragma unroll kC.unroll
@@ -284,9 +284,11 @@ struct Gemm {
 template <Config kC>
 __global__ void __launch_bounds__(Gemm<kC>::kThreads, 1)
     s7_production_fp8_gemm(const __grid_constant__ TensorMap map_a, const __grid_constant__ TensorMap map_b,
-                           const __grid_constant__ TensorMap map_sfa, const __grid_constant__ TensorMap map_d,
-                           const __grid_constant__ GroupedArgs p) {
+                           const __grid_constant__ TensorMap map_sfa, const __grid_constant__ TensorMap map_sfb,
+                           const __grid_constant__ TensorMap map_d, const __grid_constant__ GroupedArgs p) {
     using G = Gemm<kC>;
+    if (threadIdx.x == G::kWarpgroup)  // before the first loads ask for them
+        for (const TensorMap* map : {&map_a, &map_b, &map_sfa, &map_sfb}) ptx::prefetch_tensormap(map);
     if (threadIdx.x == 0) {
         constexpr int kSharers = kC.share == Share::kA || kC.share == Share::kB ? kC.cluster : 1;
         for (int stage = 0; stage < kC.stages; ++stage) {
@@ -302,7 +304,7 @@ __global__ void __launch_bounds__(Gemm<kC>::kThreads, 1)
 
     if (threadIdx.x < G::kWarpgroup) {
         if constexpr (G::kConsumers > 1) ptx::setmaxnreg_dec<40>();
-        if (threadIdx.x == 0) G::produce(&map_a, &map_b, &map_sfa, p);
+        if (threadIdx.x == 0) G::produce(&map_a, &map_b, &map_sfa, &map_sfb, p);
         if constexpr (G::kSplits > 1) meet();  // as the consumers do in the middle of reduce()
     } else {
         if constexpr (G::kConsumers > 1) ptx::setmaxnreg_inc<232>();
@@ -319,13 +321,17 @@ const char* start(const GroupedArgs& p) {
     constexpr Swizzle kSwizzleD = G::kStoreN == 64 ? Swizzle::k128B : G::kStoreN == 32 ? Swizzle::k64B : Swizzle::k32B;
     const int64_t units = Scheduler<kC>::units(p), rows = p.groups_a * p.m, blocks = p.groups_a * G::kBlocks;
     if (units == 0) return nullptr;
-    TensorMap map_a, map_b, map_sfa, map_d;
+    const int64_t scales_b = p.groups * ceil_div(kC.n, kScaleN) * G::kBlocks;
+    TensorMap map_a, map_b, map_sfa, map_sfb, map_d;
     if (auto error = tensor_map_2d(&map_a, p.a, rows, kC.k, kC.k, kC.tile_m / kPartA, kScaleK, Swizzle::k128B))
         return error;
     if (auto error =
             tensor_map_2d(&map_b, p.b, p.groups * kC.n, kC.k, kC.k, kC.tile_n / kPartB, kScaleK, Swizzle::k128B))
         return error;
     if (auto error = tensor_map_2d(&map_sfa, p.sfa, blocks, p.m, p.sfa_stride, 1, kC.tile_m, Swizzle::kNone))
+        return error;
+    if (auto error = tensor_map_2d(&map_sfb, p.sfb, 1, scales_b, ceil_div(scales_b, kScaleBox) * kScaleBox, 1,
+                                   kScaleBox, Swizzle::kNone))
         return error;
     if (auto error = tensor_map_2d(&map_d, p.d, rows, kC.n, kC.n, kWgmmaM, G::kStoreN, kSwizzleD)) return error;
     const int64_t most = p.num_sms < kC.cluster ? 1 : p.num_sms / kC.cluster;
@@ -337,5 +343,5 @@ const char* start(const GroupedArgs& p) {
                    .shared_bytes = G::kSharedBytes,
                    .stream = p.stream,
                    .cluster = static_cast<uint32_t>(kC.cluster)},
-                  map_a, map_b, map_sfa, map_d, p);
+                  map_a, map_b, map_sfa, map_sfb, map_d, p);
 }

@@ -29,6 +29,7 @@ struct Kernel {
     // A tile as wide as a scale block of B needs one of its scales; one of 192 columns needs two, and either 64 or 128
     // columns belong to the first.
     static constexpr int kSegments = kTileN % kScaleN == 0 ? 1 : kTileN / kStoreN;
+    static constexpr int kScalesB = kSegments == 1 ? 1 : 2;
     static constexpr int kUnroll =
         kSlices == 1 ? 1 : 4;  // blocks of K; the wide tile's accumulators leave no registers
     static constexpr int kBoxes = kSlices * kTileN / kStoreN;  // of D, a consumer
@@ -37,9 +38,9 @@ struct Kernel {
     // have arrived, `empty` when every consumer warp of the cluster has finished with them.
     static constexpr uint32_t kBytesA = kTileM * kTileK;
     static constexpr uint32_t kBytesB = kTileN * kTileK;
-    static constexpr uint32_t kBytesScales = kTileM * sizeof(float);
-    static constexpr uint32_t kB = kBytesA, kScalesA = kB + kBytesB, kScalesB = kScalesA + kBytesScales;
-    static constexpr uint32_t kFull = kScalesB + 16, kEmpty = kFull + 16;
+    static constexpr uint32_t kBytesScales = kTileM * sizeof(float) + kScalesB * kScaleBox * sizeof(float);
+    static constexpr uint32_t kB = kBytesA, kScaleA = kB + kBytesB, kScaleB = kScaleA + kTileM * sizeof(float);
+    static constexpr uint32_t kFull = kScaleB + kScalesB * kScalePitch, kEmpty = kFull + 16;
     static constexpr uint32_t kBytesStage = ceil_div(kEmpty + 16, 1024) * 1024;
     static constexpr uint32_t kSharedBytes = kConsumers * kBoxes * kBytesStoreBox + kStages * kBytesStage;
 
@@ -82,31 +83,27 @@ struct Kernel {
     };
 
     static __device__ void produce(const TensorMap* map_a, const TensorMap* map_b, const TensorMap* map_sfa,
-                                   const GemmArgs& p) {
+                                   const TensorMap* map_sfb, const GemmArgs& p) {
         const uint32_t rank = ptx::cluster_ctarank();
         const int blocks = static_cast<int>(p.k / kScaleK);
         Tiles tiles(p);
         Ring ring;
         for (int tile_m, tile_n; tiles.next(tile_m, tile_n);) {
-            // Columns outside the matrix go nowhere, whatever they are scaled with.
-            const int last = static_cast<int>(ceil_div(p.n, kScaleN)) - 1,
-                      row = tile_n / kScaleN < last ? tile_n / kScaleN : last;
-            const float* sfb = p.sfb + static_cast<int64_t>(row) * blocks;
-            const int second = row < last ? blocks : 0;
-            float scale0 = sfb[0], scale1 = sfb[second];
+            const uint32_t sfb = tile_n / kScaleN * blocks;
 #pragma unroll 1
             for (int block = 0; block < blocks; ++block, ring.advance()) {
                 const uint32_t full = ring.stage + kFull;
                 ptx::mbarrier_wait_parity(ring.stage + kEmpty, ring.parity ^ 1);
-                ptx::st_shared(ring.stage + kScalesB, scale0);
-                if (kSegments > 1) ptx::st_shared(ring.stage + kScalesB + sizeof(float), scale1);
                 ptx::mbarrier_arrive_expect_tx(full, kBytesA + kBytesB + kBytesScales);
                 ptx::cp_async_bulk_tensor_2d_multicast(ring.stage + rank * (kBytesA / kCluster), map_a, full,
                                                        block * kTileK, tile_m + rank * (kTileM / kCluster),
                                                        kEveryBlock);
                 ptx::cp_async_bulk_tensor_2d(ring.stage + kB, map_b, full, block * kTileK, tile_n);
-                ptx::cp_async_bulk_tensor_2d(ring.stage + kScalesA, map_sfa, full, tile_m, block);
-                if (block + 1 < blocks) scale0 = sfb[block + 1], scale1 = sfb[second + block + 1];  // a block ahead
+                ptx::cp_async_bulk_tensor_2d(ring.stage + kScaleA, map_sfa, full, tile_m, block);
+                // What lies outside the tensor belongs to columns that go nowhere.
+                for (int i = 0; i < kScalesB; ++i)
+                    ptx::cp_async_bulk_tensor_2d(ring.stage + kScaleB + i * kScalePitch, map_sfb, full,
+                                                 (sfb + i * blocks + block) / kScaleBox * kScaleBox, 0);
             }
         }
     }
@@ -139,6 +136,7 @@ struct Kernel {
         Tiles tiles(p);
         Ring ring;
         for (int tile_m, tile_n; tiles.next(tile_m, tile_n);) {
+            const uint32_t sfb = tile_n / kScaleN * blocks;
             float total[kSlices][kRegisters] = {}, partial[kRegisters];
 #pragma unroll kUnroll
             for (int block = 0; block < blocks; ++block) {
@@ -149,12 +147,15 @@ struct Kernel {
                 float scale_a[kSlices][2], scale_b[kSegments];
 #pragma unroll
                 for (int i = 0; i < kSlices * 2; ++i)
-                    scale_a[i / 2][i % 2] = ptx::ld_shared<float>(ring.stage + kScalesA +
+                    scale_a[i / 2][i % 2] = ptx::ld_shared<float>(ring.stage + kScaleA +
                                                                   (i / 2 * kSliceM + row + i % 2 * 8) * sizeof(float));
 #pragma unroll
-                for (int i = 0; i < kSegments; ++i)
-                    scale_b[i] = ptx::ld_shared<float>(ring.stage + kScalesB +
-                                                       (tile_n % kScaleN + i * kStoreN) / kScaleN * sizeof(float));
+                for (int i = 0; i < kSegments; ++i) {
+                    const int which = (tile_n % kScaleN + i * kStoreN) / kScaleN;
+                    const uint32_t in_box = (sfb + which * blocks + block) % kScaleBox;
+                    scale_b[i] =
+                        ptx::ld_shared<float>(ring.stage + kScaleB + which * kScalePitch + in_box * sizeof(float));
+                }
 #pragma unroll
                 for (int slice = 0; slice < kSlices; ++slice) {
                     ptx::wgmma_fence();
@@ -186,8 +187,8 @@ struct Kernel {
 template <int kTileM, int kTileN, int kStages>
 __global__ void __launch_bounds__(kThreads, 1)
     s5_warp_specialized(const __grid_constant__ TensorMap map_a, const __grid_constant__ TensorMap map_b,
-                        const __grid_constant__ TensorMap map_sfa, const __grid_constant__ TensorMap map_d,
-                        const GemmArgs p) {
+                        const __grid_constant__ TensorMap map_sfa, const __grid_constant__ TensorMap map_sfb,
+                        const __grid_constant__ TensorMap map_d, const GemmArgs p) {
     using K = Kernel<kTileM, kTileN, kStages>;
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < kStages; ++stage) {
@@ -202,7 +203,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
     if (threadIdx.x < kWarpgroup) {
         ptx::setmaxnreg_dec<40>();
-        if (threadIdx.x == 0) K::produce(&map_a, &map_b, &map_sfa, p);
+        if (threadIdx.x == 0) K::produce(&map_a, &map_b, &map_sfa, &map_sfb, p);
     } else {
         ptx::setmaxnreg_inc<232>();
         // The shuffle tells the compiler that the number is the same in all lanes.
@@ -217,10 +218,14 @@ __global__ void __launch_bounds__(kThreads, 1)
 template <int kTileM, int kTileN, int kStages>
 const char* start(const GemmArgs& p, int64_t clusters) {
     using K = Kernel<kTileM, kTileN, kStages>;
-    TensorMap map_a, map_b, map_sfa, map_d;
+    const int64_t scales = ceil_div(p.n, kScaleN) * (p.k / kScaleK);
+    TensorMap map_a, map_b, map_sfa, map_sfb, map_d;
     if (auto error = tensor_map_2d(&map_a, p.a, p.m, p.k, p.k, kTileM / kCluster, kTileK, Swizzle::k128B)) return error;
     if (auto error = tensor_map_2d(&map_b, p.b, p.n, p.k, p.k, kTileN, kTileK, Swizzle::k128B)) return error;
     if (auto error = tensor_map_2d(&map_sfa, p.sfa, p.k / kScaleK, p.m, p.sfa_stride, 1, kTileM, Swizzle::kNone))
+        return error;
+    if (auto error = tensor_map_2d(&map_sfb, p.sfb, 1, scales, ceil_div(scales, kScaleBox) * kScaleBox, 1, kScaleBox,
+                                   Swizzle::kNone))
         return error;
     if (auto error = tensor_map_2d(&map_d, p.d, p.m, p.n, p.n, kWgmmaM, kStoreN, Swizzle::k128B)) return error;
     const int64_t pairs = K::pairs(p);
@@ -230,7 +235,7 @@ const char* start(const GemmArgs& p, int64_t clusters) {
                    .shared_bytes = K::kSharedBytes,
                    .stream = p.stream,
                    .cluster = kCluster},
-                  map_a, map_b, map_sfa, map_d, p);
+                  map_a, map_b, map_sfa, map_sfb, map_d, p);
 }
 
 extern "C" const char* gemm_ladder_launch(const GemmArgs* args) {

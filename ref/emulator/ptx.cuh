@@ -288,6 +288,7 @@ inline void cp_async_bulk_tensor_2d_hint(uint32_t shared, const TensorMap* map, 
     cp_async_bulk_tensor_2d(shared, map, mbarrier, x, y);
 }
 inline uint64_t createpolicy_evict_first() { return 0; }
+inline void prefetch_tensormap(const TensorMap*) {}
 inline void cp_async_bulk_tensor_2d_store(const TensorMap* map, uint32_t shared, int x, int y) {
     emulator::store_box(*map, shared, x, y);
     current_cluster->maybe_yield();

@@ -1,0 +1,212 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Start here
+#
+# You are about to read one matrix product several times. Each time it is a complete CUDA kernel for NVIDIA's
+# Hopper GPUs, and each time it has one idea more than the time before. The kernels are the *rungs* of a
+# ladder.
+#
+# You need NumPy, and to have seen one CUDA kernel. You do not need a GPU: the same kernel files also run on a
+# CPU, on an emulated piece of a Hopper GPU. If you have a Hopper GPU, the cells below use it.
+
+# %%
+import drawing
+import gemm_ladder as gl
+import numpy as np
+import torch
+import workbench
+from gemm_ladder.figures import measured
+from gemm_ladder.ref import fp8, gemm, metrics
+
+drawing.style()
+print("The kernels run on", "this machine's Hopper GPU." if workbench.HOPPER else "the emulator.")
+
+# %% [markdown]
+# ## The product
+#
+# $$D_{ij} = \sum_k \; A_{ik} \, s^A_{i,\lfloor k/128 \rfloor} \;
+# B_{jk} \, s^B_{\lfloor j/128 \rfloor,\lfloor k/128 \rfloor}$$
+#
+# It is the product that DeepSeek-V3 spends its time in.
+#
+# - **A** is $m \times k$ and **B** is $n \times k$. Both have k as their contiguous dimension, so a row of A
+#   meets a *row* of B. Their elements are numbers of 8 bits, in the format **E4M3**.
+# - Eight bits do not reach far, so blocks of elements share a **scale**, an ordinary 32-bit float. A has one
+#   for each run of 128 elements of a row. B has one for each block of 128 x 128.
+# - **D** is $m \times n$, in BF16: 16 bits, with the exponent range of a 32-bit float.
+#
+# [The next lesson](01_fp8_numbers.ipynb) is about these numbers. Here is the formula as a program.
+
+
+# %%
+def product(a, sfa, b, sfb):
+    """a [m, k], sfa [m, k / 128], b [n, k], sfb [n / 128, k / 128]: D, float64 [m, n]."""
+    a, sfa, b, sfb = (x.astype(np.float64) for x in (a, sfa, b, sfb))
+    d = np.zeros((len(a), len(b)))
+    for block in range(sfa.shape[1]):
+        k = slice(128 * block, 128 * (block + 1))
+        scale = np.outer(sfa[:, block], np.repeat(sfb[:, block], 128)[: len(b)])
+        d += scale * (a[:, k] @ b[:, k].T)
+    return d
+
+
+# %% [markdown]
+# Make two matrices of normal numbers, and cast them as DeepSeek-V3 does. `gemm.dense` is the repository's own
+# definition, rung `s0_numpy`: it is short, slow, in float64, and the judge of all others.
+
+# %%
+rng = np.random.default_rng(0)
+a, sfa = fp8.per_token_cast_to_fp8(rng.standard_normal((64, 256)).astype(np.float32))
+b, sfb = fp8.per_block_cast_to_fp8(rng.standard_normal((256, 256)).astype(np.float32))
+for name, array in {"A": a, "scales of A": sfa, "B": b, "scales of B": sfb}.items():
+    print(f"{name:12} {array.dtype!s:14} {array.shape}")
+
+exact = gemm.dense(a, sfa, b, sfb)
+print("\nproduct() against rung s0_numpy:", metrics.relative_error(product(a, sfa, b, sfb), exact))
+
+# %% [markdown]
+# The loop over blocks of 128 in `product` is the loop of every kernel that you will read. Inside a block the
+# scales are constant, so the hardware can multiply plain 8-bit numbers; between blocks somebody has to scale
+# and add. That step is called **promotion**, and hiding its cost is half of what the ladder is about.
+#
+# ## The rungs
+
+# %%
+for rung in gl.rungs.values():
+    print(f"{rung.name:20} {rung.idea}")
+
+# %% [markdown]
+# ## Running one
+#
+# A rung is called with PyTorch tensors: two pairs of matrix and scales, and the output. CPU tensors run on
+# the emulator, tensors of a Hopper GPU on the GPU. The first call compiles the kernel, which takes some
+# seconds; the result is kept for later.
+
+# %%
+lhs = workbench.tensor(a), workbench.tensor(sfa)
+rhs = workbench.tensor(b), workbench.tensor(sfb)
+d = torch.empty(64, 256, dtype=torch.bfloat16, device=workbench.DEVICE)
+gl.rungs["s2_wgmma"](lhs, rhs, d)
+
+rounded = gemm.to_bf16(exact).astype(np.float64)
+print("s2_wgmma against the definition:       ", metrics.relative_error(d.cpu().double().numpy(), exact))
+print("the definition, itself rounded to BF16:", metrics.relative_error(rounded, exact))
+
+# %% [markdown]
+# The two errors are nearly the same: the kernel's error is that of its output format.
+#
+# ## What the emulator does
+#
+# The emulator runs the kernel's own text, compiled by your C++ compiler. Every CUDA thread is there, and
+# takes turns with the others in an order that a **seed** decides. Another seed is another order.
+
+# %%
+on_cpu = workbench.Problem(a, sfa, b, sfb)
+results = []
+for seed in range(3):
+    with gl.emulator(seed=seed, record=True) as run:
+        results.append(workbench.multiply(gl.rungs["s2_wgmma"], on_cpu, "cpu"))
+    print(f"seed {seed}: {run.steps} steps of the scheduler, {len(run.events)} events")
+print(
+    "the same bits each time:",
+    all((result.view(np.uint16) == results[0].view(np.uint16)).all() for result in results),
+)
+
+# %% [markdown]
+# With `record=True` it writes down what happened. These are the kinds of events of the last run; later
+# lessons draw them.
+
+# %%
+for kind, count in zip(*np.unique(run.events["kind"], return_counts=True), strict=True):
+    print(f"{count:4} {kind}")
+
+# %% [markdown]
+# The emulator is not kind. Where the hardware promises nothing, it does the worst that is allowed: it lets a
+# copy arrive late, and shows a write to nobody who has not been told of it. So a mistake that a GPU forgives
+# on most days has a symptom here, and often a name. Take one line out of `s2_wgmma`, the fence between
+# writing shared memory and letting the tensor core read it:
+
+# %%
+workbench.break_it("s2_wgmma", on_cpu, ("ptx::fence_proxy_async();", ""))
+
+# %% [markdown]
+# [Lesson 03](03_wgmma.ipynb) says what that fence is. You will often do this: predict what a fault does,
+# plant it, and see whether you were right.
+#
+# ## How fast
+#
+# The emulator says whether a kernel is right, not how fast it is. For that there are measurements: every rung
+# was timed on an H100, beside NVIDIA's own libraries, and the results are in [figures/data](../figures/data).
+# The lessons read them from there.
+#
+# The unit is **TFLOPS**: $10^{12}$ floating-point operations a second, where one multiplication and one
+# addition are two. The ceiling is cuBLASLt with one scale for a whole matrix, which is not the same product:
+# it has no promotion.
+
+# %%
+size = (4096, 7168, 16384)
+impls = [name for name in gl.rungs if name != "s0_numpy"] + ["cublaslt_blockwise", "cublaslt_tensorwise"]
+for line in drawing.bars(impls, size):
+    print(line)
+
+# %% [markdown]
+# The axis is logarithmic: from one labelled tick to the next is ten times as fast.
+# [The README](../README.md#measured) has the other shapes.
+#
+# ## How a lesson goes
+#
+# 1. What held the rung below back.
+# 2. The one new idea, drawn.
+# 3. The new instructions, each tried alone.
+# 4. The kernel, run and checked; its speed; what holds it back now.
+# 5. **Break it**: predict what a fault does, then plant it.
+# 6. **Exercises**. You change a cell, the cell below says "Right" or what is wrong. Solutions are in the
+#    folder [solutions](solutions), under the lesson's name.
+#
+# ## Exercises
+#
+# **1.** How many TFLOPS are `us` microseconds at m x n x k? Change the function until the check says "Right";
+# it compares it at every shape that was measured.
+
+
+# %% tags=["exercise"]
+def tflops(m, n, k, us):
+    return m * n * k / us
+
+
+# %% tags=["check"]
+rows = [row for row in measured.load(measured.DATA / "ladder.json")["rows"] if row["impl"] == "s2_wgmma"]
+workbench.check(
+    tflops,
+    lambda m, n, k, us: 2 * m * n * k / (us * 1e-6) / 1e12,
+    [(row["m"], row["n"], row["k"], row["us"]) for row in rows],
+)
+
+# %% [markdown]
+# **2.** Which two scales belong to the product of A[i, k] and B[j, k]? Return their indices: a pair for
+# `sfa`, and a pair for `sfb`.
+
+
+# %% tags=["exercise"]
+def scales_of(i, j, k):
+    return (i, 0), (0, 0)
+
+
+# %% tags=["check"]
+workbench.check(
+    scales_of,
+    lambda i, j, k: ((i, k // 128), (j // 128, k // 128)),
+    [(0, 0, 0), (5, 7, 127), (5, 7, 128), (63, 127, 255), (200, 128, 640), (3, 400, 1000)],
+)
+
+# %% [markdown]
+# Next: [the numbers themselves](01_fp8_numbers.ipynb).

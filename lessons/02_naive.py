@@ -1,0 +1,338 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Rung s1: one thread for each output
+#
+# Rung `s0_numpy` is the definition. It is the judge of the others, and nobody waits for its speed. This
+# lesson puts the same formula on a GPU, in the plainest way there is:
+# [s1_naive.cu](../kernels/stages/s1_naive.cu), a kernel that you can read in a minute. It is slow, and you
+# will count why.
+
+# %%
+import drawing
+import gemm_ladder as gl
+import numpy as np
+import workbench
+from gemm_ladder.figures import measured
+from gemm_ladder.ref import fp8, gemm, metrics
+from matplotlib import pyplot as plt
+
+drawing.style()
+rung = gl.rungs["s1_naive"]
+
+# %% [markdown]
+# ## The idea
+#
+# Every element of D is a sum of its own, so give each to a thread of its own. A block of 256 threads makes 8
+# x 32 outputs. The 32 threads of a **warp**, which execute together, have 32 neighbours of one row.
+
+# %%
+drawing.naive_block(8, 32)
+
+# %% [markdown]
+# Here is the kernel. Compare it with `product` in [the first lesson](00_start_here.ipynb): the loop over
+# blocks of 128 and the promotion at its end are the same two lines.
+
+# %%
+workbench.code(rung.source, "__global__", "^}")
+
+# %% [markdown]
+# And here is how it is started. `launch` is a function of the repository, because the emulator has one of the
+# same name: it takes the number of blocks and of threads, and the kernel's arguments.
+
+# %%
+workbench.code(rung.source, 'extern "C"', "^}")
+
+# %% [markdown]
+# Line by line:
+#
+# - `row` and `column` say which output is this thread's. Blocks are numbered along n first.
+# - A thread outside of D returns. That is all that m and n of any size need.
+# - `a` and `b` point to the two rows that meet. `sfb` is the row of B's scales for this column.
+# - A's scales are read as `sfa[block * sfa_stride + row]`: m is contiguous, as at the end of [the last
+#   lesson](01_fp8_numbers.ipynb).
+# - `end` takes care of a last block of k that is shorter.
+#
+# ## The new instructions, one by one
+#
+# A kernel of this repository never writes assembly. It calls a function of
+# [ptx.cuh](../kernels/include/ptx.cuh), one for each instruction, and the emulator has the same functions. So
+# you can try one alone. `workbench.try_kernel` compiles the text that you give it and runs one block of it.
+#
+# **`cvt_f32_e4m3`** turns an E4M3 byte into a 32-bit float. Give every byte to a thread, and compare with the
+# table of the last lesson:
+
+# %%
+out = np.zeros(256, np.float32)
+workbench.try_kernel(
+    """
+__global__ void every_byte(const uint8_t* in, float* out) {
+    out[threadIdx.x] = ptx::cvt_f32_e4m3(static_cast<uint8_t>(threadIdx.x));
+}
+""",
+    out,
+    threads=256,
+)
+print("byte 0x38 is", out[0x38], "  byte 0x7E is", out[0x7E], "  byte 0x7F is", out[0x7F])
+print(
+    "all as fp8.decode says:", np.array_equal(out, fp8.decode(np.arange(256, dtype=np.uint8)), equal_nan=True)
+)
+
+# %% [markdown]
+# **`fmaf(x, y, z)`** is $xy + z$, rounded *once*. A multiplication followed by an addition rounds twice, and
+# that can be another number:
+
+# %%
+x = np.float32(1 + 2**-12)
+inputs, out = np.array([x, x, -1], np.float32), np.zeros(2, np.float32)
+workbench.try_kernel(
+    """
+__global__ void fused(const float* in, float* out) {
+    out[0] = fmaf(in[0], in[1], in[2]);
+    volatile float product = in[0] * in[1];  // volatile: the compiler may not fuse it
+    out[1] = product + in[2];
+}
+""",
+    out,
+    inputs,
+    threads=32,  # one warp, the least that can be started
+)
+exact = float(x) ** 2 - 1
+print(f"exact:     {exact!r}\nfused:     {float(out[0])!r}\nin two:    {float(out[1])!r}")
+
+# %% [markdown]
+# Left to itself, a compiler may fuse or not. The kernels say `fmaf` wherever the bits matter, and so two
+# machines can agree to the last bit.
+#
+# **`cvt_rn_bf16x2_f32(high, low)`** rounds two floats to BF16 and packs them into 32 bits. BF16 is the upper
+# half of a 32-bit float, and ties go to the even one:
+
+# %%
+inputs = np.array([1, 1 + 2**-8, 1 + 3 * 2**-8, -3.14159], np.float32)
+out = np.zeros(2, np.uint32)
+workbench.try_kernel(
+    """
+__global__ void to_bf16(const float* in, uint32_t* out) {
+    const int i = threadIdx.x;
+    if (i < 2) out[i] = ptx::cvt_rn_bf16x2_f32(in[2 * i + 1], in[2 * i]);
+}
+""",
+    out,
+    inputs,
+    threads=32,
+)
+for value, bits in zip(inputs, out.view(np.uint16), strict=True):
+    print(f"{value:.6f} -> 0x{bits:04x} = {float(np.uint32(int(bits) << 16).view(np.float32)):.6f}")
+
+# %% [markdown]
+# ## Run it, check it
+
+# %%
+problem = workbench.problem(m=70, n=150, k=300)  # nothing is a multiple of anything
+d = workbench.multiply(rung, problem)
+exact = gemm.dense(*problem.arrays)
+print("relative error:                 ", metrics.relative_error(d, exact))
+print("of the definition, as BF16:     ", metrics.relative_error(gemm.to_bf16(exact), exact))
+print("largest relative error of a row:", metrics.max_row_error(d, exact))
+print(
+    "the expected bits:              ",
+    workbench.difference(d, workbench.expected("s1_naive", problem)) is None,
+)
+
+# %% [markdown]
+# The last line is the strongest. `tensor_core.cuda_core_gemm` does the same additions in the same order in
+# NumPy and Numba, so there is one right answer, bit for bit, and the kernel gives it on the emulator and on
+# the GPU.
+#
+# ## How fast it is
+
+# %%
+size = (4096, 7168, 16384)
+notes = drawing.bars(["s1_naive", "s2_wgmma", "cublaslt_tensorwise"], size, marked="s1_naive")
+recorded = {one.impl: one for one in measured.series(measured.recorded(), "dirty")}
+naive, ceiling = recorded["s1_naive"].tflops[size], recorded["cublaslt_tensorwise"].tflops[size]
+print(f"The ceiling is {ceiling / naive:.0f} times as fast.")
+print(*notes, sep="\n")
+
+# %% [markdown]
+# ## What limits it
+#
+# Count what one multiplication and one addition cost. The inner loop loads a byte of A and a byte of B,
+# converts both, and does one `fmaf`: five instructions at the least, of which one is arithmetic. The rest of
+# the answer is in memory. First, how often is each byte read?
+
+# %%
+m, n, k = size
+loaded = 2 * m * n * k  # a byte of A and a byte of B for each multiplication
+needed = m * k + n * k
+print(f"bytes that the threads load: {loaded / 1e12:.2f} TB")
+print(f"bytes of A and B:            {needed / 1e6:.0f} MB")
+print(f"each byte of A is loaded {n} times, each byte of B {m} times")
+print(f"operations for each byte loaded: {2 * m * n * k / loaded:g}")
+
+# %% [markdown]
+# One multiplication and one addition for two bytes. That ratio of operations to bytes is the **arithmetic
+# intensity**, and here it is as low as it gets, because nothing that was loaded is used twice by the thread
+# that loaded it.
+#
+# The caches answer most of these loads, but they have to be asked. A warp's load is served in **sectors** of
+# 32 bytes. Which sectors do the 32 threads of a warp touch in one step of the loop?
+
+# %%
+SECTOR = 32  # bytes: "Device Memory Accesses" in the CUDA C++ Programming Guide
+
+
+def sectors(addresses):
+    """How many sectors a warp's load touches."""
+    return len(np.unique(np.asarray(addresses) // SECTOR))
+
+
+lane = np.arange(32)
+step = 0  # of k
+of_a = 17 * k + step + 0 * lane  # all threads of a warp have the same row of A
+of_b = (64 + lane) * k + step  # ... and 32 different rows of B
+print("A:", sectors(of_a), "sector for the warp, of which 1 byte is used")
+print("B:", sectors(of_b), "sectors for the warp, of which", len(of_b), "bytes are used")
+share = (1 + len(of_b)) / (SECTOR * (sectors(of_a) + sectors(of_b)))
+print(f"used: {share:.1%} of the bytes that the cache hands over")
+
+_, axes = plt.subplots(figsize=(9, 2.6))
+for y, (words, addresses) in enumerate(
+    {"A": of_a, "B": of_b, "if k went across the warp": of_a + lane}.items()
+):
+    row = addresses - addresses.min()
+    axes.scatter(row / k, np.full(32, y), s=14, color=(drawing.BLUE, drawing.ORANGE, "#2b8a3e")[y])
+    axes.text(33, y, f"{words}: {sectors(addresses)} sector{'s' * (sectors(addresses) > 1)}", va="center")
+axes.set_xlim(-1, 44)
+axes.set_ylim(2.6, -0.6)
+axes.set_yticks([])
+axes.set_xticks(range(0, 32, 4))
+axes.set_xlabel("address, in rows of k bytes from the first thread's")
+axes.set_title("What the 32 threads of a warp load in one step")
+axes.spines["left"].set_visible(False)
+plt.show()
+
+# %% [markdown]
+# The green dots, all in one place, are how one would like it: 32 neighbouring threads, 32 neighbouring bytes.
+# Such a load is called **coalesced**. Here every byte of B costs a sector of its own. The next steps of k
+# find their bytes in the same sectors, in the cache; but the cache is asked for all of them, every time.
+#
+# By these counts the limit is not the arithmetic, and not the memory of the GPU. It is the traffic between
+# the cache and the threads, and the instructions around each `fmaf`. The kernel's card says what the compiler
+# made of it:
+
+# %%
+workbench.card("s1_naive")
+
+# %% [markdown]
+# Two cures are old. Load a tile once into the **shared memory** of a block and let all of its threads use it;
+# and let each thread make many outputs. The next rung has both, and a third: it leaves the multiplying to the
+# tensor cores.
+#
+# ## Break it
+#
+# Predict each symptom before you run the cell. The problem has four blocks of k and two blocks of n.
+
+# %%
+problem = workbench.problem(m=24, n=256, k=512)
+
+# %% [markdown]
+# **1.** `partial` is set to zero once, before the loop over blocks, and not in each of its turns.
+
+# %%
+workbench.break_it(
+    "s1_naive",
+    problem,
+    ("        float partial = 0.0f;\n", ""),
+    ("    float total = 0.0f;\n", "    float total = 0.0f, partial = 0.0f;\n"),
+)
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# Every block's products stay in the sum and are scaled again, with the scales of the blocks after it. All
+# elements are wrong, and none is NaN: nothing but a comparison finds this.
+# </details>
+#
+# **2.** The row of B's scales is forgotten: `sfb` starts at the first row for every column.
+
+# %%
+workbench.break_it("s1_naive", problem, ("p.sfb + column / kScaleK * ceil_div(p.k, kScaleK)", "p.sfb"))
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# Columns 0 to 127 do have the first row of scales. Only the others are wrong. A test with n = 128 would pass,
+# and so would one in which all scales are equal.
+# </details>
+#
+# **3.** A multiplication and an addition, each rounded, in place of the inner `fmaf`.
+
+# %%
+workbench.break_it(
+    "s1_naive",
+    problem,
+    (
+        "partial = fmaf(ptx::cvt_f32_e4m3(a[k]), ptx::cvt_f32_e4m3(b[k]), partial);",
+        "{ volatile float x = ptx::cvt_f32_e4m3(a[k]) * ptx::cvt_f32_e4m3(b[k]); partial = x + partial; }",
+    ),
+)
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# The product of two E4M3 numbers has at most 8 significant bits, so a 32-bit float holds it exactly: the
+# first rounding rounds nothing. In the promotion, where the scales have all their bits, it would make a
+# difference.
+# </details>
+#
+# ## Exercises
+#
+# **1.** The promotion is missing from the kernel. Write the line: `partial` is the sum over this block, `row`
+# this thread's row, and the result belongs in `total`.
+
+# %% tags=["exercise"]
+promotion = "total += partial;"
+
+# %% tags=["check"]
+line = "total = fmaf(partial, p.sfa[block * p.sfa_stride + row] * sfb[block], total);"
+workbench.check_rung("s1_naive", problem, (line, promotion))
+
+# %% [markdown]
+# **2.** Which thread of which block computes D[i, j] where D has n columns? Return (block, thread).
+
+
+# %% tags=["exercise"]
+def who(i, j, n):
+    block = 0
+    thread = i % 8 * 32 + j % 32
+    return block, thread
+
+
+# %% tags=["check"]
+cases = [(0, 0, 64), (9, 40, 64), (9, 40, 128), (63, 149, 150), (8, 0, 33)]
+workbench.check(who, lambda i, j, n: (i // 8 * -(-n // 32) + j // 32, i % 8 * 32 + j % 32), cases)
+
+# %% [markdown]
+# **3.** Suppose a block loaded a tile of `rows` x `columns` outputs' operands into shared memory, each byte
+# once, and all of its threads read them there. How many operations would there be for each byte loaded from
+# the cache?
+
+
+# %% tags=["exercise"]
+def intensity(rows, columns):
+    return 1.0
+
+
+# %% tags=["check"]
+workbench.check(
+    intensity, lambda r, c: 2 * r * c / (r + c), [(1, 1), (8, 32), (64, 128), (128, 128), (256, 128)]
+)
+
+# %% [markdown]
+# Next: [the tensor cores](03_wgmma.ipynb).

@@ -1,0 +1,77 @@
+"""Make the notebooks: run each lesson's .py and write the .ipynb beside it, pictures and all.
+
+    python lessons/make.py            all of them
+    python lessons/make.py 01 03      those whose names begin so
+
+A lesson is written in its .py, in jupytext's py:percent form; tests/test_lessons.py checks that both say the
+same.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+
+HERE = Path(__file__).resolve().parent
+WIDGET = "application/vnd.jupyter.widget-view+json"
+METADATA = {
+    "jupytext": {"formats": "ipynb,py:percent"},  # an edit of either file in Jupyter changes both
+    "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+def lessons() -> list[Path]:
+    """The lessons' .py files, in order."""
+    return sorted(HERE.glob("[0-9][0-9]_*.py"))
+
+
+def run(lesson: Path, instead: Mapping[int, str] | None = None) -> nbformat.NotebookNode:
+    """The lesson, executed from a clean start; nbclient.exceptions.CellExecutionError where a cell fails.
+
+    Args:
+        lesson: its .py file.
+        instead: other text for some cells, by their place in the notebook.
+    """
+    notebook = jupytext.read(lesson)
+    for index, text in (instead or {}).items():
+        notebook.cells[index].source = text
+    client = NotebookClient(
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(HERE)}},
+        record_timing=False,
+        coalesce_streams=True,
+    )
+    client.execute()
+    return _stable(notebook)
+
+
+def _stable(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Without what differs from run to run, and without widgets: a page cannot run them."""
+    notebook.metadata = nbformat.from_dict(METADATA)
+    for index, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{index}"
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop(WIDGET, None)
+    return notebook
+
+
+def main(prefixes: list[str]) -> int:
+    chosen = [lesson for lesson in lessons() if not prefixes or lesson.name.startswith(tuple(prefixes))]
+    for lesson in chosen:
+        start = time.perf_counter()
+        nbformat.write(run(lesson), lesson.with_suffix(".ipynb"))
+        print(f"{lesson.stem}: {time.perf_counter() - start:.0f} s")
+    return 0 if chosen else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,13 +1,14 @@
-# Two commands. Each makes .venv on first use; Python 3.10 or newer and a C++20 compiler are all they need.
+# Each command makes .venv on first use; Python 3.10 or newer and a C++20 compiler are all they need.
 #   make compare    every rung against the reference, and timed; ARGS="--shapes 64x128x256" passes options on
 #   make test       style checks and the whole test suite
+#   make measure    on a Hopper GPU with nvcc and ncu, about ten minutes: all that figures/data has of the kernels
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 CPP_FILES = $(shell find kernels ref tests -name '*.cu' -o -name '*.cuh' -o -name '*.hpp')
 
-.PHONY: compare test
+.PHONY: compare test measure
 
 compare: $(VENV)/installed
 	$(BIN)/python -m gemm_ladder compare $(ARGS)
@@ -17,6 +18,15 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
 	$(BIN)/python -m pytest -n 2
+
+measure: $(VENV)/installed-test
+	$(BIN)/python -m gemm_ladder compare
+	$(BIN)/python -m gemm_ladder production
+	$(BIN)/python -m gemm_ladder interleave
+	$(BIN)/python -m gemm_ladder host
+	$(BIN)/python -m gemm_ladder timeline all --json figures/data/timeline.json
+	$(BIN)/python lessons/data/fences.py
+	$(BIN)/python -m gemm_ladder cards --ncu
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

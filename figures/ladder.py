@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 from .measured import CEILING, Data, Series, Size, is_square, number, provenance, series, sizes_of
+from .sheet import GRID, INK, MUTED, frame, sheet
 
-INK, MUTED, GRID = "#1a1a1a", "#666666", "#e4e4e4"
 # Peers: greys and dashes, so that only rungs have colour.
 PEER_STYLES = {
     "cublas_bf16": ("#9a9a9a", (0, (1, 1.5)), "s"),
@@ -22,21 +21,21 @@ PEER_STYLES = {
 
 def ladder(files: Sequence[Data]) -> Any:
     """The picture, a matplotlib Figure: one shape as bars, every shape as lines in a panel for each m, and
-    the
-    squares, where there are any, as lines below."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+    the squares, where there are any, as lines below."""
     shown = series(files, "dirty")
     styles = _styles(shown)
     sizes = sizes_of(shown)
     shapes, squares = ([size for size in sizes if is_square(size) == square] for square in (False, True))
     rows = 3 if squares else 2
-    height = 2.4 + 2.5 * rows + (rows - 1)  # inches: the words above and below, the panels, their ticks
-    figure = Figure(figsize=(12, height), facecolor="white")
-    FigureCanvasAgg(figure)
-    margins = {"left": 0.13, "right": 0.88, "top": 1 - 1.2 / height, "bottom": 1.2 / height}
-    grid = figure.add_gridspec(rows, 2, **margins, hspace=0.4, wspace=0.5)
+    figure, bottom, top = sheet(
+        12,
+        2.5 * rows + (rows - 1),  # the panels, and the ticks and titles between them
+        "One FP8 matrix product, rung by rung",
+        f"TFLOPS on DeepSeek-V3's dense shapes{' and on squares' if squares else ''}; FP8 with 1x128 and "
+        "128x128 scales, BF16 output; kernel time, L2 cold and dirty",
+        [f"{CEILING}. Black and grey: libraries, not rungs.", *provenance(shown)],
+    )
+    grid = figure.add_gridspec(rows, 2, left=0.13, right=0.88, top=top, bottom=bottom, hspace=0.4, wspace=0.5)
     _bars(figure.add_subplot(grid[0, 0]), shown, styles)
     for cell, m in zip((grid[0, 1], grid[1, 0], grid[1, 1]), sorted({m for m, _, _ in shapes}), strict=False):
         ticks = {size: f"n {size[1]}\nk {size[2]}" for size in shapes if size[0] == m}
@@ -44,27 +43,6 @@ def ladder(files: Sequence[Data]) -> Any:
     if squares:
         ticks = {size: str(size[0]) for size in squares}
         _lines(figure.add_subplot(grid[2, :]), shown, styles, ticks, "m = n = k")
-    figure.text(
-        0.02,
-        1 - 0.32 / height,
-        "One FP8 matrix product, rung by rung",
-        size=16,
-        weight="bold",
-        color=INK,
-        va="center",
-    )
-    figure.text(
-        0.02,
-        1 - 0.62 / height,
-        f"TFLOPS on DeepSeek-V3's dense shapes{' and on squares' if squares else ''}; FP8 with 1x128 and "
-        "128x128 scales, BF16 output; kernel time, L2 cold and dirty",
-        size=10,
-        color=MUTED,
-        va="center",
-    )
-    notes = [f"{CEILING}. Black and grey: libraries, not rungs.", *provenance(shown)]
-    lines = [line for note in notes for line in textwrap.wrap(note, 185, subsequent_indent="    ")]
-    figure.text(0.02, 0.12 / height, "\n".join(lines), size=7.5, color=MUTED, va="bottom", linespacing=1.5)
     return figure
 
 
@@ -106,7 +84,8 @@ def _bars(axes: Any, shown: Sequence[Series], styles: dict[str, dict[str, Any]])
     else:
         axes.set_xlim(0, max(values) * 1.15)
     _title(axes, " x ".join(map(str, largest)), "TFLOPS, logarithmic" if logarithmic else "TFLOPS")
-    _frame(axes, "x")
+    frame(axes, "x")
+    axes.tick_params(axis="x", labelsize=7.5)
 
 
 def _lines(
@@ -145,7 +124,8 @@ def _lines(
             arrowprops={"arrowstyle": "-", "color": GRID, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 3},
         )
     _title(axes, title, "TFLOPS")
-    _frame(axes, "y")
+    frame(axes, "y")
+    axes.tick_params(axis="x", labelsize=7.5)
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
@@ -167,12 +147,3 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
 def _title(axes: Any, title: str, unit: str) -> None:
     axes.set_title(title, loc="left", size=11, weight="bold", color=INK)
     axes.set_title(unit, loc="right", size=8, color=MUTED)
-
-
-def _frame(axes: Any, grid: str) -> None:
-    axes.grid(axis=grid, color=GRID, linewidth=0.8, zorder=0)
-    axes.tick_params(length=0, colors=INK, labelsize=8.5)
-    axes.tick_params(axis="x", labelsize=7.5)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(MUTED)

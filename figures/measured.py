@@ -2,7 +2,9 @@
 
 A file of times is {"schema": 1, "meta": {gpu, driver, cuda, torch, date, sources, protocol, ...}, "rows":
 [{kind, groups, m, n, k, impl, l2, us, us_p10, us_p90, tflops, gb_s, rel_err}, ...]}; us is microseconds,
-tflops and gb_s count valid rows. cards.json has the same frame and other fields (rung_cards.py).
+tflops and gb_s count valid rows. peers.json's meta also has copy_tb_s, what a copy reaches in TB/s, and
+host_us, microseconds of the host for a call by implementation. cards.json and host.json have the same frame
+and other fields (rung_cards.py, host.py).
 """
 
 from __future__ import annotations

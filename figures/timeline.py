@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import measured
-from .ladder import GRID, INK, MUTED
 from .measured import Data
+from .sheet import INK, MUTED, frame
 
 META_FIELDS = ("gpu", "date", "sources", "protocol")
 ROW_FIELDS = (
@@ -216,11 +216,7 @@ def _panel(axes: Any, lanes: Sequence[_Lane], meta: Data) -> None:
     axes.set_title(words, loc="right", size=8.5, color=MUTED)
     unit = "microseconds" if gpu else "steps of the scheduler: an order, not durations"
     axes.set_xlabel(unit, size=8, color=MUTED)
-    axes.grid(axis="x", color=GRID, linewidth=0.8, zorder=0)
-    axes.tick_params(length=0, colors=INK, labelsize=7.5)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(MUTED)
+    frame(axes, "x", labels=7.5)
 
 
 def _provenance(rows: Sequence[Data], meta: Data) -> str:

@@ -104,7 +104,8 @@ def _plain(layout: str, lhs: object, rhs: object, out: object, rows: object = No
             and (first >= end or 0 < first <= begin - sfa_bytes)
             and not (first := b.data_ptr()) % 16
             and (first >= end or 0 < first <= begin - b_bytes)
-            and ((first := sfb.data_ptr()) >= end or 0 < first <= begin - sfb_bytes)
+            and not (first := sfb.data_ptr()) % 16
+            and (first >= end or 0 < first <= begin - sfb_bytes)
         ):
             if rows_shape is None:
                 return a, sfa, b, sfb, out, *sizes

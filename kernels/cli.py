@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "compare": "check every rung against the reference, and time it where there is a Hopper GPU",
+    "production": "check and time the production kernels at every row of the table, on a Hopper GPU",
+    "host": "time what a call costs the host, and a kernel's first build, on a Hopper GPU",
     "interleave": "time rung 6 in each of its modes, on a Hopper GPU",
     "cards": "renew each rung's card: its resources, its machine code and, with --ncu, what limits it",
     "timeline": "record who loads, multiplies, promotes and waits in a rung, and when",
@@ -17,7 +19,8 @@ COMMANDS = {
     "doctor": "say what this machine has, what it lacks and how to get it",
 }
 
-MODULES = {"tune": "tuner"}  # others have their command's name; gemm_ladder.tune is the function
+# Others have their command's name. gemm_ladder.tune is the function, gemm_ladder.production the kernels.
+MODULES = {"tune": "tuner", "production": "production_rows", "host": "host_times"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

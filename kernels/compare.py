@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,10 +26,13 @@ from gemm_ladder import measuring, shapes
 from gemm_ladder.errors import GemmLadderError, InputError
 from gemm_ladder.figures import draw, measured, tables
 from gemm_ladder.rungs import NumpyRung, Rung, rungs
-from gemm_ladder.shapes import Shape
+from gemm_ladder.shapes import Product, Shape
 
 # A peer further off than this computes something else; its time would be compared with nothing.
 MAX_PEER_ERROR = 0.1
+
+Maker = Callable[[], measuring.Call]
+Status = Callable[[str], None]  # says what is being done, beside a progress bar
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,6 +108,21 @@ def refuse_unwritable(path: Path, option: str = "--json") -> None:
         path.unlink()
 
 
+def need_gpu(why: str, path: Path | None) -> tuple[torch.device, str]:
+    """The first Hopper GPU and its name, for a command that writes to `path`, if any.
+
+    Raises:
+        GemmLadderError: there is none; `why` says what it would be for.
+        InputError: `path` cannot be written.
+    """
+    device, found = find_gpu()
+    if device is None:
+        raise GemmLadderError(f"found {found}; {why}, and a Hopper GPU is needed")
+    if path:
+        refuse_unwritable(path)
+    return device, found
+
+
 def find_gpu() -> tuple[torch.device | None, str]:
     """The first Hopper GPU and its name; or None and what there is instead."""
     if not torch.cuda.is_available():
@@ -130,8 +149,8 @@ class Measured:
     wrong: list[str] = field(default_factory=list)  # a sentence for each rung and shape
     missing: list[dict[str, str]] = field(default_factory=list)  # impl, shape, reason
 
-    def miss(self, impl: str, shape: Shape, reason: str) -> None:
-        self.missing.append({"impl": impl, "shape": str(shape), "reason": reason})
+    def miss(self, impl: str, product: Shape | Product, reason: str) -> None:
+        self.missing.append({"impl": impl, "shape": str(product), "reason": reason})
 
     @property
     def data(self) -> dict[str, Any]:
@@ -154,19 +173,39 @@ def on_gpu(
     result = Measured()
     with torch.cuda.device(device):
         build_all(kernels, "cuda")
-        timer = measuring.KernelTimer(device)
-        result.meta = measuring.machine(device, timer.flush_bytes)
-        with progress(problems, "shapes") as (bar, status):
-            for shape in bar:
-                try:
-                    if not measure_shape(shape, kernels, peers, states, device, timer, result, status):
-                        break
-                except torch.cuda.OutOfMemoryError:
-                    raise InputError(
-                        f"{shape} does not fit the memory of the GPU beside the reference and "
-                        f"{timer.flush_bytes / 1e9:.3g} GB to clear L2 with; a smaller shape is needed"
-                    ) from None
+        measure_each(
+            problems,
+            "shapes",
+            lambda shape, *how: measure_shape(shape, kernels, peers, states, device, *how),
+            device,
+            result,
+        )
     return result
+
+
+def measure_each(
+    products: Sequence[Shape | Product],
+    unit: str,
+    measure_one: Callable[..., bool],
+    device: torch.device,
+    result: Measured,
+) -> None:
+    """Measure one product after another: measure_one(product, timer, result, status) -> whether to go on.
+
+    Raises InputError where one does not fit the GPU's memory.
+    """
+    timer = measuring.KernelTimer(device)
+    result.meta = measuring.machine(device, timer.flush_bytes)
+    with progress(products, unit) as (bar, status):
+        for product in bar:
+            try:
+                if not measure_one(product, timer, result, status):
+                    break
+            except torch.cuda.OutOfMemoryError:
+                raise InputError(
+                    f"{product} does not fit the memory of the GPU beside the reference and "
+                    f"{timer.flush_bytes / 1e9:.3g} GB to clear L2 with; a smaller shape is needed"
+                ) from None
 
 
 def measure_shape(
@@ -177,64 +216,87 @@ def measure_shape(
     device: torch.device,
     timer: measuring.Timer,
     result: Measured,
-    status: Callable[[str], None],
+    status: Status,
 ) -> bool:
-    """Check and time everything at one shape; what is found is added to `result`.
+    """Check and time rungs and peers at one shape: `measure_product` says how."""
+    problem = measuring.make_problem(shape, device)
+    reference = functools.cache(problem.reference)
+    ours = {}
+    for rung in kernels:
+        if reason := rung.supports(*shape):
+            result.miss(rung.name, shape, reason)
+        else:
+            ours[rung.name] = functools.partial(rung_call, rung, problem)
+    others = {name: functools.partial(measuring.PEERS[name], problem) for name in peers}
 
-    Returns whether there can be another shape: not after a kernel has faulted on the GPU, which ends the
+    def errors(name: str, out: torch.Tensor) -> measuring.Errors:
+        return measuring.errors(out, reference(name not in measuring.UNSCALED))
+
+    return measure_product(shape, ours, others, errors, states, device, timer, result, status)
+
+
+def measure_product(
+    product: Shape | Product,
+    ours: Mapping[str, Maker],
+    peers: Mapping[str, Maker],
+    errors: Callable[[str, Any], measuring.Errors],
+    states: Sequence[measuring.L2],
+    device: torch.device,
+    timer: measuring.Timer,
+    result: Measured,
+    status: Status,
+) -> bool:
+    """Check and time all implementations of one product; what is found is added to `result`.
+
+    Args:
+        ours, peers: what makes a call of each, by name. One of ours that fails is wrong, a peer is missing.
+        errors: of what the call of this name has returned.
+
+    Returns whether there can be another product: not after a kernel has faulted on the GPU, which ends the
     process's CUDA context.
     """
-    problem = measuring.make_problem(shape, device)
-    reference = problem.reference()
     calls: dict[str, measuring.Call] = {}
     accuracy: dict[str, float] = {}
 
-    for rung in kernels:
-        status(f"{shape} {rung.name}: checking")
-        if reason := rung.supports(*shape):
-            result.miss(rung.name, shape, reason)
-            continue
-        call = rung_call(rung, problem)
+    def checked(name: str, make: Maker) -> tuple[measuring.Call, measuring.Errors]:
+        status(f"{product} {name}: checking")
+        call = make()
+        out = call()
+        measuring.synchronize(device)
+        return call, errors(name, out)
+
+    for name, make in ours.items():
         try:
-            error = check(call, reference)
+            call, error = checked(name, make)
         except torch.cuda.OutOfMemoryError:
             raise
-        except GemmLadderError as fault:
-            result.wrong.append(f"{rung.name} fails at {shape}: {fault}")
-            continue
-        except RuntimeError as fault:  # how torch passes on what CUDA says of a kernel
-            result.wrong.append(f"{rung.name} fails at {shape}: {measuring.one_line(fault)}")
-            return stop(shape, result)
-        accuracy[rung.name] = error.relative
-        seen = result.errors.setdefault(rung.name, error)
-        result.errors[rung.name] = measuring.Errors(*map(worse, seen, error))
+        except (GemmLadderError, RuntimeError) as fault:
+            result.wrong.append(f"{name} fails at {product}: {measuring.one_line(fault)}")
+            if isinstance(fault, GemmLadderError):
+                continue
+            return stop(product, result)  # a RuntimeError is how torch passes on what CUDA says of a kernel
+        seen = result.errors.setdefault(name, error)
+        result.errors[name] = seen.worst(error)
         if error.right:
-            calls[rung.name] = call
+            calls[name], accuracy[name] = call, error.relative
         else:
-            result.wrong.append(f"{rung.name} is wrong at {shape}: {describe(error)}")
+            result.wrong.append(f"{name} is wrong at {product}: {describe(error)}")
 
-    unscaled = None
-    for name in peers:
-        status(f"{shape} {name}: checking")
+    for name, make in peers.items():
         try:
-            call = measuring.PEERS[name](problem)
-            if name in measuring.UNSCALED and unscaled is None:
-                unscaled = problem.reference(scaled=False)
-            error = check(call, unscaled if name in measuring.UNSCALED else reference)
+            call, error = checked(name, make)
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as reason:  # what a library refuses with is its own affair
-            result.miss(name, shape, measuring.one_line(reason))
+            result.miss(name, product, measuring.one_line(reason))
             if not usable(device):
-                return stop(shape, result)
+                return stop(product, result)
             continue
-        if not error.relative <= MAX_PEER_ERROR:
-            result.miss(name, shape, f"its result is another: {describe(error)}")
-            continue
-        accuracy[name] = error.relative
-        calls[name] = call
+        if error.relative <= MAX_PEER_ERROR:
+            calls[name], accuracy[name] = call, error.relative
+        else:
+            result.miss(name, product, f"its result is another: {describe(error)}")
 
-    del reference, unscaled
     counts: dict[str, int] = {}
     failures: dict[str, str] = {}
     for name, call in calls.items():
@@ -246,19 +308,18 @@ def measure_shape(
             failures[name] = measuring.one_line(reason)
     calls = {name: calls[name] for name in counts}
     timings, untimed = measuring.measure(
-        calls, counts, states, timer, lambda name: status(f"{shape} {name}: timing")
+        calls, counts, states, timer, lambda name: status(f"{product} {name}: timing")
     )
     failures |= untimed
     lost = bool(failures) and not usable(device)
-    names = {rung.name for rung in kernels}
     for name, reason in list(failures.items())[: 1 if lost else None]:  # the first took the others with it
-        if name in names:
-            result.wrong.append(f"{name} fails at {shape} while it is timed: {reason}")
+        if name in ours:
+            result.wrong.append(f"{name} fails at {product} while it is timed: {reason}")
         else:
-            result.miss(name, shape, reason)
+            result.miss(name, product, reason)
     for (name, l2), timing in timings.items():
-        result.rows.append(measuring.row(name, shape, l2, timing, accuracy[name]))
-    return stop(shape, result) if lost else True
+        result.rows.append(measuring.row(name, product, l2, timing, accuracy[name]))
+    return stop(product, result) if lost else True
 
 
 def usable(device: torch.device) -> bool:
@@ -270,9 +331,9 @@ def usable(device: torch.device) -> bool:
     return True
 
 
-def stop(shape: Shape, result: Measured) -> bool:
-    """Say that nothing follows, which is wrong whoever's fault it is. Returns False, for measure_shape."""
-    result.wrong.append(f"Nothing more is measured after {shape}: a kernel has faulted on the GPU.")
+def stop(product: Shape | Product, result: Measured) -> bool:
+    """Say that nothing follows, which is wrong whoever's fault it is. Returns False, for measure_product."""
+    result.wrong.append(f"Nothing more is measured after {product}: a kernel has faulted on the GPU.")
     return False
 
 
@@ -284,17 +345,6 @@ def rung_call(rung: Rung, problem: measuring.Problem) -> measuring.Call:
         return out
 
     return call
-
-
-def check(call: measuring.Call, reference: torch.Tensor) -> measuring.Errors:
-    out = call()
-    measuring.synchronize(out.device)
-    return measuring.errors(out, reference)
-
-
-def worse(x: float, y: float) -> float:
-    """The larger; NaN if either is."""
-    return y if y != y or y > x else x
 
 
 def describe(error: measuring.Errors) -> str:
@@ -336,24 +386,26 @@ def keep(result: Measured, path: Path | None, whole: bool, record: str = "ladder
         record: the file's name in figures/data.
 
     Raises:
-        InputError: `path` cannot be written; the checkout has been.
+        InputError: `path` cannot be written; the file in the checkout has been, and nothing is drawn.
     """
     checkout = checkout_root()
-    print()
+    reason = None
     if result.wrong:
-        print("The recorded figures are left as they are: a rung is wrong.")
+        reason = "a result is wrong"
     elif not whole:
-        print(
-            "The recorded figures are left as they are: they take every rung, shape and state of L2 at once."
-        )
-    elif checkout:
+        reason = "they take every rung, shape and state of L2 at once"
+    elif not checkout:
+        reason = "this is an installed package, not a checkout"
+    print()
+    if reason is None:
         save(result.data, checkout / "figures" / "data" / record)
-        draw.main(checkout)
-        print(f"Renewed: figures/data/{record}, figures/ladder.png and README.md's tables.")
-    else:
-        print("The recorded figures are left as they are: this is an installed package, not a checkout.")
     if path:
         export(result.data, path)
+    if reason is None:
+        draw.main(checkout)
+        print(f"Renewed: figures/data/{record}, the figures and README.md's tables.")
+    else:
+        print(f"The recorded figures are left as they are: {reason}.")
 
 
 def export(data: dict[str, Any], path: Path) -> None:
@@ -475,7 +527,7 @@ def build_all(chosen: Sequence[Rung], target: Literal["cuda", "emulator"]) -> No
 
 
 @contextmanager
-def progress(items: Iterable[Any], unit: str) -> Iterator[tuple[Iterable[Any], Callable[[str], None]]]:
+def progress(items: Iterable[Any], unit: str) -> Iterator[tuple[Iterable[Any], Status]]:
     """`items` with a bar on stderr where that is a terminal, and a function that says what is being done."""
     try:
         from tqdm import tqdm

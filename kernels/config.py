@@ -1,7 +1,7 @@
 """What is decided before a production kernel is compiled, its Config; and the choice of one, without a GPU.
 
     config = choose("dense", 4096, 7168, 2048)
-    build.load(config.source(), target="cuda", name=config.name)
+    config.compile("cuda")
 
 production/config.cuh is the same struct in C++, production/gemm.cuh the kernel. The choice is made by what
 `gemm_ladder.prediction` expects of every candidate, and is a function of its arguments alone.
@@ -14,21 +14,27 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from gemm_ladder.checks import ceil_div
 from gemm_ladder.errors import InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gemm_ladder.build import Built, SassPass, Target
 
 Kind = Literal["dense", "contiguous", "masked"]
 Share = Literal["nothing", "A", "B", "K"]
 
 H100_SMS = 132
-MAX_SHARED_BYTES = 232_448  # of a block
+SHARED_BYTES = 233_472  # of an SM; a block has 1024 of its own in them
 MAX_STAGES = 16
 WGMMA_M = 64
 SCALE = 128  # of N and of K: what a scale of B covers
 # Of the 232 registers a thread that two consumers have, and of the 255 that one has.
 MAX_ACCUMULATORS = {1: 224, 2: 192}
+INTERLEAVES = ("off", "compiler", "9/16", "full")
 
 # The rules that gemm.cuh asserts, and those that it takes for granted, in the order in which they are asked.
 _RULES = (
@@ -38,7 +44,10 @@ _RULES = (
         lambda c: min(c.n, c.k, c.tile_m, c.tile_n, c.consumers_m, c.consumers_n, c.stages, c.cluster) > 0,
         "n, k, tile_m, tile_n, consumers_m, consumers_n, stages and cluster must be positive",
     ),
-    (lambda c: c.group_m > 0 and c.unroll > 0, "group_m and unroll must be positive"),
+    (
+        lambda c: c.group_m > 0 and c.unroll > 0 and c.group_n >= 0,
+        "group_m and unroll must be positive, group_n not negative",
+    ),
     (lambda c: c.n % 8 == 0, "n must be a multiple of 8: a row of D is whole 16 bytes"),
     (lambda c: c.k % SCALE == 0, "k must be a multiple of 128: whole promotion blocks"),
     (lambda c: c.consumers in (1, 2), "consumers_m * consumers_n must be 1 or 2"),
@@ -50,7 +59,15 @@ _RULES = (
         lambda c: c.accumulators <= MAX_ACCUMULATORS[c.consumers],
         "accumulators must be at most 192 registers a thread of two consumers, 224 of one",
     ),
-    (lambda c: c.shared_bytes <= MAX_SHARED_BYTES, "shared_bytes must be at most 232448"),
+    (
+        lambda c: c.blocks_an_sm == 1 or (c.blocks_an_sm == 2 and c.consumers == 1 and c.accumulators <= 192),
+        "blocks_an_sm must be 1, or 2 of one consumer with at most 192 accumulators",
+    ),
+    (
+        lambda c: c.shared_bytes <= c.most_shared_bytes,
+        "shared_bytes must be at most 232448, of two blocks an SM 115712",
+    ),
+    (lambda c: c.interleave in INTERLEAVES, f"interleave must be one of {', '.join(INTERLEAVES)}"),
     (
         lambda c: (c.share == "nothing") == (c.cluster == 1),
         "cluster must be 1 where nothing is shared, else more",
@@ -69,8 +86,8 @@ _RULES = (
         "share must not be B in the contiguous layout: tiles below each other may have different experts",
     ),
     (
-        lambda c: c.kind != "contiguous" or c.tile_m <= SCALE,
-        "tile_m must be at most 128 in the contiguous layout: the rows of a tile have one expert",
+        lambda c: c.kind != "contiguous" or c.slices <= 2,
+        "tile_m must be at most 128 * consumers_m in the contiguous layout: two slices, for two experts",
     ),
     (lambda c: c.share != "K" or c.kind == "dense", "share must not be K in a grouped layout"),
 )
@@ -88,9 +105,12 @@ class Config:
         stages: of the ring between the copy engine and the tensor cores.
         cluster: blocks that share what `share` says.
         share: "nothing"; "A", tiles side by side; "B", tiles below each other; "K", one tile, parts of K.
-        group_m: units of work that run together span so many of them down.
+        group_m, group_n: units of work that run together span so many of them down; or, if group_n is not 0,
+            so many to the right.
         unroll: blocks of K in the main loop's body.
+        blocks_an_sm: how many blocks are on an SM at a time, one or two.
         stream_b: B is read once, and is to leave L2 first.
+        interleave: how the promotion's FFMAs yield in the machine code: a mode of `gemm_ladder.ffma`.
     """
 
     kind: Kind
@@ -104,8 +124,11 @@ class Config:
     cluster: int = 1
     share: Share = "nothing"
     group_m: int = 8
+    group_n: int = 0
     unroll: int = 4
+    blocks_an_sm: int = 1
     stream_b: bool = False
+    interleave: str = "compiler"
 
     @classmethod
     def of(
@@ -120,8 +143,11 @@ class Config:
             # A longer loop body costs registers; where two slices take turns, it pays.
             unroll = 8 if config.slices > 1 else 1 if config.accumulators > 160 else 4
             config = dataclasses.replace(config, unroll=unroll)
+        if "group_n" not in fields and config.share == "nothing" and tile_m > tile_n:
+            # Neighbouring blocks should ask L2 for the same tile of the larger operand: of A, then.
+            config = dataclasses.replace(config, group_n=12 if kind == "contiguous" else 8)
         if stages is None:
-            free = MAX_SHARED_BYTES - config.output_bytes
+            free = config.most_shared_bytes - config.output_bytes
             stages = max(1, min(MAX_STAGES, free // config.stage_bytes))
         return dataclasses.replace(config, stages=stages)
 
@@ -144,6 +170,12 @@ class Config:
     def accumulators(self) -> int:
         """Registers a thread: a total for each slice, and one partial sum."""
         return (self.slices + 1) * self.consumer_n // 2
+
+    def units(self, rows: int) -> int:
+        """Units of work that so many rows of A are, masked: of a group: Scheduler::units()."""
+        down, right = (self.cluster if self.share == name else 1 for name in "BA")
+        tiles_m = ceil_div(rows, self.tile_m * down)
+        return tiles_m * ceil_div(self.n, self.tile_n * right)
 
     @property
     def scales_b(self) -> int:
@@ -171,20 +203,40 @@ class Config:
         return self.output_bytes + self.stages * self.stage_bytes
 
     @property
+    def most_shared_bytes(self) -> int:
+        """What a block can have of it."""
+        return SHARED_BYTES // max(1, self.blocks_an_sm) - 1024
+
+    @property
     def name(self) -> str:
         """For people: of the library, in tables. Two configurations of one name differ in details only."""
         cluster = "" if self.share == "nothing" else f"_{self.share}{self.cluster}"
-        return f"fp8_gemm_{self.kind}_{self.n}x{self.k}_{self.tile_m}x{self.tile_n}{cluster}"
+        twice = "_2" if self.blocks_an_sm > 1 else ""
+        return f"fp8_gemm_{self.kind}_{self.n}x{self.k}_{self.tile_m}x{self.tile_n}{cluster}{twice}"
 
     def source(self) -> str:
         """The text to compile."""
-        values = [f".{field.name} = {self._in_cpp(field.name)}" for field in dataclasses.fields(self)]
+        fields = [field.name for field in dataclasses.fields(self) if field.name != "interleave"]
+        values = [f".{name} = {self._in_cpp(name)}" for name in fields]
         return (
             '#include "gemm.cuh"\n'
             f"constexpr Config kConfig{{{', '.join(values)}}};\n"
             'extern "C" const char* gemm_ladder_launch(const GroupedArgs* args) '
             "{ return start<kConfig>(*args); }\n"
         )
+
+    def compile(self, target: Target) -> Built:
+        """The kernel, built or found in the cache; a GPU's with its FFMAs as `interleave` says, or, where
+        `gemm_ladder.ffma` does not understand them, as the compiler left them. The log says which.
+
+        Raises InputError as `check` does, ToolchainError and BuildError.
+        """
+        from gemm_ladder import build  # here: to choose a configuration needs no compiler
+
+        text = self.check().source()
+        interleaved = target == "cuda" and self.interleave != "compiler"
+        sass_pass = _interleaving(self.interleave) if interleaved else None
+        return build.compile(text, target=target, name=self.name, sass_pass=sass_pass)
 
     def _in_cpp(self, field: str) -> str:
         value = getattr(self, field)
@@ -201,6 +253,21 @@ class Config:
                 shown = f"{field} is {given!r}" if given is not None else f"the configuration is {self}"
                 raise InputError(f"{shown}; {rule}")
         return self
+
+
+def _interleaving(mode: str) -> SassPass:
+    """The pass of `gemm_ladder.ffma`, on which no call is to depend: another nvcc's code may be unknown."""
+    from gemm_ladder import build, ffma
+
+    strict = ffma.sass_pass(mode)
+
+    def apply(library: Path) -> str:
+        try:
+            return strict.apply(library)
+        except ffma.UnknownCodeError as reason:
+            return f"{reason}\n"
+
+    return build.SassPass(f"{strict.id}, where it can", apply)
 
 
 def fits(config: Config) -> bool:
@@ -230,6 +297,8 @@ def candidates(
     for tile_m in (64, 128, 256):
         if tile_m > WGMMA_M and tile_m >= 2 * of_group:
             continue
+        if kind == "contiguous" and tile_m > SCALE and of_group < 8 * tile_m:
+            continue  # too many of them would meet two experts
         stream_b = of_group <= tile_m
         for tile_n in range(16, 257, 16):
             if tile_n >= n + 16:

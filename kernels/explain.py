@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from gemm_ladder import config as configs
+from gemm_ladder import tuned
 from gemm_ladder.config import Config, Kind
 from gemm_ladder.figures import tables
 from gemm_ladder.prediction import Prediction, predict, ranked
@@ -20,7 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m gemm_ladder explain",
         description="Which kernel a product gets, and what is expected of it and of the next best ones. The "
-        "times are those of an H100, L2 cold and dirty. Results of `tune` are not looked at.",
+        "times are those of an H100, L2 cold and dirty. Results of `tune` are not looked at; what the tables "
+        "of this package have measured is shown.",
     )
     add_product(parser)
     parser.add_argument(
@@ -38,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     print(f"{chosen.name}, chosen for m = {rows}\n")
     print("\n".join(f"{key:12} {text}" for key, text in _lines(chosen, expected(chosen, arguments.m))))
+    for gpu, (config, us) in tuned.shipped(arguments.kind, rows, *shape[1:], arguments.groups).items():
+        ffmas = "" if config.interleave == "compiler" else f", FFMAs {config.interleave}"
+        print(f"measured     {us:.1f} us with {config.name}{ffmas}, which runs on an {gpu}")
     print(f"\nThe best for m = {rows}:\n")
     header = ["tile", "consumers", "shared", "stages", "waves", "last wave", "L2 MB", "us"]
     print(tables.plain([header, *(_row(one, expected(one, rows)) for one in found[: arguments.all])]))

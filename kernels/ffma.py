@@ -12,9 +12,9 @@ did not (interleave_ffma.py, 2025; NVIDIA does not document these bits). ptxas h
 Of the 736 promotion FFMAs in s5_warp_specialized, ten runs of 64 and one of 96:
 
     mode                                           yield   reuse the scale
-    "compiler": what nvcc 13.0 makes, untouched    381       341
-    "off": no FFMA yields                            0       676
-    "full": the first use of a scale in a run,     368       330
+    "compiler": what nvcc 13.0 makes, untouched    375       343
+    "off": no FFMA yields                            0       681
+    "full": the first use of a scale in a run,     368       331
         and every second one after it, yields
     9/16: the first 9/16 of a run "full", the      207       489
         rest "off" (DeepGEMM's last choice)

@@ -12,7 +12,6 @@ from fractions import Fraction
 from pathlib import Path
 
 from gemm_ladder import compare, shapes
-from gemm_ladder.errors import GemmLadderError
 from gemm_ladder.rungs import rungs
 
 MODES = {"off": "off", "compiler": "compiler", "9_of_16": Fraction(9, 16), "full": "full"}
@@ -31,12 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the measurements there as well")
     arguments = parser.parse_args(argv)
-    device, found = compare.find_gpu()
-    if device is None:
-        raise GemmLadderError(f"found {found}; the modes differ in speed alone, and a Hopper GPU is needed")
-
-    if arguments.json:
-        compare.refuse_unwritable(arguments.json)
+    device, _ = compare.need_gpu("the modes differ in speed alone", arguments.json)
     base = rungs["s6_ffma_interleave"]
     chosen = [dataclasses.replace(base, name=f"s6_{name}", mode=mode) for name, mode in MODES.items()]
     result = compare.on_gpu(chosen, SHAPES, ("dirty",), device, peers=())

@@ -21,14 +21,14 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from gemm_ladder.checks import BLOCK, ceil_div, mn_major
 from gemm_ladder.errors import GemmLadderError
-from gemm_ladder.shapes import Shape
+from gemm_ladder.shapes import Product, Shape
 from gemm_ladder.utils import per_block_cast_to_fp8, per_token_cast_to_fp8
 
 L2 = Literal["dirty", "clean"]
@@ -36,7 +36,7 @@ L2_STATES: tuple[L2, ...] = ("dirty", "clean")
 
 FLUSH_BYTES = 8_000_000_000
 READ_BYTES = 1_000_000_000
-MIN_CALLS, MAX_CALLS, PASS_SECONDS = 3, 20, 0.75  # a pass: as many calls as fit, within these numbers
+MIN_CALLS, MAX_CALLS, PASS_SECONDS = 1, 20, 0.75  # a pass: as many calls as fit, within these numbers
 MARKER = "spin_kernel"  # the kernel of torch.cuda._sleep: stands before and after each measured call
 
 # A correct result differs from the reference by its rounding to BF16 (half a unit in 8 bits) and by the
@@ -98,6 +98,10 @@ class Errors(NamedTuple):
     def right(self) -> bool:
         return self.relative <= MAX_RELATIVE_ERROR and self.element <= MAX_ELEMENT_ERROR  # False for NaN
 
+    def worst(self, other: Errors) -> Errors:
+        """The larger of each; NaN where either is."""
+        return Errors(*(y if y != y or y > x else x for x, y in zip(self, other, strict=True)))
+
 
 def errors(out: torch.Tensor, reference: torch.Tensor) -> Errors:
     """Compare all of `out` [m, n] with the float64 `reference` [m, n]; NaN where anything is NaN."""
@@ -111,7 +115,7 @@ def errors(out: torch.Tensor, reference: torch.Tensor) -> Errors:
 
 # ------------------------------------------------------------------------------------------------- the peers
 
-Call = Callable[[], torch.Tensor]  # runs once, on the current stream, and returns its output
+Call = Callable[[], Any]  # runs once, on the current stream, and returns its output, or those of its groups
 
 
 def cublaslt_blockwise(problem: Problem) -> Call:
@@ -182,10 +186,11 @@ def deep_gemm(problem: Problem) -> Call:
     return call
 
 
-PEERS: Mapping[str, Callable[[Problem], Call]] = {
+Peer = Callable[[Problem], Call]
+PEERS: Mapping[str, Peer] = {
     peer.__name__: peer for peer in (cublaslt_blockwise, cublaslt_tensorwise, cublas_bf16, deep_gemm)
 }
-UNSCALED = ("cublaslt_tensorwise",)
+UNSCALED = ("cublaslt_tensorwise", "torch_grouped")
 
 
 def bytes_moved(impl: str, shape: Shape) -> int:
@@ -337,19 +342,27 @@ def measure(
     return {key: timing for key, timing in timings.items() if key[0] not in failures}, failures
 
 
-def row(impl: str, shape: Shape, l2: L2, timing: Timing, relative_error: float) -> dict[str, object]:
-    """One row of figures/data/*.json: microseconds, TFLOPS and GB/s of the valid rows, relative error."""
+def row(
+    impl: str, product: Product | Shape, l2: L2, timing: Timing, relative_error: float
+) -> dict[str, object]:
+    """One row of figures/data/*.json: microseconds, TFLOPS and GB/s of the rows that count, relative error.
+
+    A product that is a Shape is a dense one.
+    """
+    kind, groups, shape = product if isinstance(product, Product) else ("dense", 1, product)
+    parts = product.parts if isinstance(product, Product) else (shape,)
+    flops, moved = sum(part.flops for part in parts), sum(bytes_moved(impl, part) for part in parts)
     return {
-        "kind": "dense",
-        "groups": 1,
+        "kind": kind,
+        "groups": groups,
         **shape._asdict(),
         "impl": impl,
         "l2": l2,
         "us": round(timing.us, 3),
         "us_p10": round(timing.p10, 3),
         "us_p90": round(timing.p90, 3),
-        "tflops": round(shape.flops / timing.us / 1e6, 3),
-        "gb_s": round(bytes_moved(impl, shape) / timing.us / 1e3, 1),
+        "tflops": round(flops / timing.us / 1e6, 3),
+        "gb_s": round(moved / timing.us / 1e3, 1),
         "rel_err": float(f"{relative_error:.3g}"),
     }
 
@@ -382,7 +395,7 @@ def machine(device: torch.device, flush_bytes: int) -> dict[str, object]:
             f"{PASS_SECONDS} s, the better of two passes in opposite order, all in one process; before every "
             f"call a {flush_bytes / 1e9:.3g} GB memset (L2 dirty), for the clean rows a 1 GB read after it; "
             "rel_err is ||out - ref|| / ||ref|| over the whole matrix, ref in float64 from the dequantised "
-            "inputs (cublaslt_tensorwise: from the inputs without their scales)"
+            "inputs (cublaslt_tensorwise and torch_grouped: from the inputs without their scales)"
         ),
     }
 

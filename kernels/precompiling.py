@@ -65,7 +65,7 @@ def build_all(needed: list[Config], target: build.Target) -> list[build.Built]:
     from tqdm import tqdm
 
     def compiled(config: Config) -> build.Built:
-        return build.compile(config.check().source(), target=target, name=config.name)
+        return config.compile(target)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = pool.map(compiled, needed)

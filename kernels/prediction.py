@@ -15,26 +15,26 @@ LAUNCH_US = 2.7  # from the launch to the first products
 CLOCK_MHZ = 1650.0  # under load
 WGMMA_FLOPS = 8192  # of an SM's tensor cores, a cycle, FP8
 MEMORY = 3.0e6  # bytes a microsecond: what a copy reaches
-STREAM = 2.55e6  # ... and what a product of few rows does, L2 being dirty
-BUSY_SMS = 0.75  # the part of the SMs that memory is fast enough for; fewer reach less
-LATE = 0.7  # of the output, what has left L2 when the kernel ends
-KEEP_B = 1.07  # how much longer that takes where B is not told to leave L2 first
+STREAM = 2.77e6  # ... and what a product of few rows does, L2 being dirty
+BUSY_SMS = 0.82  # the part of the SMs that memory is fast enough for; fewer reach less
+LATE = 0.84  # of the output, what has left L2 when the kernel ends
+KEEP_B = 1.1  # how much longer that takes where B is not told to leave L2 first
 L2 = 12.5e6  # bytes a microsecond from L2 to all SMs, many of which ask for the same
-QUEUE = 0.1  # of that time, what is seen although memory is slower
+QUEUE = 0.08  # of that time, what is seen although memory is slower
 SM_LOAD = 105e3  # bytes a microsecond into one SM
-WAVE_US = 0.15  # from a tile to the next
-OUTPUT_US = 0.038 / 1024  # an element of a tile: to shared memory and out
+WAVE_US = 0.18  # from a tile to the next
+OUTPUT_US = 0.036 / 1024  # an element of a tile: to shared memory and out
 CLUSTER_US = 1.2  # starting blocks in pairs
-SPLIT_US = 1.5  # their sums' way through distributed shared memory
-REQUEST_US = 2.5e-6  # a byte that a block asks of L2, while it computes
+IN_STEP = 1.015  # how much longer the main loop takes where blocks share a load: they wait for each other
+SPLIT_US = 1.2  # their sums' way through distributed shared memory
 
-# Cycles of a block of K in the main loop, its requests to L2 left out, by a consumer's columns: of one
-# consumer alone, of two with 64 rows each, of two with 128 rows each. Wide tiles whose columns are no
-# multiple of 64 need more of B's scales: UNALIGNED, which the last table has in it.
-CYCLES_ONE = {16: 245, 32: 250, 64: 290, 128: 410, 224: 620}
-CYCLES_TWO = {16: 260, 32: 290, 64: 380, 128: 620, 192: 805}
-CYCLES_FOUR = {16: 400, 32: 450, 64: 660, 96: 890, 112: 1020, 128: 1080}
-UNALIGNED = 1.08
+# Cycles of a block of K in the main loop by a consumer's columns: of one consumer alone, of two with 64 rows
+# each, of two with 128 rows each. Wide tiles whose columns are no multiple of 64 need more of B's scales:
+# UNALIGNED, which the last table has in it.
+CYCLES_ONE = {16: 290, 32: 325, 64: 355, 96: 380, 128: 495, 224: 785}
+CYCLES_TWO = {16: 375, 32: 390, 64: 450, 96: 595, 128: 760, 160: 750, 192: 950}
+CYCLES_FOUR = {16: 515, 32: 555, 64: 685, 96: 1055, 112: 1200, 128: 1225}
+UNALIGNED = 1.13
 
 SPREAD = (0.75, 0.85, 0.95, 1.05, 1.15, 1.25)  # how far from the expected number of rows groups are
 
@@ -99,12 +99,9 @@ def spread(m: int, groups: int) -> list[list[int]]:
 
 def _predict(config: Config, rows: list[int], groups: int, num_sms: int) -> Prediction:
     n, k = config.n, config.k
-    down = config.cluster if config.share == "B" else 1
-    right = config.cluster if config.share == "A" else 1
     parts = config.cluster if config.share == "K" else 1
-    units_n = ceil_div(n, config.tile_n * right)
-    units = sum(ceil_div(one, config.tile_m * down) for one in rows) * units_n
-    at_once = max(1, num_sms // config.cluster)
+    units = sum(map(config.units, rows))
+    at_once = max(1, num_sms * config.blocks_an_sm // config.cluster)
     waves = ceil_div(units, at_once)
 
     blocks = ceil_div(k // SCALE, parts)
@@ -149,8 +146,9 @@ def _block_us(config: Config) -> float:
     cycles = _between(table, config.consumer_n)
     if config.slices == 1 and config.tile_n % 64 and config.tile_n > 64:
         cycles *= UNALIGNED
-    compute = cycles / CLOCK_MHZ + REQUEST_US * _requested(config)
-    return max(compute, (config.tile_m + config.tile_n) * SCALE / SM_LOAD)
+    if config.share in ("A", "B"):
+        cycles *= IN_STEP
+    return max(cycles / CLOCK_MHZ, (config.tile_m + config.tile_n) * SCALE / SM_LOAD)
 
 
 def _between(table: dict[int, float], at: int) -> float:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from gemm_ladder import build, checks, tuned
+from gemm_ladder import checks, tuned
 from gemm_ladder import config as configs
 from gemm_ladder.checks import align
 from gemm_ladder.config import Config, Kind
@@ -198,8 +198,7 @@ _launchers: dict[Config, Launcher] = {}
 def launcher(config: Config) -> Launcher:
     """The launcher of a configuration's kernel for the GPU, compiled if it is not in the cache."""
     if config not in _launchers:
-        library = build.load(config.check().source(), target="cuda", name=config.name).lib
-        function = library.gemm_ladder_launch
+        function = config.compile("cuda").lib.gemm_ladder_launch
         function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_char_p
         _launchers[config] = function
     return _launchers[config]
@@ -207,7 +206,7 @@ def launcher(config: Config) -> Launcher:
 
 @functools.lru_cache(maxsize=256)
 def _emulated(config: Config) -> ctypes.CDLL:
-    return build.load(config.check().source(), target="emulator", name=config.name).lib
+    return config.compile("emulator").lib
 
 
 def launch(

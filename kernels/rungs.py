@@ -203,10 +203,9 @@ class ProductionRung(Rung):
 
     def build(self, target: Literal["cuda", "emulator"]) -> Built:
         """Compile the kernel for SHOWN, or find it compiled; other shapes have others."""
-        from gemm_ladder import build, config
+        from gemm_ladder import config
 
-        chosen = config.choose("dense", *SHOWN)
-        return build.load(chosen.source(), target=target, name=chosen.name)
+        return config.choose("dense", *SHOWN).compile(target)
 
     def _run(self, gemm: Gemm) -> None:
         from gemm_ladder import config, production

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import NamedTuple
 
 from gemm_ladder.errors import InputError
@@ -46,6 +47,52 @@ DEEPSEEK_V3 = tuple(Shape(m, n, k) for m in (64, 128, 4096) for n, k in WEIGHTS)
 SQUARES = tuple(Shape(size, size, size) for size in (512, 1024, 2048, 4096, 8192))
 MEASURED = DEEPSEEK_V3 + SQUARES
 
+
+class Product(NamedTuple):
+    """A row of the table that the production kernels are compared by.
+
+    kind is "dense", "contiguous" or "masked", groups that of B, and m about how many rows a group has.
+    """
+
+    kind: str
+    groups: int
+    shape: Shape
+
+    def __str__(self) -> str:
+        return str(self.shape) if self.kind == "dense" else f"{self.kind}:{self.groups}x{self.shape}"
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many rows of each group count: dense, m; else between 0.7 and 1.3 of it, the same every time,
+        by the numbers that DeepGEMM's own tests draw after seed 0."""
+        if self.kind == "dense":
+            return (self.shape.m,)
+        draw = random.Random(0)
+        return tuple(int(self.shape.m * draw.uniform(0.7, 1.3)) for _ in range(self.groups))
+
+    @property
+    def parts(self) -> tuple[Shape, ...]:
+        """Each group's rows that count, and its B: a dense product of its own."""
+        return tuple(self.shape._replace(m=count) for count in self.counts)
+
+
+# The table: DeepSeek-V3's dense products, and its experts', prefill in the contiguous layout and decoding in
+# the masked one, of EXPERTS' weights [n, k].
+EXPERTS = ((4096, 7168), (7168, 2048))
+MASKED_MAX_M = 4096  # rows that a group has room for
+PRODUCTS = (
+    *(Product("dense", 1, shape) for shape in DEEPSEEK_V3),
+    *(
+        Product(kind, groups, Shape(m, n, k))
+        for kind, sizes in {
+            "contiguous": ((4, 8192), (8, 4096), (32, 256)),
+            "masked": ((1, 1024), (2, 512), (4, 256)),
+        }.items()
+        for groups, m in sizes
+        for n, k in EXPERTS
+    ),
+)
+
 # For the emulator, which is some ten thousand times slower: one small, one ragged in m and n with an odd
 # number of 128-blocks, one of several tiles.
 EMULATOR = (Shape(64, 128, 256), Shape(100, 72, 384), Shape(256, 256, 512))
@@ -77,3 +124,23 @@ def _parse_one(word: str) -> Shape:
     if shape.bytes > MAX_BYTES:
         raise InputError(f"{shown} is {shape.bytes:.2g} bytes; at most {MAX_BYTES:.2g} are taken")
     return shape
+
+
+def products(text: str) -> tuple[Product, ...]:
+    """The rows of PRODUCTS that `text` names: "all", or a list of kinds and of rows, as in
+    "masked,64x2112x7168,contiguous:8x4096x7168x2048".
+
+    Raises:
+        InputError: a word of the list is neither.
+    """
+    chosen: dict[Product, None] = {}
+    for word in map(str.strip, text.split(",")):
+        found = [one for one in PRODUCTS if word in ("all", one.kind, str(one))]
+        if not found:
+            shown = repr(word if len(word) <= 60 else word[:57] + "...")
+            raise InputError(
+                f"{shown} is no row of the table; all, dense, contiguous, masked or a row, as 64x2112x7168 "
+                "and masked:4x256x7168x2048 are, is needed"
+            )
+        chosen |= dict.fromkeys(found)
+    return tuple(chosen)

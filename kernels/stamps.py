@@ -30,6 +30,7 @@ SLOT_CLOCKS = 16  # trace::kSlotClocks
 WARPS = 16  # trace::kWarps
 BLOCKS_AN_SM = 2  # of any rung, at a time: so many blocks are recorded
 CALLS = 20  # timed, with and without stamps
+QUEUEING_CYCLES = 400_000  # of the GPU: more than it takes to queue a call
 
 # struct trace::Stamp, and the block and the warp whose row it is in.
 STAMP = np.dtype([(name, np.uint32) for name in ("what", "begin", "end", "globaltimer", "block", "warp")])
@@ -237,6 +238,7 @@ def _median_us(call: Callable[[], None]) -> float:
 
     call()
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(CALLS + 1)]
+    torch.cuda._sleep(CALLS * QUEUEING_CYCLES)  # else the GPU would wait for the calls
     for mark in marks[:-1]:
         mark.record()
         call()

@@ -42,6 +42,15 @@ def find(gpu: str, kind: Kind, m: int, n: int, k: int, groups: int, num_sms: int
     return None
 
 
+def shipped(kind: Kind, m: int, n: int, k: int, groups: int) -> dict[str, tuple[Config, float]]:
+    """The configuration, and its microseconds, that the tables of this package have; by GPU."""
+    key, found = _key(kind, m, n, k, groups), {}
+    for path in sorted(SHIPPED.glob("*.json")):
+        if entry := _table(path).get(key):
+            found[path.stem.replace("_", " ")] = Config(**entry["config"]), entry["us"]
+    return found
+
+
 def keep(gpu: str, config: Config, m: int, groups: int, num_sms: int, us: float) -> Path:
     """Add a result to the user's own table, or replace it there. Returns the table's path.
 

@@ -9,6 +9,7 @@ in every measurement of this package (`gemm_ladder.measuring`), L2 dirty, after 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -91,6 +92,7 @@ def tune(
     groups: int = 1,
     device: torch.device | str = "cuda",
     limit: int = CANDIDATES,
+    among: Sequence[Config] | None = None,
 ) -> list[Tuned]:
     """Time the configurations that are expected to be good, and keep the best one.
 
@@ -99,13 +101,15 @@ def tune(
         m: rows of A in all; masked: about how many of a group count. The result is used for every m that
             config.bucket rounds to the same.
         device: a Hopper GPU, all of whose SMs are used.
-        limit: how many configurations to time; the expectation says which.
+        limit: how many configurations to time; the expectation says which. Then the best one's FFMAs are
+            interleaved in the other ways that there are.
+        among: the configurations to time instead.
 
     Returns:
         What was timed, the best first.
 
     Raises:
-        InputError: sizes that no kernel multiplies, or no Hopper GPU.
+        InputError: sizes that no kernel multiplies, a configuration that is not for them, or no Hopper GPU.
         GemmLadderError: no configuration gave a right result.
     """
     device = torch.device(device)
@@ -117,10 +121,17 @@ def tune(
         torch.cuda.get_device_name(device),
     )
     rows = configs.rows_to_expect(kind, m, groups, None)
-    found = ranked(kind, m, n, k, groups, num_sms)[:limit]
-    build_all(found, "cuda")
+    found = list(among) if among else ranked(kind, m, n, k, groups, num_sms)[:limit]
+    for config in found:
+        if (config.kind, config.n, config.k) != (kind, n, k):
+            raise InputError(f"among has {config.name}; configurations for {kind} {n}x{k} are needed")
     with torch.cuda.device(device):
-        results = _time(found, make_problem(kind, m, n, k, groups, device), device)
+        problem = make_problem(kind, m, n, k, groups, device)
+        build_all(found, "cuda")
+        results = _time(found, problem, device)
+        if results and not among:
+            found = interleaved(results[0].config)
+            results = sorted([*results, *_time(found, problem, device)], key=lambda result: result.us)
     if not results:
         raise GemmLadderError(f"none of {len(found)} configurations gave a right result for {m}x{n}x{k}")
     best = results[0]
@@ -129,11 +140,26 @@ def tune(
     return results
 
 
+def interleaved(config: Config) -> list[Config]:
+    """The configuration with its FFMAs in the other modes, compiled: those that `gemm_ladder.ffma` can make
+    of it. It may pay where the tensor cores are busy, so with large tiles."""
+    if config.tile_m * config.tile_n < 128 * 128:
+        return []
+    others = [dataclasses.replace(config, interleave=mode) for mode in configs.INTERLEAVES]
+    built = build_all(others, "cuda")
+    return [
+        other
+        for other, one in zip(others, built, strict=True)
+        if other != config and "not rewritten" not in one.log
+    ]
+
+
 def _time(found: Sequence[Config], problem: Problem, device: torch.device) -> list[Tuned]:
     from tqdm import tqdm
 
     calls = {}
-    for config in found:
+    labels = [f"{config.name} ({index})" for index, config in enumerate(found)]  # some differ in details only
+    for config, label in zip(found, labels, strict=True):
 
         def call(config: Config = config) -> torch.Tensor:
             production.launch(config, problem.lhs, problem.rhs, problem.out, problem.rows)
@@ -141,9 +167,9 @@ def _time(found: Sequence[Config], problem: Problem, device: torch.device) -> li
 
         problem.out.fill_(float("nan"))
         if measuring.errors(call()[problem.counted], problem.reference).right:
-            calls[config.name] = call
+            calls[label] = call
         else:
-            print(f"{config.name} gives a wrong result and is left out", file=sys.stderr)
+            print(f"{label} gives a wrong result and is left out", file=sys.stderr)
     counts = {name: measuring.calls_for(measuring.seconds_of(call, device)) for name, call in calls.items()}
     timer = measuring.KernelTimer(device)
     with tqdm(total=2 * len(calls), leave=False, disable=not sys.stderr.isatty()) as bar:
@@ -155,7 +181,8 @@ def _time(found: Sequence[Config], problem: Problem, device: torch.device) -> li
         timings, failures = measuring.measure(calls, counts, ("dirty",), timer, tick)
     for name, reason in failures.items():
         print(f"{name} is left out: {reason}", file=sys.stderr)
-    results = [Tuned(c, timings[c.name, "dirty"].us) for c in found if (c.name, "dirty") in timings]
+    timed = [(config, timings.get((label, "dirty"))) for config, label in zip(found, labels, strict=True)]
+    results = [Tuned(config, timing.us) for config, timing in timed if timing]
     return sorted(results, key=lambda result: result.us)
 
 
@@ -174,8 +201,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     shape = (arguments.m, arguments.n, arguments.k)
     results = tune(arguments.kind, *shape, arguments.groups, limit=arguments.limit)
     rows = configs.rows_to_expect(arguments.kind, arguments.m, arguments.groups, None)
-    cells = [["configuration", "us", "expected us"]]
+    cells = [["configuration", "FFMAs", "us", "expected us"]]
     for config, us in results:
-        cells.append([config.name, f"{us:.2f}", f"{predict(config, rows, arguments.groups).us:.2f}"])
+        cells.append(
+            [config.name, config.interleave, f"{us:.2f}", f"{predict(config, rows, arguments.groups).us:.2f}"]
+        )
     print(tables.plain(cells))
     return 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Callable
 
 import pytest
 
@@ -30,3 +32,33 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def machine(request: pytest.FixtureRequest) -> str:
     """Where a kernel runs."""
     return request.param
+
+
+class FakeKernelTimer:
+    """Stands for a measuring.KernelTimer where there is no GPU."""
+
+    flush_bytes = 8
+
+    def __init__(self, device: object) -> None:
+        pass
+
+    def __call__(self, call: Callable[[], object], l2: str, calls: int) -> list[float]:
+        return [100.0] * calls
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU in a Hopper GPU's place, for the commands that measure: nothing is built, every call takes
+    100 us."""
+    import torch
+    from gemm_ladder import compare, measuring, precompiling
+    from gemm_ladder.figures import measured
+
+    meta = dict.fromkeys(measured.META_FIELDS, "1") | {"sources": "0123456789ab" + 52 * "0"}
+    monkeypatch.setattr(compare, "find_gpu", lambda: (torch.device("cpu"), "NVIDIA H100"))
+    monkeypatch.setattr(compare, "build_all", lambda chosen, target: None)
+    monkeypatch.setattr(precompiling, "build_all", lambda configs, target: None)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
+    monkeypatch.setattr(measuring, "KernelTimer", FakeKernelTimer)
+    monkeypatch.setattr(measuring, "machine", lambda device, flush: dict(meta))

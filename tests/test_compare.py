@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Callable
@@ -267,8 +266,8 @@ def test_a_rung_that_cannot_be_launched_is_wrong() -> None:
         def __call__(self, lhs: tuple, rhs: tuple, out: torch.Tensor) -> None:
             raise LaunchError("kernel launch: too many resources")
 
-    result = measured([Unlaunchable(), rungs["s1_naive"]], [], SMALL)
-    assert result.wrong == ["s1_naive fails at 64x128x256: kernel launch: too many resources"]
+    result = measured([Unlaunchable("broken"), rungs["s1_naive"]], [], SMALL)
+    assert result.wrong == ["broken fails at 64x128x256: kernel launch: too many resources"]
     assert {row["impl"] for row in result.rows} == {"s1_naive"}
 
 
@@ -397,30 +396,6 @@ def test_a_wrong_rung_is_not_timed() -> None:
     assert len(result.wrong) == 1 and result.wrong[0].startswith("s1_naive is wrong at 64x128x256: ")
 
 
-class FakeKernelTimer:
-    """Stands for a KernelTimer where there is no GPU."""
-
-    flush_bytes = 8
-
-    def __init__(self, device: torch.device) -> None:
-        pass
-
-    def __call__(self, call: Callable[[], object], l2: str, calls: int) -> list[float]:
-        return [100.0] * calls
-
-
-@pytest.fixture
-def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU in a Hopper GPU's place."""
-    monkeypatch.setattr(compare, "find_gpu", lambda: (CPU, "NVIDIA H100"))
-    monkeypatch.setattr(compare, "build_all", lambda chosen, target: None)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(measuring, "KernelTimer", FakeKernelTimer)
-    monkeypatch.setattr(
-        measuring, "machine", lambda device, flush: dict.fromkeys(measurements.META_FIELDS, "1")
-    )
-
-
 @pytest.mark.usefixtures("fake_gpu")
 def test_a_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What a Hopper GPU's owner gets."""
@@ -452,8 +427,9 @@ def test_a_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_the_worst_error_of_all_shapes_is_kept() -> None:
-    assert compare.worse(1.0, 2.0) == compare.worse(2.0, 1.0) == 2.0
-    assert np.isnan(compare.worse(float("nan"), 1.0)) and np.isnan(compare.worse(1.0, float("nan")))
+    nan, small, large = (measuring.Errors(value, 1.5) for value in (float("nan"), 1.0, 2.0))
+    assert small.worst(large) == large.worst(small) == (2.0, 1.5)
+    assert np.isnan(nan.worst(small).relative) and np.isnan(small.worst(nan).relative)
 
 
 def test_show_measured(capsys: pytest.CaptureFixture[str]) -> None:
@@ -500,8 +476,9 @@ def a_result() -> compare.Measured:
 
 def test_a_whole_run_renews_the_record(checkout: Path) -> None:
     result = a_result()
-    compare.keep(result, None, whole=True)
-    assert measurements.load(checkout / "figures" / "data" / "ladder.json") == result.data
+    compare.keep(result, checkout / "mine.json", whole=True)
+    for path in (checkout / "figures" / "data" / "ladder.json", checkout / "mine.json"):
+        assert measurements.load(path) == result.data
     text = (checkout / "README.md").read_text()
     assert "| 64 x 2112 x 7168 |" in text and "kernel sources 0123456789ab." in text
     assert (checkout / "figures" / "ladder.png").stat().st_size > 10_000

@@ -11,15 +11,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pictures
 import pytest
-from gemm_ladder.figures import ladder, measured, readme, rung_cards, tables
-from gemm_ladder.shapes import DEEPSEEK_V3, MEASURED, Shape
-from matplotlib.text import Text
+from gemm_ladder.figures import draw, ladder, measured, readme, rung_cards, tables
+from gemm_ladder.shapes import DEEPSEEK_V3, MEASURED, PRODUCTS, Product, Shape
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = REPOSITORY / "figures" / "data"
-# These time nothing.
-OTHERS = {DATA / name for name in ("tensor_core_probe.json", "cards.json", "timeline.json")}
+# These have other fields.
+OTHERS = {
+    DATA / name
+    for name in ("tensor_core_probe.json", "cards.json", "timeline.json", "precision.json", "host.json")
+}
 FILES = sorted(set(DATA.glob("*.json")) - OTHERS)
 RUNGS = ("s1_naive", "s2_wgmma", "s3_tma", "s4_tma_multicast", "s5_warp_specialized", "s6_ffma_interleave")
 
@@ -55,29 +58,38 @@ def test_data_file(path: Path) -> None:
     ]
     assert len(set(keys)) == len(keys) > 0
     for row in data["rows"]:
-        shape = Shape(row["m"], row["n"], row["k"])
+        product = Product(row["kind"], row["groups"], Shape(row["m"], row["n"], row["k"]))
         assert row["kind"] in ("dense", "contiguous", "masked") and row["l2"] in ("dirty", "clean")
         assert row["us"] > 0 and row["gb_s"] > 0
         if row["us_p10"] is not None:
             assert row["us_p10"] <= row["us"] <= row["us_p90"]
-        if row["kind"] == "dense":
-            assert row["tflops"] == pytest.approx(shape.flops / row["us"] / 1e6, rel=5e-3)
+        flops = sum(part.flops for part in product.parts)
+        assert row["tflops"] == pytest.approx(flops / row["us"] / 1e6, rel=5e-3)
 
 
-def test_peers_are_there_at_every_shape() -> None:
+def test_peers_are_there_at_every_row() -> None:
     peers = json.loads((REPOSITORY / "figures" / "data" / "peers.json").read_text())
-    found = {(row["impl"], row["m"], row["n"], row["k"]) for row in peers["rows"] if row["l2"] == "dirty"}
-    assert found == {(impl, *shape) for impl in measured.PEERS for shape in DEEPSEEK_V3}
+    found = {
+        (row["impl"], Product(row["kind"], row["groups"], Shape(row["m"], row["n"], row["k"])))
+        for row in peers["rows"]
+        if row["l2"] == "dirty"
+    }
+    assert found == {
+        (impl, product)
+        for impl in measured.PEERS
+        for product in PRODUCTS
+        if product.kind == "dense" or impl in ("deep_gemm", "deep_gemm_v1")
+    }
 
 
 def test_readme_tables_are_what_the_data_give() -> None:
     text = (REPOSITORY / "README.md").read_text()
     files = measured.recorded()
-    interleave, cards = measured.load(DATA / "interleave.json"), rung_cards.load(DATA / "cards.json")
-    assert text == readme.readme(text, files, interleave, cards), "python figures/draw.py rewrites them"
-    for data in [*files, interleave]:
-        assert data["meta"]["gpu"] in text and data["meta"]["date"] in text
-        assert data["meta"].get("sources", "")[:12] in text
+    data = draw.recorded(DATA)
+    assert text == readme.readme(text, files, data), "python figures/draw.py rewrites them"
+    for one in [*files, *(data[name] for name in data if name != "cards")]:
+        assert one["meta"]["gpu"] in text and one["meta"]["date"] in text
+        assert one["meta"].get("sources", "")[:12] in text
 
 
 def test_cards_are_what_the_data_give() -> None:
@@ -109,44 +121,22 @@ def test_draws_without_the_package(tmp_path: Path) -> None:
         assert (tmp_path / "figures" / "cards" / path.name).read_text() == path.read_text()
 
 
-def labels(files: list[dict]) -> dict[str, list]:
-    """The drawn figure's texts and where they are, in pixels."""
-    figure = ladder.ladder(files)
-    figure.canvas.draw()
-    renderer = figure.canvas.get_renderer()
-    width, height = figure.canvas.get_width_height()
-    found: dict[str, list] = {"outside": [], "texts": []}
-    texts = [*figure.texts, *(text for axes in figure.axes for text in axes.texts)]
-    for axes in figure.axes:
-        texts += [axes._left_title, axes._right_title, *axes.get_xticklabels(), *axes.get_yticklabels()]
-    for text in texts:
-        if text.get_text() and text.get_visible():
-            box = Text.get_window_extent(text, renderer)  # an annotation's own one takes its arrow in
-            found["texts"].append((text.get_text(), box))
-            if box.x0 < 0 or box.y0 < 0 or box.x1 > width or box.y1 > height:
-                found["outside"].append(text.get_text())
-    return found
-
-
 @pytest.mark.parametrize("shapes", [DEEPSEEK_V3, MEASURED], ids=["without squares", "with squares"])
 @pytest.mark.parametrize("count", [0, 2, len(RUNGS)])
 def test_picture_names_everything_and_nothing_overlaps(count: int, shapes: tuple[Shape, ...]) -> None:
     peers = invented(*measured.PEERS, factor=9, shapes=shapes)
     files = [invented(*RUNGS[:count], shapes=shapes), peers] if count else [peers]
-    found = labels(files)
-    assert not found["outside"]
-    drawn = {text for text, _ in found["texts"]}
+    texts = pictures.texts(ladder.ladder(files))
+    pictures.check(texts)
+    drawn = {text for text, _ in texts}
     assert drawn >= {*RUNGS[:count], *measured.PEERS.values(), "m = 64", "m = 128", "m = 4096"}
     assert ("m = n = k" in drawn) == ("8192" in drawn) == (shapes is MEASURED)
-    ends = sum(text.startswith("cuBLASLt ceiling*  ") for text, _ in found["texts"])
+    ends = sum(text.startswith("cuBLASLt ceiling*  ") for text, _ in texts)
     assert ends == (4 if shapes is MEASURED else 3), "the ceiling is named where its line ends"
-    for (one, a), (other, b) in itertools.combinations(found["texts"], 2):
-        depth = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
-        assert min(depth) <= 1, f"{one!r} overlaps {other!r}"
 
 
 def test_picture_without_some_of_the_shapes() -> None:
-    labels([invented("s1_naive", "cublas_bf16", shapes=DEEPSEEK_V3[:3])])
+    pictures.texts(ladder.ladder([invented("s1_naive", "cublas_bf16", shapes=DEEPSEEK_V3[:3])]))
 
 
 def test_series_takes_the_first_file_and_one_gpu() -> None:
@@ -180,8 +170,8 @@ def test_squares_come_last_and_are_no_part_of_the_other_panels() -> None:
     sizes = measured.sizes_of([one])
     assert sizes[18:] == [tuple(shape) for shape in MEASURED[18:]]
     assert not any(measured.is_square(size) for size in sizes[:18])
-    found = labels([invented("s1_naive", shapes=MEASURED)])
-    assert "4096 x 7168 x 16384" in {text for text, _ in found["texts"]}, "the bars' shape"
+    texts = pictures.texts(ladder.ladder([invented("s1_naive", shapes=MEASURED)]))
+    assert "4096 x 7168 x 16384" in {text for text, _ in texts}, "the bars' shape"
 
 
 def test_spread() -> None:

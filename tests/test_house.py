@@ -71,7 +71,7 @@ def test_the_path_pattern_finds_what_it_should() -> None:
 
 def test_readme_names_the_commands_and_the_rungs() -> None:
     text = (REPOSITORY / "README.md").read_text()
-    for command in ("make compare", "make test"):
+    for command in ("make compare", "make test", "make measure"):
         assert command in text
         assert re.search(rf"^{command.split()[1]}:", (REPOSITORY / "Makefile").read_text(), re.M)
     table = re.findall(r"^\| \[(s\d_\w+)\]\(\S+\) \| (.+?) \|", text, re.M)

@@ -46,18 +46,28 @@ DENSE = [
     family("dense", 128, 160, "A"),
     family("dense", 128, 192, "B"),
     family("dense", 256, 128, "A"),
+    family("dense", 128, 128, consumers_m=1, blocks_an_sm=2),
+    family("dense", 64, 64, "K", cluster=4, blocks_an_sm=2),
 ]
-CONTIGUOUS = [family("contiguous", 64, 64, stream_b=True), family("contiguous", 128, 144, "A")]
+CONTIGUOUS = [
+    family("contiguous", 64, 64, stream_b=True),
+    family("contiguous", 128, 144, "A"),
+    family("contiguous", 256, 64),
+    family("contiguous", 256, 96, "A"),
+    family("contiguous", 128, 128, consumers_m=1, blocks_an_sm=2),
+]
 MASKED = [
     family("masked", 64, 256),
     family("masked", 64, 96, "B", cluster=4),
     family("masked", 128, 112),
     family("masked", 256, 64, "A"),
+    family("masked", 128, 112, consumers_m=1, blocks_an_sm=2),
 ]
 
 
 def name(config: Config) -> str:
-    return f"{config.kind}_{config.tile_m}x{config.tile_n}_{config.share}{config.cluster}"
+    twice = "_2" if config.blocks_an_sm > 1 else ""
+    return f"{config.kind}_{config.tile_m}x{config.tile_n}_{config.share}{config.cluster}{twice}"
 
 
 def run_dense(
@@ -111,7 +121,7 @@ def test_repeats_its_bits(config, machine):
 
 
 @pytest.mark.parametrize("config", CONTIGUOUS, ids=name)
-@pytest.mark.parametrize("counts", [[100, 0, 128, 130], [0, 0, 5], [300]], ids=str)
+@pytest.mark.parametrize("counts", [[100, 0, 128, 130], [0, 0, 5], [300], [128, 512, 128]], ids=str)
 def test_contiguous(config, counts, machine):
     call = contiguous(counts, config.n, config.k, DEVICE[machine], padding=2)
     launch(config, call, seed=len(counts), num_sms=config.cluster * 2)
@@ -196,7 +206,9 @@ def random_config(rng: np.random.Generator) -> Config:
             share=str(share),
             cluster=1 if share == "nothing" else int(rng.choice([2, 4])),
             group_m=int(rng.integers(1, 10)),
+            group_n=int(rng.integers(0, 5)),
             stream_b=bool(rng.integers(2)),
+            **({"blocks_an_sm": 2, "consumers_m": 1, "consumers_n": 1} if rng.integers(4) == 0 else {}),
         )
         if configs.fits(config):
             return config

@@ -22,7 +22,9 @@ struct Config {
     int stages;
     int cluster;
     Share share;
-    int group_m;    // units of work that run together span so many of them down
-    int unroll;     // blocks of K
-    bool stream_b;  // B is read once: let it leave L2 first
+    int group_m;       // units of work that run together span so many of them down
+    int group_n;       // ... instead so many to the right, if it is not 0
+    int unroll;        // blocks of K
+    int blocks_an_sm;  // one or two blocks at a time on an SM
+    bool stream_b;     // B is read once: let it leave L2 first
 };

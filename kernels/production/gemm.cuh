@@ -24,10 +24,12 @@ struct Gemm {
     static constexpr int kWarpgroup = 128;
     static constexpr int kConsumers = kC.consumers_m * kC.consumers_n;
     static constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
-    static constexpr int kSliceM = kC.consumers_m * kWgmmaM;  // a tile is slices of so many rows; a consumer has 64
-    static constexpr int kSlices = kC.tile_m / kSliceM;
+    static constexpr int kSliceM = Scheduler<kC>::kSliceM, kSlices = Scheduler<kC>::kSlices;
     static constexpr int kConsumerN = kC.tile_n / kC.consumers_n;
     static constexpr int kRegisters = kConsumerN / 2;
+    // Registers a thread that a consumer takes while the loader keeps 40; one alone on its SM has enough from the
+    // start.
+    static constexpr int kTakes = kConsumers > 1 ? 232 : kC.blocks_an_sm > 1 ? 216 : 0;
     static constexpr int kSplits = kC.share == Share::kK ? kC.cluster : 1;
     static constexpr int kBlocks = kC.k / kScaleK;
     static constexpr uint16_t kEveryBlock = (1 << kC.cluster) - 1;
@@ -55,14 +57,16 @@ struct Gemm {
     static_assert(kConsumers == 1 || kConsumers == 2, "registers for one or two consumers");
     static_assert(kC.tile_m % kSliceM == 0 && kConsumerN % 16 == 0 && kConsumerN <= 256, "whole WGMMA tiles");
     static_assert(kC.k % kScaleK == 0 && kC.n % 8 == 0, "whole promotion blocks; rows of D of whole 16 bytes");
-    static_assert(kSharedBytes <= 232448, "what a block can have");
+    static_assert(kSharedBytes <= 233472 / kC.blocks_an_sm - 1024, "what a block can have");
     static_assert(kC.share != Share::kA || kC.tile_m % (8 * kC.cluster) == 0, "whole swizzle atoms a block");
     static_assert(kC.share != Share::kB || kC.tile_n % (8 * kC.cluster) == 0, "whole swizzle atoms a block");
     static_assert(kC.share != Share::kB || kC.kind != Kind::kContiguous, "neighbours may have different experts");
     static_assert(kSplits == 1 || kC.kind == Kind::kDense,
                   "a cluster that splits K makes one tile, whichever its group");
-    static_assert(kC.kind != Kind::kContiguous || kC.tile_m <= 128, "128 rows are sure to have one expert");
+    static_assert(kC.kind != Kind::kContiguous || (kSlices <= 2 && 128 % kSliceM == 0),
+                  "128 rows are sure to have one expert; where they do not, one slice is multiplied at a time");
     static_assert((kC.share == Share::kNothing) == (kC.cluster == 1), "a cluster shares something");
+    static_assert(kC.blocks_an_sm == 1 || (kC.blocks_an_sm == 2 && kConsumers == 1), "registers for two blocks an SM");
 
     static __device__ uint32_t smem_d(int consumer) { return ptx::shared_memory() + consumer * kBytesD; }
     static __device__ uint32_t smem_stage(int stage) { return smem_d(kConsumers) + stage * kBytesStage; }
@@ -156,8 +160,17 @@ struct Gemm {
         }
     };
 
-    // One block of K, slice after slice: the other consumer has the tensor cores meanwhile.
+    // The first kCount slices of a tile.
+    template <int kCount>
     static __device__ void multiply(float (&total)[kSlices][kRegisters], Place& at) {
+        const int first = first_block(), last = last_block();
+#pragma unroll kC.unroll
+        for (int block = first; block < last; ++block) multiply_block<kCount>(total, at);
+    }
+
+    // One block of K, slice after slice: the other consumer has the tensor cores meanwhile.
+    template <int kCount>
+    static __device__ void multiply_block(float (&total)[kSlices][kRegisters], Place& at) {
         float partial[kRegisters];
         ptx::mbarrier_wait_parity(at.ring.stage + kFull, at.ring.parity);
         Scales scales;  // read before the first WGMMA: a wait for them would hold up the second
@@ -165,7 +178,7 @@ struct Gemm {
         const uint64_t desc_a = smem_descriptor(at.ring.stage + at.first_row * kSwizzleRow);
         const uint64_t desc_b = smem_descriptor(at.ring.stage + kB + at.first_column * kSwizzleRow);
 #pragma unroll
-        for (int slice = 0; slice < kSlices; ++slice) {
+        for (int slice = 0; slice < kCount; ++slice) {
             ptx::wgmma_fence();
 #pragma unroll
             for (int k = 0; k < kScaleK; k += kWgmmaK)
@@ -173,7 +186,7 @@ struct Gemm {
                                        k != 0);
             ptx::wgmma_commit_group();
             ptx::wgmma_wait_group<0>();
-            if (slice == kSlices - 1) {
+            if (slice == kCount - 1) {
                 release(at.ring.stage + kEmpty);
                 at.ring.advance();
                 ++at.scale_b;
@@ -188,23 +201,22 @@ struct Gemm {
         at.first_row = consumer % kC.consumers_m * kWgmmaM;
         at.first_column = consumer / kC.consumers_m * kConsumerN;
         at.row = at.first_row + accumulator_row(thread, 0);
-        const int first = first_block(), last = last_block();
         Scheduler<kC> tiles(p);
         for (Tile tile; tiles.next(tile);) {
             at.column = tile.column % kScaleN + at.first_column;
-            at.scale_b = first_scale_b(tile) + first;
+            at.scale_b = first_scale_b(tile) + first_block();
             float total[kSlices][kRegisters] = {};
-            if (kC.kind != Kind::kContiguous || tile.group >= 0) {
-#pragma unroll kC.unroll
-                for (int block = first; block < last; ++block) multiply(total, at);
-            }
+            if (kC.kind != Kind::kContiguous || (tile.group >= 0 && tile.slices == kSlices))
+                multiply<kSlices>(total, at);
+            else if (kSlices > 1 && tile.group >= 0)
+                multiply<1>(total, at);
             tile.row += at.first_row, tile.rows -= at.first_row, tile.column += at.first_column;
             if constexpr (kSplits > 1)
                 reduce(total, p, consumer, tile);
             else
                 store(total, map_d, p, consumer, tile);
         }
-        if (kSplits == 1 && thread == 0) ptx::cp_async_bulk_wait_group<0>();
+        if (kSplits == 1 && thread == 0) ptx::cp_async_bulk_wait_group_read<0>();  // D itself is the end's affair
     }
 
     // This warp has finished with a stage. Blocks that multicast into it hear it too.
@@ -242,7 +254,8 @@ struct Gemm {
         ptx::fence_proxy_async();
         ptx::bar_sync(1 + consumer, kWarpgroup);
         if (thread == 0) {
-            for (int box = 0; box < kSlices * kBoxes; ++box)
+            const int slices = kC.kind == Kind::kContiguous ? tile.slices : kSlices;
+            for (int box = 0; box < slices * kBoxes; ++box)
                 ptx::cp_async_bulk_tensor_2d_store(
                     map_d, smem_d(consumer) + box / kBoxes * kBytesSlice + box % kBoxes * kBytesBox,
                     tile.column + box % kBoxes * kStoreN, tile.row + box / kBoxes * kSliceM);
@@ -282,32 +295,33 @@ struct Gemm {
 };
 
 template <Config kC>
-__global__ void __launch_bounds__(Gemm<kC>::kThreads, 1)
+__global__ void __launch_bounds__(Gemm<kC>::kThreads, kC.blocks_an_sm)
     s7_production_fp8_gemm(const __grid_constant__ TensorMap map_a, const __grid_constant__ TensorMap map_b,
                            const __grid_constant__ TensorMap map_sfa, const __grid_constant__ TensorMap map_sfb,
                            const __grid_constant__ TensorMap map_d, const __grid_constant__ GroupedArgs p) {
     using G = Gemm<kC>;
     if (threadIdx.x == G::kWarpgroup)  // before the first loads ask for them
         for (const TensorMap* map : {&map_a, &map_b, &map_sfa, &map_sfb}) ptx::prefetch_tensormap(map);
+    constexpr bool kSends = kC.share == Share::kA || kC.share == Share::kB;
     if (threadIdx.x == 0) {
-        constexpr int kSharers = kC.share == Share::kA || kC.share == Share::kB ? kC.cluster : 1;
+        constexpr int kSharers = kSends ? kC.cluster : 1;
         for (int stage = 0; stage < kC.stages; ++stage) {
             ptx::mbarrier_init(G::smem_stage(stage) + G::kFull, 1);  // the issuing thread; the bytes count themselves
             ptx::mbarrier_init(G::smem_stage(stage) + G::kEmpty, kSharers * G::kConsumers * 4);  // one arrival a warp
         }
         ptx::fence_mbarrier_init();
     }
-    if constexpr (kC.cluster > 1)
+    if constexpr (kSends)
         meet();  // nobody sends before every block's barriers exist
     else
-        __syncthreads();
+        __syncthreads();  // who splits K sends nothing before reduce() has met
 
     if (threadIdx.x < G::kWarpgroup) {
-        if constexpr (G::kConsumers > 1) ptx::setmaxnreg_dec<40>();
+        if constexpr (G::kTakes > 0) ptx::setmaxnreg_dec<40>();
         if (threadIdx.x == 0) G::produce(&map_a, &map_b, &map_sfa, &map_sfb, p);
         if constexpr (G::kSplits > 1) meet();  // as the consumers do in the middle of reduce()
     } else {
-        if constexpr (G::kConsumers > 1) ptx::setmaxnreg_inc<232>();
+        if constexpr (G::kTakes > 0) ptx::setmaxnreg_inc<G::kTakes>();
         // The shuffle tells the compiler that the number is the same in all lanes.
         G::consume(&map_d, p, ptx::shfl_sync_idx(threadIdx.x / G::kWarpgroup, 0) - 1);
     }
@@ -334,7 +348,7 @@ const char* start(const GroupedArgs& p) {
                                    kScaleBox, Swizzle::kNone))
         return error;
     if (auto error = tensor_map_2d(&map_d, p.d, rows, kC.n, kC.n, kWgmmaM, G::kStoreN, kSwizzleD)) return error;
-    const int64_t most = p.num_sms < kC.cluster ? 1 : p.num_sms / kC.cluster;
+    const int64_t at_once = p.num_sms * kC.blocks_an_sm, most = at_once < kC.cluster ? 1 : at_once / kC.cluster;
     // A block that splits K makes one tile: its part of the sum is read by its neighbours until it leaves.
     const int64_t clusters = units < most || G::kSplits > 1 ? units : most;
     return launch(s7_production_fp8_gemm<kC>,
@@ -342,6 +356,7 @@ const char* start(const GroupedArgs& p) {
                    .threads = G::kThreads,
                    .shared_bytes = G::kSharedBytes,
                    .stream = p.stream,
-                   .cluster = static_cast<uint32_t>(kC.cluster)},
+                   .cluster = static_cast<uint32_t>(kC.cluster),
+                   .blocks_an_sm = static_cast<uint32_t>(kC.blocks_an_sm)},
                   map_a, map_b, map_sfa, map_sfb, map_d, p);
 }

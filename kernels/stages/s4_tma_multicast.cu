@@ -103,6 +103,8 @@ __global__ void __launch_bounds__(kThreads, 2)
         for (int i = 0; i < kRegisters; ++i) total[i] = fmaf(partial[i], i / 2 % 2 ? scale1 : scale0, total[i]);
     }
 
+    __syncwarp();
+    ptx::barrier_cluster_arrive();  // before the stores: its release would wait for them to reach memory
 #pragma unroll
     for (int i = 0; i < kRegisters; i += 2) {
         const int64_t row = tile_m + (i / 2 % 2 ? row1 : row0);
@@ -110,10 +112,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         if (row < p.m && column < p.n)  // n is even, so a pair is inside or outside as a whole
             *reinterpret_cast<uint32_t*>(p.d + row * p.n + column) = ptx::cvt_rn_bf16x2_f32(total[i + 1], total[i]);
     }
-
-    __syncwarp();
-    ptx::barrier_cluster_arrive();  // nobody leaves while its neighbour may still send to it
-    ptx::barrier_cluster_wait();
+    ptx::barrier_cluster_wait();  // nobody leaves while its neighbour may still send to it
 }
 
 extern "C" const char* gemm_ladder_launch(const GemmArgs* args) {

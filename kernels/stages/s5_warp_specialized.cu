@@ -180,7 +180,7 @@ struct Kernel {
             }
             store(total, map_d, consumer, tile_m, tile_n);
         }
-        if (threadIdx.x % kWarpgroup == 0) ptx::cp_async_bulk_wait_group<0>();
+        if (threadIdx.x % kWarpgroup == 0) ptx::cp_async_bulk_wait_group_read<0>();
     }
 };
 

@@ -84,6 +84,7 @@ class LaunchConfig(ctypes.Structure):
         ("shared_bytes", ctypes.c_uint32),  # dynamic shared memory a block
         ("stream", ctypes.c_void_p),
         ("cluster", ctypes.c_uint32),  # blocks a cluster
+        ("blocks_an_sm", ctypes.c_uint32),  # as __launch_bounds__ says
     ]
 
 

@@ -132,6 +132,7 @@ class Cluster {
         int size, threads;
         uint32_t shared_bytes;
         int64_t blocks;  // of the whole grid
+        int registers;   // 32-bit ones, a block
     };
 
     Cluster(const Shape& shape, const EmulatorConfig& config) : shape_(shape), config_(config) {
@@ -291,7 +292,7 @@ inline void Cluster::reset(int64_t cluster) {
     for (uint32_t& priority : priority_) priority = random_.below(1 << 16);
 
     const int warps = shape_.threads / 32;
-    const int registers = std::min(255, 65536 / shape_.threads) / 8 * 8;
+    const int registers = std::min(255, shape_.registers / shape_.threads) / 8 * 8;
     for (int rank = 0; rank < shape_.size; ++rank) {
         Block& block = blocks[rank];
         block = {};
@@ -300,7 +301,7 @@ inline void Cluster::reset(int64_t cluster) {
         block.memory.reset(shape_.shared_bytes);
         block.exchanges.resize(warps);
         block.registers.assign(warps, {registers});
-        block.free_registers = 65536 - static_cast<int64_t>(registers) * shape_.threads;
+        block.free_registers = shape_.registers - static_cast<int64_t>(registers) * shape_.threads;
         block.live = shape_.threads;
         block.wgmmas.resize(warps);
         block.warpgroup_wgmmas.resize((warps + 3) / 4);

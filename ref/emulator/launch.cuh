@@ -28,9 +28,11 @@ inline const char* run_grid(const LaunchConfig& config, const std::function<void
     if (config.threads == 0 || config.threads % 32 || config.threads > 1024)
         return answer("a block of " + std::to_string(config.threads) +
                       " threads; a multiple of 32 up to 1024 is needed");
-    if (config.shared_bytes > kSharedLimit)
+    // An SM has 1024 bytes more for each of its blocks, which the blocks do not see.
+    const uint32_t limit = (kSharedLimit + 1024) / config.blocks_an_sm - 1024;
+    if (config.shared_bytes > limit)
         return answer(std::to_string(config.shared_bytes) + " bytes of shared memory a block; Hopper has " +
-                      std::to_string(kSharedLimit));
+                      std::to_string(limit));
     if (config.cluster == 0 || config.cluster > 16 || config.blocks % config.cluster)
         return answer(std::to_string(config.blocks) + " blocks in clusters of " + std::to_string(config.cluster));
 
@@ -38,7 +40,7 @@ inline const char* run_grid(const LaunchConfig& config, const std::function<void
     if (session.config.dry) return nullptr;
     const int64_t clusters = config.blocks / config.cluster;
     const Cluster::Shape shape{static_cast<int>(config.cluster), static_cast<int>(config.threads), config.shared_bytes,
-                               config.blocks};
+                               config.blocks, static_cast<int>(65536 / config.blocks_an_sm)};
     std::atomic<int64_t> next{0}, failed{clusters};
     std::vector<std::vector<EmulatorEvent>> events(session.config.record ? static_cast<std::size_t>(clusters) : 0);
     std::vector<std::pair<int64_t, std::string>> errors;

@@ -74,7 +74,7 @@ inline void named_barrier(uint32_t id, uint32_t threads, bool wait) {
     record_warp(Event::bar_pass, 0, id);
 }
 
-// setmaxnreg, once for each warp: giving back is immediate, taking waits until the block's 64 K registers suffice. The
+// setmaxnreg, once for each warp: giving back is immediate, taking waits until the block's registers suffice. The
 // warps of a warpgroup must all ask for the same.
 inline void set_registers(int registers, bool increase) {
     if (registers % 8 || registers < 24 || registers > 256)

@@ -1,0 +1,223 @@
+"""What a call costs the host: how it is timed, what fresh processes tell, and the command around it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from gemm_ladder import compare, host_times, measuring, operands, production, production_rows
+from gemm_ladder.cli import main
+from gemm_ladder.errors import GemmLadderError
+from gemm_ladder.figures import host, measured
+from gemm_ladder.shapes import Product, Shape
+
+CPU = torch.device("cpu")
+Output = pytest.CaptureFixture[str]
+STARTS = {"first_build": [4e6, 5e6, 6e6], "cached_load": [2e3, 3e3, 1e3], "first_call": [9e3, 8e3, 7e3]}
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small product, few calls."""
+    shape = Shape(8, 128, 128)
+    monkeypatch.setattr(host_times, "SHAPE", shape)
+    monkeypatch.setattr(host_times, "DENSE", Product("dense", 1, shape))
+    monkeypatch.setattr(host_times, "MASKED", Product("masked", 2, shape))
+    monkeypatch.setattr(host_times, "CALLS", 2)
+    monkeypatch.setattr(host_times, "BATCHES", 3)
+
+
+@pytest.fixture
+def quick(small: None, fake_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU in a Hopper GPU's place; fresh processes that take what STARTS says."""
+    monkeypatch.setattr(production, "usable_sms", lambda device, limit: 132)
+    monkeypatch.setattr(host_times, "starts", lambda: STARTS)
+
+
+def test_the_calls_compute_the_product(small: None) -> None:
+    """All of gemm_ladder's, and torch's, at the same operands."""
+    ours, peers = host_times.makers(CPU)
+    assert ours.keys() == {"fp8_gemm_nt", "gemm_fp8_fp8_bf16_nt", "m_grouped_fp8_gemm_nt_masked"}
+    dense = operands.make_operands(host_times.DENSE, CPU)
+    reference, unscaled = (dense.parts[0].reference(scaled) for scaled in (True, False))
+    for name in ("fp8_gemm_nt", "gemm_fp8_fp8_bf16_nt"):
+        call = ours[name]()
+        assert call() is None
+        assert measuring.errors(call.args[2], reference).right
+    masked = ours["m_grouped_fp8_gemm_nt_masked"]()
+    masked()
+    out, rows = masked.args[2], masked.args[3].tolist()
+    assert out.shape[0] == 2 and all(
+        not part[:count].isnan().any() for part, count in zip(out, rows, strict=True)
+    )
+    for name in ("torch_mm", "torch_mm_out"):
+        assert measuring.errors(peers[name]()(), unscaled).relative < 1e-2
+    with pytest.raises(ModuleNotFoundError):
+        peers["deep_gemm"]()
+
+
+def test_a_batch_is_the_hosts_time_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wait for the GPU, before and after, is not in it."""
+    clock = [0.0]
+    waits = []
+
+    def wait(device: torch.device) -> None:
+        waits.append(clock[0])
+        clock[0] += 1.0
+
+    def call() -> None:
+        clock[0] += 7e-6
+
+    monkeypatch.setattr(measuring, "synchronize", wait)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    assert host_times.batch(call, CPU) == pytest.approx(7.0)
+    assert waits == [0.0, pytest.approx(1.0 + host_times.CALLS * 7e-6)]
+    assert host_times.CALLS < 1000, "the queue to a GPU would be full, and a call wait for it"
+
+
+def test_implementations_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    order = []
+    monkeypatch.setattr(host_times, "batch", lambda call, device: float(order.append(call) or len(order)))
+    found = host_times.take_turns({"a": "a", "b": "b"}, CPU, range(3))
+    assert order == ["a", "b"] * 3
+    assert found == {"a": [1.0, 3.0, 5.0], "b": [2.0, 4.0, 6.0]}
+
+
+def test_each_start_has_the_cache_that_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty, then with what the first process left there; another pair has another."""
+    caches: dict[str, int] = {}
+
+    def process(cache: str) -> tuple[float, float]:
+        assert len(list(Path(cache).iterdir())) == caches.setdefault(cache, 0)
+        (Path(cache) / "kernel").touch()
+        caches[cache] += 1
+        return (5e6, 6e6) if caches[cache] == 1 else (2e3, 9e3)
+
+    monkeypatch.setattr(host_times, "in_fresh_process", process)
+    pairs = host_times.STARTS
+    assert host_times.starts() == {
+        "first_build": [5e6] * pairs,
+        "cached_load": [2e3] * pairs,
+        "first_call": [9e3] * pairs,
+    }
+    assert list(caches.values()) == [2] * pairs
+    assert not any(Path(cache).exists() for cache in caches)
+
+
+def test_a_fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last line counts: torch may print before."""
+
+    def run(command: list[str], **options: object) -> subprocess.CompletedProcess:
+        assert command[-1].endswith("host_times.load_and_call()")
+        assert (
+            options["env"]["GEMM_LADDER_CACHE"] == "folder" and options["env"]["PATH"] == os.environ["PATH"]
+        )
+        return subprocess.CompletedProcess(command, 0, "a warning\n1500.5 9000.25\n", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert host_times.in_fresh_process("folder") == (1500.5, 9000.25)
+
+
+def test_what_a_fresh_process_times(
+    small: None, fake_gpu: None, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    """The load, and the load and the call; not what torch and the operands take."""
+    clock, loads = [0.0], []
+    make = operands.make_operands
+
+    def takes(seconds: float, result: object = None) -> object:
+        clock[0] += seconds
+        return result
+
+    monkeypatch.setattr(compare, "find_gpu", lambda: takes(1.0, (CPU, "NVIDIA H100")))
+    monkeypatch.setattr(operands, "make_operands", lambda *given: takes(1.0, make(*given)))
+    monkeypatch.setattr(operands, "interface_call", lambda *given: lambda: takes(0.25))
+    monkeypatch.setattr(production_rows, "configurations", lambda chosen, device: {chosen[0]: "best"})
+    monkeypatch.setattr(production, "launcher", lambda config: takes(0.5, loads.append(config)))
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    host_times.load_and_call()
+    assert capsys.readouterr().out == "500000.0 750000.0\n"
+    assert loads == ["best"]
+
+
+def test_a_fresh_process_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Here for want of a GPU: its last words are passed on."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(GemmLadderError, match=r"cannot load and call the kernel: .*found no CUDA GPU"):
+        host_times.in_fresh_process(str(tmp_path))
+
+
+def test_a_fresh_process_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: list[str], **options: object) -> None:
+        raise subprocess.TimeoutExpired(command, options["timeout"])
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(GemmLadderError, match="takes more than 120 s to load and call the kernel"):
+        host_times.in_fresh_process("folder")
+
+
+def test_the_command(quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Output) -> None:
+    kept = []
+    monkeypatch.setattr(compare, "keep", lambda *arguments, **options: kept.append((arguments, options)))
+    path = tmp_path / "mine.json"
+    assert main(["host", "--json", str(path)]) == 0
+    printed = capsys.readouterr().out
+    for words in ("gemm_ladder.fp8_gemm_nt", "torch.mm", "first build", "5 s", "2 ms", "8 ms"):
+        assert words in printed
+    (((result, given), options),) = kept
+    assert (given, options) == (path, {"whole": True, "record": "host.json"})
+    measured.check(result.data, "result", host.META_FIELDS, host.ROW_FIELDS)
+    calls = {row["impl"]: row for row in result.rows if row["quantity"] == "call"}
+    assert calls.keys() >= {"fp8_gemm_nt", "gemm_fp8_fp8_bf16_nt", "m_grouped_fp8_gemm_nt_masked", "torch_mm"}
+    assert (
+        calls["m_grouped_fp8_gemm_nt_masked"]["kind"],
+        calls["m_grouped_fp8_gemm_nt_masked"]["groups"],
+    ) == (*("masked", 2),)
+    assert all(0 < row["us_p10"] <= row["us"] <= row["us_p90"] for row in result.rows)
+    assert [row["us"] for row in result.rows if row["quantity"] == "first_build"] == [5e6]
+    assert "deep_gemm" in {miss["impl"] for miss in result.missing}
+
+
+def test_a_call_that_fails(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours is wrong, a peer is missing; the others are timed."""
+
+    def fails(*arguments: object) -> None:
+        raise RuntimeError("no\nsuch")
+
+    def starts() -> None:
+        raise GemmLadderError("A fresh process fails")
+
+    monkeypatch.setattr(host_times.api, "gemm_fp8_fp8_bf16_nt", fails)
+    monkeypatch.setattr(host_times, "starts", starts)
+    result = host_times.on_gpu(CPU)
+    assert result.wrong == [
+        "gemm_fp8_fp8_bf16_nt fails: no such",
+        "A fresh process fails",
+    ]
+    assert {row["impl"] for row in result.rows} >= {"fp8_gemm_nt", "torch_mm"}
+    assert "gemm_fp8_fp8_bf16_nt" not in {row["impl"] for row in result.rows}
+
+
+def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["host"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1
+    assert "found no CUDA GPU that torch can use; calls to a GPU are timed, and a Hopper GPU" in printed.err
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_times, "BATCHES", 3)
+    monkeypatch.setattr(host_times, "STARTS", 1)
+    device, _ = compare.find_gpu()
+    result = host_times.on_gpu(device)
+    assert not result.wrong
+    measured.check(result.data, "result", host.META_FIELDS, host.ROW_FIELDS)
+    us = {row["quantity"]: row["us"] for row in result.rows}
+    assert us["cached_load"] < us["first_build"]

@@ -1,0 +1,191 @@
+"""The production kernels beside their peers, and what a call costs the host: tables and pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pictures
+import pytest
+from gemm_ladder import measuring
+from gemm_ladder.figures import draw, host, measured, production, readme, roofline
+from gemm_ladder.shapes import DEEPSEEK_V3, PRODUCTS, Product, Shape
+
+DENSE = (Product("dense", 1, Shape(64, 128, 256)), Product("dense", 1, Shape(64, 256, 256)))
+MASKED = Product("masked", 2, Shape(40, 128, 384))
+
+
+def data(times: dict[tuple[str, Product], float], gpu: str = "GPU", l2: str = "dirty") -> dict:
+    """A data file with these microseconds."""
+    meta = dict.fromkeys(measured.META_FIELDS, "1") | {"gpu": gpu, "sources": "abcdef" * 10 + "0123"}
+    rows = [
+        measuring.row(impl, product, l2, measuring.Timing(us, us, us), 0.001)
+        for (impl, product), us in times.items()
+    ]
+    return {"schema": measured.SCHEMA, "meta": meta, "rows": rows}
+
+
+def whole(l2: str = "dirty") -> dict:
+    """production.json with made-up figures: slower than its peer, and faster."""
+    impls = (production.RUNG, "cublaslt_blockwise", "cublaslt_tensorwise", "cublas_bf16")
+    return data(
+        {
+            (impl, product): (20 + sum(part.flops for part in product.parts) / 1e9) * (1 + 0.13 * turn)
+            for index, product in enumerate(PRODUCTS)
+            for turn, impl in enumerate(impls if index % 3 else (*impls[1::-1], *impls[2:]))
+        },
+        l2=l2,
+    )
+
+
+def calls() -> dict:
+    """host.json with made-up figures."""
+    rows = {
+        "call": ("fp8_gemm_nt", "m_grouped_fp8_gemm_nt_masked", *list(host.LABELS)[:5]),
+        **dict.fromkeys(("first_build", "cached_load", "first_call"), ("s7_production",)),
+    }
+    size = {"call": 10.0, "first_build": 8e6, "cached_load": 2500.0, "first_call": 9e3}
+    shape = {"kind": "dense", "groups": 1, "m": 64, "n": 7168, "k": 2048}
+    meta = dict.fromkeys(host.META_FIELDS, "1") | {"cpu": "A CPU", "sources": "abcdef" * 10 + "0123"}
+    return {
+        "schema": measured.SCHEMA,
+        "meta": meta,
+        "rows": [
+            {"quantity": quantity, "impl": impl, **shape, "us": us, "us_p10": 0.9 * us, "us_p90": 1.1 * us}
+            for quantity, impls in rows.items()
+            for index, impl in enumerate(impls)
+            for us in [size[quantity] * (1 + index)]
+        ],
+    }
+
+
+# ------------------------------------------------------------------------------------- the best peer
+
+
+def test_the_best_peer_of_the_same_run() -> None:
+    one = DENSE[0]
+    run = {(impl, one): us for us, impl in enumerate((production.RUNG, *measured.PEERS), start=10)}
+    (row,) = production.compared(data(run), None, "dirty")
+    best = min(us for (impl, _), us in run.items() if impl in production.BLOCK_SCALED)
+    assert (row.peer_us, row.foreign) == (best, False)
+    assert row.ratio == best / 10 and row.peer in production.BLOCK_SCALED
+    assert production.compared(data(run), None, "clean") == []
+
+
+def test_a_peer_of_another_run() -> None:
+    """Times what the yardsticks take here over what they took there: a row's own if it is dense."""
+    rows = (*DENSE, MASKED)
+    here = {(production.RUNG, product): 10.0 for product in rows}
+    there = {("deep_gemm", product): 20.0 for product in rows}
+    for (impl, product), (now, then) in {
+        ("cublaslt_tensorwise", DENSE[0]): (12.0, 10.0),
+        ("cublas_bf16", DENSE[0]): (30.0, 10.0),
+        ("cublas_bf16", DENSE[1]): (4.0, 10.0),
+    }.items():
+        here[impl, product], there[impl, product] = now, then
+    here["cublaslt_blockwise", DENSE[1]] = 9.0
+    found = production.compared(data(here), data(there), "dirty")
+    assert [(one.n, one.kind) for one in found] == [(128, "dense"), (256, "dense"), (128, "masked")]
+    factor = (1.2 * 3.0) ** 0.5
+    assert [one.peer_us for one in found] == pytest.approx([20 * factor, 8.0, 20 * (factor + 0.4) / 2])
+    assert [one.foreign for one in found] == [True, True, True]
+    assert production.geometric_mean(found) == pytest.approx((2 * factor * 0.8 * (factor + 0.4)) ** (1 / 3))
+    cells = production.table(found)
+    assert cells[3] == [
+        *("2 of 40 x 128 x 384", "masked", "10.00"),
+        *cells[3][3:5],
+        *("DeepGEMM†", "22.97", "2.297"),
+    ]
+    counted, foreign = production.summary(found)
+    assert "3 ratios" in counted and "2 are 1 or more" in counted and foreign.startswith("† another run")
+
+
+def test_another_gpu_is_no_peer() -> None:
+    here = {(impl, DENSE[0]): 10.0 for impl in (production.RUNG, "cublas_bf16")}
+    there = {(impl, DENSE[0]): 10.0 for impl in ("deep_gemm", "cublas_bf16")}
+    found = production.compared(data(here), data(there, gpu="another"), "dirty")
+    assert found[0].peer is found[0].ratio is production.geometric_mean(found) is None
+    assert production.table(found)[1][-3:] == ["-", "-", "-"] and production.summary(found) == []
+
+
+# --------------------------------------------------------------------------------------- the pictures
+
+
+def test_production_picture() -> None:
+    texts = pictures.texts(production.picture(whole(), measured.load(measured.DATA / "peers.json")))
+    pictures.check(texts)
+    words = [text for text, _ in texts]
+    assert {"dense", "contiguous", "masked", "64 x 2112 x 7168", "32 of 256 x 4096 x 7168"} <= set(words)
+    assert sum(word in ("1.13", "0.88") for word in words) == len(PRODUCTS)
+
+
+def test_production_picture_without_peers() -> None:
+    alone = data({(production.RUNG, product): 10.0 for product in PRODUCTS})
+    pictures.check(pictures.texts(production.picture(alone, None)))
+
+
+def test_roofline() -> None:
+    ladder = data(
+        {(f"s{n}", Product("dense", 1, shape)): 9000.0 / n for n in (1, 2, 3) for shape in DEEPSEEK_V3}
+    )
+    slow = data({("s0", Product("dense", 1, DEEPSEEK_V3[-3])): 1e6})
+    peers = measured.load(measured.DATA / "peers.json")
+    ladder["rows"] += slow["rows"]
+    peers["meta"]["gpu"] = "GPU"
+    texts = pictures.texts(roofline.roofline(whole(), [ladder, peers]))
+    pictures.check(texts)
+    words = [text for text, _ in texts]
+    for beginning in ("memory: a copy's 3.01 TB/s", "tensor cores: ", "s1  ", "s2  ", "s3  "):
+        assert sum(word.startswith(beginning) for word in words) == 1, beginning
+    assert not any(word.startswith("s0  ") for word in words)
+    assert any("Below the picture: s0 (0.962)." in word for word in words)
+    row = whole()["rows"][0]
+    part = PRODUCTS[0].shape
+    assert roofline.intensity(row) == pytest.approx(part.flops / part.bytes, rel=2e-3)
+
+
+def test_roofline_of_the_production_kernels_alone() -> None:
+    alone = data({(production.RUNG, product): 10.0 + product.groups for product in PRODUCTS})
+    pictures.texts(roofline.roofline(alone, []))
+
+
+def test_host_picture_and_table() -> None:
+    found = calls()
+    measured.check(found, "x", host.META_FIELDS, host.ROW_FIELDS)
+    texts = pictures.texts(host.picture(found, measured.load(measured.DATA / "peers.json")))
+    pictures.check(texts)
+    assert any("DeepGEMM 24.2 us, DeepGEMM v1 125 us, torch.mm 21.2 us" in text for text, _ in texts)
+    cells = host.table(found)
+    words = {text for text, _ in texts}
+    for name, duration, *_ in cells[1:]:
+        assert {name, duration} <= words
+    assert cells[1] == ["gemm_ladder.fp8_gemm_nt", "10 us", "9 us to 11 us", "0.25"]
+    assert cells[-1] == ["first call, kernel in the cache", "9 ms", "8.1 ms to 9.9 ms", "-"]
+    found["rows"] = [row for row in found["rows"] if row["quantity"] == "call"]
+    pictures.check(pictures.texts(host.picture(found, None)))
+    assert host.duration(8.31e6) == "8.31 s" and host.duration(999.4) == "999 us"
+
+
+# ------------------------------------------------------------------------------------------- README.md
+
+
+def test_readme() -> None:
+    """Each table between its markers, with where it comes from; without the data they stay as they are."""
+    names = ("dirty", "clean", "production", "host")
+    text = "\n".join(f"<!-- table-{name}:{end} -->" for name in names for end in ("begin", "end"))
+    run = whole()
+    run["rows"] += whole("clean")["rows"]
+    peers = measured.load(measured.DATA / "peers.json")
+    bare = readme.readme(text, [run], {})
+    assert "<!-- table-production:begin -->\n<!-- table-production:end -->" in bare
+    full = readme.readme(text, [run], {"production": run, "peers": peers, "host": calls()})
+    table = full.split("<!-- table-production:begin -->")[1].split("<!-- table-production:end -->")[0]
+    assert table.count("| dense |") == 18 and "| 32 of 256 x 7168 x 2048 | contiguous |" in table
+    assert "us, L2 clean |" in table and "kernel sources abcdefabcdef" in table and "Geometric mean" in table
+    table = full.split("<!-- table-host:begin -->")[1]
+    assert "| gemm_ladder.fp8_gemm_nt | 10 us |" in table and "A CPU, 1; " in table
+
+
+def test_what_is_not_there_is_not_drawn(tmp_path: Path) -> None:
+    assert draw.recorded(tmp_path) == {}
+    (tmp_path / "peers.json").write_text((measured.DATA / "peers.json").read_text())
+    assert list(draw.recorded(tmp_path)) == ["peers"]

@@ -36,7 +36,8 @@ print("The kernels run on", "this machine's Hopper GPU." if workbench.HOPPER els
 # $$D_{ij} = \sum_k \; A_{ik} \, s^A_{i,\lfloor k/128 \rfloor} \;
 # B_{jk} \, s^B_{\lfloor j/128 \rfloor,\lfloor k/128 \rfloor}$$
 #
-# It is the product that DeepSeek-V3 spends its time in.
+# It is the product of DeepSeek-V3's linear layers ("DeepSeek-V3 Technical Report", arXiv:2412.19437, section
+# 3.3).
 #
 # - **A** is $m \times k$ and **B** is $n \times k$. Both have k as their contiguous dimension, so a row of A
 #   meets a *row* of B. Their elements are numbers of 8 bits, in the format **E4M3**.
@@ -149,8 +150,8 @@ workbench.break_it("s2_wgmma", on_cpu, ("ptx::fence_proxy_async();", ""))
 # The lessons read them from there.
 #
 # The unit is **TFLOPS**: $10^{12}$ floating-point operations a second, where one multiplication and one
-# addition are two. The ceiling is cuBLASLt with one scale for a whole matrix, which is not the same product:
-# it has no promotion.
+# addition are two. The ceiling, with a star in the pictures, is cuBLASLt with one scale for a whole matrix.
+# That is not the same product: it has no promotion.
 
 # %%
 size = (4096, 7168, 16384)

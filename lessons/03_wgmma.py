@@ -31,8 +31,15 @@ rung = gl.rungs["s2_wgmma"]
 # %% [markdown]
 # ## What limited the rung below
 #
-# [Rung s1](02_naive.ipynb) loads two bytes for each multiplication, and uses each byte once. You computed the
-# cure in its last exercise: a tile of outputs, whose operands are loaded once for all of it.
+# [Rung s1](02_naive.ipynb) loads two bytes for each multiplication, and uses each byte once. On its card,
+# FFMA is the instruction that multiplies and adds; the others serve it:
+
+# %%
+workbench.card("s1_naive")
+
+# %% [markdown]
+# It has no timeline: nothing in it goes on beside the threads. You computed the cure in its last exercise: a
+# tile of outputs, whose operands are loaded once for all of it.
 
 # %%
 for rows, columns in ((1, 1), (64, 128)):
@@ -61,7 +68,7 @@ drawing.wgmma_tile(128)
 workbench.diff("s1_naive", "s2_wgmma")
 
 # %% [markdown]
-# It reads more easily after the next four sections, which take its new words one by one.
+# It reads more easily after the next five sections, which take its new words one by one.
 #
 # ## 1. Where a byte lies: the swizzle
 #
@@ -144,6 +151,7 @@ drawing.descriptor(int(out[0]))
 # - **address**, in units of 16 bytes: shared memory's own addresses, which are 32 bits wide.
 # - **stride_byte_offset** (SBO): from one group of 8 rows to the next, one atom.
 # - **leading_byte_offset** (LBO): not used by operands like these.
+# - **base_offset**: 0 where the tile begins at a multiple of 1024.
 # - **swizzle**: 1 is the 128-byte swizzle.
 #
 # The second one differs from the first in its address only, by 32 bytes: the next 32 of k are *inside* the
@@ -153,7 +161,8 @@ drawing.descriptor(int(out[0]))
 # ## 3. One WGMMA, alone: who gets what
 #
 # Multiply operands whose product says where it comes from: D[r, c] = 16 r + c. E4M3 holds these factors
-# exactly, and four terms of k are enough.
+# exactly, and four terms of k are enough. `shared_memory()` is where the block's shared memory begins, and
+# `st_shared` stores at such an address; the other new functions are in the next section.
 
 # %%
 r, c = np.arange(64), np.arange(16)
@@ -478,3 +487,6 @@ lines = rung.source.splitlines(keepends=True)
 first = next(i for i, line in enumerate(lines) if "fence_proxy_async" in line)
 last = next(i for i, line in enumerate(lines) if "wgmma_fence" in line)
 workbench.check_rung("s2_wgmma", problem, ("".join(lines[first : last + 1]), between))
+
+# %% [markdown]
+# Next: [what 14 bits do to long sums](04_precision.ipynb).

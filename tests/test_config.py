@@ -8,7 +8,7 @@ import re
 
 import gemm_ladder as gl
 import pytest
-from gemm_ladder import build, cli, explain, ffma, precompiling, production, sass, tuned
+from gemm_ladder import build, cli, explain, ffma, precompiling, production, sass, tuned, tuner
 from gemm_ladder import config as configs
 from gemm_ladder.config import BUCKETS, Config, bucket, candidates, choose, rows_to_expect
 from gemm_ladder.errors import InputError
@@ -360,6 +360,22 @@ def test_a_table_that_is_none(tables, text):
     path.write_text(text)
     tuned._table.cache_clear()
     assert asked() == choose("dense", 100, 4096, 7168)
+
+
+def test_which_ffmas_the_tuner_tries(monkeypatch):
+    """Of a large tile, every other way that the pass can make."""
+    logs = {"off": "ffma, mode off", "full": "The library is not rewritten: it is too strange."}
+
+    def built(found: list[Config], target: str) -> list[build.Built]:
+        assert target == "cuda"
+        return [build.Built(None, logs.get(one.interleave, ""), 0.0, True, target) for one in found]
+
+    monkeypatch.setattr(tuner, "build_all", built)
+    config = Config.of("dense", 4096, 7168, 256, 128)
+    tried = tuner.interleaved(config)
+    assert [one.interleave for one in tried] == ["off", "9/16"]
+    assert {dataclasses.replace(one, interleave="compiler") for one in tried} == {config}
+    assert tuner.interleaved(Config.of("dense", 4096, 7168, 64, 64)) == []
 
 
 # ------------------------------------------------------------------------------------------- machine code

@@ -1,0 +1,814 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Rung s7: one kernel for every shape
+#
+# The last rung has no new way to multiply. It is rung s5 with every decision that a shape can make left open:
+# how large the tiles are, what a cluster shares, how many stages there are, whether K is split, whose rows
+# count. Around it stands what a library needs: somebody who decides, somebody who checks a call's operands in
+# a few microseconds, and the names that other people's code already calls.
+#
+# - The kernel: [gemm.cuh](../kernels/production/gemm.cuh),
+#   [scheduler.cuh](../kernels/production/scheduler.cuh).
+# - What is decided before it is compiled: [config.cuh](../kernels/production/config.cuh), and in Python
+#   [config.py](../kernels/config.py).
+# - What a decision is expected to cost: [prediction.py](../kernels/prediction.py),
+#   [explain.py](../kernels/explain.py).
+# - What it costs when it is measured: [tuner.py](../kernels/tuner.py), [tuned.py](../kernels/tuned.py).
+# - The functions to call: [api.py](../kernels/api.py), [calls.py](../kernels/calls.py),
+#   [checks.py](../kernels/checks.py).
+# - What was tried, with what result: [NOTES.md](../kernels/production/NOTES.md).
+
+# %%
+import json
+import os
+import re
+import tempfile
+import time
+from unittest import mock
+
+import drawing
+import drawing_production
+import drawing_results
+import gemm_ladder as gl
+import numpy as np
+import torch
+import workbench
+import workbench_production
+import workbench_tma
+from gemm_ladder import api, calls, checks, explain, prediction, production, tuned
+from gemm_ladder import config as configs
+from gemm_ladder.config import Config
+from gemm_ladder.figures import draw, host, measured
+from gemm_ladder.ref import fp8, gemm, metrics
+
+drawing.style()
+SMS = configs.H100_SMS
+GPU = measured.load(measured.DATA / "ladder.json")["meta"]["gpu"]
+
+# %% [markdown]
+# ## What limited the rung below
+#
+# [Rung s5](07_warp_specialized.ipynb) has tiles of two sizes, 256 x 128 and 128 x 192, and pairs of blocks
+# that share A; [rung s6](08_ffma_interleave.ipynb) is the same source. Their
+# [timeline](../figures/timeline_s5_warp_specialized.png) shows SMs that have work. Those that have none are
+# in no timeline, so count: the tiles that some of DeepSeek-V3's products have, and the SMs that get one.
+# `Config` is a production kernel's description; here it describes those of s5.
+
+# %%
+for m, n, k in ((4096, 7168, 16384), (4096, 2112, 7168), (64, 7168, 2048), (64, 2112, 7168)):
+    for tile_m, tile_n in ((256, 128), (128, 192)):
+        like_s5 = Config.of("dense", n, k, tile_m, tile_n, cluster=2, share="A")
+        tiles = 2 * workbench_production.units(like_s5, m)
+        wanted = m * n / (tiles * tile_m * tile_n)
+        print(
+            f"{m:4} x {n} x {k:5}: {tiles:3} tiles of {tile_m} x {tile_n} "
+            f"for {SMS} SMs, {wanted:.0%} of them wanted"
+        )
+
+# %% [markdown]
+# With 64 rows, most SMs have nothing to do, and those that work spend half of their products or more on rows
+# that do not exist. A product of few rows, as in decoding, is bound by reading B from memory, and a few SMs
+# cannot ask for enough bytes at a time. Orange is what this lesson is about:
+
+# %%
+size = (64, 2112, 7168)
+impls = ["s2_wgmma", "s3_tma", "s4_tma_multicast", "s5_warp_specialized", "s7_production"]
+notes = drawing_production.bars([*impls, "cublaslt_blockwise", "cublaslt_tensorwise"], size, "s7_production")
+print(*notes, sep="\n")
+
+# %% [markdown]
+# The card of the rung below:
+
+# %%
+workbench.card("s6_ffma_interleave")
+
+# %% [markdown]
+# ## The idea
+#
+# Decide before compiling. The weights of a model, and so n and k, never change; m changes from call to call,
+# but a few sizes stand for all. So for each n and k some kernels are compiled, with all of their sizes as
+# **compile-time constants**, when they are first needed. This is all that a kernel is told beforehand:
+
+# %%
+workbench.code(workbench_production.source("config.cuh"), "^struct Config", "^};")
+
+# %% [markdown]
+# `Config` in Python has the same fields, and writes the text that is compiled:
+
+# %%
+config = configs.choose("dense", 64, 2112, 7168)
+workbench.Text(f"```cpp\n{config.source()}```", config.source())
+
+# %% [markdown]
+# Everything else follows in the template, also at compile time: how many registers, bytes and boxes there
+# are, and what is impossible.
+
+# %%
+workbench.code(workbench_production.source("gemm.cuh"), "constexpr int kSegment =", "kBytesD =")
+
+# %%
+workbench.code(
+    workbench_production.source("gemm.cuh"), "static_assert\\(kConsumers", "a cluster shares something"
+)
+
+# %% [markdown]
+# The same rules stand in config.py, so that you hear of a mistake in one sentence and before the compiler
+# does:
+
+# %%
+try:
+    Config.of("dense", 2112, 7168, 128, 192, cluster=2, share="B", stages=6).check()
+except gl.GemmLadderError as error:
+    print(error)
+
+# %% [markdown]
+# ## 1. Who makes which tile
+#
+# The **scheduler** says it, to the loader and to the consumers alike: `next` gives a block its next tile, the
+# same one to whoever asks.
+
+# %%
+workbench.code(workbench_production.source("scheduler.cuh"), "__device__ bool next", "^    }")
+
+# %% [markdown]
+# A cluster takes a **unit of work**. If it shares A, that is two tiles side by side; if it shares B, two
+# below each other; if it shares K, one tile, and each block multiplies a part of its K. Ask the scheduler
+# itself, in a kernel that only writes down what it is told. You see the first tiles of three clusters: each
+# colour is a cluster, a number is a block; where K is shared, its halves are drawn side by side:
+
+# %%
+walks = {}
+for share in ("nothing", "A", "B", "K"):
+    one = Config.of(
+        "dense", 512, 2048, 128, 128, cluster=1 if share == "nothing" else 2, share=share, group_m=2
+    )
+    walks[f"{share} shared"] = one, workbench_production.walk(one, m=512, num_sms=8)
+drawing_production.clusters(walks)
+
+# %% [markdown]
+# Here `group_m` is 2: units go two down, then one to the right (with `group_n`, the other way round), for the
+# reason that you saw in [rung s5](07_warp_specialized.ipynb): what runs together should read the same rows.
+# With the scheduler's list you can count what the blocks ask of L2 for one block of K, and compare with
+# `prediction.py`, which does not walk:
+
+# %%
+for title, (one, tiles) in walks.items():
+    rows_a = one.tile_m // (2 if one.share == "A" else 1)
+    rows_b = one.tile_n // (2 if one.share == "B" else 1)
+    blocks = one.k // 128 // (2 if one.share == "K" else 1)
+    asked = len(tiles) * blocks * (128 * (rows_a + rows_b) + 4 * one.tile_m)
+    print(f"{title:15} {asked:8,} bytes counted, {prediction.predict(one, 512).l2_bytes:8,} predicted")
+
+# %% [markdown]
+# Sharing K saves nothing from L2: it is there to give more SMs something to do.
+#
+# The grouped layouts are decided here too. A masked product's group has only as many tiles as its rows need,
+# and the scheduler finds that out on the GPU, from `masked_m`:
+
+
+# %%
+masked = Config.of("masked", 256, 512, 64, 128)
+counts = np.array([5, 0, 100, 70], np.int32)
+for tile in workbench_production.walk(masked, m=128, num_sms=8, layout=counts, groups=4):
+    print(
+        f"turn {tile['turn']}, block {tile['block']}: group {tile['group']}, rows {tile['row']} on, of which "
+        f"{min(tile['rows'], 64):2} are wanted, columns {tile['column']} on"
+    )
+
+# %% [markdown]
+# [Lesson 09](09_grouped_gemms.ipynb) is about these layouts.
+#
+# ## 2. Waves, and the last one
+#
+# All SMs together make a **wave** of tiles. A product has whole waves, then a rest that takes as long as a
+# whole one. This is 4096 x 2112 x 7168, first with tiles of 256 x 128, then as it is chosen. The tiles are
+# the scheduler's; a tile is drawn as long as its outputs are many.
+
+# %%
+m, n, k = 4096, 2112, 7168
+panels = {}
+for one in (Config.of("dense", n, k, 256, 128, cluster=2, share="A"), configs.choose("dense", m, n, k)):
+    tiles = workbench_production.walk(one, m, SMS)
+    panels[f"{one.tile_m} x {one.tile_n}, {one.share} shared"] = one, tiles
+drawing_production.schedule(panels, SMS)
+
+# %% [markdown]
+# Against m, the part of the SMs' time that makes outputs which somebody wants is a saw: it falls where one
+# more wave begins, and rises while that fills.
+
+
+# %%
+SIZES = ((64, 64), (128, 128), (128, 192), (256, 128))
+drawing_production.sawtooth(n, SIZES)
+
+# %%
+workbench.slider(lambda n_128: drawing_production.sawtooth(128 * n_128, SIZES), n_128=(4, 64))
+
+# %% [markdown]
+# If this were all, the smallest tile would win for every m. It does not, because it asks L2 for more bytes
+# for each operation:
+
+
+# %%
+for tile_m, tile_n in SIZES:
+    intensity = 2 * tile_m * tile_n / (tile_m + tile_n)
+    print(f"{tile_m:3} x {tile_n:3}: {intensity:5.1f} operations for each byte from L2")
+
+# %% [markdown]
+# ## 3. Few rows: splitting K
+#
+# 64 x 2112 outputs are 66 tiles of 64 x 32, half as many as an H100 has SMs. Narrower ones would each read
+# all of A for fewer columns. **Splitting K** makes two blocks of one tile: each multiplies a half of K, then
+# the halves have to be added. [Rung s4](06_tma_multicast.ipynb) knows clusters whose blocks send to each
+# other. Here they read each other's shared memory, with an ordinary load whose address comes from `mapa`.
+#
+# Try that alone. Four blocks put a number each into their shared memory; then each adds up all four, once in
+# the order of the ranks and once beginning with its own:
+
+# %%
+NEIGHBOURS = """
+__global__ void sums(const __grid_constant__ TensorMap map, int x, int y, float* out) {
+    const float numbers[4] = {16777216.f, 1.f, -16777216.f, 1.f};
+    const uint32_t mine = ptx::shared_memory(), rank = ptx::cluster_ctarank();
+    if (threadIdx.x == 0) ptx::st_shared(mine, float4{numbers[rank]});
+    ptx::barrier_cluster_arrive();
+    ptx::barrier_cluster_wait();
+    if (threadIdx.x == 0) {
+        float in_order = 0, own_first = 0;
+        for (int i = 0; i < 4; ++i) {
+            in_order += ptx::ld_shared_cluster(ptx::mapa(mine, i)).x;
+            own_first += ptx::ld_shared_cluster(ptx::mapa(mine, (rank + i) % 4)).x;
+        }
+        out[2 * rank] = in_order;
+        out[2 * rank + 1] = own_first;
+    }
+    ptx::barrier_cluster_arrive();
+    ptx::barrier_cluster_wait();  // nobody leaves while another may still read
+}
+"""
+out = np.zeros((4, 2), np.float32)
+workbench_tma.try_box(NEIGHBOURS, out, np.zeros((8, 128), np.uint8), (8, 128), cluster=4)
+for rank in range(4):
+    print(
+        f"block {rank}: {out[rank, 0]:g} in the order of the ranks, {out[rank, 1]:g} beginning with its own"
+    )
+
+# %% [markdown]
+# An FP32 addition rounds, so the order decides about the sum. That is why the order is written down: a call
+# that is repeated has to give the same bits, and so has a row of A, whichever block happened to be first.
+# `reduce` deals out the tile's pieces to the blocks, and each adds up its pieces from rank 0 on:
+
+# %%
+workbench.code(workbench_production.source("gemm.cuh"), "static __device__ void reduce\\(", "^    }$")
+
+# %% [markdown]
+# A whole kernel, K in four parts, under several schedules:
+
+# %%
+split = Config.of("dense", 72, 512, 64, 64, cluster=4, share="K", stages=2)
+problem = workbench.problem(m=60, n=72, k=512)
+found = []
+for seed in range(4):
+    with gl.emulator(seed=seed):
+        found.append(workbench_production.multiply(split, problem))
+print("the same bits each time:", all(workbench.difference(d, found[0]) is None for d in found))
+print("relative error:         ", metrics.relative_error(found[0], gemm.dense(*problem.arrays)))
+print(
+    "against K in one part:  ", workbench.difference(found[0], workbench.expected("s7_production", problem))
+)
+
+# %% [markdown]
+# None: no element of D differs. The FP32 sums may differ in their last bits, and BF16 keeps eight.
+#
+# The choice never takes more than two parts. [config.py](../kernels/config.py) has the reason under
+# `candidates`, and NOTES.md, further down, what four parts cost.
+#
+# ## 4. What is read once may go first
+#
+# L2 keeps what was read last. But if there is one row of tiles, nobody reads B a second time, and what has to
+# leave L2 for it may be something that is needed. So B's loads carry a hint, `evict_first`, which an
+# instruction makes and the load takes along:
+
+# %%
+workbench.code(workbench_production.source("gemm.cuh"), "void load\\(uint32_t shared", "^    }")
+
+# %% [markdown]
+# `if constexpr` is decided by the compiler: a kernel has one of the three branches and no trace of the
+# others. A hint changes no result, and the emulator, which has no L2, takes it and does nothing.
+#
+# ## 5. Tiles that straddle scales
+#
+# 128 columns share a scale of B. A tile of 96 or 112 columns begins anywhere, so it may touch two blocks of
+# scales, and a thread has to take the right one for each of its columns. `kSegment` is the number of columns
+# that *surely* share one, and `kScalesB` how many a tile may touch:
+
+# %%
+for tile_n in (32, 64, 96, 112, 128, 176, 192):
+    one = Config.of("dense", 2112, 7168, 128, tile_n)
+    segment = np.gcd(np.gcd(tile_n, 128), one.consumer_n)
+    firsts = {(column // 128, (column + tile_n - 1) // 128) for column in range(0, 128 * tile_n, tile_n)}
+    most = max(last - first + 1 for first, last in firsts)
+    print(
+        f"{tile_n:3} columns: segments of {segment:3}, {one.scales_b} scales to load, {most} touched at most"
+    )
+
+# %% [markdown]
+# So a width that divides 128 or is a multiple of it is cheap, and 112 costs registers and shared memory: two
+# more terms for whoever chooses.
+#
+# ## The kernel
+#
+# With these words it can be read: [gemm.cuh](../kernels/production/gemm.cuh). This is the change to the file
+# of the rung below. Nearly every line that has a size in it is another one, so read the file rather than the
+# difference:
+
+# %%
+change = workbench.diff("s6_ffma_interleave", "s7_production", context=1)
+fold = f"<details><summary>The difference</summary>\n\n{change.markdown}\n\n</details>"
+workbench.Text(fold, change.plain)
+
+# %% [markdown]
+# Its main loop is the one you know:
+
+# %%
+workbench.code(workbench_production.source("gemm.cuh"), "One block of K, slice after slice", "^    }")
+
+# %% [markdown]
+# Run some members of the family on one ragged product, and compare bit for bit:
+
+# %%
+problem = workbench.problem(m=200, n=328, k=384)
+right = workbench.expected("s7_production", problem)
+pair_a = Config.of("dense", 328, 384, 128, 96, cluster=2, share="A", stages=3)
+pair_b = Config.of("dense", 328, 384, 64, 112, cluster=2, share="B")
+for one in (pair_a, pair_b):
+    d = workbench_production.multiply(one, problem)
+    shape = f"{one.tile_m} x {one.tile_n}, {one.share} shared, {one.consumers} consumer(s)"
+    print(f"{shape}: the expected bits: {workbench.difference(d, right) is None}")
+
+# %% [markdown]
+# The bits do not depend on the tile: every output is the same sum in the same order, unless K is split.
+#
+# ## Who decides
+#
+# Nobody can try all tiles for all shapes by hand. `explain` says what a shape gets and what is expected of
+# it:
+
+# %%
+_ = explain.main(["64", "2112", "7168"])
+
+# %% [markdown]
+# What is in this table?
+#
+# - **waves**, **last wave**: as above, in units of work.
+# - **stages**: as many as fit in the shared memory of a block, beside the buffer for results.
+# - **L2 MB**: what all blocks together ask for.
+# - **floor**: the bytes that must move over what a copy reaches, or the operations over what the tensor cores
+#   do a cycle; the larger of both.
+# - **us**: a model of a page, `_predict`: the waves' time in the main loop, or the time that the bytes take,
+#   whichever is longer, and what cannot hide behind either.
+
+# %%
+with open(prediction.__file__) as file:
+    page = file.read()
+text = page[page.index("    blocks = ceil_div(k") : page.index("    flops = 2 * m")]
+workbench.Text(f"```python\n{text}```", text)
+
+# %% [markdown]
+# Every candidate at one shape: lines are tiles of as many rows and a way to share.
+
+# %%
+drawing_production.choices(64, 2112, 7168)
+
+# %%
+workbench.slider(
+    lambda m, weights: drawing_production.choices(m, *map(int, weights.split(" x "))),
+    m=[64, 128, 256, 512, 1024, 2048, 4096],
+    weights=[
+        f"{n} x {k}" for n, k in ((2112, 7168), (4096, 7168), (7168, 2048), (7168, 16384), (32768, 512))
+    ],
+)
+
+# %% [markdown]
+# A model may be wrong. It was compared with what an H100 measured, and you can do that again:
+
+# %%
+pairs = []
+for (m, n, k), us in drawing_production.recorded("s7_production").items():
+    one = production.configuration("dense", m, n, k, 1, None, SMS, GPU)  # what a call runs
+    pairs.append((f"{m} x {n} x {k}", prediction.predict(one, m), us))
+drawing_production.expected_and_measured(pairs)
+errors = [abs(expected.us / us - 1) for _, expected, us in pairs]
+print(f"off by {np.median(errors):.1%} in the middle, by {max(errors):.0%} at worst")
+
+# %% [markdown]
+# It needs to be right about *differences* between candidates only, and where two are close it does not matter
+# much which one is taken.
+#
+# m is rounded up to one of some **buckets** before the choice, so that a process does not compile a kernel
+# for every m. `precompile` compiles these ahead, on as many threads as there are cores:
+
+# %%
+print("buckets:", *configs.BUCKETS)
+needed = dict.fromkeys(configs.choose("dense", m, 7168, 2048) for m in configs.rows_up_to("dense", 8192, 1))
+print(f"for n = 7168, k = 2048 and m up to 8192: {len(needed)} kernels")
+for one in needed:
+    print("   ", one.name)
+
+# %% [markdown]
+# ## Measuring instead of expecting
+#
+# `gemm_ladder.tune(kind, m, n, k)`, or `python -m gemm_ladder tune M N K`, times the candidates that are
+# expected to be good on your GPU, each after a look at its result, and keeps the best. From then on a call
+# with this GPU, these sizes and this many SMs takes what was kept, before what is expected. Watch that,
+# without a GPU, in a folder of its own; the time that is kept is made up, and nothing looks at it again:
+
+# %%
+with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, GEMM_LADDER_CACHE=folder):
+    call = ("dense", 64, 2112, 7168, 1, None, SMS, "A Hopper GPU")
+    print("expected:", production.configuration(*call).name)
+    other = prediction.ranked("dense", 64, 2112, 7168)[3]
+    path = tuned.keep("A Hopper GPU", other, 64, 1, SMS, us=1.0)
+    print("kept:    ", production.configuration(*call).name, "in", path.name)
+    print("with 130 SMs:", production.configuration(*call[:6], 130, "A Hopper GPU").name)
+
+# %% [markdown]
+# What was found on an H100 comes with the package, in a table for each GPU model. How often does it differ
+# from what is expected?
+
+# %%
+for path in sorted(tuned.SHIPPED.glob("*.json")):
+    table = json.loads(path.read_text())
+    other = 0
+    for key, entry in table.items():
+        kind, sizes = key.split()
+        groups, m, n, k = map(int, sizes.split("x"))
+        other += Config(**entry["config"]) != configs.choose(kind, m, n, k, groups, entry["num_sms"])
+    print(f"{path.stem}: {len(table)} products, for {other} of them another kernel than the expected one")
+
+# %% [markdown]
+# ## What was tried
+#
+# Most ideas do not work. [NOTES.md](../kernels/production/NOTES.md) keeps them all: what was expected, what
+# was measured, what became of it. Its entries, and how each ends:
+
+# %%
+notes = workbench_production.source("NOTES.md").split("\n\n")
+entries = [" ".join(entry.split()) for entry in notes if entry.startswith("**")]
+for entry in entries:
+    title, rest = re.match(r"\*\*(.+?)\*\*[.:,]?(.*)", entry).groups()
+    found = re.findall(r"Not kept|Kept|are kept|Dropped|No clusters", rest)
+    verdict = "" if not found else "kept" if found[0] in ("Kept", "are kept") else "dropped"
+    print(f"{verdict:8} {title.rstrip('.')}")
+
+# %% [markdown]
+# Two of them in full. Read them for the pattern: an expectation with a number, *before* the measurement.
+# Where the two disagree you have learned something about the machine.
+
+# %%
+chosen = [entry for entry in entries if entry.startswith(("**Split K.**", "**L2 prefetch.**"))]
+workbench.Text("\n\n".join(f"> {entry}" for entry in chosen), "\n\n".join(chosen))
+
+# %% [markdown]
+# ## What a call costs the host
+#
+# Before a kernel runs, somebody has to look at the operands, find the kernel, and launch it. A product of few
+# rows is over in some microseconds; if a call costs the host more than that, the GPU waits for the host. Two
+# things keep it short.
+#
+# **The look.** [checks.py](../kernels/checks.py) finds the sentence that says what is wrong with a call. It
+# takes its time. [calls.py](../kernels/calls.py) first asks only whether everything is plain and right:
+
+# %%
+problem = workbench.problem(m=64, n=256, k=512)
+a, sfa, b, sfb = (workbench.tensor(array) for array in problem.arrays)
+sfa = gl.get_mn_major_tma_aligned_tensor(sfa)
+d = torch.empty(64, 256, dtype=torch.bfloat16, device=workbench.DEVICE)
+
+
+def microseconds(call, calls=2000):
+    """Of the host, for a call; the best of five rounds."""
+    times = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        for _ in range(calls):
+            call()
+        times.append((time.perf_counter() - begin) / calls * 1e6)
+    return min(times)
+
+
+whole = microseconds(lambda: checks.dense((a, sfa), (b, sfb), d))
+quick = microseconds(lambda: calls.dense((a, sfa), (b, sfb), d))
+words = f"checks.dense {whole:.0f} us, calls.dense {quick:.1f} us"
+print(f"on this machine, now: {words}: {whole / quick:.0f} times as fast")
+
+
+# %% [markdown]
+# **The plan.** The first call for some sizes finds its configuration and its kernel; later ones look them up,
+# pack one struct and launch. This is all of it:
+
+# %%
+with open(production.__file__) as file:
+    page = file.read()
+text = page[page.index("    launcher, num_sms, sfa_stride = plan") : page.index("def _plan(")].rstrip()
+workbench.Text(f"```python\n{text}\n```", text)
+
+# %% [markdown]
+# What it comes to on a host with a GPU, beside PyTorch's own functions, and what the first call of a kernel
+# costs, which has to be compiled or loaded before:
+
+# %%
+recorded = draw.recorded(measured.DATA)
+times = recorded.get("host")
+if times:
+    kernel = drawing_production.recorded("s7_production")[64, 7168, 2048]
+    mine = next(row["us"] for row in times["rows"] if row["impl"] == "fp8_gemm_nt")
+    print(f"the kernel itself, 64 x 7168 x 2048: {kernel:.1f} us, the host's part of a call: {mine:.1f} us")
+else:
+    print("Not measured yet. On a machine with a Hopper GPU: python -m gemm_ladder host")
+drawing_results.page(host.picture(times, recorded.get("peers"))) if times else None
+
+# %% [markdown]
+# While the host is faster than the GPU, its time is hidden: it queues call after call, and the GPU is never
+# without work. In a CUDA graph it is not even there.
+#
+# ## In somebody else's code
+#
+# The functions have the names and arguments of both generations of DeepGEMM's interface, so its users change
+# one line. This is such code:
+
+# %%
+CODE = """
+import torch
+import deep_gemm
+
+def linear(x, weight):
+    m, n = x.shape[0], weight[0].shape[0]
+    a, sfa = deep_gemm.utils.per_token_cast_to_fp8(x, use_ue8m0=False)
+    out = torch.empty(m, n, dtype=torch.bfloat16, device=x.device)
+    deep_gemm.fp8_gemm_nt((a, deep_gemm.get_mn_major_tma_aligned_tensor(sfa)), weight, out)
+    return out
+"""
+names = {}
+exec(CODE.replace("import deep_gemm", "import gemm_ladder as deep_gemm"), names)
+
+x = torch.randn(64, 512, device=workbench.DEVICE)
+w = torch.randn(256, 512, device=workbench.DEVICE)
+y = names["linear"](x, gl.utils.per_block_cast_to_fp8(w, use_ue8m0=False))
+print("relative difference to x @ w.T, in float32:", ((y.float() - x @ w.T).norm() / (x @ w.T).norm()).item())
+
+# %% [markdown]
+# That difference is the price of casting to FP8, not the kernel's error: [lesson 01](01_fp8_numbers.ipynb)
+# has it without any kernel. On a CPU the functions compute the
+# reference, so that callers can be tested without a GPU; `gl.rungs["s7_production"]` is the kernel on the
+# emulator.
+#
+# What cannot be used is refused before the output is touched, in one sentence:
+
+# %%
+short = (a[:, :200].contiguous(), sfa[:, :2]), (b[:, :200].contiguous(), sfb[:, :2].contiguous())
+for words, call in {
+    "k = 200": lambda: api.fp8_gemm_nt(*short, d),
+    "D in FP16": lambda: api.fp8_gemm_nt((a, sfa), (b, sfb), d.half()),
+    "D is a slice": lambda: api.fp8_gemm_nt((a, sfa), (b, sfb), torch.cat([d, d], 1)[:, :256]),
+    "an old name": lambda: api.gemm_fp8_fp8_bf16_nt((a, sfa, a), (b, sfb), d),
+}.items():
+    try:
+        call()
+    except gl.GemmLadderError as error:
+        print(f"{words:14}{error}")
+
+# %% [markdown]
+# One thing is not looked at: what `m_indices` and `masked_m` hold, for that would make the host wait for the
+# GPU. The kernels bear any number there, and `GEMM_LADDER_CHECK=1` turns the look on.
+#
+# ## How fast it is
+
+# %%
+size = (4096, 7168, 16384)
+impls = ["s5_warp_specialized", "s6_ffma_interleave", "s7_production"]
+impls += ["cublaslt_blockwise", "deep_gemm", "cublaslt_tensorwise"]
+notes = drawing_production.bars(impls, size, "s7_production")
+print(*notes, sep="\n")
+below, mine = (drawing_production.recorded(rung) for rung in ("s5_warp_specialized", "s7_production"))
+for shape in mine:
+    print(f"{' x '.join(map(str, shape)):>20}: {below[shape] / mine[shape]:.2f} times as fast as s5")
+
+# %% [markdown]
+# Where the tile of s5 was right for the shape, there was little to gain, or nothing: a number below 1 is a
+# shape at which the choice, or the template, costs something. The rest is the choice. Its card, for the shape
+# of the picture:
+
+# %%
+workbench.card("s7_production")
+
+# %% [markdown]
+# ## What limits it now
+#
+# Three kinds of shapes have three limits. Compare the measured time with the floor: what memory needs to move
+# every byte once, or the tensor cores to multiply.
+
+# %%
+for (m, n, k), us in sorted(drawing_production.recorded("s7_production").items()):
+    one = prediction.predict(production.configuration("dense", m, n, k, 1, None, SMS, GPU), m)
+    memory = one.memory_bytes / prediction.MEMORY
+    limit = "memory" if memory == one.floor_us else "tensor cores"
+    print(f"{m:4} x {n:5} x {k:5}: {us:7.1f} us, {one.floor_us / us:4.0%} of it the floor of the {limit}")
+
+# %% [markdown]
+# - Many rows and a long k: the tensor cores. What is left is the promotion, whose FFMAs have to be issued
+#   beside the WGMMAs (NOTES.md, *Where the time is*). [Lesson 11](11_reading_the_results.ipynb) adds what
+#   power does.
+# - Few rows: memory, and the time until the first bytes arrive and after the last ones, which is a larger
+#   part the smaller the product is.
+# - In between, and where k is short: waves that are not full, and outputs that have to be stored while
+#   nothing is left to multiply.
+#
+# ## Break it
+#
+# Predict, then run. The first three are in `reduce`, with K in four parts. The operands are chosen so that
+# the order of addition shows: the parts of every sum are $2^{24}$, 1, $-2^{24}$ and 1.
+
+# %%
+rows, columns = np.ones((60, 512)), np.ones((72, 512))
+columns[:, 256:384] = -1  # the third part
+a, b = (fp8.encode(x).view(fp8.E4M3) for x in (rows, columns))
+scales = np.tile(np.float32([2.0**17, 2.0**-7, 2.0**17, 2.0**-7]), (60, 1))  # times 128 terms of 1
+parts = workbench.Problem(a, scales, b, np.ones((1, 4), np.float32))
+right = workbench_production.multiply(split, parts, "cpu")
+print("every element is", *np.unique(right.astype(np.float32)))
+
+# %% [markdown]
+# **1.** Each block begins the addition with its own part, not with that of rank 0: its own is the nearest.
+
+# %%
+workbench_production.break_it(
+    split,
+    parts,
+    ("ptx::mapa(piece(i), 0)", "ptx::mapa(piece(i), rank())"),
+    ("ptx::mapa(piece(i), other)", "ptx::mapa(piece(i), (rank() + other) % kSplits)"),
+    right=right,
+)
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# It is wrong in the pieces of the ranks whose order comes out differently, and in the same way under every
+# schedule: not a race, only another sum. Columns of one tile then depend on which block happens to add them.
+# With random operands you would hardly ever see it in BF16. With two parts nothing would differ, because a +
+# b is b + a.
+# </details>
+#
+# **2.** `reduce` does not wait for the other blocks before it reads their sums.
+
+# %%
+text = workbench_production.source("gemm.cuh")
+until_met = text[text.index("static __device__ void reduce(") :].partition("meet();")[0]
+workbench_production.break_it(split, parts, (until_met + "meet();", until_met), right=right)
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# The neighbours' shared memory does not have the sums yet. The emulator's fresh shared memory is NaN; a GPU's
+# has whatever was there, for example the sums of the call before: they may be the very numbers that you
+# expect.
+# </details>
+#
+# **3.** Blocks leave as soon as they have written their part of D.
+
+# %%
+end = workbench_production.last_line("if constexpr (kC.cluster > 1)")
+print(end.strip())
+workbench_production.break_it(split, parts, (end, ""), right=right)
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# A block that has ended has no shared memory any more, and somebody still reads in it. On a GPU its place may
+# have been given to another block meanwhile.
+# </details>
+#
+# **4.** A pair shares A, and the empty barriers count the arrivals of one block only.
+
+# %%
+problem = workbench.problem(m=200, n=328, k=384)
+sharers = workbench_production.last_line("constexpr int kSharers")
+print(sharers.strip())
+workbench_production.break_it(pair_a, problem, (sharers, "constexpr int kSharers = 1;"), seeds=4)
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# Half of A's tile comes from the neighbour, so a stage is free when the consumers of *both* blocks have read
+# it. With half of the count the neighbour's consumers alone can end the phase. Then the loader announces
+# bytes at `full` again before the last ones have landed, one arrival too many, which the emulator names. A
+# GPU would let the next load overwrite a tile that a neighbour still reads.
+# </details>
+#
+# **5.** A thread takes one scale of B for all of its columns, in tiles of 96.
+
+# %%
+SEGMENT = "kSegment = gcd(gcd(kC.tile_n, kScaleN), kConsumerN)"
+workbench_production.break_it(pair_a, problem, (SEGMENT, "kSegment = kConsumerN"), seeds=4)
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# The first tile, columns 0 to 95, lies in one block of scales and is right. The second begins at column 96,
+# and from column 128 on it needs another scale than the one that it begins with. Where tiles begin at
+# multiples of 128 and are no wider, nothing would be wrong: a test with tiles of 128 alone does not see it.
+# </details>
+#
+# ## Exercises
+#
+# **1.** How many waves does a product have, and which part of the SMs has work in the last one? Return both
+# for tiles that share nothing.
+
+
+# %% tags=["exercise"]
+def waves(m, n, tile_m, tile_n, sms):
+    tiles = m * n / (tile_m * tile_n)
+    return tiles / sms, 1.0
+
+
+# %% tags=["check"]
+def right_waves(m, n, tile_m, tile_n, sms):
+    expected = prediction.predict(Config.of("dense", n, 1024, tile_m, tile_n), m, num_sms=sms)
+    return int(np.ceil(expected.waves)), expected.last_wave
+
+
+workbench.check(
+    waves,
+    right_waves,
+    [
+        (4096, 2112, 128, 192, 132),
+        (64, 7168, 64, 64, 132),
+        (4096, 7168, 256, 128, 132),
+        (130, 2112, 64, 96, 78),
+    ],
+)
+
+# %% [markdown]
+# **2.** Units of work go `group` down, then one to the right; at the bottom there may be fewer left. Which
+# (row, column), counted in units, is unit number `unit` of a product with `units_m` x `units_n` of them?
+
+
+# %% tags=["exercise"]
+def place(unit, units_m, units_n, group):
+    return unit // units_n, unit % units_n
+
+
+# %% tags=["check"]
+UNITS_M, UNITS_N, GROUP = 5, 3, 2
+one = Config.of("dense", 128 * UNITS_N, 1024, 128, 128, group_m=GROUP)
+tiles = workbench_production.walk(one, 128 * UNITS_M, num_sms=1, device="cpu")  # one block makes all of them
+workbench.check(
+    place,
+    lambda unit, *_: (int(tiles[unit]["row"]) // 128, int(tiles[unit]["column"]) // 128),
+    [(unit, UNITS_M, UNITS_N, GROUP) for unit in range(len(tiles))],
+)
+
+# %% [markdown]
+# **3.** How many stages fit? A block has 232448 bytes. The buffer for results is BF16, for each consumer
+# rounded up to 1024 bytes. A stage has A's and B's tile for 128 of k, A's scales, 128 bytes for each of B's
+# `scales_b`, 32 bytes for barriers, all rounded up to 1024; and there are never more than 16 stages.
+
+
+# %% tags=["exercise"]
+def stages(tile_m, tile_n, consumers, scales_b):
+    return 232448 // ((tile_m + tile_n) * 128)
+
+
+# %% tags=["check"]
+def right_stages(tile_m, tile_n, consumers, scales_b):
+    return Config.of("dense", 2112, 7168, tile_m, tile_n).stages
+
+
+cases = []
+for tile_m, tile_n in ((256, 128), (128, 192), (128, 112), (64, 32), (64, 256), (64, 144)):
+    one = Config.of("dense", 2112, 7168, tile_m, tile_n)
+    cases.append((tile_m, tile_n, one.consumers, one.scales_b))
+workbench.check(stages, right_stages, cases)
+
+# %% [markdown]
+# **4.** The addition in `reduce` is missing. `sum` has to become the sum of piece `i` in all blocks, from
+# rank 0 on. `ptx::ld_shared_cluster(address)` reads a `float4`, `piece(i)` is where this thread's piece lies,
+# and `ptx::mapa(address, rank)` where it lies in another block.
+
+# %% tags=["exercise"]
+addition = """
+            float4 sum = ptx::ld_shared_cluster(ptx::mapa(piece(i), 0));
+"""
+
+# %% tags=["check"]
+text = workbench_production.source("gemm.cuh")
+begin = text.index("            float4 sum = ptx::ld_shared_cluster")
+end = text.index("            const int column", begin)
+workbench_production.check_lines(split, parts, right, (text[begin:end], addition))
+
+# %% [markdown]
+# Next: [how to read what was measured](11_reading_the_results.ipynb), and when not to believe it.

@@ -1,0 +1,35 @@
+# Lesson 10: what belongs in its exercise cells, in their order.
+
+# %%
+def waves(m, n, tile_m, tile_n, sms):
+    tiles = -(-m // tile_m) * -(-n // tile_n)
+    whole = -(-tiles // sms)
+    return whole, (tiles - (whole - 1) * sms) / sms
+
+
+# %%
+def place(unit, units_m, units_n, group):
+    first = unit // (group * units_n) * group
+    height = min(group, units_m - first)
+    inside = unit % (group * units_n)
+    return first + inside % height, inside // height
+
+
+# %%
+def stages(tile_m, tile_n, consumers, scales_b):
+    def round_up(size):
+        return -(-size // 1024) * 1024
+
+    results = consumers * round_up(tile_m * tile_n * 2 // consumers)
+    stage = round_up((tile_m + tile_n) * 128 + 4 * tile_m + 128 * scales_b + 32)
+    return min(16, (232448 - results) // stage)
+
+
+# %%
+addition = """
+            float4 sum = ptx::ld_shared_cluster(ptx::mapa(piece(i), 0));
+            for (int other = 1; other < kSplits; ++other) {
+                const float4 part = ptx::ld_shared_cluster(ptx::mapa(piece(i), other));
+                sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
+            }
+"""

@@ -102,7 +102,8 @@ workbench.card("s6_ffma_interleave")
 workbench.code(workbench_production.source("config.cuh"), "^struct Config", "^};")
 
 # %% [markdown]
-# `Config` in Python has the same fields, and writes the text that is compiled:
+# `Config` in Python has the same fields, and one more for the machine code, `interleave`
+# ([rung s6](08_ffma_interleave.ipynb)). It writes the text that is compiled:
 
 # %%
 config = configs.choose("dense", 64, 2112, 7168)

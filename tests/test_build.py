@@ -389,7 +389,9 @@ def test_killed_builder_leaves_nothing_behind(folder: Path, slow: Path) -> None:
 
 
 def test_interrupted_builder_ends_its_compilers(folder: Path, slow: Path) -> None:
-    code = "from gemm_ladder import build; build.compile('int x;\\n', target='emulator')"
+    # A shell's background job, as the suite may be, ignores Ctrl-C, and so do its children by default.
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{listen}\nfrom gemm_ladder import build; build.compile('int x;\\n', target='emulator')"
     builder = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     compiler, _ = wait_for_compiler(slow)
     builder.send_signal(signal.SIGINT)  # Ctrl-C

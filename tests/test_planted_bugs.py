@@ -48,18 +48,13 @@ RELEASE = "        if (ptx::laneid() == 0) ptx::mbarrier_arrive(ring.stage + kEm
 RELEASED = "                        ring.advance();\n"
 READ_SCALES_A = (
     "for (int i = 0; i < kSlices * 2; ++i) scale_a[i / 2][i % 2] = ptx::ld_shared<float>("
-    "ring.stage + kScalesA + (i / 2 * kSliceM + row + i % 2 * 8) * sizeof(float));\n"
+    "ring.stage + kScaleA + (i / 2 * kSliceM + row + i % 2 * 8) * sizeof(float));\n"
 )
 READ_SCALES_B = (
-    "for (int i = 0; i < kSegments; ++i) scale_b[i] = ptx::ld_shared<float>("
-    "ring.stage + kScalesB + (tile_n % kScaleN + i * kStoreN) / kScaleN * sizeof(float));\n"
-)
-STORE_SCALES_B = """\
-                ptx::st_shared(ring.stage + kScalesB, scale0);
-                if (kSegments > 1) ptx::st_shared(ring.stage + kScalesB + sizeof(float), scale1);
-"""
-LAST_LOAD = (
-    "                ptx::cp_async_bulk_tensor_2d(ring.stage + kScalesA, map_sfa, full, tile_m, block);\n"
+    "for (int i = 0; i < kSegments; ++i) {\n"
+    "const int which = (tile_n % kScaleN + i * kStoreN) / kScaleN;\n"
+    "scale_b[i] = ptx::ld_shared<float>(ring.stage + kScaleB + which * kScalePitch + "
+    "(sfb + which * blocks + block) % kScaleBox * sizeof(float));\n}\n"
 )
 
 
@@ -250,9 +245,11 @@ BUGS = [
     (
         "s4_tma_multicast",
         "a block leaves while its neighbour still sends to it",
-        "ptx::barrier_cluster_arrive();  // nobody leaves while its neighbour may still send to it\n"
-        "    ptx::barrier_cluster_wait();",
-        "",
+        [
+            "ptx::barrier_cluster_arrive();  // before the stores",
+            "ptx::barrier_cluster_wait();  // nobody leaves",
+        ],
+        ["//", "//"],
         r"reaches into block [01] of its cluster, which has already ended|the block ends while",
     ),
     (
@@ -279,7 +276,7 @@ BUGS = [
     (
         "s5_warp_specialized",
         "the block ends before its results have left",
-        "if (threadIdx.x % kWarpgroup == 0) ptx::cp_async_bulk_wait_group<0>();",
+        "if (threadIdx.x % kWarpgroup == 0) ptx::cp_async_bulk_wait_group_read<0>();",
         "",
         r"exits while a TMA store may still read shared memory",
     ),
@@ -313,10 +310,10 @@ BUGS = [
     ),
     (
         "s5_warp_specialized",
-        "B's scales are stored after the barrier was told that they are there",
-        [STORE_SCALES_B, LAST_LOAD],
-        ["", LAST_LOAD + STORE_SCALES_B],
-        WRONG,
+        "the bytes of B's scales are not waited for",
+        " + kScalesB * kScaleBox * sizeof(float);",
+        ";",
+        either(MORE_OFTEN, LOADING, TOO_EARLY, DEADLOCK, WRONG),
     ),
     (
         "s5_warp_specialized",
@@ -330,12 +327,19 @@ BUGS = [
         "a stage is released before B's scales are read",
         RELEASED,
         READ_SCALES_B + RELEASED,
+        either(LOADING, WRONG),
+    ),
+    (
+        "s5_warp_specialized",
+        "B's scale is the first of those that the copy engine brings",
+        "(sfb + which * blocks + block) % kScaleBox",
+        "0",
         WRONG,
     ),
     (
         WIDE,
         "all columns of a tile are multiplied by its first scale of B",
-        "(tile_n % kScaleN + i * kStoreN) / kScaleN * sizeof(float)",
+        "(tile_n % kScaleN + i * kStoreN) / kScaleN",
         "0",
         WRONG,
     ),
@@ -349,8 +353,8 @@ BUGS = [
     (
         WIDE,
         "the second scale of B is a block of K behind",
-        "scale1 = sfb[second + block + 1];",
-        "scale1 = sfb[second + block];",
+        "(sfb + which * blocks + block) % kScaleBox",
+        "(sfb + which * (blocks - 1) + block) % kScaleBox",
         WRONG,
     ),
 ]

@@ -45,6 +45,7 @@ DENSE = [
     family("dense", 64, 256, stages=1),
     family("dense", 128, 160, "A"),
     family("dense", 128, 192, "B"),
+    family("dense", 256, 128),
     family("dense", 256, 128, "A"),
     family("dense", 128, 128, consumers_m=1, blocks_an_sm=2),
     family("dense", 64, 64, "K", cluster=4, blocks_an_sm=2),
@@ -63,6 +64,7 @@ MASKED = [
     family("masked", 256, 64, "A"),
     family("masked", 128, 112, consumers_m=1, blocks_an_sm=2),
 ]
+FAMILIES = (*DENSE, *CONTIGUOUS, *MASKED)
 
 
 def name(config: Config) -> str:
@@ -97,6 +99,21 @@ def check_contiguous(call: Grouped) -> None:
     padding &= call.rows[::BLOCK].repeat_interleave(BLOCK) != -1
     call.out.view(torch.int16)[padding] = 0
     call.check(exact=False)
+
+
+def run_family(config: Config, machine: str) -> None:
+    """A call of ragged sizes, with several tiles a block: what test_sanitizer.py looks at."""
+    num_sms = config.cluster * 2
+    if config.kind == "dense":
+        run_dense(config, 300, machine, num_sms=num_sms)
+    elif config.kind == "contiguous":
+        call = contiguous([100, 0, 128, 130], config.n, config.k, DEVICE[machine], padding=2)
+        launch(config, call, num_sms=num_sms)
+        check_contiguous(call)
+    else:
+        call = masked([5, 0, 100, 130], 130, config.n, config.k, DEVICE[machine])
+        launch(config, call, num_sms=num_sms)
+        call.check(exact=False)
 
 
 @pytest.mark.parametrize("config", DENSE, ids=name)

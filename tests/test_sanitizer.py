@@ -10,13 +10,15 @@ from pathlib import Path
 
 import gemm_ladder as gl
 import pytest
+from gemm_ladder.config import Config
+from test_production import FAMILIES, name
 
 KERNELS = [name for name, rung in gl.rungs.items() if rung.path.suffix == ".cu"]
 
 # Ragged in m and n, several tiles; ten blocks of k turn a ring of four stages twice and a half. With many
 # rows s5 takes its other tile on a GPU of 78 to 132 SMs.
 SHAPES = {"few rows": (300, 264, 1280), "many rows": (8500, 136, 640)}
-PROGRAM = """
+RUNG = """
 import sys
 from cases import Case, normal, place
 import gemm_ladder as gl
@@ -25,36 +27,26 @@ placed = place(operands, "cuda")
 gl.rungs[sys.argv[1]](placed.lhs, placed.rhs, placed.out)
 assert (placed.bits() == operands.expected_bits(sys.argv[1])).all()
 """
+FAMILY = """
+import sys
+from test_production import FAMILIES, name, run_family
+(config,) = (one for one in FAMILIES if name(one) == sys.argv[1])
+run_family(config, "gpu")
+"""
+TOOLS = ("memcheck", "racecheck", "synccheck")
 
 
 def sanitizer() -> str | None:
     return shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
 
 
-@pytest.mark.gpu
-@pytest.mark.slow
-@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
-@pytest.mark.parametrize(
-    ("rung", "rows"), [*((rung, "few rows") for rung in KERNELS), ("s5_warp_specialized", "many rows")]
-)
-def test_clean(rung: str, rows: str, tool: str) -> None:
+def check(tool: str, program: str, *arguments: str) -> None:
+    """Run a Python program under one of compute-sanitizer's tools; skipped where there is none."""
     found = sanitizer()
     if not found:
         pytest.skip("compute-sanitizer is not installed: it comes with the CUDA toolkit")
-    gl.rungs[rung].build("cuda")  # outside: the sanitizer would follow the compiler too
     run = subprocess.run(
-        [
-            found,
-            "--tool",
-            tool,
-            "--error-exitcode",
-            "9",
-            sys.executable,
-            "-c",
-            PROGRAM,
-            rung,
-            *map(str, SHAPES[rows]),
-        ],
+        [found, "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", program, *arguments],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parent,
@@ -62,3 +54,23 @@ def test_clean(rung: str, rows: str, tool: str) -> None:
         env=os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
     )
     assert run.returncode == 0 and "0 errors" in run.stdout, run.stdout + run.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize(
+    ("rung", "rows"), [*((rung, "few rows") for rung in KERNELS), ("s5_warp_specialized", "many rows")]
+)
+def test_clean(rung: str, rows: str, tool: str) -> None:
+    gl.rungs[rung].build("cuda")  # outside: the sanitizer would follow the compiler too
+    check(tool, RUNG, rung, *map(str, SHAPES[rows]))
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("config", FAMILIES, ids=name)
+def test_production_is_clean(config: Config, tool: str) -> None:
+    config.compile("cuda")
+    check(tool, FAMILY, name(config))

@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     print(f"{chosen.name}, chosen for m = {rows}\n")
     print("\n".join(f"{key:12} {text}" for key, text in _lines(chosen, expected(chosen, arguments.m))))
-    for gpu, (config, us) in tuned.shipped(arguments.kind, rows, *shape[1:], arguments.groups).items():
+    measured = tuned.shipped(arguments.kind, rows, *shape[1:], arguments.groups, arguments.sms)
+    for gpu, (config, us) in measured.items():
         ffmas = "" if config.interleave == "compiler" else f", FFMAs {config.interleave}"
         print(f"measured     {us:.1f} us with {config.name}{ffmas}, which runs on an {gpu}")
     print(f"\nThe best for m = {rows}:\n")

@@ -42,11 +42,12 @@ def find(gpu: str, kind: Kind, m: int, n: int, k: int, groups: int, num_sms: int
     return None
 
 
-def shipped(kind: Kind, m: int, n: int, k: int, groups: int) -> dict[str, tuple[Config, float]]:
-    """The configuration, and its microseconds, that the tables of this package have; by GPU."""
+def shipped(kind: Kind, m: int, n: int, k: int, groups: int, num_sms: int) -> dict[str, tuple[Config, float]]:
+    """What this package has for GPUs of so many SMs: the configuration and its microseconds, by GPU."""
     key, found = _key(kind, m, n, k, groups), {}
     for path in sorted(SHIPPED.glob("*.json")):
-        if entry := _table(path).get(key):
+        entry = _table(path).get(key)
+        if entry and entry["num_sms"] == num_sms:
             found[path.stem.replace("_", " ")] = Config(**entry["config"]), entry["us"]
     return found
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jupytext
 import nbformat
 from nbclient import NotebookClient
+from nbformat import NotebookNode
 
 HERE = Path(__file__).resolve().parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -32,16 +33,17 @@ def lessons() -> list[Path]:
     return sorted(HERE.glob("[0-9][0-9]_*.py"))
 
 
-def run(lesson: Path, instead: Mapping[int, str] | None = None) -> nbformat.NotebookNode:
+def run(lesson: Path, more: Mapping[int, Sequence[NotebookNode]] | None = None) -> NotebookNode:
     """The lesson, executed from a clean start; nbclient.exceptions.CellExecutionError where a cell fails.
 
     Args:
         lesson: its .py file.
-        instead: other text for some cells, by their place in the notebook.
+        more: cells to run after some of its own, by the place of those.
     """
     notebook = jupytext.read(lesson)
-    for index, text in (instead or {}).items():
-        notebook.cells[index].source = text
+    notebook.cells = [
+        one for index, cell in enumerate(notebook.cells) for one in (cell, *(more or {}).get(index, ()))
+    ]
     client = NotebookClient(
         notebook,
         timeout=600,
@@ -54,7 +56,7 @@ def run(lesson: Path, instead: Mapping[int, str] | None = None) -> nbformat.Note
     return _stable(notebook)
 
 
-def _stable(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+def _stable(notebook: NotebookNode) -> NotebookNode:
     """Without what differs from run to run, and without widgets: a page cannot run them."""
     notebook.metadata = nbformat.from_dict(METADATA)
     for index, cell in enumerate(notebook.cells):

@@ -17,6 +17,7 @@ from gemm_ladder.rungs import rungs
 REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDER = REPOSITORY / "lessons"
 LESSONS = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
+SOLVED = "solved"  # a check that comes after the solution
 LARGEST = 1_000_000  # bytes: what a browser still shows, and a repository bears
 
 spec = importlib.util.spec_from_file_location("lessons_make", FOLDER / "make.py")
@@ -44,11 +45,11 @@ def tagged(cells: list, tag: str) -> list[int]:
     return [index for index, cell in enumerate(cells) if tag in cell.metadata.get("tags", [])]
 
 
-def verdicts(ran: nbformat.NotebookNode) -> list[str]:
-    """What each check prints."""
+def verdicts(ran: nbformat.NotebookNode, tag: str) -> list[str]:
+    """What each check with that tag prints."""
     return [
         "".join(output.get("text", "") for output in ran.cells[index].outputs)
-        for index in tagged(ran.cells, "check")
+        for index in tagged(ran.cells, tag)
     ]
 
 
@@ -133,18 +134,26 @@ def test_every_exercise_has_a_check_and_a_solution(lesson: Path) -> None:
     assert len(solution(lesson)) == len(exercises)
 
 
-@pytest.mark.slow
-@each_lesson
-def test_runs_as_it_is(lesson: Path) -> None:
-    """From a clean start; no exercise is solved yet."""
-    for verdict in verdicts(make.run(lesson)):
-        assert verdict.startswith("Not yet: "), verdict
+def solved(cells: list, solution: list[str]) -> dict[int, list]:
+    """What to run after each check: the exercise's solution, the check again, and the exercise as it was."""
+    code, exercises = nbformat.v4.new_code_cell, tagged(cells, "exercise")
+    return {
+        index + 1: [
+            code(text),
+            code(cells[index + 1].source, metadata={"tags": [SOLVED]}),
+            code(cells[index].source),
+        ]
+        for index, text in zip(exercises, solution, strict=True)
+    }
 
 
 @pytest.mark.slow
 @each_lesson
-def test_solutions_are_right(lesson: Path) -> None:
-    exercises = tagged(jupytext.read(lesson).cells, "exercise")
-    solved = make.run(lesson, dict(zip(exercises, solution(lesson), strict=True)))
-    for verdict in verdicts(solved):
-        assert verdict.startswith("Right: "), verdict
+def test_runs_and_can_be_solved(lesson: Path) -> None:
+    """From a clean start, no exercise being solved; and beside each, its solution is right."""
+    cells = jupytext.read(lesson).cells
+    ran = make.run(lesson, solved(cells, solution(lesson)))
+    for tag, word in (("check", "Not yet: "), (SOLVED, "Right: ")):
+        found = verdicts(ran, tag)
+        assert len(found) == len(tagged(cells, "exercise"))
+        assert all(verdict.startswith(word) for verdict in found), found

@@ -9,6 +9,8 @@ same.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -17,9 +19,12 @@ from pathlib import Path
 import jupytext
 import nbformat
 from nbclient import NotebookClient
+from nbclient.exceptions import CellTimeoutError
 from nbformat import NotebookNode
 
 HERE = Path(__file__).resolve().parent
+ATTEMPTS = 3
+CELL_SECONDS = 240  # the longest compile a dozen kernels for the emulator, beside another such lesson
 WIDGET = "application/vnd.jupyter.widget-view+json"
 METADATA = {
     "jupytext": {"formats": "ipynb,py:percent"},  # an edit of either file in Jupyter changes both
@@ -36,6 +41,9 @@ def lessons() -> list[Path]:
 def run(lesson: Path, more: Mapping[int, Sequence[NotebookNode]] | None = None) -> NotebookNode:
     """The lesson, executed from a clean start; nbclient.exceptions.CellExecutionError where a cell fails.
 
+    A cell that takes more than CELL_SECONDS is more likely a message between client and kernel that got lost,
+    which was seen with idle kernels: then all is run again. The last of ATTEMPTS raises CellTimeoutError.
+
     Args:
         lesson: its .py file.
         more: cells to run after some of its own, by the place of those.
@@ -44,9 +52,16 @@ def run(lesson: Path, more: Mapping[int, Sequence[NotebookNode]] | None = None) 
     notebook.cells = [
         one for index, cell in enumerate(notebook.cells) for one in (cell, *(more or {}).get(index, ()))
     ]
+    for _ in range(ATTEMPTS - 1):
+        with contextlib.suppress(CellTimeoutError):
+            return _execute(copy.deepcopy(notebook))
+    return _execute(notebook)
+
+
+def _execute(notebook: NotebookNode) -> NotebookNode:
     client = NotebookClient(
         notebook,
-        timeout=600,
+        timeout=CELL_SECONDS,
         kernel_name="python3",
         resources={"metadata": {"path": str(HERE)}},
         record_timing=False,

@@ -13,6 +13,7 @@ import jupytext
 import nbformat
 import pytest
 from gemm_ladder.rungs import rungs
+from nbclient.exceptions import CellTimeoutError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDER = REPOSITORY / "lessons"
@@ -145,6 +146,32 @@ def solved(cells: list, solution: list[str]) -> dict[int, list]:
         ]
         for index, text in zip(exercises, solution, strict=True)
     }
+
+
+@pytest.mark.parametrize("hangs", [0, 1, 2, 3])
+def test_a_lost_message_is_no_failure_at_first(hangs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+
+    class Client:
+        def __init__(self, notebook: nbformat.NotebookNode, **options: object) -> None:
+            self.notebook = notebook
+
+        def execute(self) -> None:
+            runs.append([cell.get("execution_count") for cell in self.notebook.cells])
+            for cell in self.notebook.cells:
+                cell.execution_count = 1
+            if len(runs) <= hangs:
+                raise CellTimeoutError("a cell hangs")
+
+    monkeypatch.setattr(make, "NotebookClient", Client)
+    if hangs == make.ATTEMPTS:
+        with pytest.raises(CellTimeoutError):
+            make.run(LESSONS[0])
+    else:
+        make.run(LESSONS[0])
+    assert len(runs) == min(hangs + 1, make.ATTEMPTS) and all(run == runs[0] for run in runs), (
+        "each from a clean start"
+    )
 
 
 @pytest.mark.slow

@@ -349,9 +349,11 @@ def row(
 
     A product that is a Shape is a dense one.
     """
-    kind, groups, shape = product if isinstance(product, Product) else ("dense", 1, product)
-    parts = product.parts if isinstance(product, Product) else (shape,)
-    flops, moved = sum(part.flops for part in parts), sum(bytes_moved(impl, part) for part in parts)
+    if isinstance(product, Shape):
+        product = Product("dense", 1, product)
+    kind, groups, shape = product
+    flops = sum(part.flops for part in product.parts)
+    moved = sum(bytes_moved(impl, part) for part in product.parts)
     return {
         "kind": kind,
         "groups": groups,

@@ -154,12 +154,17 @@ class ChangedRung(Rung):
 def changed(name: str, *changes: tuple[str, str]) -> ChangedRung:
     """The rung `name` with each (old, new) replaced in its source; ValueError where `old` is not in it."""
     rung = gl.rungs[name]
-    text = rung.source
+    text = replaced(rung.source, name, changes)
+    return ChangedRung(f"{name}_changed", rung.idea, rung.n_multiple, rung.k_multiple, text)
+
+
+def replaced(text: str, of: str, changes: Iterable[tuple[str, str]]) -> str:
+    """The text of `of` with each (old, new) replaced, once; ValueError where `old` is not in it."""
     for old, new in changes:
         if old not in text:
-            raise ValueError(f"{name} has no {old!r}; text of its source is needed")
+            raise ValueError(f"{of} has no {old!r}; text of its source is needed")
         text = text.replace(old, new, 1)
-    return ChangedRung(f"{name}_changed", rung.idea, rung.n_multiple, rung.k_multiple, text)
+    return text
 
 
 # ---------------------------------------------------------------------------------------------- what is wrong
@@ -167,15 +172,19 @@ def changed(name: str, *changes: tuple[str, str]) -> ChangedRung:
 
 def symptoms(rung: Rung, of: Problem, right: np.ndarray, seeds: Iterable[int]) -> list[str | None]:
     """What the emulator says under each schedule: a fault's name, what is wrong with the answer, or None."""
+    return under_schedules(lambda: difference(multiply(rung, of, "cpu"), right), seeds, MAX_STEPS)
+
+
+def under_schedules(run: Callable[[], str | None], seeds: Iterable[int], max_steps: int) -> list[str | None]:
+    """What `run`, which returns what is wrong or None, says under each of the emulator's schedules, or what
+    the emulator says."""
     found: list[str | None] = []
     for seed in seeds:
         try:
-            with gl.emulator(seed=seed, max_steps=MAX_STEPS):
-                d = multiply(rung, of, "cpu")
+            with gl.emulator(seed=seed, max_steps=max_steps):
+                found.append(run())
         except gl.EmulatorError as error:
             found.append(str(error))
-        else:
-            found.append(difference(d, right))
     return found
 
 
@@ -199,14 +208,23 @@ def difference(d: np.ndarray, right: np.ndarray) -> str | None:
 
 def break_it(name: str, of: Problem, *changes: tuple[str, str], seeds: int = 8) -> None:
     """Run a rung with each (old, new) replaced, under some schedules of the emulator; print the symptoms."""
-    found = symptoms(changed(name, *changes), of, expected(name, of), range(seeds))
+    show_symptoms(symptoms(changed(name, *changes), of, expected(name, of), range(seeds)), fault)
+
+
+def show_symptoms(found: Sequence[str | None], kind: Callable[[str], str]) -> None:
+    """Print the first symptom of each kind, with how many schedules have one of it."""
     groups: dict[str, list[str]] = collections.defaultdict(list)
     for text in found:
         text = text or "nothing: the right answer"
-        groups[re.sub(r"0x\w+|\d+(\.\d+)?", "#", text.split(":")[0])].append(text)
-    print(f"{seeds} schedules:")
+        groups[kind(text)].append(text)
+    print(f"{len(found)} schedules:")
     for texts in sorted(groups.values(), key=len, reverse=True):
         print(f"  {len(texts)} x {texts[0]}")
+
+
+def fault(text: str) -> str:
+    """What a symptom says first, whatever its numbers."""
+    return re.sub(r"0x\w+|\d+(\.\d+)?", "#", text.split(":")[0])
 
 
 # -------------------------------------------------------------------------------------------------- exercises
@@ -239,17 +257,22 @@ def _same(got: object, wanted: object) -> bool:
 
 def check_rung(name: str, of: Problem, *changes: tuple[str, str], seeds: int = 8) -> None:
     """Put lines of your own into the rung, (its own, yours); print "Right", or what is wrong."""
+    show_verdict(lambda: symptoms(changed(name, *changes), of, expected(name, of), range(seeds)))
+
+
+def show_verdict(find: Callable[[], Sequence[str | None]]) -> None:
+    """Print "Right" if `find`, which may compile something, finds nothing wrong, or what is wrong."""
     try:
-        found = symptoms(changed(name, *changes), of, expected(name, of), range(seeds))
+        found = find()
     except build.BuildError as error:
         said = re.search(r"error: (.*)", str(error))
         print(f"Not yet: it does not compile. {said[1] if said else error}")
         return
     wrong = [text for text in found if text]
     if wrong:
-        print(f"Not yet: {len(wrong)} of {seeds} schedules fail. {wrong[0]}")
+        print(f"Not yet: {len(wrong)} of {len(found)} schedules fail. {wrong[0]}")
     else:
-        print(f"Right: bit for bit the expected result in {seeds} schedules.")
+        print(f"Right: bit for bit the expected result in {len(found)} schedules.")
 
 
 # ---------------------------------------------------------------------------------------------------- display

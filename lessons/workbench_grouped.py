@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import re
 from collections.abc import Iterable
 
-import gemm_ladder as gl
 import numpy as np
 import torch
 import workbench
 import workbench_production
-from gemm_ladder import build, production
+from gemm_ladder import production
 from gemm_ladder.config import Config
 from gemm_ladder.ref import emulator, fp8, tensor_core
 from gemm_ladder.ref.gemm import BF16
@@ -78,43 +76,30 @@ def random_call(kind: str, counts: Iterable[int], n: int, k: int, max_m: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class ChangedConfig(Config):
+class Unchecked(workbench_production.Changed):
     """A configuration of another kernel text, which breaks a rule if it likes to."""
 
-    kernel: str = ""
-
-    def source(self) -> str:
-        own = Config(*(getattr(self, field.name) for field in dataclasses.fields(Config)))
-        return own.source().replace(workbench_production.INCLUDE, self.kernel)
-
-    def check(self) -> ChangedConfig:
+    def check(self) -> Unchecked:
         return self
 
 
-def changed(config: Config, *changes: tuple[str, str]) -> ChangedConfig:
+def changed(config: Config, *changes: tuple[str, str]) -> Unchecked:
     """The configuration with each (old, new) replaced in gemm.cuh or scheduler.cuh; ValueError where `old` is
     in neither."""
     gemm, scheduler = (workbench_production.source(name) for name in ("gemm.cuh", "scheduler.cuh"))
     kernel = gemm.replace('#include "scheduler.cuh"\n', scheduler).replace("#pragma once\n", "")
-    for old, new in changes:
-        if old not in kernel:
-            raise ValueError(f"gemm.cuh and scheduler.cuh have no {old!r}; text of theirs is needed")
-        kernel = kernel.replace(old, new, 1)
-    return ChangedConfig(**dataclasses.asdict(config), kernel=kernel)
+    kernel = workbench.replaced(kernel, "gemm.cuh with scheduler.cuh", changes)
+    return Unchecked(**vars(config), kernel=kernel)
 
 
 def symptoms(config: Config, call: Call, seeds: Iterable[int], num_sms: int = 0) -> list[str | None]:
     """What the emulator says under each schedule: a fault's name, which rows are wrong, or None."""
-    right, found = call.expected(), []
-    for seed in seeds:
-        try:
-            with gl.emulator(seed=seed, max_steps=MAX_STEPS):
-                d = multiply(config, call, "cpu", num_sms)
-        except gl.EmulatorError as error:
-            found.append(str(error))
-        else:
-            found.append(difference(d, right, call))
-    return found
+    right = call.expected()
+
+    def run() -> str | None:
+        return difference(multiply(config, call, "cpu", num_sms), right, call)
+
+    return workbench.under_schedules(run, seeds, MAX_STEPS)
 
 
 def difference(d: np.ndarray, right: np.ndarray, call: Call) -> str | None:
@@ -139,25 +124,14 @@ def difference(d: np.ndarray, right: np.ndarray, call: Call) -> str | None:
 def break_it(config: Config, call: Call, *changes: tuple[str, str], seeds: int = 4, num_sms: int = 0) -> None:
     """Run a configuration with each (old, new) replaced, under some schedules; print the symptoms."""
     broken = changed(config, *changes) if changes else config
-    groups = collections.defaultdict(list)
-    for what in symptoms(broken, call, range(seeds), num_sms):
-        what = what or "nothing: the right answer"
-        groups[re.sub(r"\d+", "#", what) if what.startswith(emulator.ERROR_PREFIX) else what].append(what)
-    print(f"{seeds} schedules:")
-    for same in sorted(groups.values(), key=len, reverse=True):
-        print(f"  {len(same)} x {same[0]}")
+    workbench.show_symptoms(symptoms(broken, call, range(seeds), num_sms), _kind)
+
+
+def _kind(what: str) -> str:
+    """A fault, whatever its numbers; a wrong answer with them."""
+    return re.sub(r"\d+", "#", what) if what.startswith(emulator.ERROR_PREFIX) else what
 
 
 def check_kernel(config: Config, call: Call, *changes: tuple[str, str], seeds: int = 4) -> None:
     """Put lines of your own into the kernel, (its own, yours); print "Right", or what is wrong."""
-    try:
-        found = symptoms(changed(config, *changes), call, range(seeds))
-    except build.BuildError as error:
-        said = next((line for line in str(error).splitlines() if "error: " in line), str(error))
-        print(f"Not yet: it does not compile. {said.split('error: ')[-1]}")
-        return
-    wrong = [what for what in found if what]
-    if wrong:
-        print(f"Not yet: {len(wrong)} of {seeds} schedules fail. {wrong[0]}")
-    else:
-        print(f"Right: bit for bit the expected result in {seeds} schedules.")
+    workbench.show_verdict(lambda: symptoms(changed(config, *changes), call, range(seeds)))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import collections
 import ctypes
 import dataclasses
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -35,26 +33,19 @@ def last_line(begin: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Changed(Config):
-    """A configuration whose kernel has each (old, new) of `changes` replaced in gemm.cuh's text."""
+    """A configuration of another kernel text than gemm.cuh's."""
 
-    changes: tuple[tuple[str, str], ...] = ()
-
-    @classmethod
-    def of_config(cls, config: Config, *changes: tuple[str, str]) -> Changed:
-        """Raises ValueError where gemm.cuh does not have the text that is to be replaced."""
-        text = source("gemm.cuh")
-        for old, new in changes:
-            if old not in text:
-                raise ValueError(f"gemm.cuh has no {old!r}; text of its source is needed")
-            text = text.replace(old, new, 1)
-        return cls(**vars(config), changes=changes)
+    kernel: str = ""
 
     def source(self) -> str:
-        text = source("gemm.cuh").replace("#pragma once\n", "")
-        for old, new in self.changes:
-            text = text.replace(old, new, 1)
-        plain = Config(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Config)})
-        return plain.source().replace(INCLUDE, text + "\n")
+        own = Config(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Config)})
+        return own.source().replace(INCLUDE, self.kernel)
+
+
+def changed(config: Config, *changes: tuple[str, str]) -> Changed:
+    """The configuration with each (old, new) replaced in gemm.cuh; ValueError where `old` is not in it."""
+    text = workbench.replaced(source("gemm.cuh"), "gemm.cuh", changes)
+    return Changed(**vars(config), kernel=text.replace("#pragma once\n", "") + "\n")
 
 
 def multiply(
@@ -173,27 +164,11 @@ def break_it(
     `right` is the D to compare with; None: the bits that a kernel which does not split K gives.
     """
     right = workbench.expected("s7_production", of) if right is None else right
-    groups: dict[str, list[str]] = collections.defaultdict(list)
-    for text in symptoms(Changed.of_config(config, *changes), of, right, range(seeds)):
-        text = text or "nothing: the right answer"
-        groups[re.sub(r"0x\\w+|\\d+(\\.\\d+)?", "#", text.split(":")[0])].append(text)
-    print(f"{seeds} schedules:")
-    for texts in sorted(groups.values(), key=len, reverse=True):
-        print(f"  {len(texts)} x {texts[0]}")
+    workbench.show_symptoms(symptoms(changed(config, *changes), of, right, range(seeds)), workbench.fault)
 
 
 def check_lines(
     config: Config, of: workbench.Problem, right: np.ndarray, *changes: tuple[str, str], seeds: int = 4
 ) -> None:
     """Put lines of your own into gemm.cuh, (its own, yours); print "Right", or what is wrong."""
-    try:
-        found = symptoms(Changed.of_config(config, *changes), of, right, range(seeds))
-    except build.BuildError as error:
-        said = re.search(r"error: (.*)", str(error))
-        print(f"Not yet: it does not compile. {said[1] if said else error}")
-        return
-    wrong = [text for text in found if text]
-    if wrong:
-        print(f"Not yet: {len(wrong)} of {seeds} schedules fail. {wrong[0]}")
-    else:
-        print(f"Right: bit for bit the expected result in {seeds} schedules.")
+    workbench.show_verdict(lambda: symptoms(changed(config, *changes), of, right, range(seeds)))

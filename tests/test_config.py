@@ -146,7 +146,7 @@ def test_candidates_keep_the_rules():
         one for kind in ("dense", "contiguous", "masked") for one in candidates(kind, 512, 2112, 7168, 2)
     ]
     assert len(found) == len(set(found)) > 100
-    assert len({one.name for one in found}) == len(found), "tune() tells them apart by their names"
+    assert len({one.name for one in found}) == len(found), "tables tell them apart by their names"
     for one in found:
         one.check()
         assert one.stages == configs.MAX_STAGES or one.shared_bytes + one.stage_bytes > 232448

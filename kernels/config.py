@@ -291,7 +291,8 @@ def candidates(
     """The configurations that can be the best; `m` rows in all, masked: of a group.
 
     K is split where half of the SMs would have no tile otherwise. Clusters are pairs: of four, not all are
-    resident on an H100, whose 132 SMs are groups of 16 or 18.
+    resident on an H100, whose 132 SMs are groups of 16 or 18. Where two consumers take turns, 9/16 of their
+    FFMAs are interleaved: up to 2 % faster where it was measured (production/NOTES.md).
     """
     of_group = m if kind != "contiguous" else ceil_div(m, groups)
     for tile_m in (64, 128, 256):
@@ -321,6 +322,8 @@ def candidates(
                     share=share,
                     stream_b=stream_b and share != "B",
                 )
+                if config.consumers == 2:
+                    config = dataclasses.replace(config, interleave="9/16")
                 if fits(config):
                     yield config
 

@@ -33,7 +33,7 @@ import hashlib
 import struct
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,15 +48,15 @@ Mode = str | float | Fraction  # "off", "compiler", "full", or the fraction of e
 DEFAULT_MODE: Mode = "full"  # what s6_ffma_interleave is built with
 
 _YIELD = 1 << 64 + 45  # stored inverted
-_REUSE = 1 << 64 + 59  # of the second source, the scale
-_CONTROL = _YIELD | _REUSE
+_REUSE = (1 << 64 + 58, 1 << 64 + 59)  # of the first and of the second source: one of them is the scale
 
 # Instructions, by bits 0 to 15: opcode (9 bits), form of the operands (3), predicate (4; 7 is none).
 _OPCODE = 0x1FF
 _FFMA = 0x7223  # FFMA Rd, Ra, Rb, Rc
+_RZ = 255  # the register that is zero
 _QGMMA = 0x79F3  # QGMMA.64xNx32 Rd, gdesc[UR], Rd: WGMMA of FP8, both operands in shared memory
-# What may vary in an FFMA: four registers; stall, yield, barriers; reuse of the scale. Modifiers may not.
-_FFMA_FIELDS = 0xFF << 16 | 0xFF << 24 | 0xFF << 32 | 0xFF << 64 | 0x1FFFF << 105 | _REUSE
+# What may vary in an FFMA: four registers; stall, yield, barriers; reuse of a factor. Modifiers may not.
+_FFMA_FIELDS = 0xFF << 16 | 0xFF << 24 | 0xFF << 32 | 0xFF << 64 | 0x1FFFF << 105 | sum(_REUSE)
 
 _ELF_HEADER = struct.Struct("<4sBB10xHHIQQQIHHHHHH")
 _ELF_SECTION = struct.Struct("<IIQQQQIIQQ")
@@ -72,10 +72,14 @@ class UnknownCodeError(GemmLadderError, ValueError):
 
 @dataclass(frozen=True)
 class Ffma:
-    """FFMA destination, accumulator, scale, addend. `address` counts bytes from the file's start."""
+    """FFMA destination, accumulator, scale, addend; scale before accumulator where `slot`, the scale's, is 0.
+
+    `address` counts bytes from the file's start.
+    """
 
     address: int
     word: int
+    slot: int = 1
 
     @property
     def destination(self) -> int:
@@ -83,11 +87,11 @@ class Ffma:
 
     @property
     def accumulator(self) -> int:
-        return self.word >> 24 & 0xFF
+        return self.word >> 24 + 8 * (1 - self.slot) & 0xFF
 
     @property
     def scale(self) -> int:
-        return self.word >> 32 & 0xFF
+        return self.word >> 24 + 8 * self.slot & 0xFF
 
     @property
     def addend(self) -> int:
@@ -103,7 +107,13 @@ class Ffma:
 
     @property
     def reuses(self) -> bool:
-        return bool(self.word & _REUSE)
+        """Whether it keeps the scale."""
+        return bool(self.word & _REUSE[self.slot])
+
+    def controlled(self, yields: bool, reuses: bool) -> int:
+        """Its word, but for these two."""
+        others = self.word & ~(_YIELD | _REUSE[self.slot])
+        return others | (0 if yields else _YIELD) | (_REUSE[self.slot] if reuses else 0)
 
 
 def sass_pass(mode: Mode) -> SassPass:
@@ -145,8 +155,7 @@ def rewrite(library: bytes, mode: Mode) -> bytes:
     new = bytearray(library)
     for run in found:
         for ffma, yields, reuses in _controls(run, share):
-            word = ffma.word & ~_CONTROL | (0 if yields else _YIELD) | (_REUSE if reuses else 0)
-            new[ffma.address : ffma.address + 16] = word.to_bytes(16, "little")
+            new[ffma.address : ffma.address + 16] = ffma.controlled(yields, reuses).to_bytes(16, "little")
     _verify(library, bytes(new))
     return bytes(new)
 
@@ -184,7 +193,8 @@ def may_reuse(ffma: Ffma, following: Ffma | None) -> bool:
     return (
         following is not None
         and following.address == ffma.address + 16
-        and following.scale == ffma.scale != ffma.destination
+        and (following.slot, following.scale) == (ffma.slot, ffma.scale)
+        and ffma.scale != ffma.destination
     )
 
 
@@ -200,7 +210,8 @@ def _verify(old: bytes, new: bytes) -> None:
     for library in blanked:
         for ffma in (ffma for run in promotions(old) for ffma in run):
             at = slice(ffma.address, ffma.address + 16)
-            library[at] = (int.from_bytes(library[at], "little") & ~_CONTROL).to_bytes(16, "little")
+            word = int.from_bytes(library[at], "little")
+            library[at] = replace(ffma, word=word).controlled(False, False).to_bytes(16, "little")
     _require(blanked[0] == blanked[1], "the rewriting changes more than control bits")
     _require(not any(wrong_reuse(run) for run in promotions(new)), "the rewriting reuses what may be lost")
 
@@ -230,8 +241,11 @@ def _promotions(library: bytes, kernel: slice) -> list[list[Ffma]]:
             first, n = word >> 16 & 0xFF, ((word >> 53 & 0x1F) + 1) * 8
             accumulators = range(first, first + n // 2)
         elif word & _OPCODE == _FFMA & _OPCODE:
-            _require(word & ~_FFMA_FIELDS == _FFMA, f"the FFMA at {address:#x} is of another form")
-            run.append(Ffma(address, word))
+            first, second = (word >> at & 0xFF in accumulators for at in (24, 32))
+            slot = 0 if second and not first else 1
+            known = word & ~_FFMA_FIELDS == _FFMA and not word & _REUSE[1 - slot]
+            _require(known, f"the FFMA at {address:#x} is of another form")
+            run.append(Ffma(address, word, slot))
     if run:
         found.append(_checked(run, accumulators))
     _require(bool(found), "a kernel has no promotion")
@@ -242,23 +256,26 @@ def _checked(run: list[Ffma], accumulators: range) -> list[Ffma]:
     """The run, if it is a promotion: every accumulator once, and every scale as often."""
     where = f"the run of {len(run)} FFMAs at {run[0].address:#x}"
     multiplied, destinations = {ffma.accumulator for ffma in run}, {ffma.destination for ffma in run}
+    addends = [ffma.addend for ffma in run if ffma.addend != _RZ]  # a tile's first block adds to nothing
     scales = Counter(ffma.scale for ffma in run)
     _require(
         len(run) == len(accumulators) and multiplied == set(accumulators),
         f"{where} does not multiply each of the WGMMA's {len(accumulators)} accumulators once",
     )
     _require(
-        len(destinations) == len(run) and all(ffma.destination == ffma.addend for ffma in run),
+        len(destinations) == len(run) and len(set(addends)) == len(addends),
         f"{where} does not add to a register for each",
     )
     _require(
         len(scales) % 2 == 0 and len(set(scales.values())) == 1,
         f"{where} has not a scale for each half of its rows, or for each of some columns",
     )
-    _require(
-        multiplied.isdisjoint(destinations) and (multiplied | destinations).isdisjoint(scales),
-        f"{where} changes what it reads",
-    )
+    written: set[int] = set()
+    for ffma in run:
+        read = (ffma.accumulator, ffma.scale, ffma.addend)
+        _require(written.isdisjoint(read), f"{where} changes what it reads")
+        written.add(ffma.destination)
+    _require(multiplied.isdisjoint(scales), f"{where} has a scale among its accumulators")
     # A stall of 0, or of 12 and more, gives the yield bit another meaning.
     _require(all(1 <= ffma.stall <= 11 for ffma in run), f"{where} has an unknown stall")
     return run

@@ -172,10 +172,11 @@ scheduler = workbench_production.source("scheduler.cuh")
 workbench.code(scheduler, "^template <Config kC>", "^};")
 
 # %% [markdown]
-# Read it for the contiguous layout. `unit_` becomes a row and a column of tiles, in bands, so that tiles
-# which are made at the same time share what they read. Then the expert is *looked up*, in `m_indices`, by the
-# tile's first row. That is nearly all. (A tile of 256 rows may meet two experts. Then its unit is handed out
-# as two tiles, a half at a time.)
+# Read it for the contiguous layout. In `look_ahead`, a unit's number becomes a row and a column of tiles,
+# in bands, so that tiles which are made at the same time share what they read. Then the expert is *looked
+# up*, in `m_indices`, by the tile's first row. That is nearly all; `next` hands out what was found, and
+# looks ahead again. (A tile of 256 rows may meet two experts. Then its unit is handed out as two tiles,
+# one half after the other.)
 #
 # The producer and the consumers of a block each have a scheduler of their own. They need not talk to each
 # other about tiles, for they compute the same.
@@ -291,7 +292,7 @@ print("A:", a.shape, " masked_m:", masked_m)
 # each one's units from its own number, until it is in the group it wants:
 
 # %%
-workbench.code(scheduler, "while \\(unit_ >=", "^        }")
+workbench.code(scheduler, "while \\(kC.kind == Kind::kMasked", "^        }")
 
 # %% [markdown]
 # `enter_group` takes a number from `masked_m`. One below 0 counts as none, one above `max_m` as `max_m`:
@@ -573,7 +574,7 @@ machine = prediction.MEMORY, prediction.WGMMA_FLOPS * prediction.CLOCK_MHZ * con
 workbench.check(balance, balance_found, [(*size, *machine) for size in (*EXPERT_SIZES, (256, 1536))])
 
 # %% [markdown]
-# **4.** The lines with which a block walks on to its group are missing from `next`. Write them.
+# **4.** The lines with which a block walks on to its group are missing from `look_ahead`. Write them.
 
 # %% tags=["exercise"]
 walk_on = """
@@ -582,7 +583,7 @@ walk_on = """
 # %% tags=["check"]
 problem = workbench_grouped.random_call("masked", (70, 100, 0, 5), 256, 256, max_m=100)
 lines = scheduler.splitlines(keepends=True)
-first = next(i for i, line in enumerate(lines) if "while (unit_ >=" in line)
+first = next(i for i, line in enumerate(lines) if "while (kC.kind == Kind::kMasked" in line)
 last = next(i for i in range(first, len(lines)) if lines[i] == "        }\n")
 workbench_grouped.check_kernel(small["masked"], problem, ("".join(lines[first : last + 1]), walk_on))
 

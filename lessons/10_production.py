@@ -138,7 +138,15 @@ except gl.GemmLadderError as error:
 # same one to whoever asks.
 
 # %%
-workbench.code(workbench_production.source("scheduler.cuh"), "__device__ bool next", "^    }")
+scheduler = workbench_production.source("scheduler.cuh")
+workbench.code(scheduler, "__device__ bool next", "^    }")
+
+# %% [markdown]
+# Where a unit lies takes a division at worst, and whose it is a look into memory. So that is worked out a
+# tile ahead, when nobody waits for it:
+
+# %%
+workbench.code(scheduler, "void look_ahead", "^    }")
 
 # %% [markdown]
 # A cluster takes a **unit of work**. If it shares A, that is two tiles side by side; if it shares B, two
@@ -539,8 +547,9 @@ else:
 drawing_results.page(host.picture(times, recorded.get("peers"))) if times else None
 
 # %% [markdown]
-# While the host is faster than the GPU, its time is hidden: it queues call after call, and the GPU is never
-# without work. In a CUDA graph it is not even there.
+# A host that is faster than the GPU costs no time: it queues call after call, and the GPU is never without
+# work. With products as small as this one, it is the slower of the two. Then a CUDA graph helps: it records
+# the calls once, and replays them without the host's part.
 #
 # ## In somebody else's code
 #

@@ -125,7 +125,8 @@ def try_kernel(
     else:
         library.gemm_ladder_launch.restype = ctypes.c_char_p
         gpu_out, gpu_input = (
-            None if x is None else torch.from_numpy(x.reshape(-1).view(np.uint8)).cuda() for x in (out, input)
+            None if x is None else torch.from_numpy(x.reshape(-1).view(np.uint8).copy()).cuda()
+            for x in (out, input)
         )
         pointer = None if gpu_input is None else gpu_input.data_ptr()
         stream = torch.cuda.current_stream().cuda_stream

@@ -16,6 +16,7 @@ from pathlib import Path
 import gemm_ladder as gl
 import pytest
 from gemm_ladder import ffma, sass
+from gemm_ladder.config import Config
 from gemm_ladder.errors import InputError
 
 RUNG = gl.rungs["s6_ffma_interleave"]
@@ -170,6 +171,43 @@ def test_reuse_is_never_wrong(disassembled, mode):
     assert kept > 32
 
 
+# Kernels whose promotions nvcc 13.0 makes in other forms than the rung's; in which slots their scales are.
+OTHER_FORMS = {
+    "scales in the first slot too": (Config.of("dense", 24576, 1536, 256, 128), {0, 1}),
+    "sums in other registers than the addends": (Config.of("contiguous", 7168, 2048, 256, 128), {1}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("config", "slots"), OTHER_FORMS.values(), ids=OTHER_FORMS)
+def test_other_forms(tmp_path, config, slots):
+    """Only the two bits change, and what is kept is read again in its slot, by the very next instruction."""
+    library = compiled(config.source()).read_bytes()
+    if sass.find_cuobjdump() is None:
+        pytest.skip("needs cuobjdump: pip install nvidia-cuda-cuobjdump")
+    path = tmp_path / "other.so"
+    found = {}
+    for mode in MODES:
+        path.write_bytes(ffma.rewrite(library, mode))
+        found[mode] = list(one_after_the_other(sass.disassemble(path).values()))
+    for mode in REWRITING:
+        kept = Counter()
+        for old, one, following in zip(found["compiler"], found[mode], [*found[mode][1:], None], strict=True):
+            if one.mnemonic != "FFMA":
+                assert one.word == old.word
+                continue
+            assert one.word & ~(YIELD | 0b11 << 122) == old.word & ~(YIELD | 0b11 << 122)
+            if one.reuse:
+                slot = one.reuse.bit_length() - 1
+                assert one.reuse == 1 << slot and slot < 2 and not one.yields
+                assert following.address == one.address + 16 and following.mnemonic == "FFMA"
+                assert operands(following)[1 + slot] == operands(one)[1 + slot] != operands(one)[0]
+                kept[slot] += 1
+        assert kept[1] > 32
+        if gl.build.find_cuda().version.startswith("13.0."):
+            assert set(kept) == slots
+
+
 @pytest.mark.parametrize(("first", "then"), list(itertools.product(MODES, REWRITING)), ids=str)
 def test_a_mode_does_not_depend_on_the_last(library, first, then):
     """Twice is once, and "off" then "full" is "full"."""
@@ -205,6 +243,28 @@ def flipped(pick: Callable[[list[ffma.Ffma]], ffma.Ffma], bits: int) -> Callable
         return library[:at] + (one.word ^ bits).to_bytes(16, "little") + library[at + 16 :]
 
     return tamper
+
+
+def with_scale_from(pick: Callable[[list[ffma.Ffma]], int]) -> Callable[[bytes], bytes]:
+    """A tampering: one of the two scales of the last run lies in another register."""
+
+    def tamper(library: bytes) -> bytes:
+        run = ffma.promotions(library)[-1]
+        new = bytearray(library)
+        for one in run:
+            if one.scale == run[0].scale:
+                word = one.word ^ (one.scale ^ pick(run)) << 32
+                new[one.address : one.address + 16] = word.to_bytes(16, "little")
+        return bytes(new)
+
+    return tamper
+
+
+def overwriting(library: bytes) -> bytes:
+    """The first FFMA of the last run writes to what the second one multiplies."""
+    run = ffma.promotions(library)[-1]
+    bits = (run[0].destination ^ run[1].accumulator) << 16
+    return flipped(first, bits)(library)
 
 
 def without_wgmma(library: bytes) -> bytes:
@@ -269,6 +329,12 @@ TAMPERINGS = {
     "an accumulator twice": (flipped(first, 1 << 24), "accumulators once"),
     "a third scale": (flipped(first, 1 << 32), "not a scale for each"),
     "another addend": (flipped(first, 1 << 64), "add to a register for each"),
+    "an accumulator overwritten": (overwriting, "changes what it reads"),
+    "a scale overwritten": (with_scale_from(lambda run: run[0].destination), "changes what it reads"),
+    "a scale of the WGMMA's": (
+        with_scale_from(lambda run: run[-1].accumulator),
+        "a scale among its accumulators",
+    ),
     "no stall": (flipped(first, 1 << 105), "unknown stall"),
     "a long stall": (flipped(first, 0b1100 << 105), "unknown stall"),
     "one FFMA less": (flipped(first, 0x4), "accumulators once"),

@@ -47,6 +47,7 @@ DENSE = [
     family("dense", 128, 192, "B"),
     family("dense", 256, 128),
     family("dense", 256, 128, "A"),
+    family("dense", 128, 256, consumers_m=1, consumers_n=2),
     family("dense", 128, 128, consumers_m=1, blocks_an_sm=2),
     family("dense", 64, 64, "K", cluster=4, blocks_an_sm=2),
 ]
@@ -55,6 +56,7 @@ CONTIGUOUS = [
     family("contiguous", 128, 144, "A"),
     family("contiguous", 256, 64),
     family("contiguous", 256, 96, "A"),
+    family("contiguous", 128, 224, consumers_m=1, consumers_n=2),
     family("contiguous", 128, 128, consumers_m=1, blocks_an_sm=2),
 ]
 MASKED = [
@@ -62,6 +64,7 @@ MASKED = [
     family("masked", 64, 96, "B", cluster=4),
     family("masked", 128, 112),
     family("masked", 256, 64, "A"),
+    family("masked", 128, 256, consumers_m=1, consumers_n=2),
     family("masked", 128, 112, consumers_m=1, blocks_an_sm=2),
 ]
 FAMILIES = (*DENSE, *CONTIGUOUS, *MASKED)

@@ -40,15 +40,10 @@ class Scheduler {
     }
 
     __device__ bool next(Tile& tile) {
-        while (unit_ >= units_m_ * kUnitsN) {  // masked: on to the group that it is in
-            if (kC.kind != Kind::kMasked || ++group_ == p_.groups) return false;
-            unit_ -= units_m_ * kUnitsN;
-            enter_group();
-        }
-        const Place at = place();
+        if (unit_ >= units_m_ * kUnitsN) return false;
         const bool second = second_;
-        const int row = at.row + (second ? kSliceM : 0);
-        tile.column = at.column;
+        const int row = row_ + (second ? kSliceM : 0);
+        tile.column = column_;
         tile.rows = rows_ - row;
         tile.slices = kSlices;
         tile.row = tile.scale_column = row;
@@ -65,26 +60,37 @@ class Scheduler {
             if (second_) return true;
         }
         unit_ += gridDim.x / kC.cluster;
+        in_band_ += gridDim.x / kC.cluster;
         look_ahead();
         return true;
     }
 
   private:
-    struct Place {
-        int row, column;  // where this block's tile of the unit begins
-    };
-
-    __device__ Place place() const {
+    // The next unit's place, and whose its slices are. Worked out a tile ahead: a division takes long, and an answer from
+    // memory as long as a block of K.
+    __device__ void look_ahead() {
+        while (kC.kind == Kind::kMasked && unit_ >= units_m_ * kUnitsN && ++group_ < p_.groups) {
+            unit_ -= units_m_ * kUnitsN;  // on to the group that it is in
+            enter_group();
+        }
+        if (unit_ >= units_m_ * kUnitsN) return;
         constexpr bool kAcross = kC.group_n > 0;
         constexpr int kGroup = kAcross ? kC.group_n : kC.group_m;
         const int width = kAcross ? kUnitsN : units_m_, length = kAcross ? units_m_ : kUnitsN;
-        const int first = unit_ / (kGroup * length) * kGroup, in_band = unit_ % (kGroup * length);
-        const int band = width - first < kGroup ? width - first : kGroup;
-        const int beside = first + in_band % band, along = in_band / band;
+        for (; in_band_ >= kGroup * length; first_ += kGroup) in_band_ -= kGroup * length;
+        const int band = width - first_;  // the last one may be narrower
+        const int along = band < kGroup ? in_band_ / band : static_cast<unsigned>(in_band_) / kGroup;
+        const int beside = first_ + in_band_ - along * (band < kGroup ? band : kGroup);
         const int down = kAcross ? along : beside, right = kAcross ? beside : along;
         const int rank = kC.cluster > 1 ? ptx::cluster_ctarank() : 0;
-        return {(down * kDown + (kDown > 1 ? rank : 0)) * kC.tile_m,
-                (right * kRight + (kRight > 1 ? rank : 0)) * kC.tile_n};
+        row_ = (down * kDown + (kDown > 1 ? rank : 0)) * kC.tile_m;
+        column_ = (right * kRight + (kRight > 1 ? rank : 0)) * kC.tile_n;
+        // The 128 rows of a block of the contiguous layout have one expert. One that does not exist counts as padding.
+#pragma unroll
+        for (int i = 0; kC.kind == Kind::kContiguous && i < kSlices; ++i) {
+            const int row = row_ + i * kSliceM, expert = row < rows_ ? p_.layout[row] : -1;
+            experts_[i] = expert < 0 || expert >= p_.groups ? -1 : expert;
+        }
     }
 
     __device__ void enter_group() {
@@ -94,22 +100,13 @@ class Scheduler {
             if (group_ + 1 < p_.groups) coming_ = p_.layout[group_ + 1];
         }
         units_m_ = static_cast<int>(ceil_div(rows_, kC.tile_m * kDown));
-    }
-
-    // Whose the next unit's slices are: asked for a tile ahead, as an answer from memory takes as long as a block of K.
-    // The 128 rows of a block have one expert. One that does not exist counts as padding.
-    __device__ void look_ahead() {
-        if (kC.kind != Kind::kContiguous || unit_ >= units_m_ * kUnitsN) return;
-        const int row = place().row;
-#pragma unroll
-        for (int i = 0; i < kSlices; ++i) {
-            const int expert = row + i * kSliceM < rows_ ? p_.layout[row + i * kSliceM] : -1;
-            experts_[i] = expert < 0 || expert >= p_.groups ? -1 : expert;
-        }
+        first_ = 0, in_band_ = unit_;
     }
 
     const GroupedArgs& p_;
-    int unit_, group_ = 0, rows_ = 0, units_m_ = 0;
+    int unit_, group_ = 0, rows_ = 0, units_m_ = 0;  // the next unit, of its group; the group's rows and units down
+    int first_ = 0, in_band_ = 0;                    // of the group_m or group_n that run together; the unit among them
+    int row_ = 0, column_ = 0;                       // where this block's tile of the unit begins
     int coming_ = 0;          // masked: how many rows the next group has, asked for a group ahead
     int experts_[kSlices]{};  // contiguous: of the next unit
     bool second_ = false;     // contiguous: the unit's second slice is the next tile

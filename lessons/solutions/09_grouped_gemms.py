@@ -28,8 +28,7 @@ def balance(n, k, bandwidth, speed):
 
 # %%
 walk_on = """
-        while (unit_ >= units_m_ * kUnitsN) {
-            if (kC.kind != Kind::kMasked || ++group_ == p_.groups) return false;
+        while (kC.kind == Kind::kMasked && unit_ >= units_m_ * kUnitsN && ++group_ < p_.groups) {
             unit_ -= units_m_ * kUnitsN;
             enter_group();
         }

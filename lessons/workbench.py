@@ -124,10 +124,7 @@ def try_kernel(
             error = emulator.launch(library, _Args(pointer, out.ctypes.data))
     else:
         library.gemm_ladder_launch.restype = ctypes.c_char_p
-        gpu_out, gpu_input = (
-            None if x is None else torch.from_numpy(x.reshape(-1).view(np.uint8).copy()).cuda()
-            for x in (out, input)
-        )
+        gpu_out, gpu_input = (None if x is None else bytes_on_gpu(x) for x in (out, input))
         pointer = None if gpu_input is None else gpu_input.data_ptr()
         stream = torch.cuda.current_stream().cuda_stream
         error = library.gemm_ladder_launch(ctypes.byref(_Args(pointer, gpu_out.data_ptr(), stream)))
@@ -136,6 +133,11 @@ def try_kernel(
     if error is not None:
         raise gl.GemmLadderError(str(error))
     return run
+
+
+def bytes_on_gpu(array: np.ndarray) -> torch.Tensor:
+    """A copy of an array's bytes, which may be read-only, as uint8."""
+    return torch.from_numpy(array.reshape(-1).view(np.uint8).copy()).cuda()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -88,7 +88,7 @@ def try_box(
             error = emulator.launch(library, args)
     else:
         library.gemm_ladder_launch.restype = ctypes.c_char_p
-        gpu_out, gpu_tensor = (torch.from_numpy(x.reshape(-1).view(np.uint8)).cuda() for x in (out, tensor))
+        gpu_out, gpu_tensor = workbench.bytes_on_gpu(out), workbench.bytes_on_gpu(tensor)
         stream = torch.cuda.current_stream().cuda_stream
         args = _Args(gpu_tensor.data_ptr(), gpu_out.data_ptr(), stream, *tensor.shape, *at)
         error = library.gemm_ladder_launch(ctypes.byref(args))

@@ -51,16 +51,20 @@ def file(tmp_path: Path, library: bytes) -> Path:
 @pytest.fixture(scope="module")
 def disassembled(library: bytes, tmp_path_factory: pytest.TempPathFactory):
     """disassembled(mode) -> the kernels' instructions in that mode"""
+    return in_every_mode(library, tmp_path_factory.mktemp("sass") / "s6.so").__getitem__
+
+
+def in_every_mode(library: bytes, path: Path) -> dict:
+    """The kernels' instructions by mode, None being as nvcc made them; `path` is for the library."""
     if sass.find_cuobjdump() is None:
         pytest.skip("needs cuobjdump: pip install nvidia-cuda-cuobjdump")
-    path = tmp_path_factory.mktemp("sass") / "s6.so"
     found = {}
     for mode in (None, *MODES):
         path.write_bytes(library)
         if mode is not None:
             ffma.apply(path, mode)
         found[mode] = list(one_after_the_other(sass.disassemble(path).values()))
-    return found.__getitem__
+    return found
 
 
 def one_after_the_other(kernels: Iterable[list[sass.Instruction]]) -> Iterator[sass.Instruction]:
@@ -160,15 +164,21 @@ def test_fraction(disassembled):
 
 @pytest.mark.parametrize("mode", REWRITING, ids=str)
 def test_reuse_is_never_wrong(disassembled, mode):
-    """What is kept is read in the same slot by the very next instruction, and no yield is between."""
-    kept = 0
-    for one, following in itertools.pairwise(disassembled(mode)):
+    found = kept(disassembled(mode))
+    assert set(found) == {FFMA_SLOT} and found[FFMA_SLOT] > 32
+
+
+def kept(instructions: list[sass.Instruction]) -> Counter[int]:
+    """How often a factor is kept, by its slot: the next instruction reads it there, no yield is between."""
+    found = Counter()
+    for one, following in itertools.pairwise(instructions):
         if one.mnemonic == "FFMA" and one.reuse:
-            assert one.reuse == 1 << FFMA_SLOT and not one.yields
+            slot = one.reuse.bit_length() - 1
+            assert one.reuse == 1 << slot and slot < 2 and not one.yields
             assert following.address == one.address + 16 and following.mnemonic == "FFMA"
-            assert operands(following)[1 + FFMA_SLOT] == operands(one)[1 + FFMA_SLOT] != operands(one)[0]
-            kept += 1
-    assert kept > 32
+            assert operands(following)[1 + slot] == operands(one)[1 + slot] != operands(one)[0]
+            found[slot] += 1
+    return found
 
 
 # Kernels whose promotions nvcc 13.0 makes in other forms than the rung's; in which slots their scales are.
@@ -181,31 +191,16 @@ OTHER_FORMS = {
 @pytest.mark.slow
 @pytest.mark.parametrize(("config", "slots"), OTHER_FORMS.values(), ids=OTHER_FORMS)
 def test_other_forms(tmp_path, config, slots):
-    """Only the two bits change, and what is kept is read again in its slot, by the very next instruction."""
-    library = compiled(config.source()).read_bytes()
-    if sass.find_cuobjdump() is None:
-        pytest.skip("needs cuobjdump: pip install nvidia-cuda-cuobjdump")
-    path = tmp_path / "other.so"
-    found = {}
-    for mode in MODES:
-        path.write_bytes(ffma.rewrite(library, mode))
-        found[mode] = list(one_after_the_other(sass.disassemble(path).values()))
+    """Only the two bits of FFMAs change, and no reuse is wrong."""
+    found = in_every_mode(compiled(config.source()).read_bytes(), tmp_path / "other.so")
     for mode in REWRITING:
-        kept = Counter()
-        for old, one, following in zip(found["compiler"], found[mode], [*found[mode][1:], None], strict=True):
-            if one.mnemonic != "FFMA":
-                assert one.word == old.word
-                continue
-            assert one.word & ~(YIELD | 0b11 << 122) == old.word & ~(YIELD | 0b11 << 122)
-            if one.reuse:
-                slot = one.reuse.bit_length() - 1
-                assert one.reuse == 1 << slot and slot < 2 and not one.yields
-                assert following.address == one.address + 16 and following.mnemonic == "FFMA"
-                assert operands(following)[1 + slot] == operands(one)[1 + slot] != operands(one)[0]
-                kept[slot] += 1
-        assert kept[1] > 32
+        for old, new in zip(found[None], found[mode], strict=True):
+            changed = old.word ^ new.word
+            assert changed == 0 or (old.mnemonic == "FFMA" and changed & ~(YIELD | 0b11 << 122) == 0)
+        reused = kept(found[mode])
+        assert reused[1] > 32
         if gl.build.find_cuda().version.startswith("13.0."):
-            assert set(kept) == slots
+            assert set(reused) == slots
 
 
 @pytest.mark.parametrize(("first", "then"), list(itertools.product(MODES, REWRITING)), ids=str)
@@ -238,11 +233,14 @@ def flipped(pick: Callable[[list[ffma.Ffma]], ffma.Ffma], bits: int) -> Callable
     """A tampering: bits of one FFMA of the last run."""
 
     def tamper(library: bytes) -> bytes:
-        one = pick(ffma.promotions(library)[-1])
-        at = one.address
-        return library[:at] + (one.word ^ bits).to_bytes(16, "little") + library[at + 16 :]
+        return patched(library, pick(ffma.promotions(library)[-1]), bits)
 
     return tamper
+
+
+def patched(library: bytes, one: ffma.Ffma, bits: int) -> bytes:
+    """With these bits of one FFMA flipped."""
+    return library[: one.address] + (one.word ^ bits).to_bytes(16, "little") + library[one.address + 16 :]
 
 
 def with_scale_from(pick: Callable[[list[ffma.Ffma]], int]) -> Callable[[bytes], bytes]:
@@ -250,12 +248,10 @@ def with_scale_from(pick: Callable[[list[ffma.Ffma]], int]) -> Callable[[bytes],
 
     def tamper(library: bytes) -> bytes:
         run = ffma.promotions(library)[-1]
-        new = bytearray(library)
         for one in run:
             if one.scale == run[0].scale:
-                word = one.word ^ (one.scale ^ pick(run)) << 32
-                new[one.address : one.address + 16] = word.to_bytes(16, "little")
-        return bytes(new)
+                library = patched(library, one, (one.scale ^ pick(run)) << 32)
+        return library
 
     return tamper
 
@@ -263,8 +259,7 @@ def with_scale_from(pick: Callable[[list[ffma.Ffma]], int]) -> Callable[[bytes],
 def overwriting(library: bytes) -> bytes:
     """The first FFMA of the last run writes to what the second one multiplies."""
     run = ffma.promotions(library)[-1]
-    bits = (run[0].destination ^ run[1].accumulator) << 16
-    return flipped(first, bits)(library)
+    return patched(library, run[0], (run[0].destination ^ run[1].accumulator) << 16)
 
 
 def without_wgmma(library: bytes) -> bytes:

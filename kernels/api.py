@@ -40,8 +40,8 @@ from types import ModuleType
 from typing import TypeAlias
 
 import torch
-from gemm_ladder import calls, on_cpu
-from gemm_ladder.errors import InputError
+from gemm_ladder import calls, on_cpu, queueing
+from gemm_ladder.errors import InputError, LaunchError
 from gemm_ladder.settings import whole_number
 
 Pair: TypeAlias = tuple[torch.Tensor, torch.Tensor]
@@ -140,6 +140,8 @@ def m_grouped_gemm_fp8_fp8_bf16_nt_masked(
 
 
 def _dense(lhs: object, rhs: object, out: object) -> None:
+    if _done(queueing.dense(lhs, rhs, out)):
+        return
     operands = calls.dense(lhs, rhs, out)
     if operands[5]:  # m
         (_on_gpu() if operands[4].is_cuda else on_cpu).dense(*operands)
@@ -152,6 +154,8 @@ def _contiguous(lhs: object, rhs: object, out: object, grouped_layout: object, m
         raise InputError(
             "m_indices and grouped_layout are both given; one, two names of one tensor, is needed"
         )
+    if not calls.check_contents and _done(queueing.contiguous(lhs, rhs, out, m_indices)):
+        return
     operands = calls.contiguous(lhs, rhs, out, m_indices)
     if operands[6]:  # m
         (_on_gpu() if operands[4].is_cuda else on_cpu).contiguous(*operands)
@@ -160,9 +164,22 @@ def _contiguous(lhs: object, rhs: object, out: object, grouped_layout: object, m
 def _masked(lhs: object, rhs: object, out: object, masked_m: object, expected_m: object) -> None:
     if type(expected_m) is not int or expected_m < 0:
         expected_m = whole_number("expected_m", expected_m)
+    if not calls.check_contents and _done(queueing.masked(lhs, rhs, out, masked_m, expected_m)):
+        return
     operands = calls.masked(lhs, rhs, out, masked_m)
     if operands[6]:  # max_m
         (_on_gpu() if operands[4].is_cuda else on_cpu).masked(*operands, expected_m)
+
+
+def _done(queued: queueing.Queued) -> bool:
+    """Whether nothing is left to do.
+
+    Raises:
+        LaunchError: the launch was refused.
+    """
+    if queued:
+        raise LaunchError(f"the production kernel: {queued.decode()}")
+    return queued is None
 
 
 @functools.cache

@@ -74,7 +74,7 @@ def load(
     """Build `source` if it is not in the cache, and load it.
 
     source: the path of a .cu file, or source text.
-    target: "cuda" or "emulator".
+    target: "cuda", "emulator" or "host", for what runs on the CPU and is no kernel.
     name: of the library, for people; default: the file's stem.
     defines: macros.
     extra_flags: for the compiler, after the target's own; headers below an -I among them count as ours.

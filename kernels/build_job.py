@@ -18,7 +18,7 @@ from gemm_ladder import build_worker, toolchain
 from gemm_ladder.errors import GemmLadderError, InputError
 from gemm_ladder.toolchain import ToolchainError
 
-Target = Literal["cuda", "emulator"]
+Target = Literal["cuda", "emulator", "host"]
 
 KERNELS = Path(__file__).resolve().parent
 # Beside kernels/ in a checkout, below gemm_ladder/ where it is installed.
@@ -42,6 +42,7 @@ _FLAGS = {
         "-fno-strict-aliasing",  # shared memory is bytes, read as whatever the kernel says
         "-pthread",
     ),
+    "host": ("-std=c++20", "-O2", "-D__host__=", "-D__device__="),
 }
 _LINK_FLAGS = (
     "-Wl,--as-needed",  # torch puts its libraries on the line; the kernels use none of them
@@ -117,7 +118,7 @@ class Job:
     ) -> Job:
         """The build that build.load()'s arguments ask for. Raises InputError or ToolchainError."""
         if target not in _FLAGS:
-            raise InputError(f'target is {target!r}, and must be "cuda" or "emulator".')
+            raise InputError(f'target is {target!r}, and must be "cuda", "emulator" or "host".')
         if isinstance(extra_flags, str):
             raise InputError(f"extra_flags is the string {extra_flags!r}, and must be a sequence of flags.")
         for macro in defines:

@@ -2,8 +2,9 @@
 
 `dense`, `contiguous` and `masked` queue a call of `gemm_ladder.api` whose tensors were checked. The first
 call for a device, a kind and sizes makes a plan: the configuration, measured (`gemm_ladder.tuned`) or
-expected (`gemm_ladder.config`) to be the best, and its kernel, compiled or found in the cache. Later ones
-look the plan up, write one struct of arguments and launch. `gemm_ladder.precompiling` compiles ahead.
+expected (`gemm_ladder.config`) to be the best, and its kernel, compiled or found in the cache. Later ones,
+where they are plain, are queued by `gemm_ladder.queueing`; the others look the plan up here.
+`gemm_ladder.precompiling` compiles ahead.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import ctypes
 import functools
 import struct
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
-from gemm_ladder import checks, tuned
+from gemm_ladder import checks, queueing, tuned
 from gemm_ladder import config as configs
 from gemm_ladder.checks import align
 from gemm_ladder.config import Config, Kind
@@ -64,8 +66,8 @@ def dense(
 ) -> None:
     """Queue out[m, n] = A[m, k] @ B[n, k].T; m is at least 1."""
     device = out.get_device()
-    key = (device, num_sms_limit(), "dense", m, n, k, 1, 0)
-    _queue(_plans.get(key) or _plan(key), device, a, sfa, b, sfb, out, m, n, k, 0, 1, 1)
+    plan = _plan((device, num_sms_limit(), "dense", m, n, k, 1, 0))
+    _queue(plan, device, a, sfa, b, sfb, out, m, n, k, 0, 1, 1)
 
 
 def contiguous(
@@ -85,8 +87,7 @@ def contiguous(
         out.zero_()
         return
     device = out.get_device()
-    key = (device, num_sms_limit(), "contiguous", m, n, k, groups, 0)
-    plan = _plans.get(key) or _plan(key)
+    plan = _plan((device, num_sms_limit(), "contiguous", m, n, k, groups, 0))
     _queue(plan, device, a, sfa, b, sfb, out, m, n, k, m_indices.data_ptr(), groups, 1)
 
 
@@ -107,8 +108,7 @@ def masked(
     if not groups:
         return
     device = out.get_device()
-    key = (device, num_sms_limit(), "masked", max_m, n, k, groups, expected_m)
-    plan = _plans.get(key) or _plan(key)
+    plan = _plan((device, num_sms_limit(), "masked", max_m, n, k, groups, expected_m))
     _queue(plan, device, a, sfa, b, sfb, out, max_m, n, k, masked_m.data_ptr(), groups, groups)
 
 
@@ -154,6 +154,14 @@ def _queue(
 
 
 def _plan(key: tuple) -> Plan:
+    """The plan of such calls. From now on `gemm_ladder.queueing` launches those that are plain."""
+    plan = _plans.get(key) or _new_plan(key)
+    device, _, *sizes = key
+    queueing.add(torch.device("cuda", device), *sizes, plan.launcher, plan.num_sms)
+    return plan
+
+
+def _new_plan(key: tuple) -> Plan:
     device, limit, kind, m, n, k, groups, expected_m = key
     num_sms = usable_sms(device, limit)
     config = configuration(kind, m, n, k, groups, expected_m, num_sms, torch.cuda.get_device_name(device))
@@ -166,8 +174,10 @@ def _plan(key: tuple) -> Plan:
                 f"n={n}, k={k}, groups={groups}, max_m={m}, kind={kind!r}) is needed before"
             )
     if len(_plans) >= _MAX_PLANS:
-        _plans.clear()
-    _plans[key] = plan = Plan(launcher(config), num_sms, align(m, 4))
+        forget()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(queueing.load)  # builds something of its own, beside the kernel
+        _plans[key] = plan = Plan(launcher(config), num_sms, align(m, 4))
     return plan
 
 
@@ -180,6 +190,7 @@ def usable_sms(device: int, limit: int) -> int:
 def forget() -> None:
     """Make every plan anew, as what is known to be the best may have changed."""
     _plans.clear()
+    queueing.forget()
 
 
 def configuration(

@@ -21,8 +21,11 @@ def set_num_sms(num_sms: int) -> None:
     Raises:
         InputError: it is not a number, or below 0.
     """
+    from gemm_ladder import queueing
+
     global _num_sms
     _num_sms = whole_number("num_sms", num_sms)
+    queueing.forget()  # its plans are for as many SMs as there were
 
 
 def get_num_sms() -> int:

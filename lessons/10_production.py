@@ -44,7 +44,7 @@ import torch
 import workbench
 import workbench_production
 import workbench_tma
-from gemm_ladder import api, calls, checks, explain, prediction, production, tuned
+from gemm_ladder import api, checks, explain, prediction, production, queueing, tuned
 from gemm_ladder import config as configs
 from gemm_ladder.config import Config
 from gemm_ladder.figures import draw, host, measured
@@ -495,7 +495,13 @@ workbench.Text("\n\n".join(f"> {entry}" for entry in chosen), "\n\n".join(chosen
 # things keep it short.
 #
 # **The look.** [checks.py](../kernels/checks.py) finds the sentence that says what is wrong with a call. It
-# takes its time. [calls.py](../kernels/calls.py) first asks only whether everything is plain and right:
+# takes its time. So a call whose operands need neither a sentence nor a conversion does not go there, and not
+# through Python at all: [queue.cpp](../kernels/host/queue.cpp) looks at them. These are its questions, asked
+# once types, sizes, strides and addresses are read:
+
+# %%
+queue_cpp = queueing.SOURCE.read_text()
+workbench.code(queue_cpp, "if \\(!a.is\\(", "beside\\(rows")
 
 # %%
 problem = workbench.problem(m=64, n=256, k=512)
@@ -516,20 +522,23 @@ def microseconds(call, calls=2000):
 
 
 whole = microseconds(lambda: checks.dense((a, sfa), (b, sfb), d))
-quick = microseconds(lambda: calls.dense((a, sfa), (b, sfb), d))
-words = f"checks.dense {whole:.0f} us, calls.dense {quick:.1f} us"
+queueing.load()
+quick = microseconds(lambda: queueing.dense((a, sfa), (b, sfb), d))
+words = f"checks.dense {whole:.0f} us, queueing.dense {quick:.1f} us"
 print(f"on this machine, now: {words}: {whole / quick:.0f} times as fast")
 
 
 # %% [markdown]
-# **The plan.** The first call for some sizes finds its configuration and its kernel; later ones look them up,
-# pack one struct and launch. This is all of it:
+# It answers with `False` here: it has found nothing wrong, and no plan.
+#
+# **The plan.** The first call for some sizes goes the long way, finds its configuration and its kernel, and
+# leaves them where later ones look. Those fill in one struct and launch. This is all of it:
 
 # %%
-with open(production.__file__) as file:
-    page = file.read()
-text = page[page.index("    launcher, num_sms, sfa_stride = plan") : page.index("def _plan(")].rstrip()
-workbench.Text(f"```python\n{text}\n```", text)
+workbench.code(queue_cpp, "found = plans.find", "^}$")
+
+# %%
+workbench.code(queue_cpp, "if \\(find\\(", "if \\(error\\)")
 
 # %% [markdown]
 # What it comes to on a host with a GPU, beside PyTorch's own functions, and what the first call of a kernel

@@ -518,13 +518,7 @@ def test_refuses_an_output_that_tells_the_groups(layout):
         assert str(refusal.value) == f"out shares memory with {index}; memory of its own is needed"
 
 
-# But lazily negated views: of these types PyTorch makes none (calls._plain).
-REFUSALS_OF_THE_API = {name: what for name, what in REFUSALS.items() if not name.endswith("_negated")}
-
-
-@pytest.mark.parametrize(
-    ("which", "function", "message"), REFUSALS_OF_THE_API.values(), ids=REFUSALS_OF_THE_API
-)
+@pytest.mark.parametrize(("which", "function", "message"), REFUSALS.values(), ids=REFUSALS)
 def test_the_api_refuses(which, function, message):
     """In the rungs' words."""
     placed = place(normal(np.random.default_rng(0), M, N, K))
@@ -536,72 +530,6 @@ def test_the_api_refuses(which, function, message):
         gl.gemm_fp8_fp8_bf16_nt(**arguments)
     assert str(refusal.value) == message
     assert placed.untouched()
-
-
-def test_plain_operands_are_not_checked_twice(monkeypatch):
-    """Of each layout, with one row and with many: else a call would take many times as long."""
-    placed = [place(normal(np.random.default_rng(0), m, N, K)) for m in (1, 3, M, 128)]
-    grouped = [grouped_arguments(layout) for layout in GROUPED]
-    for check in ("dense", "contiguous_groups", "masked_groups"):
-        monkeypatch.setattr(checks, check, lambda *arguments: pytest.fail("checked twice"))
-    for call in placed:
-        assert calls.dense(call.lhs, call.rhs, call.out)[5:] == (call.out.shape[0], N, K)
-    assert calls.contiguous(**grouped[0])[6:] == (M, N, K, GROUPS)
-    assert calls.masked(**grouped[1])[6:] == (MAX_M, N, K, GROUPS)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_plain_operands_are_right(seed):
-    """Whatever calls._plain lets pass, `checks` accepts and gives back as it is."""
-    rng = np.random.default_rng(seed)
-    changes = [
-        lambda x: x,
-        lambda x: x[:1],
-        lambda x: x[..., :1],
-        lambda x: x[None],
-        lambda x: x.mT,
-        lambda x: x.mT.contiguous().mT,
-        torch.Tensor.contiguous,
-        misaligned,
-        lambda x: x.to(torch.float32),
-        lambda x: x.to(torch.bfloat16),
-        lambda x: x.to("meta"),
-        lambda x: torch.zeros(x.numel() + 8, dtype=x.dtype)[8:].view(x.shape),
-        lambda x: x.expand(2, *x.shape),
-        lambda x: None,
-        lambda x: checks.mn_major(x) if x.dtype == torch.float32 else x,
-    ]
-    passed = 0
-    for _ in range(400):
-        m, n, k = rng.choice([1, 4, 5]), rng.choice([8, 128, 136]), rng.choice([128, 256])
-        placed = place(normal(rng, int(m), int(n), int(k)))
-        arguments = Arguments(lhs=placed.lhs, rhs=placed.rhs, out=placed.out)
-        which = rng.choice(["A", "sfa", "B", "sfb", "out"])
-        try:
-            arguments.change(which, changes[rng.integers(len(changes))])
-        except RuntimeError:  # a transposition of what has one dimension, and the like
-            continue
-        plain = calls._plain("dense", *arguments.values())
-        if plain is None:
-            continue
-        passed += 1
-        checked = checks.dense(**arguments)
-        for quick, thorough in zip(plain, checked, strict=True):
-            if isinstance(quick, torch.Tensor):
-                assert quick.data_ptr() == thorough.data_ptr() and quick.shape == thorough.shape
-            else:
-                assert quick == thorough
-    assert passed > 40
-
-
-def test_lazily_negated_scales_are_not_plain():
-    """The imaginary part of complex numbers, of every shape that one block of scales can have."""
-    for m, n, k in ((1, 8, 128), (5, 8, 128), (4, 136, 256)):
-        placed = place(normal(np.random.default_rng(0), m, n, k))
-        for which in ("sfa", "sfb"):
-            arguments = Arguments(lhs=placed.lhs, rhs=placed.rhs, out=placed.out)
-            arguments.change(which, lambda x: torch.complex(x, x).conj().imag)
-            assert calls._plain("dense", *arguments.values()) is None
 
 
 @pytest.mark.parametrize(
@@ -628,36 +556,7 @@ def test_sizes_that_no_kernel_multiplies(layout, size, message):
     calls.supported(layout, {name: min(extent, 1024) for name, extent in size.items()})
 
 
-class Elsewhere:
-    """A tensor, but for the device that it is on."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self._tensor = tensor
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._tensor, name)
-
-    def get_device(self) -> int:
-        return 3
-
-
-@pytest.mark.parametrize("layout", GROUPED)
-def test_plain_operands_are_on_one_usable_device(layout, monkeypatch):
-    arguments = grouped_arguments(layout)
-    assert calls._plain(layout, *arguments.values()) is not None
-    changed = []
-    for which in ("A", "sfa", "B", "sfb", *list(arguments)[2:]):
-        changed.append(grouped_arguments(layout))
-        changed[-1].change(which, Elsewhere)
-    assert [calls._plain(layout, *one.values()) for one in changed] == [None] * 6
-    monkeypatch.setattr(calls, "_usable", {-1, 3})  # both GPUs would do
-    assert [calls._plain(layout, *one.values()) for one in changed] == [None] * 6
-    monkeypatch.setattr(calls, "_usable", {3})
-    assert calls._plain(layout, *arguments.values()) is None
-
-
-def test_misaligned_scales_are_not_plain():
-    """But converted."""
+def test_misaligned_scales_are_converted():
     placed = place(operands := normal(np.random.default_rng(0), 8, N, K))
     (a, sfa), flat = placed.lhs, torch.empty(8 * 2 + 1)
     shifted = flat[1:].as_strided(sfa.shape, sfa.stride(), 1).copy_(sfa)

@@ -1,0 +1,269 @@
+"""The short way to a launch, without a GPU: plans for CPU tensors are added, whose launcher takes notes."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+
+import gemm_ladder as gl
+import numpy as np
+import pytest
+import torch
+from cases import normal, place
+from gemm_ladder import build, checks, queueing
+from gemm_ladder.errors import LaunchError
+from gemm_ladder.production import GroupedArgs
+from test_checks import GROUPS, MAX_M, Arguments, K, M, N, grouped_arguments, misaligned
+
+EXPECTED_M, NUM_SMS = 7, 99
+CHECKS = {"dense": checks.dense, "contiguous": checks.contiguous_groups, "masked": checks.masked_groups}
+CPU = torch.device("cpu")
+
+notes: list[dict[str, int]] = []
+refusal = ctypes.create_string_buffer(b"no such luck")
+answer: list[int | None] = [None]
+
+
+@ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(GroupedArgs))
+def launcher(arguments):
+    """A kernel's, as far as its caller can tell."""
+    notes.append({name: getattr(arguments.contents, name) for name in names(GroupedArgs)})
+    return answer[0]
+
+
+def names(structure: type[ctypes.Structure]) -> list[str]:
+    return [field[0] for base in reversed(structure.__mro__) for field in base.__dict__.get("_fields_", ())]
+
+
+@pytest.fixture(autouse=True)
+def no_plans():
+    assert queueing.load(), "host/queue.cpp is not built"
+    queueing.forget()
+    notes.clear()
+    answer[0] = None
+    yield
+    queueing.forget()
+
+
+def call_of(layout: str, m: int = M) -> Arguments:
+    if layout != "dense":
+        return grouped_arguments(layout)
+    placed = place(normal(np.random.default_rng(0), m, N, K))
+    return Arguments(lhs=placed.lhs, rhs=placed.rhs, out=placed.out)
+
+
+def add(layout: str, m: int | None = None, n: int = N, k: int = K) -> None:
+    groups, expected_m = 1 if layout == "dense" else GROUPS, EXPECTED_M if layout == "masked" else 0
+    m = m or (MAX_M if layout == "masked" else M)
+    queueing.add(CPU, layout, m, n, k, groups, expected_m, launcher, NUM_SMS)
+
+
+def queue(layout: str, arguments: Arguments) -> dict[str, int] | None:
+    """What a launch was given, or None where there was none."""
+    further = (EXPECTED_M,) if layout == "masked" else ()
+    result = getattr(queueing, layout)(*arguments.values(), *further)
+    assert (result, len(notes)) in ((None, 1), (False, 0))
+    return notes.pop() if notes else None
+
+
+@pytest.mark.parametrize(
+    ("layout", "m"), [*(("dense", m) for m in (1, 3, M, 128)), ("contiguous", M), ("masked", MAX_M)]
+)
+def test_what_a_kernel_is_given(layout, m):
+    call = call_of(layout, m)
+    assert queue(layout, call) is None  # no plan yet
+    add(layout, m)
+    (a, sfa), (b, sfb), out, *rows = call.values()
+    assert queue(layout, call) == {
+        **{"a": a.data_ptr(), "sfa": sfa.data_ptr(), "b": b.data_ptr(), "sfb": sfb.data_ptr()},
+        **{"d": out.data_ptr(), "m": m, "n": N, "k": K},
+        **{"sfa_stride": checks.align(m, 4), "num_sms": NUM_SMS, "stream": None},
+        "layout": rows[0].data_ptr() if rows else None,
+        "groups": 1 if layout == "dense" else GROUPS,
+        "groups_a": GROUPS if layout == "masked" else 1,
+    }
+
+
+CHANGES = [
+    lambda x: x,
+    lambda x: x[:1],
+    lambda x: x[..., :1],
+    lambda x: x[None],
+    lambda x: x.mT,
+    lambda x: x.mT.contiguous().mT,
+    torch.Tensor.contiguous,
+    misaligned,
+    lambda x: x.to(torch.float32),
+    lambda x: x.to(torch.bfloat16),
+    lambda x: x.to(torch.int32),
+    lambda x: x.to("meta"),
+    lambda x: torch.zeros(x.numel() + 8, dtype=x.dtype)[8:].view(x.shape),
+    lambda x: x.expand(2, *x.shape),
+    lambda x: None,
+    lambda x: checks.mn_major(x) if x.dtype == torch.float32 else x,
+]
+
+
+@pytest.mark.parametrize("layout", CHECKS)
+def test_what_is_queued_is_right(layout):
+    """`checks` accepts it, and gives it back as it is."""
+    rng = np.random.default_rng(0)
+    passed = 0
+    for _ in range(800):
+        m, n, k = (int(rng.choice(sizes)) for sizes in ([1, 4, 5], [8, 128, 136], [128, 256]))
+        call = call_of(layout)
+        if layout == "dense":
+            placed = place(normal(rng, m, n, k))
+            call = Arguments(lhs=placed.lhs, rhs=placed.rhs, out=placed.out)
+        which = rng.choice(["A", "sfa", "B", "sfb", *list(call)[2:]])
+        try:
+            call.change(which, CHANGES[rng.integers(len(CHANGES))])
+        except (RuntimeError, IndexError):  # a transposition of what has one dimension, and the like
+            continue
+        a, b = call["lhs"][0], call["rhs"][0]
+        if a is not None and b is not None and a.dim() > 1 and b.dim() > 1:
+            add(layout, a.shape[-2], b.shape[-2], a.shape[-1])
+        if given := queue(layout, call):
+            passed += 1
+            tensors = [x for x in CHECKS[layout](**call) if isinstance(x, torch.Tensor)]
+            fields = ("a", "sfa", "b", "sfb", "d", "layout")
+            assert [given[field] for field in fields[: len(tensors)]] == [x.data_ptr() for x in tensors]
+    assert passed > 100
+
+
+@pytest.mark.parametrize("layout", CHECKS)
+def test_other_devices(layout):
+    add(layout)
+    for which in ("A", "sfa", "B", "sfb", *list(call_of(layout))[2:]):
+        call = call_of(layout)
+        call.change(which, lambda x: x.to("meta"))
+        assert queue(layout, call) is None
+
+
+def at(memory: torch.Tensor, start: int, like: torch.Tensor) -> torch.Tensor:
+    """A tensor like that, `start` bytes into the memory."""
+    return (
+        memory[start:]
+        .view(like.dtype)
+        .as_strided(like.shape, like.stride(), (memory.storage_offset() + start) // like.itemsize)
+    )
+
+
+@pytest.mark.parametrize("layout", CHECKS)
+def test_outputs_that_overlap(layout):
+    """With an operand's last bytes or its first; but not with one that lies beside."""
+    add(layout)
+    memory = torch.zeros(1 << 19, dtype=torch.uint8)
+    memory = memory[-memory.data_ptr() % 16 :][: 1 << 18]
+    begin, end = 1 << 17, (1 << 17) + 2 * call_of(layout)["out"].numel()
+    end += -end % 16
+    for which in ("A", "sfa", "B", "sfb", *list(call_of(layout))[3:]):
+        for place_of, queued in (
+            (lambda extent: begin - extent - 32, True),
+            (lambda extent: begin - extent + 16, False),
+            (lambda extent: end - 16, False),
+            (lambda extent: end, True),
+        ):
+            call = call_of(layout)
+            call.change("out", lambda x: at(memory, begin, x))
+
+            def move(x, place_of=place_of):
+                last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+                return at(memory, place_of((last + 1) * x.itemsize) // 16 * 16, x)
+
+            call.change(which, move)
+            assert (queue(layout, call) is not None) == queued
+
+
+def test_lazily_negated_scales():
+    """The imaginary part of complex numbers, of every shape that one block of scales can have."""
+    for m, n, k in ((1, 8, 128), (5, 8, 128), (4, 136, 256)):
+        add("dense", m, n, k)
+        placed = place(normal(np.random.default_rng(0), m, n, k))
+        for which in ("sfa", "sfb"):
+            call = Arguments(lhs=placed.lhs, rhs=placed.rhs, out=placed.out)
+            assert queue("dense", call)
+            call.change(which, lambda x: torch.complex(x, x).conj().imag)
+            assert queue("dense", call) is None
+
+
+class Derived(torch.Tensor):
+    """May be anything: its operators are its own."""
+
+
+@pytest.mark.parametrize("layout", CHECKS)
+def test_what_is_no_operand(layout):
+    """Is left to the long way, and raises nothing."""
+    add(layout)
+    for which in ("lhs", "rhs"):
+        for change in (list, lambda x: x[:1], lambda x: (*x, x[0]), lambda x: None, lambda x: x[0]):
+            call = call_of(layout)
+            call.change(which, change)
+            assert queue(layout, call) is None
+    for which in ("A", "sfb", *list(call_of(layout))[2:]):
+        for change in (lambda x: None, lambda x: 3, lambda x: x.as_subclass(Derived)):
+            call = call_of(layout)
+            call.change(which, change)
+            assert queue(layout, call) is None
+    call = call_of(layout)
+    call.change("out", lambda x: x.requires_grad_())
+    assert queue(layout, call) is None
+    call = call_of(layout)
+    call.change("B", lambda x: torch.nn.Parameter(x, requires_grad=False))  # a module's weights
+    assert queue(layout, call)
+    if layout == "masked":
+        assert queueing.masked(*call.values(), "7") is False
+        assert queueing.masked(*call.values(), EXPECTED_M + 1) is False  # has no plan
+
+
+def test_plans_are_dropped():
+    call = call_of("dense")
+    for drop in (queueing.forget, lambda: gl.set_num_sms(20), lambda: gl.set_num_sms(0)):
+        add("dense")
+        assert queue("dense", call)
+        drop()
+        assert queue("dense", call) is None
+
+
+@pytest.mark.parametrize("layout", CHECKS)
+def test_the_api_goes_the_short_way(layout, monkeypatch):
+    """Where it may: the contents of a grouped layout are nobody's there."""
+    function = {"dense": gl.fp8_gemm_nt}.get(layout) or getattr(gl, f"m_grouped_fp8_gemm_nt_{layout}")
+    further = (EXPECTED_M,) if layout == "masked" else ()
+    call = call_of(layout)
+    add(layout)
+    function(*call.values(), *further)
+    assert notes.pop()["d"] == call["out"].data_ptr()
+    answer[0] = ctypes.addressof(refusal)
+    with pytest.raises(LaunchError, match=r"^the production kernel: no such luck$"):
+        function(*call.values(), *further)
+    assert notes.pop()
+    monkeypatch.setattr(gl.api.calls, "check_contents", True)
+    if layout != "dense":
+        function(*call.values(), *further)
+        assert not notes
+
+
+def test_without_a_compiler(monkeypatch):
+    def refuse(*arguments, **keywords):
+        raise build.ToolchainError("there is none")
+
+    monkeypatch.setattr(queueing, "_library", None)
+    monkeypatch.setattr(build, "compile", refuse)
+    assert queueing._loaded.__wrapped__() is False
+
+
+@pytest.mark.parametrize("structure", [queueing.Api, queueing.Key])
+def test_fields(structure):
+    """Are those of the C++ structures, in their order."""
+    text = re.search(
+        rf"struct {structure.__name__} {{\n(.*?)(\n}};|bool operator)", queueing.SOURCE.read_text(), re.S
+    )[1]
+    text = re.sub(r"//[^\n]*", "", text)
+    found = []
+    for declaration in text.split(";"):
+        if function := re.search(r"\(\*(\w+)\)\(", declaration):
+            found.append(function[1])
+        elif declaration.strip():
+            found += re.findall(r"\*?(\w+)(?:,|$)", declaration.strip().partition(" ")[2])
+    assert found == names(structure)

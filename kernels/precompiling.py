@@ -7,7 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from gemm_ladder import build, checks, production
+from gemm_ladder import build, checks, production, queueing
 from gemm_ladder import config as configs
 from gemm_ladder.config import Config, Kind
 from gemm_ladder.errors import InputError
@@ -25,7 +25,8 @@ def precompile(
     """Compile and load every kernel that calls with m of 1 to max_m need: configurations, not every m.
 
     They are built at the same time, by as many threads as there are cores; a kernel that another process
-    builds is waited for. A progress bar is shown on a terminal.
+    builds is waited for. What launches them (`gemm_ladder.queueing`) is built as well. A progress bar is
+    shown on a terminal.
 
     Args:
         n, k: of B.
@@ -55,6 +56,7 @@ def precompile(
         for m in configs.rows_up_to(kind, max_m, groups)
     )
     build_all(list(needed), "cuda")
+    queueing.load()
     for config in needed:
         production.launcher(config)
     return list(needed)

@@ -145,7 +145,7 @@ class _NotWritableError(Exception):
 
 
 def _publish(root: Path, key: str, private: Path, library: Path, log: str, seconds: float) -> None:
-    """Put a finished build in place with one rename; a damaged entry there is moved out of the way first."""
+    """Put a finished build in place with one rename; a damaged entry there is moved out of the way before."""
     staged = private / "entry"
     staged.mkdir()
     library.rename(staged / library.name)
@@ -156,14 +156,22 @@ def _publish(root: Path, key: str, private: Path, library: Path, log: str, secon
         files[name] = [len(content), hashlib.sha256(content).hexdigest()]
     record = {"library": library.name, "files": files, "seconds": seconds}
     (staged / "entry.json").write_text(json.dumps(record))
+    if _renamed(staged, root / key) or find(root, key):  # or another builder was first, for want of locks
+        return
     with contextlib.suppress(FileNotFoundError):
         (root / key).rename(private / "damaged")
+    _renamed(staged, root / key)
+
+
+def _renamed(staged: Path, entry: Path) -> bool:
+    """Whether `entry` was free, and is `staged` now."""
     try:
-        staged.rename(root / key)
+        staged.rename(entry)
     except OSError as error:
-        # Only without locks can another builder have been first; its entry is as good, and is checked next.
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
+        return False
+    return True
 
 
 @contextlib.contextmanager

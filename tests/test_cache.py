@@ -171,6 +171,24 @@ def test_without_locks_builders_repeat_but_entries_are_whole(
     assert not old.exists()
 
 
+def test_without_locks_the_first_entry_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its builder may be looking at it just now."""
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    def overtaken(private: Path) -> tuple[Path, str]:
+        cache.get("key", fake_build([]))
+        published.append((folder / "key").stat().st_ino)
+        return fake_build([])(private)
+
+    published: list[int] = []
+    monkeypatch.setattr("fcntl.flock", refuse)
+    entry, _ = cache.get("key", overtaken)
+    assert entry.path.read_bytes() == b"machine code"
+    assert published == [(folder / "key").stat().st_ino]
+
+
 def test_forked_child_does_not_keep_a_lock(folder: Path) -> None:
     pids = []
 

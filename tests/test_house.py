@@ -133,6 +133,6 @@ def test_wheel(tmp_path: Path) -> None:
     expected = {
         Path(folders[name.parts[0]], *name.parts[1:])
         for name in files()
-        if name.parts[0] in folders and name.suffix in (".py", ".cu", ".cuh", ".hpp", ".json")
+        if name.parts[0] in folders and name.suffix in (".py", ".cpp", ".cu", ".cuh", ".hpp", ".json")
     }
     assert {name for name in shipped if not name.parts[0].endswith(".dist-info")} == expected

@@ -14,7 +14,7 @@
 # The last rung has no new way to multiply. It is rung s5 with every decision that a shape can make left open:
 # how large the tiles are, what a cluster shares, how many stages there are, whether K is split, whose rows
 # count. Around it stands what a library needs: somebody who decides, somebody who checks a call's operands in
-# a few microseconds, and the names that other people's code already calls.
+# a microsecond, and the names that other people's code already calls.
 #
 # - The kernel: [gemm.cuh](../kernels/production/gemm.cuh),
 #   [scheduler.cuh](../kernels/production/scheduler.cuh).
@@ -23,8 +23,8 @@
 # - What a decision is expected to cost: [prediction.py](../kernels/prediction.py),
 #   [explain.py](../kernels/explain.py).
 # - What it costs when it is measured: [tuner.py](../kernels/tuner.py), [tuned.py](../kernels/tuned.py).
-# - The functions to call: [api.py](../kernels/api.py), [calls.py](../kernels/calls.py),
-#   [checks.py](../kernels/checks.py).
+# - The functions to call: [api.py](../kernels/api.py), [queue.cpp](../kernels/host/queue.cpp),
+#   [calls.py](../kernels/calls.py), [checks.py](../kernels/checks.py).
 # - What was tried, with what result: [NOTES.md](../kernels/production/NOTES.md).
 
 # %%
@@ -557,8 +557,8 @@ drawing_results.page(host.picture(times, recorded.get("peers"))) if times else N
 
 # %% [markdown]
 # A host that is faster than the GPU costs no time: it queues call after call, and the GPU is never without
-# work. With products as small as this one, it is the slower of the two. Then a CUDA graph helps: it records
-# the calls once, and replays them without the host's part.
+# work. With this product it is faster, though not by much: a smaller product, or a slower host, turns that
+# round. Then a CUDA graph helps: it records the calls once, and replays them without the host's part.
 #
 # ## In somebody else's code
 #

@@ -145,7 +145,7 @@ class _NotWritableError(Exception):
 
 
 def _publish(root: Path, key: str, private: Path, library: Path, log: str, seconds: float) -> None:
-    """Put a finished build in place with one rename; a damaged entry there is moved out of the way before."""
+    """Put a finished build in place with one rename; a damaged entry there is moved out of the way first."""
     staged = private / "entry"
     staged.mkdir()
     library.rename(staged / library.name)

@@ -178,9 +178,11 @@ def _api() -> Api:
     return Api(**functions, **objects, **numbers)
 
 
+@functools.cache
 def _device_type(name: str) -> int:
     return getattr(_torch("cpu"), f"aoti_torch_device_type_{name}")()
 
 
+@functools.cache
 def _torch(part: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / f"libtorch_{part}.so"))

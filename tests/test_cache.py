@@ -143,13 +143,18 @@ def test_temporary_folder_of_another_is_not_used(tmp_path: Path, monkeypatch: py
     assert cache.temporary_folder() not in (shared, tmp_path / "elsewhere")
 
 
-def test_without_locks_builders_repeat_but_entries_are_whole(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file system has none."""
+
     def refuse(*arguments: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr("fcntl.flock", refuse)
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_builders_repeat_but_entries_are_whole(folder: Path) -> None:
     calls: list[Path] = []
     results: list[tuple[cache.Entry, bool]] = []
     threads = [
@@ -171,11 +176,9 @@ def test_without_locks_builders_repeat_but_entries_are_whole(
     assert not old.exists()
 
 
-def test_without_locks_the_first_entry_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_the_first_entry_stays(folder: Path) -> None:
     """Its builder may be looking at it just now."""
-
-    def refuse(*arguments: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     def overtaken(private: Path) -> tuple[Path, str]:
         cache.get("key", fake_build([]))
@@ -183,7 +186,6 @@ def test_without_locks_the_first_entry_stays(folder: Path, monkeypatch: pytest.M
         return fake_build([])(private)
 
     published: list[int] = []
-    monkeypatch.setattr("fcntl.flock", refuse)
     entry, _ = cache.get("key", overtaken)
     assert entry.path.read_bytes() == b"machine code"
     assert published == [(folder / "key").stat().st_ino]

@@ -90,6 +90,10 @@ _RULES = (
         "tile_m must be at most 128 * consumers_m in the contiguous layout: two slices, for two experts",
     ),
     (lambda c: c.share != "K" or c.kind == "dense", "share must not be K in a grouped layout"),
+    (
+        lambda c: c.prefetch >= 0 and (c.prefetch == 0 or c.stream_b),
+        "prefetch must not be negative, and 0 where B is not streamed",
+    ),
 )
 
 
@@ -110,6 +114,7 @@ class Config:
         unroll: blocks of K in the main loop's body.
         blocks_an_sm: how many blocks are on an SM at a time, one or two.
         stream_b: B is read once, and is to leave L2 first.
+        prefetch: blocks of K of a block's first tile of B that L2 is asked for before anything else.
         interleave: how the promotion's FFMAs yield in the machine code: a mode of `gemm_ladder.ffma`.
     """
 
@@ -128,6 +133,7 @@ class Config:
     unroll: int = 4
     blocks_an_sm: int = 1
     stream_b: bool = False
+    prefetch: int = 0
     interleave: str = "compiler"
 
     @classmethod
@@ -194,8 +200,10 @@ class Config:
     @property
     def output_bytes(self) -> int:
         """What a tile's results wait in: BF16 for the copy engine, FP32 for the other blocks of a split K."""
-        element = 4 if self.share == "K" else 2
-        return self.consumers * ceil_div(self.slices * WGMMA_M * self.consumer_n * element, 1024) * 1024
+        if self.share == "K":
+            pieces = self.slices * self.consumer_n // 8  # each of 16 bytes of the 128 threads of a consumer
+            return self.consumers * ceil_div(pieces, self.cluster) * self.cluster * 2048
+        return self.consumers * ceil_div(self.slices * WGMMA_M * self.consumer_n * 2, 1024) * 1024
 
     @property
     def shared_bytes(self) -> int:
@@ -300,7 +308,8 @@ def candidates(
             continue
         if kind == "contiguous" and tile_m > SCALE and of_group < 8 * tile_m:
             continue  # too many of them would meet two experts
-        stream_b = of_group <= tile_m
+        # Once from memory: where what reads it again runs at the same time, L2 serves that all the same.
+        stream_b = of_group <= (8 * tile_m if kind == "masked" else tile_m)
         for tile_n in range(16, 257, 16):
             if tile_n >= n + 16:
                 continue
@@ -321,6 +330,8 @@ def candidates(
                     cluster=1 if share == "nothing" else 2,
                     share=share,
                     stream_b=stream_b and share != "B",
+                    # Up to 6 % faster, where every block has rows of B of its own (production/NOTES.md).
+                    prefetch=4 if kind == "dense" and of_group <= tile_m else 0,
                 )
                 if config.consumers == 2:
                     config = dataclasses.replace(config, interleave="9/16")

@@ -477,8 +477,9 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
-# A load reaches the neighbour before its barriers are there. Mostly the neighbour is ready in time, which is
-# what makes this one hard to find by testing.
+# A load reaches the neighbour before its barriers are there, or before it has begun at all. On a GPU the
+# neighbour is mostly ready in time, which is what makes this one hard to find by testing. The emulator asks
+# whether the blocks have met.
 # </details>
 #
 # **6.** Nobody waits for the other at the end.

@@ -238,30 +238,35 @@ for tile_m, tile_n in SIZES:
 # 64 x 2112 outputs are 66 tiles of 64 x 32, half as many as an H100 has SMs. Narrower ones would each read
 # all of A for fewer columns. **Splitting K** makes two blocks of one tile: each multiplies a half of K, then
 # the halves have to be added. [Rung s4](06_tma_multicast.ipynb) knows clusters whose blocks send to each
-# other. Here they read each other's shared memory, with an ordinary load whose address comes from `mapa`.
+# other. Here they write into each other's shared memory, with an ordinary store whose address comes from
+# `mapa`.
 #
-# Try that alone. Four blocks put a number each into their shared memory; then each adds up all four, once in
-# the order of the ranks and once beginning with its own:
+# Try that alone. Four blocks send a number each to all four; then each adds up what it has got, once in the
+# order of the ranks and once beginning with its own. They meet twice: nobody may send before the others have
+# begun, because until then they have no shared memory, and nobody may add before all numbers are there.
 
 # %%
 NEIGHBOURS = """
 __global__ void sums(const __grid_constant__ TensorMap map, int x, int y, float* out) {
     const float numbers[4] = {16777216.f, 1.f, -16777216.f, 1.f};
-    const uint32_t mine = ptx::shared_memory(), rank = ptx::cluster_ctarank();
-    if (threadIdx.x == 0) ptx::st_shared(mine, float4{numbers[rank]});
+    const uint32_t places = ptx::shared_memory(), rank = ptx::cluster_ctarank();
+    ptx::barrier_cluster_arrive();
+    ptx::barrier_cluster_wait();
+    if (threadIdx.x == 0)
+        for (int to = 0; to < 4; ++to)
+            ptx::st_shared_cluster(ptx::mapa(places + rank * 16, to), float4{numbers[rank]});
+    __syncwarp();
     ptx::barrier_cluster_arrive();
     ptx::barrier_cluster_wait();
     if (threadIdx.x == 0) {
         float in_order = 0, own_first = 0;
         for (int i = 0; i < 4; ++i) {
-            in_order += ptx::ld_shared_cluster(ptx::mapa(mine, i)).x;
-            own_first += ptx::ld_shared_cluster(ptx::mapa(mine, (rank + i) % 4)).x;
+            in_order += ptx::ld_shared<float4>(places + i * 16).x;
+            own_first += ptx::ld_shared<float4>(places + (rank + i) % 4 * 16).x;
         }
         out[2 * rank] = in_order;
         out[2 * rank + 1] = own_first;
     }
-    ptx::barrier_cluster_arrive();
-    ptx::barrier_cluster_wait();  // nobody leaves while another may still read
 }
 """
 out = np.zeros((4, 2), np.float32)
@@ -274,7 +279,9 @@ for rank in range(4):
 # %% [markdown]
 # An FP32 addition rounds, so the order decides about the sum. That is why the order is written down: a call
 # that is repeated has to give the same bits, and so has a row of A, whichever block happened to be first.
-# `reduce` deals out the tile's pieces to the blocks, and each adds up its pieces from rank 0 on:
+# `reduce` deals out the tile's pieces to the blocks, sends each block the parts of its pieces, and each adds
+# up its pieces from rank 0 on. The first of the two meetings is in two steps: a block says that it has begun
+# when it begins, and asks for the others long after, when all have said it and nobody waits.
 
 # %%
 workbench.code(workbench_production.source("gemm.cuh"), "static __device__ void reduce\\(", "^    }$")
@@ -667,14 +674,14 @@ right = workbench_production.multiply(split, parts, "cpu")
 print("every element is", *np.unique(right.astype(np.float32)))
 
 # %% [markdown]
-# **1.** Each block begins the addition with its own part, not with that of rank 0: its own is the nearest.
+# **1.** Each block begins the addition with its own part, not with that of rank 0: its own is there first.
 
 # %%
 workbench_production.break_it(
     split,
     parts,
-    ("ptx::mapa(piece(i), 0)", "ptx::mapa(piece(i), rank())"),
-    ("ptx::mapa(piece(i), other)", "ptx::mapa(piece(i), (rank() + other) % kSplits)"),
+    ("part(0)", "part(i % kSplits)"),
+    ("part(from)", "part((i + from) % kSplits)"),
     right=right,
 )
 
@@ -686,7 +693,7 @@ workbench_production.break_it(
 # b is b + a.
 # </details>
 #
-# **2.** `reduce` does not wait for the other blocks before it reads their sums.
+# **2.** `reduce` does not wait for the other blocks' parts before it adds them up.
 
 # %%
 text = workbench_production.source("gemm.cuh")
@@ -695,22 +702,25 @@ workbench_production.break_it(split, parts, (until_met + "meet();", until_met), 
 
 # %% [markdown]
 # <details><summary>Why</summary>
-# The neighbours' shared memory does not have the sums yet. The emulator's fresh shared memory is NaN; a GPU's
-# has whatever was there, for example the sums of the call before: they may be the very numbers that you
-# expect.
+# Not all parts have arrived. The emulator's fresh shared memory is NaN; a GPU's has whatever was there, for
+# example the parts of the call before: they may be the very numbers that you expect.
 # </details>
 #
-# **3.** Blocks leave as soon as they have written their part of D.
+# **3.** The first meeting is left out: a block sends its parts as soon as it has them.
 
 # %%
-end = workbench_production.last_line("if constexpr (kC.cluster > 1)")
-print(end.strip())
-workbench_production.break_it(split, parts, (end, ""), right=right)
+begun = [line for line in text.splitlines() if "ptx::barrier_cluster_" in line and "kSplits" in line]
+waits = [
+    line for line in text.splitlines() if line.lstrip().startswith("ptx::barrier_cluster_wait();  // for")
+]
+loader = "            __syncwarp();\n            ptx::barrier_cluster_wait();\n"
+workbench_production.break_it(split, parts, *((line, "") for line in (*begun, *waits, loader)), right=right)
 
 # %% [markdown]
 # <details><summary>Why</summary>
-# A block that has ended has no shared memory any more, and somebody still reads in it. On a GPU its place may
-# have been given to another block meanwhile.
+# A block that has not begun has no shared memory yet: what is sent there hits another block's, or nobody's.
+# On a GPU all four begin at about the same time, so it nearly always goes well. The emulator asks whether the
+# blocks have met at all.
 # </details>
 #
 # **4.** A pair shares A, and the empty barriers count the arrivals of one block only.
@@ -814,18 +824,17 @@ for tile_m, tile_n in ((256, 128), (128, 192), (128, 112), (64, 32), (64, 256), 
 workbench.check(stages, right_stages, cases)
 
 # %% [markdown]
-# **4.** The addition in `reduce` is missing. `sum` has to become the sum of piece `i` in all blocks, from
-# rank 0 on. `ptx::ld_shared_cluster(address)` reads a `float4`, `piece(i)` is where this thread's piece lies,
-# and `ptx::mapa(address, rank)` where it lies in another block.
+# **4.** The addition in `reduce` is missing. `sum` has to become the sum of all blocks' parts of piece `i`,
+# from rank 0 on. `part(from)` is block `from`'s.
 
 # %% tags=["exercise"]
 addition = """
-            float4 sum = ptx::ld_shared_cluster(ptx::mapa(piece(i), 0));
+            float4 sum = part(0);
 """
 
 # %% tags=["check"]
 text = workbench_production.source("gemm.cuh")
-begin = text.index("            float4 sum = ptx::ld_shared_cluster")
+begin = text.index("            float4 sum = part(0)")
 end = text.index("            const int column", begin)
 workbench_production.check_lines(split, parts, right, (text[begin:end], addition))
 

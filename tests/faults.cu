@@ -137,8 +137,7 @@ __global__ void fault(int which, const __grid_constant__ TensorMap map) {
             ptx::fence_mbarrier_init();
             return ptx::cp_async_bulk_tensor_2d(smem + (which == 31 ? 256 : 128), &map, barrier, 0, 0);
         case 33:
-            ptx::ld_shared_cluster(ptx::mapa(barrier, 5));
-            return;
+            return ptx::st_shared_cluster(ptx::mapa(barrier, 5), float4{});
         case 34:
             ptx::ld_shared<uint4>(smem + 4);
             return;

@@ -39,8 +39,8 @@ def family(kind: str, tile_m: int, tile_n: int, share: str = "nothing", **fields
 
 
 DENSE = [
-    family("dense", 64, 16, stream_b=True),
-    family("dense", 64, 64, "K"),
+    family("dense", 64, 16, stream_b=True, prefetch=2),
+    family("dense", 64, 64, "K", stream_b=True, prefetch=20),
     family("dense", 64, 112, "K", cluster=4, stages=3),
     family("dense", 64, 256, stages=1),
     family("dense", 128, 160, "A"),
@@ -52,7 +52,7 @@ DENSE = [
     family("dense", 64, 64, "K", cluster=4, blocks_an_sm=2),
 ]
 CONTIGUOUS = [
-    family("contiguous", 64, 64, stream_b=True),
+    family("contiguous", 64, 64, stream_b=True, prefetch=1),
     family("contiguous", 128, 144, "A"),
     family("contiguous", 256, 64),
     family("contiguous", 256, 96, "A"),
@@ -60,7 +60,7 @@ CONTIGUOUS = [
     family("contiguous", 128, 128, consumers_m=1, blocks_an_sm=2),
 ]
 MASKED = [
-    family("masked", 64, 256),
+    family("masked", 64, 256, stream_b=True, prefetch=4),
     family("masked", 64, 96, "B", cluster=4),
     family("masked", 128, 112),
     family("masked", 256, 64, "A"),
@@ -148,6 +148,18 @@ def test_contiguous(config, counts, machine):
     check_contiguous(call)
 
 
+@pytest.mark.parametrize("config", [one for one in CONTIGUOUS if one.consumers_m == 2], ids=name)
+def test_half_a_block_of_padding(config, machine):
+    """A consumer all of whose 64 rows are padding multiplies nothing; its rows become zeros."""
+    call = contiguous([60, 128, 190], config.n, config.k, DEVICE[machine])
+    launch(config, call, num_sms=config.cluster)
+    halves = call.rows.view(-1, 64)
+    padding = (halves == -1).all(1)
+    assert padding.sum() == 2
+    assert not call.out.view(len(halves), -1)[padding].any()
+    check_contiguous(call)
+
+
 @pytest.mark.parametrize("config", MASKED, ids=name)
 @pytest.mark.parametrize(
     ("counts", "max_m"), [([5, 0, 100, 130], 130), ([0, 0, 64], 64), ([1, 257], 300), ([0, 0], 70)], ids=str
@@ -227,7 +239,11 @@ def random_config(rng: np.random.Generator) -> Config:
             cluster=1 if share == "nothing" else int(rng.choice([2, 4])),
             group_m=int(rng.integers(1, 10)),
             group_n=int(rng.integers(0, 5)),
-            stream_b=bool(rng.integers(2)),
+            **(
+                [{}, {"stream_b": True}, {"stream_b": True, "prefetch": int(rng.integers(1, 12))}][
+                    rng.integers(3)
+                ]
+            ),
             **({"blocks_an_sm": 2, "consumers_m": 1, "consumers_n": 1} if rng.integers(4) == 0 else {}),
         )
         if configs.fits(config):

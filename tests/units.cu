@@ -162,19 +162,21 @@ __global__ void conversions(const uint8_t* in, uint8_t* out, int64_t count) {
         pairs[i] = ptx::cvt_rn_bf16x2_f32(floats[2 * i + 1], floats[2 * i]);
 }
 
-// 11: each thread of a cluster of two stores four floats at once, and reads its own, as words, and those of the same
-// thread of the other block: out[rank][thread][own, other's].
+// 11: each thread of a cluster of two stores four floats at once, and sends them to the other block; it reads its own,
+// as words, and those that the same thread of the other block has sent: out[rank][thread][own, other's].
 __global__ void shared_vectors(uint8_t* out) {
     const uint32_t smem = ptx::shared_memory(), address = smem + threadIdx.x * 16, rank = ptx::cluster_ctarank();
     const float first = static_cast<float>(1000 * rank + 4 * threadIdx.x);
-    ptx::st_shared(address, float4{first, first + 0.25f, first + 0.5f, first + 0.75f});
+    const float4 four{first, first + 0.25f, first + 0.5f, first + 0.75f};
+    ptx::st_shared(address, four);
+    ptx::barrier_cluster_arrive();  // this block has begun
+    ptx::barrier_cluster_wait();
+    ptx::st_shared_cluster(ptx::mapa(address + blockDim.x * 16, 1 - rank), four);
     ptx::barrier_cluster_arrive();
     ptx::barrier_cluster_wait();
     auto* row = reinterpret_cast<uint4*>(out) + (rank * blockDim.x + threadIdx.x) * 2;
     row[0] = ptx::ld_shared<uint4>(address);
-    *reinterpret_cast<float4*>(row + 1) = ptx::ld_shared_cluster(ptx::mapa(address, 1 - rank));
-    ptx::barrier_cluster_arrive();  // nobody leaves while the other may still read
-    ptx::barrier_cluster_wait();
+    *reinterpret_cast<float4*>(row + 1) = ptx::ld_shared<float4>(address + blockDim.x * 16);
 }
 
 // 12: words right before and right after an mbarrier, which is the first half of its 16 bytes, and then the second:

@@ -26,8 +26,17 @@ template <typename... Params, typename... Args>
 const char* launch(void (*kernel)(Params...), const LaunchConfig& config, Args... args) {
     if (config.blocks == 0) return nullptr;
     if (config.blocks > INT32_MAX) return error_text("kernel launch", "more than 2^31 - 1 blocks");
-    if (auto status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, config.shared_bytes))
-        return cuda_error("cudaFuncSetAttribute", status);
+    // Half a microsecond: only where this thread's last launch was of another kernel, or on another device.
+    thread_local void (*allowed)(Params...) = nullptr;
+    thread_local int device_allowed = -1;
+    int device;
+    if (auto status = cudaGetDevice(&device)) return cuda_error("cudaGetDevice", status);
+    if (allowed != kernel || device_allowed != device) {
+        if (auto status =
+                cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, config.shared_bytes))
+            return cuda_error("cudaFuncSetAttribute", status);
+        allowed = kernel, device_allowed = device;
+    }
     cudaLaunchAttribute cluster;
     cluster.id = cudaLaunchAttributeClusterDimension;
     cluster.val.clusterDim.x = config.cluster;

@@ -115,6 +115,14 @@ __device__ __forceinline__ void st_shared(uint32_t address, float4 v) {
                  : "memory");
 }
 
+// ... to another block of the cluster, or to this one; the address comes from mapa.
+__device__ __forceinline__ void st_shared_cluster(uint32_t address, float4 v) {
+    asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};"
+                 :
+                 : "r"(address), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+                 : "memory");
+}
+
 // "Data Movement and Conversion Instructions: ld".
 template <typename T>
 __device__ T ld_shared(uint32_t address);
@@ -140,10 +148,10 @@ __device__ __forceinline__ uint4 ld_shared<uint4>(uint32_t address) {
                  : "memory");
     return v;
 }
-// ... from another block of the cluster; the address comes from mapa.
-__device__ __forceinline__ float4 ld_shared_cluster(uint32_t address) {
+template <>
+__device__ __forceinline__ float4 ld_shared<float4>(uint32_t address) {
     float4 v;
-    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
                  : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
                  : "r"(address)
                  : "memory");
@@ -246,6 +254,15 @@ __device__ __forceinline__ bool mbarrier_test_wait_parity(uint32_t address, uint
 // "prefetch": a tensor's description, so that the first load by it need not wait for it.
 __device__ __forceinline__ void prefetch_tensormap(const TensorMap* map) {
     asm volatile("prefetch.tensormap [%0];" : : "l"(map) : "memory");
+}
+
+// "cp.async.bulk.prefetch": asks L2 for bytes of global memory; address and number are multiples of 16. The hint, from
+// createpolicy, says how long L2 is to keep them.
+__device__ __forceinline__ void cp_async_bulk_prefetch_l2_hint(const void* from, uint32_t bytes, uint64_t policy) {
+    asm volatile("cp.async.bulk.prefetch.L2.global.L2::cache_hint [%0], %1, %2;"
+                 :
+                 : "l"(from), "r"(bytes), "l"(policy)
+                 : "memory");
 }
 
 // "cp.async.bulk.tensor": the box at element (x, y), x the contiguous dimension, global to shared. Its bytes

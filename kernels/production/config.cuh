@@ -27,4 +27,5 @@ struct Config {
     int unroll;        // blocks of K
     int blocks_an_sm;  // one or two blocks at a time on an SM
     bool stream_b;     // B is read once: let it leave L2 first
+    int prefetch;      // blocks of K of B that a block asks L2 for before anything else
 };

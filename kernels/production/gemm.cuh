@@ -42,8 +42,12 @@ struct Gemm {
     static constexpr int kStoreN = gcd(kConsumerN, 64);  // columns in a box of D
     static constexpr int kBoxes = kConsumerN / kStoreN;  // a slice of a consumer
     static constexpr uint32_t kBytesBox = kWgmmaM * kStoreN * sizeof(uint16_t);
-    static constexpr uint32_t kBytesSlice = kSplits > 1 ? kWgmmaM * kConsumerN * sizeof(float) : kBoxes * kBytesBox;
-    static constexpr uint32_t kBytesD = ceil_div(kSlices * kBytesSlice, 1024) * 1024;  // of a consumer
+    static constexpr uint32_t kBytesSlice = kBoxes * kBytesBox;
+    // Where K is split, a thread's results leave it in pieces of 16 bytes.
+    static constexpr int kPieces = kSlices * kRegisters / 4;
+    static constexpr uint32_t kBytesPieces = ceil_div(kPieces, kSplits) * kSplits * kWarpgroup * sizeof(float4);
+    static constexpr uint32_t kBytesD =  // of a consumer
+        kSplits > 1 ? kBytesPieces : ceil_div(kSlices * kBytesSlice, 1024) * 1024;
 
     static constexpr uint32_t kBytesA = kC.tile_m * kScaleK;
     static constexpr uint32_t kBytesB = kC.tile_n * kScaleK;
@@ -116,6 +120,21 @@ struct Gemm {
         }
     }
 
+    // The loader's idle warps ask L2 for the first blocks of K of the block's first tile of B. They need neither
+    // barriers nor tensor descriptions, so they are some 1000 cycles ahead of the first load.
+    static __device__ void prefetch(const GroupedArgs& p) {
+        const uint64_t policy = ptx::createpolicy_evict_first();
+        const int first = first_block(), blocks = last_block() - first;
+        Scheduler<kC> tiles(p);
+        Tile tile;
+        if (!tiles.next(tile) || tile.group < 0) return;
+        const uint32_t bytes = (blocks < kC.prefetch ? blocks : kC.prefetch) * kScaleK;
+        for (int row = threadIdx.x - 32; row < kC.tile_n && tile.column + row < kC.n; row += kWarpgroup - 32) {
+            const int64_t at = static_cast<int64_t>(tile.group) * kC.n + tile.column + row;
+            ptx::cp_async_bulk_prefetch_l2_hint(p.b + at * kC.k + first * kScaleK, bytes, policy);
+        }
+    }
+
     // `rows` rows of an operand: each block of the cluster loads its part for all of them, or all for itself.
     template <bool kMulticast, bool kStream>
     static __device__ void load(uint32_t shared, const TensorMap* map, uint32_t full, int x, int y, int rows,
@@ -168,6 +187,16 @@ struct Gemm {
         for (int block = first; block < last; ++block) multiply_block<kCount>(total, at);
     }
 
+    // A tile that has no rows for this consumer: the loader waits for it all the same.
+    static __device__ void skip(Place& at) {
+#pragma unroll 1
+        for (int block = first_block(); block < last_block(); ++block) {
+            ptx::mbarrier_wait_parity(at.ring.stage + kFull, at.ring.parity);
+            release(at.ring.stage + kEmpty);
+            at.ring.advance();
+        }
+    }
+
     // One block of K, slice after slice: the other consumer has the tensor cores meanwhile.
     template <int kCount>
     static __device__ void multiply_block(float (&total)[kSlices][kRegisters], Place& at) {
@@ -201,15 +230,17 @@ struct Gemm {
         at.first_row = consumer % kC.consumers_m * kWgmmaM;
         at.first_column = consumer / kC.consumers_m * kConsumerN;
         at.row = at.first_row + accumulator_row(thread, 0);
-        Scheduler<kC> tiles(p);
+        Scheduler<kC> tiles(p, at.first_row);
         for (Tile tile; tiles.next(tile);) {
             at.column = tile.column % kScaleN + at.first_column;
             at.scale_b = first_scale_b(tile) + first_block();
             float total[kSlices][kRegisters] = {};
-            if (kC.kind != Kind::kContiguous || (tile.group >= 0 && tile.slices == kSlices))
+            if (kC.kind != Kind::kContiguous || (tile.group >= 0 && tile.live == kSlices))
                 multiply<kSlices>(total, at);
-            else if (kSlices > 1 && tile.group >= 0)
+            else if (kSlices > 1 && tile.group >= 0 && tile.live == 1)
                 multiply<1>(total, at);
+            else if (tile.group >= 0)
+                skip(at);
             tile.row += at.first_row, tile.rows -= at.first_row, tile.column += at.first_column;
             if constexpr (kSplits > 1)
                 reduce(total, p, consumer, tile);
@@ -264,25 +295,35 @@ struct Gemm {
     }
 
     // The blocks of a cluster have each a part of the sum over K. Each adds up, and writes, every kSplits-th piece of
-    // the tile, in the order of the blocks' ranks: so the bits do not depend on who was first.
+    // the tile: the others send it theirs. It adds in the order of the blocks' ranks, so the bits do not depend on who
+    // was first. What is a block's own stays in its registers: loops are unrolled for that.
     static __device__ void reduce(const float (&total)[kSlices][kRegisters], const GroupedArgs& p, int consumer,
                                   const Tile& tile) {
-        const int thread = threadIdx.x % kWarpgroup;
-        const auto piece = [&](int i) {  // 4 registers of every thread, 16 bytes a lane: no two in one bank
-            return smem_d(consumer) + (i * kWarpgroup + thread) * sizeof(float4);
+        const int thread = threadIdx.x % kWarpgroup, mine = rank();
+        // Where block `from`'s part of piece i lies, in the block that adds it up. 16 bytes a lane: no two in one bank.
+        const auto place = [&](int i, int from) {
+            return smem_d(consumer) + ((i / kSplits * kSplits + from) * kWarpgroup + thread) * sizeof(float4);
         };
+        ptx::barrier_cluster_wait();  // for the others to have begun: until then they have no shared memory
 #pragma unroll
-        for (int i = 0; i < kSlices * kRegisters / 4; ++i) {
+        for (int i = 0; i < kPieces; ++i) {
             const float* t = &total[0][0] + i * 4;
-            ptx::st_shared(piece(i), float4{t[0], t[1], t[2], t[3]});
+            if (i % kSplits != mine)
+                ptx::st_shared_cluster(ptx::mapa(place(i, mine), i % kSplits), float4{t[0], t[1], t[2], t[3]});
         }
         meet();
-        for (int i = rank(); i < kSlices * kRegisters / 4; i += kSplits) {
-            float4 sum = ptx::ld_shared_cluster(ptx::mapa(piece(i), 0));
 #pragma unroll
-            for (int other = 1; other < kSplits; ++other) {
-                const float4 part = ptx::ld_shared_cluster(ptx::mapa(piece(i), other));
-                sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
+        for (int i = 0; i < kPieces; ++i) {
+            if (i % kSplits != mine) continue;
+            const float* t = &total[0][0] + i * 4;
+            const auto part = [&](int from) {
+                return from == i % kSplits ? float4{t[0], t[1], t[2], t[3]} : ptx::ld_shared<float4>(place(i, from));
+            };
+            float4 sum = part(0);
+#pragma unroll
+            for (int from = 1; from < kSplits; ++from) {
+                const float4 next = part(from);
+                sum.x += next.x, sum.y += next.y, sum.z += next.z, sum.w += next.w;
             }
             const int column = tile.column + accumulator_column(thread, i * 4 % kRegisters);
             const int row = i * 4 / kRegisters * kSliceM + accumulator_row(thread, 0);
@@ -300,6 +341,9 @@ __global__ void __launch_bounds__(Gemm<kC>::kThreads, kC.blocks_an_sm)
                            const __grid_constant__ TensorMap map_sfa, const __grid_constant__ TensorMap map_sfb,
                            const __grid_constant__ TensorMap map_d, const __grid_constant__ GroupedArgs p) {
     using G = Gemm<kC>;
+    if constexpr (G::kSplits > 1) ptx::barrier_cluster_arrive();  // reduce() waits for it
+    if constexpr (kC.prefetch > 0)
+        if (threadIdx.x >= 32 && threadIdx.x < G::kWarpgroup) G::prefetch(p);
     if (threadIdx.x == G::kWarpgroup)  // before the first loads ask for them
         for (const TensorMap* map : {&map_a, &map_b, &map_sfa, &map_sfb}) ptx::prefetch_tensormap(map);
     constexpr bool kSends = kC.share == Share::kA || kC.share == Share::kB;
@@ -314,18 +358,22 @@ __global__ void __launch_bounds__(Gemm<kC>::kThreads, kC.blocks_an_sm)
     if constexpr (kSends)
         meet();  // nobody sends before every block's barriers exist
     else
-        __syncthreads();  // who splits K sends nothing before reduce() has met
+        __syncthreads();
 
     if (threadIdx.x < G::kWarpgroup) {
         if constexpr (G::kTakes > 0) ptx::setmaxnreg_dec<40>();
         if (threadIdx.x == 0) G::produce(&map_a, &map_b, &map_sfa, &map_sfb, p);
-        if constexpr (G::kSplits > 1) meet();  // as the consumers do in the middle of reduce()
+        if constexpr (G::kSplits > 1) {  // as the consumers do in reduce()
+            __syncwarp();
+            ptx::barrier_cluster_wait();
+            meet();
+        }
     } else {
         if constexpr (G::kTakes > 0) ptx::setmaxnreg_inc<G::kTakes>();
         // The shuffle tells the compiler that the number is the same in all lanes.
         G::consume(&map_d, p, ptx::shfl_sync_idx(threadIdx.x / G::kWarpgroup, 0) - 1);
     }
-    if constexpr (kC.cluster > 1) meet();  // nobody leaves while a neighbour may still send to it, or read from it
+    if constexpr (kSends) meet();  // nobody leaves while a neighbour may still send to it
 }
 
 template <Config kC>
@@ -349,7 +397,7 @@ const char* start(const GroupedArgs& p) {
         return error;
     if (auto error = tensor_map_2d(&map_d, p.d, rows, kC.n, kC.n, kWgmmaM, G::kStoreN, kSwizzleD)) return error;
     const int64_t at_once = p.num_sms * kC.blocks_an_sm, most = at_once < kC.cluster ? 1 : at_once / kC.cluster;
-    // A block that splits K makes one tile: its part of the sum is read by its neighbours until it leaves.
+    // A block that splits K makes one tile: parts of a second one could arrive before the first is added up.
     const int64_t clusters = units < most || G::kSplits > 1 ? units : most;
     return launch(s7_production_fp8_gemm<kC>,
                   {.blocks = clusters * kC.cluster,

@@ -13,6 +13,7 @@ struct Tile {
     int column;                   // its first column, of D
     int rows;                     // so many of its rows are wanted; 0 or fewer where a pair has no second tile
     int slices;                   // so many of its slices of rows are made; the others are the next tile's
+    int live;                     // so many of those have rows to multiply in the part of a slice that was asked for
     int group;                    // whose B; -1: rows of padding, which become zeros
     int scale_row, scale_column;  // where its scales of A begin: [blocks of K][rows], masked: of every group
 };
@@ -33,7 +34,9 @@ class Scheduler {
     // How many units there are at most; the launcher needs it without having read the layout.
     static int64_t units(const GroupedArgs& p) { return p.groups_a * ceil_div(p.m, kC.tile_m * kDown) * kUnitsN; }
 
-    __device__ explicit Scheduler(const GroupedArgs& p) : p_(p), unit_(blockIdx.x / kC.cluster) {
+    // `first_row`: where the rows that tile.live speaks of begin in a slice.
+    __device__ explicit Scheduler(const GroupedArgs& p, int first_row = 0)
+        : p_(p), first_row_(first_row), unit_(blockIdx.x / kC.cluster) {
         if (kC.kind == Kind::kMasked) coming_ = p_.layout[0];
         enter_group();
         look_ahead();
@@ -45,7 +48,7 @@ class Scheduler {
         const int row = row_ + (second ? kSliceM : 0);
         tile.column = column_;
         tile.rows = rows_ - row;
-        tile.slices = kSlices;
+        tile.slices = tile.live = kSlices;
         tile.row = tile.scale_column = row;
         tile.group = tile.scale_row = 0;
         if (kC.kind == Kind::kMasked) {
@@ -57,6 +60,8 @@ class Scheduler {
             second_ = !second && experts_[0] != experts_[kSlices - 1];
             tile.group = second ? experts_[kSlices - 1] : experts_[0];
             if (second || second_) tile.slices = 1;
+            tile.live =
+                tile.slices > 1 && !padding_[kSlices - 1] ? kSlices : !(second ? padding_[kSlices - 1] : padding_[0]);
             if (second_) return true;
         }
         unit_ += gridDim.x / kC.cluster;
@@ -66,8 +71,8 @@ class Scheduler {
     }
 
   private:
-    // The next unit's place, and whose its slices are. Worked out a tile ahead: a division takes long, and an answer from
-    // memory as long as a block of K.
+    // The next unit's place, and whose its slices are. Worked out a tile ahead: a division takes long, and an answer
+    // from memory as long as a block of K.
     __device__ void look_ahead() {
         while (kC.kind == Kind::kMasked && unit_ >= units_m_ * kUnitsN && ++group_ < p_.groups) {
             unit_ -= units_m_ * kUnitsN;  // on to the group that it is in
@@ -85,10 +90,12 @@ class Scheduler {
         const int rank = kC.cluster > 1 ? ptx::cluster_ctarank() : 0;
         row_ = (down * kDown + (kDown > 1 ? rank : 0)) * kC.tile_m;
         column_ = (right * kRight + (kRight > 1 ? rank : 0)) * kC.tile_n;
-        // The 128 rows of a block of the contiguous layout have one expert. One that does not exist counts as padding.
+        // The 128 rows of a block of the contiguous layout have one expert, but for the last, which may be padding. An
+        // expert that does not exist counts as padding.
 #pragma unroll
         for (int i = 0; kC.kind == Kind::kContiguous && i < kSlices; ++i) {
             const int row = row_ + i * kSliceM, expert = row < rows_ ? p_.layout[row] : -1;
+            padding_[i] = row + first_row_ < rows_ && p_.layout[row + first_row_] < 0;
             experts_[i] = expert < 0 || expert >= p_.groups ? -1 : expert;
         }
     }
@@ -104,10 +111,12 @@ class Scheduler {
     }
 
     const GroupedArgs& p_;
+    const int first_row_;
     int unit_, group_ = 0, rows_ = 0, units_m_ = 0;  // the next unit, of its group; the group's rows and units down
     int first_ = 0, in_band_ = 0;                    // of the group_m or group_n that run together; the unit among them
     int row_ = 0, column_ = 0;                       // where this block's tile of the unit begins
-    int coming_ = 0;          // masked: how many rows the next group has, asked for a group ahead
-    int experts_[kSlices]{};  // contiguous: of the next unit
-    bool second_ = false;     // contiguous: the unit's second slice is the next tile
+    int coming_ = 0;           // masked: how many rows the next group has, asked for a group ahead
+    int experts_[kSlices]{};   // contiguous: of the next unit
+    bool padding_[kSlices]{};  // ... whether the rows of a slice from first_row_ on are nobody's
+    bool second_ = false;      // contiguous: the unit's second slice is the next tile
 };

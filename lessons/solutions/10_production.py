@@ -27,9 +27,9 @@ def stages(tile_m, tile_n, consumers, scales_b):
 
 # %%
 addition = """
-            float4 sum = ptx::ld_shared_cluster(ptx::mapa(piece(i), 0));
-            for (int other = 1; other < kSplits; ++other) {
-                const float4 part = ptx::ld_shared_cluster(ptx::mapa(piece(i), other));
-                sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
+            float4 sum = part(0);
+            for (int from = 1; from < kSplits; ++from) {
+                const float4 next = part(from);
+                sum.x += next.x, sum.y += next.y, sum.z += next.z, sum.w += next.w;
             }
 """

@@ -24,6 +24,9 @@ inline Block& remote_block(uint32_t address) {
     if (rank >= current_cluster->shape().size)
         fail("address 0x%x names block %d of a cluster of %d", address, rank, current_cluster->shape().size);
     Block& block = current_cluster->blocks[static_cast<std::size_t>(rank)];
+    if (&block != self().block && current_cluster->cluster_generation == 0)
+        fail("reaches into block %lld of its cluster, which may not have begun: the blocks have not met yet",
+             static_cast<long long>(block.index));
     if (!block.live)
         fail("reaches into block %lld of its cluster, which has already ended", static_cast<long long>(block.index));
     return block;
@@ -184,10 +187,11 @@ T ld_shared(uint32_t address) {
     self().block->memory.read(address, &value, sizeof value);
     return value;
 }
-inline float4 ld_shared_cluster(uint32_t address) {
-    float4 value;
-    emulator::remote_block(address).memory.read(address & emulator::kOffsetMask, &value, sizeof value);
-    return value;
+inline void st_shared_cluster(uint32_t address, float4 value) {
+    // Its fence.proxy.async would publish it to another block's copy engine: no kernel needs that, so it never does.
+    std::vector<uint32_t> unfenced;
+    emulator::remote_block(address).memory.write(address & emulator::kOffsetMask, &value, sizeof value, self().index,
+                                                 unfenced);
 }
 inline void stmatrix_x4(uint32_t address, uint32_t r0, uint32_t r1, uint32_t r2, uint32_t r3) {
     const auto& lanes = emulator::exchange("stmatrix", {address, r0, r1, r2, r3});
@@ -289,6 +293,12 @@ inline void cp_async_bulk_tensor_2d_hint(uint32_t shared, const TensorMap* map, 
 }
 inline uint64_t createpolicy_evict_first() { return 0; }
 inline void prefetch_tensormap(const TensorMap*) {}
+inline void cp_async_bulk_prefetch_l2_hint(const void* from, uint32_t bytes, uint64_t) {
+    if (bytes % 16 || reinterpret_cast<uintptr_t>(from) % 16)
+        fail("cp.async.bulk.prefetch of %u bytes at %p: multiples of 16 are needed", bytes, from);
+    const auto* read = static_cast<const volatile uint8_t*>(from);  // what is outside the tensors, a test fences
+    for (uint32_t i = 0; i < bytes; i += 16) static_cast<void>(read[i]);
+}
 inline void cp_async_bulk_tensor_2d_store(const TensorMap* map, uint32_t shared, int x, int y) {
     emulator::store_box(*map, shared, x, y);
     current_cluster->maybe_yield();

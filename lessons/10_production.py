@@ -709,12 +709,10 @@ workbench_production.break_it(split, parts, (until_met + "meet();", until_met), 
 # **3.** The first meeting is left out: a block sends its parts as soon as it has them.
 
 # %%
-begun = [line for line in text.splitlines() if "ptx::barrier_cluster_" in line and "kSplits" in line]
-waits = [
-    line for line in text.splitlines() if line.lstrip().startswith("ptx::barrier_cluster_wait();  // for")
-]
-loader = "            __syncwarp();\n            ptx::barrier_cluster_wait();\n"
-workbench_production.break_it(split, parts, *((line, "") for line in (*begun, *waits, loader)), right=right)
+begun = workbench_production.last_line("if constexpr (G::kSplits > 1) ptx::barrier_cluster_arrive();")
+asks = workbench_production.last_line("ptx::barrier_cluster_wait();  // for")
+loader_asks = "            __syncwarp();\n            ptx::barrier_cluster_wait();\n"
+workbench_production.break_it(split, parts, (begun, ""), (asks, ""), (loader_asks, ""), right=right)
 
 # %% [markdown]
 # <details><summary>Why</summary>

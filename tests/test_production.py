@@ -229,6 +229,7 @@ def random_config(rng: np.random.Generator) -> Config:
     while True:
         kind = rng.choice(["dense", "contiguous", "masked"])
         share = rng.choice(["nothing", "A", "B", "K"])
+        stream_b = bool(rng.integers(2))
         config = Config.of(
             str(kind),
             8 * int(rng.integers(1, 60)),
@@ -239,11 +240,8 @@ def random_config(rng: np.random.Generator) -> Config:
             cluster=1 if share == "nothing" else int(rng.choice([2, 4])),
             group_m=int(rng.integers(1, 10)),
             group_n=int(rng.integers(0, 5)),
-            **(
-                [{}, {"stream_b": True}, {"stream_b": True, "prefetch": int(rng.integers(1, 12))}][
-                    rng.integers(3)
-                ]
-            ),
+            stream_b=stream_b,
+            prefetch=int(rng.integers(12)) if stream_b else 0,
             **({"blocks_an_sm": 2, "consumers_m": 1, "consumers_n": 1} if rng.integers(4) == 0 else {}),
         )
         if configs.fits(config):

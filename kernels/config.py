@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, get_args
 
-from gemm_ladder.checks import ceil_div
+from gemm_ladder.checks import align, ceil_div
 from gemm_ladder.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,8 +35,10 @@ SCALE = 128  # of N and of K: what a scale of B covers
 # Of the 232 registers a thread that two consumers have, and of the 255 that one has.
 MAX_ACCUMULATORS = {1: 224, 2: 192}
 INTERLEAVES = ("off", "compiler", "9/16", "full")
+TAILS = ((256, 64), (128, 128), (128, 64))  # tiles that may finish what larger ones leave over
 
-# The rules that gemm.cuh asserts, and those that it takes for granted, in the order in which they are asked.
+# The rules that geometry.cuh and gemm.cuh assert, and those that they take for granted, in the order in which
+# they are asked.
 _RULES = (
     (lambda c: c.kind in get_args(Kind), "kind must be one of dense, contiguous, masked"),
     (lambda c: c.share in get_args(Share), "share must be one of nothing, A, B, K"),
@@ -94,6 +96,15 @@ _RULES = (
         lambda c: c.prefetch >= 0 and (c.prefetch == 0 or c.stream_b),
         "prefetch must not be negative, and 0 where B is not streamed",
     ),
+    (
+        lambda c: (c.tail_m > 0) == (c.tail_n > 0) and min(c.tail_m, c.tail_n) >= 0,
+        "tail_m and tail_n must both be positive, or both 0",
+    ),
+    (
+        lambda c: c.tail is None or (c.kind == "dense" and c.share != "K"),
+        "tail_m must be 0 in a grouped layout, and where K is split",
+    ),
+    (lambda c: c.tail is None or fits(c.tail), "tail_m x tail_n must be a tile that the other fields suit"),
 )
 
 
@@ -115,6 +126,7 @@ class Config:
         blocks_an_sm: how many blocks are on an SM at a time, one or two.
         stream_b: B is read once, and is to leave L2 first.
         prefetch: blocks of K of a block's first tile of B that L2 is asked for before anything else.
+        tail_m, tail_n: the tile of the rows that are left after whole waves of tiles; 0: of all the same.
         interleave: how the promotion's FFMAs yield in the machine code: a mode of `gemm_ladder.ffma`.
     """
 
@@ -134,6 +146,8 @@ class Config:
     blocks_an_sm: int = 1
     stream_b: bool = False
     prefetch: int = 0
+    tail_m: int = 0
+    tail_n: int = 0
     interleave: str = "compiler"
 
     @classmethod
@@ -147,7 +161,8 @@ class Config:
         config = cls(kind, n, k, tile_m, tile_n, stages=1, **fields)
         if "unroll" not in fields:
             # A longer loop body costs registers; where two slices take turns, it pays.
-            unroll = 8 if config.slices > 1 else 1 if config.accumulators > 160 else 4
+            slices = max(one.slices for one in (config, config.tail) if one)
+            unroll = 8 if slices > 1 else 1 if config.accumulators > 160 else 4
             config = dataclasses.replace(config, unroll=unroll)
         if "group_n" not in fields and config.share == "nothing" and tile_m > tile_n:
             # Neighbouring blocks should ask L2 for the same tile of the larger operand: of A, then.
@@ -156,6 +171,27 @@ class Config:
             free = config.most_shared_bytes - config.output_bytes
             stages = max(1, min(MAX_STAGES, free // config.stage_bytes))
         return dataclasses.replace(config, stages=stages)
+
+    @property
+    def tail(self) -> Config | None:
+        """What multiplies the rows that are left after whole waves, where that is another tile."""
+        if not self.tail_m and not self.tail_n:
+            return None
+        return dataclasses.replace(self, tile_m=self.tail_m, tile_n=self.tail_n, tail_m=0, tail_n=0)
+
+    def parts(self, rows: int, num_sms: int) -> list[tuple[Config, int]]:
+        """Which rows of A each tile is for, how many of them: deal() of production/start.cuh."""
+        if self.tail is None:
+            return [(self, rows)]
+        at_once = self.at_once(num_sms)
+        in_waves = self.units(rows) // at_once * at_once  # units; and now rows:
+        first = in_waves // self.units(1) * self.tile_m * (self.cluster if self.share == "B" else 1)
+        first = min(first, rows) or rows
+        return [(self, first), (self.tail, rows - first)] if first < rows else [(self, rows)]
+
+    def at_once(self, num_sms: int) -> int:
+        """Clusters on so many SMs at a time."""
+        return max(1, num_sms * self.blocks_an_sm // self.cluster)
 
     @property
     def consumers(self) -> int:
@@ -192,18 +228,17 @@ class Config:
     @property
     def stage_bytes(self) -> int:
         """Of one stage: A, B, their scales, two barriers."""
-        return (
-            ceil_div((self.tile_m + self.tile_n) * SCALE + self.tile_m * 4 + 128 * self.scales_b + 32, 1024)
-            * 1024
-        )
+        own = (self.tile_m + self.tile_n) * SCALE + self.tile_m * 4 + 128 * self.scales_b + 32
+        return max(align(own, 1024), self.tail.stage_bytes if self.tail else 0)
 
     @property
     def output_bytes(self) -> int:
         """What a tile's results wait in: BF16 for the copy engine, FP32 for the other blocks of a split K."""
         if self.share == "K":
             pieces = self.slices * self.consumer_n // 8  # each of 16 bytes of the 128 threads of a consumer
-            return self.consumers * ceil_div(pieces, self.cluster) * self.cluster * 2048
-        return self.consumers * ceil_div(self.slices * WGMMA_M * self.consumer_n * 2, 1024) * 1024
+            return self.consumers * align(pieces, self.cluster) * 2048
+        own = self.consumers * align(self.slices * WGMMA_M * self.consumer_n * 2, 1024)
+        return max(own, self.tail.output_bytes if self.tail else 0)
 
     @property
     def shared_bytes(self) -> int:
@@ -220,14 +255,15 @@ class Config:
         """For people: of the library, in tables. Two configurations of one name differ in details only."""
         cluster = "" if self.share == "nothing" else f"_{self.share}{self.cluster}"
         twice = "_2" if self.blocks_an_sm > 1 else ""
-        return f"fp8_gemm_{self.kind}_{self.n}x{self.k}_{self.tile_m}x{self.tile_n}{cluster}{twice}"
+        tail = f"_{self.tail_m}x{self.tail_n}" if self.tail else ""
+        return f"fp8_gemm_{self.kind}_{self.n}x{self.k}_{self.tile_m}x{self.tile_n}{tail}{cluster}{twice}"
 
     def source(self) -> str:
         """The text to compile."""
         fields = [field.name for field in dataclasses.fields(self) if field.name != "interleave"]
         values = [f".{name} = {self._in_cpp(name)}" for name in fields]
         return (
-            '#include "gemm.cuh"\n'
+            '#include "start.cuh"\n'
             f"constexpr Config kConfig{{{', '.join(values)}}};\n"
             'extern "C" const char* gemm_ladder_launch(const GroupedArgs* args) '
             "{ return start<kConfig>(*args); }\n"
@@ -321,22 +357,31 @@ def candidates(
                     or (share == "K" and (k < 16 * SCALE or 2 * tiles > num_sms))
                 ):
                     continue
-                config = Config.of(
-                    kind,
-                    n,
-                    k,
-                    tile_m,
-                    tile_n,
-                    cluster=1 if share == "nothing" else 2,
-                    share=share,
-                    stream_b=stream_b and share != "B",
-                    # Up to 6 % faster, where every block has rows of B of its own (production/NOTES.md).
-                    prefetch=4 if kind == "dense" and of_group <= tile_m else 0,
-                )
-                if config.consumers == 2:
-                    config = dataclasses.replace(config, interleave="9/16")
-                if fits(config):
-                    yield config
+                for tail_m, tail_n in ((0, 0), *_tails(kind, tile_m, tile_n, share)):
+                    config = Config.of(
+                        kind,
+                        n,
+                        k,
+                        tile_m,
+                        tile_n,
+                        cluster=1 if share == "nothing" else 2,
+                        share=share,
+                        stream_b=stream_b and share != "B",
+                        # Up to 6 % faster, where every block has rows of B of its own (production/NOTES.md).
+                        prefetch=4 if kind == "dense" and of_group <= tile_m else 0,
+                        tail_m=tail_m,
+                        tail_n=tail_n,
+                    )
+                    if config.consumers == 2:
+                        config = dataclasses.replace(config, interleave="9/16")
+                    if fits(config) and (not tail_m or len(config.parts(m, num_sms)) > 1):
+                        yield config
+
+
+def _tails(kind: Kind, tile_m: int, tile_n: int, share: Share) -> Iterator[tuple[int, int]]:
+    """Smaller tiles that may finish what large ones leave over. Where a cluster shares, none has won."""
+    if kind == "dense" and share == "nothing" and tile_m >= 128 <= tile_n:
+        yield from (tail for tail in TAILS if math.prod(tail) < tile_m * tile_n)
 
 
 def choose(

@@ -63,9 +63,14 @@ def _shared(config: Config) -> str:
     return "nothing" if config.share == "nothing" else f"{config.share} by {config.cluster}"
 
 
+def _tile(config: Config, by: str) -> str:
+    tail = f", then {config.tail_m}{by}{config.tail_n}" if config.tail else ""
+    return f"{config.tile_m}{by}{config.tile_n}{tail}"
+
+
 def _lines(config: Config, expected: Prediction) -> list[tuple[str, str]]:
     return [
-        ("tile", f"{config.tile_m} x {config.tile_n}, {config.consumers} consumer(s)"),
+        ("tile", f"{_tile(config, ' x ')}, {config.consumers} consumer(s)"),
         ("shared", f"{_shared(config)}"),
         ("stages", f"{config.stages}, {config.shared_bytes} bytes of shared memory"),
         ("waves", f"{expected.waves:.2f}, the last one {expected.last_wave:.0%} full"),
@@ -78,7 +83,7 @@ def _lines(config: Config, expected: Prediction) -> list[tuple[str, str]]:
 
 def _row(config: Config, expected: Prediction) -> list[str]:
     return [
-        f"{config.tile_m}x{config.tile_n}",
+        _tile(config, "x"),
         f"{config.consumers_m}x{config.consumers_n}",
         _shared(config),
         str(config.stages),

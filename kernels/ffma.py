@@ -207,8 +207,9 @@ def wrong_reuse(run: list[Ffma]) -> list[Ffma]:
 def _verify(old: bytes, new: bytes) -> None:
     """Nothing but the two bits of promotion FFMAs differs, and no reuse is wrong."""
     blanked = [bytearray(old), bytearray(new)]
+    ffmas = [ffma for run in promotions(old) for ffma in run]
     for library in blanked:
-        for ffma in (ffma for run in promotions(old) for ffma in run):
+        for ffma in ffmas:
             at = slice(ffma.address, ffma.address + 16)
             word = int.from_bytes(library[at], "little")
             library[at] = replace(ffma, word=word).controlled(False, False).to_bytes(16, "little")

@@ -7,6 +7,7 @@ between configurations: it is within a few percent where memory or the tensor co
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 from gemm_ladder.checks import ceil_div
 from gemm_ladder.config import H100_SMS, SCALE, Config, Kind, candidates, choose, rows_to_expect
@@ -26,6 +27,7 @@ WAVE_US = 0.18  # from a tile to the next
 OUTPUT_US = 0.036 / 1024  # an element of a tile: to shared memory and out
 CLUSTER_US = 1.2  # starting blocks in pairs
 IN_STEP = 1.015  # how much longer the main loop takes where blocks share a load: they wait for each other
+TAIL = 1.04  # how much longer all tiles take where the last ones are others: those read B once more
 SPLIT_US = 1.2  # their sums' way through distributed shared memory
 
 # Cycles of a block of K in the main loop by a consumer's columns: of one consumer alone, of two with 64 rows
@@ -99,27 +101,31 @@ def spread(m: int, groups: int) -> list[list[int]]:
 
 def _predict(config: Config, rows: list[int], groups: int, num_sms: int) -> Prediction:
     n, k = config.n, config.k
-    parts = config.cluster if config.share == "K" else 1
-    units = sum(map(config.units, rows))
-    at_once = max(1, num_sms * config.blocks_an_sm // config.cluster)
+    splits = config.cluster if config.share == "K" else 1
+    blocks = ceil_div(k // SCALE, splits)
+    at_once = config.at_once(num_sms)
+    tiles = [one for of_group in rows for one in config.parts(of_group, num_sms)]
+    of_tile: dict[Config, int] = {}  # units of work
+    for one, part in tiles:
+        of_tile[one] = of_tile.get(one, 0) + one.units(part)
+    units = sum(of_tile.values())
     waves = ceil_div(units, at_once)
-
-    blocks = ceil_div(k // SCALE, parts)
-    tile = blocks * _block_us(config) + config.tile_m * config.tile_n * OUTPUT_US
-    busy = waves * tile
+    busy = _busy([(count, _tile_us(one, blocks)) for one, count in of_tile.items()], at_once)
+    busy *= TAIL if len(of_tile) > 1 else 1
     scale_columns = k // SCALE
     m = sum(rows)
     output = 2 * m * n
     memory_bytes = m * k + output + 4 * m * scale_columns
     memory_bytes += groups * (n * k + 4 * ceil_div(n, SCALE) * scale_columns)
-    l2_bytes = units * config.cluster * blocks * _requested(config)
+    l2_bytes = sum(count * config.cluster * blocks * _requested(one) for one, count in of_tile.items())
     stream = (memory_bytes - (1 - LATE) * output) / STREAM * (1 if config.stream_b else KEEP_B)
     stream *= max(1, BUSY_SMS * num_sms / min(units * config.cluster, num_sms)) ** 0.2
     transfer = max(stream, l2_bytes / L2) + QUEUE * l2_bytes / L2 + waves * WAVE_US
     # The first loads have nothing to hide behind, nor has the last output.
-    exposed = 1.5 * config.tile_m * config.tile_n * OUTPUT_US
+    last = tiles[-1][0]
+    exposed = 1.5 * last.tile_m * last.tile_n * OUTPUT_US
     us = LAUNCH_US + max(busy, transfer + exposed)
-    us += CLUSTER_US * (config.cluster > 1) + SPLIT_US * (parts > 1)
+    us += CLUSTER_US * (config.cluster > 1) + SPLIT_US * (splits > 1)
     flops = 2 * m * n * k
     return Prediction(
         waves=units / at_once,
@@ -130,6 +136,24 @@ def _predict(config: Config, rows: list[int], groups: int, num_sms: int) -> Pred
         floor_us=max(memory_bytes / MEMORY, flops / (WGMMA_FLOPS * CLOCK_MHZ * num_sms)),
         us=us,
     )
+
+
+def _busy(units: list[tuple[int, float]], at_once: int) -> float:
+    """How long the cluster with the most to do is busy: (units, microseconds of each), dealt out in turn."""
+    begins = list(itertools.accumulate((count for count, _ in units), initial=0))
+
+    def of(cluster: int) -> float:
+        return sum(
+            us * ceil_div(count - (cluster - begin) % at_once, at_once)
+            for begin, (count, us) in zip(begins, units, strict=False)
+        )
+
+    return max(of(begin % at_once) for begin in begins)  # from one of these to the next all have the same
+
+
+def _tile_us(config: Config, blocks: int) -> float:
+    """Microseconds of a tile of so many blocks of K."""
+    return blocks * _block_us(config) + config.tile_m * config.tile_n * OUTPUT_US
 
 
 def _requested(config: Config) -> int:

@@ -17,7 +17,8 @@
 # a microsecond, and the names that other people's code already calls.
 #
 # - The kernel: [gemm.cuh](../kernels/production/gemm.cuh),
-#   [scheduler.cuh](../kernels/production/scheduler.cuh).
+#   [geometry.cuh](../kernels/production/geometry.cuh), [scheduler.cuh](../kernels/production/scheduler.cuh),
+#   and what starts it, [start.cuh](../kernels/production/start.cuh).
 # - What is decided before it is compiled: [config.cuh](../kernels/production/config.cuh), and in Python
 #   [config.py](../kernels/config.py).
 # - What a decision is expected to cost: [prediction.py](../kernels/prediction.py),
@@ -114,12 +115,11 @@ workbench.Text(f"```cpp\n{config.source()}```", config.source())
 # are, and what is impossible.
 
 # %%
-workbench.code(workbench_production.source("gemm.cuh"), "constexpr int kSegment =", "kBytesD =")
+geometry = workbench_production.source("geometry.cuh")
+workbench.code(geometry, "constexpr int kSegment =", "kBytesOutput =")
 
 # %%
-workbench.code(
-    workbench_production.source("gemm.cuh"), "static_assert\\(kConsumers", "a cluster shares something"
-)
+workbench.code(geometry, "static_assert\\(kConsumers", "a cluster shares something")
 
 # %% [markdown]
 # The same rules stand in config.py, so that you hear of a mistake in one sentence and before the compiler
@@ -199,20 +199,37 @@ for tile in workbench_production.walk(masked, m=128, num_sms=8, layout=counts, g
 # ## 2. Waves, and the last one
 #
 # All SMs together make a **wave** of tiles. A product has whole waves, then a rest that takes as long as a
-# whole one. This is 4096 x 2112 x 7168, first with tiles of 256 x 128, then as it is chosen. The tiles are
-# the scheduler's; a tile is drawn as long as its outputs are many.
+# whole one. This is 4096 x 2112 x 7168 with tiles of 256 x 128, then of 128 x 192, then as it is chosen. The
+# tiles are the scheduler's; a tile is drawn as long as its outputs are many.
 
 # %%
 m, n, k = 4096, 2112, 7168
 panels = {}
-for one in (Config.of("dense", n, k, 256, 128, cluster=2, share="A"), configs.choose("dense", m, n, k)):
-    tiles = workbench_production.walk(one, m, SMS)
-    panels[f"{one.tile_m} x {one.tile_n}, {one.share} shared"] = one, tiles
+for one in (
+    Config.of("dense", n, k, 256, 128),
+    Config.of("dense", n, k, 128, 192),
+    configs.choose("dense", m, n, k),
+):
+    title = f"{one.tile_m} x {one.tile_n}" + (f", then {one.tail_m} x {one.tail_n}" if one.tail else "")
+    panels[title] = one, workbench_production.walk(one, m, SMS)
 drawing_production.schedule(panels, SMS)
 
 # %% [markdown]
-# Against m, the part of the SMs' time that makes outputs which somebody wants is a saw: it falls where one
-# more wave begins, and rises while that fills.
+# The third is the second with another end. Two whole waves of 128 x 192 tiles are 3072 rows; the other 1024
+# rows, the **tail**, are 132 tiles of 256 x 64, again a whole wave, and a shorter one. A kernel for that has
+# two copies of the main loop, one for each tile. They take turns with the same ring: `Geometry` says what
+# each tile needs, and a stage is as large as the larger need. The launcher deals out the rows before the
+# kernel runs, so each copy sees a product of its own:
+
+# %%
+workbench.code(workbench_production.source("start.cuh"), "^int64_t deal", "^}")
+
+# %% [markdown]
+# A tail is not for nothing: its tiles ask L2 for more, and read B once more. What one wins, and where it does
+# not, is in [NOTES.md](../kernels/production/NOTES.md); the choice counts on 4% for it.
+#
+# Without a tail, the part of the SMs' time that makes outputs which somebody wants is a saw, against m: it
+# falls where one more wave begins, and rises while that fills.
 
 
 # %%
@@ -709,7 +726,7 @@ workbench_production.break_it(split, parts, (until_met + "meet();", until_met), 
 # **3.** The first meeting is left out: a block sends its parts as soon as it has them.
 
 # %%
-begun = workbench_production.last_line("if constexpr (G::kSplits > 1) ptx::barrier_cluster_arrive();")
+begun = workbench_production.last_line("if constexpr (G::kSplits > 1) ptx::barrier_cluster_arrive_relaxed();")
 asks = workbench_production.last_line("ptx::barrier_cluster_wait();  // for")
 loader_asks = "            __syncwarp();\n            ptx::barrier_cluster_wait();\n"
 workbench_production.break_it(split, parts, (begun, ""), (asks, ""), (loader_asks, ""), right=right)

@@ -83,24 +83,29 @@ def schedule(panels: Mapping[str, tuple[Config, np.ndarray]], num_sms: int) -> N
     """Who works when: a line for each SM, a bar for each tile as long as its outputs are many.
 
     Args:
-        panels: by title, as for clusters().
+        panels: by title, as for clusters(); of configurations that do not split K.
     """
     _, both = plt.subplots(len(panels), 1, figsize=(9.5, 1.3 + 1.9 * len(panels)), sharex=True, squeeze=False)
     plt.subplots_adjust(hspace=0.42)
     unit = 128 * 128
     longest = 0.0
-    for axes, (title, (config, tiles)) in zip(both[:, 0], panels.items(), strict=True):
-        width = config.tile_m * config.tile_n / unit
+    for axes, (title, (_, tiles)) in zip(both[:, 0], panels.items(), strict=True):
+        free = np.zeros(num_sms)  # when each block has made its tiles so far
         for turn in np.unique(tiles["turn"]):
-            blocks = tiles["block"][tiles["turn"] == turn]
-            bar, colour = (turn * width, width), _pale(BLUE, 0.4 + 0.2 * (turn % 2))
-            axes.broken_barh([bar], (0, len(blocks)), facecolors=colour, edgecolor="white", linewidth=1.2)
-            axes.text((turn + 0.5) * width, len(blocks) / 2, f"wave {turn + 1}\n{len(blocks)} tiles",
-                      ha="center", va="center", size=8)  # fmt: skip
-        end = (int(tiles["turn"].max()) + 1) * width
+            now = tiles[tiles["turn"] == turn]
+            widths, begins = now["tile_m"] * now["tile_n"] / unit, free[now["block"]]
+            colour = _pale(BLUE, 0.4 + 0.2 * (turn % 2))
+            for begin, width in sorted(set(zip(begins, widths, strict=True))):
+                blocks = now["block"][(begins == begin) & (widths == width)]
+                lines = blocks.min(), len(blocks)
+                axes.broken_barh([(begin, width)], lines, facecolors=colour, edgecolor="white", linewidth=1.2)
+                words, height = f"wave {turn + 1}\n{len(blocks)} tiles", max(lines[0] + len(blocks) / 2, 24)
+                axes.text(begin + width / 2, height, words, ha="center", va="center", size=8)
+            free[now["block"]] += widths
+        end = free.max()
         longest = max(longest, end)
         axes.plot([end, end], [0, num_sms], color=ORANGE, linewidth=1.6)
-        work = len(tiles) * width / (end * num_sms)
+        work = free.sum() / (end * num_sms)
         axes.set_ylim(0, num_sms)
         axes.set_yticks([0, num_sms])
         axes.set_ylabel("SMs", labelpad=-10)

@@ -75,23 +75,6 @@ def random_call(kind: str, counts: Iterable[int], n: int, k: int, max_m: int = 0
 # ------------------------------------------------------------------------------------------- a changed kernel
 
 
-@dataclasses.dataclass(frozen=True)
-class Unchecked(workbench_production.Changed):
-    """A configuration of another kernel text, which breaks a rule if it likes to."""
-
-    def check(self) -> Unchecked:
-        return self
-
-
-def changed(config: Config, *changes: tuple[str, str]) -> Unchecked:
-    """The configuration with each (old, new) replaced in gemm.cuh or scheduler.cuh; ValueError where `old` is
-    in neither."""
-    gemm, scheduler = (workbench_production.source(name) for name in ("gemm.cuh", "scheduler.cuh"))
-    kernel = gemm.replace('#include "scheduler.cuh"\n', scheduler).replace("#pragma once\n", "")
-    kernel = workbench.replaced(kernel, "gemm.cuh with scheduler.cuh", changes)
-    return Unchecked(**vars(config), kernel=kernel)
-
-
 def symptoms(config: Config, call: Call, seeds: Iterable[int], num_sms: int = 0) -> list[str | None]:
     """What the emulator says under each schedule: a fault's name, which rows are wrong, or None."""
     right = call.expected()
@@ -123,7 +106,7 @@ def difference(d: np.ndarray, right: np.ndarray, call: Call) -> str | None:
 
 def break_it(config: Config, call: Call, *changes: tuple[str, str], seeds: int = 4, num_sms: int = 0) -> None:
     """Run a configuration with each (old, new) replaced, under some schedules; print the symptoms."""
-    broken = changed(config, *changes) if changes else config
+    broken = workbench_production.changed(config, *changes) if changes else config
     workbench.show_symptoms(symptoms(broken, call, range(seeds), num_sms), _kind)
 
 
@@ -134,4 +117,6 @@ def _kind(what: str) -> str:
 
 def check_kernel(config: Config, call: Call, *changes: tuple[str, str], seeds: int = 4) -> None:
     """Put lines of your own into the kernel, (its own, yours); print "Right", or what is wrong."""
-    workbench.show_verdict(lambda: symptoms(changed(config, *changes), call, range(seeds)))
+    workbench.show_verdict(
+        lambda: symptoms(workbench_production.changed(config, *changes), call, range(seeds))
+    )

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 import workbench
 from gemm_ladder import build, production
+from gemm_ladder.checks import ceil_div
 from gemm_ladder.config import Config
 from gemm_ladder.production import GroupedArgs
 from gemm_ladder.ref import emulator
 from gemm_ladder.ref.gemm import BF16
 
 FOLDER = Path(production.__file__).resolve().parent / "production"
-INCLUDE = '#include "gemm.cuh"\n'
+INCLUDE = '#include "{}"\n'
 
 
 def source(name: str) -> str:
@@ -33,19 +34,27 @@ def last_line(begin: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Changed(Config):
-    """A configuration of another kernel text than gemm.cuh's."""
+    """A configuration of another kernel text than kernels/production has; it is not checked."""
 
     kernel: str = ""
 
     def source(self) -> str:
         own = Config(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Config)})
-        return own.source().replace(INCLUDE, self.kernel)
+        return own.source().replace(INCLUDE.format("start.cuh"), self.kernel)
+
+    def check(self) -> Changed:
+        return self
 
 
 def changed(config: Config, *changes: tuple[str, str]) -> Changed:
-    """The configuration with each (old, new) replaced in gemm.cuh; ValueError where `old` is not in it."""
-    text = workbench.replaced(source("gemm.cuh"), "gemm.cuh", changes)
-    return Changed(**vars(config), kernel=text.replace("#pragma once\n", "") + "\n")
+    """The configuration with each (old, new) replaced in the kernel's files; ValueError where `old` is in
+    none of them."""
+    text = source("start.cuh")
+    for name in ("gemm.cuh", "geometry.cuh", "scheduler.cuh"):  # each is included by those before it
+        first, include, last = text.partition(INCLUDE.format(name))
+        text = first + source(name) + last.replace(include, "")
+    text = workbench.replaced(text.replace("#pragma once\n", ""), "kernels/production", changes)
+    return Changed(**vars(config), kernel=text)
 
 
 def multiply(
@@ -61,29 +70,39 @@ def multiply(
 
 # ----------------------------------------------------------------------------------------------- the schedule
 
-TILE = np.dtype([(name, np.int32) for name in ("block", "turn", "row", "column", "rows", "group")])
+TILE = np.dtype(
+    [(name, np.int32) for name in ("block", "turn", "row", "column", "rows", "group", "tile_m", "tile_n")]
+)
 
-_WALK = """#include "scheduler.cuh"
+_WALK = """#include "start.cuh"
 
 {config}
 
-__global__ void walk(const GroupedArgs p, int32_t* out, int most) {{
-    Scheduler<kConfig> tiles(p);
-    int turn = 0;
+template <Config kC>
+__device__ void write_down(const Part& part, int first_row, int& turn, int32_t* out, int most) {{
+    Scheduler<kC> tiles(part.p, 0, part.first_cluster);
     for (Tile tile; tiles.next(tile); ++turn) {{
         if (threadIdx.x || turn >= most) continue;
         int32_t* mine = out + (static_cast<int>(blockIdx.x) * most + turn) * {fields};
-        mine[0] = blockIdx.x, mine[1] = turn, mine[2] = tile.row, mine[3] = tile.column;
-        mine[4] = tile.rows, mine[5] = tile.group;
+        mine[0] = blockIdx.x, mine[1] = turn, mine[2] = first_row + tile.row, mine[3] = tile.column;
+        mine[4] = tile.rows, mine[5] = tile.group, mine[6] = kC.tile_m, mine[7] = kC.tile_n;
     }}
 }}
 
-struct WalkArgs {{ GroupedArgs p; int32_t* out; int64_t clusters, most; }};
+__global__ void walk(const __grid_constant__ Parts<kConfig> parts, int32_t* out, int most) {{
+    int turn = 0;
+    write_down<kConfig>(parts.part[0], 0, turn, out, most);
+    if constexpr (kConfig.tail_m > 0)
+        write_down<exchanged(kConfig)>(parts.part[1], static_cast<int>(parts.part[0].p.m), turn, out, most);
+}}
+
+struct WalkArgs {{ GroupedArgs p; int32_t* out; int64_t most; }};
 extern "C" const char* gemm_ladder_launch(const WalkArgs* args) {{
-    LaunchConfig config{{.blocks = args->clusters * kConfig.cluster, .threads = 32}};
+    Parts<kConfig> parts{{}};
+    LaunchConfig config{{.blocks = deal(args->p, parts) * kConfig.cluster, .threads = 32}};
     config.stream = args->p.stream;
     config.cluster = kConfig.cluster;
-    return launch(walk, config, args->p, args->out, static_cast<int>(args->most));
+    return launch(walk, config, parts, args->out, static_cast<int>(args->most));
 }}
 """
 
@@ -92,13 +111,12 @@ class _WalkArgs(ctypes.Structure):
     _fields_ = [
         ("p", GroupedArgs),
         ("out", ctypes.c_void_p),
-        ("clusters", ctypes.c_int64),
         ("most", ctypes.c_int64),
     ]
 
 
 def units(config: Config, m: int, groups: int = 1) -> int:
-    """How many units of work Scheduler::units() counts."""
+    """How many units of work there are at most."""
     return config.units(m) * (groups if config.kind == "masked" else 1)
 
 
@@ -112,15 +130,14 @@ def walk(
 ) -> np.ndarray:
     """Every tile that every block makes, as production/scheduler.cuh says when a kernel asks it: TILE, in the
     order of the turns; `layout` is int32, m_indices or masked_m."""
-    clusters = min(units(config, m, groups), max(1, num_sms // config.cluster))
-    if config.share == "K":
-        clusters = units(config, m)
-    most = -(-units(config, m, groups) // clusters)
-    out = np.full((clusters * config.cluster * most, len(TILE.names)), -1, np.int32)
+    parts = config.parts(m, num_sms)
+    most = sum(ceil_div(units(one, rows, groups), config.at_once(num_sms)) for one, rows in parts)
+    blocks = config.cluster * max(config.at_once(num_sms), units(config, m) if config.share == "K" else 1)
+    out = np.full((blocks * most, len(TILE.names)), -1, np.int32)
     line = next(line for line in config.source().splitlines() if line.startswith("constexpr Config"))
     text = _WALK.format(config=line, fields=len(TILE.names))
     library = build.load(text, target="emulator" if device == "cpu" else "cuda", name="walk").lib
-    args = _WalkArgs(GroupedArgs(m=m, n=config.n, k=config.k, num_sms=num_sms), None, clusters, most)
+    args = _WalkArgs(GroupedArgs(m=m, n=config.n, k=config.k, num_sms=num_sms), None, most)
     args.p.groups, args.p.groups_a = groups, groups if config.kind == "masked" else 1
     if device == "cpu":
         args.out, args.p.layout = out.ctypes.data, None if layout is None else layout.ctypes.data
@@ -159,7 +176,7 @@ def break_it(
     right: np.ndarray | None = None,
     seeds: int = 8,
 ) -> None:
-    """Run a configuration, each (old, new) of gemm.cuh replaced, under some schedules; print the symptoms.
+    """Run a configuration, each (old, new) of its files replaced, under some schedules; print the symptoms.
 
     `right` is the D to compare with; None: the bits that a kernel which does not split K gives.
     """

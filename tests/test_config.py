@@ -8,7 +8,7 @@ import re
 
 import gemm_ladder as gl
 import pytest
-from gemm_ladder import build, cli, explain, ffma, precompiling, production, sass, tuned, tuner
+from gemm_ladder import build, cli, explain, ffma, precompiling, prediction, production, sass, tuned, tuner
 from gemm_ladder import config as configs
 from gemm_ladder.config import BUCKETS, Config, bucket, candidates, choose, rows_to_expect
 from gemm_ladder.errors import InputError
@@ -80,6 +80,16 @@ MEASURED = {
     (4096, 7168, 2048, 256, 128, "nothing"): 92.31,
     (4096, 7168, 2048, 128, 160, "nothing"): 93.6,
 }
+# ... with tiles of another size for what whole waves leave over.
+MEASURED_TAILS = {
+    (4096, 2112, 7168, 128, 192, 256, 64): 87.5,
+    (8192, 2112, 7168, 128, 192, 128, 64): 173.8,
+    (2048, 2112, 7168, 128, 192, 128, 64): 49.0,
+    (2048, 7168, 16384, 256, 128, 128, 128): 337.7,
+    (2048, 7168, 2048, 256, 128, 256, 64): 49.5,
+    (3072, 24576, 1536, 256, 128, 256, 64): 182.7,
+    (6144, 4096, 7168, 256, 128, 128, 128): 254.9,
+}
 
 
 def config(**fields: object) -> Config:
@@ -106,7 +116,7 @@ def test_choice(row, expected):
 def test_few_kernels(n, k):
     """What a serving process compiles for one weight, over all batch sizes."""
     found = {choose("dense", m, n, k) for m in range(1, 8193)}
-    assert 4 <= len(found) <= 10
+    assert 4 <= len(found) <= 11
     assert found == {choose("dense", m, n, k) for m in configs.rows_up_to("dense", 8192, 1)}
 
 
@@ -153,6 +163,8 @@ def test_candidates_keep_the_rules():
     assert {one.tile_m for one in found} == {64, 128, 256}
     assert {112, 144, 160} < {one.tile_n for one in found}
     assert {one.share for one in candidates("dense", 4096, 4096, 7168)} == {"nothing", "A", "B"}
+    tails = {(one.tail_m, one.tail_n) for one in candidates("dense", 4096, 2112, 7168)}
+    assert tails == {(0, 0), *configs.TAILS}
     assert "K" in {one.share for one in candidates("dense", 64, 2112, 7168)}
 
 
@@ -184,6 +196,16 @@ def test_candidates_keep_the_rules():
             "tile_m is 256; tile_m must be at most 128 * consumers_m in the contiguous layout",
         ),
         ({"kind": "masked", "share": "K", "cluster": 2, "stages": 3}, "share is 'K'; share must not be K"),
+        ({"tail_m": 256}, "tail_m is 256; tail_m and tail_n must both be positive, or both 0"),
+        ({"tail_m": -64, "tail_n": -64}, "tail_m is -64; tail_m and tail_n must both be positive, or both 0"),
+        (
+            {"kind": "masked", "tail_m": 256, "tail_n": 64, "stages": 4},
+            "tail_m must be 0 in a grouped layout",
+        ),
+        ({"share": "K", "cluster": 2, "stages": 3, "tail_m": 128, "tail_n": 64}, "and where K is split"),
+        ({"tail_m": 64, "tail_n": 64}, "tail_m is 64; tail_m x tail_n must be a tile that the other fields"),
+        ({"tail_m": 256, "tail_n": 256, "stages": 1}, "tail_m x tail_n must be a tile that the other"),
+        ({"tail_m": 256, "tail_n": 128}, "shared_bytes is 321536; shared_bytes must be at most 232448"),
     ],
     ids=str,
 )
@@ -213,10 +235,11 @@ def test_choose_refuses(arguments, sentence):
 
 def test_source():
     assert Config.of("masked", 584, 768, 64, 112, cluster=2, share="A").source() == (
-        '#include "gemm.cuh"\n'
+        '#include "start.cuh"\n'
         "constexpr Config kConfig{.kind = Kind::kMasked, .n = 584, .k = 768, .tile_m = 64, .tile_n = 112, "
         ".consumers_m = 1, .consumers_n = 1, .stages = 9, .cluster = 2, .share = Share::kA, .group_m = 8, "
-        ".group_n = 0, .unroll = 4, .blocks_an_sm = 1, .stream_b = false, .prefetch = 0};\n"
+        ".group_n = 0, .unroll = 4, .blocks_an_sm = 1, .stream_b = false, .prefetch = 0, .tail_m = 0, "
+        ".tail_n = 0};\n"
         'extern "C" const char* gemm_ladder_launch(const GroupedArgs* args) '
         "{ return start<kConfig>(*args); }\n"
     )
@@ -234,6 +257,7 @@ def test_registers_decide_the_unrolling():
     assert Config.of("dense", 4096, 7168, 128, 192).unroll == 1
     assert Config.of("dense", 4096, 7168, 256, 128).unroll == 8
     assert Config.of("dense", 4096, 7168, 64, 64).unroll == 4
+    assert Config.of("dense", 4096, 7168, 128, 192, tail_m=256, tail_n=64).unroll == 8, "measured"
 
 
 def test_weights_that_are_read_once_leave_l2_first():
@@ -251,6 +275,13 @@ def test_expected_times(row, us):
     assert predict(one, m).us == pytest.approx(us, rel=0.1)
 
 
+@pytest.mark.parametrize(("row", "us"), MEASURED_TAILS.items(), ids=str)
+def test_expected_times_of_tails(row, us):
+    m, n, k, tile_m, tile_n, tail_m, tail_n = row
+    one = Config.of("dense", n, k, tile_m, tile_n, tail_m=tail_m, tail_n=tail_n)
+    assert predict(one, m).us == pytest.approx(us, rel=0.12)
+
+
 def test_prediction():
     """4096x2112x7168 in pairs of 128x192 tiles below each other: 16 x 11 pairs on 66 pairs of SMs."""
     found = predict(Config.of("dense", 2112, 7168, 128, 192, share="B", cluster=2), 4096)
@@ -264,15 +295,50 @@ def test_prediction():
     assert predict(Config.of("dense", 2112, 7168, 128, 192), 4096, num_sms=66).us > found.us * 1.5
 
 
+def test_parts():
+    """Whole waves, and of those whole rows of tiles; the tail is the smaller, and has the ring to itself."""
+    one = config(n=2112, tile_n=192, tail_m=256, tail_n=64)
+    assert [(part.tile_m, part.tile_n, rows) for part, rows in one.parts(4096, 132)] == [
+        (128, 192, 3072),
+        (256, 64, 1024),
+    ]
+    assert one.parts(3072, 132) == [(one, 3072)], "two whole waves leave nothing over"
+    assert one.parts(1500, 132) == [(one, 1500)], "not one whole wave"
+    assert [rows for _, rows in one.parts(4096, 100)] == [27 * 128, 4096 - 27 * 128], "of 300 tiles, 297"
+    assert one.parts(3000, 132) == [(one, 3000)], "the last rows of whole waves are ragged"
+    pairs = config(n=2112, tile_n=192, tail_m=256, tail_n=64, share="B", cluster=2, stages=3)
+    assert [rows for _, rows in pairs.parts(4096, 132)] == [3072, 1024]
+    assert config(n=2112).parts(4096, 132) == [(config(n=2112), 4096)]
+    assert one.stage_bytes == 42 * 1024 and one.output_bytes == 2 * 64 * 192 * 2, "the larger of both"
+
+
+def test_prediction_of_a_tail():
+    """Two waves of 264 tiles of 128x192, then one of 132 of 256x64; and where they overlap."""
+    one = Config.of("dense", 2112, 7168, 128, 192, tail_m=256, tail_n=64)
+    found = predict(one, 4096)
+    assert (found.waves, found.last_wave) == (3.0, 1.0)
+    assert found.l2_bytes == 56 * (264 * (320 * 128 + 512) + 132 * (320 * 128 + 1024))
+    alone = [
+        predict(Config.of("dense", 2112, 7168, *tile), rows)
+        for *tile, rows in ((128, 192, 3072), (256, 64, 1024))
+    ]
+    assert found.us / sum(one.us for one in alone) == pytest.approx(1, rel=0.05)
+    assert found.us < predict(Config.of("dense", 2112, 7168, 128, 192), 4096).us
+    # 5 tiles for 4 clusters leave the second cluster to be the next: with 3 long ones the first has none.
+    assert prediction._busy([(5, 1.0), (3, 10.0)], 4) == 11.0
+    assert prediction._busy([(5, 1.0), (4, 10.0)], 4) == 12.0
+
+
 def test_explain(capsys):
     assert cli.main(["explain", "4096", "2112", "7168"]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("fp8_gemm_dense_2112x7168_128x192, chosen for m = 4096\n")
+    assert shown.startswith("fp8_gemm_dense_2112x7168_128x192_256x64, chosen for m = 4096\n")
+    assert "tile         128 x 192, then 256 x 64, 2 consumer(s)\n" in shown
     assert re.search(
         r"^measured +[\d.]+ us with fp8_gemm_dense_2112x7168_\w+.*, which runs on an NVIDIA H100", shown, re.M
     )
-    assert "waves        2.67, the last one 67% full\n" in shown
-    assert re.search(r"^128x192 +2x1 +B by 2 +4 +2\.67 ", shown, re.M)
+    assert "waves        3.00, the last one 100% full\n" in shown
+    assert re.search(r"^128x192, then 256x64 +2x1 +nothing +4 +3\.00 ", shown, re.M)
     assert explain.main(["300", "7168", "2048", "--kind=masked", "--groups=4", "--sms=78", "--all=2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("fp8_gemm_masked_7168x2048_") and lines[0].endswith("m = 384")

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 
 import gemm_ladder as gl
 import numpy as np
@@ -29,13 +30,16 @@ DEVICE = {"emulator": "cpu", "gpu": "cuda"}
 FUZZ = {"emulator": int(os.environ.get("GEMM_LADDER_FUZZ", "8")), "gpu": 60}  # configurations
 CASES_EACH = {"emulator": 3, "gpu": 40}
 INT_MAX = 2**31 - 1
+LESSONS = Path(__file__).resolve().parents[1] / "lessons"
 
 
-def family(kind: str, tile_m: int, tile_n: int, share: str = "nothing", **fields: object) -> Config:
+def family(
+    kind: str, tile_m: int, tile_n: int, share: str = "nothing", n: int = 328, **fields: object
+) -> Config:
     """A configuration for a ragged n and an odd number of blocks of K."""
     k = 1152 if share == "K" else 384
     fields = {"cluster": 1 if share == "nothing" else 2, **fields}
-    return Config.of(kind, 328, k, tile_m, tile_n, share=share, **fields)
+    return Config.of(kind, n, k, tile_m, tile_n, share=share, **fields)
 
 
 DENSE = [
@@ -50,6 +54,13 @@ DENSE = [
     family("dense", 128, 256, consumers_m=1, consumers_n=2),
     family("dense", 128, 128, consumers_m=1, blocks_an_sm=2),
     family("dense", 64, 64, "K", cluster=4, blocks_an_sm=2),
+    *(
+        TAILS := [
+            family("dense", 128, 192, n=520, tail_m=256, tail_n=64),
+            family("dense", 64, 96, "A", n=520, tail_m=128, tail_n=32),
+            family("dense", 64, 112, n=328, tail_m=64, tail_n=48, prefetch=1, stream_b=True),
+        ]
+    ),
 ]
 CONTIGUOUS = [
     family("contiguous", 64, 64, stream_b=True, prefetch=1),
@@ -72,7 +83,8 @@ FAMILIES = (*DENSE, *CONTIGUOUS, *MASKED)
 
 def name(config: Config) -> str:
     twice = "_2" if config.blocks_an_sm > 1 else ""
-    return f"{config.kind}_{config.tile_m}x{config.tile_n}_{config.share}{config.cluster}{twice}"
+    tail = f"_{config.tail_m}x{config.tail_n}" if config.tail else ""
+    return f"{config.kind}_{config.tile_m}x{config.tile_n}_{config.share}{config.cluster}{twice}{tail}"
 
 
 def run_dense(
@@ -124,6 +136,32 @@ def run_family(config: Config, machine: str) -> None:
 def test_dense(config, m, machine):
     run_dense(config, m, machine, seed=m)
     run_dense(config, m, machine, seed=m + 1, num_sms=config.cluster * 3, exact=True)
+
+
+@pytest.mark.parametrize("config", TAILS, ids=name)
+@pytest.mark.parametrize(("m", "num_sms"), [(300, 4), (700, 8), (513, 10)])
+def test_rows_left_after_whole_waves(config, m, num_sms, machine):
+    """The last rows have another tile; run_family's call has such rows too, for the sanitizer."""
+    assert len(config.parts(m, num_sms)) == len(config.parts(300, 2 * config.cluster)) == 2
+    run_dense(config, m, machine, seed=m, num_sms=num_sms)
+
+
+@pytest.mark.parametrize("config", TAILS, ids=name)
+@pytest.mark.parametrize(("m", "num_sms"), [(300, 4), (700, 8), (512, 4), (60, 9)])
+def test_rows_are_dealt_out_as_the_configuration_says(config, m, num_sms, monkeypatch):
+    """Config.parts, by which a tail is chosen, against deal() of production/start.cuh; clusters take turns
+    through both tiles, as if those were one list."""
+    monkeypatch.syspath_prepend(LESSONS)
+    import workbench_production
+
+    tiles, begin = workbench_production.walk(config, m, num_sms, device="cpu"), 0
+    for one, rows in config.parts(m, num_sms):
+        mine = tiles[(tiles["tile_m"] == one.tile_m) & (tiles["tile_n"] == one.tile_n)]
+        assert len(mine) == one.units(rows) * one.cluster
+        assert set(mine["row"]) == set(range(begin, begin + rows, one.tile_m))
+        begin += rows
+    made = [np.sum(tiles["block"] == block) for block in range(config.cluster * config.at_once(num_sms))]
+    assert made == sorted(made, reverse=True) and made[0] - made[-1] <= 1
 
 
 @pytest.mark.parametrize("config", DENSE, ids=name)
@@ -242,6 +280,8 @@ def random_config(rng: np.random.Generator) -> Config:
             group_n=int(rng.integers(0, 5)),
             stream_b=stream_b,
             prefetch=int(rng.integers(12)) if stream_b else 0,
+            tail_m=(tail_m := int(rng.choice([0, 64, 128, 256]))),
+            tail_n=16 * int(rng.integers(1, 17)) if tail_m else 0,
             **({"blocks_an_sm": 2, "consumers_m": 1, "consumers_n": 1} if rng.integers(4) == 0 else {}),
         )
         if configs.fits(config):

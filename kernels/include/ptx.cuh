@@ -189,6 +189,10 @@ __device__ __forceinline__ void bar_arrive(uint32_t id, uint32_t threads) {
 __device__ __forceinline__ void barrier_cluster_arrive() {
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
+// ... and one that releases nothing, so that nobody waits for what it has written.
+__device__ __forceinline__ void barrier_cluster_arrive_relaxed() {
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
 __device__ __forceinline__ void barrier_cluster_wait() {
     const trace::Span span(trace::Event::cluster_wait);
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");

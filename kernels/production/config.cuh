@@ -22,10 +22,19 @@ struct Config {
     int stages;
     int cluster;
     Share share;
-    int group_m;       // units of work that run together span so many of them down
-    int group_n;       // ... instead so many to the right, if it is not 0
-    int unroll;        // blocks of K
-    int blocks_an_sm;  // one or two blocks at a time on an SM
-    bool stream_b;     // B is read once: let it leave L2 first
-    int prefetch;      // blocks of K of B that a block asks L2 for before anything else
+    int group_m;         // units of work that run together span so many of them down
+    int group_n;         // ... instead so many to the right, if it is not 0
+    int unroll;          // blocks of K
+    int blocks_an_sm;    // one or two blocks at a time on an SM
+    bool stream_b;       // B is read once: let it leave L2 first
+    int prefetch;        // blocks of K of B that a block asks L2 for before anything else
+    int tail_m, tail_n;  // tiles of the rows that are left after whole waves of tiles; 0: the same
 };
+
+// Its two tiles exchanged; the same, if it has one.
+constexpr Config exchanged(Config c) {
+    if (c.tail_m == 0) return c;
+    const int tile_m = c.tile_m, tile_n = c.tile_n;
+    c.tile_m = c.tail_m, c.tile_n = c.tail_n, c.tail_m = tile_m, c.tail_n = tile_n;
+    return c;
+}

@@ -5,6 +5,7 @@
 
 #include "config.cuh"
 #include "epilogue.cuh"
+#include "geometry.cuh"
 #include "launch.cuh"
 #include "layout.cuh"
 #include "ptx.cuh"
@@ -17,69 +18,40 @@ __device__ inline void meet() {
     ptx::barrier_cluster_wait();
 }
 
-constexpr int gcd(int a, int b) { return b ? gcd(b, a % b) : a; }
+constexpr uint32_t larger(uint32_t a, uint32_t b) { return a > b ? a : b; }
+
+// Rows of A and D that one tile is for, and their operands.
+struct Part {
+    TensorMap a, b, sfa, sfb, d;
+    GroupedArgs p;
+    int first_cluster;  // whose its first unit of work is
+};
 
 template <Config kC>
-struct Gemm {
-    static constexpr int kWarpgroup = 128;
-    static constexpr int kConsumers = kC.consumers_m * kC.consumers_n;
-    static constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
-    static constexpr int kSliceM = Scheduler<kC>::kSliceM, kSlices = Scheduler<kC>::kSlices;
-    static constexpr int kConsumerN = kC.tile_n / kC.consumers_n;
-    static constexpr int kRegisters = kConsumerN / 2;
-    // Registers a thread that a consumer takes while the loader keeps 40; one alone on its SM has enough from the
-    // start.
-    static constexpr int kTakes = kConsumers > 1 ? 232 : kC.blocks_an_sm > 1 ? 216 : 0;
-    static constexpr int kSplits = kC.share == Share::kK ? kC.cluster : 1;
-    static constexpr int kBlocks = kC.k / kScaleK;
-    static constexpr uint16_t kEveryBlock = (1 << kC.cluster) - 1;
+struct Parts {
+    Part part[kC.tail_m > 0 ? 2 : 1];
+};
 
-    // Columns that surely share a scale of B, and how many such scales a tile needs for a block of K.
-    static constexpr int kSegment = gcd(gcd(kC.tile_n, kScaleN), kConsumerN);
-    static constexpr int kSegments = kConsumerN / kSegment;
-    static constexpr int kScalesB = (kScaleN - gcd(kC.tile_n, kScaleN) + kC.tile_n - 1) / kScaleN + 1;
+template <Config kC>
+struct Gemm : Geometry<kC> {
+    using One = Geometry<kC>;
+    using Other = Geometry<exchanged(kC)>;  // they take turns with the same shared memory
+    using One::kB, One::kScaleA, One::kScaleB;
+    using One::kStoreN, One::kBoxes, One::kBytesBox, One::kBytesSlice, One::kPieces, One::kBytesLoads;
+    using One::kTakes, One::kSplits, One::kBlocks, One::kEveryBlock, One::kSegment, One::kSegments, One::kScalesB;
+    using One::kWarpgroup, One::kConsumers, One::kThreads, One::kSliceM, One::kSlices, One::kConsumerN, One::kRegisters;
 
-    static constexpr int kStoreN = gcd(kConsumerN, 64);  // columns in a box of D
-    static constexpr int kBoxes = kConsumerN / kStoreN;  // a slice of a consumer
-    static constexpr uint32_t kBytesBox = kWgmmaM * kStoreN * sizeof(uint16_t);
-    static constexpr uint32_t kBytesSlice = kBoxes * kBytesBox;
-    // Where K is split, a thread's results leave it in pieces of 16 bytes.
-    static constexpr int kPieces = kSlices * kRegisters / 4;
-    static constexpr uint32_t kBytesPieces = ceil_div(kPieces, kSplits) * kSplits * kWarpgroup * sizeof(float4);
-    static constexpr uint32_t kBytesD =  // of a consumer
-        kSplits > 1 ? kBytesPieces : ceil_div(kSlices * kBytesSlice, 1024) * 1024;
-
-    static constexpr uint32_t kBytesA = kC.tile_m * kScaleK;
-    static constexpr uint32_t kBytesB = kC.tile_n * kScaleK;
-    static constexpr uint32_t kBytesScaleA = kC.tile_m * sizeof(float);
-    static constexpr uint32_t kBytesLoads = kBytesA + kBytesB + kBytesScaleA + kScalesB * kScaleBox * sizeof(float);
-    static constexpr uint32_t kB = kBytesA, kScaleA = kB + kBytesB, kScaleB = kScaleA + kBytesScaleA;
-    static constexpr uint32_t kFull = kScaleB + kScalesB * kScalePitch, kEmpty = kFull + 16;
-    static constexpr uint32_t kBytesStage = ceil_div(kEmpty + 16, 1024) * 1024;
+    static constexpr uint32_t kBytesD = larger(One::kBytesOutput, Other::kBytesOutput);  // of a consumer
+    static constexpr uint32_t kBytesStage = ceil_div(larger(One::kBytesLoaded, Other::kBytesLoaded) + 32, 1024) * 1024;
+    static constexpr uint32_t kFull = kBytesStage - 32, kEmpty = kFull + 16;
     static constexpr uint32_t kSharedBytes = kConsumers * kBytesD + kC.stages * kBytesStage;
-
-    static_assert(kConsumers == 1 || kConsumers == 2, "registers for one or two consumers");
-    static_assert(kC.tile_m % kSliceM == 0 && kConsumerN % 16 == 0 && kConsumerN <= 256, "whole WGMMA tiles");
-    static_assert(kC.k % kScaleK == 0 && kC.n % 8 == 0, "whole promotion blocks; rows of D of whole 16 bytes");
     static_assert(kSharedBytes <= 233472 / kC.blocks_an_sm - 1024, "what a block can have");
-    static_assert(kC.share != Share::kA || kC.tile_m % (8 * kC.cluster) == 0, "whole swizzle atoms a block");
-    static_assert(kC.share != Share::kB || kC.tile_n % (8 * kC.cluster) == 0, "whole swizzle atoms a block");
-    static_assert(kC.share != Share::kB || kC.kind != Kind::kContiguous, "neighbours may have different experts");
-    static_assert(kSplits == 1 || kC.kind == Kind::kDense,
-                  "a cluster that splits K makes one tile, whichever its group");
-    static_assert(kC.kind != Kind::kContiguous || (kSlices <= 2 && 128 % kSliceM == 0),
-                  "128 rows are sure to have one expert; where they do not, one slice is multiplied at a time");
-    static_assert((kC.share == Share::kNothing) == (kC.cluster == 1), "a cluster shares something");
-    static_assert(kC.blocks_an_sm == 1 || (kC.blocks_an_sm == 2 && kConsumers == 1), "registers for two blocks an SM");
 
     static __device__ uint32_t smem_d(int consumer) { return ptx::shared_memory() + consumer * kBytesD; }
     static __device__ uint32_t smem_stage(int stage) { return smem_d(kConsumers) + stage * kBytesStage; }
     static __device__ uint32_t rank() { return kC.cluster > 1 ? ptx::cluster_ctarank() : 0; }
 
-    // The part of K that this block multiplies.
-    static __device__ int first_block() { return kSplits > 1 ? rank() * kBlocks / kSplits : 0; }
-    static __device__ int last_block() { return kSplits > 1 ? (rank() + 1) * kBlocks / kSplits : kBlocks; }
-
+    // Where a loader or a consumer is in the ring of stages.
     struct Ring {
         uint32_t stage = smem_stage(0), parity = 0;
         __device__ void advance() {
@@ -88,17 +60,19 @@ struct Gemm {
         }
     };
 
+    // The part of K that this block multiplies.
+    static __device__ int first_block() { return kSplits > 1 ? rank() * kBlocks / kSplits : 0; }
+    static __device__ int last_block() { return kSplits > 1 ? (rank() + 1) * kBlocks / kSplits : kBlocks; }
+
     // Where a tile's scales of B begin: [groups][scale blocks of N][blocks of K].
     static __device__ uint32_t first_scale_b(const Tile& tile) {
         return (tile.group * static_cast<int>(ceil_div(kC.n, kScaleN)) + tile.column / kScaleN) * kBlocks;
     }
 
-    static __device__ void produce(const TensorMap* map_a, const TensorMap* map_b, const TensorMap* map_sfa,
-                                   const TensorMap* map_sfb, const GroupedArgs& p) {
+    static __device__ Ring produce(const Part& part, Ring ring) {
         const uint64_t policy_b = ptx::createpolicy_evict_first();
         const int first = first_block(), last = last_block();
-        Scheduler<kC> tiles(p);
-        Ring ring;
+        Scheduler<kC> tiles(part.p, 0, part.first_cluster);
         for (Tile tile; tiles.next(tile);) {
             if (tile.group < 0) continue;
             const uint32_t scale_b = first_scale_b(tile);
@@ -107,17 +81,18 @@ struct Gemm {
                 const uint32_t full = ring.stage + kFull;
                 ptx::mbarrier_wait_parity(ring.stage + kEmpty, ring.parity ^ 1);
                 ptx::mbarrier_arrive_expect_tx(full, kBytesLoads);
-                load<kC.share == Share::kB, kC.stream_b>(ring.stage + kB, map_b, full, block * kScaleK,
+                load<kC.share == Share::kB, kC.stream_b>(ring.stage + kB, &part.b, full, block * kScaleK,
                                                          tile.group * kC.n + tile.column, kC.tile_n, policy_b);
-                load<kC.share == Share::kA, false>(ring.stage, map_a, full, block * kScaleK, tile.row, kC.tile_m, 0);
-                ptx::cp_async_bulk_tensor_2d(ring.stage + kScaleA, map_sfa, full, tile.scale_column,
+                load<kC.share == Share::kA, false>(ring.stage, &part.a, full, block * kScaleK, tile.row, kC.tile_m, 0);
+                ptx::cp_async_bulk_tensor_2d(ring.stage + kScaleA, &part.sfa, full, tile.scale_column,
                                              tile.scale_row + block);
 #pragma unroll
                 for (int i = 0; i < kScalesB; ++i)  // what lies outside belongs to columns that go nowhere
-                    ptx::cp_async_bulk_tensor_2d(ring.stage + kScaleB + i * kScalePitch, map_sfb, full,
+                    ptx::cp_async_bulk_tensor_2d(ring.stage + kScaleB + i * kScalePitch, &part.sfb, full,
                                                  (scale_b + i * kBlocks + block) / kScaleBox * kScaleBox, 0);
             }
         }
+        return ring;
     }
 
     // The loader's idle warps ask L2 for the first blocks of K of the block's first tile of B. They need neither
@@ -224,13 +199,14 @@ struct Gemm {
         }
     }
 
-    static __device__ void consume(const TensorMap* map_d, const GroupedArgs& p, int consumer) {
+    static __device__ Ring consume(const Part& part, int consumer, Ring ring) {
         const int thread = threadIdx.x % kWarpgroup;
         Place at;
+        at.ring = ring;
         at.first_row = consumer % kC.consumers_m * kWgmmaM;
         at.first_column = consumer / kC.consumers_m * kConsumerN;
         at.row = at.first_row + accumulator_row(thread, 0);
-        Scheduler<kC> tiles(p, at.first_row);
+        Scheduler<kC> tiles(part.p, at.first_row, part.first_cluster);
         for (Tile tile; tiles.next(tile);) {
             at.column = tile.column % kScaleN + at.first_column;
             at.scale_b = first_scale_b(tile) + first_block();
@@ -243,11 +219,12 @@ struct Gemm {
                 skip(at);
             tile.row += at.first_row, tile.rows -= at.first_row, tile.column += at.first_column;
             if constexpr (kSplits > 1)
-                reduce(total, p, consumer, tile);
+                reduce(total, part.p, consumer, tile);
             else
-                store(total, map_d, p, consumer, tile);
+                store(total, part, consumer, tile);
         }
         if (kSplits == 1 && thread == 0) ptx::cp_async_bulk_wait_group_read<0>();  // D itself is the end's affair
+        return at.ring;
     }
 
     // This warp has finished with a stage. Blocks that multicast into it hear it too.
@@ -261,8 +238,8 @@ struct Gemm {
     }
 
     // A consumer's results to shared memory, swizzled, and from there to D, while the next tile is being multiplied.
-    static __device__ void store(const float (&total)[kSlices][kRegisters], const TensorMap* map_d,
-                                 const GroupedArgs& p, int consumer, const Tile& tile) {
+    static __device__ void store(const float (&total)[kSlices][kRegisters], const Part& part, int consumer,
+                                 const Tile& tile) {
         const int thread = threadIdx.x % kWarpgroup;
         if (thread == 0) ptx::cp_async_bulk_wait_group_read<0>();  // the last tile has left this buffer
         ptx::bar_sync(1 + consumer, kWarpgroup);
@@ -277,7 +254,8 @@ struct Gemm {
                 const int row = r / kWgmmaM * kSliceM + r % kWgmmaM;
                 if (row >= tile.rows || tile.column + column >= kC.n) continue;
                 const uint32_t box = smem_d(consumer) + r / kWgmmaM * kBytesSlice + column / kStoreN * kBytesBox;
-                *reinterpret_cast<uint4*>(p.d + static_cast<int64_t>(tile.row + row) * kC.n + tile.column + column) =
+                *reinterpret_cast<uint4*>(part.p.d + static_cast<int64_t>(tile.row + row) * kC.n + tile.column +
+                                          column) =
                     ptx::ld_shared<uint4>(box + swizzle<kStoreN * 2>((r % kWgmmaM * kStoreN + column % kStoreN) * 2));
             }
             return;
@@ -288,7 +266,7 @@ struct Gemm {
             const int slices = kC.kind == Kind::kContiguous ? tile.slices : kSlices;
             for (int box = 0; box < slices * kBoxes; ++box)
                 ptx::cp_async_bulk_tensor_2d_store(
-                    map_d, smem_d(consumer) + box / kBoxes * kBytesSlice + box % kBoxes * kBytesBox,
+                    &part.d, smem_d(consumer) + box / kBoxes * kBytesSlice + box % kBoxes * kBytesBox,
                     tile.column + box % kBoxes * kStoreN, tile.row + box / kBoxes * kSliceM);
             ptx::cp_async_bulk_commit_group();
         }
@@ -337,15 +315,15 @@ struct Gemm {
 
 template <Config kC>
 __global__ void __launch_bounds__(Gemm<kC>::kThreads, kC.blocks_an_sm)
-    s7_production_fp8_gemm(const __grid_constant__ TensorMap map_a, const __grid_constant__ TensorMap map_b,
-                           const __grid_constant__ TensorMap map_sfa, const __grid_constant__ TensorMap map_sfb,
-                           const __grid_constant__ TensorMap map_d, const __grid_constant__ GroupedArgs p) {
+    s7_production_fp8_gemm(const __grid_constant__ Parts<kC> parts) {
     using G = Gemm<kC>;
-    if constexpr (G::kSplits > 1) ptx::barrier_cluster_arrive();  // reduce() waits for it
+    using Tail = Gemm<exchanged(kC)>;
+    const Part &part = parts.part[0], &tail = parts.part[kC.tail_m > 0 ? 1 : 0];
+    if constexpr (G::kSplits > 1) ptx::barrier_cluster_arrive_relaxed();  // "I have begun": reduce() waits for it
     if constexpr (kC.prefetch > 0)
-        if (threadIdx.x >= 32 && threadIdx.x < G::kWarpgroup) G::prefetch(p);
+        if (threadIdx.x >= 32 && threadIdx.x < G::kWarpgroup) G::prefetch(part.p);
     if (threadIdx.x == G::kWarpgroup)  // before the first loads ask for them
-        for (const TensorMap* map : {&map_a, &map_b, &map_sfa, &map_sfb}) ptx::prefetch_tensormap(map);
+        for (const TensorMap* map : {&part.a, &part.b, &part.sfa, &part.sfb}) ptx::prefetch_tensormap(map);
     constexpr bool kSends = kC.share == Share::kA || kC.share == Share::kB;
     if (threadIdx.x == 0) {
         constexpr int kSharers = kSends ? kC.cluster : 1;
@@ -362,7 +340,10 @@ __global__ void __launch_bounds__(Gemm<kC>::kThreads, kC.blocks_an_sm)
 
     if (threadIdx.x < G::kWarpgroup) {
         if constexpr (G::kTakes > 0) ptx::setmaxnreg_dec<40>();
-        if (threadIdx.x == 0) G::produce(&map_a, &map_b, &map_sfa, &map_sfb, p);
+        if (threadIdx.x == 0) {
+            const auto ring = G::produce(part, {});
+            if constexpr (kC.tail_m > 0) Tail::produce(tail, {ring.stage, ring.parity});
+        }
         if constexpr (G::kSplits > 1) {  // as the consumers do in reduce()
             __syncwarp();
             ptx::barrier_cluster_wait();
@@ -371,40 +352,9 @@ __global__ void __launch_bounds__(Gemm<kC>::kThreads, kC.blocks_an_sm)
     } else {
         if constexpr (G::kTakes > 0) ptx::setmaxnreg_inc<G::kTakes>();
         // The shuffle tells the compiler that the number is the same in all lanes.
-        G::consume(&map_d, p, ptx::shfl_sync_idx(threadIdx.x / G::kWarpgroup, 0) - 1);
+        const int consumer = ptx::shfl_sync_idx(threadIdx.x / G::kWarpgroup, 0) - 1;
+        const auto ring = G::consume(part, consumer, {});
+        if constexpr (kC.tail_m > 0) Tail::consume(tail, consumer, {ring.stage, ring.parity});
     }
     if constexpr (kSends) meet();  // nobody leaves while a neighbour may still send to it
-}
-
-template <Config kC>
-const char* start(const GroupedArgs& p) {
-    using G = Gemm<kC>;
-    constexpr int kPartA = kC.share == Share::kA ? kC.cluster : 1, kPartB = kC.share == Share::kB ? kC.cluster : 1;
-    constexpr Swizzle kSwizzleD = G::kStoreN == 64 ? Swizzle::k128B : G::kStoreN == 32 ? Swizzle::k64B : Swizzle::k32B;
-    const int64_t units = Scheduler<kC>::units(p), rows = p.groups_a * p.m, blocks = p.groups_a * G::kBlocks;
-    if (units == 0) return nullptr;
-    const int64_t scales_b = p.groups * ceil_div(kC.n, kScaleN) * G::kBlocks;
-    TensorMap map_a, map_b, map_sfa, map_sfb, map_d;
-    if (auto error = tensor_map_2d(&map_a, p.a, rows, kC.k, kC.k, kC.tile_m / kPartA, kScaleK, Swizzle::k128B))
-        return error;
-    if (auto error =
-            tensor_map_2d(&map_b, p.b, p.groups * kC.n, kC.k, kC.k, kC.tile_n / kPartB, kScaleK, Swizzle::k128B))
-        return error;
-    if (auto error = tensor_map_2d(&map_sfa, p.sfa, blocks, p.m, p.sfa_stride, 1, kC.tile_m, Swizzle::kNone))
-        return error;
-    if (auto error = tensor_map_2d(&map_sfb, p.sfb, 1, scales_b, ceil_div(scales_b, kScaleBox) * kScaleBox, 1,
-                                   kScaleBox, Swizzle::kNone))
-        return error;
-    if (auto error = tensor_map_2d(&map_d, p.d, rows, kC.n, kC.n, kWgmmaM, G::kStoreN, kSwizzleD)) return error;
-    const int64_t at_once = p.num_sms * kC.blocks_an_sm, most = at_once < kC.cluster ? 1 : at_once / kC.cluster;
-    // A block that splits K makes one tile: parts of a second one could arrive before the first is added up.
-    const int64_t clusters = units < most || G::kSplits > 1 ? units : most;
-    return launch(s7_production_fp8_gemm<kC>,
-                  {.blocks = clusters * kC.cluster,
-                   .threads = G::kThreads,
-                   .shared_bytes = G::kSharedBytes,
-                   .stream = p.stream,
-                   .cluster = static_cast<uint32_t>(kC.cluster),
-                   .blocks_an_sm = static_cast<uint32_t>(kC.blocks_an_sm)},
-                  map_a, map_b, map_sfa, map_sfb, map_d, p);
 }

@@ -34,9 +34,11 @@ class Scheduler {
     // How many units there are at most; the launcher needs it without having read the layout.
     static int64_t units(const GroupedArgs& p) { return p.groups_a * ceil_div(p.m, kC.tile_m * kDown) * kUnitsN; }
 
-    // `first_row`: where the rows that tile.live speaks of begin in a slice.
-    __device__ explicit Scheduler(const GroupedArgs& p, int first_row = 0)
+    // `first_row`: where the rows that tile.live speaks of begin in a slice. `first_cluster`: whose the first unit is,
+    // where there are tiles of two sizes.
+    __device__ explicit Scheduler(const GroupedArgs& p, int first_row = 0, int first_cluster = 0)
         : p_(p), first_row_(first_row), unit_(blockIdx.x / kC.cluster) {
+        if (kC.tail_m > 0 && (unit_ -= first_cluster) < 0) unit_ += gridDim.x / kC.cluster;
         if (kC.kind == Kind::kMasked) coming_ = p_.layout[0];
         enter_group();
         look_ahead();

@@ -224,6 +224,7 @@ inline void barrier_cluster_arrive() {
     ++current_cluster->cluster_arrived;
     current_cluster->complete_cluster_barrier();
 }
+inline void barrier_cluster_arrive_relaxed() { barrier_cluster_arrive(); }
 inline void barrier_cluster_wait() {
     emulator::exchange("barrier.cluster.wait", {});
     emulator::Thread& thread = self();

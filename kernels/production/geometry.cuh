@@ -1,0 +1,62 @@
+// What follows from a configuration and one of its tiles: who makes what of it, and what it needs of shared memory.
+#pragma once
+
+#include <cstdint>
+
+#include "config.cuh"
+#include "layout.cuh"
+#include "scheduler.cuh"
+
+constexpr int gcd(int a, int b) { return b ? gcd(b, a % b) : a; }
+
+template <Config kC>
+struct Geometry {
+    static constexpr int kWarpgroup = 128;
+    static constexpr int kConsumers = kC.consumers_m * kC.consumers_n;
+    static constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
+    static constexpr int kSliceM = Scheduler<kC>::kSliceM, kSlices = Scheduler<kC>::kSlices;
+    static constexpr int kConsumerN = kC.tile_n / kC.consumers_n;
+    static constexpr int kRegisters = kConsumerN / 2;
+    // Registers a thread that a consumer takes while the loader keeps 40; one alone on its SM has enough from the
+    // start.
+    static constexpr int kTakes = kConsumers > 1 ? 232 : kC.blocks_an_sm > 1 ? 216 : 0;
+    static constexpr int kSplits = kC.share == Share::kK ? kC.cluster : 1;
+    static constexpr int kBlocks = kC.k / kScaleK;
+    static constexpr uint16_t kEveryBlock = (1 << kC.cluster) - 1;
+
+    // Columns that surely share a scale of B, and how many such scales a tile needs for a block of K.
+    static constexpr int kSegment = gcd(gcd(kC.tile_n, kScaleN), kConsumerN);
+    static constexpr int kSegments = kConsumerN / kSegment;
+    static constexpr int kScalesB = (kScaleN - gcd(kC.tile_n, kScaleN) + kC.tile_n - 1) / kScaleN + 1;
+
+    static constexpr int kStoreN = gcd(kConsumerN, 64);  // columns in a box of D
+    static constexpr int kBoxes = kConsumerN / kStoreN;  // a slice of a consumer
+    static constexpr uint32_t kBytesBox = kWgmmaM * kStoreN * sizeof(uint16_t);
+    static constexpr uint32_t kBytesSlice = kBoxes * kBytesBox;
+    // Where K is split, a thread's results leave it in pieces of 16 bytes.
+    static constexpr int kPieces = kSlices * kRegisters / 4;
+    static constexpr uint32_t kBytesPieces = ceil_div(kPieces, kSplits) * kSplits * kWarpgroup * sizeof(float4);
+    static constexpr uint32_t kBytesOutput =  // of a consumer
+        kSplits > 1 ? kBytesPieces : ceil_div(kSlices * kBytesSlice, 1024) * 1024;
+
+    static constexpr uint32_t kBytesA = kC.tile_m * kScaleK;
+    static constexpr uint32_t kBytesB = kC.tile_n * kScaleK;
+    static constexpr uint32_t kBytesScaleA = kC.tile_m * sizeof(float);
+    static constexpr uint32_t kBytesLoads = kBytesA + kBytesB + kBytesScaleA + kScalesB * kScaleBox * sizeof(float);
+    static constexpr uint32_t kB = kBytesA, kScaleA = kB + kBytesB, kScaleB = kScaleA + kBytesScaleA;
+    static constexpr uint32_t kBytesLoaded = kScaleB + kScalesB * kScalePitch;  // of a stage, gaps included
+
+    static_assert(kConsumers == 1 || kConsumers == 2, "registers for one or two consumers");
+    static_assert(kC.tile_m % kSliceM == 0 && kConsumerN % 16 == 0 && kConsumerN <= 256, "whole WGMMA tiles");
+    static_assert(kC.k % kScaleK == 0 && kC.n % 8 == 0, "whole promotion blocks; rows of D of whole 16 bytes");
+    static_assert(kC.share != Share::kA || kC.tile_m % (8 * kC.cluster) == 0, "whole swizzle atoms a block");
+    static_assert(kC.share != Share::kB || kC.tile_n % (8 * kC.cluster) == 0, "whole swizzle atoms a block");
+    static_assert(kC.share != Share::kB || kC.kind != Kind::kContiguous, "neighbours may have different experts");
+    static_assert(kSplits == 1 || (kC.kind == Kind::kDense && kC.tail_m == 0),
+                  "a cluster that splits K makes one tile, whichever its group");
+    static_assert(kC.tail_m == 0 || kC.kind == Kind::kDense, "where the last rows begin is the launcher's to say");
+    static_assert(kC.kind != Kind::kContiguous || (kSlices <= 2 && 128 % kSliceM == 0),
+                  "128 rows are sure to have one expert; where they do not, one slice is multiplied at a time");
+    static_assert((kC.share == Share::kNothing) == (kC.cluster == 1), "a cluster shares something");
+    static_assert(kC.blocks_an_sm == 1 || (kC.blocks_an_sm == 2 && kConsumers == 1), "registers for two blocks an SM");
+};

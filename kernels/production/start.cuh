@@ -1,0 +1,70 @@
+// How a production kernel is started: its operands described to the copy engine, its rows dealt out to its tiles.
+#pragma once
+
+#include "gemm.cuh"
+
+// A part's operands as the copy engine is to see them.
+template <Config kC>
+const char* describe(Part& part) {
+    using G = Gemm<kC>;
+    constexpr int kPartA = kC.share == Share::kA ? kC.cluster : 1, kPartB = kC.share == Share::kB ? kC.cluster : 1;
+    constexpr Swizzle kSwizzleD = G::kStoreN == 64 ? Swizzle::k128B : G::kStoreN == 32 ? Swizzle::k64B : Swizzle::k32B;
+    const GroupedArgs& p = part.p;
+    if (p.m == 0) return nullptr;  // no unit of work, so nobody looks
+    const int64_t rows = p.groups_a * p.m, blocks = p.groups_a * G::kBlocks;
+    const int64_t scales_b = p.groups * ceil_div(kC.n, kScaleN) * G::kBlocks;
+    if (auto error = tensor_map_2d(&part.a, p.a, rows, kC.k, kC.k, kC.tile_m / kPartA, kScaleK, Swizzle::k128B))
+        return error;
+    if (auto error =
+            tensor_map_2d(&part.b, p.b, p.groups * kC.n, kC.k, kC.k, kC.tile_n / kPartB, kScaleK, Swizzle::k128B))
+        return error;
+    if (auto error = tensor_map_2d(&part.sfa, p.sfa, blocks, p.m, p.sfa_stride, 1, kC.tile_m, Swizzle::kNone))
+        return error;
+    if (auto error = tensor_map_2d(&part.sfb, p.sfb, 1, scales_b, ceil_div(scales_b, kScaleBox) * kScaleBox, 1,
+                                   kScaleBox, Swizzle::kNone))
+        return error;
+    return tensor_map_2d(&part.d, p.d, rows, kC.n, kC.n, kWgmmaM, G::kStoreN, kSwizzleD);
+}
+
+// Deals a product's rows out to its tiles: to the first those of whole waves (all, if that were none), to the other
+// what is left. Returns how many clusters have work.
+template <Config kC>
+int64_t deal(const GroupedArgs& p, Parts<kC>& parts) {
+    using Tiles = Scheduler<kC>;
+    using TailTiles = Scheduler<exchanged(kC)>;
+    const int64_t at_once = p.num_sms * kC.blocks_an_sm, most = at_once < kC.cluster ? 1 : at_once / kC.cluster;
+    int64_t units = Tiles::units(p);
+    for (Part& part : parts.part) part.p = p;
+    if constexpr (kC.tail_m > 0) {
+        auto& [first, last] = parts.part;
+        const int64_t in_waves = units / most * most / Tiles::kUnitsN * Tiles::kDown * kC.tile_m;
+        const int64_t rows = in_waves == 0 || in_waves > p.m ? p.m : in_waves;
+        last.p.m -= first.p.m = rows;
+        last.p.a += rows * kC.k;
+        last.p.sfa += rows;
+        last.p.d += rows * kC.n;
+        const int64_t before = Tiles::units(first.p);
+        units = before + TailTiles::units(last.p);
+        last.first_cluster = static_cast<int>(before % most);
+    }
+    // A block that splits K makes one tile: parts of a second one could arrive before the first is added up.
+    return units < most || kC.share == Share::kK ? units : most;
+}
+
+template <Config kC>
+const char* start(const GroupedArgs& p) {
+    using G = Gemm<kC>;
+    Parts<kC> parts{};
+    const int64_t clusters = deal(p, parts);
+    if (auto error = describe<kC>(parts.part[0])) return error;
+    if constexpr (kC.tail_m > 0)
+        if (auto error = describe<exchanged(kC)>(parts.part[1])) return error;
+    return launch(s7_production_fp8_gemm<kC>,
+                  {.blocks = clusters * kC.cluster,
+                   .threads = G::kThreads,
+                   .shared_bytes = G::kSharedBytes,
+                   .stream = p.stream,
+                   .cluster = static_cast<uint32_t>(kC.cluster),
+                   .blocks_an_sm = static_cast<uint32_t>(kC.blocks_an_sm)},
+                  parts);
+}

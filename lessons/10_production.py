@@ -116,7 +116,7 @@ workbench.Text(f"```cpp\n{config.source()}```", config.source())
 
 # %%
 geometry = workbench_production.source("geometry.cuh")
-workbench.code(geometry, "constexpr int kSegment =", "kBytesOutput =")
+workbench.code(geometry, "constexpr int kSegment =", "kBytesPieces : ")
 
 # %%
 workbench.code(geometry, "static_assert\\(kConsumers", "a cluster shares something")

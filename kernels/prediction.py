@@ -27,8 +27,12 @@ WAVE_US = 0.18  # from a tile to the next
 OUTPUT_US = 0.036 / 1024  # an element of a tile: to shared memory and out
 CLUSTER_US = 1.2  # starting blocks in pairs
 IN_STEP = 1.015  # how much longer the main loop takes where blocks share a load: they wait for each other
-TAIL = 1.04  # how much longer all tiles take where the last ones are others: those read B once more
+TAIL = 1.03  # how much longer all tiles take where the last ones are others
 SPLIT_US = 1.2  # their sums' way through distributed shared memory
+SPLIT_MORE_US = 0.3e-3  # ... for each element of a tile that has more than SPLIT_SMALL
+SPLIT_SMALL = 6000
+NARROW_BOX_US = 0.08  # for each box of 16 columns that a consumer's output leaves in
+FEW_STAGES = 1.22  # how much longer memory takes where two slices leave shared memory for few stages
 
 # Cycles of a block of K in the main loop by a consumer's columns: of one consumer alone, of two with 64 rows
 # each, of two with 128 rows each. Wide tiles whose columns are no multiple of 64 need more of B's scales:
@@ -104,28 +108,29 @@ def _predict(config: Config, rows: list[int], groups: int, num_sms: int) -> Pred
     splits = config.cluster if config.share == "K" else 1
     blocks = ceil_div(k // SCALE, splits)
     at_once = config.at_once(num_sms)
-    tiles = [one for of_group in rows for one in config.parts(of_group, num_sms)]
-    of_tile: dict[Config, int] = {}  # units of work
-    for one, part in tiles:
-        of_tile[one] = of_tile.get(one, 0) + one.units(part)
-    units = sum(of_tile.values())
+    m, scale_columns = sum(rows), k // SCALE
+    operand_b = groups * (n * k + 4 * ceil_div(n, SCALE) * scale_columns)
+    us, units, l2_bytes, done = LAUNCH_US, 0, 0, []
+    # Each tile's part is a product of its own, but for SMs that are done with the first and begin the other.
+    for one, part in _parts(config, rows, num_sms):
+        count = sum(map(one.units, part))
+        before = _busy(done, at_once) if done else 0.0
+        done.append((count, _tile_us(one, blocks)))
+        busy = _busy(done, at_once) - before
+        requested = count * one.cluster * blocks * _requested(one)
+        part_bytes = sum(part) * (k + 2 * n * LATE + 4 * scale_columns) + operand_b
+        stream = part_bytes / STREAM * (1 if one.stream_b else KEEP_B) * (FEW_STAGES if one.slices > 1 else 1)
+        stream *= max(1, BUSY_SMS * num_sms / min(count * one.cluster, num_sms)) ** 0.2
+        transfer = max(stream, requested / L2) + QUEUE * requested / L2 + ceil_div(count, at_once) * WAVE_US
+        # The first loads have nothing to hide behind, nor has the last output.
+        exposed = 1.5 * one.tile_m * one.tile_n * OUTPUT_US
+        us += max(busy, transfer + exposed) * (TAIL if one is not config or len(done) > 1 else 1)
+        units, l2_bytes = units + count, l2_bytes + requested
     waves = ceil_div(units, at_once)
-    busy = _busy([(count, _tile_us(one, blocks)) for one, count in of_tile.items()], at_once)
-    busy *= TAIL if len(of_tile) > 1 else 1
-    scale_columns = k // SCALE
-    m = sum(rows)
-    output = 2 * m * n
-    memory_bytes = m * k + output + 4 * m * scale_columns
-    memory_bytes += groups * (n * k + 4 * ceil_div(n, SCALE) * scale_columns)
-    l2_bytes = sum(count * config.cluster * blocks * _requested(one) for one, count in of_tile.items())
-    stream = (memory_bytes - (1 - LATE) * output) / STREAM * (1 if config.stream_b else KEEP_B)
-    stream *= max(1, BUSY_SMS * num_sms / min(units * config.cluster, num_sms)) ** 0.2
-    transfer = max(stream, l2_bytes / L2) + QUEUE * l2_bytes / L2 + waves * WAVE_US
-    # The first loads have nothing to hide behind, nor has the last output.
-    last = tiles[-1][0]
-    exposed = 1.5 * last.tile_m * last.tile_n * OUTPUT_US
-    us = LAUNCH_US + max(busy, transfer + exposed)
-    us += CLUSTER_US * (config.cluster > 1) + SPLIT_US * (splits > 1)
+    us += CLUSTER_US * (config.cluster > 1)
+    if splits > 1:
+        us += SPLIT_US + SPLIT_MORE_US * max(0, config.tile_m * config.tile_n - SPLIT_SMALL)
+    memory_bytes = m * (k + 2 * n + 4 * scale_columns) + operand_b
     flops = 2 * m * n * k
     return Prediction(
         waves=units / at_once,
@@ -151,9 +156,17 @@ def _busy(units: list[tuple[int, float]], at_once: int) -> float:
     return max(of(begin % at_once) for begin in begins)  # from one of these to the next all have the same
 
 
+def _parts(config: Config, rows: list[int], num_sms: int) -> list[tuple[Config, list[int]]]:
+    """The tiles, and each one's rows of every group; only a dense product, of one group, has two."""
+    if config.tail is None:
+        return [(config, rows)]
+    return [(one, [part]) for one, part in config.parts(rows[0], num_sms)]
+
+
 def _tile_us(config: Config, blocks: int) -> float:
     """Microseconds of a tile of so many blocks of K."""
-    return blocks * _block_us(config) + config.tile_m * config.tile_n * OUTPUT_US
+    narrow = config.slices * config.consumer_n // 16 if config.consumer_n % 32 else 0  # boxes of a consumer
+    return blocks * _block_us(config) + config.tile_m * config.tile_n * OUTPUT_US + narrow * NARROW_BOX_US
 
 
 def _requested(config: Config) -> int:

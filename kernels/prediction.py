@@ -27,7 +27,7 @@ WAVE_US = 0.18  # from a tile to the next
 OUTPUT_US = 0.036 / 1024  # an element of a tile: to shared memory and out
 CLUSTER_US = 1.2  # starting blocks in pairs
 IN_STEP = 1.015  # how much longer the main loop takes where blocks share a load: they wait for each other
-TAIL = 1.03  # how much longer all tiles take where the last ones are others
+TAIL = 1.03  # how much longer the last tiles take where they are others than the first
 SPLIT_US = 1.2  # their sums' way through distributed shared memory
 SPLIT_MORE_US = 0.3e-3  # ... for each element of a tile that has more than SPLIT_SMALL
 SPLIT_SMALL = 6000
@@ -124,7 +124,7 @@ def _predict(config: Config, rows: list[int], groups: int, num_sms: int) -> Pred
         transfer = max(stream, requested / L2) + QUEUE * requested / L2 + ceil_div(count, at_once) * WAVE_US
         # The first loads have nothing to hide behind, nor has the last output.
         exposed = 1.5 * one.tile_m * one.tile_n * OUTPUT_US
-        us += max(busy, transfer + exposed) * (TAIL if one is not config or len(done) > 1 else 1)
+        us += max(busy, transfer + exposed) * (TAIL if len(done) > 1 else 1)
         units, l2_bytes = units + count, l2_bytes + requested
     waves = ceil_div(units, at_once)
     us += CLUSTER_US * (config.cluster > 1)

@@ -226,7 +226,7 @@ workbench.code(workbench_production.source("start.cuh"), "^int64_t deal", "^}")
 
 # %% [markdown]
 # A tail is not for nothing: its tiles ask L2 for more, and read B once more. What one wins, and where it does
-# not, is in [NOTES.md](../kernels/production/NOTES.md); the choice counts on 4% for it.
+# not, is in [NOTES.md](../kernels/production/NOTES.md); the choice counts both.
 #
 # Without a tail, the part of the SMs' time that makes outputs which somebody wants is a saw, against m: it
 # falls where one more wave begins, and rises while that fills.

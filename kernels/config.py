@@ -181,13 +181,10 @@ class Config:
 
     def parts(self, rows: int, num_sms: int) -> list[tuple[Config, int]]:
         """Which rows of A each tile is for, how many of them: deal() of production/start.cuh."""
-        if self.tail is None:
-            return [(self, rows)]
-        at_once = self.at_once(num_sms)
-        in_waves = self.units(rows) // at_once * at_once  # units; and now rows:
-        first = in_waves // self.units(1) * self.tile_m * (self.cluster if self.share == "B" else 1)
-        first = min(first, rows) or rows
-        return [(self, first), (self.tail, rows - first)] if first < rows else [(self, rows)]
+        tail, at_once = self.tail, self.at_once(num_sms)
+        units_in_waves = self.units(rows) // at_once * at_once
+        first = min(units_in_waves // self.units(1) * self.tile_m * self.down, rows) or rows
+        return [(self, rows)] if tail is None or first == rows else [(self, first), (tail, rows - first)]
 
     def at_once(self, num_sms: int) -> int:
         """Clusters on so many SMs at a time."""
@@ -215,9 +212,17 @@ class Config:
 
     def units(self, rows: int) -> int:
         """Units of work that so many rows of A are, masked: of a group: Scheduler::units()."""
-        down, right = (self.cluster if self.share == name else 1 for name in "BA")
-        tiles_m = ceil_div(rows, self.tile_m * down)
-        return tiles_m * ceil_div(self.n, self.tile_n * right)
+        return ceil_div(rows, self.tile_m * self.down) * ceil_div(self.n, self.tile_n * self.right)
+
+    @property
+    def down(self) -> int:
+        """Tiles below each other in a unit of work, which share B: Scheduler::kDown."""
+        return self.cluster if self.share == "B" else 1
+
+    @property
+    def right(self) -> int:
+        """Tiles side by side in a unit of work, which share A: Scheduler::kRight."""
+        return self.cluster if self.share == "A" else 1
 
     @property
     def scales_b(self) -> int:

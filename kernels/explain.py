@@ -63,14 +63,15 @@ def _shared(config: Config) -> str:
     return "nothing" if config.share == "nothing" else f"{config.share} by {config.cluster}"
 
 
-def _tile(config: Config, by: str) -> str:
+def tile(config: Config, by: str) -> str:
+    """The tile, and the tail's if there is one, in words; `by` stands between rows and columns."""
     tail = f", then {config.tail_m}{by}{config.tail_n}" if config.tail else ""
     return f"{config.tile_m}{by}{config.tile_n}{tail}"
 
 
 def _lines(config: Config, expected: Prediction) -> list[tuple[str, str]]:
     return [
-        ("tile", f"{_tile(config, ' x ')}, {config.consumers} consumer(s)"),
+        ("tile", f"{tile(config, ' x ')}, {config.consumers} consumer(s)"),
         ("shared", f"{_shared(config)}"),
         ("stages", f"{config.stages}, {config.shared_bytes} bytes of shared memory"),
         ("waves", f"{expected.waves:.2f}, the last one {expected.last_wave:.0%} full"),
@@ -83,7 +84,7 @@ def _lines(config: Config, expected: Prediction) -> list[tuple[str, str]]:
 
 def _row(config: Config, expected: Prediction) -> list[str]:
     return [
-        _tile(config, "x"),
+        tile(config, "x"),
         f"{config.consumers_m}x{config.consumers_n}",
         _shared(config),
         str(config.stages),

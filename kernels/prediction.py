@@ -110,13 +110,12 @@ def _predict(config: Config, rows: list[int], groups: int, num_sms: int) -> Pred
     at_once = config.at_once(num_sms)
     m, scale_columns = sum(rows), k // SCALE
     operand_b = groups * (n * k + 4 * ceil_div(n, SCALE) * scale_columns)
-    us, units, l2_bytes, done = LAUNCH_US, 0, 0, []
+    us, units, l2_bytes, done, before = LAUNCH_US, 0, 0, [], 0.0
     # Each tile's part is a product of its own, but for SMs that are done with the first and begin the other.
     for one, part in _parts(config, rows, num_sms):
         count = sum(map(one.units, part))
-        before = _busy(done, at_once) if done else 0.0
         done.append((count, _tile_us(one, blocks)))
-        busy = _busy(done, at_once) - before
+        until = _busy(done, at_once)
         requested = count * one.cluster * blocks * _requested(one)
         part_bytes = sum(part) * (k + 2 * n * LATE + 4 * scale_columns) + operand_b
         stream = part_bytes / STREAM * (1 if one.stream_b else KEEP_B) * (FEW_STAGES if one.slices > 1 else 1)
@@ -124,8 +123,8 @@ def _predict(config: Config, rows: list[int], groups: int, num_sms: int) -> Pred
         transfer = max(stream, requested / L2) + QUEUE * requested / L2 + ceil_div(count, at_once) * WAVE_US
         # The first loads have nothing to hide behind, nor has the last output.
         exposed = 1.5 * one.tile_m * one.tile_n * OUTPUT_US
-        us += max(busy, transfer + exposed) * (TAIL if len(done) > 1 else 1)
-        units, l2_bytes = units + count, l2_bytes + requested
+        us += max(until - before, transfer + exposed) * (TAIL if len(done) > 1 else 1)
+        units, l2_bytes, before = units + count, l2_bytes + requested, until
     waves = ceil_div(units, at_once)
     us += CLUSTER_US * (config.cluster > 1)
     if splits > 1:
@@ -171,9 +170,7 @@ def _tile_us(config: Config, blocks: int) -> float:
 
 def _requested(config: Config) -> int:
     """Bytes that a block asks of L2 for a block of K: of what a pair shares, each asks for a half."""
-    rows_a = config.tile_m // (config.cluster if config.share == "A" else 1)
-    rows_b = config.tile_n // (config.cluster if config.share == "B" else 1)
-    return (rows_a + rows_b) * SCALE + config.tile_m * 4
+    return (config.tile_m // config.right + config.tile_n // config.down) * SCALE + config.tile_m * 4
 
 
 def _block_us(config: Config) -> float:

@@ -210,8 +210,7 @@ for one in (
     Config.of("dense", n, k, 128, 192),
     configs.choose("dense", m, n, k),
 ):
-    title = f"{one.tile_m} x {one.tile_n}" + (f", then {one.tail_m} x {one.tail_n}" if one.tail else "")
-    panels[title] = one, workbench_production.walk(one, m, SMS)
+    panels[explain.tile(one, " x ")] = one, workbench_production.walk(one, m, SMS)
 drawing_production.schedule(panels, SMS)
 
 # %% [markdown]

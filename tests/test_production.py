@@ -42,6 +42,11 @@ def family(
     return Config.of(kind, n, k, tile_m, tile_n, share=share, **fields)
 
 
+TAILS = [
+    family("dense", 128, 192, n=520, tail_m=256, tail_n=64),
+    family("dense", 64, 96, "A", n=520, tail_m=128, tail_n=32),
+    family("dense", 64, 112, tail_m=64, tail_n=48, prefetch=1, stream_b=True),
+]
 DENSE = [
     family("dense", 64, 16, stream_b=True, prefetch=2),
     family("dense", 64, 64, "K", stream_b=True, prefetch=20),
@@ -54,13 +59,7 @@ DENSE = [
     family("dense", 128, 256, consumers_m=1, consumers_n=2),
     family("dense", 128, 128, consumers_m=1, blocks_an_sm=2),
     family("dense", 64, 64, "K", cluster=4, blocks_an_sm=2),
-    *(
-        TAILS := [
-            family("dense", 128, 192, n=520, tail_m=256, tail_n=64),
-            family("dense", 64, 96, "A", n=520, tail_m=128, tail_n=32),
-            family("dense", 64, 112, n=328, tail_m=64, tail_n=48, prefetch=1, stream_b=True),
-        ]
-    ),
+    *TAILS,
 ]
 CONTIGUOUS = [
     family("contiguous", 64, 64, stream_b=True, prefetch=1),

@@ -115,7 +115,7 @@ def _predict(config: Config, rows: list[int], groups: int, num_sms: int) -> Pred
     for one, part in _parts(config, rows, num_sms):
         count = sum(map(one.units, part))
         done.append((count, _tile_us(one, blocks)))
-        until = _busy(done, at_once)
+        until = busy(done, at_once)
         requested = count * one.cluster * blocks * _requested(one)
         part_bytes = sum(part) * (k + 2 * n * LATE + 4 * scale_columns) + operand_b
         stream = part_bytes / STREAM * (1 if one.stream_b else KEEP_B) * (FEW_STAGES if one.slices > 1 else 1)
@@ -142,14 +142,19 @@ def _predict(config: Config, rows: list[int], groups: int, num_sms: int) -> Pred
     )
 
 
-def _busy(units: list[tuple[int, float]], at_once: int) -> float:
-    """How long the cluster with the most to do is busy: (units, microseconds of each), dealt out in turn."""
+def busy(units: list[tuple[int, float]], at_once: int) -> float:
+    """What the cluster with the most to do spends on its units of work, which are dealt out in turn.
+
+    Args:
+        units: (how many, what each costs) of every tile, in their order.
+        at_once: clusters.
+    """
     begins = list(itertools.accumulate((count for count, _ in units), initial=0))
 
     def of(cluster: int) -> float:
         return sum(
-            us * ceil_div(count - (cluster - begin) % at_once, at_once)
-            for begin, (count, us) in zip(begins, units, strict=False)
+            cost * ceil_div(count - (cluster - begin) % at_once, at_once)
+            for begin, (count, cost) in zip(begins, units, strict=False)
         )
 
     return max(of(begin % at_once) for begin in begins)  # from one of these to the next all have the same

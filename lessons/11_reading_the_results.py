@@ -306,13 +306,9 @@ for (m, n, k), us in drawing_results.times("s7_production").items():
     if m < 2048:
         continue
     one = configuration("dense", m, n, k, 1, None, configs.H100_SMS, data["meta"]["gpu"])  # what a call runs
-    pair = (
-        one.tile_m * (one.cluster if one.share == "B" else 1),
-        one.tile_n * (one.cluster if one.share == "A" else 1),
-    )
-    units = -(-m // pair[0]) * -(-n // pair[1])
-    waves = -(-units // (configs.H100_SMS // one.cluster))
-    full = m * n / (waves * configs.H100_SMS * one.tile_m * one.tile_n)
+    parts = one.parts(m, configs.H100_SMS)  # the last rows may have another tile
+    tiles = [(part.units(rows), part.tile_m * part.tile_n) for part, rows in parts]
+    full = m * n / (prediction.busy(tiles, one.at_once(configs.H100_SMS)) * configs.H100_SMS)
     part = 2 * m * n * k / us / 1e6 / drawing_results.ceiling()
     points[drawing_results.name((m, n, k))] = full, part
 drawing_results.fullness(points)

@@ -354,8 +354,8 @@ def test_prediction_of_a_tail():
     assert found.us / sum(one.us for one in alone) == pytest.approx(1, rel=0.05)
     assert found.us < predict(Config.of("dense", 2112, 7168, 128, 192), 4096).us
     # 5 tiles for 4 clusters leave the second cluster to be the next: with 3 long ones the first has none.
-    assert prediction._busy([(5, 1.0), (3, 10.0)], 4) == 11.0
-    assert prediction._busy([(5, 1.0), (4, 10.0)], 4) == 12.0
+    assert prediction.busy([(5, 1.0), (3, 10.0)], 4) == 11.0
+    assert prediction.busy([(5, 1.0), (4, 10.0)], 4) == 12.0
 
 
 def test_explain(capsys):

@@ -25,8 +25,8 @@ measure: $(VENV)/installed-test
 	$(BIN)/python -m gemm_ladder interleave
 	$(BIN)/python -m gemm_ladder host
 	$(BIN)/python -m gemm_ladder timeline all --json figures/data/timeline.json
-	$(BIN)/python tests/precision_probe.py
-	$(BIN)/python lessons/data/fences.py
+	$(BIN)/python -m gemm_ladder precision
+	$(BIN)/python -m gemm_ladder fences
 	$(BIN)/python -m gemm_ladder cards --ncu
 
 $(VENV)/installed: pyproject.toml

@@ -21,6 +21,7 @@ Data = dict[str, Any]
 Size = tuple[int, int, int]  # m, n, k
 
 SCHEMA = 1
+SHOWN: Size = (4096, 7168, 16384)  # the shape that is shown where there is room for one only
 ROW_FIELDS = (
     "kind", "groups", "m", "n", "k", "impl", "l2", "us", "us_p10", "us_p90", "tflops", "gb_s", "rel_err",
 )  # fmt: skip

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from .ladder import spread
-from .measured import CEILING, Data, number, provenance, series
+from .measured import CEILING, SHOWN, Data, number, provenance, series
 from .production import KINDS, RUNG
-from .rung_cards import SHOWN
 from .sheet import GRID, INK, MUTED, frame, sheet
 
 TENSOR_CORES = "cublaslt_tensorwise"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import measured
-from .measured import CEILING, Data, Size, number, provenance, series
+from .measured import CEILING, SHOWN, Data, number, provenance, series
 from .tables import markdown
 
 META_FIELDS = ("nvcc", "date", "sources", "protocol", "ncu")
@@ -26,7 +26,6 @@ ROW_FIELDS = (
     *("stages", "threads", "cluster", "sass", "ncu"),
 )
 
-SHOWN: Size = (4096, 7168, 16384)  # the shape of the table's TFLOPS
 
 # What ncu gives as a share of its peak: the parts of the machine that can be a kernel's limit.
 UNITS = {

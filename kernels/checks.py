@@ -27,19 +27,33 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
+import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
+from gemm_ladder import settings
+from gemm_ladder.arguments import (
+    HOPPER,
+    MAX_SIZE,
+    N_MULTIPLE,
+    SCALE_BLOCK,
+    TMA_ALIGNMENT,
+    Kind,
+    align,
+    ceil_div,
+)
 from gemm_ladder.errors import InputError
 
-BLOCK = 128  # of K (both operands' scales) and of N (B's): what one scale covers
-ALIGNMENT = 16  # bytes: what TMA asks of an address and of a stride
-ROW_GROUPS = ("m_indices", "masked_m")
+# Whether the contents of m_indices and masked_m are checked on a GPU, too, which waits for it.
+check_contents = os.environ.get("GEMM_LADDER_CHECK") == "1"
+
+ROWS = {"contiguous": "m_indices", "masked": "masked_m"}  # the tensor that says which rows are whose
 DTYPES = {
     **dict.fromkeys(("A", "B"), torch.float8_e4m3fn),
     **dict.fromkeys(("sfa", "sfb"), torch.float32),
-    **dict.fromkeys(ROW_GROUPS, torch.int32),
+    **dict.fromkeys(ROWS.values(), torch.int32),
     "out": torch.bfloat16,
 }
 DIMENSIONS = {  # by layout and tensor; equal names are equal sizes
@@ -61,67 +75,146 @@ DIMENSIONS = {  # by layout and tensor; equal names are equal sizes
 }
 
 
-class Gemm(NamedTuple):
-    """A call that passed: its tensors, the scales in the layouts that kernels read, and its sizes."""
+class CheckedCall(NamedTuple):
+    """A call that passed: its tensors, the scales in the layouts that kernels read, and its sizes.
 
+    Attributes:
+        rows: m_indices or masked_m; None in the dense layout.
+        m: rows of A and of `out`; in the masked layout those that each group has room for, max_m.
+        groups: of B; 1 in the dense layout.
+    """
+
+    kind: Kind
     a: torch.Tensor
     sfa: torch.Tensor
     b: torch.Tensor
     sfb: torch.Tensor
     out: torch.Tensor
-    m: int
-    n: int
-    k: int
-
-
-class GroupedGemm(NamedTuple):
-    """A grouped call that passed. `rows` is m_indices or masked_m, m the sizes' m or max_m."""
-
-    a: torch.Tensor
-    sfa: torch.Tensor
-    b: torch.Tensor
-    sfb: torch.Tensor
-    out: torch.Tensor
-    rows: torch.Tensor
+    rows: torch.Tensor | None
     m: int
     n: int
     k: int
     groups: int
 
 
-def dense(lhs: object, rhs: object, out: object, *, hopper: bool = True) -> Gemm:
-    """Check the operands of `out = lhs @ rhs.T` (module docstring).
-
-    Args:
-        lhs: the pair (A, sfa).
-        rhs: the pair (B, sfb).
-        out: the output.
-        hopper: refuse a GPU that is not Hopper.
-
-    Returns:
-        The tensors with the scales converted where they had to be. m may be 0.
+def call(kind: Kind, lhs: object, rhs: object, out: object, rows: object = None) -> CheckedCall:
+    """Check a call of the production kernels in every respect: `operands`, `supported` and `contents`.
 
     Raises:
         InputError: the first thing found wrong.
     """
-    tensors, size = _checked("dense", lhs, rhs, {"out": out}, hopper)
-    return Gemm(*tensors, size["m"], size["n"], size["k"])
+    checked = operands(kind, lhs, rhs, out, rows)
+    size = dict(zip(DIMENSIONS[kind]["A"], checked.a.shape, strict=True))
+    supported(kind, size | dict(zip(DIMENSIONS[kind]["B"], checked.b.shape, strict=True)))
+    if check_contents or not checked.a.is_cuda:
+        contents(checked)
+    return checked
 
 
-def contiguous_groups(lhs: object, rhs: object, out: object, m_indices: object) -> GroupedGemm:
-    """As `dense`, for the rows of all groups in one A: out[i] = lhs[i] @ rhs[m_indices[i]].T."""
-    tensors, size = _checked("contiguous", lhs, rhs, {"out": out, "m_indices": m_indices})
-    return GroupedGemm(*tensors, size["m"], size["n"], size["k"], size["groups"])
+def operands(
+    kind: Kind, lhs: object, rhs: object, out: object, rows: object = None, *, hopper: bool = True
+) -> CheckedCall:
+    """Check the metadata of a call's tensors (module docstring).
+
+    Args:
+        kind: the layout.
+        lhs: the pair (A, sfa).
+        rhs: the pair (B, sfb).
+        out: the output.
+        rows: m_indices or masked_m; None in the dense layout.
+        hopper: refuse a GPU that is not Hopper.
+
+    Returns:
+        The tensors, with the scales converted where they had to be. m may be 0.
+
+    Raises:
+        InputError: the first thing found wrong.
+    """
+    others = {"out": out} | ({} if kind == "dense" else {ROWS[kind]: rows})
+    tensors, size = _checked(kind, lhs, rhs, others, hopper)
+    m = size["max_m" if kind == "masked" else "m"]
+    return CheckedCall(
+        kind, *tensors, *((None,) if kind == "dense" else ()), m, size["n"], size["k"], size.get("groups", 1)
+    )
 
 
-def masked_groups(lhs: object, rhs: object, out: object, masked_m: object) -> GroupedGemm:
-    """As `dense`, for each group's first rows: out[g, :r] = lhs[g, :r] @ rhs[g].T with r = masked_m[g]."""
-    tensors, size = _checked("masked", lhs, rhs, {"out": out, "masked_m": masked_m})
-    return GroupedGemm(*tensors, size["max_m"], size["n"], size["k"], size["groups"])
+def supported(kind: Kind, size: Mapping[str, int]) -> None:
+    """Refuse sizes, by the names of the layout's dimensions, that the kernels do not multiply.
+
+    Raises:
+        InputError: n is not a multiple of 8, k not of 128, or a tensor has 2^31 rows or columns.
+    """
+    for name, multiple in (("n", N_MULTIPLE), ("k", SCALE_BLOCK)):
+        if size[name] % multiple:
+            raise InputError(f"{name} is {size[name]}; a multiple of {multiple} is needed")
+    for tensor in ("A", "B"):
+        *rows, k = DIMENSIONS[kind][tensor]
+        for names in (rows, [k]):
+            if (product := math.prod(size[name] for name in names)) > MAX_SIZE:
+                raise InputError(f"{' * '.join(names)} is {product}; less than 2^31 is needed")
+
+
+def contents(checked: CheckedCall) -> None:
+    """Refuse an m_indices or masked_m whose contents cannot be used. Waits for the tensor's device; does
+    nothing while a CUDA graph is captured, which forbids that.
+
+    Raises:
+        InputError: the first row or group that is wrong.
+    """
+    rows = checked.rows
+    if rows is None or _capturing(rows):
+        return
+    if checked.kind == "contiguous":
+        _indices(rows, checked.groups)
+    else:
+        _counts(rows, checked.m)
+
+
+def _indices(m_indices: torch.Tensor, groups: int) -> None:
+    """Refuse m_indices that hold what is no group, or a group that begins inside a block of rows.
+
+    A block, of as many rows as settings.get_mk_alignment_for_contiguous_layout() says, belongs to one group,
+    or to none (-1). Padding (-1) may also begin inside it.
+    """
+    row = _first((m_indices < -1) | (m_indices >= groups))
+    if row is not None:
+        raise InputError(f"m_indices[{row}] is {m_indices[row]}; -1 or a group below {groups} is needed")
+    alignment = settings.get_mk_alignment_for_contiguous_layout()
+    begins = (m_indices[1:] != m_indices[:-1]) & (m_indices[1:] != -1)
+    begins[alignment - 1 :: alignment] = False
+    row = _first(begins)
+    if row is not None:
+        raise InputError(
+            f"m_indices[{row + 1}] is {m_indices[row + 1]} after {m_indices[row]}; "
+            f"a group that begins at a multiple of {alignment} rows is needed"
+        )
+
+
+def _counts(masked_m: torch.Tensor, max_m: int) -> None:
+    """Refuse a masked_m that counts less than 0 rows or more than max_m."""
+    group = _first((masked_m < 0) | (masked_m > max_m))
+    if group is not None:
+        raise InputError(
+            f"masked_m[{group}] is {masked_m[group]}; a number from 0 to max_m = {max_m} is needed"
+        )
+
+
+def _first(wrong: torch.Tensor) -> int | None:
+    """The index of the first element that is true."""
+    found = wrong.nonzero()
+    return int(found[0]) if len(found) else None
+
+
+def _capturing(tensor: torch.Tensor) -> bool:
+    """Whether a CUDA graph is being captured, which forbids looking at a result."""
+    if not tensor.is_cuda:
+        return False
+    with torch.cuda.device(tensor.device):
+        return torch.cuda.is_current_stream_capturing()
 
 
 def _checked(
-    layout: str, lhs: object, rhs: object, others: Mapping[str, object], hopper: bool = True
+    kind: Kind, lhs: object, rhs: object, others: Mapping[str, object], hopper: bool
 ) -> tuple[list[torch.Tensor], dict[str, int]]:
     """Check a call; `others` are the output and what tells the groups of rows.
 
@@ -138,7 +231,7 @@ def _checked(
     for name, tensor in named.items():
         dtype(name, tensor, DTYPES[name])
 
-    dimensions = DIMENSIONS[layout]
+    dimensions = DIMENSIONS[kind]
     of_a = dict(zip(dimensions["A"], sizes("A", a, *dimensions["A"]), strict=True))
     size = dict(zip(dimensions["B"], sizes("B", b, *dimensions["B"]), strict=True)) | of_a
     n, k = size["n"], size["k"]
@@ -148,15 +241,15 @@ def _checked(
     if size.get("groups") == 0:
         raise InputError("B has 0 groups; at least 1 is needed")
     common = ", ".join(f"{of} = {of_a[of]}" for of in dimensions["B"] if of in of_a)
-    shape("B", b, needed_shape("B", layout, size), f"[{', '.join(dimensions['B'])}] with A's {common}")
+    shape("B", b, needed_shape("B", kind, size), f"[{', '.join(dimensions['B'])}] with A's {common}")
     for name in ("sfa", "sfb", *others):
         values = ", ".join(f"{of} = {size[of]}" for of in map(_without_blocks, dimensions[name]))
         meaning = f"[{', '.join(dimensions[name])}] for {values}"
-        shape(name, named[name], needed_shape(name, layout, size), meaning)
+        shape(name, named[name], needed_shape(name, kind, size), meaning)
 
     for name in ("A", "B", *others):
         contiguous(name, named[name])
-        if name not in ROW_GROUPS:
+        if name not in ROWS.values():
             aligned(name, named[name])
         in_memory(name, named[name])
     sfb_strides(sfb)
@@ -167,17 +260,17 @@ def _checked(
     return [a.detach(), mn_major(sfa), b.detach(), row_major(sfb), *others.values()], size
 
 
-def needed_shape(name: str, layout: str, size: Mapping[str, int]) -> tuple[int, ...]:
-    """The shape of the tensor `name` in a layout, given the sizes of the dimensions by their names."""
+def needed_shape(name: str, kind: Kind, size: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of the tensor `name`, given the sizes of the dimensions by their names."""
     return tuple(
-        size[of] if of in size else ceil_div(size[_without_blocks(of)], BLOCK)
-        for of in DIMENSIONS[layout][name]
+        size[of] if of in size else ceil_div(size[_without_blocks(of)], SCALE_BLOCK)
+        for of in DIMENSIONS[kind][name]
     )
 
 
 def _without_blocks(dimension: str) -> str:
     """ "k" of "ceil(k / 128)"; other names as they are."""
-    return dimension.removeprefix("ceil(").removesuffix(f" / {BLOCK})")
+    return dimension.removeprefix("ceil(").removesuffix(f" / {SCALE_BLOCK})")
 
 
 def pair(value: object, name: str, parts: str) -> tuple[object, object]:
@@ -211,7 +304,7 @@ def same_device(named: Mapping[str, object]) -> torch.device:
 @functools.cache
 def runs_on(device: torch.device) -> None:
     """Refuse a GPU that cannot run code for sm_90a."""
-    if device.type == "cuda" and (capability := torch.cuda.get_device_capability(device)) != (9, 0):
+    if device.type == "cuda" and (capability := torch.cuda.get_device_capability(device)) != HOPPER:
         raise InputError(
             f"{device} is a {torch.cuda.get_device_name(device)}, "
             f"compute capability {capability[0]}.{capability[1]}; "
@@ -249,9 +342,9 @@ def contiguous(name: str, tensor: torch.Tensor) -> None:
 
 
 def aligned(name: str, tensor: torch.Tensor) -> None:
-    if tensor.numel() and tensor.data_ptr() % ALIGNMENT:
+    if tensor.numel() and tensor.data_ptr() % TMA_ALIGNMENT:
         raise InputError(
-            f"{name} starts at address {tensor.data_ptr():#x}; a multiple of {ALIGNMENT} bytes is needed"
+            f"{name} starts at address {tensor.data_ptr():#x}; a multiple of {TMA_ALIGNMENT} bytes is needed"
         )
 
 
@@ -287,7 +380,7 @@ def mn_major(sfa: torch.Tensor) -> torch.Tensor:
     The padding, and the strides of dimensions of size 1, are left as they come.
     """
     strides = mn_major_strides(sfa.shape)
-    if sfa.data_ptr() % ALIGNMENT == 0 and all(
+    if sfa.data_ptr() % TMA_ALIGNMENT == 0 and all(
         size == 1 or stride == needed
         for size, stride, needed in zip(sfa.shape, sfa.stride(), strides, strict=True)
     ):
@@ -299,22 +392,14 @@ def row_major(sfb: torch.Tensor) -> torch.Tensor:
     """B's scales as TMA reads them, contiguous and 16-byte aligned: the tensor itself, or else a copy. One
     group's scales of many need not be aligned."""
     sfb = sfb.contiguous()
-    return sfb.clone() if sfb.data_ptr() % ALIGNMENT else sfb
+    return sfb.clone() if sfb.data_ptr() % TMA_ALIGNMENT else sfb
 
 
 def mn_major_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The strides, in floats, of scales [(groups,) mn, k / 128] as TMA reads them."""
     mn, blocks = shape[-2:]
-    rows = align(mn, ALIGNMENT // torch.float32.itemsize)
+    rows = align(mn, TMA_ALIGNMENT // torch.float32.itemsize)
     return (rows * blocks, 1, rows)[-len(shape) :]
-
-
-def ceil_div(x: int, y: int) -> int:
-    return -(-x // y)
-
-
-def align(x: int, multiple: int) -> int:
-    return ceil_div(x, multiple) * multiple
 
 
 def _span(tensor: torch.Tensor) -> tuple[int, int]:

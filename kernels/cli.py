@@ -13,14 +13,30 @@ COMMANDS = {
     "host": "time what a call costs the host, and a kernel's first build, on a Hopper GPU",
     "interleave": "time rung 6 in each of its modes, on a Hopper GPU",
     "cards": "renew each rung's card: its resources, its machine code and, with --ncu, what limits it",
+    "precision": "measure what is lost where promotion comes late, on a Hopper GPU",
+    "tensor-core": "compare a Hopper GPU's tensor cores with the emulator's model of them, bit for bit",
+    "fences": "read and time what fences cost rung s4",
     "timeline": "record who loads, multiplies, promotes and waits in a rung, and when",
     "explain": "say which production kernel a product gets, and what is expected of it; needs no GPU",
     "tune": "measure which production kernel is the fastest for a product, and keep the answer",
     "doctor": "say what this machine has, what it lacks and how to get it",
 }
 
-# Others have their command's name. gemm_ladder.tune is the function, gemm_ladder.production the kernels.
-MODULES = {"tune": "tuner", "production": "production_rows", "host": "host_times"}
+# Where each command's main() is, below gemm_ladder.
+MODULES = {
+    "compare": "measure.compare",
+    "production": "measure.production_rows",
+    "host": "measure.host",
+    "interleave": "measure.interleave",
+    "cards": "measure.cards",
+    "precision": "measure.precision",
+    "tensor-core": "measure.tensor_core",
+    "fences": "measure.fences",
+    "timeline": "timeline.command",
+    "explain": "production.explain",
+    "tune": "production.tuner",
+    "doctor": "build.doctor",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help"):
         print("usage: python -m gemm_ladder COMMAND [--help]\n")
-        print("\n".join(f"  {name:10}  {what}" for name, what in COMMANDS.items()))
+        print("\n".join(f"  {name:11}  {what}" for name, what in COMMANDS.items()))
         return 0
     if command not in COMMANDS:
         return _refuse(f"{command!r} is not a command; one of {', '.join(COMMANDS)} is needed")
@@ -46,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from gemm_ladder.errors import GemmLadderError
 
     try:
-        return importlib.import_module(f"gemm_ladder.{MODULES.get(command, command)}").main(rest)
+        return importlib.import_module(f"gemm_ladder.{MODULES[command]}").main(rest)
     except (GemmLadderError, ToolchainError, BuildError) as error:
         return _refuse(str(error))
     except KeyboardInterrupt:

@@ -6,10 +6,10 @@ GemmLadderError
 ├── UnknownRungError (KeyError)      a name that is not a rung's
 ├── LaunchError (RuntimeError)       a launch was refused, by CUDA or by the kernel's own launcher
 ├── EmulatorError (RuntimeError)     the emulated machine found a fault in a kernel: a deadlock, a misuse
-├── ToolchainError (RuntimeError)    toolchain.py: a compiler or a library for building is missing or too old
-├── BuildError (RuntimeError)        build_job.py: a source does not build
-├── UnknownCodeError (ValueError)    ffma.py: machine code that is not what the rewriting knows
-└── ProfilerError (RuntimeError)     measuring.py: the CUDA profiler does not report what ran
+├── ToolchainError (RuntimeError)    build/toolchain.py: a compiler or library is missing or too old
+├── BuildError (RuntimeError)        build/job.py: a source does not build
+├── UnknownCodeError (ValueError)    sass/ffma.py: machine code that is not what the rewriting knows
+└── ProfilerError (RuntimeError)     measure/timing.py: the CUDA profiler does not report what ran
 
 The last four are defined in the modules that raise them; build has ToolchainError and BuildError as well.
 """
@@ -35,3 +35,9 @@ class LaunchError(GemmLadderError, RuntimeError):
 
 class EmulatorError(GemmLadderError, RuntimeError):
     """The emulator stopped a kernel; the message names the fault, the threads and the barriers involved."""
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's text on one line of bearable length."""
+    text = " ".join((str(error) or type(error).__name__).split())
+    return text if len(text) <= 200 else text[:197] + "..."

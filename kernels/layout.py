@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from gemm_ladder import checks
+from gemm_ladder import arguments, checks
+from gemm_ladder.arguments import SCALE_BLOCK, TMA_ALIGNMENT
 from gemm_ladder.errors import InputError
 from gemm_ladder.ref import layouts
 
@@ -66,11 +67,11 @@ def transform_sf_into_required_layout(
         if is_sfa is None:
             raise InputError(f"recipe is {recipe} without is_sfa; True for A's scales or False is needed")
         granularity = (granularity[0 if is_sfa else 1], granularity[2])
-    if granularity not in ((1, checks.BLOCK), (checks.BLOCK, checks.BLOCK)):
+    if granularity not in ((1, SCALE_BLOCK), (SCALE_BLOCK, SCALE_BLOCK)):
         raise InputError(f"recipe is {recipe}; a scale for (1, 128) or for (128, 128) elements is needed")
     checks.same_device({"sf": sf})
     checks.dtype("sf", sf, torch.float32)
-    needed = (checks.ceil_div(mn, granularity[0]), checks.ceil_div(k, granularity[1]))
+    needed = (arguments.ceil_div(mn, granularity[0]), arguments.ceil_div(k, granularity[1]))
     if num_groups is not None:
         needed = (num_groups, *needed)
     checks.shape("sf", sf, needed, f"for mn = {mn}, k = {k}, recipe {recipe} and num_groups {num_groups}")
@@ -84,11 +85,11 @@ def get_tma_aligned_size(x: int, element_size: int) -> int:
     Raises:
         InputError: 16 bytes are not a whole number of such elements.
     """
-    if element_size < 1 or layouts.TMA_ALIGNMENT % element_size:
-        raise InputError(f"element_size is {element_size}; a divisor of {layouts.TMA_ALIGNMENT} is needed")
+    if element_size < 1 or TMA_ALIGNMENT % element_size:
+        raise InputError(f"element_size is {element_size}; a divisor of {TMA_ALIGNMENT} is needed")
     return layouts.tma_aligned_size(x, element_size)
 
 
 def ceil_div(x: int, y: int) -> int:
     """x / y, rounded up."""
-    return checks.ceil_div(x, y)
+    return arguments.ceil_div(x, y)

@@ -1,7 +1,4 @@
-"""The products on the CPU, through the reference: `gemm_ladder.ref.gemm`, rounded once to BF16.
-
-The functions stand for those of the same names that launch kernels; what they are given was checked.
-"""
+"""The products on the CPU: by the reference, `gemm_ladder.ref.gemm`, rounded once to BF16."""
 
 from __future__ import annotations
 
@@ -10,56 +7,25 @@ from collections.abc import Callable
 import ml_dtypes
 import numpy as np
 import torch
+from gemm_ladder.checks import CheckedCall
 from gemm_ladder.ref import gemm as reference
 
 
-def dense(
-    a: torch.Tensor,
-    sfa: torch.Tensor,
-    b: torch.Tensor,
-    sfb: torch.Tensor,
-    out: torch.Tensor,
-    m: int,
-    n: int,
-    k: int,
-) -> None:
-    """out[m, n] = A[m, k] @ B[n, k].T; `out` may be on a GPU."""
-    _write(out, _in_float64(reference.dense, a, sfa, b, sfb))
+def compute(call: CheckedCall) -> None:
+    """Write the product into `call.out`, which may be on a GPU; the other tensors are on the CPU.
 
-
-def contiguous(
-    a: torch.Tensor,
-    sfa: torch.Tensor,
-    b: torch.Tensor,
-    sfb: torch.Tensor,
-    out: torch.Tensor,
-    m_indices: torch.Tensor,
-    m: int,
-    n: int,
-    k: int,
-    groups: int,
-) -> None:
-    """out[i] = A[i] @ B[m_indices[i]].T for A [m, k] and B [groups, n, k]; zeros where the index is -1."""
-    _write(out, _in_float64(reference.grouped_contiguous, a, sfa, b, sfb, m_indices))
-
-
-def masked(
-    a: torch.Tensor,
-    sfa: torch.Tensor,
-    b: torch.Tensor,
-    sfb: torch.Tensor,
-    out: torch.Tensor,
-    masked_m: torch.Tensor,
-    max_m: int,
-    n: int,
-    k: int,
-    groups: int,
-    expected_m: int,
-) -> None:
-    """out[g, :r] = A[g, :r] @ B[g].T with r = masked_m[g]; out[g, r:] is left as it was."""
-    products = _in_float64(reference.grouped_masked, a, sfa, b, sfb, masked_m)
-    for rows, product, count in zip(out, products, masked_m.tolist(), strict=True):
-        _write(rows[:count], product[:count])
+    Rows of the contiguous layout whose index is -1 become zeros; rows of the masked layout that do not count
+    are left as they were.
+    """
+    operands = (call.a, call.sfa, call.b, call.sfb)
+    if call.kind == "dense":
+        _write(call.out, _in_float64(reference.dense, *operands))
+    elif call.kind == "contiguous":
+        _write(call.out, _in_float64(reference.grouped_contiguous, *operands, call.rows))
+    else:
+        products = _in_float64(reference.grouped_masked, *operands, call.rows)
+        for group, count in enumerate(call.rows.tolist()):
+            _write(call.out[group, :count], products[group, :count])
 
 
 def _in_float64(function: Callable[..., np.ndarray], *operands: torch.Tensor) -> np.ndarray:

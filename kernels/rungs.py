@@ -15,43 +15,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from gemm_ladder import ffma
-from gemm_ladder.errors import InputError, LaunchError, UnknownRungError
+from gemm_ladder.arguments import EMULATED_SMS, MAX_SIZE, N_MULTIPLE, SCALE_BLOCK
+from gemm_ladder.errors import InputError, UnknownRungError
+from gemm_ladder.sass import ffma
 
 if TYPE_CHECKING:
     import torch
     from gemm_ladder.build import Built
-    from gemm_ladder.checks import Gemm
+    from gemm_ladder.checks import CheckedCall
 
-__all__ = ["GemmArgs", "InterleavedRung", "NumpyRung", "ProductionRung", "Rung", "rungs"]
-
-# A persistent kernel starts at most one block per SM. The emulated GPU has few, so that a block takes several
-# tiles even at the small shapes that the emulator is used for.
-EMULATED_SMS = 4
-
-SHOWN = (4096, 7168, 16384)  # m, n, k of the production kernel whose machine code is shown
-
-# Of m, n and k: the kernels' coordinates are signed 32-bit numbers. So are their counts of tiles, which need
-# no bound here: 2^31 tiles of 128 x 128 are a D of 64 TiB, and a launch of 2^31 blocks is refused.
-MAX_SIZE = 2**31 - 1
-
-
-class GemmArgs(ctypes.Structure):
-    """struct GemmArgs of include/args.cuh"""
-
-    _fields_ = [
-        ("a", ctypes.c_void_p),
-        ("sfa", ctypes.c_void_p),
-        ("b", ctypes.c_void_p),
-        ("sfb", ctypes.c_void_p),
-        ("d", ctypes.c_void_p),
-        ("m", ctypes.c_int64),
-        ("n", ctypes.c_int64),
-        ("k", ctypes.c_int64),
-        ("sfa_stride", ctypes.c_int64),
-        ("num_sms", ctypes.c_int64),
-        ("stream", ctypes.c_void_p),
-    ]
+__all__ = ["InterleavedRung", "NumpyRung", "ProductionRung", "Rung", "rungs"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,11 +87,11 @@ class Rung:
         """
         from gemm_ladder import checks  # here: it imports torch
 
-        gemm = checks.dense(lhs, rhs, out, hopper=self._needs_hopper)
-        if reason := self.supports(gemm.m, gemm.n, gemm.k):
+        call = checks.operands("dense", lhs, rhs, out, hopper=self._needs_hopper)
+        if reason := self.supports(call.m, call.n, call.k):
             raise InputError(reason)
-        if gemm.m:
-            self._run(gemm)
+        if call.m:
+            self._run(call)
 
     def build(self, target: Literal["cuda", "emulator"]) -> Built:
         """Compile the rung for one machine, or find it compiled: `gemm_ladder.build.load`. Needs no GPU."""
@@ -128,25 +101,13 @@ class Rung:
 
     _needs_hopper = True
 
-    def _run(self, gemm: Gemm) -> None:
-        if gemm.a.device.type == "cpu":
-            from gemm_ladder.ref import emulator
+    def _run(self, call: CheckedCall) -> None:
+        from gemm_ladder import launch  # here: it imports torch
 
-            error = emulator.launch(_library(self, "emulator"), _arguments(gemm, EMULATED_SMS, stream=0))
+        if call.a.is_cuda:
+            launch.on_gpu(self.name, _library(self, "cuda"), call)
         else:
-            error = self._launch_on_gpu(gemm)
-        if error is not None:
-            raise LaunchError(f"{self.name}: {error}")
-
-    def _launch_on_gpu(self, gemm: Gemm) -> str | None:
-        import torch
-
-        library, device = _library(self, "cuda"), gemm.a.device
-        with torch.cuda.device(device):
-            num_sms = torch.cuda.get_device_properties(device).multi_processor_count
-            stream = torch.cuda.current_stream(device).cuda_stream
-            error = library.gemm_ladder_launch(ctypes.byref(_arguments(gemm, num_sms, stream)))
-        return None if error is None else error.decode()
+            launch.on_emulator(self.name, _library(self, "emulator"), call)
 
 
 class NumpyRung(Rung):
@@ -163,15 +124,16 @@ class NumpyRung(Rung):
         if target not in ("cuda", "emulator"):
             raise InputError(f'target is {target!r}, and must be "cuda" or "emulator".')
 
-    def _run(self, gemm: Gemm) -> None:
+    def _run(self, call: CheckedCall) -> None:
         from gemm_ladder import on_cpu
 
-        on_cpu.dense(gemm.a.cpu(), gemm.sfa.cpu(), gemm.b.cpu(), gemm.sfb.cpu(), *gemm[4:])
+        a, sfa, b, sfb = (tensor.cpu() for tensor in (call.a, call.sfa, call.b, call.sfb))
+        on_cpu.compute(call._replace(a=a, sfa=sfa, b=b, sfb=sfb))
 
 
 @dataclasses.dataclass(frozen=True)
 class InterleavedRung(Rung):
-    """s6: the file of the rung below; on a GPU its machine code, rewritten (`gemm_ladder.ffma`).
+    """s6: the file of the rung below; on a GPU its machine code, rewritten (`gemm_ladder.sass.ffma`).
 
     The emulator runs the rung below: what is rewritten has no meaning there.
 
@@ -202,42 +164,26 @@ class ProductionRung(Rung):
         return Path(__file__).resolve().parent / "production" / "gemm.cuh"
 
     def build(self, target: Literal["cuda", "emulator"]) -> Built:
-        """Compile the kernel for SHOWN, or find it compiled; other shapes have others."""
-        from gemm_ladder import config
+        """Compile the kernel for the shape that is shown everywhere, or find it compiled; other shapes have
+        others."""
+        from gemm_ladder.figures.measured import SHOWN
+        from gemm_ladder.production import choice
 
-        return config.choose("dense", *SHOWN).compile(target)
+        return choice.choose("dense", *SHOWN).compile(target)
 
-    def _run(self, gemm: Gemm) -> None:
-        from gemm_ladder import config, production
+    def _run(self, call: CheckedCall) -> None:
+        from gemm_ladder.production import choice, launching
 
-        if gemm.a.is_cuda:
-            production.dense(*gemm)
+        if call.a.is_cuda:
+            launching.queue(call)
         else:
-            chosen = config.choose("dense", gemm.m, gemm.n, gemm.k, num_sms=EMULATED_SMS)
-            production.launch(chosen, (gemm.a, gemm.sfa), (gemm.b, gemm.sfb), gemm.out)
+            config = choice.choose("dense", call.m, call.n, call.k, num_sms=EMULATED_SMS)
+            launching.launch(config, (call.a, call.sfa), (call.b, call.sfb), call.out)
 
 
 @functools.cache
 def _library(rung: Rung, target: Literal["cuda", "emulator"]) -> ctypes.CDLL:
-    library = rung.build(target).lib
-    library.gemm_ladder_launch.restype = ctypes.c_char_p
-    return library
-
-
-def _arguments(gemm: Gemm, num_sms: int, stream: int) -> GemmArgs:
-    return GemmArgs(
-        a=gemm.a.data_ptr(),
-        sfa=gemm.sfa.data_ptr(),
-        b=gemm.b.data_ptr(),
-        sfb=gemm.sfb.data_ptr(),
-        d=gemm.out.data_ptr(),
-        m=gemm.m,
-        n=gemm.n,
-        k=gemm.k,
-        sfa_stride=-(-gemm.m // 4) * 4,
-        num_sms=num_sms,
-        stream=stream,
-    )
+    return rung.build(target).lib
 
 
 class Rungs(Mapping[str, Rung]):
@@ -272,27 +218,32 @@ rungs = Rungs(
         "tensor cores: swizzled shared memory, descriptors, promotion",
         # s5 stores D by TMA, to which a row must be a multiple of 16 bytes: of 8 BF16s. The other rungs on
         # the tensor cores have the same rule, so that all run the same shapes.
-        n_multiple=8,
-        k_multiple=128,  # whole promotion blocks
+        n_multiple=N_MULTIPLE,
+        k_multiple=SCALE_BLOCK,  # whole promotion blocks
     ),
-    Rung("s3_tma", "the copy engine and a ring of mbarriers", n_multiple=8, k_multiple=128),
-    Rung("s4_tma_multicast", "two blocks share one operand's loads", n_multiple=8, k_multiple=128),
+    Rung("s3_tma", "the copy engine and a ring of mbarriers", n_multiple=N_MULTIPLE, k_multiple=SCALE_BLOCK),
+    Rung(
+        "s4_tma_multicast",
+        "two blocks share one operand's loads",
+        n_multiple=N_MULTIPLE,
+        k_multiple=SCALE_BLOCK,
+    ),
     Rung(
         "s5_warp_specialized",
         "producer warp, two consumer warpgroups, persistent tiles, TMA store",
-        n_multiple=8,
-        k_multiple=128,
+        n_multiple=N_MULTIPLE,
+        k_multiple=SCALE_BLOCK,
     ),
     InterleavedRung(
         "s6_ffma_interleave",
         "the same source; the promotion FFMAs' control bits rewritten in the machine code",
-        n_multiple=8,
-        k_multiple=128,
+        n_multiple=N_MULTIPLE,
+        k_multiple=SCALE_BLOCK,
     ),
     ProductionRung(
         "s7_production",
         "shapes as compile-time constants, chosen configuration, grouped layouts",
-        n_multiple=8,
-        k_multiple=128,
+        n_multiple=N_MULTIPLE,
+        k_multiple=SCALE_BLOCK,
     ),
 )

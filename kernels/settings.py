@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import operator
 
+from gemm_ladder.arguments import M_ALIGNMENT
 from gemm_ladder.errors import InputError
-from gemm_ladder.ref.gemm import M_ALIGNMENT
 
 _num_sms = 0
 _mk_alignment = M_ALIGNMENT
@@ -21,11 +21,11 @@ def set_num_sms(num_sms: int) -> None:
     Raises:
         InputError: it is not a number, or below 0.
     """
-    from gemm_ladder import queueing
+    from gemm_ladder.production import fast_path  # here: it imports torch
 
     global _num_sms
     _num_sms = whole_number("num_sms", num_sms)
-    queueing.forget()  # its plans are for as many SMs as there were
+    fast_path.forget()  # its plans are for as many SMs as there were
 
 
 def get_num_sms() -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import torch
 from gemm_ladder.errors import InputError
-from gemm_ladder.measuring import FLUSH_BYTES
+from gemm_ladder.measure.timing import FLUSH_BYTES
 from gemm_ladder.ref import metrics
 
 L2_BYTES = 256_000_000  # several times what an L2 holds

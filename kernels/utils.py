@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from gemm_ladder import layout
-from gemm_ladder.checks import align, ceil_div
+from gemm_ladder.arguments import SCALE_BLOCK, align, ceil_div
 from gemm_ladder.errors import InputError
 from gemm_ladder.layout import get_mn_major_tma_aligned_tensor, get_tma_aligned_size
-from gemm_ladder.ref.fp8 import E4M3_MAX, SCALE_BLOCK
+from gemm_ladder.ref.fp8 import E4M3_MAX
 
 __all__ = [
     "align",

@@ -19,13 +19,16 @@
 # CPU, on an emulated piece of a Hopper GPU. If you have a Hopper GPU, the cells below use it.
 
 # %%
-import drawing
+from gemm_ladder.figures import lessons
+
+lessons.enter()  # makes this folder the working directory, wherever Jupyter was started
+
 import gemm_ladder as gl
 import numpy as np
 import torch
-import workbench
 from gemm_ladder.figures import measured
 from gemm_ladder.ref import fp8, gemm, metrics
+from workshop import drawing, workbench
 
 drawing.style()
 print("The kernels run on", "this machine's Hopper GPU." if workbench.HOPPER else "the emulator.")

@@ -15,12 +15,15 @@
 # This lesson is about what the 8 bits can hold, how scales stretch them, and what they cost.
 
 # %%
-import drawing
+from gemm_ladder.figures import lessons
+
+lessons.enter()  # makes this folder the working directory, wherever Jupyter was started
+
 import numpy as np
-import workbench
 from gemm_ladder.figures import measured
 from gemm_ladder.ref import fp8, gemm, layouts, metrics
 from matplotlib import pyplot as plt
+from workshop import drawing, workbench
 
 drawing.style()
 np.set_printoptions(precision=4, suppress=True, linewidth=100)

@@ -17,13 +17,16 @@
 # will count why.
 
 # %%
-import drawing
+from gemm_ladder.figures import lessons
+
+lessons.enter()  # makes this folder the working directory, wherever Jupyter was started
+
 import gemm_ladder as gl
 import numpy as np
-import workbench
 from gemm_ladder.figures import measured
 from gemm_ladder.ref import fp8, gemm, metrics
 from matplotlib import pyplot as plt
+from workshop import drawing, workbench
 
 drawing.style()
 rung = gl.rungs["s1_naive"]

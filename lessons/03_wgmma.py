@@ -17,13 +17,16 @@
 # does all that *later*. This lesson takes these one at a time.
 
 # %%
-import drawing
+from gemm_ladder.figures import lessons
+
+lessons.enter()  # makes this folder the working directory, wherever Jupyter was started
+
 import gemm_ladder as gl
 import numpy as np
-import workbench
-from gemm_ladder import spans
 from gemm_ladder.figures import measured, rung_cards
 from gemm_ladder.ref import fp8, gemm, layouts, metrics
+from gemm_ladder.timeline import spans
+from workshop import drawing, workbench
 
 drawing.style()
 rung = gl.rungs["s2_wgmma"]

@@ -16,17 +16,19 @@
 # every 32 or never. The second half asks the same of the *scales*, on the weights of a trained model.
 
 # %%
+from gemm_ladder.figures import lessons
+
+lessons.enter()  # makes this folder the working directory, wherever Jupyter was started
+
 import functools
 import math
 
-import drawing
-import drawing_precision
 import gemm_ladder as gl
 import numpy as np
-import workbench
 from gemm_ladder.figures import measured
 from gemm_ladder.ref import fp8, gemm, metrics, tensor_core
 from matplotlib import pyplot as plt
+from workshop import drawing, drawing_precision, workbench
 
 drawing.style()
 rung = gl.rungs["s2_wgmma"]
@@ -185,7 +187,7 @@ KINDS = ("normal", "non-negative")
 
 @functools.cache
 def operands(kind):
-    """Codes [64, 65536] of A and of B; tests/precision_probe.py gives an H100 the same ones."""
+    """Codes [64, 65536] of A and of B; kernels/measure/precision.py gives an H100 the same ones."""
     rngs = [np.random.default_rng([KINDS.index(kind), side]) for side in range(2)]
     if kind == "normal":
         values = [rng.standard_normal((LONGEST, 64)).T * 64 for rng in rngs]

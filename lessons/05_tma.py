@@ -18,15 +18,16 @@
 # free again. One object answers both, the **mbarrier**, and most of this lesson is about it.
 
 # %%
-import drawing
-import drawing_tma
+from gemm_ladder.figures import lessons
+
+lessons.enter()  # makes this folder the working directory, wherever Jupyter was started
+
 import gemm_ladder as gl
 import numpy as np
-import workbench
-import workbench_tma
-from gemm_ladder import spans
 from gemm_ladder.figures import measured, rung_cards, timeline
 from gemm_ladder.ref import gemm, layouts, metrics
+from gemm_ladder.timeline import spans
+from workshop import drawing, drawing_tma, workbench, workbench_tma
 
 drawing.style()
 rung = gl.rungs["s3_tma"]

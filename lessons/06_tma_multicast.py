@@ -17,18 +17,17 @@
 # also about an expectation, and how to measure whether it comes true.
 
 # %%
-import textwrap
-from pathlib import Path
+from gemm_ladder.figures import lessons
 
-import drawing
-import drawing_cluster
-import drawing_tma
+lessons.enter()  # makes this folder the working directory, wherever Jupyter was started
+
+import textwrap
+
 import gemm_ladder as gl
 import numpy as np
-import workbench
-import workbench_tma
 from gemm_ladder.figures import measured
 from gemm_ladder.ref import gemm, metrics
+from workshop import drawing, drawing_cluster, drawing_tma, workbench, workbench_tma
 
 drawing.style()
 rung = gl.rungs["s4_tma_multicast"]
@@ -308,10 +307,10 @@ drawing_cluster.against(
 #
 # What does s4 pay once a tile, and s3 does not? Both meetings of the cluster. Here is what the compiler made
 # of the kernel. Of its machine code only these instructions are shown, in their order; it is
-# [recorded](data/fences.py), because your machine may not have the compiler.
+# [recorded](../kernels/measure/fences.py), because your machine may not have the compiler.
 
 # %%
-fences = measured.load(Path("data/fences.json"), meta=())
+fences = measured.load(measured.DATA / "fences.json", meta=())
 WORDS = {
     "QGMMA": "WGMMA",
     "SYNCS": "mbarrier.arrive",  # at a neighbour's barrier, or at its own by the same way
@@ -373,7 +372,7 @@ for shape in measured.sizes_of(timed):
 for line in measured.provenance(timed):
     print(line.partition(": ")[2])
 if not timed:
-    print("Not measured yet. On a machine with a Hopper GPU: python lessons/data/fences.py")
+    print("Not measured yet. On a machine with a Hopper GPU: python -m gemm_ladder fences")
 
 # %% [markdown]
 # Keep the method: where a change may cost what it should not, read the machine code. The source does not say

@@ -17,15 +17,16 @@
 # arrive, how results leave, how long a block lives, and in which order tiles come.
 
 # %%
-import drawing
-import drawing_tiles
-import drawing_warps
+from gemm_ladder.figures import lessons
+
+lessons.enter()  # makes this folder the working directory, wherever Jupyter was started
+
 import gemm_ladder as gl
 import numpy as np
-import workbench
+from gemm_ladder.arguments import GemmArgs
 from gemm_ladder.figures import measured, timeline
 from gemm_ladder.ref import gemm, layouts, metrics
-from gemm_ladder.rungs import GemmArgs
+from workshop import drawing, drawing_tiles, drawing_warps, workbench
 
 drawing.style()
 rung = gl.rungs["s5_warp_specialized"]

@@ -19,19 +19,20 @@
 # it did once.
 
 # %%
+from gemm_ladder.figures import lessons
+
+lessons.enter()  # makes this folder the working directory, wherever Jupyter was started
+
 import dataclasses
 
-import drawing
-import drawing_ffma
-import drawing_warps
 import gemm_ladder as gl
 import numpy as np
-import workbench
-import workbench_sass
-from gemm_ladder import build, ffma
+from gemm_ladder import build
 from gemm_ladder.figures import measured, rung_cards, timeline
-from gemm_ladder.interleave import MODES
+from gemm_ladder.measure.interleave import MODES
 from gemm_ladder.ref import gemm, metrics
+from gemm_ladder.sass import ffma
+from workshop import drawing, drawing_ffma, drawing_warps, workbench, workbench_sass
 
 drawing.style()
 rung = gl.rungs["s6_ffma_interleave"]
@@ -89,8 +90,8 @@ workbench.card("s5_warp_specialized")
 # many accumulators with the same scale, one FFMA after the other, so a compiler likes to keep the scale, and
 # then the run does not yield. The authors of DeepGEMM found that it pays to give up every second reuse for a
 # yield. Because the compiler of their day did not do it, they did it in the machine code:
-# [interleave_ffma.py](https://github.com/deepseek-ai/DeepGEMM), 2025. [ffma.py](../kernels/ffma.py) is this
-# ladder's pass.
+# [interleave_ffma.py](https://github.com/deepseek-ai/DeepGEMM), 2025.
+# [ffma.py](../kernels/sass/ffma.py) is this ladder's pass.
 #
 # NVIDIA does not document these bits. What is said of them here was found by others, by experiment: see
 # [CuAssembler](https://github.com/cloudcores/CuAssembler) and DeepGEMM.

@@ -18,20 +18,20 @@
 # makes which tile.
 
 # %%
-import drawing
-import drawing_grouped
+from gemm_ladder.figures import lessons
+
+lessons.enter()  # makes this folder the working directory, wherever Jupyter was started
+
 import gemm_ladder as gl
 import numpy as np
 import torch
-import workbench
-import workbench_grouped
-import workbench_production
-from gemm_ladder import config, prediction
-from gemm_ladder.config import Config
 from gemm_ladder.errors import InputError
 from gemm_ladder.figures import measured, tables
+from gemm_ladder.measure.shapes import EXPERTS as EXPERT_SIZES
+from gemm_ladder.production import choice, config, prediction
+from gemm_ladder.production.config import Config
 from gemm_ladder.ref import fp8, gemm, metrics
-from gemm_ladder.shapes import EXPERTS as EXPERT_SIZES
+from workshop import drawing, drawing_grouped, workbench, workbench_grouped, workbench_production
 
 drawing.style()
 
@@ -79,9 +79,9 @@ groups = 32
 head = ["rows each", "waves of one", "turns, one by one", "together", "us, one by one", "together"]
 cells = []
 for each in (128, 256, 512, 1024):
-    one = prediction.predict(config.choose("dense", each, n, k), each)
+    one = prediction.predict(choice.choose("dense", each, n, k), each)
     every = prediction.predict(
-        config.choose("contiguous", groups * each, n, k, groups), groups * each, groups
+        choice.choose("contiguous", groups * each, n, k, groups), groups * each, groups
     )
     turns = groups * int(np.ceil(one.waves)), int(np.ceil(every.waves))
     cells.append(
@@ -93,7 +93,7 @@ print(tables.plain([head, *cells]))
 # An expert alone does not fill its last wave, and SMs that have nothing to do wait for the next launch. In
 # one launch they go on with the next expert's tiles. And each launch pays for its beginning and its end: the
 # first loads have nothing to hide behind, nor has the last output. The times are what
-# `gemm_ladder.prediction` expects of an H100: a model, not a measurement.
+# `gemm_ladder.production.prediction` expects of an H100: a model, not a measurement.
 #
 # And to loop you must *know* the numbers of rows. They come out of the router, on the GPU. To read them, the
 # CPU would have to wait for it, in every layer.
@@ -393,7 +393,7 @@ else:
 n, k = EXPERT_SIZES[0]
 print(f"32 experts, n = {n}, k = {k}, masked, room for 4096 rows:")
 for expected_m in (4, 64, 100, 256, 1024):
-    one = config.choose("masked", 4096, n, k, 32, expected_m=expected_m)
+    one = choice.choose("masked", 4096, n, k, 32, expected_m=expected_m)
     shared = "" if one.share == "nothing" else f", {one.share} shared by {one.cluster} blocks"
     print(f"  expected_m = {expected_m:4}: tiles of {one.tile_m} x {one.tile_n}, {one.stages} stages{shared}")
 

@@ -20,15 +20,20 @@
 #   [geometry.cuh](../kernels/production/geometry.cuh), [scheduler.cuh](../kernels/production/scheduler.cuh),
 #   and what starts it, [start.cuh](../kernels/production/start.cuh).
 # - What is decided before it is compiled: [config.cuh](../kernels/production/config.cuh), and in Python
-#   [config.py](../kernels/config.py).
-# - What a decision is expected to cost: [prediction.py](../kernels/prediction.py),
-#   [explain.py](../kernels/explain.py).
-# - What it costs when it is measured: [tuner.py](../kernels/tuner.py), [tuned.py](../kernels/tuned.py).
-# - The functions to call: [api.py](../kernels/api.py), [queue.cpp](../kernels/host/queue.cpp),
-#   [calls.py](../kernels/calls.py), [checks.py](../kernels/checks.py).
+#   [config.py](../kernels/production/config.py) and [choice.py](../kernels/production/choice.py).
+# - What a decision is expected to cost: [prediction.py](../kernels/production/prediction.py),
+#   [explain.py](../kernels/production/explain.py).
+# - What it costs when it is measured: [tuner.py](../kernels/production/tuner.py),
+#   [tuned.py](../kernels/production/tuned.py).
+# - The functions to call: [api.py](../kernels/api.py), [checks.py](../kernels/checks.py),
+#   [fast_path.cpp](../kernels/production/fast_path.cpp).
 # - What was tried, with what result: [NOTES.md](../kernels/production/NOTES.md).
 
 # %%
+from gemm_ladder.figures import lessons
+
+lessons.enter()  # makes this folder the working directory, wherever Jupyter was started
+
 import json
 import os
 import re
@@ -36,23 +41,26 @@ import tempfile
 import time
 from unittest import mock
 
-import drawing
-import drawing_production
-import drawing_results
 import gemm_ladder as gl
 import numpy as np
 import torch
-import workbench
-import workbench_production
-import workbench_tma
-from gemm_ladder import api, checks, explain, prediction, production, queueing, tuned
-from gemm_ladder import config as configs
-from gemm_ladder.config import Config
+from gemm_ladder import api, checks
+from gemm_ladder.arguments import H100_SMS
 from gemm_ladder.figures import draw, host, measured
+from gemm_ladder.production import choice, explain, fast_path, launching, prediction, tuned
+from gemm_ladder.production.config import Config
 from gemm_ladder.ref import fp8, gemm, metrics
+from workshop import (
+    drawing,
+    drawing_production,
+    drawing_results,
+    workbench,
+    workbench_production,
+    workbench_tma,
+)
 
 drawing.style()
-SMS = configs.H100_SMS
+SMS = H100_SMS
 GPU = measured.load(measured.DATA / "ladder.json")["meta"]["gpu"]
 
 # %% [markdown]
@@ -107,7 +115,7 @@ workbench.code(workbench_production.source("config.cuh"), "^struct Config", "^};
 # ([rung s6](08_ffma_interleave.ipynb)). It writes the text that is compiled:
 
 # %%
-config = configs.choose("dense", 64, 2112, 7168)
+config = choice.choose("dense", 64, 2112, 7168)
 workbench.Text(f"```cpp\n{config.source()}```", config.source())
 
 # %% [markdown]
@@ -208,7 +216,7 @@ panels = {}
 for one in (
     Config.of("dense", n, k, 256, 128),
     Config.of("dense", n, k, 128, 192),
-    configs.choose("dense", m, n, k),
+    choice.choose("dense", m, n, k),
 ):
     panels[explain.tile(one, " x ")] = one, workbench_production.walk(one, m, SMS)
 drawing_production.schedule(panels, SMS)
@@ -321,8 +329,8 @@ print(
 # %% [markdown]
 # None: no element of D differs. The FP32 sums may differ in their last bits, and BF16 keeps eight.
 #
-# The choice never takes more than two parts. [config.py](../kernels/config.py) has the reason under
-# `candidates`, and NOTES.md, further down, what four parts cost.
+# The choice never takes more than two parts. [choice.py](../kernels/production/choice.py) has the reason
+# under `candidates`, and NOTES.md, further down, what four parts cost.
 #
 # ## 4. What is read once may go first
 #
@@ -436,7 +444,7 @@ workbench.slider(
 # %%
 pairs = []
 for (m, n, k), us in drawing_production.recorded("s7_production").items():
-    one = production.configuration("dense", m, n, k, 1, None, SMS, GPU)  # what a call runs
+    one = launching.configuration("dense", m, n, k, 1, None, SMS, GPU)  # what a call runs
     pairs.append((f"{m} x {n} x {k}", prediction.predict(one, m), us))
 drawing_production.expected_and_measured(pairs)
 errors = [abs(expected.us / us - 1) for _, expected, us in pairs]
@@ -450,8 +458,8 @@ print(f"off by {np.median(errors):.1%} in the middle, by {max(errors):.0%} at wo
 # for every m. `precompile` compiles these ahead, on as many threads as there are cores:
 
 # %%
-print("buckets:", *configs.BUCKETS)
-needed = dict.fromkeys(configs.choose("dense", m, 7168, 2048) for m in configs.rows_up_to("dense", 8192, 1))
+print("buckets:", *choice.BUCKETS)
+needed = dict.fromkeys(choice.choose("dense", m, 7168, 2048) for m in choice.rows_up_to("dense", 8192, 1))
 print(f"for n = 7168, k = 2048 and m up to 8192: {len(needed)} kernels")
 for one in needed:
     print("   ", one.name)
@@ -467,11 +475,11 @@ for one in needed:
 # %%
 with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, GEMM_LADDER_CACHE=folder):
     call = ("dense", 64, 2112, 7168, 1, None, SMS, "A Hopper GPU")
-    print("expected:", production.configuration(*call).name)
-    other = prediction.ranked("dense", 64, 2112, 7168)[3]
+    print("expected:", launching.configuration(*call).name)
+    other = choice.ranked("dense", 64, 2112, 7168)[3]
     path = tuned.keep("A Hopper GPU", other, 64, 1, SMS, us=1.0)
-    print("kept:    ", production.configuration(*call).name, "in", path.name)
-    print("with 130 SMs:", production.configuration(*call[:6], 130, "A Hopper GPU").name)
+    print("kept:    ", launching.configuration(*call).name, "in", path.name)
+    print("with 130 SMs:", launching.configuration(*call[:6], 130, "A Hopper GPU").name)
 
 # %% [markdown]
 # What was found on an H100 comes with the package, in a table for each GPU model. How often does it differ
@@ -484,7 +492,7 @@ for path in sorted(tuned.SHIPPED.glob("*.json")):
     for key, entry in table.items():
         kind, sizes = key.split()
         groups, m, n, k = map(int, sizes.split("x"))
-        other += Config(**entry["config"]) != configs.choose(kind, m, n, k, groups, entry["num_sms"])
+        other += Config(**entry["config"]) != choice.choose(kind, m, n, k, groups, entry["num_sms"])
     print(f"{path.stem}: {len(table)} products, for {other} of them another kernel than the expected one")
 
 # %% [markdown]
@@ -519,11 +527,11 @@ workbench.Text("\n\n".join(f"> {entry}" for entry in chosen), "\n\n".join(chosen
 #
 # **The look.** [checks.py](../kernels/checks.py) finds the sentence that says what is wrong with a call. It
 # takes its time. So a call whose operands need neither a sentence nor a conversion does not go there, and not
-# through Python at all: [queue.cpp](../kernels/host/queue.cpp) looks at them. These are its questions, asked
+# through Python at all: [fast_path.cpp](../kernels/production/fast_path.cpp) looks at them. These are its questions, asked
 # once types, sizes, strides and addresses are read:
 
 # %%
-queue_cpp = queueing.SOURCE.read_text()
+queue_cpp = fast_path.SOURCE.read_text()
 workbench.code(queue_cpp, "if \\(!a.is\\(", "beside\\(rows")
 
 # %%
@@ -544,10 +552,10 @@ def microseconds(call, calls=2000):
     return min(times)
 
 
-whole = microseconds(lambda: checks.dense((a, sfa), (b, sfb), d))
-queueing.load()
-quick = microseconds(lambda: queueing.dense((a, sfa), (b, sfb), d))
-words = f"checks.dense {whole:.0f} us, queueing.dense {quick:.1f} us"
+whole = microseconds(lambda: checks.call("dense", (a, sfa), (b, sfb), d))
+fast_path.load()
+quick = microseconds(lambda: fast_path.queue["dense"]((a, sfa), (b, sfb), d))
+words = f"the checks {whole:.0f} us, the fast path {quick:.1f} us"
 print(f"on this machine, now: {words}: {whole / quick:.0f} times as fast")
 
 
@@ -661,7 +669,7 @@ workbench.card("s7_production")
 
 # %%
 for (m, n, k), us in sorted(drawing_production.recorded("s7_production").items()):
-    one = prediction.predict(production.configuration("dense", m, n, k, 1, None, SMS, GPU), m)
+    one = prediction.predict(launching.configuration("dense", m, n, k, 1, None, SMS, GPU), m)
     memory = one.memory_bytes / prediction.MEMORY
     limit = "memory" if memory == one.floor_us else "tensor cores"
     print(f"{m:4} x {n:5} x {k:5}: {us:7.1f} us, {one.floor_us / us:4.0%} of it the floor of the {limit}")

@@ -16,21 +16,24 @@
 # in [figures/data](../figures/data): you can answer each question below from the files.
 
 # %%
+from gemm_ladder.figures import lessons
+
+lessons.enter()  # makes this folder the working directory, wherever Jupyter was started
+
 import math
 import statistics
 
-import drawing
-import drawing_results
 import gemm_ladder as gl
 import numpy as np
 import torch
-import workbench
-from gemm_ladder import config as configs
-from gemm_ladder import measuring, prediction
+from gemm_ladder.arguments import H100_SMS
 from gemm_ladder.figures import draw, measured, production, roofline
-from gemm_ladder.production import configuration
-from gemm_ladder.shapes import Shape
+from gemm_ladder.measure import peers, problems, timing
+from gemm_ladder.measure.shapes import Shape
+from gemm_ladder.production import prediction
+from gemm_ladder.production.launching import configuration
 from gemm_ladder.testing import calc_diff
+from workshop import drawing, drawing_results, workbench
 
 drawing.style()
 
@@ -65,7 +68,7 @@ worst = 0.0
 for row in data["rows"]:
     shape = Shape(row["m"], row["n"], row["k"])
     tflops = shape.flops / row["us"] / 1e6
-    gb_s = measuring.bytes_moved(row["impl"], shape) / row["us"] / 1e3
+    gb_s = peers.bytes_moved(row["impl"], shape) / row["us"] / 1e3
     rounding = 0.05 / row["gb_s"]  # gb_s has one decimal place, and s1 moves few bytes a second
     worst = max(worst, abs(tflops / row["tflops"] - 1), abs(gb_s / row["gb_s"] - 1) - rounding)
 print(f"{len(data['rows'])} rows; the largest difference: {worst:.3%}")
@@ -96,7 +99,7 @@ seen = [
     ("reduce", 3.0),
     ("spin_kernel", 1.0),
 ]
-print("microseconds of the calls:", measuring.between_markers(seen, calls=2))
+print("microseconds of the calls:", timing.between_markers(seen, calls=2))
 
 # %% [markdown]
 # What if you time only the kernel whose name says gemm? Then a library that splits K, and adds up the parts
@@ -104,7 +107,7 @@ print("microseconds of the calls:", measuring.between_markers(seen, calls=2))
 
 # %%
 try:
-    measuring.between_markers(seen[:3] + seen[4:], calls=2)
+    timing.between_markers(seen[:3] + seen[4:], calls=2)
 except gl.GemmLadderError as error:
     print(error)
 
@@ -171,7 +174,7 @@ for words, factor in gpus.items():
     one_pass = MadeUp(factor)
     medians = [statistics.median(one_pass(None, "dirty", 20)) for _ in range(2)]
     calls = {"first": None, "second": None}
-    both, _ = measuring.measure(calls, dict.fromkeys(calls, 20), ("dirty",), MadeUp(factor))
+    both, _ = timing.measure(calls, dict.fromkeys(calls, 20), ("dirty",), MadeUp(factor))
     print(f"{words:14} one pass:   first {medians[0]:5.1f} us, second {medians[1]:5.1f} us")
     first, second = (both[name, "dirty"].us for name in calls)
     print(f"{'':14} two passes: first {first:5.1f} us, second {second:5.1f} us")
@@ -305,10 +308,10 @@ points = {}
 for (m, n, k), us in drawing_results.times("s7_production").items():
     if m < 2048:
         continue
-    one = configuration("dense", m, n, k, 1, None, configs.H100_SMS, data["meta"]["gpu"])  # what a call runs
-    parts = one.parts(m, configs.H100_SMS)  # the last rows may have another tile
+    one = configuration("dense", m, n, k, 1, None, H100_SMS, data["meta"]["gpu"])  # what a call runs
+    parts = one.parts(m, H100_SMS)  # the last rows may have another tile
     tiles = [(part.units(rows), part.tile_m * part.tile_n) for part, rows in parts]
-    full = m * n / (prediction.busy(tiles, one.at_once(configs.H100_SMS)) * configs.H100_SMS)
+    full = m * n / (prediction.busy(tiles, one.at_once(H100_SMS)) * H100_SMS)
     part = 2 * m * n * k / us / 1e6 / drawing_results.ceiling()
     points[drawing_results.name((m, n, k))] = full, part
 drawing_results.fullness(points)
@@ -445,15 +448,15 @@ wrong = reference.clone()
 wrong[1234] *= 2
 print(f"calc_diff, over the whole matrix: {calc_diff(wrong, reference):.2g}")
 print(
-    "measuring.errors:",
-    measuring.errors(wrong, reference),
+    "problems.errors:",
+    problems.errors(wrong, reference),
     "right:",
-    measuring.errors(wrong, reference).right,
+    problems.errors(wrong, reference).right,
 )
 
 # %% [markdown]
 # <details><summary>What is wrong</summary>
-# One number over a matrix averages a wrong row away. `measuring.errors` also takes the worst element, over
+# One number over a matrix averages a wrong row away. `problems.errors` also takes the worst element, over
 # its row's own size. A fast kernel that forgets the last tile is fast.
 # </details>
 #
@@ -528,9 +531,7 @@ def result(passes):
 # %% tags=["check"]
 def right_result(passes):
     left = iter(passes)
-    timings, _ = measuring.measure(
-        {"call": None}, {"call": 1}, ("dirty",), lambda call, l2, calls: next(left)
-    )
+    timings, _ = timing.measure({"call": None}, {"call": 1}, ("dirty",), lambda call, l2, calls: next(left))
     return tuple(timings["call", "dirty"])
 
 
@@ -551,9 +552,7 @@ def call_times(kernels):
 # %% tags=["check"]
 workbench.check(
     call_times,
-    lambda kernels: measuring.between_markers(
-        kernels, sum(name == "spin_kernel" for name, _ in kernels) // 2
-    ),
+    lambda kernels: timing.between_markers(kernels, sum(name == "spin_kernel" for name, _ in kernels) // 2),
     [(seen,), (seen[:4],), ([*seen[:3], ("copy", 2.0), *seen[3:]],)],
 )
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
+from gemm_ladder.arguments import SCALE_BLOCK, ceil_div
 
 E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
 E4M3_MAX = 448.0
-SCALE_BLOCK = 128  # elements along k (and, for B, along n) that share a scale
 
 _SMALLEST_AMAX = 1e-4  # DeepGEMM's: a block of zeros still gets a scale that can be divided by
 _VALUES = np.arange(256, dtype=np.uint8).view(E4M3).astype(np.float32)
@@ -115,7 +115,7 @@ def _check(name: str, codes: np.ndarray, scales: np.ndarray, rows: int) -> tuple
     codes, scales = as_codes(codes), np.asarray(scales)
     if codes.ndim != 2:
         raise ValueError(f"{name} of shape {codes.shape} was given; a matrix is needed")
-    needed = (_ceil_div(codes.shape[0], rows), _ceil_div(codes.shape[1], SCALE_BLOCK))
+    needed = (ceil_div(codes.shape[0], rows), ceil_div(codes.shape[1], SCALE_BLOCK))
     if scales.dtype != np.float32:
         raise TypeError(f"{name}'s scales are {scales.dtype}; float32 is needed")
     if scales.shape != needed:
@@ -128,7 +128,7 @@ def _cast(x: np.ndarray, gran_rows: int, gran_k: int, use_ue8m0: bool) -> tuple[
     if x.ndim != 2:
         raise ValueError(f"an array of shape {x.shape} was given; a matrix is needed")
     rows, columns = x.shape
-    block_rows, block_columns = _ceil_div(rows, gran_rows), _ceil_div(columns, gran_k)
+    block_rows, block_columns = ceil_div(rows, gran_rows), ceil_div(columns, gran_k)
     padded = np.zeros((block_rows * gran_rows, block_columns * gran_k), np.float32)
     padded[:rows, :columns] = x
     blocks = padded.reshape(block_rows, gran_rows, block_columns, gran_k)
@@ -147,7 +147,3 @@ def _scaled(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
     for block, scale in enumerate(scales.T):
         values[:, block * SCALE_BLOCK : (block + 1) * SCALE_BLOCK] *= scale[:, np.newaxis]
     return values
-
-
-def _ceil_div(x: int, y: int) -> int:
-    return -(-x // y)

@@ -15,7 +15,6 @@ import numpy as np
 from . import fp8
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
-M_ALIGNMENT = 128  # rows of the contiguous layout that belong to one group as a block
 
 
 def dense(a: np.ndarray, sfa: np.ndarray, b: np.ndarray, sfb: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+from gemm_ladder.arguments import TMA_ALIGNMENT
 from numpy.typing import ArrayLike
 
 SWIZZLE_ROW = 128  # bytes of a row of a 128-byte-swizzled tile
@@ -17,7 +18,6 @@ SWIZZLE_CHUNK = 16  # bytes that stay together
 SWIZZLE_ATOM = SWIZZLE_ROW * SWIZZLE_ATOM_ROWS  # bytes; a tile starts at a multiple of it
 
 WARPGROUP = 128  # threads
-TMA_ALIGNMENT = 16  # bytes, of a tensor's address and of its strides
 
 
 def swizzle(row: ArrayLike, col_byte: ArrayLike, row_bytes: int) -> np.ndarray:

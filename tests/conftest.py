@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable
 
 import pytest
+from gemm_ladder.arguments import HOPPER
 
 
 @functools.cache
@@ -17,7 +18,7 @@ def why_no_gpu() -> str | None:
     if not torch.cuda.is_available():
         return "needs a Hopper GPU: torch finds no CUDA device"
     capability = torch.cuda.get_device_capability()
-    if capability != (9, 0):
+    if capability != HOPPER:
         return f"needs a Hopper GPU (compute capability 9.0): {torch.cuda.get_device_name()} has {capability}"
     return None
 
@@ -35,7 +36,7 @@ def machine(request: pytest.FixtureRequest) -> str:
 
 
 class FakeKernelTimer:
-    """Stands for a measuring.KernelTimer where there is no GPU."""
+    """Stands for a timing.KernelTimer where there is no GPU."""
 
     flush_bytes = 8
 
@@ -51,14 +52,15 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU in a Hopper GPU's place, for the commands that measure: nothing is built, every call takes
     100 us."""
     import torch
-    from gemm_ladder import compare, measuring, precompiling
     from gemm_ladder.figures import measured
+    from gemm_ladder.measure import records, session, timing
+    from gemm_ladder.production import precompiling
 
     meta = dict.fromkeys(measured.META_FIELDS, "1") | {"sources": "0123456789ab" + 52 * "0"}
-    monkeypatch.setattr(compare, "find_gpu", lambda: (torch.device("cpu"), "NVIDIA H100"))
-    monkeypatch.setattr(compare, "build_all", lambda chosen, target: None)
+    monkeypatch.setattr(session, "find_gpu", lambda: (torch.device("cpu"), "NVIDIA H100"))
+    monkeypatch.setattr(session, "build_all", lambda chosen, target: None)
     monkeypatch.setattr(precompiling, "build_all", lambda configs, target: None)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
-    monkeypatch.setattr(measuring, "KernelTimer", FakeKernelTimer)
-    monkeypatch.setattr(measuring, "machine", lambda device, flush: dict(meta))
+    monkeypatch.setattr(timing, "KernelTimer", FakeKernelTimer)
+    monkeypatch.setattr(records, "machine", lambda device, flush: dict(meta))

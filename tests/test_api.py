@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from cases import normal, place
-from gemm_ladder import api, calls, settings, testing, utils
+from gemm_ladder import api, checks, production, settings, testing, utils
 from gemm_ladder.errors import InputError
 from gemm_ladder.ref import fp8, gemm, layouts, metrics
 
@@ -74,25 +74,16 @@ def test_every_way_to_import():
     )
 
 
-def test_names_are_where_they_are_said_to_be():
-    """The package's list, its map of modules and the API module's public functions name the same things."""
+def test_the_functions_of_the_api_are_public():
+    """The stub names all of the API module's functions; what tab completion shows is what it names."""
     functions = {
         name
         for name, value in vars(api).items()
         if not name.startswith("_") and inspect.isfunction(value) and value.__module__ == api.__name__
     }
-    assert (
-        functions
-        == {name for name, module in gl._NAMES.items() if module == "api"}
-        == {
-            *DENSE,
-            *CONTIGUOUS,
-            *MASKED,
-        }
-    )
-    eager = {"EmulatorError", "GemmLadderError", "rungs"}
-    assert {*gl.__all__} == {*gl._NAMES, *gl._MODULES, *eager}
-    with pytest.raises(AttributeError, match="'gemm_ladder' has no attribute 'bf16_gemm_nt'"):
+    assert functions == {*DENSE, *CONTIGUOUS, *MASKED}
+    assert functions <= {*gl.__all__} == {*dir(gl)}
+    with pytest.raises(AttributeError, match="gemm_ladder attribute bf16_gemm_nt"):
         _ = gl.bf16_gemm_nt
 
 
@@ -182,27 +173,27 @@ def test_inputs_that_require_grad():
     np.testing.assert_array_equal(placed.bits(), gemm.to_bf16(operands.exact()).view(np.uint16))
 
 
-def test_what_a_kernel_is_given(monkeypatch):
-    """Tensors on a GPU go to gemm_ladder.production, the operands in its order."""
+def test_what_runs_on_a_gpu(monkeypatch):
+    """Calls whose tensors are on a GPU go to production.launching, as `checks` has passed them."""
     given = []
-    kernels = types.ModuleType("gemm_ladder.production")
-    for name in ("dense", "contiguous", "masked"):
-        setattr(kernels, name, lambda *operands, name=name: given.append((name, *operands)))
-    monkeypatch.setitem(sys.modules, "gemm_ladder.production", kernels)
-    monkeypatch.setattr(gl, "production", kernels, raising=False)
-    monkeypatch.setattr(api, "_on_gpu", api._on_gpu.__wrapped__)
-    out = types.SimpleNamespace(is_cuda=True)
-    monkeypatch.setattr(calls, "dense", lambda *call: ("a", "sfa", "b", "sfb", out, call[0], 2, 3))
-    monkeypatch.setattr(calls, "contiguous", lambda *call: ("a", "sfa", "b", "sfb", out, call[3], 1, 2, 3, 4))
-    monkeypatch.setattr(calls, "masked", lambda *call: ("a", "sfa", "b", "sfb", out, call[3], 1, 2, 3, 4))
+    kernels = types.ModuleType("gemm_ladder.production.launching")
+    kernels.queue = lambda call, expected_m: given.append((call, expected_m))
+    monkeypatch.setitem(sys.modules, kernels.__name__, kernels)
+    monkeypatch.setattr(production, "launching", kernels, raising=False)
+
+    def passed(kind, lhs, rhs, out, rows=None):
+        on_gpu = types.SimpleNamespace(is_cuda=True)
+        return checks.CheckedCall(kind, "a", "sfa", "b", "sfb", on_gpu, rows, m=lhs, n=2, k=3, groups=4)
+
+    monkeypatch.setattr(checks, "call", passed)
     gl.fp8_gemm_nt(0, None, None)  # m = 0: nothing to launch
     gl.fp8_gemm_nt(1, None, None)
-    gl.m_grouped_fp8_gemm_nt_contiguous(None, None, None, "rows")
-    gl.m_grouped_fp8_gemm_nt_masked(None, None, None, "rows", 7)
-    assert given == [
-        ("dense", "a", "sfa", "b", "sfb", out, 1, 2, 3),
-        ("contiguous", "a", "sfa", "b", "sfb", out, "rows", 1, 2, 3, 4),
-        ("masked", "a", "sfa", "b", "sfb", out, "rows", 1, 2, 3, 4, 7),
+    gl.m_grouped_fp8_gemm_nt_contiguous(1, None, None, "rows")
+    gl.m_grouped_fp8_gemm_nt_masked(1, None, None, "rows", 7)
+    assert [(call.kind, call.rows, expected_m) for call, expected_m in given] == [
+        ("dense", None, 0),
+        ("contiguous", "rows", 0),
+        ("masked", "rows", 7),
     ]
 
 
@@ -317,18 +308,18 @@ def test_contents_on_a_gpu(monkeypatch):
     """Looked at only where that was asked for, and not while a graph is captured."""
     rows = torch.tensor([5, 0], dtype=torch.int32, device="cuda")
     call = grouped_cases.masked([3, 2], 4, 136, 256, "cuda")
-    assert calls.masked(call.lhs, call.rhs, call.out, rows)
-    monkeypatch.setattr(calls, "check_contents", True)
-    assert "masked_m[0] is 5" in refusal(calls.masked, call.lhs, call.rhs, call.out, rows)
+    assert checks.call("masked", call.lhs, call.rhs, call.out, rows)
+    monkeypatch.setattr(checks, "check_contents", True)
+    assert "masked_m[0] is 5" in refusal(checks.call, "masked", call.lhs, call.rhs, call.out, rows)
     call = grouped_cases.contiguous([128, 128], 136, 256, "cuda")
     call.rows[3] = 1
-    assert "m_indices[3] is 1" in refusal(calls.contiguous, call.lhs, call.rhs, call.out, call.rows)
+    assert "m_indices[3] is 1" in refusal(checks.call, "contiguous", call.lhs, call.rhs, call.out, call.rows)
     with torch.cuda.graph(torch.cuda.CUDAGraph()):
-        assert calls.contiguous(call.lhs, call.rhs, call.out, call.rows)
+        assert checks.call("contiguous", call.lhs, call.rhs, call.out, call.rows)
 
 
 def test_contents_are_asked_for_by_the_environment():
-    code = "from gemm_ladder import calls; print(calls.check_contents)"
+    code = "from gemm_ladder import checks; print(checks.check_contents)"
     assert python(f"import os; os.environ['GEMM_LADDER_CHECK'] = '1'; {code}") == "True"
     assert python(f"import os; os.environ['GEMM_LADDER_CHECK'] = '0'; {code}") == "False"
 

@@ -18,7 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from gemm_ladder import build, build_job, build_worker, toolchain
+from gemm_ladder import build
+from gemm_ladder.build import job, library, toolchain, worker
 from gemm_ladder.errors import InputError
 
 SOURCE = """
@@ -75,10 +76,10 @@ def same_again() -> build.Built:
     return build.compile(SOURCE, target="emulator", name="twice", defines={"TEXT": c_string(TEXT)})
 
 
-def job(source: str | Path, target: build.Target = "emulator", **options: object) -> build_job.Job:
+def job_of(source: str | Path, target: build.Target = "emulator", **options: object) -> job.Job:
     """The job of a build, without building it."""
     arguments = {"name": None, "defines": {}, "extra_flags": (), "sass_pass": None, **options}
-    return build_job.Job.of(source, target, **arguments)
+    return job.Job.of(source, target, **arguments)
 
 
 def compiler_that(path: Path, commands: str) -> str:
@@ -182,34 +183,34 @@ def test_key_follows_all_that_decides_the_bytes(tmp_path: Path, monkeypatch: pyt
     source.write_text('#include "header.cuh"\nint x;\n')
     header.write_text("#  include <deeper.cuh>\n")
     deeper.write_text("// one\n")
-    original = job(source)
+    original = job_of(source)
     keys = {original.key()}
-    assert job(source).key() in keys, "the same again"
+    assert job_of(source).key() in keys, "the same again"
 
-    def changed(other: build_job.Job) -> bool:
+    def changed(other: job.Job) -> bool:
         new = other.key() not in keys
         keys.add(other.key())
         return new
 
-    assert changed(job(source, name="other"))
-    assert changed(job(source, defines={"A": 1}))
-    assert changed(job(source, defines={"A": 2}))
-    assert changed(job(source, extra_flags=["-O1"]))
-    assert changed(job(source, sass_pass=build.SassPass("pass 1", lambda path: "")))
-    assert changed(job(source, sass_pass=build.SassPass("pass 2", lambda path: "")))
+    assert changed(job_of(source, name="other"))
+    assert changed(job_of(source, defines={"A": 1}))
+    assert changed(job_of(source, defines={"A": 2}))
+    assert changed(job_of(source, extra_flags=["-O1"]))
+    assert changed(job_of(source, sass_pass=build.SassPass("pass 1", lambda path: "")))
+    assert changed(job_of(source, sass_pass=build.SassPass("pass 2", lambda path: "")))
     assert changed(dataclasses.replace(original, target="cuda"))
     assert changed(dataclasses.replace(original, cxx=dataclasses.replace(original.cxx, identity="g++ 99")))
     assert changed(dataclasses.replace(original, torch=dataclasses.replace(original.torch, version="99")))
     assert changed(dataclasses.replace(original, text=original.text + " "))
     monkeypatch.setenv("CPLUS_INCLUDE_PATH", "/somewhere")
-    assert changed(job(source))
+    assert changed(job_of(source))
     monkeypatch.delenv("CPLUS_INCLUDE_PATH")
     deeper.write_text("// two\n")
-    assert changed(job(source)), "a header that a header includes"
+    assert changed(job_of(source)), "a header that a header includes"
     header.unlink()
-    assert changed(job(source)), "a header that went"
+    assert changed(job_of(source)), "a header that went"
 
-    one, other = job(source, defines={"A": 1, "B": 2}), job(source, defines={"B": 2, "A": 1})
+    one, other = job_of(source, defines={"A": 1, "B": 2}), job_of(source, defines={"B": 2, "A": 1})
     assert one.key() == other.key(), "the order in which macros are given decides nothing"
 
 
@@ -224,7 +225,7 @@ def test_includes_are_found_as_a_compiler_finds_them(tmp_path: Path) -> None:
     folders = [tmp_path / "first", tmp_path / "second"]
 
     def found(text: str) -> set[str]:
-        return {Path(path).relative_to(tmp_path).as_posix() for path in build_job.included(text, folders)}
+        return {Path(path).relative_to(tmp_path).as_posix() for path in job.included(text, folders)}
 
     assert found('#include "both.cuh"\n') == {"first/both.cuh"}
     assert found("#include <beside.cuh>\n") == {"second/beside.cuh", "second/both.cuh"}, (
@@ -240,23 +241,23 @@ def test_includes_are_found_as_a_compiler_finds_them(tmp_path: Path) -> None:
 
 def test_emulator_finds_its_own_headers_first() -> None:
     """Both folders have a ptx.cuh."""
-    folders = job("int x;\n").include_dirs
+    folders = job_of("int x;\n").include_dirs
     assert [path.name for path in folders] == ["emulator", "include", "production"]
     assert all((path / "ptx.cuh").is_file() for path in folders[:2])
 
 
 def test_cuda_never_sees_the_emulators_headers() -> None:
     nvcc_or_skip()
-    folders = job("int x;\n", "cuda").include_dirs
+    folders = job_of("int x;\n", "cuda").include_dirs
     assert [path.name for path in folders] == ["include", "production"]
-    assert set(folders) < set(job("int x;\n").include_dirs)
+    assert set(folders) < set(job_of("int x;\n").include_dirs)
 
 
 def test_header_in_an_extra_folder_counts(tmp_path: Path) -> None:
     (tmp_path / "extra.cuh").write_text("// one\n")
-    before = job('#include "extra.cuh"\n', extra_flags=[f"-I{tmp_path}"]).key()
+    before = job_of('#include "extra.cuh"\n', extra_flags=[f"-I{tmp_path}"]).key()
     (tmp_path / "extra.cuh").write_text("// two\n")
-    assert job('#include "extra.cuh"\n', extra_flags=[f"-I{tmp_path}"]).key() != before
+    assert job_of('#include "extra.cuh"\n', extra_flags=[f"-I{tmp_path}"]).key() != before
 
 
 def test_header_that_changes_during_the_build_is_not_cached(
@@ -270,7 +271,7 @@ def test_header_that_changes_during_the_build_is_not_cached(
         (Path(request["folder"]) / "kernel.so").write_bytes(b"of which header?")
         return 0, ""
 
-    monkeypatch.setattr(build_worker, "run", run)
+    monkeypatch.setattr(worker, "run", run)
     with pytest.raises(build.BuildError, match="changed during its build"):
         build.compile(tmp_path / "kernel.cu", target="emulator")
     assert not list(folder.glob("kernel-*"))
@@ -295,7 +296,7 @@ def test_wrong_arguments(arguments: dict, message: str, no_builds: None) -> None
 def test_sources_digest_covers_kernels_and_their_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "KERNELS", tmp_path)
+    monkeypatch.setattr(library, "KERNELS", tmp_path)
     for name in ("stages/a.cu", "include/b.cuh", "ffma.py", "cli.py", "ref/emulator/c.cuh"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)

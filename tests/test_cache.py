@@ -1,4 +1,4 @@
-"""kernels/cache.py without a compiler: what is not whole is not used, what was left behind goes."""
+"""kernels/build/cache.py without a compiler: what is not whole is not used, what was left behind goes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from gemm_ladder import cache
+from gemm_ladder.build import cache
 
 
 @pytest.fixture

@@ -10,11 +10,13 @@ from pathlib import Path
 import gemm_ladder as gl
 import pytest
 import torch
-from gemm_ladder import cards, compare, ncu, sass, toolchain
+from gemm_ladder.build import toolchain
 from gemm_ladder.cli import main
 from gemm_ladder.errors import GemmLadderError
 from gemm_ladder.figures import draw, rung_cards
+from gemm_ladder.measure import cards, ncu, records
 from gemm_ladder.rungs import rungs
+from gemm_ladder.sass import disassembly
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECORD = REPOSITORY / "figures" / "data" / "cards.json"
@@ -28,7 +30,7 @@ MAX_LINES = 250  # of a rung's file: what can be read in one sitting
 @pytest.fixture(scope="module")
 def collected() -> dict:
     """cards.json's content, of the present sources."""
-    if sass.find_cuobjdump() is None:
+    if disassembly.find_cuobjdump() is None:
         pytest.skip("needs cuobjdump: pip install nvidia-cuda-cuobjdump")
     try:
         return cards.collect()
@@ -176,7 +178,7 @@ def test_profile(fake_ncu) -> None:
     assert ncu.profile(rungs["s6_ffma_interleave"])["tensor"] == 73.9
     first, second = map(json.loads, log.read_text().splitlines())
     assert first[first.index("--kernel-name") + 1] == "regex:^s5_warp_specialized", "the kernel's own name"
-    assert first[-3:] == ["-m", "gemm_ladder.ncu", "s6_ffma_interleave"]
+    assert first[-3:] == ["-m", "gemm_ladder.measure.ncu", "s6_ffma_interleave"]
     asked = first[first.index("--metrics") + 1].split(",")
     assert set(asked) <= set(RAW_PAGE.read_text().splitlines()[0].strip('"').split('","'))
     assert second[second.index("--import") + 1] == first[first.index("--export") + 1]
@@ -331,7 +333,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("ladder.json", "peers.json"):
         data = REPOSITORY / "figures" / "data" / name
         (tmp_path / "figures" / "data" / name).write_bytes(data.read_bytes())
-    monkeypatch.setattr(compare, "checkout_root", lambda: tmp_path)
+    monkeypatch.setattr(records, "checkout_root", lambda: tmp_path)
     monkeypatch.setattr(cards, "collect", record)
     return tmp_path
 
@@ -387,4 +389,4 @@ def test_an_installed_package_keeps_nothing(
 @pytest.mark.gpu
 def test_the_program_that_ncu_looks_at() -> None:
     """It launches the rung, and nothing fails."""
-    subprocess.run([sys.executable, "-m", "gemm_ladder.ncu", "s2_wgmma"], check=True)
+    subprocess.run([sys.executable, "-m", "gemm_ladder.measure.ncu", "s2_wgmma"], check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import gemm_ladder as gl
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from cases import CANARY, UNWRITTEN, normal, place
-from gemm_ladder import calls, checks
+from gemm_ladder import checks
 from gemm_ladder.errors import InputError
 
 M, N, K = 5, 136, 256
@@ -344,7 +345,7 @@ def test_mn_major_of_groups():
 
 def test_scales_that_are_right_are_not_copied():
     placed = place(normal(np.random.default_rng(4), M, N, K))
-    gemm = checks.dense(placed.lhs, placed.rhs, placed.out)
+    gemm = checks.operands("dense", placed.lhs, placed.rhs, placed.out)
     assert gemm.sfa.data_ptr() == placed.lhs[1].data_ptr()
     assert gemm.sfb.data_ptr() == placed.rhs[1].data_ptr()
     assert (gemm.m, gemm.n, gemm.k) == (M, N, K)
@@ -396,8 +397,8 @@ def grouped_arguments(layout: str) -> Arguments:
 
 
 GROUPED = {
-    "contiguous": (checks.contiguous_groups, calls.contiguous),
-    "masked": (checks.masked_groups, calls.masked),
+    kind: (functools.partial(checks.operands, kind), functools.partial(checks.call, kind))
+    for kind in ("contiguous", "masked")
 }
 # id: (layout, which argument, what it becomes, the refusal)
 GROUPED_REFUSALS = {
@@ -503,18 +504,18 @@ def test_refuses_grouped(layout, which, function, message):
         arguments = grouped_arguments(layout)
         arguments.change(which, function)
         with pytest.raises(InputError) as refusal:
-            check(**arguments)
+            check(*arguments.values())
         assert str(refusal.value) == message
 
 
 @pytest.mark.parametrize("layout", GROUPED)
 def test_refuses_an_output_that_tells_the_groups(layout):
     arguments = grouped_arguments(layout)
-    index = next(name for name in arguments if name in checks.ROW_GROUPS)
+    index = checks.ROWS[layout]
     arguments[index] = arguments["out"].view(-1).view(torch.int32)[: len(arguments[index])]
     for check in GROUPED[layout]:
         with pytest.raises(InputError) as refusal:
-            check(**arguments)
+            check(*arguments.values())
         assert str(refusal.value) == f"out shares memory with {index}; memory of its own is needed"
 
 
@@ -551,9 +552,9 @@ def test_the_api_refuses(which, function, message):
 )
 def test_sizes_that_no_kernel_multiplies(layout, size, message):
     with pytest.raises(InputError) as refusal:
-        calls.supported(layout, size)
+        checks.supported(layout, size)
     assert str(refusal.value) == message
-    calls.supported(layout, {name: min(extent, 1024) for name, extent in size.items()})
+    checks.supported(layout, {name: min(extent, 1024) for name, extent in size.items()})
 
 
 def test_misaligned_scales_are_converted():
@@ -561,8 +562,8 @@ def test_misaligned_scales_are_converted():
     (a, sfa), flat = placed.lhs, torch.empty(8 * 2 + 1)
     shifted = flat[1:].as_strided(sfa.shape, sfa.stride(), 1).copy_(sfa)
     assert shifted.data_ptr() % 16 and shifted.stride() == sfa.stride()
-    given = calls.dense((a, shifted), placed.rhs, placed.out)
-    assert given[1].data_ptr() % 16 == 0 and torch.equal(given[1], torch.from_numpy(operands.sfa))
+    given = checks.call("dense", (a, shifted), placed.rhs, placed.out)
+    assert given.sfa.data_ptr() % 16 == 0 and torch.equal(given.sfa, torch.from_numpy(operands.sfa))
 
 
 @pytest.mark.gpu
@@ -571,7 +572,7 @@ def test_one_operand_on_the_cpu(which):
     call = grouped_arguments("masked")
     for name in ("A", "sfa", "B", "sfb", "out", "masked_m"):
         call.change(name, lambda x: x.cuda())
-    assert calls.masked(**call)
+    assert checks.call("masked", *call.values())
     call.change(which, lambda x: x.cpu())
     with pytest.raises(InputError, match=r"on (cuda:0|cpu) and .* on (cuda:0|cpu); one device is needed"):
-        calls.masked(**call)
+        checks.call("masked", *call.values())

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from gemm_ladder import compare, errors
+from gemm_ladder import errors
 from gemm_ladder.cli import COMMANDS, main
 from gemm_ladder.figures import measured
+from gemm_ladder.measure import compare, records, session
 from gemm_ladder.rungs import Rung, Rungs, rungs
 
 Output = pytest.CaptureFixture[str]
@@ -62,17 +63,17 @@ def test_json_that_cannot_be_written(
     capsys: Output, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, path: str, said: str
 ) -> None:
     """Refused before anything is measured."""
-    monkeypatch.setattr(compare, "find_gpu", lambda: (torch.device("cuda", 0), "GPU"))
+    monkeypatch.setattr(session, "find_gpu", lambda: (torch.device("cuda", 0), "GPU"))
     assert said in refusal(capsys, "compare", "--json", str(tmp_path / path))
 
 
 def test_json_is_left_as_it_was(tmp_path: Path) -> None:
     """Trying whether it can be written neither makes the file nor empties it."""
     path = tmp_path / "x.json"
-    compare.refuse_unwritable(path)
+    records.refuse_unwritable(path)
     assert not path.exists()
     path.write_text("mine")
-    compare.refuse_unwritable(path)
+    records.refuse_unwritable(path)
     assert path.read_text() == "mine"
 
 
@@ -179,7 +180,7 @@ def test_the_first_hopper_gpu_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: gpus[index][0])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: gpus[index][1])
-    assert compare.find_gpu() == (torch.device("cuda", 1), "H100")
+    assert session.find_gpu() == (torch.device("cuda", 1), "H100")
 
 
 def test_no_compiler(tmp_path: Path) -> None:

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gemm_ladder import compare, measuring, utils
+from gemm_ladder import utils
 from gemm_ladder.errors import InputError, LaunchError
 from gemm_ladder.figures import draw
 from gemm_ladder.figures import measured as measurements
+from gemm_ladder.measure import compare, peers, problems, records, session, timing
+from gemm_ladder.measure.shapes import DEEPSEEK_V3, EMULATOR, EMULATOR_LIMIT, MEASURED, Shape, parse
 from gemm_ladder.ref import fp8, gemm, metrics
 from gemm_ladder.rungs import rungs
-from gemm_ladder.shapes import DEEPSEEK_V3, EMULATOR, EMULATOR_LIMIT, MEASURED, Shape, parse
 
 CPU = torch.device("cpu")
 RAGGED = Shape(100, 72, 200)
@@ -77,7 +78,7 @@ def test_shapes_beyond_any_machine(text: str, said: str) -> None:
 
 @pytest.mark.parametrize("shape", [SMALL, RAGGED], ids=str)
 def test_problem_is_the_references(shape: Shape) -> None:
-    problem = measuring.make_problem(shape, "cpu", seed=3)
+    problem = problems.make_problem(shape, "cpu", seed=3)
     x = torch.randn(shape.m, shape.k, generator=torch.Generator().manual_seed(3))
     a, sfa = fp8.per_token_cast_to_fp8(x.numpy())
     assert np.array_equal(codes(problem.a), a.view(np.uint8)) and np.array_equal(problem.sfa.numpy(), sfa)
@@ -95,9 +96,9 @@ def test_problem_is_the_references(shape: Shape) -> None:
 
 
 def test_errors() -> None:
-    reference = measuring.make_problem(Shape(64, 1024, 256), "cpu").reference()
+    reference = problems.make_problem(Shape(64, 1024, 256), "cpu").reference()
     rounded = reference.bfloat16()
-    found = measuring.errors(rounded, reference)
+    found = problems.errors(rounded, reference)
     assert found.right
     assert found.relative == pytest.approx(
         metrics.relative_error(rounded.double().numpy(), reference.numpy())
@@ -105,13 +106,13 @@ def test_errors() -> None:
 
     element = rounded.clone()
     element[5, 7] += reference[5].square().mean().sqrt() / 4
-    assert not measuring.errors(element, reference).right
+    assert not problems.errors(element, reference).right
     unwritten = rounded.clone()
     unwritten[63, 1023] = float("nan")
-    assert not measuring.errors(unwritten, reference).right
+    assert not problems.errors(unwritten, reference).right
     scale = rounded.clone()
     scale[:, :128] *= 1.02
-    assert not measuring.errors(scale, reference).right
+    assert not problems.errors(scale, reference).right
 
 
 # ---------------------------------------------------------------------------------------------- peers
@@ -128,13 +129,13 @@ def test_block_scales_are_laid_out_as_torch_wants_them(shape: Shape) -> None:
     e4m3 = torch.float8_e4m3fn
     blocks = k // 128
     sfa, sfb = empty(blocks, -(-m // 4) * 4).T[:m], empty(-(-n // 128), blocks)
-    problem = measuring.Problem(shape, empty(m, k, dtype=e4m3), sfa, empty(n, k, dtype=e4m3), sfb)
-    assert measuring.cublaslt_blockwise(problem)().shape == (m, n)
+    problem = problems.Problem(shape, empty(m, k, dtype=e4m3), sfa, empty(n, k, dtype=e4m3), sfb)
+    assert peers.cublaslt_blockwise(problem)().shape == (m, n)
 
 
 def test_bf16_peer() -> None:
-    problem = measuring.make_problem(RAGGED, "cpu")
-    assert measuring.errors(measuring.cublas_bf16(problem)(), problem.reference()).relative < 1e-2
+    problem = problems.make_problem(RAGGED, "cpu")
+    assert problems.errors(peers.cublas_bf16(problem)(), problem.reference()).relative < 1e-2
 
 
 # --------------------------------------------------------------------------------------------- timing
@@ -144,22 +145,22 @@ def test_between_markers() -> None:
     marker = ("void at::cuda::spin_kernel(long)", 1.0)
     noise = ("fill", 2700.0)
     kernels = [noise, marker, ("a", 3.0), ("b", 4.0), marker, noise, ("sum", 9.0), marker, ("a", 5.0), marker]
-    assert measuring.between_markers(kernels, 2) == [7.0, 5.0]
-    assert measuring.between_markers([noise, marker, marker], 1) == [0.0]
-    with pytest.raises(measuring.ProfilerError, match="3 markers; 4 are needed"):
-        measuring.between_markers(kernels[:-1], 2)
+    assert timing.between_markers(kernels, 2) == [7.0, 5.0]
+    assert timing.between_markers([noise, marker, marker], 1) == [0.0]
+    with pytest.raises(timing.ProfilerError, match="3 markers; 4 are needed"):
+        timing.between_markers(kernels[:-1], 2)
 
 
 def test_number_of_calls() -> None:
-    assert measuring.calls_for(3.0) == measuring.MIN_CALLS
-    assert measuring.calls_for(1e-5) == measuring.calls_for(0.0) == measuring.MAX_CALLS
-    assert measuring.MIN_CALLS < measuring.calls_for(measuring.PASS_SECONDS / 10) < measuring.MAX_CALLS
+    assert timing.calls_for(3.0) == timing.MIN_CALLS
+    assert timing.calls_for(1e-5) == timing.calls_for(0.0) == timing.MAX_CALLS
+    assert timing.MIN_CALLS < timing.calls_for(timing.PASS_SECONDS / 10) < timing.MAX_CALLS
 
 
 def test_the_slowest_rung_does_not_take_minutes() -> None:
     """s1_naive, at its half a TFLOPS, and the largest problem: a check, a trial and every measured call."""
     seconds = max(shape.flops for shape in MEASURED) / 0.48e12
-    assert (2 + 2 * len(measuring.L2_STATES) * measuring.calls_for(seconds)) * seconds < 60
+    assert (2 + 2 * len(timing.L2_STATES) * timing.calls_for(seconds)) * seconds < 60
 
 
 class FakeTimer:
@@ -180,14 +181,14 @@ def test_two_passes_in_opposite_order_and_the_better_counts() -> None:
         return [base + i for i in range(11)]
 
     timer = FakeTimer(times)
-    timings, failures = measuring.measure(
+    timings, failures = timing.measure(
         {"a": lambda: "a", "b": lambda: "b"}, {"a": 20, "b": 3}, ["dirty", "clean"], timer
     )
     assert timer.asked == [
         (name, l2, {"a": 20, "b": 3}[name]) for name in "abba" for l2 in ("dirty", "clean")
     ]
     assert timings == {
-        (name, l2): measuring.Timing(15.0, 11.0, 19.0) for name in "ab" for l2 in ("dirty", "clean")
+        (name, l2): timing.Timing(15.0, 11.0, 19.0) for name in "ab" for l2 in ("dirty", "clean")
     }
     assert not failures
 
@@ -198,7 +199,7 @@ def test_one_that_fails_does_not_stop_the_others() -> None:
             raise RuntimeError("lost\nits way")
         return [1.0]
 
-    timings, failures = measuring.measure(
+    timings, failures = timing.measure(
         {"a": lambda: "a", "b": lambda: "b"}, {"a": 1, "b": 1}, ["dirty"], FakeTimer(times)
     )
     assert list(timings) == [("a", "dirty")]
@@ -206,9 +207,7 @@ def test_one_that_fails_does_not_stop_the_others() -> None:
 
 
 def test_row() -> None:
-    row = measuring.row(
-        "cublas_bf16", Shape(64, 128, 256), "clean", measuring.Timing(2.0, 1.5, 3.0), 0.00123456
-    )
+    row = records.row("cublas_bf16", Shape(64, 128, 256), "clean", timing.Timing(2.0, 1.5, 3.0), 0.00123456)
     assert tuple(row) == measurements.ROW_FIELDS
     assert row["tflops"] == round(2 * 64 * 128 * 256 / 2.0 / 1e6, 3)
     assert row["gb_s"] == round(2 * (64 * 256 + 128 * 256 + 64 * 128) / 2.0 / 1e3, 1)
@@ -218,36 +217,35 @@ def test_row() -> None:
 # -------------------------------------------------------------------------------- measuring one shape
 
 
-def measured(kernels: list, peers: list[str], shape: Shape) -> compare.Measured:
+def measured(kernels: list, others: dict[str, peers.Peer], shape: Shape) -> session.Measured:
     """measure_shape on the CPU: the real rungs, a timer that runs each call once."""
-    result = compare.Measured(meta=dict.fromkeys(measurements.META_FIELDS, "1"))
+    result = session.Measured(meta=dict.fromkeys(measurements.META_FIELDS, "1"))
 
     def timer(call: Callable[[], object], l2: str, calls: int) -> list[float]:
         call()
         return [100.0] * calls
 
-    compare.measure_shape(shape, kernels, peers, ["dirty", "clean"], CPU, timer, result, lambda text: None)
+    compare.measure_shape(shape, kernels, others, ["dirty", "clean"], CPU, timer, result, lambda text: None)
     return result
 
 
-def test_measure_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuses(problem: measuring.Problem) -> measuring.Call:
+def test_measure_shape() -> None:
+    def refuses(problem: problems.Problem) -> peers.Call:
         raise ValueError("not this one")
 
-    def another_product(problem: measuring.Problem) -> measuring.Call:
+    def another_product(problem: problems.Problem) -> peers.Call:
         return lambda: 2 * problem.reference().bfloat16()
 
-    def unscaled(problem: measuring.Problem) -> measuring.Call:
+    def unscaled(problem: problems.Problem) -> peers.Call:
         return lambda: problem.reference(scaled=False).bfloat16()
 
-    peers = {
+    others = {
         "refuses": refuses,
         "another": another_product,
         "cublaslt_tensorwise": unscaled,
-        "cublas_bf16": measuring.cublas_bf16,
+        "cublas_bf16": peers.cublas_bf16,
     }
-    monkeypatch.setattr(measuring, "PEERS", peers)
-    result = measured([rungs["s1_naive"], rungs["s2_wgmma"]], list(peers), RAGGED)
+    result = measured([rungs["s1_naive"], rungs["s2_wgmma"]], others, RAGGED)
     assert not result.wrong
     assert {(row["impl"], row["l2"]) for row in result.rows} == {
         (impl, l2) for impl in ("s1_naive", "cublaslt_tensorwise", "cublas_bf16") for l2 in ("dirty", "clean")
@@ -266,7 +264,7 @@ def test_a_rung_that_cannot_be_launched_is_wrong() -> None:
         def __call__(self, lhs: tuple, rhs: tuple, out: torch.Tensor) -> None:
             raise LaunchError("kernel launch: too many resources")
 
-    result = measured([Unlaunchable("broken"), rungs["s1_naive"]], [], SMALL)
+    result = measured([Unlaunchable("broken"), rungs["s1_naive"]], {}, SMALL)
     assert result.wrong == ["broken fails at 64x128x256: kernel launch: too many resources"]
     assert {row["impl"] for row in result.rows} == {"s1_naive"}
 
@@ -278,9 +276,9 @@ def test_a_kernel_that_faults_is_wrong_and_ends_the_measurement() -> None:
         def __call__(self, lhs: tuple, rhs: tuple, out: torch.Tensor) -> None:
             raise RuntimeError("CUDA error: an illegal memory access was encountered\nand much advice")
 
-    result = compare.Measured()
+    result = session.Measured()
     goes_on = compare.measure_shape(
-        SMALL, [Faulting(), rungs["s2_wgmma"]], [], ["dirty"], CPU, one_us, result, lambda text: None
+        SMALL, [Faulting(), rungs["s2_wgmma"]], {}, ["dirty"], CPU, one_us, result, lambda text: None
     )
     assert not goes_on and not result.rows and result.errors == {}
     assert result.wrong == [
@@ -294,7 +292,7 @@ def test_after_a_fault_no_other_shape_is_tried(fake_gpu: None, monkeypatch: pyte
         def __call__(self, lhs: tuple, rhs: tuple, out: torch.Tensor) -> None:
             raise RuntimeError("CUDA error")
 
-    result = compare.on_gpu([Faulting()], [SMALL, RAGGED], ["dirty"], CPU, peers=())
+    result = compare.on_gpu([Faulting()], [SMALL, RAGGED], ["dirty"], CPU, others={})
     assert len(result.wrong) == 2 and not any(str(RAGGED) in sentence for sentence in result.wrong)
 
 
@@ -312,16 +310,16 @@ def test_a_rung_whose_timing_fails_is_wrong(when: str, monkeypatch: pytest.Monke
                 raise RuntimeError("lost")
             return 1.0
 
-        monkeypatch.setattr(measuring, "seconds_of", seconds_of)
+        monkeypatch.setattr(timing, "seconds_of", seconds_of)
 
     def timer(call: Callable[[], object], l2: str, calls: int) -> list[float]:
         if any(cell.cell_contents is bad for cell in call.__closure__):
-            raise measuring.ProfilerError("lost")
+            raise timing.ProfilerError("lost")
         return [1.0] * calls
 
-    bad, result = rungs["s2_wgmma"], compare.Measured()
+    bad, result = rungs["s2_wgmma"], session.Measured()
     assert compare.measure_shape(
-        SMALL, [bad, rungs["s1_naive"]], [], ["dirty"], CPU, timer, result, lambda text: None
+        SMALL, [bad, rungs["s1_naive"]], {}, ["dirty"], CPU, timer, result, lambda text: None
     )
     assert result.wrong == ["s2_wgmma fails at 64x128x256 while it is timed: lost"]
     assert not result.missing
@@ -330,7 +328,7 @@ def test_a_rung_whose_timing_fails_is_wrong(when: str, monkeypatch: pytest.Monke
 
 def test_a_fault_while_timing_is_the_first_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """What comes after it fails as well, and is not blamed."""
-    synchronize, faults = measuring.synchronize, []
+    synchronize, faults = timing.synchronize, []
 
     def broken(device: torch.device) -> None:
         if faults:
@@ -341,11 +339,11 @@ def test_a_fault_while_timing_is_the_first_ones(monkeypatch: pytest.MonkeyPatch)
         faults.append(call)
         raise RuntimeError("CUDA error")
 
-    monkeypatch.setattr(measuring, "synchronize", broken)
-    result = compare.Measured()
+    monkeypatch.setattr(timing, "synchronize", broken)
+    result = session.Measured()
     ladder = [rungs["s1_naive"], rungs["s2_wgmma"]]
     assert not compare.measure_shape(
-        SMALL, ladder, ["cublas_bf16"], ["dirty"], CPU, timer, result, lambda text: None
+        SMALL, ladder, {"cublas_bf16": peers.cublas_bf16}, ["dirty"], CPU, timer, result, lambda text: None
     )
     assert result.wrong == [
         "s1_naive fails at 64x128x256 while it is timed: CUDA error",
@@ -361,13 +359,12 @@ def test_a_peer_that_faults_ends_the_measurement(monkeypatch: pytest.MonkeyPatch
         if faults:
             raise RuntimeError("CUDA error")
 
-    def peer(problem: measuring.Problem) -> measuring.Call:
+    def peer(problem: problems.Problem) -> peers.Call:
         faults.append(problem)
         return problem.output
 
-    monkeypatch.setattr(measuring, "synchronize", broken)
-    monkeypatch.setattr(measuring, "PEERS", {"peer": peer, "cublas_bf16": measuring.cublas_bf16})
-    result = measured([], ["peer", "cublas_bf16"], SMALL)
+    monkeypatch.setattr(timing, "synchronize", broken)
+    result = measured([], {"peer": peer, "cublas_bf16": peers.cublas_bf16}, SMALL)
     assert [miss["impl"] for miss in result.missing] == ["peer"]
     assert len(result.wrong) == 1 and result.wrong[0].startswith("Nothing more is measured after 64x128x256")
 
@@ -386,12 +383,12 @@ class WrongRung:
 
     def __call__(self, lhs: tuple, rhs: tuple, out: torch.Tensor) -> None:
         (a, sfa), (b, sfb) = lhs, rhs
-        product = measuring.dequantize(a, sfa, 1) @ measuring.dequantize(b, sfb, 128).T
+        product = problems.dequantize(a, sfa, 1) @ problems.dequantize(b, sfb, 128).T
         out[:-1] = product[:-1].bfloat16()
 
 
 def test_a_wrong_rung_is_not_timed() -> None:
-    result = measured([WrongRung()], [], SMALL)
+    result = measured([WrongRung()], {}, SMALL)
     assert not result.rows and not result.errors["s1_naive"].right
     assert len(result.wrong) == 1 and result.wrong[0].startswith("s1_naive is wrong at 64x128x256: ")
 
@@ -427,22 +424,22 @@ def test_a_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_the_worst_error_of_all_shapes_is_kept() -> None:
-    nan, small, large = (measuring.Errors(value, 1.5) for value in (float("nan"), 1.0, 2.0))
+    nan, small, large = (problems.Errors(value, 1.5) for value in (float("nan"), 1.0, 2.0))
     assert small.worst(large) == large.worst(small) == (2.0, 1.5)
     assert np.isnan(nan.worst(small).relative) and np.isnan(small.worst(nan).relative)
 
 
 def test_show_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    result = compare.Measured(meta=dict.fromkeys(measurements.META_FIELDS, "1"))
-    result.rows = [measuring.row("s1_naive", SMALL, "dirty", measuring.Timing(1.0, 1.0, 1.0), 0.001)]
+    result = session.Measured(meta=dict.fromkeys(measurements.META_FIELDS, "1"))
+    result.rows = [records.row("s1_naive", SMALL, "dirty", timing.Timing(1.0, 1.0, 1.0), 0.001)]
     result.errors = {
-        "s1_naive": measuring.Errors(0.001, 0.01),
-        "s2_wgmma": measuring.Errors(float("nan"), 1.0),
+        "s1_naive": problems.Errors(0.001, 0.01),
+        "s2_wgmma": problems.Errors(float("nan"), 1.0),
     }
     for shape in (SMALL, RAGGED):
         result.miss("deep_gemm", shape, "no such library")
     result.wrong = ["s2_wgmma is wrong"]
-    compare.show_measured(result, ["dirty", "clean"])
+    session.show_measured(result, ["dirty", "clean"])
     printed = capsys.readouterr().out
     assert "TFLOPS, L2 cold and dirty" in printed and "cold and clean" not in printed
     assert "1.00e-03  1.00e-02  right" in printed and "nan  1.00e+00  WRONG" in printed
@@ -460,23 +457,23 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tables = ("dirty", "clean", "interleave")
     markers = [f"<!-- table-{name}:{end} -->" for name in tables for end in ("begin", "end")]
     (tmp_path / "README.md").write_text("\n".join(markers))
-    monkeypatch.setattr(compare, "checkout_root", lambda: tmp_path)
+    monkeypatch.setattr(records, "checkout_root", lambda: tmp_path)
     return tmp_path
 
 
-def a_result() -> compare.Measured:
-    result = compare.Measured(
+def a_result() -> session.Measured:
+    result = session.Measured(
         meta=dict.fromkeys(measurements.META_FIELDS, "1") | {"sources": "0123456789ab" + 52 * "0"}
     )
     for l2 in ("dirty", "clean"):
         for shape in DEEPSEEK_V3:
-            result.rows.append(measuring.row("s2_wgmma", shape, l2, measuring.Timing(9.0, 8.0, 10.0), 0.001))
+            result.rows.append(records.row("s2_wgmma", shape, l2, timing.Timing(9.0, 8.0, 10.0), 0.001))
     return result
 
 
 def test_a_whole_run_renews_the_record(checkout: Path) -> None:
     result = a_result()
-    compare.keep(result, checkout / "mine.json", whole=True)
+    session.keep(result, checkout / "mine.json", whole=True)
     for path in (checkout / "figures" / "data" / "ladder.json", checkout / "mine.json"):
         assert measurements.load(path) == result.data
     text = (checkout / "README.md").read_text()
@@ -486,8 +483,8 @@ def test_a_whole_run_renews_the_record(checkout: Path) -> None:
 
 def test_another_record(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = a_result()
-    compare.keep(result, None, whole=True)
-    compare.keep(result, None, whole=True, record="interleave.json")
+    session.keep(result, None, whole=True)
+    session.keep(result, None, whole=True, record="interleave.json")
     assert measurements.load(checkout / "figures" / "data" / "interleave.json") == result.data
     assert "Renewed: figures/data/interleave.json" in capsys.readouterr().out
     assert "| 64 x 2112 x 7168 | 9.0 (8.0 to 10.0) |" in (checkout / "README.md").read_text()
@@ -496,7 +493,7 @@ def test_another_record(checkout: Path, capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(("whole", "wrong"), [(False, []), (True, ["s1_naive is wrong"])])
 def test_a_part_or_a_wrong_rung_leaves_the_record(checkout: Path, whole: bool, wrong: list[str]) -> None:
     result = dataclasses.replace(a_result(), wrong=wrong)
-    compare.keep(result, checkout / "mine.json", whole)
+    session.keep(result, checkout / "mine.json", whole)
     assert json.loads((checkout / "mine.json").read_text()) == result.data
     assert not (checkout / "figures" / "data" / "ladder.json").exists()
 
@@ -506,7 +503,7 @@ def test_the_record_is_kept_before_the_file(checkout: Path) -> None:
     result = a_result()
     (checkout / "mine.json").mkdir()
     with pytest.raises(InputError, match=r"mine\.json cannot be written \(Is a directory\)"):
-        compare.keep(result, checkout / "mine.json", whole=True)
+        session.keep(result, checkout / "mine.json", whole=True)
     assert measurements.load(checkout / "figures" / "data" / "ladder.json") == result.data
 
 
@@ -514,7 +511,7 @@ def test_an_installed_package_keeps_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(draw, "HERE", tmp_path / "site-packages" / "gemm_ladder" / "figures")
-    compare.keep(a_result(), None, whole=True)
+    session.keep(a_result(), None, whole=True)
     assert "not a checkout" in capsys.readouterr().out
     assert not list(tmp_path.rglob("*"))
 
@@ -527,8 +524,8 @@ def test_kernel_timer() -> None:
     """A copy of 1 GiB moves 2 GiB at 1 to 5 TB/s, L2 clean or dirty."""
     source = torch.randn(2**28, device="cuda")
     target = torch.empty_like(source)
-    timer = measuring.KernelTimer(source.device)
-    for l2 in measuring.L2_STATES:
+    timer = timing.KernelTimer(source.device)
+    for l2 in timing.L2_STATES:
         times = timer(lambda: target.copy_(source), l2, 3)
         assert len(times) == 3 and all(2**31 / 5e6 < us < 2**31 / 1e6 for us in times)
 
@@ -536,11 +533,11 @@ def test_kernel_timer() -> None:
 @pytest.mark.gpu
 def test_on_gpu() -> None:
     shape = Shape(64, 256, 512)
-    device, _ = compare.find_gpu()
+    device, _ = session.find_gpu()
     result = compare.on_gpu(list(rungs.values()), [shape], ["dirty"], device)
     assert not result.wrong
     measurements.check(result.data, "result")
     found = {row["impl"] for row in result.rows}
     assert found >= {name for name in rungs if name != "s0_numpy"} | {"cublas_bf16", "cublaslt_tensorwise"}
-    assert found | {miss["impl"] for miss in result.missing} >= measuring.PEERS.keys()
+    assert found | {miss["impl"] for miss in result.missing} >= peers.PEERS.keys()
     assert all(row["us_p10"] <= row["us"] <= row["us_p90"] for row in result.rows)

@@ -8,11 +8,15 @@ import re
 
 import gemm_ladder as gl
 import pytest
-from gemm_ladder import build, cli, explain, ffma, precompiling, prediction, production, sass, tuned, tuner
-from gemm_ladder import config as configs
-from gemm_ladder.config import BUCKETS, Config, bucket, candidates, choose, rows_to_expect
+from gemm_ladder import build, cli
+from gemm_ladder.build import job
 from gemm_ladder.errors import InputError
-from gemm_ladder.prediction import predict
+from gemm_ladder.production import choice, explain, launching, precompiling, prediction, tuned, tuner
+from gemm_ladder.production import config as configs
+from gemm_ladder.production.choice import BUCKETS, bucket, candidates, choose, rows_to_expect
+from gemm_ladder.production.config import Config
+from gemm_ladder.production.prediction import predict
+from gemm_ladder.sass import disassembly, ffma
 
 WEIGHTS = ((2112, 7168), (24576, 1536), (32768, 512), (7168, 16384), (4096, 7168), (7168, 2048))
 
@@ -146,18 +150,18 @@ def test_few_kernels(n, k):
     """What a serving process compiles for one weight, over all batch sizes."""
     found = {choose("dense", m, n, k) for m in range(1, 8193)}
     assert 4 <= len(found) <= 11
-    assert found == {choose("dense", m, n, k) for m in configs.rows_up_to("dense", 8192, 1)}
+    assert found == {choose("dense", m, n, k) for m in choice.rows_up_to("dense", 8192, 1)}
 
 
 @pytest.mark.parametrize(("kind", "groups"), [("dense", 1), ("contiguous", 8), ("masked", 8)])
 @pytest.mark.parametrize("max_m", [1, 64, 65, 1000, 5000, 20000])
 def test_rows_up_to_covers_every_m(kind, groups, max_m):
     """precompile() asks for these; a call for any m up to max_m must find its kernel among them."""
-    asked = {rows_to_expect(kind, m, groups, None) for m in configs.rows_up_to(kind, max_m, groups)}
+    asked = {rows_to_expect(kind, m, groups, None) for m in choice.rows_up_to(kind, max_m, groups)}
     called = {rows_to_expect(kind, m, groups, None) for m in range(1, max_m + 1)}
     assert called <= asked
     hinted = {rows_to_expect("masked", max_m, groups, expected) for expected in range(max_m + 3)}
-    assert hinted <= {rows_to_expect("masked", m, 1, None) for m in configs.rows_up_to("masked", max_m, 1)}
+    assert hinted <= {rows_to_expect("masked", m, 1, None) for m in choice.rows_up_to("masked", max_m, 1)}
 
 
 def test_bucket():
@@ -169,7 +173,7 @@ def test_bucket():
 
 def test_choice_repeats():
     before = {row: chosen(*row) for row in CHOSEN}
-    configs._choose.cache_clear()
+    choice._choose.cache_clear()
     assert {row: chosen(*row) for row in CHOSEN} == before
 
 
@@ -193,48 +197,55 @@ def test_candidates_keep_the_rules():
     assert {112, 144, 160} < {one.tile_n for one in found}
     assert {one.share for one in candidates("dense", 4096, 4096, 7168)} == {"nothing", "A", "B"}
     tails = {(one.tail_m, one.tail_n) for one in candidates("dense", 4096, 2112, 7168)}
-    assert tails == {(0, 0), *configs.TAILS}
+    assert tails == {(0, 0), *choice.TAILS}
     assert "K" in {one.share for one in candidates("dense", 64, 2112, 7168)}
 
 
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"kind": "sparse"}, "kind is 'sparse'; kind must be one of dense, contiguous, masked"),
-        ({"share": "C"}, "share is 'C'; share must be one of nothing, A, B, K"),
-        ({"stages": 0}, "stages and cluster must be positive"),
-        ({"unroll": 0}, "group_m and unroll must be positive"),
-        ({"group_n": -1}, "group_n not negative"),
-        ({"n": 4097}, "n is 4097; n must be a multiple of 8"),
-        ({"k": 7000}, "k is 7000; k must be a multiple of 128"),
-        ({"consumers_n": 3}, "consumers_m * consumers_n must be 1 or 2"),
-        ({"tile_m": 64}, "tile_m is 64; tile_m must be a multiple of 64 * consumers_m"),
-        ({"tile_m": 384, "tile_n": 16}, "tile_m is 384; tile_m must be at most 256"),
-        ({"tile_n": 120}, "tile_n is 120; tile_n must be a multiple of 16"),
-        ({"tile_n": 272}, "tile_n is 272; tile_n must be at most 256"),
-        ({"tile_m": 256, "tile_n": 144}, "accumulators is 216; accumulators must be at most 192"),
+        ({"kind": "sparse"}, "kind is 'sparse'; it must be one of dense, contiguous, masked"),
+        ({"share": "C"}, "share is 'C'; it must be one of nothing, A, B, K"),
+        ({"stages": 0}, "stages is 0; it must be positive"),
+        ({"unroll": 0}, "unroll is 0; it must be positive"),
+        ({"group_m": 0}, "group_m is 0; it must be positive"),
+        ({"group_n": -1}, "group_n is -1; it must not be negative"),
+        ({"n": 4097}, "n is 4097; it must be a multiple of 8"),
+        ({"k": 7000}, "k is 7000; it must be a multiple of 128"),
+        ({"consumers_n": 3}, "consumers is 6; it must be 1 or 2 (consumers_m * consumers_n)"),
+        ({"tile_m": 64}, "tile_m is 64; it must be a multiple of 64 * consumers_m"),
+        ({"tile_m": 384, "tile_n": 16}, "tile_m is 384; it must be at most 256"),
+        ({"tile_n": 120}, "tile_n is 120; it must be a multiple of 16"),
+        ({"tile_n": 272}, "tile_n is 272; it must be at most 256"),
+        ({"tile_m": 256, "tile_n": 144}, "accumulators is 216; it must be at most 192"),
         ({"tile_m": 64, "tile_n": 240, "consumers_m": 1}, "accumulators is 240;"),
-        ({"stages": 7}, "shared_bytes is 269312; shared_bytes must be at most 232448"),
-        ({"cluster": 2}, "cluster is 2; cluster must be 1 where nothing is shared"),
-        ({"share": "A"}, "cluster is 1; cluster must be 1 where nothing is shared, else more"),
-        ({"share": "A", "cluster": 3}, "cluster is 3; cluster must be 1, 2, 4 or 8"),
-        ({"share": "B", "cluster": 4, "tile_n": 112}, "tile_n must be a multiple of 8 * cluster"),
-        ({"kind": "contiguous", "share": "B", "cluster": 2}, "share is 'B'; share must not be B"),
+        ({"stages": 7}, "shared_bytes is 269312; it must be at most 232448"),
+        ({"cluster": 2}, "cluster is 2; it must be 1 where nothing is shared"),
+        ({"share": "A"}, "cluster is 1; it must be 1 where nothing is shared, else more"),
+        ({"share": "A", "cluster": 3}, "cluster is 3; it must be 1, 2, 4 or 8"),
+        ({"share": "B", "cluster": 4, "tile_n": 112}, "tile_n is 112; it must be a multiple of 8 * cluster"),
+        ({"kind": "contiguous", "share": "B", "cluster": 2}, "share is 'B'; it must not be B"),
         (
             {"kind": "contiguous", "tile_m": 256, "tile_n": 32, "consumers_m": 1, "stages": 3},
-            "tile_m is 256; tile_m must be at most 128 * consumers_m in the contiguous layout",
+            "tile_m is 256; it must be at most 128 * consumers_m in the contiguous layout",
         ),
-        ({"kind": "masked", "share": "K", "cluster": 2, "stages": 3}, "share is 'K'; share must not be K"),
-        ({"tail_m": 256}, "tail_m is 256; tail_m and tail_n must both be positive, or both 0"),
-        ({"tail_m": -64, "tail_n": -64}, "tail_m is -64; tail_m and tail_n must both be positive, or both 0"),
+        ({"kind": "masked", "share": "K", "cluster": 2, "stages": 3}, "share is 'K'; it must not be K"),
+        ({"tail_m": 256}, "tail_m is 256; it must be positive if tail_n is, or else both 0"),
+        ({"tail_m": -64, "tail_n": -64}, "tail_m is -64; it must be positive if tail_n is, or else both 0"),
         (
             {"kind": "masked", "tail_m": 256, "tail_n": 64, "stages": 4},
-            "tail_m must be 0 in a grouped layout",
+            "tail_m is 256; it must be 0 in a grouped layout",
         ),
         ({"share": "K", "cluster": 2, "stages": 3, "tail_m": 128, "tail_n": 64}, "and where K is split"),
-        ({"tail_m": 64, "tail_n": 64}, "tail_m is 64; tail_m x tail_n must be a tile that the other fields"),
-        ({"tail_m": 256, "tail_n": 256, "stages": 1}, "tail_m x tail_n must be a tile that the other"),
-        ({"tail_m": 256, "tail_n": 128}, "shared_bytes is 321536; shared_bytes must be at most 232448"),
+        (
+            {"tail_m": 64, "tail_n": 64},
+            "tail_m is 64; it must make, with tail_n, a tile that the other fields suit",
+        ),
+        (
+            {"tail_m": 256, "tail_n": 256, "stages": 1},
+            "tail_m is 256; it must make, with tail_n, a tile that the other",
+        ),
+        ({"tail_m": 256, "tail_n": 128}, "shared_bytes is 321536; it must be at most 232448"),
     ],
     ids=str,
 )
@@ -275,7 +286,7 @@ def test_source():
 
 
 def test_fields_are_those_in_cpp():
-    text = (build.KERNELS / "production" / "config.cuh").read_text()
+    text = (job.KERNELS / "production" / "config.cuh").read_text()
     body = re.sub(r"//.*", "", re.search(r"struct Config \{(.*?)\};", text, re.S)[1])
     names = [name for line in re.findall(r"\w+ ([\w, ]+);", body) for name in line.split(", ")]
     assert [*names, "interleave"] == [field.name for field in dataclasses.fields(Config)]  # a matter of bits
@@ -387,13 +398,13 @@ def tables(monkeypatch, tmp_path):
     """No tables but a test's own: (shipped folder, own folder)."""
     monkeypatch.setenv("GEMM_LADDER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(tuned, "SHIPPED", tmp_path / "shipped")
-    tuned._table.cache_clear()
+    tuned.forget()
     yield tmp_path / "shipped", tmp_path / "cache" / "tables"
-    tuned._table.cache_clear()
+    tuned.forget()
 
 
 def asked(m: int = 100, num_sms: int = 132) -> Config:
-    return production.configuration("dense", m, 4096, 7168, 1, None, num_sms, GPU)
+    return launching.configuration("dense", m, 4096, 7168, 1, None, num_sms, GPU)
 
 
 @pytest.mark.parametrize("path", sorted(tuned.SHIPPED.glob("*.json")), ids=lambda path: path.stem)
@@ -406,7 +417,7 @@ def test_shipped_tables_are_usable(path):
         groups, m, n, k = map(int, sizes.split("x"))
         found = Config(**entry["config"])
         assert configs.fits(found) and (found.kind, found.n, found.k) == (kind, n, k)
-        assert m == configs.rows_to_expect(kind, m, groups, None) and entry["us"] > 0
+        assert m == choice.rows_to_expect(kind, m, groups, None) and entry["us"] > 0
         gpu = path.stem.replace("_", " ")
         assert tuned.find(gpu, kind, m, n, k, groups, entry["num_sms"]) == found
         assert tuned.find(gpu, kind, m, n, k, groups, entry["num_sms"] - 2) is None
@@ -423,7 +434,7 @@ def test_measured_wins_and_own_wins_over_shipped(tables):
     assert asked(num_sms=78) == choose("dense", 100, 4096, 7168, num_sms=78), "with fewer SMs"
     shipped.mkdir()
     path.rename(shipped / path.name)
-    tuned._table.cache_clear()
+    tuned.forget()
     assert asked() == first
     tuned.keep(GPU, second, 128, 1, 132, 11.0)
     tuned.keep(GPU, first, 64, 1, 132, 10.0)
@@ -445,7 +456,7 @@ def test_an_entry_that_is_not_usable_is_none(tables, damage):
     table = json.loads(path.read_text())
     damage(table["dense 1x128x4096x7168"])
     path.write_text(json.dumps(table))
-    tuned._table.cache_clear()
+    tuned.forget()
     assert asked() == choose("dense", 100, 4096, 7168)
 
 
@@ -453,7 +464,7 @@ def test_an_entry_that_is_not_usable_is_none(tables, damage):
 def test_a_table_that_is_none(tables, text):
     path = tuned.keep(GPU, Config.of("dense", 4096, 7168, 64, 64), 128, 1, 132, 12.0)
     path.write_text(text)
-    tuned._table.cache_clear()
+    tuned.forget()
     assert asked() == choose("dense", 100, 4096, 7168)
 
 
@@ -508,7 +519,7 @@ def test_chosen_kernels_compile_well():
     not understand; two at a time."""
     sample = [chosen(*row) for row in SAMPLE] + only_measured()
     for one, built in zip(sample, precompiling.build_all(sample, "cuda"), strict=True):
-        (used,) = sass.resources(built.log).values()
+        (used,) = disassembly.resources(built.log).values()
         assert (used.stack_frame, used.spill_stores, used.spill_loads) == (0, 0, 0), one.name
         assert not re.findall(r"^.*(?:\bC75\d\d\b|\bwarning\b).*$", built.log, re.M | re.I), one.name
         assert ("ffma, mode" in built.log) == (one.interleave != "compiler"), one.name
@@ -529,5 +540,5 @@ def test_interleaved_where_the_pass_understands_the_code(monkeypatch, tmp_path):
     monkeypatch.setenv("GEMM_LADDER_CACHE", str(tmp_path))
     plain, other = (Config.of("dense", 64, 128, 64, 16, interleave=mode) for mode in ("compiler", "full"))
     assert other.compile("cuda").log.endswith("The library is not rewritten: it is too strange.\n")
-    code = [sass.disassemble(one.compile("cuda").path) for one in (plain, other)]
+    code = [disassembly.disassemble(one.compile("cuda").path) for one in (plain, other)]
     assert list(code[0].values()) == list(code[1].values()), "it runs as the compiler made it"

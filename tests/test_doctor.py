@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from gemm_ladder import build, doctor, toolchain
-from gemm_ladder.build import BuildError, ToolchainError
+from gemm_ladder import build
+from gemm_ladder.build import BuildError, ToolchainError, doctor, toolchain
 
 HOPPER = ["NVIDIA H100 80GB HBM3", 9, 0, 80 * 2**30, 132]
 AMPERE = ["NVIDIA A100", 8, 0, 40 * 2**30, 108]
@@ -219,7 +219,7 @@ def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GEMM_LADDER_CACHE", str(tmp_path))
     code = """
 import sys
-from gemm_ladder import doctor
+from gemm_ladder.build import doctor
 status = doctor.main([])
 assert not {"torch", "numba"} & set(sys.modules)
 sys.exit(status)

@@ -1,4 +1,4 @@
-"""kernels/ffma.py on a freshly compiled s5, read again by cuobjdump: what each mode changes, what is refused.
+"""The FFMA pass on a freshly compiled s5, read again by cuobjdump: what each mode changes, what is refused.
 
 No GPU is needed. What the bits are worth is a matter of time on one.
 """
@@ -15,9 +15,9 @@ from pathlib import Path
 
 import gemm_ladder as gl
 import pytest
-from gemm_ladder import ffma, sass
-from gemm_ladder.config import Config
 from gemm_ladder.errors import InputError
+from gemm_ladder.production.config import Config
+from gemm_ladder.sass import disassembly, ffma
 
 RUNG = gl.rungs["s6_ffma_interleave"]
 MODES = ("compiler", "off", "full", Fraction(9, 16))
@@ -56,18 +56,20 @@ def disassembled(library: bytes, tmp_path_factory: pytest.TempPathFactory):
 
 def in_every_mode(library: bytes, path: Path) -> dict:
     """The kernels' instructions by mode, None being as nvcc made them; `path` is for the library."""
-    if sass.find_cuobjdump() is None:
+    if disassembly.find_cuobjdump() is None:
         pytest.skip("needs cuobjdump: pip install nvidia-cuda-cuobjdump")
     found = {}
     for mode in (None, *MODES):
         path.write_bytes(library)
         if mode is not None:
             ffma.apply(path, mode)
-        found[mode] = list(one_after_the_other(sass.disassemble(path).values()))
+        found[mode] = list(one_after_the_other(disassembly.disassemble(path).values()))
     return found
 
 
-def one_after_the_other(kernels: Iterable[list[sass.Instruction]]) -> Iterator[sass.Instruction]:
+def one_after_the_other(
+    kernels: Iterable[list[disassembly.Instruction]],
+) -> Iterator[disassembly.Instruction]:
     """Their instructions, with addresses as if they were one kernel."""
     start = 0
     for instructions in kernels:
@@ -76,19 +78,19 @@ def one_after_the_other(kernels: Iterable[list[sass.Instruction]]) -> Iterator[s
         start += instructions[-1].address + 16
 
 
-def operands(instruction: sass.Instruction) -> list[str]:
+def operands(instruction: disassembly.Instruction) -> list[str]:
     """Registers, without the marks that say how they are read."""
     return instruction.operands.replace(".reuse", "").split(", ")
 
 
-def runs(instructions: list[sass.Instruction]) -> list[list[sass.Instruction]]:
+def runs(instructions: list[disassembly.Instruction]) -> list[list[disassembly.Instruction]]:
     """The promotions: the FFMAs between two groups of WGMMAs."""
     interesting = [one for one in instructions if one.mnemonic in ("FFMA", "QGMMA")]
     groups = itertools.groupby(interesting, key=lambda one: one.mnemonic)
     return [list(group) for mnemonic, group in groups if mnemonic == "FFMA"]
 
 
-def counts(instructions: list[sass.Instruction]) -> tuple[int, int]:
+def counts(instructions: list[disassembly.Instruction]) -> tuple[int, int]:
     """How many FFMAs yield, how many reuse a register."""
     found = [one for one in instructions if one.mnemonic == "FFMA"]
     return sum(one.yields for one in found), sum(one.reuse != 0 for one in found)
@@ -168,7 +170,7 @@ def test_reuse_is_never_wrong(disassembled, mode):
     assert set(found) == {FFMA_SLOT} and found[FFMA_SLOT] > 32
 
 
-def kept(instructions: list[sass.Instruction]) -> Counter[int]:
+def kept(instructions: list[disassembly.Instruction]) -> Counter[int]:
     """How often a factor is kept, by its slot: the next instruction reads it there, no yield is between."""
     found = Counter()
     for one, following in itertools.pairwise(instructions):

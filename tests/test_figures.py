@@ -14,7 +14,7 @@ from pathlib import Path
 import pictures
 import pytest
 from gemm_ladder.figures import draw, ladder, measured, readme, rung_cards, tables
-from gemm_ladder.shapes import DEEPSEEK_V3, MEASURED, PRODUCTS, Product, Shape
+from gemm_ladder.measure.shapes import DEEPSEEK_V3, MEASURED, PRODUCTS, Product, Shape
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = REPOSITORY / "figures" / "data"

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from gemm_ladder import compare, host_times, measuring, operands, production, production_rows
+from gemm_ladder import launch
 from gemm_ladder.cli import main
 from gemm_ladder.errors import GemmLadderError
-from gemm_ladder.figures import host, measured
-from gemm_ladder.shapes import Product, Shape
+from gemm_ladder.figures import host as table
+from gemm_ladder.figures import measured
+from gemm_ladder.measure import host, operands, problems, production_rows, session, timing
+from gemm_ladder.measure.shapes import Product, Shape
+from gemm_ladder.production import launching
 
 CPU = torch.device("cpu")
 Output = pytest.CaptureFixture[str]
@@ -24,30 +27,30 @@ STARTS = {"first_build": [4e6, 5e6, 6e6], "cached_load": [2e3, 3e3, 1e3], "first
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small product, few calls."""
     shape = Shape(8, 128, 128)
-    monkeypatch.setattr(host_times, "SHAPE", shape)
-    monkeypatch.setattr(host_times, "DENSE", Product("dense", 1, shape))
-    monkeypatch.setattr(host_times, "MASKED", Product("masked", 2, shape))
-    monkeypatch.setattr(host_times, "CALLS", 2)
-    monkeypatch.setattr(host_times, "BATCHES", 3)
+    monkeypatch.setattr(host, "SHAPE", shape)
+    monkeypatch.setattr(host, "DENSE", Product("dense", 1, shape))
+    monkeypatch.setattr(host, "MASKED", Product("masked", 2, shape))
+    monkeypatch.setattr(host, "CALLS", 2)
+    monkeypatch.setattr(host, "BATCHES", 3)
 
 
 @pytest.fixture
 def quick(small: None, fake_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU in a Hopper GPU's place; fresh processes that take what STARTS says."""
-    monkeypatch.setattr(production, "usable_sms", lambda device, limit: 132)
-    monkeypatch.setattr(host_times, "starts", lambda: STARTS)
+    monkeypatch.setattr(launch, "usable_sms", lambda device, limit=0: 132)
+    monkeypatch.setattr(host, "starts", lambda: STARTS)
 
 
 def test_the_calls_compute_the_product(small: None) -> None:
     """All of gemm_ladder's, and torch's, at the same operands."""
-    ours, peers = host_times.makers(CPU)
+    ours, peers = host.makers(CPU)
     assert ours.keys() == {"fp8_gemm_nt", "gemm_fp8_fp8_bf16_nt", "m_grouped_fp8_gemm_nt_masked"}
-    dense = operands.make_operands(host_times.DENSE, CPU)
+    dense = operands.make_operands(host.DENSE, CPU)
     reference, unscaled = (dense.parts[0].reference(scaled) for scaled in (True, False))
     for name in ("fp8_gemm_nt", "gemm_fp8_fp8_bf16_nt"):
         call = ours[name]()
         assert call() is None
-        assert measuring.errors(call.args[2], reference).right
+        assert problems.errors(call.args[2], reference).right
     masked = ours["m_grouped_fp8_gemm_nt_masked"]()
     masked()
     out, rows = masked.args[2], masked.args[3].tolist()
@@ -55,7 +58,7 @@ def test_the_calls_compute_the_product(small: None) -> None:
         not part[:count].isnan().any() for part, count in zip(out, rows, strict=True)
     )
     for name in ("torch_mm", "torch_mm_out"):
-        assert measuring.errors(peers[name]()(), unscaled).relative < 1e-2
+        assert problems.errors(peers[name]()(), unscaled).relative < 1e-2
     with pytest.raises(ModuleNotFoundError):
         peers["deep_gemm"]()
 
@@ -72,17 +75,17 @@ def test_a_batch_is_the_hosts_time_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     def call() -> None:
         clock[0] += 7e-6
 
-    monkeypatch.setattr(measuring, "synchronize", wait)
+    monkeypatch.setattr(timing, "synchronize", wait)
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    assert host_times.batch(call, CPU) == pytest.approx(7.0)
-    assert waits == [0.0, pytest.approx(1.0 + host_times.CALLS * 7e-6)]
-    assert host_times.CALLS < 1000, "the queue to a GPU would be full, and a call wait for it"
+    assert host.batch(call, CPU) == pytest.approx(7.0)
+    assert waits == [0.0, pytest.approx(1.0 + host.CALLS * 7e-6)]
+    assert host.CALLS < 1000, "the queue to a GPU would be full, and a call wait for it"
 
 
 def test_implementations_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     order = []
-    monkeypatch.setattr(host_times, "batch", lambda call, device: float(order.append(call) or len(order)))
-    found = host_times.take_turns({"a": "a", "b": "b"}, CPU, range(3))
+    monkeypatch.setattr(host, "batch", lambda call, device: float(order.append(call) or len(order)))
+    found = host.take_turns({"a": "a", "b": "b"}, CPU, range(3))
     assert order == ["a", "b"] * 3
     assert found == {"a": [1.0, 3.0, 5.0], "b": [2.0, 4.0, 6.0]}
 
@@ -97,9 +100,9 @@ def test_each_start_has_the_cache_that_it_needs(monkeypatch: pytest.MonkeyPatch)
         caches[cache] += 1
         return (5e6, 6e6) if caches[cache] == 1 else (2e3, 9e3)
 
-    monkeypatch.setattr(host_times, "in_fresh_process", process)
-    pairs = host_times.STARTS
-    assert host_times.starts() == {
+    monkeypatch.setattr(host, "in_fresh_process", process)
+    pairs = host.STARTS
+    assert host.starts() == {
         "first_build": [5e6] * pairs,
         "cached_load": [2e3] * pairs,
         "first_call": [9e3] * pairs,
@@ -112,14 +115,14 @@ def test_a_fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its last line counts: torch may print before."""
 
     def run(command: list[str], **options: object) -> subprocess.CompletedProcess:
-        assert command[-1].endswith("host_times.load_and_call()")
+        assert command[-1].endswith("host.load_and_call()")
         assert (
             options["env"]["GEMM_LADDER_CACHE"] == "folder" and options["env"]["PATH"] == os.environ["PATH"]
         )
         return subprocess.CompletedProcess(command, 0, "a warning\n1500.5 9000.25\n", "")
 
     monkeypatch.setattr(subprocess, "run", run)
-    assert host_times.in_fresh_process("folder") == (1500.5, 9000.25)
+    assert host.in_fresh_process("folder") == (1500.5, 9000.25)
 
 
 def test_what_a_fresh_process_times(
@@ -133,13 +136,13 @@ def test_what_a_fresh_process_times(
         clock[0] += seconds
         return result
 
-    monkeypatch.setattr(compare, "find_gpu", lambda: takes(1.0, (CPU, "NVIDIA H100")))
+    monkeypatch.setattr(session, "find_gpu", lambda: takes(1.0, (CPU, "NVIDIA H100")))
     monkeypatch.setattr(operands, "make_operands", lambda *given: takes(1.0, make(*given)))
     monkeypatch.setattr(operands, "interface_call", lambda *given: lambda: takes(0.25))
     monkeypatch.setattr(production_rows, "configurations", lambda chosen, device: {chosen[0]: "best"})
-    monkeypatch.setattr(production, "launcher", lambda config: takes(0.5, loads.append(config)))
+    monkeypatch.setattr(launching, "library", lambda config: takes(0.5, loads.append(config)))
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    host_times.load_and_call()
+    host.load_and_call()
     assert capsys.readouterr().out == "500000.0 750000.0\n"
     assert loads == ["best"]
 
@@ -148,7 +151,7 @@ def test_a_fresh_process_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     """Here for want of a GPU: its last words are passed on."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(GemmLadderError, match=r"cannot load and call the kernel: .*found no CUDA GPU"):
-        host_times.in_fresh_process(str(tmp_path))
+        host.in_fresh_process(str(tmp_path))
 
 
 def test_a_fresh_process_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,12 +160,12 @@ def test_a_fresh_process_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(GemmLadderError, match="takes more than 120 s to load and call the kernel"):
-        host_times.in_fresh_process("folder")
+        host.in_fresh_process("folder")
 
 
 def test_the_command(quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Output) -> None:
     kept = []
-    monkeypatch.setattr(compare, "keep", lambda *arguments, **options: kept.append((arguments, options)))
+    monkeypatch.setattr(session, "keep", lambda *arguments, **options: kept.append((arguments, options)))
     path = tmp_path / "mine.json"
     assert main(["host", "--json", str(path)]) == 0
     printed = capsys.readouterr().out
@@ -170,7 +173,7 @@ def test_the_command(quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         assert words in printed
     (((result, given), options),) = kept
     assert (given, options) == (path, {"whole": True, "record": "host.json"})
-    measured.check(result.data, "result", host.META_FIELDS, host.ROW_FIELDS)
+    measured.check(result.data, "result", table.META_FIELDS, table.ROW_FIELDS)
     calls = {row["impl"]: row for row in result.rows if row["quantity"] == "call"}
     assert calls.keys() >= {"fp8_gemm_nt", "gemm_fp8_fp8_bf16_nt", "m_grouped_fp8_gemm_nt_masked", "torch_mm"}
     assert (
@@ -191,9 +194,9 @@ def test_a_call_that_fails(quick: None, monkeypatch: pytest.MonkeyPatch) -> None
     def starts() -> None:
         raise GemmLadderError("A fresh process fails")
 
-    monkeypatch.setattr(host_times.api, "gemm_fp8_fp8_bf16_nt", fails)
-    monkeypatch.setattr(host_times, "starts", starts)
-    result = host_times.on_gpu(CPU)
+    monkeypatch.setattr(host.api, "gemm_fp8_fp8_bf16_nt", fails)
+    monkeypatch.setattr(host, "starts", starts)
+    result = host.on_gpu(CPU)
     assert result.wrong == [
         "gemm_fp8_fp8_bf16_nt fails: no such",
         "A fresh process fails",
@@ -213,11 +216,11 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
 @pytest.mark.gpu
 @pytest.mark.slow
 def test_on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_times, "BATCHES", 3)
-    monkeypatch.setattr(host_times, "STARTS", 1)
-    device, _ = compare.find_gpu()
-    result = host_times.on_gpu(device)
+    monkeypatch.setattr(host, "BATCHES", 3)
+    monkeypatch.setattr(host, "STARTS", 1)
+    device, _ = session.find_gpu()
+    result = host.on_gpu(device)
     assert not result.wrong
-    measured.check(result.data, "result", host.META_FIELDS, host.ROW_FIELDS)
+    measured.check(result.data, "result", table.META_FIELDS, table.ROW_FIELDS)
     us = {row["quantity"]: row["us"] for row in result.rows}
     assert us["cached_load"] < us["first_build"]

@@ -21,7 +21,7 @@ LESSONS = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
 SOLVED = "solved"  # a check that comes after the solution
 LARGEST = 1_000_000  # bytes: what a browser still shows, and a repository bears
 
-spec = importlib.util.spec_from_file_location("lessons_make", FOLDER / "make.py")
+spec = importlib.util.spec_from_file_location("lessons_make", FOLDER / "workshop" / "make.py")
 make = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(make)
 
@@ -64,7 +64,9 @@ def test_both_forms_say_the_same(lesson: Path) -> None:
     def cells(book: nbformat.NotebookNode) -> list[tuple]:
         return [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in book.cells]
 
-    assert cells(notebook(lesson)) == cells(jupytext.read(lesson)), f"python lessons/make.py {lesson.stem}"
+    assert cells(notebook(lesson)) == cells(jupytext.read(lesson)), (
+        f"python lessons/workshop/make.py {lesson.stem}"
+    )
 
 
 @each_lesson

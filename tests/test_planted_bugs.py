@@ -15,8 +15,8 @@ import gemm_ladder as gl
 import numpy as np
 import pytest
 from gemm_ladder import build
+from gemm_ladder.arguments import GemmArgs
 from gemm_ladder.ref import emulator, tensor_core
-from gemm_ladder.rungs import GemmArgs
 
 SEEDS = 20
 CONTROL = "control"  # the variant without a bug

@@ -18,11 +18,13 @@ import numpy as np
 import pytest
 import torch
 from cases import UNWRITTEN, normal, place, small_integers
-from gemm_ladder import config as configs
-from gemm_ladder import production, tuner
-from gemm_ladder.config import Config
+from gemm_ladder.arguments import GemmArgs, GroupedArgs
+from gemm_ladder.build import job
 from gemm_ladder.errors import InputError, LaunchError
-from gemm_ladder.precompiling import build_all
+from gemm_ladder.production import config as configs
+from gemm_ladder.production import launching, tuner
+from gemm_ladder.production.config import Config
+from gemm_ladder.production.precompiling import build_all
 from gemm_ladder.ref import metrics
 from grouped_cases import BLOCK, Grouped, contiguous, masked
 
@@ -94,7 +96,7 @@ def run_dense(
     operands = fill(np.random.default_rng(m + config.n), m, config.n, config.k)
     placed = place(operands, DEVICE[machine])
     with gl.emulator(seed=seed):
-        production.launch(config, placed.lhs, placed.rhs, placed.out, num_sms=num_sms)
+        launching.launch(config, placed.lhs, placed.rhs, placed.out, num_sms=num_sms)
     if config.share != "K" or exact:
         np.testing.assert_array_equal(placed.bits(), operands.expected_bits("s7_production"))
     else:
@@ -104,7 +106,7 @@ def run_dense(
 
 def launch(config: Config, call: Grouped, seed: int = 0, num_sms: int = 0) -> None:
     with gl.emulator(seed=seed):
-        production.launch(config, call.lhs, call.rhs, call.out, call.rows, num_sms=num_sms)
+        launching.launch(config, call.lhs, call.rhs, call.out, call.rows, num_sms=num_sms)
 
 
 def check_contiguous(call: Grouped) -> None:
@@ -151,7 +153,7 @@ def test_rows_are_dealt_out_as_the_configuration_says(config, m, num_sms, monkey
     """Config.parts, by which a tail is chosen, against deal() of production/start.cuh; clusters take turns
     through both tiles, as if those were one list."""
     monkeypatch.syspath_prepend(LESSONS)
-    import workbench_production
+    from workshop import workbench_production
 
     tiles, begin = workbench_production.walk(config, m, num_sms, device="cpu"), 0
     for one, rows in config.parts(m, num_sms):
@@ -171,7 +173,7 @@ def test_repeats_its_bits(config, machine):
     for seed in range(4):
         placed = place(operands, DEVICE[machine])
         with gl.emulator(seed=seed):
-            production.launch(config, placed.lhs, placed.rhs, placed.out)
+            launching.launch(config, placed.lhs, placed.rhs, placed.out)
         found.append(placed.bits())
     for bits in found[1:]:
         np.testing.assert_array_equal(bits, found[0])
@@ -253,7 +255,7 @@ def fenced_call(kind: str, at_end: bool) -> None:
     a, b = (between_fences(x).view(torch.float8_e4m3fn) for x in (call.lhs[0], call.rhs[0]))
     out = between_fences(call.out.view(torch.int16)).view(torch.bfloat16)
     lhs, rhs = (a, between_fences(call.lhs[1])), (b, between_fences(call.rhs[1]))
-    production.launch(config, lhs, rhs, out, between_fences(call.rows))
+    launching.launch(config, lhs, rhs, out, between_fences(call.rows))
     call.out.copy_(out)
     check_contiguous(call) if kind == "contiguous" else call.check(exact=False)
 
@@ -324,11 +326,10 @@ def test_fuzz(machine):
 
 
 def test_arguments_are_those_in_cpp():
-    assert production.GroupedArgs.from_buffer_copy(production._pack(*range(1, 15))).groups_a == 14
-    text = (gl.build.KERNELS / "include" / "args.cuh").read_text()
+    text = (job.KERNELS / "include" / "args.cuh").read_text()
     fields = re.findall(r"^    (?:const )?\w+[ *]+([\w, ]+);", text, re.M)
     names = [name for line in fields for name in line.split(", ")]
-    ours = (*production.GemmArgs._fields_, *production.GroupedArgs._fields_)
+    ours = (*GemmArgs._fields_, *GroupedArgs._fields_)
     assert names == [name for name, _ in ours]
 
 
@@ -337,20 +338,20 @@ def test_another_n_is_refused():
     with pytest.raises(
         InputError, match="n is 64 and k is 384; 328 and 384, the configuration's, are needed"
     ):
-        production.launch(DENSE[0], placed.lhs, placed.rhs, placed.out)
+        launching.launch(DENSE[0], placed.lhs, placed.rhs, placed.out)
     assert placed.untouched()
 
 
 @pytest.mark.parametrize("kind", ["dense", "contiguous", "masked"])
 def test_what_the_tuner_measures(kind, machine):
     """Its problems are valid calls, and a right result is taken for right, a wrong one for wrong."""
-    problem = tuner.make_problem(kind, 200, 72, 256, 3 if kind != "dense" else 1, DEVICE[machine])
+    operands = tuner.operands_for(kind, 200, 72, 256, 3 if kind != "dense" else 1, DEVICE[machine])
     config = Config.of(kind, 72, 256, 64, 48)
-    problem.out.fill_(float("nan"))
-    production.launch(config, problem.lhs, problem.rhs, problem.out, problem.rows)
-    assert tuner.measuring.errors(problem.out[problem.counted], problem.reference).right
-    problem.out.view(-1, 72)[problem.counted.flatten().nonzero()[-1]] = 0
-    assert not tuner.measuring.errors(problem.out[problem.counted], problem.reference).right
+    out = operands.output()
+    launching.launch(config, operands.lhs, operands.rhs, out, operands.rows)
+    assert operands.errors(out, operands.references()).right
+    operands.results(out)[-1][-1] = 0
+    assert not operands.errors(out, operands.references()).right
 
 
 def api_call(kind: str, m: int, n: int, k: int, groups: int) -> tuple:
@@ -410,12 +411,12 @@ def test_capture(kind, groups):
 def test_precompile_is_enough():
     """No call for a smaller m compiles."""
     assert len(gl.precompile(1536, 768, max_m=2048)) <= 10
-    before = len(production._launchers)
+    before = len(launching._libraries)
     for m in (1, 63, 64, 65, 200, 1000, 2048):
         run, check, _ = api_call("dense", m, 1536, 768, 1)
         run()
         check()
-    assert len(production._launchers) == before
+    assert len(launching._libraries) == before
 
 
 @pytest.mark.gpu
@@ -433,7 +434,7 @@ def test_set_num_sms():
 @pytest.mark.slow
 def test_tune(monkeypatch, tmp_path):
     """The result is kept, and is what the next call runs."""
-    from gemm_ladder import tuned
+    from gemm_ladder.production import tuned
 
     monkeypatch.setenv("GEMM_LADDER_CACHE", str(tmp_path))
     tuned._table.cache_clear()
@@ -441,7 +442,7 @@ def test_tune(monkeypatch, tmp_path):
     assert [one.us for one in results] == sorted(one.us for one in results) and len(results) == 4
     sms = torch.cuda.get_device_properties(0).multi_processor_count
     arguments = ("dense", 100, 2112, 1024, 1, None, sms, torch.cuda.get_device_name(0))
-    assert production.configuration(*arguments) == results[0].config
+    assert launching.configuration(*arguments) == results[0].config
     monkeypatch.undo()
     tuned._table.cache_clear()
 

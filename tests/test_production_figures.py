@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pictures
 import pytest
-from gemm_ladder import measuring
 from gemm_ladder.figures import draw, host, measured, production, readme, roofline
-from gemm_ladder.shapes import DEEPSEEK_V3, PRODUCTS, Product, Shape
+from gemm_ladder.measure import records, timing
+from gemm_ladder.measure.shapes import DEEPSEEK_V3, PRODUCTS, Product, Shape
 
 DENSE = (Product("dense", 1, Shape(64, 128, 256)), Product("dense", 1, Shape(64, 256, 256)))
 MASKED = Product("masked", 2, Shape(40, 128, 384))
@@ -18,7 +18,7 @@ def data(times: dict[tuple[str, Product], float], gpu: str = "GPU", l2: str = "d
     """A data file with these microseconds."""
     meta = dict.fromkeys(measured.META_FIELDS, "1") | {"gpu": gpu, "sources": "abcdef" * 10 + "0123"}
     rows = [
-        measuring.row(impl, product, l2, measuring.Timing(us, us, us), 0.001)
+        records.row(impl, product, l2, timing.Timing(us, us, us), 0.001)
         for (impl, product), us in times.items()
     ]
     return {"schema": measured.SCHEMA, "meta": meta, "rows": rows}

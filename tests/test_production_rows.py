@@ -9,21 +9,13 @@ from types import ModuleType
 import gemm_ladder
 import pytest
 import torch
-from gemm_ladder import (
-    api,
-    compare,
-    config,
-    measuring,
-    operands,
-    precompiling,
-    production,
-    production_rows,
-    shapes,
-)
+from gemm_ladder import api, checks, launch
 from gemm_ladder.cli import main
 from gemm_ladder.errors import InputError, LaunchError
 from gemm_ladder.figures import measured as measurements
-from gemm_ladder.shapes import PRODUCTS, Product, Shape
+from gemm_ladder.measure import operands, peers, production_rows, records, session, shapes, timing
+from gemm_ladder.measure.shapes import PRODUCTS, Product, Shape
+from gemm_ladder.production import config, launching, precompiling
 
 CPU = torch.device("cpu")
 SMALL = (
@@ -58,7 +50,7 @@ def test_rows_that_count() -> None:
 def test_operations_and_bytes_count_valid_rows() -> None:
     us = 100.0
     for product in SMALL:
-        row = measuring.row("s7_production", product, "dirty", measuring.Timing(us, us, us), 0.001)
+        row = records.row("s7_production", product, "dirty", timing.Timing(us, us, us), 0.001)
         assert tuple(row) == measurements.ROW_FIELDS
         assert (row["kind"], row["groups"], row["m"], row["n"], row["k"]) == (*product[:2], *product.shape)
         _, n, k = product.shape
@@ -67,8 +59,8 @@ def test_operations_and_bytes_count_valid_rows() -> None:
         weights = product.groups * (n * k + 4 * -(-n // 128) * (k // 128))
         assert row["gb_s"] == round((rows * (k + 4 * (k // 128) + 2 * n) + weights) / us / 1e3, 1)
     dense = SMALL[0]
-    assert measuring.row("s1_naive", dense, "dirty", measuring.Timing(us, us, us), 0.001) == measuring.row(
-        "s1_naive", dense.shape, "dirty", measuring.Timing(us, us, us), 0.001
+    assert records.row("s1_naive", dense, "dirty", timing.Timing(us, us, us), 0.001) == records.row(
+        "s1_naive", dense.shape, "dirty", timing.Timing(us, us, us), 0.001
     )
 
 
@@ -97,7 +89,7 @@ def test_operands_are_of_the_parts(product: Product) -> None:
     """The call's result, on the CPU, is what the parts' references say."""
     made = operands.make_operands(product, CPU)
     assert tuple(part.shape.m for part in made.parts) == product.counts
-    error = production_rows.errors(made, "s7_production", operands.interface_call(api, made)())
+    error = made.errors(operands.interface_call(api, made)(), made.references())
     assert error.right and error.relative > 0
     assert made.lhs[1].stride()[-2:] == (1, -(-made.lhs[0].shape[-2] // 4) * 4)
 
@@ -121,7 +113,7 @@ def test_a_wrong_group_is_found(product: Product) -> None:
     made = operands.make_operands(product, CPU)
     out = operands.interface_call(api, made)()
     made.results(out)[-1][-1] *= 2
-    assert not production_rows.errors(made, "s7_production", out).right
+    assert not made.errors(out, made.references()).right
 
 
 @pytest.mark.parametrize("kind", operands.NAMES)
@@ -132,16 +124,16 @@ def test_either_generation_of_a_library(kind: str) -> None:
         operands.interface_call(first, made)
     name = operands.NAMES[kind][-1]
     setattr(first, name, getattr(api, name))
-    assert production_rows.errors(made, "s7_production", operands.interface_call(first, made)()).right
+    assert made.errors(operands.interface_call(first, made)(), made.references()).right
     assert all(hasattr(gemm_ladder, name) for name in operands.NAMES[kind])
 
 
 # --------------------------------------------------------------------------------------------- measuring
 
 
-def measured(product: Product) -> compare.Measured:
+def measured(product: Product) -> session.Measured:
     """measure_row on the CPU, with a timer that runs each call once."""
-    result = compare.Measured(meta=dict.fromkeys(measurements.META_FIELDS, "1"))
+    result = session.Measured(meta=dict.fromkeys(measurements.META_FIELDS, "1"))
 
     def once(call: Callable[[], object], l2: str, calls: int) -> list[float]:
         call()
@@ -158,12 +150,12 @@ def test_measure_row(product: Product) -> None:
     measurements.check(result.data, "result")
     found = {(row["impl"], row["l2"]): row for row in result.rows}
     for impl, most in {"s7_production": 5e-3, "cublas_bf16": 1e-2}.items():
-        for l2 in measuring.L2_STATES:
+        for l2 in timing.L2_STATES:
             assert found[impl, l2]["kind"] == product.kind and 0 < found[impl, l2]["rel_err"] < most
     missing = {miss["impl"]: miss["reason"] for miss in result.missing}
     assert missing["deep_gemm"] == "No module named 'deep_gemm'"
     assert {name for name, _ in found} | missing.keys() == {
-        *("s7_production", *measuring.PEERS),
+        *("s7_production", *peers.PEERS),
         *(["torch_grouped"] if product.kind == "contiguous" else []),
     }
 
@@ -177,7 +169,7 @@ def test_torch_takes_the_grouped_operands(product: Product) -> None:
         torch.empty(*sizes, dtype=torch.float8_e4m3fn, device="meta")
         for sizes in ((rows, k), (product.groups, n, k))
     )
-    made = operands.Operands(product, [], [], (a, None), (b, None), None)
+    made = operands.Operands(product, [], operands.held_rows(product), [], [], (a, None), (b, None), None)
     assert production_rows.torch_grouped(made)().shape == (rows, n)
 
 
@@ -208,7 +200,7 @@ def test_a_call_that_fails_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 def compiled(fake_gpu: None, monkeypatch: pytest.MonkeyPatch) -> list[config.Config]:
     """The CPU in a Hopper GPU's place, and a short table. What is compiled."""
     found: list[config.Config] = []
-    monkeypatch.setattr(production, "usable_sms", lambda device, limit: 132)
+    monkeypatch.setattr(launch, "usable_sms", lambda device, limit=0: 132)
     monkeypatch.setattr(precompiling, "build_all", lambda configs, target: found.extend(configs))
     monkeypatch.setattr(shapes, "PRODUCTS", SMALL)
     monkeypatch.setattr(production_rows, "PRODUCTS", SMALL)
@@ -242,7 +234,7 @@ def test_a_part_of_the_table(
 
 def test_the_whole_table_is_kept(compiled: list, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = []
-    monkeypatch.setattr(compare, "keep", lambda *arguments, **options: kept.append((arguments, options)))
+    monkeypatch.setattr(session, "keep", lambda *arguments, **options: kept.append((arguments, options)))
     assert production_rows.main([]) == production_rows.main(["--l2", "dirty"]) == 0
     assert production_rows.main(["--rows", "masked,contiguous,dense"]) == 0
     assert [whole for (_, _, whole), _ in kept] == [True, False, True]
@@ -254,21 +246,20 @@ def test_the_whole_table_is_kept(compiled: list, monkeypatch: pytest.MonkeyPatch
 
 
 def test_configurations_are_those_of_the_calls(compiled: list, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call's plan is made of the sizes that its tensors have: the same must be compiled ahead."""
+    """A call's configuration is chosen by the sizes of its tensors: the same must be compiled ahead."""
     asked: list[tuple] = []
 
-    def plan(key: tuple) -> production.Plan:
-        asked.append((*key[2:],))
+    def queue(call: checks.CheckedCall, expected_m: int = 0) -> None:
+        asked.append((call.kind, call.m, call.n, call.k, call.groups, expected_m))
         raise LaunchError("there is no GPU")
 
-    monkeypatch.setattr(production, "_plan", plan)
-    monkeypatch.setattr(api, "on_cpu", production)
+    monkeypatch.setattr(api, "_run", queue)
     for product in SMALL:
         with pytest.raises(LaunchError):
             operands.interface_call(api, operands.make_operands(product, CPU))()
     expected = production_rows.configurations(SMALL, CPU)
     for (kind, m, n, k, groups, expected_m), product in zip(asked, SMALL, strict=True):
-        found = production.configuration(kind, m, n, k, groups, expected_m, 132, "NVIDIA H100")
+        found = launching.configuration(kind, m, n, k, groups, expected_m, 132, "NVIDIA H100")
         assert found == expected[product]
     assert [key[0] for key in asked] == [product.kind for product in SMALL]
 
@@ -286,7 +277,7 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 
 @pytest.mark.gpu
 def test_on_gpu() -> None:
-    device, _ = compare.find_gpu()
+    device, _ = session.find_gpu()
     result = production_rows.on_gpu(SMALL, ["dirty"], device)
     assert not result.wrong
     measurements.check(result.data, "result")

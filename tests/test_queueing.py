@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from cases import normal, place
-from gemm_ladder import build, checks, queueing
+from gemm_ladder import build, checks
+from gemm_ladder.arguments import KINDS, GroupedArgs, align
 from gemm_ladder.errors import LaunchError
-from gemm_ladder.production import GroupedArgs
+from gemm_ladder.production import fast_path
 from test_checks import GROUPS, MAX_M, Arguments, K, M, N, grouped_arguments, misaligned
 
 EXPECTED_M, NUM_SMS = 7, 99
-CHECKS = {"dense": checks.dense, "contiguous": checks.contiguous_groups, "masked": checks.masked_groups}
+
 CPU = torch.device("cpu")
 
 notes: list[dict[str, int]] = []
@@ -37,12 +38,12 @@ def names(structure: type[ctypes.Structure]) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def no_plans():
-    assert queueing.load(), "host/queue.cpp is not built"
-    queueing.forget()
+    assert fast_path.load(), "fast_path.cpp is not built"
+    fast_path.forget()
     notes.clear()
     answer[0] = None
     yield
-    queueing.forget()
+    fast_path.forget()
 
 
 def call_of(layout: str, m: int = M) -> Arguments:
@@ -55,13 +56,13 @@ def call_of(layout: str, m: int = M) -> Arguments:
 def add(layout: str, m: int | None = None, n: int = N, k: int = K) -> None:
     groups, expected_m = 1 if layout == "dense" else GROUPS, EXPECTED_M if layout == "masked" else 0
     m = m or (MAX_M if layout == "masked" else M)
-    queueing.add(CPU, layout, m, n, k, groups, expected_m, launcher, NUM_SMS)
+    fast_path.add(CPU, layout, m, n, k, groups, expected_m, launcher, NUM_SMS)
 
 
 def queue(layout: str, arguments: Arguments) -> dict[str, int] | None:
     """What a launch was given, or None where there was none."""
     further = (EXPECTED_M,) if layout == "masked" else ()
-    result = getattr(queueing, layout)(*arguments.values(), *further)
+    result = fast_path.queue[layout](*arguments.values(), *further)
     assert (result, len(notes)) in ((None, 1), (False, 0))
     return notes.pop() if notes else None
 
@@ -77,7 +78,7 @@ def test_what_a_kernel_is_given(layout, m):
     assert queue(layout, call) == {
         **{"a": a.data_ptr(), "sfa": sfa.data_ptr(), "b": b.data_ptr(), "sfb": sfb.data_ptr()},
         **{"d": out.data_ptr(), "m": m, "n": N, "k": K},
-        **{"sfa_stride": checks.align(m, 4), "num_sms": NUM_SMS, "stream": None},
+        **{"sfa_stride": align(m, 4), "num_sms": NUM_SMS, "stream": None},
         "layout": rows[0].data_ptr() if rows else None,
         "groups": 1 if layout == "dense" else GROUPS,
         "groups_a": GROUPS if layout == "masked" else 1,
@@ -104,7 +105,7 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize("layout", CHECKS)
+@pytest.mark.parametrize("layout", KINDS)
 def test_what_is_queued_is_right(layout):
     """`checks` accepts it, and gives it back as it is."""
     rng = np.random.default_rng(0)
@@ -125,13 +126,13 @@ def test_what_is_queued_is_right(layout):
             add(layout, a.shape[-2], b.shape[-2], a.shape[-1])
         if given := queue(layout, call):
             passed += 1
-            tensors = [x for x in CHECKS[layout](**call) if isinstance(x, torch.Tensor)]
+            tensors = [x for x in checks.operands(layout, *call.values()) if isinstance(x, torch.Tensor)]
             fields = ("a", "sfa", "b", "sfb", "d", "layout")
             assert [given[field] for field in fields[: len(tensors)]] == [x.data_ptr() for x in tensors]
     assert passed > 100
 
 
-@pytest.mark.parametrize("layout", CHECKS)
+@pytest.mark.parametrize("layout", KINDS)
 def test_other_devices(layout):
     add(layout)
     for which in ("A", "sfa", "B", "sfb", *list(call_of(layout))[2:]):
@@ -149,7 +150,7 @@ def at(memory: torch.Tensor, start: int, like: torch.Tensor) -> torch.Tensor:
     )
 
 
-@pytest.mark.parametrize("layout", CHECKS)
+@pytest.mark.parametrize("layout", KINDS)
 def test_outputs_that_overlap(layout):
     """With an operand's last bytes or its first; but not with one that lies beside."""
     add(layout)
@@ -191,7 +192,7 @@ class Derived(torch.Tensor):
     """May be anything: its operators are its own."""
 
 
-@pytest.mark.parametrize("layout", CHECKS)
+@pytest.mark.parametrize("layout", KINDS)
 def test_what_is_no_operand(layout):
     """Is left to the long way, and raises nothing."""
     add(layout)
@@ -212,20 +213,20 @@ def test_what_is_no_operand(layout):
     call.change("B", lambda x: torch.nn.Parameter(x, requires_grad=False))  # a module's weights
     assert queue(layout, call)
     if layout == "masked":
-        assert queueing.masked(*call.values(), "7") is False
-        assert queueing.masked(*call.values(), EXPECTED_M + 1) is False  # has no plan
+        assert fast_path.queue["masked"](*call.values(), "7") is False
+        assert fast_path.queue["masked"](*call.values(), EXPECTED_M + 1) is False  # has no plan
 
 
 def test_plans_are_dropped():
     call = call_of("dense")
-    for drop in (queueing.forget, lambda: gl.set_num_sms(20), lambda: gl.set_num_sms(0)):
+    for drop in (fast_path.forget, lambda: gl.set_num_sms(20), lambda: gl.set_num_sms(0)):
         add("dense")
         assert queue("dense", call)
         drop()
         assert queue("dense", call) is None
 
 
-@pytest.mark.parametrize("layout", CHECKS)
+@pytest.mark.parametrize("layout", KINDS)
 def test_the_api_goes_the_short_way(layout, monkeypatch):
     """Where it may: the contents of a grouped layout are nobody's there."""
     function = {"dense": gl.fp8_gemm_nt}.get(layout) or getattr(gl, f"m_grouped_fp8_gemm_nt_{layout}")
@@ -238,7 +239,7 @@ def test_the_api_goes_the_short_way(layout, monkeypatch):
     with pytest.raises(LaunchError, match=r"^the production kernel: no such luck$"):
         function(*call.values(), *further)
     assert notes.pop()
-    monkeypatch.setattr(gl.api.calls, "check_contents", True)
+    monkeypatch.setattr(checks, "check_contents", True)
     if layout != "dense":
         function(*call.values(), *further)
         assert not notes
@@ -248,16 +249,16 @@ def test_without_a_compiler(monkeypatch):
     def refuse(*arguments, **keywords):
         raise build.ToolchainError("there is none")
 
-    monkeypatch.setattr(queueing, "_library", None)
+    monkeypatch.setattr(fast_path, "_library", None)
     monkeypatch.setattr(build, "compile", refuse)
-    assert queueing._loaded.__wrapped__() is False
+    assert fast_path._loaded.__wrapped__() is False
 
 
-@pytest.mark.parametrize("structure", [queueing.Api, queueing.Key])
+@pytest.mark.parametrize("structure", [fast_path.Api, fast_path.Key])
 def test_fields(structure):
     """Are those of the C++ structures, in their order."""
     text = re.search(
-        rf"struct {structure.__name__} {{\n(.*?)(\n}};|bool operator)", queueing.SOURCE.read_text(), re.S
+        rf"struct {structure.__name__} {{\n(.*?)(\n}};|bool operator)", fast_path.SOURCE.read_text(), re.S
     )[1]
     text = re.sub(r"//[^\n]*", "", text)
     found = []

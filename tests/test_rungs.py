@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 import torch
 from cases import CASES, GPU_CASES, UNEVEN_CASES, Case, Operands, any_finite, normal, place, small_integers
+from gemm_ladder.arguments import EMULATED_SMS, GemmArgs
 from gemm_ladder.errors import LaunchError
 from gemm_ladder.ref import emulator, metrics
-from gemm_ladder.rungs import EMULATED_SMS, GemmArgs, Rung
+from gemm_ladder.rungs import Rung
 
 RUNGS = list(gl.rungs.values())
 KERNELS = [rung for rung in RUNGS if rung.path.suffix in (".cu", ".cuh")]

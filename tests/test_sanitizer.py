@@ -10,7 +10,7 @@ from pathlib import Path
 
 import gemm_ladder as gl
 import pytest
-from gemm_ladder.config import Config
+from gemm_ladder.production.config import Config
 from test_production import FAMILIES, name
 
 KERNELS = [name for name, rung in gl.rungs.items() if rung.path.suffix == ".cu"]

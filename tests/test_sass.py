@@ -10,7 +10,7 @@ from pathlib import Path
 
 import gemm_ladder as gl
 import pytest
-from gemm_ladder import sass
+from gemm_ladder.sass import disassembly
 
 STAGES = sorted((Path(gl.__file__).parent / "stages").glob("*.cu"))
 TENSOR_CORE_STAGES = [path for path in STAGES if path.stem != "s1_naive"]
@@ -33,11 +33,11 @@ def compiled():
 @pytest.fixture(scope="module")
 def disassembled(compiled):
     """disassembled(path) -> {kernel: instructions}"""
-    if sass.find_cuobjdump() is None:
+    if disassembly.find_cuobjdump() is None:
         pytest.skip("needs cuobjdump: pip install nvidia-cuda-cuobjdump")
 
-    def read(path: Path) -> dict[str, list[sass.Instruction]]:
-        kernels = sass.disassemble(compiled(path).path)
+    def read(path: Path) -> dict[str, list[disassembly.Instruction]]:
+        kernels = disassembly.disassemble(compiled(path).path)
         assert kernels, f"no kernel in {path.name}"
         return kernels
 
@@ -53,14 +53,14 @@ def test_every_rung_has_its_file():
 def test_no_warnings(compiled, path):
     """C7510 to C7515 say that ptxas put a wait after every WGMMA: correct, and several times slower."""
     log = compiled(path).log
-    assert sass.resources(log), f"no `ptxas -v` output in the log:\n{log}"
+    assert disassembly.resources(log), f"no `ptxas -v` output in the log:\n{log}"
     assert not re.findall(r"^.*(?:\bC75\d\d\b|\bwarning\b).*$", log, re.MULTILINE | re.IGNORECASE)
 
 
 @pytest.mark.parametrize("path", STAGES, ids=name)
 def test_registers_suffice(compiled, path):
     """Nothing spilled, no array left in local memory because its index was not a constant."""
-    for kernel, used in sass.resources(compiled(path).log).items():
+    for kernel, used in disassembly.resources(compiled(path).log).items():
         assert (used.stack_frame, used.spill_stores, used.spill_loads) == (0, 0, 0), kernel
 
 
@@ -68,7 +68,7 @@ def test_registers_suffice(compiled, path):
 def test_no_local_memory(disassembled, path):
     for kernel, instructions in disassembled(path).items():
         assert len(instructions) > 10, kernel
-        found = sass.count(instructions)
+        found = disassembly.count(instructions)
         assert found["LDL"] == found["STL"] == 0, kernel
 
 
@@ -76,7 +76,7 @@ def test_no_local_memory(disassembled, path):
 def test_tensor_cores(disassembled, path):
     """FP8 WGMMA is QGMMA; at least the four that make 128 of K. The promotion is FFMA, one a register."""
     for kernel, instructions in disassembled(path).items():
-        found = sass.count(instructions)
+        found = disassembly.count(instructions)
         assert found["QGMMA"] >= 4, kernel
         assert found["FFMA"] >= 32, kernel
         for instruction in instructions:
@@ -97,7 +97,7 @@ WGMMA_N = {
 def test_one_kernel_a_tile(compiled, disassembled, path):
     """So that the tests above, which hold for all kernels of a file, have seen each of them."""
     kernels = disassembled(path)
-    assert sorted(kernels) == sorted(sass.resources(compiled(path).log))
+    assert sorted(kernels) == sorted(disassembly.resources(compiled(path).log))
     found = []
     for kernel, instructions in kernels.items():
         assert path.stem in kernel
@@ -114,13 +114,13 @@ def test_copy_engine(disassembled, path):
     multicast = {"UTMALDG.2D.MULTICAST"} if rung >= "s4" else set()
     for kernel, instructions in disassembled(path).items():
         assert {i.opcode for i in instructions if i.mnemonic == "UTMALDG"} == plain | multicast, kernel
-        assert (sass.count(instructions)["UTMASTG"] > 0) == (rung >= "s5"), kernel
+        assert (disassembly.count(instructions)["UTMASTG"] > 0) == (rung >= "s5"), kernel
 
 
 def test_naive_uses_no_tensor_core(disassembled):
     for instructions in disassembled(STAGES[0]).values():
-        assert sass.count(instructions)["QGMMA"] == 0
-        assert sass.count(instructions)["FFMA"] > 0
+        assert disassembly.count(instructions)["QGMMA"] == 0
+        assert disassembly.count(instructions)["FFMA"] > 0
 
 
 def test_finds_what_it_looks_for(compiled):
@@ -139,11 +139,11 @@ def test_finds_what_it_looks_for(compiled):
     }
     """
     built = gl.build.compile(source, target="cuda", name="arrays")
-    used = sass.resources(built.log)
+    used = disassembly.resources(built.log)
     assert (used["local_array"].stack_frame, used["local_array"].shared) == (256, 0)
     assert (used["shared_array"].stack_frame, used["shared_array"].shared) == (0, 256)
-    if sass.find_cuobjdump():
-        found = sass.count(sass.disassemble(built.path)["local_array"])
+    if disassembly.find_cuobjdump():
+        found = disassembly.count(disassembly.disassemble(built.path)["local_array"])
         assert found["LDL"] > 0 and found["STL"] > 0
 
 
@@ -156,7 +156,7 @@ def test_parse():
         /*0010*/              @!P0 FFMA R3, R4.reuse, R5, R3 ;       /* 0x0000000504038223 */
                                                                      /* 0x044fc20000000003 */
 """
-    load, ffma = sass.parse(text)["_Z1kPf"]
+    load, ffma = disassembly.parse(text)["_Z1kPf"]
     assert (load.opcode, load.operands, load.predicate) == ("LDC", "R1, c[0x0][0x28]", "")
     assert (ffma.address, ffma.mnemonic, ffma.predicate) == (0x10, "FFMA", "@!P0")
     assert ffma.word == 0x044FC20000000003_0000000504038223
@@ -166,4 +166,4 @@ def test_parse():
 
 def test_parse_refuses_what_it_cannot_read():
     with pytest.raises(ValueError, match="not an instruction"):
-        sass.parse("\t\tFunction : k\n  /*0000*/  FFMA R3, R4, R5, R3 ;  // nothing after it\n")
+        disassembly.parse("\t\tFunction : k\n  /*0000*/  FFMA R3, R4, R5, R3 ;  // nothing after it\n")

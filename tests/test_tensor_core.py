@@ -14,10 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensor_core_probe
+from gemm_ladder.figures import measured
+from gemm_ladder.measure import tensor_core as probing
 from gemm_ladder.ref import fp8, gemm, layouts, tensor_core
 from numba import njit
 
+SAMPLE = Path(__file__).parent / "data" / "tensor_core_sample.npz"
+SUMMARY = measured.DATA / "tensor_core_probe.json"
 NAN, INFINITY = 0x7FFFFFFF, 0x7F800000
 
 
@@ -420,12 +423,10 @@ def test_products_refuse_shapes_that_do_not_fit(product):
 
 
 def test_results_of_an_h100():
-    if not tensor_core_probe.SAMPLE.exists():
-        pytest.skip(
-            f"{tensor_core_probe.SAMPLE.name} does not exist yet: tensor_core_probe.py makes it on an H100"
-        )
+    if not SAMPLE.exists():
+        pytest.skip(f"{SAMPLE.name} does not exist yet: `gemm_ladder tensor-core` makes it on an H100")
     count = 0
-    for kind, cases in tensor_core_probe.load_cases(tensor_core_probe.SAMPLE).items():
+    for kind, cases in probing.load_cases(SAMPLE).items():
         for i, (acc, d) in enumerate(zip(cases["acc"], cases["d"], strict=True)):
             one = slice(i, i + 1)
             got = tensor_core.chain(cases["a"][one], cases["b"][one], np.array([[acc]]).view(np.float32))
@@ -435,12 +436,10 @@ def test_results_of_an_h100():
 
 
 def test_recorded_comparison_with_an_h100():
-    if not tensor_core_probe.SUMMARY.exists():
-        pytest.skip(
-            f"{tensor_core_probe.SUMMARY.name} does not exist yet: tensor_core_probe.py makes it on an H100"
-        )
-    data = json.loads(tensor_core_probe.SUMMARY.read_text(encoding="utf-8"))
-    assert [row["kind"] for row in data["rows"]] == list(tensor_core_probe.KINDS)
+    if not SUMMARY.exists():
+        pytest.skip(f"{SUMMARY.name} does not exist yet: `gemm_ladder tensor-core` makes it on an H100")
+    data = json.loads(SUMMARY.read_text(encoding="utf-8"))
+    assert [row["kind"] for row in data["rows"]] == list(probing.KINDS)
     assert all(row["equal"] == row["compared"] for row in data["rows"])
     assert sum(row["compared"] for row in data["rows"]) >= 10**6
     assert "H100" in data["meta"]["gpu"]
@@ -454,18 +453,18 @@ def probes() -> dict:
     return {}
 
 
-def probe_machine(probes: dict, name: str) -> tensor_core_probe.Machine:
+def probe_machine(probes: dict, name: str) -> probing.Machine:
     if name not in probes:
-        probes[name] = {"emulator": tensor_core_probe.emulated, "gpu": tensor_core_probe.gpu}[name](N_STEP)
+        probes[name] = {"emulator": probing.emulated, "gpu": probing.gpu}[name](N_STEP)
     return probes[name]
 
 
-@pytest.mark.parametrize("kind", tensor_core_probe.KINDS)
+@pytest.mark.parametrize("kind", probing.KINDS)
 def test_probe(machine, probes, kind):
-    answers = tensor_core_probe.probe(kind, probe_machine(probes, machine), [88, 176], tiles=2)
+    answers = probing.probe(kind, probe_machine(probes, machine), [88, 176], tiles=2)
     assert answers.compared == 2 * 64 * (88 + 176)
     assert answers.equal == answers.compared
-    assert tensor_core_probe.differences(kind, answers) == []
+    assert probing.differences(kind, answers) == []
 
 
 def test_probe_sees_a_wrong_bit(probes, tmp_path):
@@ -477,13 +476,13 @@ def test_probe_sees_a_wrong_bit(probes, tmp_path):
         return d
 
     kind = "chain: partial sums"
-    answers = tensor_core_probe.probe(kind, wrong, [88], tiles=2, kept=20)
+    answers = probing.probe(kind, wrong, [88], tiles=2, kept=20)
     assert (answers.compared, answers.equal) == (11264, 11263)
-    (line,) = tensor_core_probe.differences(kind, answers)
+    (line,) = probing.differences(kind, answers)
     assert line.startswith(f"{kind}, n = 88: acc ")
 
-    tensor_core_probe.save_cases(tmp_path / "cases.npz", {kind: answers}, 20)
-    cases = tensor_core_probe.load_cases(tmp_path / "cases.npz")[kind]
+    probing.save_cases(tmp_path / "cases.npz", {kind: answers}, 20)
+    cases = probing.load_cases(tmp_path / "cases.npz")[kind]
     assert len(cases["d"]) == 20 and cases["a"].shape == (20, 128)
     for i in range(20):  # the one that differs is kept, and comes first
         acc = cases["acc"][i : i + 1, np.newaxis].view(np.float32)

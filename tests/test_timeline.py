@@ -12,12 +12,15 @@ import gemm_ladder as gl
 import numpy as np
 import pytest
 import torch
-from gemm_ladder import sass, spans, stamps, timeline
-from gemm_ladder.chrome_trace import chrome_trace
 from gemm_ladder.cli import main
 from gemm_ladder.errors import InputError, LaunchError
 from gemm_ladder.figures import timeline as figure
-from gemm_ladder.spans import COPY_ENGINE, TENSOR_CORE, WARP, Event, Span
+from gemm_ladder.measure.problems import make_problem
+from gemm_ladder.sass import disassembly
+from gemm_ladder.timeline import command as timeline
+from gemm_ladder.timeline import spans, stamps
+from gemm_ladder.timeline.chrome_trace import chrome_trace
+from gemm_ladder.timeline.spans import COPY_ENGINE, TENSOR_CORE, WARP, Event, Span
 from matplotlib.text import Text
 
 DATA = Path(figure.__file__).parent / "data" / "timeline.json"
@@ -35,7 +38,7 @@ def compiled():
         gl.build.find_cuda()
     except gl.build.ToolchainError as error:
         pytest.skip(f"needs nvcc: {error}")
-    if sass.find_cuobjdump() is None:
+    if disassembly.find_cuobjdump() is None:
         pytest.skip("needs cuobjdump: pip install nvidia-cuda-cuobjdump")
     return lambda path, stamped: gl.build.compile(
         path, target="cuda", defines={stamps.MACRO: 1} if stamped else {}
@@ -45,7 +48,7 @@ def compiled():
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_nobody_reads_a_clock_unless_asked_to(compiled, path: Path) -> None:
     for stamped in (False, True):
-        for kernel, code in sass.disassemble(compiled(path, stamped).path).items():
+        for kernel, code in disassembly.disassemble(compiled(path, stamped).path).items():
             clocks = [instruction for instruction in code if CLOCKS.search(instruction.operands)]
             assert (len(clocks) >= 10) == stamped and (stamped or not clocks), kernel
 
@@ -54,9 +57,9 @@ def test_nobody_reads_a_clock_unless_asked_to(compiled, path: Path) -> None:
 def test_stamps_leave_the_pipeline_as_it_is(compiled, path: Path) -> None:
     """No WGMMA serialised (C7510 to C7515), nothing spilled."""
     log = compiled(path, True).log
-    assert sass.resources(log)
+    assert disassembly.resources(log)
     assert not re.findall(r"^.*(?:\bC75\d\d\b|\bwarning\b).*$", log, re.MULTILINE | re.IGNORECASE)
-    for kernel, used in sass.resources(log).items():
+    for kernel, used in disassembly.resources(log).items():
         assert (used.stack_frame, used.spill_stores, used.spill_loads) == (0, 0, 0), kernel
 
 
@@ -212,7 +215,7 @@ def check_well_formed(found: list[Span]) -> None:
 def test_timelines_of_the_emulator(name: str, seed: int) -> None:
     """Nothing overlaps that cannot; every product and every byte is there."""
     case = timeline.CASES[name]
-    problem = timeline.measuring.make_problem(case.emulator, "cpu")
+    problem = make_problem(case.emulator, "cpu")
     with gl.emulator(seed=seed, record=True) as run:
         gl.rungs[name]((problem.a, problem.sfa), (problem.b, problem.sfb), problem.output())
     recorded = run.events[run.events["cluster"] == 0]
@@ -255,7 +258,7 @@ def test_products_in_flight_at_the_same_time() -> None:
 def test_timelines_of_a_gpu(name: str) -> None:
     """The stamped kernel gives the same bits; what it stamps is well formed and has every product."""
     case, rung = timeline.CASES[name], gl.rungs[name]
-    problem = timeline.measuring.make_problem(case.gpu, "cuda")
+    problem = make_problem(case.gpu, "cuda")
     operands, out, stamped = (
         ((problem.a, problem.sfa), (problem.b, problem.sfb)),
         problem.output(),

@@ -1,4 +1,4 @@
-"""kernels/toolchain.py on machines made of shell scripts: what is found, and what is said where it is not."""
+"""Finding compilers on machines made of shell scripts: what is found, and what is said where it is not."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from gemm_ladder import build, cache, toolchain
+from gemm_ladder import build
+from gemm_ladder.build import cache, toolchain
 
 
 @pytest.fixture

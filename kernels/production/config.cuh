@@ -1,4 +1,4 @@
-// What is decided before a kernel is compiled. kernels/config.py chooses, and writes one of these into the source.
+// What is decided before a kernel is compiled. config.py has the same struct, and writes one of these into the source.
 #pragma once
 
 enum class Kind {

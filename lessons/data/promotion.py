@@ -15,8 +15,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-import workbench_sass  # noqa: E402
 from gemm_ladder import build  # noqa: E402
+from workshop import workbench_sass  # noqa: E402
 
 
 def main() -> None:

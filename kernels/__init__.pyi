@@ -1,0 +1,37 @@
+# The public names of gemm_ladder: __init__.py imports them from here when they are first used.
+from . import build as build
+from . import ref as ref
+from . import testing as testing
+from . import utils as utils
+from .api import fp8_gemm_nt as fp8_gemm_nt
+from .api import fp8_m_grouped_gemm_nt_masked as fp8_m_grouped_gemm_nt_masked
+from .api import gemm_fp8_fp8_bf16_nt as gemm_fp8_fp8_bf16_nt
+from .api import m_grouped_fp8_gemm_nt_contiguous as m_grouped_fp8_gemm_nt_contiguous
+from .api import m_grouped_fp8_gemm_nt_masked as m_grouped_fp8_gemm_nt_masked
+from .api import m_grouped_gemm_fp8_fp8_bf16_nt_contiguous as m_grouped_gemm_fp8_fp8_bf16_nt_contiguous
+from .api import m_grouped_gemm_fp8_fp8_bf16_nt_masked as m_grouped_gemm_fp8_fp8_bf16_nt_masked
+from .arguments import ceil_div as ceil_div
+from .errors import EmulatorError as EmulatorError
+from .errors import GemmLadderError as GemmLadderError
+from .layout import get_col_major_tma_aligned_tensor as get_col_major_tma_aligned_tensor
+from .layout import get_mn_major_tma_aligned_tensor as get_mn_major_tma_aligned_tensor
+from .layout import get_tma_aligned_size as get_tma_aligned_size
+from .layout import transform_sf_into_required_layout as transform_sf_into_required_layout
+from .production.config import Config as Config
+from .production.precompiling import precompile as precompile
+from .production.tuner import tune as tune
+from .ref.emulator import emulator as emulator
+from .rungs import rungs as rungs
+from .settings import get_m_alignment_for_contiguous_layout as get_m_alignment_for_contiguous_layout
+from .settings import get_mk_alignment_for_contiguous_layout as get_mk_alignment_for_contiguous_layout
+from .settings import get_num_sms as get_num_sms
+from .settings import (
+    get_theoretical_mk_alignment_for_contiguous_layout as get_theoretical_mk_alignment_for_contiguous_layout,
+)
+from .settings import set_mk_alignment_for_contiguous_layout as set_mk_alignment_for_contiguous_layout
+from .settings import set_num_sms as set_num_sms
+from .testing import bench as bench
+from .testing import bench_kineto as bench_kineto
+from .testing import calc_diff as calc_diff
+
+__version__: str

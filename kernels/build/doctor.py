@@ -1,0 +1,255 @@
+"""`python -m gemm_ladder doctor`: what this machine has, what it lacks, and how to get it.
+
+Nothing is assumed that can be tried: a small library is built for each target, the emulator's is run, and
+torch is asked what it sees of a GPU. The last two have processes of their own: one that fails, be it by a
+crash, is reported, and this one stays free of CUDA, torch and Numba.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from gemm_ladder import build
+from gemm_ladder.build import cache, toolchain
+from gemm_ladder.build import BuildError, ToolchainError
+
+# What the emulator needs besides torch and a compiler: import name, and what pip calls it.
+_PACKAGES = {"numpy": "numpy", "numba": "numba", "ml_dtypes": "ml_dtypes", "setuptools": "setuptools"}
+_TRIALS = {
+    "emulator": """
+#include "launch.cuh"
+
+__global__ void trial(const GemmArgs p) { p.d[threadIdx.x] = static_cast<uint16_t>(3 * threadIdx.x); }
+
+extern "C" const char* gemm_ladder_launch(const GemmArgs* args) {
+    return launch(trial, {.blocks = 1, .threads = 32}, *args);
+}
+""",
+    "cuda": "__global__ void trial(float* x) { x[threadIdx.x] += 1.0f; }\n"
+    'extern "C" int launch(float* x) { trial<<<1, 32>>>(x); return cudaGetLastError(); }\n',
+}
+# Loads all of the emulator, with the tensor core that Numba compiles. Its argument: the library.
+_RUN_TRIAL = """
+import ctypes, sys
+from gemm_ladder.ref import emulator
+from gemm_ladder.arguments import GemmArgs
+d = (ctypes.c_uint16 * 32)()
+refused = emulator.launch(ctypes.CDLL(sys.argv[1]), GemmArgs(d=ctypes.addressof(d)))
+assert refused is None, refused
+assert list(d) == [3 * i for i in range(32)], f"the kernel gave {list(d)}"
+"""
+_ASK_TORCH = """
+import json, torch
+devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+print(json.dumps([[d.name, d.major, d.minor, d.total_memory, d.multi_processor_count] for d in devices]))
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One thing looked for: whether it is as it should be, what was found, and what to do about it if not.
+
+    `needed_by` is "emulator" (which the GPU's kernels then need as well), "cuda", or "" for a convenience.
+    """
+
+    name: str
+    ok: bool
+    found: str
+    remedy: str = ""
+    needed_by: Literal["emulator", "cuda", ""] = ""
+
+
+def report() -> list[Check]:
+    """Every check, in the order in which a reader would fix them. Builds two small libraries at most."""
+    checks = [_python(), _packages(), _torch(), _compiler(), _ninja(), _cache_folder()]
+    if runs(checks, "emulator"):
+        checks += _trial("emulator")
+    checks.append(_nvcc())
+    if runs(checks, "cuda"):
+        checks += _trial("cuda")
+    return [*checks, _gpu(), _disassemblers()]
+
+
+def runs(checks: list[Check], what: Literal["emulator", "cuda"]) -> bool:
+    """Whether nothing is amiss that the emulator needs, or that kernels on the GPU need."""
+    needs = {"emulator"} if what == "emulator" else {"emulator", "cuda"}
+    return all(check.ok for check in checks if check.needed_by in needs)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the report. Exit status 0 if the emulator can run, else 1."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gemm_ladder doctor",
+        description="Say what is there, what is missing and how to get it. Exit status 0: the emulator runs.",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    arguments = parser.parse_args(argv)
+    checks = report()
+    emulator, gpu = runs(checks, "emulator"), runs(checks, "cuda")
+    if arguments.json:
+        listed = [dataclasses.asdict(check) for check in checks]
+        print(json.dumps({"emulator": emulator, "gpu": gpu, "checks": listed}, indent=2))
+        return 0 if emulator else 1
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        print(f"{'ok' if check.ok else '--':2}  {check.name:{width}}  {check.found}")
+        if not check.ok and check.remedy:
+            print(f"{'':{width + 6}}-> {check.remedy}")
+    print()
+    print(f"Kernels on the emulator: {'yes' if emulator else 'no, see above'}.")
+    compiles = any(check.name == "cuda build" and check.ok for check in checks)
+    print(f"Kernels on a GPU: {'yes' if gpu else 'no, but they compile' if compiles else 'no, see above'}.")
+    return 0 if emulator else 1
+
+
+def _attempt(name: str, needed_by: Literal["emulator", "cuda", ""], find: Callable[[], str]) -> Check:
+    """A check by trying: find() says what it found, or raises ToolchainError("what is missing: remedy")."""
+    try:
+        return Check(name, True, find(), needed_by=needed_by)
+    except ToolchainError as error:
+        missing, _, remedy = str(error).partition(": ")
+        return Check(name, False, missing, remedy, needed_by)
+
+
+def _python() -> Check:
+    supported = sys.version_info >= (3, 10) and sys.platform == "linux"
+    found = f"{platform.python_version()}, {sys.platform} {platform.machine()}, {sys.executable}"
+    return Check("Python", supported, found, "Python 3.10 or newer on Linux is needed.", "emulator")
+
+
+def _packages() -> Check:
+    missing = [pip for name, pip in _PACKAGES.items() if importlib.util.find_spec(name) is None]
+    if missing:
+        return Check(
+            "packages",
+            False,
+            f"missing: {', '.join(missing)}",
+            f"{toolchain.PIP} {' '.join(missing)}",
+            "emulator",
+        )
+    return Check("packages", True, ", ".join(_PACKAGES), needed_by="emulator")
+
+
+def _torch() -> Check:
+    def find() -> str:
+        torch = toolchain.find_torch()
+        return f"{torch.version}, {f'built for CUDA {torch.cuda}' if torch.links_cuda else 'without CUDA'}"
+
+    return _attempt("torch", "emulator", find)
+
+
+def _compiler() -> Check:
+    def find() -> str:
+        cxx = toolchain.find_cxx()
+        return f"{cxx.version}, {' '.join(cxx.command)}, has C++20"
+
+    return _attempt("C++ compiler", "emulator", find)
+
+
+def _ninja() -> Check:
+    return _attempt("ninja", "emulator", lambda: str(toolchain.find_ninja()))
+
+
+def _cache_folder() -> Check:
+    folder = cache.folder()
+    libraries, size = cache.usage()
+    found = f"{folder}, {libraries} libraries, {size / 1e6:.1f} MB"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        remedy = "Set GEMM_LADDER_CACHE to a folder that can be written; a temporary one is used until then."
+        return Check("cache", False, f"{found}, not writable ({error.strerror})", remedy)
+    return Check("cache", True, f"{found}, writable")
+
+
+def _trial(target: build.Target) -> list[Check]:
+    """Build a small library, for proof (its builder loads it); for the emulator, run its kernel as well."""
+    try:
+        built = build.compile(_TRIALS[target], target=target, name="doctor")
+    except (BuildError, ToolchainError, OSError) as error:
+        remedy = "The compiler's output above says why."
+        return [Check(f"{target} build", False, f"fails: {error}", remedy, target)]
+    took = "in the cache" if built.cached else f"{built.seconds:.1f} s"
+    found = Check(f"{target} build", True, f"a small library builds and loads ({took})", needed_by=target)
+    return [found, _run(built.path)] if target == "emulator" else [found]
+
+
+def _run(library: Path) -> Check:
+    """Run the emulator's trial."""
+    name, remedy = "emulator run", f"{toolchain.PIP} --force-reinstall {' '.join(_PACKAGES.values())}"
+    command = [sys.executable, "-c", _RUN_TRIAL, str(library)]
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=300)
+    except subprocess.TimeoutExpired:
+        return Check(name, False, "a small kernel did not end within 300 s", remedy, "emulator")
+    if ran.returncode == 0:
+        return Check(name, True, "a small kernel runs, and its result is right", needed_by="emulator")
+    last = ran.stderr.strip().rpartition("\n")[2]
+    trouble = (
+        last if ran.returncode > 0 else f"ended by {signal.Signals(-ran.returncode).name} {last}".strip()
+    )
+    return Check(name, False, f"fails: {trouble}", remedy, "emulator")
+
+
+def _nvcc() -> Check:
+    def find() -> str:
+        cuda, torch = toolchain.find_cuda(), toolchain.find_torch()
+        if not torch.links_cuda:
+            raise ToolchainError(
+                f"{cuda.version}, {cuda.home}, but this torch has no CUDA to link with: "
+                "install a torch that is built with CUDA (pytorch.org)"
+            )
+        found = f"{cuda.version}, {cuda.home} ({cuda.origin})"
+        if cuda.version.partition(".")[0] != torch.cuda.partition(".")[0]:
+            found += f"; torch is built for CUDA {torch.cuda}, and the driver must serve both"
+        return found
+
+    return _attempt("nvcc", "cuda", find)
+
+
+def _gpu() -> Check:
+    hopper = "A Hopper GPU (sm_90: H100, H200, GH200) is needed; without one kernels run on the emulator."
+    devices, trouble = _devices()
+    if not devices:
+        return Check("GPU", False, trouble or "torch sees none", hopper, "cuda")
+    found = "; ".join(
+        f"{i}: {name}, sm_{major}{minor}, {memory / 2**30:.0f} GiB, {sms} SMs"
+        for i, (name, major, minor, memory, sms) in enumerate(devices)
+    )
+    return Check("GPU", any(device[1] == 9 for device in devices), found, hopper, "cuda")
+
+
+def _devices() -> tuple[list[list[Any]], str]:
+    """([name, major, minor, bytes, SMs] of each GPU that torch can use; why there is none, if known)."""
+    if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg")):
+        return [], "none: there is no NVIDIA driver on this machine"
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, errors="replace", timeout=120
+        )
+        return json.loads(asked.stdout), " ".join(asked.stderr.split())
+    except subprocess.TimeoutExpired:
+        return [], "torch did not answer within 120 s"
+    except ValueError:
+        return [], f"torch fails: {asked.stderr.strip().rpartition(chr(10))[2]}"
+
+
+def _disassemblers() -> Check:
+    tools = {name: toolchain.find_tool(name) for name in ("cuobjdump", "nvdisasm")}
+    missing = [name for name, path in tools.items() if path is None]
+    if missing:
+        packages = " ".join(f"nvidia-cuda-{name}" for name in missing)
+        return Check("disassemblers", False, f"no {' and no '.join(missing)}", f"{toolchain.PIP} {packages}")
+    return Check("disassemblers", True, ", ".join(map(str, tools.values())))

@@ -1,0 +1,301 @@
+"""What one build is made of: text, flags and compilers; the key that names it, and the steps to make it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shlex
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gemm_ladder.build import toolchain, worker
+from gemm_ladder.errors import GemmLadderError, InputError
+from gemm_ladder.build.toolchain import ToolchainError
+
+Target = Literal["cuda", "emulator", "host"]
+
+KERNELS = Path(__file__).resolve().parents[1]
+# Beside kernels/ in a checkout, below gemm_ladder/ where it is installed.
+_REF = KERNELS / "ref" if (KERNELS / "ref").is_dir() else KERNELS.parent / "ref"
+_FORMAT = 1  # part of every key: raise it when these files change what a build produces
+
+_FLAGS = {
+    "cuda": (
+        "-std=c++20",
+        "-O3",
+        "-gencode=arch=compute_90a,code=sm_90a",  # machine code for Hopper: no PTX, no other GPU's
+        "--fmad=false",  # a multiply-add is fused where the source says so and nowhere else
+        "-Xptxas=-v,-warn-spills",
+        "-lineinfo",
+    ),
+    "emulator": (
+        "-std=c++20",
+        "-O2",
+        "-ffp-contract=off",
+        "-U_FORTIFY_SOURCE",  # its longjmp check takes a switch of fibers for a corrupt stack
+        "-fno-strict-aliasing",  # shared memory is bytes, read as whatever the kernel says
+        "-pthread",
+    ),
+    "host": ("-std=c++20", "-O2", "-D__host__=", "-D__device__="),
+}
+_LINK_FLAGS = (
+    "-Wl,--as-needed",  # torch puts its libraries on the line; the kernels use none of them
+    "-lstdc++",  # before torch's: libc10 exports some of its functions and would become a dependency
+    "-Wl,--no-undefined",  # a missing definition is an error now, not at the first call
+    "-Wl,-Bsymbolic",  # two libraries of one process do not take each other's functions
+    "-pthread",
+)
+# What can change a compiler's output without being on its command line.
+_VARIABLES = (
+    "CC",
+    "COMPILER_PATH",
+    "CPATH",
+    "CPLUS_INCLUDE_PATH",
+    "CUDA_INC_PATH",
+    "GCC_EXEC_PREFIX",
+    "LIBRARY_PATH",
+    "NVCC_APPEND_FLAGS",
+    "NVCC_CCBIN",
+    "NVCC_PREPEND_FLAGS",
+)
+_INCLUDE = re.compile(
+    r'^[ \t]*#[ \t]*include(_next)?[ \t]*(?:"([^"\n]+)"|<([^>\n]+)>|([A-Za-z_]\w*)[ \t]*$)', re.M
+)
+
+
+class BuildError(GemmLadderError, RuntimeError):
+    """A source does not build. The message: one sentence, then the compiler's whole output (`log`)."""
+
+    def __init__(self, sentence: str, log: str) -> None:
+        super().__init__(f"{sentence}\n{log}")
+        self.log = log
+
+
+@dataclass(frozen=True)
+class SassPass:
+    """A rewriting of a library's machine code before it enters the cache.
+
+    id: names what it does, and its version.
+    apply: takes the path of the .so, rewrites it in place, and returns lines for the log.
+    """
+
+    id: str
+    apply: Callable[[Path], str]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One build: everything that decides the library's bytes, and how to make it."""
+
+    target: Target
+    name: str
+    text: str
+    label: str  # the source's name in compiler messages and line tables
+    include_dirs: tuple[Path, ...]
+    included: Mapping[str, str]
+    flags: tuple[str, ...]
+    cxx: toolchain.Cxx
+    cuda: toolchain.Cuda | None
+    host: str  # nvcc's host compiler, in its own words
+    torch: toolchain.Torch
+    sass_pass: SassPass | None
+
+    @classmethod
+    def of(
+        cls,
+        source: str | Path,
+        target: Target,
+        name: str | None,
+        defines: Mapping[str, str | int],
+        extra_flags: Sequence[str],
+        sass_pass: SassPass | None,
+    ) -> Job:
+        """The build that build.load()'s arguments ask for. Raises InputError or ToolchainError."""
+        if target not in _FLAGS:
+            raise InputError(f'target is {target!r}, and must be "cuda", "emulator" or "host".')
+        if isinstance(extra_flags, str):
+            raise InputError(f"extra_flags is the string {extra_flags!r}, and must be a sequence of flags.")
+        for macro in defines:
+            if not re.fullmatch(r"[A-Za-z_]\w*", macro):
+                raise InputError(f"defines has {macro!r}, which is not a macro's name.")
+        if "-I" in extra_flags:
+            raise InputError("extra_flags has -I apart from its folder: write the two as one flag.")
+        path = _as_path(source)
+        text = path.read_text(encoding="utf-8") if path else str(source)
+        name = re.sub(r"\W", "_", name or (path.stem if path else "inline"), flags=re.A)[:64]
+        include_dirs = [Path(flag[2:]).absolute() for flag in extra_flags if flag.startswith("-I")]
+        if target == "emulator":
+            include_dirs.append(_REF / "emulator")
+        include_dirs += [KERNELS / "include", KERNELS / "production"]
+        if path:
+            include_dirs.append(path.parent)
+        torch = toolchain.find_torch()
+        if target == "cuda" and not torch.links_cuda:
+            raise ToolchainError(
+                f"torch {torch.version} is built without CUDA, which a kernel for the GPU is linked with: "
+                "install a torch that is built with it (pytorch.org); the emulator works with either."
+            )
+        values = {macro: int(value) if isinstance(value, bool) else value for macro, value in defines.items()}
+        return cls(
+            target=target,
+            name=name,
+            text=text,
+            label=str(path) if path else f"{name}.cu",
+            include_dirs=tuple(include_dirs),
+            included=included(text, include_dirs),
+            flags=(
+                *_FLAGS[target],
+                *(f"-D{macro}={values[macro]}" for macro in sorted(values)),
+                *extra_flags,
+            ),
+            cxx=toolchain.find_cxx(),
+            cuda=toolchain.find_cuda() if target == "cuda" else None,
+            host=toolchain.host_compiler() if target == "cuda" else "",
+            torch=torch,
+            sass_pass=sass_pass,
+        )
+
+    def key(self) -> str:
+        """The cache entry's name: library and target for people, then a hash of all that decides it."""
+        parts = {
+            "format": _FORMAT,
+            "machine": platform.machine(),
+            "target": self.target,
+            "name": self.name,
+            "flags": [*self.flags, *_LINK_FLAGS],
+            "source": [self.label, self.text],
+            "included": self.included,  # by path as well: line tables hold the paths
+            "include_dirs": [str(folder) for folder in self.include_dirs],
+            "cxx": self.cxx.identity,
+            "cuda": self.cuda and [self.cuda.identity, self.host],
+            "torch": self.torch.version,  # load_inline has flags of its own
+            "variables": [os.environ.get(variable) for variable in _VARIABLES],
+            "sass_pass": self.sass_pass and self.sass_pass.id,
+        }
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return f"{self.name}-{self.target}-{digest[:32]}"
+
+    def build(self, private: Path) -> tuple[Path, str]:
+        """Build in the folder `private`: (library, log). Raises BuildError or ToolchainError."""
+        folder = private / "build"
+        folder.mkdir()
+        code, log = worker.run(
+            self._request(private, folder), self._environment(private), private / "output"
+        )
+        library = folder / f"{self.name}.so"
+        if code != 0 or not library.exists():
+            raise BuildError(self._failure(code), log)
+        if included(self.text, self.include_dirs) != self.included:
+            # Which version the compiler read is not known, and the key names the earlier one.
+            raise BuildError(
+                f"A file that {self.label} includes changed during its build: build it again.", log
+            )
+        if self.sass_pass:
+            log += self.sass_pass.apply(library)
+        return library, log
+
+    def _request(self, private: Path, folder: Path) -> dict[str, object]:
+        """What worker.run() is to do."""
+        flags = [_quote(flag) for flag in self.flags]
+        flags += [f"-I{_quote(str(directory))}" for directory in self.include_dirs]
+        link_flags = list(_LINK_FLAGS)
+        text = f"#line 1 {json.dumps(self.label, ensure_ascii=False)}\n{self.text}"
+        # g++ shares inline variables between the libraries of a process, also between two versions of one.
+        unshared = "-fno-gnu-unique"
+        if self.cuda is None:
+            sources = {"cxx_source": text, "cuda_source": None}
+            flags += [unshared] if toolchain.is_gcc(self.cxx.identity) else []
+        else:
+            sources = {"cxx_source": "", "cuda_source": text}
+            flags += [f"-Xcompiler={unshared}"] if toolchain.is_gcc(self.host) else []
+            # PyPI's toolkit has libcudart.so.13 and no libcudart.so, the name that a linker looks for.
+            (private / "lib").mkdir()
+            (private / "lib" / "libcudart.so").symlink_to(self.cuda.cudart)
+            link_flags += [f"-L{_quote(str(private / 'lib'))}", _quote(f"-Wl,-rpath,{self.cuda.libraries}")]
+        return {
+            **sources,
+            "name": self.name,
+            "folder": str(folder),
+            "cxx_flags": [] if self.cuda else flags,
+            "cuda_flags": flags if self.cuda else [],
+            "link_flags": link_flags,
+            "torch_libraries": _quote(str(self.torch.folder / "lib")),
+        }
+
+    def _environment(self, private: Path) -> dict[str, str]:
+        """The worker's environment: ours, but with the compilers that were found and no others to find."""
+        environment = dict(os.environ)
+        for variable in ("CUDA_HOME", "CUDA_PATH", "PYTORCH_NVCC"):
+            environment.pop(variable, None)
+        # torch takes each of these two for one word that needs no quotes. Where it is not, it gets a name
+        # that is valid in the build's own folder, where the worker runs.
+        if self.cuda:
+            environment["CUDA_HOME"] = str(self.cuda.home)
+            if _quote(str(self.cuda.home)) != str(self.cuda.home):
+                (private / "cuda").symlink_to(self.cuda.home)
+                environment["CUDA_HOME"] = os.path.join(os.pardir, "cuda")
+        environment["CXX"] = self.cxx.command[0]
+        if _quote(self.cxx.command[0]) != shlex.join(self.cxx.command):
+            (private / "cxx").write_text(f'#!/bin/sh\nexec {shlex.join(self.cxx.command)} "$@"\n')
+            (private / "cxx").chmod(0o755)
+            environment["CXX"] = os.path.join(os.pardir, "cxx")
+        ninja = str(toolchain.find_ninja().parent)
+        environment["PATH"] = os.pathsep.join(filter(None, [environment.get("PATH"), ninja]))
+        environment["TMPDIR"] = str(private)  # a killed compiler's temporary files go with the folder
+        environment["CUDA_VISIBLE_DEVICES"] = ""  # no build needs a GPU
+        environment["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+        environment["TORCH_DONT_CHECK_COMPILER_ABI"] = "1"  # find_cxx() has looked at it already
+        return environment
+
+    def _failure(self, code: int) -> str:
+        if code < 0:
+            return f"The build of {self.label} ({self.target}) was ended by {signal.Signals(-code).name}."
+        compiler = f"nvcc {self.cuda.version}" if self.cuda else self.cxx.version
+        return f"{self.label} ({self.target}) does not build with {compiler}:"
+
+
+def included(text: str, include_dirs: Sequence[Path]) -> dict[str, str]:
+    """The files that `text` includes, at any depth: {path: SHA-256}, found as a compiler finds them.
+
+    What is in none of `include_dirs` is the compiler's own, and stands and falls with its version. Branches
+    that the preprocessor skips count as well. Raises InputError for an #include whose name is a macro.
+    """
+    found: dict[str, str] = {}
+    pending: list[tuple[str, list[Path]]] = [(text, [])]
+    while pending:
+        text, beside = pending.pop()
+        for further, quoted, angled, macro in _INCLUDE.findall(text):
+            if macro:
+                raise InputError(f'#include {macro} cannot be followed: write the file\'s name in "" or <>.')
+            for folder in [*(beside if quoted else []), *include_dirs]:
+                path = folder / (quoted or angled)
+                if not path.is_file():
+                    continue
+                if str(path) not in found:
+                    content = path.read_bytes()
+                    found[str(path)] = hashlib.sha256(content).hexdigest()
+                    pending.append((content.decode(errors="replace"), [path.parent]))
+                if not further:  # an #include_next may mean any of that name
+                    break
+    return found
+
+
+def _as_path(source: str | Path) -> Path | None:
+    """The path that `source` is, or None where it is text."""
+    if isinstance(source, str) and ("\n" in source or not source.endswith((".cu", ".cuh", ".cpp"))):
+        return None
+    path = Path(source).absolute()
+    if not path.is_file():
+        raise InputError(f"The source {path} does not exist.")
+    return path
+
+
+def _quote(flag: str) -> str:
+    """A flag as ninja and then the shell are to read it."""
+    return shlex.quote(flag).replace("$", "$$")

@@ -1,0 +1,101 @@
+"""From a kernel's source text to a loaded library: torch's load_inline behind a cache.
+
+    built = build.load(folder / "s2_wgmma.cu", target="emulator")
+    built.lib.gemm_ladder_launch(...)
+
+The same .cu text has two targets: "cuda" (nvcc, sm_90a) and "emulator" (the C++ compiler, with ref/emulator's
+headers in front of kernels/include's). A library exports extern "C" functions, called through ctypes, so no
+torch header is compiled: that makes a build a few seconds and not half a minute.
+
+To import this needs neither torch nor a GPU nor a compiler; a library that is in the cache only reads files.
+job.py says what a build is made of, worker.py runs it, toolchain.py finds the compilers, cache.py keeps the
+result.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from gemm_ladder.build import cache
+from gemm_ladder.build.job import KERNELS, Job, SassPass, Target
+
+_libraries: dict[Path, ctypes.CDLL] = {}
+
+
+@dataclass(frozen=True)
+class Built:
+    """A library in the cache: its path, the compiler's whole output, seconds to build (0.0 if cached)."""
+
+    path: Path
+    log: str
+    seconds: float
+    cached: bool
+    target: Target
+
+    @cached_property
+    def lib(self) -> ctypes.CDLL:
+        """The library, loaded at first use. A file has one CDLL in a process: argtypes set on it stay set."""
+        if self.path not in _libraries:
+            if self.target == "cuda":
+                # torch's CUDA runtime is to be the process's: the library takes one that is loaded already.
+                import torch  # noqa: F401
+            _libraries[self.path] = ctypes.CDLL(str(self.path))
+        return _libraries[self.path]
+
+
+def load(
+    source: str | Path,
+    *,
+    target: Target,
+    name: str | None = None,
+    defines: Mapping[str, str | int] | None = None,
+    extra_flags: Sequence[str] = (),
+    sass_pass: SassPass | None = None,
+) -> Built:
+    """Build `source` if it is not in the cache, and load it.
+
+    source: the path of a .cu file, or source text.
+    target: "cuda", "emulator" or "host", for what runs on the CPU and is no kernel.
+    name: of the library, for people; default: the file's stem.
+    defines: macros.
+    extra_flags: for the compiler, after the target's own; headers below an -I among them count as ours.
+    sass_pass: applied to the library before it enters the cache.
+    Raises BuildError (does not compile), ToolchainError (no compiler), InputError.
+    """
+    built = compile(
+        source, target=target, name=name, defines=defines, extra_flags=extra_flags, sass_pass=sass_pass
+    )
+    _ = built.lib
+    return built
+
+
+def compile(
+    source: str | Path,
+    *,
+    target: Target,
+    name: str | None = None,
+    defines: Mapping[str, str | int] | None = None,
+    extra_flags: Sequence[str] = (),
+    sass_pass: SassPass | None = None,
+) -> Built:
+    """load() up to the loading, which `.lib` then does: to build ahead, or to read machine code."""
+    job = Job.of(source, target, name, defines or {}, extra_flags, sass_pass)
+    entry, cached = cache.get(job.key(), job.build)
+    return Built(entry.path, entry.log, 0.0 if cached else entry.seconds, cached, target)
+
+
+def sources_digest() -> str:
+    """What a measurement measured: SHA-256 (hex) of kernels/**/*.cu, *.cuh and ffma.py, names included."""
+    files = {path for pattern in ("*.cu", "*.cuh", "ffma.py") for path in KERNELS.rglob(pattern)}
+    digest = hashlib.sha256()
+    for relative in sorted(path.relative_to(KERNELS).as_posix() for path in files):
+        if relative.startswith("ref/"):  # where installed, ref lies below kernels
+            continue
+        content = (KERNELS / relative).read_bytes()
+        digest.update(f"{relative}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()

@@ -1,0 +1,60 @@
+"""Launching a built kernel, any rung's or the production set's, on a checked call's tensors."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from gemm_ladder.arguments import EMULATED_SMS, GroupedArgs
+from gemm_ladder.checks import CheckedCall
+from gemm_ladder.errors import LaunchError
+from gemm_ladder.ref import emulator
+
+
+def on_gpu(name: str, library: ctypes.CDLL, call: CheckedCall, num_sms: int = 0) -> None:
+    """Queue a kernel on the current stream of the call's device, whichever device is current.
+
+    Args:
+        name: whose kernel it is, for the error.
+        library: built for "cuda".
+        num_sms: how many SMs to use; 0, or more than there are: all of them.
+
+    Raises:
+        LaunchError: CUDA or the kernel's own launcher refuses.
+    """
+    device = call.a.device
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream(device).cuda_stream
+        args = GroupedArgs.of(call, usable_sms(device, num_sms), stream)
+        error = launcher(library)(ctypes.byref(args))
+    if error is not None:
+        raise LaunchError(f"{name}: {error.decode()}")
+
+
+def on_emulator(name: str, library: ctypes.CDLL, call: CheckedCall, num_sms: int = 0) -> None:
+    """Run a kernel on the emulator.
+
+    Args:
+        name, library: as for `on_gpu`; the library is built for "emulator".
+        num_sms: how many SMs to emulate; 0: EMULATED_SMS.
+
+    Raises:
+        LaunchError: the kernel's own launcher refuses.
+        EmulatorError: the emulator found the kernel at fault.
+    """
+    error = emulator.launch(library, GroupedArgs.of(call, num_sms or EMULATED_SMS))
+    if error is not None:
+        raise LaunchError(f"{name}: {error}")
+
+
+def launcher(library: ctypes.CDLL) -> ctypes._CFuncPtr:
+    """The library's entry point: takes a pointer to a GemmArgs or GroupedArgs, returns None or an error."""
+    function = library.gemm_ladder_launch
+    function.restype = ctypes.c_char_p
+    return function
+
+
+def usable_sms(device: torch.device | int, limit: int = 0) -> int:
+    """How many SMs of a GPU to use: all, or `limit`, if that is not 0 and there are more."""
+    total = torch.cuda.get_device_properties(device).multi_processor_count
+    return min(limit or total, total)

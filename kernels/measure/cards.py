@@ -1,0 +1,252 @@
+"""Renew the rungs' cards: what each is made of, and what limits it.
+
+python -m gemm_ladder cards            needs nvcc, cuobjdump and a C++20 compiler, no GPU
+python -m gemm_ladder cards --ncu      on a machine with a Hopper GPU and ncu as well
+
+In a checkout figures/data/cards.json is written, and figures/cards/*.md and README.md's table of rungs from
+it. Nothing is stated by hand: registers, spills and static shared memory are ptxas's words; instructions are
+counted in the machine code; threads, clusters and dynamic shared memory are what the rung's launcher asks the
+emulator for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import datetime
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gemm_ladder import build
+from gemm_ladder.arguments import H100_SMS, GroupedArgs
+from gemm_ladder.build.job import KERNELS
+from gemm_ladder.errors import GemmLadderError
+from gemm_ladder.figures import draw, measured, rung_cards, tables
+from gemm_ladder.measure import ncu, records, session, timing
+from gemm_ladder.production.choice import choose
+from gemm_ladder.ref.emulator import LaunchConfig, emulator, launch
+from gemm_ladder.rungs import InterleavedRung, NumpyRung, ProductionRung, Rung, rungs
+from gemm_ladder.sass import disassembly, ffma
+
+PROTOCOL = (
+    "A line is changed if it is not in the longest common subsequence of the two files' lines of code; "
+    "s6_ffma_interleave is the file of the rung below and ffma.py, whose lines are its own"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `cards`. Returns 0.
+
+    Raises:
+        GemmLadderError: a tool is missing, a rung cannot be built, or --ncu is given and there is no Hopper
+        GPU.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m gemm_ladder cards",
+        description="Renew figures/data/cards.json: each rung's lines, resources and machine code.",
+    )
+    parser.add_argument(
+        "--ncu", action="store_true", help="ask ncu as well what limits each, on a Hopper GPU"
+    )
+    arguments = parser.parse_args(argv)
+    checkout = records.checkout_root()
+    path = checkout / "figures" / "data" / "cards.json" if checkout else None
+
+    data = collect()
+    if arguments.ncu:
+        ask_ncu(data)
+    elif path and path.exists():
+        keep_ncu(data, rung_cards.load(path))
+    show(data)
+    if path:
+        records.save(data, path)
+        draw.main(checkout)
+        print("\nRenewed: figures/data/cards.json, figures/cards/*.md and README.md's table of rungs.")
+    else:
+        print("\nThe recorded cards are left as they are: this is an installed package, not a checkout.")
+    return 0
+
+
+def collect() -> dict[str, Any]:
+    """The content of cards.json, ncu's part left open. Raises GemmLadderError where a tool is missing."""
+    chosen = list(rungs.values())
+    session.build_all(chosen, "cuda")
+    session.build_all(chosen, "emulator")
+    meta = {
+        "nvcc": build.find_cuda().version,
+        "date": datetime.date.today().isoformat(),
+        "sources": build.sources_digest(),
+        "protocol": PROTOCOL,
+        "ncu": None,
+    }
+    rows = [row(rung, below) for rung, below in zip(chosen, [None, *chosen], strict=False)]
+    return {"schema": measured.SCHEMA, "meta": meta, "rows": rows}
+
+
+def row(rung: Rung, below: Rung | None) -> dict[str, Any]:
+    """One rung's row; s0_numpy has its lines alone."""
+    text = code_lines(own_file(rung))
+    found: dict[str, Any] = dict.fromkeys(rung_cards.ROW_FIELDS)
+    found |= {"rung": rung.name, "idea": rung.idea, "lines": len(text)}
+    found["file"] = own_file(rung).relative_to(KERNELS.parent).as_posix()
+    if isinstance(rung, NumpyRung):
+        return found
+    if below is not None and not isinstance(below, NumpyRung):
+        found["below"] = below.name
+        if rung.path == below.path:
+            found |= {"added": len(text), "removed": 0}
+        else:
+            found |= dict(zip(("added", "removed"), changed(code_lines(below.path), text), strict=True))
+    return found | resources(rung) | launched(rung)
+
+
+def resources(rung: Rung) -> dict[str, Any]:
+    """What the compiler made of the rung: its resources, and how many of which instructions."""
+    built = rung.build("cuda")
+    kernels = disassembly.disassemble(built.path)
+    used = disassembly.resources(built.log).values()
+    # The operand is the number of registers a thread, in hexadecimal; the last, where a predicate comes
+    # first.
+    changes = [
+        one.operands.split()[-1]
+        for instructions in kernels.values()
+        for one in instructions
+        if one.mnemonic == "USETMAXREG"
+    ]
+    return {
+        "registers": max(one.registers for one in used),
+        "setmaxnreg": sorted({int(registers, 16) for registers in changes}),
+        "spill_stores": sum(one.spill_stores for one in used),
+        "spill_loads": sum(one.spill_loads for one in used),
+        "shared_static": max(one.shared for one in used),
+        "sass": {instance(name): counts(instructions) for name, instructions in kernels.items()},
+    }
+
+
+def instance(kernel: str) -> str:
+    """The numbers that a kernel's template was instantiated with, from its mangled name; "" if none."""
+    return ", ".join(re.findall(r"Li(\d+)E", kernel))
+
+
+def counts(instructions: Sequence[disassembly.Instruction]) -> dict[str, int]:
+    """How many of which instructions a kernel has."""
+    count = disassembly.count(instructions)
+    return {
+        "QGMMA": count["QGMMA"],
+        "UTMALDG": count["UTMALDG"],
+        "UTMALDG, multicast": sum(".MULTICAST" in one.opcode for one in instructions),
+        "UTMASTG": count["UTMASTG"],
+        "FFMA": count["FFMA"],
+        "FFMA, yielding": sum(one.mnemonic == "FFMA" and one.yields for one in instructions),
+        "BAR": count["BAR"],
+        "SYNCS": count["SYNCS"],
+        "all": len(instructions),
+    }
+
+
+def launched(rung: Rung) -> dict[str, Any]:
+    """What the rung's launcher asks for at the shape of README's table, and its stages, from the file."""
+    config = launch_config(rung)
+    if isinstance(rung, ProductionRung):
+        stages = [(str(choose("dense", *measured.SHOWN).stages), "")]
+    else:
+        stages = re.findall(r"\bconstexpr int kStages = (\d+);|\bstart<\d+, \d+, (\d+)>", rung.source)
+    return {
+        "shared_dynamic": config.shared_bytes,
+        "threads": config.threads,
+        "cluster": config.cluster,
+        "stages": ", ".join(sorted({one or other for one, other in stages})) or None,
+    }
+
+
+def launch_config(rung: Rung) -> LaunchConfig:
+    """How the rung starts its kernel at the shape of README's table, seen by an emulator of 132 SMs."""
+    m, n, k = measured.SHOWN
+    # Nothing is run, so no tensors. The struct begins with the one that the other launchers take.
+    args = GroupedArgs(m=m, n=n, k=k, sfa_stride=m, num_sms=H100_SMS, groups=1, groups_a=1)
+    with emulator(dry=True) as run:
+        if error := launch(rung.build("emulator").lib, args):
+            raise GemmLadderError(f"{rung.name}: {error}")
+    (config,) = run.launches
+    return config
+
+
+# ------------------------------------------------------------------------------------- lines of code
+
+
+def own_file(rung: Rung) -> Path:
+    """The file that the rung is: s6_ffma_interleave's is the pass over the machine code of the one below."""
+    return Path(ffma.__file__).resolve() if isinstance(rung, InterleavedRung) else rung.path
+
+
+def code_lines(path: Path) -> list[str]:
+    """A file's lines without indentation, without blank lines, comment lines and docstrings."""
+    text = path.read_text(encoding="utf-8")
+    lines = [line.strip() for line in text.splitlines()]
+    if path.suffix == ".py":
+        for node in ast.walk(ast.parse(text)):
+            holds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+            if isinstance(node, holds) and ast.get_docstring(node) is not None:
+                first = node.body[0]
+                lines[first.lineno - 1 : first.end_lineno] = [""] * (first.end_lineno - first.lineno + 1)
+    return [line for line in lines if line and not line.startswith("#" if path.suffix == ".py" else "//")]
+
+
+def changed(old: Sequence[str], new: Sequence[str]) -> tuple[int, int]:
+    """(lines added, lines removed): those outside the longest common subsequence."""
+    common = [0] * (len(new) + 1)  # of the lines of `old` so far and the first of `new`
+    for line in old:
+        diagonal = 0
+        for index, other in enumerate(new, start=1):
+            longest = diagonal + 1 if line == other else max(common[index], common[index - 1])
+            diagonal, common[index] = common[index], longest
+    return len(new) - common[-1], len(old) - common[-1]
+
+
+# ----------------------------------------------------------------------------------------------- ncu
+
+
+def ask_ncu(data: dict[str, Any]) -> None:
+    """Add what ncu says of every compiled rung.
+
+    Raises GemmLadderError where there is no Hopper GPU or no ncu.
+    """
+    device, found = session.find_gpu()
+    if device is None:
+        raise GemmLadderError(f"found {found}; ncu runs the rungs, and a Hopper GPU is needed")
+    machine = records.machine(device, timing.FLUSH_BYTES)
+    data["meta"]["ncu"] = ncu.meta(machine["gpu"], machine["driver"])
+    for found_row in data["rows"]:
+        if found_row["registers"] is not None:
+            print(f"ncu: {found_row['rung']}", flush=True)
+            found_row["ncu"] = ncu.profile(rungs[found_row["rung"]])
+
+
+def keep_ncu(data: dict[str, Any], old: dict[str, Any]) -> None:
+    """Take ncu's part over from an older file, if that is of the same kernels, built by the same compiler."""
+    if old["meta"]["ncu"] is None:
+        return
+    for key in ("sources", "nvcc"):
+        if old["meta"][key] != data["meta"][key]:
+            was, now = old["meta"][key][:12], data["meta"][key][:12]
+            print(f"What ncu said is dropped: it ran the rungs of {key} {was}, and these are of {now}.\n")
+            return
+    data["meta"]["ncu"] = old["meta"]["ncu"]
+    said = {old_row["rung"]: old_row["ncu"] for old_row in old["rows"]}
+    for new_row in data["rows"]:
+        new_row["ncu"] = said.get(new_row["rung"])
+
+
+def show(data: dict[str, Any]) -> None:
+    """Print the cards' first parts, one a line, and what limits each."""
+    columns = ("lines", "added", "removed", "registers", "shared_dynamic", "stages", "threads", "cluster")
+    cells = [["rung", *columns]]
+    for one in data["rows"]:
+        shown = (one[column] for column in columns)
+        cells.append([one["rung"], *("-" if value is None else str(value) for value in shown)])
+    print(tables.plain(cells))
+    for one in data["rows"]:
+        if one["ncu"]:
+            print(f"{one['rung']}: {rung_cards.limit(one['ncu'])}")

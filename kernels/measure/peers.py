@@ -1,0 +1,98 @@
+"""What the kernels are compared with: other libraries' calls of the same product."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from gemm_ladder.arguments import SCALE_BLOCK, ceil_div
+from gemm_ladder.errors import one_line
+from gemm_ladder.measure.problems import Problem, dequantize
+from gemm_ladder.measure.shapes import Shape
+
+Call = Callable[[], Any]  # runs once, on the current stream, and returns its output, or those of its groups
+
+
+def cublaslt_blockwise(problem: Problem) -> Call:
+    """cuBLASLt's FP8 product with the same 1x128 and 128x128 scales, through torch (CUDA 12.9 or newer)."""
+    m, _, k = problem.shape
+    blocks = ceil_div(k, SCALE_BLOCK)
+    # torch wants A's scales [m, k / 128] with strides (1, m), and B's [k / 128, n / 128] with strides
+    # (1, k / 128 rounded up to 4). scaled_mm wants the rounding in B's shape as well, _scaled_mm does not.
+    sfa = torch.empty_strided((m, blocks), (1, m), device=problem.a.device).copy_(problem.sfa)
+    sfb = F.pad(problem.sfb, (0, -blocks % 4)).T
+    b = problem.b.T
+
+    def scaled_mm() -> torch.Tensor:
+        recipe = F.ScalingType
+        return F.scaled_mm(
+            problem.a,
+            b,
+            scale_a=sfa,
+            scale_recipe_a=recipe.BlockWise1x128,
+            scale_b=sfb,
+            scale_recipe_b=recipe.BlockWise128x128,
+            output_dtype=torch.bfloat16,
+        )
+
+    def _scaled_mm() -> torch.Tensor:
+        return torch._scaled_mm(problem.a, b, scale_a=sfa, scale_b=sfb[:blocks], out_dtype=torch.bfloat16)
+
+    refusals = []
+    for call in (scaled_mm, _scaled_mm):
+        try:
+            call()
+        except Exception as error:  # which of the two a torch has, and takes, differs from release to release
+            refusals.append(f"{call.__name__}: {one_line(error)}")
+        else:
+            return call
+    raise RuntimeError("; ".join(refusals))
+
+
+def cublaslt_tensorwise(problem: Problem) -> Call:
+    """cuBLASLt's FP8 product without block scales and without promotion (fast accumulation): a ceiling for
+    this data type, not the same function. Its result is compared with the unscaled product."""
+    one = torch.ones((), device=problem.a.device)
+    b = problem.b.T
+    return lambda: torch._scaled_mm(
+        problem.a, b, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True
+    )
+
+
+def cublas_bf16(problem: Problem) -> Call:
+    """cuBLAS's BF16 product of the dequantised operands."""
+    a = dequantize(problem.a, problem.sfa, 1).bfloat16()
+    b = dequantize(problem.b, problem.sfb, SCALE_BLOCK).bfloat16().T
+    out = problem.output()
+    return lambda: torch.mm(a, b, out=out)
+
+
+def deep_gemm(problem: Problem) -> Call:
+    """DeepGEMM, of either generation, where it is installed."""
+    import deep_gemm as library
+
+    gemm = getattr(library, "fp8_gemm_nt", None) or library.gemm_fp8_fp8_bf16_nt
+    out = problem.output()
+
+    def call() -> torch.Tensor:
+        gemm((problem.a, problem.sfa), (problem.b, problem.sfb), out)
+        return out
+
+    return call
+
+
+Peer = Callable[[Problem], Call]
+PEERS: Mapping[str, Peer] = {
+    peer.__name__: peer for peer in (cublaslt_blockwise, cublaslt_tensorwise, cublas_bf16, deep_gemm)
+}
+UNSCALED = ("cublaslt_tensorwise", "torch_grouped")
+
+
+def bytes_moved(impl: str, shape: Shape) -> int:
+    """The least that `impl` moves through memory at `shape`."""
+    m, n, k = shape
+    if impl == "cublas_bf16":
+        return 2 * (m * k + n * k + m * n)
+    return m * k + n * k + 2 * m * n if impl in UNSCALED else shape.bytes

@@ -1,0 +1,164 @@
+"""The production kernels at every row of the table, python -m gemm_ladder production: right, and how fast?
+
+On a machine with a Hopper GPU every row of `shapes.PRODUCTS` is computed through the public interface, its
+result checked group by group, and timed beside the peers in the same run. A whole run, in a checkout, also
+renews figures/data/production.json, the figures and README's table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import gemm_ladder
+import torch
+from gemm_ladder import launch
+from gemm_ladder.figures import measured, tables
+from gemm_ladder.figures import production as comparison
+from gemm_ladder.measure import peers, problems, session, shapes, timing
+from gemm_ladder.measure.operands import Operands, held_rows, interface_call, make_operands
+from gemm_ladder.measure.shapes import MASKED_MAX_M, PRODUCTS, Product
+from gemm_ladder.production import launching, precompiling
+from gemm_ladder.production.config import Config
+from gemm_ladder.settings import num_sms_limit
+
+RUNG = "s7_production"
+PROTOCOL = (
+    "s7_production through gemm_ladder's public functions; a grouped row's m is about how many rows a group "
+    "has, the numbers themselves are drawn uniformly from 0.7 to 1.3 of it after seed 0 (masked: of "
+    f"{MASKED_MAX_M} that there is room for), and TFLOPS and GB/s count these alone; cuBLASLt and cuBLAS at "
+    "a grouped row: a product for each group, its rows in whole blocks of 128; rel_err of a grouped row is "
+    "its worst group's"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `production`. Returns 0, or 1 where a result is wrong.
+
+    Raises:
+        GemmLadderError: there is no Hopper GPU, or an argument is not usable.
+        gemm_ladder.build.ToolchainError, BuildError: a kernel cannot be built.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m gemm_ladder production",
+        description="Check and time the production kernels at every row of the table, beside their peers, on "
+        "a Hopper GPU.",
+    )
+    parser.add_argument(
+        "--rows",
+        default="all",
+        metavar="ROW,...",
+        help="which rows: kinds (dense, contiguous, masked) and rows, as 64x2112x7168 and "
+        "masked:4x256x7168x2048 are (default: all)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the measurements there as well")
+    parser.add_argument(
+        "--l2",
+        choices=[*timing.L2_STATES, "both"],
+        default="both",
+        help="how L2 is made cold before a measured call (default: both)",
+    )
+    arguments = parser.parse_args(argv)
+    chosen = shapes.products(arguments.rows)
+    device, found = session.need_gpu("what is measured is time", arguments.json)
+
+    print(f"Found {found}: every row is checked, then timed beside its peers.\n")
+    states = timing.L2_STATES if arguments.l2 == "both" else (arguments.l2,)
+    result = on_gpu(chosen, states, device)
+    show(result, states)
+    whole = (set(chosen), states) == (set(PRODUCTS), timing.L2_STATES)
+    session.keep(result, arguments.json, whole, record="production.json")
+    return 1 if result.wrong else 0
+
+
+def on_gpu(chosen: Sequence[Product], states: Sequence[timing.L2], device: torch.device) -> session.Measured:
+    """Build all kernels, check each row, and time it and the peers."""
+    result = session.Measured()
+    with torch.cuda.device(device):
+        found = configurations(chosen, device)
+        precompiling.build_all(list(dict.fromkeys(found.values())), "cuda")
+        session.measure_each(
+            chosen, "rows", lambda product, *how: measure_row(product, states, device, *how), device, result
+        )
+    result.meta["protocol"] = f"{result.meta['protocol']}; {PROTOCOL}"
+    result.meta["configurations"] = {str(product): config.name for product, config in found.items()}
+    return result
+
+
+def configurations(chosen: Sequence[Product], device: torch.device) -> dict[Product, Config]:
+    """The configuration that a call of each row will run."""
+    num_sms = launch.usable_sms(device, num_sms_limit())
+    gpu = torch.cuda.get_device_name(device)
+    found = {}
+    for product in chosen:
+        kind, groups, (m, n, k) = product
+        rows = MASKED_MAX_M if kind == "masked" else sum(held_rows(product))
+        found[product] = launching.configuration(kind, rows, n, k, groups, m, num_sms, gpu)
+    return found
+
+
+def measure_row(
+    product: Product,
+    states: Sequence[timing.L2],
+    device: torch.device,
+    timer: timing.Timer,
+    result: session.Measured,
+    status: session.Status,
+) -> bool:
+    """Check and time everything at one row: `session.measure_product` says how."""
+    operands = make_operands(product, device)
+    ours = {RUNG: partial(interface_call, gemm_ladder, operands)}
+
+    def errors(name: str, out: torch.Tensor | Sequence[torch.Tensor]) -> problems.Errors:
+        return operands.errors(out, operands.references(scaled=name not in peers.UNSCALED))
+
+    return session.measure_product(
+        product, ours, peers_of(operands), errors, states, device, timer, result, status
+    )
+
+
+def peers_of(operands: Operands) -> dict[str, session.Maker]:
+    """What makes the call of each peer that there is for a row."""
+    if operands.product.kind == "dense":
+        (problem,) = operands.parts
+        return {name: partial(peer, problem) for name, peer in peers.PEERS.items()}
+    found = {
+        name: partial(group_by_group, peer, operands)
+        for name, peer in peers.PEERS.items()
+        if name != "deep_gemm"  # which has grouped products of its own
+    }
+    if operands.product.kind == "contiguous":
+        found["torch_grouped"] = partial(torch_grouped, operands)
+    return found | {"deep_gemm": lambda: interface_call(importlib.import_module("deep_gemm"), operands)}
+
+
+def group_by_group(peer: peers.Peer, operands: Operands) -> peers.Call:
+    """A dense product for each group, one after another: returns their outputs."""
+    calls = [peer(block) for block in operands.blocks]
+    return lambda: [call() for call in calls]
+
+
+def torch_grouped(operands: Operands) -> peers.Call:
+    """torch's grouped FP8 product of the contiguous layout. It has a scale for every row of A and of B, all 1
+    here, and does not promote: a ceiling, as cublaslt_tensorwise is."""
+    (a, _), (b, _) = operands.lhs, operands.rhs
+    ends = torch.tensor(operands.held).cumsum(0).to(a.device, torch.int32)
+    ones = [torch.ones(shape, device=a.device) for shape in (a.shape[:1], b.shape[:2])]
+    b = b.transpose(1, 2)
+    return lambda: torch._scaled_grouped_mm(
+        a, b, *ones, offs=ends, out_dtype=torch.bfloat16, use_fast_accum=True
+    )
+
+
+def show(result: session.Measured, states: Sequence[timing.L2]) -> None:
+    """Print a table for each state of L2, the errors, what is missing and what is wrong."""
+    recorded = measured.load(measured.DATA / "peers.json")
+    for l2 in states:
+        compared = comparison.compared(result.data, recorded, l2)
+        if compared:
+            print(f"\nL2 cold and {l2}:\n{tables.plain(comparison.table(compared))}")
+            print("\n".join(comparison.summary(compared)))
+    session.show_measured(result, ())

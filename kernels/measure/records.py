@@ -1,0 +1,145 @@
+"""What is written down of a measurement: its rows, where and when it was taken, and the files they go to."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+from gemm_ladder import build
+from gemm_ladder.errors import InputError
+from gemm_ladder.figures import draw
+from gemm_ladder.measure.peers import bytes_moved
+from gemm_ladder.measure.shapes import Product, Shape
+from gemm_ladder.measure.timing import L2, MAX_CALLS, MIN_CALLS, PASS_SECONDS, Timing
+
+
+def row(
+    impl: str, product: Product | Shape, l2: L2, timing: Timing, relative_error: float
+) -> dict[str, object]:
+    """One row of figures/data/*.json: microseconds, TFLOPS and GB/s of the rows that count, relative error.
+
+    A product that is a Shape is a dense one.
+    """
+    if isinstance(product, Shape):
+        product = Product("dense", 1, product)
+    kind, groups, shape = product
+    flops = sum(part.flops for part in product.parts)
+    moved = sum(bytes_moved(impl, part) for part in product.parts)
+    return {
+        "kind": kind,
+        "groups": groups,
+        **shape._asdict(),
+        "impl": impl,
+        "l2": l2,
+        "us": round(timing.us, 3),
+        "us_p10": round(timing.p10, 3),
+        "us_p90": round(timing.p90, 3),
+        "tflops": round(flops / timing.us / 1e6, 3),
+        "gb_s": round(moved / timing.us / 1e3, 1),
+        "rel_err": float(f"{relative_error:.3g}"),
+    }
+
+
+def machine(device: torch.device, flush_bytes: int) -> dict[str, object]:
+    """The "meta" of a measurement: what it ran on, when, with which sources, and how it was taken."""
+
+    properties = torch.cuda.get_device_properties(device)
+    smi = _nvidia_smi(str(getattr(properties, "uuid", "")))
+    nvcc = None
+    with contextlib.suppress(Exception):
+        nvcc = build.find_cuda().version
+    return {
+        "gpu": properties.name,
+        "num_sms": properties.multi_processor_count,
+        "power_limit_w": smi.get("power.limit"),
+        "driver": smi.get("driver_version"),
+        "cuda": torch.version.cuda,
+        "nvcc": nvcc,
+        "torch": torch.__version__,
+        "date": datetime.date.today().isoformat(),
+        "sources": build.sources_digest(),
+        "protocol": (
+            "kernel time from the CUDA profiler (sum of the call's kernels); random normal data; "
+            f"median of {MAX_CALLS} calls, of fewer (at least {MIN_CALLS}) where they take more than "
+            f"{PASS_SECONDS} s, the better of two passes in opposite order, all in one process; before every "
+            f"call a {flush_bytes / 1e9:.3g} GB memset (L2 dirty), for the clean rows a 1 GB read after it; "
+            "rel_err is ||out - ref|| / ||ref|| over the whole matrix, ref in float64 from the dequantised "
+            "inputs (cublaslt_tensorwise and torch_grouped: from the inputs without their scales)"
+        ),
+    }
+
+
+def _nvidia_smi(uuid: str) -> dict[str, object]:
+    """Power limit (W) and driver of the GPU with this UUID, as far as nvidia-smi tells."""
+    fields = ("uuid", "power.limit", "driver_version")
+    try:
+        listing = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    gpus = [dict(zip(fields, map(str.strip, line.split(",")), strict=True)) for line in listing.splitlines()]
+    mine = next((gpu for gpu in gpus if uuid and uuid in gpu["uuid"]), gpus[0] if len(gpus) == 1 else {})
+    with contextlib.suppress(KeyError, ValueError):
+        mine["power.limit"] = round(float(mine["power.limit"]))
+    return mine
+
+
+def emulated_meta() -> dict[str, Any]:
+    """The "meta" of what the emulator ran."""
+
+    return {
+        "machine": "emulator",
+        "date": datetime.date.today().isoformat(),
+        "sources": build.sources_digest(),
+        "protocol": "random normal data; errors against float64 of the dequantised inputs; CPU seconds",
+    }
+
+
+def refuse_unwritable(path: Path, option: str = "--json") -> None:
+    """Raise InputError where a file cannot be written, by trying; nothing is left there."""
+    if path.is_dir():
+        raise InputError(f"{option} {path} is a folder; a file's name is needed")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{option} {path} is in no folder; one that exists is needed")
+    existed = os.path.lexists(path)
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise InputError(f"{option} {path} cannot be written ({error.strerror}); another is needed") from None
+    if not existed:
+        path.unlink()
+
+
+def export(data: dict[str, Any], path: Path) -> None:
+    """Write the file that --json names. Raises InputError where that fails."""
+    try:
+        save(data, path)
+    except OSError as error:
+        raise InputError(f"--json {path} cannot be written ({error.strerror}); another is needed") from None
+    print(f"Written: {path}")
+
+
+def checkout_root() -> Path | None:
+    """The repository that this package is imported from, or None where it is installed elsewhere."""
+    root = draw.HERE.parent
+    return root if (root / "pyproject.toml").is_file() and (root / "README.md").is_file() else None
+
+
+def save(data: dict[str, Any], path: Path) -> None:
+    """Write a data file, one row a line."""
+    rows = ",\n".join(json.dumps(row) for row in data["rows"])
+    meta = json.dumps(data["meta"], indent=1)
+    path.write_text(
+        f'{{\n"schema": {data["schema"]},\n"meta": {meta},\n"rows": [\n{rows}\n]\n}}\n', encoding="utf-8"
+    )

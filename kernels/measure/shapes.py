@@ -1,0 +1,157 @@
+"""The problem sizes that are measured and shown: m, n, k of D[m, n] = A[m, k] B[n, k]^T."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from gemm_ladder.errors import InputError
+
+MAX_BYTES = 2**40  # of a product: more than any machine that this runs on has
+
+
+class Shape(NamedTuple):
+    """m rows of A and D, n rows of B (columns of D), k the length of the sum."""
+
+    m: int
+    n: int
+    k: int
+
+    def __str__(self) -> str:
+        return f"{self.m}x{self.n}x{self.k}"
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations: a multiplication and an addition per term."""
+        return 2 * self.m * self.n * self.k
+
+    @property
+    def padded(self) -> int:
+        """m * n * k in the whole tiles that a kernel computes: of 128 x 128, in pairs, 128 of k at a time."""
+        return -(-self.m // 256) * 256 * -(-self.n // 256) * 256 * -(-self.k // 128) * 128
+
+    @property
+    def bytes(self) -> int:
+        """The least that moves through memory: FP8 A and B and FP32 scales read once, BF16 D written once."""
+        blocks = -(-self.k // 128)
+        scales = 4 * (self.m * blocks + -(-self.n // 128) * blocks)
+        return self.m * self.k + self.n * self.k + scales + 2 * self.m * self.n
+
+
+# The weights of DeepSeek-V3's dense products, [n, k], at two batch sizes of decoding and one of prefill: the
+# shapes that DeepGEMM's figures are published for.
+WEIGHTS = ((2112, 7168), (24576, 1536), (32768, 512), (7168, 16384), (4096, 7168), (7168, 2048))
+DEEPSEEK_V3 = tuple(Shape(m, n, k) for m in (64, 128, 4096) for n, k in WEIGHTS)
+
+# Sizes beside shapes: from a problem that leaves most of the GPU idle to one that fills it many times.
+SQUARES = tuple(Shape(size, size, size) for size in (512, 1024, 2048, 4096, 8192))
+MEASURED = DEEPSEEK_V3 + SQUARES
+
+
+class Product(NamedTuple):
+    """A row of the table that the production kernels are compared by.
+
+    kind is "dense", "contiguous" or "masked", groups that of B, and m about how many rows a group has.
+    """
+
+    kind: str
+    groups: int
+    shape: Shape
+
+    def __str__(self) -> str:
+        return str(self.shape) if self.kind == "dense" else f"{self.kind}:{self.groups}x{self.shape}"
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many rows of each group count: dense, m; else between 0.7 and 1.3 of it, the same every time,
+        by the numbers that DeepGEMM's own tests draw after seed 0."""
+        if self.kind == "dense":
+            return (self.shape.m,)
+        draw = random.Random(0)
+        return tuple(int(self.shape.m * draw.uniform(0.7, 1.3)) for _ in range(self.groups))
+
+    @property
+    def parts(self) -> tuple[Shape, ...]:
+        """Each group's rows that count, and its B: a dense product of its own."""
+        return tuple(self.shape._replace(m=count) for count in self.counts)
+
+
+# The table: DeepSeek-V3's dense products, and its experts', prefill in the contiguous layout and decoding in
+# the masked one, of EXPERTS' weights [n, k].
+EXPERTS = ((4096, 7168), (7168, 2048))
+MASKED_MAX_M = 4096  # rows that a group has room for
+PRODUCTS = (
+    *(Product("dense", 1, shape) for shape in DEEPSEEK_V3),
+    *(
+        Product(kind, groups, Shape(m, n, k))
+        for kind, sizes in {
+            "contiguous": ((4, 8192), (8, 4096), (32, 256)),
+            "masked": ((1, 1024), (2, 512), (4, 256)),
+        }.items()
+        for groups, m in sizes
+        for n, k in EXPERTS
+    ),
+)
+
+# For the emulator, which is some ten thousand times slower: one small, one ragged in m and n with an odd
+# number of 128-blocks, one of several tiles.
+EMULATOR = (Shape(64, 128, 256), Shape(100, 72, 384), Shape(256, 256, 512))
+EMULATOR_LIMIT = 2**34  # Shape.padded: a minute or two a rung on two cores
+
+
+def parse(text: str, known: tuple[Shape, ...]) -> tuple[Shape, ...]:
+    """The shapes that `text` names: "all" for every known one, or "MxNxK,MxNxK,...".
+
+    Raises:
+        InputError: it is neither, or a shape is beyond any machine.
+    """
+    if text.strip() == "all":
+        return known
+    return tuple(dict.fromkeys(_parse_one(word.strip()) for word in text.split(",")))
+
+
+def _parse_one(word: str) -> Shape:
+    sizes = [size.lstrip("0") for size in word.lower().split("x")]
+    shown = repr(word if len(word) <= 60 else word[:57] + "...")
+    if len(sizes) != 3 or not all(size.isascii() and size.isdigit() for size in sizes):
+        raise InputError(
+            f"{shown} is not a shape; MxNxK is needed, three positive numbers, as in 64x2112x7168"
+        )
+    # By the digits first: Python refuses to read a number of thousands of them.
+    if any(len(size) > 10 or int(size) >= 2**31 for size in sizes):
+        raise InputError(f"{shown} has a number of 2^31 or more; m, n and k below that are needed")
+    shape = Shape(*map(int, sizes))
+    if shape.bytes > MAX_BYTES:
+        raise InputError(f"{shown} is {shape.bytes:.2g} bytes; at most {MAX_BYTES:.2g} are taken")
+    return shape
+
+
+def products(text: str) -> tuple[Product, ...]:
+    """The rows of PRODUCTS that `text` names: "all", or a list of kinds and of rows, as in
+    "masked,64x2112x7168,contiguous:8x4096x7168x2048".
+
+    Raises:
+        InputError: a word of the list is neither.
+    """
+    chosen: dict[Product, None] = {}
+    for word in map(str.strip, text.split(",")):
+        found = [one for one in PRODUCTS if word in ("all", one.kind, str(one))]
+        if not found:
+            shown = repr(word if len(word) <= 60 else word[:57] + "...")
+            raise InputError(
+                f"{shown} is no row of the table; all, dense, contiguous, masked or a row, as 64x2112x7168 "
+                "and masked:4x256x7168x2048 are, is needed"
+            )
+        chosen |= dict.fromkeys(found)
+    return tuple(chosen)
+
+
+def refuse_the_endless(problems: Sequence[Shape]) -> None:
+    """Raise InputError for a shape that would keep the emulator busy for more than a minute or two."""
+    for shape in problems:
+        if shape.padded > EMULATOR_LIMIT:
+            raise InputError(
+                f"{shape} multiplies {shape.padded:.2g} pairs, in whole tiles; the emulator takes at most "
+                f"{EMULATOR_LIMIT:.2g} (4096x512x7168, say), and a Hopper GPU is needed for more"
+            )

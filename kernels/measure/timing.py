@@ -1,0 +1,170 @@
+"""Timing calls on one Hopper GPU.
+
+What is measured: the time that the GPU spends in the kernels of one call, as the CUDA profiler reports it,
+summed over the call's kernels; not the host's share, not the gaps between kernels. L2 is cold before every
+call, in one of two ways:
+
+    dirty   8 GB were just written: L2 is full of lines that the call has to write back first. Published
+            DeepGEMM figures are measured so; it is the primary figure.
+    clean   1 GB was then read: L2 is full of lines that can be dropped.
+
+Every implementation is measured in one process, in two passes of opposite order; the pass with the better
+median gives the figures, its percentiles included.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from gemm_ladder.errors import GemmLadderError, one_line
+from gemm_ladder.measure.peers import Call
+
+L2 = Literal["dirty", "clean"]
+L2_STATES: tuple[L2, ...] = ("dirty", "clean")
+FLUSH_BYTES = 8_000_000_000
+READ_BYTES = 1_000_000_000
+MIN_CALLS, MAX_CALLS, PASS_SECONDS = 1, 20, 0.75  # a pass: as many calls as fit, within these numbers
+MARKER = "spin_kernel"  # the kernel of torch.cuda._sleep: stands before and after each measured call
+
+
+class Timing(NamedTuple):
+    """Microseconds of one call: median, 10th and 90th percentile."""
+
+    us: float
+    p10: float
+    p90: float
+
+
+Timer = Callable[[Call, L2, int], Sequence[float]]  # (call, l2, calls) -> microseconds of each call
+
+
+class ProfilerError(GemmLadderError, RuntimeError):
+    """The CUDA profiler does not report what ran."""
+
+
+class KernelTimer:
+    """Times calls on one GPU with the CUDA profiler.
+
+    timer(call, l2, calls) -> microseconds of each call's kernels. Raises ProfilerError where it cannot tell.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        free, _ = torch.cuda.mem_get_info(device)
+        self.flush_bytes = min(FLUSH_BYTES, free // 2) // 8 * 8
+        self._buffer = torch.empty(self.flush_bytes // 8, dtype=torch.int64, device=device)
+        self._read = self._buffer[: READ_BYTES // 8]
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # two lines on stderr per use otherwise
+        self._profile(lambda: None, "clean", 1)  # sets the profiler up, and tells whether it works
+
+    def __call__(self, call: Callable[[], object], l2: L2, calls: int) -> list[float]:
+        try:
+            times = self._profile(call, l2, calls)
+        except ProfilerError:  # an event may get lost; twice is no accident
+            times = self._profile(call, l2, calls)
+        if not all(times):
+            raise ProfilerError("the CUDA profiler saw no kernel in a call")
+        return times
+
+    def _profile(self, call: Callable[[], object], l2: L2, calls: int) -> list[float]:
+        activities = [torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as profile:
+            for _ in range(calls):
+                self._buffer.zero_()
+                if l2 == "clean":
+                    self._read.sum()
+                torch.cuda._sleep(1)
+                call()
+                torch.cuda._sleep(1)
+            torch.cuda.synchronize()
+        on_gpu = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+        on_gpu.sort(key=lambda event: event.time_range.start)
+        return between_markers([(event.name, event.time_range.elapsed_us()) for event in on_gpu], calls)
+
+
+def between_markers(kernels: Iterable[tuple[str, float]], calls: int) -> list[float]:
+    """The summed durations of each measured call.
+
+    Args:
+        kernels: (name, duration) in the order in which they ran: what makes L2 cold, a marker, the kernels
+            of a call, a marker; and again.
+        calls: how many calls there were.
+
+    Raises:
+        ProfilerError: the number of markers is not two per call: the profiler lost something.
+    """
+    times, inside, markers = [], False, 0
+    for name, duration in kernels:
+        if MARKER in name:
+            markers += 1
+            inside = not inside
+            if inside:
+                times.append(0.0)
+        elif inside:
+            times[-1] += duration
+    if markers != 2 * calls:
+        raise ProfilerError(f"the CUDA profiler reported {markers} markers; {2 * calls} are needed")
+    return times
+
+
+def seconds_of(call: Callable[[], object], device: torch.device) -> float:
+    """About how long a call takes on the GPU, the first one's set-up left out."""
+    for _ in range(2):
+        synchronize(device)
+        started = time.perf_counter()
+        call()
+        synchronize(device)
+        elapsed = time.perf_counter() - started
+        if elapsed > PASS_SECONDS / MIN_CALLS:
+            break
+    return elapsed
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU; a CPU is never behind."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def calls_for(seconds: float) -> int:
+    """How many calls of this length a pass makes."""
+    return max(MIN_CALLS, min(MAX_CALLS, int(PASS_SECONDS / max(seconds, 1e-6))))
+
+
+def measure(
+    calls: Mapping[str, Call],
+    counts: Mapping[str, int],
+    states: Sequence[L2],
+    timer: Timer,
+    tick: Callable[[str], None] = lambda name: None,
+) -> tuple[dict[tuple[str, L2], Timing], dict[str, str]]:
+    """Time every call in two passes of opposite order.
+
+    Args:
+        calls, counts: by implementation; a pass makes `counts` calls of each in each state of L2.
+        timer: a KernelTimer.
+        tick: called with an implementation's name before each of its passes.
+
+    Returns:
+        The timings by (implementation, L2), and the reasons of implementations that failed, by name.
+    """
+    timings: dict[tuple[str, L2], Timing] = {}
+    failures: dict[str, str] = {}
+    for order in (list(calls), list(calls)[::-1]):
+        for name in order:
+            tick(name)
+            if name in failures:
+                continue
+            try:
+                for l2 in states:
+                    p10, median, p90 = np.percentile(timer(calls[name], l2, counts[name]), [10, 50, 90])
+                    best = timings.get((name, l2))
+                    if best is None or median < best.us:
+                        timings[name, l2] = Timing(float(median), float(p10), float(p90))
+            except Exception as error:  # one implementation's trouble is not the others'
+                failures[name] = one_line(error)
+    return {key: timing for key, timing in timings.items() if key[0] not in failures}, failures

@@ -1,0 +1,9 @@
+"""The production kernels: the top rung, for any shape, dense and grouped.
+
+What belongs here: the kernels' own files (gemm.cuh and those beside it), the `config` that one is compiled
+with, what a configuration is expected to cost (`prediction`), the `choice` among configurations, those that
+were measured (`tuned`, tables/) and measuring more (`tuner`), saying why (`explain`), compiling ahead
+(`precompiling`), launching (`launching`) and the C++ fast path that later calls take (`fast_path`). What does
+not: checking a call's operands (`gemm_ladder.checks`), and timing kernels for tables and figures
+(`gemm_ladder.measure`). NOTES.md says what was tried on the kernels, and what came of it.
+"""

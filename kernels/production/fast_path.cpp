@@ -1,0 +1,207 @@
+// A call's fast path to its launch, without Python: check the operands, look up the plan, launch the kernel.
+//
+// fast_path.py fills in Api and calls what is exported below. Nothing is refused here: a call that is not plain, or has
+// no plan yet, comes back as False, and Python checks, converts or refuses it. Of CPython and of torch only functions
+// that are stable are used, and by address, so that the headers of neither are needed: this compiles in a second.
+#include <cstddef>
+#include <cstdint>
+#include <unordered_map>
+
+#include "args.cuh"
+#include "layout.cuh"
+
+namespace {
+
+struct Object;       // PyObject
+struct Tensor;       // at::TensorImpl; torch's functions take the address of a pointer to one, which is an at::Tensor
+using Status = int;  // 0: no error
+using Launcher = const char* (*)(const GroupedArgs*);
+
+// fast_path.Api has the same fields.
+struct Api {
+    // CPython, the stable ABI; those that return objects give a new reference unless they are "borrowed"
+    Object* (*get_attr)(Object*, Object*);
+    Object* (*type_of)(Object*);
+    intptr_t (*tuple_size)(Object*);
+    Object* (*tuple_item)(Object*, intptr_t);  // borrowed
+    void* (*as_pointer)(Object*);
+    int64_t (*as_int64)(Object*);
+    Object* (*bytes)(const char*);
+    Object* (*occurred)();  // borrowed
+    void (*clear)();
+    void (*inc_ref)(Object*);
+    void (*dec_ref)(Object*);
+    void* (*save_thread)();
+    void (*restore_thread)(void*);
+    // torch/csrc/inductor/aoti_torch/c/shim.h
+    Status (*data)(Tensor* const*, const char**);
+    Status (*sizes)(Tensor* const*, const int64_t**);
+    Status (*strides)(Tensor* const*, const int64_t**);
+    Status (*dimensions)(Tensor* const*, int64_t*);
+    Status (*dtype)(Tensor* const*, int32_t*);
+    Status (*device_type)(Tensor* const*, int32_t*);
+    Status (*device_index)(Tensor* const*, int32_t*);
+    Status (*stream)(int32_t, void**);
+    Status (*current_device)(int32_t*);  // cudaGetDevice
+    // Objects that live as long as the process
+    Object *none, *no;
+    Object *tuple, *tensor, *parameter;  // types; a class derived from a tensor may be anything
+    Object *cdata, *requires_grad;       // attributes' names
+    // torch's numbers
+    int64_t e4m3, fp32, int32, bf16, cuda;
+};
+Api api;
+
+enum Kind : int64_t { kDense, kContiguous, kMasked };
+
+struct Key {
+    int64_t kind, device_type, device, m, n, k, groups, expected_m;
+    bool operator==(const Key&) const = default;
+};
+struct Hash {
+    std::size_t operator()(const Key& key) const {
+        uint64_t hash = 0;
+        for (const int64_t part :
+             {key.kind, key.device_type, key.device, key.m, key.n, key.k, key.groups, key.expected_m})
+            hash = (hash ^ static_cast<uint64_t>(part)) * 0x9E3779B97F4A7C15, hash ^= hash >> 32;
+        return hash;
+    }
+};
+struct Plan {
+    Launcher launcher;
+    int64_t num_sms;
+};
+std::unordered_map<Key, Plan, Hash> plans;  // touched with the GIL held
+
+bool has_type(Object* object, Object* type) {
+    Object* const its = api.type_of(object);
+    api.dec_ref(its);  // the object keeps it
+    return its == type;
+}
+
+struct View {
+    const char* data;
+    const int64_t *size, *stride;
+    int64_t dimensions;
+    int32_t dtype, device_type, device;
+
+    // Whether `object` is a tensor that can be looked at; where not, there may be an exception.
+    bool see(Object* object) {
+        if (!has_type(object, api.tensor) && !has_type(object, api.parameter)) return false;
+        Object* const address = api.get_attr(object, api.cdata);
+        if (!address) return false;
+        Tensor* const tensor = static_cast<Tensor*>(api.as_pointer(address));
+        api.dec_ref(address);
+        return !api.data(&tensor, &data) && !api.sizes(&tensor, &size) && !api.strides(&tensor, &stride) &&
+               !api.dimensions(&tensor, &dimensions) && !api.dtype(&tensor, &dtype) &&
+               !api.device_type(&tensor, &device_type) && !api.device_index(&tensor, &device);
+    }
+    // Whether it has these sizes and strides, those of the groups only where there are `many`.
+    bool is(int64_t type, bool many, const int64_t (&sizes)[3], const int64_t (&strides)[3]) const {
+        bool same = dtype == type && dimensions == 2 + many;
+        for (int i = 0; same && i < dimensions; ++i)
+            same = size[i] == sizes[i + !many] && stride[i] == strides[i + !many];
+        return same;
+    }
+};
+struct Pair {
+    Object* pair;
+    View &of, &scales;
+};
+
+// A plain call's arguments and its plan; false where it is not plain or has none.
+bool find(Kind kind, Object* lhs, Object* rhs, Object* out, Object* layout, int64_t expected_m, GroupedArgs& args,
+          Plan& plan, View& d) {
+    View a, sfa, b, sfb, rows;
+    for (const auto& [pair, of, scales] : {Pair{lhs, a, sfa}, Pair{rhs, b, sfb}}) {
+        if (!has_type(pair, api.tuple) || api.tuple_size(pair) != 2) return false;
+        if (!of.see(api.tuple_item(pair, 0)) || !scales.see(api.tuple_item(pair, 1))) return false;
+    }
+    if (!d.see(out) || (kind != kDense && !rows.see(layout))) return false;
+    const bool many_a = kind == kMasked, many_b = kind != kDense;
+    if (a.dimensions != 2 + many_a || b.dimensions != 2 + many_b) return false;
+    const int64_t m = a.size[many_a], k = a.size[many_a + 1], n = b.size[many_b], groups = many_b ? b.size[0] : 1;
+    const int64_t groups_a = many_a ? groups : 1, counted = many_a ? groups : m;
+    const int64_t blocks_k = ceil_div(k, kScaleK), blocks_n = ceil_div(n, kScaleN), pitch = ceil_div(m, 4) * 4;
+    const char *begin = d.data, *end = begin + groups_a * m * n * sizeof(uint16_t);
+    const auto beside = [&](const View& view, int64_t bytes, int alignment) {
+        return view.device_type == d.device_type && view.device == d.device && view.data &&
+               reinterpret_cast<uintptr_t>(view.data) % alignment == 0 &&
+               (view.data >= end || view.data + bytes <= begin);
+    };
+    if (!a.is(api.e4m3, many_a, {groups, m, k}, {m * k, k, 1}) ||
+        !b.is(api.e4m3, many_b, {groups, n, k}, {n * k, k, 1}) ||
+        !sfa.is(api.fp32, many_a, {groups, m, blocks_k}, {pitch * blocks_k, 1, pitch}) ||
+        !sfb.is(api.fp32, many_b, {groups, blocks_n, blocks_k}, {blocks_n * blocks_k, blocks_k, 1}) ||
+        !d.is(api.bf16, many_a, {groups, m, n}, {m * n, n, 1}) || !begin || reinterpret_cast<uintptr_t>(begin) % 16)
+        return false;
+    if (!beside(a, groups_a * m * k, 16) || !beside(sfa, groups_a * pitch * blocks_k * sizeof(float), 16) ||
+        !beside(b, groups * n * k, 16) || !beside(sfb, groups * blocks_n * blocks_k * sizeof(float), 16))
+        return false;
+    if (many_b && (rows.dtype != api.int32 || rows.dimensions != 1 || rows.size[0] != counted || rows.stride[0] != 1 ||
+                   !beside(rows, counted * sizeof(int32_t), 4)))
+        return false;
+    Object* const gradient = api.get_attr(out, api.requires_grad);
+    if (gradient) api.dec_ref(gradient);
+    if (gradient != api.no) return false;
+    const auto found = plans.find({kind, d.device_type, d.device, m, n, k, groups, expected_m});
+    if (found == plans.end()) return false;
+    plan = found->second;
+    args = {{reinterpret_cast<const uint8_t*>(a.data), reinterpret_cast<const float*>(sfa.data),
+             reinterpret_cast<const uint8_t*>(b.data), reinterpret_cast<const float*>(sfb.data),
+             reinterpret_cast<uint16_t*>(const_cast<char*>(d.data)), m, n, k, pitch, plan.num_sms, nullptr},
+            many_b ? reinterpret_cast<const int32_t*>(rows.data) : nullptr,
+            groups,
+            groups_a};
+    return true;
+}
+
+// None where the call is queued, False where it is not, or bytes: what went wrong at its launch.
+Object* queue(Kind kind, Object* lhs, Object* rhs, Object* out, Object* layout, int64_t expected_m) {
+    GroupedArgs args;
+    Plan plan;
+    View d;
+    int32_t current;
+    Object* result = api.no;
+    if (find(kind, lhs, rhs, out, layout, expected_m, args, plan, d) &&
+        (d.device_type != api.cuda ||
+         (!api.current_device(&current) && current == d.device && !api.stream(current, &args.stream)))) {
+        void* const thread = api.save_thread();  // a full queue makes a launch wait
+        const char* const error = plan.launcher(&args);
+        api.restore_thread(thread);
+        if (error) return api.bytes(error);
+        result = api.none;
+    } else if (api.occurred()) {
+        api.clear();
+    }
+    api.inc_ref(result);
+    return result;
+}
+
+// What Python calls: (lhs, rhs, out), grouped (..., m_indices), masked (..., masked_m, expected_m).
+template <Kind kKind>
+Object* method(Object*, Object* const* given, intptr_t) {
+    return queue(kKind, given[0], given[1], given[2], kKind == kDense ? nullptr : given[3],
+                 kKind == kMasked ? api.as_int64(given[4]) : 0);
+}
+
+struct Method {  // PyMethodDef
+    const char* name;
+    Object* (*function)(Object*, Object* const*, intptr_t);
+    int flags;
+    const char* doc;
+};
+constexpr int kFastCall = 0x80;  // METH_FASTCALL
+Method methods[] = {{"dense", method<kDense>, kFastCall, nullptr},
+                    {"contiguous", method<kContiguous>, kFastCall, nullptr},
+                    {"masked", method<kMasked>, kFastCall, nullptr}};
+
+}  // namespace
+
+// All of these are called with the GIL held.
+extern "C" void gemm_ladder_queue_fill(const Api* given) { api = *given; }
+extern "C" Method* gemm_ladder_queue_function(int64_t kind) { return &methods[kind]; }
+extern "C" void gemm_ladder_queue_plan(const Key* key, Launcher launcher, int64_t num_sms) {
+    plans[*key] = {launcher, num_sms};
+}
+extern "C" void gemm_ladder_queue_forget() { plans.clear(); }

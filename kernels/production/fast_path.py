@@ -1,0 +1,189 @@
+"""The fast path of a call to its launch: operands checked, plan looked up, kernel launched, all in C++.
+
+`queue` has a function for each kind. It takes a call's operands, and returns None where the call is queued;
+bytes, the reason, where its launch was refused; and False where nothing was done, because the operands are
+not plain or nobody has added a plan for their sizes. Such a call goes through `gemm_ladder.checks`, which
+finds what is wrong or converts scales, and `launching`, which adds the plan. So nothing is accepted here that
+is not accepted there. Besides the launch itself the fast path takes a microsecond; in Python it took ten.
+
+Operands are plain if the pairs are tuples, the tensors of torch's own class, and their dtypes, shapes,
+strides and addresses need no conversion, on the current device. `load` builds fast_path.cpp, which does the
+work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from gemm_ladder.arguments import KINDS, Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+
+Queued: TypeAlias = "bytes | bool | None"
+
+
+def _not_queued(*operands: object) -> Queued:
+    return False
+
+
+# By kind. What they take: (lhs, rhs, out); contiguous: (lhs, rhs, out, m_indices); masked: (lhs, rhs, out,
+# masked_m, expected_m).
+queue: dict[Kind, Callable[..., Queued]] = dict.fromkeys(KINDS, _not_queued)
+
+# The fields of Api, and what they are.
+_PYTHON = {
+    "get_attr": "PyObject_GetAttr",
+    "type_of": "PyObject_Type",
+    "tuple_size": "PyTuple_Size",
+    "tuple_item": "PyTuple_GetItem",
+    "as_pointer": "PyLong_AsVoidPtr",
+    "as_int64": "PyLong_AsLongLong",
+    "bytes": "PyBytes_FromString",
+    "occurred": "PyErr_Occurred",
+    "clear": "PyErr_Clear",
+    "inc_ref": "Py_IncRef",
+    "dec_ref": "Py_DecRef",
+    "save_thread": "PyEval_SaveThread",
+    "restore_thread": "PyEval_RestoreThread",
+}
+_TORCH = {
+    "data": "aoti_torch_get_data_ptr",
+    "sizes": "aoti_torch_get_sizes",
+    "strides": "aoti_torch_get_strides",
+    "dimensions": "aoti_torch_get_dim",
+    "dtype": "aoti_torch_get_dtype",
+    "device_type": "aoti_torch_get_device_type",
+    "device_index": "aoti_torch_get_device_index",
+}
+_CUDA = {"stream": "aoti_torch_get_current_cuda_stream", "current_device": "cudaGetDevice"}
+_OBJECTS = {
+    "none": None,
+    "no": False,
+    "tuple": tuple,
+    "tensor": torch.Tensor,
+    "parameter": torch.nn.Parameter,
+    "cdata": "_cdata",
+    "requires_grad": "requires_grad",
+}
+_NUMBERS = {
+    "e4m3": "aoti_torch_dtype_float8_e4m3fn",
+    "fp32": "aoti_torch_dtype_float32",
+    "int32": "aoti_torch_dtype_int32",
+    "bf16": "aoti_torch_dtype_bfloat16",
+    "cuda": "aoti_torch_device_type_cuda",
+}
+
+
+class Api(ctypes.Structure):
+    """struct Api of fast_path.cpp"""
+
+    _fields_ = tuple(
+        (name, ctypes.c_int64 if name in _NUMBERS else ctypes.c_void_p)
+        for name in (*_PYTHON, *_TORCH, *_CUDA, *_OBJECTS, *_NUMBERS)
+    )
+
+
+class Key(ctypes.Structure):
+    """struct Key of fast_path.cpp"""
+
+    _fields_ = tuple(
+        (name, ctypes.c_int64)
+        for name in ("kind", "device_type", "device", "m", "n", "k", "groups", "expected_m")
+    )
+
+
+_lock = threading.Lock()
+_library: ctypes.PyDLL | None = None
+
+
+def load() -> bool:
+    """Build fast_path.cpp, if it is not in the cache, and put its functions into `queue`.
+
+    False where it does not build or torch lacks a function: then every call takes the slow path.
+    """
+    with _lock:
+        return _loaded()
+
+
+@functools.cache
+def _loaded() -> bool:
+    from gemm_ladder import build  # here: most of what imports this module builds nothing
+
+    global _library
+    with contextlib.suppress(build.BuildError, build.ToolchainError, AttributeError, OSError):
+        library = ctypes.PyDLL(str(build.compile(SOURCE, target="host").path))
+        library.gemm_ladder_queue_plan.argtypes = [ctypes.POINTER(Key), ctypes.c_void_p, ctypes.c_int64]
+        library.gemm_ladder_queue_function.argtypes = [ctypes.c_int64]
+        library.gemm_ladder_queue_function.restype = ctypes.c_void_p
+        library.gemm_ladder_queue_fill(ctypes.byref(_api()))
+        callable_of = ctypes.pythonapi.PyCFunction_NewEx
+        callable_of.argtypes, callable_of.restype = [ctypes.c_void_p] * 3, ctypes.py_object
+        for number, kind in enumerate(KINDS):
+            queue[kind] = callable_of(library.gemm_ladder_queue_function(number), None, None)
+        _library = library
+    return _library is not None
+
+
+def add(
+    device: torch.device,
+    kind: str,
+    m: int,
+    n: int,
+    k: int,
+    groups: int,
+    expected_m: int,
+    launcher: ctypes._CFuncPtr,
+    num_sms: int,
+) -> None:
+    """Launch plain calls of this kind and these sizes on `device` by `launcher` from now on.
+
+    Args:
+        device: with its index, where it is a GPU.
+        m: of the masked layout, max_m.
+        groups, expected_m: 1 and 0 where the kind has none.
+        launcher: a kernel's gemm_ladder_launch.
+        num_sms: GroupedArgs.num_sms.
+    """
+    if load():
+        index = -1 if device.index is None else device.index
+        key = Key(KINDS.index(kind), _device_type(device.type), index, m, n, k, groups, expected_m)
+        _library.gemm_ladder_queue_plan(ctypes.byref(key), ctypes.cast(launcher, ctypes.c_void_p), num_sms)
+
+
+def forget() -> None:
+    """Drop all plans."""
+    if _library:
+        _library.gemm_ladder_queue_forget()
+
+
+def _api() -> Api:
+    libraries = [(ctypes.pythonapi, _PYTHON), (_torch("cpu"), _TORCH)]
+    if torch.version.cuda:
+        libraries.append((_torch("cuda"), _CUDA))  # cudaGetDevice is of the runtime that it is linked with
+    functions = {
+        field: ctypes.cast(getattr(library, name), ctypes.c_void_p)
+        for library, names in libraries
+        for field, name in names.items()
+    }
+    objects = {field: id(value) for field, value in _OBJECTS.items()}  # which live as long as this module
+    numbers = {field: getattr(_torch("cpu"), name)() for field, name in _NUMBERS.items()}
+    return Api(**functions, **objects, **numbers)
+
+
+@functools.cache
+def _device_type(name: str) -> int:
+    return getattr(_torch("cpu"), f"aoti_torch_device_type_{name}")()
+
+
+@functools.cache
+def _torch(part: str) -> ctypes.CDLL:
+    return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / f"libtorch_{part}.so"))

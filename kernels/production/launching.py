@@ -1,0 +1,134 @@
+"""The production kernels: which one a call needs, loaded once, and launched.
+
+`queue` is where a checked call of `gemm_ladder.api` on a GPU ends up. It picks the configuration, measured
+(`tuned`) or expected (`choice`) to be the fastest, compiles or loads its kernel, launches it, and tells
+`fast_path` about it, which launches later calls of the same sizes without coming here. `precompiling` does
+the compiling ahead.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from gemm_ladder import checks
+from gemm_ladder import launch as launches
+from gemm_ladder.arguments import Kind
+from gemm_ladder.checks import CheckedCall
+from gemm_ladder.errors import InputError, LaunchError
+from gemm_ladder.production import choice, fast_path, tuned
+from gemm_ladder.production.config import Config
+from gemm_ladder.settings import num_sms_limit
+
+NAME = "the production kernel"  # in errors
+
+_libraries: dict[Config, ctypes.CDLL] = {}
+
+
+def queue(call: CheckedCall, expected_m: int = 0) -> None:
+    """Queue a call on the current stream of its tensors' GPU.
+
+    Args:
+        call: with an m of 1 or more.
+        expected_m: in the masked layout, about how many rows of a group count.
+
+    Raises:
+        LaunchError: the launch is refused, or the kernel is not loaded while a CUDA graph is captured.
+        gemm_ladder.build.ToolchainError, BuildError: the kernel could not be compiled.
+    """
+    device = call.out.device
+    num_sms = launches.usable_sms(device, num_sms_limit())
+    config = configuration(
+        call.kind,
+        call.m,
+        call.n,
+        call.k,
+        call.groups,
+        expected_m,
+        num_sms,
+        torch.cuda.get_device_name(device),
+    )
+    if config not in _libraries:
+        _refuse_capture(config, call)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(fast_path.load)  # builds something of its own, beside the kernel
+            library(config)
+    sizes = (call.m, call.n, call.k, call.groups, expected_m)
+    fast_path.add(device, call.kind, *sizes, launches.launcher(library(config)), num_sms)
+    launches.on_gpu(NAME, library(config), call, num_sms)
+
+
+def _refuse_capture(config: Config, call: CheckedCall) -> None:
+    """Raise LaunchError while a CUDA graph is being captured: loading a kernel would break the capture."""
+    with torch.cuda.device(call.out.device):
+        if torch.cuda.is_current_stream_capturing():
+            raise LaunchError(
+                f"a CUDA graph is being captured and {config.name} is not loaded; gemm_ladder.precompile("
+                f"n={call.n}, k={call.k}, groups={call.groups}, max_m={call.m}, kind={call.kind!r}) is "
+                "needed before"
+            )
+
+
+def configuration(
+    kind: Kind, m: int, n: int, k: int, groups: int, expected_m: int | None, num_sms: int, gpu: str
+) -> Config:
+    """What a call runs: what was measured to be the fastest on this GPU model with so many SMs, or what is
+    expected to be.
+
+    Args: as `choice.choose`; gpu: the GPU's name.
+    """
+    rows = choice.rows_to_expect(kind, m, groups, expected_m)
+    measured = tuned.find(gpu, kind, rows, n, k, groups, num_sms)
+    return measured or choice.choose(kind, m, n, k, groups, num_sms, expected_m)
+
+
+def forget() -> None:
+    """Choose anew from the next call on: what is known to be the fastest may have changed."""
+    tuned.forget()
+    fast_path.forget()
+
+
+def library(config: Config) -> ctypes.CDLL:
+    """A configuration's kernel for the GPU, compiled if it is not in the cache, and loaded."""
+    if config not in _libraries:
+        _libraries[config] = config.compile("cuda").lib
+    return _libraries[config]
+
+
+@functools.lru_cache(maxsize=256)
+def _emulated(config: Config) -> ctypes.CDLL:
+    return config.compile("emulator").lib
+
+
+def launch(
+    config: Config,
+    lhs: tuple[torch.Tensor, torch.Tensor],
+    rhs: tuple[torch.Tensor, torch.Tensor],
+    out: torch.Tensor,
+    rows: torch.Tensor | None = None,
+    num_sms: int = 0,
+) -> None:
+    """Run one configuration where the tensors are: CPU tensors on the emulator, others on their GPU.
+
+    Args:
+        config: of the tensors' kind, n and k.
+        lhs, rhs, out, rows: as `gemm_ladder.checks` describes them; rows: m_indices or masked_m.
+        num_sms: how many SMs to use; 0: all of the GPU's, EMULATED_SMS of the emulator's.
+
+    Raises:
+        InputError: the tensors cannot be used, or are not of the configuration's kind, n and k.
+        LaunchError: the launch was refused. EmulatorError: the emulator found the kernel at fault.
+    """
+    call = checks.operands(config.kind, lhs, rhs, out, rows)
+    if (call.n, call.k) != (config.n, config.k):
+        raise InputError(
+            f"n is {call.n} and k is {call.k}; {config.n} and {config.k}, the configuration's, are needed"
+        )
+    if not call.m:
+        return
+    if call.a.is_cuda:
+        launches.on_gpu(NAME, library(config), call, num_sms)
+    else:
+        launches.on_emulator(NAME, _emulated(config), call, num_sms)

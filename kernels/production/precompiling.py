@@ -1,0 +1,74 @@
+"""Compiling before the first call: all kernels that a range of m needs, at the same time."""
+
+from __future__ import annotations
+
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from gemm_ladder import build, checks, launch
+from gemm_ladder.arguments import Kind
+from gemm_ladder.errors import InputError
+from gemm_ladder.production import choice, fast_path, launching
+from gemm_ladder.production.config import Config
+from gemm_ladder.settings import num_sms_limit, whole_number
+
+
+def precompile(
+    n: int,
+    k: int,
+    groups: int = 1,
+    max_m: int = 8192,
+    kind: Kind = "dense",
+    device: torch.device | int | None = None,
+) -> list[Config]:
+    """Compile and load every kernel that calls with m of 1 to max_m need: configurations, not every m.
+
+    They are built at the same time, by as many threads as there are cores; a kernel that another process
+    builds is waited for. The fast path is built as well. A progress bar is shown on a terminal.
+
+    Args:
+        n, k: of B.
+        groups: of B, in the grouped layouts.
+        max_m: the largest m of a call; masked: its max_m, or the largest expected_m.
+        kind: "dense", "contiguous" or "masked".
+        device: the GPU, which has to be a Hopper; None: the current one.
+
+    Returns:
+        The configurations, for as many SMs as `set_num_sms` allows now.
+
+    Raises:
+        InputError: the arguments, or the GPU, cannot be used.
+        gemm_ladder.build.ToolchainError, BuildError: a kernel could not be compiled.
+    """
+    for name, value in {"n": n, "k": k, "groups": groups, "max_m": max_m}.items():
+        if whole_number(name, value) < 1:
+            raise InputError(f"{name} is {value}; 1 or more is needed")
+    if not torch.cuda.is_available():
+        raise InputError("there is no GPU to precompile for; a Hopper GPU is needed")
+    index = None if device is None else torch.device(device).index
+    device = torch.cuda.current_device() if index is None else index
+    checks.runs_on(torch.device("cuda", device))
+    num_sms, gpu = launch.usable_sms(device, num_sms_limit()), torch.cuda.get_device_name(device)
+    needed = dict.fromkeys(
+        launching.configuration(kind, m, n, k, groups, None, num_sms, gpu)
+        for m in choice.rows_up_to(kind, max_m, groups)
+    )
+    build_all(list(needed), "cuda")
+    fast_path.load()
+    for config in needed:
+        launching.library(config)
+    return list(needed)
+
+
+def build_all(needed: list[Config], target: build.Target) -> list[build.Built]:
+    """Compile configurations at the same time, with a progress bar on a terminal."""
+    from tqdm import tqdm
+
+    def compiled(config: Config) -> build.Built:
+        return config.compile(target)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = pool.map(compiled, needed)
+        return list(tqdm(jobs, "kernels", len(needed), leave=False, disable=not sys.stderr.isatty()))

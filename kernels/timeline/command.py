@@ -1,0 +1,262 @@
+"""The timeline of a rung, from s3 on: who loads, multiplies, promotes and waits, and when.
+
+    python -m gemm_ladder timeline s5_warp_specialized --trace s5.json --picture s5.png
+    python -m gemm_ladder timeline all --json timeline.json       what figures/data/timeline.json holds
+
+Recorded on a GPU by stamps (`gemm_ladder.timeline.stamps`), in microseconds, or by the emulator, in the steps
+of its scheduler: those show what happens at the same time, not how long it takes. --trace writes Chrome's
+trace event format, which ui.perfetto.dev and chrome://tracing open.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import gemm_ladder as gl
+import torch
+from gemm_ladder.errors import GemmLadderError, InputError
+from gemm_ladder.figures import measured, tables
+from gemm_ladder.figures import timeline as figure
+from gemm_ladder.measure import problems, records, session, shapes
+from gemm_ladder.measure.shapes import Shape
+from gemm_ladder.rungs import rungs
+from gemm_ladder.timeline import stamps
+from gemm_ladder.timeline.chrome_trace import chrome_trace
+from gemm_ladder.timeline.spans import COPY_ENGINE, WARP, Span, label, of_emulator, place, spans
+
+Machine = Literal["gpu", "emulator"]
+
+UNITS = {"gpu": "microseconds", "emulator": "steps"}
+
+
+class Case(NamedTuple):
+    """What is shown of a rung.
+
+    Attributes:
+        gpu, emulator: the shapes. On both a block of s5 has more than one tile.
+        seed: of the emulator's schedule: one in which copies and products are prompt.
+        blocks: of whom; None: block 0 and, on a GPU, those that share its SM.
+        until: microseconds; what ends later is not kept.
+    """
+
+    gpu: Shape
+    emulator: Shape
+    seed: int
+    blocks: tuple[int, ...] | None
+    until: float
+
+
+_GPU = Shape(4096, 7168, 1024)
+CASES = {
+    "s3_tma": Case(_GPU, Shape(64, 128, 1024), 54, None, 12),
+    "s4_tma_multicast": Case(_GPU, Shape(128, 128, 1024), 14, (0, 1), 12),
+    "s5_warp_specialized": Case(_GPU, Shape(512, 512, 512), 20, (0,), 20),
+}
+RECORDED = tuple(CASES)
+# s6's pass does not know the machine code of a kernel with stamps; its timeline would be s5's.
+
+PROTOCOL = (
+    "one launch, everything warm; the first warp of each role; spans [what, begin, end] that end within "
+    "`until`, from the first event on; gpu: microseconds, the SM's clock laid on the global timer, stamps by "
+    f"lane 0 of each warp, us and stamped_us: median time of {stamps.CALLS} launches without and with "
+    "stamps; a load ends when a warp of its block sees that it has; emulator: steps of its scheduler"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Timeline:
+    """One recording.
+
+    Attributes:
+        spans: times in microseconds on a GPU, in steps on the emulator.
+        sm: of each block, on a GPU; empty on the emulator.
+        about: what else is known of it: the seed, or the clocks and what the stamps cost.
+    """
+
+    rung: str
+    machine: Machine
+    shape: Shape
+    spans: list[Span]
+    sm: dict[int, int]
+    about: dict[str, Any]
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """What was recorded."""
+        return {"rung": self.rung, "machine": self.machine, **self.shape._asdict(), **self.about}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `timeline`. Returns 0.
+
+    Raises:
+        GemmLadderError: the rung has no timeline, the machine or the shape cannot be had, a file cannot be
+            written.
+        gemm_ladder.build.ToolchainError, BuildError: the kernel could not be compiled.
+    """
+    arguments = _parser().parse_args(argv)
+    device, found = session.find_gpu()
+    for option in ("trace", "picture", "json"):
+        if path := getattr(arguments, option):
+            records.refuse_unwritable(path, f"--{option}")
+    if arguments.rung == "all":
+        others = arguments.trace or arguments.picture or arguments.shape or arguments.machine
+        if others or not arguments.json:
+            raise InputError(
+                "timeline all is for --json alone; a rung's name is needed for the other options"
+            )
+        records.export(record_all(device), arguments.json)
+        return 0
+    machine: Machine = arguments.machine or ("gpu" if device else "emulator")
+    if machine == "gpu" and device is None:
+        raise GemmLadderError(f"found {found}; a Hopper GPU is needed for --machine gpu")
+    shape = _shape(arguments.shape) if arguments.shape else None
+    taken = take(arguments.rung, machine, device, shape, arguments.seed)
+    where = found if machine == "gpu" else "the emulator"
+    print(f"{taken.rung} at {' x '.join(map(str, taken.shape))} on {where}\n")
+    print(summary(taken))
+    if arguments.trace:
+        arguments.trace.write_text(
+            json.dumps(chrome_trace(taken.spans, taken.sm, taken.head)), encoding="utf-8"
+        )
+        print(f"\nWritten: {arguments.trace}")
+    if arguments.picture:
+        (drawn,) = figure.pictures(data_of([taken], device)).values()
+        drawn.savefig(arguments.picture, dpi=130)
+        print(f"\nWritten: {arguments.picture}")
+    if arguments.json:
+        records.export(data_of([taken], device), arguments.json)
+    return 0
+
+
+def take(
+    name: str,
+    machine: Machine,
+    device: torch.device | None,
+    shape: Shape | None = None,
+    seed: int | None = None,
+) -> Timeline:
+    """Run the rung once and record it.
+
+    Args:
+        device: the GPU; not used on the emulator.
+        shape, seed: instead of those of the rung's case.
+
+    Raises:
+        InputError: the rung has no timeline, or does not support the shape.
+    """
+    case, rung = _case(name), rungs[name]
+    shape, seed = shape or getattr(case, machine), case.seed if seed is None else seed
+    if reason := rung.supports(*shape):
+        raise InputError(reason)
+    if machine == "emulator":
+        shapes.refuse_the_endless([shape])
+    problem = problems.make_problem(shape, device if machine == "gpu" else "cpu")
+    operands = (problem.a, problem.sfa), (problem.b, problem.sfb), problem.output()
+    if machine == "gpu":
+        recording = stamps.record(rung, *operands, case.blocks)
+        return Timeline(name, machine, shape, spans(recording.events), recording.sm, recording.about)
+    with gl.emulator(seed=seed, record=True) as run:
+        rung(*operands)
+    found = [span for span in spans(of_emulator(run.events)) if span.block in (case.blocks or (0,))]
+    return Timeline(name, machine, shape, found, {}, {"seed": seed})
+
+
+def record_all(device: torch.device | None) -> dict[str, Any]:
+    """The content of figures/data/timeline.json: every rung of RECORDED, on both machines, or on the emulator
+    alone where there is no GPU."""
+    machines: tuple[Machine, ...] = ("gpu", "emulator") if device else ("emulator",)
+    taken = []
+    for name in RECORDED:
+        for machine in machines:
+            taken.append(one := take(name, machine, device))
+            print(f"{name}, {machine}: {len(one.spans)} spans, {one.about}", flush=True)
+    return data_of(taken, device)
+
+
+def data_of(taken: Sequence[Timeline], device: torch.device | None) -> dict[str, Any]:
+    """Timelines in the form of figures/data/timeline.json; figures/timeline.py says what is in a row."""
+    meta = records.machine(device, 0) if device else {"gpu": None, **records.emulated_meta()}
+    return {
+        "schema": measured.SCHEMA,
+        "meta": {**meta, "protocol": PROTOCOL},
+        "rows": [row for timeline in taken for row in rows(timeline)],
+    }
+
+
+def rows(timeline: Timeline) -> list[dict[str, Any]]:
+    """A row for each actor: the first warp of each role, its part of the tensor core, every stage."""
+    until = (
+        CASES[timeline.rung].until if timeline.machine == "gpu" else max(span.end for span in timeline.spans)
+    )
+    first: dict[tuple[int, str], int] = {}
+    for span in timeline.spans:
+        if span.unit == WARP:
+            first.setdefault((span.block, span.role), span.index)
+    digits = 3 if timeline.machine == "gpu" else 0
+    found: dict[tuple[int, str, int, str], list[list[Any]]] = {}
+    for span in timeline.spans:
+        if span.end <= until and (span.unit == COPY_ENGINE or first[span.block, span.role] == span.index):
+            actor = span.block, span.unit, span.index, span.role
+            times = [round(time, digits) if digits else int(time) for time in (span.begin, span.end)]
+            found.setdefault(actor, []).append([span.what, *times])
+    return [
+        {**timeline.head, "until": until, "block": block, "sm": timeline.sm.get(block)}
+        | {"unit": unit, "index": index, "role": role, "spans": of_actor}
+        for (block, unit, index, role), of_actor in found.items()
+    ]
+
+
+def summary(timeline: Timeline) -> str:
+    """How each actor spends the time from the first event to the last, in per cent, as a table."""
+    begin, end = min(span.begin for span in timeline.spans), max(span.end for span in timeline.spans)
+    kinds = ("load", "issue", "multiply", "promote", "store", "wait")
+    actors = sorted({(span.block, *place(span), label(span)) for span in timeline.spans})
+    cells = [[f"per cent of {end - begin:.4g} {UNITS[timeline.machine]}", *kinds]]
+    for block, *where, who in actors:
+        mine = [span for span in timeline.spans if (span.block, *place(span)) == (block, *where)]
+        busy = {kind: sum(span.end - span.begin for span in mine if span.what == kind) for kind in kinds}
+        shares = [f"{100 * busy[kind] / (end - begin):.0f}" if busy[kind] else "-" for kind in kinds]
+        cells.append([f"block {block}, {who}", *shares])
+    return tables.plain(cells)
+
+
+def _case(name: str) -> Case:
+    if name not in CASES and name in rungs:
+        raise InputError(f"{name} has no timeline; one of {', '.join(CASES)} is needed")
+    return CASES[rungs[name].name]  # of a name that is none, rungs says so
+
+
+def _shape(text: str) -> Shape:
+    found = shapes.parse(text, ())
+    if len(found) != 1:
+        raise InputError(f"--shape is given {text!r}; one shape is needed")
+    return found[0]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m gemm_ladder timeline",
+        description="Record who loads, multiplies, promotes and waits in a rung, from s3 on, and when.",
+    )
+    parser.add_argument("rung", metavar="RUNG", help=f"{', '.join(CASES)}, or all (with --json)")
+    parser.add_argument(
+        "--machine", choices=("gpu", "emulator"), help="default: the GPU, if there is a Hopper"
+    )
+    parser.add_argument("--shape", metavar="MxNxK", help="default: one that shows the rung well")
+    parser.add_argument(
+        "--seed", type=int, help="of the emulator's schedule (default: one that shows the rung well)"
+    )
+    parser.add_argument(
+        "--trace", type=Path, metavar="FILE", help="write Chrome's trace event format (Perfetto)"
+    )
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw it (PNG)")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the data that pictures are drawn from"
+    )
+    return parser

@@ -527,8 +527,8 @@ workbench.Text("\n\n".join(f"> {entry}" for entry in chosen), "\n\n".join(chosen
 #
 # **The look.** [checks.py](../kernels/checks.py) finds the sentence that says what is wrong with a call. It
 # takes its time. So a call whose operands need neither a sentence nor a conversion does not go there, and not
-# through Python at all: [fast_path.cpp](../kernels/production/fast_path.cpp) looks at them. These are its questions, asked
-# once types, sizes, strides and addresses are read:
+# through Python at all: [fast_path.cpp](../kernels/production/fast_path.cpp) looks at them. These are its
+# questions, asked once types, sizes, strides and addresses are read:
 
 # %%
 queue_cpp = fast_path.SOURCE.read_text()

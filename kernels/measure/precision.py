@@ -293,8 +293,8 @@ def main(argv: list[str] | None = None) -> int:
         meta = records.machine(torch.device("cuda", torch.cuda.current_device()), timing.FLUSH_BYTES)
         times_protocol = meta["protocol"]
         meta["protocol"] = (
-            f"errors: {M} x {N} results, inputs by measure/precision.py's operands(), all scales 1 but in the "
-            "rows that name theirs; rel_err is ||d - exact|| / ||exact||, bias the mean of d - exact in the "
+            f"errors: {M} x {N} results, inputs by measure/precision.py's operands(), all scales 1 but in "
+            "the rows that name theirs; rel_err is ||d - exact|| / ||exact||, bias the mean of d - exact in the "
             "direction of exact, over the mean of |exact|; `of` is the m and n that were multiplied; "
             f"times: {times_protocol}"
         )

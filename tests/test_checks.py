@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import re
 
 import gemm_ladder as gl
 import numpy as np
 import pytest
 import torch
+from call_arguments import Arguments, K, M, N, columns_of_more, misaligned, nothing
 from cases import CANARY, UNWRITTEN, normal, place
 from gemm_ladder import checks
 from gemm_ladder.errors import InputError
-
-M, N, K = 5, 136, 256
-
-
-def nothing(*shape: int, dtype: torch.dtype = torch.float8_e4m3fn) -> torch.Tensor:
-    return torch.zeros(shape, dtype=torch.uint8).to(dtype)
-
-
-def misaligned(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy that starts at an odd multiple of its element's size."""
-    flat = torch.zeros(tensor.numel() + 1, dtype=torch.uint8).to(tensor.dtype)
-    return flat[1:].view(tensor.shape)
-
-
-def columns_of_more(tensor: torch.Tensor) -> torch.Tensor:
-    """The same shape as a slice of a wider tensor."""
-    m, n = tensor.shape
-    return torch.zeros(m, n + 16, dtype=torch.uint8).to(tensor.dtype)[:, :n]
-
 
 # id: (which argument, what it becomes, the refusal)
 REFUSALS = {
@@ -138,6 +119,7 @@ REFUSALS = {
     "out_misaligned": ("out", misaligned, "out starts at address {}; a multiple of 16 bytes is needed"),
 }
 
+
 # A lazily negated view has the other's memory and the opposite numbers.
 REFUSALS |= {
     f"{which}_negated": (
@@ -147,29 +129,13 @@ REFUSALS |= {
     )
     for which in ("A", "B", "out")
 }
+
+
 REFUSALS["out_requires_grad"] = (
     "out",
     lambda out: out.requires_grad_(),
     "out requires grad, which no kernel computes; a tensor that does not is needed",
 )
-
-
-class Arguments(dict):
-    """lhs, rhs and out, of which "A", "sfa", "B" and "sfb" can be replaced as well."""
-
-    def change(self, which: str, function) -> None:
-        inside = {"A": ("lhs", 0), "sfa": ("lhs", 1), "B": ("rhs", 0), "sfb": ("rhs", 1)}
-        if which in inside:
-            pair, index = inside[which]
-            parts = list(self[pair])
-            parts[index] = function(parts[index])
-            self[pair] = tuple(parts)
-        else:
-            self[which] = function(self[which])
-
-    def address(self, which: str) -> str:
-        tensors = {"A": self["lhs"][0], "B": self["rhs"][0], "out": self["out"]}
-        return hex(tensors[which].data_ptr())
 
 
 def refused(arguments: dict, rung: str = "s1_naive") -> str:
@@ -194,6 +160,20 @@ def test_refuses(which, function, message, rung):
     assert placed.untouched()
     if before is not None and before.device.type == "cpu":
         torch.testing.assert_close(arguments["out"], before, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(("which", "function", "message"), REFUSALS.values(), ids=REFUSALS)
+def test_the_api_refuses(which, function, message):
+    """In the rungs' words."""
+    placed = place(normal(np.random.default_rng(0), M, N, K))
+    arguments = Arguments(lhs=placed.lhs, rhs=placed.rhs, out=placed.out)
+    arguments.change(which, function)
+    if "{}" in message:
+        message = message.format(arguments.address(which))
+    with pytest.raises(InputError) as refusal:
+        gl.gemm_fp8_fp8_bf16_nt(**arguments)
+    assert str(refusal.value) == message
+    assert placed.untouched()
 
 
 @pytest.mark.parametrize("which", ["A", "sfa", "B", "sfb"])
@@ -375,204 +355,3 @@ def test_poison_is_told_apart():
     for pattern in (CANARY, UNWRITTEN):
         assert pattern not in (0x7FFF, 0x7FC0, 0xFFC0, 0xFFFF)
         assert np.isnan((np.array([pattern], np.uint32) << 16).view(np.float32))
-
-
-# What the public API adds: the grouped layouts, and a way past these checks for what needs none of them.
-
-
-GROUPS, MAX_M = 3, 6
-
-
-def grouped_arguments(layout: str) -> Arguments:
-    """A call that is plain."""
-    rows = (M,) if layout == "contiguous" else (GROUPS, MAX_M)
-    sfa = checks.mn_major(torch.ones(*rows, K // 128))
-    index = {"contiguous": "m_indices", "masked": "masked_m"}[layout]
-    return Arguments(
-        lhs=(nothing(*rows, K), sfa),
-        rhs=(nothing(GROUPS, N, K), torch.ones(GROUPS, 2, K // 128)),
-        out=nothing(*rows, N, dtype=torch.bfloat16),
-        **{index: torch.zeros(M if layout == "contiguous" else GROUPS, dtype=torch.int32)},
-    )
-
-
-GROUPED = {
-    kind: (functools.partial(checks.operands, kind), functools.partial(checks.call, kind))
-    for kind in ("contiguous", "masked")
-}
-# id: (layout, which argument, what it becomes, the refusal)
-GROUPED_REFUSALS = {
-    "b_2d": (
-        "contiguous",
-        "B",
-        lambda b: b[0],
-        "B has shape [136, 256]; 3 dimensions, [groups, n, k], are needed",
-    ),
-    "b_other_k": (
-        "contiguous",
-        "B",
-        lambda b: nothing(3, N, 128),
-        "B has shape [3, 136, 128]; [3, 136, 256] is needed: [groups, n, k] with A's k = 256",
-    ),
-    "b_other_groups": (
-        "masked",
-        "B",
-        lambda b: nothing(4, N, K),
-        "B has shape [4, 136, 256]; [3, 136, 256] is needed: [groups, n, k] with A's groups = 3, k = 256",
-    ),
-    "no_groups": ("contiguous", "B", lambda b: b[:0], "B has 0 groups; at least 1 is needed"),
-    "no_k": (
-        "masked",
-        "A",
-        lambda a: a[..., :0],
-        "n is 136 and k is 0; both must be at least 1 (only max_m may be 0)",
-    ),
-    "a_2d": (
-        "masked",
-        "A",
-        lambda a: a[0],
-        "A has shape [6, 256]; 3 dimensions, [groups, max_m, k], are needed",
-    ),
-    "sfa_of_one_group": (
-        "masked",
-        "sfa",
-        lambda sfa: sfa[0],
-        "sfa has shape [6, 2]; [3, 6, 2] is needed: [groups, max_m, ceil(k / 128)] for groups = 3, "
-        "max_m = 6, k = 256",
-    ),
-    "sfb_of_one_group": (
-        "contiguous",
-        "sfb",
-        lambda sfb: sfb[0],
-        "sfb has shape [2, 2]; [3, 2, 2] is needed: [groups, ceil(n / 128), ceil(k / 128)] for groups = 3, "
-        "n = 136, k = 256",
-    ),
-    "out_flat": (
-        "masked",
-        "out",
-        lambda out: out.flatten(0, 1),
-        "out has shape [18, 136]; [3, 6, 136] is needed: [groups, max_m, n] for groups = 3, max_m = 6, "
-        "n = 136",
-    ),
-    "indices_int64": ("contiguous", "m_indices", torch.Tensor.long, "m_indices is int64; int32 is needed"),
-    "indices_short": (
-        "contiguous",
-        "m_indices",
-        lambda x: x[1:],
-        "m_indices has shape [4]; [5] is needed: [m] for m = 5",
-    ),
-    "indices_strided": (
-        "contiguous",
-        "m_indices",
-        lambda x: torch.zeros(10, dtype=torch.int32)[::2],
-        "m_indices has strides (2,); contiguous rows, strides (1,), are needed",
-    ),
-    "indices_none": (
-        "contiguous",
-        "m_indices",
-        lambda x: None,
-        "m_indices is of type NoneType; a torch.Tensor is needed",
-    ),
-    "indices_elsewhere": (
-        "contiguous",
-        "m_indices",
-        lambda x: x.to("meta"),
-        "A is on cpu and m_indices on meta; one device is needed for all",
-    ),
-    "counts_float": ("masked", "masked_m", torch.Tensor.float, "masked_m is float32; int32 is needed"),
-    "counts_long": (
-        "masked",
-        "masked_m",
-        lambda x: torch.zeros(4, dtype=torch.int32),
-        "masked_m has shape [4]; [3] is needed: [groups] for groups = 3",
-    ),
-    "counts_2d": (
-        "masked",
-        "masked_m",
-        lambda x: x[:, None],
-        "masked_m has shape [3, 1]; [3] is needed: [groups] for groups = 3",
-    ),
-}
-
-
-@pytest.mark.parametrize(
-    ("layout", "which", "function", "message"), GROUPED_REFUSALS.values(), ids=GROUPED_REFUSALS
-)
-def test_refuses_grouped(layout, which, function, message):
-    """By both ways, the plain one and the thorough one, in the same words."""
-    for check in GROUPED[layout]:
-        arguments = grouped_arguments(layout)
-        arguments.change(which, function)
-        with pytest.raises(InputError) as refusal:
-            check(*arguments.values())
-        assert str(refusal.value) == message
-
-
-@pytest.mark.parametrize("layout", GROUPED)
-def test_refuses_an_output_that_tells_the_groups(layout):
-    arguments = grouped_arguments(layout)
-    index = checks.ROWS[layout]
-    arguments[index] = arguments["out"].view(-1).view(torch.int32)[: len(arguments[index])]
-    for check in GROUPED[layout]:
-        with pytest.raises(InputError) as refusal:
-            check(*arguments.values())
-        assert str(refusal.value) == f"out shares memory with {index}; memory of its own is needed"
-
-
-@pytest.mark.parametrize(("which", "function", "message"), REFUSALS.values(), ids=REFUSALS)
-def test_the_api_refuses(which, function, message):
-    """In the rungs' words."""
-    placed = place(normal(np.random.default_rng(0), M, N, K))
-    arguments = Arguments(lhs=placed.lhs, rhs=placed.rhs, out=placed.out)
-    arguments.change(which, function)
-    if "{}" in message:
-        message = message.format(arguments.address(which))
-    with pytest.raises(InputError) as refusal:
-        gl.gemm_fp8_fp8_bf16_nt(**arguments)
-    assert str(refusal.value) == message
-    assert placed.untouched()
-
-
-@pytest.mark.parametrize(
-    ("layout", "size", "message"),
-    [
-        ("dense", {"m": 2**31, "n": 8, "k": 128}, "m is 2147483648; less than 2^31 is needed"),
-        ("dense", {"m": 1, "n": 8, "k": 2**31}, "k is 2147483648; less than 2^31 is needed"),
-        (
-            "contiguous",
-            {"m": 1, "groups": 2**20, "n": 2**11, "k": 128},
-            "groups * n is 2147483648; less than 2^31 is needed",
-        ),
-        (
-            "masked",
-            {"groups": 8, "max_m": 2**28, "n": 8, "k": 128},
-            "groups * max_m is 2147483648; less than 2^31 is needed",
-        ),
-    ],
-)
-def test_sizes_that_no_kernel_multiplies(layout, size, message):
-    with pytest.raises(InputError) as refusal:
-        checks.supported(layout, size)
-    assert str(refusal.value) == message
-    checks.supported(layout, {name: min(extent, 1024) for name, extent in size.items()})
-
-
-def test_misaligned_scales_are_converted():
-    placed = place(operands := normal(np.random.default_rng(0), 8, N, K))
-    (a, sfa), flat = placed.lhs, torch.empty(8 * 2 + 1)
-    shifted = flat[1:].as_strided(sfa.shape, sfa.stride(), 1).copy_(sfa)
-    assert shifted.data_ptr() % 16 and shifted.stride() == sfa.stride()
-    given = checks.call("dense", (a, shifted), placed.rhs, placed.out)
-    assert given.sfa.data_ptr() % 16 == 0 and torch.equal(given.sfa, torch.from_numpy(operands.sfa))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("which", ["A", "sfa", "B", "sfb", "out", "masked_m"])
-def test_one_operand_on_the_cpu(which):
-    call = grouped_arguments("masked")
-    for name in ("A", "sfa", "B", "sfb", "out", "masked_m"):
-        call.change(name, lambda x: x.cuda())
-    assert checks.call("masked", *call.values())
-    call.change(which, lambda x: x.cpu())
-    with pytest.raises(InputError, match=r"on (cuda:0|cpu) and .* on (cuda:0|cpu); one device is needed"):
-        checks.call("masked", *call.values())

@@ -9,12 +9,12 @@ import gemm_ladder as gl
 import numpy as np
 import pytest
 import torch
+from call_arguments import GROUPS, MAX_M, Arguments, K, M, N, grouped_arguments, misaligned
 from cases import normal, place
 from gemm_ladder import build, checks
 from gemm_ladder.arguments import KINDS, GroupedArgs, align
 from gemm_ladder.errors import LaunchError
 from gemm_ladder.production import fast_path
-from test_checks import GROUPS, MAX_M, Arguments, K, M, N, grouped_arguments, misaligned
 
 EXPECTED_M, NUM_SMS = 7, 99
 

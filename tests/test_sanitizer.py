@@ -10,8 +10,8 @@ from pathlib import Path
 
 import gemm_ladder as gl
 import pytest
+from families import FAMILIES, name
 from gemm_ladder.production.config import Config
-from test_production import FAMILIES, name
 
 KERNELS = [name for name, rung in gl.rungs.items() if rung.path.suffix == ".cu"]
 
@@ -29,7 +29,7 @@ assert (placed.bits() == operands.expected_bits(sys.argv[1])).all()
 """
 FAMILY = """
 import sys
-from test_production import FAMILIES, name, run_family
+from families import FAMILIES, name, run_family
 (config,) = (one for one in FAMILIES if name(one) == sys.argv[1])
 run_family(config, "gpu")
 """

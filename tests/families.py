@@ -1,0 +1,119 @@
+"""A configuration of every family of production kernels, and calls of them, for the tests of kernels."""
+
+from __future__ import annotations
+
+import gemm_ladder as gl
+import numpy as np
+import torch
+from cases import normal, place, small_integers
+from gemm_ladder.production import launching
+from gemm_ladder.production.config import Config
+from gemm_ladder.ref import metrics
+from grouped_cases import BLOCK, Grouped, contiguous, masked
+
+DEVICE = {"emulator": "cpu", "gpu": "cuda"}
+
+
+def family(
+    kind: str, tile_m: int, tile_n: int, share: str = "nothing", n: int = 328, **fields: object
+) -> Config:
+    """A configuration for a ragged n and an odd number of blocks of K."""
+    k = 1152 if share == "K" else 384
+    fields = {"cluster": 1 if share == "nothing" else 2, **fields}
+    return Config.of(kind, n, k, tile_m, tile_n, share=share, **fields)
+
+
+TAILS = [
+    family("dense", 128, 192, n=520, tail_m=256, tail_n=64),
+    family("dense", 64, 96, "A", n=520, tail_m=128, tail_n=32),
+    family("dense", 64, 112, tail_m=64, tail_n=48, prefetch=1, stream_b=True),
+]
+
+
+DENSE = [
+    family("dense", 64, 16, stream_b=True, prefetch=2),
+    family("dense", 64, 64, "K", stream_b=True, prefetch=20),
+    family("dense", 64, 112, "K", cluster=4, stages=3),
+    family("dense", 64, 256, stages=1),
+    family("dense", 128, 160, "A"),
+    family("dense", 128, 192, "B"),
+    family("dense", 256, 128),
+    family("dense", 256, 128, "A"),
+    family("dense", 128, 256, consumers_m=1, consumers_n=2),
+    family("dense", 128, 128, consumers_m=1, blocks_an_sm=2),
+    family("dense", 64, 64, "K", cluster=4, blocks_an_sm=2),
+    *TAILS,
+]
+
+
+CONTIGUOUS = [
+    family("contiguous", 64, 64, stream_b=True, prefetch=1),
+    family("contiguous", 128, 144, "A"),
+    family("contiguous", 256, 64),
+    family("contiguous", 256, 96, "A"),
+    family("contiguous", 128, 224, consumers_m=1, consumers_n=2),
+    family("contiguous", 128, 128, consumers_m=1, blocks_an_sm=2),
+]
+
+
+MASKED = [
+    family("masked", 64, 256, stream_b=True, prefetch=4),
+    family("masked", 64, 96, "B", cluster=4),
+    family("masked", 128, 112),
+    family("masked", 256, 64, "A"),
+    family("masked", 128, 256, consumers_m=1, consumers_n=2),
+    family("masked", 128, 112, consumers_m=1, blocks_an_sm=2),
+]
+
+
+FAMILIES = (*DENSE, *CONTIGUOUS, *MASKED)
+
+
+def name(config: Config) -> str:
+    twice = "_2" if config.blocks_an_sm > 1 else ""
+    tail = f"_{config.tail_m}x{config.tail_n}" if config.tail else ""
+    return f"{config.kind}_{config.tile_m}x{config.tile_n}_{config.share}{config.cluster}{twice}{tail}"
+
+
+def run_dense(
+    config: Config, m: int, machine: str, seed: int = 0, num_sms: int = 0, exact: bool = False
+) -> None:
+    """Launch at m rows, and compare: the bits, but where parts of K are added in another order."""
+    fill = small_integers if exact else normal
+    operands = fill(np.random.default_rng(m + config.n), m, config.n, config.k)
+    placed = place(operands, DEVICE[machine])
+    with gl.emulator(seed=seed):
+        launching.launch(config, placed.lhs, placed.rhs, placed.out, num_sms=num_sms)
+    if config.share != "K" or exact:
+        np.testing.assert_array_equal(placed.bits(), operands.expected_bits("s7_production"))
+    else:
+        found = (placed.bits().astype(np.uint32) << 16).view(np.float32)
+        assert metrics.max_row_error(found, operands.exact()) < 1e-2
+
+
+def launch(config: Config, call: Grouped, seed: int = 0, num_sms: int = 0) -> None:
+    with gl.emulator(seed=seed):
+        launching.launch(config, call.lhs, call.rhs, call.out, call.rows, num_sms=num_sms)
+
+
+def check_contiguous(call: Grouped) -> None:
+    """Rows of padding inside a block are multiplied or zero: not looked at. Whole blocks of it are zeros."""
+    padding = call.rows == -1
+    padding &= call.rows[::BLOCK].repeat_interleave(BLOCK) != -1
+    call.out.view(torch.int16)[padding] = 0
+    call.check(exact=False)
+
+
+def run_family(config: Config, machine: str) -> None:
+    """A call of ragged sizes, with several tiles a block: what test_sanitizer.py looks at."""
+    num_sms = config.cluster * 2
+    if config.kind == "dense":
+        run_dense(config, 300, machine, num_sms=num_sms)
+    elif config.kind == "contiguous":
+        call = contiguous([100, 0, 128, 130], config.n, config.k, DEVICE[machine], padding=2)
+        launch(config, call, num_sms=num_sms)
+        check_contiguous(call)
+    else:
+        call = masked([5, 0, 100, 130], 130, config.n, config.k, DEVICE[machine])
+        launch(config, call, num_sms=num_sms)
+        call.check(exact=False)

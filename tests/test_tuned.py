@@ -1,0 +1,174 @@
+"""Configurations that were measured: shipped tables, the own one, and the machine code of what is chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+
+import gemm_ladder as gl
+import pytest
+from gemm_ladder import build
+from gemm_ladder.production import choice, launching, precompiling, tuned, tuner
+from gemm_ladder.production import config as configs
+from gemm_ladder.production.choice import choose
+from gemm_ladder.production.config import Config
+from gemm_ladder.sass import disassembly, ffma
+from measured_choices import CHOSEN, chosen
+
+# --------------------------------------------------------------------------------------- what was measured
+
+
+GPU = "NVIDIA Imaginary 1 / 80GB"
+
+
+@pytest.fixture
+def tables(monkeypatch, tmp_path):
+    """No tables but a test's own: (shipped folder, own folder)."""
+    monkeypatch.setenv("GEMM_LADDER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tuned, "SHIPPED", tmp_path / "shipped")
+    tuned.forget()
+    yield tmp_path / "shipped", tmp_path / "cache" / "tables"
+    tuned.forget()
+
+
+def asked(m: int = 100, num_sms: int = 132) -> Config:
+    return launching.configuration("dense", m, 4096, 7168, 1, None, num_sms, GPU)
+
+
+@pytest.mark.parametrize("path", sorted(tuned.SHIPPED.glob("*.json")), ids=lambda path: path.stem)
+def test_shipped_tables_are_usable(path):
+    """Each entry is a configuration that can be built, and is found for the sizes in its name."""
+    table = json.loads(path.read_text())
+    assert table
+    for key, entry in table.items():
+        kind, sizes = key.split()
+        groups, m, n, k = map(int, sizes.split("x"))
+        found = Config(**entry["config"])
+        assert configs.fits(found) and (found.kind, found.n, found.k) == (kind, n, k)
+        assert m == choice.rows_to_expect(kind, m, groups, None) and entry["us"] > 0
+        gpu = path.stem.replace("_", " ")
+        assert tuned.find(gpu, kind, m, n, k, groups, entry["num_sms"]) == found
+        assert tuned.find(gpu, kind, m, n, k, groups, entry["num_sms"] - 2) is None
+
+
+def test_measured_wins_and_own_wins_over_shipped(tables):
+    shipped, own = tables
+    first, second = Config.of("dense", 4096, 7168, 64, 64), Config.of("dense", 4096, 7168, 128, 48)
+    assert asked() == choose("dense", 100, 4096, 7168)
+    path = tuned.keep(GPU, first, 128, 1, 132, 12.3456)
+    assert path == own / "NVIDIA_Imaginary_1_80GB.json"
+    assert asked() == first and asked(m=65) == first and asked(m=128) == first
+    assert asked(m=64) == choose("dense", 64, 4096, 7168), "of another bucket"
+    assert asked(num_sms=78) == choose("dense", 100, 4096, 7168, num_sms=78), "with fewer SMs"
+    shipped.mkdir()
+    path.rename(shipped / path.name)
+    tuned.forget()
+    assert asked() == first
+    tuned.keep(GPU, second, 128, 1, 132, 11.0)
+    tuned.keep(GPU, first, 64, 1, 132, 10.0)
+    assert asked() == second and asked(m=64) == first
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda entry: entry["config"].update(tile_n=120),
+        lambda entry: entry["config"].update(swizzle=3),
+        lambda entry: entry["config"].update(n=2112),
+        lambda entry: entry["config"].pop("stages"),
+        lambda entry: entry.pop("config"),
+    ],
+)
+def test_an_entry_that_is_not_usable_is_none(tables, damage):
+    path = tuned.keep(GPU, Config.of("dense", 4096, 7168, 64, 64), 128, 1, 132, 12.0)
+    table = json.loads(path.read_text())
+    damage(table["dense 1x128x4096x7168"])
+    path.write_text(json.dumps(table))
+    tuned.forget()
+    assert asked() == choose("dense", 100, 4096, 7168)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null"])
+def test_a_table_that_is_none(tables, text):
+    path = tuned.keep(GPU, Config.of("dense", 4096, 7168, 64, 64), 128, 1, 132, 12.0)
+    path.write_text(text)
+    tuned.forget()
+    assert asked() == choose("dense", 100, 4096, 7168)
+
+
+def test_which_ffmas_the_tuner_tries(monkeypatch):
+    """Of a large tile, every other way that the pass can make."""
+    logs = {"off": "ffma, mode off", "full": "The library is not rewritten: it is too strange."}
+
+    def built(found: list[Config], target: str) -> list[build.Built]:
+        assert target == "cuda"
+        return [build.Built(None, logs.get(one.interleave, ""), 0.0, True, target) for one in found]
+
+    monkeypatch.setattr(tuner, "build_all", built)
+    config = Config.of("dense", 4096, 7168, 256, 128)
+    tried = tuner.interleaved(config)
+    assert [one.interleave for one in tried] == ["off", "9/16"]
+    assert {dataclasses.replace(one, interleave="compiler") for one in tried} == {config}
+    assert tuner.interleaved(Config.of("dense", 4096, 7168, 64, 64)) == []
+
+
+# ------------------------------------------------------------------------------------------- machine code
+
+# One of every family that CHOSEN has: by kind, tile and what is shared.
+# One product for each way in which the chosen configurations differ; every second of them is compiled.
+FAMILIES = {}
+for _row, _expected in CHOSEN.items():
+    FAMILIES.setdefault((_row[0], *_expected), _row)
+SAMPLE = list(FAMILIES.values())[::2]
+
+
+@pytest.fixture
+def nvcc():
+    try:
+        gl.build.find_cuda()
+    except gl.build.ToolchainError as error:
+        pytest.skip(f"needs nvcc: {error}")
+
+
+def only_measured() -> list[Config]:
+    """Of the shipped tables, one of each kind of configuration that the expectation never chooses."""
+    kinds = {}
+    for path in tuned.SHIPPED.glob("*.json"):
+        for entry in json.loads(path.read_text()).values():
+            one = Config(**entry["config"])
+            if one.blocks_an_sm > 1 or one.interleave != "compiler":
+                kinds.setdefault((one.blocks_an_sm, one.share, one.tile_m, one.interleave), one)
+    return list(kinds.values())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("nvcc")
+def test_chosen_kernels_compile_well():
+    """No registers spilled, no WGMMA serialised (C75xx), no other warning, no code that the FFMAs' pass does
+    not understand; two at a time."""
+    sample = [chosen(*row) for row in SAMPLE] + only_measured()
+    for one, built in zip(sample, precompiling.build_all(sample, "cuda"), strict=True):
+        (used,) = disassembly.resources(built.log).values()
+        assert (used.stack_frame, used.spill_stores, used.spill_loads) == (0, 0, 0), one.name
+        assert not re.findall(r"^.*(?:\bC75\d\d\b|\bwarning\b).*$", built.log, re.M | re.I), one.name
+        assert ("ffma, mode" in built.log) == (one.interleave != "compiler"), one.name
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("nvcc")
+def test_interleaved_where_the_pass_understands_the_code(monkeypatch, tmp_path):
+    built = Config.of("dense", 4096, 7168, 256, 128, interleave="9/16").compile("cuda")
+    assert re.search(r"ffma, mode 9/16: \d+ FFMAs in \d+ run\(s\); \d+ yield", built.log)
+    ffmas = [one for run in ffma.promotions(built.path.read_bytes()) for one in run]
+    assert 0 < sum(one.yields for one in ffmas) < len(ffmas) * 9 / 16
+
+    def refuse(library: bytes, mode: str) -> bytes:
+        raise ffma.UnknownCodeError("The library is not rewritten: it is too strange.")
+
+    monkeypatch.setattr(ffma, "rewrite", refuse)
+    monkeypatch.setenv("GEMM_LADDER_CACHE", str(tmp_path))
+    plain, other = (Config.of("dense", 64, 128, 64, 16, interleave=mode) for mode in ("compiler", "full"))
+    assert other.compile("cuda").log.endswith("The library is not rewritten: it is too strange.\n")
+    code = [disassembly.disassemble(one.compile("cuda").path) for one in (plain, other)]
+    assert list(code[0].values()) == list(code[1].values()), "it runs as the compiler made it"

@@ -68,7 +68,7 @@ def fp8_gemm_nt(
         >>> d = torch.empty(64, 256, dtype=torch.bfloat16)
         >>> gemm_ladder.fp8_gemm_nt((a, gemm_ladder.get_mn_major_tma_aligned_tensor(sfa)), (b, sfb), d)
     """
-    if not (c is recipe is recipe_a is recipe_b is None):
+    if c is not None or not (recipe is recipe_a is recipe_b is None):
         _check_options(c, recipe, recipe_a, recipe_b)
     _dense(a, b, d)
 
@@ -257,7 +257,7 @@ def _launched(answer: fast_path.Queued) -> bool:
     Raises:
         LaunchError: the launch was refused.
     """
-    if answer:
+    if isinstance(answer, bytes):
         raise LaunchError(f"the production kernel: {answer.decode()}")
     return answer is None
 

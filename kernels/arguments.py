@@ -52,7 +52,7 @@ class GemmArgs(ctypes.Structure):
 class GroupedArgs(GemmArgs):
     """struct GroupedArgs of include/args.cuh. Launchers that take a GemmArgs can be given one as well."""
 
-    _fields_ = (
+    _fields_ = (  # type: ignore[assignment] # those of this class come after the base's
         ("layout", ctypes.c_void_p),
         ("groups", ctypes.c_int64),
         ("groups_a", ctypes.c_int64),

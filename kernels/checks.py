@@ -1,16 +1,17 @@
 """What a call accepts, checked before anything runs.
 
-Only metadata is looked at (device, dtype, shape, stride, address), never contents: a check costs no kernel
-and no synchronisation. Every refusal is one sentence, what was given and what is needed, and comes before
-`out` is written.
+`operands` looks at metadata only (device, dtype, shape, stride, address), so it costs no kernel and no
+synchronisation; `call` also checks what the production kernels need of the sizes, and the contents of
+m_indices and masked_m. Every refusal is one sentence that says what was given and what is needed, and comes
+before `out` is written.
 
     A    float8_e4m3fn [m, k], contiguous, 16-byte aligned
     sfa  float32 [m, ceil(k / 128)], "MN-major, TMA-aligned": stride (1, align(m, 4)), 16-byte aligned.
          Any other stride or address, and a lazily negated view (Tensor.is_neg), is accepted and converted,
          which costs a copy kernel.
     B    float8_e4m3fn [n, k], contiguous, 16-byte aligned
-    sfb  float32 [ceil(n / 128), ceil(k / 128)], contiguous, 16-byte aligned. Any other alignment, transposed
-         and lazily negated ones are converted
+    sfb  float32 [ceil(n / 128), ceil(k / 128)], contiguous, 16-byte aligned. Another alignment, transposed
+         scales and a lazily negated view are accepted and converted.
     out  bfloat16 [m, n], contiguous, 16-byte aligned, sharing no byte with the others
 
 The grouped layouts put a dimension `groups` before B's and sfb's, and have one tensor more:
@@ -19,8 +20,8 @@ The grouped layouts put a dimension `groups` before B's and sfb's, and have one 
     masked      masked_m int32 [groups], contiguous: how many rows of each group count; A, sfa and out are
                 [groups, max_m, ...], sfa's stride (align(max_m, 4) * ceil(k / 128), 1, align(max_m, 4))
 
-No gradient flows through a call: inputs that require grad are taken as they are, such an `out` is refused.
-All on one device: the CPU or a Hopper GPU.
+No gradient flows through a call: inputs that require grad are used as they are, and an `out` that requires
+grad is refused. All tensors are on one device: the CPU or a Hopper GPU.
 """
 
 from __future__ import annotations
@@ -46,17 +47,17 @@ from gemm_ladder.arguments import (
 )
 from gemm_ladder.errors import InputError
 
-# Whether the contents of m_indices and masked_m are checked on a GPU, too, which waits for it.
+# Whether the contents of m_indices and masked_m are checked on a GPU, too: that waits for the GPU.
 check_contents = os.environ.get("GEMM_LADDER_CHECK") == "1"
 
-ROWS = {"contiguous": "m_indices", "masked": "masked_m"}  # the tensor that says which rows are whose
+ROWS = {"contiguous": "m_indices", "masked": "masked_m"}  # the tensor that says which rows belong to a group
 DTYPES = {
     **dict.fromkeys(("A", "B"), torch.float8_e4m3fn),
     **dict.fromkeys(("sfa", "sfb"), torch.float32),
     **dict.fromkeys(ROWS.values(), torch.int32),
     "out": torch.bfloat16,
 }
-DIMENSIONS = {  # by layout and tensor; equal names are equal sizes
+DIMENSIONS: dict[Kind, dict[str, tuple[str, ...]]] = {  # dimensions of one name have one size
     "dense": {
         **{"A": ("m", "k"), "sfa": ("m", "ceil(k / 128)")},
         **{"B": ("n", "k"), "sfb": ("ceil(n / 128)", "ceil(k / 128)")},
@@ -130,11 +131,31 @@ def operands(
     Raises:
         InputError: the first thing found wrong.
     """
-    others = {"out": out} | ({} if kind == "dense" else {ROWS[kind]: rows})
-    tensors, size = _checked(kind, lhs, rhs, others, hopper)
-    m = size["max_m" if kind == "masked" else "m"]
+    a, sfa = pair(lhs, "lhs", "(A, sfa)")
+    b, sfb = pair(rhs, "rhs", "(B, sfb)")
+    named = {"A": a, "sfa": sfa, "B": b, "sfb": sfb, "out": out}
+    if kind != "dense":
+        named[ROWS[kind]] = rows
+    given = tensors(named)
+    device = same_device(given)
+    if hopper:
+        runs_on(device)
+    for name, tensor in given.items():
+        dtype(name, tensor, DTYPES[name])
+    size = _sizes(kind, given)
+    _memory(given)
     return CheckedCall(
-        kind, *tensors, *((None,) if kind == "dense" else ()), m, size["n"], size["k"], size.get("groups", 1)
+        kind,
+        a=given["A"].detach(),
+        sfa=mn_major(given["sfa"].detach().resolve_neg()),
+        b=given["B"].detach(),
+        sfb=row_major(given["sfb"].detach().resolve_neg()),
+        out=given["out"],
+        rows=given.get(ROWS.get(kind, "")),
+        m=size["max_m" if kind == "masked" else "m"],
+        n=size["n"],
+        k=size["k"],
+        groups=size.get("groups", 1),
     )
 
 
@@ -213,27 +234,11 @@ def _capturing(tensor: torch.Tensor) -> bool:
         return torch.cuda.is_current_stream_capturing()
 
 
-def _checked(
-    kind: Kind, lhs: object, rhs: object, others: Mapping[str, object], hopper: bool
-) -> tuple[list[torch.Tensor], dict[str, int]]:
-    """Check a call; `others` are the output and what tells the groups of rows.
-
-    Returns:
-        All tensors, as kernels read them, and the size of each dimension by its name.
-    """
-    a, sfa = pair(lhs, "lhs", "(A, sfa)")
-    b, sfb = pair(rhs, "rhs", "(B, sfb)")
-    named = {"A": a, "sfa": sfa, "B": b, "sfb": sfb, **others}
-    device = same_device(named)
-    if hopper:
-        runs_on(device)
-
-    for name, tensor in named.items():
-        dtype(name, tensor, DTYPES[name])
-
+def _sizes(kind: Kind, given: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """The size of each dimension by its name, after checking that all tensors' shapes agree."""
     dimensions = DIMENSIONS[kind]
-    of_a = dict(zip(dimensions["A"], sizes("A", a, *dimensions["A"]), strict=True))
-    size = dict(zip(dimensions["B"], sizes("B", b, *dimensions["B"]), strict=True)) | of_a
+    of_a = dict(zip(dimensions["A"], sizes("A", given["A"], *dimensions["A"]), strict=True))
+    size = dict(zip(dimensions["B"], sizes("B", given["B"], *dimensions["B"]), strict=True)) | of_a
     n, k = size["n"], size["k"]
     if n < 1 or k < 1:
         rows = dimensions["A"][-2]
@@ -241,23 +246,34 @@ def _checked(
     if size.get("groups") == 0:
         raise InputError("B has 0 groups; at least 1 is needed")
     common = ", ".join(f"{of} = {of_a[of]}" for of in dimensions["B"] if of in of_a)
-    shape("B", b, needed_shape("B", kind, size), f"[{', '.join(dimensions['B'])}] with A's {common}")
-    for name in ("sfa", "sfb", *others):
-        values = ", ".join(f"{of} = {size[of]}" for of in map(_without_blocks, dimensions[name]))
-        meaning = f"[{', '.join(dimensions[name])}] for {values}"
-        shape(name, named[name], needed_shape(name, kind, size), meaning)
+    meaning = f"[{', '.join(dimensions['B'])}] with A's {common}"
+    shape("B", given["B"], needed_shape("B", kind, size), meaning)
+    for name, tensor in given.items():
+        if name not in ("A", "B"):
+            values = ", ".join(f"{of} = {size[of]}" for of in map(_without_blocks, dimensions[name]))
+            meaning = f"[{', '.join(dimensions[name])}] for {values}"
+            shape(name, tensor, needed_shape(name, kind, size), meaning)
+    return size
 
-    for name in ("A", "B", *others):
-        contiguous(name, named[name])
-        if name not in ROWS.values():
-            aligned(name, named[name])
-        in_memory(name, named[name])
-    sfb_strides(sfb)
-    disjoint("out", named)
-    if named["out"].requires_grad:
+
+def _memory(given: Mapping[str, torch.Tensor]) -> None:
+    """Check strides and addresses, and that `out` can be written."""
+    for name, tensor in given.items():
+        if name not in ("sfa", "sfb"):
+            contiguous(name, tensor)
+            if name not in ROWS.values():
+                aligned(name, tensor)
+            in_memory(name, tensor)
+    sfb_strides(given["sfb"])
+    disjoint("out", given)
+    out = given["out"]
+    if out.requires_grad:
         raise InputError("out requires grad, which no kernel computes; a tensor that does not is needed")
-    sfa, sfb = sfa.detach().resolve_neg(), sfb.detach().resolve_neg()
-    return [a.detach(), mn_major(sfa), b.detach(), row_major(sfb), *others.values()], size
+    if not out.is_cuda and out.is_inference() and not torch.is_inference_mode_enabled():
+        raise InputError(
+            "out is an inference tensor, which cannot be written outside torch.inference_mode(); an ordinary "
+            "tensor, or a call inside of it, is needed"
+        )
 
 
 def needed_shape(name: str, kind: Kind, size: Mapping[str, int]) -> tuple[int, ...]:
@@ -274,7 +290,7 @@ def _without_blocks(dimension: str) -> str:
 
 
 def pair(value: object, name: str, parts: str) -> tuple[object, object]:
-    """`value` as two things; `parts` says which, e.g. "(A, sfa)"."""
+    """The two elements of `value`; `parts` names them in the refusal, e.g. "(A, sfa)"."""
     if not isinstance(value, (tuple, list)):
         raise InputError(f"{name} is of type {type(value).__name__}; the pair {parts} is needed")
     if len(value) != 2:
@@ -282,15 +298,22 @@ def pair(value: object, name: str, parts: str) -> tuple[object, object]:
     return value[0], value[1]
 
 
-def same_device(named: Mapping[str, object]) -> torch.device:
-    """The one device on which all of them are: all are tensors, on the CPU or on one CUDA device."""
+def tensors(named: Mapping[str, object]) -> dict[str, torch.Tensor]:
+    """The same objects, after checking that each is a dense tensor."""
+    found = {}
     for name, tensor in named.items():
         if not isinstance(tensor, torch.Tensor):
             raise InputError(f"{name} is of type {type(tensor).__name__}; a torch.Tensor is needed")
         if tensor.layout != torch.strided:
             raise InputError(f"{name} has layout {tensor.layout}; a dense tensor (torch.strided) is needed")
+        found[name] = tensor
+    return found
+
+
+def same_device(named: Mapping[str, torch.Tensor]) -> torch.device:
+    """The one device on which all of them are: the CPU or a CUDA device."""
     (first, tensor), *others = named.items()
-    device = tensor.device
+    device: torch.device = tensor.device
     for name, tensor in others:
         if tensor.device != device:
             raise InputError(
@@ -362,8 +385,8 @@ def sfb_strides(sfb: torch.Tensor) -> None:
 
 
 def disjoint(output: str, named: Mapping[str, torch.Tensor]) -> None:
-    """Refuse an output that shares memory with an input: that reaches in between its first and its last byte,
-    be it into a hole that the input's strides leave."""
+    """Refuse an output that shares memory with an input. Everything between an input's first and last byte
+    counts as its memory, gaps between its rows too."""
     begin, end = _span(named[output])
     for name, tensor in named.items():
         if name == output:
@@ -375,9 +398,9 @@ def disjoint(output: str, named: Mapping[str, torch.Tensor]) -> None:
 
 def mn_major(sfa: torch.Tensor) -> torch.Tensor:
     """A's scales, [(groups,) mn, k / 128], as TMA reads them: stride (aligned * k / 128, 1, aligned) with
-    aligned = mn rounded up to 4 floats. The tensor itself where it is so already, else a copy.
+    aligned = mn rounded up to 4 floats. The tensor itself if it has them, else a copy.
 
-    The padding, and the strides of dimensions of size 1, are left as they come.
+    The padding is not initialised, and the strides of dimensions of size 1 do not matter.
     """
     strides = mn_major_strides(sfa.shape)
     if sfa.data_ptr() % TMA_ALIGNMENT == 0 and all(
@@ -389,8 +412,8 @@ def mn_major(sfa: torch.Tensor) -> torch.Tensor:
 
 
 def row_major(sfb: torch.Tensor) -> torch.Tensor:
-    """B's scales as TMA reads them, contiguous and 16-byte aligned: the tensor itself, or else a copy. One
-    group's scales of many need not be aligned."""
+    """B's scales as TMA reads them, contiguous and 16-byte aligned: the tensor itself if it is so, else a
+    copy. (One expert's scales, sliced from those of many, may begin at any multiple of 4 bytes.)"""
     sfb = sfb.contiguous()
     return sfb.clone() if sfb.data_ptr() % TMA_ALIGNMENT else sfb
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from gemm_ladder.arguments import EMULATED_SMS, GroupedArgs
@@ -47,14 +49,14 @@ def on_emulator(name: str, library: ctypes.CDLL, call: CheckedCall, num_sms: int
         raise LaunchError(f"{name}: {error}")
 
 
-def launcher(library: ctypes.CDLL) -> ctypes._CFuncPtr:
+def launcher(library: ctypes.CDLL) -> Callable[[Any], bytes | None]:
     """The library's entry point: takes a pointer to a GemmArgs or GroupedArgs, returns None or an error."""
-    function = library.gemm_ladder_launch
-    function.restype = ctypes.c_char_p
+    function: Callable[[Any], bytes | None] = library.gemm_ladder_launch
+    library.gemm_ladder_launch.restype = ctypes.c_char_p
     return function
 
 
 def usable_sms(device: torch.device | int, limit: int = 0) -> int:
     """How many SMs of a GPU to use: all, or `limit`, if that is not 0 and there are more."""
-    total = torch.cuda.get_device_properties(device).multi_processor_count
+    total = int(torch.cuda.get_device_properties(device).multi_processor_count)
     return min(limit or total, total)

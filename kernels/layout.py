@@ -1,12 +1,20 @@
-"""The scales in the layouts that kernels read."""
+"""Converting scales to the layouts that the kernels read."""
 
 from __future__ import annotations
 
 import torch
-from gemm_ladder import arguments, checks
-from gemm_ladder.arguments import SCALE_BLOCK, TMA_ALIGNMENT
+from gemm_ladder import checks
+from gemm_ladder.arguments import SCALE_BLOCK, TMA_ALIGNMENT, ceil_div
 from gemm_ladder.errors import InputError
 from gemm_ladder.ref import layouts
+
+__all__ = [
+    "ceil_div",
+    "get_col_major_tma_aligned_tensor",
+    "get_mn_major_tma_aligned_tensor",
+    "get_tma_aligned_size",
+    "transform_sf_into_required_layout",
+]
 
 
 def get_mn_major_tma_aligned_tensor(sf: torch.Tensor) -> torch.Tensor:
@@ -17,13 +25,12 @@ def get_mn_major_tma_aligned_tensor(sf: torch.Tensor) -> torch.Tensor:
 
     Returns:
         The same numbers with strides (1, align(m, 4)) or (align(m, 4) * k / 128, 1, align(m, 4)); `sf` itself
-        where it has them. What is between m and align(m, 4) is not defined.
+        if it has them. The padding between m and align(m, 4) is not initialised.
 
     Raises:
         InputError: another type, or another number of dimensions.
     """
-    checks.same_device({"sf": sf})
-    checks.dtype("sf", sf, torch.float32)
+    _scales(sf)
     if sf.dim() not in (2, 3):
         raise InputError(
             f"sf has shape {list(sf.shape)}; 2 dimensions, or 3 with groups, are needed: [m, k / 128]"
@@ -32,7 +39,7 @@ def get_mn_major_tma_aligned_tensor(sf: torch.Tensor) -> torch.Tensor:
 
 
 def get_col_major_tma_aligned_tensor(x: torch.Tensor) -> torch.Tensor:
-    """get_mn_major_tma_aligned_tensor, as the first generation calls it."""
+    """`get_mn_major_tma_aligned_tensor` by its first-generation name."""
     return get_mn_major_tma_aligned_tensor(x)
 
 
@@ -50,17 +57,18 @@ def transform_sf_into_required_layout(
     Args:
         sf: float32 [(num_groups,) ceil(mn / gran_mn), ceil(k / gran_k)].
         mn, k: the operand's rows (m of A, n of B) and columns.
-        recipe: what one scale covers, (gran_mn, gran_k); or (gran_m, gran_n, gran_k), of which `is_sfa`
-            chooses: (1, 128) for A, (128, 128) for B.
-        num_groups: of a grouped operand.
-        is_sfa: whether they are A's; needed with a recipe of three.
-        disable_ue8m0_cast: no matter: on Hopper scales stay float32.
+        recipe: the elements that one scale covers, (gran_mn, gran_k): (1, 128) for A, (128, 128) for B. Or
+            (gran_m, gran_n, gran_k), of which `is_sfa` selects two.
+        num_groups: how many groups a grouped operand has.
+        is_sfa: whether the scales are A's; needed with a recipe of three numbers.
+        disable_ue8m0_cast: accepted for compatibility; on Hopper scales stay float32.
 
     Returns:
-        A's in the layout of get_mn_major_tma_aligned_tensor, B's contiguous; `sf` itself where it is so.
+        A's scales in the layout of get_mn_major_tma_aligned_tensor, B's contiguous; `sf` itself if it has
+        that layout.
 
     Raises:
-        InputError: another recipe, type or shape.
+        InputError: the recipe, the type or the shape is another.
     """
     granularity = tuple(recipe)
     if len(granularity) == 3:
@@ -69,27 +77,31 @@ def transform_sf_into_required_layout(
         granularity = (granularity[0 if is_sfa else 1], granularity[2])
     if granularity not in ((1, SCALE_BLOCK), (SCALE_BLOCK, SCALE_BLOCK)):
         raise InputError(f"recipe is {recipe}; a scale for (1, 128) or for (128, 128) elements is needed")
-    checks.same_device({"sf": sf})
-    checks.dtype("sf", sf, torch.float32)
-    needed = (arguments.ceil_div(mn, granularity[0]), arguments.ceil_div(k, granularity[1]))
-    if num_groups is not None:
-        needed = (num_groups, *needed)
+    _scales(sf)
+    groups = () if num_groups is None else (num_groups,)
+    needed = (*groups, ceil_div(mn, granularity[0]), ceil_div(k, granularity[1]))
     checks.shape("sf", sf, needed, f"for mn = {mn}, k = {k}, recipe {recipe} and num_groups {num_groups}")
     sf = sf.resolve_neg()
     return checks.mn_major(sf) if granularity[0] == 1 else sf.contiguous()
 
 
+def _scales(sf: object) -> None:
+    """Refuse what is no float32 tensor on the CPU or a GPU."""
+    given = checks.tensors({"sf": sf})
+    checks.same_device(given)
+    checks.dtype("sf", given["sf"], torch.float32)
+
+
 def get_tma_aligned_size(x: int, element_size: int) -> int:
-    """`x` elements of element_size bytes (1, 2, 4, 8 or 16), rounded up to a multiple of 16 bytes.
+    """The smallest number of elements, at least `x`, that take a multiple of 16 bytes.
+
+    Args:
+        x: elements.
+        element_size: bytes of an element: 1, 2, 4, 8 or 16.
 
     Raises:
-        InputError: 16 bytes are not a whole number of such elements.
+        InputError: element_size is no divisor of 16.
     """
     if element_size < 1 or TMA_ALIGNMENT % element_size:
         raise InputError(f"element_size is {element_size}; a divisor of {TMA_ALIGNMENT} is needed")
     return layouts.tma_aligned_size(x, element_size)
-
-
-def ceil_div(x: int, y: int) -> int:
-    """x / y, rounded up."""
-    return arguments.ceil_div(x, y)

@@ -18,7 +18,7 @@ def compute(call: CheckedCall) -> None:
     are left as they were.
     """
     operands = (call.a, call.sfa, call.b, call.sfb)
-    if call.kind == "dense":
+    if call.rows is None:
         _write(call.out, _in_float64(reference.dense, *operands))
     elif call.kind == "contiguous":
         _write(call.out, _in_float64(reference.grouped_contiguous, *operands, call.rows))

@@ -2,7 +2,7 @@
 
 `rungs` maps a name to a `Rung`, in the ladder's order. All have one signature, `rung(lhs, rhs, out)`, and run
 where the tensors are: CPU tensors on the emulator, Hopper GPU tensors on the GPU, from the same .cu text.
-To add a rung: its .cu file under stages/, and its line in the table at the end of this file.
+To add a rung, put its .cu file into stages/ and its line into the table at the end of this file.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import functools
-import importlib.util
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -34,7 +33,7 @@ class Rung:
     Attributes:
         name: its name, and its file's stem.
         idea: what it adds to the rung below, in one line.
-        n_multiple, k_multiple: what n and k have to be multiples of.
+        n_multiple, k_multiple: n and k have to be multiples of these.
     """
 
     name: str
@@ -53,7 +52,7 @@ class Rung:
         return self.path.read_text(encoding="utf-8")
 
     def supports(self, m: int, n: int, k: int) -> str | None:
-        """None where the rung can multiply [m, k] by [n, k], or a sentence that says why it cannot."""
+        """None if the rung can multiply [m, k] by [n, k], or a sentence that says why it cannot."""
         if m < 0 or n < 1 or k < 1:
             return f"{self.name} is given m = {m}, n = {n}, k = {k}; m >= 0, n >= 1 and k >= 1 are needed"
         if max(m, n, k) > MAX_SIZE:
@@ -94,7 +93,8 @@ class Rung:
             self._run(call)
 
     def build(self, target: Literal["cuda", "emulator"]) -> Built:
-        """Compile the rung for one machine, or find it compiled: `gemm_ladder.build.load`. Needs no GPU."""
+        """Compile the rung for one machine, or load it from the cache: `gemm_ladder.build.load`. Needs no
+        GPU."""
         from gemm_ladder import build
 
         return build.load(self.path, target=target, name=self.name)
@@ -111,15 +111,17 @@ class Rung:
 
 
 class NumpyRung(Rung):
-    """s0: the definition, in NumPy on the CPU, wherever the tensors are."""
+    """s0: the definition, in NumPy on the CPU, whichever device the tensors are on."""
 
     _needs_hopper = False
 
     @property
     def path(self) -> Path:
-        return Path(importlib.util.find_spec("gemm_ladder.ref.gemm").origin)
+        from gemm_ladder.ref import gemm
 
-    def build(self, target: Literal["cuda", "emulator"]) -> None:
+        return Path(gemm.__file__)
+
+    def build(self, target: Literal["cuda", "emulator"]) -> None:  # type: ignore[override] # nothing is built
         """There is nothing to compile. Raises InputError for another target, as the other rungs do."""
         if target not in ("cuda", "emulator"):
             raise InputError(f'target is {target!r}, and must be "cuda" or "emulator".')
@@ -133,13 +135,13 @@ class NumpyRung(Rung):
 
 @dataclasses.dataclass(frozen=True)
 class InterleavedRung(Rung):
-    """s6: the file of the rung below; on a GPU its machine code, rewritten (`gemm_ladder.sass.ffma`).
+    """s6: the source of the rung below; for a GPU, its machine code is rewritten (`gemm_ladder.sass.ffma`).
 
-    The emulator runs the rung below: what is rewritten has no meaning there.
+    The emulator runs the rung below as it is: the bits that are rewritten have no meaning there.
 
     Attributes:
-        mode: how the promotion's FFMAs are to be. Another one, to compare, is another rung:
-            dataclasses.replace(rung, name="s6_off", mode="off").
+        mode: how the promotion's FFMAs yield: a mode of `gemm_ladder.sass.ffma`. To compare modes, make other
+            rungs: dataclasses.replace(rung, name="s6_off", mode="off").
     """
 
     mode: ffma.Mode = ffma.DEFAULT_MODE
@@ -157,15 +159,15 @@ class InterleavedRung(Rung):
 
 
 class ProductionRung(Rung):
-    """s7: the kernel set that `gemm_ladder.api` calls, configured for the shape."""
+    """s7: the kernels that `gemm_ladder.api` calls, configured for the shape."""
 
     @property
     def path(self) -> Path:
         return Path(__file__).resolve().parent / "production" / "gemm.cuh"
 
     def build(self, target: Literal["cuda", "emulator"]) -> Built:
-        """Compile the kernel for the shape that is shown everywhere, or find it compiled; other shapes have
-        others."""
+        """Compile the kernel for the one shape that tables and cards show, or load it from the cache; other
+        shapes have other kernels."""
         from gemm_ladder.figures.measured import SHOWN
         from gemm_ladder.production import choice
 
@@ -187,7 +189,7 @@ def _library(rung: Rung, target: Literal["cuda", "emulator"]) -> ctypes.CDLL:
 
 
 class Rungs(Mapping[str, Rung]):
-    """The rungs by name, in the ladder's order. An unknown name raises UnknownRungError, which lists them."""
+    """The rungs by name, in the ladder's order. An unknown name raises UnknownRungError, with all names."""
 
     def __init__(self, *ladder: Rung) -> None:
         self._by_name = {rung.name: rung for rung in ladder}
@@ -210,40 +212,38 @@ class Rungs(Mapping[str, Rung]):
         return f"Rungs({', '.join(self._by_name)})"
 
 
+# What the rungs on the tensor cores need of n and k. s5 and s7 store D by TMA, which needs rows of a multiple
+# of 16 bytes, of 8 BF16 numbers. s2 to s4 have the same rule, so that all of them run the same shapes. k is a
+# whole number of K blocks, each of which is promoted.
+TENSOR_CORES = {"n_multiple": N_MULTIPLE, "k_multiple": SCALE_BLOCK}
+
 rungs = Rungs(
     NumpyRung("s0_numpy", "what is computed"),
     Rung("s1_naive", "one thread per output, CUDA cores"),
     Rung(
         "s2_wgmma",
         "tensor cores: swizzled shared memory, descriptors, promotion",
-        # s5 stores D by TMA, to which a row must be a multiple of 16 bytes: of 8 BF16s. The other rungs on
-        # the tensor cores have the same rule, so that all run the same shapes.
-        n_multiple=N_MULTIPLE,
-        k_multiple=SCALE_BLOCK,  # whole promotion blocks
+        **TENSOR_CORES,
     ),
-    Rung("s3_tma", "the copy engine and a ring of mbarriers", n_multiple=N_MULTIPLE, k_multiple=SCALE_BLOCK),
+    Rung("s3_tma", "the copy engine and a ring of mbarriers", **TENSOR_CORES),
     Rung(
         "s4_tma_multicast",
         "two blocks share one operand's loads",
-        n_multiple=N_MULTIPLE,
-        k_multiple=SCALE_BLOCK,
+        **TENSOR_CORES,
     ),
     Rung(
         "s5_warp_specialized",
         "producer warp, two consumer warpgroups, persistent tiles, TMA store",
-        n_multiple=N_MULTIPLE,
-        k_multiple=SCALE_BLOCK,
+        **TENSOR_CORES,
     ),
     InterleavedRung(
         "s6_ffma_interleave",
         "the same source; the promotion FFMAs' control bits rewritten in the machine code",
-        n_multiple=N_MULTIPLE,
-        k_multiple=SCALE_BLOCK,
+        **TENSOR_CORES,
     ),
     ProductionRung(
         "s7_production",
         "shapes as compile-time constants, chosen configuration, grouped layouts",
-        n_multiple=N_MULTIPLE,
-        k_multiple=SCALE_BLOCK,
+        **TENSOR_CORES,
     ),
 )

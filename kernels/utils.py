@@ -1,4 +1,4 @@
-"""The casts that make the operands, on the tensors' own device: the bits of `gemm_ladder.ref.fp8`'s."""
+"""The casts that make the operands, on the tensors' device: the same bits as `gemm_ladder.ref.fp8` gives."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ __all__ = [
 ]
 
 _CAST_FROM = (torch.float32, torch.bfloat16, torch.float16)
-_SMALLEST_AMAX = 1e-4  # a block of zeros still gets a scale that can be divided by
+_SMALLEST_AMAX = 1e-4  # so that a block of zeros gets a scale other than 0
 
 
 def per_token_cast_to_fp8(
     x: torch.Tensor, use_ue8m0: bool = False, gran_k: int = SCALE_BLOCK
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A's cast: one scale for each run of `gran_k` columns of a row, whose largest magnitude becomes 448.
+    """The cast for A: one scale for each run of `gran_k` elements of a row, so that the largest becomes 448.
 
     Args:
         x: float32, bfloat16 or float16 [m, k], of any strides.
         use_ue8m0: round each scale up to a power of two; it stays a float32. Hopper does not need it.
-        gran_k: columns that share a scale; the products need 128.
+        gran_k: how many elements of a row share a scale; the products need 128.
 
     Returns:
         float8_e4m3fn [m, k] and its scales, float32 [m, ceil(k / gran_k)], both contiguous. The products
         convert such scales in every call; get_mn_major_tma_aligned_tensor does it once.
 
     Raises:
-        InputError: x is not a matrix of such numbers, or gran_k is below 1.
+        InputError: x is not a matrix of one of these types, or gran_k is below 1.
     """
     return _cast(x, 1, gran_k, use_ue8m0)
 
@@ -47,10 +47,17 @@ def per_token_cast_to_fp8(
 def per_block_cast_to_fp8(
     x: torch.Tensor, use_ue8m0: bool = False, gran_k: int = SCALE_BLOCK
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """B's cast: as A's, with one scale for each block of gran_k x gran_k.
+    """The cast for B: one scale for each block of gran_k x gran_k elements.
+
+    Args:
+        x: float32, bfloat16 or float16 [n, k], of any strides.
+        use_ue8m0, gran_k: as for `per_token_cast_to_fp8`.
 
     Returns:
         float8_e4m3fn [n, k] and its scales, float32 [ceil(n / gran_k), ceil(k / gran_k)], both contiguous.
+
+    Raises:
+        InputError: as `per_token_cast_to_fp8`.
     """
     return _cast(x, gran_k, gran_k, use_ue8m0)
 
@@ -77,7 +84,8 @@ def _cast(x: torch.Tensor, gran_rows: int, gran_k: int, use_ue8m0: bool) -> tupl
 
 
 def _round_up_to_power_of_two(x: torch.Tensor) -> torch.Tensor:
-    """For normal positive float32; a NaN and an infinity stay. In the bits, since log2 would round."""
+    """The next power of two, for normal positive float32; NaN and infinity stay. It is done on the bits, as
+    log2 would round."""
     mantissa = 0x7FFFFF
     power = ((x.view(torch.int32) + mantissa) & ~mantissa).view(torch.float32)
     return torch.where(x.isfinite(), power, x)

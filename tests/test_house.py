@@ -5,16 +5,14 @@ from __future__ import annotations
 import functools
 import importlib
 import re
-import shutil
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 from gemm_ladder.rungs import rungs
+from repository import REPOSITORY, build_wheel, files
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 TOP = {
     *("README.md", "environment.yml", "pyproject.toml", "Makefile", "LICENSE"),
     *(".ci", ".gitignore", ".clang-format"),
@@ -22,20 +20,6 @@ TOP = {
 }
 # Folders that are only somebody's.
 MACHINE_PATHS = re.compile(rb"(?<![\w.])/(?:root|home|Users|mnt|media|scratch)/\w")
-
-
-@functools.cache
-def files() -> tuple[Path, ...]:
-    """What is tracked, or would be with the next `git add .`; relative paths."""
-    listing = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=REPOSITORY,
-        capture_output=True,
-    )
-    if listing.returncode:
-        pytest.skip("not a git checkout")
-    names = {Path(name) for name in listing.stdout.decode().split("\0") if name}
-    return tuple(sorted(name for name in names if (REPOSITORY / name).is_file()))
 
 
 @functools.cache
@@ -106,33 +90,12 @@ def test_cuda_parts_are_of_one_release() -> None:
 @pytest.mark.slow
 def test_wheel(tmp_path: Path) -> None:
     """An installed package has the kernels, the emulator, the measurements, and nothing else."""
-    copy = tmp_path / "repository"
-    for name in files():
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(REPOSITORY / name, copy / name)
-    built = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "wheel",
-            "--quiet",
-            "--no-deps",
-            "--no-build-isolation",
-            "-w",
-            tmp_path,
-            copy,
-        ],
-        capture_output=True,
-        text=True,
-    )
-    assert built.returncode == 0, built.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    shipped = {Path(name) for name in zipfile.ZipFile(wheel).namelist()}
+    shipped = {Path(name) for name in zipfile.ZipFile(build_wheel(tmp_path)).namelist()}
     folders = {"kernels": "gemm_ladder", "ref": "gemm_ladder/ref", "figures": "gemm_ladder/figures"}
+    suffixes = (".py", ".pyi", ".cpp", ".cu", ".cuh", ".hpp", ".json")
     expected = {
         Path(folders[name.parts[0]], *name.parts[1:])
         for name in files()
-        if name.parts[0] in folders and name.suffix in (".py", ".cpp", ".cu", ".cuh", ".hpp", ".json")
+        if name.parts[0] in folders and (name.suffix in suffixes or name.name == "py.typed")
     }
     assert {name for name in shipped if not name.parts[0].endswith(".dist-info")} == expected

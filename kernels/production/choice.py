@@ -19,34 +19,43 @@ from gemm_ladder.errors import InputError
 from gemm_ladder.production.config import WGMMA_M, Config, Share, fits
 from gemm_ladder.production.prediction import predict
 
-TAILS = ((256, 64), (128, 128), (128, 64))  # tiles that may finish what larger ones leave over
+TAILS = (
+    (256, 64),
+    (128, 128),
+    (128, 64),
+)  # tail tiles, for the rows that whole waves of larger tiles leave over
 
-# The numbers of rows that are chosen for.
-BUCKETS = (64, 128, *(m for i in range(7, 13) for m in (2**i * 3 // 2, 2**i * 2)), 12288)
+# A configuration is chosen for one of these numbers of rows, the next larger one.
+BUCKETS = (64, 128, *(m for i in range(7, 13) for m in ((3 << i) // 2, 2 << i)), 12288)
 
 
 def bucket(m: int) -> int:
-    """The first of BUCKETS that `m` rows fit in, or the last. So a process compiles a few kernels for an n
-    and a k, and not one for every m."""
+    """The smallest of BUCKETS that is at least `m`, or the last. So a process compiles a few kernels for an n
+    and a k, not one for every m."""
     return BUCKETS[min(bisect.bisect_left(BUCKETS, m), len(BUCKETS) - 1)]
 
 
 def candidates(
     kind: Kind, m: int, n: int, k: int, groups: int = 1, num_sms: int = H100_SMS
 ) -> Iterator[Config]:
-    """The configurations that can be the best; `m` rows in all, masked: of a group.
+    """The configurations to choose from.
 
-    K is split where half of the SMs would have no tile otherwise. Clusters are pairs: of four, not all are
-    resident on an H100, whose 132 SMs are groups of 16 or 18. Where two consumers take turns, 9/16 of their
-    FFMAs are interleaved: up to 2 % faster where it was measured (production/NOTES.md).
+    K is split only where at least half of the SMs would have no tile otherwise. Clusters are pairs: not all
+    clusters of four are resident at the same time on an H100, whose 132 SMs form groups of 16 or 18. With two
+    consumers, 9/16 of the promotion's FFMAs are interleaved: up to 2 % faster where it was measured
+    (NOTES.md).
+
+    Args:
+        m: rows of A in all; in the masked layout, of a group.
+        kind, n, k, groups, num_sms: as for `choose`.
     """
     of_group = m if kind != "contiguous" else ceil_div(m, groups)
     for tile_m in (64, 128, 256):
         if tile_m > WGMMA_M and tile_m >= 2 * of_group:
             continue
         if kind == "contiguous" and tile_m > SCALE_BLOCK and of_group < 8 * tile_m:
-            continue  # too many of them would meet two experts
-        # Once from memory: where what reads it again runs at the same time, L2 serves that all the same.
+            continue  # too many tiles would contain rows of two experts
+        # B is read from memory once, or again only by tiles that run at the same time, which L2 then serves.
         stream_b = of_group <= (8 * tile_m if kind == "masked" else tile_m)
         for tile_n in range(16, 257, 16):
             if tile_n >= n + 16:
@@ -56,7 +65,7 @@ def candidates(
                 if (
                     (share == "A" and n <= tile_n)
                     or (share == "B" and of_group <= tile_m)
-                    or (share in "AB" and tile_n < SCALE_BLOCK)  # measured: 7 to 28 % slower than alone
+                    or (share in "AB" and tile_n < SCALE_BLOCK)  # measured: 7 to 28 % slower than not shared
                     or (share == "K" and (k < 16 * SCALE_BLOCK or 2 * tiles > num_sms))
                     or (
                         share == "K" and tile_m > SCALE_BLOCK
@@ -73,7 +82,7 @@ def candidates(
                         cluster=1 if share == "nothing" else 2,
                         share=share,
                         stream_b=stream_b and share != "B",
-                        # Up to 6 % faster, where every block has rows of B of its own (production/NOTES.md).
+                        # Up to 6 % faster if no two thread blocks load the same rows of B (NOTES.md).
                         prefetch=4 if kind == "dense" and of_group <= tile_m else 0,
                         tail_m=tail_m,
                         tail_n=tail_n,
@@ -85,7 +94,7 @@ def candidates(
 
 
 def _tails(kind: Kind, tile_m: int, tile_n: int, share: Share) -> Iterator[tuple[int, int]]:
-    """Smaller tiles that may finish what large ones leave over. Where a cluster shares, none has won."""
+    """Tail tiles to try with a tile. With multicast none was ever faster, so there are none."""
     if kind == "dense" and share == "nothing" and tile_m >= 128 <= tile_n and tile_n % 64 == 0:
         yield from (tail for tail in TAILS if math.prod(tail) < tile_m * tile_n)
 
@@ -102,13 +111,13 @@ def choose(
     """The configuration that is expected to be the fastest.
 
     Args:
-        kind, n, k, groups: the product's.
-        m: rows of A in all; masked: of a group, max_m.
+        kind, n, k, groups: the layout, the sizes of B, and how many groups B has.
+        m: rows of A in all; in the masked layout max_m, those that each group has room for.
         num_sms: how many SMs there are to use.
-        expected_m: masked: about how many rows of a group will count; None: all of them.
+        expected_m: in the masked layout, about how many rows of a group count; None: all of them.
 
     Raises:
-        InputError: sizes that no kernel multiplies.
+        InputError: no kernel multiplies these sizes.
     """
     if kind not in KINDS:
         raise InputError(f"kind is {kind!r}; one of {', '.join(KINDS)} is needed")
@@ -122,7 +131,8 @@ def choose(
 
 
 def rows_to_expect(kind: Kind, m: int, groups: int, expected_m: int | None) -> int:
-    """What m enters the choice as: the bucket of the rows (masked: of a group) that will be multiplied."""
+    """The number of rows by which a configuration is chosen: the bucket of the rows that are expected to be
+    multiplied, in the masked layout of a group."""
     if kind == "masked" and expected_m is not None:
         m = min(m, max(1, expected_m))
     if kind == "contiguous":
@@ -131,7 +141,7 @@ def rows_to_expect(kind: Kind, m: int, groups: int, expected_m: int | None) -> i
 
 
 def rows_up_to(kind: Kind, max_m: int, groups: int) -> list[int]:
-    """One m for each choice that calls with m of 1 to `max_m` lead to."""
+    """For each configuration that calls with m from 1 to `max_m` can get, one m that gets it."""
     parts = groups if kind == "contiguous" else 1
     last = bucket(ceil_div(max_m, parts))
     return [m * parts for m in BUCKETS if m <= last]
@@ -145,9 +155,9 @@ def _choose(kind: Kind, m: int, n: int, k: int, groups: int, num_sms: int) -> Co
 
 
 def ranked(kind: Kind, m: int, n: int, k: int, groups: int = 1, num_sms: int = H100_SMS) -> list[Config]:
-    """The candidates for a product, the one that is chosen first, the others by the time that is expected.
+    """The candidates for a product: first the one that is chosen, then the others by their expected times.
 
-    Args, and what is raised: as `choose`.
+    Arguments and errors: as `choose`.
     """
     chosen, rows = choose(kind, m, n, k, groups, num_sms), rows_to_expect(kind, m, groups, None)
     return sorted(

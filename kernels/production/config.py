@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from gemm_ladder.arguments import KINDS, N_MULTIPLE, SCALE_BLOCK, Kind, align, ceil_div
 from gemm_ladder.errors import InputError
@@ -24,10 +24,13 @@ if TYPE_CHECKING:
 
 Share = Literal["nothing", "A", "B", "K"]
 
-SHARED_BYTES = 233_472  # of an SM; a block has 1024 of its own in them
+SHARED_BYTES = (
+    233_472  # shared memory of an SM; each of its thread blocks takes 1024 bytes more than it asks for
+)
 MAX_STAGES = 16
 WGMMA_M = 64
-# Of the 232 registers a thread that two consumers have, and of the 255 that one has.
+# Registers for accumulators by the number of consumer warpgroups: a thread has 232 registers with two, 255
+# with one, and needs the rest for addresses and scales.
 MAX_ACCUMULATORS = {1: 224, 2: 192}
 INTERLEAVES = ("off", "compiler", "9/16", "full")
 
@@ -38,19 +41,24 @@ class Config:
 
     Attributes:
         kind: "dense", "contiguous" or "masked".
-        n, k: of B.
-        tile_m, tile_n: what a block computes at a time.
-        consumers_m, consumers_n: warpgroups below each other and side by side; one or two in all.
-        stages: of the ring between the copy engine and the tensor cores.
-        cluster: blocks that share what `share` says.
-        share: "nothing"; "A", tiles side by side; "B", tiles below each other; "K", one tile, parts of K.
-        group_m, group_n: units of work that run together span so many of them down; or, if group_n is not 0,
-            so many to the right.
-        unroll: blocks of K in the main loop's body.
-        blocks_an_sm: how many blocks are on an SM at a time, one or two.
-        stream_b: B is read once, and is to leave L2 first.
-        prefetch: blocks of K of a block's first tile of B that L2 is asked for before anything else.
-        tail_m, tail_n: the tile of the rows that are left after whole waves of tiles; 0: of all the same.
+        n, k: the sizes of B.
+        tile_m, tile_n: the tile of D that a thread block computes at a time.
+        consumers_m, consumers_n: how many consumer warpgroups a tile is divided among, below each other and
+            side by side; one or two in all.
+        stages: stages of the ring of shared memory between TMA and the tensor cores.
+        cluster: thread blocks in a cluster. They share what `share` says.
+        share: "nothing"; "A": the cluster's tiles lie side by side and A is multicast; "B": they lie below
+            each other and B is multicast; "K": split-K, the cluster computes one tile, each block over a
+            range of K.
+        group_m, group_n: rasterisation: clusters walk bands that are group_m units of work tall, or, if
+            group_n is not 0, group_n units wide, so that tiles that run at the same time share operands in
+            L2.
+        unroll: K blocks in the body of the main loop.
+        blocks_an_sm: thread blocks on an SM at a time, one or two.
+        stream_b: load B with the L2 policy evict-first, because it is read once.
+        prefetch: how many K blocks of its first tile of B a thread block asks L2 for before anything else.
+        tail_m, tail_n: the tile for the rows that are left over after whole waves of the first tile; 0: all
+            rows have the first tile.
         interleave: how the promotion's FFMAs yield in the machine code: a mode of `gemm_ladder.sass.ffma`.
     """
 
@@ -76,20 +84,21 @@ class Config:
 
     @classmethod
     def of(
-        cls, kind: Kind, n: int, k: int, tile_m: int, tile_n: int, stages: int | None = None, **fields: object
+        cls, kind: Kind, n: int, k: int, tile_m: int, tile_n: int, stages: int | None = None, **fields: Any
     ) -> Config:
-        """With what follows from the tile, unless it is given: consumers, unrolling, the stages that fit."""
+        """A configuration in which what is not given follows from the tile: how many consumers, how far the
+        main loop is unrolled, and as many stages as shared memory has room for."""
         fields.setdefault("consumers_m", min(2, tile_m // WGMMA_M))
         wide = fields["consumers_m"] == 1 and tile_n % 32 == 0 and tile_n > MAX_ACCUMULATORS[1] * 2 // 3
         fields.setdefault("consumers_n", 2 if wide else 1)
         config = cls(kind, n, k, tile_m, tile_n, stages=1, **fields)
         if "unroll" not in fields:
-            # A longer loop body costs registers; where two slices take turns, it pays.
+            # A longer loop body costs registers; it pays where a consumer has two slices of the tile.
             slices = max(one.slices for one in (config, config.tail) if one)
             unroll = 8 if slices > 1 else 1 if config.accumulators > 160 else 4
             config = dataclasses.replace(config, unroll=unroll)
         if "group_n" not in fields and config.share == "nothing" and tile_m > tile_n:
-            # Neighbouring blocks should ask L2 for the same tile of the larger operand: of A, then.
+            # Thread blocks that run together should load the same tile of the larger operand, A here.
             config = dataclasses.replace(config, group_n=12 if kind == "contiguous" else 8)
         if stages is None:
             free = config.most_shared_bytes - config.output_bytes
@@ -98,97 +107,104 @@ class Config:
 
     @property
     def tail(self) -> Config | None:
-        """What multiplies the rows that are left after whole waves, where that is another tile."""
+        """The configuration for the rows that are left over after whole waves; None if it is the same."""
         if not self.tail_m and not self.tail_n:
             return None
         return dataclasses.replace(self, tile_m=self.tail_m, tile_n=self.tail_n, tail_m=0, tail_n=0)
 
     def parts(self, rows: int, num_sms: int) -> list[tuple[Config, int]]:
-        """Which rows of A each tile is for, how many of them: deal() of production/start.cuh."""
+        """How many rows of A each tile size gets: [(configuration, rows), ...], as deal() of start.cuh does.
+
+        The main tile gets the rows that fill whole waves (all rows, if there is no whole wave); the tail tile
+        gets the rest.
+        """
         tail, at_once = self.tail, self.at_once(num_sms)
         units_in_waves = self.units(rows) // at_once * at_once
         first = min(units_in_waves // self.units(1) * self.tile_m * self.down, rows) or rows
         return [(self, rows)] if tail is None or first == rows else [(self, first), (tail, rows - first)]
 
     def at_once(self, num_sms: int) -> int:
-        """Clusters on so many SMs at a time."""
+        """How many clusters run at the same time on this many SMs."""
         return max(1, num_sms * self.blocks_an_sm // self.cluster)
 
     @property
     def consumers(self) -> int:
-        """Warpgroups that multiply."""
+        """How many consumer warpgroups there are."""
         return self.consumers_m * self.consumers_n
 
     @property
     def slices(self) -> int:
-        """How often 64 rows a consumer has in a tile."""
+        """Slices: how many times a consumer's 64 rows (one WGMMA's) are repeated down a tile."""
         return self.tile_m // (WGMMA_M * self.consumers_m)
 
     @property
     def consumer_n(self) -> int:
-        """A consumer's columns of a tile."""
+        """Columns of a tile that one consumer computes."""
         return self.tile_n // self.consumers_n
 
     @property
     def accumulators(self) -> int:
-        """Registers a thread: a total for each slice, and one partial sum."""
+        """Registers a thread needs for sums: a total for each slice, and one partial sum."""
         return (self.slices + 1) * self.consumer_n // 2
 
     def units(self, rows: int) -> int:
-        """Units of work that so many rows of A are, masked: of a group: Scheduler::units()."""
+        """Units of work, one for a cluster at a time, for this many rows of A: Scheduler::units(). In the
+        masked layout the rows are one group's."""
         return ceil_div(rows, self.tile_m * self.down) * ceil_div(self.n, self.tile_n * self.right)
 
     @property
     def down(self) -> int:
-        """Tiles below each other in a unit of work, which share B: Scheduler::kDown."""
+        """Tiles below each other in a unit of work; they share B: Scheduler::kDown."""
         return self.cluster if self.share == "B" else 1
 
     @property
     def right(self) -> int:
-        """Tiles side by side in a unit of work, which share A: Scheduler::kRight."""
+        """Tiles side by side in a unit of work; they share A: Scheduler::kRight."""
         return self.cluster if self.share == "A" else 1
 
     @property
     def scales_b(self) -> int:
-        """B's scales that a tile may touch in a block of K."""
+        """How many of B's scales a tile may need in one K block."""
         aligned = math.gcd(self.tile_n, SCALE_BLOCK)
         return (SCALE_BLOCK - aligned + self.tile_n - 1) // SCALE_BLOCK + 1
 
     @property
     def stage_bytes(self) -> int:
-        """Of one stage: A, B, their scales, two barriers."""
+        """Bytes of one stage: A, B, their scales, two mbarriers."""
         own = (self.tile_m + self.tile_n) * SCALE_BLOCK + self.tile_m * 4 + 128 * self.scales_b + 32
         return max(align(own, 1024), self.tail.stage_bytes if self.tail else 0)
 
     @property
     def output_bytes(self) -> int:
-        """What a tile's results wait in: BF16 for the copy engine, FP32 for the other blocks of a split K."""
+        """Bytes of shared memory for a tile's results: BF16 for the TMA store; with split-K, FP32 partial
+        sums from the cluster's other thread blocks."""
         if self.share == "K":
-            pieces = self.slices * self.consumer_n // 8  # each of 16 bytes of the 128 threads of a consumer
+            pieces = self.slices * self.consumer_n // 8  # a piece is 16 bytes of each of 128 threads
             return self.consumers * align(pieces, self.cluster) * 2048
         own = self.consumers * align(self.slices * WGMMA_M * self.consumer_n * 2, 1024)
         return max(own, self.tail.output_bytes if self.tail else 0)
 
     @property
     def shared_bytes(self) -> int:
-        """Dynamic shared memory of a block."""
+        """Bytes of dynamic shared memory that a thread block asks for."""
         return self.output_bytes + self.stages * self.stage_bytes
 
     @property
     def most_shared_bytes(self) -> int:
-        """What a block can have of it."""
+        """Bytes of dynamic shared memory that a thread block can have."""
         return SHARED_BYTES // max(1, self.blocks_an_sm) - 1024
 
     @property
     def name(self) -> str:
-        """For people: of the library, in tables. Two configurations of one name differ in details only."""
+        """A name for people, in tables and of the library. Two configurations may have the same name; they
+        then differ in details only."""
         cluster = "" if self.share == "nothing" else f"_{self.share}{self.cluster}"
         twice = "_2" if self.blocks_an_sm > 1 else ""
         tail = f"_{self.tail_m}x{self.tail_n}" if self.tail else ""
         return f"fp8_gemm_{self.kind}_{self.n}x{self.k}_{self.tile_m}x{self.tile_n}{tail}{cluster}{twice}"
 
     def source(self) -> str:
-        """The text to compile."""
+        """The source text to compile."""
         fields = [field.name for field in dataclasses.fields(self) if field.name != "interleave"]
         values = [f".{name} = {self._in_cpp(name)}" for name in fields]
         return (
@@ -199,10 +215,14 @@ class Config:
         )
 
     def compile(self, target: Target) -> Built:
-        """The kernel, built or found in the cache; a GPU's with its FFMAs as `interleave` says, or, where
-        `gemm_ladder.sass.ffma` does not understand them, as the compiler left them. The log says which.
+        """Compile the kernel, or find it in the cache.
 
-        Raises InputError as `check` does, ToolchainError and BuildError.
+        For a GPU its FFMAs are rewritten as `interleave` says, or left as the compiler made them if
+        `gemm_ladder.sass.ffma` does not know this compiler's code.
+
+        Raises:
+            InputError: as `check`.
+            gemm_ladder.build.ToolchainError, BuildError: the kernel could not be compiled.
         """
         from gemm_ladder import build  # here: to choose a configuration needs no compiler
 
@@ -218,7 +238,11 @@ class Config:
         return str(value).lower()
 
     def check(self) -> Config:
-        """This configuration. Raises InputError where gemm.cuh would not compile for it, or go wrong."""
+        """Return this configuration.
+
+        Raises:
+            InputError: gemm.cuh would not compile for it, or would compute something wrong.
+        """
         for rule in _RULES:
             if not rule.holds(self):
                 raise InputError(f"{rule.field} is {getattr(self, rule.field)!r}; it {rule.needed}")
@@ -226,7 +250,7 @@ class Config:
 
 
 class Rule(NamedTuple):
-    """What a field of a configuration has to satisfy: `needed` says it in words."""
+    """A condition on one field of a configuration; `needed` says it in words, after "it"."""
 
     field: str
     holds: Callable[[Config], bool]
@@ -237,8 +261,8 @@ def _positive(field: str) -> Rule:
     return Rule(field, lambda c: getattr(c, field) > 0, "must be positive")
 
 
-# The rules that geometry.cuh and gemm.cuh assert, and those that they take for granted, in the order in which
-# they are asked.
+# The rules that geometry.cuh and gemm.cuh assert, and those that they rely on, in the order in which they are
+# checked.
 _RULES = (
     Rule("kind", lambda c: c.kind in KINDS, f"must be one of {', '.join(KINDS)}"),
     Rule("share", lambda c: c.share in get_args(Share), f"must be one of {', '.join(get_args(Share))}"),
@@ -250,17 +274,21 @@ _RULES = (
         ),
     ),
     Rule("group_n", lambda c: c.group_n >= 0, "must not be negative"),
-    Rule("n", lambda c: c.n % N_MULTIPLE == 0, "must be a multiple of 8: a row of D is whole 16 bytes"),
-    Rule("k", lambda c: c.k % SCALE_BLOCK == 0, "must be a multiple of 128: whole promotion blocks"),
+    Rule(
+        "n",
+        lambda c: c.n % N_MULTIPLE == 0,
+        "must be a multiple of 8, so that a row of D is a multiple of 16 bytes",
+    ),
+    Rule("k", lambda c: c.k % SCALE_BLOCK == 0, "must be a multiple of 128, a whole number of K blocks"),
     Rule("consumers", lambda c: c.consumers in (1, 2), "must be 1 or 2 (consumers_m * consumers_n)"),
     Rule(
         "tile_m",
         lambda c: c.tile_m % (WGMMA_M * c.consumers_m) == 0,
         "must be a multiple of 64 * consumers_m",
     ),
-    Rule("tile_m", lambda c: c.tile_m <= 256, "must be at most 256: a box of the copy engine"),
+    Rule("tile_m", lambda c: c.tile_m <= 256, "must be at most 256, the largest box that TMA loads"),
     Rule("tile_n", lambda c: c.tile_n % (16 * c.consumers_n) == 0, "must be a multiple of 16 * consumers_n"),
-    Rule("tile_n", lambda c: c.tile_n <= 256, "must be at most 256: a box of the copy engine"),
+    Rule("tile_n", lambda c: c.tile_n <= 256, "must be at most 256, the largest box that TMA loads"),
     Rule(
         "accumulators",
         lambda c: c.accumulators <= MAX_ACCUMULATORS[c.consumers],
@@ -286,22 +314,22 @@ _RULES = (
     Rule(
         "tile_m",
         lambda c: c.share != "A" or c.tile_m % (8 * c.cluster) == 0,
-        "must be a multiple of 8 * cluster where A is shared: whole swizzle atoms a block",
+        "must be a multiple of 8 * cluster where A is shared, so that each block loads whole swizzle atoms",
     ),
     Rule(
         "tile_n",
         lambda c: c.share != "B" or c.tile_n % (8 * c.cluster) == 0,
-        "must be a multiple of 8 * cluster where B is shared: whole swizzle atoms a block",
+        "must be a multiple of 8 * cluster where B is shared, so that each block loads whole swizzle atoms",
     ),
     Rule(
         "share",
         lambda c: c.share != "B" or c.kind != "contiguous",
-        "must not be B in the contiguous layout: tiles below each other may have different experts",
+        "must not be B in the contiguous layout, as tiles below each other may have different experts",
     ),
     Rule(
         "tile_m",
         lambda c: c.kind != "contiguous" or c.slices <= 2,
-        "must be at most 128 * consumers_m in the contiguous layout: two slices, for two experts",
+        "must be at most 128 * consumers_m in the contiguous layout: two slices, which may have two experts",
     ),
     Rule("share", lambda c: c.share != "K" or c.kind == "dense", "must not be K in a grouped layout"),
     Rule(

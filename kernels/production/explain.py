@@ -1,6 +1,6 @@
-"""Say which kernel a product gets, and why: the configuration that is chosen, and what is expected of it.
+"""python -m gemm_ladder explain M N K: which kernel a product gets, and what is expected of it and of others.
 
-python -m gemm_ladder explain M N K [--kind masked --groups 4]      no GPU is needed
+No GPU is needed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gemm_ladder.production.prediction import Prediction, predict
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `explain`. Returns 0. Raises InputError for a product that no kernel computes."""
+    """Run `explain`. Returns 0. Raises InputError if no kernel computes the product."""
     parser = argparse.ArgumentParser(
         prog="python -m gemm_ladder explain",
         description="Which kernel a product gets, and what is expected of it and of the next best ones. The "
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def add_product(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say which product is meant."""
+    """Add the arguments that describe a product."""
     parser.add_argument("m", type=int, help="rows of A in all; masked: about how many of a group count")
     parser.add_argument("n", type=int)
     parser.add_argument("k", type=int)
@@ -64,7 +64,7 @@ def _shared(config: Config) -> str:
 
 
 def tile(config: Config, by: str) -> str:
-    """The tile, and the tail's if there is one, in words; `by` stands between rows and columns."""
+    """The tile, and the tail tile if there is one, in words; `by` stands between rows and columns."""
     tail = f", then {config.tail_m}{by}{config.tail_n}" if config.tail else ""
     return f"{config.tile_m}{by}{config.tile_n}{tail}"
 

@@ -18,7 +18,7 @@ import ctypes
 import functools
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from gemm_ladder.arguments import KINDS, Kind
@@ -35,11 +35,11 @@ def _not_queued(*operands: object) -> Queued:
     return False
 
 
-# By kind. What they take: (lhs, rhs, out); contiguous: (lhs, rhs, out, m_indices); masked: (lhs, rhs, out,
-# masked_m, expected_m).
+# The functions by kind. Arguments: (lhs, rhs, out), contiguous (lhs, rhs, out, m_indices), masked (lhs, rhs,
+# out, masked_m, expected_m).
 queue: dict[Kind, Callable[..., Queued]] = dict.fromkeys(KINDS, _not_queued)
 
-# The fields of Api, and what they are.
+# The fields of Api: functions, objects and numbers of CPython, torch and CUDA by our names for them.
 _PYTHON = {
     "get_attr": "PyObject_GetAttr",
     "type_of": "PyObject_Type",
@@ -116,7 +116,7 @@ def load() -> bool:
 
 @functools.cache
 def _loaded() -> bool:
-    from gemm_ladder import build  # here: most of what imports this module builds nothing
+    from gemm_ladder import build  # here: importing this module should not need the build
 
     global _library
     with contextlib.suppress(build.BuildError, build.ToolchainError, AttributeError, OSError):
@@ -141,7 +141,7 @@ def add(
     k: int,
     groups: int,
     expected_m: int,
-    launcher: ctypes._CFuncPtr,
+    launcher: Callable[[Any], bytes | None],
     num_sms: int,
 ) -> None:
     """Launch plain calls of this kind and these sizes on `device` by `launcher` from now on.
@@ -153,14 +153,15 @@ def add(
         launcher: a kernel's gemm_ladder_launch.
         num_sms: GroupedArgs.num_sms.
     """
-    if load():
+    if load() and _library:
         index = -1 if device.index is None else device.index
         key = Key(KINDS.index(kind), _device_type(device.type), index, m, n, k, groups, expected_m)
-        _library.gemm_ladder_queue_plan(ctypes.byref(key), ctypes.cast(launcher, ctypes.c_void_p), num_sms)
+        address = ctypes.cast(launcher, ctypes.c_void_p)  # type: ignore[arg-type] # a function of a library
+        _library.gemm_ladder_queue_plan(ctypes.byref(key), address, num_sms)
 
 
 def forget() -> None:
-    """Drop all plans."""
+    """Forget all plans, so that the next calls take the slow path and add new ones."""
     if _library:
         _library.gemm_ladder_queue_forget()
 
@@ -168,20 +169,20 @@ def forget() -> None:
 def _api() -> Api:
     libraries = [(ctypes.pythonapi, _PYTHON), (_torch("cpu"), _TORCH)]
     if torch.version.cuda:
-        libraries.append((_torch("cuda"), _CUDA))  # cudaGetDevice is of the runtime that it is linked with
+        libraries.append((_torch("cuda"), _CUDA))  # torch is linked with the CUDA runtime, cudaGetDevice
     functions = {
         field: ctypes.cast(getattr(library, name), ctypes.c_void_p)
         for library, names in libraries
         for field, name in names.items()
     }
-    objects = {field: id(value) for field, value in _OBJECTS.items()}  # which live as long as this module
+    objects = {field: id(value) for field, value in _OBJECTS.items()}  # they live as long as this module does
     numbers = {field: getattr(_torch("cpu"), name)() for field, name in _NUMBERS.items()}
     return Api(**functions, **objects, **numbers)
 
 
 @functools.cache
 def _device_type(name: str) -> int:
-    return getattr(_torch("cpu"), f"aoti_torch_device_type_{name}")()
+    return int(getattr(_torch("cpu"), f"aoti_torch_device_type_{name}")())
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Compiling before the first call: all kernels that a range of m needs, at the same time."""
+"""Compiling before the first call: every kernel that calls for an n and a k may need."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ def precompile(
     kind: Kind = "dense",
     device: torch.device | int | None = None,
 ) -> list[Config]:
-    """Compile and load every kernel that calls with m of 1 to max_m need: configurations, not every m.
+    """Compile and load every kernel that calls with m from 1 to max_m need.
 
-    They are built at the same time, by as many threads as there are cores; a kernel that another process
-    builds is waited for. The fast path is built as well. A progress bar is shown on a terminal.
+    These are few kernels, not one for every m. They are built at the same time, by as many threads as there
+    are cores; if another process is building one already, this one waits for it. The fast path is built as
+    well. On a terminal a progress bar is shown.
 
     Args:
-        n, k: of B.
-        groups: of B, in the grouped layouts.
-        max_m: the largest m of a call; masked: its max_m, or the largest expected_m.
+        n, k: the sizes of B.
+        groups: how many groups B has, in the grouped layouts.
+        max_m: the largest m of a call; in the masked layout its max_m, or the largest expected_m.
         kind: "dense", "contiguous" or "masked".
-        device: the GPU, which has to be a Hopper; None: the current one.
+        device: the GPU, a Hopper; None: the current one.
 
     Returns:
-        The configurations, for as many SMs as `set_num_sms` allows now.
+        The configurations, for the number of SMs that `set_num_sms` allows now.
 
     Raises:
         InputError: the arguments, or the GPU, cannot be used.

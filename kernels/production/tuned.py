@@ -1,10 +1,10 @@
-"""Configurations that were measured to be the best, by GPU model: shipped, or the user's own, which go first.
+"""Configurations that were measured to be the fastest, by GPU model. The user's own results go first.
 
-    tables/NAME.json           shipped, NAME the GPU's
-    CACHE/tables/NAME.json     what `gemm_ladder.tune` found on this machine
+    tables/NAME.json           part of this package; NAME is the GPU's
+    CACHE/tables/NAME.json     what `gemm_ladder.tune` found on this machine; CACHE is the cache folder
 
-Both are {"KIND GROUPSxMxNxK": {"us": microseconds, "num_sms": of the GPU, "config": Config's fields}}, M as
-config.rows_to_expect gives it.
+Both hold {"KIND GROUPSxMxNxK": {"us": microseconds, "num_sms": how many SMs the GPU has, "config": the fields
+of Config}}, where M is the number of rows as choice.rows_to_expect gives it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ SHIPPED = Path(__file__).resolve().parent / "tables"
 
 
 def find(gpu: str, kind: Kind, m: int, n: int, k: int, groups: int, num_sms: int) -> Config | None:
-    """The best configuration measured on this GPU model with so many SMs, or None.
+    """The fastest configuration measured on this GPU model with this many SMs, or None.
 
-    An entry that is no usable configuration, of another version for example, is none.
+    An entry that is not usable, because another version wrote it for example, is ignored.
     """
     return _find((_own(), SHIPPED), gpu, kind, m, n, k, groups, num_sms)
 
@@ -51,7 +51,7 @@ def _find(
 
 
 def shipped(kind: Kind, m: int, n: int, k: int, groups: int, num_sms: int) -> dict[str, tuple[Config, float]]:
-    """What this package has for GPUs of so many SMs: the configuration and its microseconds, by GPU."""
+    """This package's results for GPUs with this many SMs: (configuration, microseconds) by GPU name."""
     key, found = _key(kind, m, n, k, groups), {}
     for path in sorted(SHIPPED.glob("*.json")):
         entry = _table(path).get(key)
@@ -61,9 +61,9 @@ def shipped(kind: Kind, m: int, n: int, k: int, groups: int, num_sms: int) -> di
 
 
 def keep(gpu: str, config: Config, m: int, groups: int, num_sms: int, us: float) -> Path:
-    """Add a result to the user's own table, or replace it there. Returns the table's path.
+    """Add a result to the user's own table, or replace it there, and return the table's path.
 
-    The file is replaced in one step: a reader finds the old or the new one. Of two processes that write at
+    The file is replaced in one step, so a reader finds the old one or the new one. If two processes write at
     the same moment, one result may get lost.
     """
     path = _own() / _file(gpu)
@@ -107,7 +107,7 @@ def _table(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A table; an empty one where there is none, or something else."""
+    """A table; an empty one if the file is missing or is no table."""
     try:
         table = json.loads(path.read_text())
     except (OSError, ValueError):

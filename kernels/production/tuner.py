@@ -1,6 +1,6 @@
-"""Measure which configuration is the fastest, and keep the result: `gemm_ladder.tune`, and
+"""Measure which configuration is the fastest for a product, and keep the result: `gemm_ladder.tune`, and
 
-python -m gemm_ladder tune M N K [--kind masked --groups 4]      on a machine with a Hopper GPU
+    python -m gemm_ladder tune M N K [--kind masked --groups 4]      on a machine with a Hopper GPU
 
 What is kept (`tuned`) is used from the next call on, by later processes too. Kernels are timed as in every
 measurement of this package (`gemm_ladder.measure.timing`), L2 dirty, after their results were checked.
@@ -41,8 +41,8 @@ class Tuned(NamedTuple):
 
 
 def operands_for(kind: Kind, m: int, n: int, k: int, groups: int, device: torch.device | str) -> Operands:
-    """Random normal operands. contiguous: blocks of 128 rows, dealt to the groups in order; masked: groups of
-    about m rows, as unequal as `gemm_ladder.production.prediction` expects them to be."""
+    """Random normal operands. In the contiguous layout, the groups have equal numbers of blocks of 128 rows,
+    as far as possible; in the masked layout about m rows each, as unequal as `prediction` assumes."""
     if kind == "masked":
         counts = spread(m, groups)[0]
         held = [align(max(counts), M_ALIGNMENT)] * groups
@@ -68,19 +68,20 @@ def tune(
     """Time the configurations that are expected to be good, and keep the best one.
 
     Args:
-        kind, n, k, groups: the product's.
-        m: rows of A in all; masked: about how many of a group count. The result is used for every m that
-            config.bucket rounds to the same.
-        device: a Hopper GPU, all of whose SMs are used.
-        limit: how many configurations to time; the expectation says which. Then the best one's FFMAs are
-            interleaved in the other ways that there are.
-        among: the configurations to time instead.
+        kind, n, k, groups: the layout, the sizes of B, and how many groups B has.
+        m: rows of A in all; in the masked layout, about how many rows of a group count. The result is used
+            for every m that choice.bucket rounds to the same number.
+        device: a Hopper GPU; all of its SMs are used.
+        limit: how many configurations to time, the best expected ones. After them, the fastest one is timed
+            with its FFMAs interleaved in the other ways.
+        among: time these configurations instead.
 
     Returns:
-        What was timed, the best first.
+        The configurations and their times, the fastest first.
 
     Raises:
-        InputError: sizes that no kernel multiplies, a configuration that is not for them, or no Hopper GPU.
+        InputError: no kernel multiplies these sizes, `among` has a configuration for other ones, or there is
+            no Hopper GPU.
         GemmLadderError: no configuration gave a right result.
     """
     device = torch.device(device)
@@ -112,8 +113,8 @@ def tune(
 
 
 def interleaved(config: Config) -> list[Config]:
-    """The configuration with its FFMAs in the other modes, compiled: those that the pass can make of it. It
-    may pay where the tensor cores are busy, so with large tiles."""
+    """Compile the configuration with its FFMAs interleaved in the other ways, and return those that the pass
+    could make. Interleaving may pay where the tensor cores are busy, so only with large tiles."""
     if config.tile_m * config.tile_n < 128 * 128:
         return []
     others = [dataclasses.replace(config, interleave=mode) for mode in configs.INTERLEAVES]
@@ -129,7 +130,7 @@ def _time(found: Sequence[Config], operands: Operands, device: torch.device) -> 
     from tqdm import tqdm
 
     calls = {}
-    labels = [f"{config.name} ({index})" for index, config in enumerate(found)]  # some differ in details only
+    labels = [f"{config.name} ({index})" for index, config in enumerate(found)]  # two may have one name
     out, references = operands.output(), list(operands.references())
     for config, label in zip(found, labels, strict=True):
 
@@ -159,7 +160,7 @@ def _time(found: Sequence[Config], operands: Operands, device: torch.device) -> 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `tune`. Returns 0. Raises what tune() does."""
+    """Run `tune`. Returns 0. Raises the errors of tune()."""
     parser = argparse.ArgumentParser(
         prog="python -m gemm_ladder tune",
         description="Time the configurations that are expected to be good for a product, on a Hopper GPU, "

@@ -62,6 +62,14 @@ def test_any_number_of_sms(kind, groups, n, k, num_sms):
         assert choose(kind, m, n, k, groups, num_sms).check()
 
 
+def test_candidates_are_for_the_rows_of_a_group():
+    """In the contiguous layout m counts the rows of all groups; in the masked one those of one group."""
+    few = list(candidates("contiguous", 64 * 64, 4096, 7168, 64))
+    assert {one.tile_m for one in few} == {64} and all(one.stream_b for one in few if one.share != "B")
+    assert {one.tile_m for one in candidates("contiguous", 64 * 4096, 4096, 7168, 64)} == {64, 128, 256}
+    assert {one.tile_m for one in candidates("masked", 4096, 4096, 7168, 64)} == {64, 128, 256}
+
+
 def test_candidates_keep_the_rules():
     found = [
         one for kind in ("dense", "contiguous", "masked") for one in candidates(kind, 512, 2112, 7168, 2)

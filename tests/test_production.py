@@ -16,11 +16,24 @@ import numpy as np
 import pytest
 import torch
 from cases import normal, place
-from families import CONTIGUOUS, DENSE, DEVICE, MASKED, TAILS, check_contiguous, launch, name, run_dense
+from families import (
+    CONTIGUOUS,
+    DENSE,
+    DEVICE,
+    FAMILIES,
+    MASKED,
+    TAILS,
+    check_contiguous,
+    launch,
+    name,
+    run_dense,
+)
+from gemm_ladder.arguments import GroupedArgs
 from gemm_ladder.production import config as configs
 from gemm_ladder.production import launching
 from gemm_ladder.production.config import Config
 from gemm_ladder.production.precompiling import build_all
+from gemm_ladder.ref import emulator
 from grouped_cases import BLOCK, contiguous, masked
 
 FUZZ = {"emulator": int(os.environ.get("GEMM_LADDER_FUZZ", "8")), "gpu": 60}  # configurations
@@ -33,6 +46,17 @@ INT_MAX = 2**31 - 1
 
 
 LESSONS = Path(__file__).resolve().parents[1] / "lessons"
+
+
+@pytest.mark.parametrize("config", FAMILIES, ids=name)
+def test_launch_is_what_the_configuration_says(config):
+    """Shared memory, threads and cluster as geometry.cuh and start.cuh work them out, against Config's."""
+    args = GroupedArgs(m=300, n=config.n, k=config.k, sfa_stride=300, num_sms=132, groups=1, groups_a=1)
+    with gl.emulator(dry=True) as run:
+        assert emulator.launch(config.compile("emulator").lib, args) is None
+    (asked,) = run.launches
+    assert (asked.shared_bytes, asked.cluster) == (config.shared_bytes, config.cluster)
+    assert (asked.threads, asked.blocks_an_sm) == (128 * (1 + config.consumers), config.blocks_an_sm)
 
 
 @pytest.mark.parametrize("config", DENSE, ids=name)

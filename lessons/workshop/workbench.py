@@ -18,14 +18,14 @@ from collections.abc import Callable, Iterable, Sequence
 import gemm_ladder as gl
 import numpy as np
 import torch
-from gemm_ladder import build
+from gemm_ladder import arguments, build
 from gemm_ladder.figures import measured, rung_cards
 from gemm_ladder.measure.variants import changed
 from gemm_ladder.ref import emulator, fp8, tensor_core
 from gemm_ladder.ref.gemm import BF16
 from gemm_ladder.rungs import Rung
 
-HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == arguments.HOPPER
 DEVICE = "cuda" if HOPPER else "cpu"
 MAX_STEPS = 2_000_000  # of the emulator's scheduler: a broken loop ends
 

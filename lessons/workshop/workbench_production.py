@@ -18,7 +18,7 @@ from gemm_ladder.ref import emulator
 from gemm_ladder.ref.gemm import BF16
 from workshop import workbench
 
-FOLDER = Path(launching.__file__).resolve().parent / "production"
+FOLDER = Path(launching.__file__).resolve().parent
 INCLUDE = '#include "{}"\n'
 
 

@@ -1,4 +1,4 @@
-"""Arguments of calls that pass every check, and ways to spoil them: what tests of the checks share."""
+"""Arguments of calls that pass every check, and ways to spoil them, for the tests of the checks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def columns_of_more(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class Arguments(dict):
-    """lhs, rhs and out, of which "A", "sfa", "B" and "sfb" can be replaced as well."""
+    """Arguments by name. Inside of the pairs lhs and rhs, "A", "sfa", "B" and "sfb" can be changed, too."""
 
     def change(self, which: str, function) -> None:
         inside = {"A": ("lhs", 0), "sfa": ("lhs", 1), "B": ("rhs", 0), "sfb": ("rhs", 1)}
@@ -44,14 +44,11 @@ class Arguments(dict):
         return hex(tensors[which].data_ptr())
 
 
-# What the public API adds: the grouped layouts, and a way past these checks for what needs none of them.
-
-
 GROUPS, MAX_M = 3, 6
 
 
 def grouped_arguments(layout: str) -> Arguments:
-    """A call that is plain."""
+    """A grouped call that needs no conversion, so that the fast path takes it."""
     rows = (M,) if layout == "contiguous" else (GROUPS, MAX_M)
     sfa = checks.mn_major(torch.ones(*rows, K // 128))
     index = {"contiguous": "m_indices", "masked": "masked_m"}[layout]

@@ -1,4 +1,4 @@
-"""The test cases that all rungs and both machines share: operands, hostile surroundings, expected bits.
+"""The test cases that all rungs and both machines share: operands, poisoned surroundings, expected bits.
 
 A case is made in NumPy from its name, so that every machine and every process gets the same numbers. `place`
 puts it on a device the way a careless caller would: poison right before and after every input, in the
@@ -20,7 +20,7 @@ FP8_NAN = 0x7F
 ONE = 0x38  # E4M3 of 1.0
 UNWRITTEN = 0x7FA5  # BF16: a NaN that no kernel writes, theirs is 0x7FFF
 CANARY = 0x7FB6  # another one
-# Wide enough that the largest tile's overrun stays inside, and is reported rather than killing the tests.
+# Large enough that a kernel that writes a whole tile too far is reported, and does not crash the tests.
 MARGIN = 256  # rows of canaries on each side of the output
 GUARD = 1 << 16  # bytes of poison on each side of an input
 
@@ -49,7 +49,7 @@ class Operands:
             return gemm.dense(self.a, self.sfa, self.b, self.sfb)
 
     def expected_bits(self, rung: str) -> np.ndarray:
-        """uint16 [m, n]: the BF16 bits that a rung must give, from the model of the unit that adds."""
+        """uint16 [m, n]: the BF16 bits that a rung must give, by the model of its arithmetic."""
         if rung == "s0_numpy":
             return gemm.to_bf16(self.exact()).view(np.uint16)
         model = tensor_core.cuda_core_gemm if rung == "s1_naive" else tensor_core.gemm
@@ -58,7 +58,7 @@ class Operands:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A named product. `exact`: its result has no rounding but the one to BF16, on every rung."""
+    """A named product. `exact`: on every rung, nothing is rounded before the result becomes BF16."""
 
     name: str
     m: int
@@ -77,8 +77,8 @@ def scale_shapes(m: int, n: int, k: int) -> tuple[tuple[int, int], tuple[int, in
 
 
 def normal(rng: np.random.Generator, m: int, n: int, k: int) -> Operands:
-    """Normal numbers over E4M3's whole range; no two scales alike, over a factor of 16, so that the scale of
-    a wrong row or block shows."""
+    """Normal numbers over E4M3's whole range. All scales differ, by factors of up to 16, so that using the
+    scale of a wrong row or block shows."""
 
     def codes(rows: int) -> np.ndarray:
         return fp8.encode(rng.normal(scale=448 / 4, size=(rows, k)).astype(np.float32)).view(np.uint8)

@@ -17,7 +17,7 @@ DEVICE = {"emulator": "cpu", "gpu": "cuda"}
 def family(
     kind: str, tile_m: int, tile_n: int, share: str = "nothing", n: int = 328, **fields: object
 ) -> Config:
-    """A configuration for a ragged n and an odd number of blocks of K."""
+    """A configuration for an n that no tile divides, and an odd number of K blocks."""
     k = 1152 if share == "K" else 384
     fields = {"cluster": 1 if share == "nothing" else 2, **fields}
     return Config.of(kind, n, k, tile_m, tile_n, share=share, **fields)
@@ -78,7 +78,7 @@ def name(config: Config) -> str:
 def run_dense(
     config: Config, m: int, machine: str, seed: int = 0, num_sms: int = 0, exact: bool = False
 ) -> None:
-    """Launch at m rows, and compare: the bits, but where parts of K are added in another order."""
+    """Launch at m rows and compare the bits; with split-K, whose order of additions differs, the errors."""
     fill = small_integers if exact else normal
     operands = fill(np.random.default_rng(m + config.n), m, config.n, config.k)
     placed = place(operands, DEVICE[machine])
@@ -97,7 +97,8 @@ def launch(config: Config, call: Grouped, seed: int = 0, num_sms: int = 0) -> No
 
 
 def check_contiguous(call: Grouped) -> None:
-    """Rows of padding inside a block are multiplied or zero: not looked at. Whole blocks of it are zeros."""
+    """Check a contiguous call. Rows of padding inside a group's last block may hold anything; whole blocks of
+    padding are zeros."""
     padding = call.rows == -1
     padding &= call.rows[::BLOCK].repeat_interleave(BLOCK) != -1
     call.out.view(torch.int16)[padding] = 0
@@ -105,7 +106,7 @@ def check_contiguous(call: Grouped) -> None:
 
 
 def run_family(config: Config, machine: str) -> None:
-    """A call of ragged sizes, with several tiles a block: what test_sanitizer.py looks at."""
+    """A call with ragged sizes and several tiles for each thread block; test_sanitizer.py runs it, too."""
     num_sms = config.cluster * 2
     if config.kind == "dense":
         run_dense(config, 300, machine, num_sms=num_sms)

@@ -21,7 +21,7 @@ MAX_ROW_ERROR = 1e-2
 
 @dataclasses.dataclass
 class Grouped:
-    """A grouped call, as a caller holds it."""
+    """The tensors of a grouped call, and its expected result."""
 
     lhs: tuple[torch.Tensor, torch.Tensor]
     rhs: tuple[torch.Tensor, torch.Tensor]
@@ -70,7 +70,8 @@ def _output(shape: tuple[int, ...], device: str) -> tuple[torch.Tensor, torch.Te
 
 
 def contiguous(counts: list[int], n: int, k: int, device: str = "cpu", padding: int = 0) -> Grouped:
-    """Groups of so many rows, each filled up to whole blocks by rows of -1, then `padding` blocks of -1."""
+    """Groups with these numbers of rows, each filled up to whole blocks by rows of -1, then `padding` blocks
+    of -1."""
     groups = _operands(np.random.default_rng(sum(counts) + n + k), counts, n, k)
     m = sum(-(-count // BLOCK) * BLOCK for count in counts) + padding * BLOCK
     a = np.full((m, k), FP8_NAN, np.uint8)
@@ -92,7 +93,7 @@ def contiguous(counts: list[int], n: int, k: int, device: str = "cpu", padding: 
 
 
 def masked(counts: list[int], max_m: int, n: int, k: int, device: str = "cpu") -> Grouped:
-    """Groups of max_m rows, of which so many count."""
+    """Groups with room for max_m rows each, of which these numbers count."""
     groups = _operands(np.random.default_rng(sum(counts) + n + k), counts, n, k)
     a = np.full((len(counts), max_m, k), FP8_NAN, np.uint8)
     sfa = np.full((len(counts), max_m, k // 128), np.nan, np.float32)

@@ -104,7 +104,7 @@ MEASURED = {
 }
 
 
-# ... with tiles of another size for what whole waves leave over.
+# The same for configurations with a tail: tiles of another size for the rows that whole waves leave over.
 MEASURED_TAILS = {
     (4096, 2112, 7168, 128, 192, 256, 64): 87.5,
     (8192, 2112, 7168, 128, 192, 128, 64): 173.8,
@@ -117,7 +117,7 @@ MEASURED_TAILS = {
 
 
 def chosen(kind: str, groups: int, rows: int, n: int, k: int) -> Config:
-    """As a call chooses: the contiguous layout's m is that of all groups."""
+    """The configuration that a call gets. In the contiguous layout, its m counts the rows of all groups."""
     if kind == "masked":
         return choose(kind, 4096, n, k, groups, expected_m=rows)
     return choose(kind, rows * groups, n, k, groups)

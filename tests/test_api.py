@@ -35,7 +35,7 @@ device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=py
 
 
 def python(code: str) -> str:
-    """What a process of its own prints."""
+    """Run the code in a process of its own and return what it prints."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -45,7 +45,7 @@ def python(code: str) -> str:
 
 
 def test_import_costs_nothing():
-    """Neither torch, nor CUDA, nor a compiler; and CUDA is not initialised by the first use on a CPU."""
+    """An import loads neither torch nor NumPy, and using the package on the CPU does not initialise CUDA."""
     assert python(
         "import sys, gemm_ladder as gl; gl.rungs; print('torch' in sys.modules, 'numpy' in sys.modules); "
         "import torch; gl.get_mn_major_tma_aligned_tensor(torch.ones(3, 2)); gl.fp8_gemm_nt; "
@@ -54,7 +54,7 @@ def test_import_costs_nothing():
 
 
 def test_every_way_to_import():
-    """In a process of its own, since an import is remembered."""
+    """In a process of its own, because Python remembers imports."""
     assert (
         python(
             "import gemm_ladder as deep_gemm\n"
@@ -74,7 +74,7 @@ def test_every_way_to_import():
 
 
 def test_the_functions_of_the_api_are_public():
-    """The stub names all of the API module's functions; what tab completion shows is what it names."""
+    """The stub lists every function of api.py, and tab completion shows exactly what the stub lists."""
     functions = {
         name
         for name, value in vars(api).items()
@@ -118,7 +118,7 @@ def test_contiguous(name, keyword, counts, padding, device):
 
 
 def test_contiguous_rows_of_padding_after_a_group():
-    """On the CPU they are zeros, whatever A holds there; neither layout of the blocks is refused."""
+    """Rows of padding after a group's rows become zeros on the CPU, whatever A holds there."""
     call = grouped_cases.contiguous([130, 0, 1], 136, 256, padding=1)
     gl.m_grouped_fp8_gemm_nt_contiguous(call.lhs, call.rhs, call.out, call.rows)
     call.check(exact=True)
@@ -139,7 +139,7 @@ def test_masked(name, counts, max_m, device):
 
 @device
 def test_nothing_to_compute(device):
-    """m = 0 and max_m = 0: checked, and no kernel asked."""
+    """m = 0 and max_m = 0: the arguments are checked, and no kernel is launched."""
     nothing = place(normal(np.random.default_rng(0), 0, 136, 256), device)
     gl.fp8_gemm_nt(nothing.lhs, nothing.rhs, nothing.out)
     call = grouped_cases.contiguous([0, 0], 136, 256, device)
@@ -173,7 +173,7 @@ def test_inputs_that_require_grad():
 
 
 def test_what_runs_on_a_gpu(monkeypatch):
-    """Calls whose tensors are on a GPU go to production.launching, as `checks` has passed them."""
+    """Calls whose tensors are on a GPU go to production.launching, after the checks."""
     given = []
     kernels = types.ModuleType("gemm_ladder.production.launching")
     kernels.queue = lambda call, expected_m: given.append((call, expected_m))
@@ -297,7 +297,7 @@ def test_contents_of_masked_m(count):
 
 @pytest.mark.gpu
 def test_contents_on_a_gpu(monkeypatch):
-    """Looked at only where that was asked for, and not while a graph is captured."""
+    """On a GPU they are checked only if that was asked for, and not while a CUDA graph is captured."""
     rows = torch.tensor([5, 0], dtype=torch.int32, device="cuda")
     call = grouped_cases.masked([3, 2], 4, 136, 256, "cuda")
     assert checks.call("masked", call.lhs, call.rhs, call.out, rows)

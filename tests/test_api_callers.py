@@ -29,7 +29,7 @@ def dense():
     return place(operands), gemm.to_bf16(operands.exact()).view(np.uint16)
 
 
-# vLLM: a wrapper for each product, `disable_ue8m0_cast` always among its keywords, whichever name was found.
+# vLLM wraps each function and always passes `disable_ue8m0_cast`, to first-generation names too.
 
 
 @pytest.mark.parametrize("name", ["fp8_gemm_nt", "gemm_fp8_fp8_bf16_nt"])
@@ -49,7 +49,7 @@ def test_vllm_dense(dense, name, use_ue8m0):
     "name", ["m_grouped_fp8_gemm_nt_contiguous", "m_grouped_gemm_fp8_fp8_bf16_nt_contiguous"]
 )
 def test_vllm_contiguous(name):
-    """Tokens scattered to experts: rows beyond an expert's tokens keep the -1 that the indices began as."""
+    """Tokens are scattered to experts. The indices start as -1, and rows after an expert's tokens keep it."""
     call = grouped_cases.contiguous([100, 0, 129], 136, 256)
     block_m = deep_gemm.get_mk_alignment_for_contiguous_layout()
     assert call.lhs[0].size(0) % block_m == 0 and (call.rows == -1).any()
@@ -59,7 +59,7 @@ def test_vllm_contiguous(name):
 
 @pytest.mark.parametrize("name", ["fp8_m_grouped_gemm_nt_masked", "m_grouped_gemm_fp8_fp8_bf16_nt_masked"])
 def test_vllm_masked(name):
-    """Workspaces are slices of one buffer, viewed as what is needed."""
+    """Workspaces are slices of one buffer, viewed with the shape and type that is needed."""
     call = grouped_cases.masked([7, 0, 16], 16, 136, 256)
     workspace = torch.full((3 * 16 * 136 + 1000,), float("nan"), dtype=torch.bfloat16)
     out = workspace[: 3 * 16 * 136].view(3, 16, 136)
@@ -70,7 +70,7 @@ def test_vllm_masked(name):
 
 
 def test_vllm_weights_after_loading():
-    """Scales of all weights once through transform_sf_into_required_layout, with keywords."""
+    """The scales of all weights go through transform_sf_into_required_layout once, with keywords."""
     call = grouped_cases.masked([3, 4], 4, 264, 384)
     b, sfb = call.rhs
     sfb = deep_gemm.transform_sf_into_required_layout(
@@ -80,7 +80,7 @@ def test_vllm_weights_after_loading():
     call.check(exact=True)
 
 
-# SGLang: its own names for the arguments, a bracket that lends SMs to communication, scales converted by it.
+# SGLang uses other names for some arguments, limits the SMs around a region, and converts scales itself.
 
 
 @contextlib.contextmanager
@@ -121,7 +121,7 @@ def test_sglang_contiguous(name, keyword):
 
 @pytest.mark.parametrize("name", ["m_grouped_fp8_gemm_nt_masked", "m_grouped_gemm_fp8_fp8_bf16_nt_masked"])
 def test_sglang_masked(name):
-    """Scales that a dispatch left row-major inside each group; counts and the hint by keyword."""
+    """Scales that the dispatch left row-major inside each group; keywords for the counts."""
     call = grouped_cases.masked([5, 0, 12], 12, 136, 256)
     a, sfa = call.lhs
     sfa = deep_gemm.utils.layout.get_mn_major_tma_aligned_tensor(sfa.contiguous())
@@ -138,7 +138,7 @@ def test_all_by_keyword(dense, generation):
     np.testing.assert_array_equal(placed.bits(), bits)
 
 
-# DeepGEMM's own first tests: casts, layouts and measures at the top level.
+# DeepGEMM's first tests use casts, layouts and measures from the top level of the package.
 
 
 def test_first_generation_script():

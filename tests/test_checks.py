@@ -120,7 +120,7 @@ REFUSALS = {
 }
 
 
-# A lazily negated view has the other's memory and the opposite numbers.
+# A lazily negated view shares the memory of another tensor and stands for the opposite numbers.
 REFUSALS |= {
     f"{which}_negated": (
         which,
@@ -139,7 +139,7 @@ REFUSALS["out_requires_grad"] = (
 
 
 def refused(arguments: dict, rung: str = "s1_naive") -> str:
-    """The message with which a rung refuses them. It is one sentence."""
+    """The sentence with which a rung refuses the arguments."""
     with pytest.raises(InputError) as refusal:
         gl.rungs[rung](**arguments)
     assert isinstance(refusal.value, ValueError) and isinstance(refusal.value, gl.GemmLadderError)
@@ -164,7 +164,7 @@ def test_refuses(which, function, message, rung):
 
 @pytest.mark.parametrize(("which", "function", "message"), REFUSALS.values(), ids=REFUSALS)
 def test_the_api_refuses(which, function, message):
-    """In the rungs' words."""
+    """The public functions refuse with the same sentences as the rungs."""
     placed = place(normal(np.random.default_rng(0), M, N, K))
     arguments = Arguments(lhs=placed.lhs, rhs=placed.rhs, out=placed.out)
     arguments.change(which, function)
@@ -179,7 +179,7 @@ def test_the_api_refuses(which, function, message):
 @pytest.mark.parametrize("which", ["A", "sfa", "B", "sfb"])
 @pytest.mark.parametrize("edge", ["first", "last"])
 def test_refuses_an_output_that_is_an_input(which, edge):
-    """One byte in common is enough, at either end."""
+    """Sharing one byte is enough, at either end."""
     sizes = {"A": M * K, "sfa": 4 * (8 + M), "B": N * K, "sfb": 4 * 4}  # up to the last byte that is read
     align = {"A": 16, "sfa": 16, "B": 16, "sfb": 4}[which]
     out_bytes, input_bytes = 2 * M * N, sizes[which]
@@ -206,7 +206,7 @@ def test_refuses_an_output_that_is_an_input(which, edge):
 
 
 def test_neighbours_do_not_overlap():
-    """An output that begins where an input ends is fine."""
+    """An output may begin right where an input ends."""
     operands = normal(np.random.default_rng(1), 8, 8, 128)
     placed = place(operands)
     memory = torch.zeros(8 * 128 + 2 * 8 * 8 + 16, dtype=torch.uint8)
@@ -230,7 +230,7 @@ def test_unsupported_device():
     ("name", "capability"), [("NVIDIA A100-SXM4-80GB", (8, 0)), ("NVIDIA B200", (10, 0))]
 )
 def test_a_gpu_that_is_not_hopper(monkeypatch, name, capability):
-    """Said before anything else about the tensors."""
+    """The wrong GPU is reported before anything else about the tensors."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     monkeypatch.setattr(checks, "same_device", lambda named: torch.device("cuda", 3))
@@ -255,7 +255,7 @@ def test_a_hopper_gpu_passes(monkeypatch):
 
 @pytest.mark.parametrize("rung", gl.rungs)
 def test_no_rows_are_checked_as_well(rung):
-    """m = 0 returns, but not before a wrong argument has been seen."""
+    """A call with m = 0 does nothing, but wrong arguments are refused all the same."""
     operands = normal(np.random.default_rng(2), 0, N, K)
     placed = place(operands)
     gl.rungs[rung](placed.lhs, placed.rhs, placed.out)
@@ -272,7 +272,7 @@ def test_lists_are_pairs():
 
 @pytest.mark.parametrize("rung", ["s0_numpy", "s1_naive"])
 def test_inputs_that_require_grad(rung):
-    """They are taken for their values, in the layout that kernels read and in one that is converted."""
+    """Only their values are used, both in the layout that kernels read and in one that is converted."""
     operands = normal(np.random.default_rng(5), M, N, K)
     for layout in (torch.Tensor.contiguous, lambda sfa: sfa):
         placed = place(operands)
@@ -283,13 +283,13 @@ def test_inputs_that_require_grad(rung):
         assert not placed.out.requires_grad
 
 
-# Conversions: what is accepted in more than one layout.
+# Conversions: operands that are accepted in more than one layout.
 
 
 @pytest.mark.parametrize("rung", ["s0_numpy", "s1_naive"])
 @pytest.mark.parametrize("which", ["sfa", "sfb"])
 def test_lazily_negated_scales(rung, which):
-    """Their values count, not the bits in memory, whichever layout they are in."""
+    """The negated values are used, not the bits in memory, in every layout."""
     operands = normal(np.random.default_rng(6), M, N, K)
     negated = operands.expected_bits(rung) ^ 0x8000
     for layout in (torch.Tensor.contiguous, lambda scales: scales, lambda scales: scales.T.contiguous().T):
@@ -332,7 +332,7 @@ def test_scales_that_are_right_are_not_copied():
 
 
 def test_sizes_beyond_32_bits():
-    """2^31 + 8 rows and an A of 2^40 bytes, of which no byte is touched."""
+    """2^31 + 8 rows, an A of 2^40 bytes; the tensors are on the meta device, which has no memory."""
     m, n, k = 2**31 + 8, 8, 512
 
     def huge(shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -351,7 +351,7 @@ def test_sizes_beyond_32_bits():
 
 
 def test_poison_is_told_apart():
-    """The patterns of cases.py are NaNs that no rounding makes."""
+    """The bit patterns that cases.py poisons with are NaNs that no kernel and no rounding produces."""
     for pattern in (CANARY, UNWRITTEN):
         assert pattern not in (0x7FFF, 0x7FC0, 0xFFC0, 0xFFFF)
         assert np.isnan((np.array([pattern], np.uint32) << 16).view(np.float32))

@@ -1,4 +1,4 @@
-"""What the public functions refuse besides: the grouped layouts, and sizes that no kernel multiplies."""
+"""Refusals of the grouped layouts, and of sizes that no kernel multiplies."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ GROUPED_REFUSALS = {
     ("layout", "which", "function", "message"), GROUPED_REFUSALS.values(), ids=GROUPED_REFUSALS
 )
 def test_refuses_grouped(layout, which, function, message):
-    """By both ways, the plain one and the thorough one, in the same words."""
+    """checks.operands and checks.call refuse with the same sentence."""
     for check in GROUPED[layout]:
         arguments = grouped_arguments(layout)
         arguments.change(which, function)

@@ -25,7 +25,7 @@ def test_choice(row, expected):
 
 @pytest.mark.parametrize(("n", "k"), WEIGHTS)
 def test_few_kernels(n, k):
-    """What a serving process compiles for one weight, over all batch sizes."""
+    """A serving process compiles few kernels for one weight, over all batch sizes."""
     found = {choose("dense", m, n, k) for m in range(1, 8193)}
     assert 4 <= len(found) <= 11
     assert found == {choose("dense", m, n, k) for m in choice.rows_up_to("dense", 8192, 1)}
@@ -34,7 +34,7 @@ def test_few_kernels(n, k):
 @pytest.mark.parametrize(("kind", "groups"), [("dense", 1), ("contiguous", 8), ("masked", 8)])
 @pytest.mark.parametrize("max_m", [1, 64, 65, 1000, 5000, 20000])
 def test_rows_up_to_covers_every_m(kind, groups, max_m):
-    """precompile() asks for these; a call for any m up to max_m must find its kernel among them."""
+    """precompile() asks for these rows; the kernel of a call with any m up to max_m must be among theirs."""
     asked = {rows_to_expect(kind, m, groups, None) for m in choice.rows_up_to(kind, max_m, groups)}
     called = {rows_to_expect(kind, m, groups, None) for m in range(1, max_m + 1)}
     assert called <= asked
@@ -110,7 +110,7 @@ def test_weights_that_are_read_once_leave_l2_first():
 
 @pytest.mark.parametrize(("row", "us"), MEASURED.items(), ids=str)
 def test_expected_times(row, us):
-    """The model is for choosing: within a tenth of what was measured."""
+    """The model is accurate enough to choose by: within a tenth of the measured time."""
     m, n, k, tile_m, tile_n, share = row
     one = Config.of(
         "dense", n, k, tile_m, tile_n, share=share, cluster=1 + (share != "nothing"), stream_b=m <= tile_m
@@ -139,7 +139,7 @@ def test_prediction():
 
 
 def test_prediction_of_a_tail():
-    """Two waves of 264 tiles of 128x192, then one of 132 of 256x64; and where they overlap."""
+    """264 tiles of 128x192 are two waves, 132 tail tiles of 256x64 one more; and where the two overlap."""
     one = Config.of("dense", 2112, 7168, 128, 192, tail_m=256, tail_n=64)
     found = predict(one, 4096)
     assert (found.waves, found.last_wave) == (3.0, 1.0)
@@ -150,7 +150,7 @@ def test_prediction_of_a_tail():
     ]
     assert found.us / sum(one.us for one in alone) == pytest.approx(1, rel=0.05)
     assert found.us < predict(Config.of("dense", 2112, 7168, 128, 192), 4096).us
-    # 5 tiles for 4 clusters leave the second cluster to be the next: with 3 long ones the first has none.
+    # Five tiles for four clusters: the next tile goes to the second cluster. With three, to the fourth.
     assert prediction.busy([(5, 1.0), (3, 10.0)], 4) == 11.0
     assert prediction.busy([(5, 1.0), (4, 10.0)], 4) == 12.0
 

@@ -93,7 +93,7 @@ def test_fields_are_those_in_cpp():
 
 
 def test_registers_decide_the_unrolling():
-    """128x192 leaves no registers for a longer loop body; two slices take turns and want one."""
+    """A tile of 128x192 leaves no registers for a longer loop body; with two slices a longer one pays."""
     assert Config.of("dense", 4096, 7168, 128, 192).unroll == 1
     assert Config.of("dense", 4096, 7168, 256, 128).unroll == 8
     assert Config.of("dense", 4096, 7168, 64, 64).unroll == 4
@@ -101,7 +101,7 @@ def test_registers_decide_the_unrolling():
 
 
 def test_parts():
-    """Whole waves, and of those whole rows of tiles; the tail is the smaller, and has the ring to itself."""
+    """The main tile gets whole rows of tiles that fill whole waves; the tail tile gets the rest."""
     one = config(n=2112, tile_n=192, tail_m=256, tail_n=64)
     assert [(part.tile_m, part.tile_n, rows) for part, rows in one.parts(4096, 132)] == [
         (128, 192, 3072),

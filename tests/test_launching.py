@@ -39,7 +39,7 @@ def test_another_n_is_refused():
 
 @pytest.mark.parametrize("kind", ["dense", "contiguous", "masked"])
 def test_what_the_tuner_measures(kind, machine):
-    """Its problems are valid calls, and a right result is taken for right, a wrong one for wrong."""
+    """Its operands make valid calls; a right result counts as right, and one wrong row as wrong."""
     operands = tuner.operands_for(kind, 200, 72, 256, 3 if kind != "dense" else 1, DEVICE[machine])
     config = Config.of(kind, 72, 256, 64, 48)
     out = operands.output()
@@ -50,7 +50,7 @@ def test_what_the_tuner_measures(kind, machine):
 
 
 def api_call(kind: str, m: int, n: int, k: int, groups: int) -> tuple:
-    """(run, check, out): a call of the public API on the GPU, and what looks at its result."""
+    """(run, check, out): a call of the public API on the GPU, a check of its result, and its output."""
     if kind == "dense":
         operands = normal(np.random.default_rng(m), m, n, k)
         placed = place(operands, "cuda")
@@ -85,7 +85,7 @@ def test_api_on_a_gpu(kind, groups):
 @pytest.mark.gpu
 @pytest.mark.parametrize(("kind", "groups"), KINDS)
 def test_capture(kind, groups):
-    """What is not loaded is refused with the remedy; after that, a captured call may be the first of all."""
+    """A call whose kernel is not loaded is refused, and told of precompile; after that it can be captured."""
     n, k, m = 2112 + 8 * len(kind), 512, 100
     run, check, out = api_call(kind, m, n, k, groups)
     remedy = rf"gemm_ladder\.precompile\(n={n}, k={k}, .*kind='{kind}'\)"
@@ -104,7 +104,7 @@ def test_capture(kind, groups):
 
 @pytest.mark.gpu
 def test_precompile_is_enough():
-    """No call for a smaller m compiles."""
+    """After precompile, no call with a smaller m compiles anything."""
     assert len(gl.precompile(1536, 768, max_m=2048)) <= 10
     before = len(launching._libraries)
     for m in (1, 63, 64, 65, 200, 1000, 2048):

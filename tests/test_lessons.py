@@ -1,4 +1,4 @@
-"""The lessons: both forms of each say the same, run from a clean start, and their exercises can be solved."""
+"""The lessons: both forms of each are equal, it runs from a clean start, and its exercises can be solved."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def notebook(lesson: Path) -> nbformat.NotebookNode:
 
 
 def solution(lesson: Path) -> list[str]:
-    """The cells that solve the lesson's exercises, in their order."""
+    """The cells that solve the lesson's exercises, in order."""
     return [
         cell.source
         for cell in jupytext.read(FOLDER / "solutions" / lesson.name, fmt="py:percent").cells
@@ -86,7 +86,7 @@ def test_notebook_is_whole_and_small(lesson: Path) -> None:
 
 
 def texts() -> Iterator[tuple[str, str]]:
-    """(name, Markdown) of all that a reader can click in."""
+    """(name, Markdown) of every text that may have links."""
     for path in [FOLDER / "README.md"]:
         yield path.name, path.read_text()
     for lesson in LESSONS:
@@ -179,7 +179,7 @@ def test_a_lost_message_is_no_failure_at_first(hangs: int, monkeypatch: pytest.M
 @pytest.mark.slow
 @each_lesson
 def test_runs_and_can_be_solved(lesson: Path) -> None:
-    """From a clean start, no exercise being solved; and beside each, its solution is right."""
+    """Every cell runs. Each check says "Not yet", and "Right" once the exercise has its solution."""
     cells = jupytext.read(lesson).cells
     ran = make.run(lesson, solved(cells, solution(lesson)))
     for tag, word in (("check", "Not yet: "), (SOLVED, "Right: ")):

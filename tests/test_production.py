@@ -50,7 +50,7 @@ LESSONS = Path(__file__).resolve().parents[1] / "lessons"
 
 @pytest.mark.parametrize("config", FAMILIES, ids=name)
 def test_launch_is_what_the_configuration_says(config):
-    """Shared memory, threads and cluster as geometry.cuh and start.cuh work them out, against Config's."""
+    """Config computes the same shared memory, threads and cluster as geometry.cuh and start.cuh."""
     args = GroupedArgs(m=300, n=config.n, k=config.k, sfa_stride=300, num_sms=132, groups=1, groups_a=1)
     with gl.emulator(dry=True) as run:
         assert emulator.launch(config.compile("emulator").lib, args) is None
@@ -69,7 +69,7 @@ def test_dense(config, m, machine):
 @pytest.mark.parametrize("config", TAILS, ids=name)
 @pytest.mark.parametrize(("m", "num_sms"), [(300, 4), (700, 8), (513, 10)])
 def test_rows_left_after_whole_waves(config, m, num_sms, machine):
-    """The last rows have another tile; run_family's call has such rows too, for the sanitizer."""
+    """The last rows get the tail tile. run_family's call has such rows, too, for the sanitizer."""
     assert len(config.parts(m, num_sms)) == len(config.parts(300, 2 * config.cluster)) == 2
     run_dense(config, m, machine, seed=m, num_sms=num_sms)
 
@@ -77,8 +77,8 @@ def test_rows_left_after_whole_waves(config, m, num_sms, machine):
 @pytest.mark.parametrize("config", TAILS, ids=name)
 @pytest.mark.parametrize(("m", "num_sms"), [(300, 4), (700, 8), (512, 4), (60, 9)])
 def test_rows_are_dealt_out_as_the_configuration_says(config, m, num_sms, monkeypatch):
-    """Config.parts, by which a tail is chosen, against deal() of production/start.cuh; clusters take turns
-    through both tiles, as if those were one list."""
+    """Config.parts agrees with deal() of start.cuh, and clusters get the tiles of both sizes in turn, as if
+    they were one list."""
     monkeypatch.syspath_prepend(LESSONS)
     from workshop import workbench_production
 
@@ -94,7 +94,7 @@ def test_rows_are_dealt_out_as_the_configuration_says(config, m, num_sms, monkey
 
 @pytest.mark.parametrize("config", DENSE, ids=name)
 def test_repeats_its_bits(config, machine):
-    """Also where the blocks of a cluster add up their parts, in whatever order they are ready."""
+    """With split-K, too, where the order in which thread blocks finish differs from run to run."""
     operands = normal(np.random.default_rng(3), 100, config.n, config.k)
     found = []
     for seed in range(4):
@@ -116,7 +116,7 @@ def test_contiguous(config, counts, machine):
 
 @pytest.mark.parametrize("config", [one for one in CONTIGUOUS if one.consumers_m == 2], ids=name)
 def test_half_a_block_of_padding(config, machine):
-    """A consumer all of whose 64 rows are padding multiplies nothing; its rows become zeros."""
+    """A consumer whose 64 rows are all padding multiplies nothing; its rows become zeros."""
     call = contiguous([60, 128, 190], config.n, config.k, DEVICE[machine])
     launch(config, call, num_sms=config.cluster)
     halves = call.rows.view(-1, 64)
@@ -131,7 +131,8 @@ def test_half_a_block_of_padding(config, machine):
     ("counts", "max_m"), [([5, 0, 100, 130], 130), ([0, 0, 64], 64), ([1, 257], 300), ([0, 0], 70)], ids=str
 )
 def test_masked(config, counts, max_m, machine):
-    """max_m is no multiple of the tile: a group's last tile must not write the next one's first rows."""
+    """max_m is no multiple of the tile, so a group's last tile reaches into the next group's rows. It must not
+    write them."""
     call = masked(counts, max_m, config.n, config.k, DEVICE[machine])
     launch(config, call, seed=max_m, num_sms=config.cluster * 2)
     call.check(exact=False)
@@ -140,7 +141,7 @@ def test_masked(config, counts, max_m, machine):
 @pytest.mark.parametrize("config", CONTIGUOUS, ids=name)
 @pytest.mark.parametrize("index", [3, 1000, INT_MAX, -2, -INT_MAX - 1])
 def test_an_expert_that_does_not_exist(config, index, machine):
-    """Its rows become zeros, the others are right, nothing else is read or written."""
+    """Rows with such an index become zeros, the others are right, and nothing else is read or written."""
     call = contiguous([128, 128, 128], config.n, config.k, DEVICE[machine])
     call.rows[BLOCK : 2 * BLOCK] = index
     call.expected[BLOCK : 2 * BLOCK] = 0
@@ -151,7 +152,7 @@ def test_an_expert_that_does_not_exist(config, index, machine):
 @pytest.mark.parametrize("config", MASKED, ids=name)
 @pytest.mark.parametrize(("given", "meant"), [(131, 130), (INT_MAX, 130), (-1, 0), (-INT_MAX - 1, 0)])
 def test_a_count_that_is_none(config, given, meant, machine):
-    """More than max_m are max_m, fewer than none are none."""
+    """A count above max_m is taken for max_m, a negative one for 0."""
     call = masked([7, meant, 64], 130, config.n, config.k, DEVICE[machine])
     call.rows[1] = given
     launch(config, call)
@@ -160,7 +161,7 @@ def test_a_count_that_is_none(config, given, meant, machine):
 
 @pytest.mark.parametrize("config", [CONTIGUOUS[1], MASKED[1]], ids=name)
 def test_touches_nothing_outside_its_tensors(config):
-    """Not even to read it; in a process of its own, which a read outside would end."""
+    """Nor reads anything outside. The call runs in a process of its own, which such a read would end."""
     run = subprocess.run([sys.executable, __file__, config.kind], capture_output=True, text=True)
     assert run.stdout.endswith("done\n"), f"exit status {run.returncode}\n{run.stdout}{run.stderr}"
 

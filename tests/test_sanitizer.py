@@ -1,4 +1,4 @@
-"""NVIDIA's compute-sanitizer over every rung, on a GPU: no wild access, no race, no misused barrier."""
+"""NVIDIA's compute-sanitizer on every rung: no invalid access, no race, no misused barrier."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a process sets for all of its calls, the layouts of the scales, and the casts."""
+"""The settings of a process, the layouts of the scales, and the casts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from gemm_ladder.ref import fp8, layouts
 
 @pytest.fixture(autouse=True)
 def unset():
-    """No test's setting is another's."""
+    """Reset the settings after each test."""
     yield
     settings.set_num_sms(0)
     settings.set_mk_alignment_for_contiguous_layout(128)
 
 
 def test_num_sms():
-    """A region bracketed with the two leaves what it found."""
+    """Saving and restoring the setting leaves it as it was."""
     found = gl.get_num_sms()
     assert found == (
         torch.cuda.get_device_properties(0).multi_processor_count if torch.cuda.is_available() else 0
@@ -101,7 +101,7 @@ def test_small_numbers():
 @pytest.mark.parametrize("use_ue8m0", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_casts(name, use_ue8m0, dtype):
-    """Bit for bit those of ref.fp8; an overflow of the scales' rounding would show at powers of two."""
+    """The casts give the bits of ref.fp8. A wrong rounding of the scales would show at powers of two."""
     generator = torch.Generator().manual_seed(0)
     for shape, gran_k in (((130, 300), 128), ((3, 128), 128), ((40, 100), 32), ((0, 256), 128)):
         x = torch.randn(shape, generator=generator) * torch.logspace(-4, 4, shape[1])
@@ -127,7 +127,7 @@ def test_casts_refuse():
 
 
 def test_a_cast_is_taken_as_it_is():
-    """The casts' results are operands without another step."""
+    """The results of the casts can be passed to the products as they are."""
     x, w = torch.randn(70, 256), torch.randn(136, 256)
     out = torch.empty(70, 136, dtype=torch.bfloat16)
     gl.fp8_gemm_nt(utils.per_token_cast_to_fp8(x, False), utils.per_block_cast_to_fp8(w, False), out)

@@ -1,4 +1,4 @@
-"""Configurations that were measured: shipped tables, the own one, and the machine code of what is chosen."""
+"""Measured configurations: the package's tables and the user's; and the machine code of what is chosen."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GPU = "NVIDIA Imaginary 1 / 80GB"
 
 @pytest.fixture
 def tables(monkeypatch, tmp_path):
-    """No tables but a test's own: (shipped folder, own folder)."""
+    """Empty folders in place of the tables: (the package's, the user's)."""
     monkeypatch.setenv("GEMM_LADDER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(tuned, "SHIPPED", tmp_path / "shipped")
     tuned.forget()
@@ -98,7 +98,7 @@ def test_a_table_that_is_none(tables, text):
 
 
 def test_which_ffmas_the_tuner_tries(monkeypatch):
-    """Of a large tile, every other way that the pass can make."""
+    """For a large tile, every other way of interleaving that the pass can make."""
     logs = {"off": "ffma, mode off", "full": "The library is not rewritten: it is too strange."}
 
     def built(found: list[Config], target: str) -> list[build.Built]:
@@ -115,7 +115,6 @@ def test_which_ffmas_the_tuner_tries(monkeypatch):
 
 # ------------------------------------------------------------------------------------------- machine code
 
-# One of every family that CHOSEN has: by kind, tile and what is shared.
 # One product for each way in which the chosen configurations differ; every second of them is compiled.
 FAMILIES = {}
 for _row, _expected in CHOSEN.items():
@@ -132,7 +131,7 @@ def nvcc():
 
 
 def only_measured() -> list[Config]:
-    """Of the shipped tables, one of each kind of configuration that the expectation never chooses."""
+    """One of each kind of configuration that only the package's tables have: the model never chooses them."""
     kinds = {}
     for path in tuned.SHIPPED.glob("*.json"):
         for entry in json.loads(path.read_text()).values():
@@ -145,8 +144,8 @@ def only_measured() -> list[Config]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("nvcc")
 def test_chosen_kernels_compile_well():
-    """No registers spilled, no WGMMA serialised (C75xx), no other warning, no code that the FFMAs' pass does
-    not understand; two at a time."""
+    """No registers spilled, no WGMMA serialised (C75xx), no other warning, and no code that the FFMA pass
+    does not understand."""
     sample = [chosen(*row) for row in SAMPLE] + only_measured()
     for one, built in zip(sample, precompiling.build_all(sample, "cuda"), strict=True):
         (used,) = disassembly.resources(built.log).values()

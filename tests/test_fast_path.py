@@ -1,4 +1,4 @@
-"""The short way to a launch, without a GPU: plans for CPU tensors are added, whose launcher takes notes."""
+"""The fast path, without a GPU: plans for CPU tensors are added, with a launcher that notes its arguments."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ answer: list[int | None] = [None]
 
 @ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(GroupedArgs))
 def launcher(arguments):
-    """A kernel's, as far as its caller can tell."""
+    """Stands for the launcher of a kernel, and notes what it is given."""
     notes.append({name: getattr(arguments.contents, name) for name in names(GroupedArgs)})
     return answer[0]
 
@@ -60,7 +60,7 @@ def add(layout: str, m: int | None = None, n: int = N, k: int = K) -> None:
 
 
 def queue(layout: str, arguments: Arguments) -> dict[str, int] | None:
-    """What a launch was given, or None where there was none."""
+    """The arguments of the launch, or None if nothing was launched."""
     further = (EXPECTED_M,) if layout == "masked" else ()
     result = fast_path.queue[layout](*arguments.values(), *further)
     assert (result, len(notes)) in ((None, 1), (False, 0))
@@ -107,7 +107,7 @@ CHANGES = [
 
 @pytest.mark.parametrize("layout", KINDS)
 def test_what_is_queued_is_right(layout):
-    """`checks` accepts it, and gives it back as it is."""
+    """What the fast path launches, `checks` accepts, and it converts nothing."""
     rng = np.random.default_rng(0)
     passed = 0
     for _ in range(800):
@@ -142,7 +142,7 @@ def test_other_devices(layout):
 
 
 def at(memory: torch.Tensor, start: int, like: torch.Tensor) -> torch.Tensor:
-    """A tensor like that, `start` bytes into the memory."""
+    """A tensor of the same shape and type as `like`, at `start` bytes into the memory."""
     return (
         memory[start:]
         .view(like.dtype)
@@ -152,7 +152,7 @@ def at(memory: torch.Tensor, start: int, like: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("layout", KINDS)
 def test_outputs_that_overlap(layout):
-    """With an operand's last bytes or its first; but not with one that lies beside."""
+    """An output that overlaps an operand's first or last bytes is left to the checks; its neighbour is not."""
     add(layout)
     memory = torch.zeros(1 << 19, dtype=torch.uint8)
     memory = memory[-memory.data_ptr() % 16 :][: 1 << 18]
@@ -177,7 +177,7 @@ def test_outputs_that_overlap(layout):
 
 
 def test_lazily_negated_scales():
-    """The imaginary part of complex numbers, of every shape that one block of scales can have."""
+    """The imaginary part of a complex tensor, whose numbers may be negated lazily, in every shape of scales."""
     for m, n, k in ((1, 8, 128), (5, 8, 128), (4, 136, 256)):
         add("dense", m, n, k)
         placed = place(normal(np.random.default_rng(0), m, n, k))
@@ -189,12 +189,12 @@ def test_lazily_negated_scales():
 
 
 class Derived(torch.Tensor):
-    """May be anything: its operators are its own."""
+    """A tensor subclass, whose operators may do anything."""
 
 
 @pytest.mark.parametrize("layout", KINDS)
 def test_what_is_no_operand(layout):
-    """Is left to the long way, and raises nothing."""
+    """What is no plain tensor is left to the checks, and raises nothing here."""
     add(layout)
     for which in ("lhs", "rhs"):
         for change in (list, lambda x: x[:1], lambda x: (*x, x[0]), lambda x: None, lambda x: x[0]):
@@ -227,8 +227,8 @@ def test_plans_are_dropped():
 
 
 @pytest.mark.parametrize("layout", KINDS)
-def test_the_api_goes_the_short_way(layout, monkeypatch):
-    """Where it may: the contents of a grouped layout are nobody's there."""
+def test_the_api_uses_the_fast_path(layout, monkeypatch):
+    """The API uses the fast path, except where the contents of a grouped layout are to be checked."""
     function = {"dense": gl.fp8_gemm_nt}.get(layout) or getattr(gl, f"m_grouped_fp8_gemm_nt_{layout}")
     further = (EXPECTED_M,) if layout == "masked" else ()
     call = call_of(layout)
@@ -256,7 +256,7 @@ def test_without_a_compiler(monkeypatch):
 
 @pytest.mark.parametrize("structure", [fast_path.Api, fast_path.Key])
 def test_fields(structure):
-    """Are those of the C++ structures, in their order."""
+    """The fields are those of the C++ structures, in the same order."""
     text = re.search(
         rf"struct {structure.__name__} {{\n(.*?)(\n}};|bool operator)", fast_path.SOURCE.read_text(), re.S
     )[1]

@@ -152,7 +152,7 @@ def at(memory: torch.Tensor, start: int, like: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("layout", KINDS)
 def test_outputs_that_overlap(layout):
-    """An output that overlaps an operand's first or last bytes is left to the checks; its neighbour is not."""
+    """An output that overlaps an operand is left to the checks, one that lies right beside it is not."""
     add(layout)
     memory = torch.zeros(1 << 19, dtype=torch.uint8)
     memory = memory[-memory.data_ptr() % 16 :][: 1 << 18]
@@ -177,7 +177,7 @@ def test_outputs_that_overlap(layout):
 
 
 def test_lazily_negated_scales():
-    """The imaginary part of a complex tensor, whose numbers may be negated lazily, in every shape of scales."""
+    """The imaginary part of a conjugated complex tensor: its numbers in memory have the wrong sign."""
     for m, n, k in ((1, 8, 128), (5, 8, 128), (4, 136, 256)):
         add("dense", m, n, k)
         placed = place(normal(np.random.default_rng(0), m, n, k))

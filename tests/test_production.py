@@ -131,8 +131,8 @@ def test_half_a_block_of_padding(config, machine):
     ("counts", "max_m"), [([5, 0, 100, 130], 130), ([0, 0, 64], 64), ([1, 257], 300), ([0, 0], 70)], ids=str
 )
 def test_masked(config, counts, max_m, machine):
-    """max_m is no multiple of the tile, so a group's last tile reaches into the next group's rows. It must not
-    write them."""
+    """max_m is no multiple of the tile, so a group's last tile reaches into the next group's rows, which must
+    not be written."""
     call = masked(counts, max_m, config.n, config.k, DEVICE[machine])
     launch(config, call, seed=max_m, num_sms=config.cluster * 2)
     call.check(exact=False)

@@ -11,10 +11,10 @@ import pytest
 import torch
 from cases import UNWRITTEN, normal, place
 from families import DENSE, DEVICE, check_contiguous
-from gemm_ladder.arguments import GemmArgs, GroupedArgs
+from gemm_ladder.arguments import KINDS, SCALE_BLOCK, GemmArgs, GroupedArgs
 from gemm_ladder.build import job
 from gemm_ladder.errors import InputError, LaunchError
-from gemm_ladder.production import launching, tuner
+from gemm_ladder.production import fast_path, launching, tuner
 from gemm_ladder.production.config import Config
 from gemm_ladder.ref import metrics
 from grouped_cases import contiguous, masked
@@ -26,6 +26,19 @@ def test_arguments_are_those_in_cpp():
     names = [name for line in fields for name in line.split(", ")]
     ours = (*GemmArgs._fields_, *GroupedArgs._fields_)
     assert names == [name for name, _ in ours]
+
+
+def test_constants_are_those_in_cpp():
+    """The scale block, and the kinds in their order, stand in Python and in C++."""
+    layout = (job.KERNELS / "include" / "layout.cuh").read_text()
+    for name in ("kScaleK", "kScaleN"):
+        assert int(re.search(rf"constexpr int {name} = (\d+);", layout)[1]) == SCALE_BLOCK
+    kinds = re.search(
+        r"enum class Kind \{(.*?)\};", (job.KERNELS / "production" / "config.cuh").read_text(), re.S
+    )
+    assert re.findall(r"^\s*k(\w+),", kinds[1], re.M) == [kind.capitalize() for kind in KINDS]
+    queued = re.search(r"enum Kind : int64_t \{(.*?)\};", fast_path.SOURCE.read_text())
+    assert re.findall(r"k(\w+)", queued[1]) == [kind.capitalize() for kind in KINDS]
 
 
 def test_another_n_is_refused():
@@ -70,11 +83,11 @@ def api_call(kind: str, m: int, n: int, k: int, groups: int) -> tuple:
     return run, lambda: check_contiguous(call), call.out
 
 
-KINDS = [("dense", 1), ("contiguous", 3), ("masked", 3)]
+GROUPED = [("dense", 1), ("contiguous", 3), ("masked", 3)]
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("kind", "groups"), KINDS)
+@pytest.mark.parametrize(("kind", "groups"), GROUPED)
 def test_api_on_a_gpu(kind, groups):
     for m in (1, 64, 100, 700):
         run, check, _ = api_call(kind, m, 2112, 1024, groups)
@@ -83,7 +96,7 @@ def test_api_on_a_gpu(kind, groups):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("kind", "groups"), KINDS)
+@pytest.mark.parametrize(("kind", "groups"), GROUPED)
 def test_capture(kind, groups):
     """A call whose kernel is not loaded is refused, and told of precompile; after that it can be captured."""
     n, k, m = 2112 + 8 * len(kind), 512, 100

@@ -75,14 +75,14 @@ BUGS = [
     (
         "s2_wgmma",
         "no barrier between the stores and the tensor core",
-        "__syncthreads();           // ... and everybody's",
+        "__syncthreads();           // every thread has stored and fenced",
         "",
         either(UNFENCED, TOO_EARLY, WRONG),
     ),
     (
         "s2_wgmma",
         "the next tile is stored while this one is being read",
-        "__syncthreads();  // nobody overwrites a tile that is still being read",
+        "__syncthreads();  // the next copy must not overwrite a tile that is still being read",
         "",
         either(UNFENCED, TOO_EARLY, WRONG),
     ),
@@ -237,7 +237,7 @@ BUGS = [
     (
         "s4_tma_multicast",
         "a load begins before the neighbour's barriers exist",
-        "ptx::barrier_cluster_arrive();  // nobody sends before every block's barriers exist\n"
+        "ptx::barrier_cluster_arrive();  // both CTAs' mbarriers exist before either CTA sends\n"
         "    ptx::barrier_cluster_wait();",
         "__syncthreads();",
         "which may not have begun: the blocks have not met yet",
@@ -247,7 +247,7 @@ BUGS = [
         "a block leaves while its neighbour still sends to it",
         [
             "ptx::barrier_cluster_arrive();  // before the stores",
-            "ptx::barrier_cluster_wait();  // nobody leaves",
+            "ptx::barrier_cluster_wait();  // no CTA exits",
         ],
         ["//", "//"],
         r"reaches into block [01] of its cluster, which has already ended|the block ends while",

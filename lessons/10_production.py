@@ -380,7 +380,7 @@ workbench.Text(fold, change.plain)
 # Its main loop is the one you know:
 
 # %%
-workbench.code(workbench_production.source("gemm.cuh"), "One block of K, slice after slice", "^    }")
+workbench.code(workbench_production.source("gemm.cuh"), "Multiplies one K block, slice after slice", "^    }")
 
 # %% [markdown]
 # Run some members of the family on one ragged product, and compare bit for bit:
@@ -515,7 +515,7 @@ for entry in entries:
 # Where the two disagree you have learned something about the machine.
 
 # %%
-chosen = [entry for entry in entries if entry.startswith(("**Split K.**", "**L2 prefetch.**"))]
+chosen = [entry for entry in entries if entry.startswith(("**Split-K.**", "**L2 prefetch.**"))]
 workbench.Text("\n\n".join(f"> {entry}" for entry in chosen), "\n\n".join(chosen))
 
 # %% [markdown]
@@ -734,7 +734,7 @@ workbench_production.break_it(split, parts, (until_met + "meet();", until_met), 
 
 # %%
 begun = workbench_production.last_line("if constexpr (G::kSplits > 1) ptx::barrier_cluster_arrive_relaxed();")
-asks = workbench_production.last_line("ptx::barrier_cluster_wait();  // for")
+asks = workbench_production.last_line("ptx::barrier_cluster_wait();  // all CTAs run")
 loader_asks = "            __syncwarp();\n            ptx::barrier_cluster_wait();\n"
 workbench_production.break_it(split, parts, (begun, ""), (asks, ""), (loader_asks, ""), right=right)
 

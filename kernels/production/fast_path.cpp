@@ -62,9 +62,9 @@ struct Key {
 struct Hash {
     std::size_t operator()(const Key& key) const {
         uint64_t hash = 0;
-        for (const int64_t part :
+        for (const int64_t field :
              {key.kind, key.device_type, key.device, key.m, key.n, key.k, key.groups, key.expected_m})
-            hash = (hash ^ static_cast<uint64_t>(part)) * 0x9E3779B97F4A7C15, hash ^= hash >> 32;
+            hash = (hash ^ static_cast<uint64_t>(field)) * 0x9E3779B97F4A7C15, hash ^= hash >> 32;
         return hash;
     }
 };

@@ -24,8 +24,8 @@
 //                 1 arrival from each of their warps
 //
 // ---- The cluster barrier. barrier.cluster completes when all threads of all CTAs of the cluster have arrived. A
-// thread may not arrive again before it has waited, so every thread takes part in every arrive and wait below, the
-// producer's warpgroup too.
+// thread may not arrive again before it has waited, so every thread executes every arrive and wait below, those
+// of the producer's warpgroup too.
 //
 // With Share::kA or kB:
 //   before the first load   meet(): the mbarriers of all CTAs are initialised. A neighbour's multicast counts its bytes
@@ -159,8 +159,8 @@ struct Gemm : Geometry<kC> {
     static __device__ void load(uint32_t shared, const TensorMap* map, uint32_t full, int x, int y, int rows,
                                 uint64_t policy) {
         if constexpr (kMulticast) {
-            const int part = rank() * (rows / kC.cluster);
-            ptx::cp_async_bulk_tensor_2d_multicast(shared + part * kSwizzleRow, map, full, x, y + part, kEveryBlock);
+            const int row = rank() * (rows / kC.cluster);
+            ptx::cp_async_bulk_tensor_2d_multicast(shared + row * kSwizzleRow, map, full, x, y + row, kEveryBlock);
         } else if constexpr (kStream) {
             ptx::cp_async_bulk_tensor_2d_hint(shared, map, full, x, y, policy);
         } else {
@@ -362,13 +362,13 @@ struct Gemm : Geometry<kC> {
         for (int i = 0; i < kPieces; ++i) {
             if (i % kSplits != mine) continue;
             const float* t = &total[0][0] + i * 4;
-            const auto part = [&](int from) {
+            const auto partial = [&](int from) {
                 return from == i % kSplits ? float4{t[0], t[1], t[2], t[3]} : ptx::ld_shared<float4>(place(i, from));
             };
-            float4 sum = part(0);
+            float4 sum = partial(0);
 #pragma unroll
             for (int from = 1; from < kSplits; ++from) {
-                const float4 next = part(from);
+                const float4 next = partial(from);
                 sum.x += next.x, sum.y += next.y, sum.z += next.z, sum.w += next.w;
             }
             const int column = tile.column + accumulator_column(thread, i * 4 % kRegisters);

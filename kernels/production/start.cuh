@@ -8,16 +8,17 @@
 template <Config kC>
 const char* describe(Part& part) {
     using G = Gemm<kC>;
-    constexpr int kPartA = kC.share == Share::kA ? kC.cluster : 1, kPartB = kC.share == Share::kB ? kC.cluster : 1;
+    constexpr int kSharersA = kC.share == Share::kA ? kC.cluster : 1,
+                  kSharersB = kC.share == Share::kB ? kC.cluster : 1;
     constexpr Swizzle kSwizzleD = G::kStoreN == 64 ? Swizzle::k128B : G::kStoreN == 32 ? Swizzle::k64B : Swizzle::k32B;
     const GroupedArgs& p = part.p;
     if (p.m == 0) return nullptr;  // no units of work, so the tensor maps are not used
     const int64_t rows = p.groups_a * p.m, blocks = p.groups_a * G::kBlocks;
     const int64_t scales_b = p.groups * ceil_div(kC.n, kScaleN) * G::kBlocks;
-    if (auto error = tensor_map_2d(&part.a, p.a, rows, kC.k, kC.k, kC.tile_m / kPartA, kScaleK, Swizzle::k128B))
+    if (auto error = tensor_map_2d(&part.a, p.a, rows, kC.k, kC.k, kC.tile_m / kSharersA, kScaleK, Swizzle::k128B))
         return error;
     if (auto error =
-            tensor_map_2d(&part.b, p.b, p.groups * kC.n, kC.k, kC.k, kC.tile_n / kPartB, kScaleK, Swizzle::k128B))
+            tensor_map_2d(&part.b, p.b, p.groups * kC.n, kC.k, kC.k, kC.tile_n / kSharersB, kScaleK, Swizzle::k128B))
         return error;
     if (auto error = tensor_map_2d(&part.sfa, p.sfa, blocks, p.m, p.sfa_stride, 1, kC.tile_m, Swizzle::kNone))
         return error;

@@ -266,12 +266,12 @@ struct Gemm : Geometry<kC> {
             float total[kSlices][kRegisters] = {};  // (kSlices, kWgmmaM, kConsumerN), over the warpgroup's threads
             // In the contiguous layout the end of an expert's rows may be padding, which is not multiplied. tile.live
             // counts the slices that have valid rows for this consumer, and there are four cases:
-            //   all slices: multiply the whole tile. The other layouts always do; for masked rows skipping lost time.
+            //   all slices: multiply the whole tile. The other layouts always do: in masked ones, skipping was slower.
             //   one of two: multiply the first slice. The second is padding, or is another expert's and so another
             //   tile. none:       multiply nothing, but wait for the stages and release them. group < 0:  the whole
             //   tile is padding, and the producer loads nothing either.
-            // Slices that are not multiplied stay zero. The count is a template argument because accumulators are
-            // registers: a slice cannot be chosen at run time.
+            // Slices that are not multiplied stay zero. The number of slices is a template argument: accumulators are
+            // registers, which cannot be indexed at run time.
             if (kC.kind != Kind::kContiguous || (tile.group >= 0 && tile.live == kSlices))
                 multiply<kSlices>(total, at);
             else if (kSlices > 1 && tile.group >= 0 && tile.live == 1)

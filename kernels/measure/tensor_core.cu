@@ -1,7 +1,7 @@
 // A probe of the tensor core's arithmetic: for every n, it runs one WGMMA, or a chain of four, on given operands and
 // accumulators, tile after tile. measure/tensor_core.py runs it and compares the results with ref/tensor_core.py.
 //
-//   python -m gemm_ladder tensor-core
+//   python -m gemm_ladder tensor-core --out FOLDER
 #include <utility>
 
 #include "launch.cuh"

@@ -410,7 +410,9 @@ workbench.break_it("s2_wgmma", problem, (WAIT + PROMOTE, PROMOTE + WAIT))
 
 # %%
 workbench.break_it(
-    "s2_wgmma", problem, ("__syncthreads();  // nobody overwrites a tile that is still being read", "")
+    "s2_wgmma",
+    problem,
+    ("__syncthreads();  // the next copy must not overwrite a tile that is still being read", ""),
 )
 
 # %% [markdown]

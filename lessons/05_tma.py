@@ -330,7 +330,7 @@ drawing_tma.barriers(run.events, "Two stages, four blocks of k: the ring's mbarr
 # Now it can be read. First what fills a stage:
 
 # %%
-workbench.code(rung.source, "Nobody has filled a fresh stage", "load\\(block\\);$")
+workbench.code(rung.source, "---- Loading, by thread 0", "load\\(block\\);$")
 
 # %% [markdown]
 # `next` is a place in the ring and a parity, which flips when the ring begins anew. The thread waits until

@@ -485,7 +485,7 @@ workbench.break_it(
 
 # %%
 workbench.break_it(
-    "s4_tma_multicast", problem, ("ptx::barrier_cluster_wait();  // nobody leaves", "// nobody leaves")
+    "s4_tma_multicast", problem, ("ptx::barrier_cluster_wait();  // no CTA exits", "// no CTA exits")
 )
 
 # %% [markdown]

@@ -380,7 +380,7 @@ workbench.Text(fold, change.plain)
 # Its main loop is the one you know:
 
 # %%
-workbench.code(workbench_production.source("gemm.cuh"), "One block of K, slice after slice", "^    }")
+workbench.code(workbench_production.source("gemm.cuh"), "Multiplies one K block, slice after slice", "^    }")
 
 # %% [markdown]
 # Run some members of the family on one ragged product, and compare bit for bit:
@@ -515,7 +515,7 @@ for entry in entries:
 # Where the two disagree you have learned something about the machine.
 
 # %%
-chosen = [entry for entry in entries if entry.startswith(("**Split K.**", "**L2 prefetch.**"))]
+chosen = [entry for entry in entries if entry.startswith(("**Split-K.**", "**L2 prefetch.**"))]
 workbench.Text("\n\n".join(f"> {entry}" for entry in chosen), "\n\n".join(chosen))
 
 # %% [markdown]
@@ -704,8 +704,8 @@ print("every element is", *np.unique(right.astype(np.float32)))
 workbench_production.break_it(
     split,
     parts,
-    ("part(0)", "part(i % kSplits)"),
-    ("part(from)", "part((i + from) % kSplits)"),
+    ("partial(0)", "partial(i % kSplits)"),
+    ("partial(from)", "partial((i + from) % kSplits)"),
     right=right,
 )
 
@@ -734,7 +734,7 @@ workbench_production.break_it(split, parts, (until_met + "meet();", until_met), 
 
 # %%
 begun = workbench_production.last_line("if constexpr (G::kSplits > 1) ptx::barrier_cluster_arrive_relaxed();")
-asks = workbench_production.last_line("ptx::barrier_cluster_wait();  // for")
+asks = workbench_production.last_line("ptx::barrier_cluster_wait();  // all CTAs run")
 loader_asks = "            __syncwarp();\n            ptx::barrier_cluster_wait();\n"
 workbench_production.break_it(split, parts, (begun, ""), (asks, ""), (loader_asks, ""), right=right)
 
@@ -846,17 +846,17 @@ for tile_m, tile_n in ((256, 128), (128, 192), (128, 112), (64, 32), (64, 256), 
 workbench.check(stages, right_stages, cases)
 
 # %% [markdown]
-# **4.** The addition in `reduce` is missing. `sum` has to become the sum of all blocks' parts of piece `i`,
-# from rank 0 on. `part(from)` is block `from`'s.
+# **4.** The addition in `reduce` is missing. `sum` has to become the sum of all blocks' partial sums of piece
+# `i`, from rank 0 on. `partial(from)` is block `from`'s.
 
 # %% tags=["exercise"]
 addition = """
-            float4 sum = part(0);
+            float4 sum = partial(0);
 """
 
 # %% tags=["check"]
 text = workbench_production.source("gemm.cuh")
-begin = text.index("            float4 sum = part(0)")
+begin = text.index("            float4 sum = partial(0)")
 end = text.index("            const int column", begin)
 workbench_production.check_lines(split, parts, right, (text[begin:end], addition))
 

@@ -1,8 +1,8 @@
-"""The emulator catches what a GPU would let pass on a lucky day: each test plants one bug in a rung's source.
+"""Each test plants one bug in a rung's source, which the emulator must catch; a GPU might be right by luck.
 
-Caught means: an error that names the fault, or a wrong answer, in at least one of SEEDS schedules, and in
-none of them a symptom other than the bug's own. The control: the unchanged source gives the right answer to
-the same problem in all of them.
+A bug is caught if at least one of SEEDS schedules ends with an error that names the fault or with a wrong
+answer, and none ends with a symptom that is not the bug's own. As the control, the unchanged source gives the
+right answer to the same problem in all of them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SHAPES = {
     "s5_warp_specialized 256x128": (512, 128),
     WIDE: (256, 264),
 }
-K, SMS = 768, 2  # six blocks of K turn a ring of four stages one and a half times
+K, SMS = 768, 2  # six K blocks go around a ring of four stages one and a half times
 WRONG = "wrong answer"
 UNFENCED = r"wgmma \([AB]\) reads shared memory at 0x\w+ that thread \d+ wrote without fence.proxy.async"
 TOO_EARLY = r"overwrites 0x\w+ while a WGMMA or a TMA store may still read it: released too early"
@@ -75,14 +75,14 @@ BUGS = [
     (
         "s2_wgmma",
         "no barrier between the stores and the tensor core",
-        "__syncthreads();           // ... and everybody's",
+        "__syncthreads();           // every thread has stored and fenced",
         "",
         either(UNFENCED, TOO_EARLY, WRONG),
     ),
     (
         "s2_wgmma",
         "the next tile is stored while this one is being read",
-        "__syncthreads();  // nobody overwrites a tile that is still being read",
+        "__syncthreads();  // the next copy must not overwrite a tile that is still being read",
         "",
         either(UNFENCED, TOO_EARLY, WRONG),
     ),
@@ -130,7 +130,7 @@ BUGS = [
     ),
     (
         "s2_wgmma",
-        "a block of K starts from the last one's sum",
+        "a K block starts from the previous one's sum",
         "k != 0);",
         "1);",
         WRONG,
@@ -187,7 +187,7 @@ BUGS = [
     ),
     (
         "s3_tma",
-        "nobody waits for mbarrier.init",
+        "the warps do not wait for mbarrier.init",
         "    __syncthreads();\n",
         "",
         r"no mbarrier was initialised at 0x\w+ of block 0",
@@ -215,14 +215,14 @@ BUGS = [
     ),
     (
         "s3_tma",
-        "too little shared memory is asked for",
+        "too little shared memory is requested",
         ".shared_bytes = kSharedBytes,",
         ".shared_bytes = kSharedBytes - kBytesStage + kEmpty,",
         r"mbarrier.init at 0x\w+ \(8 bytes\) is outside the block's shared memory",
     ),
     (
         "s4_tma_multicast",
-        "a stage is taken for free before the neighbour's warps have finished with it",
+        "a stage counts as empty before the neighbour's warps have finished with it",
         "ptx::mbarrier_init(smem_stage(stage) + kEmpty, kCluster * kThreads / 32);",
         "ptx::mbarrier_init(smem_stage(stage) + kEmpty, kThreads / 32);",
         either(MORE_OFTEN, LOADING, TOO_EARLY, DEADLOCK, WRONG),
@@ -237,17 +237,17 @@ BUGS = [
     (
         "s4_tma_multicast",
         "a load begins before the neighbour's barriers exist",
-        "ptx::barrier_cluster_arrive();  // nobody sends before every block's barriers exist\n"
+        "ptx::barrier_cluster_arrive();  // both CTAs' mbarriers exist before either CTA sends\n"
         "    ptx::barrier_cluster_wait();",
         "__syncthreads();",
         "which may not have begun: the blocks have not met yet",
     ),
     (
         "s4_tma_multicast",
-        "a block leaves while its neighbour still sends to it",
+        "a CTA exits while its neighbour still sends to it",
         [
             "ptx::barrier_cluster_arrive();  // before the stores",
-            "ptx::barrier_cluster_wait();  // nobody leaves",
+            "ptx::barrier_cluster_wait();  // no CTA exits",
         ],
         ["//", "//"],
         r"reaches into block [01] of its cluster, which has already ended|the block ends while",
@@ -268,21 +268,21 @@ BUGS = [
     ),
     (
         "s5_warp_specialized",
-        "results leave before all warps have written them",
+        "the TMA store begins before all warps have written their results",
         "ptx::fence_proxy_async();\n        ptx::bar_sync(1 + consumer, kWarpgroup);",
         "ptx::fence_proxy_async();",
         either(r"TMA store reads shared memory at 0x\w+ that", TOO_EARLY, WRONG),
     ),
     (
         "s5_warp_specialized",
-        "the block ends before its results have left",
+        "the CTA exits before the TMA store has read its results",
         "if (threadIdx.x % kWarpgroup == 0) ptx::cp_async_bulk_wait_group_read<0>();",
         "",
         r"exits while a TMA store may still read shared memory",
     ),
     (
         "s5_warp_specialized",
-        "more registers are asked for than there are",
+        "more registers are requested than there are",
         "ptx::setmaxnreg_inc<232>();",
         "ptx::setmaxnreg_inc<248>();",
         DEADLOCK + r".* waits for setmaxnreg.inc: no registers are free",
@@ -296,7 +296,7 @@ BUGS = [
     ),
     (
         "s5_warp_specialized",
-        "a stage is taken for free when one consumer has finished with it",
+        "a stage counts as empty when one of the two consumers has finished with it",
         "kCluster * kConsumers * kWarpgroup / 32);",
         "kCluster * kWarpgroup / 32);",
         either(MORE_OFTEN, LOADING, TOO_EARLY, DEADLOCK, WRONG),
@@ -331,7 +331,7 @@ BUGS = [
     ),
     (
         "s5_warp_specialized",
-        "B's scale is the first of those that the copy engine brings",
+        "B's scale is always the first of the box that the copy engine loads",
         "(sfb + which * blocks + block) % kScaleBox",
         "0",
         WRONG,
@@ -345,14 +345,14 @@ BUGS = [
     ),
     (
         WIDE,
-        "B's scale is chosen as if every tile began with a block of scales",
+        "B's scale is chosen as if every tile began at a multiple of 128 columns",
         "(tile_n % kScaleN + i * kStoreN) / kScaleN",
         "i * kStoreN / kScaleN",
         WRONG,
     ),
     (
         WIDE,
-        "the second scale of B is a block of K behind",
+        "the second scale of B is one K block behind",
         "(sfb + which * blocks + block) % kScaleBox",
         "(sfb + which * (blocks - 1) + block) % kScaleBox",
         WRONG,
@@ -453,16 +453,16 @@ def test_caught(kernel: str, index: int) -> None:
 
 
 @pytest.mark.parametrize("kernel", SHAPES)
-def test_nothing_is_caught_where_no_bug_is(kernel: str) -> None:
+def test_the_unchanged_rung_is_right(kernel: str) -> None:
     assert faults(kernel, CONTROL) == []
 
 
 def test_each_shape_makes_its_rung_take_another_tile() -> None:
-    """Or a kernel of s5 would go unchecked."""
+    """Otherwise a kernel of s5 would not be tested."""
     asked = []
     for kernel, (m, n) in SHAPES.items():
         with gl.emulator(dry=True) as run:
-            args = GemmArgs(m=m, n=n, k=K, sfa_stride=m, num_sms=SMS)  # nothing is run, so no tensors
+            args = GemmArgs(m=m, n=n, k=K, sfa_stride=m, num_sms=SMS)  # nothing runs: no tensors
             emulator.launch(Planted(planted(rung_of(kernel)), CONTROL), args)
         asked.append((rung_of(kernel), run.launches[0].shared_bytes))
     assert len(set(asked)) == len(SHAPES)

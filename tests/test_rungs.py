@@ -1,7 +1,7 @@
-"""Every rung, on both machines, through every case: one suite for all.
+"""One test suite for all rungs: every rung runs every case, on the emulator and on a GPU.
 
 A test's `rung` and `machine` are parameters; `machine` is the emulator or, where there is one, a GPU
-(conftest.py). A rung that is added to `gemm_ladder.rungs` is tested by that.
+(conftest.py). A rung that is added to `gemm_ladder.rungs` is tested without further changes here.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ SEEDS = int(os.environ.get("GEMM_LADDER_SEEDS", "40"))
 # signs, so that 33 of them are off by sqrt(33 / 3) * 2^(E - 13) = 3.3 * 2^(E - 13). For normal operands E
 # lies about one and a half above the exponent of a product's standard deviation, and the sum of 32 is
 # sqrt(32) = 5.7 of those deviations: 3.3 * 2^1.5 / 5.7 * 2^-13 = 1.6 * 2^-13. Cutting the sum itself to 13
-# bits adds less than 2^-13, four such instructions a block leave the ratio as it is: 2^-12, at most, for the
-# norm of many numbers. What is rounded in FP32 (s1, the promotion) is beyond sight.
+# bits adds less than 2^-13, and four such instructions for a K block do not change the ratio: at most 2^-12
+# for the norm of many numbers. Rounding in FP32 (s1, the promotion) is too small to matter.
 #
 # 128 numbers average enough for the root mean square (it leaves 20%); the norm of fewer may be as bad as its
 # worst number, and its truncation error a few times the mean.
@@ -47,7 +47,7 @@ BF16_RMS, BF16_WORST, TENSOR_CORE = 2.0**-9, 2.0**-8, 2.0**-12
 
 
 def tolerance(count: int) -> float:
-    """For the norm of `count` numbers."""
+    """The largest error that is accepted in the norm of `count` numbers."""
     return BF16_RMS + TENSOR_CORE if count >= 128 else BF16_WORST + 4 * TENSOR_CORE
 
 
@@ -111,21 +111,21 @@ def check_bits(rung: Rung, case: Case, machine: str) -> None:
 
 
 def launched(rung: Rung, m: int, n: int, k: int, num_sms: int) -> emulator.LaunchConfig:
-    """What the rung's launcher would ask for."""
-    args = GemmArgs(m=m, n=n, k=k, sfa_stride=-(-m // 4) * 4, num_sms=num_sms)  # nothing is run: no tensors
+    """The launch that the rung's launcher would make."""
+    args = GemmArgs(m=m, n=n, k=k, sfa_stride=-(-m // 4) * 4, num_sms=num_sms)  # nothing runs: no tensors
     with gl.emulator(dry=True) as dry:
         assert emulator.launch(rung.build("emulator").lib, args) is None
     return dry.launches[0]
 
 
-# s5's tiles, by what tells one launch from the other. Two, side by side, are a cluster's.
+# s5's two tiles. Their launches differ in the bytes of shared memory. A cluster computes two side by side.
 TALL, WIDE = (256, 128), (128, 192)
-TILES = {219136: TALL, 217088: WIDE}  # bytes of shared memory a block
+TILES = {219136: TALL, 217088: WIDE}  # bytes of shared memory per CTA
 
 
 @pytest.mark.parametrize(("cases", "num_sms"), [(CASES, EMULATED_SMS), (GPU_CASES, 132), (GPU_CASES, 78)])
 def test_cases_reach_both_tiles(cases, num_sms):
-    """The cases' names say which of s5's tiles they are for, and blocks take several of either."""
+    """Each case takes the s5 tile that its name says, and with both tiles some CTAs compute several."""
     several = set()
     for case in cases:
         config = launched(gl.rungs["s5_warp_specialized"], case.m, case.n, case.k, num_sms)
@@ -157,7 +157,7 @@ def test_error(rung, case, machine):
 @pytest.mark.gpu
 @pytest.mark.parametrize(("rung", "case"), supported(KERNELS, CASES + UNEVEN_CASES))
 def test_machines_agree(rung, case):
-    """One source, two machines, the same bits."""
+    """The GPU and the emulator run the same source and give the same bits."""
     np.testing.assert_array_equal(result(rung, case, "gpu"), result(rung, case, "emulator"))
 
 
@@ -175,7 +175,7 @@ def test_nan_goes_where_it_belongs(rung, machine):
 
 @pytest.mark.parametrize("rung", RUNGS, ids=name)
 def test_overflow_is_infinite(rung, machine):
-    """Beyond BF16's (and FP32's) range the sign is left, and the neighbours are right."""
+    """Beyond BF16's (and FP32's) range results are infinite, with the right sign; other rows are right."""
     operands = small_integers(np.random.default_rng(6), 9, 16, 128)
     operands.a[:, 0] = operands.b[:, 0] = 0x70  # 128: the product outweighs the other 127, all positive sums
     operands.sfa[4], operands.sfa[5] = 3e38, -3e38
@@ -187,7 +187,7 @@ def test_overflow_is_infinite(rung, machine):
 
 @pytest.mark.parametrize("rung", KERNELS, ids=name)
 def test_repeats_its_bits(rung, machine):
-    """Also into an output that holds something else."""
+    """A second call into the same output, and a call into another one, give the same bits."""
     operands = any_finite(np.random.default_rng(7), 100, 136, 256)
     placed = place(operands, DEVICE[machine])
     rung(placed.lhs, placed.rhs, placed.out)
@@ -208,7 +208,7 @@ def test_inputs_are_only_read(rung, machine):
 
 @pytest.mark.parametrize("rung", KERNELS, ids=name)
 def test_a_row_does_not_depend_on_the_others(rung, machine):
-    """The same row of A gives the same bits for every m, and wherever it lies."""
+    """The same row of A gives the same bits for every m and at every position."""
     operands = normal(np.random.default_rng(9), 130, 72, 256)
     whole = run(rung, operands, machine)
     for begin, end in [(0, 1), (0, 63), (0, 64), (0, 65), (0, 127), (0, 128), (0, 129), (1, 2), (66, 130)]:
@@ -217,7 +217,7 @@ def test_a_row_does_not_depend_on_the_others(rung, machine):
 
 @pytest.mark.parametrize("rung", KERNELS, ids=name)
 def test_touches_nothing_outside_its_tensors(rung):
-    """Not even to read what it then throws away (fenced_memory.py). On a GPU this is compute-sanitizer's."""
+    """Not even unused reads are allowed (fenced_memory.py). On a GPU compute-sanitizer tests this."""
     script = Path(__file__).parent / "fenced_memory.py"
     run = subprocess.run([sys.executable, script, rung.name], capture_output=True, text=True)
     assert run.stdout.endswith("done\n"), f"exit status {run.returncode}\n{run.stdout}{run.stderr}"
@@ -268,7 +268,7 @@ def test_scales_in_other_layouts(rung, machine):
 
 @pytest.mark.parametrize("rung", KERNELS, ids=name)
 def test_refuses_what_it_does_not_support(rung, machine):
-    """With the reason that `supports` gives, and the output as it was."""
+    """The error is the sentence that `supports` returns, and the output is not touched."""
     shapes = [(5, 131, 128), (5, 136, 200), (5, 4, 128), (5, 128, 64), (5, 8, 16)]
     for m, n, k in shapes:
         if reason := rung.supports(m, n, k):
@@ -317,8 +317,8 @@ def test_unknown_rung():
 # The emulator, driven from Python.
 
 
-# Ten blocks of k turn a ring of four stages twice and a half. Three pairs of s5's tiles, tall or wide, are
-# one more than the clusters that the emulated SMs hold, so that a persistent block takes a second tile.
+# Ten K blocks go around a ring of four stages two and a half times. Three pairs of s5's tiles, tall or wide,
+# are one more than the clusters that the emulated SMs hold, so that a persistent CTA computes a second tile.
 SEEDED = {TALL: (520, 136, 1280), WIDE: (300, 264, 1280)}
 
 
@@ -331,7 +331,7 @@ SEEDED = {TALL: (520, 136, 1280), WIDE: (300, 264, 1280)}
     ],
 )
 def test_every_seed_gives_the_same_bits(rung, tile):
-    """Another order of the threads, other delays, the same result. GEMM_LADDER_SEEDS sets how many."""
+    """Seeds change the order of threads and the delays, not the result. GEMM_LADDER_SEEDS: how many seeds."""
     if rung.path.stem == "s5_warp_specialized":
         assert TILES[launched(rung, *SEEDED[tile], EMULATED_SMS).shared_bytes] == tile
     operands = normal(np.random.default_rng(13), *SEEDED[tile])
@@ -351,7 +351,7 @@ TINY = normal(np.random.default_rng(14), 8, 8, 128)
 
 
 def test_events_say_what_happened():
-    """Four tiles, two blocks of K: each of four warps issues 2 * 4 WGMMAs, its tensor core executes them."""
+    """Four tiles, two K blocks: each of four warps issues 2 * 4 WGMMAs, and its tensor core executes them."""
     recorded = record(gl.rungs["s2_wgmma"], normal(np.random.default_rng(19), 100, 136, 256))
     events = recorded.events
     assert events.dtype.names == ("launch", "step", "cluster", "block", "thread", "kind", "address", "value")
@@ -378,7 +378,7 @@ def test_launches_of_one_block_are_kept_apart():
     assert (recorded.events[: len(alone[0])] == alone[0]).all()
 
 
-def test_nothing_is_recorded_unasked():
+def test_nothing_is_recorded_by_default():
     placed = place(TINY)
     with gl.emulator(seed=1) as recorded:
         gl.rungs["s2_wgmma"](placed.lhs, placed.rhs, placed.out)
@@ -386,7 +386,7 @@ def test_nothing_is_recorded_unasked():
 
 
 def test_threads_have_their_own_emulator():
-    """Python threads inside and outside of a `with` run at the same time and do not mix."""
+    """Python threads run at the same time, and each has its own seed and record."""
     rung = gl.rungs["s2_wgmma"]
     expected = {seed: record(rung, TINY, seed=seed) for seed in range(4)}
     with ThreadPoolExecutor(4) as pool:
@@ -447,7 +447,7 @@ extern "C" const char* gemm_ladder_launch(const GemmArgs* args) {
 
 
 def test_a_fault_is_an_error_with_its_events():
-    """A kernel that waits for what never comes: reported, not hung, and what led to it is recorded."""
+    """A kernel that waits forever is reported, and the events before the deadlock are recorded."""
     rung, placed = Planted("deadlock", DEADLOCK), place(TINY)
     with (
         pytest.raises(gl.EmulatorError, match=r"^emulator: .*mbarrier") as error,
@@ -469,7 +469,7 @@ extern "C" const char* gemm_ladder_launch(const GemmArgs* args) {
 
 
 def test_a_launcher_that_refuses():
-    """What the host's code says is passed on, and is no fault of a kernel."""
+    """The error text that a launcher returns becomes a LaunchError, not an EmulatorError."""
     placed = place(TINY)
     with pytest.raises(LaunchError, match=r"^refuses: 8 rows are too few$"):
         Planted("refuses", REFUSES)(placed.lhs, placed.rhs, placed.out)
@@ -553,7 +553,7 @@ def test_cpu_tensors_leave_cuda_alone():
 @pytest.mark.gpu
 @pytest.mark.parametrize("rung", KERNELS, ids=name)
 def test_current_stream(rung):
-    """The kernel waits for what its stream does, and for nothing on another one."""
+    """The kernel waits for earlier work on its stream, and the call does not wait for the stream."""
     operands = normal(np.random.default_rng(16), 128, 128, 256)
     expected = operands.expected_bits(rung.name)
     run(rung, operands, "gpu")  # built and loaded, so that the call below only launches
@@ -564,7 +564,7 @@ def test_current_stream(rung):
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        torch.cuda._sleep(50_000_000)  # cycles: some 30 ms
+        torch.cuda._sleep(50_000_000)  # cycles, about 30 ms
         a.view(torch.uint8).copy_(late.view(torch.uint8))
         rung((a, sfa), placed.rhs, placed.out)
         assert not stream.query(), "the call waited for the stream"
@@ -594,7 +594,7 @@ def test_current_stream_orders_the_conversion_of_scales(rung):
 @pytest.mark.slow
 @pytest.mark.parametrize("rung", KERNELS, ids=name)
 def test_more_than_2_31_elements(rung):
-    """An output, and then an A, whose last element has an offset beyond 32 bits: the last rows are right."""
+    """The last rows are right where offsets into the output, and then into A, need more than 32 bits."""
     for m, n, k in [(2**31 // 4096 + 70, 4096, 128), (2**31 // 8192 + 70, 64, 8192)]:
         rows = 80
         tail = normal(np.random.default_rng(18), rows, n, k)

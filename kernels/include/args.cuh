@@ -1,4 +1,4 @@
-// What every launcher is given: one struct, the same for the GPU and for the emulator, filled by Python.
+// The argument of every launcher: one struct, the same for the GPU and for the emulator, filled in by Python.
 #pragma once
 
 #include <cstdint>
@@ -12,15 +12,15 @@ struct GemmArgs {
     uint16_t* d;       // BF16 [m, n], n contiguous
     int64_t m, n, k;
     int64_t sfa_stride;  // m rounded up to a multiple of 4: a TMA stride is a multiple of 16 bytes
-    int64_t num_sms;     // how many blocks a persistent kernel starts at most
+    int64_t num_sms;     // the SMs that a persistent kernel may use
     void* stream;        // cudaStream_t; ignored by the emulator
 };
 
-// ... and of the production kernels, for which A, D and A's scales may hold several groups, and B one a group:
-// A [groups_a, m, k], sfa [groups_a][ceil(k / 128)][sfa_stride], B [groups, n, k], sfb [groups][...], D [groups_a, m,
-// n].
+// The argument of the production kernels' launchers. Operands have a leading dimension for groups:
+// A [groups_a, m, k], sfa [groups_a][ceil(k / 128)][sfa_stride], D [groups_a, m, n],
+// B [groups, n, k], sfb [groups][ceil(n / 128)][ceil(k / 128)].
 struct GroupedArgs : GemmArgs {
-    const int32_t* layout;  // contiguous: the expert of each row, or a negative number; masked: the rows of each group
-    int64_t groups;         // of B
-    int64_t groups_a;       // of A: `groups` where they are masked, or 1
+    const int32_t* layout;  // contiguous: each row's expert, negative for padding; masked: each group's valid rows
+    int64_t groups;         // groups of B
+    int64_t groups_a;       // groups of A: `groups` in the masked layout, otherwise 1
 };

@@ -1,5 +1,5 @@
-// What the host does: start a kernel, describe a tensor to the copy engine. Every function returns nullptr, or one
-// line of error text that stays valid until this thread's next call. ref/emulator/launch.cuh is the CPU's.
+// Host functions: start a kernel, and describe a tensor to the copy engine. Each returns nullptr, or one line of error
+// text that stays valid until this thread's next call. ref/emulator/launch.cuh has the same functions for the CPU.
 #pragma once
 
 #include <cuda.h>
@@ -26,7 +26,8 @@ template <typename... Params, typename... Args>
 const char* launch(void (*kernel)(Params...), const LaunchConfig& config, Args... args) {
     if (config.blocks == 0) return nullptr;
     if (config.blocks > INT32_MAX) return error_text("kernel launch", "more than 2^31 - 1 blocks");
-    // Half a microsecond: only where this thread's last launch was of another kernel, or on another device.
+    // Setting the attribute takes half a microsecond, so it is skipped if this thread's last launch was of the same
+    // kernel on the same device.
     thread_local void (*allowed)(Params...) = nullptr;
     thread_local int device_allowed = -1;
     int device;
@@ -54,7 +55,7 @@ const char* launch(void (*kernel)(Params...), const LaunchConfig& config, Args..
 
 namespace detail {
 
-// The encoder is a driver function; asking the runtime for it spares linking libcuda.
+// The encoder is a driver function. Getting its address from the runtime avoids linking libcuda.
 inline decltype(&cuTensorMapEncodeTiled) tensor_map_encoder() {
     static const auto encoder = [] {
         void* function = nullptr;
@@ -82,8 +83,8 @@ constexpr CUtensorMapSwizzle tensor_map_swizzle(Swizzle swizzle) {
 
 }  // namespace detail
 
-// A row-major tensor [rows, columns] with `row_stride` elements from row to row, moved in boxes of
-// [box_rows, box_columns]. Its base and row stride are multiples of 16 bytes.
+// Describes a row-major tensor [rows, columns] with `row_stride` elements from row to row, which is moved in boxes of
+// [box_rows, box_columns]. Its base and its row stride must be multiples of 16 bytes.
 template <typename T>
 const char* tensor_map_2d(TensorMap* map, const T* base, int64_t rows, int64_t columns, int64_t row_stride,
                           uint32_t box_rows, uint32_t box_columns, Swizzle swizzle) {

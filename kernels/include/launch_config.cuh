@@ -1,17 +1,17 @@
-// How a kernel is started, in words that both machines' launch.cuh understand.
+// How a kernel is started: the argument of launch() on the GPU and in the emulator.
 #pragma once
 
 #include <cstdint>
 
 struct LaunchConfig {
-    int64_t blocks;             // a multiple of `cluster`; none, and nothing is started
-    uint32_t threads;           // a block
-    uint32_t shared_bytes = 0;  // dynamic shared memory a block
-    void* stream = nullptr;     // cudaStream_t; the emulator has none
-    uint32_t cluster = 1;       // blocks a cluster
-    uint32_t blocks_an_sm = 1;  // as __launch_bounds__ says: they share the registers, and the emulator has to know
+    int64_t blocks;             // CTAs, a multiple of `cluster`; with 0 nothing is started
+    uint32_t threads;           // per CTA
+    uint32_t shared_bytes = 0;  // dynamic shared memory per CTA
+    void* stream = nullptr;     // cudaStream_t; ignored by the emulator
+    uint32_t cluster = 1;       // CTAs per cluster
+    uint32_t blocks_an_sm = 1;  // as in __launch_bounds__: the emulator divides an SM's resources by it
 };
 
-// How a tensor map's box lies in shared memory: its rows are at most so many bytes, and their 16-byte chunks change
-// places (layout.cuh).
+// How TMA permutes the 16-byte chunks of a box in shared memory (layout.cuh). A row of the box has at most that many
+// bytes.
 enum class Swizzle { kNone, k32B, k64B, k128B };

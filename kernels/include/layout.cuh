@@ -1,13 +1,13 @@
-// Where things lie: arithmetic on addresses and indices, the same for the GPU and for the emulator.
-// ref/layouts.py says the same in Python and draws it.
+// Layouts: arithmetic on addresses and indices, the same for the GPU and for the emulator.
+// ref/layouts.py has the same functions in Python and draws them.
 #pragma once
 
 #include <cstdint>
 
-constexpr int kScaleK = 128;      // one scale, and one promotion, every 128 of K
+constexpr int kScaleK = 128;      // a K block: one scale and one promotion for every 128 of K
 constexpr int kScaleN = 128;      // rows of B that share a scale
-constexpr int kScaleBox = 4;      // scales in 16 bytes: the copy engine moves no less, and from such a multiple only
-constexpr int kScalePitch = 128;  // bytes from one box of the copy engine to the next, at least
+constexpr int kScaleBox = 4;      // scales in 16 bytes, TMA's smallest box; boxes begin at multiples of it
+constexpr int kScalePitch = 128;  // bytes between boxes of scales: TMA writes to multiples of 128 bytes
 constexpr int kWgmmaM = 64;       // rows of one WGMMA tile: 16 for each of the warpgroup's 4 warps
 constexpr int kWgmmaK = 32;       // FP8 elements of K that one WGMMA consumes
 constexpr int kSwizzleRow = 128;  // bytes in a row of a 128-byte-swizzled tile: 128 FP8 elements
@@ -17,7 +17,7 @@ __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a
 // The 128-byte swizzle: the 16-byte chunk index (address bits 4-6) is XORed with the row inside the
 // 8-row atom (bits 7-9). The tile must start at a multiple of 1024 bytes.
 __host__ __device__ constexpr uint32_t swizzle_128b(uint32_t address) { return address ^ ((address >> 3) & 0x70); }
-// ... and the swizzles of narrower rows, of kRowBytes = 32, 64 or 128: 1, 2 or 3 bits of the chunk's index.
+// The swizzle of rows of kRowBytes = 32, 64 or 128 bytes: it XORs 1, 2 or 3 bits of the chunk index.
 template <int kRowBytes>
 __host__ __device__ constexpr uint32_t swizzle(uint32_t address) {
     static_assert(kRowBytes == 32 || kRowBytes == 64 || kRowBytes == 128, "the swizzles that TMA knows");
@@ -32,7 +32,7 @@ __host__ __device__ constexpr uint64_t smem_descriptor(uint32_t address) {
     return (kSwizzle128B << 62) | ((kStrideByteOffset >> 4) << 32) | ((address & 0x3FFFF) >> 4);
 }
 
-// The descriptor of what lies `bytes` further on, a multiple of 16: only the address field, bits 0 to 13, moves.
+// The descriptor of the operand `bytes` further on, a multiple of 16: only the address field, bits 0 to 13, changes.
 __host__ __device__ constexpr uint64_t advance(uint64_t descriptor, uint32_t bytes) {
     return (descriptor & 0xFFFFFFFF00000000) | (static_cast<uint32_t>(descriptor) + (bytes >> 4));
 }

@@ -1,7 +1,7 @@
-// One function per instruction, named after it; above each, the PTX ISA section that defines it.
+// One function per instruction, named after it. Above each is the PTX ISA section that defines the instruction.
 // The kernels call these and nothing lower. ref/emulator/ptx.cuh has the same functions for the CPU.
 // A shared-memory address is a uint32_t, as in PTX: the shared window's own 32-bit address space.
-// trace::stamp, Span and place are for timelines: no code, unless one is asked for (trace.cuh).
+// trace::stamp, Span and place record a timeline. They compile to nothing unless one is asked for (trace.cuh).
 #pragma once
 
 #include <cuda.h>  // CUtensorMap, the type only
@@ -15,7 +15,7 @@ using TensorMap = CUtensorMap;
 
 namespace ptx {
 
-// ---------------------------------------------------------------------------------------------- who am I
+// --------------------------------------------------------------------------------------------- identity
 
 // "Special Registers: %laneid"
 __device__ __forceinline__ uint32_t laneid() {
@@ -48,7 +48,8 @@ __device__ __forceinline__ T shfl_sync_idx(T value, int lane) {
     return __shfl_sync(0xffffffff, value, lane);
 }
 
-// "Miscellaneous Instructions: setmaxnreg". The whole warpgroup; a multiple of 8 from 24 to 256.
+// "Miscellaneous Instructions: setmaxnreg". Executed by the whole warpgroup; registers per thread, a multiple of 8 from
+// 24 to 256. inc waits until the CTA has that many free registers; dec frees them.
 template <int kRegisters>
 __device__ __forceinline__ void setmaxnreg_inc() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" : : "n"(kRegisters));
@@ -73,7 +74,8 @@ __device__ __forceinline__ float cvt_f32_e4m3(uint8_t x) {
     return value;
 }
 
-// cvt, two FP32 to one BF16 pair, round to nearest even: `low` lands in bits 0-15.
+// "Data Movement and Conversion Instructions: cvt". Two FP32 to a pair of BF16, round to nearest even; `low` goes to
+// bits 0-15.
 __device__ __forceinline__ uint32_t cvt_rn_bf16x2_f32(float high, float low) {
     uint32_t pair;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
@@ -82,13 +84,13 @@ __device__ __forceinline__ uint32_t cvt_rn_bf16x2_f32(float high, float low) {
 
 // ------------------------------------------------------------------------------------------ shared memory
 
-// The first byte of the block's dynamic shared memory, a multiple of 1024.
+// The address of the CTA's dynamic shared memory, a multiple of 1024.
 __device__ __forceinline__ uint32_t shared_memory() {
     extern __shared__ __align__(1024) uint8_t dynamic_shared_memory[];
     return static_cast<uint32_t>(__cvta_generic_to_shared(dynamic_shared_memory));
 }
 
-// "Data Movement and Conversion Instructions: mapa". The same address in the block `rank` of the cluster.
+// "Data Movement and Conversion Instructions: mapa". The same address in the CTA `rank` of the cluster.
 __device__ __forceinline__ uint32_t mapa(uint32_t address, uint32_t rank) {
     uint32_t remote;
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
@@ -115,7 +117,7 @@ __device__ __forceinline__ void st_shared(uint32_t address, float4 v) {
                  : "memory");
 }
 
-// ... to another block of the cluster, or to this one; the address comes from mapa.
+// "Data Movement and Conversion Instructions: st". A store to any CTA of the cluster; the address comes from mapa.
 __device__ __forceinline__ void st_shared_cluster(uint32_t address, float4 v) {
     asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};"
                  :
@@ -158,8 +160,8 @@ __device__ __forceinline__ float4 ld_shared<float4>(uint32_t address) {
     return v;
 }
 
-// "Warp-level matrix store instruction: stmatrix". Four 8x8 tiles of 16-bit elements: lane i gives the address of
-// row i % 8 of tile i / 8, and holds elements 2 * (i % 4) and the next of row i / 4 of every tile.
+// "Warp-level matrix store instruction: stmatrix". Four 8x8 tiles of 16-bit elements. Lane i gives the address of row
+// i % 8 of tile i / 8; in every tile it holds two elements of row i / 4, from column 2 * (i % 4) on.
 __device__ __forceinline__ void stmatrix_x4(uint32_t address, uint32_t r0, uint32_t r1, uint32_t r2, uint32_t r3) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};"
                  :
@@ -168,7 +170,7 @@ __device__ __forceinline__ void stmatrix_x4(uint32_t address, uint32_t r0, uint3
 }
 
 // "Parallel Synchronization and Communication Instructions: membar/fence". Makes this thread's ordinary writes to
-// shared memory visible to the async proxy: to WGMMA and to the copy engine.
+// shared memory visible to the async proxy, that is, to WGMMA and to the copy engine.
 __device__ __forceinline__ void fence_proxy_async() {
     trace::stamp(trace::Event::fence_proxy_async);
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -176,7 +178,8 @@ __device__ __forceinline__ void fence_proxy_async() {
 
 // --------------------------------------------------------------------------------------- execution barriers
 
-// "bar, barrier": `threads` threads, a multiple of 32, meet at barrier `id` (0 to 15; __syncthreads uses 0).
+// "bar, barrier". Barrier `id` (0 to 15; __syncthreads uses 0) completes when `threads` threads, a multiple of 32, have
+// arrived. sync arrives and waits, arrive does not wait.
 __device__ __forceinline__ void bar_sync(uint32_t id, uint32_t threads) {
     const trace::Span span(trace::Event::bar_sync, 0, id);
     asm volatile("bar.sync %0, %1;" : : "r"(id), "r"(threads) : "memory");
@@ -185,11 +188,12 @@ __device__ __forceinline__ void bar_arrive(uint32_t id, uint32_t threads) {
     asm volatile("bar.arrive %0, %1;" : : "r"(id), "r"(threads) : "memory");
 }
 
-// "barrier.cluster": every thread of every block of the cluster. Arrive releases, wait acquires.
+// "barrier.cluster". It completes when every thread of every CTA of the cluster has arrived. Arrive has release
+// semantics, wait has acquire semantics.
 __device__ __forceinline__ void barrier_cluster_arrive() {
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
-// ... and one that releases nothing, so that nobody waits for what it has written.
+// "barrier.cluster". An arrival without release semantics: it does not wait for this thread's earlier writes.
 __device__ __forceinline__ void barrier_cluster_arrive_relaxed() {
     asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
@@ -200,13 +204,13 @@ __device__ __forceinline__ void barrier_cluster_wait() {
 
 // ----------------------------------------------------------------------------------------------- mbarriers
 
-// "mbarrier.init": 8 bytes of shared memory that complete a phase every `count` arrivals.
+// "mbarrier.init". Makes 8 bytes of shared memory an mbarrier, whose phases complete after `count` arrivals each.
 __device__ __forceinline__ void mbarrier_init(uint32_t address, uint32_t count) {
     trace::place();
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" : : "r"(address), "r"(count) : "memory");
 }
 
-// "membar/fence": makes mbarrier.init visible to the cluster and to the async proxy.
+// "membar/fence". Makes mbarrier.init visible to the cluster and to the async proxy.
 __device__ __forceinline__ void fence_mbarrier_init() {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -215,18 +219,19 @@ __device__ __forceinline__ void fence_mbarrier_init() {
 __device__ __forceinline__ void mbarrier_arrive(uint32_t address) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" : : "r"(address) : "memory");
 }
-// ... on a barrier of another block of the cluster; the address comes from mapa.
+// "mbarrier.arrive". On an mbarrier of any CTA of the cluster; the address comes from mapa.
 __device__ __forceinline__ void mbarrier_arrive_cluster(uint32_t address) {
     asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" : : "r"(address) : "memory");
 }
-// ... and first raises the phase's transaction count: so many bytes are still to come.
+// "mbarrier.arrive". Before it arrives, it adds `bytes` to the transaction count: the phase does not complete until TMA
+// loads have brought that many bytes.
 __device__ __forceinline__ void mbarrier_arrive_expect_tx(uint32_t address, uint32_t bytes) {
     trace::stamp(trace::Event::mbarrier_expect_tx, address, bytes);
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" : : "r"(address), "r"(bytes) : "memory");
 }
 
-// "mbarrier.test_wait/try_wait": returns once the phase of this parity has completed. A fresh barrier is in
-// phase 0, so waiting for parity 1 returns at once.
+// "mbarrier.test_wait/try_wait". Returns once the phase of this parity has completed. A fresh mbarrier is in phase 0,
+// so waiting for parity 1 returns at once.
 __device__ __forceinline__ void mbarrier_wait_parity(uint32_t address, uint32_t parity) {
     const trace::Span span(trace::Event::mbarrier_wait, address, parity);
     asm volatile(
@@ -239,7 +244,7 @@ __device__ __forceinline__ void mbarrier_wait_parity(uint32_t address, uint32_t 
         : "memory");
 }
 
-// ... and whether it has, without waiting.
+// "mbarrier.test_wait/try_wait". Whether the phase of this parity has completed; does not wait.
 __device__ __forceinline__ bool mbarrier_test_wait_parity(uint32_t address, uint32_t parity) {
     uint32_t done;
     asm volatile(
@@ -255,13 +260,13 @@ __device__ __forceinline__ bool mbarrier_test_wait_parity(uint32_t address, uint
 
 // --------------------------------------------------------------------------------------------- copy engine
 
-// "prefetch": a tensor's description, so that the first load by it need not wait for it.
+// "prefetch". Fetches a tensor map, so that the first TMA load or store that uses it does not wait for it.
 __device__ __forceinline__ void prefetch_tensormap(const TensorMap* map) {
     asm volatile("prefetch.tensormap [%0];" : : "l"(map) : "memory");
 }
 
-// "cp.async.bulk.prefetch": asks L2 for bytes of global memory; address and number are multiples of 16. The hint, from
-// createpolicy, says how long L2 is to keep them.
+// "cp.async.bulk.prefetch". Fetches `bytes` of global memory into L2; address and size are multiples of 16. The hint,
+// from createpolicy, is the priority with which L2 keeps them.
 __device__ __forceinline__ void cp_async_bulk_prefetch_l2_hint(const void* from, uint32_t bytes, uint64_t policy) {
     asm volatile("cp.async.bulk.prefetch.L2.global.L2::cache_hint [%0], %1, %2;"
                  :
@@ -269,8 +274,8 @@ __device__ __forceinline__ void cp_async_bulk_prefetch_l2_hint(const void* from,
                  : "memory");
 }
 
-// "cp.async.bulk.tensor": the box at element (x, y), x the contiguous dimension, global to shared. Its bytes
-// count on the mbarrier; what lies outside the tensor arrives as zeros and counts all the same.
+// "cp.async.bulk.tensor". Loads the box at element (x, y), x being the contiguous dimension, from global to shared
+// memory. Its bytes count on the mbarrier. Elements that are out of bounds arrive as zeros, and count too.
 __device__ __forceinline__ void cp_async_bulk_tensor_2d(uint32_t shared, const TensorMap* map, uint32_t mbarrier, int x,
                                                         int y) {
     trace::stamp(trace::Event::tma_load, shared);
@@ -280,7 +285,7 @@ __device__ __forceinline__ void cp_async_bulk_tensor_2d(uint32_t shared, const T
         : "r"(shared), "l"(map), "r"(mbarrier), "r"(x), "r"(y)
         : "memory");
 }
-// ... with a hint of how long L2 is to keep it, from createpolicy.
+// "cp.async.bulk.tensor". A load with a hint, from createpolicy: the priority with which L2 keeps the box.
 __device__ __forceinline__ void cp_async_bulk_tensor_2d_hint(uint32_t shared, const TensorMap* map, uint32_t mbarrier,
                                                              int x, int y, uint64_t policy) {
     asm volatile(
@@ -290,14 +295,14 @@ __device__ __forceinline__ void cp_async_bulk_tensor_2d_hint(uint32_t shared, co
         : "r"(shared), "l"(map), "r"(mbarrier), "r"(x), "r"(y), "l"(policy)
         : "memory");
 }
-// "Data Movement and Conversion Instructions: createpolicy". What is loaded so is the first to leave L2.
+// "Data Movement and Conversion Instructions: createpolicy". Data loaded with this policy is evicted from L2 first.
 __device__ __forceinline__ uint64_t createpolicy_evict_first() {
     uint64_t policy;
     asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
     return policy;
 }
-// ... to the same shared-memory offset, and counting on the mbarrier at the same offset, of every block of the
-// cluster whose bit is set in cta_mask.
+// "cp.async.bulk.tensor". A multicast load: into every CTA of the cluster whose bit is set in cta_mask, at the same
+// shared-memory offset, and counted on that CTA's mbarrier at the same offset.
 __device__ __forceinline__ void cp_async_bulk_tensor_2d_multicast(uint32_t shared, const TensorMap* map,
                                                                   uint32_t mbarrier, int x, int y, uint16_t cta_mask) {
     trace::stamp(trace::Event::tma_load, shared);
@@ -308,7 +313,7 @@ __device__ __forceinline__ void cp_async_bulk_tensor_2d_multicast(uint32_t share
         : "r"(shared), "l"(map), "r"(mbarrier), "r"(x), "r"(y), "h"(cta_mask)
         : "memory");
 }
-// ... shared to global; what lies outside the tensor is not written.
+// "cp.async.bulk.tensor". Stores a box from shared to global memory; elements that are out of bounds are not written.
 __device__ __forceinline__ void cp_async_bulk_tensor_2d_store(const TensorMap* map, uint32_t shared, int x, int y) {
     trace::stamp(trace::Event::tma_store, shared);
     asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];"
@@ -317,17 +322,18 @@ __device__ __forceinline__ void cp_async_bulk_tensor_2d_store(const TensorMap* m
                  : "memory");
 }
 
-// "cp.async.bulk.commit_group": this thread's stores since the last commit become one group.
+// "cp.async.bulk.commit_group". This thread's TMA stores since the last commit become one group.
 __device__ __forceinline__ void cp_async_bulk_commit_group() {
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
-// "cp.async.bulk.wait_group": at most kGroups groups are still writing ...
+// "cp.async.bulk.wait_group". Waits until at most kGroups groups have not yet completed their writes.
 template <int kGroups>
 __device__ __forceinline__ void cp_async_bulk_wait_group() {
     const trace::Span span(trace::Event::tma_store_wait, 0, kGroups);
     asm volatile("cp.async.bulk.wait_group %0;" : : "n"(kGroups) : "memory");
 }
-// ... or, enough before shared memory is reused, still reading.
+// "cp.async.bulk.wait_group". Waits until at most kGroups groups still read shared memory, which is enough before it is
+// overwritten.
 template <int kGroups>
 __device__ __forceinline__ void cp_async_bulk_wait_group_read() {
     const trace::Span span(trace::Event::tma_store_wait, 0, kGroups);
@@ -337,15 +343,15 @@ __device__ __forceinline__ void cp_async_bulk_wait_group_read() {
 // --------------------------------------------------------------------------------------------------- WGMMA
 // wgmma<N>(d, desc_a, desc_b, scale_d) itself is in wgmma.cuh.
 
-// "wgmma.fence": orders the warpgroup's earlier register accesses before its next wgmma. Needed before the first
-// one and after any other touch of the accumulators.
+// "wgmma.fence". Orders the warpgroup's earlier register accesses before its next wgmma. It is needed before the first
+// wgmma, and again after any other access to the accumulators.
 __device__ __forceinline__ void wgmma_fence() {
     trace::stamp(trace::Event::wgmma_fence);
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
-// "wgmma.commit_group"
+// "wgmma.commit_group". The warpgroup's wgmmas since the last commit become one group.
 __device__ __forceinline__ void wgmma_commit_group() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// "wgmma.wait_group": at most kGroups groups are still in flight.
+// "wgmma.wait_group". Waits until at most kGroups groups are in flight.
 template <int kGroups>
 __device__ __forceinline__ void wgmma_wait_group() {
     const trace::Span span(trace::Event::wgmma_wait, 0, kGroups);

@@ -1,19 +1,20 @@
-// Stamps for a timeline: with GEMM_LADDER_TRACE defined, ptx.cuh's wrappers write down which warp executed what, and
-// when. Without it nothing here becomes code: what a wrapper says about its stamp is then empty.
+// Stamps for a timeline. With GEMM_LADDER_TRACE defined, ptx.cuh's wrappers record which warp executed what, and when.
+// Without it everything here compiles to nothing.
 //
-// Lane 0 speaks for its warp. A warp has a row of slots, and the clock says which one a stamp goes to: nothing is
-// counted and nothing is waited for, so a stamp costs a dozen instructions. A row is a ring: of a kernel that
-// runs for longer the end remains. gemm_ladder.stamps reads the rows.
+// Lane 0 records for its warp. Each warp has a row of slots, and the clock chooses the slot of a stamp: there is no
+// counter and no waiting, so a stamp costs a dozen instructions. A row is a ring buffer: if a kernel runs for longer
+// than a row covers, the row keeps the end. gemm_ladder.timeline.stamps reads the rows.
 #pragma once
 
 #include <cstdint>
 
 namespace trace {
 
-// What address and value say. A name that the emulator has as well (ref/emulator/record.hpp) means the same there.
+// The events, with the meaning of each one's address and value. Names that ref/emulator/record.hpp has too mean the
+// same there.
 #define TRACE_EVENTS(X)                                                         \
     X(none)               /* an empty slot                                   */ \
-    X(placed)             /* value = the SM that the block is on             */ \
+    X(placed)             /* value = the SM that the CTA runs on             */ \
     X(mbarrier_wait)      /* span: address; value = parity                   */ \
     X(mbarrier_test)      /* address; value = parity                         */ \
     X(mbarrier_expect_tx) /* address; value = bytes                          */ \
@@ -34,22 +35,22 @@ enum class Event : uint32_t {
 
 #ifdef GEMM_LADDER_TRACE
 
-// 16 bytes, one store, and little to keep in registers between two of them: kernels have none to spare.
+// 16 bytes: one store. Little is kept in registers between two stamps, because kernels have none to spare.
 struct alignas(16) Stamp {
-    uint32_t what;         // bits 0-19: address; 20-27: of a span, its value; 28-31: the Event
-    uint32_t begin;        // of a span, the SM's clock; of a moment, its value
-    uint32_t end;          // the SM's clock
+    uint32_t what;         // bits 0-19: address; 20-27: a span's value; 28-31: the Event
+    uint32_t begin;        // a span: the SM's clock at its begin; a moment: its value
+    uint32_t end;          // the SM's clock at the end
     uint32_t globaltimer;  // nanoseconds, at the end
 };
 
-constexpr uint32_t kWarps = 16;       // rows of a block
-constexpr uint32_t kSlotClocks = 16;  // a stamp takes longer, so a warp's next one has a later slot
+constexpr uint32_t kWarps = 16;       // rows per CTA
+constexpr uint32_t kSlotClocks = 16;  // a stamp takes longer than that, so a warp's next stamp gets a later slot
 
 struct Rows {
     Stamp* stamps;           // [blocks][kWarps][slots], zeros before the launch
-    uint32_t blocks, slots;  // from block 0 on; stamps of one warp, a power of two
+    uint32_t blocks, slots;  // CTAs that are recorded, from 0 on; slots per warp, a power of two
 };
-static __constant__ Rows rows;  // none, until gemm_ladder_trace
+static __constant__ Rows rows;  // no rows until gemm_ladder_trace is called
 
 // "Special Registers: %clock". Cycles; the low half of %clock64.
 __device__ __forceinline__ uint32_t clock() {
@@ -78,19 +79,19 @@ __device__ __forceinline__ void keep(Event event, uint32_t what, uint32_t begin,
         : "memory");
 }
 
-// A moment.
+// Records a moment.
 __device__ __forceinline__ void stamp(Event event, uint32_t address = 0, uint32_t value = 0) {
     keep(event, address, value, clock());
 }
 
-// Where the block is.
+// Records which SM the CTA runs on.
 __device__ __forceinline__ void place() {
     uint32_t sm;
     asm("mov.u32 %0, %%smid;" : "=r"(sm));  // "Special Registers: %smid"
     stamp(Event::placed, 0, sm);
 }
 
-// From here to the end of the scope. The value is below 256.
+// Records a span, from its construction to the end of the scope. The value is below 256.
 class Span {
   public:
     __device__ __forceinline__ explicit Span(Event event, uint32_t address = 0, uint32_t value = 0)
@@ -102,14 +103,14 @@ class Span {
     uint32_t what_, begin_;
 };
 
-// The launches that follow leave their stamps there; where there are no blocks, they leave none.
+// Sets where the following launches write their stamps, [blocks][kWarps][slots]; with blocks = 0 they write none.
 extern "C" inline __attribute__((used)) const char* gemm_ladder_trace(void* stamps, uint32_t blocks, uint32_t slots) {
     const Rows given{static_cast<Stamp*>(stamps), blocks, slots};
     const cudaError_t status = cudaMemcpyToSymbol(rows, &given, sizeof given);
     return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
 }
 
-// The name of event number `event`, or nullptr after the last.
+// The name of event number `event`; nullptr if there is no such event.
 extern "C" inline __attribute__((used)) const char* gemm_ladder_trace_event(uint32_t event) {
     static const char* const names[] = {
 #define X(name) #name,

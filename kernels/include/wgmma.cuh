@@ -1,6 +1,6 @@
 // "Asynchronous warpgroup-level matrix instructions: wgmma.mma_async" (PTX ISA).
 // d[64 x N] = a[64 x 32] * b[N x 32]^T + (scale_d ? d : 0), E4M3 in, FP32 out, both operands in shared memory.
-// An asm statement needs its operands spelled out, so N / 2 registers make one line for each N.
+// An asm statement must name each of its operands, so every N, with N / 2 registers, needs a line of its own.
 #pragma once
 
 #include <cstdint>

@@ -35,7 +35,7 @@ RELEASING = """__device__ __forceinline__ void arrive_release_cluster(uint32_t a
 
 """
 LAST_ARRIVE = "    __syncwarp();\n    ptx::barrier_cluster_arrive();  // before the stores"
-LAST_WAIT = "    ptx::barrier_cluster_wait();  // nobody leaves"
+LAST_WAIT = "    ptx::barrier_cluster_wait();  // no CTA exits"
 VARIANTS: dict[str, Rung] = {
     "as it is": changed(RUNG),
     "the last cluster arrive after the stores": changed(

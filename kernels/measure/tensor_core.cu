@@ -1,5 +1,7 @@
-// What does a tensor core make of given operands and accumulators? Tile after tile, for every n: nothing but the
-// WGMMAs. tensor_core_probe.py asks, and compares the answers with ref/tensor_core.py.
+// A probe of the tensor core's arithmetic: for every n, it runs one WGMMA, or a chain of four, on given operands and
+// accumulators, tile after tile. measure/tensor_core.py runs it and compares the results with ref/tensor_core.py.
+//
+//   python -m gemm_ladder tensor-core --out FOLDER
 #include <utility>
 
 #include "launch.cuh"
@@ -9,14 +11,14 @@
 struct ProbeArgs {
     const uint8_t* a;  // E4M3 [tiles][64][instructions * 32]
     const uint8_t* b;  // E4M3 [tiles][n][instructions * 32]
-    const float* acc;  // [tiles][64][n]: what the accumulators hold before the first instruction
-    float* d;          // [tiles][64][n]: and after the last one
+    const float* acc;  // [tiles][64][n]: the accumulators before the first instruction
+    float* d;          // [tiles][64][n]: the accumulators after the last instruction
     int64_t tiles, n, instructions;
     int64_t scale_d;  // 0: the first instruction ignores the accumulators
     void* stream;
 };
 
-#ifndef PROBE_N_STEP  // compiled for the multiples of this, up to 256; fewer compile faster
+#ifndef PROBE_N_STEP  // the probe is compiled for its multiples up to 256; fewer compile faster
 #define PROBE_N_STEP 8
 #endif
 
@@ -33,7 +35,7 @@ __device__ void copy_swizzled(uint32_t tile, const uint8_t* matrix) {
 
 template <int N, int kInstructions>
 __global__ void __launch_bounds__(kThreads) probe(const ProbeArgs p) {
-    constexpr int kBytes = kInstructions * kWgmmaK;  // of a row
+    constexpr int kBytes = kInstructions * kWgmmaK;  // bytes per row
     const int64_t tile = blockIdx.x;
     const uint32_t smem_a = ptx::shared_memory(), smem_b = smem_a + kWgmmaM * kSwizzleRow;
     copy_swizzled<kWgmmaM, kBytes>(smem_a, p.a + tile * kWgmmaM * kBytes);

@@ -1,37 +1,38 @@
-// What is decided before a kernel is compiled. config.py has the same struct, and writes one of these into the source.
+// The configuration of a production kernel, a constant of its compilation. config.py has the same struct and writes it
+// into the source that is compiled.
 #pragma once
 
 enum class Kind {
     kDense,
-    kContiguous,  // every row of A has its expert: m_indices
-    kMasked,      // every group has max_m rows of A, of which the first masked_m count
+    kContiguous,  // m_indices gives the expert of every row of A
+    kMasked,      // every group has max_m rows of A, of which the first masked_m are valid
 };
 
 enum class Share {
     kNothing,
-    kA,  // the blocks of a cluster make tiles side by side, and multicast A
-    kB,  // ... below each other, and multicast B
-    kK,  // ... the same tile, each over a part of K
+    kA,  // the CTAs of a cluster compute tiles side by side, and multicast A
+    kB,  // the CTAs of a cluster compute tiles below each other, and multicast B
+    kK,  // split-K: the CTAs of a cluster compute one tile, each over its own range of K
 };
 
 struct Config {
     Kind kind;
-    int n, k;
-    int tile_m, tile_n;
-    int consumers_m, consumers_n;  // warpgroups below each other and side by side; one or two in all
-    int stages;
-    int cluster;
-    Share share;
-    int group_m;         // units of work that run together span so many of them down
-    int group_n;         // ... instead so many to the right, if it is not 0
-    int unroll;          // blocks of K
-    int blocks_an_sm;    // one or two blocks at a time on an SM
-    bool stream_b;       // B is read once: let it leave L2 first
-    int prefetch;        // blocks of K of B that a block asks L2 for before anything else
-    int tail_m, tail_n;  // tiles of the rows that are left after whole waves of tiles; 0: the same
+    int n, k;                      // B is [n, k]
+    int tile_m, tile_n;            // D is computed in tiles (tile_m, tile_n)
+    int consumers_m, consumers_n;  // consumer warpgroups below each other and side by side; one or two in all
+    int stages;                    // of the ring between the copy engine and the tensor cores
+    int cluster;                   // CTAs per cluster
+    Share share;                   // what they share
+    int group_m;                   // rasterisation: clusters walk bands group_m units tall (scheduler.cuh)
+    int group_n;                   // if not 0: bands group_n units wide instead
+    int unroll;                    // K blocks in the body of the main loop
+    int blocks_an_sm;              // CTAs per SM, one or two
+    bool stream_b;                 // B is read once, so it should be evicted from L2 first
+    int prefetch;                  // K blocks of its first tile of B that a CTA fetches into L2 at its start
+    int tail_m, tail_n;            // the tail's tile, for the rows that do not fill whole waves; 0: there is no tail
 };
 
-// Its two tiles exchanged; the same, if it has one.
+// The configuration with the two tiles exchanged, for the tail; unchanged if there is no tail.
 constexpr Config exchanged(Config c) {
     if (c.tail_m == 0) return c;
     const int tile_m = c.tile_m, tile_n = c.tile_n;

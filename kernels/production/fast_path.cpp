@@ -1,8 +1,9 @@
-// A call's fast path to its launch, without Python: check the operands, look up the plan, launch the kernel.
+// The fast path of a call, from its arguments to the launch, without Python code: check the operands, look up the plan,
+// launch the kernel.
 //
-// fast_path.py fills in Api and calls what is exported below. Nothing is refused here: a call that is not plain, or has
-// no plan yet, comes back as False, and Python checks, converts or refuses it. Of CPython and of torch only functions
-// that are stable are used, and by address, so that the headers of neither are needed: this compiles in a second.
+// fast_path.py fills in Api and calls the functions exported below. Nothing is refused here: for a call that is not
+// plain, or has no plan yet, the result is False, and Python then checks, converts or refuses it. Only stable functions
+// of CPython and torch are used, and by address, so neither's headers are needed: this file compiles in a second.
 #include <cstddef>
 #include <cstdint>
 #include <unordered_map>
@@ -19,7 +20,7 @@ using Launcher = const char* (*)(const GroupedArgs*);
 
 // fast_path.Api has the same fields.
 struct Api {
-    // CPython, the stable ABI; those that return objects give a new reference unless they are "borrowed"
+    // CPython's stable ABI; functions that return objects return a new reference unless marked "borrowed"
     Object* (*get_attr)(Object*, Object*);
     Object* (*type_of)(Object*);
     intptr_t (*tuple_size)(Object*);
@@ -45,9 +46,9 @@ struct Api {
     Status (*current_device)(int32_t*);  // cudaGetDevice
     // Objects that live as long as the process
     Object *none, *no;
-    Object *tuple, *tensor, *parameter;  // types; a class derived from a tensor may be anything
-    Object *cdata, *requires_grad;       // attributes' names
-    // torch's numbers
+    Object *tuple, *tensor, *parameter;  // exact types: a subclass of Tensor may behave differently
+    Object *cdata, *requires_grad;       // attribute names
+    // torch's numbers for its dtypes and for the device type
     int64_t e4m3, fp32, int32, bf16, cuda;
 };
 Api api;
@@ -61,9 +62,9 @@ struct Key {
 struct Hash {
     std::size_t operator()(const Key& key) const {
         uint64_t hash = 0;
-        for (const int64_t part :
+        for (const int64_t field :
              {key.kind, key.device_type, key.device, key.m, key.n, key.k, key.groups, key.expected_m})
-            hash = (hash ^ static_cast<uint64_t>(part)) * 0x9E3779B97F4A7C15, hash ^= hash >> 32;
+            hash = (hash ^ static_cast<uint64_t>(field)) * 0x9E3779B97F4A7C15, hash ^= hash >> 32;
         return hash;
     }
 };
@@ -71,11 +72,11 @@ struct Plan {
     Launcher launcher;
     int64_t num_sms;
 };
-std::unordered_map<Key, Plan, Hash> plans;  // touched with the GIL held
+std::unordered_map<Key, Plan, Hash> plans;  // accessed only with the GIL held
 
 bool has_type(Object* object, Object* type) {
     Object* const its = api.type_of(object);
-    api.dec_ref(its);  // the object keeps it
+    api.dec_ref(its);  // the object still holds a reference
     return its == type;
 }
 
@@ -85,7 +86,7 @@ struct View {
     int64_t dimensions;
     int32_t dtype, device_type, device;
 
-    // Whether `object` is a tensor that can be looked at; where not, there may be an exception.
+    // Reads `object`'s fields; false if it is not a tensor that can be read, and then an exception may be set.
     bool see(Object* object) {
         if (!has_type(object, api.tensor) && !has_type(object, api.parameter)) return false;
         Object* const address = api.get_attr(object, api.cdata);
@@ -96,7 +97,7 @@ struct View {
                !api.dimensions(&tensor, &dimensions) && !api.dtype(&tensor, &dtype) &&
                !api.device_type(&tensor, &device_type) && !api.device_index(&tensor, &device);
     }
-    // Whether it has these sizes and strides, those of the groups only where there are `many`.
+    // Whether it has this type and these sizes and strides, whose first element, the groups', counts only if `many`.
     bool is(int64_t type, bool many, const int64_t (&sizes)[3], const int64_t (&strides)[3]) const {
         bool same = dtype == type && dimensions == 2 + many;
         for (int i = 0; same && i < dimensions; ++i)
@@ -109,7 +110,7 @@ struct Pair {
     View &of, &scales;
 };
 
-// A plain call's arguments and its plan; false where it is not plain or has none.
+// Finds a plain call's arguments and its plan; false if the call is not plain or has no plan.
 bool find(Kind kind, Object* lhs, Object* rhs, Object* out, Object* layout, int64_t expected_m, GroupedArgs& args,
           Plan& plan, View& d) {
     View a, sfa, b, sfb, rows;
@@ -156,7 +157,7 @@ bool find(Kind kind, Object* lhs, Object* rhs, Object* out, Object* layout, int6
     return true;
 }
 
-// None where the call is queued, False where it is not, or bytes: what went wrong at its launch.
+// Returns None if the call was queued, False if it was not, or bytes with the error text of a failed launch.
 Object* queue(Kind kind, Object* lhs, Object* rhs, Object* out, Object* layout, int64_t expected_m) {
     GroupedArgs args;
     Plan plan;
@@ -166,7 +167,7 @@ Object* queue(Kind kind, Object* lhs, Object* rhs, Object* out, Object* layout, 
     if (find(kind, lhs, rhs, out, layout, expected_m, args, plan, d) &&
         (d.device_type != api.cuda ||
          (!api.current_device(&current) && current == d.device && !api.stream(current, &args.stream)))) {
-        void* const thread = api.save_thread();  // a full queue makes a launch wait
+        void* const thread = api.save_thread();  // a launch waits while the stream's queue is full
         const char* const error = plan.launcher(&args);
         api.restore_thread(thread);
         if (error) return api.bytes(error);
@@ -178,7 +179,8 @@ Object* queue(Kind kind, Object* lhs, Object* rhs, Object* out, Object* layout, 
     return result;
 }
 
-// What Python calls: (lhs, rhs, out), grouped (..., m_indices), masked (..., masked_m, expected_m).
+// The functions that Python calls: dense (lhs, rhs, out), contiguous (lhs, rhs, out, m_indices), masked (lhs, rhs, out,
+// masked_m, expected_m).
 template <Kind kKind>
 Object* method(Object*, Object* const* given, intptr_t) {
     return queue(kKind, given[0], given[1], given[2], kKind == kDense ? nullptr : given[3],
@@ -198,7 +200,7 @@ Method methods[] = {{"dense", method<kDense>, kFastCall, nullptr},
 
 }  // namespace
 
-// All of these are called with the GIL held.
+// These are called with the GIL held.
 extern "C" void gemm_ladder_queue_fill(const Api* given) { api = *given; }
 extern "C" Method* gemm_ladder_queue_function(int64_t kind) { return &methods[kind]; }
 extern "C" void gemm_ladder_queue_plan(const Key* key, Launcher launcher, int64_t num_sms) {

@@ -1,6 +1,47 @@
-// The production kernel: rung 5 with everything that a shape decides made a constant of the compilation.
+// Rung 7, the production kernel: rung 5, with everything that follows from the shape made a constant of the
+// compilation.
+//
+//   python -m gemm_ladder compare --rungs s7_production --shapes 256x256x256
 //
 // D[m, n] = sum_k A[m, k] * sfa[m, k / 128] * B[n, k] * sfb[n / 128, k / 128], for one matrix or for groups of them.
+//
+// The steps are rung 5's. For each tile that scheduler.cuh gives this CTA
+//   1. the producer, thread 0, loads K block after K block into the ring of stages: produce();
+//   2. the consumer warpgroups multiply and promote, slice after slice: consume(), multiply_block();
+//   3. they store D through shared memory and the copy engine: store(). With split-K the CTAs of the cluster first add
+//      up their partial sums: reduce().
+// With a tail (config.cuh) this happens twice, for the main tile and for the tail tile.
+//
+// The mbarriers of one CTA. With Share::kA or kB the CTAs of the cluster multicast to each other.
+//
+//     producer --- 1 arrival (expect_tx); the bytes of its loads -------------+
+//        ^                                                                    +--> full[stage]
+//        |     neighbours' producers --- the bytes that they multicast -------+         |
+//        |                                                                              |
+//        | phase complete: load the stage again                                         | phase complete:
+//        |                                                                              v the bytes are there
+//   empty[stage] <----------------------------------- consumers, and with multicast the neighbours' consumers
+//                 1 arrival from each of their warps
+//
+// ---- The cluster barrier. barrier.cluster completes when all threads of all CTAs of the cluster have arrived. A
+// thread may not arrive again before it has waited, so every thread executes every arrive and wait below, those
+// of the producer's warpgroup too.
+//
+// With Share::kA or kB:
+//   before the first load   meet(): the mbarriers of all CTAs are initialised. A neighbour's multicast counts its bytes
+//                           on this CTA's `full`, and its consumers arrive on this CTA's `empty`.
+//   at the kernel's end     meet(): no neighbour will send any more. Without it a CTA could exit, and lose its shared
+//                           memory, while a neighbour still arrives on its `empty`.
+// With Share::kK (split-K):
+//   at the kernel's start   arrive: this CTA runs, so its shared memory exists. The arrival is relaxed because no data
+//                           is handed over; a release would wait for earlier writes.
+//   in reduce()             wait: all CTAs run, so partial sums may be written to their shared memory.
+//   in reduce()             meet(): all partial sums have been written. Arrive releases this CTA's, wait acquires the
+//                           neighbours'.
+// Not needed, although one would expect them, with split-K: a barrier before the first load, because every CTA loads
+// only for itself, and __syncthreads() is enough for its mbarriers; a barrier at the end, because after reduce()'s
+// meet() nothing is sent; a barrier between two tiles, because a cluster computes only one (deal() in start.cuh).
+// Without a cluster there is no cluster barrier.
 #pragma once
 
 #include "config.cuh"
@@ -11,7 +52,7 @@
 #include "ptx.cuh"
 #include "scheduler.cuh"
 
-// Every thread of every block of the cluster.
+// All threads of all CTAs of the cluster arrive and wait. The warp converges first: barrier.cluster is .aligned.
 __device__ inline void meet() {
     __syncwarp();
     ptx::barrier_cluster_arrive();
@@ -20,11 +61,11 @@ __device__ inline void meet() {
 
 constexpr uint32_t larger(uint32_t a, uint32_t b) { return a > b ? a : b; }
 
-// Rows of A and D that one tile is for, and their operands.
+// The rows of A and D that one tile size is for, and their operands. Part 0 is the main tile's, part 1 the tail's.
 struct Part {
     TensorMap a, b, sfa, sfb, d;
     GroupedArgs p;
-    int first_cluster;  // whose its first unit of work is
+    int first_cluster;  // index of the cluster that gets this part's first unit
 };
 
 template <Config kC>
@@ -35,13 +76,13 @@ struct Parts {
 template <Config kC>
 struct Gemm : Geometry<kC> {
     using One = Geometry<kC>;
-    using Other = Geometry<exchanged(kC)>;  // they take turns with the same shared memory
+    using Other = Geometry<exchanged(kC)>;  // the other tile size, which uses the same shared memory in turn
     using One::kB, One::kScaleA, One::kScaleB;
     using One::kStoreN, One::kBoxes, One::kBytesBox, One::kBytesSlice, One::kPieces, One::kBytesLoads;
     using One::kTakes, One::kSplits, One::kBlocks, One::kEveryBlock, One::kSegment, One::kSegments, One::kScalesB;
     using One::kWarpgroup, One::kConsumers, One::kThreads, One::kSliceM, One::kSlices, One::kConsumerN, One::kRegisters;
 
-    static constexpr uint32_t kBytesD = larger(One::kBytesOutput, Other::kBytesOutput);  // of a consumer
+    static constexpr uint32_t kBytesD = larger(One::kBytesOutput, Other::kBytesOutput);  // per consumer
     static constexpr uint32_t kBytesStage = ceil_div(larger(One::kBytesLoaded, Other::kBytesLoaded) + 32, 1024) * 1024;
     static constexpr uint32_t kFull = kBytesStage - 32, kEmpty = kFull + 16;
     static constexpr uint32_t kSharedBytes = kConsumers * kBytesD + kC.stages * kBytesStage;
@@ -51,7 +92,7 @@ struct Gemm : Geometry<kC> {
     static __device__ uint32_t smem_stage(int stage) { return smem_d(kConsumers) + stage * kBytesStage; }
     static __device__ uint32_t rank() { return kC.cluster > 1 ? ptx::cluster_ctarank() : 0; }
 
-    // Where a loader or a consumer is in the ring of stages.
+    // The position of the producer or of a consumer in the ring: a stage, and the parity of its mbarriers' phase.
     struct Ring {
         uint32_t stage = smem_stage(0), parity = 0;
         __device__ void advance() {
@@ -60,15 +101,18 @@ struct Gemm : Geometry<kC> {
         }
     };
 
-    // The part of K that this block multiplies.
+    // The K blocks [first_block(), last_block()) that this CTA multiplies: all of them unless K is split.
     static __device__ int first_block() { return kSplits > 1 ? rank() * kBlocks / kSplits : 0; }
     static __device__ int last_block() { return kSplits > 1 ? (rank() + 1) * kBlocks / kSplits : kBlocks; }
 
-    // Where a tile's scales of B begin: [groups][scale blocks of N][blocks of K].
+    // Where a tile's scales of B begin in [groups][n / 128][K blocks].
     static __device__ uint32_t first_scale_b(const Tile& tile) {
         return (tile.group * static_cast<int>(ceil_div(kC.n, kScaleN)) + tile.column / kScaleN) * kBlocks;
     }
 
+    // ---- Producer
+
+    // Loads all tiles of a part. Returns where the ring stands, from where the tail goes on.
     static __device__ Ring produce(const Part& part, Ring ring) {
         const uint64_t policy_b = ptx::createpolicy_evict_first();
         const int first = first_block(), last = last_block();
@@ -87,7 +131,7 @@ struct Gemm : Geometry<kC> {
                 ptx::cp_async_bulk_tensor_2d(ring.stage + kScaleA, &part.sfa, full, tile.scale_column,
                                              tile.scale_row + block);
 #pragma unroll
-                for (int i = 0; i < kScalesB; ++i)  // what lies outside belongs to columns that go nowhere
+                for (int i = 0; i < kScalesB; ++i)  // out-of-range scales only affect columns >= n, never stored
                     ptx::cp_async_bulk_tensor_2d(ring.stage + kScaleB + i * kScalePitch, &part.sfb, full,
                                                  (scale_b + i * kBlocks + block) / kScaleBox * kScaleBox, 0);
             }
@@ -95,8 +139,8 @@ struct Gemm : Geometry<kC> {
         return ring;
     }
 
-    // The loader's idle warps ask L2 for the first blocks of K of the block's first tile of B. They need neither
-    // barriers nor tensor descriptions, so they are some 1000 cycles ahead of the first load.
+    // The idle warps of the producer's warpgroup fetch the first K blocks of this CTA's first tile of B into L2. They
+    // need neither mbarriers nor tensor maps, so they start some 1000 cycles before the first load.
     static __device__ void prefetch(const GroupedArgs& p) {
         const uint64_t policy = ptx::createpolicy_evict_first();
         const int first = first_block(), blocks = last_block() - first;
@@ -110,13 +154,13 @@ struct Gemm : Geometry<kC> {
         }
     }
 
-    // `rows` rows of an operand: each block of the cluster loads its part for all of them, or all for itself.
+    // Loads `rows` rows of an operand. With multicast, each CTA of the cluster loads some of them for all CTAs.
     template <bool kMulticast, bool kStream>
     static __device__ void load(uint32_t shared, const TensorMap* map, uint32_t full, int x, int y, int rows,
                                 uint64_t policy) {
         if constexpr (kMulticast) {
-            const int part = rank() * (rows / kC.cluster);
-            ptx::cp_async_bulk_tensor_2d_multicast(shared + part * kSwizzleRow, map, full, x, y + part, kEveryBlock);
+            const int row = rank() * (rows / kC.cluster);
+            ptx::cp_async_bulk_tensor_2d_multicast(shared + row * kSwizzleRow, map, full, x, y + row, kEveryBlock);
         } else if constexpr (kStream) {
             ptx::cp_async_bulk_tensor_2d_hint(shared, map, full, x, y, policy);
         } else {
@@ -124,15 +168,17 @@ struct Gemm : Geometry<kC> {
         }
     }
 
-    // Where a consumer is in its tile, and in the ring.
+    // ---- Consumers: multiply and promote
+
+    // What a consumer works on: where in the tile, and where in the ring.
     struct Place {
-        int first_row, first_column;  // in the tile, of its 64 rows of each slice
-        int row, column;              // of this thread in the tile; of the consumer, from the last scale block of B
-        uint32_t scale_b;             // the tile's first scale of B, in this block of K
+        int first_row, first_column;  // the consumer's 64 rows of a slice, and its columns, begin here in the tile
+        int row, column;              // this thread's first row; first_column + the tile's column % kScaleN
+        uint32_t scale_b;             // index of the tile's first scale of B for this K block
         Ring ring;
     };
 
-    // The scales that a thread needs for the products of one stage.
+    // The scales that a thread needs for one stage, in registers.
     struct Scales {
         float a[kSlices][2], b[kSegments];
         __device__ void load(const Place& at) {
@@ -154,7 +200,7 @@ struct Gemm : Geometry<kC> {
         }
     };
 
-    // The first kCount slices of a tile.
+    // Multiplies the first kCount slices of a tile, over all K blocks.
     template <int kCount>
     static __device__ void multiply(float (&total)[kSlices][kRegisters], Place& at) {
         const int first = first_block(), last = last_block();
@@ -162,7 +208,8 @@ struct Gemm : Geometry<kC> {
         for (int block = first; block < last; ++block) multiply_block<kCount>(total, at);
     }
 
-    // A tile that has no rows for this consumer: the loader waits for it all the same.
+    // Passes over the stages of a tile that has no valid rows for this consumer. The producer loads them for the other
+    // consumer, and `empty` counts the arrivals of both.
     static __device__ void skip(Place& at) {
 #pragma unroll 1
         for (int block = first_block(); block < last_block(); ++block) {
@@ -172,12 +219,17 @@ struct Gemm : Geometry<kC> {
         }
     }
 
-    // One block of K, slice after slice: the other consumer has the tensor cores meanwhile.
+    // Multiplies one K block, slice after slice. While this consumer promotes, the other one has the tensor cores.
+    //
+    // The stage is released before the last promotion, not after it: once wgmma_wait_group<0> returns, the WGMMAs have
+    // read the tiles, and the scales are in registers, so nothing reads the stage any more. Promotion works on
+    // registers and takes hundreds of cycles; during these the producer can already refill the stage. It is released
+    // after the last slice's wait because every slice reads the same tile of B.
     template <int kCount>
     static __device__ void multiply_block(float (&total)[kSlices][kRegisters], Place& at) {
         float partial[kRegisters];
         ptx::mbarrier_wait_parity(at.ring.stage + kFull, at.ring.parity);
-        Scales scales;  // read before the first WGMMA: a wait for them would hold up the second
+        Scales scales;  // read before the first WGMMA: waiting for them later would delay the second slice
         scales.load(at);
         const uint64_t desc_a = smem_descriptor(at.ring.stage + at.first_row * kSwizzleRow);
         const uint64_t desc_b = smem_descriptor(at.ring.stage + kB + at.first_column * kSwizzleRow);
@@ -199,6 +251,7 @@ struct Gemm : Geometry<kC> {
         }
     }
 
+    // Multiplies and stores all tiles of a part. Returns where the ring stands, from where the tail goes on.
     static __device__ Ring consume(const Part& part, int consumer, Ring ring) {
         const int thread = threadIdx.x % kWarpgroup;
         Place at;
@@ -210,7 +263,15 @@ struct Gemm : Geometry<kC> {
         for (Tile tile; tiles.next(tile);) {
             at.column = tile.column % kScaleN + at.first_column;
             at.scale_b = first_scale_b(tile) + first_block();
-            float total[kSlices][kRegisters] = {};
+            float total[kSlices][kRegisters] = {};  // (kSlices, kWgmmaM, kConsumerN), over the warpgroup's threads
+            // In the contiguous layout the end of an expert's rows may be padding, which is not multiplied. tile.live
+            // counts the slices that have valid rows for this consumer, and there are four cases:
+            //   all slices: multiply the whole tile. The other layouts always do: in masked ones, skipping was slower.
+            //   one of two: multiply the first slice. The second is padding, or is another expert's and so another
+            //   tile. none:       multiply nothing, but wait for the stages and release them. group < 0:  the whole
+            //   tile is padding, and the producer loads nothing either.
+            // Slices that are not multiplied stay zero. The number of slices is a template argument: accumulators are
+            // registers, which cannot be indexed at run time.
             if (kC.kind != Kind::kContiguous || (tile.group >= 0 && tile.live == kSlices))
                 multiply<kSlices>(total, at);
             else if (kSlices > 1 && tile.group >= 0 && tile.live == 1)
@@ -223,11 +284,13 @@ struct Gemm : Geometry<kC> {
             else
                 store(total, part, consumer, tile);
         }
-        if (kSplits == 1 && thread == 0) ptx::cp_async_bulk_wait_group_read<0>();  // D itself is the end's affair
+        // Wait until shared memory has been read. Kernel exit completes the writes to D.
+        if (kSplits == 1 && thread == 0) ptx::cp_async_bulk_wait_group_read<0>();
         return at.ring;
     }
 
-    // This warp has finished with a stage. Blocks that multicast into it hear it too.
+    // This warp has finished with a stage. It tells every CTA whose producer writes into the stage: with multicast, all
+    // of the cluster.
     static __device__ void release(uint32_t empty) {
         __syncwarp();
         if constexpr (kC.share == Share::kA || kC.share == Share::kB) {
@@ -237,17 +300,20 @@ struct Gemm : Geometry<kC> {
         }
     }
 
-    // A consumer's results to shared memory, swizzled, and from there to D, while the next tile is being multiplied.
+    // ---- Consumers: epilogue
+
+    // Packs a consumer's results into shared memory, swizzled. The copy engine stores them to D while the next tile is
+    // being multiplied.
     static __device__ void store(const float (&total)[kSlices][kRegisters], const Part& part, int consumer,
                                  const Tile& tile) {
         const int thread = threadIdx.x % kWarpgroup;
-        if (thread == 0) ptx::cp_async_bulk_wait_group_read<0>();  // the last tile has left this buffer
+        if (thread == 0) ptx::cp_async_bulk_wait_group_read<0>();  // the last tile's stores have read this buffer
         ptx::bar_sync(1 + consumer, kWarpgroup);
 #pragma unroll
         for (int slice = 0; slice < kSlices; ++slice)
             store_shared<kConsumerN, kStoreN>(smem_d(consumer) + slice * kBytesSlice, total[slice]);
         if (kC.kind == Kind::kMasked && tile.rows < kC.tile_m - kSliceM + kWgmmaM) {
-            // Some rows are not to be written, and the copy engine cannot leave them out.
+            // Rows past the valid ones must not be written, and a TMA store cannot leave them out: the threads store.
             ptx::bar_sync(1 + consumer, kWarpgroup);
             for (int i = thread; i < kSlices * kWgmmaM * (kConsumerN / 8); i += kWarpgroup) {
                 const int column = i % (kConsumerN / 8) * 8, r = i / (kConsumerN / 8);
@@ -272,17 +338,19 @@ struct Gemm : Geometry<kC> {
         }
     }
 
-    // The blocks of a cluster have each a part of the sum over K. Each adds up, and writes, every kSplits-th piece of
-    // the tile: the others send it theirs. It adds in the order of the blocks' ranks, so the bits do not depend on who
-    // was first. What is a block's own stays in its registers: loops are unrolled for that.
+    // Split-K: each CTA of the cluster holds the tile's sums over its own range of K. Each adds up and stores every
+    // kSplits-th piece of the tile, for which the others send it their partial sums. They are added in the order of the
+    // CTAs' ranks, so the bits do not depend on which arrived first. A CTA's own partial sums stay in registers, which
+    // is why the loops are unrolled. Partial sums are received in the buffers for D, so the ring's stages stay
+    // undisturbed.
     static __device__ void reduce(const float (&total)[kSlices][kRegisters], const GroupedArgs& p, int consumer,
                                   const Tile& tile) {
         const int thread = threadIdx.x % kWarpgroup, mine = rank();
-        // Where block `from`'s part of piece i lies, in the block that adds it up. 16 bytes a lane: no two in one bank.
+        // Where the CTA that adds up piece i receives it from CTA `from`. 16 bytes per lane, without bank conflicts.
         const auto place = [&](int i, int from) {
             return smem_d(consumer) + ((i / kSplits * kSplits + from) * kWarpgroup + thread) * sizeof(float4);
         };
-        ptx::barrier_cluster_wait();  // for the others to have begun: until then they have no shared memory
+        ptx::barrier_cluster_wait();  // all CTAs run, so their shared memory exists
 #pragma unroll
         for (int i = 0; i < kPieces; ++i) {
             const float* t = &total[0][0] + i * 4;
@@ -294,13 +362,13 @@ struct Gemm : Geometry<kC> {
         for (int i = 0; i < kPieces; ++i) {
             if (i % kSplits != mine) continue;
             const float* t = &total[0][0] + i * 4;
-            const auto part = [&](int from) {
+            const auto partial = [&](int from) {
                 return from == i % kSplits ? float4{t[0], t[1], t[2], t[3]} : ptx::ld_shared<float4>(place(i, from));
             };
-            float4 sum = part(0);
+            float4 sum = partial(0);
 #pragma unroll
             for (int from = 1; from < kSplits; ++from) {
-                const float4 next = part(from);
+                const float4 next = partial(from);
                 sum.x += next.x, sum.y += next.y, sum.z += next.z, sum.w += next.w;
             }
             const int column = tile.column + accumulator_column(thread, i * 4 % kRegisters);
@@ -318,43 +386,46 @@ __global__ void __launch_bounds__(Gemm<kC>::kThreads, kC.blocks_an_sm)
     s7_production_fp8_gemm(const __grid_constant__ Parts<kC> parts) {
     using G = Gemm<kC>;
     using Tail = Gemm<exchanged(kC)>;
+    // ---- Prologue. The cluster barrier's steps here, in reduce() and at the end are explained at the top of this
+    // file.
     const Part &part = parts.part[0], &tail = parts.part[kC.tail_m > 0 ? 1 : 0];
-    if constexpr (G::kSplits > 1) ptx::barrier_cluster_arrive_relaxed();  // "I have begun": reduce() waits for it
+    if constexpr (G::kSplits > 1) ptx::barrier_cluster_arrive_relaxed();  // this CTA runs; reduce() waits
     if constexpr (kC.prefetch > 0)
         if (threadIdx.x >= 32 && threadIdx.x < G::kWarpgroup) G::prefetch(part.p);
-    if (threadIdx.x == G::kWarpgroup)  // before the first loads ask for them
+    if (threadIdx.x == G::kWarpgroup)  // the first loads will need the tensor maps
         for (const TensorMap* map : {&part.a, &part.b, &part.sfa, &part.sfb}) ptx::prefetch_tensormap(map);
     constexpr bool kSends = kC.share == Share::kA || kC.share == Share::kB;
     if (threadIdx.x == 0) {
         constexpr int kSharers = kSends ? kC.cluster : 1;
         for (int stage = 0; stage < kC.stages; ++stage) {
-            ptx::mbarrier_init(G::smem_stage(stage) + G::kFull, 1);  // the issuing thread; the bytes count themselves
-            ptx::mbarrier_init(G::smem_stage(stage) + G::kEmpty, kSharers * G::kConsumers * 4);  // one arrival a warp
+            ptx::mbarrier_init(G::smem_stage(stage) + G::kFull, 1);  // the issuing thread's; bytes are counted apart
+            ptx::mbarrier_init(G::smem_stage(stage) + G::kEmpty, kSharers * G::kConsumers * 4);  // one arrival per warp
         }
         ptx::fence_mbarrier_init();
     }
     if constexpr (kSends)
-        meet();  // nobody sends before every block's barriers exist
+        meet();  // all CTAs' mbarriers exist before any CTA sends
     else
         __syncthreads();
 
+    // ---- Roles: warpgroup 0 is the producer's, the others are the consumers
     if (threadIdx.x < G::kWarpgroup) {
         if constexpr (G::kTakes > 0) ptx::setmaxnreg_dec<40>();
         if (threadIdx.x == 0) {
             const auto ring = G::produce(part, {});
             if constexpr (kC.tail_m > 0) Tail::produce(tail, {ring.stage, ring.parity});
         }
-        if constexpr (G::kSplits > 1) {  // as the consumers do in reduce()
+        if constexpr (G::kSplits > 1) {  // the same steps as the consumers' in reduce()
             __syncwarp();
             ptx::barrier_cluster_wait();
             meet();
         }
     } else {
         if constexpr (G::kTakes > 0) ptx::setmaxnreg_inc<G::kTakes>();
-        // The shuffle tells the compiler that the number is the same in all lanes.
+        // The shuffle tells the compiler that all lanes have the same number.
         const int consumer = ptx::shfl_sync_idx(threadIdx.x / G::kWarpgroup, 0) - 1;
         const auto ring = G::consume(part, consumer, {});
         if constexpr (kC.tail_m > 0) Tail::consume(tail, consumer, {ring.stage, ring.parity});
     }
-    if constexpr (kSends) meet();  // nobody leaves while a neighbour may still send to it
+    if constexpr (kSends) meet();  // no CTA exits while a neighbour may still send to it
 }

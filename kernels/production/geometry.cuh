@@ -1,4 +1,5 @@
-// What follows from a configuration and one of its tiles: who makes what of it, and what it needs of shared memory.
+// Constants that follow from a configuration and its tile: how the consumers divide the tile, and the layout of shared
+// memory.
 #pragma once
 
 #include <cstdint>
@@ -15,36 +16,38 @@ struct Geometry {
     static constexpr int kConsumers = kC.consumers_m * kC.consumers_n;
     static constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
     static constexpr int kSliceM = Scheduler<kC>::kSliceM, kSlices = Scheduler<kC>::kSlices;
-    static constexpr int kConsumerN = kC.tile_n / kC.consumers_n;
-    static constexpr int kRegisters = kConsumerN / 2;
-    // Registers a thread that a consumer takes while the loader keeps 40; one alone on its SM has enough from the
-    // start.
+    static constexpr int kConsumerN = kC.tile_n / kC.consumers_n;  // a consumer computes (kSlices, kWgmmaM, kConsumerN)
+    static constexpr int kRegisters = kConsumerN / 2;              // a thread's accumulators of (kWgmmaM, kConsumerN)
+    // Registers per thread that setmaxnreg gives a consumer, while the producer keeps 40. A single consumer that has
+    // the SM to itself has enough from the start: 0.
     static constexpr int kTakes = kConsumers > 1 ? 232 : kC.blocks_an_sm > 1 ? 216 : 0;
     static constexpr int kSplits = kC.share == Share::kK ? kC.cluster : 1;
     static constexpr int kBlocks = kC.k / kScaleK;
     static constexpr uint16_t kEveryBlock = (1 << kC.cluster) - 1;
 
-    // Columns that surely share a scale of B, and how many such scales a tile needs for a block of K.
+    // A segment is a run of columns that share a scale of B, wherever the tile lies. kScalesB: the scales of B that a
+    // tile needs for a K block.
     static constexpr int kSegment = gcd(gcd(kC.tile_n, kScaleN), kConsumerN);
     static constexpr int kSegments = kConsumerN / kSegment;
     static constexpr int kScalesB = (kScaleN - gcd(kC.tile_n, kScaleN) + kC.tile_n - 1) / kScaleN + 1;
 
-    static constexpr int kStoreN = gcd(kConsumerN, 64);  // columns in a box of D
-    static constexpr int kBoxes = kConsumerN / kStoreN;  // a slice of a consumer
+    static constexpr int kStoreN = gcd(kConsumerN, 64);  // a box of D is (kWgmmaM, kStoreN): one TMA store
+    static constexpr int kBoxes = kConsumerN / kStoreN;  // per slice and consumer
     static constexpr uint32_t kBytesBox = kWgmmaM * kStoreN * sizeof(uint16_t);
     static constexpr uint32_t kBytesSlice = kBoxes * kBytesBox;
-    // Where K is split, a thread's results leave it in pieces of 16 bytes.
+    // With split-K, threads exchange their partial sums in pieces of 16 bytes.
     static constexpr int kPieces = kSlices * kRegisters / 4;
     static constexpr uint32_t kBytesPieces = ceil_div(kPieces, kSplits) * kSplits * kWarpgroup * sizeof(float4);
-    static constexpr uint32_t kBytesOutput =  // of a consumer
+    static constexpr uint32_t kBytesOutput =  // per consumer
         kSplits > 1 ? kBytesPieces : ceil_div(kSlices * kBytesSlice, 1024) * 1024;
 
-    static constexpr uint32_t kBytesA = kC.tile_m * kScaleK;
-    static constexpr uint32_t kBytesB = kC.tile_n * kScaleK;
+    // A stage: A's tile, B's tile, A's scales, and a box for each scale of B, in that order.
+    static constexpr uint32_t kBytesA = kC.tile_m * kScaleK;  // (tile_m, kScaleK)
+    static constexpr uint32_t kBytesB = kC.tile_n * kScaleK;  // (tile_n, kScaleK)
     static constexpr uint32_t kBytesScaleA = kC.tile_m * sizeof(float);
     static constexpr uint32_t kBytesLoads = kBytesA + kBytesB + kBytesScaleA + kScalesB * kScaleBox * sizeof(float);
     static constexpr uint32_t kB = kBytesA, kScaleA = kB + kBytesB, kScaleB = kScaleA + kBytesScaleA;
-    static constexpr uint32_t kBytesLoaded = kScaleB + kScalesB * kScalePitch;  // of a stage, gaps included
+    static constexpr uint32_t kBytesLoaded = kScaleB + kScalesB * kScalePitch;  // with the gaps between boxes
 
     static_assert(kConsumers == 1 || kConsumers == 2, "registers for one or two consumers");
     static_assert(kC.tile_m % kSliceM == 0 && kConsumerN % 16 == 0 && kConsumerN <= 256, "whole WGMMA tiles");

@@ -1,4 +1,4 @@
-// Which tiles a block makes, and in which order: the same for the loader and for the consumers.
+// Which tiles a CTA computes, and in which order. The producer and the consumers walk the same sequence.
 #pragma once
 
 #include <cstdint>
@@ -9,33 +9,33 @@
 #include "ptx.cuh"
 
 struct Tile {
-    int row;                      // its first row, of A and of D (masked: all groups' rows one after the other)
-    int column;                   // its first column, of D
-    int rows;                     // so many of its rows are wanted; 0 or fewer where a pair has no second tile
-    int slices;                   // so many of its slices of rows are made; the others are the next tile's
-    int live;                     // so many of those have rows to multiply in the part of a slice that was asked for
-    int group;                    // whose B; -1: rows of padding, which become zeros
-    int scale_row, scale_column;  // where its scales of A begin: [blocks of K][rows], masked: of every group
+    int row;                      // first row in A and D; masked: in the rows of all groups, one after the other
+    int column;                   // first column in D
+    int rows;                     // valid rows in this tile; <= 0 if the cluster's second tile lies past the end
+    int slices;                   // slices of rows that belong to this tile; the others belong to the next one
+    int live;                     // slices that have valid rows for this consumer
+    int group;                    // which B; -1: the tile is padding and becomes zeros
+    int scale_row, scale_column;  // where its scales of A begin in [K blocks][rows]; masked: [groups * K blocks][rows]
 };
 
-// A cluster takes a unit of work: two tiles side by side (they share A) or below each other (they share B), or one tile
-// of which each block multiplies a part of K. Units that run together span group_m of them down, and as many to the
-// right as there are clusters for, or group_n to the right and as many down: so L2 serves most loads. Neighbours should
-// have the larger operand in common.
+// A cluster takes a unit of work: tiles side by side (they share A), tiles below each other (they share B), or one tile
+// of which each CTA multiplies its own range of K.
+// Rasterisation: clusters walk bands group_m units tall (or, if group_n is not 0, group_n units wide), so that tiles
+// that run at the same time share operands in L2. Neighbours should have the larger operand in common.
 template <Config kC>
 class Scheduler {
   public:
-    static constexpr int kDown = kC.share == Share::kB ? kC.cluster : 1;
-    static constexpr int kRight = kC.share == Share::kA ? kC.cluster : 1;
+    static constexpr int kDown = kC.share == Share::kB ? kC.cluster : 1;   // tiles of a unit below each other
+    static constexpr int kRight = kC.share == Share::kA ? kC.cluster : 1;  // tiles of a unit side by side
     static constexpr int kUnitsN = static_cast<int>(ceil_div(kC.n, kC.tile_n* kRight));
     static constexpr int kSliceM = kC.consumers_m * kWgmmaM;
     static constexpr int kSlices = kC.tile_m / kSliceM;
 
-    // How many units there are at most; the launcher needs it without having read the layout.
+    // An upper bound of the number of units. The launcher uses it, because it does not read the layout.
     static int64_t units(const GroupedArgs& p) { return p.groups_a * ceil_div(p.m, kC.tile_m * kDown) * kUnitsN; }
 
-    // `first_row`: where the rows that tile.live speaks of begin in a slice. `first_cluster`: whose the first unit is,
-    // where there are tiles of two sizes.
+    // `first_row`: where this consumer's rows begin in a slice; tile.live counts those. `first_cluster`: index of the
+    // cluster that gets the first unit of this Part (gemm.cuh).
     __device__ explicit Scheduler(const GroupedArgs& p, int first_row = 0, int first_cluster = 0)
         : p_(p), first_row_(first_row), unit_(blockIdx.x / kC.cluster) {
         if (kC.tail_m > 0 && (unit_ -= first_cluster) < 0) unit_ += gridDim.x / kC.cluster;
@@ -58,7 +58,8 @@ class Scheduler {
             tile.group = group_;
             tile.scale_row = group_ * (kC.k / kScaleK);
         } else if (kC.kind == Kind::kContiguous) {
-            // Two slices of one expert are a tile; of two, each is one, and the unit takes two steps.
+            // Two slices with the same expert are one tile. With different experts each slice is a tile, and the unit
+            // takes two steps.
             second_ = !second && experts_[0] != experts_[kSlices - 1];
             tile.group = second ? experts_[kSlices - 1] : experts_[0];
             if (second || second_) tile.slices = 1;
@@ -73,11 +74,11 @@ class Scheduler {
     }
 
   private:
-    // The next unit's place, and whose its slices are. Worked out a tile ahead: a division takes long, and an answer
-    // from memory as long as a block of K.
+    // Finds the next unit's place and its slices' experts. This is done a tile ahead to hide the latency: a division
+    // takes long, and a load from memory takes as long as a K block.
     __device__ void look_ahead() {
         while (kC.kind == Kind::kMasked && unit_ >= units_m_ * kUnitsN && ++group_ < p_.groups) {
-            unit_ -= units_m_ * kUnitsN;  // on to the group that it is in
+            unit_ -= units_m_ * kUnitsN;  // go on to the group that the unit is in
             enter_group();
         }
         if (unit_ >= units_m_ * kUnitsN) return;
@@ -92,8 +93,8 @@ class Scheduler {
         const int rank = kC.cluster > 1 ? ptx::cluster_ctarank() : 0;
         row_ = (down * kDown + (kDown > 1 ? rank : 0)) * kC.tile_m;
         column_ = (right * kRight + (kRight > 1 ? rank : 0)) * kC.tile_n;
-        // The 128 rows of a block of the contiguous layout have one expert, but for the last, which may be padding. An
-        // expert that does not exist counts as padding.
+        // In the contiguous layout every 128 aligned rows have one expert, except that the last of them may be padding.
+        // An expert that does not exist counts as padding.
 #pragma unroll
         for (int i = 0; kC.kind == Kind::kContiguous && i < kSlices; ++i) {
             const int row = row_ + i * kSliceM, expert = row < rows_ ? p_.layout[row] : -1;
@@ -114,11 +115,11 @@ class Scheduler {
 
     const GroupedArgs& p_;
     const int first_row_;
-    int unit_, group_ = 0, rows_ = 0, units_m_ = 0;  // the next unit, of its group; the group's rows and units down
-    int first_ = 0, in_band_ = 0;                    // of the group_m or group_n that run together; the unit among them
-    int row_ = 0, column_ = 0;                       // where this block's tile of the unit begins
-    int coming_ = 0;           // masked: how many rows the next group has, asked for a group ahead
-    int experts_[kSlices]{};   // contiguous: of the next unit
-    bool padding_[kSlices]{};  // ... whether the rows of a slice from first_row_ on are nobody's
-    bool second_ = false;      // contiguous: the unit's second slice is the next tile
+    int unit_, group_ = 0, rows_ = 0, units_m_ = 0;  // next unit within its group; the group's rows and units down
+    int first_ = 0, in_band_ = 0;                    // where the unit's band begins; the unit's number in the band
+    int row_ = 0, column_ = 0;                       // where this CTA's tile of the unit begins
+    int coming_ = 0;                                 // masked: rows of the next group, loaded a group ahead
+    int experts_[kSlices]{};                         // contiguous: each slice's expert, of the next unit
+    bool padding_[kSlices]{};                        // contiguous: whether this consumer's rows of a slice are padding
+    bool second_ = false;                            // contiguous: the next tile is the unit's second slice
 };

@@ -1,22 +1,24 @@
-// How a production kernel is started: its operands described to the copy engine, its rows dealt out to its tiles.
+// The launcher of a production kernel: it divides the rows among the tile sizes, describes the operands to the copy
+// engine, and starts the kernel.
 #pragma once
 
 #include "gemm.cuh"
 
-// A part's operands as the copy engine is to see them.
+// Encodes the tensor maps of a Part's operands.
 template <Config kC>
 const char* describe(Part& part) {
     using G = Gemm<kC>;
-    constexpr int kPartA = kC.share == Share::kA ? kC.cluster : 1, kPartB = kC.share == Share::kB ? kC.cluster : 1;
+    constexpr int kSharersA = kC.share == Share::kA ? kC.cluster : 1,
+                  kSharersB = kC.share == Share::kB ? kC.cluster : 1;
     constexpr Swizzle kSwizzleD = G::kStoreN == 64 ? Swizzle::k128B : G::kStoreN == 32 ? Swizzle::k64B : Swizzle::k32B;
     const GroupedArgs& p = part.p;
-    if (p.m == 0) return nullptr;  // no unit of work, so nobody looks
+    if (p.m == 0) return nullptr;  // no units of work, so the tensor maps are not used
     const int64_t rows = p.groups_a * p.m, blocks = p.groups_a * G::kBlocks;
     const int64_t scales_b = p.groups * ceil_div(kC.n, kScaleN) * G::kBlocks;
-    if (auto error = tensor_map_2d(&part.a, p.a, rows, kC.k, kC.k, kC.tile_m / kPartA, kScaleK, Swizzle::k128B))
+    if (auto error = tensor_map_2d(&part.a, p.a, rows, kC.k, kC.k, kC.tile_m / kSharersA, kScaleK, Swizzle::k128B))
         return error;
     if (auto error =
-            tensor_map_2d(&part.b, p.b, p.groups * kC.n, kC.k, kC.k, kC.tile_n / kPartB, kScaleK, Swizzle::k128B))
+            tensor_map_2d(&part.b, p.b, p.groups * kC.n, kC.k, kC.k, kC.tile_n / kSharersB, kScaleK, Swizzle::k128B))
         return error;
     if (auto error = tensor_map_2d(&part.sfa, p.sfa, blocks, p.m, p.sfa_stride, 1, kC.tile_m, Swizzle::kNone))
         return error;
@@ -26,8 +28,8 @@ const char* describe(Part& part) {
     return tensor_map_2d(&part.d, p.d, rows, kC.n, kC.n, kWgmmaM, G::kStoreN, kSwizzleD);
 }
 
-// Deals a product's rows out to its tiles: to the first those of whole waves (all, if that were none), to the other
-// what is left. Returns how many clusters have work.
+// Divides the rows between the Parts: the main tile gets the rows that fill whole waves (all rows, if there is no whole
+// wave); the tail tile gets the rest. Returns the number of clusters to start.
 template <Config kC>
 int64_t deal(const GroupedArgs& p, Parts<kC>& parts) {
     using Tiles = Scheduler<kC>;
@@ -47,7 +49,8 @@ int64_t deal(const GroupedArgs& p, Parts<kC>& parts) {
         units = before + TailTiles::units(last.p);
         last.first_cluster = static_cast<int>(before % most);
     }
-    // A block that splits K makes one tile: parts of a second one could arrive before the first is added up.
+    // With split-K a cluster computes one tile: a second tile's partial sums could arrive before the first tile's have
+    // been added up.
     return units < most || kC.share == Share::kK ? units : most;
 }
 

@@ -1,15 +1,16 @@
-"""Rung 6: the promotion's machine code, rewritten in the built library.
+"""Rung 6: rewrites the promotion's machine code in the built library.
 
-A promotion is a run of FFMAs, one for each accumulator of a thread; while one warpgroup promotes, the other
-is to have the tensor cores. Some of an instruction's 128 bits are the compiler's word to the scheduler:
+A promotion is a run of FFMAs, one for each accumulator of a thread. While one warpgroup promotes, the other
+one should have the tensor cores. Some of an instruction's 128 bits are the compiler's hints to the scheduler:
 
-    bit 109       0: yield, prefer another warp for the next instruction
-    bit 122 + s   reuse: keep the register read in source slot s, which is read there again next
+    bit 109       0: yield, that is, prefer another warp for the next instruction
+    bit 122 + s   reuse: keep the register read in source slot s, because the next instruction reads it there
 
-FFMAs that multiply with one scale can keep it by reuse, and then do not yield: that would lose what is kept.
-DeepGEMM lets every second one give up the one for the other, which it does in the machine code, because nvcc
-did not (interleave_ffma.py, 2025; NVIDIA does not document these bits). ptxas has since learnt to do it.
-Of the 736 promotion FFMAs in s5_warp_specialized, ten runs of 64 and one of 96:
+FFMAs that multiply by the same scale can keep it by reuse. Such an FFMA does not yield, because the kept
+value would be lost. DeepGEMM makes every second one yield instead of keeping the scale. It does so in the
+machine code, because nvcc did not (interleave_ffma.py, 2025; NVIDIA does not document these bits). ptxas has
+since learnt to do it. s5_warp_specialized has 736 promotion FFMAs, ten runs of 64 and one of 96; in each mode
+this many yield, and this many keep the scale:
 
     mode                                           yield   reuse the scale
     "compiler": what nvcc 13.0 makes, untouched    375       343
@@ -19,12 +20,12 @@ Of the 736 promotion FFMAs in s5_warp_specialized, ten runs of 64 and one of 96:
     9/16: the first 9/16 of a run "full", the      207       489
         rest "off" (DeepGEMM's last choice)
 
-Here a scale is only kept where the very next instruction reads it; ptxas also keeps it past instructions of
+This pass keeps a scale only if the very next instruction reads it; ptxas also keeps it past instructions of
 other kinds. (In s2 to s4, nvcc 13.0 makes no FFMA yield.)
 
 The pass changes those two bits of those instructions, in place. It reads the host library (ELF), the fat
-binary in it, the machine code file in that (ELF again) and the kernel's instructions, and refuses what it
-does not wholly understand before anything is written.
+binary in it, the machine code file in that (ELF again) and the kernel's instructions. If it does not
+understand all of them, it refuses before anything is written.
 """
 
 from __future__ import annotations

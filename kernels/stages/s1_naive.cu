@@ -1,13 +1,18 @@
-// Rung 1: one thread per output, on the CUDA cores.
+// Rung 1: one thread per element of D, on the CUDA cores.
 //
-// The product as its formula says it. FP8 becomes FP32 on the way in, every 128 of K the partial sum is scaled and
-// added to the total. No tile is shared: each element of A is read n times, each of B m times.
+//   python -m gemm_ladder compare --rungs s1_naive --shapes 64x128x256
+//
+// For each K block (128 of K) a thread
+//   1. reads 128 elements of its row of A and of its row of B, converts them to FP32, and adds their products;
+//   2. promotes: it adds that partial sum, times A's and B's scale, to the total.
+// After the last K block it rounds the total to BF16 and stores it.
+// Threads share no tile: each element of A is read n times, each element of B m times.
 #include "launch.cuh"
 #include "layout.cuh"
 #include "ptx.cuh"
 
-constexpr int kTileM = 8;   // a block of 256 threads makes 8 x 32 outputs,
-constexpr int kTileN = 32;  // a warp 32 neighbours of one row
+constexpr int kTileM = 8;   // a CTA computes kTileM x kTileN elements of D, one in each thread
+constexpr int kTileN = 32;  // a warp computes 32 neighbours of one row
 constexpr int kThreads = kTileM * kTileN;
 
 __global__ void __launch_bounds__(kThreads) s1_naive(const GemmArgs p) {

@@ -1,43 +1,58 @@
 // Rung 5: warps with different jobs.
 //
-// One warp only loads; two warpgroups only multiply and promote, so that while one promotes on the CUDA cores the other
-// has the tensor cores. The loader gives registers back (setmaxnreg) and the others take them: enough for a tile of
-// 256 x 128, or of 128 x 192 where those come out even in fewer waves. Blocks are persistent: each walks through many
-// tiles, the loader running ahead into the next tile while the last one is stored; tiles that run at the same time lie
-// close together, so L2 serves most loads. Results leave through shared memory (stmatrix) and the copy engine.
+//   python -m gemm_ladder compare --rungs s5_warp_specialized --shapes 256x256x256
+//
+// CTAs are persistent: each computes many tiles. Tiles that run at the same time lie close together, so that L2 serves
+// most loads. A tile is 256 x 128, or 128 x 192 where those take less time in whole waves. For each tile
+//   1. the producer, one thread of warpgroup 0, loads K block after K block into the ring of stages. It runs ahead into
+//      the next tile while the last one is being stored. The cluster's two CTAs multicast A to each other;
+//   2. two consumer warpgroups multiply and promote, so that while one promotes on the CUDA cores, the other has the
+//      tensor cores. setmaxnreg moves registers to them from the producer's warpgroup;
+//   3. each consumer packs its results into shared memory (stmatrix), and the copy engine stores them.
+//
+// The mbarriers of one CTA; its neighbour's are the mirror image.
+//
+//     producer --- 1 arrival (expect_tx); bytes of B, the scales, half of A --+
+//        ^                                                                    +--> full[stage]
+//        |     neighbour's producer --- bytes of the other half of A ---------+         |
+//        |                                                                              |
+//        | phase complete: load the stage again                                         | phase complete:
+//        |                                                                              v the bytes are there
+//   empty[stage] <---------------------------------------- 2 consumers, and the neighbour's 2 consumers
+//                 16 arrivals, one from each consumer warp of both CTAs
 #include "epilogue.cuh"
 #include "launch.cuh"
 #include "layout.cuh"
 #include "ptx.cuh"
 
 constexpr int kTileK = kScaleK;
-constexpr int kCluster = 2;  // two tiles side by side share A
+constexpr int kCluster = 2;  // two CTAs compute tiles side by side, and share A
 constexpr uint16_t kEveryBlock = (1 << kCluster) - 1;
 
 constexpr int kWarpgroup = 128;
 constexpr int kConsumers = 2;  // warpgroups
 constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
-constexpr int kSliceM = kConsumers * kWgmmaM;  // a tile is one or two slices of 128 rows; a consumer has 64 of each
+constexpr int kSliceM = kConsumers * kWgmmaM;  // a tile is one or two slices of 128 rows; each consumer has 64 of each
 constexpr int kStoreN = kSwizzleRow / sizeof(uint16_t);     // columns of D in a swizzled row: 64
-constexpr uint32_t kBytesStoreBox = kWgmmaM * kSwizzleRow;  // 64 x 64 of D: one TMA store
-constexpr int kGroupM = 8;  // tiles that run together span 8 tiles of m, and as much of n as there are SMs for
+constexpr uint32_t kBytesStoreBox = kWgmmaM * kSwizzleRow;  // (kWgmmaM, kStoreN): one TMA store
+constexpr int kGroupM = 8;  // rasterisation: clusters walk bands of 8 tiles of m, so that L2 serves most loads
 
 template <int kTileM, int kTileN, int kStages>
 struct Kernel {
     static constexpr int kSlices = kTileM / kSliceM;
     static constexpr int kRegisters = kWgmmaM * kTileN / kWarpgroup;
-    // A tile as wide as a scale block of B needs one of its scales; one of 192 columns needs two, and either 64 or 128
-    // columns belong to the first.
+    // A tile of 128 columns needs one scale of B for each K block. A tile of 192 columns needs two, and its first 64 or
+    // 128 columns belong to the first of them.
     static constexpr int kSegments = kTileN % kScaleN == 0 ? 1 : kTileN / kStoreN;
     static constexpr int kScalesB = kSegments == 1 ? 1 : 2;
     static constexpr int kUnroll =
-        kSlices == 1 ? 1 : 4;  // blocks of K; the wide tile's accumulators leave no registers
-    static constexpr int kBoxes = kSlices * kTileN / kStoreN;  // of D, a consumer
+        kSlices == 1 ? 1 : 4;  // K blocks; the 128 x 192 tile's accumulators leave no registers
+    static constexpr int kBoxes = kSlices * kTileN / kStoreN;  // TMA stores of D, for each consumer
 
-    // A stage is one piece of shared memory; this is what lies where in it. `full` completes when the stage's bytes
-    // have arrived, `empty` when every consumer warp of the cluster has finished with them.
-    static constexpr uint32_t kBytesA = kTileM * kTileK;
-    static constexpr uint32_t kBytesB = kTileN * kTileK;
+    // A stage is one piece of shared memory: the tiles of A and B, the scales of both, and the stage's two mbarriers,
+    // in that order. The consumers' buffers for D lie before the first stage.
+    static constexpr uint32_t kBytesA = kTileM * kTileK;  // (kTileM, kTileK)
+    static constexpr uint32_t kBytesB = kTileN * kTileK;  // (kTileN, kTileK)
     static constexpr uint32_t kBytesScales = kTileM * sizeof(float) + kScalesB * kScaleBox * sizeof(float);
     static constexpr uint32_t kB = kBytesA, kScaleA = kB + kBytesB, kScaleB = kScaleA + kTileM * sizeof(float);
     static constexpr uint32_t kFull = kScaleB + kScalesB * kScalePitch, kEmpty = kFull + 16;
@@ -49,7 +64,8 @@ struct Kernel {
     }
     static __device__ uint32_t smem_stage(int stage) { return smem_d(kConsumers) + stage * kBytesStage; }
 
-    // Where a walk around the ring is: the stage's address, and the parity of its turn.
+    // A position in the ring: the stage's address, and the parity of the phase that its mbarriers are in this time
+    // around.
     struct Ring {
         uint32_t stage = smem_stage(0), parity = 0;
         __device__ void advance() {
@@ -62,8 +78,8 @@ struct Kernel {
         return ceil_div(p.m, kTileM) * ceil_div(p.n, kTileN * kCluster);
     }
 
-    // The tiles of one block, in order. A cluster takes two tiles side by side, and clusters go down kGroupM tiles of m
-    // before they go right.
+    // The tiles of one CTA, in order. A cluster takes pairs of tiles side by side. Pairs are numbered down a band of
+    // kGroupM tiles of m before they go right.
     struct Tiles {
         int pairs, tiles_m, pairs_n, pair;
         __device__ explicit Tiles(const GemmArgs& p)
@@ -82,6 +98,7 @@ struct Kernel {
         }
     };
 
+    // ---- The producer
     static __device__ void produce(const TensorMap* map_a, const TensorMap* map_b, const TensorMap* map_sfa,
                                    const TensorMap* map_sfb, const GemmArgs& p) {
         const uint32_t rank = ptx::cluster_ctarank();
@@ -100,7 +117,7 @@ struct Kernel {
                                                        kEveryBlock);
                 ptx::cp_async_bulk_tensor_2d(ring.stage + kB, map_b, full, block * kTileK, tile_n);
                 ptx::cp_async_bulk_tensor_2d(ring.stage + kScaleA, map_sfa, full, tile_m, block);
-                // What lies outside the tensor belongs to columns that go nowhere.
+                // Out-of-bounds scales only affect columns >= n, which are never stored.
                 for (int i = 0; i < kScalesB; ++i)
                     ptx::cp_async_bulk_tensor_2d(ring.stage + kScaleB + i * kScalePitch, map_sfb, full,
                                                  (sfb + i * blocks + block) / kScaleBox * kScaleBox, 0);
@@ -108,12 +125,12 @@ struct Kernel {
         }
     }
 
-    // A consumer's results to shared memory, swizzled, and from there to D. The copy engine reads them while the next
-    // tile is being multiplied.
+    // ---- A consumer's epilogue: its results go to shared memory, swizzled, and from there to D. The copy engine reads
+    // them while the next tile is being multiplied.
     static __device__ void store(const float (&total)[kSlices][kRegisters], const TensorMap* map_d, int consumer,
                                  int tile_m, int tile_n) {
         const int thread = threadIdx.x % kWarpgroup;
-        if (thread == 0) ptx::cp_async_bulk_wait_group_read<0>();  // the last tile has left this buffer
+        if (thread == 0) ptx::cp_async_bulk_wait_group_read<0>();  // the last tile's stores have read this buffer
         ptx::bar_sync(1 + consumer, kWarpgroup);
 #pragma unroll
         for (int slice = 0; slice < kSlices; ++slice)
@@ -129,21 +146,24 @@ struct Kernel {
         }
     }
 
+    // ---- A consumer
     static __device__ void consume(const TensorMap* map_d, const GemmArgs& p, int consumer) {
         const int blocks = static_cast<int>(p.k / kScaleK);
-        // A thread holds pieces of two rows of each WGMMA tile, this one and the one 8 below; each row has its scale.
+        // A thread's accumulators belong to two rows of each WGMMA tile, this one and the one 8 below, and each row of
+        // A has its own scale.
         const int row = consumer * kWgmmaM + accumulator_row(threadIdx.x % kWarpgroup, 0);
         Tiles tiles(p);
         Ring ring;
         for (int tile_m, tile_n; tiles.next(tile_m, tile_n);) {
             const uint32_t sfb = tile_n / kScaleN * blocks;
+            // (kSlices, kWgmmaM, kTileN) and (kWgmmaM, kTileN), spread over the warpgroup's threads
             float total[kSlices][kRegisters] = {}, partial[kRegisters];
 #pragma unroll kUnroll
             for (int block = 0; block < blocks; ++block) {
                 ptx::mbarrier_wait_parity(ring.stage + kFull, ring.parity);
                 const uint64_t desc_a = smem_descriptor(ring.stage + consumer * kWgmmaM * kSwizzleRow);
                 const uint64_t desc_b = smem_descriptor(ring.stage + kB);
-                // Scales are read before the first WGMMA: a wait for them after it would hold up the second.
+                // Scales are read before the first WGMMA: waiting for them after it would delay the second slice's.
                 float scale_a[kSlices][2], scale_b[kSegments];
 #pragma unroll
                 for (int i = 0; i < kSlices * 2; ++i)
@@ -190,28 +210,30 @@ __global__ void __launch_bounds__(kThreads, 1)
                         const __grid_constant__ TensorMap map_sfa, const __grid_constant__ TensorMap map_sfb,
                         const __grid_constant__ TensorMap map_d, const GemmArgs p) {
     using K = Kernel<kTileM, kTileN, kStages>;
+    // ---- Prologue: initialise the mbarriers
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < kStages; ++stage) {
-            ptx::mbarrier_init(K::smem_stage(stage) + K::kFull, 1);  // the issuing thread; the bytes count themselves
+            ptx::mbarrier_init(K::smem_stage(stage) + K::kFull, 1);  // the issuing thread's; bytes are counted apart
             ptx::mbarrier_init(K::smem_stage(stage) + K::kEmpty, kCluster * kConsumers * kWarpgroup / 32);
         }
         ptx::fence_mbarrier_init();
     }
     __syncwarp();
-    ptx::barrier_cluster_arrive();  // nobody sends before every block's barriers exist
+    ptx::barrier_cluster_arrive();  // both CTAs' mbarriers exist before either CTA sends
     ptx::barrier_cluster_wait();
 
+    // ---- Roles: warpgroup 0 is the producer's, the others are the consumers
     if (threadIdx.x < kWarpgroup) {
         ptx::setmaxnreg_dec<40>();
         if (threadIdx.x == 0) K::produce(&map_a, &map_b, &map_sfa, &map_sfb, p);
     } else {
         ptx::setmaxnreg_inc<232>();
-        // The shuffle tells the compiler that the number is the same in all lanes.
+        // The shuffle tells the compiler that all lanes have the same number.
         K::consume(&map_d, p, ptx::shfl_sync_idx(threadIdx.x / kWarpgroup, 0) - 1);
     }
 
     __syncwarp();
-    ptx::barrier_cluster_arrive();  // nobody leaves while its neighbour may still send to it
+    ptx::barrier_cluster_arrive();  // no CTA exits while its neighbour may still send to it
     ptx::barrier_cluster_wait();
 }
 
@@ -241,7 +263,7 @@ const char* start(const GemmArgs& p, int64_t clusters) {
 extern "C" const char* gemm_ladder_launch(const GemmArgs* args) {
     const GemmArgs& p = *args;
     const int64_t clusters = p.num_sms < kCluster ? 1 : p.num_sms / kCluster;
-    // Every wave of clusters lasts as long as one tile.
+    // Every wave of clusters takes as long as one tile, which is proportional to the tile's area.
     const auto time = [&](int64_t pairs, int tile) { return ceil_div(pairs, clusters) * tile; };
     return time(Kernel<256, 128, 3>::pairs(p), 256 * 128) <= time(Kernel<128, 192, 4>::pairs(p), 128 * 192)
                ? start<256, 128, 3>(p, clusters)

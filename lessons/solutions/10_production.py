@@ -27,9 +27,9 @@ def stages(tile_m, tile_n, consumers, scales_b):
 
 # %%
 addition = """
-            float4 sum = part(0);
+            float4 sum = partial(0);
             for (int from = 1; from < kSplits; ++from) {
-                const float4 next = part(from);
+                const float4 next = partial(from);
                 sum.x += next.x, sum.y += next.y, sum.z += next.z, sum.w += next.w;
             }
 """

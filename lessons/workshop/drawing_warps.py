@@ -10,10 +10,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
-from gemm_ladder import timeline as recording
 from gemm_ladder.figures import measured
 from gemm_ladder.figures import timeline as figure
 from gemm_ladder.ref import layouts
+from gemm_ladder.timeline import command as recording
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch

@@ -20,7 +20,7 @@ from gemm_ladder.measure.interleave import MODES
 from gemm_ladder.sass import disassembly, ffma
 from workshop import workbench
 
-RECORDED = Path(__file__).resolve().parent / "data" / "promotion.json"
+RECORDED = Path(__file__).resolve().parents[1] / "data" / "promotion.json"
 RUNG = gl.rungs["s6_ffma_interleave"]
 YIELDING = range(1, 12)  # with another stall the bit has another meaning
 SHOWN = "256, 128, 3"  # template arguments of the kernel whose first promotion is looked at

@@ -1,5 +1,5 @@
-// What does a tensor core make of given operands and accumulators? Tile after tile, for every n: nothing but the
-// WGMMAs. tensor_core_probe.py asks, and compares the answers with ref/tensor_core.py.
+// What a tensor core computes from given operands and accumulators: a kernel that runs only WGMMAs, one tile per
+// thread block, for every n. tensor_core.py launches it and compares the results with ref/tensor_core.py.
 #include <utility>
 
 #include "launch.cuh"
@@ -9,14 +9,14 @@
 struct ProbeArgs {
     const uint8_t* a;  // E4M3 [tiles][64][instructions * 32]
     const uint8_t* b;  // E4M3 [tiles][n][instructions * 32]
-    const float* acc;  // [tiles][64][n]: what the accumulators hold before the first instruction
-    float* d;          // [tiles][64][n]: and after the last one
+    const float* acc;  // [tiles][64][n]: the accumulators before the first WGMMA
+    float* d;          // [tiles][64][n]: the accumulators after the last one
     int64_t tiles, n, instructions;
-    int64_t scale_d;  // 0: the first instruction ignores the accumulators
+    int64_t scale_d;  // 0: the first WGMMA ignores the accumulators
     void* stream;
 };
 
-#ifndef PROBE_N_STEP  // compiled for the multiples of this, up to 256; fewer compile faster
+#ifndef PROBE_N_STEP  // the kernel is compiled for n = its multiples up to 256; a larger step compiles faster
 #define PROBE_N_STEP 8
 #endif
 
@@ -33,7 +33,7 @@ __device__ void copy_swizzled(uint32_t tile, const uint8_t* matrix) {
 
 template <int N, int kInstructions>
 __global__ void __launch_bounds__(kThreads) probe(const ProbeArgs p) {
-    constexpr int kBytes = kInstructions * kWgmmaK;  // of a row
+    constexpr int kBytes = kInstructions * kWgmmaK;  // of a row of A or B
     const int64_t tile = blockIdx.x;
     const uint32_t smem_a = ptx::shared_memory(), smem_b = smem_a + kWgmmaM * kSwizzleRow;
     copy_swizzled<kWgmmaM, kBytes>(smem_a, p.a + tile * kWgmmaM * kBytes);

@@ -1,18 +1,19 @@
-"""Ask a Hopper GPU what its tensor cores compute, and compare it with ref/tensor_core.py bit for bit.
+"""python -m gemm_ladder tensor-core: what a Hopper GPU's tensor cores compute, against ref/tensor_core.py.
 
     python -m gemm_ladder tensor-core --out FOLDER [--sample FILE]
 
-Every kind of operands and accumulators in `KINDS`, for every n that a WGMMA can have, singly and in chains of
-four. Prints a line for each kind and ends with status 1 if any result differs from the model's. It writes
+Every kind of operands and accumulators in `KINDS` is run for every n that a WGMMA can have, as a single WGMMA
+or as a chain of four, and the results are compared with the model's bit for bit. A line is printed for each
+kind; the exit status is 1 if any result differs. These files are written:
 
-    figures/data/tensor_core_probe.json    results compared and equal, kind by kind
-    FILE                                   a few of the GPU's results, if it is given; what the tests compare
-                                           the model with is tests/data/tensor_core_sample.npz
-    FOLDER/results.npz                     more of them, those that differ first: enough to correct the model
-    FOLDER/differences.txt                 the first differences of each kind, operands written out
+    figures/data/tensor_core_probe.json    how many results were compared and how many are equal, by kind
+    FILE                                   a few of the GPU's results, if given; one such file is kept as
+                                           tests/data/tensor_core_sample.npz, to test the model without a GPU
+    FOLDER/results.npz                     more of them, those that differ first, to correct the model with
+    FOLDER/differences.txt                 the first differences of each kind, with their operands
 
-In both .npz files every kind has arrays a, b (uint8 [cases, k]) and acc, d (uint32 [cases], FP32 bits): a
-case is one output with all that it depends on, d = tensor core(acc + a . b).
+In both .npz files every kind has arrays a, b (uint8 [cases, k]) and acc, d (uint32 [cases], FP32 bits). A
+case is one output with everything that it depends on: d = tensor core(acc + a . b).
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ import ctypes
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from gemm_ladder import build
 from gemm_ladder.errors import GemmLadderError
+from gemm_ladder.figures.rows import MachineMeta, ProbeRow
 from gemm_ladder.measure import records, session
 from gemm_ladder.ref import emulator, fp8, tensor_core
 
@@ -36,7 +38,7 @@ SOURCE = HERE / "tensor_core.cu"
 
 ALL_N = range(8, 257, 8)
 TILES = 4  # of each kind and n
-KEPT, SAMPLED, SHOWN = 400, 40, 5  # results a kind: in results.npz, in the sample, differences in words
+KEPT, SAMPLED, SHOWN = 400, 40, 5  # results of each kind: in results.npz, in the sample, in differences.txt
 K = tensor_core.K_INSTRUCTION
 M = 64  # rows of a WGMMA
 FLT_MAX = float(np.finfo(np.float32).max)
@@ -60,14 +62,14 @@ def any_finite(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def below(rng: np.random.Generator, shape: tuple[int, ...], magnitude: int) -> np.ndarray:
-    """Codes of either sign whose magnitude's code is below `magnitude`: 8 for subnormals and zeros."""
+    """Codes of either sign whose magnitude bits are below `magnitude`; 8 gives subnormals and zeros."""
     return (rng.integers(0, magnitude, shape, np.uint8) | rng.integers(0, 2, shape, np.uint8) << 7).astype(
         np.uint8
     )
 
 
 def normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """As a cast makes them: normal numbers, the largest of a row scaled to 448."""
+    """Like cast data: normally distributed, scaled so that the largest of a row is about 448."""
     return fp8.encode(rng.standard_normal(shape, np.float32) * np.float32(448 / 3.5))
 
 
@@ -81,12 +83,12 @@ def small(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def sparse(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """One code in eight is not a zero; zeros have both signs."""
+    """One code in eight is not zero; zeros have both signs."""
     return np.where(rng.random(shape) < 1 / 8, any_finite(rng, shape), below(rng, shape, 1))
 
 
 def single(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """One nonzero code in 32, all rows in the same place."""
+    """One nonzero code in 32, at the same place in all rows."""
     codes = np.zeros(shape, np.uint8)
     codes[..., ::K] = any_finite(rng, codes[..., ::K].shape)
     return codes
@@ -97,7 +99,7 @@ def zero(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def some_nan(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Finite codes, zeros among them; every fourth row has a NaN somewhere."""
+    """Finite codes, many of them zero; every fourth row has one NaN."""
     codes = sparse(rng, shape)
     rows = codes[..., ::4, :]
     place = rng.integers(0, shape[-1], rows.shape[:-1])[..., np.newaxis]
@@ -118,7 +120,7 @@ def zeros(_rng: np.random.Generator, a: np.ndarray, b: np.ndarray) -> np.ndarray
 
 
 def spread(low: float, high: float) -> Callable:
-    """Normal numbers times 2^low to 2^high, all powers equally often; finite."""
+    """Finite: normally distributed numbers times a power of two, uniform from 2^low to 2^high."""
 
     def accumulators(rng: np.random.Generator, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         shape = shape_of(a, b)
@@ -129,7 +131,7 @@ def spread(low: float, high: float) -> Callable:
 
 
 def bits(low: int, high: int) -> Callable:
-    """FP32 numbers of either sign whose magnitude's bits are in [low, high)."""
+    """FP32 numbers of either sign whose magnitude bits are in [low, high)."""
 
     def accumulators(rng: np.random.Generator, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         shape = shape_of(a, b)
@@ -140,7 +142,7 @@ def bits(low: int, high: int) -> Callable:
 
 
 def cancelling(rng: np.random.Generator, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Minus the sum of the products, but for its last few bits."""
+    """The negative of the sum of the products, except for its last few bits."""
     exact = np.matmul(fp8.decode(a).astype(np.float64), fp8.decode(b).astype(np.float64).swapaxes(1, 2))
     return (-exact * (1 + rng.integers(-8, 9, exact.shape) * 2.0**-14)).astype(np.float32)
 
@@ -162,7 +164,7 @@ partial_sums = spread(10, 20)
 
 
 class Kind(NamedTuple):
-    """One kind of input. scale_d = 0: the first instruction is told to ignore the accumulators."""
+    """One kind of input. With scale_d = 0 the first WGMMA ignores the accumulators."""
 
     a: Callable
     b: Callable
@@ -214,11 +216,11 @@ KINDS = {
 }
 
 
-# ------------------------------------------------------------------------------------------------ the answers
+# ----------------------------------------------------------------------------------------------- the machines
 
 
 class ProbeArgs(ctypes.Structure):
-    """struct ProbeArgs of tensor_core_probe.cu"""
+    """struct ProbeArgs of tensor_core.cu."""
 
     _fields_ = [
         ("a", ctypes.c_void_p),
@@ -268,7 +270,8 @@ def gpu(n_step: int = 8) -> Machine:
 
 
 def emulated(n_step: int) -> Machine:
-    """The emulator, for n that are multiples of n_step. It adds with the model: this tests the probe."""
+    """The emulator, for n that are multiples of n_step. It computes with the model, so this tests the
+    probe."""
     library = build.load(SOURCE, target="emulator", defines={"PROBE_N_STEP": n_step}).lib
 
     def run(kind: Kind, operands: Operands) -> np.ndarray:
@@ -290,9 +293,12 @@ def model(kind: Kind, operands: Operands) -> np.ndarray:
 
 
 class Answers(NamedTuple):
-    """The results of one kind: how many, how many of them equal the model's, and some, different ones first.
+    """The results of one kind.
 
-    `cases` has a, b, acc, d as the .npz files have them, the model's bits as `expected`, and n.
+    Attributes:
+        compared, equal: how many results there are, and how many have the model's bits.
+        cases: some of them, those that differ first: a, b, acc, d as in the .npz files, the model's bits as
+            `expected`, and n.
     """
 
     compared: int
@@ -301,7 +307,7 @@ class Answers(NamedTuple):
 
 
 def probe(name: str, machine: Machine, all_n: Iterable[int], tiles: int, kept: int = KEPT) -> Answers:
-    """Run one kind on a machine, for each n, and compare it with the model."""
+    """Run one kind on a machine for each n, and compare the results with the model's."""
     kind, rng = KINDS[name], np.random.default_rng(list(name.encode()))
     all_n = list(all_n)
     compared, differing, cases = 0, 0, []
@@ -334,7 +340,7 @@ def probe(name: str, machine: Machine, all_n: Iterable[int], tiles: int, kept: i
 
 
 def differences(name: str, answers: Answers, shown: int = SHOWN) -> list[str]:
-    """The first results that differ, in words."""
+    """The first results that differ, a line of text for each."""
     lines = []
     for a, b, acc, d, expected, n in zip(*answers.cases.values(), strict=True):
         if d == expected or len(lines) == shown:
@@ -363,7 +369,7 @@ def save_cases(path: Path, answers: dict[str, Answers], count: int) -> None:
 
 
 def load_cases(path: Path) -> dict[str, dict[str, np.ndarray]]:
-    """{kind: {"a", "b", "acc", "d"}} of a file of save_cases."""
+    """{kind: {"a", "b", "acc", "d"}} from a file that save_cases() wrote."""
     kinds: dict[str, dict[str, np.ndarray]] = {}
     with np.load(path) as arrays:
         for key in arrays.files:
@@ -372,16 +378,16 @@ def load_cases(path: Path) -> dict[str, dict[str, np.ndarray]]:
     return kinds
 
 
-def summary(meta: dict, answers: dict[str, Answers]) -> dict:
+def summary(meta: MachineMeta, answers: dict[str, Answers]) -> dict[str, Any]:
     """The content of figures/data/tensor_core_probe.json."""
-    rows = [
+    rows: list[ProbeRow] = [
         {"kind": name, "instructions": KINDS[name].instructions, "compared": x.compared, "equal": x.equal}
         for name, x in answers.items()
     ]
     return {"schema": 1, "meta": meta, "rows": rows}
 
 
-def meta_of_gpu(tiles: int) -> dict:
+def meta_of_gpu(tiles: int) -> MachineMeta:
     meta = records.machine(torch.device("cuda", torch.cuda.current_device()), 0)
     return {
         **meta,
@@ -393,13 +399,20 @@ def meta_of_gpu(tiles: int) -> dict:
 def main(argv: list[str] | None = None) -> int:
     """Returns 0 if every result is the model's, 1 if not."""
     parser = argparse.ArgumentParser(
-        prog="python -m gemm_ladder tensor-core", description=__doc__.splitlines()[0]
+        prog="python -m gemm_ladder tensor-core",
+        description="Compare a Hopper GPU's tensor cores with their model, bit for bit.",
     )
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="FOLDER", help="for results.npz, differences.txt"
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="where results.npz and differences.txt are written",
     )
-    parser.add_argument("--tiles", type=int, default=TILES, help=f"of each kind and n (default {TILES})")
-    parser.add_argument("--sample", type=Path, metavar="FILE", help="write a few results there as well")
+    parser.add_argument(
+        "--tiles", type=int, default=TILES, help=f"tiles for each kind and n (default {TILES})"
+    )
+    parser.add_argument("--sample", type=Path, metavar="FILE", help="also write a few results to FILE")
     arguments = parser.parse_args(argv)
     session.need_gpu("its tensor cores are asked", None)
     checkout = records.checkout_root()

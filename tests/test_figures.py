@@ -27,7 +27,7 @@ RUNGS = ("s1_naive", "s2_wgmma", "s3_tma", "s4_tma_multicast", "s5_warp_speciali
 
 
 def invented(*impls: str, shapes: tuple[Shape, ...] = DEEPSEEK_V3) -> dict:
-    """A data file with made-up figures, the later an implementation the faster."""
+    """A data file with made-up times; each implementation is faster than the one before."""
     meta = dict.fromkeys(measured.META_FIELDS, "1") | {"gpu": "GPU", "sources": "abcdef" * 10 + "0123"}
     rows = [
         dict.fromkeys(measured.ROW_FIELDS, 1)
@@ -111,7 +111,7 @@ def test_cards_are_what_the_data_give() -> None:
 
 
 def test_draws_without_the_package(tmp_path: Path) -> None:
-    """One command, from the data alone: nothing of gemm_ladder is imported."""
+    """figures/draw.py makes everything from the data, without importing gemm_ladder."""
     shutil.copytree(
         REPOSITORY / "figures", tmp_path / "figures", ignore=shutil.ignore_patterns("*.png", "s*.md")
     )
@@ -130,7 +130,7 @@ def test_draws_without_the_package(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shapes", [DEEPSEEK_V3, MEASURED], ids=["without squares", "with squares"])
 @pytest.mark.parametrize("count", [0, 2, len(RUNGS)])
-def test_picture_names_everything_and_nothing_overlaps(count: int, shapes: tuple[Shape, ...]) -> None:
+def test_picture_names_every_line_and_no_texts_overlap(count: int, shapes: tuple[Shape, ...]) -> None:
     data = invented(*RUNGS[:count], *measured.PEERS, shapes=shapes)
     texts = pictures.texts(ladder.ladder(data))
     pictures.check(texts)

@@ -25,7 +25,7 @@ def data(times: dict[tuple[str, Product], float], l2: str = "dirty") -> dict:
 
 
 def whole(l2: str = "dirty") -> dict:
-    """production.json with made-up figures: slower than its peer, and faster."""
+    """production.json with made-up times, some slower than the peer's and some faster."""
     impls = (production.RUNG, "cublaslt_blockwise", "cublaslt_tensorwise", "cublas_bf16")
     return data(
         {
@@ -38,7 +38,7 @@ def whole(l2: str = "dirty") -> dict:
 
 
 def calls() -> dict:
-    """host.json with made-up figures."""
+    """host.json with made-up times."""
     rows = {
         "call": ("fp8_gemm_nt", "m_grouped_fp8_gemm_nt_masked", *list(host.LABELS)[:5]),
         **dict.fromkeys(("first_build", "cached_load", "first_call"), ("s7_production",)),
@@ -62,7 +62,7 @@ def calls() -> dict:
 
 
 def test_the_best_peer_and_the_ceiling() -> None:
-    """The fastest library with the same scales; the fastest without scales is no peer but the ceiling."""
+    """The peer is the fastest library with the same scales; one without scales is the ceiling."""
     one, other = DENSE
     run = {(impl, one): us for us, impl in enumerate((production.RUNG, *measured.PEERS), start=10)}
     run |= {(production.RUNG, other): 8.0}
@@ -77,8 +77,8 @@ def test_the_best_peer_and_the_ceiling() -> None:
     assert production.summary([second]) == [] and production.geometric_mean([second]) is None
 
 
-def test_the_ratios_are_summed_up_by_kind() -> None:
-    """The grouped ones with the reason why their peer is slow."""
+def test_ratios_are_summarised_for_dense_and_grouped_rows() -> None:
+    """With the note that says how the grouped rows of cuBLASLt are measured."""
     run = {(production.RUNG, product): 10.0 for product in (*DENSE, MASKED)}
     run |= {("cublaslt_blockwise", DENSE[0]): 20.0, ("deep_gemm", DENSE[1]): 5.0}
     run |= {("cublaslt_blockwise", MASKED): 30.0, ("torch_grouped", MASKED): 9.0}

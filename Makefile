@@ -1,7 +1,9 @@
-# Each command makes .venv on first use; Python 3.10 or newer and a C++20 compiler are all they need.
-#   make compare    every rung against the reference, and timed; ARGS="--shapes 64x128x256" passes options on
+# Each command makes .venv on first use, and needs only Python 3.10 or newer and a C++20 compiler.
+#   make compare    check every rung against the reference; with a Hopper GPU, time it beside libraries.
+#                   ARGS="--shapes 64x128x256" passes options on
 #   make test       style checks and the whole test suite
-#   make measure    on a Hopper GPU with nvcc and ncu, about ten minutes: all that figures/data has of the kernels
+#   make measure    renew everything that figures/data has about the kernels: about ten minutes on a machine with a
+#                   Hopper GPU, nvcc and ncu
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=

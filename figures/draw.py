@@ -1,23 +1,23 @@
-"""Draw every figure, and rewrite README.md's tables and the rungs' cards, from data/*.json: python
-figures/draw.py
+"""Draw every figure, and rewrite the tables of README.md and figures/README.md and the rungs' cards, from
+data/*.json: python figures/draw.py
 
-Needs matplotlib and nothing else: no GPU, no compiler, no gemm_ladder. The files:
+Needs matplotlib and nothing else: no GPU, no compiler, no gemm_ladder. The files, each the record of one run:
 
-    data/ladder.json       the rungs, and the peers measured in the same run (python -m gemm_ladder compare)
-    data/peers.json        the peers as they were measured before there was a rung
-    data/production.json   the production kernels and their peers (python -m gemm_ladder production)
+    data/ladder.json       the rungs beside libraries (python -m gemm_ladder compare)
+    data/production.json   the production kernels beside libraries (python -m gemm_ladder production)
     data/host.json         what a call costs the host (python -m gemm_ladder host)
     data/interleave.json   rung 6 in each of its modes (python -m gemm_ladder interleave)
     data/cards.json        what each rung is made of, and what limits it (python -m gemm_ladder cards)
     data/timeline.json     who did what, and when (python -m gemm_ladder timeline all --json ...)
 
-measured.py says what is in those of times, host.py, rung_cards.py and timeline.py what is in the others.
+rows.py says which fields they have.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,20 @@ HERE = Path(__file__).resolve().parent
 
 
 def main(root: Path = HERE.parent) -> None:
-    """Draw figures/*.png, write figures/cards/*.md and rewrite README.md, all under `root`, from the data
-    under it. What belongs to a file that is not there is left as it is."""
-    from . import host, ladder, measured, production, readme, roofline, rung_cards, timeline
+    """Write figures/*.png, figures/cards/*.md and the tables of the two READMEs under `root`, from the data
+    under it. What is made from a file that is not there is left as it is."""
+    from . import host, ladder, production, readme, roofline, rung_cards, timeline
 
     figures = root / "figures"
-    data, files = recorded(figures / "data"), measured.recorded(figures / "data")
-    pictures = {"ladder": ladder.ladder(files)}
+    data = recorded(figures / "data")
+    pictures: dict[str, Any] = {}
+    if "ladder" in data:
+        pictures |= {"shape": ladder.bars(data["ladder"]), "ladder": ladder.ladder(data["ladder"])}
     if "production" in data:
-        pictures["production"] = production.picture(data["production"], data.get("peers"))
-        pictures["roofline"] = roofline.roofline(data["production"], files)
+        pictures["production"] = production.picture(data["production"])
+        pictures["roofline"] = roofline.roofline(data["production"], data.get("ladder"))
     if "host" in data:
-        pictures["host"] = host.picture(data["host"], data.get("peers"))
+        pictures["host"] = host.picture(data["host"])
     for name, picture in pictures.items():
         picture.savefig(figures / f"{name}.png", dpi=130, metadata={"Software": None})
     timeline.draw(root)
@@ -44,20 +46,27 @@ def main(root: Path = HERE.parent) -> None:
         (figures / "cards").mkdir(exist_ok=True)
         for name, text in rung_cards.cards(data["cards"]).items():
             (figures / "cards" / f"{name}.md").write_text(text, encoding="utf-8")
-    path = root / "README.md"
-    path.write_text(readme.readme(path.read_text(encoding="utf-8"), files, data), encoding="utf-8")
+    for path, renewed in (
+        (root / "README.md", readme.readme),
+        (figures / "README.md", readme.figures_readme),
+    ):
+        path.write_text(renewed(path.read_text(encoding="utf-8"), data), encoding="utf-8")
 
 
 def recorded(folder: Path) -> dict[str, Any]:
-    """The data files that README.md's tables are made of, as far as they are there, by name without .json."""
+    """The files in `folder` that tables and pictures are made of, as far as they are there, by name without
+    .json."""
     from . import host, measured, rung_cards
 
-    loaders = dict.fromkeys(("peers", "production", "interleave"), measured.load)
-    loaders |= {"host": host.load, "cards": rung_cards.load}
+    loaders: dict[str, Callable[[Path], Any]] = {
+        **dict.fromkeys(("ladder", "production", "interleave"), measured.load),
+        "host": host.load,
+        "cards": rung_cards.load,
+    }
     paths = {name: folder / f"{name}.json" for name in loaders}
     return {name: loaders[name](path) for name, path in paths.items() if path.exists()}
 
 
-if __name__ == "__main__":  # a script is in no package: what it imports beside itself is in this one
+if __name__ == "__main__":  # a script has no package, and the imports above need one
     sys.path.insert(0, str(HERE.parent))
     importlib.import_module(f"{HERE.name}.draw").main()

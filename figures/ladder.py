@@ -1,32 +1,75 @@
-"""The picture of the ladder, figures/ladder.png: TFLOPS of every rung and of its peers."""
+"""The two pictures of the rungs, from data/ladder.json: figures/shape.png has every rung and library at one
+shape, figures/ladder.png at every shape."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-from .measured import CEILING, Data, Series, Size, is_square, number, provenance, series, sizes_of
+from .measured import (
+    CEILING,
+    SHOWN,
+    Series,
+    Size,
+    is_square,
+    name_of,
+    number,
+    provenance,
+    series,
+    sizes_of,
+)
+from .rows import TimesFile
 from .sheet import GRID, INK, MUTED, frame, sheet
 
-# Peers: greys and dashes, so that only rungs have colour.
+# Libraries are grey and dashed, so that only rungs have colour.
 PEER_STYLES = {
     "cublas_bf16": ("#9a9a9a", (0, (1, 1.5)), "s"),
     "cublaslt_blockwise": ("#7a7a7a", (0, (4, 1.5)), "^"),
-    "deep_gemm_v1": ("#9a9a9a", (0, (4, 1.5, 1, 1.5)), "v"),
     "deep_gemm": ("#505050", (0, (4, 1.5, 1, 1.5)), "D"),
     "cublaslt_tensorwise": ("#1a1a1a", (0, (1, 1)), "x"),
 }
 
 
-def ladder(files: Sequence[Data]) -> Any:
-    """The picture, a matplotlib Figure: one shape as bars, every shape as lines in a panel for each m, and
-    the squares, where there are any, as lines below."""
-    shown = series(files, "dirty")
+def bars(data: TimesFile) -> Any:
+    """TFLOPS at SHOWN as bars on a linear axis, a matplotlib Figure: the rungs in order, then libraries."""
+    shown = [one for one in series(data, "dirty") if SHOWN in one.tflops]
+    styles = _styles(shown)
+    gap = 0.6 if len({one.is_peer for one in shown}) > 1 else 0.0
+    positions = [index + (gap if one.is_peer else 0.0) for index, one in enumerate(shown)]
+    figure, bottom, top = sheet(
+        9,
+        0.29 * (len(shown) + gap),
+        f"One FP8 matrix product, {name_of(SHOWN)}",
+        "TFLOPS; m x n x k; kernel time, L2 cold and dirty. Black and grey: libraries in the same run",
+        [f"{CEILING}.", *provenance(shown)],
+    )
+    axes = figure.add_axes((0.23, bottom, 0.69, top - bottom))
+    for y, one in zip(positions, shown, strict=True):
+        value = one.tflops[SHOWN]
+        axes.barh(y, value, height=0.74, color=styles[one.impl]["color"], zorder=2)
+        axes.annotate(
+            number(value), (value, y), (4, 0), textcoords="offset points", size=10, color=INK, va="center"
+        )
+    axes.set_yticks(positions, [one.label for one in shown])
+    axes.set_ylim((positions[-1] if positions else 0) + 0.6, -0.6)
+    axes.set_xlim(0, 1.1 * max((one.tflops[SHOWN] for one in shown), default=1))
+    frame(axes, "x", labels=10)
+    return figure
+
+
+def ladder(data: TimesFile) -> Any:
+    """TFLOPS as lines, a matplotlib Figure: a panel for each m, and one for the squares if there are any."""
+    shown = series(data, "dirty")
     styles = _styles(shown)
     sizes = sizes_of(shown)
     shapes, squares = ([size for size in sizes if is_square(size) == square] for square in (False, True))
-    rows = 3 if squares else 2
+    panels = [
+        (f"m = {m}", {size: f"n {size[1]}\nk {size[2]}" for size in shapes if size[0] == m})
+        for m in sorted({m for m, _, _ in shapes})
+    ]
+    if squares:
+        panels.append(("m = n = k", {size: str(size[0]) for size in squares}))
+    rows = max(1, -(-len(panels) // 2))
     figure, bottom, top = sheet(
         12,
         2.5 * rows + (rows - 1),  # the panels, and the ticks and titles between them
@@ -35,20 +78,15 @@ def ladder(files: Sequence[Data]) -> Any:
         "128x128 scales, BF16 output; kernel time, L2 cold and dirty",
         [f"{CEILING}. Black and grey: libraries, not rungs.", *provenance(shown)],
     )
-    grid = figure.add_gridspec(rows, 2, left=0.13, right=0.88, top=top, bottom=bottom, hspace=0.4, wspace=0.5)
-    _bars(figure.add_subplot(grid[0, 0]), shown, styles)
-    for cell, m in zip((grid[0, 1], grid[1, 0], grid[1, 1]), sorted({m for m, _, _ in shapes}), strict=False):
-        ticks = {size: f"n {size[1]}\nk {size[2]}" for size in shapes if size[0] == m}
-        _lines(figure.add_subplot(cell), shown, styles, ticks, f"m = {m}")
-    if squares:
-        ticks = {size: str(size[0]) for size in squares}
-        _lines(figure.add_subplot(grid[2, :]), shown, styles, ticks, "m = n = k")
+    grid = figure.add_gridspec(rows, 2, left=0.06, right=0.86, top=top, bottom=bottom, hspace=0.4, wspace=0.5)
+    for index, (title, ticks) in enumerate(panels):
+        _lines(figure.add_subplot(grid[index // 2, index % 2]), shown, styles, ticks, title)
     return figure
 
 
 def _styles(shown: Sequence[Series]) -> dict[str, dict[str, Any]]:
-    """How each implementation is drawn. The rungs go from dark to bright, so that colour-blind eyes, and grey
-    printing, keep them apart."""
+    """How each implementation is drawn. The rungs go from dark to bright, so that they can be told apart in
+    grey print and by colour-blind readers."""
     from matplotlib import colormaps
 
     rungs = [one.impl for one in shown if not one.is_peer]
@@ -61,33 +99,6 @@ def _styles(shown: Sequence[Series]) -> dict[str, dict[str, Any]]:
     return styles
 
 
-def _bars(axes: Any, shown: Sequence[Series], styles: dict[str, dict[str, Any]]) -> None:
-    """The shape with the most work: a bar for each implementation, rungs from the bottom up."""
-    largest = max((size for size in sizes_of(shown) if not is_square(size)), key=math.prod)
-    bars = [one for one in shown if largest in one.tflops]
-    gap = 0.6 if bars and not bars[0].is_peer else 0.0
-    for index, one in enumerate(bars):
-        y = index + (gap if one.is_peer else 0.0)
-        value = one.tflops[largest]
-        axes.barh(y, value, height=0.7, color=styles[one.impl]["color"], zorder=2)
-        axes.annotate(
-            number(value), (value, y), (4, 0), textcoords="offset points", size=8.5, color=INK, va="center"
-        )
-    positions = [index + (gap if one.is_peer else 0.0) for index, one in enumerate(bars)]
-    axes.set_yticks(positions, [one.label for one in bars])
-    values = [one.tflops[largest] for one in bars]
-    logarithmic = max(values) > 20 * min(values)  # an s1_naive would be out of sight
-    if logarithmic:
-        axes.set_xscale("log")
-        axes.set_xlim(min(values) / 3, max(values) * 2.2)
-        axes.xaxis.set_major_formatter("{x:g}")
-    else:
-        axes.set_xlim(0, max(values) * 1.15)
-    _title(axes, " x ".join(map(str, largest)), "TFLOPS, logarithmic" if logarithmic else "TFLOPS")
-    frame(axes, "x")
-    axes.tick_params(axis="x", labelsize=7.5)
-
-
 def _lines(
     axes: Any,
     shown: Sequence[Series],
@@ -95,8 +106,8 @@ def _lines(
     ticks: dict[Size, str],
     title: str,
 ) -> None:
-    """TFLOPS at some shapes, `ticks` being their names from left to right, each line labelled at its end (the
-    rungs by their numbers, in the bars' colours)."""
+    """TFLOPS at the shapes of `ticks`, from left to right. Each line is labelled at its end: libraries by
+    name, rungs by their number in the line's colour."""
     sizes = list(ticks)
     ends = []
     for one in shown:
@@ -123,16 +134,15 @@ def _lines(
             annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": GRID, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 3},
         )
-    _title(axes, title, "TFLOPS")
+    axes.set_title(title, loc="left", size=11, weight="bold", color=INK)
     frame(axes, "y")
     axes.tick_params(axis="x", labelsize=7.5)
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
     """Ascending heights moved as little as needed to lie `gap` apart, none below gap / 2."""
-    groups: list[
-        tuple[float, int]
-    ] = []  # (centre, members), each one's members `gap` apart around its centre
+    # (centre, members): heights that had to be moved together, `gap` apart around their centre.
+    groups: list[tuple[float, int]] = []
     for height in heights:
         centre, count = max(height, gap / 2), 1
         while groups and centre - groups[-1][0] < gap * (count + groups[-1][1]) / 2:
@@ -142,8 +152,3 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
             centre = max(centre, gap * count / 2)
         groups.append((centre, count))
     return [centre + gap * (i - (count - 1) / 2) for centre, count in groups for i in range(count)]
-
-
-def _title(axes: Any, title: str, unit: str) -> None:
-    axes.set_title(title, loc="left", size=11, weight="bold", color=INK)
-    axes.set_title(unit, loc="right", size=8, color=MUTED)

@@ -1,44 +1,53 @@
-"""README.md's tables: each stands between a pair of markers, and is written from the data."""
+"""The tables of README.md and figures/README.md: each stands between a pair of markers, and is written from
+the data."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 from . import host, production
-from .measured import CEILING, Data, provenance, series, sizes_of
-from .rung_cards import rungs_table
-from .tables import markdown, table
-
-PRODUCTION = """![The time of the best peer over that of s7_production, row by row](figures/production.png)
-
-<details>
-<summary>In numbers</summary>
-
-{table}
-
-{notes}
-
-</details>
-
-![TFLOPS of every row and rung against operations a byte, under the ceilings](figures/roofline.png)"""
-HOST = """![Microseconds of the host for a call, and until a kernel is there](figures/host.png)
-
-{table}
-
-{notes}"""
+from .measured import CEILING, name_of, provenance, series, sizes_of
+from .rows import HostFile, TimesFile
+from .rung_cards import resources_table, rungs_table
+from .tables import markdown, table, under
 
 
-def readme_table(files: Sequence[Data], l2: str) -> str:
-    """What stands in README.md between the markers of the table `l2`."""
-    shown = series(files, l2)
-    notes = [f"{CEILING}.", *provenance(shown, protocol=True)]
-    return f"{markdown(table(shown))}\n\n{_under(notes)}".replace("*", r"\*")
+def readme(text: str, data: Mapping[str, Any]) -> str:
+    """README.md with its table as the data give it.
+
+    Args:
+        text: README.md.
+        data: the content of the data files, by name without .json. A table whose file is not among them stays
+            as it is.
+    """
+    if "cards" in data:
+        text = rewrite(text, "table-rungs", rungs_table(data["cards"], data.get("ladder")))
+    return text
+
+
+def figures_readme(text: str, data: Mapping[str, Any]) -> str:
+    """figures/README.md with its tables as the data give them; arguments as in readme()."""
+    bodies = {}
+    if "cards" in data:
+        bodies["resources"] = resources_table(data["cards"], data.get("ladder"))
+    if "ladder" in data:
+        bodies |= {l2: times_table(data["ladder"], l2) for l2 in ("dirty", "clean")}
+    if "production" in data:
+        bodies["production"] = production_table(data["production"])
+    if "host" in data:
+        bodies["host"] = host_table(data["host"])
+    if "interleave" in data:
+        bodies["interleave"] = interleave_table(data["interleave"])
+    for name, body in bodies.items():
+        text = rewrite(text, f"table-{name}", body)
+    return text
 
 
 def rewrite(text: str, name: str, body: str) -> str:
-    """`text` with what stands between <!-- name:begin --> and <!-- name:end --> replaced.
+    """`text` with what stands between <!-- name:begin --> and <!-- name:end --> replaced by `body`.
 
-    Raises ValueError where the markers are not there once each, in this order.
+    Raises ValueError where each of the two markers is not there exactly once, in this order.
     """
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
@@ -47,59 +56,42 @@ def rewrite(text: str, name: str, body: str) -> str:
     return f"{head}{begin}\n{body}\n{end}{tail}"
 
 
-def interleave_table(data: Data) -> str:
-    """What stands in README.md between the markers of the table `interleave`: microseconds, with spread."""
-    shown = series([data], "dirty")
+def times_table(ladder: TimesFile, l2: str) -> str:
+    """The tables `dirty` and `clean`: TFLOPS of every rung and library at every shape."""
+    shown = series(ladder, l2)
+    notes = [f"{CEILING}.", *provenance(shown, protocol=True)]
+    return f"{markdown(table(shown))}\n\n{under(notes)}".replace("*", r"\*")
+
+
+def production_table(data: TimesFile) -> str:
+    """The table `production`."""
+    shown = production.compared(data, "dirty")
+    clean = production.times(data, "clean").get(production.RUNG, {})
+    cells = production.table(shown)
+    cells[0].append("us, L2 clean")
+    for row, one in zip(cells[1:], shown, strict=True):
+        row.append(f"{clean[one.key]:.2f}" if one.key in clean else "-")
+    notes = [
+        "us, TFLOPS and GB/s: median, L2 dirty, valid rows only; best peer: the fastest library with the "
+        "same scales; ratio: its time over ours.",
+        *production.notes(shown, data, protocol=True),
+    ]
+    return f"{markdown(cells)}\n\n{under(notes)}".replace("*", r"\*")
+
+
+def host_table(data: HostFile) -> str:
+    """The table `host`."""
+    return f"{markdown(host.table(data))}\n\n{under(host.provenance(data, protocol=True))}"
+
+
+def interleave_table(data: TimesFile) -> str:
+    """The table `interleave`: microseconds of each mode, with their spread."""
+    shown = series(data, "dirty")
     modes = list(dict.fromkeys(row["impl"] for row in data["rows"]))
     found = {(row["m"], row["n"], row["k"], row["impl"]): row for row in data["rows"]}
     cells = [["m x n x k", *modes]]
     for size in sizes_of(shown):
         rows = [found[(*size, mode)] for mode in modes]
         spread = [f"{row['us']:.1f} ({row['us_p10']:.1f} to {row['us_p90']:.1f})" for row in rows]
-        cells.append([" x ".join(map(str, size)), *spread])
-    return f"{markdown(cells)}\n\n{_under(provenance(shown))}"
-
-
-def production_table(rows: Data, peers: Data | None) -> str:
-    """What stands in README.md between the markers of the table `production`, with its pictures."""
-    shown = production.compared(rows, peers, "dirty")
-    clean = production.times(rows, "clean").get(production.RUNG, {})
-    cells = production.table(shown)
-    cells[0].append("us, L2 clean")
-    for row, one in zip(cells[1:], shown, strict=True):
-        row.append(f"{clean[one.key]:.2f}" if one.key in clean else "-")
-    notes = [
-        "us, TFLOPS and GB/s: median, L2 dirty, of the rows that count; best peer: of those with the same "
-        "scales; ratio: its time over this.",
-        *production.notes(shown, rows, peers, protocol=True),
-    ]
-    return PRODUCTION.format(table=markdown(cells), notes=_under(notes))
-
-
-def host_table(calls: Data, peers: Data | None) -> str:
-    """What stands in README.md between the markers of the table `host`, with its picture."""
-    notes = [*host.provenance(calls, protocol=True), *host.elsewhere(peers)]
-    return HOST.format(table=markdown(host.table(calls)), notes=_under(notes))
-
-
-def _under(notes: Sequence[str]) -> str:
-    return "\n".join(f"<sub>{note}</sub><br>" for note in notes)
-
-
-def readme(text: str, files: Sequence[Data], data: Mapping[str, Data]) -> str:
-    """README.md with its tables as the data give them; a file that is not there leaves its table alone.
-
-    Args:
-        text: README.md.
-        files: ladder.json and peers.json.
-        data: the other files, by name without .json.
-    """
-    for l2 in ("dirty", "clean"):
-        text = rewrite(text, f"table-{l2}", readme_table(files, l2))
-    if "production" in data:
-        text = rewrite(text, "table-production", production_table(data["production"], data.get("peers")))
-    if "host" in data:
-        text = rewrite(text, "table-host", host_table(data["host"], data.get("peers")))
-    if "interleave" in data:
-        text = rewrite(text, "table-interleave", interleave_table(data["interleave"]))
-    return rewrite(text, "table-rungs", rungs_table(data["cards"], files)) if "cards" in data else text
+        cells.append([name_of(size), *spread])
+    return f"{markdown(cells)}\n\n{under(provenance(shown))}"

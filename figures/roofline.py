@@ -1,45 +1,47 @@
-"""figures/roofline.png: TFLOPS against operations a byte, under what memory and the tensor cores allow: every
-row of the production kernels' table, and every rung at the largest shape.
+"""figures/roofline.png: TFLOPS against operations per byte, under what memory and the tensor cores allow.
 
-Memory's ceiling is what a copy reaches (peers.json's meta); the tensor cores' the best that cuBLASLt reaches
-without promotion in the production kernels' own run.
+It shows every row of the production kernels' table, and every rung at the shape SHOWN. Memory's ceiling is
+what a copy reaches; the tensor cores' ceiling is the best that cuBLASLt reaches without promotion in the
+production kernels' own run.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from .ladder import spread
-from .measured import CEILING, SHOWN, Data, number, provenance, series
+from .measured import CEILING, SHOWN, name_of, number, provenance, series
 from .production import KINDS, RUNG
+from .rows import TimedRow, TimesFile
 from .sheet import GRID, INK, MUTED, frame, sheet
 
 TENSOR_CORES = "cublaslt_tensorwise"
+# What a copy of many GB reaches on an H100 80GB HBM3 at 700 W (2026-11-22), bytes read and written counted.
+COPY_TB_S = 3.01
 STYLES = {"dense": ("#3b528b", "o"), "contiguous": ("#21918c", "s"), "masked": ("#e16462", "D")}
 
 
-def intensity(row: Data) -> float:
-    """Operations a byte that has to move: the valid rows' of both."""
+def intensity(row: TimedRow) -> float:
+    """Operations per byte that has to move, valid rows only."""
     return 1000 * row["tflops"] / row["gb_s"]
 
 
-def roofline(production: Data, files: Sequence[Data]) -> Any:
+def roofline(production: TimesFile, ladder: TimesFile | None) -> Any:
     """The picture, a matplotlib Figure.
 
     Args:
         production: production.json.
-        files: ladder.json and peers.json, as far as they are there.
+        ladder: ladder.json, if it is there.
     """
     from matplotlib.ticker import LogLocator, NullLocator
 
     dirty = [row for row in production["rows"] if row["l2"] == "dirty"]
     rows = [row for row in dirty if row["impl"] == RUNG]
     tensor = max((row["tflops"] for row in dirty if row["impl"] == TENSOR_CORES), default=None)
-    copy = next((file["meta"]["copy_tb_s"] for file in files if "copy_tb_s" in file["meta"]), None)
-    shown = [one for one in series([production], "dirty") if one.impl in (RUNG, TENSOR_CORES)]
-    rungs = [one for one in series(files, "dirty") if not one.is_peer and SHOWN in one.tflops]
+    shown = [one for one in series(production, "dirty") if one.impl in (RUNG, TENSOR_CORES)]
+    of_ladder = series(ladder, "dirty") if ladder else []
+    rungs = [one for one in of_ladder if not one.is_peer and SHOWN in one.tflops]
     values = [row["tflops"] for row in rows]
     floor = min(values) / 1.6
     below = [f"{one.impl} ({number(one.tflops[SHOWN])})" for one in rungs if one.tflops[SHOWN] < floor]
@@ -47,10 +49,10 @@ def roofline(production: Data, files: Sequence[Data]) -> Any:
         11,
         5.2,
         "Every row and every rung under the ceilings",
-        "TFLOPS against operations a byte of operands and result, each moved once, of the rows that count; "
+        "TFLOPS against operations per byte of operands and result, each moved once; valid rows only; "
         "L2 cold and dirty",
         [
-            f"{CEILING}." + (f" Below the picture: {', '.join(below)}." if below else ""),
+            f"{CEILING}." + (f" Too slow for the picture: {', '.join(below)}." if below else ""),
             *provenance(shown),
             *(f"Rungs: {note}" for note in provenance(rungs)),
         ],
@@ -74,7 +76,7 @@ def roofline(production: Data, files: Sequence[Data]) -> Any:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter("{x:g}")
-    _ceilings(axes, copy, tensor, low, high)
+    _ceilings(axes, tensor, low, high)
     at = [intensity(row) for row in rows if (row["m"], row["n"], row["k"]) == SHOWN]
     if at and rungs:
         drawn = {one.impl: one.tflops[SHOWN] for one in rungs if one.tflops[SHOWN] >= floor}
@@ -82,20 +84,19 @@ def roofline(production: Data, files: Sequence[Data]) -> Any:
     return figure
 
 
-def _ceilings(axes: Any, copy: float | None, tensor: float | None, low: float, high: float) -> None:
-    """The two lines, each named where there is room. copy: TB/s; tensor: TFLOPS."""
-    ridge = tensor / copy if tensor and copy else None
+def _ceilings(axes: Any, tensor: float | None, low: float, high: float) -> None:
+    """The two lines, from x = low to x = high, each with its name. tensor: TFLOPS, if it was measured."""
+    ridge = tensor / COPY_TB_S if tensor else None
     look = {"textcoords": "offset points", "size": 8.5, "color": INK, "va": "bottom"}
-    if copy:
-        end = min(ridge or high, high)
-        axes.plot([low, end], [low * copy, end * copy], color=INK, linewidth=1.2, zorder=2)
-        begin, finish = (axes.transData.transform((x, x * copy)) for x in (low, end))
-        angle = math.degrees(math.atan2(finish[1] - begin[1], finish[0] - begin[0]))
-        middle = math.sqrt(low * end)
-        axes.annotate(
-            f"memory: a copy's {copy:g} TB/s", (middle, middle * copy), (-4, 6), rotation=angle,
-            rotation_mode="anchor", ha="center", **look,
-        )  # fmt: skip
+    end = min(ridge or high, high)
+    axes.plot([low, end], [low * COPY_TB_S, end * COPY_TB_S], color=INK, linewidth=1.2, zorder=2)
+    begin, finish = (axes.transData.transform((x, x * COPY_TB_S)) for x in (low, end))
+    angle = math.degrees(math.atan2(finish[1] - begin[1], finish[0] - begin[0]))
+    middle = math.sqrt(low * end)
+    axes.annotate(
+        f"memory: {COPY_TB_S:g} TB/s, which a copy reaches", (middle, middle * COPY_TB_S), (-4, 6),
+        rotation=angle, rotation_mode="anchor", ha="center", **look,
+    )  # fmt: skip
     if tensor:
         axes.plot([max(ridge or low, low), high], [tensor, tensor], color=INK, linewidth=1.2, zorder=2)
         axes.annotate(
@@ -105,7 +106,7 @@ def _ceilings(axes: Any, copy: float | None, tensor: float | None, low: float, h
 
 
 def _rungs(axes: Any, x: float, tflops: dict[str, float]) -> None:
-    """The rungs at the largest shape, above each other, named to the right."""
+    """The rungs at SHOWN, one above the other, named to the right."""
     ordered = sorted(tflops.items(), key=lambda rung: rung[1])
     values = [value for _, value in ordered]
     axes.plot([x] * len(values), values, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)), zorder=3)
@@ -120,6 +121,6 @@ def _rungs(axes: Any, x: float, tflops: dict[str, float]) -> None:
             textcoords=("figure fraction", "data"), **look,
         )  # fmt: skip
     axes.annotate(
-        f"rungs at\n{' x '.join(map(str, SHOWN))}", (0.88, 1), (0, 4), textcoords="offset points", size=8,
+        f"rungs at\n{name_of(SHOWN)}", (0.88, 1), (0, 4), textcoords="offset points", size=8,
         xycoords=("figure fraction", "axes fraction"), color=MUTED, va="bottom", annotation_clip=False,
     )  # fmt: skip

@@ -1,33 +1,24 @@
-"""The rungs' cards, figures/cards/*.md, and README.md's table of rungs, from data/cards.json and
-data/ladder.json.
+"""The rungs' cards, figures/cards/*.md, and both tables of rungs, from data/cards.json and data/ladder.json.
 
-A row of cards.json is a rung: its idea and file, lines of code, the compiled kernel's resources (bytes, a
-thread or a block), the launch's, the counts of some instructions, and `ncu`, percentages by the names in
-UNITS and `stalls`, or null where it has not been run. A field that a rung has no use for is null.
-kernels/cards.py and kernels/ncu.py say how each is found.
-
-What limits a rung is a sentence made of ncu's figures alone, by the rules that limit() states.
+README.md's table has what a reader needs to choose a rung, that of figures/README.md what each is made of.
+What limits a rung is a sentence made from ncu's figures alone, by the rules that limit() states.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from . import measured
-from .measured import CEILING, SHOWN, Data, number, provenance, series
-from .tables import markdown
+from .measured import CEILING, SHOWN, Series, name_of, number, provenance, series
+from .rows import CardRow, CardsFile, CardsMeta, TimesFile, fields
+from .tables import markdown, under
 
-META_FIELDS = ("nvcc", "date", "sources", "protocol", "ncu")
-ROW_FIELDS = (
-    *("rung", "idea", "file", "below", "lines", "added", "removed"),
-    *("registers", "setmaxnreg", "spill_stores", "spill_loads", "shared_static", "shared_dynamic"),
-    *("stages", "threads", "cluster", "sass", "ncu"),
-)
+META_FIELDS = fields(CardsMeta)
+ROW_FIELDS = fields(CardRow)
 
-
-# What ncu gives as a share of its peak: the parts of the machine that can be a kernel's limit.
+# The units of the machine that can limit a kernel; ncu gives each as a percentage of its peak.
 UNITS = {
     "tensor": "the tensor cores",
     "fma": "the FP32 pipe",
@@ -39,11 +30,12 @@ UNITS = {
     "l2": "L2",
     "dram": "GPU memory",
 }
-FULL, HALF_IDLE = 80, 60  # percent: from where ncu calls a kernel bound by throughput; below, by latency
+# Percent of a unit's peak: from FULL on, ncu calls a kernel bound by throughput; below HALF_IDLE, by latency.
+FULL, HALF_IDLE = 80, 60
 
-# What a warp waits for, by ncu's name for it. Those that depend on Hopper's own instructions were read off
-# the source view: a warp that waits for WGMMA, or parked before a cluster's barrier, counts as `barrier`; one
-# that asks an mbarrier again and again, as `long_scoreboard`.
+# What a warp waits for, by ncu's name for it. For Hopper's own instructions, ncu's source view shows which
+# name it uses: `barrier` for a warp that waits for WGMMA or at a cluster barrier, `long_scoreboard` for one
+# that polls an mbarrier.
 STALLS = {
     "barrier": "a barrier or WGMMA's results",
     "branch_resolving": "a branch to be resolved",
@@ -67,71 +59,69 @@ STALLS = {
 ISSUING = "selected"  # ncu counts the cycle in which a warp issues among the stalls
 
 
-def load(path: Path) -> Data:
-    """cards.json. Raises ValueError where it does not have the form that the module's docstring gives."""
-    return measured.load(path, META_FIELDS, ROW_FIELDS)
+def load(path: Path) -> CardsFile:
+    """cards.json. Raises ValueError where a field of its form is missing."""
+    return cast(CardsFile, measured.load(path, META_FIELDS, ROW_FIELDS))
 
 
-# --------------------------------------------------------------------------------- the table of rungs
+# ------------------------------------------------------------------------------------- the tables of rungs
 
 
-def rungs_table(cards: Data, files: Sequence[Data]) -> str:
-    """What stands in README.md between the markers of the table `rungs`."""
-    times = [one for one in series(files, "dirty") if SHOWN in one.tflops]
-    tflops = {one.impl: one.tflops[SHOWN] for one in times}
-    head = [
-        "rung",
-        "what it adds",
-        "lines",
-        "changed",
-        "registers",
-        "shared memory",
-        "TFLOPS",
-        "of the ceiling*",
-    ]
-    cells = [[*head, "card"]]
+def rungs_table(cards: CardsFile, ladder: TimesFile | None) -> str:
+    """README.md's table `rungs`."""
+    tflops = {one.impl: one.tflops[SHOWN] for one in _at_shown(ladder)}
+    cells = [["rung", "what it adds", "lines", "TFLOPS", "of the ceiling"]]
     for row in cards["rows"]:
         own, ceiling = tflops.get(row["rung"]), tflops.get("cublaslt_tensorwise")
+        share = f"{100 * own / ceiling:.2g}%" if own and ceiling else "-"
+        name = f"[{row['rung']}]({row['file']})"
+        cells.append([name, row["idea"], _text(row["lines"]), number(own), share])
+    return _words_second(markdown(cells))
+
+
+def resources_table(cards: CardsFile, ladder: TimesFile | None) -> str:
+    """figures/README.md's table `resources`, with where it comes from."""
+    cells = [["rung", "lines", "changed", "registers", "shared memory", "threads", "stages"]]
+    for row in cards["rows"]:
         shared = _sum(row["shared_static"], row["shared_dynamic"])
-        link = f"[card](figures/cards/{row['rung']}.md)" if _has_card(row) else "-"
-        cells.append(
-            [
-                f"[{row['rung']}]({row['file']})",
-                row["idea"],
-                _text(row["lines"]),
-                _changed(row),
-                _registers(row),
-                f"{shared / 1024:.1f} KiB" if shared else _text(shared),
-                number(own),
-                f"{100 * own / ceiling:.2g}%" if own and ceiling else "-",
-                link,
-            ]
-        )
-    lines = markdown(cells).splitlines()
-    lines[1] = lines[1].replace("---:|", "---|", 1)  # what it adds: words, to the left
-    shape = " x ".join(map(str, SHOWN))
+        name = f"[{row['rung']}](cards/{row['rung']}.md)" if _has_card(row) else row["rung"]
+        memory = f"{shared / 1024:.1f} KiB" if shared else _text(shared)
+        sizes = [_registers(row), memory, _text(row["threads"]), _text(row["stages"])]
+        cells.append([name, _text(row["lines"]), _changed(row), *sizes])
+    times = [one for one in _at_shown(ladder) if not one.is_peer or one.impl == "cublaslt_tensorwise"]
     notes = [
-        "Lines of code, without blank ones and comments; changed, against the rung below; registers a thread "
-        f"at launch and, in brackets, after setmaxnreg; TFLOPS at {shape}, L2 dirty. {CEILING}.",
+        "lines: of code, without blank lines, comments and docstrings; changed: against the rung below; "
+        "registers: per thread at launch and, in brackets, after setmaxnreg.",
         *_provenance(cards),
-        *provenance([one for one in times if not one.is_peer or one.impl == "cublaslt_tensorwise"]),
+        f"TFLOPS in [README.md](../README.md#rungs): at {name_of(SHOWN)}, L2 dirty. {CEILING}.",
+        *provenance(times),
     ]
-    if {cards["meta"]["sources"]} != {one.meta.get("sources") for one in times if not one.is_peer}:
+    if times and {cards["meta"]["sources"]} != {one.meta["sources"] for one in times}:
         notes.append("The kernels have changed between the two: these TFLOPS are not of this code.")
-    body = "\n".join(lines) + "\n\n" + "\n".join(f"<sub>{note}</sub><br>" for note in notes)
-    return body.replace("*", r"\*")
+    return f"{markdown(cells)}\n\n{under(notes)}".replace("*", r"\*")
+
+
+def _at_shown(ladder: TimesFile | None) -> list[Series]:
+    return [one for one in series(ladder, "dirty") if SHOWN in one.tflops] if ladder else []
+
+
+def _words_second(table: str) -> str:
+    """The table with its second column, which has words, aligned to the left."""
+    lines = table.splitlines()
+    lines[1] = lines[1].replace("---:|", "---|", 1)
+    return "\n".join(lines)
 
 
 # ----------------------------------------------------------------------------------------- the cards
 
 
-def cards(data: Data) -> dict[str, str]:
+def cards(data: CardsFile) -> dict[str, str]:
     """The text of every compiled rung's card, in Markdown, by the rung's name."""
     return {row["rung"]: card(row, data) for row in data["rows"] if _has_card(row)}
 
 
-def card(row: Mapping[str, Any], data: Data) -> str:
-    """One rung's card: made of cards.json alone."""
+def card(row: CardRow, data: CardsFile) -> str:
+    """One rung's card, made from cards.json alone."""
     against = f", against {row['below']}" if row["below"] else ""
     resources = [
         ["built and launched", ""],
@@ -144,12 +134,12 @@ def card(row: Mapping[str, Any], data: Data) -> str:
         ["threads a block", _text(row["threads"])],
         ["blocks a cluster", _text(row["cluster"])],
     ]
-    kernels = row["sass"]
+    kernels = row["sass"] or {}
     instructions = [
         ["machine code", *(f"<{name}>" if name else "instructions" for name in kernels)],
         *(
             [name, *(str(counts[name]) for counts in kernels.values())]
-            for name in next(iter(kernels.values()))
+            for name in next(iter(kernels.values()), {})
         ),
     ]
     parts = [
@@ -159,16 +149,16 @@ def card(row: Mapping[str, Any], data: Data) -> str:
         markdown(instructions),
         *(
             _limits(row["ncu"], data["meta"]["ncu"])
-            if row["ncu"]
+            if row["ncu"] and data["meta"]["ncu"]
             else ["ncu has not been run on this kernel."]
         ),
-        "\n".join(f"<sub>{note}</sub><br>" for note in _provenance(data)),
+        under(_provenance(data)),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _limits(ncu: Mapping[str, Any], meta: Data) -> list[str]:
-    """The part of a card that ncu gives."""
+def _limits(ncu: Mapping[str, Any], meta: Mapping[str, str]) -> list[str]:
+    """The part of a card that comes from ncu."""
     shares = [
         ["at " + meta["shape"], "% of peak"],
         *([name, _percent(ncu[key])] for key, name in UNITS.items()),
@@ -182,12 +172,13 @@ def _limits(ncu: Mapping[str, Any], meta: Data) -> list[str]:
 def limit(ncu: Mapping[str, Any]) -> str:
     """What limits a kernel, in a sentence. The rules:
 
-    1. The unit with the highest share of its peak is named, and by NVIDIA's thresholds for "Speed of Light":
-       80% and more, the kernel is limited by it; 60% and more, it is the nearest limit; below, by latency.
-    2. Below 80%, what warps wait for most is named as well: the largest share of their time in which they
-       neither issue nor could have issued.
+    1. The unit with the highest percentage of its peak is named. NVIDIA's thresholds for "Speed of Light" say
+       how: from 80% on it limits the kernel; from 60% on it is the nearest to its limit; below 60% the kernel
+       is limited by latency.
+    2. Below 80%, the most frequent reason to wait is named as well: among the cycles in which a warp neither
+       issued nor was ready to.
 
-    What ncu did not report takes no part.
+    A figure that ncu did not report is left out.
     """
     shares = {name: ncu[key] for key, name in UNITS.items() if ncu[key] is not None}
     if not shares:
@@ -196,9 +187,11 @@ def limit(ncu: Mapping[str, Any]) -> str:
     share = f"{shares[unit]:.0f}% of the peak"
     if shares[unit] >= FULL:
         return f"Limited by {unit}: {share}."
-    waits = {name: part for name, part in ncu["stalls"].items() if name not in (ISSUING, "not_selected")}
-    wait = max(waits, key=waits.__getitem__) if waits else None
-    waiting = f"; a warp waits for {STALLS.get(wait, wait)} {waits[wait]:.0f}% of its time" if wait else ""
+    waits = {name: share for name, share in ncu["stalls"].items() if name not in (ISSUING, "not_selected")}
+    waiting = ""
+    if waits:
+        wait = max(waits, key=waits.__getitem__)
+        waiting = f"; a warp waits for {STALLS.get(wait, wait)} {waits[wait]:.0f}% of its time"
     if shares[unit] >= HALF_IDLE:
         return f"No unit is full; the nearest to its limit is {unit}: {share}{waiting}."
     return f"Limited by latency: no unit is over {share}, that of {unit}{waiting}."
@@ -208,7 +201,7 @@ def _waiting(stall: str) -> str:
     return "issuing" if stall == ISSUING else f"waiting for {STALLS.get(stall, stall)}"
 
 
-def _provenance(data: Data) -> list[str]:
+def _provenance(data: CardsFile) -> list[str]:
     """Where the cards come from: a line for what was compiled, one for what ncu ran."""
     meta = data["meta"]
     sources = f"{meta['date']}, kernel sources {meta['sources'][:12]}"
@@ -219,22 +212,23 @@ def _provenance(data: Data) -> list[str]:
     return notes
 
 
-def _has_card(row: Mapping[str, Any]) -> bool:
+def _has_card(row: CardRow) -> bool:
     """Whether the rung is compiled: s0_numpy is not."""
     return row["registers"] is not None
 
 
-def _changed(row: Mapping[str, Any]) -> str:
+def _changed(row: CardRow) -> str:
     return "-" if row["added"] is None else f"+{row['added']} -{row['removed']}"
 
 
-def _registers(row: Mapping[str, Any]) -> str:
+def _registers(row: CardRow) -> str:
     after = f" ({', '.join(map(str, row['setmaxnreg']))})" if row["setmaxnreg"] else ""
     return _text(row["registers"]) + after
 
 
 def _sum(*numbers: int | None) -> int | None:
-    return None if None in numbers else sum(numbers)
+    known = [number for number in numbers if number is not None]
+    return sum(known) if len(known) == len(numbers) else None
 
 
 def _text(value: object) -> str:

@@ -1,4 +1,4 @@
-"""What the pictures have in common: colours, and a page with a title above its panels and notes below."""
+"""What the pictures share: colours, and a page with a title above the panels and notes below them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ INK, MUTED, GRID = "#1a1a1a", "#666666", "#e4e4e4"
 
 # Inches: above the panels; for the ticks below them; a line of notes; below and above all notes.
 HEAD, TICKS, LINE, MARGIN = 1.2, 0.4, 0.16, 0.25
-LETTERS = 16.5  # of a note, an inch
+LETTERS = 16.5  # of a note per inch
 
 
 class Sheet(NamedTuple):
-    """A matplotlib Figure, and where between its bottom (0) and top (1) its panels are."""
+    """A matplotlib Figure, and where its panels begin and end, from 0 at its bottom to 1 at its top."""
 
     figure: Any
     bottom: float
@@ -22,7 +22,7 @@ class Sheet(NamedTuple):
 
 
 def sheet(width: float, panels: float, title: str, subtitle: str, notes: Sequence[str]) -> Sheet:
-    """An empty page, `width` inches wide, with room for panels of `panels` inches, all together."""
+    """An empty page, `width` inches wide, with `panels` inches of height for all panels together."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -41,7 +41,7 @@ def sheet(width: float, panels: float, title: str, subtitle: str, notes: Sequenc
 
 
 def frame(axes: Any, grid: str, labels: float = 8.5) -> None:
-    """A panel with a line below and a grid: of "x", "y" or "both"."""
+    """Give a panel a line below and grid lines for `grid`: "x", "y" or "both"."""
     axes.grid(axis=grid, color=GRID, linewidth=0.8, zorder=0)
     axes.tick_params(length=0, which="both", colors=INK, labelsize=labels)
     for side in ("top", "right", "left"):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .measured import Series, number, sizes_of
+from .measured import Series, name_of, number, sizes_of
 
 
 def table(shown: Sequence[Series]) -> list[list[str]]:
     """TFLOPS by shape, as cells; the first row is the header."""
     cells = [["m x n x k", *(one.label for one in shown)]]
     for size in sizes_of(shown):
-        cells.append([" x ".join(map(str, size)), *(number(one.tflops.get(size)) for one in shown)])
+        cells.append([name_of(size), *(number(one.tflops.get(size)) for one in shown)])
     return cells
 
 
@@ -25,7 +25,12 @@ def plain(cells: Sequence[Sequence[str]]) -> str:
 
 
 def markdown(cells: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, the first column to the left."""
+    """A table in Markdown: the first column aligned to the left, the others to the right."""
     lines = ["| " + " | ".join(row) + " |" for row in cells]
     lines.insert(1, "|---|" + "---:|" * (len(cells[0]) - 1))
     return "\n".join(lines)
+
+
+def under(notes: Sequence[str]) -> str:
+    """Small print below a table in Markdown, a line for each note."""
+    return "\n".join(f"<sub>{note}</sub><br>" for note in notes)

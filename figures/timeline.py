@@ -1,9 +1,7 @@
 """The pictures of the timelines, figures/timeline_*.png, from data/timeline.json alone.
 
-A row of the file is an actor of a block: a warp, its part of the tensor core, or a stage of the copy engine
-(unit, index, role); spans is a list of [what, begin, end], in microseconds where machine is "gpu", in steps
-of the scheduler where it is "emulator", as far as they end within `until`. kernels/spans.py says what each
-`what` is, kernels/timeline.py records the file (python -m gemm_ladder timeline all --json FILE).
+gemm_ladder.timeline records the file (python -m gemm_ladder timeline all --json FILE), and
+gemm_ladder.timeline.spans says what each kind of span is.
 """
 
 from __future__ import annotations
@@ -11,17 +9,14 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from . import measured
-from .measured import Data
+from .rows import TimelineFile, TimelineMeta, TimelineRow, fields
 from .sheet import INK, MUTED, frame
 
-META_FIELDS = ("gpu", "date", "sources", "protocol")
-ROW_FIELDS = (
-    *("rung", "machine", "m", "n", "k", "until"),
-    *("block", "sm", "unit", "index", "role", "spans"),
-)
+META_FIELDS = fields(TimelineMeta)
+ROW_FIELDS = fields(TimelineRow)
 
 COLOURS = {
     "load": "#a9c8e8",
@@ -32,8 +27,8 @@ COLOURS = {
     "wait": "#dcdcdc",
 }
 MEANINGS = {
-    "load": "load: on its way",
-    "issue": "issue: asks the copy engine",
+    "load": "load: bytes on their way",
+    "issue": "issue: requests to the copy engine",
     "multiply": "multiply: WGMMAs in flight",
     "promote": "promote: scale and add in FP32",
     "store": "store",
@@ -43,14 +38,14 @@ MEANINGS = {
 Interval = tuple[float, float]
 
 
-def load(path: Path) -> Data:
-    """The data file. Raises ValueError where it does not have the form that the module's docstring gives."""
-    return measured.load(path, META_FIELDS, ROW_FIELDS)
+def load(path: Path) -> TimelineFile:
+    """timeline.json. Raises ValueError where a field of its form is missing."""
+    return cast(TimelineFile, measured.load(path, META_FIELDS, ROW_FIELDS))
 
 
-def pictures(data: Data) -> dict[str, Any]:
+def pictures(data: TimelineFile) -> dict[str, Any]:
     """A matplotlib Figure for each rung, by its name: a panel for each machine that it was recorded on."""
-    by_rung: dict[str, list[Data]] = {}
+    by_rung: dict[str, list[TimelineRow]] = {}
     for row in data["rows"]:
         by_rung.setdefault(row["rung"], []).append(row)
     return {rung: _picture(rung, rows, data["meta"]) for rung, rows in by_rung.items()}
@@ -64,17 +59,17 @@ def draw(root: Path) -> None:
             figure.savefig(root / "figures" / f"timeline_{rung}.png", dpi=130, metadata={"Software": None})
 
 
-# ------------------------------------------------------------------------------------------- what it comes to
+# ---------------------------------------------------------------------------------------------- the overlap
 
 
-def overlap(rows: Sequence[Data]) -> tuple[float, float]:
-    """What one panel's rows come to, each SM by itself and then added up.
+def overlap(rows: Sequence[TimelineRow]) -> tuple[float, float]:
+    """How well WGMMAs and promotions overlap in one panel's rows, summed over its SMs.
 
     Returns:
-        The share of the time, from the first product to the last, in which one is in flight; and the share
-        of the promotion that lies beside a product of somebody else on the same SM.
+        The share of the time from an SM's first WGMMA to its last in which a WGMMA is in flight; and the
+        share of the promotion time in which a WGMMA of another actor on the same SM is in flight.
     """
-    sites: dict[tuple[str, int], list[Data]] = {}
+    sites: dict[tuple[str, int], list[TimelineRow]] = {}
     for row in rows:
         site = ("block", row["block"]) if row["sm"] is None else ("sm", row["sm"])
         sites.setdefault(site, []).append(row)
@@ -93,7 +88,7 @@ def overlap(rows: Sequence[Data]) -> tuple[float, float]:
     return busy / time if time else 0.0, beside / promoting if promoting else 0.0
 
 
-def _spans(row: Data, what: str) -> list[Interval]:
+def _spans(row: TimelineRow, what: str) -> list[Interval]:
     return [(begin, end) for kind, begin, end in row["spans"] if kind == what]
 
 
@@ -102,7 +97,7 @@ def _length(intervals: Sequence[Interval]) -> float:
 
 
 def _union(intervals: Sequence[Interval]) -> list[Interval]:
-    """The same time, in intervals that do not overlap, in order."""
+    """The same stretches of time as intervals that do not overlap, in order."""
     union: list[Interval] = []
     for begin, end in sorted(intervals):
         if union and begin <= union[-1][1]:
@@ -121,16 +116,16 @@ WIDTH, LEFT, RIGHT = 12.0, 2.4, 0.25
 
 
 class _Lane(NamedTuple):
-    """A row of the picture: its words at the left, its height, and what is left free below it; in inches."""
+    """A row of the picture: the words at its left, its height and the free space below it, in inches."""
 
-    row: Data
+    row: TimelineRow
     actor: str
-    part: str
+    unit: str
     height: float
     below: float
 
 
-def _picture(rung: str, rows: Sequence[Data], meta: Data) -> Any:
+def _picture(rung: str, rows: Sequence[TimelineRow], meta: TimelineMeta) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
@@ -167,10 +162,10 @@ def _picture(rung: str, rows: Sequence[Data], meta: Data) -> Any:
     return figure
 
 
-def _lanes(rows: Sequence[Data]) -> list[_Lane]:
+def _lanes(rows: Sequence[TimelineRow]) -> list[_Lane]:
     """One panel's rows from the top down: who issues, the copy engine, each warp below its tensor core."""
 
-    def place(row: Data) -> tuple[int, int, int, bool]:
+    def place(row: TimelineRow) -> tuple[int, int, int, bool]:
         group = 1 if row["unit"] == "copy engine" else 0 if row["role"] == "producer" else 2
         return row["block"], group, row["index"], row["unit"] == "warp"
 
@@ -189,7 +184,7 @@ def _lanes(rows: Sequence[Data]) -> list[_Lane]:
     return lanes
 
 
-def _panel(axes: Any, lanes: Sequence[_Lane], meta: Data) -> None:
+def _panel(axes: Any, lanes: Sequence[_Lane], meta: TimelineMeta) -> None:
     """One machine's timeline. y is inches from the panel's top."""
     at_left = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
     at_left |= {"va": "center", "annotation_clip": False}
@@ -201,7 +196,7 @@ def _panel(axes: Any, lanes: Sequence[_Lane], meta: Data) -> None:
             place = y, lane.height
             axes.broken_barh(bars, place, facecolors=colour, edgecolor="white", linewidth=0.3, zorder=2)
         axes.annotate(lane.actor, (0, middle), (-64, 0), size=8.5, color=INK, **at_left)
-        axes.annotate(lane.part, (0, middle), (-5, 0), size=7.5, color=MUTED, **at_left)
+        axes.annotate(lane.unit, (0, middle), (-5, 0), size=7.5, color=MUTED, **at_left)
         y += lane.height + lane.below
     axes.set_ylim(y, 0)
     axes.set_yticks([])
@@ -212,22 +207,22 @@ def _panel(axes: Any, lanes: Sequence[_Lane], meta: Data) -> None:
     machine = f"{meta['gpu'] if gpu else 'The emulator'}, {size}"
     axes.set_title(machine, loc="left", size=10.5, weight="bold", color=INK)
     busy, beside = (f"{100 * share:.0f}%" for share in overlap(rows))
-    words = f"WGMMAs in flight {busy} of the time; {beside} of the promotion beside another's WGMMAs"
+    words = f"WGMMAs in flight: {busy} of the time, {beside} of another warp's promotions"
     axes.set_title(words, loc="right", size=8.5, color=MUTED)
     unit = "microseconds" if gpu else "steps of the scheduler: an order, not durations"
     axes.set_xlabel(unit, size=8, color=MUTED)
     frame(axes, "x", labels=7.5)
 
 
-def _provenance(rows: Sequence[Data], meta: Data) -> str:
-    """Where the picture's data come from, and what the recording costs."""
-    words = "Of each role the first warp. "
+def _provenance(rows: Sequence[TimelineRow], meta: TimelineMeta) -> str:
+    """Where the picture's data come from, and what recording them costs."""
+    words = "Of each role, the first warp is shown. "
     gpu = [row for row in rows if row["machine"] == "gpu"]
     if gpu:
         slow, plain = gpu[0]["stamped_us"], gpu[0]["us"]
         words += (
-            f"{meta['gpu']}, driver {meta['driver']}, nvcc {meta['nvcc']}: a load ends when a warp sees that "
-            f"it has; with its stamps the kernel takes {slow:.1f} us, without {plain:.1f}. "
+            f"{meta['gpu']}, driver {meta['driver']}, nvcc {meta['nvcc']}: a load is drawn until a warp sees "
+            f"that it has arrived; the kernel takes {slow:.1f} us with stamps, {plain:.1f} us without. "
         )
     if len({row["block"] for row in gpu}) > len({row["sm"] for row in gpu}):
         words += "The blocks share an SM. "

@@ -8,21 +8,21 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
-    "compare": "check every rung against the reference, and time it where there is a Hopper GPU",
-    "production": "check and time the production kernels at every row of the table, on a Hopper GPU",
-    "host": "time what a call costs the host, and a kernel's first build, on a Hopper GPU",
-    "interleave": "time rung 6 in each of its modes, on a Hopper GPU",
+    "compare": "check every rung against the reference; with a Hopper GPU, time it beside libraries",
+    "production": "check and time the production kernels beside libraries (Hopper GPU)",
+    "host": "time what a call costs the host, and a kernel's build and load (Hopper GPU)",
+    "interleave": "time rung 6 in each of its modes (Hopper GPU)",
     "cards": "renew each rung's card: its resources, its machine code and, with --ncu, what limits it",
-    "precision": "measure what is lost where promotion comes late, on a Hopper GPU",
-    "tensor-core": "compare a Hopper GPU's tensor cores with the emulator's model of them, bit for bit",
-    "fences": "read and time what fences cost rung s4",
+    "precision": "measure what is lost when promotion comes late (Hopper GPU)",
+    "tensor-core": "compare the tensor cores with the emulator's model of them, bit for bit (Hopper GPU)",
+    "fences": "compare variants of rung s4's fences: their machine code and, on a Hopper GPU, their times",
     "timeline": "record who loads, multiplies, promotes and waits in a rung, and when",
-    "explain": "say which production kernel a product gets, and what is expected of it; needs no GPU",
-    "tune": "measure which production kernel is the fastest for a product, and keep the answer",
+    "explain": "say which production kernel a product gets, and how fast it should be; needs no GPU",
+    "tune": "measure which production kernel is the fastest for a product, and keep the answer (Hopper GPU)",
     "doctor": "say what this machine has, what it lacks and how to get it",
 }
 
-# Where each command's main() is, below gemm_ladder.
+# The module, below gemm_ladder, whose main() runs each command.
 MODULES = {
     "compare": "measure.compare",
     "production": "measure.production_rows",
@@ -46,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the command and its arguments; the process's own if None.
 
     Returns:
-        The exit status: 0; 1 where a rung is wrong or doctor finds the emulator unable to run; 2 where the
-        command could not be carried out: the reason is then one sentence on stderr, with the compiler's
-        output where there is one.
+        The exit status. 1: a rung is wrong, or doctor finds that the emulator cannot run. 2: the command
+        could not be carried out; stderr has the reason in one sentence, and the compiler's output if there is
+        any. 130: interrupted. 141: stdout was closed. Else 0.
     """
     command, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help"):
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(str(error))
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # `... | head` has read enough; what is left unprinted has nowhere to go
+    except BrokenPipeError:  # e.g. `| head` has read enough; what is still buffered must not raise again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 

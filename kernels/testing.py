@@ -1,6 +1,7 @@
-"""How right and how fast a result is: the measures that DeepGEMM's callers use.
+"""How accurate and how fast a result is: the functions of DeepGEMM's `testing` module.
 
-For tables, `gemm_ladder compare` measures with more care: in two passes, with percentiles, beside its peers.
+The tables of this repository come from `gemm_ladder.measure`, which makes two passes, keeps percentiles and
+measures libraries in the same run.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from gemm_ladder.errors import InputError
 from gemm_ladder.measure.timing import FLUSH_BYTES
 from gemm_ladder.ref import metrics
 
-L2_BYTES = 256_000_000  # several times what an L2 holds
+L2_BYTES = 256_000_000  # several times the size of an L2
 
 
 def calc_diff(x: torch.Tensor | np.ndarray, y: torch.Tensor | np.ndarray) -> float:
@@ -36,15 +37,15 @@ def calc_diff(x: torch.Tensor | np.ndarray, y: torch.Tensor | np.ndarray) -> flo
 def bench(
     fn: Callable[[], object], num_warmups: int = 5, num_tests: int = 10, high_precision: bool = False
 ) -> float:
-    """The mean duration of a call, in seconds, of calls in a row: from events on the current CUDA stream, or,
-    where torch finds no GPU, from the clock.
+    """The mean duration of a call in seconds, over calls in a row: measured by events on the current CUDA
+    stream, or by the clock where torch finds no GPU.
 
     Args:
-        fn: what is timed.
-        num_warmups: calls before the first that counts. L2 is flushed before them, not between calls.
+        fn: the function that is timed.
+        num_warmups: calls before those that count. L2 is flushed before them, and not between calls.
         num_tests: calls that count.
-        high_precision: keep the GPU busy first (8192^3 in FP32, some 20 ms), so that the host is ahead
-            of it and its own time does not count.
+        high_precision: keep the GPU busy first (8192^3 in FP32, about 20 ms), so that the host has queued the
+            calls before the GPU reaches them, and its own time is not measured.
 
     Raises:
         InputError: num_tests is below 1.
@@ -85,19 +86,19 @@ def bench_kineto(
     """The mean duration of a kernel, in seconds, as the CUDA profiler reports it.
 
     Args:
-        fn: what launches it, on the current CUDA device.
-        kernel_names: a part of the kernel's name; or several such parts.
-        num_tests: calls of `fn`, after one that does not count.
-        suppress_kineto_output: silence the profiler's own messages, if it has not started before.
+        fn: launches the kernel on the current CUDA device.
+        kernel_names: a part of the kernel's name, or several such parts.
+        num_tests: calls of `fn` that count, after one that does not.
+        suppress_kineto_output: silence the profiler's own messages, if it has not been used before.
         trace_path: where to write a Chrome trace of the calls.
         flush_l2: write 8 GB before each call, which leaves L2 full of dirty lines.
-        with_multiple_kernels: the mean over all kernels that a name is a part of; else there must be one.
+        with_multiple_kernels: allow a name to match several kernels, and return the mean over all of them.
 
     Returns:
-        Seconds for a name; a tuple of them for several names.
+        Seconds for one name; a tuple of them for several.
 
     Raises:
-        InputError: there is no GPU, or a name is a part of no kernel's name, or of several kernels'.
+        InputError: there is no GPU; a name matches no kernel, or several without with_multiple_kernels.
     """
     _at_least_one(num_tests)
     if not torch.cuda.is_available():
@@ -125,10 +126,14 @@ def bench_kineto(
 
 
 def mean_seconds(ran: Iterable[tuple[str, float]], name: str, several: bool = False) -> float:
-    """The mean of the kernels that `name` is a part of, of (name, microseconds) of all that ran.
+    """The mean duration, in seconds, of the kernels whose name has `name` in it.
+
+    Args:
+        ran: (name, microseconds) of all kernels that ran.
+        several: whether `name` may match kernels of different names.
 
     Raises:
-        InputError: there are none, or different ones and not `several`.
+        InputError: no kernel matches, or kernels of different names do and `several` is false.
     """
     ran = list(ran)
     found = [(kernel, us) for kernel, us in ran if name in kernel]
@@ -154,5 +159,5 @@ def _at_least_one(num_tests: int) -> None:
 
 
 def _flush_bytes() -> int:
-    """FLUSH_BYTES, or half of what is free on the current device."""
+    """FLUSH_BYTES, or half of the free memory of the current device if that is less."""
     return min(FLUSH_BYTES, torch.cuda.mem_get_info()[0] // 2)

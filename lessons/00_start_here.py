@@ -164,7 +164,7 @@ for line in drawing.bars(impls, size):
 
 # %% [markdown]
 # The axis is logarithmic: from one labelled tick to the next is ten times as fast.
-# [The README](../README.md#measured) has the other shapes.
+# [The measurements](../figures/README.md) have the other shapes.
 #
 # ## How a lesson goes
 #

@@ -25,10 +25,11 @@ lessons.enter()  # makes this folder the working directory, wherever Jupyter was
 import gemm_ladder as gl
 import numpy as np
 import torch
+from gemm_ladder.arguments import H100_SMS
 from gemm_ladder.errors import InputError
 from gemm_ladder.figures import measured, tables
 from gemm_ladder.measure.shapes import EXPERTS as EXPERT_SIZES
-from gemm_ladder.production import choice, config, prediction
+from gemm_ladder.production import choice, prediction
 from gemm_ladder.production.config import Config
 from gemm_ladder.ref import fp8, gemm, metrics
 from workshop import drawing, drawing_grouped, workbench, workbench_grouped, workbench_production
@@ -346,7 +347,7 @@ def allowed(n, k, filled_to):
     multiplied = -(-EACH // filled_to) * filled_to
     bytes_moved = n * k + EACH * k + 2 * EACH * n
     memory_us = bytes_moved / prediction.MEMORY
-    compute_us = 2 * multiplied * n * k / (prediction.WGMMA_FLOPS * prediction.CLOCK_MHZ * config.H100_SMS)
+    compute_us = 2 * multiplied * n * k / (prediction.WGMMA_FLOPS * prediction.CLOCK_MHZ * H100_SMS)
     return 2 * EACH * n * k / np.maximum(memory_us, compute_us) / 1e6
 
 
@@ -570,7 +571,7 @@ def balance_found(n, k, bandwidth, speed):
     return -at[0] / (at[1] - at[0])
 
 
-machine = prediction.MEMORY, prediction.WGMMA_FLOPS * prediction.CLOCK_MHZ * config.H100_SMS
+machine = prediction.MEMORY, prediction.WGMMA_FLOPS * prediction.CLOCK_MHZ * H100_SMS
 workbench.check(balance, balance_found, [(*size, *machine) for size in (*EXPERT_SIZES, (256, 1536))])
 
 # %% [markdown]

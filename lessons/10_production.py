@@ -584,7 +584,7 @@ if times:
     print(f"the kernel itself, 64 x 7168 x 2048: {kernel:.1f} us, the host's part of a call: {mine:.1f} us")
 else:
     print("Not measured yet. On a machine with a Hopper GPU: python -m gemm_ladder host")
-drawing_results.page(host.picture(times, recorded.get("peers"))) if times else None
+drawing_results.page(host.picture(times)) if times else None
 
 # %% [markdown]
 # A host that is faster than the GPU costs no time: it queues call after call, and the GPU is never without
@@ -646,7 +646,7 @@ for words, call in {
 # %%
 size = (4096, 7168, 16384)
 impls = ["s5_warp_specialized", "s6_ffma_interleave", "s7_production"]
-impls += ["cublaslt_blockwise", "deep_gemm", "cublaslt_tensorwise"]
+impls += ["cublaslt_blockwise", "cublaslt_tensorwise"]
 notes = drawing_production.bars(impls, size, "s7_production")
 print(*notes, sep="\n")
 below, mine = (drawing_production.recorded(rung) for rung in ("s5_warp_specialized", "s7_production"))

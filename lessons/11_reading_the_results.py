@@ -215,7 +215,7 @@ drawing_results.spreads()
 # From run to run it is another matter. The libraries were measured twice, in two runs:
 
 # %%
-for name in ("peers.json", "ladder.json"):
+for name in ("ladder.json", "production.json"):
     meta = measured.load(measured.DATA / name)["meta"]
     print(f"{name:11} {meta['gpu']}, driver {meta['driver']}, torch {meta['torch']}; {meta['date']}")
 again = drawing_results.two_runs(["cublas_bf16", "cublaslt_blockwise", "cublaslt_tensorwise"])
@@ -248,9 +248,9 @@ for size, mode in at:
 # apart. But one below both is not a result. "No difference" is a result, too; [lesson
 # 08](08_ffma_interleave.ipynb) is about this one.
 #
-# To compare with a peer of another run, [production.py](../figures/production.py) first brings its time to
-# this run, by **yardsticks**: what other libraries took in this run over what they took in that one. In its
-# tables such a time carries a mark.
+# So the tables here show a library from the same run as the kernels, or not at all. Where only a time of
+# another run can be had, it has to be brought to this run by **yardsticks**: what other libraries took in
+# this run over what they took in that one.
 #
 # ## What is possible: the roofline
 #
@@ -266,7 +266,7 @@ impls = [name for name in gl.rungs if name != "s0_numpy"] + ["cublaslt_tensorwis
 sizes = [(64, 7168, 16384), (512, 512, 512), (4096, 32768, 512), (4096, 7168, 16384)]
 drawing_results.roofline(sizes, impls)
 print(f"data sheet: {drawing_results.SHEET_TB_S} TB/s, {drawing_results.SHEET_TFLOPS} TFLOPS")
-print(f"reached:    {drawing_results.copy_tb_s()} TB/s, {drawing_results.ceiling():.0f} TFLOPS")
+print(f"reached:    {roofline.COPY_TB_S} TB/s, {drawing_results.ceiling():.0f} TFLOPS")
 
 # %% [markdown]
 # Read it column by column.
@@ -386,19 +386,19 @@ for words, shapes in sets.items():
 # %%
 recorded = draw.recorded(measured.DATA)
 if "production" in recorded:
-    everything, peers = recorded["production"], recorded.get("peers")
-    rows = production.compared(everything, peers, "dirty")
+    everything = recorded["production"]
+    rows = production.compared(everything, "dirty")
     print(*production.summary(rows), sep="\n")
 else:
     print("Not measured yet. On a machine with a Hopper GPU: python -m gemm_ladder production")
-drawing_results.page(production.picture(everything, peers)) if "production" in recorded else None
+drawing_results.page(production.picture(everything)) if "production" in recorded else None
 
 # %% [markdown]
 # And all of its rows, and the rungs, under the roof:
 
 # %%
-files = measured.recorded()
-drawing_results.page(roofline.roofline(everything, files)) if "production" in recorded else None
+ladder = measured.recorded()
+drawing_results.page(roofline.roofline(everything, ladder)) if "production" in recorded else None
 
 # %% [markdown]
 # A last look at the table: which shapes lose? Those are the ones to ask about first. A table in which
@@ -569,18 +569,8 @@ def ratio(ours_now, theirs_then, yardsticks):
 
 # %% tags=["check"]
 def right_ratio(ours_now, theirs_then, yardsticks):
-    """What figures/production.py makes of two files."""
-    row = {"kind": "dense", "groups": 1, "m": 64, "n": 2112, "k": 7168, "l2": "dirty", "tflops": 1, "gb_s": 1}
-    now, then = (
-        [row | {"impl": production.RUNG, "us": ours_now}],
-        [row | {"impl": "deep_gemm", "us": theirs_then}],
-    )
-    for impl, (before, after) in zip(production.YARDSTICKS, yardsticks, strict=True):
-        then.append(row | {"impl": impl, "us": before})
-        now.append(row | {"impl": impl, "us": after})
-    files = [{"meta": {"gpu": "one model"}, "rows": rows} for rows in (now, then)]
-    (found,) = production.compared(*files, "dirty")
-    return found.ratio
+    logarithms = [math.log(now / then) for then, now in yardsticks]
+    return theirs_then * math.exp(sum(logarithms) / len(logarithms)) / ours_now
 
 
 workbench.check(

@@ -1,4 +1,4 @@
-"""Shared by all tests: those marked `gpu` are skipped, with the reason, where no Hopper GPU is found."""
+"""What all tests share. Tests marked `gpu` are skipped, with the reason, where there is no Hopper GPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gemm_ladder.arguments import HOPPER
 
 @functools.cache
 def why_no_gpu() -> str | None:
-    """None on a machine with a Hopper GPU, or what is missing."""
+    """What is missing; None on a machine with a Hopper GPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -24,19 +24,19 @@ def why_no_gpu() -> str | None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    # Here and not at collection: the question costs an import of torch, and most runs select other tests.
+    # Not at collection, because asking imports torch, and most runs select tests without a GPU.
     if item.get_closest_marker("gpu") and (reason := why_no_gpu()):
         pytest.skip(reason)
 
 
 @pytest.fixture(params=["emulator", pytest.param("gpu", marks=pytest.mark.gpu)])
 def machine(request: pytest.FixtureRequest) -> str:
-    """Where a kernel runs."""
+    """The machine that a kernel runs on."""
     return request.param
 
 
 class FakeKernelTimer:
-    """Stands for a timing.KernelTimer where there is no GPU."""
+    """Takes the place of timing.KernelTimer where there is no GPU."""
 
     flush_bytes = 8
 
@@ -49,7 +49,7 @@ class FakeKernelTimer:
 
 @pytest.fixture
 def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU in a Hopper GPU's place, for the commands that measure: nothing is built, every call takes
+    """The CPU in a Hopper GPU's place, for the commands that measure: nothing is built, and every call takes
     100 us."""
     import torch
     from gemm_ladder.figures import measured

@@ -1,4 +1,4 @@
-"""What is written in a picture, and where: nothing may be cut off, or lie on something else."""
+"""The texts of a picture and their places, to check that none is cut off or overlaps another."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.transforms import Bbox
 
 
 def texts(figure: Any) -> list[tuple[str, Bbox]]:
-    """Every visible text of a figure, drawn, and its box, the page going from 0 to 1."""
+    """Every visible text of a figure and its box, in coordinates from 0 to 1 over the page."""
     figure.canvas.draw()
     renderer = figure.canvas.get_renderer()
     found = [*figure.texts, *(text for axes in figure.axes for text in axes.texts)]
@@ -21,7 +21,7 @@ def texts(figure: Any) -> list[tuple[str, Bbox]]:
             low, high = sorted(axis.get_view_interval())
             found += [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
         found += axes.get_legend().get_texts() if axes.get_legend() else []
-    # An annotation's own window takes its arrow in.
+    # Text.get_window_extent, because an annotation's own includes its arrow.
     return [
         (text.get_text(), Text.get_window_extent(text, renderer).transformed(figure.transFigure.inverted()))
         for text in found
@@ -30,7 +30,7 @@ def texts(figure: Any) -> list[tuple[str, Bbox]]:
 
 
 def check(found: Sequence[tuple[str, Bbox]]) -> None:
-    """That the texts are on the page, and none on another."""
+    """Assert that all texts are on the page and that none overlaps another."""
     for text, box in found:
         assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= 1 and box.y1 <= 1, f"{text!r} is cut off"
     for (one, a), (other, b) in itertools.combinations(found, 2):

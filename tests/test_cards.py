@@ -1,4 +1,4 @@
-"""The rungs' cards: that the committed ones are of these kernels, how lines are counted, how ncu is read."""
+"""The rungs' cards: are the recorded ones of these kernels, how are lines counted, how is ncu read?"""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_what_is_collected(collected: dict) -> None:
 
 
 def test_the_launch_is_read_from_the_kernel(collected: dict) -> None:
-    """Not from a constant: a launcher that asks for something else gives something else."""
+    """It is what the launcher asks for, not a constant beside it."""
     config = cards.launch_config(rungs["s4_tma_multicast"])
     row = next(row for row in collected["rows"] if row["rung"] == "s4_tma_multicast")
     assert (config.threads, config.shared_bytes, config.cluster) == (
@@ -158,7 +158,7 @@ def test_other_than_one_launch(lines: list[str], count: int) -> None:
 
 @pytest.fixture
 def fake_ncu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """fake_ncu(text): a program in ncu's place that runs `text`, Python, and keeps its arguments."""
+    """fake_ncu(text): a program in ncu's place that runs the Python `text` and records its arguments."""
 
     def install(text: str) -> Path:
         program, log = tmp_path / "ncu", tmp_path / "arguments"
@@ -184,7 +184,7 @@ def test_profile(fake_ncu) -> None:
     assert second[second.index("--import") + 1] == first[first.index("--export") + 1]
 
 
-def test_what_ncu_fails_with(fake_ncu) -> None:
+def test_ncus_error_is_passed_on(fake_ncu) -> None:
     fake_ncu("print('==PROF== Connected\\n==ERROR== No permission\\n'); sys.exit(1)")
     with pytest.raises(GemmLadderError, match=r"^ncu fails: ==ERROR== No permission$"):
         ncu.profile(rungs["s2_wgmma"])
@@ -200,7 +200,7 @@ def test_no_ncu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def said(**shares: float) -> dict:
-    """ncu's figures: 10% of everything, but for these."""
+    """ncu's figures: 10% of everything, except for `shares`."""
     return dict.fromkeys([*rung_cards.UNITS, "occupancy"], 10.0) | {
         "stalls": {"selected": 50.0, "not_selected": 20.0, "wait": 10.0, "barrier": 20.0},
         **shares,
@@ -297,7 +297,7 @@ def test_a_card() -> None:
 
 
 def times(sources: str) -> dict:
-    """ladder.json: a rung and the ceiling at the table's shape."""
+    """ladder.json: a rung and the ceiling at the shape of the table."""
     meta = {
         **dict.fromkeys(("gpu", "num_sms", "driver", "cuda", "nvcc", "torch", "date"), "1"),
         "power_limit_w": 7,
@@ -311,28 +311,31 @@ def times(sources: str) -> dict:
     return {"schema": 1, "meta": meta | {"sources": sources}, "rows": rows}
 
 
-def test_the_table_of_rungs() -> None:
-    line = (
-        "| [s2_wgmma](kernels/stages/x.cu) | an idea | 30 | +10 -3 | 168 (40, 232) | 1.0 KiB | {} | {} | "
-        "[card](figures/cards/s2_wgmma.md) |"
+def test_the_tables_of_rungs() -> None:
+    line = "| [s2_wgmma](kernels/stages/x.cu) | an idea | 30 | {} | {} |"
+    assert line.format(300, "20%") in rung_cards.rungs_table(record(), times("ab" * 32))
+    assert line.format("-", "-") in rung_cards.rungs_table(record(), None)
+
+    line = "| [s2_wgmma](cards/s2_wgmma.md) | 30 | +10 -3 | 168 (40, 232) | 1.0 KiB | 128 | - |"
+    fresh, alone = (rung_cards.resources_table(record(), ladder) for ladder in (times("ab" * 32), None))
+    assert line in fresh and line in alone and "have changed" not in fresh + alone
+    assert "The kernels have changed between the two" in rung_cards.resources_table(
+        record(), times("cd" * 32)
     )
-    fresh = rung_cards.rungs_table(record(), [times("ab" * 32)])
-    assert line.format(300, "20%") in fresh and "have changed" not in fresh
-    assert "The kernels have changed between the two" in rung_cards.rungs_table(record(), [times("cd" * 32)])
-    assert line.format("-", "-") in rung_cards.rungs_table(record(), [])
 
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository to write into, where nothing has to be compiled."""
+    """A repository to write into, with made-up cards, so that nothing has to be compiled."""
     (tmp_path / "figures" / "data").mkdir(parents=True)
-    tables = ("dirty", "clean", "rungs")
-    (tmp_path / "README.md").write_text(
-        "\n".join(f"<!-- table-{name}:{end} -->" for name in tables for end in ("begin", "end"))
-    )
-    for name in ("ladder.json", "peers.json"):
-        data = REPOSITORY / "figures" / "data" / name
-        (tmp_path / "figures" / "data" / name).write_bytes(data.read_bytes())
+    for path, tables in {
+        "README.md": ("rungs",),
+        "figures/README.md": ("dirty", "clean", "resources"),
+    }.items():
+        markers = [f"<!-- table-{name}:{end} -->" for name in tables for end in ("begin", "end")]
+        (tmp_path / path).write_text("\n".join(markers))
+    data = Path("figures", "data", "ladder.json")
+    (tmp_path / data).write_bytes((REPOSITORY / data).read_bytes())
     monkeypatch.setattr(records, "checkout_root", lambda: tmp_path)
     monkeypatch.setattr(cards, "collect", record)
     return tmp_path
@@ -347,13 +350,14 @@ def test_the_command_renews_record_cards_and_table(
         "s2_wgmma"
     ]
     assert "| an idea | 30 |" in (checkout / "README.md").read_text()
+    assert "| 30 | +10 -3 |" in (checkout / "figures" / "README.md").read_text()
     assert "Renewed: figures/data/cards.json" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("changed", "kept"), [({}, True), ({"sources": "cd" * 32}, False), ({"nvcc": "13.1.0"}, False)]
 )
-def test_what_ncu_said_is_kept_for_the_same_kernels_alone(
+def test_ncus_figures_are_kept_only_for_the_same_kernels(
     checkout: Path, capsys: pytest.CaptureFixture[str], changed: dict, kept: bool
 ) -> None:
     path = checkout / "figures" / "data" / "cards.json"
@@ -364,7 +368,7 @@ def test_what_ncu_said_is_kept_for_the_same_kernels_alone(
     new = rung_cards.load(path)
     assert new == (profiled() if kept else record())
     printed = capsys.readouterr().out
-    assert ("s2_wgmma: Limited by L2" in printed) == kept and ("What ncu said is dropped" in printed) != kept
+    assert ("s2_wgmma: Limited by L2" in printed) == kept and ("ncu's figures are dropped" in printed) != kept
 
 
 def test_ncu_needs_a_gpu(
@@ -388,5 +392,5 @@ def test_an_installed_package_keeps_nothing(
 
 @pytest.mark.gpu
 def test_the_program_that_ncu_looks_at() -> None:
-    """It launches the rung, and nothing fails."""
+    """It launches the rung without an error."""
     subprocess.run([sys.executable, "-m", "gemm_ladder.measure.ncu", "s2_wgmma"], check=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from gemm_ladder import errors
 from gemm_ladder.cli import COMMANDS, main
 from gemm_ladder.figures import measured
-from gemm_ladder.measure import compare, records, session
+from gemm_ladder.measure import compare, records, session, shapes
 from gemm_ladder.rungs import Rung, Rungs, rungs
 
 Output = pytest.CaptureFixture[str]
@@ -21,7 +22,7 @@ Output = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine without one."""
+    """A machine without a GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
@@ -68,7 +69,7 @@ def test_json_that_cannot_be_written(
 
 
 def test_json_is_left_as_it_was(tmp_path: Path) -> None:
-    """Trying whether it can be written neither makes the file nor empties it."""
+    """Testing whether a file can be written neither creates nor empties it."""
     path = tmp_path / "x.json"
     records.refuse_unwritable(path)
     assert not path.exists()
@@ -121,8 +122,11 @@ def test_json_of_the_emulator(capsys: Output, tmp_path: Path) -> None:
     assert data["meta"]["machine"] == "emulator" and len(data["meta"]["sources"]) == 64
     ran, refused = data["rows"][2:]
     assert (ran["impl"], ran["m"], ran["n"], ran["k"]) == ("s2_wgmma", 64, 128, 256)
-    assert ran["verdict"] == "right" and 0 < ran["relative_error"] < 3e-3 and ran["seconds"] >= 0
-    assert refused["verdict"].startswith("not run: ") and "seconds" not in refused
+    assert (ran["outcome"], ran["reason"], ran["verdict"]) == ("right", None, "right")
+    assert 0 < ran["relative_error"] < 3e-3 and ran["seconds"] >= 0
+    reason = "s2_wgmma is given n = 10; a multiple of 8 is needed"
+    assert (refused["outcome"], refused["reason"]) == ("not run", reason)
+    assert refused["verdict"] == f"not run: {reason}" and "seconds" not in refused
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -140,10 +144,38 @@ class Lazy(Rung):
 
 
 class Faulty(Rung):
-    """Is found at fault by the emulator."""
+    """The emulator finds a fault in it."""
 
     def _run(self, gemm: object) -> None:
         raise errors.EmulatorError("emulator: deadlock")
+
+
+class Misleading(Rung):
+    """Is refused, with a reason that begins like a verdict."""
+
+    def supports(self, m: int, n: int, k: int) -> str:
+        return "WRONG: so it says"
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_the_outcome_is_not_read_from_the_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rung that is not run is not wrong, whatever its reason says."""
+    row = compare.emulate(Misleading("s1_naive", "refused"), shapes.Shape(64, 128, 128))
+    assert (row["outcome"], row["verdict"]) == ("not run", "not run: WRONG: so it says")
+    monkeypatch.setattr(compare, "rungs", Rungs(Misleading("s1_naive", "refused")))
+    monkeypatch.setattr(compare, "on_emulator", lambda *given: [row | {"verdict": "WRONG"}])
+    assert main(["compare", "--shapes", "64x128x128"]) == 0
+    monkeypatch.setattr(compare, "on_emulator", lambda *given: [row | {"outcome": "wrong"}])
+    assert main(["compare", "--shapes", "64x128x128"]) == 1
+
+
+def test_make_measure_runs_commands_only() -> None:
+    """And of gemm_ladder alone: a measurement is not a test."""
+    text = (Path(__file__).parents[1] / "Makefile").read_text()
+    recipe = re.search(r"^measure:.*\n((?:\t.+\n)+)", text, re.M)[1].splitlines()
+    found = [re.fullmatch(r"\t\$\(BIN\)/python -m gemm_ladder ([a-z-]+).*", line) for line in recipe]
+    assert all(found) and {one[1] for one in found} <= set(COMMANDS)
+    assert not re.search(r"\b(tests|lessons)/", "".join(recipe))
 
 
 @pytest.mark.parametrize(
@@ -151,7 +183,7 @@ class Faulty(Rung):
 )
 @pytest.mark.usefixtures("no_gpu")
 def test_a_wrong_rung(capsys: Output, monkeypatch: pytest.MonkeyPatch, kind: type[Rung], said: str) -> None:
-    """Exit status 1, after all the others have run."""
+    """The exit status is 1, and the other rungs still run."""
     monkeypatch.setattr(compare, "rungs", Rungs(kind("s1_naive", "wrong"), rungs["s0_numpy"]))
     assert main(["compare", "--shapes", "64x128x128"]) == 1
     printed = capsys.readouterr().out
@@ -160,7 +192,7 @@ def test_a_wrong_rung(capsys: Output, monkeypatch: pytest.MonkeyPatch, kind: typ
 
 
 def test_another_gpu(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Falls back to the emulator, and says so."""
+    """Where there is only an older GPU, the emulator runs, and the command says so."""
     for name, value in {
         "is_available": True,
         "device_count": 2,
@@ -216,7 +248,7 @@ def test_a_closed_pipe() -> None:
 
 
 def test_the_command_line_needs_nothing_to_start() -> None:
-    """Help and refusals of unknown commands come without the import of torch."""
+    """Help, and the refusal of an unknown command, do not import torch."""
     script = """if True:
         import sys
         from gemm_ladder.cli import main

@@ -1,4 +1,4 @@
-"""The main job: what it times and how, what it calls right, and what it writes."""
+"""The command compare: what it times and how, what counts as right, and what it writes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from gemm_ladder import utils
 from gemm_ladder.errors import InputError, LaunchError
 from gemm_ladder.figures import draw
 from gemm_ladder.figures import measured as measurements
-from gemm_ladder.measure import compare, peers, problems, records, session, timing
+from gemm_ladder.measure import compare, fences, ladder_rows, peers, problems, records, session, timing
+from gemm_ladder.measure.product import How
 from gemm_ladder.measure.shapes import DEEPSEEK_V3, EMULATOR, EMULATOR_LIMIT, MEASURED, Shape, parse
+from gemm_ladder.measure.variants import changed
 from gemm_ladder.ref import fp8, gemm, metrics
 from gemm_ladder.rungs import rungs
 
@@ -175,7 +177,7 @@ class FakeTimer:
         return self.times(name, l2, sum(asked[:2] == (name, l2) for asked in self.asked))
 
 
-def test_two_passes_in_opposite_order_and_the_better_counts() -> None:
+def test_timing_makes_two_passes_in_opposite_order_and_keeps_the_better() -> None:
     def times(name: str, l2: str, turn: int) -> list[float]:
         base = 10.0 if (turn == 1) == (name == "a") else 20.0
         return [base + i for i in range(11)]
@@ -217,6 +219,11 @@ def test_row() -> None:
 # -------------------------------------------------------------------------------- measuring one shape
 
 
+def how(timer: timing.Timer, states: tuple[str, ...] = ("dirty",)) -> How:
+    """Measuring on the CPU, with a timer of one's own."""
+    return How(states, CPU, timer, lambda text: None)
+
+
 def measured(kernels: list, others: dict[str, peers.Peer], shape: Shape) -> session.Measured:
     """measure_shape on the CPU: the real rungs, a timer that runs each call once."""
     result = session.Measured(meta=dict.fromkeys(measurements.META_FIELDS, "1"))
@@ -225,7 +232,7 @@ def measured(kernels: list, others: dict[str, peers.Peer], shape: Shape) -> sess
         call()
         return [100.0] * calls
 
-    compare.measure_shape(shape, kernels, others, ["dirty", "clean"], CPU, timer, result, lambda text: None)
+    ladder_rows.measure_shape(shape, kernels, others, how(timer, ("dirty", "clean")), result)
     return result
 
 
@@ -270,16 +277,14 @@ def test_a_rung_that_cannot_be_launched_is_wrong() -> None:
 
 
 def test_a_kernel_that_faults_is_wrong_and_ends_the_measurement() -> None:
-    """torch reports it as a RuntimeError, and so does every later call."""
+    """torch reports the fault as a RuntimeError, in this call and in every later one."""
 
     class Faulting(WrongRung):
         def __call__(self, lhs: tuple, rhs: tuple, out: torch.Tensor) -> None:
             raise RuntimeError("CUDA error: an illegal memory access was encountered\nand much advice")
 
     result = session.Measured()
-    goes_on = compare.measure_shape(
-        SMALL, [Faulting(), rungs["s2_wgmma"]], {}, ["dirty"], CPU, one_us, result, lambda text: None
-    )
+    goes_on = ladder_rows.measure_shape(SMALL, [Faulting(), rungs["s2_wgmma"]], {}, how(one_us), result)
     assert not goes_on and not result.rows and result.errors == {}
     assert result.wrong == [
         "s1_naive fails at 64x128x256: CUDA error: an illegal memory access was encountered and much advice",
@@ -292,7 +297,7 @@ def test_after_a_fault_no_other_shape_is_tried(fake_gpu: None, monkeypatch: pyte
         def __call__(self, lhs: tuple, rhs: tuple, out: torch.Tensor) -> None:
             raise RuntimeError("CUDA error")
 
-    result = compare.on_gpu([Faulting()], [SMALL, RAGGED], ["dirty"], CPU, others={})
+    result = ladder_rows.on_gpu([Faulting()], [SMALL, RAGGED], ["dirty"], CPU, others={})
     assert len(result.wrong) == 2 and not any(str(RAGGED) in sentence for sentence in result.wrong)
 
 
@@ -302,7 +307,7 @@ def one_us(call: Callable[[], object], l2: str, calls: int) -> list[float]:
 
 @pytest.mark.parametrize("when", ["first", "timer"])
 def test_a_rung_whose_timing_fails_is_wrong(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And one that is right is timed all the same."""
+    """The others are timed."""
     if when == "first":
 
         def seconds_of(call: Callable[[], object], device: torch.device) -> float:
@@ -318,16 +323,14 @@ def test_a_rung_whose_timing_fails_is_wrong(when: str, monkeypatch: pytest.Monke
         return [1.0] * calls
 
     bad, result = rungs["s2_wgmma"], session.Measured()
-    assert compare.measure_shape(
-        SMALL, [bad, rungs["s1_naive"]], {}, ["dirty"], CPU, timer, result, lambda text: None
-    )
+    assert ladder_rows.measure_shape(SMALL, [bad, rungs["s1_naive"]], {}, how(timer), result)
     assert result.wrong == ["s2_wgmma fails at 64x128x256 while it is timed: lost"]
     assert not result.missing
     assert {row["impl"] for row in result.rows} == {"s1_naive"}
 
 
-def test_a_fault_while_timing_is_the_first_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What comes after it fails as well, and is not blamed."""
+def test_a_fault_while_timing_is_blamed_on_the_first_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a fault every call fails; only the first is reported."""
     synchronize, faults = timing.synchronize, []
 
     def broken(device: torch.device) -> None:
@@ -342,9 +345,8 @@ def test_a_fault_while_timing_is_the_first_ones(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(timing, "synchronize", broken)
     result = session.Measured()
     ladder = [rungs["s1_naive"], rungs["s2_wgmma"]]
-    assert not compare.measure_shape(
-        SMALL, ladder, {"cublas_bf16": peers.cublas_bf16}, ["dirty"], CPU, timer, result, lambda text: None
-    )
+    others = {"cublas_bf16": peers.cublas_bf16}
+    assert not ladder_rows.measure_shape(SMALL, ladder, others, how(timer), result)
     assert result.wrong == [
         "s1_naive fails at 64x128x256 while it is timed: CUDA error",
         "Nothing more is measured after 64x128x256: a kernel has faulted on the GPU.",
@@ -371,7 +373,7 @@ def test_a_peer_that_faults_ends_the_measurement(monkeypatch: pytest.MonkeyPatch
 
 @dataclasses.dataclass(frozen=True)
 class WrongRung:
-    """The naive rung, its last row forgotten."""
+    """The naive rung without the last row of its result."""
 
     name: str = "s1_naive"
 
@@ -395,7 +397,7 @@ def test_a_wrong_rung_is_not_timed() -> None:
 
 @pytest.mark.usefixtures("fake_gpu")
 def test_a_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What a Hopper GPU's owner gets."""
+    """What the command prints and writes where there is a Hopper GPU."""
     path = tmp_path / "mine.json"
     argv = [
         "--rungs",
@@ -447,16 +449,36 @@ def test_show_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed.endswith("s2_wgmma is wrong\n")
 
 
+# ------------------------------------------------------------------------------------- changed rungs
+
+
+def test_the_arrival_moves_behind_the_stores() -> None:
+    """Only the two lines move; a rung that ends otherwise is refused."""
+    variants = fences.VARIANTS
+    before, after = (
+        variants[name].source.splitlines()
+        for name in ("as it is", "the last cluster arrive after the stores")
+    )
+    assert sorted(before) == sorted(after) and before != after
+    arrive, wait = "ptx::barrier_cluster_arrive();", "ptx::barrier_cluster_wait();"
+    at = max(index for index, line in enumerate(after) if line.strip().startswith(wait))
+    assert after[at - 1].strip().startswith(arrive)
+    assert after.index("    __syncwarp();", at - 4) < at
+    with pytest.raises(ValueError, match="does not end with"):
+        fences.arrive_after_stores(changed("s3_tma"))
+
+
 # --------------------------------------------------------------------------------------- what is kept
 
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository to write into: README's markers, and a place for the data."""
+    """A repository to write into: the tables' markers, and a place for the data."""
     (tmp_path / "figures" / "data").mkdir(parents=True)
     tables = ("dirty", "clean", "interleave")
     markers = [f"<!-- table-{name}:{end} -->" for name in tables for end in ("begin", "end")]
-    (tmp_path / "README.md").write_text("\n".join(markers))
+    (tmp_path / "figures" / "README.md").write_text("\n".join(markers))
+    (tmp_path / "README.md").write_text("")
     monkeypatch.setattr(records, "checkout_root", lambda: tmp_path)
     return tmp_path
 
@@ -476,7 +498,7 @@ def test_a_whole_run_renews_the_record(checkout: Path) -> None:
     session.keep(result, checkout / "mine.json", whole=True)
     for path in (checkout / "figures" / "data" / "ladder.json", checkout / "mine.json"):
         assert measurements.load(path) == result.data
-    text = (checkout / "README.md").read_text()
+    text = (checkout / "figures" / "README.md").read_text()
     assert "| 64 x 2112 x 7168 |" in text and "kernel sources 0123456789ab." in text
     assert (checkout / "figures" / "ladder.png").stat().st_size > 10_000
 
@@ -487,11 +509,13 @@ def test_another_record(checkout: Path, capsys: pytest.CaptureFixture[str]) -> N
     session.keep(result, None, whole=True, record="interleave.json")
     assert measurements.load(checkout / "figures" / "data" / "interleave.json") == result.data
     assert "Renewed: figures/data/interleave.json" in capsys.readouterr().out
-    assert "| 64 x 2112 x 7168 | 9.0 (8.0 to 10.0) |" in (checkout / "README.md").read_text()
+    assert "| 64 x 2112 x 7168 | 9.0 (8.0 to 10.0) |" in (checkout / "figures" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(("whole", "wrong"), [(False, []), (True, ["s1_naive is wrong"])])
-def test_a_part_or_a_wrong_rung_leaves_the_record(checkout: Path, whole: bool, wrong: list[str]) -> None:
+def test_a_partial_run_or_a_wrong_rung_leaves_the_record_as_it_is(
+    checkout: Path, whole: bool, wrong: list[str]
+) -> None:
     result = dataclasses.replace(a_result(), wrong=wrong)
     session.keep(result, checkout / "mine.json", whole)
     assert json.loads((checkout / "mine.json").read_text()) == result.data
@@ -499,7 +523,7 @@ def test_a_part_or_a_wrong_rung_leaves_the_record(checkout: Path, whole: bool, w
 
 
 def test_the_record_is_kept_before_the_file(checkout: Path) -> None:
-    """A file that can no longer be written, minutes later, costs the file alone."""
+    """If the file given cannot be written after the run, the record is still kept."""
     result = a_result()
     (checkout / "mine.json").mkdir()
     with pytest.raises(InputError, match=r"mine\.json cannot be written \(Is a directory\)"):
@@ -534,7 +558,7 @@ def test_kernel_timer() -> None:
 def test_on_gpu() -> None:
     shape = Shape(64, 256, 512)
     device, _ = session.find_gpu()
-    result = compare.on_gpu(list(rungs.values()), [shape], ["dirty"], device)
+    result = ladder_rows.on_gpu(list(rungs.values()), [shape], ["dirty"], device)
     assert not result.wrong
     measurements.check(result.data, "result")
     found = {row["impl"] for row in result.rows}

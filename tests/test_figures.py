@@ -1,10 +1,9 @@
-"""The measurements' form, README's tables, and the pictures that are drawn of them."""
+"""The form of the data files, the tables of the two READMEs, and the pictures of the rungs."""
 
 from __future__ import annotations
 
 import datetime
 import itertools
-import json
 import re
 import shutil
 import subprocess
@@ -27,15 +26,13 @@ FILES = sorted(set(DATA.glob("*.json")) - OTHERS)
 RUNGS = ("s1_naive", "s2_wgmma", "s3_tma", "s4_tma_multicast", "s5_warp_specialized", "s6_ffma_interleave")
 
 
-def invented(
-    *impls: str, gpu: str = "GPU", factor: float = 1.0, shapes: tuple[Shape, ...] = DEEPSEEK_V3
-) -> dict:
-    """A data file with made-up figures, the later an implementation the faster."""
-    meta = dict.fromkeys(measured.META_FIELDS, "1") | {"gpu": gpu, "sources": "abcdef" * 10 + "0123"}
+def invented(*impls: str, shapes: tuple[Shape, ...] = DEEPSEEK_V3) -> dict:
+    """A data file with made-up times; each implementation is faster than the one before."""
+    meta = dict.fromkeys(measured.META_FIELDS, "1") | {"gpu": "GPU", "sources": "abcdef" * 10 + "0123"}
     rows = [
         dict.fromkeys(measured.ROW_FIELDS, 1)
         | {"kind": "dense", "impl": impl, "l2": l2, **shape._asdict()}
-        | {"tflops": factor * 10.0 ** (index / 2) * (1 + shape.m / 4096)}
+        | {"tflops": 10.0 ** (index / 2) * (1 + shape.m / 4096)}
         for index, impl in enumerate(impls)
         for shape in shapes
         for l2 in ("dirty", "clean")
@@ -49,10 +46,7 @@ def test_data_file(path: Path) -> None:
     meta = data["meta"]
     datetime.date.fromisoformat(meta["date"])
     assert meta["gpu"] and meta["protocol"] and meta["driver"] and meta["torch"]
-    if path.name == "peers.json":
-        assert meta["provenance"]
-    else:
-        assert re.fullmatch("[0-9a-f]{64}", meta["sources"])
+    assert re.fullmatch("[0-9a-f]{64}", meta["sources"])
     keys = [
         tuple(row[key] for key in ("kind", "groups", "m", "n", "k", "impl", "l2")) for row in data["rows"]
     ]
@@ -67,29 +61,41 @@ def test_data_file(path: Path) -> None:
         assert row["tflops"] == pytest.approx(flops / row["us"] / 1e6, rel=5e-3)
 
 
-def test_peers_are_there_at_every_row() -> None:
-    peers = json.loads((REPOSITORY / "figures" / "data" / "peers.json").read_text())
-    found = {
-        (row["impl"], Product(row["kind"], row["groups"], Shape(row["m"], row["n"], row["k"])))
-        for row in peers["rows"]
-        if row["l2"] == "dirty"
-    }
-    assert found == {
-        (impl, product)
-        for impl in measured.PEERS
-        for product in PRODUCTS
-        if product.kind == "dense" or impl in ("deep_gemm", "deep_gemm_v1")
-    }
+@pytest.mark.parametrize("name", ["ladder", "production"])
+def test_every_shape_has_its_libraries_in_the_same_run(name: str) -> None:
+    """A picture without one of them would hide the comparison."""
+    data = draw.recorded(DATA)[name]
+    found = {(row["impl"], row["kind"], row["groups"], row["m"], row["n"], row["k"]) for row in data["rows"]}
+    products = PRODUCTS if name == "production" else [Product("dense", 1, shape) for shape in MEASURED]
+    for impl in ("s7_production", "cublas_bf16", "cublaslt_blockwise", "cublaslt_tensorwise"):
+        assert {(impl, kind, groups, *shape) for kind, groups, shape in products} <= found
 
 
-def test_readme_tables_are_what_the_data_give() -> None:
-    text = (REPOSITORY / "README.md").read_text()
-    files = measured.recorded()
+def test_tables_are_what_the_data_give() -> None:
     data = draw.recorded(DATA)
-    assert text == readme.readme(text, files, data), "python figures/draw.py rewrites them"
-    for one in [*files, *(data[name] for name in data if name != "cards")]:
-        assert one["meta"]["gpu"] in text and one["meta"]["date"] in text
-        assert one["meta"].get("sources", "")[:12] in text
+    text = (REPOSITORY / "README.md").read_text()
+    assert text == readme.readme(text, data), "python figures/draw.py rewrites it"
+    text = (REPOSITORY / "figures" / "README.md").read_text()
+    assert text == readme.figures_readme(text, data), "python figures/draw.py rewrites it"
+    for name, one in data.items():
+        assert one["meta"]["date"] in text and one["meta"]["sources"][:12] in text
+        assert name == "cards" or one["meta"]["gpu"] in text
+
+
+def test_readme_is_one_page() -> None:
+    assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 130
+
+
+def test_links_of_the_measurements_lead_somewhere() -> None:
+    folder = REPOSITORY / "figures"
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", (folder / "README.md").read_text())
+    assert {"../README.md", "data", "ladder.png"} <= set(links)
+    assert [link for link in links if not (folder / link).exists()] == []
+
+
+def test_every_picture_is_shown() -> None:
+    text = "".join((REPOSITORY / path).read_text() for path in ("README.md", "figures/README.md"))
+    assert [path.name for path in (REPOSITORY / "figures").glob("*.png") if path.name not in text] == []
 
 
 def test_cards_are_what_the_data_give() -> None:
@@ -105,9 +111,9 @@ def test_cards_are_what_the_data_give() -> None:
 
 
 def test_draws_without_the_package(tmp_path: Path) -> None:
-    """One command, from the data alone: nothing of gemm_ladder is imported."""
+    """figures/draw.py makes everything from the data, without importing gemm_ladder."""
     shutil.copytree(
-        REPOSITORY / "figures", tmp_path / "figures", ignore=shutil.ignore_patterns("*.png", "*.md")
+        REPOSITORY / "figures", tmp_path / "figures", ignore=shutil.ignore_patterns("*.png", "s*.md")
     )
     shutil.copy(REPOSITORY / "README.md", tmp_path)
     script = (
@@ -115,7 +121,8 @@ def test_draws_without_the_package(tmp_path: Path) -> None:
         "assert 'gemm_ladder' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script, tmp_path / "figures" / "draw.py"], check=True, cwd=tmp_path)
-    assert (tmp_path / "README.md").read_text() == (REPOSITORY / "README.md").read_text()
+    for name in ("README.md", "figures/README.md"):
+        assert (tmp_path / name).read_text() == (REPOSITORY / name).read_text()
     assert (tmp_path / "figures" / "ladder.png").read_bytes().startswith(b"\x89PNG")
     for path in (REPOSITORY / "figures" / "cards").iterdir():
         assert (tmp_path / "figures" / "cards" / path.name).read_text() == path.read_text()
@@ -123,37 +130,52 @@ def test_draws_without_the_package(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shapes", [DEEPSEEK_V3, MEASURED], ids=["without squares", "with squares"])
 @pytest.mark.parametrize("count", [0, 2, len(RUNGS)])
-def test_picture_names_everything_and_nothing_overlaps(count: int, shapes: tuple[Shape, ...]) -> None:
-    peers = invented(*measured.PEERS, factor=9, shapes=shapes)
-    files = [invented(*RUNGS[:count], shapes=shapes), peers] if count else [peers]
-    texts = pictures.texts(ladder.ladder(files))
+def test_picture_names_every_line_and_no_texts_overlap(count: int, shapes: tuple[Shape, ...]) -> None:
+    data = invented(*RUNGS[:count], *measured.PEERS, shapes=shapes)
+    texts = pictures.texts(ladder.ladder(data))
     pictures.check(texts)
     drawn = {text for text, _ in texts}
-    assert drawn >= {*RUNGS[:count], *measured.PEERS.values(), "m = 64", "m = 128", "m = 4096"}
+    assert drawn >= {"m = 64", "m = 128", "m = 4096"}
+    for end in (*(name.split("_")[0] for name in RUNGS[:count]), *measured.PEERS.values()):
+        found = sum(text.startswith(f"{end}  ") for text in drawn)
+        assert found == (4 if shapes is MEASURED else 3), "every line is named at its end"
     assert ("m = n = k" in drawn) == ("8192" in drawn) == (shapes is MEASURED)
-    ends = sum(text.startswith("cuBLASLt ceiling*  ") for text, _ in texts)
-    assert ends == (4 if shapes is MEASURED else 3), "the ceiling is named where its line ends"
 
 
 def test_picture_without_some_of_the_shapes() -> None:
-    pictures.texts(ladder.ladder([invented("s1_naive", "cublas_bf16", shapes=DEEPSEEK_V3[:3])]))
+    pictures.texts(ladder.ladder(invented("s1_naive", "cublas_bf16", shapes=DEEPSEEK_V3[:3])))
 
 
-def test_series_takes_the_first_file_and_one_gpu() -> None:
-    rungs = invented("s2_wgmma", "cublas_bf16", "s1_naive", factor=1)
-    peers = invented("deep_gemm", "cublas_bf16", factor=7)
-    other = invented("cublaslt_blockwise", gpu="another")
-    shown = measured.series([rungs, peers, other], "dirty")
+@pytest.mark.parametrize("count", [0, 1, len(RUNGS)])
+def test_picture_of_one_shape(count: int) -> None:
+    """Every rung and library has a bar with its number, on an axis that begins at 0."""
+    figure = ladder.bars(invented(*RUNGS[:count], *measured.PEERS))
+    texts = pictures.texts(figure)
+    pictures.check(texts)
+    words = [text for text, _ in texts]
+    assert [word for word in words if word in {*RUNGS, *measured.PEERS.values()}] == [
+        *RUNGS[:count],
+        *measured.PEERS.values(),
+    ]
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "linear" and axes.get_xlim()[0] == 0
+    for index in range(count + len(measured.PEERS)):
+        assert measured.number(2 * 10.0 ** (index / 2)) in words
+
+
+def test_series_are_in_order() -> None:
+    data = invented("s2_wgmma", "cublas_bf16", "s1_naive", "deep_gemm")
+    shown = measured.series(data, "dirty")
     assert [one.impl for one in shown] == ["s1_naive", "s2_wgmma", "cublas_bf16", "deep_gemm"]
-    assert shown[2].meta is rungs["meta"] and shown[3].meta is peers["meta"]
-    assert len(shown[2].tflops) == len(DEEPSEEK_V3)
-    first, second = measured.provenance(shown)
-    assert first.startswith("s1_naive, s2_wgmma, cuBLAS BF16: GPU") and "abcdefabcdef" in first
-    assert second.startswith("DeepGEMM: GPU")
+    assert all(one.meta is data["meta"] and len(one.tflops) == len(DEEPSEEK_V3) for one in shown)
+    (sentence,) = measured.provenance(shown)
+    assert (
+        sentence.startswith("s1_naive, s2_wgmma, cuBLAS BF16, DeepGEMM: GPU") and "abcdefabcdef" in sentence
+    )
 
 
 def test_table() -> None:
-    shown = measured.series([invented("s1_naive", shapes=(Shape(64, 8, 128),))], "clean")
+    shown = measured.series(invented("s1_naive", shapes=(Shape(64, 8, 128),)), "clean")
     shown.append(measured.Series("deep_gemm", {(64, 8, 256): 1234.5}, {}))
     cells = tables.table(shown)
     assert cells == [
@@ -165,13 +187,11 @@ def test_table() -> None:
     assert tables.markdown(cells).splitlines()[1:3] == ["|---|---:|---:|", "| 64 x 8 x 128 | 1.02 | - |"]
 
 
-def test_squares_come_last_and_are_no_part_of_the_other_panels() -> None:
-    (one,) = measured.series([invented("s1_naive", shapes=MEASURED)], "dirty")
+def test_squares_come_last() -> None:
+    (one,) = measured.series(invented("s1_naive", shapes=MEASURED), "dirty")
     sizes = measured.sizes_of([one])
     assert sizes[18:] == [tuple(shape) for shape in MEASURED[18:]]
     assert not any(measured.is_square(size) for size in sizes[:18])
-    texts = pictures.texts(ladder.ladder([invented("s1_naive", shapes=MEASURED)]))
-    assert "4096 x 7168 x 16384" in {text for text, _ in texts}, "the bars' shape"
 
 
 def test_spread() -> None:

@@ -1,4 +1,4 @@
-"""What a call costs the host: how it is timed, what fresh processes tell, and the command around it."""
+"""What a call costs the host: how it is timed, what fresh processes report, and the command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gemm_ladder.errors import GemmLadderError
 from gemm_ladder.figures import host as table
 from gemm_ladder.figures import measured
 from gemm_ladder.measure import host, operands, problems, production_rows, session, timing
-from gemm_ladder.measure.shapes import Product, Shape
+from gemm_ladder.measure.shapes import Shape
 from gemm_ladder.production import launching
 
 CPU = torch.device("cpu")
@@ -23,29 +23,21 @@ Output = pytest.CaptureFixture[str]
 STARTS = {"first_build": [4e6, 5e6, 6e6], "cached_load": [2e3, 3e3, 1e3], "first_call": [9e3, 8e3, 7e3]}
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small product, few calls."""
-    shape = Shape(8, 128, 128)
-    monkeypatch.setattr(host, "SHAPE", shape)
-    monkeypatch.setattr(host, "DENSE", Product("dense", 1, shape))
-    monkeypatch.setattr(host, "MASKED", Product("masked", 2, shape))
-    monkeypatch.setattr(host, "CALLS", 2)
-    monkeypatch.setattr(host, "BATCHES", 3)
+SMALL = host.Plan(Shape(8, 128, 128), groups=2, calls=2, batches=3)
 
 
 @pytest.fixture
-def quick(small: None, fake_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU in a Hopper GPU's place; fresh processes that take what STARTS says."""
+def quick(fake_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU in a Hopper GPU's place; fresh processes take the times in STARTS."""
     monkeypatch.setattr(launch, "usable_sms", lambda device, limit=0: 132)
-    monkeypatch.setattr(host, "starts", lambda: STARTS)
+    monkeypatch.setattr(host, "starts", lambda pairs: STARTS)
 
 
-def test_the_calls_compute_the_product(small: None) -> None:
-    """All of gemm_ladder's, and torch's, at the same operands."""
-    ours, peers = host.makers(CPU)
+def test_the_calls_compute_the_product() -> None:
+    """gemm_ladder's and torch's calls, with the same operands."""
+    ours, peers = host.makers(CPU, SMALL)
     assert ours.keys() == {"fp8_gemm_nt", "gemm_fp8_fp8_bf16_nt", "m_grouped_fp8_gemm_nt_masked"}
-    dense = operands.make_operands(host.DENSE, CPU)
+    dense = operands.make_operands(SMALL.dense, CPU)
     reference, unscaled = (dense.parts[0].reference(scaled) for scaled in (True, False))
     for name in ("fp8_gemm_nt", "gemm_fp8_fp8_bf16_nt"):
         call = ours[name]()
@@ -55,7 +47,7 @@ def test_the_calls_compute_the_product(small: None) -> None:
     masked()
     out, rows = masked.args[2], masked.args[3].tolist()
     assert out.shape[0] == 2 and all(
-        not part[:count].isnan().any() for part, count in zip(out, rows, strict=True)
+        not group[:count].isnan().any() for group, count in zip(out, rows, strict=True)
     )
     for name in ("torch_mm", "torch_mm_out"):
         assert problems.errors(peers[name]()(), unscaled).relative < 1e-2
@@ -63,8 +55,8 @@ def test_the_calls_compute_the_product(small: None) -> None:
         peers["deep_gemm"]()
 
 
-def test_a_batch_is_the_hosts_time_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The wait for the GPU, before and after, is not in it."""
+def test_a_batch_is_host_time_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting for the GPU, before and after, is not in it."""
     clock = [0.0]
     waits = []
 
@@ -77,21 +69,21 @@ def test_a_batch_is_the_hosts_time_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(timing, "synchronize", wait)
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    assert host.batch(call, CPU) == pytest.approx(7.0)
-    assert waits == [0.0, pytest.approx(1.0 + host.CALLS * 7e-6)]
-    assert host.CALLS < 1000, "the queue to a GPU would be full, and a call wait for it"
+    assert host.batch(call, CPU, 200) == pytest.approx(7.0)
+    assert waits == [0.0, pytest.approx(1.0 + 200 * 7e-6)]
+    assert host.PLAN.calls < 1000, "a GPU's queue would be full, and calls would wait for it"
 
 
 def test_implementations_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     order = []
-    monkeypatch.setattr(host, "batch", lambda call, device: float(order.append(call) or len(order)))
-    found = host.take_turns({"a": "a", "b": "b"}, CPU, range(3))
+    monkeypatch.setattr(host, "batch", lambda call, device, count: float(order.append(call) or len(order)))
+    found = host.take_turns({"a": "a", "b": "b"}, CPU, range(3), 200)
     assert order == ["a", "b"] * 3
     assert found == {"a": [1.0, 3.0, 5.0], "b": [2.0, 4.0, 6.0]}
 
 
 def test_each_start_has_the_cache_that_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Empty, then with what the first process left there; another pair has another."""
+    """An empty one, then the same with what the first process left there; each pair has its own."""
     caches: dict[str, int] = {}
 
     def process(cache: str) -> tuple[float, float]:
@@ -101,8 +93,8 @@ def test_each_start_has_the_cache_that_it_needs(monkeypatch: pytest.MonkeyPatch)
         return (5e6, 6e6) if caches[cache] == 1 else (2e3, 9e3)
 
     monkeypatch.setattr(host, "in_fresh_process", process)
-    pairs = host.STARTS
-    assert host.starts() == {
+    pairs = 3
+    assert host.starts(pairs) == {
         "first_build": [5e6] * pairs,
         "cached_load": [2e3] * pairs,
         "first_call": [9e3] * pairs,
@@ -112,7 +104,7 @@ def test_each_start_has_the_cache_that_it_needs(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its last line counts: torch may print before."""
+    """Only its last line is read, because torch may print before."""
 
     def run(command: list[str], **options: object) -> subprocess.CompletedProcess:
         assert command[-1].endswith("host.load_and_call()")
@@ -125,10 +117,8 @@ def test_a_fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert host.in_fresh_process("folder") == (1500.5, 9000.25)
 
 
-def test_what_a_fresh_process_times(
-    small: None, fake_gpu: None, monkeypatch: pytest.MonkeyPatch, capsys: Output
-) -> None:
-    """The load, and the load and the call; not what torch and the operands take."""
+def test_what_a_fresh_process_times(fake_gpu: None, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+    """The load, and the load with the call; not the imports or the operands."""
     clock, loads = [0.0], []
     make = operands.make_operands
 
@@ -137,7 +127,7 @@ def test_what_a_fresh_process_times(
         return result
 
     monkeypatch.setattr(session, "find_gpu", lambda: takes(1.0, (CPU, "NVIDIA H100")))
-    monkeypatch.setattr(operands, "make_operands", lambda *given: takes(1.0, make(*given)))
+    monkeypatch.setattr(operands, "make_operands", lambda *given: takes(1.0, make(SMALL.dense, CPU)))
     monkeypatch.setattr(operands, "interface_call", lambda *given: lambda: takes(0.25))
     monkeypatch.setattr(production_rows, "configurations", lambda chosen, device: {chosen[0]: "best"})
     monkeypatch.setattr(launching, "library", lambda config: takes(0.5, loads.append(config)))
@@ -148,7 +138,7 @@ def test_what_a_fresh_process_times(
 
 
 def test_a_fresh_process_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Here for want of a GPU: its last words are passed on."""
+    """Here because there is no GPU: the last line that it prints is passed on."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(GemmLadderError, match=r"cannot load and call the kernel: .*found no CUDA GPU"):
         host.in_fresh_process(str(tmp_path))
@@ -167,7 +157,7 @@ def test_the_command(quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     kept = []
     monkeypatch.setattr(session, "keep", lambda *arguments, **options: kept.append((arguments, options)))
     path = tmp_path / "mine.json"
-    assert main(["host", "--json", str(path)]) == 0
+    assert host.main(["--json", str(path)], SMALL) == 0
     printed = capsys.readouterr().out
     for words in ("gemm_ladder.fp8_gemm_nt", "torch.mm", "first build", "5 s", "2 ms", "8 ms"):
         assert words in printed
@@ -186,17 +176,17 @@ def test_the_command(quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 def test_a_call_that_fails(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ours is wrong, a peer is missing; the others are timed."""
+    """One of ours that fails is wrong, a peer that fails is missing; the others are timed."""
 
     def fails(*arguments: object) -> None:
         raise RuntimeError("no\nsuch")
 
-    def starts() -> None:
+    def starts(pairs: int) -> None:
         raise GemmLadderError("A fresh process fails")
 
     monkeypatch.setattr(host.api, "gemm_fp8_fp8_bf16_nt", fails)
     monkeypatch.setattr(host, "starts", starts)
-    result = host.on_gpu(CPU)
+    result = host.on_gpu(CPU, SMALL)
     assert result.wrong == [
         "gemm_fp8_fp8_bf16_nt fails: no such",
         "A fresh process fails",
@@ -215,11 +205,9 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.slow
-def test_on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "BATCHES", 3)
-    monkeypatch.setattr(host, "STARTS", 1)
+def test_on_gpu() -> None:
     device, _ = session.find_gpu()
-    result = host.on_gpu(device)
+    result = host.on_gpu(device, host.Plan(batches=3, starts=1))
     assert not result.wrong
     measured.check(result.data, "result", table.META_FIELDS, table.ROW_FIELDS)
     us = {row["quantity"]: row["us"] for row in result.rows}

@@ -14,9 +14,9 @@ DENSE = (Product("dense", 1, Shape(64, 128, 256)), Product("dense", 1, Shape(64,
 MASKED = Product("masked", 2, Shape(40, 128, 384))
 
 
-def data(times: dict[tuple[str, Product], float], gpu: str = "GPU", l2: str = "dirty") -> dict:
+def data(times: dict[tuple[str, Product], float], l2: str = "dirty") -> dict:
     """A data file with these microseconds."""
-    meta = dict.fromkeys(measured.META_FIELDS, "1") | {"gpu": gpu, "sources": "abcdef" * 10 + "0123"}
+    meta = dict.fromkeys(measured.META_FIELDS, "1") | {"gpu": "GPU", "sources": "abcdef" * 10 + "0123"}
     rows = [
         records.row(impl, product, l2, timing.Timing(us, us, us), 0.001)
         for (impl, product), us in times.items()
@@ -25,7 +25,7 @@ def data(times: dict[tuple[str, Product], float], gpu: str = "GPU", l2: str = "d
 
 
 def whole(l2: str = "dirty") -> dict:
-    """production.json with made-up figures: slower than its peer, and faster."""
+    """production.json with made-up times, some slower than the peer's and some faster."""
     impls = (production.RUNG, "cublaslt_blockwise", "cublaslt_tensorwise", "cublas_bf16")
     return data(
         {
@@ -38,7 +38,7 @@ def whole(l2: str = "dirty") -> dict:
 
 
 def calls() -> dict:
-    """host.json with made-up figures."""
+    """host.json with made-up times."""
     rows = {
         "call": ("fp8_gemm_nt", "m_grouped_fp8_gemm_nt_masked", *list(host.LABELS)[:5]),
         **dict.fromkeys(("first_build", "cached_load", "first_call"), ("s7_production",)),
@@ -61,57 +61,47 @@ def calls() -> dict:
 # ------------------------------------------------------------------------------------- the best peer
 
 
-def test_the_best_peer_of_the_same_run() -> None:
-    one = DENSE[0]
+def test_the_best_peer_and_the_ceiling() -> None:
+    """The peer is the fastest library with the same scales; one without scales is the ceiling."""
+    one, other = DENSE
     run = {(impl, one): us for us, impl in enumerate((production.RUNG, *measured.PEERS), start=10)}
-    (row,) = production.compared(data(run), None, "dirty")
+    run |= {(production.RUNG, other): 8.0}
+    first, second = production.compared(data(run), "dirty")
     best = min(us for (impl, _), us in run.items() if impl in production.BLOCK_SCALED)
-    assert (row.peer_us, row.foreign) == (best, False)
-    assert row.ratio == best / 10 and row.peer in production.BLOCK_SCALED
-    assert production.compared(data(run), None, "clean") == []
+    assert (first.peer_us, first.ceiling_us) == (best, run["cublaslt_tensorwise", one])
+    assert first.ratio == best / 10 and first.peer in production.BLOCK_SCALED
+    assert second.peer is second.ratio is second.ceiling_us is None
+    assert production.table([first, second])[1][-4:] == ["cuBLASLt", "12.00", "1.200", "14.00"]
+    assert production.table([first, second])[2][-4:] == ["-", "-", "-", "-"]
+    assert production.compared(data(run), "clean") == []
+    assert production.summary([second]) == [] and production.geometric_mean([second]) is None
 
 
-def test_a_peer_of_another_run() -> None:
-    """Times what the yardsticks take here over what they took there: a row's own if it is dense."""
-    rows = (*DENSE, MASKED)
-    here = {(production.RUNG, product): 10.0 for product in rows}
-    there = {("deep_gemm", product): 20.0 for product in rows}
-    for (impl, product), (now, then) in {
-        ("cublaslt_tensorwise", DENSE[0]): (12.0, 10.0),
-        ("cublas_bf16", DENSE[0]): (30.0, 10.0),
-        ("cublas_bf16", DENSE[1]): (4.0, 10.0),
-    }.items():
-        here[impl, product], there[impl, product] = now, then
-    here["cublaslt_blockwise", DENSE[1]] = 9.0
-    found = production.compared(data(here), data(there), "dirty")
-    assert [(one.n, one.kind) for one in found] == [(128, "dense"), (256, "dense"), (128, "masked")]
-    factor = (1.2 * 3.0) ** 0.5
-    assert [one.peer_us for one in found] == pytest.approx([20 * factor, 8.0, 20 * (factor + 0.4) / 2])
-    assert [one.foreign for one in found] == [True, True, True]
-    assert production.geometric_mean(found) == pytest.approx((2 * factor * 0.8 * (factor + 0.4)) ** (1 / 3))
-    cells = production.table(found)
-    assert cells[3] == [
-        *("2 of 40 x 128 x 384", "masked", "10.00"),
-        *cells[3][3:5],
-        *("DeepGEMM†", "22.97", "2.297"),
+def test_ratios_are_summarised_for_dense_and_grouped_rows() -> None:
+    """With the note that says how the grouped rows of cuBLASLt are measured."""
+    run = {(production.RUNG, product): 10.0 for product in (*DENSE, MASKED)}
+    run |= {("cublaslt_blockwise", DENSE[0]): 20.0, ("deep_gemm", DENSE[1]): 5.0}
+    run |= {("cublaslt_blockwise", MASKED): 30.0, ("torch_grouped", MASKED): 9.0}
+    found = production.compared(data(run), "dirty")
+    assert [(one.n, one.kind, one.ceiling_us) for one in found] == [
+        (128, "dense", None),
+        (256, "dense", None),
+        (128, "masked", 9.0),
     ]
-    counted, foreign = production.summary(found)
-    assert "3 ratios" in counted and "2 are 1 or more" in counted and foreign.startswith("† another run")
-
-
-def test_another_gpu_is_no_peer() -> None:
-    here = {(impl, DENSE[0]): 10.0 for impl in (production.RUNG, "cublas_bf16")}
-    there = {(impl, DENSE[0]): 10.0 for impl in ("deep_gemm", "cublas_bf16")}
-    found = production.compared(data(here), data(there, gpu="another"), "dirty")
-    assert found[0].peer is found[0].ratio is production.geometric_mean(found) is None
-    assert production.table(found)[1][-3:] == ["-", "-", "-"] and production.summary(found) == []
+    assert production.summary(found) == [
+        "Geometric mean of the 2 dense ratios: 1.000; 1 are 1 or more.",
+        "Geometric mean of the 1 grouped ratios: 3.000; 1 are 1 or more.",
+        production.GROUP_BY_GROUP,
+    ]
+    assert production.summary(found[:2]) == production.summary(found)[:1]
+    assert production.table(found)[2][5:8] == ["DeepGEMM", "5.00", "0.500"]
 
 
 # --------------------------------------------------------------------------------------- the pictures
 
 
 def test_production_picture() -> None:
-    texts = pictures.texts(production.picture(whole(), measured.load(measured.DATA / "peers.json")))
+    texts = pictures.texts(production.picture(whole()))
     pictures.check(texts)
     words = [text for text, _ in texts]
     assert {"dense", "contiguous", "masked", "64 x 2112 x 7168", "32 of 256 x 4096 x 7168"} <= set(words)
@@ -120,7 +110,7 @@ def test_production_picture() -> None:
 
 def test_production_picture_without_peers() -> None:
     alone = data({(production.RUNG, product): 10.0 for product in PRODUCTS})
-    pictures.check(pictures.texts(production.picture(alone, None)))
+    pictures.check(pictures.texts(production.picture(alone)))
 
 
 def test_roofline() -> None:
@@ -128,32 +118,29 @@ def test_roofline() -> None:
         {(f"s{n}", Product("dense", 1, shape)): 9000.0 / n for n in (1, 2, 3) for shape in DEEPSEEK_V3}
     )
     slow = data({("s0", Product("dense", 1, DEEPSEEK_V3[-3])): 1e6})
-    peers = measured.load(measured.DATA / "peers.json")
     ladder["rows"] += slow["rows"]
-    peers["meta"]["gpu"] = "GPU"
-    texts = pictures.texts(roofline.roofline(whole(), [ladder, peers]))
+    texts = pictures.texts(roofline.roofline(whole(), ladder))
     pictures.check(texts)
     words = [text for text, _ in texts]
-    for beginning in ("memory: a copy's 3.01 TB/s", "tensor cores: ", "s1  ", "s2  ", "s3  "):
+    for beginning in ("memory: 3.01 TB/s", "tensor cores: ", "s1  ", "s2  ", "s3  "):
         assert sum(word.startswith(beginning) for word in words) == 1, beginning
     assert not any(word.startswith("s0  ") for word in words)
-    assert any("Below the picture: s0 (0.962)." in word for word in words)
+    assert any("Too slow for the picture: s0 (0.962)." in word for word in words)
     row = whole()["rows"][0]
-    part = PRODUCTS[0].shape
-    assert roofline.intensity(row) == pytest.approx(part.flops / part.bytes, rel=2e-3)
+    first = PRODUCTS[0].shape
+    assert roofline.intensity(row) == pytest.approx(first.flops / first.bytes, rel=2e-3)
 
 
 def test_roofline_of_the_production_kernels_alone() -> None:
     alone = data({(production.RUNG, product): 10.0 + product.groups for product in PRODUCTS})
-    pictures.texts(roofline.roofline(alone, []))
+    pictures.texts(roofline.roofline(alone, None))
 
 
 def test_host_picture_and_table() -> None:
     found = calls()
     measured.check(found, "x", host.META_FIELDS, host.ROW_FIELDS)
-    texts = pictures.texts(host.picture(found, measured.load(measured.DATA / "peers.json")))
+    texts = pictures.texts(host.picture(found))
     pictures.check(texts)
-    assert any("DeepGEMM 24.2 us, DeepGEMM v1 125 us, torch.mm 21.2 us" in text for text, _ in texts)
     cells = host.table(found)
     words = {text for text, _ in texts}
     for name, duration, *_ in cells[1:]:
@@ -161,23 +148,23 @@ def test_host_picture_and_table() -> None:
     assert cells[1] == ["gemm_ladder.fp8_gemm_nt", "10 us", "9 us to 11 us", "0.25"]
     assert cells[-1] == ["first call, kernel in the cache", "9 ms", "8.1 ms to 9.9 ms", "-"]
     found["rows"] = [row for row in found["rows"] if row["quantity"] == "call"]
-    pictures.check(pictures.texts(host.picture(found, None)))
+    pictures.check(pictures.texts(host.picture(found)))
     assert host.duration(8.31e6) == "8.31 s" and host.duration(999.4) == "999 us"
 
 
-# ------------------------------------------------------------------------------------------- README.md
+# ------------------------------------------------------------------------------------------- the tables
 
 
-def test_readme() -> None:
+def test_tables_of_the_measurements() -> None:
     """Each table between its markers, with where it comes from; without the data they stay as they are."""
     names = ("dirty", "clean", "production", "host")
     text = "\n".join(f"<!-- table-{name}:{end} -->" for name in names for end in ("begin", "end"))
     run = whole()
     run["rows"] += whole("clean")["rows"]
-    peers = measured.load(measured.DATA / "peers.json")
-    bare = readme.readme(text, [run], {})
+    assert readme.figures_readme(text, {}) == text
+    bare = readme.figures_readme(text, {"ladder": run})
     assert "<!-- table-production:begin -->\n<!-- table-production:end -->" in bare
-    full = readme.readme(text, [run], {"production": run, "peers": peers, "host": calls()})
+    full = readme.figures_readme(text, {"ladder": run, "production": run, "host": calls()})
     table = full.split("<!-- table-production:begin -->")[1].split("<!-- table-production:end -->")[0]
     assert table.count("| dense |") == 18 and "| 32 of 256 x 7168 x 2048 | contiguous |" in table
     assert "us, L2 clean |" in table and "kernel sources abcdefabcdef" in table and "Geometric mean" in table
@@ -187,5 +174,5 @@ def test_readme() -> None:
 
 def test_what_is_not_there_is_not_drawn(tmp_path: Path) -> None:
     assert draw.recorded(tmp_path) == {}
-    (tmp_path / "peers.json").write_text((measured.DATA / "peers.json").read_text())
-    assert list(draw.recorded(tmp_path)) == ["peers"]
+    (tmp_path / "host.json").write_text((measured.DATA / "host.json").read_text())
+    assert list(draw.recorded(tmp_path)) == ["host"]

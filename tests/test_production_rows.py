@@ -1,4 +1,4 @@
-"""The table of the production kernels: its rows, their operands, and what the command makes of them."""
+"""The table of the production kernels: its rows, their operands, and the command that measures them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from gemm_ladder.cli import main
 from gemm_ladder.errors import InputError, LaunchError
 from gemm_ladder.figures import measured as measurements
 from gemm_ladder.measure import operands, peers, production_rows, records, session, shapes, timing
+from gemm_ladder.measure.product import How
 from gemm_ladder.measure.shapes import PRODUCTS, Product, Shape
 from gemm_ladder.production import config, launching, precompiling
 
@@ -36,8 +37,8 @@ def test_the_table() -> None:
     assert {one.shape for one in PRODUCTS if one.kind == "dense"} == set(shapes.DEEPSEEK_V3)
 
 
-def test_rows_that_count() -> None:
-    """The numbers that DeepGEMM's tests draw: another generator would compare other problems."""
+def test_numbers_of_valid_rows() -> None:
+    """They are those of DeepGEMM's tests: with others, the results would not compare."""
     counts = {(one.kind, one.groups): one.counts for one in PRODUCTS}
     assert counts["contiguous", 4] == (9884, 9459, 7801, 7007)
     assert counts["masked", 4] == (308, 295, 243, 218)
@@ -85,8 +86,8 @@ def test_no_row_of_the_table(text: str) -> None:
 
 
 @pytest.mark.parametrize("product", SMALL, ids=str)
-def test_operands_are_of_the_parts(product: Product) -> None:
-    """The call's result, on the CPU, is what the parts' references say."""
+def test_operands_are_those_of_the_groups(product: Product) -> None:
+    """The call's result, on the CPU, is each group's reference."""
     made = operands.make_operands(product, CPU)
     assert tuple(part.shape.m for part in made.parts) == product.counts
     error = made.errors(operands.interface_call(api, made)(), made.references())
@@ -94,7 +95,7 @@ def test_operands_are_of_the_parts(product: Product) -> None:
     assert made.lhs[1].stride()[-2:] == (1, -(-made.lhs[0].shape[-2] // 4) * 4)
 
 
-def test_rows_of_padding() -> None:
+def test_padding_rows() -> None:
     contiguous, masked = (operands.make_operands(product, CPU) for product in SMALL[1:])
     assert operands.held_rows(SMALL[1]) == [128, 128, 128]
     assert contiguous.rows.shape == (384,)
@@ -109,7 +110,7 @@ def test_rows_of_padding() -> None:
 
 @pytest.mark.parametrize("product", SMALL, ids=str)
 def test_a_wrong_group_is_found(product: Product) -> None:
-    """In the last row of the last group that counts."""
+    """Even where only its last valid row is wrong."""
     made = operands.make_operands(product, CPU)
     out = operands.interface_call(api, made)()
     made.results(out)[-1][-1] *= 2
@@ -139,7 +140,7 @@ def measured(product: Product) -> session.Measured:
         call()
         return [100.0] * calls
 
-    production_rows.measure_row(product, ["dirty", "clean"], CPU, once, result, lambda text: None)
+    production_rows.measure_row(product, How(("dirty", "clean"), CPU, once, lambda text: None), result)
     return result
 
 
@@ -198,7 +199,7 @@ def test_a_call_that_fails_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def compiled(fake_gpu: None, monkeypatch: pytest.MonkeyPatch) -> list[config.Config]:
-    """The CPU in a Hopper GPU's place, and a short table. What is compiled."""
+    """The CPU in a Hopper GPU's place, and a short table. Returns what is compiled."""
     found: list[config.Config] = []
     monkeypatch.setattr(launch, "usable_sms", lambda device, limit=0: 132)
     monkeypatch.setattr(precompiling, "build_all", lambda configs, target: found.extend(configs))
@@ -207,7 +208,7 @@ def compiled(fake_gpu: None, monkeypatch: pytest.MonkeyPatch) -> list[config.Con
     return found
 
 
-def test_a_part_of_the_table(
+def test_some_rows_of_the_table(
     compiled: list[config.Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "mine.json"
@@ -246,7 +247,7 @@ def test_the_whole_table_is_kept(compiled: list, monkeypatch: pytest.MonkeyPatch
 
 
 def test_configurations_are_those_of_the_calls(compiled: list, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call's configuration is chosen by the sizes of its tensors: the same must be compiled ahead."""
+    """A call chooses its configuration by the sizes of its tensors; the same one has to be compiled ahead."""
     asked: list[tuple] = []
 
     def queue(call: checks.CheckedCall, expected_m: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Timelines: the stamps, what both machines' records are made into, the trace file, the pictures."""
+"""Timelines: the stamps, the spans that both machines' records become, the trace file, the pictures."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def compiled():
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
-def test_nobody_reads_a_clock_unless_asked_to(compiled, path: Path) -> None:
+def test_only_a_kernel_with_stamps_reads_clocks(compiled, path: Path) -> None:
     for stamped in (False, True):
         for kernel, code in disassembly.disassemble(compiled(path, stamped).path).items():
             clocks = [instruction for instruction in code if CLOCKS.search(instruction.operands)]
@@ -55,7 +55,7 @@ def test_nobody_reads_a_clock_unless_asked_to(compiled, path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_stamps_leave_the_pipeline_as_it_is(compiled, path: Path) -> None:
-    """No WGMMA serialised (C7510 to C7515), nothing spilled."""
+    """No WGMMA is serialised (warnings C7510 to C7515), and nothing is spilled."""
     log = compiled(path, True).log
     assert disassembly.resources(log)
     assert not re.findall(r"^.*(?:\bC75\d\d\b|\bwarning\b).*$", log, re.MULTILINE | re.IGNORECASE)
@@ -78,8 +78,8 @@ SMS = {0: 3, 1: 4, 5: 3, 6: 3, 7: 4, 8: 3, 9: 4}  # of the blocks
 def stamp(
     event: str, us: float, address: int = 0, value: int = 0, block: int = 0, wait: float = 0.0
 ) -> tuple:
-    """A stamp, as an SM leaves it whose clock, and whose timer of 32 ns a tick, are about to wrap. A wait of
-    so many microseconds ends at `us`."""
+    """A stamp as an SM writes it; its clock and its global timer, with ticks of 32 ns, are about to wrap
+    around. A wait of `wait` microseconds ends at `us`."""
     zero = 2**32 - 5000 + 123457 * SMS[block]
     begin, end = (round(time * 1e3 / NS_A_CYCLE + zero) % 2**32 for time in (us - wait, us))
     what = NAMES.index(event) << 28 | (value << 20 if wait else 0) | address
@@ -92,12 +92,12 @@ def placed() -> list[tuple]:
 
 
 def noise() -> list[tuple]:
-    """Stamps of blocks 8 and 9, on two SMs, over 40 us: for the time scale."""
+    """Stamps of blocks 8 and 9, on two SMs, over 40 us: enough to fit the time scale."""
     return [stamp("wgmma_fence", us, block=block) for us in np.linspace(1, 40, 400) for block in (8, 9)]
 
 
 def read(taken: list[tuple], blocks: tuple[int, ...] | None) -> stamps.Recording:
-    """Of block 0 and others, but not of what only says where a block is."""
+    """The recording of these stamps, without the events that only say on which SM a block is."""
     shuffled = np.random.default_rng(0).permutation(np.array(placed() + taken + noise(), stamps.STAMP))
     recording = stamps.read(shuffled, NAMES, blocks)
     events = [event for event in recording.events if event.kind != "placed"]
@@ -122,7 +122,7 @@ def test_stamps_are_put_on_one_time_scale() -> None:
         np.testing.assert_allclose(found, times, atol=0.02)
 
 
-def test_blocks_beside_block_0_are_those_on_its_sm_meanwhile() -> None:
+def test_blocks_on_the_sm_of_block_0_at_the_same_time_are_recorded() -> None:
     taken = [stamp("wgmma_fence", us) for us in (10, 20)]
     taken += [stamp("wgmma_fence", us, block=5) for us in (22, 30)]
     taken += [stamp("wgmma_fence", us, block=6) for us in (15, 25)]
@@ -134,7 +134,7 @@ def test_blocks_beside_block_0_are_those_on_its_sm_meanwhile() -> None:
     assert set(recording.sm) == {0, 6}
 
 
-def test_a_test_counts_where_it_found_the_phase_complete() -> None:
+def test_an_mbarrier_test_is_an_event_if_it_found_the_phase_complete() -> None:
     taken = [
         stamp("mbarrier_test", 1, address=64, value=0),  # in vain
         stamp("mbarrier_wait", 3, address=64, value=0, wait=1),
@@ -153,7 +153,7 @@ def test_a_test_counts_where_it_found_the_phase_complete() -> None:
     ]
 
 
-def test_of_a_ring_the_last_turn_counts() -> None:
+def test_only_the_last_turn_of_a_ring_is_kept() -> None:
     turn = stamps.SLOTS * stamps.SLOT_CLOCKS * NS_A_CYCLE / 1e3
     taken = [stamp("wgmma_fence", us) for us in (1, 2, turn + 1.5, turn + 3)]
     assert len(read(taken, (0,)).events) == 2
@@ -180,7 +180,7 @@ def actors(found: list[Span]) -> dict[tuple[int, str, int], list[Span]]:
 
 
 def check_well_formed(found: list[Span]) -> None:
-    """What holds for every rung, on either machine."""
+    """Assert what holds for every rung on either machine."""
     of_actor = actors(found)
     kinds = {
         COPY_ENGINE: {"load"},
@@ -198,22 +198,23 @@ def check_well_formed(found: list[Span]) -> None:
             assert all(span.begin in ends for span in mine if span.what == "promote")
             assert (mine[0].role == "producer") == (not products)
             if mine[0].role == "producer":
-                # On the emulator asking for a stage may take no step of the scheduler, and is no span then.
+                # On the emulator, requesting a stage may take no step of the scheduler; then there is no
+                # span.
                 assert "wait" in {span.what for span in mine} <= {"wait", "issue"}
         if unit == COPY_ENGINE:
             assert all(span.bytes > 0 for span in mine)
             waits = [span for span in found if span.block == block and span.on == f"full {index}"]
-            # A warp that waits for the stage goes on when it is full, so never in the middle of a load.
+            # A wait for the stage ends when the stage is full, so never in the middle of a load.
             assert not [(w, s) for w in waits for s in mine if s.begin < w.end < s.end]
     for block in {span.block for span in found}:
         issuing = {span.index for span in found if span.block == block and span.what == "issue"}
-        assert len(issuing) <= 1  # none, where that took no step of the emulator's scheduler
+        assert len(issuing) <= 1  # 0 if issuing took no step of the emulator's scheduler
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("name", timeline.RECORDED)
 def test_timelines_of_the_emulator(name: str, seed: int) -> None:
-    """Nothing overlaps that cannot; every product and every byte is there."""
+    """Spans of one actor do not overlap, and every WGMMA group and every byte is there."""
     case = timeline.CASES[name]
     problem = make_problem(case.emulator, "cpu")
     with gl.emulator(seed=seed, record=True) as run:
@@ -240,7 +241,7 @@ def test_timelines_of_the_emulator(name: str, seed: int) -> None:
 
 
 def test_products_in_flight_at_the_same_time() -> None:
-    """A wait that lets one group stay in flight ends the oldest; promotion lies beside the next product."""
+    """A wait that leaves one group in flight ends the oldest; its promotion overlaps the next group."""
     kinds = [("wgmma_fence", 0), ("wgmma_fence", 0), ("wgmma_wait", 1), ("wgmma_pass", 1), ("wgmma_fence", 0)]
     kinds += [("wgmma_wait", 0), ("wgmma_pass", 0), ("thread_exit", 0)]
     events = [Event(float(time), 0, 4, kind, 0, value) for time, (kind, value) in enumerate(kinds)]
@@ -256,7 +257,7 @@ def test_products_in_flight_at_the_same_time() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", timeline.CASES)
 def test_timelines_of_a_gpu(name: str) -> None:
-    """The stamped kernel gives the same bits; what it stamps is well formed and has every product."""
+    """The kernel with stamps gives the same bits; its spans are well formed and have every WGMMA group."""
     case, rung = timeline.CASES[name], gl.rungs[name]
     problem = make_problem(case.gpu, "cuda")
     operands, out, stamped = (
@@ -267,8 +268,8 @@ def test_timelines_of_a_gpu(name: str) -> None:
     rung(*operands, out)
     recording = stamps.record(rung, *operands, stamped, case.blocks)
     assert torch.equal(out.view(torch.int16), stamped.view(torch.int16))
-    # SMs change their clocks on the way, so two of them agree less well than the timer ticks: to a fraction
-    # of a block of K, which takes half a microsecond and more.
+    # SMs change their clocks during a run, so they agree less well than the timer's tick. The residual is
+    # still a fraction of a K block, which takes half a microsecond or more.
     assert recording.about["residual_ns"] < 250
     found = spans.spans(recording.events)
     check_well_formed(found)
@@ -284,7 +285,7 @@ def test_timelines_of_a_gpu(name: str) -> None:
 
 
 def check_trace(trace: dict) -> None:
-    """The rules of the Trace Event Format for the two kinds of event that are used."""
+    """Assert the rules of the Trace Event Format for the two kinds of event that are used."""
     named = set()
     for event in trace["traceEvents"]:
         assert isinstance(event["name"], str) and event["name"]
@@ -384,7 +385,7 @@ def row(unit: str, index: int, role: str, found: list[list], block: int = 0, sm:
 
 
 def invented(blocks: tuple[int, ...] = (0, 132)) -> dict:
-    """A data file with two consumers that take turns, on both machines."""
+    """A made-up data file with two consumers that take turns, on both machines."""
     rows = []
     for sm, block in itertools.product((3, None), blocks):
         rows.append(row(COPY_ENGINE, 0, "copy engine", [["load", 0, 2], ["load", 3, 4]], block, sm))

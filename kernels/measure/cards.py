@@ -1,10 +1,10 @@
-"""Renew the rungs' cards: what each is made of, and what limits it.
+"""python -m gemm_ladder cards: the rungs' cards, which say what each rung is made of and what limits it.
 
-python -m gemm_ladder cards            needs nvcc, cuobjdump and a C++20 compiler, no GPU
-python -m gemm_ladder cards --ncu      on a machine with a Hopper GPU and ncu as well
+    python -m gemm_ladder cards            needs nvcc, cuobjdump and a C++20 compiler, no GPU
+    python -m gemm_ladder cards --ncu      also needs a Hopper GPU and ncu
 
-In a checkout figures/data/cards.json is written, and figures/cards/*.md and README.md's table of rungs from
-it. Nothing is stated by hand: registers, spills and static shared memory are ptxas's words; instructions are
+In a checkout this writes figures/data/cards.json and, from it, figures/cards/*.md and the tables of rungs.
+Nothing is stated by hand: registers, spills and static shared memory are what ptxas reports; instructions are
 counted in the machine code; threads, clusters and dynamic shared memory are what the rung's launcher asks the
 emulator for.
 """
@@ -24,6 +24,7 @@ from gemm_ladder.arguments import H100_SMS, GroupedArgs
 from gemm_ladder.build.job import KERNELS
 from gemm_ladder.errors import GemmLadderError
 from gemm_ladder.figures import draw, measured, rung_cards, tables
+from gemm_ladder.figures.rows import CardRow, CardsFile, CardsMeta
 from gemm_ladder.measure import ncu, records, session, timing
 from gemm_ladder.production.choice import choose
 from gemm_ladder.ref.emulator import LaunchConfig, emulator, launch
@@ -32,7 +33,7 @@ from gemm_ladder.sass import disassembly, ffma
 
 PROTOCOL = (
     "A line is changed if it is not in the longest common subsequence of the two files' lines of code; "
-    "s6_ffma_interleave is the file of the rung below and ffma.py, whose lines are its own"
+    "s6_ffma_interleave is the file of the rung below plus ffma.py, and only ffma.py's lines are counted"
 )
 
 
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Renew figures/data/cards.json: each rung's lines, resources and machine code.",
     )
     parser.add_argument(
-        "--ncu", action="store_true", help="ask ncu as well what limits each, on a Hopper GPU"
+        "--ncu", action="store_true", help="also profile each rung with ncu, which needs a Hopper GPU"
     )
     arguments = parser.parse_args(argv)
     checkout = records.checkout_root()
@@ -63,18 +64,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if path:
         records.save(data, path)
         draw.main(checkout)
-        print("\nRenewed: figures/data/cards.json, figures/cards/*.md and README.md's table of rungs.")
+        print("\nRenewed: figures/data/cards.json, figures/cards/*.md and the tables of rungs.")
     else:
         print("\nThe recorded cards are left as they are: this is an installed package, not a checkout.")
     return 0
 
 
-def collect() -> dict[str, Any]:
-    """The content of cards.json, ncu's part left open. Raises GemmLadderError where a tool is missing."""
+def collect() -> CardsFile:
+    """The content of cards.json, without ncu's figures. Raises GemmLadderError where a tool is missing."""
     chosen = list(rungs.values())
     session.build_all(chosen, "cuda")
     session.build_all(chosen, "emulator")
-    meta = {
+    meta: CardsMeta = {
         "nvcc": build.find_cuda().version,
         "date": datetime.date.today().isoformat(),
         "sources": build.sources_digest(),
@@ -85,10 +86,10 @@ def collect() -> dict[str, Any]:
     return {"schema": measured.SCHEMA, "meta": meta, "rows": rows}
 
 
-def row(rung: Rung, below: Rung | None) -> dict[str, Any]:
-    """One rung's row; s0_numpy has its lines alone."""
+def row(rung: Rung, below: Rung | None) -> CardRow:
+    """One rung's row; that of s0_numpy has only its lines of code."""
     text = code_lines(own_file(rung))
-    found: dict[str, Any] = dict.fromkeys(rung_cards.ROW_FIELDS)
+    found: Any = dict.fromkeys(rung_cards.ROW_FIELDS)  # a CardRow, filled in below
     found |= {"rung": rung.name, "idea": rung.idea, "lines": len(text)}
     found["file"] = own_file(rung).relative_to(KERNELS.parent).as_posix()
     if isinstance(rung, NumpyRung):
@@ -107,8 +108,7 @@ def resources(rung: Rung) -> dict[str, Any]:
     built = rung.build("cuda")
     kernels = disassembly.disassemble(built.path)
     used = disassembly.resources(built.log).values()
-    # The operand is the number of registers a thread, in hexadecimal; the last, where a predicate comes
-    # first.
+    # USETMAXREG's last operand is the number of registers per thread, in hexadecimal.
     changes = [
         one.operands.split()[-1]
         for instructions in kernels.values()
@@ -126,12 +126,12 @@ def resources(rung: Rung) -> dict[str, Any]:
 
 
 def instance(kernel: str) -> str:
-    """The numbers that a kernel's template was instantiated with, from its mangled name; "" if none."""
+    """The integers that a kernel's template was instantiated with, from its mangled name; "" if none."""
     return ", ".join(re.findall(r"Li(\d+)E", kernel))
 
 
 def counts(instructions: Sequence[disassembly.Instruction]) -> dict[str, int]:
-    """How many of which instructions a kernel has."""
+    """How many instructions of some kinds a kernel has."""
     count = disassembly.count(instructions)
     return {
         "QGMMA": count["QGMMA"],
@@ -147,7 +147,7 @@ def counts(instructions: Sequence[disassembly.Instruction]) -> dict[str, int]:
 
 
 def launched(rung: Rung) -> dict[str, Any]:
-    """What the rung's launcher asks for at the shape of README's table, and its stages, from the file."""
+    """What the rung's launcher asks for at the shape of README.md's table; and its number of stages."""
     config = launch_config(rung)
     if isinstance(rung, ProductionRung):
         stages = [(str(choose("dense", *measured.SHOWN).stages), "")]
@@ -162,9 +162,9 @@ def launched(rung: Rung) -> dict[str, Any]:
 
 
 def launch_config(rung: Rung) -> LaunchConfig:
-    """How the rung starts its kernel at the shape of README's table, seen by an emulator of 132 SMs."""
+    """How the rung launches its kernel at the shape of README.md's table, on an emulator with 132 SMs."""
     m, n, k = measured.SHOWN
-    # Nothing is run, so no tensors. The struct begins with the one that the other launchers take.
+    # A dry run needs no tensors. GroupedArgs begins with the fields of GemmArgs, which dense launchers read.
     args = GroupedArgs(m=m, n=n, k=k, sfa_stride=m, num_sms=H100_SMS, groups=1, groups_a=1)
     with emulator(dry=True) as run:
         if error := launch(rung.build("emulator").lib, args):
@@ -177,12 +177,12 @@ def launch_config(rung: Rung) -> LaunchConfig:
 
 
 def own_file(rung: Rung) -> Path:
-    """The file that the rung is: s6_ffma_interleave's is the pass over the machine code of the one below."""
+    """The rung's file. That of s6_ffma_interleave is the pass over the machine code of the rung below."""
     return Path(ffma.__file__).resolve() if isinstance(rung, InterleavedRung) else rung.path
 
 
 def code_lines(path: Path) -> list[str]:
-    """A file's lines without indentation, without blank lines, comment lines and docstrings."""
+    """A file's lines of code, without indentation: no blank lines, comment lines or docstrings."""
     text = path.read_text(encoding="utf-8")
     lines = [line.strip() for line in text.splitlines()]
     if path.suffix == ".py":
@@ -195,8 +195,9 @@ def code_lines(path: Path) -> list[str]:
 
 
 def changed(old: Sequence[str], new: Sequence[str]) -> tuple[int, int]:
-    """(lines added, lines removed): those outside the longest common subsequence."""
-    common = [0] * (len(new) + 1)  # of the lines of `old` so far and the first of `new`
+    """(lines added, lines removed): the lines outside the longest common subsequence."""
+    # common[i]: the length of that of the lines of `old` so far and the first i lines of `new`.
+    common = [0] * (len(new) + 1)
     for line in old:
         diagonal = 0
         for index, other in enumerate(new, start=1):
@@ -208,8 +209,8 @@ def changed(old: Sequence[str], new: Sequence[str]) -> tuple[int, int]:
 # ----------------------------------------------------------------------------------------------- ncu
 
 
-def ask_ncu(data: dict[str, Any]) -> None:
-    """Add what ncu says of every compiled rung.
+def ask_ncu(data: CardsFile) -> None:
+    """Add what ncu reports about every compiled rung.
 
     Raises GemmLadderError where there is no Hopper GPU or no ncu.
     """
@@ -224,28 +225,30 @@ def ask_ncu(data: dict[str, Any]) -> None:
             found_row["ncu"] = ncu.profile(rungs[found_row["rung"]])
 
 
-def keep_ncu(data: dict[str, Any], old: dict[str, Any]) -> None:
-    """Take ncu's part over from an older file, if that is of the same kernels, built by the same compiler."""
+def keep_ncu(data: CardsFile, old: CardsFile) -> None:
+    """Keep ncu's figures of an older file if it is of the same kernel sources, built by the same compiler."""
     if old["meta"]["ncu"] is None:
         return
-    for key in ("sources", "nvcc"):
-        if old["meta"][key] != data["meta"][key]:
-            was, now = old["meta"][key][:12], data["meta"][key][:12]
-            print(f"What ncu said is dropped: it ran the rungs of {key} {was}, and these are of {now}.\n")
+    for what, was, now in (
+        ("sources", old["meta"]["sources"], data["meta"]["sources"]),
+        ("nvcc", old["meta"]["nvcc"], data["meta"]["nvcc"]),
+    ):
+        if was != now:
+            print(f"ncu's figures are dropped: they are of {what} {was[:12]}, the cards of {now[:12]}.\n")
             return
     data["meta"]["ncu"] = old["meta"]["ncu"]
-    said = {old_row["rung"]: old_row["ncu"] for old_row in old["rows"]}
+    kept = {old_row["rung"]: old_row["ncu"] for old_row in old["rows"]}
     for new_row in data["rows"]:
-        new_row["ncu"] = said.get(new_row["rung"])
+        new_row["ncu"] = kept.get(new_row["rung"])
 
 
-def show(data: dict[str, Any]) -> None:
-    """Print the cards' first parts, one a line, and what limits each."""
+def show(data: CardsFile) -> None:
+    """Print each rung's lines and resources as a table, and what limits it."""
     columns = ("lines", "added", "removed", "registers", "shared_dynamic", "stages", "threads", "cluster")
     cells = [["rung", *columns]]
     for one in data["rows"]:
-        shown = (one[column] for column in columns)
-        cells.append([one["rung"], *("-" if value is None else str(value) for value in shown)])
+        values: dict[str, Any] = {**one}
+        cells.append([one["rung"], *("-" if values[name] is None else str(values[name]) for name in columns)])
     print(tables.plain(cells))
     for one in data["rows"]:
         if one["ncu"]:

@@ -1,15 +1,15 @@
-"""What a call costs the host, python -m gemm_ladder host: microseconds a call, and a kernel's first build.
+"""python -m gemm_ladder host: what a call costs the host, and how long a kernel takes to be ready.
 
-A small product takes a GPU less time than a host needs to ask for it, so this is a part of a kernel's speed.
-Measured at SHAPE, on a machine with a Hopper GPU:
+Needs a Hopper GPU. A small product takes a GPU less time than a host needs to ask for it, so the host's time
+is part of how fast a kernel is. Four quantities are measured, and figures/data/host.json is renewed:
 
-    call         many calls in a row, none of which is waited for
-    first build  loading the kernel where the cache is an empty folder, so that it is compiled first
+    call         one of many calls in a row; nothing waits for the GPU in between
+    first build  loading the kernel with an empty cache folder, so that it is compiled first
     cached load  loading it from the cache
     first call   from the beginning of a cached load to the end of the call after it: the load, the choice of
                  the configuration, the launch and the kernel itself
 
-The last three are those of fresh processes, in which torch and the GPU are in use already.
+The last three are measured in fresh processes that have already used torch and the GPU.
 """
 
 from __future__ import annotations
@@ -23,36 +23,70 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from gemm_ladder import api
 from gemm_ladder.errors import GemmLadderError, one_line
 from gemm_ladder.figures import host, tables
+from gemm_ladder.figures.rows import HostRow
 from gemm_ladder.measure import operands, production_rows, records, session, timing
 from gemm_ladder.measure.peers import PEERS
 from gemm_ladder.measure.shapes import Product, Shape
 from gemm_ladder.production import launching, precompiling
 
 SHAPE = Shape(64, 7168, 2048)
-DENSE, MASKED = Product("dense", 1, SHAPE), Product("masked", 4, SHAPE)
-CALLS, BATCHES, STARTS = 200, 60, 3  # a GPU's queue holds about a thousand launches: it is never full
-START_SECONDS = 120  # a process that takes longer hangs
-PROTOCOL = (
-    f"call: the host's clock over {CALLS} calls in a row, divided by {CALLS}, the GPU waited for before and "
-    f"after and not between; median of {BATCHES} such batches, the implementations taking turns; first "
-    "build, cached load and first call: in fresh processes that have used torch and the GPU before, one with "
-    f"an empty cache folder and then one with what that left there; median of {STARTS} such pairs, which run "
-    "at the same time"
-)
+START_SECONDS = 120  # a fresh process that takes longer is taken to hang
+MASKED_CALL = "m_grouped_fp8_gemm_nt_masked"
 
 Call = Callable[[], object]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, and how often.
+
+    Attributes:
+        shape: of the dense product, and of each group of the masked one.
+        groups: of the masked product.
+        calls: in a batch. A GPU's queue holds about a thousand launches; it must never be full.
+        batches: of each implementation.
+        starts: pairs of fresh processes.
+    """
+
+    shape: Shape = SHAPE
+    groups: int = 4
+    calls: int = 200
+    batches: int = 60
+    starts: int = 3
+
+    @property
+    def dense(self) -> Product:
+        return Product("dense", 1, self.shape)
+
+    @property
+    def masked(self) -> Product:
+        return Product("masked", self.groups, self.shape)
+
+    @property
+    def protocol(self) -> str:
+        return (
+            f"call: the host's clock over {self.calls} calls in a row, divided by {self.calls}; the GPU is "
+            f"waited for before and after them, not in between; median of {self.batches} such batches, with "
+            "the implementations taking turns; first build, cached load and first call: in pairs of fresh "
+            "processes that have used torch and the GPU before, the first with an empty cache folder, the "
+            f"second with what the first left there; median of {self.starts} such pairs, which run at the "
+            "same time"
+        )
+
+
+PLAN = Plan()
+
+
+def main(argv: Sequence[str] | None = None, plan: Plan = PLAN) -> int:
     """Run `host`. Returns 0, or 1 where a call of gemm_ladder fails.
 
     Raises:
@@ -60,15 +94,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="python -m gemm_ladder host",
-        description=f"Time what a call at {SHAPE} costs the host, beside torch's own, and how long a "
-        "kernel's first build, load and call take, on a machine with a Hopper GPU.",
+        description=f"Time what a call at {plan.shape} costs the host, beside torch's own, and how long "
+        "a kernel's first build, load and call take. Needs a Hopper GPU.",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the measurements there as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the measurements to FILE")
     arguments = parser.parse_args(argv)
     device, found = session.need_gpu("calls to a GPU are timed", arguments.json)
 
-    print(f"Found {found}: calls at {SHAPE} are timed on the host.\n")
-    result = on_gpu(device)
+    print(f"Found {found}: calls at {plan.shape} are timed on the host.\n")
+    result = on_gpu(device, plan)
     if result.rows:
         print(tables.plain(host.table(result.data)))
     session.show_measured(result, ())
@@ -76,35 +110,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if result.wrong else 0
 
 
-def on_gpu(device: torch.device) -> session.Measured:
+def on_gpu(device: torch.device, plan: Plan = PLAN) -> session.Measured[HostRow]:
     """Time everything."""
-    meta = records.machine(device, 0)
-    meta |= {"cpu": cpu_name(), "python": platform.python_version(), "protocol": PROTOCOL}
-    result = session.Measured(meta=meta)
-    calls = {}
+    meta = {**records.machine(device, 0), "protocol": plan.protocol}
+    meta |= {"cpu": cpu_name(), "python": platform.python_version()}
+    result: session.Measured[HostRow] = session.Measured(meta=meta)
+    calls: dict[str, Call] = {}
     with torch.cuda.device(device):
-        needed = production_rows.configurations([DENSE, MASKED], device)
+        needed = production_rows.configurations([plan.dense, plan.masked], device)
         precompiling.build_all(list(needed.values()), "cuda")
-        ours, peers = makers(device)
+        ours, peers = makers(device, plan)
         for name, make in (ours | peers).items():
             try:
                 call = make()
                 call()  # loads what is needed
                 timing.synchronize(device)
-            except Exception as reason:  # what a library refuses with is its own affair
+            except Exception as reason:  # a library may refuse with any exception
                 if name in ours:
                     result.wrong.append(f"{name} fails: {one_line(reason)}")
                 else:
-                    result.miss(name, SHAPE, one_line(reason))
+                    result.miss(name, plan.shape, one_line(reason))
             else:
                 calls[name] = call
-        with session.progress(range(BATCHES), "batches") as (bar, _):
-            for name, us in take_turns(calls, device, bar).items():
-                product = MASKED if name == MASKED_CALL else DENSE
+        with session.progress(range(plan.batches), "batches") as (bar, _):
+            for name, us in take_turns(calls, device, bar, plan.calls).items():
+                product = plan.masked if name == MASKED_CALL else plan.dense
                 result.rows.append(data_row("call", name, product, us))
     try:
-        for quantity, us in starts().items():
-            result.rows.append(data_row(quantity, production_rows.RUNG, DENSE, us))
+        for quantity, us in starts(plan.starts).items():
+            result.rows.append(data_row(quantity, production_rows.RUNG, plan.dense, us))
     except GemmLadderError as reason:
         result.wrong.append(str(reason))
     return result
@@ -112,22 +146,22 @@ def on_gpu(device: torch.device) -> session.Measured:
 
 # ------------------------------------------------------------------------------------------------------ calls
 
-MASKED_CALL = "m_grouped_fp8_gemm_nt_masked"
 
-
-def makers(device: torch.device | str) -> tuple[dict[str, Callable[[], Call]], dict[str, Callable[[], Call]]]:
-    """What makes each call that is timed, by name: gemm_ladder's, and its peers'."""
-    dense, masked = (operands.make_operands(product, device) for product in (DENSE, MASKED))
+def makers(
+    device: torch.device | str, plan: Plan = PLAN
+) -> tuple[dict[str, Callable[[], Call]], dict[str, Callable[[], Call]]]:
+    """By name, what prepares each call that is timed: gemm_ladder's, and its peers'."""
+    dense, masked = (operands.make_operands(product, device) for product in (plan.dense, plan.masked))
     (problem,) = dense.parts
-    ours = {
+    ours: dict[str, Callable[[], Call]] = {
         name: partial(partial, getattr(api, name), dense.lhs, dense.rhs, dense.output())
         for name in operands.NAMES["dense"]
     }
     ours[MASKED_CALL] = partial(
-        partial, getattr(api, MASKED_CALL), masked.lhs, masked.rhs, masked.output(), masked.rows, SHAPE.m
+        partial, getattr(api, MASKED_CALL), masked.lhs, masked.rhs, masked.output(), masked.rows, plan.shape.m
     )
     a, b, out = problem.a.bfloat16(), problem.b.bfloat16().T, dense.output()
-    theirs = {
+    theirs: dict[str, Callable[[], Call]] = {
         "torch_mm": partial(partial, torch.mm, a, b),
         "torch_mm_out": partial(partial, torch.mm, a, b, out=out),
     }
@@ -137,38 +171,39 @@ def makers(device: torch.device | str) -> tuple[dict[str, Callable[[], Call]], d
 
 
 def take_turns(
-    calls: Mapping[str, Call], device: torch.device, batches: Iterable[int]
+    calls: Mapping[str, Call], device: torch.device, batches: Iterable[int], count: int
 ) -> dict[str, list[float]]:
-    """Microseconds a call by name, one number a batch; every implementation has a batch, then all again."""
+    """Microseconds of a call by name, one number for each batch of `count` calls. Every implementation has
+    one batch before the first has its second, so that a slow moment of the machine hits all of them."""
     found: dict[str, list[float]] = {name: [] for name in calls}
     for _ in batches:
         for name, call in calls.items():
-            found[name].append(batch(call, device))
+            found[name].append(batch(call, device, count))
     return found
 
 
-def batch(call: Call, device: torch.device) -> float:
-    """Microseconds of the host for a call, on average of CALLS."""
+def batch(call: Call, device: torch.device, count: int) -> float:
+    """Microseconds of host time for a call, the mean of `count` calls."""
     timing.synchronize(device)
     started = time.perf_counter()
-    for _ in range(CALLS):
+    for _ in range(count):
         call()
     elapsed = time.perf_counter() - started
     timing.synchronize(device)
-    return elapsed / CALLS * 1e6
+    return elapsed / count * 1e6
 
 
 # ------------------------------------------------------------------------------------------- fresh processes
 
 
-def starts() -> dict[str, list[float]]:
-    """Microseconds of the first build, the cached load and the first call: STARTS of each.
+def starts(pairs: int) -> dict[str, list[float]]:
+    """Microseconds of the first build, the cached load and the first call, `pairs` of each.
 
     Raises:
         GemmLadderError: a process fails.
     """
-    with ThreadPoolExecutor(STARTS) as pool:
-        found = list(pool.map(lambda _: start(), range(STARTS)))
+    with ThreadPoolExecutor(pairs) as pool:
+        found = list(pool.map(lambda _: start(), range(pairs)))
     builds, loads, calls = (list(times) for times in zip(*found, strict=True))
     return {"first_build": builds, "cached_load": loads, "first_call": calls}
 
@@ -181,10 +216,10 @@ def start() -> tuple[float, float, float]:
 
 
 def in_fresh_process(cache: str) -> tuple[float, float]:
-    """What load_and_call() prints in a process of its own, with this cache folder.
+    """Run load_and_call() in a process of its own with this cache folder. Returns what it prints.
 
     Raises:
-        GemmLadderError: it fails, or takes more than START_SECONDS.
+        GemmLadderError: the process fails, or takes more than START_SECONDS.
     """
     try:
         ran = subprocess.run(
@@ -196,7 +231,7 @@ def in_fresh_process(cache: str) -> tuple[float, float]:
             check=True,
         )
     except subprocess.CalledProcessError as error:
-        last = (error.stderr.strip().splitlines() or ["it says nothing"])[-1]
+        last = (error.stderr.strip().splitlines() or ["it printed no error"])[-1]
         raise GemmLadderError(f"A fresh process cannot load and call the kernel: {last}") from None
     except subprocess.TimeoutExpired:
         raise GemmLadderError(
@@ -207,11 +242,12 @@ def in_fresh_process(cache: str) -> tuple[float, float]:
 
 
 def load_and_call() -> None:
-    """In a fresh process: print the microseconds until the kernel is loaded, and until a call is over."""
+    """Print the microseconds until the kernel is loaded, and until the first call is over. Run in a fresh
+    process."""
     device, _ = session.need_gpu("a kernel is loaded", None)
     with torch.cuda.device(device):
-        call = operands.interface_call(api, operands.make_operands(DENSE, device))
-        config = production_rows.configurations([DENSE], device)[DENSE]
+        call = operands.interface_call(api, operands.make_operands(PLAN.dense, device))
+        config = production_rows.configurations([PLAN.dense], device)[PLAN.dense]
         timing.synchronize(device)
         begin = time.perf_counter()
         launching.library(config)
@@ -224,15 +260,17 @@ def load_and_call() -> None:
 # -------------------------------------------------------------------------------------------------- the data
 
 
-def data_row(quantity: str, impl: str, product: Product, us: Sequence[float]) -> dict[str, Any]:
-    """One row of figures/data/host.json: of some measurements the median, 10th and 90th percentile."""
+def data_row(quantity: str, impl: str, product: Product, us: Sequence[float]) -> HostRow:
+    """One row of figures/data/host.json: the median, 10th and 90th percentile of some measurements."""
     p10, median, p90 = (round(float(value), 3) for value in np.percentile(us, [10, 50, 90]))
     return {
         "quantity": quantity,
         "impl": impl,
         "kind": product.kind,
         "groups": product.groups,
-        **product.shape._asdict(),
+        "m": product.shape.m,
+        "n": product.shape.n,
+        "k": product.shape.k,
         "us": median,
         "us_p10": p10,
         "us_p90": p90,
@@ -240,7 +278,7 @@ def data_row(quantity: str, impl: str, product: Product, us: Sequence[float]) ->
 
 
 def cpu_name() -> str | None:
-    """The host's processor, as Linux calls it."""
+    """The name of the host's processor, from Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,6 +1,7 @@
-"""Time rung 6 in each of its modes: what the control bits of the promotion's FFMAs are worth.
+"""python -m gemm_ladder interleave: what the control bits of the promotion's FFMAs are worth.
 
-python -m gemm_ladder interleave      on a machine with a Hopper GPU
+Needs a Hopper GPU. Rung 6 is timed in each of its modes, which give the same results, so only time is
+compared. In a checkout, figures/data/interleave.json and its table are renewed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from gemm_ladder.measure import compare, session, shapes
+from gemm_ladder.measure import ladder_rows, session, shapes
 from gemm_ladder.rungs import rungs
 
 MODES = {"off": "off", "compiler": "compiler", "9_of_16": Fraction(9, 16), "full": "full"}
@@ -28,12 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m gemm_ladder interleave",
         description="Time s6_ffma_interleave in each of its modes, at DeepSeek-V3's shapes with m = 4096.",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the measurements there as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the measurements to FILE")
     arguments = parser.parse_args(argv)
     device, _ = session.need_gpu("the modes differ in speed alone", arguments.json)
     base = rungs["s6_ffma_interleave"]
     chosen = [dataclasses.replace(base, name=f"s6_{name}", mode=mode) for name, mode in MODES.items()]
-    result = compare.on_gpu(chosen, SHAPES, ("dirty",), device, others={})
+    result = ladder_rows.on_gpu(chosen, SHAPES, ("dirty",), device, others={})
     session.show_measured(result, ("dirty",))
     session.keep(result, arguments.json, whole=True, record="interleave.json")
     return 1 if result.wrong else 0

@@ -1,10 +1,9 @@
-"""What Nsight Compute (ncu) says of a rung's kernel: one launch of each, at one shape.
+"""What Nsight Compute (ncu) reports about a rung's kernel, for one launch at one shape.
 
-    python -m gemm_ladder.measure.ncu s2_wgmma      launches that rung a few times: what ncu is pointed at
+    python -m gemm_ladder.measure.ncu s2_wgmma      the program that ncu profiles: it launches that rung
 
-ncu runs the kernel several times over, with its caches emptied before each, to read all counters; the clocks
-are left as they are. Metrics: NVIDIA's "Nsight Compute Profiling Guide". Those here are what an H100 was seen
-to have.
+To read all counters ncu replays the kernel several times, with empty caches each time; the clocks are left as
+they are. The metrics are those of NVIDIA's "Nsight Compute Profiling Guide" that an H100 has.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ from gemm_ladder.errors import GemmLadderError
 from gemm_ladder.measure.shapes import Shape
 from gemm_ladder.rungs import ProductionRung, Rung
 
-SHAPE = Shape(4096, 7168, 2048)  # s1_naive takes a quarter of a second
-WARM_UP = 2  # launches that ncu lets pass
+SHAPE = Shape(4096, 7168, 2048)  # small enough that s1_naive takes a quarter of a second
+WARM_UP = 2  # launches before the one that is profiled
 
-# By the name that a card has for it: percent of the peak over the kernel's whole time, but for occupancy,
-# which is over the time in which an SM has work.
+# Metrics by the names that a card has for them: percent of the peak over the kernel's whole time; occupancy
+# over the time in which an SM has work.
 METRICS = {
     "tensor": "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed",
     "fma": "sm__pipe_fma_cycles_active.avg.pct_of_peak_sustained_elapsed",
@@ -41,8 +40,7 @@ METRICS = {
     "dram": "gpu__dram_throughput.avg.pct_of_peak_sustained_elapsed",
     "occupancy": "sm__warps_active.avg.pct_of_peak_sustained_active",
 }
-# How many warps, on average, are in this state for each instruction issued; `selected` is the one that
-# issues.
+# Warps in this state per instruction issued, on average. `selected` is the state of the warp that issues.
 STALL = "smsp__average_warps_issue_stalled_{}_per_issue_active.ratio"
 STALLS = (
     *("barrier", "branch_resolving", "dispatch_stall", "drain", "gmma", "imc_miss", "lg_throttle"),
@@ -51,8 +49,8 @@ STALLS = (
 )
 PROTOCOL = (
     f"One launch at {SHAPE} after {WARM_UP} others, replayed by ncu with empty caches and the clocks as they "
-    "are; percent of the peak over the kernel's time, of warps over the time in which an SM has work; a "
-    "warp's time is the mean over all warps, those included that have nothing to do"
+    "are; percentages of the peak are over the kernel's time, resident warps over the time in which an SM "
+    "has work; a warp's time is the mean over all warps, idle ones included"
 )
 
 
@@ -60,17 +58,18 @@ def profile(rung: Rung) -> dict[str, Any]:
     """Run ncu on one launch of `rung`.
 
     Returns:
-        A percentage or None by the names in METRICS, and `stalls`, the percentages of a warp's time by
-        reason.
+        A percentage or None for each name in METRICS, and `stalls`: percent of a warp's time by reason.
 
     Raises:
         ToolchainError: there is no ncu.
-        GemmLadderError: it fails, or what it gives is not one launch of one kernel.
+        GemmLadderError: ncu fails, or does not report exactly one launch.
     """
     metrics = [*METRICS.values(), *map(STALL.format, STALLS)]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "launch.ncu-rep"
-        kernel = rung.name if isinstance(rung, ProductionRung) else rung.path.stem  # how its name begins
+        kernel = (
+            rung.name if isinstance(rung, ProductionRung) else rung.path.stem
+        )  # how the kernel's name begins
         select = ["--kernel-name", f"regex:^{kernel}", "--launch-skip", str(WARM_UP), "--launch-count", "1"]
         options = [
             "--clock-control",
@@ -87,13 +86,13 @@ def profile(rung: Rung) -> dict[str, Any]:
 
 
 def version() -> str:
-    """Of ncu. Raises ToolchainError where there is none."""
+    """ncu's version. Raises ToolchainError where there is no ncu."""
     found = re.search(r"^Version (\S+)", _ncu("--version"), re.M)
     return found[1] if found else "unknown"
 
 
 def meta(gpu: str, driver: str) -> dict[str, str]:
-    """Where and when: cards.json's meta["ncu"]."""
+    """Where, when and how ncu ran: cards.json's meta["ncu"]."""
     today = datetime.date.today().isoformat()
     return {
         "gpu": gpu,
@@ -106,11 +105,10 @@ def meta(gpu: str, driver: str) -> dict[str, str]:
 
 
 def parse(lines: Iterable[str]) -> dict[str, float]:
-    """The metrics of the one kernel in `ncu --csv --page raw`: names, then units, then a line for each
-    launch.
+    """The metrics in the output of `ncu --csv --page raw`: lines of names, of units, and one for each launch.
 
-    A metric that ncu could not read ("n/a", or not there) is left out. Raises GemmLadderError where there is
-    not one launch.
+    A metric that ncu could not read ("n/a", or not there) is left out. Raises GemmLadderError if there is not
+    exactly one launch.
     """
     rows = list(csv.reader(line for line in lines if line.startswith('"')))
     if len(rows) != 3 or len({len(row) for row in rows}) != 1:
@@ -123,8 +121,7 @@ def parse(lines: Iterable[str]) -> dict[str, float]:
 
 
 def figures(metrics: dict[str, float]) -> dict[str, Any]:
-    """A card's figures from ncu's metrics, rounded to a tenth of a percent; stalls that never occur are left
-    out."""
+    """A card's figures from ncu's metrics, rounded to 0.1 percent; stalls that round to 0 are left out."""
 
     def rounded(share: float | None) -> float | None:
         return None if share is None else round(share, 1)
@@ -138,7 +135,7 @@ def figures(metrics: dict[str, float]) -> dict[str, Any]:
 
 
 def _ncu(*arguments: str) -> str:
-    """stdout of ncu. Raises GemmLadderError, with what it says, where it fails."""
+    """ncu's stdout. Raises GemmLadderError with ncu's message where it fails."""
     tool = toolchain.find_tool("ncu")
     if tool is None:
         raise toolchain.ToolchainError("There is no ncu on PATH or beside nvcc: install Nsight Compute.")
@@ -151,7 +148,7 @@ def _ncu(*arguments: str) -> str:
 
 
 def _launch(rung: Rung) -> None:
-    """What ncu looks at: WARM_UP launches, and the one that counts."""
+    """What ncu profiles: WARM_UP launches, and the one that counts."""
     import torch
     from gemm_ladder.measure import problems, session
 

@@ -1,4 +1,4 @@
-"""The operands of a row of the table (`shapes.PRODUCTS`), and a call of them by DeepGEMM's interface."""
+"""The operands of a row of `shapes.PRODUCTS`, and a call with them through DeepGEMM's interface."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gemm_ladder.measure.peers import Call
 from gemm_ladder.measure.problems import Errors, Problem, errors, make_problem
 from gemm_ladder.measure.shapes import MASKED_MAX_M, Product, Shape
 
-# The functions of DeepGEMM's interface, the second generation's names first.
+# The names that DeepGEMM's functions have, by kind of product; the second generation's first.
 NAMES = {
     "dense": ("fp8_gemm_nt", "gemm_fp8_fp8_bf16_nt"),
     "contiguous": ("m_grouped_fp8_gemm_nt_contiguous", "m_grouped_gemm_fp8_fp8_bf16_nt_contiguous"),
@@ -32,10 +32,11 @@ class Operands:
 
     Attributes:
         product: the row.
-        counts: for each group, how many of its rows count.
-        held: for each group, how many rows of A it has, those that do not count too.
-        parts: for each group, the rows that count, and its B: a dense problem of its own.
-        blocks: the same, with the rows that fill the group's last block; dense: the rows that count.
+        counts: valid rows of each group.
+        held: rows of A that each group has, padding included.
+        parts: for each group its valid rows and its B, as a dense problem.
+        blocks: the same, with the group's rows padded to a multiple of M_ALIGNMENT; in a dense product
+            without padding.
         lhs, rhs: (A, sfa) and (B, sfb) of all groups, as `gemm_ladder.api` takes them.
         rows: m_indices or masked_m; None if dense.
     """
@@ -50,18 +51,18 @@ class Operands:
     rows: torch.Tensor | None
 
     def output(self) -> torch.Tensor:
-        """A bfloat16 [m, n], masked: [groups, max_m, n], for the result, full of NaN."""
+        """A bfloat16 [m, n], or [groups, max_m, n] if masked, for the result, full of NaN."""
         a, n = self.lhs[0], self.product.shape.n
         return torch.full((*a.shape[:-1], n), float("nan"), dtype=torch.bfloat16, device=a.device)
 
     def results(self, out: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The rows that count of an output, or of one for each group: bfloat16 [counts[g], n]."""
+        """The valid rows of an output, or of one output for each group: bfloat16 [counts[g], n]."""
         one = isinstance(out, torch.Tensor) and self.product.kind != "masked"
         groups = out.split(self.held) if one else out
         return [rows[:count] for rows, count in zip(groups, self.counts, strict=True)]
 
     def references(self, scaled: bool = True) -> Iterator[torch.Tensor]:
-        """What `results` has to be, one float64 matrix after another: there may not be room for all."""
+        """What `results` has to be, in float64, one group after another: memory may not hold them all."""
         return (part.reference(scaled) for part in self.parts)
 
     def errors(
@@ -76,14 +77,14 @@ class Operands:
 
 
 def held_rows(product: Product) -> list[int]:
-    """How many rows of A each group has, those that do not count too: whole blocks; masked: MASKED_MAX_M."""
+    """Rows of A that each group has, padding included: MASKED_MAX_M if masked, else see filled()."""
     if product.kind == "masked":
         return [MASKED_MAX_M] * product.groups
     return filled(product.kind, product.counts)
 
 
 def filled(kind: Kind, counts: Sequence[int]) -> list[int]:
-    """How many rows each group's are in whole blocks; dense: as many."""
+    """The groups' numbers of rows, rounded up to M_ALIGNMENT; in a dense product as they are."""
     multiple = M_ALIGNMENT if kind != "dense" else 1
     return [align(count, multiple) for count in counts]
 
@@ -94,12 +95,12 @@ def make_operands(
     counts: Sequence[int] | None = None,
     held: Sequence[int] | None = None,
 ) -> Operands:
-    """Random normal operands, the rows that do not count as well.
+    """Random normal operands; the padding holds random numbers too.
 
     Args:
-        product: kind, groups, n and k; and how many rows, where these are not given:
-        counts: the rows of each group that count.
-        held: the rows of A that each group has.
+        product: the row.
+        counts: valid rows of each group, if not those of `product`.
+        held: rows of A that each group has, if not those of `product`.
     """
     kind, (_, n, k) = product.kind, product.shape
     counts, held = list(counts or product.counts), list(held or held_rows(product))
@@ -128,15 +129,15 @@ def make_operands(
 
 
 def join(how: Callable[[list[torch.Tensor]], torch.Tensor], fp8: Sequence[torch.Tensor]) -> torch.Tensor:
-    """torch.cat or torch.stack of FP8 tensors, by their bytes: not every torch joins this type on a GPU."""
+    """torch.cat or torch.stack of FP8 tensors, as bytes: not every torch joins FP8 tensors on a GPU."""
     return how([one.view(torch.uint8) for one in fp8]).view(torch.float8_e4m3fn)
 
 
 def interface_call(library: ModuleType, operands: Operands) -> Call:
-    """A call of a library that has DeepGEMM's interface, of either generation; gemm_ladder is one.
+    """A call of a library with DeepGEMM's interface of either generation; gemm_ladder is one.
 
     Raises:
-        AttributeError: it does not have this kind of product.
+        AttributeError: the library does not have this kind of product.
     """
     kind, out = operands.product.kind, operands.output()
     functions = [getattr(library, name) for name in NAMES[kind] if hasattr(library, name)]

@@ -1,4 +1,5 @@
-"""What the kernels are compared with: other libraries' calls of the same product."""
+"""The libraries that the kernels are compared with. To add one, add a function here and its label to
+gemm_ladder.figures.measured.PEERS."""
 
 from __future__ import annotations
 
@@ -12,15 +13,15 @@ from gemm_ladder.errors import one_line
 from gemm_ladder.measure.problems import Problem, dequantize
 from gemm_ladder.measure.shapes import Shape
 
-Call = Callable[[], Any]  # runs once, on the current stream, and returns its output, or those of its groups
+Call = Callable[[], Any]  # runs once on the current stream; returns its output, or one for each group
 
 
 def cublaslt_blockwise(problem: Problem) -> Call:
     """cuBLASLt's FP8 product with the same 1x128 and 128x128 scales, through torch (CUDA 12.9 or newer)."""
     m, _, k = problem.shape
     blocks = ceil_div(k, SCALE_BLOCK)
-    # torch wants A's scales [m, k / 128] with strides (1, m), and B's [k / 128, n / 128] with strides
-    # (1, k / 128 rounded up to 4). scaled_mm wants the rounding in B's shape as well, _scaled_mm does not.
+    # torch needs A's scales [m, k / 128] with strides (1, m), and B's [k / 128, n / 128] with strides
+    # (1, k / 128 rounded up to 4). scaled_mm needs the rounded number in B's shape too, _scaled_mm does not.
     sfa = torch.empty_strided((m, blocks), (1, m), device=problem.a.device).copy_(problem.sfa)
     sfb = F.pad(problem.sfb, (0, -blocks % 4)).T
     b = problem.b.T
@@ -44,7 +45,7 @@ def cublaslt_blockwise(problem: Problem) -> Call:
     for call in (scaled_mm, _scaled_mm):
         try:
             call()
-        except Exception as error:  # which of the two a torch has, and takes, differs from release to release
+        except Exception as error:  # releases of torch differ in which of the two they have and accept
             refusals.append(f"{call.__name__}: {one_line(error)}")
         else:
             return call
@@ -52,8 +53,8 @@ def cublaslt_blockwise(problem: Problem) -> Call:
 
 
 def cublaslt_tensorwise(problem: Problem) -> Call:
-    """cuBLASLt's FP8 product without block scales and without promotion (fast accumulation): a ceiling for
-    this data type, not the same function. Its result is compared with the unscaled product."""
+    """cuBLASLt's FP8 product with one scale per tensor and without promotion (fast accumulation): a ceiling
+    for this data type, not the same product. Its result is compared with the product without scales."""
     one = torch.ones((), device=problem.a.device)
     b = problem.b.T
     return lambda: torch._scaled_mm(
@@ -70,7 +71,7 @@ def cublas_bf16(problem: Problem) -> Call:
 
 
 def deep_gemm(problem: Problem) -> Call:
-    """DeepGEMM, of either generation, where it is installed."""
+    """DeepGEMM of either generation. Raises ImportError where it is not installed."""
     import deep_gemm as library
 
     gemm = getattr(library, "fp8_gemm_nt", None) or library.gemm_fp8_fp8_bf16_nt
@@ -87,7 +88,7 @@ Peer = Callable[[Problem], Call]
 PEERS: Mapping[str, Peer] = {
     peer.__name__: peer for peer in (cublaslt_blockwise, cublaslt_tensorwise, cublas_bf16, deep_gemm)
 }
-UNSCALED = ("cublaslt_tensorwise", "torch_grouped")
+UNSCALED = ("cublaslt_tensorwise", "torch_grouped")  # these ignore the scales: ceilings
 
 
 def bytes_moved(impl: str, shape: Shape) -> int:

@@ -1,17 +1,18 @@
-"""What an H100 loses when it promotes late: errors against k, and what each promotion costs in time.
+"""python -m gemm_ladder precision: what is lost when promotion comes late, and what promoting costs.
 
     python -m gemm_ladder precision              on a Hopper GPU: writes figures/data/precision.json
     python -m gemm_ladder precision --emulator   short k on the emulator: prints, writes nothing
 
-Two problems, 64 x 64 with k up to 65536, all scales 1: `operands`. They are multiplied by s2_wgmma, whose
-text is changed to write FP32 and to promote every 128, 512 or 2048 of k, or never; and by torch._scaled_mm
-with one scale a tensor, with use_fast_accum and without. cuBLAS may split a long k among blocks where m and n
-are small, which shortens its sums: so it also multiplies them as the corner of 2048 x 2048 matrices.
+Two problems of 64 x 64 with k up to 65536 and all scales 1 (`operands`) are multiplied in two ways: by
+s2_wgmma, whose text is changed to write FP32 and to promote every 128, 512 or 2048 of k, or never; and by
+torch._scaled_mm with one scale per tensor, with and without use_fast_accum. cuBLAS may split a long k among
+thread blocks where m and n are small, which makes its sums shorter. So it also multiplies them as the corner
+of 2048 x 2048 matrices.
 
-Rows of kind "error": the error of the 64 x 64 results against float64, and how many of them have the bits of
-ref/tensor_core.py promoting every `model` of k (0: never); for cuBLAS that of MODELS which fits best.
-Rows of kind "time": the changed s2_wgmma, writing BF16, at a size of the ladder.
-Ends with status 1 if a result of s2_wgmma differs from the model's.
+Rows of kind "error" have the error of the 64 x 64 results against float64, and how many of them have the bits
+of ref/tensor_core.py's model promoting every `model` of k (0: never); for cuBLAS, the one of MODELS that fits
+best. Rows of kind "time" are of the changed s2_wgmma, writing BF16, at a shape of the ladder. The exit status
+is 1 if a result of s2_wgmma differs from the model's.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import torch
 from gemm_ladder import build
 from gemm_ladder.arguments import GemmArgs
 from gemm_ladder.errors import GemmLadderError
+from gemm_ladder.figures.rows import PrecisionError, PrecisionTime
 from gemm_ladder.measure import problems, records, session, timing
 from gemm_ladder.measure.shapes import Shape
 from gemm_ladder.ref import emulator, fp8, gemm, metrics, tensor_core
@@ -39,7 +41,7 @@ CORNER_OF = 2048
 ALL_K = tuple(2**power for power in range(7, 17))
 EMULATED_K = tuple(k for k in ALL_K if k <= 1024)
 DATA = ("normal", "non-negative")
-PROMOTIONS = (128, 512, 2048, 0)  # every so many of k; 0: never
+PROMOTIONS = (128, 512, 2048, 0)  # every how many of k; 0: never
 MODELS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 0)
 TIMED = Shape(4096, 7168, 16384)
 
@@ -50,7 +52,7 @@ Results = dict[str, np.ndarray]
 
 
 def operands(data: str, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """E4M3 codes, uint8 [64, k] each; those of a smaller k are the first columns of these."""
+    """E4M3 codes of A and B, uint8 [64, k] each. For a smaller k they are the first columns of these."""
     a, b = (np.random.default_rng([DATA.index(data), side]) for side in range(2))
     if data == "normal":
         x, y = (rng.standard_normal((ALL_K[-1], M)).T * 64 for rng in (a, b))
@@ -60,7 +62,7 @@ def operands(data: str, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def model(a: np.ndarray, b: np.ndarray, promotion: int, ends: tuple[int, ...]) -> dict[int, np.ndarray]:
-    """By each k of `ends`, ascending: float32 [64, 64], promoted every `promotion` of k."""
+    """For each k of `ends` (ascending): float32 [64, 64], promoted every `promotion` of k."""
     total, partial = np.zeros((len(a), len(b)), np.float32), np.zeros((len(a), len(b)), np.float32)
     found, k = {}, 0
     for stop in sorted({*ends, *(range(promotion, ends[-1], promotion) if promotion else ())}):
@@ -77,7 +79,7 @@ def model(a: np.ndarray, b: np.ndarray, promotion: int, ends: tuple[int, ...]) -
 
 
 def changed(promotion: int, fp32: bool) -> str:
-    """The text of s2_wgmma, promoting every `promotion` of k, and with FP32 results if they are wanted."""
+    """The text of s2_wgmma, changed to promote every `promotion` of k, and to write FP32 if `fp32`."""
     text = rungs["s2_wgmma"].source
     blocks = promotion // fp8.SCALE_BLOCK or 1 << 40
     changes = []
@@ -94,7 +96,7 @@ def changed(promotion: int, fp32: bool) -> str:
         ]
     for old, new in changes:
         if text.count(old) != 1:
-            raise ValueError(f"s2_wgmma has {text.count(old)} times {old!r}; once is needed")
+            raise ValueError(f"s2_wgmma has {old!r} {text.count(old)} times; once is needed")
         text = text.replace(old, new)
     return text
 
@@ -124,7 +126,7 @@ def launch(lib: ctypes.CDLL, a, sfa, b, sfb, d) -> None:
 
 
 def build_all() -> None:
-    """Compile, all at once, what will run on the GPU."""
+    """Compile everything that runs on the GPU, at the same time."""
     with ThreadPoolExecutor() as pool:
         jobs = [pool.submit(library, *each, "cuda") for each in itertools.product(PROMOTIONS, (True, False))]
         jobs.append(pool.submit(rungs["s2_wgmma"].build, "cuda"))
@@ -150,8 +152,8 @@ def s2_wgmma(promotion: int, device: str) -> Callable[[np.ndarray, np.ndarray], 
 
 
 def scaled_mm(fast: bool, size: int, device: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """torch._scaled_mm on matrices of `size` rows that begin with a and b; FP32 results, or BF16 ones where
-    it gives no others."""
+    """torch._scaled_mm on matrices of `size` rows that begin with a and b; FP32 results, or BF16 if it gives
+    only those."""
     one = torch.ones((), device=device)
     options = {"scale_a": one, "scale_b": one, "use_fast_accum": fast}
 
@@ -175,11 +177,15 @@ def scaled_mm(fast: bool, size: int, device: str) -> Callable[[np.ndarray, np.nd
 
 def error_row(
     data: str, k: int, impl: str, of: int, promotion: int | None, d: np.ndarray, models: Results
-) -> dict:
-    """`models`: the numbers that it may have, by how they are promoted; "exact" in float64 beside them."""
+) -> PrecisionError:
+    """A row of kind "error" about the result `d`.
+
+    Args:
+        models: what the model gives, by how often it promotes; and "exact", in float64.
+    """
     exact = models["exact"]
     equal = {name: int((d == x.astype(d.dtype)).sum()) for name, x in models.items() if name != "exact"}
-    best = str(promotion) if impl == "s2_wgmma" else max(equal, key=equal.get)
+    best = max(equal, key=equal.__getitem__) if promotion is None else str(promotion)
     return {
         "kind": "error",
         "data": data,
@@ -198,8 +204,9 @@ def error_row(
     }
 
 
-def errors(device: str) -> Iterator[dict]:
-    """Rows of kind "error": the multiplications with all scales 1, then s2_wgmma as it is on cast data."""
+def errors(device: str) -> Iterator[PrecisionError]:
+    """Rows of kind "error": for each k all products with scales of 1, then the unchanged s2_wgmma on cast
+    data."""
     all_k = ALL_K if device == "cuda" else EMULATED_K
     runs = [("s2_wgmma", M, promotion, s2_wgmma(promotion, device)) for promotion in PROMOTIONS]
     if device == "cuda":
@@ -218,10 +225,11 @@ def errors(device: str) -> Iterator[dict]:
             yield as_it_is(data, k, x[:, :k], y[:, :k], device)
 
 
-def as_it_is(data: str, k: int, x: np.ndarray, y: np.ndarray, device: str) -> dict:
-    """s2_wgmma, not changed: the same numbers, times another power of e in each row, cast with scales."""
-    row = np.exp(np.linspace(-3, 3, M))[:, np.newaxis]
-    (a, sfa), (b, sfb) = fp8.per_token_cast_to_fp8(x * row), fp8.per_block_cast_to_fp8(y * row[::-1])
+def as_it_is(data: str, k: int, x: np.ndarray, y: np.ndarray, device: str) -> PrecisionError:
+    """A row about the unchanged s2_wgmma: the same numbers, each row times another power of e, cast with
+    scales."""
+    factors = np.exp(np.linspace(-3, 3, M))[:, np.newaxis]
+    (a, sfa), (b, sfb) = fp8.per_token_cast_to_fp8(x * factors), fp8.per_block_cast_to_fp8(y * factors[::-1])
     d = torch.full((M, N), torch.nan, dtype=torch.bfloat16, device=device)
     tensors = [torch.from_numpy(np.ascontiguousarray(each)).to(device) for each in (sfa, sfb)]
     codes = [to_fp8(each.view(np.uint8), device) for each in (a, b)]
@@ -230,10 +238,11 @@ def as_it_is(data: str, k: int, x: np.ndarray, y: np.ndarray, device: str) -> di
     exact = gemm.dense(a, sfa, b, sfb)
     results = {"128": tensor_core.gemm(a, sfa, b, sfb).view(gemm.BF16), "exact": exact}
     row = error_row(data, k, "s2_wgmma", M, 128, bits.view(gemm.BF16), results)
-    return row | {"impl": "s2_wgmma, 1x128 and 128x128 scales"}
+    row["impl"] = "s2_wgmma, 1x128 and 128x128 scales"
+    return row
 
 
-def times() -> Iterator[dict]:
+def times() -> Iterator[PrecisionTime]:
     """Rows of kind "time"."""
     device = torch.device("cuda", torch.cuda.current_device())
     problem, timer = problems.make_problem(TIMED, device), timing.KernelTimer(device)
@@ -246,7 +255,9 @@ def times() -> Iterator[dict]:
     for (name, l2), found in timings.items():
         yield {
             "kind": "time",
-            **TIMED._asdict(),
+            "m": TIMED.m,
+            "n": TIMED.n,
+            "k": TIMED.k,
             "impl": "s2_wgmma",
             "promotion": int(name),
             "l2": l2,
@@ -259,9 +270,11 @@ def times() -> Iterator[dict]:
         raise RuntimeError(str(failures))
 
 
-def describe(row: dict) -> str:
-    if row["kind"] == "time":
-        return f"{row['impl']}, promoting every {row['promotion'] or 'k'}: {row['us']:.0f} us"
+def describe_time(row: PrecisionTime) -> str:
+    return f"{row['impl']}, promoting every {row['promotion'] or 'k'}: {row['us']:.0f} us"
+
+
+def describe(row: PrecisionError) -> str:
     same = "" if row["equal"] == row["compared"] else "   DIFFERS"
     return (
         f"{row['data']:13} k = {row['k']:5} {row['impl']:35} of {row['of']:4} {row['promotion']!s:>5} "
@@ -273,32 +286,40 @@ def describe(row: dict) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Returns 0 if every result of s2_wgmma is the model's, 1 if not."""
     parser = argparse.ArgumentParser(
-        prog="python -m gemm_ladder precision", description=__doc__.splitlines()[0]
+        prog="python -m gemm_ladder precision",
+        description="Measure what late promotion loses in precision, and what promoting costs in time.",
     )
-    parser.add_argument("--emulator", action="store_true", help="try the probe, short k only; write nothing")
+    parser.add_argument("--emulator", action="store_true", help="run short k on the emulator; write nothing")
     emulated, checkout = parser.parse_args(argv).emulator, records.checkout_root()
     if not emulated:
         session.need_gpu("its tensor cores are asked", None)
         if checkout is None:
             raise GemmLadderError("this is an installed package; a checkout, whose data it renews, is needed")
-    started, rows = time.perf_counter(), []
+    started = time.perf_counter()
     if not emulated:
         build_all()
         print(f"compiled after {time.perf_counter() - started:.0f} s")
-    for row in errors("cpu") if emulated else itertools.chain(errors("cuda"), times()):
-        rows.append(row)
+    found: list[PrecisionError] = []
+    timed: list[PrecisionTime] = []
+    for row in errors("cpu" if emulated else "cuda"):
+        found.append(row)
         print(describe(row), flush=True)
+    for one in () if emulated else times():
+        timed.append(one)
+        print(describe_time(one), flush=True)
     print(f"{time.perf_counter() - started:.0f} s")
     if not emulated:
         meta = records.machine(torch.device("cuda", torch.cuda.current_device()), timing.FLUSH_BYTES)
         times_protocol = meta["protocol"]
         meta["protocol"] = (
-            f"errors: {M} x {N} results, inputs by measure/precision.py's operands(), all scales 1 but in "
-            "the rows that name theirs; rel_err is ||d - exact|| / ||exact||, bias the mean of d - exact in the "
-            "direction of exact, over the mean of |exact|; `of` is the m and n that were multiplied; "
+            f"errors: {M} x {N} results, inputs by measure/precision.py's operands(), all scales 1 except in "
+            "the rows that name theirs; rel_err is ||d - exact|| / ||exact||, bias is the mean of d - exact "
+            "in the direction of exact, over the mean of |exact|; `of` is the m and n that were multiplied; "
             f"times: {times_protocol}"
         )
-        data = {"schema": 1, "meta": meta, "rows": rows}
+        data = {"schema": 1, "meta": meta, "rows": [*found, *timed]}
         records.export(data, checkout / "figures" / "data" / "precision.json")
-    mine = [row for row in rows if row["kind"] == "error" and row["impl"].startswith("s2_wgmma")]
+    # Only a library's rows have no promotion: it promotes as it likes, so its bits may differ from the
+    # model's.
+    mine = [row for row in found if row["promotion"] is not None]
     return int(any(row["equal"] != row["compared"] for row in mine))

@@ -11,16 +11,21 @@ from gemm_ladder.checks import mn_major
 from gemm_ladder.measure.shapes import Shape
 from gemm_ladder.utils import per_block_cast_to_fp8, per_token_cast_to_fp8
 
-# A correct result differs from the reference by its rounding to BF16 (half a unit in 8 bits) and by the
-# tensor core's 14-bit additions. A lost tile, a stale one or a wrong scale gives errors of the order of 1.
+# A correct result differs from the reference by its rounding to BF16 (8 bits) and by the tensor core's 14-bit
+# additions. A lost or stale tile or a wrong scale gives errors of the order of 1.
 MAX_RELATIVE_ERROR = 5e-3
 MAX_ELEMENT_ERROR = 5e-2
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Operands of one product, all on one device: float8_e4m3fn a [m, k], b [n, k]; float32 scales
-    sfa [m, ceil(k / 128)], MN-major, and sfb [ceil(n / 128), ceil(k / 128)]."""
+    """Operands of one product, all on one device.
+
+    Attributes:
+        a, b: float8_e4m3fn [m, k] and [n, k].
+        sfa: float32 [m, ceil(k / 128)], MN-major.
+        sfb: float32 [ceil(n / 128), ceil(k / 128)].
+    """
 
     shape: Shape
     a: torch.Tensor
@@ -41,7 +46,7 @@ class Problem:
 
 
 def make_problem(shape: Shape, device: torch.device | str, seed: int = 0) -> Problem:
-    """Random normal matrices, cast to FP8 with one scale per 1x128 of A and per 128x128 of B."""
+    """Random normal matrices, cast to FP8 with one scale per 1x128 run of A and per 128x128 block of B."""
     generator = torch.Generator(device).manual_seed(seed)
     m, n, k = shape
     a, sfa = per_token_cast_to_fp8(torch.randn(m, k, generator=generator, device=device))
@@ -50,15 +55,19 @@ def make_problem(shape: Shape, device: torch.device | str, seed: int = 0) -> Pro
 
 
 def dequantize(fp8: torch.Tensor, scales: torch.Tensor, rows: int) -> torch.Tensor:
-    """float64 [r, k]: the numbers that FP8 [r, k] and its scales, one per `rows` x 128 block, stand for."""
+    """float64 [r, k]: the values of FP8 [r, k] with one scale for each block of `rows` x 128."""
     r, k = fp8.shape
     spread = scales.double().repeat_interleave(rows, 0)[:r].repeat_interleave(SCALE_BLOCK, 1)[:, :k]
     return fp8.double() * spread
 
 
 class Errors(NamedTuple):
-    """How far a result is from the reference: `relative`, ||out - ref|| / ||ref||, over the whole matrix, and
-    `element`, the largest |out - ref| over the root mean square of the reference's row it is in."""
+    """How far a result is from the reference.
+
+    Attributes:
+        relative: ||out - ref|| / ||ref|| over the whole matrix.
+        element: the largest |out - ref|, divided by the root mean square of that row of the reference.
+    """
 
     relative: float
     element: float
@@ -68,7 +77,7 @@ class Errors(NamedTuple):
         return self.relative <= MAX_RELATIVE_ERROR and self.element <= MAX_ELEMENT_ERROR  # False for NaN
 
     def worst(self, other: Errors) -> Errors:
-        """The larger of each; NaN where either is."""
+        """The larger of each; NaN where one of the two is NaN."""
         return Errors(*(y if y != y or y > x else x for x, y in zip(self, other, strict=True)))
 
 

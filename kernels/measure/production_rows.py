@@ -1,8 +1,8 @@
-"""The production kernels at every row of the table, python -m gemm_ladder production: right, and how fast?
+"""python -m gemm_ladder production: the production kernels at every row of their table.
 
-On a machine with a Hopper GPU every row of `shapes.PRODUCTS` is computed through the public interface, its
-result checked group by group, and timed beside the peers in the same run. A whole run, in a checkout, also
-renews figures/data/production.json, the figures and README's table.
+Needs a Hopper GPU. Every row of `shapes.PRODUCTS` is computed through the public interface, checked group by
+group, and timed beside the peers in the same run. If all rows and states of L2 were measured in a checkout,
+figures/data/production.json and its figures and table are renewed.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from pathlib import Path
 import gemm_ladder
 import torch
 from gemm_ladder import launch
-from gemm_ladder.figures import measured, tables
 from gemm_ladder.figures import production as comparison
+from gemm_ladder.figures import tables
+from gemm_ladder.figures.rows import TimedRow
 from gemm_ladder.measure import peers, problems, session, shapes, timing
 from gemm_ladder.measure.operands import Operands, held_rows, interface_call, make_operands
+from gemm_ladder.measure.product import How, Maker, measure_each, measure_product
 from gemm_ladder.measure.shapes import MASKED_MAX_M, PRODUCTS, Product
 from gemm_ladder.production import launching, precompiling
 from gemm_ladder.production.config import Config
@@ -27,11 +29,11 @@ from gemm_ladder.settings import num_sms_limit
 
 RUNG = "s7_production"
 PROTOCOL = (
-    "s7_production through gemm_ladder's public functions; a grouped row's m is about how many rows a group "
-    "has, the numbers themselves are drawn uniformly from 0.7 to 1.3 of it after seed 0 (masked: of "
-    f"{MASKED_MAX_M} that there is room for), and TFLOPS and GB/s count these alone; cuBLASLt and cuBLAS at "
-    "a grouped row: a product for each group, its rows in whole blocks of 128; rel_err of a grouped row is "
-    "its worst group's"
+    "s7_production is called through gemm_ladder's public functions; in a grouped row a group has about m "
+    "valid rows: their number is drawn uniformly from 0.7 m to 1.3 m with seed 0 (masked: there is room for "
+    f"{MASKED_MAX_M}), and TFLOPS and GB/s count valid rows only; cuBLASLt and cuBLAS compute a grouped row "
+    "as one dense product for each group, with its rows padded to a multiple of 128; rel_err of a grouped "
+    "row is that of its worst group"
 )
 
 
@@ -51,15 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--rows",
         default="all",
         metavar="ROW,...",
-        help="which rows: kinds (dense, contiguous, masked) and rows, as 64x2112x7168 and "
-        "masked:4x256x7168x2048 are (default: all)",
+        help="which rows: a kind (dense, contiguous, masked) or a row such as 64x2112x7168 or "
+        "masked:4x256x7168x2048 (default: all)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the measurements there as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the measurements to FILE")
     parser.add_argument(
         "--l2",
         choices=[*timing.L2_STATES, "both"],
         default="both",
-        help="how L2 is made cold before a measured call (default: both)",
+        help="the state of L2 before a measured call: cold and full of dirty or of clean lines (default: "
+        "both)",
     )
     arguments = parser.parse_args(argv)
     chosen = shapes.products(arguments.rows)
@@ -74,22 +77,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if result.wrong else 0
 
 
-def on_gpu(chosen: Sequence[Product], states: Sequence[timing.L2], device: torch.device) -> session.Measured:
-    """Build all kernels, check each row, and time it and the peers."""
-    result = session.Measured()
+def on_gpu(
+    chosen: Sequence[Product], states: Sequence[timing.L2], device: torch.device
+) -> session.Measured[TimedRow]:
+    """Build all kernels, then check and time every row beside its peers."""
+    result: session.Measured[TimedRow] = session.Measured()
     with torch.cuda.device(device):
         found = configurations(chosen, device)
         precompiling.build_all(list(dict.fromkeys(found.values())), "cuda")
-        session.measure_each(
-            chosen, "rows", lambda product, *how: measure_row(product, states, device, *how), device, result
-        )
+        measure_each(chosen, "rows", lambda row, how: measure_row(row, how, result), states, device, result)
     result.meta["protocol"] = f"{result.meta['protocol']}; {PROTOCOL}"
     result.meta["configurations"] = {str(product): config.name for product, config in found.items()}
     return result
 
 
 def configurations(chosen: Sequence[Product], device: torch.device) -> dict[Product, Config]:
-    """The configuration that a call of each row will run."""
+    """The kernel configuration that a call of each row runs."""
     num_sms = launch.usable_sms(device, num_sms_limit())
     gpu = torch.cuda.get_device_name(device)
     found = {}
@@ -100,35 +103,26 @@ def configurations(chosen: Sequence[Product], device: torch.device) -> dict[Prod
     return found
 
 
-def measure_row(
-    product: Product,
-    states: Sequence[timing.L2],
-    device: torch.device,
-    timer: timing.Timer,
-    result: session.Measured,
-    status: session.Status,
-) -> bool:
-    """Check and time everything at one row: `session.measure_product` says how."""
-    operands = make_operands(product, device)
+def measure_row(product: Product, how: How, result: session.Measured[TimedRow]) -> bool:
+    """Check and time everything at one row. Returns what measure_product() does."""
+    operands = make_operands(product, how.device)
     ours = {RUNG: partial(interface_call, gemm_ladder, operands)}
 
     def errors(name: str, out: torch.Tensor | Sequence[torch.Tensor]) -> problems.Errors:
         return operands.errors(out, operands.references(scaled=name not in peers.UNSCALED))
 
-    return session.measure_product(
-        product, ours, peers_of(operands), errors, states, device, timer, result, status
-    )
+    return measure_product(product, ours, peers_of(operands), errors, how, result)
 
 
-def peers_of(operands: Operands) -> dict[str, session.Maker]:
-    """What makes the call of each peer that there is for a row."""
+def peers_of(operands: Operands) -> dict[str, Maker]:
+    """For each peer of a row, what prepares its call."""
     if operands.product.kind == "dense":
         (problem,) = operands.parts
         return {name: partial(peer, problem) for name, peer in peers.PEERS.items()}
     found = {
         name: partial(group_by_group, peer, operands)
         for name, peer in peers.PEERS.items()
-        if name != "deep_gemm"  # which has grouped products of its own
+        if name != "deep_gemm"  # it has grouped products of its own
     }
     if operands.product.kind == "contiguous":
         found["torch_grouped"] = partial(torch_grouped, operands)
@@ -136,14 +130,14 @@ def peers_of(operands: Operands) -> dict[str, session.Maker]:
 
 
 def group_by_group(peer: peers.Peer, operands: Operands) -> peers.Call:
-    """A dense product for each group, one after another: returns their outputs."""
+    """A call of one dense product for each group, one after another; it returns their outputs."""
     calls = [peer(block) for block in operands.blocks]
     return lambda: [call() for call in calls]
 
 
 def torch_grouped(operands: Operands) -> peers.Call:
-    """torch's grouped FP8 product of the contiguous layout. It has a scale for every row of A and of B, all 1
-    here, and does not promote: a ceiling, as cublaslt_tensorwise is."""
+    """torch's grouped FP8 product in the contiguous layout. It has one scale for every row of A and of B,
+    here all 1, and no promotion: like cublaslt_tensorwise it is a ceiling, not the same product."""
     (a, _), (b, _) = operands.lhs, operands.rhs
     ends = torch.tensor(operands.held).cumsum(0).to(a.device, torch.int32)
     ones = [torch.ones(shape, device=a.device) for shape in (a.shape[:1], b.shape[:2])]
@@ -153,11 +147,10 @@ def torch_grouped(operands: Operands) -> peers.Call:
     )
 
 
-def show(result: session.Measured, states: Sequence[timing.L2]) -> None:
+def show(result: session.Measured[TimedRow], states: Sequence[timing.L2]) -> None:
     """Print a table for each state of L2, the errors, what is missing and what is wrong."""
-    recorded = measured.load(measured.DATA / "peers.json")
     for l2 in states:
-        compared = comparison.compared(result.data, recorded, l2)
+        compared = comparison.compared(result.data, l2)
         if compared:
             print(f"\nL2 cold and {l2}:\n{tables.plain(comparison.table(compared))}")
             print("\n".join(comparison.summary(compared)))

@@ -1,4 +1,4 @@
-"""What is written down of a measurement: its rows, where and when it was taken, and the files they go to."""
+"""Recording a measurement: its rows, where and when it was taken, and the files that they are written to."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ import torch
 from gemm_ladder import build
 from gemm_ladder.errors import InputError
 from gemm_ladder.figures import draw
+from gemm_ladder.figures.rows import MachineMeta, TimedRow
 from gemm_ladder.measure.peers import bytes_moved
 from gemm_ladder.measure.shapes import Product, Shape
 from gemm_ladder.measure.timing import L2, MAX_CALLS, MIN_CALLS, PASS_SECONDS, Timing
 
 
-def row(
-    impl: str, product: Product | Shape, l2: L2, timing: Timing, relative_error: float
-) -> dict[str, object]:
-    """One row of figures/data/*.json: microseconds, TFLOPS and GB/s of the rows that count, relative error.
+def row(impl: str, product: Product | Shape, l2: L2, timing: Timing, relative_error: float) -> TimedRow:
+    """One timed row of figures/data: microseconds, TFLOPS and GB/s of valid rows, relative error.
 
-    A product that is a Shape is a dense one.
+    A product given as a Shape is a dense one.
     """
     if isinstance(product, Shape):
         product = Product("dense", 1, product)
@@ -34,7 +33,9 @@ def row(
     return {
         "kind": kind,
         "groups": groups,
-        **shape._asdict(),
+        "m": shape.m,
+        "n": shape.n,
+        "k": shape.k,
         "impl": impl,
         "l2": l2,
         "us": round(timing.us, 3),
@@ -46,9 +47,12 @@ def row(
     }
 
 
-def machine(device: torch.device, flush_bytes: int) -> dict[str, object]:
-    """The "meta" of a measurement: what it ran on, when, with which sources, and how it was taken."""
+def machine(device: torch.device, flush_bytes: int) -> MachineMeta:
+    """The "meta" of a measurement: what it ran on, when, with which sources, and how it was taken.
 
+    Args:
+        flush_bytes: how much is written before every call, to make L2 cold.
+    """
     properties = torch.cuda.get_device_properties(device)
     smi = _nvidia_smi(str(getattr(properties, "uuid", "")))
     nvcc = None
@@ -66,17 +70,17 @@ def machine(device: torch.device, flush_bytes: int) -> dict[str, object]:
         "sources": build.sources_digest(),
         "protocol": (
             "kernel time from the CUDA profiler (sum of the call's kernels); random normal data; "
-            f"median of {MAX_CALLS} calls, of fewer (at least {MIN_CALLS}) where they take more than "
-            f"{PASS_SECONDS} s, the better of two passes in opposite order, all in one process; before every "
-            f"call a {flush_bytes / 1e9:.3g} GB memset (L2 dirty), for the clean rows a 1 GB read after it; "
-            "rel_err is ||out - ref|| / ||ref|| over the whole matrix, ref in float64 from the dequantised "
-            "inputs (cublaslt_tensorwise and torch_grouped: from the inputs without their scales)"
+            f"median of {MAX_CALLS} calls, or of as many (at least {MIN_CALLS}) as fit {PASS_SECONDS} s; two "
+            "passes in opposite order, of which the better counts, all in one process; before every call a "
+            f"memset of {flush_bytes / 1e9:.3g} GB (L2 dirty) and, for the clean rows, a read of 1 GB after "
+            "it; rel_err is ||out - ref|| / ||ref|| over the whole matrix, with ref in float64 from the "
+            "dequantised inputs (for cublaslt_tensorwise and torch_grouped from the inputs without scales)"
         ),
     }
 
 
-def _nvidia_smi(uuid: str) -> dict[str, object]:
-    """Power limit (W) and driver of the GPU with this UUID, as far as nvidia-smi tells."""
+def _nvidia_smi(uuid: str) -> dict[str, Any]:
+    """Power limit (W) and driver of the GPU with this UUID, as far as nvidia-smi reports them."""
     fields = ("uuid", "power.limit", "driver_version")
     try:
         listing = subprocess.run(
@@ -88,16 +92,17 @@ def _nvidia_smi(uuid: str) -> dict[str, object]:
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return {}
-    gpus = [dict(zip(fields, map(str.strip, line.split(",")), strict=True)) for line in listing.splitlines()]
+    gpus: list[dict[str, Any]] = [
+        dict(zip(fields, map(str.strip, line.split(",")), strict=True)) for line in listing.splitlines()
+    ]
     mine = next((gpu for gpu in gpus if uuid and uuid in gpu["uuid"]), gpus[0] if len(gpus) == 1 else {})
     with contextlib.suppress(KeyError, ValueError):
         mine["power.limit"] = round(float(mine["power.limit"]))
     return mine
 
 
-def emulated_meta() -> dict[str, Any]:
+def emulated_meta() -> dict[str, str]:
     """The "meta" of what the emulator ran."""
-
     return {
         "machine": "emulator",
         "date": datetime.date.today().isoformat(),
@@ -107,7 +112,7 @@ def emulated_meta() -> dict[str, Any]:
 
 
 def refuse_unwritable(path: Path, option: str = "--json") -> None:
-    """Raise InputError where a file cannot be written, by trying; nothing is left there."""
+    """Raise InputError where a file cannot be written. Opening it tells; no new file is left behind."""
     if path.is_dir():
         raise InputError(f"{option} {path} is a folder; a file's name is needed")
     if not path.absolute().parent.is_dir():
@@ -121,7 +126,7 @@ def refuse_unwritable(path: Path, option: str = "--json") -> None:
         path.unlink()
 
 
-def export(data: dict[str, Any], path: Path) -> None:
+def export(data: Any, path: Path) -> None:
     """Write the file that --json names. Raises InputError where that fails."""
     try:
         save(data, path)
@@ -131,13 +136,13 @@ def export(data: dict[str, Any], path: Path) -> None:
 
 
 def checkout_root() -> Path | None:
-    """The repository that this package is imported from, or None where it is installed elsewhere."""
+    """The repository that this package is imported from, or None if it is an installed copy."""
     root = draw.HERE.parent
     return root if (root / "pyproject.toml").is_file() and (root / "README.md").is_file() else None
 
 
-def save(data: dict[str, Any], path: Path) -> None:
-    """Write a data file, one row a line."""
+def save(data: Any, path: Path) -> None:
+    """Write a data file with one row per line."""
     rows = ",\n".join(json.dumps(row) for row in data["rows"])
     meta = json.dumps(data["meta"], indent=1)
     path.write_text(

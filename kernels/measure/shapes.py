@@ -1,4 +1,5 @@
-"""The problem sizes that are measured and shown: m, n, k of D[m, n] = A[m, k] B[n, k]^T."""
+"""The shapes that are measured and shown: m, n, k of D[m, n] = A[m, k] B[n, k]^T. To measure another, add it
+to MEASURED (the rungs) or PRODUCTS (the production kernels)."""
 
 from __future__ import annotations
 
@@ -6,13 +7,14 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from gemm_ladder.arguments import Kind
 from gemm_ladder.errors import InputError
 
-MAX_BYTES = 2**40  # of a product: more than any machine that this runs on has
+MAX_BYTES = 2**40  # of a product: more memory than any machine that this runs on has
 
 
 class Shape(NamedTuple):
-    """m rows of A and D, n rows of B (columns of D), k the length of the sum."""
+    """m: rows of A and D; n: rows of B, columns of D; k: columns of A and B."""
 
     m: int
     n: int
@@ -23,39 +25,42 @@ class Shape(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Floating-point operations: a multiplication and an addition per term."""
+        """Floating-point operations: one multiplication and one addition for each m, n and k."""
         return 2 * self.m * self.n * self.k
 
     @property
     def padded(self) -> int:
-        """m * n * k in the whole tiles that a kernel computes: of 128 x 128, in pairs, 128 of k at a time."""
+        """m * n * k rounded up to what a kernel computes: clusters of two 128 x 128 tiles, whole K blocks."""
         return -(-self.m // 256) * 256 * -(-self.n // 256) * 256 * -(-self.k // 128) * 128
 
     @property
     def bytes(self) -> int:
-        """The least that moves through memory: FP8 A and B and FP32 scales read once, BF16 D written once."""
+        """The least that has to move: FP8 A and B and their FP32 scales read once, BF16 D written once."""
         blocks = -(-self.k // 128)
         scales = 4 * (self.m * blocks + -(-self.n // 128) * blocks)
         return self.m * self.k + self.n * self.k + scales + 2 * self.m * self.n
 
 
-# The weights of DeepSeek-V3's dense products, [n, k], at two batch sizes of decoding and one of prefill: the
-# shapes that DeepGEMM's figures are published for.
+# The weights of DeepSeek-V3's dense products, [n, k], at two batch sizes of decoding and one of prefill:
+# DeepGEMM's published figures are for these shapes.
 WEIGHTS = ((2112, 7168), (24576, 1536), (32768, 512), (7168, 16384), (4096, 7168), (7168, 2048))
 DEEPSEEK_V3 = tuple(Shape(m, n, k) for m in (64, 128, 4096) for n, k in WEIGHTS)
 
-# Sizes beside shapes: from a problem that leaves most of the GPU idle to one that fills it many times.
+# Squares: from a problem that leaves most of the GPU idle to one that fills it many times.
 SQUARES = tuple(Shape(size, size, size) for size in (512, 1024, 2048, 4096, 8192))
 MEASURED = DEEPSEEK_V3 + SQUARES
 
 
 class Product(NamedTuple):
-    """A row of the table that the production kernels are compared by.
+    """A row of the production kernels' table.
 
-    kind is "dense", "contiguous" or "masked", groups that of B, and m about how many rows a group has.
+    Attributes:
+        kind: "dense", "contiguous" or "masked".
+        groups: the number of matrices in B.
+        shape: n and k of each group; m is the number of rows, in a grouped product about that of each group.
     """
 
-    kind: str
+    kind: Kind
     groups: int
     shape: Shape
 
@@ -64,8 +69,8 @@ class Product(NamedTuple):
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """How many rows of each group count: dense, m; else between 0.7 and 1.3 of it, the same every time,
-        by the numbers that DeepGEMM's own tests draw after seed 0."""
+        """Valid rows of each group: m in a dense product, else numbers between 0.7 m and 1.3 m. They are the
+        same in every run, and the same that DeepGEMM's own tests draw with seed 0."""
         if self.kind == "dense":
             return (self.shape.m,)
         draw = random.Random(0)
@@ -73,14 +78,14 @@ class Product(NamedTuple):
 
     @property
     def parts(self) -> tuple[Shape, ...]:
-        """Each group's rows that count, and its B: a dense product of its own."""
+        """Each group's valid rows and its B, as the shape of a dense product."""
         return tuple(self.shape._replace(m=count) for count in self.counts)
 
 
-# The table: DeepSeek-V3's dense products, and its experts', prefill in the contiguous layout and decoding in
-# the masked one, of EXPERTS' weights [n, k].
+# The table: DeepSeek-V3's dense products, and its experts' with the weights EXPERTS, [n, k]: prefill in the
+# contiguous layout, decoding in the masked one.
 EXPERTS = ((4096, 7168), (7168, 2048))
-MASKED_MAX_M = 4096  # rows that a group has room for
+MASKED_MAX_M = 4096  # max_m: rows of A that each group of a masked product has room for
 PRODUCTS = (
     *(Product("dense", 1, shape) for shape in DEEPSEEK_V3),
     *(
@@ -94,17 +99,17 @@ PRODUCTS = (
     ),
 )
 
-# For the emulator, which is some ten thousand times slower: one small, one ragged in m and n with an odd
-# number of 128-blocks, one of several tiles.
+# For the emulator, which is about ten thousand times slower than a GPU: one small shape, one ragged in m and
+# n with an odd number of K blocks, one of several tiles.
 EMULATOR = (Shape(64, 128, 256), Shape(100, 72, 384), Shape(256, 256, 512))
-EMULATOR_LIMIT = 2**34  # Shape.padded: a minute or two a rung on two cores
+EMULATOR_LIMIT = 2**34  # the largest Shape.padded: a minute or two per rung on two cores
 
 
 def parse(text: str, known: tuple[Shape, ...]) -> tuple[Shape, ...]:
-    """The shapes that `text` names: "all" for every known one, or "MxNxK,MxNxK,...".
+    """The shapes that `text` names: "all" for every one in `known`, or "MxNxK,MxNxK,...".
 
     Raises:
-        InputError: it is neither, or a shape is beyond any machine.
+        InputError: it is neither, or a shape is too large for any machine.
     """
     if text.strip() == "all":
         return known
@@ -118,7 +123,7 @@ def _parse_one(word: str) -> Shape:
         raise InputError(
             f"{shown} is not a shape; MxNxK is needed, three positive numbers, as in 64x2112x7168"
         )
-    # By the digits first: Python refuses to read a number of thousands of them.
+    # Count the digits first: Python refuses to read numbers of thousands of digits.
     if any(len(size) > 10 or int(size) >= 2**31 for size in sizes):
         raise InputError(f"{shown} has a number of 2^31 or more; m, n and k below that are needed")
     shape = Shape(*map(int, sizes))

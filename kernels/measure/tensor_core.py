@@ -1,18 +1,19 @@
-"""Ask a Hopper GPU what its tensor cores compute, and compare it with ref/tensor_core.py bit for bit.
+"""python -m gemm_ladder tensor-core: what a Hopper GPU's tensor cores compute, against ref/tensor_core.py.
 
     python -m gemm_ladder tensor-core --out FOLDER [--sample FILE]
 
-Every kind of operands and accumulators in `KINDS`, for every n that a WGMMA can have, singly and in chains of
-four. Prints a line for each kind and ends with status 1 if any result differs from the model's. It writes
+Every kind of operands and accumulators in `tensor_core_inputs.KINDS` is run for every n that a WGMMA can
+have, as a single WGMMA or as a chain of four, and the results are compared with the model's bit for bit. A
+line is printed for each kind; the exit status is 1 if any result differs. These files are written:
 
-    figures/data/tensor_core_probe.json    results compared and equal, kind by kind
-    FILE                                   a few of the GPU's results, if it is given; what the tests compare
-                                           the model with is tests/data/tensor_core_sample.npz
-    FOLDER/results.npz                     more of them, those that differ first: enough to correct the model
-    FOLDER/differences.txt                 the first differences of each kind, operands written out
+    figures/data/tensor_core_probe.json    how many results were compared and how many are equal, by kind
+    FILE                                   a few of the GPU's results, if given; one such file is kept as
+                                           tests/data/tensor_core_sample.npz, to test the model without a GPU
+    FOLDER/results.npz                     more of them, those that differ first, to correct the model with
+    FOLDER/differences.txt                 the first differences of each kind, with their operands
 
-In both .npz files every kind has arrays a, b (uint8 [cases, k]) and acc, d (uint32 [cases], FP32 bits): a
-case is one output with all that it depends on, d = tensor core(acc + a . b).
+In both .npz files every kind has arrays a, b (uint8 [cases, k]) and acc, d (uint32 [cases], FP32 bits). A
+case is one output with everything that it depends on: d = tensor core(acc + a . b).
 """
 
 from __future__ import annotations
@@ -22,203 +23,30 @@ import ctypes
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from gemm_ladder import build
 from gemm_ladder.errors import GemmLadderError
+from gemm_ladder.figures.rows import MachineMeta, ProbeRow
 from gemm_ladder.measure import records, session
-from gemm_ladder.ref import emulator, fp8, tensor_core
+from gemm_ladder.measure.tensor_core_inputs import KINDS, Kind, Operands
+from gemm_ladder.ref import emulator, tensor_core
 
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE / "tensor_core.cu"
 
 ALL_N = range(8, 257, 8)
 TILES = 4  # of each kind and n
-KEPT, SAMPLED, SHOWN = 400, 40, 5  # results a kind: in results.npz, in the sample, differences in words
-K = tensor_core.K_INSTRUCTION
-M = 64  # rows of a WGMMA
-FLT_MAX = float(np.finfo(np.float32).max)
-FP8_NAN = np.array([0x7F, 0xFF], np.uint8)
+KEPT, SAMPLED, SHOWN = 400, 40, 5  # results of each kind: in results.npz, in the sample, in differences.txt
 
 
-class Operands(NamedTuple):
-    """a uint8 [tiles, 64, k], b uint8 [tiles, n, k]: E4M3 codes; acc float32 [tiles, 64, n]."""
-
-    a: np.ndarray
-    b: np.ndarray
-    acc: np.ndarray
-
-
-# ------------------------------------------------------------------------------------- what a matrix may hold
-# Functions of (rng, shape): E4M3 codes.
-
-
-def any_finite(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    return below(rng, shape, 0x7F)
-
-
-def below(rng: np.random.Generator, shape: tuple[int, ...], magnitude: int) -> np.ndarray:
-    """Codes of either sign whose magnitude's code is below `magnitude`: 8 for subnormals and zeros."""
-    return (rng.integers(0, magnitude, shape, np.uint8) | rng.integers(0, 2, shape, np.uint8) << 7).astype(
-        np.uint8
-    )
-
-
-def normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """As a cast makes them: normal numbers, the largest of a row scaled to 448."""
-    return fp8.encode(rng.standard_normal(shape, np.float32) * np.float32(448 / 3.5))
-
-
-def subnormal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    return below(rng, shape, 8)
-
-
-def small(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Subnormals and the first normal numbers."""
-    return below(rng, shape, 20)
-
-
-def sparse(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """One code in eight is not a zero; zeros have both signs."""
-    return np.where(rng.random(shape) < 1 / 8, any_finite(rng, shape), below(rng, shape, 1))
-
-
-def single(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """One nonzero code in 32, all rows in the same place."""
-    codes = np.zeros(shape, np.uint8)
-    codes[..., ::K] = any_finite(rng, codes[..., ::K].shape)
-    return codes
-
-
-def zero(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    return below(rng, shape, 1)
-
-
-def some_nan(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Finite codes, zeros among them; every fourth row has a NaN somewhere."""
-    codes = sparse(rng, shape)
-    rows = codes[..., ::4, :]
-    place = rng.integers(0, shape[-1], rows.shape[:-1])[..., np.newaxis]
-    np.put_along_axis(rows, place, rng.choice(FP8_NAN, place.shape), axis=-1)
-    return codes
-
-
-# ----------------------------------------------------------------------------- what the accumulators may hold
-# Functions of (rng, a, b): float32 [tiles, 64, n].
-
-
-def shape_of(a: np.ndarray, b: np.ndarray) -> tuple[int, int, int]:
-    return (*a.shape[:2], b.shape[1])
-
-
-def zeros(_rng: np.random.Generator, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.zeros(shape_of(a, b), np.float32)
-
-
-def spread(low: float, high: float) -> Callable:
-    """Normal numbers times 2^low to 2^high, all powers equally often; finite."""
-
-    def accumulators(rng: np.random.Generator, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        shape = shape_of(a, b)
-        x = rng.standard_normal(shape) * np.exp2(rng.uniform(low, high, shape))
-        return x.clip(-FLT_MAX, FLT_MAX).astype(np.float32)
-
-    return accumulators
-
-
-def bits(low: int, high: int) -> Callable:
-    """FP32 numbers of either sign whose magnitude's bits are in [low, high)."""
-
-    def accumulators(rng: np.random.Generator, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        shape = shape_of(a, b)
-        signs = rng.integers(0, 2, shape, np.uint32) << 31
-        return (rng.integers(low, high, shape, np.uint32) | signs).view(np.float32)
-
-    return accumulators
-
-
-def cancelling(rng: np.random.Generator, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Minus the sum of the products, but for its last few bits."""
-    exact = np.matmul(fp8.decode(a).astype(np.float64), fp8.decode(b).astype(np.float64).swapaxes(1, 2))
-    return (-exact * (1 + rng.integers(-8, 9, exact.shape) * 2.0**-14)).astype(np.float32)
-
-
-def signed(value: float) -> Callable:
-    """`value` with either sign."""
-
-    def accumulators(rng: np.random.Generator, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return np.where(rng.random(shape_of(a, b)) < 0.5, -value, value).astype(np.float32)
-
-    return accumulators
-
-
-any_acc = bits(0, 0x7F800000)
-subnormal_acc = bits(1, 0x00800000)
-nan_acc = bits(0x7F800001, 0x80000000)
-huge_acc = bits(0x7E800000, 0x7F800000)
-partial_sums = spread(10, 20)
-
-
-class Kind(NamedTuple):
-    """One kind of input. scale_d = 0: the first instruction is told to ignore the accumulators."""
-
-    a: Callable
-    b: Callable
-    acc: Callable
-    instructions: int = 1
-    scale_d: int = 1
-
-    def make(self, rng: np.random.Generator, n: int, tiles: int) -> Operands:
-        k = self.instructions * K
-        a, b = self.a(rng, (tiles, M, k)), self.b(rng, (tiles, n, k))
-        return Operands(a, b, np.ascontiguousarray(self.acc(rng, a, b)))
-
-
-KINDS = {
-    "any operands": Kind(any_finite, any_finite, zeros),
-    "any operands, spread accumulators": Kind(any_finite, any_finite, spread(-50, 22)),
-    "any operands, any finite accumulators": Kind(any_finite, any_finite, any_acc),
-    "normal operands": Kind(normal, normal, zeros),
-    "normal operands, partial sums": Kind(normal, normal, partial_sums),
-    "sparse operands": Kind(sparse, sparse, spread(-30, 20)),
-    "single products": Kind(single, single, spread(-30, 20)),
-    "subnormal operands": Kind(subnormal, subnormal, spread(-40, -4)),
-    "subnormal and other operands": Kind(subnormal, any_finite, spread(-30, 10)),
-    "small operands, no accumulators": Kind(small, small, zeros),
-    "small operands, tiny accumulators": Kind(small, small, spread(-60, -12)),
-    "cancelling accumulators": Kind(normal, normal, cancelling),
-    "cancelling accumulators, sparse": Kind(sparse, sparse, cancelling),
-    "accumulators of -0": Kind(sparse, sparse, signed(0.0)),
-    "no products, any finite accumulators": Kind(zero, any_finite, any_acc),
-    "no products, subnormal accumulators": Kind(zero, any_finite, subnormal_acc),
-    "no products, small accumulators": Kind(zero, zero, spread(-149, -100)),
-    "subnormal accumulators": Kind(sparse, small, subnormal_acc),
-    "huge accumulators": Kind(normal, normal, huge_acc),
-    "largest accumulators": Kind(any_finite, any_finite, signed(FLT_MAX)),
-    "NaN operands": Kind(some_nan, some_nan, spread(-20, 20)),
-    "NaN operands, infinite accumulators": Kind(some_nan, some_nan, signed(np.inf)),
-    "NaN accumulators": Kind(sparse, sparse, nan_acc),
-    "NaN accumulators, no products": Kind(zero, zero, nan_acc),
-    "infinite accumulators": Kind(sparse, sparse, signed(np.inf)),
-    "infinite accumulators, no products": Kind(zero, zero, signed(np.inf)),
-    "ignored accumulators": Kind(any_finite, any_finite, nan_acc, scale_d=0),
-    "chain: any operands": Kind(any_finite, any_finite, nan_acc, 4, scale_d=0),
-    "chain: normal operands": Kind(normal, normal, nan_acc, 4, scale_d=0),
-    "chain: small operands": Kind(small, small, nan_acc, 4, scale_d=0),
-    "chain: sparse operands": Kind(sparse, sparse, spread(-30, 20), 4),
-    "chain: partial sums": Kind(normal, normal, partial_sums, 4),
-    "chain: NaN operands": Kind(some_nan, some_nan, zeros, 4),
-    "chain: infinite accumulators": Kind(sparse, sparse, signed(np.inf), 4),
-}
-
-
-# ------------------------------------------------------------------------------------------------ the answers
+# ----------------------------------------------------------------------------------------------- the machines
 
 
 class ProbeArgs(ctypes.Structure):
-    """struct ProbeArgs of tensor_core_probe.cu"""
+    """struct ProbeArgs of tensor_core.cu."""
 
     _fields_ = [
         ("a", ctypes.c_void_p),
@@ -268,7 +96,8 @@ def gpu(n_step: int = 8) -> Machine:
 
 
 def emulated(n_step: int) -> Machine:
-    """The emulator, for n that are multiples of n_step. It adds with the model: this tests the probe."""
+    """The emulator, for n that are multiples of n_step. It computes with the model, so this tests the
+    probe."""
     library = build.load(SOURCE, target="emulator", defines={"PROBE_N_STEP": n_step}).lib
 
     def run(kind: Kind, operands: Operands) -> np.ndarray:
@@ -290,9 +119,12 @@ def model(kind: Kind, operands: Operands) -> np.ndarray:
 
 
 class Answers(NamedTuple):
-    """The results of one kind: how many, how many of them equal the model's, and some, different ones first.
+    """The results of one kind.
 
-    `cases` has a, b, acc, d as the .npz files have them, the model's bits as `expected`, and n.
+    Attributes:
+        compared, equal: how many results there are, and how many have the model's bits.
+        cases: some of them, those that differ first: a, b, acc, d as in the .npz files, the model's bits as
+            `expected`, and n.
     """
 
     compared: int
@@ -301,7 +133,7 @@ class Answers(NamedTuple):
 
 
 def probe(name: str, machine: Machine, all_n: Iterable[int], tiles: int, kept: int = KEPT) -> Answers:
-    """Run one kind on a machine, for each n, and compare it with the model."""
+    """Run one kind on a machine for each n, and compare the results with the model's."""
     kind, rng = KINDS[name], np.random.default_rng(list(name.encode()))
     all_n = list(all_n)
     compared, differing, cases = 0, 0, []
@@ -334,7 +166,7 @@ def probe(name: str, machine: Machine, all_n: Iterable[int], tiles: int, kept: i
 
 
 def differences(name: str, answers: Answers, shown: int = SHOWN) -> list[str]:
-    """The first results that differ, in words."""
+    """The first results that differ, a line of text for each."""
     lines = []
     for a, b, acc, d, expected, n in zip(*answers.cases.values(), strict=True):
         if d == expected or len(lines) == shown:
@@ -363,7 +195,7 @@ def save_cases(path: Path, answers: dict[str, Answers], count: int) -> None:
 
 
 def load_cases(path: Path) -> dict[str, dict[str, np.ndarray]]:
-    """{kind: {"a", "b", "acc", "d"}} of a file of save_cases."""
+    """{kind: {"a", "b", "acc", "d"}} from a file that save_cases() wrote."""
     kinds: dict[str, dict[str, np.ndarray]] = {}
     with np.load(path) as arrays:
         for key in arrays.files:
@@ -372,16 +204,16 @@ def load_cases(path: Path) -> dict[str, dict[str, np.ndarray]]:
     return kinds
 
 
-def summary(meta: dict, answers: dict[str, Answers]) -> dict:
+def summary(meta: MachineMeta, answers: dict[str, Answers]) -> dict[str, Any]:
     """The content of figures/data/tensor_core_probe.json."""
-    rows = [
+    rows: list[ProbeRow] = [
         {"kind": name, "instructions": KINDS[name].instructions, "compared": x.compared, "equal": x.equal}
         for name, x in answers.items()
     ]
     return {"schema": 1, "meta": meta, "rows": rows}
 
 
-def meta_of_gpu(tiles: int) -> dict:
+def meta_of_gpu(tiles: int) -> MachineMeta:
     meta = records.machine(torch.device("cuda", torch.cuda.current_device()), 0)
     return {
         **meta,
@@ -393,13 +225,20 @@ def meta_of_gpu(tiles: int) -> dict:
 def main(argv: list[str] | None = None) -> int:
     """Returns 0 if every result is the model's, 1 if not."""
     parser = argparse.ArgumentParser(
-        prog="python -m gemm_ladder tensor-core", description=__doc__.splitlines()[0]
+        prog="python -m gemm_ladder tensor-core",
+        description="Compare a Hopper GPU's tensor cores with their model, bit for bit.",
     )
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="FOLDER", help="for results.npz, differences.txt"
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="where results.npz and differences.txt are written",
     )
-    parser.add_argument("--tiles", type=int, default=TILES, help=f"of each kind and n (default {TILES})")
-    parser.add_argument("--sample", type=Path, metavar="FILE", help="write a few results there as well")
+    parser.add_argument(
+        "--tiles", type=int, default=TILES, help=f"tiles for each kind and n (default {TILES})"
+    )
+    parser.add_argument("--sample", type=Path, metavar="FILE", help="also write a few results to FILE")
     arguments = parser.parse_args(argv)
     session.need_gpu("its tensor cores are asked", None)
     checkout = records.checkout_root()

@@ -1,15 +1,14 @@
 """Timing calls on one Hopper GPU.
 
-What is measured: the time that the GPU spends in the kernels of one call, as the CUDA profiler reports it,
-summed over the call's kernels; not the host's share, not the gaps between kernels. L2 is cold before every
-call, in one of two ways:
+What is measured is the time of a call's kernels on the GPU, summed, as the CUDA profiler reports it: neither
+the host's share nor the gaps between kernels. L2 is cold before every call, in one of two states:
 
-    dirty   8 GB were just written: L2 is full of lines that the call has to write back first. Published
-            DeepGEMM figures are measured so; it is the primary figure.
-    clean   1 GB was then read: L2 is full of lines that can be dropped.
+    dirty   8 GB were just written, so L2 is full of lines that have to be written back first. Published
+            DeepGEMM figures are measured this way; it is the primary figure.
+    clean   1 GB was then read, so L2 is full of lines that can be dropped.
 
-Every implementation is measured in one process, in two passes of opposite order; the pass with the better
-median gives the figures, its percentiles included.
+All implementations are measured in one process, in two passes of opposite order. The pass with the better
+median gives the median and the percentiles.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ L2 = Literal["dirty", "clean"]
 L2_STATES: tuple[L2, ...] = ("dirty", "clean")
 FLUSH_BYTES = 8_000_000_000
 READ_BYTES = 1_000_000_000
-MIN_CALLS, MAX_CALLS, PASS_SECONDS = 1, 20, 0.75  # a pass: as many calls as fit, within these numbers
-MARKER = "spin_kernel"  # the kernel of torch.cuda._sleep: stands before and after each measured call
+MIN_CALLS, MAX_CALLS, PASS_SECONDS = 1, 20, 0.75  # a pass makes as many calls as fit PASS_SECONDS
+MARKER = "spin_kernel"  # the kernel of torch.cuda._sleep, queued before and after each measured call
 
 
 class Timing(NamedTuple):
@@ -44,13 +43,14 @@ Timer = Callable[[Call, L2, int], Sequence[float]]  # (call, l2, calls) -> micro
 
 
 class ProfilerError(GemmLadderError, RuntimeError):
-    """The CUDA profiler does not report what ran."""
+    """The CUDA profiler did not report everything that ran."""
 
 
 class KernelTimer:
     """Times calls on one GPU with the CUDA profiler.
 
-    timer(call, l2, calls) -> microseconds of each call's kernels. Raises ProfilerError where it cannot tell.
+    timer(call, l2, calls) -> microseconds of each call's kernels. Raises ProfilerError if the profiler does
+    not report them.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -59,12 +59,12 @@ class KernelTimer:
         self._buffer = torch.empty(self.flush_bytes // 8, dtype=torch.int64, device=device)
         self._read = self._buffer[: READ_BYTES // 8]
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # two lines on stderr per use otherwise
-        self._profile(lambda: None, "clean", 1)  # sets the profiler up, and tells whether it works
+        self._profile(lambda: None, "clean", 1)  # starts the profiler, and raises if it does not work
 
     def __call__(self, call: Callable[[], object], l2: L2, calls: int) -> list[float]:
         try:
             times = self._profile(call, l2, calls)
-        except ProfilerError:  # an event may get lost; twice is no accident
+        except ProfilerError:  # an event may get lost, so try once more
             times = self._profile(call, l2, calls)
         if not all(times):
             raise ProfilerError("the CUDA profiler saw no kernel in a call")
@@ -90,12 +90,12 @@ def between_markers(kernels: Iterable[tuple[str, float]], calls: int) -> list[fl
     """The summed durations of each measured call.
 
     Args:
-        kernels: (name, duration) in the order in which they ran: what makes L2 cold, a marker, the kernels
-            of a call, a marker; and again.
+        kernels: (name, duration) in the order in which they ran. For each call these are the kernels that
+            make L2 cold, a marker, the call's own kernels, a marker.
         calls: how many calls there were.
 
     Raises:
-        ProfilerError: the number of markers is not two per call: the profiler lost something.
+        ProfilerError: there are not two markers per call, so the profiler has lost something.
     """
     times, inside, markers = [], False, 0
     for name, duration in kernels:
@@ -112,7 +112,7 @@ def between_markers(kernels: Iterable[tuple[str, float]], calls: int) -> list[fl
 
 
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:
-    """About how long a call takes on the GPU, the first one's set-up left out."""
+    """About how long a call takes on the GPU, without what only the first one sets up."""
     for _ in range(2):
         synchronize(device)
         started = time.perf_counter()
@@ -125,13 +125,13 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for a GPU; a CPU is never behind."""
+    """Wait until a GPU has done all that was queued; a CPU has nothing queued."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def calls_for(seconds: float) -> int:
-    """How many calls of this length a pass makes."""
+    """How many calls of this duration a pass makes."""
     return max(MIN_CALLS, min(MAX_CALLS, int(PASS_SECONDS / max(seconds, 1e-6))))
 
 
@@ -145,12 +145,12 @@ def measure(
     """Time every call in two passes of opposite order.
 
     Args:
-        calls, counts: by implementation; a pass makes `counts` calls of each in each state of L2.
+        calls, counts: by implementation. A pass makes `counts` calls of it in each state of L2.
         timer: a KernelTimer.
         tick: called with an implementation's name before each of its passes.
 
     Returns:
-        The timings by (implementation, L2), and the reasons of implementations that failed, by name.
+        The timings by (implementation, L2), and by implementation the reasons why some failed.
     """
     timings: dict[tuple[str, L2], Timing] = {}
     failures: dict[str, str] = {}
@@ -165,6 +165,6 @@ def measure(
                     best = timings.get((name, l2))
                     if best is None or median < best.us:
                         timings[name, l2] = Timing(float(median), float(p10), float(p90))
-            except Exception as error:  # one implementation's trouble is not the others'
+            except Exception as error:  # the other implementations are still to be measured
                 failures[name] = one_line(error)
     return {key: timing for key, timing in timings.items() if key[0] not in failures}, failures

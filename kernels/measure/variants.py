@@ -1,4 +1,4 @@
-"""Rungs with some lines of their source replaced: to see what those lines are worth."""
+"""Rungs with some lines of their source replaced, to measure what those lines are worth."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gemm_ladder.rungs import Rung, rungs
 
 @dataclasses.dataclass(frozen=True)
 class ChangedRung(Rung):
-    """A rung of the ladder with another source text."""
+    """A rung with another source text."""
 
     text: str = ""
 
@@ -31,7 +31,8 @@ def changed(name: str, *changes: tuple[str, str]) -> ChangedRung:
 
 
 def replaced(text: str, of: str, changes: Iterable[tuple[str, str]]) -> str:
-    """The text of `of` with each (old, new) replaced, once; ValueError where `old` is not in it."""
+    """`text` with the first `old` of each (old, new) replaced. `of` names the text in the ValueError that is
+    raised where `old` is not in it."""
     for old, new in changes:
         if old not in text:
             raise ValueError(f"{of} has no {old!r}; text of its source is needed")

@@ -1,6 +1,6 @@
-"""Chrome's trace event format, as ui.perfetto.dev and chrome://tracing open it.
+"""Chrome's trace event format, which ui.perfetto.dev and chrome://tracing open.
 
-Source: "Trace Event Format", the document that the Chromium project publishes for it.
+Source: "Trace Event Format", published by the Chromium project.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from gemm_ladder.timeline.spans import Span, label, place
 
 
 def chrome_trace(spans: Iterable[Span], sm: Mapping[int, int], about: Mapping[str, Any]) -> dict[str, Any]:
-    """The spans as one JSON object. A block is a process there, an actor a thread of it.
+    """The spans as one JSON object. In the trace a thread block is a process, and an actor a thread of it.
 
     Args:
-        spans: times in microseconds; the emulator's steps are shown as if they were.
-        sm: of each block, where known.
-        about: goes with it, as "otherData".
+        spans: times in microseconds; the emulator's steps are shown as microseconds.
+        sm: the SM of each thread block, where it is known.
+        about: written to the trace as "otherData".
     """
     threads: dict[tuple[int, str, int], int] = {}  # by actor
     events: list[dict[str, Any]] = []
@@ -34,7 +34,7 @@ def chrome_trace(spans: Iterable[Span], sm: Mapping[int, int], about: Mapping[st
             {
                 "name": f"wait: {span.on}" if span.on else span.what,
                 "cat": span.what,
-                "ph": "X",  # a complete event: its beginning and its duration
+                "ph": "X",  # a complete event, with its begin and its duration
                 "pid": span.block,
                 "tid": threads[actor],
                 "ts": round(span.begin, 3),

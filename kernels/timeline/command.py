@@ -1,11 +1,11 @@
-"""The timeline of a rung, from s3 on: who loads, multiplies, promotes and waits, and when.
+"""python -m gemm_ladder timeline: who loads, multiplies, promotes and waits in a rung (from s3 on), and when.
 
     python -m gemm_ladder timeline s5_warp_specialized --trace s5.json --picture s5.png
-    python -m gemm_ladder timeline all --json timeline.json       what figures/data/timeline.json holds
+    python -m gemm_ladder timeline all --json timeline.json       the content of figures/data/timeline.json
 
-Recorded on a GPU by stamps (`gemm_ladder.timeline.stamps`), in microseconds, or by the emulator, in the steps
-of its scheduler: those show what happens at the same time, not how long it takes. --trace writes Chrome's
-trace event format, which ui.perfetto.dev and chrome://tracing open.
+On a GPU a run is recorded by stamps (`gemm_ladder.timeline.stamps`), in microseconds; on the emulator in
+steps of its scheduler, which show what happens at the same time, not how long it takes. --trace writes
+Chrome's trace event format, which ui.perfetto.dev and chrome://tracing open.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 from gemm_ladder.errors import GemmLadderError, InputError
 from gemm_ladder.figures import measured, tables
 from gemm_ladder.figures import timeline as figure
+from gemm_ladder.figures.rows import TimelineFile, TimelineRow
 from gemm_ladder.measure import problems, records, session, shapes
 from gemm_ladder.measure.shapes import Shape
 from gemm_ladder.rungs import rungs
@@ -35,13 +36,14 @@ UNITS = {"gpu": "microseconds", "emulator": "steps"}
 
 
 class Case(NamedTuple):
-    """What is shown of a rung.
+    """What is recorded of a rung.
 
     Attributes:
-        gpu, emulator: the shapes. On both a block of s5 has more than one tile.
-        seed: of the emulator's schedule: one in which copies and products are prompt.
-        blocks: of whom; None: block 0 and, on a GPU, those that share its SM.
-        until: microseconds; what ends later is not kept.
+        gpu, emulator: the shapes. They are large enough that a thread block of s5 computes more than one
+            tile.
+        seed: of the emulator's schedule; one with which copies and WGMMAs complete early.
+        blocks: the thread blocks; None for block 0 and, on a GPU, those that share its SM.
+        until: microseconds; spans that end later are dropped.
     """
 
     gpu: Shape
@@ -58,13 +60,15 @@ CASES = {
     "s5_warp_specialized": Case(_GPU, Shape(512, 512, 512), 20, (0,), 20),
 }
 RECORDED = tuple(CASES)
-# s6's pass does not know the machine code of a kernel with stamps; its timeline would be s5's.
+# s6 has no timeline: its pass does not recognise the machine code of a kernel with stamps, and the timeline
+# would be that of s5.
 
 PROTOCOL = (
-    "one launch, everything warm; the first warp of each role; spans [what, begin, end] that end within "
-    "`until`, from the first event on; gpu: microseconds, the SM's clock laid on the global timer, stamps by "
-    f"lane 0 of each warp, us and stamped_us: median time of {stamps.CALLS} launches without and with "
-    "stamps; a load ends when a warp of its block sees that it has; emulator: steps of its scheduler"
+    "one launch after others; the first warp of each role; spans [what, begin, end] that end by `until`, "
+    "counted from the first event; gpu: microseconds, each SM's clock converted to the global timer's scale, "
+    "stamps taken by lane 0 of each warp; us and stamped_us are the median time of "
+    f"{stamps.CALLS} launches without and with stamps; a load lasts until a warp of its thread block sees "
+    "that it has arrived; emulator: steps of its scheduler"
 )
 
 
@@ -74,8 +78,8 @@ class Timeline:
 
     Attributes:
         spans: times in microseconds on a GPU, in steps on the emulator.
-        sm: of each block, on a GPU; empty on the emulator.
-        about: what else is known of it: the seed, or the clocks and what the stamps cost.
+        sm: the SM of each thread block on a GPU; empty on the emulator.
+        about: the seed of the emulator; or the GPU's clocks, and the kernel's time without and with stamps.
     """
 
     rung: str
@@ -87,7 +91,7 @@ class Timeline:
 
     @property
     def head(self) -> dict[str, Any]:
-        """What was recorded."""
+        """What was recorded, as fields of a row."""
         return {"rung": self.rung, "machine": self.machine, **self.shape._asdict(), **self.about}
 
 
@@ -95,8 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `timeline`. Returns 0.
 
     Raises:
-        GemmLadderError: the rung has no timeline, the machine or the shape cannot be had, a file cannot be
-            written.
+        GemmLadderError: the rung has no timeline, there is no such machine, the shape is not supported, or a
+            file cannot be written.
         gemm_ladder.build.ToolchainError, BuildError: the kernel could not be compiled.
     """
     arguments = _parser().parse_args(argv)
@@ -145,7 +149,7 @@ def take(
 
     Args:
         device: the GPU; not used on the emulator.
-        shape, seed: instead of those of the rung's case.
+        shape, seed: instead of those in CASES.
 
     Raises:
         InputError: the rung has no timeline, or does not support the shape.
@@ -167,9 +171,9 @@ def take(
     return Timeline(name, machine, shape, found, {}, {"seed": seed})
 
 
-def record_all(device: torch.device | None) -> dict[str, Any]:
-    """The content of figures/data/timeline.json: every rung of RECORDED, on both machines, or on the emulator
-    alone where there is no GPU."""
+def record_all(device: torch.device | None) -> TimelineFile:
+    """The content of figures/data/timeline.json: every rung of RECORDED on both machines, or only on the
+    emulator where there is no GPU."""
     machines: tuple[Machine, ...] = ("gpu", "emulator") if device else ("emulator",)
     taken = []
     for name in RECORDED:
@@ -179,9 +183,9 @@ def record_all(device: torch.device | None) -> dict[str, Any]:
     return data_of(taken, device)
 
 
-def data_of(taken: Sequence[Timeline], device: torch.device | None) -> dict[str, Any]:
-    """Timelines in the form of figures/data/timeline.json; figures/timeline.py says what is in a row."""
-    meta = records.machine(device, 0) if device else {"gpu": None, **records.emulated_meta()}
+def data_of(taken: Sequence[Timeline], device: torch.device | None) -> TimelineFile:
+    """Timelines in the form of figures/data/timeline.json."""
+    meta: Any = records.machine(device, 0) if device else {"gpu": None, **records.emulated_meta()}
     return {
         "schema": measured.SCHEMA,
         "meta": {**meta, "protocol": PROTOCOL},
@@ -189,8 +193,8 @@ def data_of(taken: Sequence[Timeline], device: torch.device | None) -> dict[str,
     }
 
 
-def rows(timeline: Timeline) -> list[dict[str, Any]]:
-    """A row for each actor: the first warp of each role, its part of the tensor core, every stage."""
+def rows(timeline: Timeline) -> list[TimelineRow]:
+    """A row for each actor: the first warp of each role, the tensor core working for it, every stage."""
     until = (
         CASES[timeline.rung].until if timeline.machine == "gpu" else max(span.end for span in timeline.spans)
     )
@@ -205,15 +209,16 @@ def rows(timeline: Timeline) -> list[dict[str, Any]]:
             actor = span.block, span.unit, span.index, span.role
             times = [round(time, digits) if digits else int(time) for time in (span.begin, span.end)]
             found.setdefault(actor, []).append([span.what, *times])
-    return [
+    made: list[Any] = [
         {**timeline.head, "until": until, "block": block, "sm": timeline.sm.get(block)}
         | {"unit": unit, "index": index, "role": role, "spans": of_actor}
         for (block, unit, index, role), of_actor in found.items()
     ]
+    return made
 
 
 def summary(timeline: Timeline) -> str:
-    """How each actor spends the time from the first event to the last, in per cent, as a table."""
+    """A table of how each actor spends the time from the first event to the last, in per cent."""
     begin, end = min(span.begin for span in timeline.spans), max(span.end for span in timeline.spans)
     kinds = ("load", "issue", "multiply", "promote", "store", "wait")
     actors = sorted({(span.block, *place(span), label(span)) for span in timeline.spans})
@@ -229,7 +234,7 @@ def summary(timeline: Timeline) -> str:
 def _case(name: str) -> Case:
     if name not in CASES and name in rungs:
         raise InputError(f"{name} has no timeline; one of {', '.join(CASES)} is needed")
-    return CASES[rungs[name].name]  # of a name that is none, rungs says so
+    return CASES[rungs[name].name]  # rungs raises UnknownRungError if there is no such rung
 
 
 def _shape(text: str) -> Shape:
@@ -242,21 +247,21 @@ def _shape(text: str) -> Shape:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m gemm_ladder timeline",
-        description="Record who loads, multiplies, promotes and waits in a rung, from s3 on, and when.",
+        description="Record who loads, multiplies, promotes and waits in a rung (from s3 on), and when.",
     )
     parser.add_argument("rung", metavar="RUNG", help=f"{', '.join(CASES)}, or all (with --json)")
     parser.add_argument(
-        "--machine", choices=("gpu", "emulator"), help="default: the GPU, if there is a Hopper"
+        "--machine", choices=("gpu", "emulator"), help="default: gpu if there is a Hopper GPU"
     )
     parser.add_argument("--shape", metavar="MxNxK", help="default: one that shows the rung well")
     parser.add_argument(
-        "--seed", type=int, help="of the emulator's schedule (default: one that shows the rung well)"
+        "--seed", type=int, help="seed of the emulator's schedule (default: one that shows the rung well)"
     )
     parser.add_argument(
-        "--trace", type=Path, metavar="FILE", help="write Chrome's trace event format (Perfetto)"
+        "--trace", type=Path, metavar="FILE", help="write a trace for Perfetto (Chrome's trace event format)"
     )
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw it (PNG)")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="write a picture (PNG)")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the data that pictures are drawn from"
+        "--json", type=Path, metavar="FILE", help="write the data that the pictures are drawn from"
     )
     return parser

@@ -1,20 +1,19 @@
-"""Who did what, and for how long: the events of a run, from either machine, made into spans of time.
+"""Who did what, and for how long: the events of a run on either machine, turned into spans of time.
 
-The emulator's events (`gemm_ladder.ref.emulator`) and the GPU's stamps (`stamps`) come as one sequence of
-`Event`, with the event names of ref/emulator/record.hpp, which include/trace.cuh uses as well: `spans` does
-not know which machine it reads. A span belongs to an actor of a thread block:
+The emulator's events (`gemm_ladder.ref.emulator`) and the GPU's stamps (`stamps`) both come as a sequence of
+`Event`, with the event names of ref/emulator/record.hpp, which include/trace.cuh uses too. So `spans` does
+not need to know which machine was recorded. A span belongs to an actor of a thread block:
 
-    a warp          wait      for an mbarrier, for the tensor core, for other warps
-                    issue     it gives the copy engine a stage's loads
-                    promote   from the end of a product on, until the warp's next wait or next product
-                    store     results to shared memory and to the copy engine; in kernels without that: the
-                              last promotion too, and results straight to global memory
-    a warp's part of the tensor core
-                    multiply  from the fence before a product's first WGMMA on, until the warp has waited for
-                              the product
+    a warp          wait      for an mbarrier, for the tensor core or for other warps
+                    issue     the warp requests a stage's loads from the copy engine
+                    promote   from the end of a WGMMA group until the warp's next wait or next WGMMA group
+                    store     results to shared memory and to the copy engine; in kernels without TMA stores:
+                              the last promotion and the stores to global memory
+    the tensor core, working for a warp
+                    multiply  from the fence before a group's first WGMMA until the warp has waited for it
     a stage of the copy engine
-                    load      from the first request on, until all bytes are there; on a GPU, until the first
-                              warp of the block sees that they are
+                    load      from the first request until all bytes have arrived; on a GPU, until the first
+                              warp of the thread block sees that they have
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ import numpy as np
 
 WARP, TENSOR_CORE, COPY_ENGINE = "warp", "tensor core", "copy engine"
 
-# What blocks a warp, and what says that it goes on.
+# For each event after which a warp waits, the event that ends the wait.
 WAITS = {
     "mbarrier_wait": "mbarrier_pass",
     "wgmma_wait": "wgmma_pass",
@@ -44,7 +43,7 @@ _KINDS = {*WAITS, *WAITS.values(), *_ISSUES, *_STORES, *_ENDS, "thread_start", "
 
 
 class Event(NamedTuple):
-    """One thing that happened. `warp` is -1 for the copy engine and the tensor core."""
+    """One event. `warp` is -1 for events of the copy engine and the tensor core."""
 
     time: float
     block: int
@@ -56,16 +55,16 @@ class Event(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """Times are in the unit of the events.
+    """What an actor did from `begin` to `end`, in the unit of the events' times.
 
     Attributes:
-        unit, index: the actor: WARP and its number in the block, TENSOR_CORE and the number of the warp that
-            it works for, or COPY_ENGINE and the stage.
-        role: "producer" for a warp that only loads, "consumer 0", ... for those of a warpgroup that
-            multiplies, "copy engine".
+        unit, index: the actor: WARP and the warp's number in the thread block; TENSOR_CORE and the number of
+            the warp that it works for; COPY_ENGINE and the stage.
+        role: "producer" for a warp that only loads, "consumer 0", "consumer 1", ... for the warps of each
+            warpgroup that multiplies, or "copy engine".
         what: load, issue, wait, multiply, promote or store.
-        on: what is waited for.
-        bytes: that a load brings.
+        on: what a wait is for.
+        bytes: the size of a load.
     """
 
     block: int
@@ -80,14 +79,14 @@ class Span:
 
 
 def place(span: Span) -> tuple[int, int, int]:
-    """From the top: who issues, the copy engine, then each warp below its part of the tensor core."""
+    """The order from top to bottom: who issues, the copy engine, then each warp below its tensor core."""
     if span.unit == COPY_ENGINE:
         return 1, span.index, 0
     return (0 if span.role == "producer" else 2), span.index, int(span.unit == WARP)
 
 
 def label(span: Span) -> str:
-    """The actor's name, inside its block."""
+    """The actor's name within its thread block."""
     if span.unit == COPY_ENGINE:
         return f"copy engine, stage {span.index}"
     return f"{span.role}, warp {span.index}" + (": tensor core" if span.unit == TENSOR_CORE else "")
@@ -96,29 +95,30 @@ def label(span: Span) -> str:
 def of_emulator(recorded: np.ndarray) -> list[Event]:
     """The events of the first launch's first cluster; `recorded` is `Run.events`.
 
-    A warp's mbarrier instructions are recorded by every lane that executes them: the lowest of them speaks.
+    The emulator records a warp's mbarrier instruction once for every lane that executes it. Only the event of
+    the lowest lane is kept.
     """
     first = recorded[(recorded["launch"] == 0) & (recorded["cluster"] == 0)]
     rows = [
         (int(row["step"]), int(row["block"]), int(row["thread"]), str(row["kind"]), int(row["address"]),
          int(row["value"])) for row in first
     ]  # fmt: skip
-    speakers: dict[tuple[int, int, int], int] = {}
+    lowest: dict[tuple[int, int, int], int] = {}
     for _, block, thread, _, address, _ in rows:
         key = block, thread // 32, address
-        speakers[key] = min(speakers.get(key, thread), thread)
+        lowest[key] = min(lowest.get(key, thread), thread)
     return [
         Event(step, block, thread // 32, "cluster_wait" if kind == "cluster_arrive" else kind, address, value)
         for step, block, thread, kind, address, value in rows
-        if thread == speakers[block, thread // 32, address]
+        if thread == lowest[block, thread // 32, address]
     ]
 
 
 def spans(events: Iterable[Event]) -> list[Span]:
-    """The spans of all blocks, by block, actor and time; what took no time is left out.
+    """The spans of all thread blocks, by block, actor and time; spans without duration are left out.
 
     Args:
-        events: each warp's in the order in which they happened.
+        events: those of each warp in the order in which they happened.
     """
     blocks: dict[int, list[Event]] = defaultdict(list)
     for event in events:
@@ -147,16 +147,16 @@ def _block(block: int, events: Sequence[Event]) -> Iterator[Span]:
         elif any(event.kind == "tma_load" for event in warps[warp]):
             role = "producer"
         else:
-            continue  # it does nothing but meet the others at the block's barriers
+            continue  # this warp only takes part in the thread block's barriers
         yield from _products(block, warp, role, warps[warp])
         yield from _merged(_activity(block, warp, role, warps[warp], names))
 
 
 def _loads(block: int, stage: int, events: Sequence[Event]) -> Iterator[Span]:
-    """Of one stage; `events` are those of its `full` mbarrier."""
+    """The loads of one stage; `events` are those of its `full` mbarrier."""
     knows = ("mbarrier_phase",)
     if not any(event.kind in knows for event in events):
-        knows = ("mbarrier_pass", "mbarrier_test")  # nobody can tell but the warps that look
+        knows = ("mbarrier_pass", "mbarrier_test")  # on a GPU only the warps that look at the mbarrier know
     ends = sorted(event.time for event in events if event.kind in knows)
     for event in events:
         if event.kind == "mbarrier_expect_tx":
@@ -168,20 +168,20 @@ def _loads(block: int, stage: int, events: Sequence[Event]) -> Iterator[Span]:
 
 
 def _products(block: int, warp: int, role: str, events: Sequence[Event]) -> Iterator[Span]:
-    """What the tensor core does for one warp. A group of WGMMAs begins with its wgmma.fence."""
+    """The WGMMA groups of one warp. A group begins with its wgmma.fence."""
     begun: list[float] = []
     for event in events:
         if event.kind == "wgmma_fence":
             begun.append(event.time)
         elif event.kind == "wgmma_pass":
-            while len(begun) > event.value:  # so many may still be in flight
+            while len(begun) > event.value:  # the number of groups that may still be in flight
                 yield Span(block, TENSOR_CORE, warp, role, "multiply", begun.pop(0), event.time)
 
 
 def _activity(
     block: int, warp: int, role: str, events: Sequence[Event], names: dict[int, str]
 ) -> Iterator[Span]:
-    """What one warp does itself: said by what an interval between two of its events begins and ends with."""
+    """What one warp does itself: the two events around an interval tell what it did between them."""
     for last, next_ in itertools.pairwise(event for event in events if event.kind in _KINDS):
         what, on = "", ""
         if WAITS.get(last.kind) == next_.kind:
@@ -206,15 +206,15 @@ def _waits_for(event: Event, names: dict[int, str]) -> str:
     ]
 
 
-def _merged(parts: Iterable[Span]) -> Iterator[Span]:
-    """Parts that follow one another without a gap, and are the same, as one."""
+def _merged(found: Iterable[Span]) -> Iterator[Span]:
+    """The same spans, with those of one kind that follow each other without a gap joined."""
     whole = None
-    for part in parts:
-        if whole and (whole.what, whole.on, whole.end) == (part.what, part.on, part.begin):
-            whole = dataclasses.replace(whole, end=part.end)
+    for one in found:
+        if whole and (whole.what, whole.on, whole.end) == (one.what, one.on, one.begin):
+            whole = dataclasses.replace(whole, end=one.end)
             continue
         if whole:
             yield whole
-        whole = part
+        whole = one
     if whole:
         yield whole

@@ -1,8 +1,9 @@
-"""A rung's run on a GPU, as it was stamped: who executed what, and when.
+"""Recording a rung's run on a GPU by stamps: which warp executed what, and when.
 
-The stamps are in the instruction wrappers (include/trace.cuh), compiled in only here: the rung's own file is
-the same, and so are the bits of its result. An SM has a fine clock of its own, and all have a coarse common
-one; a stamp has both, and a line through the stamps of each SM puts them all on the common clock's scale.
+The stamps are taken by the instruction wrappers (include/trace.cuh), which are compiled with them only here:
+the rung's own file is the same, and so are the bits of its result. Every SM has a fine clock of its own, and
+all SMs share a coarse one, the global timer. A stamp holds both, and a straight line fitted through the
+stamps of each SM converts its clock to the global timer's scale.
 """
 
 from __future__ import annotations
@@ -25,20 +26,25 @@ if TYPE_CHECKING:
     from gemm_ladder.build import Built
 
 MACRO = "GEMM_LADDER_TRACE"
-SLOTS = 1 << 13  # of a warp; its ring holds SLOTS * SLOT_CLOCKS cycles, 75 us at 1.75 GHz
+SLOTS = 1 << 13  # per warp: a ring that holds SLOTS * SLOT_CLOCKS cycles, 75 us at 1.75 GHz
 SLOT_CLOCKS = 16  # trace::kSlotClocks
 WARPS = 16  # trace::kWarps
-BLOCKS_AN_SM = 2  # of any rung, at a time: so many blocks are recorded
-CALLS = 20  # timed, with and without stamps
-QUEUEING_CYCLES = 400_000  # of the GPU: more than it takes to queue a call
+BLOCKS_AN_SM = 2  # the most thread blocks of a rung that an SM holds: the first wave is recorded
+CALLS = 20  # calls that are timed with stamps, and as many without
+QUEUEING_CYCLES = 400_000  # GPU cycles; queueing a call takes the host less
 
-# struct trace::Stamp, and the block and the warp whose row it is in.
+# struct trace::Stamp, and the thread block and the warp that took it.
 STAMP = np.dtype([(name, np.uint32) for name in ("what", "begin", "end", "globaltimer", "block", "warp")])
 
 
 class Recording(NamedTuple):
-    """Events, each warp's in order, times in microseconds from the first on; the SM of each block; what the
-    clocks were found to be, and what the stamps cost."""
+    """What the stamps of a run say.
+
+    Attributes:
+        events: those of each warp in order; times in microseconds from the first event.
+        sm: the SM of each thread block.
+        about: the clocks, and the kernel's time without and with stamps.
+    """
 
     events: list[Event]
     sm: dict[int, int]
@@ -47,7 +53,7 @@ class Recording(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TracedRung(Rung):
-    """The rung of that name, stamped where it runs on a GPU."""
+    """The rung of that name, compiled with stamps for a GPU."""
 
     @property
     def path(self) -> Path:
@@ -67,19 +73,20 @@ class TracedRung(Rung):
 
 
 def traced(rung: Rung) -> TracedRung:
-    """`rung`, stamped."""
+    """`rung`, compiled with stamps."""
     return TracedRung(rung.name, rung.idea, rung.n_multiple, rung.k_multiple)
 
 
 def record(rung: Rung, lhs: tuple, rhs: tuple, out: torch.Tensor, blocks: Sequence[int] | None) -> Recording:
-    """Run `rung` on its tensors' GPU, stamped, after some calls that are not recorded.
+    """Run `rung` with stamps on its tensors' GPU, after some calls that are not recorded.
 
     Args:
         lhs, rhs, out: as a rung takes them; `out` is written.
-        blocks: whose events are wanted; None: block 0's, and those of the blocks on its SM meanwhile.
+        blocks: the thread blocks whose events are returned; None for block 0 and the blocks that run on its
+            SM at the same time.
 
     Raises:
-        LaunchError: CUDA refuses; the stamps do not fit on one time scale.
+        LaunchError: CUDA refuses the launch, or the stamps do not fit on one time scale.
         gemm_ladder.build.ToolchainError, BuildError: the kernel could not be compiled.
     """
     import torch
@@ -106,15 +113,15 @@ def record(rung: Rung, lhs: tuple, rhs: tuple, out: torch.Tensor, blocks: Sequen
 
 
 def read(taken: np.ndarray, names: Sequence[str], blocks: Sequence[int] | None) -> Recording:
-    """What the stamps say.
+    """Turn stamps into events.
 
     Args:
-        taken: of dtype STAMP, in any order; the more there are, of whatever block, the better the time scale.
-        names: of the events, by number.
-        blocks: as `record` takes them.
+        taken: of dtype STAMP, in any order. Stamps of all thread blocks help to fit the time scale.
+        names: the events' names by number.
+        blocks: as in record().
 
     Raises:
-        LaunchError: there are no stamps, too few for a time scale, or more than there was room for.
+        LaunchError: there are no stamps, too few to fit a time scale, or more than there was room for.
     """
     if not len(taken):
         raise LaunchError(
@@ -122,7 +129,7 @@ def read(taken: np.ndarray, names: Sequence[str], blocks: Sequence[int] | None) 
         )
     sm_of = _sms(taken, names)
     sm = np.array([sm_of[int(block)] for block in taken["block"]])
-    clock = np.zeros(len(taken))  # cycles, from some moment of the SM on
+    clock = np.zeros(len(taken))  # cycles; every SM counts from a moment of its own
     for one in np.unique(sm):
         clock[sm == one] = _since(taken["end"][sm == one])
     scale = _Scale.fit(sm, clock, _since(taken["globaltimer"]))
@@ -136,7 +143,9 @@ def read(taken: np.ndarray, names: Sequence[str], blocks: Sequence[int] | None) 
     for block, warp in itertools.product(blocks, range(WARPS)):
         row = np.flatnonzero((taken["block"] == block) & (taken["warp"] == warp))
         row = row[np.argsort(end[row])]
-        row = row[clock[row] > clock[row].max(initial=0) - SLOTS * SLOT_CLOCKS]  # one turn of the ring
+        row = row[
+            clock[row] > clock[row].max(initial=0) - SLOTS * SLOT_CLOCKS
+        ]  # older ones are of the ring's last turn
         events += _events(taken[row], end[row], scale.us_a_cycle, names)
     zero = min((event.time for event in events), default=0.0)
     return Recording(
@@ -147,7 +156,8 @@ def read(taken: np.ndarray, names: Sequence[str], blocks: Sequence[int] | None) 
 
 
 def _sms(taken: np.ndarray, names: Sequence[str]) -> dict[int, int]:
-    """The SM of each block. A block's first stamps say it: where they are gone, its ring has turned."""
+    """The SM of each thread block. A block's first stamp has it; if that is missing, the ring was
+    overwritten."""
     placed = taken[taken["what"] >> 28 == names.index("placed")]
     found = dict(zip(placed["block"].tolist(), placed["begin"].tolist(), strict=True))
     if set(found) != set(taken["block"].tolist()):
@@ -159,7 +169,7 @@ def _sms(taken: np.ndarray, names: Sequence[str]) -> dict[int, int]:
 
 
 def _events(row: np.ndarray, end: np.ndarray, us_a_cycle: float, names: Sequence[str]) -> list[Event]:
-    """One warp's events, from its stamps in order."""
+    """One warp's events, from its stamps in the order of time."""
     kinds = [names[number] for number in row["what"] >> 28]
     addresses = (row["what"] & 0xFFFFF).tolist()
     events: list[Event] = []
@@ -176,7 +186,7 @@ def _events(row: np.ndarray, end: np.ndarray, us_a_cycle: float, names: Sequence
 
 
 def _found_complete(row: np.ndarray, kinds: Sequence[str], addresses: Sequence[int]) -> bool:
-    """Whether the test that the row begins with succeeded: then the warp does not wait for that phase."""
+    """Whether the mbarrier test at the beginning of `row` succeeded: then no wait for that phase follows."""
     for later, kind, address in zip(row[1:], kinds[1:], addresses[1:], strict=True):
         if address == addresses[0] and kind == "mbarrier_test":
             return True
@@ -186,22 +196,22 @@ def _found_complete(row: np.ndarray, kinds: Sequence[str], addresses: Sequence[i
 
 
 def _since(counter: np.ndarray) -> np.ndarray:
-    """What a 32-bit counter's readings, all within 2^31 of each other, are more than the first of them."""
+    """The readings of a 32-bit counter minus the first; all have to be within 2^31 of each other."""
     return (counter - counter[0]).view(np.int32).astype(np.float64)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Scale:
-    """From the clocks of the SMs, all of one frequency, to microseconds."""
+    """Converts the clocks of the SMs, which have one frequency, to microseconds."""
 
     us_a_cycle: float
-    zero: dict[int, float]  # by SM: the time at which its clock was 0
+    zero: dict[int, float]  # by SM: the time, in microseconds, at which its clock was 0
     tick_ns: int  # of the global timer
-    residual_ns: float
+    residual_ns: float  # root mean square
 
     @classmethod
     def fit(cls, sm: np.ndarray, cycles: np.ndarray, ns: np.ndarray) -> _Scale:
-        """The line of least squares. The timer's coarse steps shift every SM's zero by the same."""
+        """Fit by least squares. The timer's coarse steps shift the zero of every SM by the same amount."""
         sms, which = np.unique(sm, return_inverse=True)
         count = np.bincount(which)
         mean_cycles, mean_ns = (np.bincount(which, counter) / count for counter in (cycles, ns))
@@ -234,12 +244,12 @@ class _Scale:
 
 
 def _median_us(call: Callable[[], None]) -> float:
-    """Of one call among several, everything warm."""
+    """The median time of a call, with warm caches, from CUDA events around each of CALLS calls."""
     import torch
 
     call()
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(CALLS + 1)]
-    torch.cuda._sleep(CALLS * QUEUEING_CYCLES)  # else the GPU would wait for the calls
+    torch.cuda._sleep(CALLS * QUEUEING_CYCLES)  # without it the GPU would wait for the host
     for mark in marks[:-1]:
         mark.record()
         call()
@@ -250,14 +260,14 @@ def _median_us(call: Callable[[], None]) -> float:
 
 @functools.cache
 def _names(library: ctypes.CDLL) -> tuple[str, ...]:
-    """The events' names, by number."""
+    """The events' names by number, from the compiled kernel."""
     library.gemm_ladder_trace_event.restype = ctypes.c_char_p
     names = (library.gemm_ladder_trace_event(number) for number in itertools.count())
     return tuple(name.decode() for name in itertools.takewhile(lambda name: name is not None, names))
 
 
 def _keep_in(library: ctypes.CDLL, address: int | None, blocks: int) -> None:
-    """Where the library's launches leave their stamps from now on."""
+    """Set where the library's launches write their stamps from now on; None and 0 to take none."""
     library.gemm_ladder_trace.restype = ctypes.c_char_p
     error = library.gemm_ladder_trace(
         ctypes.c_void_p(address), ctypes.c_uint32(blocks), ctypes.c_uint32(SLOTS)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from gemm_ladder.arguments import H100_SMS
 from gemm_ladder.figures import measured
 from gemm_ladder.production import choice
-from gemm_ladder.production import config as configs
 from gemm_ladder.production.config import Config
 from gemm_ladder.production.prediction import Prediction, predict
 from matplotlib import pyplot as plt
@@ -117,9 +117,7 @@ def schedule(panels: Mapping[str, tuple[Config, np.ndarray]], num_sms: int) -> N
     plt.show()
 
 
-def sawtooth(
-    n: int, tiles: Sequence[tuple[int, int]], most_m: int = 8192, num_sms: int = configs.H100_SMS
-) -> None:
+def sawtooth(n: int, tiles: Sequence[tuple[int, int]], most_m: int = 8192, num_sms: int = H100_SMS) -> None:
     """The part of the SMs' time that goes into wanted outputs, against m, for tiles of some sizes."""
     m = np.arange(64, most_m + 1, 64)
     _, axes = plt.subplots(figsize=(9, 2.9))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gemm_ladder.figures import measured
 from gemm_ladder.figures.ladder import spread as spread_apart
-from gemm_ladder.figures.roofline import intensity
+from gemm_ladder.figures.roofline import COPY_TB_S, intensity
 from matplotlib import colormaps
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -52,11 +52,6 @@ def page(figure: Figure) -> Figure:
 
 def name(shape: Size) -> str:
     return " x ".join(map(str, shape))
-
-
-def copy_tb_s() -> float:
-    """What a copy reaches, TB/s, reading and writing counted: of peers.json's meta."""
-    return measured.load(measured.DATA / "peers.json")["meta"]["copy_tb_s"]
 
 
 def ceiling() -> float:
@@ -110,14 +105,14 @@ def spreads() -> None:
 
 
 def two_runs(impls: Sequence[str]) -> dict[str, list[float]]:
-    """One implementation in two runs on GPUs of one model: the later time over the earlier, shape by shape.
+    """One implementation in two runs of one day: its time in production.json over that in ladder.json.
 
     Returns the ratios by implementation.
     """
     found: dict[str, list[float]] = {}
     _, axes = plt.subplots(figsize=(8.5, 0.9 + 0.5 * len(impls)))
     for y, impl in enumerate(impls):
-        earlier, later = times(impl, name="peers.json"), times(impl)
+        earlier, later = times(impl), times(impl, name="production.json")
         found[impl] = [later[shape] / earlier[shape] for shape in sorted(earlier.keys() & later.keys())]
         axes.scatter(found[impl], [y] * len(found[impl]), s=30, color=BLUE, alpha=0.5, linewidth=0, zorder=3)
         middle = float(np.median(found[impl]))
@@ -127,7 +122,7 @@ def two_runs(impls: Sequence[str]) -> dict[str, list[float]]:
     axes.set_ylim(len(impls) - 0.5, -0.5)
     axes.grid(axis="x", color=GRID, linewidth=0.6)
     axes.tick_params(length=0)
-    axes.set_title("Two runs: later time over earlier; a dot is a shape, orange the median")
+    axes.set_title("Two runs: the second time over the first; a dot is a shape, orange the median")
     plt.show()
     return found
 
@@ -147,7 +142,7 @@ def roofline(shapes: Sequence[Size], impls: Sequence[str]) -> None:
     x = np.logspace(math.log10(60), math.log10(20000), 300)
     for tb_s, tflops, style, words in (
         (SHEET_TB_S, SHEET_TFLOPS, ":", "data sheet"),
-        (copy_tb_s(), ceiling(), "-", "reached"),
+        (COPY_TB_S, ceiling(), "-", "reached"),
     ):
         axes.plot(x, np.minimum(x * tb_s, tflops), color=INK, linewidth=1.1, linestyle=style, label=words)
     lowest = min(row["tflops"] for shape in shapes for impl, row in at[shape].items() if impl in impls)
@@ -195,7 +190,7 @@ def _rung_colour(impl: str, impls: Sequence[str]) -> tuple[float, ...]:
 def of_the_roof(impl: str) -> None:
     """Which part of the nearest roof, as reached, an implementation gets at every shape."""
     found = sorted(rows(impl), key=intensity)
-    copy, tensor = copy_tb_s(), ceiling()
+    copy, tensor = COPY_TB_S, ceiling()
     _, axes = plt.subplots(figsize=(9, 0.8 + 0.19 * len(found)))
     for y, row in enumerate(found):
         memory, compute = intensity(row) * copy, tensor

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from gemm_ladder import build
 from gemm_ladder.arguments import GroupedArgs, ceil_div
+from gemm_ladder.measure.variants import replaced
 from gemm_ladder.production import launching
 from gemm_ladder.production.config import Config
 from gemm_ladder.ref import emulator
@@ -53,7 +54,7 @@ def changed(config: Config, *changes: tuple[str, str]) -> Changed:
     for name in ("gemm.cuh", "geometry.cuh", "scheduler.cuh"):  # each is included by those before it
         first, include, last = text.partition(INCLUDE.format(name))
         text = first + source(name) + last.replace(include, "")
-    text = workbench.replaced(text.replace("#pragma once\n", ""), "kernels/production", changes)
+    text = replaced(text.replace("#pragma once\n", ""), "kernels/production", changes)
     return Changed(**vars(config), kernel=text)
 
 

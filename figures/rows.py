@@ -1,0 +1,280 @@
+"""The form of the files in figures/data: which fields a file's meta and its rows have.
+
+Every file is {"schema": 1, "meta": {...}, "rows": [...]}. What writes a file (gemm_ladder.measure,
+gemm_ladder.timeline) and what reads it (figures/) take the names of the fields from here. Nothing of
+gemm_ladder is imported, because the figures are drawn without it.
+
+Units: us is microseconds, tflops 10^12 floating-point operations a second, gb_s 10^9 bytes a second, shared
+memory is bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+# ----------------------------------------------------------------------------------------- where and when
+
+
+class MachineMeta(TypedDict):
+    """What a measurement on a GPU ran on, when, with which kernel sources, and how it was taken."""
+
+    gpu: str
+    num_sms: int
+    power_limit_w: float | None
+    driver: str | None
+    cuda: str | None
+    nvcc: str | None
+    torch: str
+    date: str  # ISO 8601
+    sources: str  # gemm_ladder.build.sources_digest()
+    protocol: str
+
+
+class TimesMeta(MachineMeta, total=False):
+    """Also: the implementations that could not be measured, and the production kernels that ran."""
+
+    not_measured: list[dict[str, str]]  # impl, shape, reason
+    configurations: dict[str, str]  # kernel by product
+
+
+class HostMeta(TimesMeta):
+    cpu: str | None
+    python: str
+
+
+class CardsMeta(TypedDict):
+    nvcc: str
+    date: str
+    sources: str
+    protocol: str
+    ncu: dict[str, str] | None  # gpu, driver, ncu, date, shape, protocol
+
+
+class _TimelineMeta(TypedDict):
+    gpu: str | None
+    date: str
+    sources: str
+    protocol: str
+
+
+class TimelineMeta(_TimelineMeta, total=False):
+    """gpu is None where only the emulator was recorded. Where a GPU was, all of MachineMeta is there."""
+
+    driver: str | None
+    nvcc: str | None
+
+
+# -------------------------------------------------------------------------------------------------- times
+
+
+class TimedRow(TypedDict):
+    """A kernel's time at one product: ladder.json, production.json, interleave.json, fences.json.
+
+    kind is "dense", "contiguous" or "masked"; a grouped product has `groups` groups of about m valid rows.
+    impl is a rung or a library's call. l2 is "dirty" or "clean". us is the median; tflops and gb_s count
+    valid rows only; rel_err is ||out - reference|| / ||reference||.
+    """
+
+    kind: str
+    groups: int
+    m: int
+    n: int
+    k: int
+    impl: str
+    l2: str
+    us: float
+    us_p10: float
+    us_p90: float
+    tflops: float
+    gb_s: float
+    rel_err: float
+
+
+class HostRow(TypedDict):
+    """What a call costs the host: host.json.
+
+    quantity is "call", "first_build", "cached_load" or "first_call" (gemm_ladder.measure.host says what each
+    is); us is the median.
+    """
+
+    quantity: str
+    impl: str
+    kind: str
+    groups: int
+    m: int
+    n: int
+    k: int
+    us: float
+    us_p10: float
+    us_p90: float
+
+
+class _EmulatedRun(TypedDict):
+    impl: str
+    m: int
+    n: int
+    k: int
+    outcome: str
+    reason: str | None
+    verdict: str
+
+
+class EmulatedRow(_EmulatedRun, total=False):
+    """One run of a rung on the emulator: what `compare --json` writes where there is no Hopper GPU.
+
+    outcome is "right", "wrong" or "not run"; reason says why it is one of the last two; verdict is what
+    `compare` prints for both. A rung that ran to its end also has its errors and the seconds it took.
+    """
+
+    relative_error: float
+    element_error: float
+    seconds: float
+
+
+# ----------------------------------------------------------------------------------- what a kernel is made of
+
+
+class CardRow(TypedDict):
+    """One rung: cards.json. A field that a rung has no use for is None; gemm_ladder.measure.cards and
+    gemm_ladder.measure.ncu say how each is found."""
+
+    rung: str
+    idea: str
+    file: str  # relative to the repository
+    below: str | None  # the rung that `added` and `removed` are counted against
+    lines: int  # of code: without blank lines, comments and docstrings
+    added: int | None
+    removed: int | None
+    registers: int | None  # a thread, at launch
+    setmaxnreg: list[int] | None  # registers a thread after setmaxnreg, one number for each role
+    spill_stores: int | None  # bytes
+    spill_loads: int | None
+    shared_static: int | None
+    shared_dynamic: int | None
+    stages: str | None
+    threads: int | None  # of a block
+    cluster: int | None  # blocks
+    sass: dict[str, dict[str, int]] | None  # count of some instructions, by instance of the kernel
+    ncu: dict[str, Any] | None  # percentages by the names in rung_cards.UNITS, `occupancy`, and `stalls`
+
+
+# ----------------------------------------------------------------------------------- what happens in a kernel
+
+
+class _TimelineRow(TypedDict):
+    rung: str
+    machine: str
+    m: int
+    n: int
+    k: int
+    until: float
+    block: int
+    sm: int | None
+    unit: str
+    index: int
+    role: str
+    spans: list[tuple[str, float, float]]
+
+
+class TimelineRow(_TimelineRow, total=False):
+    """What one actor of a thread block did: timeline.json.
+
+    The actor is a warp, the tensor core working for a warp, or a stage of the copy engine: (unit, index,
+    role). spans are [what, begin, end] and end by `until`; gemm_ladder.timeline.spans says what each `what`
+    is. Times are microseconds where machine is "gpu", steps of the scheduler where it is "emulator".
+
+    A GPU's rows also have the clocks as they were found, and the kernel's time without and with stamps; the
+    emulator's the seed of its schedule.
+    """
+
+    sm_mhz: float
+    globaltimer_tick_ns: int
+    residual_ns: float
+    us: float
+    stamped_us: float
+    seed: int
+
+
+# ------------------------------------------------------------------------------------------------ arithmetic
+
+
+class PrecisionError(TypedDict):
+    """precision.json, kind "error": how far a product is from float64, and from the tensor core's model.
+
+    The product has m rows and n columns, the corner of one with `of` of each. promotion is every how many of
+    k a partial sum is promoted: 0 for never, None where a library decides. `equal` of the `compared` results
+    have the bits of the model that promotes every `model` of k.
+    """
+
+    kind: str
+    data: str
+    m: int
+    n: int
+    k: int
+    impl: str
+    of: int
+    promotion: int | None
+    out: str
+    rel_err: float
+    bias: float
+    model: int
+    equal: int
+    compared: int
+
+
+class PrecisionTime(TypedDict):
+    """precision.json, kind "time": what promoting every `promotion` of k costs."""
+
+    kind: str
+    m: int
+    n: int
+    k: int
+    impl: str
+    promotion: int
+    l2: str
+    us: float
+    us_p10: float
+    us_p90: float
+    tflops: float
+
+
+class ProbeRow(TypedDict):
+    """tensor_core_probe.json: for one kind of operands, how many results were compared with the model's and
+    how many have the same bits. A result is that of a chain of `instructions` WGMMAs."""
+
+    kind: str
+    instructions: int
+    compared: int
+    equal: int
+
+
+# -------------------------------------------------------------------------------------------------- the files
+
+
+class TimesFile(TypedDict):
+    schema: int
+    meta: TimesMeta
+    rows: list[TimedRow]
+
+
+class HostFile(TypedDict):
+    schema: int
+    meta: HostMeta
+    rows: list[HostRow]
+
+
+class CardsFile(TypedDict):
+    schema: int
+    meta: CardsMeta
+    rows: list[CardRow]
+
+
+class TimelineFile(TypedDict):
+    schema: int
+    meta: TimelineMeta
+    rows: list[TimelineRow]
+
+
+def fields(form: Any) -> tuple[str, ...]:
+    """The names that every meta or row of this form (a TypedDict above) has, in order."""
+    return tuple(name for name in form.__annotations__ if name in form.__required_keys__)

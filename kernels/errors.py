@@ -34,7 +34,31 @@ class LaunchError(GemmLadderError, RuntimeError):
 
 
 class EmulatorError(GemmLadderError, RuntimeError):
-    """The emulator stopped a kernel; the message names the fault, the threads and the barriers involved."""
+    """The emulator stopped a kernel; the message names the fault, the threads and the barriers involved.
+
+    Attributes:
+        what: str, the kind of fault, such as "deadlock": a name from the table in ref/emulator/fault.hpp,
+            which explains it. Messages may change, names do not. "unknown" if the error was made without one.
+        block, warp, lane: int, the thread that executed the instruction at fault, or that issued it where it
+            is a TMA store or a WGMMA; `block` is its index in the grid. None where there is no one thread: a
+            deadlock has several, and a WGMMA is issued by a whole warp.
+        address: int, the address at fault, in shared memory (with the rank of the block, if the instruction
+            takes a shared::cluster address) or, for a prefetch, in global memory. None where it has none.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        what: str = "unknown",
+        block: int | None = None,
+        warp: int | None = None,
+        lane: int | None = None,
+        address: int | None = None,
+    ) -> None:
+        super().__init__(message)  # args hold the message alone; pickle carries the attributes beside it
+        self.what = what
+        self.block, self.warp, self.lane, self.address = block, warp, lane, address
 
 
 def one_line(error: BaseException) -> str:

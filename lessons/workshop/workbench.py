@@ -144,21 +144,25 @@ def bytes_on_gpu(array: np.ndarray) -> torch.Tensor:
 # ---------------------------------------------------------------------------------------------- what is wrong
 
 
-def symptoms(rung: Rung, of: Problem, right: np.ndarray, seeds: Iterable[int]) -> list[str | None]:
-    """What the emulator says under each schedule: a fault's name, what is wrong with the answer, or None."""
+Symptom = gl.EmulatorError | str  # the emulator's error, or what is wrong with the answer
+
+
+def symptoms(rung: Rung, of: Problem, right: np.ndarray, seeds: Iterable[int]) -> list[Symptom | None]:
+    """What is wrong under each schedule of the emulator; None where nothing is."""
     return under_schedules(lambda: difference(multiply(rung, of, "cpu"), right), seeds, MAX_STEPS)
 
 
-def under_schedules(run: Callable[[], str | None], seeds: Iterable[int], max_steps: int) -> list[str | None]:
-    """What `run`, which returns what is wrong or None, says under each of the emulator's schedules, or what
-    the emulator says."""
-    found: list[str | None] = []
+def under_schedules(
+    run: Callable[[], str | None], seeds: Iterable[int], max_steps: int
+) -> list[Symptom | None]:
+    """Call `run`, which returns what is wrong with its answer or None, once under each of the schedules."""
+    found: list[Symptom | None] = []
     for seed in seeds:
         try:
             with gl.emulator(seed=seed, max_steps=max_steps):
                 found.append(run())
         except gl.EmulatorError as error:
-            found.append(str(error))
+            found.append(error)
     return found
 
 
@@ -185,20 +189,20 @@ def break_it(name: str, of: Problem, *changes: tuple[str, str], seeds: int = 8) 
     show_symptoms(symptoms(changed(name, *changes), of, expected(name, of), range(seeds)), fault)
 
 
-def show_symptoms(found: Sequence[str | None], kind: Callable[[str], str]) -> None:
+def show_symptoms(found: Sequence[Symptom | None], kind: Callable[[Symptom], str]) -> None:
     """Print the first symptom of each kind, with how many schedules have one of it."""
     groups: dict[str, list[str]] = collections.defaultdict(list)
-    for text in found:
-        text = text or "nothing: the right answer"
-        groups[kind(text)].append(text)
+    for symptom in found:
+        symptom = symptom or "nothing: the right answer"
+        groups[kind(symptom)].append(str(symptom))
     print(f"{len(found)} schedules:")
     for texts in sorted(groups.values(), key=len, reverse=True):
         print(f"  {len(texts)} x {texts[0]}")
 
 
-def fault(text: str) -> str:
+def fault(symptom: Symptom) -> str:
     """What a symptom says first, whatever its numbers."""
-    return re.sub(r"0x\w+|\d+(\.\d+)?", "#", text.split(":")[0])
+    return re.sub(r"0x\w+|\d+(\.\d+)?", "#", str(symptom).split(":")[0])
 
 
 # -------------------------------------------------------------------------------------------------- exercises
@@ -234,7 +238,7 @@ def check_rung(name: str, of: Problem, *changes: tuple[str, str], seeds: int = 8
     show_verdict(lambda: symptoms(changed(name, *changes), of, expected(name, of), range(seeds)))
 
 
-def show_verdict(find: Callable[[], Sequence[str | None]]) -> None:
+def show_verdict(find: Callable[[], Sequence[Symptom | None]]) -> None:
     """Print "Right" if `find`, which may compile something, finds nothing wrong, or what is wrong."""
     try:
         found = find()
@@ -242,7 +246,7 @@ def show_verdict(find: Callable[[], Sequence[str | None]]) -> None:
         said = re.search(r"error: (.*)", str(error))
         print(f"Not yet: it does not compile. {said[1] if said else error}")
         return
-    wrong = [text for text in found if text]
+    wrong = [symptom for symptom in found if symptom]
     if wrong:
         print(f"Not yet: {len(wrong)} of {len(found)} schedules fail. {wrong[0]}")
     else:

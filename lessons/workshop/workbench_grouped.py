@@ -6,11 +6,12 @@ import dataclasses
 import re
 from collections.abc import Iterable
 
+import gemm_ladder as gl
 import numpy as np
 import torch
 from gemm_ladder.production import launching
 from gemm_ladder.production.config import Config
-from gemm_ladder.ref import emulator, fp8, tensor_core
+from gemm_ladder.ref import fp8, tensor_core
 from gemm_ladder.ref.gemm import BF16
 from workshop import workbench, workbench_production
 
@@ -74,8 +75,10 @@ def random_call(kind: str, counts: Iterable[int], n: int, k: int, max_m: int = 0
 # ------------------------------------------------------------------------------------------- a changed kernel
 
 
-def symptoms(config: Config, call: Call, seeds: Iterable[int], num_sms: int = 0) -> list[str | None]:
-    """What the emulator says under each schedule: a fault's name, which rows are wrong, or None."""
+def symptoms(
+    config: Config, call: Call, seeds: Iterable[int], num_sms: int = 0
+) -> list[workbench.Symptom | None]:
+    """What is wrong under each schedule of the emulator; None where nothing is."""
     right = call.expected()
 
     def run() -> str | None:
@@ -109,9 +112,9 @@ def break_it(config: Config, call: Call, *changes: tuple[str, str], seeds: int =
     workbench.show_symptoms(symptoms(broken, call, range(seeds), num_sms), _kind)
 
 
-def _kind(what: str) -> str:
+def _kind(symptom: workbench.Symptom) -> str:
     """A fault, whatever its numbers; a wrong answer with them."""
-    return re.sub(r"\d+", "#", what) if what.startswith(emulator.ERROR_PREFIX) else what
+    return re.sub(r"\d+", "#", str(symptom)) if isinstance(symptom, gl.EmulatorError) else symptom
 
 
 def check_kernel(config: Config, call: Call, *changes: tuple[str, str], seeds: int = 4) -> None:

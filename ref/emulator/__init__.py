@@ -11,7 +11,7 @@ and matrix instruction lands. The same seed gives the same run. The choice belon
 context (`contextvars`): other threads, and other tasks, are not affected.
 
 The emulator itself is C++ (the .hpp and .cuh files beside this one), compiled together with each kernel. This
-module speaks to the functions that such a library exports.
+module calls the functions that such a library exports.
 """
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ from gemm_ladder.ref import tensor_core
 
 __all__ = ["EVENT", "EmulatorError", "LaunchConfig", "Run", "emulator", "launch"]
 
-ERROR_PREFIX = "emulator: "
-
 # struct EmulatorEvent
 RAW_EVENT = np.dtype(
     [
@@ -46,8 +44,8 @@ RAW_EVENT = np.dtype(
 )
 
 # One row of Run.events. `launch` counts the launches inside the `with` block from 0, `step` is the clock of
-# the cluster's scheduler, `thread` is -1 for an asynchronous unit, `kind` is the event's name: record.hpp has
-# their list and says what `address` and `value` are.
+# the cluster's scheduler, `thread` is -1 for an asynchronous unit, `kind` is the event's name: record.hpp
+# lists the names and says what `address` and `value` mean for each.
 EVENT = np.dtype(
     [
         ("launch", np.int32),
@@ -75,8 +73,31 @@ class _Config(ctypes.Structure):
     ]
 
 
+class _Fault(ctypes.Structure):
+    """struct EmulatorFault"""
+
+    _fields_ = [
+        ("what", ctypes.c_char_p),
+        ("message", ctypes.c_char_p),
+        ("address", ctypes.c_uint64),  # 0: not known
+        ("block", ctypes.c_int64),  # -1: not known, as for warp and lane
+        ("warp", ctypes.c_int32),
+        ("lane", ctypes.c_int32),
+    ]
+
+    def error(self) -> EmulatorError:
+        return EmulatorError(
+            self.message.decode(),
+            what=self.what.decode(),
+            block=self.block if self.block >= 0 else None,
+            warp=self.warp if self.warp >= 0 else None,
+            lane=self.lane if self.lane >= 0 else None,
+            address=self.address or None,
+        )
+
+
 class LaunchConfig(ctypes.Structure):
-    """struct LaunchConfig: what a launcher asked for. blocks 0, and it has started nothing."""
+    """struct LaunchConfig: what a launcher asked for; `blocks` is 0 if it started no kernel."""
 
     _fields_ = [
         ("blocks", ctypes.c_int64),
@@ -94,9 +115,9 @@ class Run:
     Attributes:
         seed, record, threads, max_steps, dry: as given to `emulator`.
         steps: int, scheduler steps of all clusters of all launches together.
-        launches: list of LaunchConfig, one a launch.
-        events: structured array of dtype EVENT, cluster after cluster (each has a clock of its own), within
-            one in the order in which things happened; empty if not recorded.
+        launches: list of LaunchConfig, one for each launch.
+        events: structured array of dtype EVENT, one cluster after another (each has its own clock), in the
+            order in which things happened within a cluster; empty if not recorded.
     """
 
     def __init__(
@@ -157,14 +178,15 @@ def emulator(
     Args:
         seed: the schedule, 0 to 2^64 - 1. The result of a correct kernel does not depend on it.
         record: keep every event (slower, and 40 bytes an event).
-        threads: OS threads at most; one runs one cluster at a time. None: all cores. Changes the time only.
+        threads: the most OS threads to use; each runs one cluster at a time. None: one for each core. Changes
+            the time only.
         max_steps: a cluster that takes more scheduler steps is stopped, with an error. None: no limit.
-        dry: start nothing; Run.launches still says what was asked for.
+        dry: run no kernel; Run.launches still holds what the launchers asked for.
 
     Raises:
         InputError: a seed or a number of threads out of range.
-        EmulatorError: from a launch inside the block, where the kernel deadlocks or misuses the machine. What
-            was recorded up to then is in the run.
+        EmulatorError: from a launch inside the block, when the kernel deadlocks or misuses the machine; the
+            run keeps what was recorded up to then.
     """
     if not (isinstance(seed, Integral) and 0 <= seed < 2**64):
         raise InputError(f"seed is {seed!r}; an integer from 0 to 2^64 - 1 is needed")
@@ -188,22 +210,23 @@ def launch(library: ctypes.CDLL, args: ctypes.Structure) -> str | None:
         args: the launcher's argument structure; pointers to host memory.
 
     Returns:
-        None, or what the launcher itself says against its arguments.
+        None, or the launcher's own reason for refusing its arguments: then nothing has run.
 
     Raises:
-        EmulatorError: the kernel is at fault; the message names the fault.
+        EmulatorError: the kernel is at fault; `what` and the message name the fault.
     """
     run = _current.get() or Run()
     _declare(library)
-    # The library keeps its configuration and its results for each OS thread: these calls stay on this one.
+    # The library keeps its configuration and its results per OS thread: one thread must make these calls.
     run._configure(library)
-    error = library.gemm_ladder_launch(ctypes.byref(args))
-    text = None if error is None else error.decode()
-    if text is not None and not text.startswith(ERROR_PREFIX):
-        return text  # nothing has run
+    said = library.gemm_ladder_launch(ctypes.byref(args))
+    fault = _Fault()
+    faulty = library.emulator_fault(ctypes.byref(fault))
+    if said is not None and not faulty:
+        return said.decode()
     run._collect(library)
-    if text is not None:
-        raise EmulatorError(text)
+    if faulty:
+        raise fault.error()
     return None
 
 
@@ -212,6 +235,7 @@ def _declare(library: ctypes.CDLL) -> None:
     library.gemm_ladder_launch.restype = ctypes.c_char_p
     library.emulator_configure.restype = None
     library.emulator_launched.restype = None
+    library.emulator_fault.restype = ctypes.c_bool
     library.emulator_steps.restype = ctypes.c_int64
     library.emulator_events.restype = ctypes.c_int64
     library.emulator_events.argtypes = [ctypes.POINTER(ctypes.c_void_p)]

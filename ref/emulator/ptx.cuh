@@ -1,5 +1,5 @@
-// The functions of kernels/include/ptx.cuh, on the emulator. What each instruction is, and where PTX defines it, is
-// said there; here is what it does.
+// The functions of kernels/include/ptx.cuh, for the emulator. That file names each instruction and where PTX defines
+// it; this one carries the instruction out.
 #pragma once
 
 #include "cluster.hpp"
@@ -13,75 +13,11 @@
 
 namespace emulator {
 
-// Lane 0 speaks for its warp.
-inline void record_warp(Event kind, uint32_t address = 0, int64_t value = 0) {
-    if (self().lane() == 0) current_cluster->record(kind, *self().block, self().index, address, value);
-}
-
-inline Block& remote_block(uint32_t address) {
-    const int rank = static_cast<int>(address >> kRankShift) - 1;
-    if (rank < 0) return *self().block;
-    if (rank >= current_cluster->shape().size)
-        fail("address 0x%x names block %d of a cluster of %d", address, rank, current_cluster->shape().size);
-    Block& block = current_cluster->blocks[static_cast<std::size_t>(rank)];
-    if (&block != self().block && current_cluster->cluster_generation == 0)
-        fail("reaches into block %lld of its cluster, which may not have begun: the blocks have not met yet",
-             static_cast<long long>(block.index));
-    if (!block.live)
-        fail("reaches into block %lld of its cluster, which has already ended", static_cast<long long>(block.index));
-    return block;
-}
-
-// On the barrier at `offset` of `block`. The events are the arriving thread's, so another block's barrier has the
-// address there that mapa gives it.
-inline void arrive(Block& block, uint32_t offset, uint32_t bytes) {
-    Mbarrier& barrier = mbarrier(block, offset, "mbarrier.arrive");
-    const Thread& thread = self();
-    const bool remote = &block != thread.block;
-    const uint32_t address = offset | (remote ? static_cast<uint32_t>(block.rank + 1) << kRankShift : 0);
-    if (remote && !barrier.visible)
-        fail("arrives on mbarrier 0x%x of another block before fence.mbarrier_init made it visible", offset);
-    if (bytes) {
-        barrier.bytes += bytes;
-        if (barrier.bytes >= 1 << 20)
-            fail("mbarrier 0x%x expects %lld bytes; the transaction count ends at 2^20 - 1", offset,
-                 static_cast<long long>(barrier.bytes));
-        current_cluster->record(Event::mbarrier_expect_tx, *thread.block, thread.index, address, bytes);
-    }
-    if (barrier.pending == 0)
-        fail("arrives on mbarrier 0x%x more often than its count of %lld in phase %lld", offset,
-             static_cast<long long>(barrier.count), static_cast<long long>(barrier.phase));
-    --barrier.pending;
-    current_cluster->record(Event::mbarrier_arrive, *thread.block, thread.index, address, barrier.pending);
-    settle(barrier, block, offset);
-    current_cluster->maybe_yield();
-}
-
-inline void named_barrier(uint32_t id, uint32_t threads, bool wait) {
-    const Thread& thread = self();
-    if (id >= 16) fail("barrier %u: a block has barriers 0 to 15", id);
-    if (threads == 0 || threads % 32) fail("barrier %u for %u threads: a multiple of 32 is needed", id, threads);
-    NamedBarrier& barrier = thread.block->barriers[id];
-    if (barrier.arrived && barrier.threads != threads)
-        fail("barrier %u for %u threads, while others are there for %u", id, threads, barrier.threads);
-    record_warp(wait ? Event::bar_sync : Event::bar_arrive, 0, id);
-    barrier.threads = threads;
-    const uint64_t generation = barrier.generation;
-    if (++barrier.arrived == threads) {
-        barrier.arrived = 0;
-        ++barrier.generation;
-        current_cluster->wake(barrier.waiters);
-    }
-    if (!wait) return current_cluster->maybe_yield();
-    while (barrier.generation == generation) current_cluster->block_on(barrier.waiters, {"named barrier", id});
-    record_warp(Event::bar_pass, 0, id);
-}
-
-// setmaxnreg, once for each warp: giving back is immediate, taking waits until the block's registers suffice. The
-// warps of a warpgroup must all ask for the same.
+// setmaxnreg, once for each warp: registers are given back at once; to take more, a warp waits until the block has
+// enough free. The warps of a warpgroup must all ask for the same number.
 inline void set_registers(int registers, bool increase) {
     if (registers % 8 || registers < 24 || registers > 256)
-        fail("setmaxnreg %d: a multiple of 8 from 24 to 256 is needed", registers);
+        fail(Fault::invalid_operand, "setmaxnreg %d: a multiple of 8 from 24 to 256 is needed", registers);
     Thread& thread = self();
     exchange("setmaxnreg", {static_cast<uint64_t>(registers)});
     if (thread.lane()) return;
@@ -91,11 +27,12 @@ inline void set_registers(int registers, bool increase) {
     const int had = mine.back();
     for (std::size_t other = warp / 4 * 4; other < std::min(warp / 4 * 4 + 4, block.registers.size()); ++other)
         if (block.registers[other].size() > mine.size() && block.registers[other][mine.size()] != registers)
-            fail("setmaxnreg %d, where warp %zu of its warpgroup asked for %d", registers, other,
-                 block.registers[other][mine.size()]);
+            fail(Fault::divergent_warpgroup, "setmaxnreg %d, where warp %zu of its warpgroup asked for %d", registers,
+                 other, block.registers[other][mine.size()]);
     mine.push_back(registers);
     if (increase ? registers < had : registers > had)
-        fail("setmaxnreg.%s %d while the warp has %d registers a thread", increase ? "inc" : "dec", registers, had);
+        fail(Fault::invalid_operand, "setmaxnreg.%s %d while the warp has %d registers a thread",
+             increase ? "inc" : "dec", registers, had);
     while (32 * (registers - had) > block.free_registers)
         current_cluster->block_on(block.register_waiters, {"setmaxnreg.inc: no registers are free"});
     block.free_registers -= 32 * (registers - had);
@@ -103,6 +40,8 @@ inline void set_registers(int registers, bool increase) {
     current_cluster->wake(block.register_waiters);
 }
 
+// cp.async.bulk.wait_group: does what the calling thread's stores still have to do, except those of its last `groups`
+// groups.
 inline void wait_stores(std::size_t groups, bool read_only) {
     auto& committed = self().store_groups;
     const std::size_t done = committed.size() > groups ? committed.size() - groups : 0;
@@ -118,9 +57,11 @@ namespace ptx {
 using emulator::current_cluster;
 using emulator::Event;
 using emulator::fail;
+using emulator::fail_at;
+using emulator::Fault;
 using emulator::self;
 
-// ---------------------------------------------------------------------------------------------- who am I
+// ---------------------------------------------------------------------------------------------- thread identity
 
 inline uint32_t laneid() { return static_cast<uint32_t>(self().lane()); }
 inline uint32_t cluster_ctarank() { return static_cast<uint32_t>(self().block->rank); }
@@ -188,14 +129,15 @@ T ld_shared(uint32_t address) {
     return value;
 }
 inline void st_shared_cluster(uint32_t address, float4 value) {
-    // Its fence.proxy.async would publish it to another block's copy engine: no kernel needs that, so it never does.
+    // A fence.proxy.async by this thread does not publish these bytes to the other block's copy engine: no kernel here
+    // needs that, so it is not modelled, and a WGMMA or TMA store that read them would be reported.
     std::vector<uint32_t> unfenced;
     emulator::remote_block(address).memory.write(address & emulator::kOffsetMask, &value, sizeof value, self().index,
                                                  unfenced);
 }
 inline void stmatrix_x4(uint32_t address, uint32_t r0, uint32_t r1, uint32_t r2, uint32_t r3) {
     const auto& lanes = emulator::exchange("stmatrix", {address, r0, r1, r2, r3});
-    const uint32_t tile = laneid() / 8, row = laneid() % 8;  // this lane's address is of this row
+    const uint32_t tile = laneid() / 8, row = laneid() % 8;  // the row that this lane's address is for
     uint4 data;
     uint32_t words[4];
     for (uint32_t i = 0; i < 4; ++i) words[i] = static_cast<uint32_t>(lanes[row * 4 + i][1 + tile]);
@@ -218,7 +160,7 @@ inline void barrier_cluster_arrive() {
     emulator::exchange("barrier.cluster.arrive", {});
     emulator::record_warp(Event::cluster_arrive);
     emulator::Thread& thread = self();
-    if (thread.cluster_pending) fail("barrier.cluster.arrive twice without a wait");
+    if (thread.cluster_pending) fail(Fault::cluster_barrier_order, "barrier.cluster.arrive twice without a wait");
     thread.cluster_pending = true;
     thread.cluster_generation = current_cluster->cluster_generation + 1;
     ++current_cluster->cluster_arrived;
@@ -228,7 +170,7 @@ inline void barrier_cluster_arrive_relaxed() { barrier_cluster_arrive(); }
 inline void barrier_cluster_wait() {
     emulator::exchange("barrier.cluster.wait", {});
     emulator::Thread& thread = self();
-    if (!thread.cluster_pending) fail("barrier.cluster.wait without an arrive");
+    if (!thread.cluster_pending) fail(Fault::cluster_barrier_order, "barrier.cluster.wait without an arrive");
     while (current_cluster->cluster_generation < thread.cluster_generation)
         current_cluster->block_on(current_cluster->cluster_waiters, {"barrier.cluster"});
     thread.cluster_pending = false;
@@ -238,7 +180,8 @@ inline void barrier_cluster_wait() {
 // ----------------------------------------------------------------------------------------------- mbarriers
 
 inline void mbarrier_init(uint32_t address, uint32_t count) {
-    if (count == 0 || count >= 1 << 20) fail("mbarrier.init with a count of %u: 1 to 2^20 - 1 is needed", count);
+    if (count == 0 || count >= 1 << 20)
+        fail_at(Fault::invalid_operand, address, "mbarrier.init with a count of %u: 1 to 2^20 - 1 is needed", count);
     emulator::Block& block = *self().block;
     block.memory.mark_mbarrier(address);
     emulator::Mbarrier& barrier = block.mbarriers[address];
@@ -271,7 +214,7 @@ inline bool mbarrier_test_wait_parity(uint32_t address, uint32_t parity) {
     current_cluster->maybe_yield();
     const emulator::Mbarrier& barrier = emulator::mbarrier(*self().block, address, "mbarrier.test_wait");
     const bool completed = (barrier.phase & 1) != (parity & 1);
-    if (!completed) current_cluster->poll();
+    if (!completed) current_cluster->poll(address);
     return completed;
 }
 
@@ -296,8 +239,11 @@ inline uint64_t createpolicy_evict_first() { return 0; }
 inline void prefetch_tensormap(const TensorMap*) {}
 inline void cp_async_bulk_prefetch_l2_hint(const void* from, uint32_t bytes, uint64_t) {
     if (bytes % 16 || reinterpret_cast<uintptr_t>(from) % 16)
-        fail("cp.async.bulk.prefetch of %u bytes at %p: multiples of 16 are needed", bytes, from);
-    const auto* read = static_cast<const volatile uint8_t*>(from);  // what is outside the tensors, a test fences
+        fail_at(Fault::misaligned, reinterpret_cast<uintptr_t>(from),
+                "cp.async.bulk.prefetch of %u bytes at %p: multiples of 16 are needed", bytes, from);
+    // The bytes are read although nothing keeps them: under a test's guard pages, a prefetch outside its tensor
+    // crashes.
+    const auto* read = static_cast<const volatile uint8_t*>(from);
     for (uint32_t i = 0; i < bytes; i += 16) static_cast<void>(read[i]);
 }
 inline void cp_async_bulk_tensor_2d_store(const TensorMap* map, uint32_t shared, int x, int y) {

@@ -1,9 +1,12 @@
-// What a run is asked for and what it leaves behind: configuration, events, the random numbers that drive it.
+// The input and output of a run: its configuration, its events, its fault, and the random numbers that drive it.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
+
+#include "fault.hpp"
 
 namespace emulator {
 
@@ -14,17 +17,17 @@ using WgmmaFunction = void (*)(int64_t m, int64_t n, const uint8_t* a, const uin
 
 struct EmulatorConfig {
     uint64_t seed;
-    int32_t record;     // keep events?
+    int32_t record;     // 1: keep events
     int32_t threads;    // OS threads for the clusters; 0 = one for each core
-    int64_t max_steps;  // a cluster that takes more is stopped; 0 = no limit
+    int64_t max_steps;  // a cluster that takes more scheduler steps is stopped; 0 = no limit
     emulator::WgmmaFunction wgmma;
-    int32_t dry;  // run nothing: only what a launcher asks for is wanted
+    int32_t dry;  // 1: run nothing, only keep the launcher's LaunchConfig
 };
 
 struct EmulatorEvent {
     uint64_t step;  // the cluster's scheduler step: its clock
     int32_t cluster, block;
-    int32_t thread;  // in the block; -1 = the copy engine or the tensor core
+    int32_t thread;  // index in the block; -1 = the copy engine or the tensor core
     int32_t kind;    // an emulator::Event
     uint32_t address;
     int32_t pad;
@@ -33,7 +36,8 @@ struct EmulatorEvent {
 
 namespace emulator {
 
-// kind, and what `address` and `value` say. Instructions of a whole warp are recorded once, by its lane 0.
+// The kinds of event, and what `address` and `value` mean in each. An instruction of a whole warp is recorded once, for
+// its lane 0.
 #define EMULATOR_EVENTS(X)                                                       \
     X(thread_start)         /* lane 0 of a warp                              */  \
     X(thread_exit)          /* lane 0 of a warp                              */  \
@@ -49,7 +53,7 @@ namespace emulator {
     X(tma_store)            /* issued: address; value = bytes                */  \
     X(tma_store_read)       /* shared memory has been read: address, bytes   */  \
     X(tma_store_written)    /* global memory has been written: address, bytes */ \
-    X(wgmma_fence)          /* all lanes have come to it                     */  \
+    X(wgmma_fence)          /* all lanes have reached it                     */  \
     X(wgmma)                /* issued: address of A; value = n               */  \
     X(wgmma_executed)       /* address of A; value = n                       */  \
     X(wgmma_commit)         /* value = group                                 */  \
@@ -96,12 +100,13 @@ class Random {
     uint64_t state_;
 };
 
-// The settings of this OS thread's launches, and what its last launch left.
+// The configuration of this OS thread's launches, and the results of its last launch.
 struct Session {
     EmulatorConfig config{};
     uint64_t steps = 0;
     std::vector<EmulatorEvent> events;
-    std::string error;
+    std::optional<FaultReport> fault;
+    std::string refusal;  // the launcher's last objection to its arguments
 };
 inline thread_local Session session;
 

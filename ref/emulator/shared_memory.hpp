@@ -1,5 +1,5 @@
-// One block's shared memory, seen twice: as threads see it (the generic proxy) and as WGMMA and the copy engine see it
-// (the async proxy). A thread's store reaches the second view when that thread executes fence.proxy.async.
+// One block's shared memory, kept twice: as threads see it (the generic proxy) and as WGMMA and the copy engine see it
+// (the async proxy). A thread's store reaches the async proxy's copy when that thread executes fence.proxy.async.
 #pragma once
 
 #include <algorithm>
@@ -8,11 +8,11 @@
 #include <cstring>
 #include <vector>
 
+#include "fault.hpp"
+
 namespace emulator {
 
-[[noreturn]] void fail(const char* format, ...);  // cluster.hpp: ends the run with this error
-
-constexpr uint32_t kSharedBase = 1024;     // where dynamic shared memory starts; 0 is no valid address
+constexpr uint32_t kSharedBase = 1024;     // where dynamic shared memory starts; so 0 is never a valid address
 constexpr uint32_t kSharedLimit = 232448;  // the most dynamic shared memory a Hopper block can have
 constexpr uint32_t kRankShift = 24;        // shared::cluster addresses: block rank + 1 above these bits
 constexpr uint32_t kOffsetMask = (1u << kRankShift) - 1;
@@ -30,12 +30,13 @@ class SharedMemory {
         state_.assign(chunks, {});
     }
 
-    // ---- generic proxy: ld.shared, st.shared. `thread` tags what it wrote until its fence.
+    // ---- Generic proxy: ld.shared and st.shared. A written word is marked with its thread until that thread's fence.
     void read(uint32_t address, void* data, uint32_t bytes) const {
         const uint32_t at = check(address, bytes, "ld.shared");
         if (state_[at / kChunk].landing)
-            fail("ld.shared at 0x%x reads bytes that a TMA load is still writing: wait for its mbarrier first",
-                 address);
+            fail_at(Fault::read_during_load, address,
+                    "ld.shared at 0x%x reads bytes that a TMA load is still writing: wait for its mbarrier first",
+                    address);
         std::memcpy(data, &generic_[at], bytes);
     }
     void write(uint32_t address, const void* data, uint32_t bytes, int thread, std::vector<uint32_t>& unfenced) {
@@ -50,27 +51,29 @@ class SharedMemory {
     // fence.proxy.async by `thread`: its own writes become visible to the async proxy.
     void publish(int thread, std::vector<uint32_t>& unfenced) {
         for (const uint32_t word : unfenced) {
-            if (writer_[word] != thread + 1) continue;  // somebody has overwritten it since
+            if (writer_[word] != thread + 1) continue;  // another thread has overwritten it since
             writer_[word] = 0;
             std::memcpy(&async_[word * kWord], &generic_[word * kWord], kWord);
         }
         unfenced.clear();
     }
 
-    // ---- async proxy: WGMMA and TMA, one 16-byte chunk at a time.
+    // ---- Async proxy: WGMMA and TMA, one 16-byte chunk at a time.
     Chunk async_read(uint32_t address, const char* who) const {
         const uint32_t at = check(address, kChunk, who);
         if (state_[at / kChunk].landing)
-            fail("%s reads shared memory at 0x%x while a TMA load is still writing it", who, address);
+            fail_at(Fault::read_during_load, address,
+                    "%s reads shared memory at 0x%x while a TMA load is still writing it", who, address);
         for (uint32_t word = at / kWord; word < (at + kChunk) / kWord; ++word)
             if (writer_[word])
-                fail("%s reads shared memory at 0x%x that thread %d wrote without fence.proxy.async", who, address,
-                     writer_[word] - 1);
+                fail_at(Fault::missing_proxy_fence, address,
+                        "%s reads shared memory at 0x%x that thread %d wrote without fence.proxy.async", who, address,
+                        writer_[word] - 1);
         Chunk chunk;
         std::memcpy(chunk.data(), &async_[at], kChunk);
         return chunk;
     }
-    // A load has been issued: until it lands this chunk is nobody's, and holds NaN.
+    // A load has been issued: until it lands, no one may read or write this chunk, and it holds NaN.
     void begin_load(uint32_t address) {
         const uint32_t at = check(address, kChunk, "TMA load");
         writable(at, kChunk, address, "TMA load");
@@ -85,7 +88,7 @@ class SharedMemory {
         std::fill_n(writer_.begin() + at / kWord, kChunk / kWord, uint16_t{0});
         state_[at / kChunk].landing = false;
     }
-    // A WGMMA or a TMA store reads this chunk at some moment from now until its wait.
+    // A WGMMA or a TMA store reads this chunk at some moment between begin_read and end_read.
     void begin_read(uint32_t address, const char* who) { ++state_[check(address, kChunk, who) / kChunk].reading; }
     void end_read(uint32_t address) { --state_[(address - kSharedBase) / kChunk].reading; }
 
@@ -99,31 +102,39 @@ class SharedMemory {
   private:
     static constexpr uint32_t kWord = 4, kMbarrier = 8;
     struct ChunkState {
-        uint16_t reading = 0;                             // WGMMAs and TMA stores that may still read it
+        uint16_t reading = 0;                             // number of WGMMAs and TMA stores that may still read it
         bool landing = false;                             // a TMA load is on its way
-        std::array<bool, kChunk / kMbarrier> mbarrier{};  // of each half: is it one?
+        std::array<bool, kChunk / kMbarrier> mbarrier{};  // whether each half of the chunk is an mbarrier
     };
 
     uint32_t check(uint32_t address, uint32_t bytes, const char* who) const {
         if (address < kSharedBase || address - kSharedBase + bytes > bytes_)
-            fail("%s at 0x%x (%u bytes) is outside the block's shared memory, 0x%x to 0x%x", who, address, bytes,
-                 kSharedBase, kSharedBase + bytes_);
-        if (address % bytes) fail("%s of %u bytes at 0x%x, which is not a multiple of %u", who, bytes, address, bytes);
+            fail_at(Fault::out_of_bounds, address,
+                    "%s at 0x%x (%u bytes) is outside the block's shared memory, 0x%x to 0x%x", who, address, bytes,
+                    kSharedBase, kSharedBase + bytes_);
+        if (address % bytes)
+            fail_at(Fault::misaligned, address, "%s of %u bytes at 0x%x, which is not a multiple of %u", who, bytes,
+                    address, bytes);
         return address - kSharedBase;
     }
     void writable(uint32_t at, uint32_t bytes, uint32_t address, const char* who) const {
         const ChunkState& state = state_[at / kChunk];
-        if (state.landing) fail("%s writes 0x%x while a TMA load is still writing it", who, address);
+        if (state.landing)
+            fail_at(Fault::write_during_load, address, "%s writes 0x%x while a TMA load is still writing it", who,
+                    address);
         if (state.reading)
-            fail("%s overwrites 0x%x while a WGMMA or a TMA store may still read it: released too early", who, address);
+            fail_at(Fault::released_too_early, address,
+                    "%s overwrites 0x%x while a WGMMA or a TMA store may still read it: released too early", who,
+                    address);
         const uint32_t first = at % kChunk;  // a write is aligned to its size, so it ends in this chunk
         for (uint32_t half = first / kMbarrier; half <= (first + bytes - 1) / kMbarrier; ++half)
-            if (state.mbarrier[half]) fail("%s overwrites the mbarrier near 0x%x", who, address);
+            if (state.mbarrier[half])
+                fail_at(Fault::mbarrier_overwritten, address, "%s overwrites the mbarrier near 0x%x", who, address);
     }
 
     uint32_t bytes_ = 0;
     std::vector<uint8_t> generic_, async_;
-    std::vector<uint16_t> writer_;  // of each word: 1 + the thread whose store is not fenced yet; 0 = none
+    std::vector<uint16_t> writer_;  // for each word: 1 + the thread whose store is not fenced yet; 0 = none
     std::vector<ChunkState> state_;
 };
 

@@ -1,9 +1,9 @@
-// The copy engine: boxes of a tensor between global and shared memory, at some later moment.
+// The copy engine: moves boxes of a tensor between global and shared memory, some time after the instruction.
 #pragma once
 
 #include <algorithm>
 
-#include "cluster.hpp"
+#include "barriers.hpp"
 
 struct TensorMap {
     uint8_t* base = nullptr;
@@ -11,15 +11,15 @@ struct TensorMap {
     int64_t row_stride = 0;         // bytes
     uint32_t box_rows = 0, box_columns = 0;
     uint32_t element = 0;  // bytes
-    uint32_t swizzle = 0;  // the bytes of a swizzled row: 32, 64 or 128; 0: not swizzled
+    uint32_t swizzle = 0;  // bytes of a swizzled row: 32, 64 or 128; 0: not swizzled
 };
 
 namespace emulator {
 
 inline uint32_t box_bytes(const TensorMap& map) { return map.box_rows * map.box_columns * map.element; }
 
-// visit(shared address, row, column) for each 16-byte chunk of the box rows [first, last) of the box at (x, y): where
-// it lies in shared memory, and the tensor's element it starts with, which may be outside.
+// Calls visit(shared address, row, column) for each 16-byte chunk of rows [first, last) of the box at (x, y): its place
+// in shared memory, and the tensor's row and column of its first element, which may lie outside the tensor.
 template <typename Visit>
 void for_each_chunk(const TensorMap& map, uint32_t shared, int x, int y, uint32_t first, uint32_t last,
                     const Visit& visit) {
@@ -33,7 +33,8 @@ void for_each_chunk(const TensorMap& map, uint32_t shared, int x, int y, uint32_
     }
 }
 
-// Calls copy(global, place in the chunk, bytes) for the part of the chunk at (row, column) that is inside the tensor.
+// Calls copy(global address, byte in the chunk, bytes) for those bytes of the chunk at (row, column) that are inside
+// the tensor, if there are any.
 template <typename Copy>
 void inside(const TensorMap& map, int64_t row, int64_t column, const Copy& copy) {
     if (row < 0 || row >= map.rows) return;
@@ -44,53 +45,36 @@ void inside(const TensorMap& map, int64_t row, int64_t column, const Copy& copy)
              static_cast<std::size_t>((end - begin) * map.element));
 }
 
-inline Mbarrier& mbarrier(Block& block, uint32_t address, const char* who) {
-    const auto found = block.mbarriers.find(address);
-    if (found == block.mbarriers.end())
-        fail("%s: no mbarrier was initialised at 0x%x of block %lld", who, address,
-             static_cast<long long>(block.index));
-    return found->second;
-}
-
-inline void settle(Mbarrier& barrier, Block& block, uint32_t address) {
-    if (barrier.pending || barrier.bytes) return;
-    current_cluster->record(Event::mbarrier_phase, block, -1, address, barrier.phase);
-    ++barrier.phase;
-    barrier.pending = barrier.count;
-    current_cluster->wake(barrier.waiters);
-}
-
-inline void complete_bytes(Block& block, uint32_t address, uint32_t bytes) {
-    Mbarrier& barrier = mbarrier(block, address, "TMA load");
-    barrier.bytes -= bytes;
-    current_cluster->record(Event::mbarrier_complete_tx, block, -1, address, barrier.bytes);
-    settle(barrier, block, address);
-}
-
 inline void check_box(const TensorMap& map, const char* who, uint32_t shared, int x, int y, bool store) {
-    // The engine itself needs 128 bytes; the kernels count on the swizzle's pattern starting with the tile.
+    // The copy engine needs 128 bytes; the kernels also rely on the swizzle pattern beginning where the tile begins.
     const uint32_t alignment = std::max(map.swizzle * 8, 128u);
-    if (shared % alignment) fail("%s at shared memory 0x%x, which is not a multiple of %u", who, shared, alignment);
-    // An H100 answers the rest with an illegal instruction.
+    if (shared % alignment)
+        fail_at(Fault::misaligned, shared, "%s at shared memory 0x%x, which is not a multiple of %u", who, shared,
+                alignment);
+    // An H100 reports an illegal instruction for the two below.
     if (x * static_cast<int64_t>(map.element) % 16)
-        fail("%s at column %d, byte %lld of the row: a multiple of 16 is needed", who, x,
-             static_cast<long long>(x) * map.element);
-    if (store && (x < 0 || y < 0)) fail("%s at row %d, column %d: a store may not begin before the tensor", who, y, x);
+        fail_at(Fault::misaligned, shared, "%s at column %d, byte %lld of the row: a multiple of 16 is needed", who, x,
+                static_cast<long long>(x) * map.element);
+    if (store && (x < 0 || y < 0))
+        fail_at(Fault::invalid_operand, shared, "%s at row %d, column %d: a store may not begin before the tensor", who,
+                y, x);
 }
 
-// One block's part of a load. The first rows may land, and count, before the rest.
+// A load into one block (a multicast is one of these for each block). Its first rows may land, and complete their
+// bytes on the mbarrier, before the rest do.
 inline void load_box(Block& block, uint32_t shared, const TensorMap& map, uint32_t barrier_address, int x, int y) {
     Cluster& cluster = *current_cluster;
     check_box(map, "TMA load", shared, x, y, false);
     if (!mbarrier(block, barrier_address, "TMA load").visible)
-        fail("TMA load on mbarrier 0x%x, which the copy engine cannot see: fence.mbarrier_init after mbarrier.init",
-             barrier_address);
+        fail_at(Fault::mbarrier_not_visible, barrier_address,
+                "TMA load on mbarrier 0x%x, which the copy engine cannot see: fence.mbarrier_init after mbarrier.init",
+                barrier_address);
     for_each_chunk(map, shared, x, y, 0, map.box_rows,
                    [&](uint32_t address, int64_t, int64_t) { block.memory.begin_load(address); });
     ++block.loads_in_flight;
     const auto land = [&cluster, &block, shared, map, barrier_address, x, y](uint32_t first, uint32_t last) {
         for_each_chunk(map, shared, x, y, first, last, [&](uint32_t address, int64_t row, int64_t column) {
-            Chunk chunk{};  // what is outside the tensor arrives as zeros
+            Chunk chunk{};  // elements outside the tensor arrive as zeros
             inside(map, row, column, [&](const uint8_t* global, int64_t at, std::size_t bytes) {
                 std::memcpy(&chunk[static_cast<std::size_t>(at)], global, bytes);
             });
@@ -104,13 +88,15 @@ inline void load_box(Block& block, uint32_t shared, const TensorMap& map, uint32
         complete_bytes(block, barrier_address, bytes);
     };
     const uint32_t split = cluster.random().chance(512) ? cluster.random().below(map.box_rows) : 0;
-    cluster.later([&cluster, land, split, rows = map.box_rows] {
+    const Place issuer = self().place();
+    cluster.later(issuer, [&cluster, land, split, rows = map.box_rows, issuer] {
         if (!split) return land(0, rows);
         land(0, split);
-        cluster.later([land, split, rows] { land(split, rows); });
+        cluster.later(issuer, [land, split, rows] { land(split, rows); });
     });
 }
 
+// A store, in two steps that happen later: shared memory is read, then global memory is written.
 inline void store_box(const TensorMap& map, uint32_t shared, int x, int y) {
     Cluster& cluster = *current_cluster;
     Thread& thread = self();
@@ -147,11 +133,11 @@ inline void store_box(const TensorMap& map, uint32_t shared, int x, int y) {
     thread.stores.push_back(store);
     cluster.record(Event::tma_store, block, thread.index, shared, box_bytes(map));
     const auto write = [store] { store->write(); };
-    const auto read = [&cluster, store, write] {
+    const auto read = [&cluster, store, write, issuer = thread.place()] {
         store->read();
-        cluster.later(write, true);
+        cluster.later(issuer, write, true);
     };
-    cluster.later(read, true);
+    cluster.later(thread.place(), read, true);
 }
 
 }  // namespace emulator

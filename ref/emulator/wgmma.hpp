@@ -1,6 +1,6 @@
 // WGMMA. Each of the warpgroup's four warps computes its own 16 rows, in its own tensor core, at some moment between
-// issuing the instruction and the wait that covers it; until then its accumulators hold NaN, as nobody may look at
-// them.
+// issuing the instruction and the wait that covers it. Until that wait the accumulators hold NaN, so that a kernel
+// which reads them too early gets a wrong result.
 #pragma once
 
 #include <algorithm>
@@ -22,10 +22,11 @@ struct Descriptor {
           stride_offset(static_cast<uint32_t>(bits >> 32 & 0x3FFF) << 4),
           swizzle(static_cast<uint32_t>(bits >> 62)) {
         if (bits >> 49 & 7)
-            fail("wgmma descriptor 0x%llx has base offset %d; the emulator knows 0: align the tile to 1024 bytes",
-                 static_cast<unsigned long long>(bits), static_cast<int>(bits >> 49 & 7));
+            fail_at(Fault::unsupported, start,
+                    "wgmma descriptor 0x%llx has base offset %d; the emulator knows 0: align the tile to 1024 bytes",
+                    static_cast<unsigned long long>(bits), static_cast<int>(bits >> 49 & 7));
     }
-    // The chunk at `byte`, a multiple of 16, of row `row`.
+    // Where the 16-byte chunk of `row` that begins at `byte`, a multiple of 16, lies.
     uint32_t address(uint32_t row, uint32_t byte) const {
         if (swizzle == 0) return start + row / 8 * stride_offset + byte / 16 * leading_offset + row % 8 * 16;
         const uint32_t row_bytes = 256u >> swizzle;  // 128, 64, 32
@@ -34,7 +35,8 @@ struct Descriptor {
     }
 };
 
-// visit(who, shared address, operand (0 = A, 1 = B), byte in the operand) for every chunk that the warp's part reads.
+// Calls visit(who, shared address, operand (0 = A, 1 = B), byte in the operand) for every chunk that the warp reads:
+// its own 16 rows of A and all of B.
 template <typename Visit>
 void for_each_operand_chunk(const WgmmaOp& op, int warp, const Visit& visit) {
     const Descriptor a(op.desc_a), b(op.desc_b);
@@ -71,27 +73,28 @@ inline void execute_next_wgmma(Block& block, int warp) {
     current_cluster->record(Event::wgmma_executed, block, -1, Descriptor(op.desc_a).start, op.n);
 }
 
-// The whole warpgroup must issue the same: the first warp to come says what, the fourth ends it.
+// All four warps of a warpgroup must issue the same WGMMA: the first to issue it is what the others are compared with.
 inline void check_warpgroup(Block& block, int warp, int64_t number, const WgmmaOp& op) {
     auto& issued = block.warpgroup_wgmmas[static_cast<std::size_t>(warp / 4)];
     const auto [found, first] = issued.try_emplace(number, op);
     WgmmaOp& theirs = found->second;
     if (!first && !theirs.same(op))
-        fail("wgmma number %lld differs from the one that another warp of its warpgroup issued",
+        fail(Fault::divergent_warpgroup,
+             "wgmma number %lld differs from the one that another warp of its warpgroup issued",
              static_cast<long long>(number));
     theirs.lanes = first ? 1 : theirs.lanes + 1;  // counts warps here
     if (theirs.lanes == 4) issued.erase(found);
 }
 
-// One lane issues; the 32nd lane's call makes the warp's part real.
+// One lane issues a WGMMA. When the last of the warp's 32 lanes has done so, the tensor core may execute it.
 inline void issue_wgmma(float* d, int64_t n, uint64_t desc_a, uint64_t desc_b, bool scale_d) {
     Cluster& cluster = *current_cluster;
     Thread& thread = self();
     Block& block = *thread.block;
     const int warp = thread.warp();
     if (static_cast<int>(block.threads.size()) < (warp / 4 + 1) * 128)
-        fail("wgmma needs a whole warpgroup: four warps, the first a multiple of 4");
-    if (!cluster.config().wgmma) fail("wgmma: no tensor core was configured");
+        fail(Fault::divergent_warpgroup, "wgmma needs a whole warpgroup: four warps, the first a multiple of 4");
+    if (!cluster.config().wgmma) fail(Fault::unsupported, "wgmma: no tensor core was configured");
     WgmmaQueue& queue = block.wgmmas[static_cast<std::size_t>(warp)];
     const int64_t number = thread.wgmmas++;
     const auto place = static_cast<std::size_t>(number - queue.retired);
@@ -101,11 +104,13 @@ inline void issue_wgmma(float* d, int64_t n, uint64_t desc_a, uint64_t desc_b, b
         queue.ops.push_back(mine);
     }
     WgmmaOp& op = queue.ops[place];
-    if (!op.same(mine)) fail("wgmma number %lld differs from its warp's", static_cast<long long>(number));
+    if (!op.same(mine))
+        fail(Fault::divergent_warp, "wgmma number %lld differs from its warp's", static_cast<long long>(number));
 
     auto accumulator = std::ranges::find(thread.accumulators, d, &Accumulator::home);
     if (accumulator == thread.accumulators.end()) {
-        if (!thread.wgmma_fenced) fail("wgmma without wgmma.fence after the accumulators were last touched");
+        if (!thread.wgmma_fenced)
+            fail(Fault::missing_wgmma_fence, "wgmma without wgmma.fence after the accumulators were last touched");
         thread.accumulators.push_back({d, std::vector<float>(d, d + n / 2), 0});
         accumulator = std::prev(thread.accumulators.end());
         std::fill_n(d, n / 2, NAN);
@@ -118,7 +123,7 @@ inline void issue_wgmma(float* d, int64_t n, uint64_t desc_a, uint64_t desc_b, b
         ++queue.issued;
         for_each_operand_chunk(
             op, warp, [&](const char* who, uint32_t address, int, uint32_t) { block.memory.begin_read(address, who); });
-        cluster.later([&block, &queue, warp] {
+        cluster.later({block.index, warp, -1}, [&block, &queue, warp] {
             if (queue.executed < queue.issued) execute_next_wgmma(block, warp);
         });
         cluster.wake(queue.waiters);
@@ -126,7 +131,7 @@ inline void issue_wgmma(float* d, int64_t n, uint64_t desc_a, uint64_t desc_b, b
     cluster.maybe_yield();
 }
 
-// The warp goes on when at most `in_flight` of its groups are unfinished.
+// wgmma.wait_group of one lane: its warp goes on when at most `in_flight` of its groups are unfinished.
 inline void wait_wgmma(int in_flight) {
     Cluster& cluster = *current_cluster;
     Thread& thread = self();
@@ -150,14 +155,15 @@ inline void wait_wgmma(int in_flight) {
             if (accumulator.last_op >= target) return false;
             for (std::size_t i = 0; i < accumulator.value.size(); ++i) {
                 if (!std::isnan(accumulator.home[i]))
-                    fail("accumulator register %zu was written while a WGMMA was in flight", i);
+                    fail(Fault::accumulator_overwritten,
+                         "accumulator register %zu was written while a WGMMA was in flight", i);
                 accumulator.home[i] = accumulator.value[i];
             }
             thread.wgmma_fenced = false;
             return true;
         });
     }
-    exchange("wgmma.wait_group", {});  // .sync.aligned: the warp goes on as one
+    exchange("wgmma.wait_group", {});  // .sync.aligned: all lanes of the warp go on together
     if (thread.lane() == 0) cluster.record(Event::wgmma_pass, block, thread.index, 0, in_flight);
 }
 

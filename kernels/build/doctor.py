@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gemm_ladder import build
-from gemm_ladder.build import cache, toolchain
-from gemm_ladder.build import BuildError, ToolchainError
+from gemm_ladder.build import BuildError, ToolchainError, cache, toolchain
 
 # What the emulator needs besides torch and a compiler: import name, and what pip calls it.
 _PACKAGES = {"numpy": "numpy", "numba": "numba", "ml_dtypes": "ml_dtypes", "setuptools": "setuptools"}

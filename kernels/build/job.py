@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 from gemm_ladder.build import toolchain, worker
-from gemm_ladder.errors import GemmLadderError, InputError
 from gemm_ladder.build.toolchain import ToolchainError
+from gemm_ladder.errors import GemmLadderError, InputError
 
 Target = Literal["cuda", "emulator", "host"]
 
@@ -185,9 +185,7 @@ class Job:
         """Build in the folder `private`: (library, log). Raises BuildError or ToolchainError."""
         folder = private / "build"
         folder.mkdir()
-        code, log = worker.run(
-            self._request(private, folder), self._environment(private), private / "output"
-        )
+        code, log = worker.run(self._request(private, folder), self._environment(private), private / "output")
         library = folder / f"{self.name}.so"
         if code != 0 or not library.exists():
             raise BuildError(self._failure(code), log)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from gemm_ladder import build
-from gemm_ladder.build import job, library, toolchain, worker
+from gemm_ladder.build import job, toolchain, worker
 from gemm_ladder.errors import InputError
 
 SOURCE = """
@@ -291,26 +291,6 @@ def test_header_that_changes_during_the_build_is_not_cached(
 def test_wrong_arguments(arguments: dict, message: str, no_builds: None) -> None:
     with pytest.raises(InputError, match=message):
         build.compile(**arguments)
-
-
-def test_sources_digest_covers_kernels_and_their_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(library, "KERNELS", tmp_path)
-    for name in ("stages/a.cu", "include/b.cuh", "ffma.py", "cli.py", "ref/emulator/c.cuh"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(name)
-    digests = [build.sources_digest()]
-    assert re.fullmatch("[0-9a-f]{64}", digests[0])
-    (tmp_path / "cli.py").write_text("another")
-    (tmp_path / "ref/emulator/c.cuh").write_text("another")
-    assert build.sources_digest() == digests[0], "neither is a kernel's source"
-    for name in ("stages/a.cu", "include/b.cuh", "ffma.py"):
-        (tmp_path / name).write_text(f"another {name}")
-        digests.append(build.sources_digest())
-    (tmp_path / "stages/a.cu").rename(tmp_path / "stages/z.cu")
-    digests.append(build.sources_digest())
-    assert len(set(digests)) == len(digests)
 
 
 # ------------------------------------------------------------------ many builders, killed builders

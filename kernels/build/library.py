@@ -15,14 +15,13 @@ result.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from gemm_ladder.build import cache
-from gemm_ladder.build.job import KERNELS, Job, SassPass, Target
+from gemm_ladder.build.job import Job, SassPass, Target
 
 _libraries: dict[Path, ctypes.CDLL] = {}
 
@@ -87,15 +86,3 @@ def compile(
     job = Job.of(source, target, name, defines or {}, extra_flags, sass_pass)
     entry, cached = cache.get(job.key(), job.build)
     return Built(entry.path, entry.log, 0.0 if cached else entry.seconds, cached, target)
-
-
-def sources_digest() -> str:
-    """What a measurement measured: SHA-256 (hex) of kernels/**/*.cu, *.cuh and ffma.py, names included."""
-    files = {path for pattern in ("*.cu", "*.cuh", "ffma.py") for path in KERNELS.rglob(pattern)}
-    digest = hashlib.sha256()
-    for relative in sorted(path.relative_to(KERNELS).as_posix() for path in files):
-        if relative.startswith("ref/"):  # where installed, ref lies below kernels
-            continue
-        content = (KERNELS / relative).read_bytes()
-        digest.update(f"{relative}\0{len(content)}\0".encode() + content)
-    return digest.hexdigest()

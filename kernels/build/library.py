@@ -22,28 +22,45 @@ from pathlib import Path
 
 from gemm_ladder.build import cache
 from gemm_ladder.build.job import Job, SassPass, Target
+from gemm_ladder.errors import BuildError
 
 _libraries: dict[Path, ctypes.CDLL] = {}
 
 
 @dataclass(frozen=True)
 class Built:
-    """A library in the cache: its path, the compiler's whole output, seconds to build (0.0 if cached)."""
+    """A library in the cache.
+
+    Attributes:
+        path: of the .so file.
+        log: the compiler's whole output, and the SassPass's.
+        seconds: that the build took; 0.0 if it was in the cache.
+        cached: whether it was in the cache.
+        target: what it is for.
+        rewritten: whether its SassPass changed the machine code; None where it has no SassPass.
+    """
 
     path: Path
     log: str
     seconds: float
     cached: bool
     target: Target
+    rewritten: bool | None = None
 
     @cached_property
     def lib(self) -> ctypes.CDLL:
-        """The library, loaded at first use. A file has one CDLL in a process: argtypes set on it stay set."""
+        """The library, loaded at first use. A file has one CDLL in a process: argtypes set on it stay set.
+
+        Raises BuildError where it cannot be loaded.
+        """
         if self.path not in _libraries:
             if self.target == "cuda":
                 # torch's CUDA runtime is to be the process's: the library takes one that is loaded already.
                 import torch  # noqa: F401
-            _libraries[self.path] = ctypes.CDLL(str(self.path))
+            try:
+                _libraries[self.path] = ctypes.CDLL(str(self.path))
+            except OSError as error:
+                raise BuildError(f"The library {self.path} cannot be loaded:", str(error)) from error
         return _libraries[self.path]
 
 
@@ -64,7 +81,7 @@ def load(
     defines: macros.
     extra_flags: for the compiler, after the target's own; headers below an -I among them count as ours.
     sass_pass: applied to the library before it enters the cache.
-    Raises BuildError (does not compile), ToolchainError (no compiler), InputError.
+    Raises BuildError (does not compile or load), ToolchainError (no compiler, no folder for it), InputError.
     """
     built = compile(
         source, target=target, name=name, defines=defines, extra_flags=extra_flags, sass_pass=sass_pass
@@ -85,4 +102,4 @@ def compile(
     """load() up to the loading, which `.lib` then does: to build ahead, or to read machine code."""
     job = Job.of(source, target, name, defines or {}, extra_flags, sass_pass)
     entry, cached = cache.get(job.key(), job.build)
-    return Built(entry.path, entry.log, 0.0 if cached else entry.seconds, cached, target)
+    return Built(entry.path, entry.log, 0.0 if cached else entry.seconds, cached, target, entry.rewritten)

@@ -18,8 +18,6 @@ from gemm_ladder.arguments import KINDS, N_MULTIPLE, SCALE_BLOCK, Kind, align, c
 from gemm_ladder.errors import InputError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from gemm_ladder.build import Built, SassPass, Target
 
 Share = Literal["nothing", "A", "B", "K"]
@@ -199,8 +197,8 @@ class Config:
         )
 
     def compile(self, target: Target) -> Built:
-        """The kernel, built or found in the cache; a GPU's with its FFMAs as `interleave` says, or, where
-        `gemm_ladder.sass.ffma` does not understand them, as the compiler left them. The log says which.
+        """The kernel, built or found in the cache. A GPU's has its FFMAs as `interleave` says or, where
+        `gemm_ladder.sass.ffma` does not understand them, as the compiler left them: Built.rewritten.
 
         Raises InputError as `check` does, ToolchainError and BuildError.
         """
@@ -328,20 +326,12 @@ _RULES = (
 
 
 def _interleaving(mode: str) -> SassPass:
-    """The pass of `gemm_ladder.sass.ffma`, where it can: no call depends on it, as another nvcc's code may be
-    unknown to it."""
-    from gemm_ladder import build
+    """The pass of `gemm_ladder.sass.ffma`, which may refuse: another nvcc's code may be unknown to it, and no
+    call depends on it."""
     from gemm_ladder.sass import ffma
 
     strict = ffma.sass_pass(mode)
-
-    def apply(library: Path) -> str:
-        try:
-            return strict.apply(library)
-        except ffma.UnknownCodeError as reason:
-            return f"{reason}\n"
-
-    return build.SassPass(f"{strict.id}, where it can", apply)
+    return dataclasses.replace(strict, id=f"{strict.id}, where it can", refusals=(ffma.UnknownCodeError,))
 
 
 def fits(config: Config) -> bool:

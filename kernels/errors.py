@@ -1,17 +1,18 @@
-"""What gemm_ladder raises. A message is one sentence, what was given and what is needed; two go on after it:
-a BuildError's with the compiler's whole output, a ToolchainError's with what was found and is not usable.
+"""What gemm_ladder raises. A message is one sentence: what was given and what is needed. A BuildError's goes
+on with the compiler's whole output, a ToolchainError's with what was found and cannot be used.
 
 GemmLadderError
 ├── InputError (ValueError)          a tensor, a shape or an option that cannot be used; `out` is untouched
 ├── UnknownRungError (KeyError)      a name that is not a rung's
 ├── LaunchError (RuntimeError)       a launch was refused, by CUDA or by the kernel's own launcher
 ├── EmulatorError (RuntimeError)     the emulated machine found a fault in a kernel: a deadlock, a misuse
-├── ToolchainError (RuntimeError)    build/toolchain.py: a compiler or library is missing or too old
-├── BuildError (RuntimeError)        build/job.py: a source does not build
+├── ToolchainError (RuntimeError)    what a build needs is missing or too old: a compiler, a library, a folder
+├── BuildError (RuntimeError)        a source does not build, or what was built does not load
 ├── UnknownCodeError (ValueError)    sass/ffma.py: machine code that is not what the rewriting knows
 └── ProfilerError (RuntimeError)     measure/timing.py: the CUDA profiler does not report what ran
 
-The last four are defined in the modules that raise them; build has ToolchainError and BuildError as well.
+The last two are defined in the modules that raise them. `gemm_ladder.build` has ToolchainError and BuildError
+as well. Every error can be pickled, so a process pool hands it on.
 """
 
 
@@ -59,6 +60,40 @@ class EmulatorError(GemmLadderError, RuntimeError):
         super().__init__(message)  # args hold the message alone; pickle carries the attributes beside it
         self.what = what
         self.block, self.warp, self.lane, self.address = block, warp, lane, address
+
+
+class ToolchainError(GemmLadderError, RuntimeError):
+    """What a build needs is missing or too old.
+
+    Attributes:
+        missing: what is missing, or too old.
+        remedy: how to get it; "" where nothing is known to help.
+    """
+
+    def __init__(self, missing: str, remedy: str = "") -> None:
+        super().__init__(missing, remedy)
+        self.missing = missing
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.missing}: {self.remedy}" if self.remedy else self.missing
+
+
+class BuildError(GemmLadderError, RuntimeError):
+    """A source does not build, or what was built does not load.
+
+    Attributes:
+        sentence: which source, and what was tried with it.
+        log: the whole output of the compiler or of the loader; "" where there is none.
+    """
+
+    def __init__(self, sentence: str, log: str) -> None:
+        super().__init__(sentence, log)
+        self.sentence = sentence
+        self.log = log
+
+    def __str__(self) -> str:
+        return f"{self.sentence}\n{self.log}" if self.log else self.sentence
 
 
 def one_line(error: BaseException) -> str:

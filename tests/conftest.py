@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from gemm_ladder.arguments import HOPPER
@@ -33,6 +35,24 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def machine(request: pytest.FixtureRequest) -> str:
     """The machine that a kernel runs on."""
     return request.param
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder, in force."""
+    path = tmp_path / "cache"
+    monkeypatch.setenv("GEMM_LADDER_CACHE", str(path))
+    return path
+
+
+@pytest.fixture
+def no_builds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any process that is started fails the test."""
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError(f"started {arguments}")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
 
 
 class FakeKernelTimer:

@@ -1,48 +1,23 @@
-"""kernels/build.py: what a build gives, what decides its key, many builders at once and killed ones."""
+"""What a build gives, the process that makes it, and what nvcc makes."""
 
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import errno
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from building import KERNEL, SOURCE, TEXT, c_string, nvcc_or_skip, python
 from gemm_ladder import build
-from gemm_ladder.build import job, library, toolchain, worker
-from gemm_ladder.errors import InputError
-
-SOURCE = """
-#include <memory>
-extern "C" int twice(int x) {
-    std::allocator<int> allocator;  // calls a function of libstdc++ that torch's libraries export as well
-    int* values = allocator.allocate(x + 1);
-    values[x] = 2 * x;
-    const int result = values[x];
-    allocator.deallocate(values, x + 1);
-    return result;
-}
-extern "C" const char* text() { return TEXT; }
-"""
-TEXT = 'a "quoted" $HOME \\ text'  # what ninja, the shell and the compiler would each like to change
-KERNEL = """
-__global__ void twice(float* x) { x[threadIdx.x] *= 2.0f; }
-extern "C" int run(float* x) { twice<<<1, 32>>>(x); return cudaGetLastError(); }
-"""
-
-
-def c_string(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+from gemm_ladder.build import toolchain, worker
 
 
 @pytest.fixture(scope="module")
@@ -54,45 +29,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> build.Built:
         return build.compile(SOURCE, target="emulator", name="twice", defines={"TEXT": c_string(TEXT)})
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache folder, in force."""
-    path = tmp_path / "cache"
-    monkeypatch.setenv("GEMM_LADDER_CACHE", str(path))
-    return path
-
-
-@pytest.fixture
-def no_builds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any process that is started fails the test."""
-
-    def refuse(*arguments: object, **options: object) -> None:
-        raise AssertionError(f"started {arguments}")
-
-    monkeypatch.setattr(subprocess, "Popen", refuse)
-
-
 def same_again() -> build.Built:
     return build.compile(SOURCE, target="emulator", name="twice", defines={"TEXT": c_string(TEXT)})
-
-
-def job_of(source: str | Path, target: build.Target = "emulator", **options: object) -> job.Job:
-    """The job of a build, without building it."""
-    arguments = {"name": None, "defines": {}, "extra_flags": (), "sass_pass": None, **options}
-    return job.Job.of(source, target, **arguments)
-
-
-def compiler_that(path: Path, commands: str) -> str:
-    """A CXX that runs shell `commands` before the real compiler, when it compiles for a build."""
-    real = shutil.which("c++")
-    path.write_text(f'#!/bin/sh\ncase "$*" in *-MMD*) {commands} ;; esac\nexec {real} "$@"\n')
-    path.chmod(0o755)
-    return str(path)
-
-
-def python(code: str, **options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
 
 
 # ------------------------------------------------------------------ what a build gives
@@ -173,248 +111,6 @@ def test_compiler_error_is_shown_whole(folder: Path) -> None:
 def test_missing_definition_is_an_error_of_the_build(folder: Path) -> None:
     with pytest.raises(build.BuildError, match="nowhere"):
         build.compile('int nowhere();\nextern "C" int call() { return nowhere(); }\n', target="emulator")
-
-
-# ------------------------------------------------------------------ what decides the key
-
-
-def test_key_follows_all_that_decides_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, header, deeper = tmp_path / "kernel.cu", tmp_path / "header.cuh", tmp_path / "deeper.cuh"
-    source.write_text('#include "header.cuh"\nint x;\n')
-    header.write_text("#  include <deeper.cuh>\n")
-    deeper.write_text("// one\n")
-    original = job_of(source)
-    keys = {original.key()}
-    assert job_of(source).key() in keys, "the same again"
-
-    def changed(other: job.Job) -> bool:
-        new = other.key() not in keys
-        keys.add(other.key())
-        return new
-
-    assert changed(job_of(source, name="other"))
-    assert changed(job_of(source, defines={"A": 1}))
-    assert changed(job_of(source, defines={"A": 2}))
-    assert changed(job_of(source, extra_flags=["-O1"]))
-    assert changed(job_of(source, sass_pass=build.SassPass("pass 1", lambda path: "")))
-    assert changed(job_of(source, sass_pass=build.SassPass("pass 2", lambda path: "")))
-    assert changed(dataclasses.replace(original, target="cuda"))
-    assert changed(dataclasses.replace(original, cxx=dataclasses.replace(original.cxx, identity="g++ 99")))
-    assert changed(dataclasses.replace(original, torch=dataclasses.replace(original.torch, version="99")))
-    assert changed(dataclasses.replace(original, text=original.text + " "))
-    monkeypatch.setenv("CPLUS_INCLUDE_PATH", "/somewhere")
-    assert changed(job_of(source))
-    monkeypatch.delenv("CPLUS_INCLUDE_PATH")
-    deeper.write_text("// two\n")
-    assert changed(job_of(source)), "a header that a header includes"
-    header.unlink()
-    assert changed(job_of(source)), "a header that went"
-
-    one, other = job_of(source, defines={"A": 1, "B": 2}), job_of(source, defines={"B": 2, "A": 1})
-    assert one.key() == other.key(), "the order in which macros are given decides nothing"
-
-
-def test_includes_are_found_as_a_compiler_finds_them(tmp_path: Path) -> None:
-    for name in ("first", "second"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "both.cuh").write_text(f"// {name}\n")
-    (tmp_path / "second" / "beside.cuh").write_text('#include "both.cuh"\n')
-    (tmp_path / "second" / "along.cuh").write_text("#include <both.cuh>\n#include <vector>\n")
-    (tmp_path / "first" / "chain.cuh").write_text("#include_next <both.cuh>\n")
-    (tmp_path / "second" / "loop.cuh").write_text('#include "loop.cuh"\n')
-    folders = [tmp_path / "first", tmp_path / "second"]
-
-    def found(text: str) -> set[str]:
-        return {Path(path).relative_to(tmp_path).as_posix() for path in job.included(text, folders)}
-
-    assert found('#include "both.cuh"\n') == {"first/both.cuh"}
-    assert found("#include <beside.cuh>\n") == {"second/beside.cuh", "second/both.cuh"}, (
-        "beside the includer first"
-    )
-    assert found('#include "along.cuh"\n') == {"second/along.cuh", "first/both.cuh"}
-    assert found('#include "chain.cuh"\n') == {"first/chain.cuh", "first/both.cuh", "second/both.cuh"}
-    assert found('  # include "loop.cuh" // itself\n') == {"second/loop.cuh"}
-    assert found("#include <cstdint>\n// prose that says #include things\n") == set()
-    with pytest.raises(InputError, match="#include HEADER cannot be followed"):
-        found("#include HEADER\n")
-
-
-def test_emulator_finds_its_own_headers_first() -> None:
-    """Both folders have a ptx.cuh."""
-    folders = job_of("int x;\n").include_dirs
-    assert [path.name for path in folders] == ["emulator", "include", "production"]
-    assert all((path / "ptx.cuh").is_file() for path in folders[:2])
-
-
-def test_cuda_never_sees_the_emulators_headers() -> None:
-    nvcc_or_skip()
-    folders = job_of("int x;\n", "cuda").include_dirs
-    assert [path.name for path in folders] == ["include", "production"]
-    assert set(folders) < set(job_of("int x;\n").include_dirs)
-
-
-def test_header_in_an_extra_folder_counts(tmp_path: Path) -> None:
-    (tmp_path / "extra.cuh").write_text("// one\n")
-    before = job_of('#include "extra.cuh"\n', extra_flags=[f"-I{tmp_path}"]).key()
-    (tmp_path / "extra.cuh").write_text("// two\n")
-    assert job_of('#include "extra.cuh"\n', extra_flags=[f"-I{tmp_path}"]).key() != before
-
-
-def test_header_that_changes_during_the_build_is_not_cached(
-    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "header.cuh").write_text("// one\n")
-    (tmp_path / "kernel.cu").write_text('#include "header.cuh"\n')
-
-    def run(request: dict, environment: dict, output: Path) -> tuple[int, str]:
-        (tmp_path / "header.cuh").write_text("// two\n")
-        (Path(request["folder"]) / "kernel.so").write_bytes(b"of which header?")
-        return 0, ""
-
-    monkeypatch.setattr(worker, "run", run)
-    with pytest.raises(build.BuildError, match="changed during its build"):
-        build.compile(tmp_path / "kernel.cu", target="emulator")
-    assert not list(folder.glob("kernel-*"))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"source": "int x;\n", "target": "metal"}, "target is 'metal', and must be"),
-        ({"source": "no/such.cu", "target": "emulator"}, r"no/such\.cu does not exist"),
-        ({"source": Path("no such"), "target": "emulator"}, "no such does not exist"),
-        ({"source": "int x;\n", "target": "emulator", "defines": {"A B": 1}}, "'A B', which is not a macro"),
-        ({"source": "int x;\n", "target": "emulator", "extra_flags": "-O1"}, "must be a sequence"),
-        ({"source": "int x;\n", "target": "emulator", "extra_flags": ["-I", "x"]}, "write the two as one"),
-    ],
-)
-def test_wrong_arguments(arguments: dict, message: str, no_builds: None) -> None:
-    with pytest.raises(InputError, match=message):
-        build.compile(**arguments)
-
-
-def test_sources_digest_covers_kernels_and_their_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(library, "KERNELS", tmp_path)
-    for name in ("stages/a.cu", "include/b.cuh", "ffma.py", "cli.py", "ref/emulator/c.cuh"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(name)
-    digests = [build.sources_digest()]
-    assert re.fullmatch("[0-9a-f]{64}", digests[0])
-    (tmp_path / "cli.py").write_text("another")
-    (tmp_path / "ref/emulator/c.cuh").write_text("another")
-    assert build.sources_digest() == digests[0], "neither is a kernel's source"
-    for name in ("stages/a.cu", "include/b.cuh", "ffma.py"):
-        (tmp_path / name).write_text(f"another {name}")
-        digests.append(build.sources_digest())
-    (tmp_path / "stages/a.cu").rename(tmp_path / "stages/z.cu")
-    digests.append(build.sources_digest())
-    assert len(set(digests)) == len(digests)
-
-
-# ------------------------------------------------------------------ many builders, killed builders
-
-
-def test_eight_processes_build_once(tmp_path: Path, folder: Path) -> None:
-    log = tmp_path / "compilations"
-    code = """
-    import sys, threading
-    from gemm_ladder import build
-    def make():
-        built = build.load('extern "C" int answer() { return 42; }\\n', target="emulator")
-        sys.stdout.write(f"{'cached' if built.cached else 'built'} {built.lib.answer()}\\n")
-    threads = [threading.Thread(target=make) for _ in range(2)]
-    [thread.start() for thread in threads]
-    [thread.join() for thread in threads]
-    """
-    environment = {**os.environ, "CXX": compiler_that(tmp_path / "counting", f"echo compiled >> '{log}'")}
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    processes = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(8)
-    ]
-    outputs = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0] * 8, outputs
-    lines = sorted(line for output, _ in outputs for line in output.splitlines())
-    assert lines == ["built 42"] + ["cached 42"] * 15
-    assert log.read_text() == "compiled\n"
-    assert list((folder / "building").iterdir()) == []
-
-
-SLOWLY = 'if [ -e {0}/slow ]; then echo "$$ $TMPDIR" > {0}/new; mv {0}/new {0}/compiling; sleep 60; fi'
-
-
-@pytest.fixture
-def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file: while it is there, the compiler writes its process and its TMPDIR beside it, and hangs."""
-    monkeypatch.setenv("CXX", compiler_that(tmp_path / "cxx", SLOWLY.format(f"'{tmp_path}'")))
-    (tmp_path / "slow").touch()
-    return tmp_path / "slow"
-
-
-def wait_for_compiler(slow: Path) -> tuple[int, Path]:
-    """The process and the TMPDIR of the hanging compiler, once it hangs."""
-    wait_until((slow.parent / "compiling").exists, 60)
-    process, folder = (slow.parent / "compiling").read_text().split()
-    return int(process), Path(folder)
-
-
-def test_killed_builder_leaves_nothing_behind(folder: Path, slow: Path) -> None:
-    source = 'extern "C" int answer() { return 42; }\n'
-    code = f"from gemm_ladder import build; build.compile({source!r}, target='emulator')"
-    builder = subprocess.Popen([sys.executable, "-c", code])
-    compiler, temporary = wait_for_compiler(slow)
-    (private,) = (folder / "building").iterdir()
-    assert temporary == private, "what compilers put there goes with the folder"
-
-    waiter = subprocess.Popen([sys.executable, "-c", code])
-    time.sleep(0.5)
-    assert waiter.poll() is None and list((folder / "building").iterdir()) == [private], (
-        "the second one waits"
-    )
-    waiter.kill()
-    waiter.wait()
-
-    builder.send_signal(signal.SIGKILL)
-    builder.wait()
-    wait_until(lambda: not alive(compiler), 20)  # its compilers end with it
-    assert private.exists(), "kill -9 lets nobody tidy up"
-    assert not list(folder.glob("inline-*")), "no entry"
-
-    slow.unlink()
-    built = build.load(source, target="emulator")
-    assert built.path.parent.name == private.name.rpartition(".")[0], "the same entry"
-    assert built.lib.answer() == 42 and not built.cached
-    assert list((folder / "building").iterdir()) == []
-
-
-def test_interrupted_builder_ends_its_compilers(folder: Path, slow: Path) -> None:
-    # A shell's background job, as the suite may be, ignores Ctrl-C, and so do its children by default.
-    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    code = f"{listen}\nfrom gemm_ladder import build; build.compile('int x;\\n', target='emulator')"
-    builder = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
-    compiler, _ = wait_for_compiler(slow)
-    builder.send_signal(signal.SIGINT)  # Ctrl-C
-    _, stderr = builder.communicate(timeout=20)
-    assert "KeyboardInterrupt" in stderr
-    wait_until(lambda: not alive(compiler), 20)
-    assert list((folder / "building").iterdir()) == []
-
-
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain"
-        time.sleep(0.02)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs: a zombie, which nobody has waited for yet, does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_truncated_library_is_built_again(
@@ -520,31 +216,77 @@ def test_cxx_with_arguments_builds(tmp_path: Path, folder: Path, monkeypatch: py
     )
     built.lib.word.restype = ctypes.c_char_p
     assert (built.lib.number(), built.lib.word()) == (5, b"after!")
-    assert built.log.endswith("rewrote 1 word\n")
+    assert built.log.endswith("rewrote 1 word\n") and built.rewritten
+
+
+def test_library_that_builds_and_does_not_load(folder: Path) -> None:
+    """The sentence says so, and does not blame the compiler."""
+    source = "[[gnu::constructor]] void refuse() { __builtin_trap(); }\n"
+    with pytest.raises(build.BuildError, match="was ended by SIGILL"):
+        build.compile(source, target="emulator")
+    linker = folder.parent / "cxx"
+    linker.write_text(
+        '#!/bin/sh\ncase "$*" in *-shared*) echo "not a library" > inline.so; exit 0;; esac\nexec c++ "$@"\n'
+    )
+    linker.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(build.BuildError) as caught:
+        patch.setenv("CXX", str(linker))
+        build.compile("int x;\n", target="emulator")
+    assert caught.value.sentence == "inline.cu (emulator) builds, but the library cannot be loaded:"
+    assert "inline.so: file too short" in caught.value.log, "the loader's own words"
+
+
+def test_library_that_no_longer_loads(tmp_path: Path) -> None:
+    path = tmp_path / "library.so"
+    path.write_text("not a library")
+    built = build.Built(path, "", 0.0, True, "emulator")
+    with pytest.raises(build.BuildError, match=f"^The library {path} cannot be loaded:\n.*{path}"):
+        _ = built.lib
+
+
+# ------------------------------------------------------------------ what rewrites a library
+
+PASSES = {
+    "rewrites": (lambda library: library.write_bytes(b"other") and "log\n", True),
+    "leaves it": (lambda library: "log\n", False),
+}
+
+
+@pytest.mark.parametrize(("rewrite", "rewrote"), PASSES.values(), ids=PASSES)
+def test_pass_says_whether_it_rewrote(rewrite: Callable[[Path], str], rewrote: bool, tmp_path: Path) -> None:
+    (tmp_path / "a.so").write_bytes(b"code")
+    assert build.SassPass("test", rewrite).apply(tmp_path / "a.so") == (rewrote, "log\n")
+
+
+def test_pass_that_refuses(folder: Path) -> None:
+    """An expected refusal is recorded, and found in the cache as well; another one ends the build."""
+
+    def refuse(library: Path) -> str:
+        raise KeyError("too strange")
+
+    lenient = build.SassPass("lenient", refuse, refusals=(KeyError,))
+    for cached in (False, True):
+        built = build.compile("int x;\n", target="emulator", sass_pass=lenient)
+        assert (built.cached, built.rewritten) == (cached, False) and built.log.endswith("'too strange'\n")
+    with pytest.raises(KeyError):
+        build.compile("int x;\n", target="emulator", sass_pass=build.SassPass("strict", refuse))
+    assert build.compile("int x;\n", target="emulator").rewritten is None
 
 
 # ------------------------------------------------------------------ nvcc
 
 
-def nvcc_or_skip() -> toolchain.Cuda:
-    try:
-        found = build.find_cuda()
-    except build.ToolchainError as error:
-        pytest.skip(f"needs nvcc: {error}")
-    if not toolchain.find_torch().links_cuda:
-        pytest.skip("needs a torch that is built with CUDA")
-    return found
-
-
-def test_cuda_library_is_for_hopper_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("flags", [(), ("-gencode=arch=compute_90a,code=sm_90a",)])
+def test_cuda_library_is_for_hopper_alone(
+    flags: tuple[str, ...], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where torch's own setting asks for other GPUs, and where torch 2.8 adds a flag for the GPU."""
     nvcc_or_skip()
-    monkeypatch.setenv(
-        "TORCH_CUDA_ARCH_LIST", "8.0+PTX"
-    )  # torch's own setting: the kernels are for one machine
-    built = build.compile(KERNEL, target="cuda", name="twice")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0+PTX")
+    built = build.compile(KERNEL, target="cuda", name="twice", extra_flags=flags)
     assert re.search(r"Used \d+ registers", built.log)
     assert "compute_80" not in built.log
-    again = build.compile(KERNEL, target="cuda", name="twice")
+    again = build.compile(KERNEL, target="cuda", name="twice", extra_flags=flags)
     assert again.cached and again.log == built.log
     tool = toolchain.find_tool("cuobjdump")
     if tool is None:
@@ -552,6 +294,27 @@ def test_cuda_library_is_for_hopper_alone(folder: Path, monkeypatch: pytest.Monk
     listed = subprocess.run([tool, "-lelf", "-lptx", str(built.path)], capture_output=True, text=True).stdout
     assert re.findall(r"\.(sm_\w+)\.cubin", listed) == ["sm_90a"]
     assert ".ptx" not in listed
+
+
+@pytest.mark.parametrize("chosen", [None, "8.0 9.0 10.0+PTX"])
+def test_torch_adds_flags_for_hopper_alone(
+    chosen: str | None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch 2.8 asks for flags without saying which the build has, as here; newer ones add none to ours."""
+    nvcc_or_skip()
+    if chosen:
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", chosen)
+    environments = []
+
+    def run(request: dict, environment: dict[str, str], output: Path) -> tuple[int, str]:
+        environments.append(environment)
+        return 1, ""
+
+    monkeypatch.setattr(worker, "run", run)
+    with pytest.raises(build.BuildError):
+        build.compile(KERNEL, target="cuda")
+    code = "from torch.utils import cpp_extension; print(cpp_extension._get_cuda_arch_flags())"
+    assert python(code, env=environments[0]).stdout == "['-gencode=arch=compute_90a,code=sm_90a']\n"
 
 
 def test_toolkit_without_an_unversioned_cudart_links(

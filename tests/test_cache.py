@@ -7,7 +7,6 @@ import errno
 import os
 import shutil
 import signal
-import stat
 import threading
 import time
 from collections.abc import Callable
@@ -17,23 +16,15 @@ import pytest
 from gemm_ladder.build import cache
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache folder, in force."""
-    path = tmp_path / "cache"
-    monkeypatch.setenv("GEMM_LADDER_CACHE", str(path))
-    return path
-
-
-def fake_build(calls: list[Path], seconds: float = 0.0) -> Callable[[Path], tuple[Path, str]]:
+def fake_build(calls: list[Path], seconds: float = 0.0) -> Callable[[Path], cache.Made]:
     """A builder for cache.get() that compiles nothing and notes its private folders in `calls`."""
 
-    def run(private: Path) -> tuple[Path, str]:
+    def run(private: Path) -> cache.Made:
         calls.append(private)
         time.sleep(seconds)
         library = private / "library.so"
         library.write_bytes(b"machine code")
-        return library, "the log"
+        return cache.Made(library, "the log")
 
     return run
 
@@ -73,10 +64,16 @@ def test_what_a_killed_builder_left_goes_with_any_build(folder: Path) -> None:
     cache.get("mine", fake_build(calls))
     for name in ("mine.old", "another.old", "alive.old"):
         (folder / "building" / name).mkdir()
-    with cache._lock(folder, "alive"):
+    with cache._lock(folder, "alive", 60.0):
         cache.get("new", fake_build(calls))
         assert [path.name for path in (folder / "building").iterdir()] == ["alive.old"]
     cache.get("alive", fake_build(calls))
+    assert list((folder / "building").iterdir()) == []
+    (folder / "building" / "scratch.old").mkdir()
+    cache.get("newer", fake_build(calls))
+    assert (folder / "building" / "scratch.old").exists(), "a command may use it: it has no lock"
+    os.utime(folder / "building" / "scratch.old", (0, 0))
+    cache.get("newest", fake_build(calls))
     assert list((folder / "building").iterdir()) == []
 
 
@@ -107,7 +104,7 @@ def test_usage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_failed_build_leaves_nothing(folder: Path) -> None:
-    def fail(private: Path) -> tuple[Path, str]:
+    def fail(private: Path) -> cache.Made:
         (private / "half").write_text("")
         raise RuntimeError("no")
 
@@ -130,17 +127,36 @@ def test_read_only_file_system_is_seen_before_the_build(
     assert len(calls) == 1 and not calls[0].is_relative_to(folder)
 
 
-def test_temporary_folder_of_another_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    shared = tmp_path / f"gemm_ladder-{os.getuid()}"
-    assert cache.temporary_folder() == shared
-    assert stat.S_IMODE(shared.stat().st_mode) == 0o700
-    shared.chmod(0o777)
-    own = cache.temporary_folder()
-    assert own != shared and stat.S_IMODE(own.stat().st_mode) == 0o700
-    shared.rmdir()
-    shared.symlink_to(tmp_path / "elsewhere")
-    assert cache.temporary_folder() not in (shared, tmp_path / "elsewhere")
+def test_what_a_pass_did_is_recorded(folder: Path) -> None:
+    for rewritten in (None, True, False):
+
+        def build(private: Path, rewritten: bool | None = rewritten) -> cache.Made:
+            return fake_build([])(private)._replace(rewritten=rewritten)
+
+        key = f"key {rewritten}"
+        assert [cache.get(key, build)[0].rewritten for _ in range(2)] == [rewritten] * 2
+
+
+def test_another_builder_that_takes_long_is_named(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with cache._lock(folder, "slow", 60.0):
+        waiter = threading.Thread(target=cache.get, args=("slow", fake_build([]), 0.1))
+        waiter.start()
+        time.sleep(0.5)
+        assert waiter.is_alive()
+    waiter.join()
+    lock = folder / "locks" / "slow"
+    line = f"gemm_ladder: waiting for another process or thread that builds slow (it holds {lock})\n"
+    assert capfd.readouterr().err == line
+
+
+def test_nothing_is_said_of_a_short_wait(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with cache._lock(folder, "quick", 60.0):
+        waiter = threading.Thread(target=cache.get, args=("quick", fake_build([]), 0.5))
+        waiter.start()
+        time.sleep(0.1)
+    waiter.join()
+    time.sleep(0.6)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.fixture
@@ -180,7 +196,7 @@ def test_without_locks_builders_repeat_but_entries_are_whole(folder: Path) -> No
 def test_without_locks_the_first_entry_stays(folder: Path) -> None:
     """Its builder may be looking at it just now."""
 
-    def overtaken(private: Path) -> tuple[Path, str]:
+    def overtaken(private: Path) -> cache.Made:
         cache.get("key", fake_build([]))
         published.append((folder / "key").stat().st_ino)
         return fake_build([])(private)
@@ -194,7 +210,7 @@ def test_without_locks_the_first_entry_stays(folder: Path) -> None:
 def test_forked_child_does_not_keep_a_lock(folder: Path) -> None:
     pids = []
 
-    def fork_and_build(private: Path) -> tuple[Path, str]:
+    def fork_and_build(private: Path) -> cache.Made:
         pid = os.fork()
         if pid == 0:
             time.sleep(30)

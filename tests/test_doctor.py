@@ -35,15 +35,16 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPat
     monkeypatch.setattr(toolchain, "find_tool", lambda name: Path("/opt/cuda/bin") / name)
     monkeypatch.setattr(doctor, "_devices", lambda: ([HOPPER], ""))
     monkeypatch.setattr(doctor, "_run", lambda library: doctor.Check("emulator run", True, "yes"))
+    monkeypatch.setattr(doctor, "_trouble", lambda arguments: "")
     monkeypatch.setattr(
         build, "compile", lambda text, **options: build.Built(tmp_path, "", 1.5, False, "emulator")
     )
     return monkeypatch
 
 
-def fails(message: str, kind: type[Exception] = ToolchainError) -> object:
+def fails(*fields: str, kind: type[Exception] = ToolchainError) -> object:
     def run(*arguments: object, **options: object) -> None:
-        raise kind(message)
+        raise kind(*fields)
 
     return run
 
@@ -65,24 +66,24 @@ def test_machine_with_everything(machine: pytest.MonkeyPatch, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("lacks", "value", "said", "emulator", "gpu"),
     [
-        ("find_cxx", fails("There is no C++ compiler on PATH: install g++"), "-> install g++", False, False),
+        ("find_cxx", fails("There is no C++ compiler", "install g++"), "-> install g++", False, False),
         (
             "find_torch",
-            fails("torch is not installed: pip install torch"),
+            fails("torch: it is not installed", "pip install torch"),
             "-> pip install torch",
             False,
             False,
         ),
         (
             "find_ninja",
-            fails("ninja is not installed: pip install ninja"),
+            fails("ninja is not installed", "pip install ninja"),
             "-> pip install ninja",
             False,
             False,
         ),
         (
             "find_cuda",
-            fails("There is no CUDA compiler: pip install 'gemm-ladder[cuda]'"),
+            fails("There is no CUDA compiler", "pip install 'gemm-ladder[cuda]'"),
             "-> pip install 'gemm-ladder[cuda]'",
             True,
             False,
@@ -146,16 +147,12 @@ def test_gpu_must_be_hopper(
 def test_compiler_that_fails_is_shown(
     machine: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    machine.setattr(build, "compile", lambda text, **options: fails("", BuildErrorWithLog)())
+    fault = ("doctor.cu (emulator) does not build with g++ 12.2.0:", "ld: cannot find -lstdc++")
+    machine.setattr(build, "compile", fails(*fault, kind=BuildError))
     status, text = diagnose(capsys)
     assert status == 1
     assert "cannot find -lstdc++" in text, "the compiler's own words"
     assert "cuda build" not in text, "what needs the emulator's compiler is not tried"
-
-
-class BuildErrorWithLog(BuildError):
-    def __init__(self, message: str) -> None:
-        super().__init__("doctor.cu (emulator) does not build with g++ 12.2.0:", "ld: cannot find -lstdc++")
 
 
 def test_packages_and_cache(
@@ -167,7 +164,35 @@ def test_packages_and_cache(
     status, text = diagnose(capsys)
     assert status == 1
     assert f"-> {sys.executable} -m pip install no-such-package" in text
-    assert "not writable (Not a directory)" in text and "-> Set GEMM_LADDER_CACHE" in text
+    assert "it cannot be written (Not a directory)" in text and "-> set GEMM_LADDER_CACHE to" in text
+    assert "; until then" in text, "a temporary folder replaces it"
+
+
+def test_no_folder_to_build_in(
+    machine: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    machine.setenv("GEMM_LADDER_CACHE", str(tmp_path / "file" / "cache"))
+    machine.setattr("tempfile.gettempdir", fails("No usable temporary directory", kind=FileNotFoundError))
+    status, text = diagnose(capsys)
+    assert status == 1 and VERDICTS["emulator"][1] in text
+    assert "it cannot be written (Not a directory)" in text and "until then" not in text
+
+
+def test_folder_whose_libraries_do_not_load(
+    machine: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.setattr("mmap.mmap", fails(kind=PermissionError))
+    status, text = diagnose(capsys)
+    assert status == 1 and "it does not let libraries be loaded" in text, "nor does the temporary folder"
+
+
+def test_cached_library_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "damaged.so").write_text("not a library")
+    built = build.Built(tmp_path / "damaged.so", "", 0.0, True, "cuda")
+    monkeypatch.setattr(build, "compile", lambda text, **options: built)
+    (check,) = doctor._trial("cuda")
+    assert not check.ok and check.found.startswith("fails: OSError: ") and "damaged.so" in check.found
 
 
 def test_another_major_version_is_noted(

@@ -1,4 +1,4 @@
-"""The layouts: each is one to one, has the property that it exists for, and equals the kernels' own header."""
+"""The layouts: each is one to one, has the property that it exists for, and equals the kernels' header."""
 
 from __future__ import annotations
 

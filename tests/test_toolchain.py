@@ -10,14 +10,6 @@ from gemm_ladder import build
 from gemm_ladder.build import cache, toolchain
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache folder, in force."""
-    path = tmp_path / "cache"
-    monkeypatch.setenv("GEMM_LADDER_CACHE", str(path))
-    return path
-
-
 def script(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/bin/sh\n{text}\n")

@@ -17,49 +17,42 @@ import hashlib
 import json
 import os
 import shutil
-import stat
+import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
+
+from gemm_ladder.build import folders
+from gemm_ladder.build.folders import UnusableFolderError, folder
+from gemm_ladder.errors import ToolchainError
 
 _ABANDONED_S = 24 * 3600.0  # age of a private folder that is removed where the file system has no locks
+_PATIENCE_S = 5.0  # how long a builder waits for another one before it says so
 _held: set[int] = set()  # file descriptors of locks, closed in forked children
 _answers: dict[str, str | None] = {}
 
 
+class Made(NamedTuple):
+    """What a build made: a library, its log, and whether a SassPass rewrote it (None: there is no pass)."""
+
+    library: Path
+    log: str
+    rewritten: bool | None = None
+
+
 @dataclass(frozen=True)
 class Entry:
-    """A verified entry: the library, the compiler's whole output, and the seconds that the build took."""
+    """A verified entry: what was made, and the seconds that the build took."""
 
     path: Path
     log: str
     seconds: float
-
-
-def folder() -> Path:
-    """$GEMM_LADDER_CACHE, or ~/.cache/gemm_ladder. It need not exist, nor be writable."""
-    chosen = os.environ.get("GEMM_LADDER_CACHE")
-    try:
-        return Path(chosen or "~/.cache/gemm_ladder").expanduser().absolute()
-    except RuntimeError:  # a user without a home, as in some containers
-        return temporary_folder()
-
-
-def temporary_folder() -> Path:
-    """The folder used where `folder()` cannot be written: one per user, so that processes still share builds.
-
-    A library is code, so a folder that another user owns or can write is never used.
-    """
-    path = Path(tempfile.gettempdir()) / f"gemm_ladder-{os.getuid()}"
-    with contextlib.suppress(FileExistsError):
-        path.mkdir(mode=0o700)
-    status = path.lstat()
-    if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022:
-        return path
-    return Path(tempfile.mkdtemp(prefix="gemm_ladder-"))
+    rewritten: bool | None
 
 
 def find(root: Path, key: str) -> Entry | None:
@@ -71,7 +64,8 @@ def find(root: Path, key: str) -> Entry | None:
             contents[name] = (root / key / name).read_bytes()
             if len(contents[name]) != size or hashlib.sha256(contents[name]).hexdigest() != digest:
                 return None
-        return Entry(root / key / record["library"], contents["build.log"].decode("utf-8"), record["seconds"])
+        path, log = root / key / record["library"], contents["build.log"].decode("utf-8")
+        return Entry(path, log, record["seconds"], record["rewritten"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -83,9 +77,9 @@ def usage() -> tuple[int, int]:
     """
     libraries = size = 0
     root = str(folder())
-    for parent, folders, names in os.walk(root):
-        if parent == root and "building" in folders:
-            folders.remove("building")
+    for parent, below, names in os.walk(root):
+        if parent == root and "building" in below:
+            below.remove("building")
         for name in names:
             try:
                 size += os.stat(os.path.join(parent, name)).st_size
@@ -95,68 +89,83 @@ def usage() -> tuple[int, int]:
     return libraries, size
 
 
-def get(key: str, build: Callable[[Path], tuple[Path, str]]) -> tuple[Entry, bool]:
+def get(key: str, build: Callable[[Path], Made], patience_s: float = _PATIENCE_S) -> tuple[Entry, bool]:
     """The entry `key`, built if need be: (entry, whether it was there already).
 
-    build(private folder) -> (library in that folder, log); what it raises passes through, and nothing stays.
-    Processes and threads that want the same entry at the same time wait for the one that builds it.
+    build(private folder) makes a library in that folder; what it raises passes through, and nothing stays.
+    Processes and threads that want the same entry at the same time wait for the one that builds it; after
+    `patience_s` seconds a line on stderr says so. Where `folder()` cannot be used, a temporary folder is, and
+    a warning says so. Raises ToolchainError where that cannot be used either.
     """
     root = folder()
+    try:
+        entry = _find_usable(root, key)
+        return (entry, True) if entry else _get_locked(root, key, build, patience_s)
+    except UnusableFolderError as error:
+        trouble, cause = f"The cache folder {root} {error}", error
+    try:
+        fallback = folders.temporary_folder()
+    except ToolchainError as error:
+        raise ToolchainError(f"{trouble}, and there is no temporary folder", folders.REMEDY) from error
+    warnings.warn(f"{trouble}: building under {fallback}. To end this, {folders.REMEDY}.", stacklevel=3)
+    try:
+        return _get_locked(fallback, key, build, patience_s)
+    except UnusableFolderError as error:
+        error.__cause__ = error.__cause__ or cause
+        raise ToolchainError(f"{trouble}, and {fallback} {error}", folders.REMEDY) from error
+
+
+def _find_usable(root: Path, key: str) -> Entry | None:
+    """As find(). Raises UnusableFolderError where the entry is whole and its library cannot be loaded."""
     entry = find(root, key)
     if entry is not None:
-        return entry, True
-    try:
-        return _get_locked(root, key, build)
-    except _NotWritableError as error:
-        fallback = temporary_folder()
-        warnings.warn(
-            f"The cache folder {root} cannot be written ({error}): building under {fallback}. "
-            "Set GEMM_LADDER_CACHE to a folder that can be.",
-            stacklevel=3,
-        )
-        return _get_locked(fallback, key, build)
+        folders.check_loads(entry.path)
+    return entry
 
 
-def _get_locked(root: Path, key: str, build: Callable[[Path], tuple[Path, str]]) -> tuple[Entry, bool]:
-    with _lock(root, key) as locked:
-        entry = find(root, key)
+def _get_locked(root: Path, key: str, build: Callable[[Path], Made], patience_s: float) -> tuple[Entry, bool]:
+    """As get(), in the folder `root`. Raises UnusableFolderError where that cannot serve."""
+    with _lock(root, key, patience_s) as locked:
+        entry = _find_usable(root, key)
         if entry is not None:
             return entry, True
         try:
             _remove_abandoned(root, key if locked else None)
             private = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=root / "building"))
         except OSError as error:
-            raise _NotWritableError(error.strerror) from error
+            raise UnusableFolderError.not_writable(error) from error
         try:
+            folders.check_keeps(private)
             started = time.perf_counter()
-            library, log = build(private)
-            seconds = time.perf_counter() - started
-            _publish(root, key, private, library, log, seconds)
+            made = build(private)
+            _publish(root, key, private, made, time.perf_counter() - started)
+        except Exception as error:
+            # A full disk makes compilers fail as well, each with words of its own.
+            folders.check_room(private)
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise UnusableFolderError.not_writable(error) from error
+            raise
         finally:
             shutil.rmtree(private, ignore_errors=True)
         entry = find(root, key)
         if entry is None:
-            raise OSError(f"The entry {root / key} was damaged while it was written: is the disk full?")
+            raise UnusableFolderError("does not keep what is written to it")
         return entry, False
 
 
-class _NotWritableError(Exception):
-    """The cache folder cannot be written."""
-
-
-def _publish(root: Path, key: str, private: Path, library: Path, log: str, seconds: float) -> None:
+def _publish(root: Path, key: str, private: Path, made: Made, seconds: float) -> None:
     """Put a finished build in place with one rename; a damaged entry there is moved out of the way first."""
     staged = private / "entry"
     staged.mkdir()
-    library.rename(staged / library.name)
-    (staged / "build.log").write_text(log, encoding="utf-8")
+    made.library.rename(staged / made.library.name)
+    (staged / "build.log").write_text(made.log, encoding="utf-8")
     files = {}
-    for name in (library.name, "build.log"):
+    for name in (made.library.name, "build.log"):
         content = (staged / name).read_bytes()
         files[name] = [len(content), hashlib.sha256(content).hexdigest()]
-    record = {"library": library.name, "files": files, "seconds": seconds}
+    record = {"library": made.library.name, "files": files, "seconds": seconds, "rewritten": made.rewritten}
     (staged / "entry.json").write_text(json.dumps(record))
-    if _renamed(staged, root / key) or find(root, key):  # or another builder was first, for want of locks
+    if _renamed(staged, root / key) or find(root, key):  # without locks, another builder may have been first
         return
     with contextlib.suppress(FileNotFoundError):
         (root / key).rename(private / "damaged")
@@ -175,7 +184,7 @@ def _renamed(staged: Path, entry: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _lock(root: Path, key: str) -> Iterator[bool]:
+def _lock(root: Path, key: str, patience_s: float) -> Iterator[bool]:
     """Hold the lock of `key`, waiting for it; yields whether it is held.
 
     Where the file system has no locks, go on without: a build may then be done twice, but publishing by
@@ -186,20 +195,37 @@ def _lock(root: Path, key: str) -> Iterator[bool]:
             (root / name).mkdir(parents=True, exist_ok=True)
         descriptor = os.open(root / "locks" / key, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise _NotWritableError(error.strerror) from error
+        raise UnusableFolderError.not_writable(error) from error
     if not os.access(root, os.W_OK):
         os.close(descriptor)
-        raise _NotWritableError(os.strerror(errno.EACCES))
+        raise UnusableFolderError.not_writable(PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
     _held.add(descriptor)
     try:
         locked = False
         with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _wait_for(descriptor, root / "locks" / key, patience_s)
             locked = True
         yield locked
     finally:
         _held.discard(descriptor)
         os.close(descriptor)
+
+
+def _wait_for(descriptor: int, path: Path, patience_s: float) -> None:
+    """Take a lock. After some seconds in vain, say once on stderr what is waited for."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    except BlockingIOError:
+        pass
+    words = f"gemm_ladder: waiting for another process or thread that builds {path.name} (it holds {path})"
+    notice = threading.Timer(patience_s, lambda: print(words, file=sys.stderr, flush=True))
+    notice.daemon = True
+    notice.start()
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    finally:
+        notice.cancel()
 
 
 def _close_in_child() -> None:
@@ -214,27 +240,37 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 
 def _remove_abandoned(root: Path, held: str | None) -> None:
-    """Remove what killed builders left: the private folders whose lock nobody holds, or we do (`held`)."""
+    """Remove what killed builders left: the private folders whose lock is free, or is ours (`held`)."""
     for private in (root / "building").iterdir():
         key = private.name.rpartition(".")[0]
         if key == held:
             shutil.rmtree(private, ignore_errors=True)
-            continue
-        try:
-            descriptor = os.open(root / "locks" / key, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        elif key == folders.SCRATCH:  # these have no lock
+            _remove_if_old(private)
+        else:
+            _remove_if_free(private, root / "locks" / key)
+
+
+def _remove_if_free(private: Path, lock: Path) -> None:
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(private, ignore_errors=True)
+    except BlockingIOError:
+        pass  # its builder lives
+    except OSError:
+        _remove_if_old(private)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_if_old(private: Path) -> None:
+    with contextlib.suppress(OSError):
+        if time.time() - private.stat().st_mtime > _ABANDONED_S:
             shutil.rmtree(private, ignore_errors=True)
-        except BlockingIOError:
-            pass  # its builder lives
-        except OSError:
-            with contextlib.suppress(OSError):
-                if time.time() - private.stat().st_mtime > _ABANDONED_S:
-                    shutil.rmtree(private, ignore_errors=True)
-        finally:
-            os.close(descriptor)
 
 
 def remember(key: str, ask: Callable[[], str | None]) -> str | None:
@@ -254,9 +290,18 @@ def remember(key: str, ask: Callable[[], str | None]) -> str | None:
             return None  # a failure may pass: ask again next time
         _answers[key] = answer
         with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix="answers.", dir=path.parent)
-            with os.fdopen(handle, "w") as file:
-                json.dump(dict(_answers), file)
-            os.replace(temporary, path)
+            _replace(path, json.dumps(dict(_answers)))
     return _answers[key]
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix="answers.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except OSError:  # the disk may be full
+        os.unlink(temporary)
+        raise

@@ -1,8 +1,8 @@
 """`python -m gemm_ladder doctor`: what this machine has, what it lacks, and how to get it.
 
-Nothing is assumed that can be tried: a small library is built for each target, the emulator's is run, and
-torch is asked what it sees of a GPU. The last two have processes of their own: one that fails, be it by a
-crash, is reported, and this one stays free of CUDA, torch and Numba.
+Nothing is assumed that can be tried: a small library is built for each target and loaded, the emulator's is
+run, and torch is asked what it sees of a GPU. All but the building is done in other processes, so a crash is
+reported like any other failure, and this process stays free of CUDA, torch and Numba.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ import platform
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from gemm_ladder import build
-from gemm_ladder.build import cache, toolchain
-from gemm_ladder.build import BuildError, ToolchainError
+from gemm_ladder.arguments import HOPPER
+from gemm_ladder.build import BuildError, ToolchainError, cache, folders, toolchain
 
 # What the emulator needs besides torch and a compiler: import name, and what pip calls it.
 _PACKAGES = {"numpy": "numpy", "numba": "numba", "ml_dtypes": "ml_dtypes", "setuptools": "setuptools"}
@@ -49,6 +48,7 @@ refused = emulator.launch(ctypes.CDLL(sys.argv[1]), GemmArgs(d=ctypes.addressof(
 assert refused is None, refused
 assert list(d) == [3 * i for i in range(32)], f"the kernel gave {list(d)}"
 """
+_LOAD_TRIAL = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
 _ASK_TORCH = """
 import json, torch
 devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
@@ -114,12 +114,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _attempt(name: str, needed_by: Literal["emulator", "cuda", ""], find: Callable[[], str]) -> Check:
-    """A check by trying: find() says what it found, or raises ToolchainError("what is missing: remedy")."""
+    """A check by trying: find() says what it found, or raises ToolchainError."""
     try:
         return Check(name, True, find(), needed_by=needed_by)
     except ToolchainError as error:
-        missing, _, remedy = str(error).partition(": ")
-        return Check(name, False, missing, remedy, needed_by)
+        return Check(name, False, error.missing, error.remedy, needed_by)
 
 
 def _python() -> Check:
@@ -166,19 +165,27 @@ def _cache_folder() -> Check:
     libraries, size = cache.usage()
     found = f"{folder}, {libraries} libraries, {size / 1e6:.1f} MB"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        remedy = "Set GEMM_LADDER_CACHE to a folder that can be written; a temporary one is used until then."
-        return Check("cache", False, f"{found}, not writable ({error.strerror})", remedy)
-    return Check("cache", True, f"{found}, writable")
+        folders.check(folder)
+        return Check("cache", True, f"{found}, writable, with room, and libraries load from it")
+    except folders.UnusableFolderError as error:
+        found = f"{found}; it {error}"
+    try:
+        fallback = folders.temporary_folder()
+        folders.check(fallback)
+        return Check("cache", False, found, f"{folders.REMEDY}; until then {fallback} is used")
+    except (ToolchainError, folders.UnusableFolderError):
+        return Check("cache", False, found, folders.REMEDY, "emulator")
 
 
 def _trial(target: build.Target) -> list[Check]:
-    """Build a small library, for proof (its builder loads it); for the emulator, run its kernel as well."""
+    """Build a small library, or find it in the cache, and load it; run it as well if it is the emulator's."""
     try:
         built = build.compile(_TRIALS[target], target=target, name="doctor")
-    except (BuildError, ToolchainError, OSError) as error:
+        if target == "cuda" and (trouble := _trouble([_LOAD_TRIAL, str(built.path)])):
+            return [Check(f"{target} build", False, f"fails: {trouble}", "The loader says why.", target)]
+    except ToolchainError as error:
+        return [Check(f"{target} build", False, f"fails: {error.missing}", error.remedy, target)]
+    except (BuildError, OSError) as error:
         remedy = "The compiler's output above says why."
         return [Check(f"{target} build", False, f"fails: {error}", remedy, target)]
     took = "in the cache" if built.cached else f"{built.seconds:.1f} s"
@@ -189,18 +196,23 @@ def _trial(target: build.Target) -> list[Check]:
 def _run(library: Path) -> Check:
     """Run the emulator's trial."""
     name, remedy = "emulator run", f"{toolchain.PIP} --force-reinstall {' '.join(_PACKAGES.values())}"
-    command = [sys.executable, "-c", _RUN_TRIAL, str(library)]
     try:
-        ran = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=300)
+        trouble = _trouble([_RUN_TRIAL, str(library)])
     except subprocess.TimeoutExpired:
         return Check(name, False, "a small kernel did not end within 300 s", remedy, "emulator")
-    if ran.returncode == 0:
-        return Check(name, True, "a small kernel runs, and its result is right", needed_by="emulator")
+    if trouble:
+        return Check(name, False, f"fails: {trouble}", remedy, "emulator")
+    return Check(name, True, "a small kernel runs, and its result is right", needed_by="emulator")
+
+
+def _trouble(arguments: list[str]) -> str:
+    """What `python -c` with these arguments fails with: the last line of its stderr, or its signal; or ""."""
+    command = [sys.executable, "-c", *arguments]
+    ran = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=300)
     last = ran.stderr.strip().rpartition("\n")[2]
-    trouble = (
-        last if ran.returncode > 0 else f"ended by {signal.Signals(-ran.returncode).name} {last}".strip()
-    )
-    return Check(name, False, f"fails: {trouble}", remedy, "emulator")
+    if ran.returncode < 0:
+        return f"ended by {signal.Signals(-ran.returncode).name} {last}".strip()
+    return last or f"exit status {ran.returncode}" if ran.returncode else ""
 
 
 def _nvcc() -> Check:
@@ -208,8 +220,8 @@ def _nvcc() -> Check:
         cuda, torch = toolchain.find_cuda(), toolchain.find_torch()
         if not torch.links_cuda:
             raise ToolchainError(
-                f"{cuda.version}, {cuda.home}, but this torch has no CUDA to link with: "
-                "install a torch that is built with CUDA (pytorch.org)"
+                f"{cuda.version}, {cuda.home}, but this torch has no CUDA to link with",
+                "install a torch that is built with CUDA (pytorch.org)",
             )
         found = f"{cuda.version}, {cuda.home} ({cuda.origin})"
         if cuda.version.partition(".")[0] != torch.cuda.partition(".")[0]:
@@ -228,7 +240,8 @@ def _gpu() -> Check:
         f"{i}: {name}, sm_{major}{minor}, {memory / 2**30:.0f} GiB, {sms} SMs"
         for i, (name, major, minor, memory, sms) in enumerate(devices)
     )
-    return Check("GPU", any(device[1] == 9 for device in devices), found, hopper, "cuda")
+    has_hopper = any((major, minor) == HOPPER for _, major, minor, *_ in devices)
+    return Check("GPU", has_hopper, found, hopper, "cuda")
 
 
 def _devices() -> tuple[list[list[Any]], str]:

@@ -12,18 +12,18 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from gemm_ladder.build import toolchain, worker
-from gemm_ladder.errors import GemmLadderError, InputError
-from gemm_ladder.build.toolchain import ToolchainError
+from gemm_ladder.build.cache import Made
+from gemm_ladder.errors import BuildError, InputError, ToolchainError
 
 Target = Literal["cuda", "emulator", "host"]
 
 KERNELS = Path(__file__).resolve().parents[1]
 # Beside kernels/ in a checkout, below gemm_ladder/ where it is installed.
 _REF = KERNELS / "ref" if (KERNELS / "ref").is_dir() else KERNELS.parent / "ref"
-_FORMAT = 1  # part of every key: raise it when these files change what a build produces
+_FORMAT = 2  # part of every key: raise it when these files change what a build produces
 
 _FLAGS = {
     "cuda": (
@@ -69,24 +69,36 @@ _INCLUDE = re.compile(
 )
 
 
-class BuildError(GemmLadderError, RuntimeError):
-    """A source does not build. The message: one sentence, then the compiler's whole output (`log`)."""
+class Rewriting(NamedTuple):
+    """What a SassPass did: whether the machine code is another one now, and lines for the build's log."""
 
-    def __init__(self, sentence: str, log: str) -> None:
-        super().__init__(f"{sentence}\n{log}")
-        self.log = log
+    rewrote: bool
+    log: str
 
 
 @dataclass(frozen=True)
 class SassPass:
     """A rewriting of a library's machine code before it enters the cache.
 
-    id: names what it does, and its version.
-    apply: takes the path of the .so, rewrites it in place, and returns lines for the log.
+    Attributes:
+        id: names what it does, and its version.
+        rewrite: takes the path of the .so, rewrites it in place, and returns lines for the log.
+        refusals: the exceptions by which `rewrite` refuses a library that may stay as it is. By default any
+            exception ends the build.
     """
 
     id: str
-    apply: Callable[[Path], str]
+    rewrite: Callable[[Path], str]
+    refusals: tuple[type[Exception], ...] = ()
+
+    def apply(self, library: Path) -> Rewriting:
+        """Rewrite the library in place. Raises what `rewrite` does, except for the refusals."""
+        before = library.read_bytes()
+        try:
+            log = self.rewrite(library)
+        except self.refusals as refusal:
+            log = f"{refusal}\n"
+        return Rewriting(library.read_bytes() != before, log)
 
 
 @dataclass(frozen=True)
@@ -138,8 +150,8 @@ class Job:
         torch = toolchain.find_torch()
         if target == "cuda" and not torch.links_cuda:
             raise ToolchainError(
-                f"torch {torch.version} is built without CUDA, which a kernel for the GPU is linked with: "
-                "install a torch that is built with it (pytorch.org); the emulator works with either."
+                f"torch {torch.version} is built without CUDA, which a kernel for the GPU is linked with",
+                "install a torch that is built with it (pytorch.org); the emulator works with either.",
             )
         values = {macro: int(value) if isinstance(value, bool) else value for macro, value in defines.items()}
         return cls(
@@ -181,24 +193,23 @@ class Job:
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
         return f"{self.name}-{self.target}-{digest[:32]}"
 
-    def build(self, private: Path) -> tuple[Path, str]:
-        """Build in the folder `private`: (library, log). Raises BuildError or ToolchainError."""
+    def build(self, private: Path) -> Made:
+        """Build in the folder `private`. Raises BuildError or ToolchainError."""
         folder = private / "build"
         folder.mkdir()
-        code, log = worker.run(
-            self._request(private, folder), self._environment(private), private / "output"
-        )
+        code, log = worker.run(self._request(private, folder), self._environment(private), private / "output")
         library = folder / f"{self.name}.so"
         if code != 0 or not library.exists():
-            raise BuildError(self._failure(code), log)
+            raise BuildError(self._failure(code, library.exists()), log)
         if included(self.text, self.include_dirs) != self.included:
             # Which version the compiler read is not known, and the key names the earlier one.
             raise BuildError(
                 f"A file that {self.label} includes changed during its build: build it again.", log
             )
-        if self.sass_pass:
-            log += self.sass_pass.apply(library)
-        return library, log
+        if self.sass_pass is None:
+            return Made(library, log)
+        rewrote, lines = self.sass_pass.apply(library)
+        return Made(library, log + lines, rewrote)
 
     def _request(self, private: Path, folder: Path) -> dict[str, object]:
         """What worker.run() is to do."""
@@ -242,20 +253,26 @@ class Job:
                 environment["CUDA_HOME"] = os.path.join(os.pardir, "cuda")
         environment["CXX"] = self.cxx.command[0]
         if _quote(self.cxx.command[0]) != shlex.join(self.cxx.command):
-            (private / "cxx").write_text(f'#!/bin/sh\nexec {shlex.join(self.cxx.command)} "$@"\n')
+            script = f'#!/bin/sh\nexec {shlex.join(self.cxx.command)} "$@"\n'
+            (private / "cxx").write_bytes(os.fsencode(script))
             (private / "cxx").chmod(0o755)
             environment["CXX"] = os.path.join(os.pardir, "cxx")
         ninja = str(toolchain.find_ninja().parent)
         environment["PATH"] = os.pathsep.join(filter(None, [environment.get("PATH"), ninja]))
-        environment["TMPDIR"] = str(private)  # a killed compiler's temporary files go with the folder
+        # A killed compiler's temporary files go with the folder. nvcc quotes these files' names badly.
+        environment["TMPDIR"] = str(private) if worker.is_plain(str(private)) else worker.HERE + "/.."
+        environment["TORCH_CUDA_ARCH_LIST"] = "9.0a"  # torch 2.8 does not see that _FLAGS name the GPU
         environment["CUDA_VISIBLE_DEVICES"] = ""  # no build needs a GPU
         environment["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
         environment["TORCH_DONT_CHECK_COMPILER_ABI"] = "1"  # find_cxx() has looked at it already
         return environment
 
-    def _failure(self, code: int) -> str:
+    def _failure(self, code: int, linked: bool) -> str:
+        """The sentence for a worker that ended with `code`, after linking a library or before."""
         if code < 0:
             return f"The build of {self.label} ({self.target}) was ended by {signal.Signals(-code).name}."
+        if linked:
+            return f"{self.label} ({self.target}) builds, but the library cannot be loaded:"
         compiler = f"nvcc {self.cuda.version}" if self.cuda else self.cxx.version
         return f"{self.label} ({self.target}) does not build with {compiler}:"
 

@@ -15,36 +15,52 @@ result.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from gemm_ladder.build import cache
-from gemm_ladder.build.job import KERNELS, Job, SassPass, Target
+from gemm_ladder.build.job import Job, SassPass, Target
+from gemm_ladder.errors import BuildError
 
 _libraries: dict[Path, ctypes.CDLL] = {}
 
 
 @dataclass(frozen=True)
 class Built:
-    """A library in the cache: its path, the compiler's whole output, seconds to build (0.0 if cached)."""
+    """A library in the cache.
+
+    Attributes:
+        path: of the .so file.
+        log: the compiler's whole output, and the SassPass's.
+        seconds: that the build took; 0.0 if it was in the cache.
+        cached: whether it was in the cache.
+        target: what it is for.
+        rewritten: whether its SassPass changed the machine code; None where it has no SassPass.
+    """
 
     path: Path
     log: str
     seconds: float
     cached: bool
     target: Target
+    rewritten: bool | None = None
 
     @cached_property
     def lib(self) -> ctypes.CDLL:
-        """The library, loaded at first use. A file has one CDLL in a process: argtypes set on it stay set."""
+        """The library, loaded at first use. A file has one CDLL in a process: argtypes set on it stay set.
+
+        Raises BuildError where it cannot be loaded.
+        """
         if self.path not in _libraries:
             if self.target == "cuda":
                 # torch's CUDA runtime is to be the process's: the library takes one that is loaded already.
                 import torch  # noqa: F401
-            _libraries[self.path] = ctypes.CDLL(str(self.path))
+            try:
+                _libraries[self.path] = ctypes.CDLL(str(self.path))
+            except OSError as error:
+                raise BuildError(f"The library {self.path} cannot be loaded:", str(error)) from error
         return _libraries[self.path]
 
 
@@ -65,7 +81,7 @@ def load(
     defines: macros.
     extra_flags: for the compiler, after the target's own; headers below an -I among them count as ours.
     sass_pass: applied to the library before it enters the cache.
-    Raises BuildError (does not compile), ToolchainError (no compiler), InputError.
+    Raises BuildError (does not compile or load), ToolchainError (no compiler, no folder for it), InputError.
     """
     built = compile(
         source, target=target, name=name, defines=defines, extra_flags=extra_flags, sass_pass=sass_pass
@@ -86,16 +102,4 @@ def compile(
     """load() up to the loading, which `.lib` then does: to build ahead, or to read machine code."""
     job = Job.of(source, target, name, defines or {}, extra_flags, sass_pass)
     entry, cached = cache.get(job.key(), job.build)
-    return Built(entry.path, entry.log, 0.0 if cached else entry.seconds, cached, target)
-
-
-def sources_digest() -> str:
-    """What a measurement measured: SHA-256 (hex) of kernels/**/*.cu, *.cuh and ffma.py, names included."""
-    files = {path for pattern in ("*.cu", "*.cuh", "ffma.py") for path in KERNELS.rglob(pattern)}
-    digest = hashlib.sha256()
-    for relative in sorted(path.relative_to(KERNELS).as_posix() for path in files):
-        if relative.startswith("ref/"):  # where installed, ref lies below kernels
-            continue
-        content = (KERNELS / relative).read_bytes()
-        digest.update(f"{relative}\0{len(content)}\0".encode() + content)
-    return digest.hexdigest()
+    return Built(entry.path, entry.log, 0.0 if cached else entry.seconds, cached, target, entry.rewritten)

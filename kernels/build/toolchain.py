@@ -16,13 +16,12 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemm_ladder.build import cache
-from gemm_ladder.errors import GemmLadderError
+from gemm_ladder.build import cache, folders
+from gemm_ladder.errors import ToolchainError
 
 MIN_NVCC = (12, 5)  # the first with cudaGetDriverEntryPointByVersion, which finds the tensor map encoder
 PIP = f"{shlex.quote(sys.executable)} -m pip install"  # a bare pip may be another Python's
@@ -35,10 +34,6 @@ _CXX20 = (
     "template <std::integral T> T twice(T x) { return std::rotl(unsigned(x), 1); }\n"
     "int main() { return twice(0); }\n"
 )
-
-
-class ToolchainError(GemmLadderError, RuntimeError):
-    """A compiler or library that a build needs is missing or too old; says which, and how to get it."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +82,13 @@ def find_torch() -> Torch:
     """The installed torch, without importing it. Raises ToolchainError where there is none that is whole."""
     spec = importlib.util.find_spec("torch")
     if spec is None or not spec.origin:
-        raise ToolchainError(f"torch is not installed, and kernels are built with it: {PIP} torch")
+        raise ToolchainError("torch is not installed, and kernels are built with it", f"{PIP} torch")
     folder = Path(spec.origin).parent
     try:
         text = (folder / "version.py").read_text(encoding="utf-8")
     except (OSError, ValueError):
         raise ToolchainError(
-            f"torch, in {folder}, has no version.py that can be read: {PIP} --force-reinstall torch"
+            f"torch, in {folder}, has no version.py that can be read", f"{PIP} --force-reinstall torch"
         ) from None
     version = re.search(r"^__version__\s*=\s*'([^']+)'", text, re.M)
     cuda = re.search(r"^cuda\b[^=]*=\s*'([^']+)'", text, re.M)
@@ -107,7 +102,7 @@ def find_ninja() -> Path:
     """
     found = shutil.which("ninja") or shutil.which("ninja", path=sysconfig.get_path("scripts"))
     if not found:
-        raise ToolchainError(f"ninja is not installed, and torch builds with it: {PIP} ninja")
+        raise ToolchainError("ninja is not installed, and torch builds with it", f"{PIP} ninja")
     return Path(found).absolute()
 
 
@@ -125,18 +120,21 @@ def find_cxx() -> Cxx:
         argv = (os.path.abspath(path), *command[1:])  # a build runs in a folder of its own
         version = _ask([*argv, "--version"])
         if version is None:
-            raise ToolchainError(f"{shlex.join(argv)} --version fails: set CXX to a C++20 compiler.")
+            raise ToolchainError(f"{shlex.join(argv)} --version fails", "set CXX to a C++20 compiler.")
         if _ask([*argv, "-std=c++20", "-fsyntax-only", "-x", "c++", "-"], stdin=_CXX20) is None:
             raise ToolchainError(
-                f"{shlex.join(argv)} ({version.splitlines()[0]}) does not compile C++20: "
-                "g++ 10 or clang++ 12 or newer is needed (set CXX to choose one)."
+                f"{shlex.join(argv)} ({version.splitlines()[0]}) does not compile C++20",
+                "g++ 10 or clang++ 12 or newer is needed (set CXX to choose one).",
             )
         return Cxx(argv, version.splitlines()[0], f"{shlex.join(argv)}\n{version}")
     if chosen:
-        raise ToolchainError(f"CXX is {chosen!r}, which is not on this machine: set it to a C++20 compiler.")
+        raise ToolchainError(
+            f"CXX is {chosen!r}, which is not on this machine", "set it to a C++20 compiler."
+        )
     raise ToolchainError(
-        "There is no C++ compiler on PATH: install g++ 10 or newer "
-        "(Debian and Ubuntu: apt install g++; conda: conda install gxx_linux-64), or set CXX."
+        "There is no C++ compiler on PATH",
+        "install g++ 10 or newer "
+        "(Debian and Ubuntu: apt install g++; conda: conda install gxx_linux-64), or set CXX.",
     )
 
 
@@ -153,7 +151,7 @@ def find_cuda() -> Cuda:
         except ToolchainError as error:
             refused.append(str(error))
     found = f" Found but not usable: {'; '.join(refused)}." if refused else ""
-    raise ToolchainError(f"There is no CUDA compiler: {PIP_CUDA}, or set CUDA_HOME to a toolkit.{found}")
+    raise ToolchainError("There is no CUDA compiler", f"{PIP_CUDA}, or set CUDA_HOME to a toolkit.{found}")
 
 
 def find_tool(name: str) -> Path | None:
@@ -186,9 +184,18 @@ def _words(variable: str) -> list[str]:
     value = os.environ[variable]
     try:
         return shlex.split(value)
-    except ValueError as error:
-        fault = "whose quotes do not close" if "quotation" in str(error) else "which ends in a backslash"
-        raise ToolchainError(f"{variable} is {value!r}, {fault}: set it to a compiler's command.") from None
+    except ValueError:
+        fault = "which ends in a backslash" if _splits(f"{value}x") else "whose quotes do not close"
+        raise ToolchainError(f"{variable} is {value!r}, {fault}", "set it to a compiler's command.") from None
+
+
+def _splits(command: str) -> bool:
+    """Whether a shell could split it into words."""
+    try:
+        shlex.split(command)
+    except ValueError:
+        return False
+    return True
 
 
 def _on_pypi(name: str) -> Iterator[Path]:
@@ -206,7 +213,8 @@ def _cuda_candidates() -> Iterator[tuple[Path, str]]:
     if on_path:
         dry_run = _ask([on_path, "--dryrun", "-x", "cu", os.devnull]) or ""
         top = re.search(r"^#\$ TOP=(.+)$", dry_run, re.M)
-        home = Path(top[1].strip()) if top else Path(on_path).resolve().parents[1]
+        # nvcc writes UTF-8; this Python may take paths for ASCII (LC_ALL=C).
+        home = Path(os.fsdecode(top[1].strip().encode())) if top else Path(on_path).resolve().parents[1]
         yield home.resolve(), f"nvcc on PATH, {on_path}"
     for nvcc in _on_pypi("nvcc"):
         yield nvcc.parents[1], "PyPI"
@@ -261,17 +269,17 @@ def _ask(argv: list[str], stdin: str = "") -> str | None:
 
 
 def _run(argv: list[str], stdin: str) -> str | None:
-    with tempfile.TemporaryDirectory() as folder:  # nvcc --dryrun leaves files
+    with folders.scratch() as folder:  # nvcc --dryrun leaves files
         try:
             done = subprocess.run(
                 argv,
                 input=stdin,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                text=True,
+                encoding="utf-8",
                 errors="replace",
                 timeout=60,
-                env={**os.environ, "LC_ALL": "C", "TMPDIR": folder},
+                env={**os.environ, "LC_ALL": "C", "TMPDIR": str(folder)},
             )
         except (OSError, subprocess.TimeoutExpired):
             return None

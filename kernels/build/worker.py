@@ -12,6 +12,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,13 @@ import threading
 import warnings
 from pathlib import Path
 from typing import Any
+
+HERE = "/proc/self/cwd"  # the folder that a process runs in, by a name that needs no quotes
+
+
+def is_plain(path: str) -> bool:
+    """Whether torch and ninja take a path for what it is. They escape spaces, and not a "$" or a ":"."""
+    return re.fullmatch(r"[\w@%+=,./ -]+", path, re.ASCII) is not None
 
 
 def run(request: dict[str, Any], environment: dict[str, str], output: Path) -> tuple[int, str]:
@@ -31,6 +39,7 @@ def run(request: dict[str, Any], environment: dict[str, str], output: Path) -> t
     # -I: no script folder in sys.path, where a module of ours could be taken for one of Python's.
     command = [sys.executable, "-I", "-X", "utf8", os.path.abspath(__file__)]
     request = {**request, "sys_path": [os.path.abspath(entry) for entry in sys.path]}
+    sent = json.dumps({name: _in_utf8(value) for name, value in request.items()})
     with output.open("wb") as log:
         worker = subprocess.Popen(
             command,
@@ -44,7 +53,7 @@ def run(request: dict[str, Any], environment: dict[str, str], output: Path) -> t
         try:
             # A worker that dies at once leaves a broken pipe; its exit status and output say more.
             with contextlib.suppress(BrokenPipeError):
-                worker.stdin.write(json.dumps(request).encode() + b"\n")
+                worker.stdin.write(sent.encode() + b"\n")
                 worker.stdin.flush()
             code = worker.wait()  # with the pipe open: the worker takes its end for ours
         except BaseException:
@@ -56,6 +65,18 @@ def run(request: dict[str, Any], environment: dict[str, str], output: Path) -> t
             with contextlib.suppress(BrokenPipeError):
                 worker.stdin.close()
     return code, output.read_text(encoding="utf-8", errors="replace")
+
+
+def _in_utf8(value: Any) -> Any:
+    """A part of a request, for a Python that takes all text and paths for UTF-8.
+
+    Where ours takes paths for ASCII (LC_ALL=C), other characters in them have become one surrogate a byte.
+    """
+    if isinstance(value, list):
+        return [_in_utf8(one) for one in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+    return value
 
 
 def _main() -> None:
@@ -79,14 +100,16 @@ def _main() -> None:
             extra_cflags=request["cxx_flags"],
             extra_cuda_cflags=request["cuda_flags"],
             extra_ldflags=request["link_flags"],
-            build_directory=request["folder"],
+            # Ninja and what it starts run in the folder too, so each of them finds it under that name.
+            build_directory=request["folder"] if is_plain(request["folder"]) else HERE,
             is_python_module=False,
             no_implicit_headers=True,
             verbose=True,
         )
     except Exception as error:
-        # The compiler's own output is printed already.
-        sys.exit(f"{type(error).__name__}: {error}")
+        # The compiler's own output is printed already; what the loader says is the cause of torch's error.
+        cause = f": {error.__cause__}" if isinstance(error, OSError) and error.__cause__ else ""
+        sys.exit(f"{type(error).__name__}: {error}{cause}")
 
 
 def _end_with_parent() -> None:

@@ -18,8 +18,6 @@ from gemm_ladder.arguments import KINDS, N_MULTIPLE, SCALE_BLOCK, Kind, align, c
 from gemm_ladder.errors import InputError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from gemm_ladder.build import Built, SassPass, Target
 
 Share = Literal["nothing", "A", "B", "K"]
@@ -218,7 +216,7 @@ class Config:
         """Compile the kernel, or find it in the cache.
 
         For a GPU its FFMAs are rewritten as `interleave` says, or left as the compiler made them if
-        `gemm_ladder.sass.ffma` does not know this compiler's code.
+        `gemm_ladder.sass.ffma` does not know this compiler's code: Built.rewritten says which.
 
         Raises:
             InputError: as `check`.
@@ -356,20 +354,12 @@ _RULES = (
 
 
 def _interleaving(mode: str) -> SassPass:
-    """The pass of `gemm_ladder.sass.ffma`, where it can: no call depends on it, as another nvcc's code may be
-    unknown to it."""
-    from gemm_ladder import build
+    """The pass of `gemm_ladder.sass.ffma`, which may refuse: another nvcc's code may be unknown to it, and no
+    call depends on it."""
     from gemm_ladder.sass import ffma
 
     strict = ffma.sass_pass(mode)
-
-    def apply(library: Path) -> str:
-        try:
-            return strict.apply(library)
-        except ffma.UnknownCodeError as reason:
-            return f"{reason}\n"
-
-    return build.SassPass(f"{strict.id}, where it can", apply)
+    return dataclasses.replace(strict, id=f"{strict.id}, where it can", refusals=(ffma.UnknownCodeError,))
 
 
 def fits(config: Config) -> bool:

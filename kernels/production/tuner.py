@@ -122,7 +122,7 @@ def interleaved(config: Config) -> list[Config]:
     return [
         other
         for other, one in zip(others, built, strict=True)
-        if other != config and "not rewritten" not in one.log
+        if other != config and one.rewritten is not False  # None: as the compiler left it
     ]
 
 

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from gemm_ladder.build import toolchain
+from gemm_ladder.errors import ToolchainError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +85,9 @@ def disassemble(library: Path) -> dict[str, list[Instruction]]:
     """
     tool = find_cuobjdump()
     if tool is None:
-        raise toolchain.ToolchainError(f"There is no cuobjdump: {toolchain.PIP} nvidia-cuda-cuobjdump")
-    run = subprocess.run([tool, "-sass", str(library)], capture_output=True, text=True, check=True)
-    return parse(run.stdout)
+        raise ToolchainError("There is no cuobjdump", f"{toolchain.PIP} nvidia-cuda-cuobjdump")
+    run = subprocess.run([tool, "-sass", str(library)], stdout=subprocess.PIPE, check=True)
+    return parse(run.stdout.decode("utf-8", "replace"))
 
 
 def parse(text: str) -> dict[str, list[Instruction]]:

@@ -1,0 +1,112 @@
+"""Carrying recorded measurements over to the digest of tokens, in a small repository."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from gemm_ladder.build import carry_over, digest
+from gemm_ladder.errors import GemmLadderError
+
+A, FFMA = "// words\nint a;\n", "# words\nx = 1\n"
+
+
+def git(repository: Path, *arguments: str) -> None:
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+    subprocess.run(["git", *identity, *arguments], cwd=repository, check=True, capture_output=True)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A repository with measurements of its only commit, tagged "measured"; ffma.py has moved since."""
+    files = {
+        "kernels/stages/a.cu": A,
+        "kernels/ffma.py": FFMA,
+        "kernels/host/probe.cu": "int b;\n",  # counted by the earlier rule alone
+        "kernels/cli.py": "x = 1\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "--quiet", "-m", "a")
+    git(tmp_path, "tag", "measured")
+    hashed = b""
+    for name in ("ffma.py", "host/probe.cu", "stages/a.cu"):
+        content = files[f"kernels/{name}"].encode()
+        hashed += f"{name}\0{len(content)}\0".encode() + content
+    earlier = hashlib.sha256(hashed).hexdigest()
+    data = tmp_path / "figures" / "data"
+    data.mkdir(parents=True)
+    (data / "one.json").write_text(json.dumps({"meta": {"sources": earlier, "note": earlier}}, indent=4))
+    (data / "two.json").write_text(
+        json.dumps({"code": [{"sources": earlier}], "meta": {"sources": "f" * 64}})
+    )
+    (data / "old.json").write_text(json.dumps({"meta": {"sources": "f" * 64}}))
+    (tmp_path / "kernels" / "sass").mkdir()
+    (tmp_path / "kernels" / "ffma.py").rename(tmp_path / "kernels" / "sass" / "ffma.py")
+    return tmp_path
+
+
+def recorded(repository: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in (repository / "figures" / "data").iterdir()}
+
+
+def test_digest_is_replaced_where_only_words_changed(repository: Path) -> None:
+    (repository / "kernels/stages/a.cu").write_text("// plainer words\nint a;\n")
+    (repository / "kernels/host/probe.cu").write_text("int c;\n")
+    before = recorded(repository)
+    earlier = json.loads(before["one.json"])["meta"]["note"]
+    present = digest.digest_of({"a.cu": A, "ffma.py": FFMA})
+    replaced = carry_over.carry_over(repository, "measured")
+    assert [path.name for path in replaced] == ["one.json", "two.json"]
+    after = recorded(repository)
+    for name in before:
+        expected = before[name].replace(f'"sources": "{earlier}"', f'"sources": "{present}"')
+        assert after[name] == expected, "nothing else has changed"
+    assert after["old.json"] == before["old.json"], "of other sources"
+    assert carry_over.carry_over(repository, "measured") == [], "once is enough"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("stages/a.cu", "int b;\n"),
+        ("stages/a.cu", None),
+        ("stages/new.cu", "int c;\n"),
+        ("sass/ffma.py", "x = 2\n"),
+    ],
+)
+def test_refuses_where_a_token_changed(repository: Path, name: str, text: str | None) -> None:
+    path, before = repository / "kernels" / name, recorded(repository)
+    if text is None:
+        path.unlink()
+    else:
+        path.write_text(text)
+    with pytest.raises(GemmLadderError, match=rf"since measured, more than .* has changed in {path.name}\.$"):
+        carry_over.carry_over(repository, "measured")
+    assert recorded(repository) == before
+
+
+def test_unknown_commit(repository: Path) -> None:
+    with pytest.raises(GemmLadderError, match=r"git ls-tree .* fails: .*nowhere"):
+        carry_over.carry_over(repository, "nowhere")
+
+
+def test_command(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(digest, "KERNELS", repository / "kernels")
+    assert carry_over.main(["measured"]) == 0
+    assert capsys.readouterr().out == (
+        "figures/data/one.json has the present digest\n"
+        "figures/data/two.json has the present digest\n"
+        "2 files carried over\n"
+    )
+    (repository / "kernels/stages/a.cu").write_text("int b;\n")
+    assert carry_over.main(["measured"]) == 1
+    assert "has changed in a.cu." in capsys.readouterr().err

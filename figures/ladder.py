@@ -28,6 +28,7 @@ PEER_STYLES = {
     "deep_gemm": ("#505050", (0, (4, 1.5, 1, 1.5)), "D"),
     "cublaslt_tensorwise": ("#1a1a1a", (0, (1, 1)), "x"),
 }
+OTHER_PEER = ("#505050", (0, (4, 1.5, 1, 1.5)), "P")
 
 
 def bars(data: TimesFile) -> Any:
@@ -94,7 +95,8 @@ def _styles(shown: Sequence[Series]) -> dict[str, dict[str, Any]]:
     for index, impl in enumerate(rungs):
         colour = colormaps["plasma"](0.76 * index / max(len(rungs) - 1, 1))
         styles[impl] = {"color": colour, "linestyle": "-", "marker": "o", "linewidth": 2, "markersize": 5}
-    for impl, (colour, dash, marker) in PEER_STYLES.items():
+    for impl in (one.impl for one in shown if one.is_peer):
+        colour, dash, marker = PEER_STYLES.get(impl, OTHER_PEER)
         styles[impl] = {"color": colour, "linestyle": dash, "marker": marker, "linewidth": 1, "markersize": 4}
     return styles
 

@@ -147,7 +147,7 @@ def counts(instructions: Sequence[disassembly.Instruction]) -> dict[str, int]:
 
 
 def launched(rung: Rung) -> dict[str, Any]:
-    """What the rung's launcher asks for at the shape of README.md's table; and its number of stages."""
+    """What the rung's launcher asks for at the shape of README.md's table, and its number of stages."""
     config = launch_config(rung)
     if isinstance(rung, ProductionRung):
         stages = [(str(choose("dense", *measured.SHOWN).stages), "")]
@@ -196,7 +196,7 @@ def code_lines(path: Path) -> list[str]:
 
 def changed(old: Sequence[str], new: Sequence[str]) -> tuple[int, int]:
     """(lines added, lines removed): the lines outside the longest common subsequence."""
-    # common[i]: the length of that of the lines of `old` so far and the first i lines of `new`.
+    # common[i]: the length of the longest one of the lines of `old` so far and the first i lines of `new`.
     common = [0] * (len(new) + 1)
     for line in old:
         diagonal = 0

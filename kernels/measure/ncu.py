@@ -67,9 +67,8 @@ def profile(rung: Rung) -> dict[str, Any]:
     metrics = [*METRICS.values(), *map(STALL.format, STALLS)]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "launch.ncu-rep"
-        kernel = (
-            rung.name if isinstance(rung, ProductionRung) else rung.path.stem
-        )  # how the kernel's name begins
+        # The kernel's name begins with this.
+        kernel = rung.name if isinstance(rung, ProductionRung) else rung.path.stem
         select = ["--kernel-name", f"regex:^{kernel}", "--launch-skip", str(WARM_UP), "--launch-count", "1"]
         options = [
             "--clock-control",

@@ -1,5 +1,8 @@
-"""The libraries that the kernels are compared with. To add one, add a function here and its label to
-gemm_ladder.figures.measured.PEERS."""
+"""The libraries that the kernels are compared with.
+
+To add one, add a function to PEERS here, its label to gemm_ladder.figures.measured.PEERS and, if it computes
+the same product, its name to gemm_ladder.figures.production.BLOCK_SCALED.
+"""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
 """Rung 6: the promotion's machine code, rewritten in the built library.
 
-A promotion is a run of FFMAs, one for each accumulator of a thread; while one warpgroup promotes, the other
-is to have the tensor cores. Some of an instruction's 128 bits are the compiler's word to the scheduler:
+A promotion is a run of FFMAs, one for each accumulator of a thread. While one warpgroup promotes, the other
+one should use the tensor cores. Some of an instruction's 128 bits are the compiler's hints to the scheduler:
 
     bit 109       0: yield, prefer another warp for the next instruction
     bit 122 + s   reuse: keep the register read in source slot s, which is read there again next
 
-FFMAs that multiply with one scale can keep it by reuse, and then do not yield: that would lose what is kept.
-DeepGEMM lets every second one give up the one for the other, which it does in the machine code, because nvcc
-did not (interleave_ffma.py, 2025; NVIDIA does not document these bits). ptxas has since learnt to do it.
-Of the 736 promotion FFMAs in s5_warp_specialized, ten runs of 64 and one of 96:
+FFMAs that multiply by the same scale can keep it by reuse. They then must not yield, which would lose what
+is kept. DeepGEMM makes every second one yield and not reuse. It rewrites the machine code for that, because
+nvcc did not do it (interleave_ffma.py, 2025; NVIDIA does not document these bits). ptxas has since learnt to
+do it. Of the 736 promotion FFMAs in s5_warp_specialized, ten runs of 64 and one of 96:
 
     mode                                           yield   reuse the scale
     "compiler": what nvcc 13.0 makes, untouched    375       343
@@ -23,8 +23,8 @@ Here a scale is only kept where the very next instruction reads it; ptxas also k
 other kinds. (In s2 to s4, nvcc 13.0 makes no FFMA yield.)
 
 The pass changes those two bits of those instructions, in place. It reads the host library (ELF), the fat
-binary in it, the machine code file in that (ELF again) and the kernel's instructions, and refuses what it
-does not wholly understand before anything is written.
+binary in it, the machine code file in that (ELF again) and the kernel's instructions, and refuses a
+library that it does not understand as a whole, before it writes anything.
 """
 
 from __future__ import annotations
@@ -72,9 +72,12 @@ class UnknownCodeError(GemmLadderError, ValueError):
 
 @dataclass(frozen=True)
 class Ffma:
-    """FFMA destination, accumulator, scale, addend; scale before accumulator where `slot`, the scale's, is 0.
+    """One FFMA: destination, accumulator, scale, addend.
 
-    `address` counts bytes from the file's start.
+    Attributes:
+        address: in bytes from the file's start.
+        word: its 128 bits.
+        slot: the source slot of the scale. 1: accumulator, scale; 0: scale, accumulator.
     """
 
     address: int
@@ -111,13 +114,13 @@ class Ffma:
         return bool(self.word & _REUSE[self.slot])
 
     def controlled(self, yields: bool, reuses: bool) -> int:
-        """Its word, but for these two."""
+        """Its word with these two control bits."""
         others = self.word & ~(_YIELD | _REUSE[self.slot])
         return others | (0 if yields else _YIELD) | (_REUSE[self.slot] if reuses else 0)
 
 
 def sass_pass(mode: Mode) -> SassPass:
-    """The pass as gemm_ladder.build takes it. Raises InputError for a mode that there is not."""
+    """The pass for gemm_ladder.build. Raises InputError for an unknown mode."""
     from gemm_ladder.build import SassPass
 
     share = _share(mode)
@@ -129,7 +132,7 @@ def sass_pass(mode: Mode) -> SassPass:
 def apply(library: Path, mode: Mode) -> str:
     """Rewrite a built library in place, and return a line for the log.
 
-    Raises UnknownCodeError, with the file as it was, and InputError for a mode that there is not.
+    Raises UnknownCodeError, with the file as it was, and InputError for an unknown mode.
     """
     old = library.read_bytes()
     new = rewrite(old, mode)
@@ -147,7 +150,7 @@ def apply(library: Path, mode: Mode) -> str:
 
 
 def rewrite(library: bytes, mode: Mode) -> bytes:
-    """The library with its promotions in `mode`, whichever they were in. Raises as apply() does."""
+    """The library with its promotions in `mode`, whatever mode they were in. Raises what apply() raises."""
     share = _share(mode)
     found = promotions(library)
     if share is None:
@@ -161,7 +164,7 @@ def rewrite(library: bytes, mode: Mode) -> bytes:
 
 
 def _share(mode: Mode) -> Fraction | None:
-    """The part of every run that is interleaved, or None: as the compiler left it."""
+    """The fraction of every run that is interleaved, or None: as the compiler left it."""
     if mode == "compiler":
         return None
     try:
@@ -221,9 +224,10 @@ def _verify(old: bytes, new: bytes) -> None:
 
 
 def promotions(library: bytes) -> list[list[Ffma]]:
-    """The promotions in the library's kernels: the FFMAs between WGMMAs, a run, multiply what those left.
+    """The promotions in the library's kernels. One is a run: the FFMAs between two groups of WGMMAs, which
+    multiply what the first group left.
 
-    Raises UnknownCodeError where a kernel has none, or any FFMA that is not of such a run.
+    Raises UnknownCodeError where a kernel has no run, or has an FFMA that belongs to none.
     """
     return [run for kernel in kernels(library) for run in _promotions(library, kernel)]
 
@@ -254,10 +258,12 @@ def _promotions(library: bytes, kernel: slice) -> list[list[Ffma]]:
 
 
 def _checked(run: list[Ffma], accumulators: range) -> list[Ffma]:
-    """The run, if it is a promotion: every accumulator once, and every scale as often."""
+    """The run, if it is a promotion: it reads every accumulator once, and all scales equally often."""
     where = f"the run of {len(run)} FFMAs at {run[0].address:#x}"
     multiplied, destinations = {ffma.accumulator for ffma in run}, {ffma.destination for ffma in run}
-    addends = [ffma.addend for ffma in run if ffma.addend != _RZ]  # a tile's first block adds to nothing
+    addends = [
+        ffma.addend for ffma in run if ffma.addend != _RZ
+    ]  # the first K block of a tile adds to nothing
     scales = Counter(ffma.scale for ffma in run)
     _require(
         len(run) == len(accumulators) and multiplied == set(accumulators),

@@ -102,7 +102,7 @@ def get(key: str, build: Callable[[Path], Made], patience_s: float = _PATIENCE_S
         entry = _find_usable(root, key)
         return (entry, True) if entry else _get_locked(root, key, build, patience_s)
     except UnusableFolderError as error:
-        trouble, cause = f"The cache folder {root} {error}", error
+        trouble = f"The cache folder {root} {error}"
     try:
         fallback = folders.temporary_folder()
     except ToolchainError as error:
@@ -111,7 +111,6 @@ def get(key: str, build: Callable[[Path], Made], patience_s: float = _PATIENCE_S
     try:
         return _get_locked(fallback, key, build, patience_s)
     except UnusableFolderError as error:
-        error.__cause__ = error.__cause__ or cause
         raise ToolchainError(f"{trouble}, and {fallback} {error}", folders.REMEDY) from error
 
 
@@ -124,7 +123,7 @@ def _find_usable(root: Path, key: str) -> Entry | None:
 
 
 def _get_locked(root: Path, key: str, build: Callable[[Path], Made], patience_s: float) -> tuple[Entry, bool]:
-    """As get(), in the folder `root`. Raises UnusableFolderError where that cannot serve."""
+    """As get(), in the folder `root`. Raises UnusableFolderError where that cannot be used."""
     with _lock(root, key, patience_s) as locked:
         entry = _find_usable(root, key)
         if entry is not None:

@@ -261,7 +261,7 @@ class Job:
             environment["CXX"] = os.path.join(os.pardir, "cxx")
         ninja = str(toolchain.find_ninja().parent)
         environment["PATH"] = os.pathsep.join(filter(None, [environment.get("PATH"), ninja]))
-        # There a killed compiler's temporary files go with the folder. nvcc does not quote these files' names.
+        # There a killed compiler's temporary files go with the folder. nvcc does not quote these names.
         environment["TMPDIR"] = str(private) if worker.is_plain(str(private)) else worker.HERE + "/.."
         environment["TORCH_CUDA_ARCH_LIST"] = "9.0a"  # torch 2.8 does not look for the GPU in _FLAGS
         environment["CUDA_VISIBLE_DEVICES"] = ""  # no build needs a GPU

@@ -5,7 +5,8 @@
     FOLDER/building/KEY.*  private folder of a builder, which renames what is in it into place as its last act
     FOLDER/answers.json    what compilers said of themselves (toolchain.py)
 
-An entry is used only if its files have the recorded sizes and hashes; after a power cut they may not.
+An entry is used only if its files have the recorded sizes and hashes: one that a power cut left incomplete is
+built again.
 """
 
 from __future__ import annotations

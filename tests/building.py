@@ -68,7 +68,7 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> None:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs: a zombie, which nobody has waited for yet, does not."""
+    """Whether a process runs. A zombie, whose parent has not waited for it yet, does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

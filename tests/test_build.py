@@ -130,7 +130,7 @@ def test_truncated_library_is_built_again(
 def test_folder_that_cannot_be_written(
     built: build.Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Below a regular file nobody makes a folder, root included, whom permissions do not stop."""
+    """The cache is below a regular file, where not even root can make a folder."""
     (tmp_path / "file").write_text("")
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("GEMM_LADDER_CACHE", str(tmp_path / "file" / "cache"))

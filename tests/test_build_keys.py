@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,14 @@ def test_header_in_an_extra_folder_counts(tmp_path: Path) -> None:
     before = job_of('#include "extra.cuh"\n', extra_flags=[f"-I{tmp_path}"]).key()
     (tmp_path / "extra.cuh").write_text("// two\n")
     assert job_of('#include "extra.cuh"\n', extra_flags=[f"-I{tmp_path}"]).key() != before
+
+
+def test_folder_of_headers_that_is_not_utf8(tmp_path: Path, no_builds: None) -> None:
+    folder = tmp_path / os.fsdecode(b"\xfc")
+    folder.mkdir()
+    (folder / "kernel.cu").write_text("int x;\n")
+    with pytest.raises(InputError, match=r"udcfc' is not UTF-8, which a build needs\."):
+        build.compile(folder / "kernel.cu", target="emulator")
 
 
 def test_header_that_changes_during_the_build_is_not_cached(

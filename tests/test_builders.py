@@ -78,7 +78,7 @@ def test_killed_builder_leaves_nothing_behind(folder: Path, slow: Path) -> None:
     builder.send_signal(signal.SIGKILL)
     builder.wait()
     wait_until(lambda: not alive(compiler), 20)  # its compilers end with it
-    assert private.exists(), "kill -9 lets nobody tidy up"
+    assert private.exists(), "a process that is killed cannot tidy up"
     assert not list(folder.glob("inline-*")), "no entry"
 
     slow.unlink()

@@ -1,4 +1,4 @@
-"""kernels/build/cache.py without a compiler: what is not whole is not used, what was left behind goes."""
+"""The cache without a compiler: a damaged entry is not used, and what killed builders left is removed."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_what_a_killed_builder_left_goes_with_any_build(folder: Path) -> None:
 
 
 def test_usage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counts what is there, not what is being built, and bears with what another process takes away."""
+    """It counts entries, not what is being built, and skips a file that another process removes meanwhile."""
     assert cache.usage() == (0, 0)
     cache.get("one", fake_build([]))
     cache.get("two", fake_build([]))

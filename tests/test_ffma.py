@@ -1,6 +1,6 @@
 """The FFMA pass on a freshly compiled s5, read again by cuobjdump: what each mode changes, what is refused.
 
-No GPU is needed. What the bits are worth is a matter of time on one.
+No GPU is needed. What the bits gain in time is measured on one.
 """
 
 from __future__ import annotations

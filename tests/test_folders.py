@@ -293,11 +293,14 @@ def test_full_mount(mount: Callable[[str], Path], temporary: Path, monkeypatch: 
 
 # ------------------------------------------------------------------ unusual paths
 
-NAMES = ["$HOME", "a:b", "ü (&)'|#", "back\\slash"]
+NAMES = ["$HOME", "a:b", "ü (&)'|#", "back\\slash", os.fsdecode(b"no utf-8 \xfc")]
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("target", ["emulator", "cuda"])
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [*((name, "emulator") for name in NAMES), *((name, "cuda") for name in NAMES[::2])],
+    ids=ascii,
+)
 def test_builds_under_any_path(
     name: str, target: build.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

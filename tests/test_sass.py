@@ -1,6 +1,6 @@
 """The machine code of every rung, compiled for sm_90a here and read, not run: no GPU is needed.
 
-What a warning or a wrong opcode costs shows only in a kernel's speed; these tests say it at once.
+A warning or a wrong opcode costs only speed, so no test of a kernel's results sees it; these tests do.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def test_naive_uses_no_tensor_core(disassembled):
 
 
 def test_finds_what_it_looks_for(compiled):
-    """The tests above would pass on text that nobody could read: a kernel that has what they look for."""
+    """The tests above would also pass if nothing could be read. This kernel has what they look for."""
     source = """
     extern "C" __global__ void local_array(float* out, int n) {
         float values[64];

@@ -1,11 +1,12 @@
 """The folder of built libraries: whole entries or none, one builder at a time, nothing to clean up by hand.
 
     FOLDER/KEY/            an entry: NAME.so, build.log, entry.json (the sizes and SHA-256 of both)
-    FOLDER/locks/KEY       held (flock) by the process that builds KEY; when it dies, the kernel lets go
+    FOLDER/locks/KEY       held (flock) by the process that builds KEY, and free when that ends or is killed
     FOLDER/building/KEY.*  private folder of a builder, which renames what is in it into place as its last act
     FOLDER/answers.json    what compilers said of themselves (toolchain.py)
 
-An entry is not trusted for being there: it is used only if its files have the recorded sizes and hashes.
+An entry is used only if its files have the recorded sizes and hashes: one that a power cut left incomplete is
+built again.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def find(root: Path, key: str) -> Entry | None:
 def usage() -> tuple[int, int]:
     """(number of libraries, bytes of everything) in `folder()`, without what is being built just now.
 
-    Other processes may be at work there: what vanishes meanwhile is not counted.
+    Other processes may be at work there: a file that one of them removes meanwhile is not counted.
     """
     libraries = size = 0
     root = str(folder())
@@ -102,7 +103,7 @@ def get(key: str, build: Callable[[Path], Made], patience_s: float = _PATIENCE_S
         entry = _find_usable(root, key)
         return (entry, True) if entry else _get_locked(root, key, build, patience_s)
     except UnusableFolderError as error:
-        trouble, cause = f"The cache folder {root} {error}", error
+        trouble = f"The cache folder {root} {error}"
     try:
         fallback = folders.temporary_folder()
     except ToolchainError as error:
@@ -111,7 +112,6 @@ def get(key: str, build: Callable[[Path], Made], patience_s: float = _PATIENCE_S
     try:
         return _get_locked(fallback, key, build, patience_s)
     except UnusableFolderError as error:
-        error.__cause__ = error.__cause__ or cause
         raise ToolchainError(f"{trouble}, and {fallback} {error}", folders.REMEDY) from error
 
 
@@ -124,7 +124,7 @@ def _find_usable(root: Path, key: str) -> Entry | None:
 
 
 def _get_locked(root: Path, key: str, build: Callable[[Path], Made], patience_s: float) -> tuple[Entry, bool]:
-    """As get(), in the folder `root`. Raises UnusableFolderError where that cannot serve."""
+    """As get(), in the folder `root`. Raises UnusableFolderError where that cannot be used."""
     with _lock(root, key, patience_s) as locked:
         entry = _find_usable(root, key)
         if entry is not None:
@@ -173,7 +173,7 @@ def _publish(root: Path, key: str, private: Path, made: Made, seconds: float) ->
 
 
 def _renamed(staged: Path, entry: Path) -> bool:
-    """Whether `entry` was free, and is `staged` now."""
+    """Rename `staged` to `entry`. Returns False where something is there already."""
     try:
         staged.rename(entry)
     except OSError as error:
@@ -229,7 +229,7 @@ def _wait_for(descriptor: int, path: Path, patience_s: float) -> None:
 
 
 def _close_in_child() -> None:
-    # A forked child shares its parent's locks: were the parent killed, they would be held until its own end.
+    # A forked child shares its parent's locks. If the parent were killed, the child would go on holding them.
     for descriptor in _held:
         with contextlib.suppress(OSError):
             os.close(descriptor)

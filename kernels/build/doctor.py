@@ -82,7 +82,7 @@ def report() -> list[Check]:
 
 
 def runs(checks: list[Check], what: Literal["emulator", "cuda"]) -> bool:
-    """Whether nothing is amiss that the emulator needs, or that kernels on the GPU need."""
+    """Whether everything is there that the emulator needs, or that kernels on a GPU need."""
     needs = {"emulator"} if what == "emulator" else {"emulator", "cuda"}
     return all(check.ok for check in checks if check.needed_by in needs)
 

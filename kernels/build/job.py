@@ -114,7 +114,7 @@ class Job:
     flags: tuple[str, ...]
     cxx: toolchain.Cxx
     cuda: toolchain.Cuda | None
-    host: str  # nvcc's host compiler, in its own words
+    host: str  # what nvcc's host compiler says of itself
     torch: toolchain.Torch
     sass_pass: SassPass | None
 
@@ -147,6 +147,8 @@ class Job:
         include_dirs += [KERNELS / "include", KERNELS / "production"]
         if path:
             include_dirs.append(path.parent)
+        for folder in include_dirs:
+            _check_utf8(folder)
         torch = toolchain.find_torch()
         if target == "cuda" and not torch.links_cuda:
             raise ToolchainError(
@@ -212,7 +214,7 @@ class Job:
         return Made(library, log + lines, rewrote)
 
     def _request(self, private: Path, folder: Path) -> dict[str, object]:
-        """What worker.run() is to do."""
+        """The request for worker.run()."""
         flags = [_quote(flag) for flag in self.flags]
         flags += [f"-I{_quote(str(directory))}" for directory in self.include_dirs]
         link_flags = list(_LINK_FLAGS)
@@ -228,7 +230,7 @@ class Job:
             # PyPI's toolkit has libcudart.so.13 and no libcudart.so, the name that a linker looks for.
             (private / "lib").mkdir()
             (private / "lib" / "libcudart.so").symlink_to(self.cuda.cudart)
-            link_flags += [f"-L{_quote(str(private / 'lib'))}", _quote(f"-Wl,-rpath,{self.cuda.libraries}")]
+            link_flags += [f"-L{os.path.join(os.pardir, 'lib')}", _quote(f"-Wl,-rpath,{self.cuda.libraries}")]
         return {
             **sources,
             "name": self.name,
@@ -240,12 +242,12 @@ class Job:
         }
 
     def _environment(self, private: Path) -> dict[str, str]:
-        """The worker's environment: ours, but with the compilers that were found and no others to find."""
+        """The worker's environment: ours, in which torch finds the compilers that we found and no others."""
         environment = dict(os.environ)
         for variable in ("CUDA_HOME", "CUDA_PATH", "PYTORCH_NVCC"):
             environment.pop(variable, None)
-        # torch takes each of these two for one word that needs no quotes. Where it is not, it gets a name
-        # that is valid in the build's own folder, where the worker runs.
+        # torch writes each of these two into commands without quotes. A path or command that needs quotes
+        # gets another name, relative to the build's folder, where the worker runs.
         if self.cuda:
             environment["CUDA_HOME"] = str(self.cuda.home)
             if _quote(str(self.cuda.home)) != str(self.cuda.home):
@@ -259,9 +261,9 @@ class Job:
             environment["CXX"] = os.path.join(os.pardir, "cxx")
         ninja = str(toolchain.find_ninja().parent)
         environment["PATH"] = os.pathsep.join(filter(None, [environment.get("PATH"), ninja]))
-        # A killed compiler's temporary files go with the folder. nvcc quotes these files' names badly.
+        # There a killed compiler's temporary files go with the folder. nvcc does not quote these names.
         environment["TMPDIR"] = str(private) if worker.is_plain(str(private)) else worker.HERE + "/.."
-        environment["TORCH_CUDA_ARCH_LIST"] = "9.0a"  # torch 2.8 does not see that _FLAGS name the GPU
+        environment["TORCH_CUDA_ARCH_LIST"] = "9.0a"  # torch 2.8 does not look for the GPU in _FLAGS
         environment["CUDA_VISIBLE_DEVICES"] = ""  # no build needs a GPU
         environment["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
         environment["TORCH_DONT_CHECK_COMPILER_ABI"] = "1"  # find_cxx() has looked at it already
@@ -280,8 +282,8 @@ class Job:
 def included(text: str, include_dirs: Sequence[Path]) -> dict[str, str]:
     """The files that `text` includes, at any depth: {path: SHA-256}, found as a compiler finds them.
 
-    What is in none of `include_dirs` is the compiler's own, and stands and falls with its version. Branches
-    that the preprocessor skips count as well. Raises InputError for an #include whose name is a macro.
+    A header outside `include_dirs` is the compiler's own: the compiler's version stands for it. Branches that
+    the preprocessor skips count as well. Raises InputError for an #include whose name is a macro.
     """
     found: dict[str, str] = {}
     pending: list[tuple[str, list[Path]]] = [(text, [])]
@@ -313,6 +315,14 @@ def _as_path(source: str | Path) -> Path | None:
     return path
 
 
+def _check_utf8(path: Path) -> None:
+    """Raise InputError for a path that torch cannot write into a command."""
+    try:
+        os.fsencode(path).decode("utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"The folder {str(path)!a} is not UTF-8, which a build needs.") from None
+
+
 def _quote(flag: str) -> str:
-    """A flag as ninja and then the shell are to read it."""
+    """A flag, quoted for the shell and then for ninja."""
     return shlex.quote(flag).replace("$", "$$")

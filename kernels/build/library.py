@@ -7,7 +7,8 @@ The same .cu text has two targets: "cuda" (nvcc, sm_90a) and "emulator" (the C++
 headers in front of kernels/include's). A library exports extern "C" functions, called through ctypes, so no
 torch header is compiled: that makes a build a few seconds and not half a minute.
 
-To import this needs neither torch nor a GPU nor a compiler; a library that is in the cache only reads files.
+Importing this module needs neither torch nor a GPU nor a compiler, and finding a library in the cache only
+reads files.
 job.py says what a build is made of, worker.py runs it, toolchain.py finds the compilers, cache.py keeps the
 result.
 """
@@ -55,7 +56,7 @@ class Built:
         """
         if self.path not in _libraries:
             if self.target == "cuda":
-                # torch's CUDA runtime is to be the process's: the library takes one that is loaded already.
+                # A library uses a CUDA runtime that is loaded already: the process should have torch's alone.
                 import torch  # noqa: F401
             try:
                 _libraries[self.path] = ctypes.CDLL(str(self.path))
@@ -99,7 +100,7 @@ def compile(
     extra_flags: Sequence[str] = (),
     sass_pass: SassPass | None = None,
 ) -> Built:
-    """load() up to the loading, which `.lib` then does: to build ahead, or to read machine code."""
+    """As load(), without loading the library, which `.lib` does: to build ahead, or to read machine code."""
     job = Job.of(source, target, name, defines or {}, extra_flags, sass_pass)
     entry, cached = cache.get(job.key(), job.build)
     return Built(entry.path, entry.log, 0.0 if cached else entry.seconds, cached, target, entry.rewritten)

@@ -38,7 +38,7 @@ _CXX20 = (
 
 @dataclass(frozen=True)
 class Cxx:
-    """A C++20 compiler: its argv, the first line of its --version; for the cache's key, all that it says."""
+    """A C++20 compiler: its argv, the first line of its --version, and all of that for the cache's key."""
 
     command: tuple[str, ...]
     version: str
@@ -205,7 +205,7 @@ def _on_pypi(name: str) -> Iterator[Path]:
 
 
 def _cuda_candidates() -> Iterator[tuple[Path, str]]:
-    """(toolkit, where that was learnt), best first; it may not exist."""
+    """(toolkit, how it was found), the preferred one first. A toolkit may not exist."""
     for variable in ("CUDA_HOME", "CUDA_PATH"):
         if os.environ.get(variable):
             yield Path(os.environ[variable]), variable

@@ -1,8 +1,8 @@
-"""One build by torch's load_inline, in a process of its own: run() is its near end, _main() its far end.
+"""One build by torch's load_inline, in a process of its own: run() starts the process, _main() runs in it.
 
-Of its own because load_inline keeps its compiler's output only by printing it, takes its settings from the
-environment and from module globals, is not made for threads, and loads what it has built. All of that ends
-with the process: the caller's environment stays as it was, and what was printed is the log.
+load_inline shows its compiler's output only by printing it, takes settings from the environment and from
+module globals, is not safe in threads, and loads what it has built. In a process of its own none of that
+reaches the caller, and what was printed is the log.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def run(request: dict[str, Any], environment: dict[str, str], output: Path) -> t
 
     request: name, folder, cxx_source, cuda_source or None, cxx_flags, cuda_flags, link_flags and
     torch_libraries, which are load_inline's arguments except for the last, torch's lib folder.
-    It runs in `folder`. It ends when this process does, however it does.
+    It runs in `folder`. It ends when this process ends, also when this process is killed.
     """
     # -I: no script folder in sys.path, where a module of ours could be taken for one of Python's.
     command = [sys.executable, "-I", "-X", "utf8", os.path.abspath(__file__)]
@@ -55,7 +55,7 @@ def run(request: dict[str, Any], environment: dict[str, str], output: Path) -> t
             with contextlib.suppress(BrokenPipeError):
                 worker.stdin.write(sent.encode() + b"\n")
                 worker.stdin.flush()
-            code = worker.wait()  # with the pipe open: the worker takes its end for ours
+            code = worker.wait()  # the pipe stays open meanwhile: the worker takes its closing for our end
         except BaseException:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(worker.pid, signal.SIGTERM)
@@ -83,7 +83,7 @@ def _main() -> None:
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.path[:] = request["sys_path"]
-    logging.disable(logging.WARNING)  # torch notes at import that it sees no GPU: it is meant not to
+    logging.disable(logging.WARNING)  # torch warns at import that it sees no GPU, as is intended here
     warnings.simplefilter("ignore")
     import torch
     from torch.utils import cpp_extension
@@ -113,7 +113,7 @@ def _main() -> None:
 
 
 def _end_with_parent() -> None:
-    """Wait for the pipe's other end to close, which it does however the parent dies, and end the build.
+    """Wait for the pipe's other end to close, as it does when the parent ends or is killed; end the build.
 
     SIGTERM goes to ninja as well (this process leads its group), which ends its compilers.
     """

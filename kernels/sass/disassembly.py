@@ -43,14 +43,14 @@ class Instruction:
 
     @property
     def reuse(self) -> int:
-        """Four bits, one a source operand: keep this register's value for the next instruction."""
+        """Four bits, one per source operand: keep this register's value for the next instruction."""
         return self.word >> 64 + 58 & 0xF
 
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """What ptxas says of a kernel: registers a thread, bytes a thread, static shared memory in bytes a
-    block."""
+    """What ptxas says of a kernel: registers and bytes per thread, and bytes of static shared memory per
+    thread block."""
 
     stack_frame: int
     spill_stores: int

@@ -73,9 +73,12 @@ class UnknownCodeError(GemmLadderError, ValueError):
 
 @dataclass(frozen=True)
 class Ffma:
-    """FFMA destination, accumulator, scale, addend; scale before accumulator where `slot`, the scale's, is 0.
+    """One FFMA: destination, accumulator, scale, addend.
 
-    `address` counts bytes from the file's start.
+    Attributes:
+        address: in bytes from the file's start.
+        word: its 128 bits.
+        slot: the source slot of the scale. 1: accumulator, scale; 0: scale, accumulator.
     """
 
     address: int
@@ -112,13 +115,13 @@ class Ffma:
         return bool(self.word & _REUSE[self.slot])
 
     def controlled(self, yields: bool, reuses: bool) -> int:
-        """Its word, but for these two."""
+        """Its word with these two control bits."""
         others = self.word & ~(_YIELD | _REUSE[self.slot])
         return others | (0 if yields else _YIELD) | (_REUSE[self.slot] if reuses else 0)
 
 
 def sass_pass(mode: Mode) -> SassPass:
-    """The pass as gemm_ladder.build takes it. Raises InputError for a mode that there is not."""
+    """The pass for gemm_ladder.build. Raises InputError for an unknown mode."""
     from gemm_ladder.build import SassPass
 
     share = _share(mode)
@@ -130,7 +133,7 @@ def sass_pass(mode: Mode) -> SassPass:
 def apply(library: Path, mode: Mode) -> str:
     """Rewrite a built library in place, and return a line for the log.
 
-    Raises UnknownCodeError, with the file as it was, and InputError for a mode that there is not.
+    Raises UnknownCodeError, with the file as it was, and InputError for an unknown mode.
     """
     old = library.read_bytes()
     new = rewrite(old, mode)
@@ -148,7 +151,7 @@ def apply(library: Path, mode: Mode) -> str:
 
 
 def rewrite(library: bytes, mode: Mode) -> bytes:
-    """The library with its promotions in `mode`, whichever they were in. Raises as apply() does."""
+    """The library with its promotions in `mode`, whatever mode they were in. Raises what apply() raises."""
     share = _share(mode)
     found = promotions(library)
     if share is None:
@@ -162,7 +165,7 @@ def rewrite(library: bytes, mode: Mode) -> bytes:
 
 
 def _share(mode: Mode) -> Fraction | None:
-    """The part of every run that is interleaved, or None: as the compiler left it."""
+    """The fraction of every run that is interleaved, or None: as the compiler left it."""
     if mode == "compiler":
         return None
     try:
@@ -222,9 +225,10 @@ def _verify(old: bytes, new: bytes) -> None:
 
 
 def promotions(library: bytes) -> list[list[Ffma]]:
-    """The promotions in the library's kernels: the FFMAs between WGMMAs, a run, multiply what those left.
+    """The promotions in the library's kernels. One is a run: the FFMAs between two groups of WGMMAs, which
+    multiply what the first group left.
 
-    Raises UnknownCodeError where a kernel has none, or any FFMA that is not of such a run.
+    Raises UnknownCodeError where a kernel has no run, or has an FFMA that belongs to none.
     """
     return [run for kernel in kernels(library) for run in _promotions(library, kernel)]
 
@@ -255,10 +259,12 @@ def _promotions(library: bytes, kernel: slice) -> list[list[Ffma]]:
 
 
 def _checked(run: list[Ffma], accumulators: range) -> list[Ffma]:
-    """The run, if it is a promotion: every accumulator once, and every scale as often."""
+    """The run, if it is a promotion: it reads every accumulator once, and all scales equally often."""
     where = f"the run of {len(run)} FFMAs at {run[0].address:#x}"
     multiplied, destinations = {ffma.accumulator for ffma in run}, {ffma.destination for ffma in run}
-    addends = [ffma.addend for ffma in run if ffma.addend != _RZ]  # a tile's first block adds to nothing
+    addends = [
+        ffma.addend for ffma in run if ffma.addend != _RZ
+    ]  # the first K block of a tile adds to nothing
     scales = Counter(ffma.scale for ffma in run)
     _require(
         len(run) == len(accumulators) and multiplied == set(accumulators),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from gemm_ladder.build import carry_over, digest
-from gemm_ladder.errors import GemmLadderError
+from gemm_ladder.build import digest, toolchain
+from gemm_ladder.errors import GemmLadderError, ToolchainError
+from gemm_ladder.measure import carry_over, same_code
 
 A, FFMA = "// words\nint a;\n", "# words\nx = 1\n"
 
@@ -90,6 +92,47 @@ def test_refuses_where_a_token_changed(repository: Path, name: str, text: str | 
     with pytest.raises(GemmLadderError, match=rf"since measured, more than .* has changed in {path.name}\.$"):
         carry_over.carry_over(repository, "measured")
     assert recorded(repository) == before
+
+
+def test_machine_code_decides_where_it_is_compared(repository: Path) -> None:
+    """The comparison is given the earlier sources, and asked only if tokens differ."""
+    asked = []
+
+    def differing(folder: Path) -> list[str]:
+        asked.append((folder / "stages" / "a.cu").read_text())
+        return ["a"] if len(asked) == 1 else []
+
+    assert carry_over.carry_over(repository, "measured", differing) and not asked
+    (repository / "kernels/stages/a.cu").write_text("int renamed;\n")
+    before = recorded(repository)
+    with pytest.raises(GemmLadderError, match=r"since measured, the machine code of a has changed\.$"):
+        carry_over.carry_over(repository, "measured", differing)
+    assert recorded(repository) == before and asked == [A]
+    replaced = carry_over.carry_over(repository, "measured", differing)
+    assert [path.name for path in replaced] == ["one.json", "two.json"]
+    present = digest.digest_of({"a.cu": "int renamed;\n", "ffma.py": FFMA})
+    assert all(f'"sources": "{present}"' in path.read_text() for path in replaced)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("old", "new", "same"), [("tiles_m", "rows_of_tiles", True), ("% tiles_m", "% (tiles_m + 1)", False)]
+)
+def test_machine_code_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, same: bool
+) -> None:
+    """A renamed variable changes no instruction, another expression does."""
+    try:
+        toolchain.find_cuda()
+    except ToolchainError as error:
+        pytest.skip(f"needs nvcc: {error}")
+    monkeypatch.setattr(same_code, "_rungs", lambda: iter([("s3_tma", "stages/s3_tma.cu")]))
+    monkeypatch.setattr(same_code, "_production", lambda: iter([]))
+    for name in ("stages", "include", "production"):
+        shutil.copytree(digest.KERNELS / name, tmp_path / name)
+    path = tmp_path / "stages" / "s3_tma.cu"
+    path.write_text(path.read_text().replace(old, new))
+    assert same_code.differing_kernels(tmp_path) == ([] if same else ["s3_tma"])
 
 
 def test_unknown_commit(repository: Path) -> None:

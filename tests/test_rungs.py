@@ -7,26 +7,19 @@ A test's `rung` and `machine` are parameters; `machine` is the emulator or, wher
 from __future__ import annotations
 
 import functools
-import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gemm_ladder as gl
 import numpy as np
 import pytest
 import torch
-from cases import CASES, GPU_CASES, UNEVEN_CASES, Case, Operands, any_finite, normal, place, small_integers
-from gemm_ladder.arguments import EMULATED_SMS, GemmArgs
-from gemm_ladder.errors import LaunchError
-from gemm_ladder.ref import emulator, metrics
+from cases import CASES, GPU_CASES, UNEVEN_CASES, Case, any_finite, normal, place, small_integers
+from gemm_ladder.arguments import EMULATED_SMS
+from gemm_ladder.ref import metrics
 from gemm_ladder.rungs import Rung
-
-RUNGS = list(gl.rungs.values())
-KERNELS = [rung for rung in RUNGS if rung.path.suffix in (".cu", ".cuh")]
-DEVICE = {"emulator": "cpu", "gpu": "cuda"}
-SEEDS = int(os.environ.get("GEMM_LADDER_SEEDS", "40"))
+from rung_runs import DEVICE, KERNELS, RUNGS, TALL, TILES, WIDE, launched, name, run
 
 # A normal product's error, relative to the norm of what is measured (a matrix, a tile, a row).
 #
@@ -51,10 +44,6 @@ def tolerance(count: int) -> float:
     return BF16_RMS + TENSOR_CORE if count >= 128 else BF16_WORST + 4 * TENSOR_CORE
 
 
-def name(thing: object) -> str:
-    return thing.name
-
-
 def supported(rungs: list[Rung], cases: list[Case]) -> list:
     """A parameter for every (rung, case) that the rung supports."""
     return [
@@ -63,14 +52,6 @@ def supported(rungs: list[Rung], cases: list[Case]) -> list:
         for case in cases
         if rung.supports(case.m, case.n, case.k) is None
     ]
-
-
-def run(rung: Rung, operands: Operands, machine: str, seed: int = 0) -> np.ndarray:
-    """uint16 [m, n], the BF16 bits."""
-    placed = place(operands, DEVICE[machine])
-    with gl.emulator(seed=seed):
-        assert rung(placed.lhs, placed.rhs, placed.out) is None
-    return placed.bits()
 
 
 @functools.cache
@@ -108,19 +89,6 @@ def check_bits(rung: Rung, case: Case, machine: str) -> None:
         f"{len(wrong)} of {found.size} differ, first at {wrong[0]}: "
         f"{found[tuple(wrong[0])]:#06x}, expected {expected[tuple(wrong[0])]:#06x}"
     )
-
-
-def launched(rung: Rung, m: int, n: int, k: int, num_sms: int) -> emulator.LaunchConfig:
-    """The launch that the rung's launcher would make."""
-    args = GemmArgs(m=m, n=n, k=k, sfa_stride=-(-m // 4) * 4, num_sms=num_sms)  # nothing runs: no tensors
-    with gl.emulator(dry=True) as dry:
-        assert emulator.launch(rung.build("emulator").lib, args) is None
-    return dry.launches[0]
-
-
-# s5's two tiles. Their launches differ in the bytes of shared memory. A cluster computes two side by side.
-TALL, WIDE = (256, 128), (128, 192)
-TILES = {219136: TALL, 217088: WIDE}  # bytes of shared memory per CTA
 
 
 @pytest.mark.parametrize(("cases", "num_sms"), [(CASES, EMULATED_SMS), (GPU_CASES, 132), (GPU_CASES, 78)])
@@ -312,239 +280,6 @@ def test_unknown_rung():
     assert isinstance(error.value, gl.GemmLadderError)
     assert "'s9_magic'" in str(error.value) and "s0_numpy, s1_naive, s2_wgmma" in str(error.value)
     assert "s9_magic" not in gl.rungs and gl.rungs.get("s9_magic") is None
-
-
-# The emulator, driven from Python.
-
-
-# Ten K blocks go around a ring of four stages two and a half times. Three pairs of s5's tiles, tall or wide,
-# are one more than the clusters that the emulated SMs hold, so that a persistent CTA computes a second tile.
-SEEDED = {TALL: (520, 136, 1280), WIDE: (300, 264, 1280)}
-
-
-@pytest.mark.parametrize(
-    ("rung", "tile"),
-    [
-        pytest.param(rung, tile, id=f"{rung.name}-{tile[0]}x{tile[1]}")
-        for rung in KERNELS
-        for tile in (SEEDED if rung.path.stem == "s5_warp_specialized" else [TALL])
-    ],
-)
-def test_every_seed_gives_the_same_bits(rung, tile):
-    """Seeds change the order of threads and the delays, not the result. GEMM_LADDER_SEEDS: how many seeds."""
-    if rung.path.stem == "s5_warp_specialized":
-        assert TILES[launched(rung, *SEEDED[tile], EMULATED_SMS).shared_bytes] == tile
-    operands = normal(np.random.default_rng(13), *SEEDED[tile])
-    expected = operands.expected_bits(rung.name)
-    for seed in range(1, SEEDS + 1):
-        np.testing.assert_array_equal(run(rung, operands, "emulator", seed), expected, err_msg=f"seed {seed}")
-
-
-def record(rung: Rung, operands: Operands, **choices):
-    placed = place(operands)
-    with gl.emulator(record=True, **choices) as recorded:
-        rung(placed.lhs, placed.rhs, placed.out)
-    return recorded
-
-
-TINY = normal(np.random.default_rng(14), 8, 8, 128)
-
-
-def test_events_say_what_happened():
-    """Four tiles, two K blocks: each of four warps issues 2 * 4 WGMMAs, and its tensor core executes them."""
-    recorded = record(gl.rungs["s2_wgmma"], normal(np.random.default_rng(19), 100, 136, 256))
-    events = recorded.events
-    assert events.dtype.names == ("launch", "step", "cluster", "block", "thread", "kind", "address", "value")
-    assert set(events["block"]) == set(range(4))
-    for block in range(4):
-        of_block = events[events["block"] == block]
-        assert (np.diff(of_block["step"].astype(np.int64)) >= 0).all(), "not in order"
-        assert of_block["thread"].min() >= -1 and of_block["thread"].max() < 128
-        issued, executed = of_block["kind"] == "wgmma", of_block["kind"] == "wgmma_executed"
-        assert issued.sum() == executed.sum() == 2 * 4 * 4
-        assert (of_block["value"][issued] == 128).all()
-        assert (of_block["thread"][executed] == -1).all()
-    assert int(events["step"].max()) < recorded.steps
-
-
-def test_launches_of_one_block_are_kept_apart():
-    placed = place(TINY)
-    with gl.emulator(seed=1, record=True) as recorded:
-        gl.rungs["s2_wgmma"](placed.lhs, placed.rhs, placed.out)
-        alone = recorded.events, recorded.steps
-        gl.rungs["s2_wgmma"](placed.lhs, placed.rhs, placed.out)
-    assert recorded.steps == 2 * alone[1]
-    assert set(recorded.events["launch"]) == {0, 1}
-    assert (recorded.events[: len(alone[0])] == alone[0]).all()
-
-
-def test_nothing_is_recorded_by_default():
-    placed = place(TINY)
-    with gl.emulator(seed=1) as recorded:
-        gl.rungs["s2_wgmma"](placed.lhs, placed.rhs, placed.out)
-    assert recorded.steps > 0 and len(recorded.events) == 0
-
-
-def test_threads_have_their_own_emulator():
-    """Python threads run at the same time, and each has its own seed and record."""
-    rung = gl.rungs["s2_wgmma"]
-    expected = {seed: record(rung, TINY, seed=seed) for seed in range(4)}
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda seed: record(rung, TINY, seed=seed), range(4)))
-    for seed, recorded in enumerate(found):
-        assert recorded.steps == expected[seed].steps
-        assert (recorded.events == expected[seed].events).all()
-
-
-def test_contexts_nest():
-    rung = gl.rungs["s2_wgmma"]
-    placed = place(TINY)
-    with gl.emulator(seed=1) as outer:
-        with gl.emulator(seed=2, record=True) as inner:
-            rung(placed.lhs, placed.rhs, placed.out)
-        assert outer.steps == 0
-        rung(placed.lhs, placed.rhs, placed.out)
-    assert outer.steps == record(rung, TINY, seed=1).steps
-    assert (inner.events == record(rung, TINY, seed=2).events).all()
-
-
-@pytest.mark.parametrize(
-    ("choices", "message"),
-    [
-        ({"seed": -1}, "seed is -1; an integer from 0 to 2^64 - 1 is needed"),
-        ({"seed": 2**64}, f"seed is {2**64}; an integer from 0 to 2^64 - 1 is needed"),
-        ({"seed": "x"}, "seed is 'x'; an integer from 0 to 2^64 - 1 is needed"),
-        ({"threads": 0}, "threads is 0; a positive number of OS threads, or None, is needed"),
-    ],
-)
-def test_emulator_refuses(choices, message):
-    with pytest.raises(gl.GemmLadderError) as refusal, gl.emulator(**choices):
-        pass
-    assert str(refusal.value) == message
-
-
-class Planted(Rung):
-    """A rung whose source is given."""
-
-    def build(self, target):
-        return gl.build.load(self.idea, target=target, name=self.name)
-
-
-DEADLOCK = """
-#include "launch.cuh"
-#include "ptx.cuh"
-
-__global__ void waits_for_nobody(const GemmArgs) {
-    if (threadIdx.x == 0) ptx::mbarrier_init(ptx::shared_memory(), 1);
-    __syncthreads();
-    ptx::mbarrier_wait_parity(ptx::shared_memory(), 0);
-}
-
-extern "C" const char* gemm_ladder_launch(const GemmArgs* args) {
-    return launch(waits_for_nobody, {.blocks = 1, .threads = 32, .shared_bytes = 64}, *args);
-}
-"""
-
-
-def test_a_fault_is_an_error_with_its_events():
-    """A kernel that waits forever is reported, and the events before the deadlock are recorded."""
-    rung, placed = Planted("deadlock", DEADLOCK), place(TINY)
-    with (
-        pytest.raises(gl.EmulatorError, match=r"^emulator: .*mbarrier") as error,
-        gl.emulator(record=True) as recorded,
-    ):
-        rung(placed.lhs, placed.rhs, placed.out)
-    assert isinstance(error.value, RuntimeError) and isinstance(error.value, gl.GemmLadderError)
-    assert len(recorded.events)
-    assert placed.untouched()
-
-
-REFUSES = """
-#include "launch.cuh"
-
-extern "C" const char* gemm_ladder_launch(const GemmArgs* args) {
-    return args->m == 8 ? "8 rows are too few" : nullptr;
-}
-"""
-
-
-def test_a_launcher_that_refuses():
-    """The error text that a launcher returns becomes a LaunchError, not an EmulatorError."""
-    placed = place(TINY)
-    with pytest.raises(LaunchError, match=r"^refuses: 8 rows are too few$"):
-        Planted("refuses", REFUSES)(placed.lhs, placed.rhs, placed.out)
-
-
-# The package.
-
-
-def python(code: str) -> str:
-    """What `code` prints in a fresh interpreter."""
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-
-
-def test_import_is_light():
-    """No torch, no Numba, nothing compiled; the table of rungs is there."""
-    heavy = "{'torch', 'numpy', 'numba', 'matplotlib'}"
-    code = f"import sys, gemm_ladder as gl; print(sorted({heavy} & set(sys.modules)), *gl.rungs)"
-    assert python(code).split() == ["[]", *gl.rungs]
-
-
-def test_public_names():
-    code = "import gemm_ladder as gl; [getattr(gl, name) for name in gl.__all__]; print(*gl.__all__)"
-    assert python(code).split() == [
-        "Config",
-        "EmulatorError",
-        "GemmLadderError",
-        "bench",
-        "bench_kineto",
-        "build",
-        "calc_diff",
-        "ceil_div",
-        "emulator",
-        "fp8_gemm_nt",
-        "fp8_m_grouped_gemm_nt_masked",
-        "gemm_fp8_fp8_bf16_nt",
-        "get_col_major_tma_aligned_tensor",
-        "get_m_alignment_for_contiguous_layout",
-        "get_mk_alignment_for_contiguous_layout",
-        "get_mn_major_tma_aligned_tensor",
-        "get_num_sms",
-        "get_theoretical_mk_alignment_for_contiguous_layout",
-        "get_tma_aligned_size",
-        "m_grouped_fp8_gemm_nt_contiguous",
-        "m_grouped_fp8_gemm_nt_masked",
-        "m_grouped_gemm_fp8_fp8_bf16_nt_contiguous",
-        "m_grouped_gemm_fp8_fp8_bf16_nt_masked",
-        "precompile",
-        "ref",
-        "rungs",
-        "set_mk_alignment_for_contiguous_layout",
-        "set_num_sms",
-        "testing",
-        "transform_sf_into_required_layout",
-        "tune",
-        "utils",
-    ]
-    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
-        _ = gl.nonsense
-
-
-def test_rungs_is_the_mapping_after_any_import():
-    """The mapping and the module that defines it have one name."""
-    code = "import gemm_ladder.rungs as r, gemm_ladder as gl; print(r is gl.rungs, type(r).__name__)"
-    assert python(code).split() == ["True", "Rungs"]
-
-
-def test_cpu_tensors_leave_cuda_alone():
-    code = """if True:
-        import torch, gemm_ladder as gl
-        a = torch.zeros(1, 128).to(torch.float8_e4m3fn)
-        one, out = torch.ones(1, 1), torch.empty(1, 1, dtype=torch.bfloat16)
-        gl.rungs["s0_numpy"]((a, one), (a, one), out)
-        print(out.item(), torch.cuda.is_initialized())
-    """
-    assert python(code).split() == ["0.0", "False"]
 
 
 # Only on a GPU.

@@ -2,9 +2,8 @@
 
 What belongs here: what decides a library's bytes (`job`), making it in a process of its own (`worker`), the
 folder that keeps it (`cache`, `folders`), finding the compilers (`toolchain`), saying what a machine lacks
-(`doctor`), and the digest by which a measurement names the kernels' sources (`digest`, `carry_over`).
-What does not: what a kernel computes, how it is chosen or launched, and reading its machine code
-(`gemm_ladder.sass`).
+(`doctor`), and the digest by which a measurement names the kernels' sources (`digest`). What does not: what a
+kernel computes, how it is chosen or launched, and reading its machine code (`gemm_ladder.sass`).
 
     from gemm_ladder import build
     built = build.load(folder / "s2_wgmma.cu", target="emulator")

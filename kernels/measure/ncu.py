@@ -137,7 +137,7 @@ def _ncu(*arguments: str) -> str:
     """ncu's stdout. Raises GemmLadderError with ncu's message where it fails."""
     tool = toolchain.find_tool("ncu")
     if tool is None:
-        raise toolchain.ToolchainError("There is no ncu on PATH or beside nvcc: install Nsight Compute.")
+        raise toolchain.ToolchainError("There is no ncu on PATH or beside nvcc", "install Nsight Compute")
     done = subprocess.run([tool, *arguments], capture_output=True, text=True, errors="replace")
     if done.returncode:
         said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]

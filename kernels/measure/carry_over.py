@@ -1,0 +1,150 @@
+"""Carry recorded measurements over to the present sources of the kernels:
+
+    python -m gemm_ladder.measure.carry_over COMMIT [--machine-code]      in a checkout
+
+A file of figures/data names the digest of the sources that it was measured with. COMMIT is a commit with
+those sources. If they have the same tokens as the present ones, or, with --machine-code, if nvcc makes the
+same instructions of them, then what was measured are the present kernels, and the earlier digest is replaced
+by the present one in every file of figures/data that has it.
+
+A digest may be of either rule: the present one, which hashes tokens (`gemm_ladder.build.digest`), or the one
+before it, which hashed the bytes of the files, comments included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import hashlib
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+
+from gemm_ladder.build import digest
+from gemm_ladder.errors import GemmLadderError
+from gemm_ladder.measure import same_code
+
+_FOLDER = "kernels"  # in the repository
+# As digest.SOURCES, and where ffma.py was before kernels/ had folders for Python.
+_SOURCES = (*digest.SOURCES, "ffma.py")
+
+
+def carry_over(
+    repository: Path, commit: str, differing_kernels: Callable[[Path], list[str]] | None = None
+) -> list[Path]:
+    """Replace the digest of `commit`'s sources in figures/data by the present one.
+
+    Args:
+        repository: the checkout.
+        commit: has the sources that were measured.
+        differing_kernels: names the kernels whose machine code differs between a folder with the earlier
+            sources and the present ones. It is asked if tokens differ; None: then nothing is carried over.
+
+    Returns:
+        The files that were changed.
+
+    Raises:
+        GemmLadderError: git does not know the commit, a source has other tokens and nobody compares machine
+            code, or the machine code differs.
+    """
+    files = _files(repository, commit)
+    then = {
+        PurePosixPath(path).name: content.decode()
+        for path, content in files.items()
+        if any(fnmatch.fnmatchcase(path, pattern) for pattern in _SOURCES)
+    }
+    paths = [path for pattern in digest.SOURCES for path in (repository / _FOLDER).glob(pattern)]
+    now = {path.name: path.read_text(encoding="utf-8") for path in paths}
+    changed = sorted(
+        name
+        for name in then.keys() | now.keys()
+        if name not in then
+        or name not in now
+        or digest.tokens(name, then[name]) != digest.tokens(name, now[name])
+    )
+    if changed:
+        if differing_kernels is None or "ffma.py" in changed:
+            raise GemmLadderError(
+                f"The recorded files stay as they are: since {commit}, more than comments and white space "
+                f"has changed in {', '.join(changed)}."
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            for path, content in files.items():
+                (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
+                (Path(folder) / path).write_bytes(content)
+            differing = differing_kernels(Path(folder))
+        if differing:
+            raise GemmLadderError(
+                f"The recorded files stay as they are: since {commit}, the machine code of "
+                f"{', '.join(differing)} has changed."
+            )
+    then_digests = f"(?:{earlier_digest(files)}|{digest.digest_of(then)})"
+    recorded = re.compile(rf'("sources":\s*"){then_digests}(")')
+    replaced = []
+    for path in sorted((repository / "figures" / "data").glob("*.json")):
+        text = path.read_text(encoding="utf-8")
+        new = recorded.sub(rf"\g<1>{digest.digest_of(now)}\g<2>", text)
+        if new != text:
+            path.write_text(new, encoding="utf-8")
+            replaced.append(path)
+    return replaced
+
+
+def earlier_digest(files: dict[str, bytes]) -> str:
+    """The earlier rule: SHA-256 (hex) of names and bytes of all *.cu, all *.cuh and ffma.py below kernels/.
+
+    files: {path below kernels/: content}, which may have other files as well.
+    """
+    found = hashlib.sha256()
+    for path in sorted(files):
+        if path.endswith((".cu", ".cuh")) or PurePosixPath(path).name == "ffma.py":
+            found.update(f"{path}\0{len(files[path])}\0".encode() + files[path])
+    return found.hexdigest()
+
+
+def _files(repository: Path, commit: str) -> dict[str, bytes]:
+    """{path below kernels/: content} of the sources at a commit, by either rule."""
+    listed = _git(repository, "ls-tree", "-r", "-z", "--name-only", f"{commit}:{_FOLDER}")
+    paths = [path for path in listed.decode().split("\0") if path.endswith((".cu", ".cuh", "ffma.py"))]
+    return {path: _git(repository, "show", f"{commit}:{_FOLDER}/{path}") for path in paths}
+
+
+def _git(repository: Path, *arguments: str) -> bytes:
+    done = subprocess.run(["git", *arguments], cwd=repository, capture_output=True)
+    if done.returncode != 0:
+        raise GemmLadderError(f"git {' '.join(arguments)} fails: {done.stderr.decode().strip()}")
+    return done.stdout
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run carry_over() on this checkout. Exit status 0, or 1 where it refuses."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gemm_ladder.measure.carry_over",
+        description="Replace the digest of a commit's sources in figures/data by the present digest, if "
+        "nothing but comments and white space has changed since, or --machine-code finds the same kernels.",
+    )
+    parser.add_argument("commit", help="has the sources that were measured")
+    parser.add_argument(
+        "--machine-code",
+        action="store_true",
+        help="if more has changed, compare the machine code of every kernel that is timed; needs nvcc",
+    )
+    arguments = parser.parse_args(argv)
+    repository = digest.KERNELS.parent
+    try:
+        compare = same_code.differing_kernels if arguments.machine_code else None
+        replaced = carry_over(repository, arguments.commit, compare)
+    except GemmLadderError as error:
+        print(error, file=sys.stderr)
+        return 1
+    for path in replaced:
+        print(f"{path.relative_to(repository)} has the present digest")
+    print(f"{len(replaced)} files carried over")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""The package as `import gemm_ladder` gives it: its names, and that importing it stays cheap."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import gemm_ladder as gl
+import pytest
+
+
+def python(code: str) -> str:
+    """What `code` prints in a fresh interpreter."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_import_is_light():
+    """No torch, no Numba, nothing compiled; the table of rungs is there."""
+    heavy = "{'torch', 'numpy', 'numba', 'matplotlib'}"
+    code = f"import sys, gemm_ladder as gl; print(sorted({heavy} & set(sys.modules)), *gl.rungs)"
+    assert python(code).split() == ["[]", *gl.rungs]
+
+
+def test_public_names():
+    code = "import gemm_ladder as gl; [getattr(gl, name) for name in gl.__all__]; print(*gl.__all__)"
+    assert python(code).split() == [
+        "Config",
+        "EmulatorError",
+        "GemmLadderError",
+        "bench",
+        "bench_kineto",
+        "build",
+        "calc_diff",
+        "ceil_div",
+        "emulator",
+        "fp8_gemm_nt",
+        "fp8_m_grouped_gemm_nt_masked",
+        "gemm_fp8_fp8_bf16_nt",
+        "get_col_major_tma_aligned_tensor",
+        "get_m_alignment_for_contiguous_layout",
+        "get_mk_alignment_for_contiguous_layout",
+        "get_mn_major_tma_aligned_tensor",
+        "get_num_sms",
+        "get_theoretical_mk_alignment_for_contiguous_layout",
+        "get_tma_aligned_size",
+        "m_grouped_fp8_gemm_nt_contiguous",
+        "m_grouped_fp8_gemm_nt_masked",
+        "m_grouped_gemm_fp8_fp8_bf16_nt_contiguous",
+        "m_grouped_gemm_fp8_fp8_bf16_nt_masked",
+        "precompile",
+        "ref",
+        "rungs",
+        "set_mk_alignment_for_contiguous_layout",
+        "set_num_sms",
+        "testing",
+        "transform_sf_into_required_layout",
+        "tune",
+        "utils",
+    ]
+    with pytest.raises(AttributeError, match="gemm_ladder attribute nonsense"):
+        _ = gl.nonsense
+
+
+def test_rungs_is_the_mapping_after_any_import():
+    """The mapping and the module that defines it have one name."""
+    code = "import gemm_ladder.rungs as r, gemm_ladder as gl; print(r is gl.rungs, type(r).__name__)"
+    assert python(code).split() == ["True", "Rungs"]
+
+
+def test_cpu_tensors_leave_cuda_alone():
+    code = """if True:
+        import torch, gemm_ladder as gl
+        a = torch.zeros(1, 128).to(torch.float8_e4m3fn)
+        one, out = torch.ones(1, 1), torch.empty(1, 1, dtype=torch.bfloat16)
+        gl.rungs["s0_numpy"]((a, one), (a, one), out)
+        print(out.item(), torch.cuda.is_initialized())
+    """
+    assert python(code).split() == ["0.0", "False"]

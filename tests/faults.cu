@@ -1,4 +1,5 @@
-// Small kernels that each misuse the machine in one way, for test_faults.py: the emulator must say how.
+// Small kernels that each misuse the machine in one way. The emulator must report which (test_faults.py); there must be
+// a kernel for each kind of fault in the table in ref/emulator/fault.hpp.
 #include "launch.cuh"
 #include "layout.cuh"
 #include "ptx.cuh"
@@ -17,6 +18,13 @@ __device__ void multiply(float (&d)[kN / 2], uint64_t desc_a, uint64_t desc_b) {
     ptx::wgmma_commit_group();
 }
 
+__device__ void load(uint32_t shared, uint32_t barrier, const TensorMap& map) {
+    ptx::mbarrier_init(barrier, 1);
+    ptx::fence_mbarrier_init();
+    ptx::mbarrier_arrive_expect_tx(barrier, 64 * 128);
+    ptx::cp_async_bulk_tensor_2d(shared, &map, barrier, 0, 0);
+}
+
 __global__ void fault(int which, const __grid_constant__ TensorMap map) {
     const uint32_t smem = ptx::shared_memory(), barrier = smem + kBarrier;
     const uint64_t tile = smem_descriptor(smem);
@@ -26,11 +34,11 @@ __global__ void fault(int which, const __grid_constant__ TensorMap map) {
         case 0:  // the lanes of a warp issue different WGMMAs
             multiply(d, lane == 5 ? advance(tile, 32) : tile, tile);
             return ptx::wgmma_wait_group<0>();
-        case 1:  // the warps of a warpgroup do
+        case 1:  // the warps of a warpgroup issue different WGMMAs
             multiply(d, warp == 2 ? advance(tile, 32) : tile, tile);
             return ptx::wgmma_wait_group<0>();
-        case 2:  // half a warpgroup issues one
-        case 3:  // three of its warps do
+        case 2:  // a block of two warps issues a WGMMA
+        case 3:  // three of a warpgroup's four warps issue one
             if (warp < 3) multiply(d, tile, tile);
             return ptx::wgmma_wait_group<0>();
         case 4:  // an accumulator is written while its WGMMA is in flight
@@ -46,7 +54,7 @@ __global__ void fault(int which, const __grid_constant__ TensorMap map) {
             else
                 __syncwarp();
             return;
-        case 7:  // one lane executes what the whole warp must
+        case 7:  // one lane executes an instruction that needs the whole warp
             if (lane == 0) ptx::elect_sync();
             return;
         case 8:  // a store is never committed
@@ -59,14 +67,14 @@ __global__ void fault(int which, const __grid_constant__ TensorMap map) {
             return ptx::setmaxnreg_inc<32>();
         case 11:  // the warps of a warpgroup ask for different numbers of registers
             return warp == 1 ? ptx::setmaxnreg_dec<48>() : ptx::setmaxnreg_dec<40>();
-        case 12:  // only one of them asks
+        case 12:  // only one warp of a warpgroup asks for another number of registers
             if (warp == 1) ptx::setmaxnreg_dec<48>();
             return;
         case 13:
             return ptx::bar_sync(16, 128);
         case 14:
             return ptx::bar_sync(1, 40);
-        case 15:  // the warps disagree on how many threads meet
+        case 15:  // the warps disagree on how many threads the barrier is for
             return ptx::bar_sync(1, warp == 3 ? 128 : 96);
         case 16:
             ptx::barrier_cluster_arrive();
@@ -94,13 +102,13 @@ __global__ void fault(int which, const __grid_constant__ TensorMap map) {
         case 24:
             ptx::ld_shared<float>(barrier + 1024);
             return;
-        case 25:  // waits, without ever stopping, for what nobody does
+        case 25:  // polls for a phase that nothing completes
             if (threadIdx.x == 0) ptx::mbarrier_init(barrier, 1);
             __syncthreads();
             while (!ptx::mbarrier_test_wait_parity(barrier, 0)) {
             }
             return;
-        case 26:  // no fault: the same, for bytes that are on their way
+        case 26:  // no fault: polls for a phase that a TMA load completes
             if (threadIdx.x == 0) {
                 ptx::mbarrier_init(barrier, 1);
                 ptx::fence_mbarrier_init();
@@ -111,26 +119,23 @@ __global__ void fault(int which, const __grid_constant__ TensorMap map) {
             while (!ptx::mbarrier_test_wait_parity(barrier, 0)) {
             }
             return;
-        case 27:  // leaves while a load into its shared memory is on its way
+        case 27:  // exits while a load into its shared memory is in flight
             if (threadIdx.x) return;
-            ptx::mbarrier_init(barrier, 1);
-            ptx::fence_mbarrier_init();
-            ptx::mbarrier_arrive_expect_tx(barrier, 64 * 128);
-            return ptx::cp_async_bulk_tensor_2d(smem, &map, barrier, 0, 0);
+            return load(smem, barrier, map);
         case 28:  // the instruction for a block's own barriers, with an address from mapa
             if (threadIdx.x) return;
             ptx::mbarrier_init(barrier, 1);
             return ptx::mbarrier_arrive(ptx::mapa(barrier, 0));
-        case 29:  // the barrier is the second half of these 16 bytes
+        case 29:  // a store overwrites a barrier that is the second half of the stored 16 bytes
             ptx::mbarrier_init(barrier - 8, 1);
             return ptx::st_shared(barrier - 16, uint4{});
-        case 30:  // as it is of 16 bytes that a load brings
+        case 30:  // a load overwrites a barrier that is the second half of 16 of its bytes
             if (threadIdx.x) return;
             ptx::mbarrier_init(barrier, 1);
             ptx::mbarrier_init(smem + 15 * 1024 + 8, 1);
             ptx::fence_mbarrier_init();
             return ptx::cp_async_bulk_tensor_2d(smem + 8 * 1024, &map, barrier, 0, 0);
-        case 31:  // 512 bytes are the pattern of the 64-byte swizzle, 256 that of the 32-byte one
+        case 31:  // the 64-byte swizzle needs a multiple of 512 bytes, the 32-byte swizzle one of 256
         case 32:
             if (threadIdx.x) return;
             ptx::mbarrier_init(barrier, 1);
@@ -141,10 +146,64 @@ __global__ void fault(int which, const __grid_constant__ TensorMap map) {
         case 34:
             ptx::ld_shared<uint4>(smem + 4);
             return;
+        case 35:  // bytes are read before their load has landed
+        case 36:  // or written
+            if (threadIdx.x) return;
+            load(smem, barrier, map);
+            if (which == 35)
+                ptx::ld_shared<float>(smem + 512);
+            else
+                ptx::st_shared(smem + 512, 0.0f);
+            return ptx::mbarrier_wait_parity(barrier, 0);
+        case 37:  // bytes are overwritten before their store has read them
+            if (threadIdx.x) return;
+            ptx::cp_async_bulk_tensor_2d_store(&map, smem, 0, 0);
+            ptx::cp_async_bulk_commit_group();
+            ptx::st_shared(smem + 512, 0.0f);
+            return ptx::cp_async_bulk_wait_group_read<0>();
+        case 38:  // a WGMMA reads what a thread stored without a fence
+            if (threadIdx.x == 0) ptx::st_shared(smem, 0.0f);
+            __syncthreads();
+            multiply(d, tile, tile);
+            return ptx::wgmma_wait_group<0>();
+        case 39:  // the same for a TMA store
+            if (threadIdx.x != 37) return;
+            ptx::st_shared(smem, 0.0f);
+            ptx::cp_async_bulk_tensor_2d_store(&map, smem, 0, 0);
+            ptx::cp_async_bulk_commit_group();
+            return ptx::cp_async_bulk_wait_group_read<0>();
+        case 40:  // no wgmma.fence before the first WGMMA
+            ptx::wgmma<kN>(d, tile, tile, 0);
+            ptx::wgmma_commit_group();
+            return ptx::wgmma_wait_group<0>();
+        case 41:  // exits without waiting for a WGMMA
+            return multiply(d, tile, tile);
+        case 42:  // exits without waiting for a store
+            if (threadIdx.x) return;
+            ptx::cp_async_bulk_tensor_2d_store(&map, smem, 0, 0);
+            return ptx::cp_async_bulk_commit_group();
+        case 43:  // a load on a barrier without the fence that makes the barrier visible
+            if (threadIdx.x) return;
+            ptx::mbarrier_init(barrier, 1);
+            return ptx::cp_async_bulk_tensor_2d(smem, &map, barrier, 0, 0);
+        case 44:  // two arrivals in a phase, which bytes keep open, of a barrier that counts one
+            if (threadIdx.x) return;
+            ptx::mbarrier_init(barrier, 1);
+            ptx::mbarrier_arrive_expect_tx(barrier, 16);
+            return ptx::mbarrier_arrive(barrier);
+        case 45:  // the other block of the cluster may not have begun
+            return ptx::st_shared_cluster(ptx::mapa(smem, 1 - ptx::cluster_ctarank()), float4{});
+        case 46:  // the other block of the cluster may have ended
+            ptx::barrier_cluster_arrive();
+            ptx::barrier_cluster_wait();
+            if (ptx::cluster_ctarank() == 0) ptx::st_shared_cluster(ptx::mapa(smem, 1), float4{});
+            return;
+        case 47:
+            return ptx::cp_async_bulk_prefetch_l2_hint(map.base + 4, 16, 0);
     }
 }
 
-// Refusals of the host's side: no kernel runs.
+// Refusals by the host's side: no kernel runs.
 const char* refused(int64_t which, const float* tensor) {
     TensorMap map;
     const auto box = [&](const float* base, int64_t rows, int64_t columns, int64_t stride, uint32_t box_rows,
@@ -174,8 +233,10 @@ const char* refused(int64_t which, const float* tensor) {
             return launch(fault, {.blocks = int64_t{1} << 31, .threads = 128}, 0, map);
         case 110:
             return box(tensor, 64, 64, 64, 64, 20, Swizzle::k64B);
-        default:
+        case 111:
             return box(tensor, 64, 64, 64, 64, 12, Swizzle::k32B);
+        default:
+            return "emulator: not a fault, whatever the words";
     }
 }
 
@@ -183,8 +244,14 @@ extern "C" const char* gemm_ladder_launch(const FaultArgs* args) {
     if (args->fault >= 100) return refused(args->fault, args->tensor);
     TensorMap map;
     const Swizzle swizzle = args->fault == 31 ? Swizzle::k64B : args->fault == 32 ? Swizzle::k32B : Swizzle::k128B;
-    const uint32_t columns = 4u << static_cast<int>(swizzle);  // as many floats as a swizzled row holds
+    const uint32_t columns = 4u << static_cast<int>(swizzle);  // the floats of a swizzled row
     if (auto error = tensor_map_2d(&map, args->tensor, 64, 64, 64, 64, columns, swizzle)) return error;
-    return launch(fault, {.blocks = 1, .threads = args->fault == 2 ? 64u : 128u, .shared_bytes = kBarrier + 8},
-                  static_cast<int>(args->fault), map);
+    const uint32_t cluster = args->fault == 45 || args->fault == 46 ? 2 : 1;
+    const LaunchConfig config{
+        .blocks = cluster, .threads = args->fault == 2 ? 64u : 128u, .shared_bytes = kBarrier + 8, .cluster = cluster};
+    if (args->fault == 48) {  // a fault whose message the launcher hides
+        launch(fault, config, 21, map);
+        return "something went wrong";
+    }
+    return launch(fault, config, static_cast<int>(args->fault), map);
 }

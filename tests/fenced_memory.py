@@ -1,7 +1,7 @@
-"""`python fenced_memory.py RUNG`: calls a rung with every tensor between pages that may not be touched.
+"""`python fenced_memory.py RUNG`: calls a rung with every tensor between pages without access.
 
-On the emulator a kernel's pointers are real ones. A read of one byte outside a tensor, even one whose value
-is then thrown away, ends this process with a segmentation fault: that is why it is a process of its own.
+On the emulator a kernel's pointers are real ones. A read of one byte outside a tensor, even if its value is not
+used, ends this process with a segmentation fault: that is why it is a process of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NO_ACCESS = 0  # PROT_NONE
 
 
 def fenced(values: np.ndarray, at_end: bool) -> np.ndarray:
-    """A copy that begins right after, or ends right before, a page without access."""
+    """A copy that ends right before, or else begins right after, a page without access."""
     size = -(-values.nbytes // PAGE) * PAGE
     memory = mmap.mmap(-1, size + 2 * PAGE)
     array = np.frombuffer(memory, np.uint8)
@@ -36,7 +36,8 @@ def fenced(values: np.ndarray, at_end: bool) -> np.ndarray:
 
 
 def call(rung: str, m: int, at_end: bool) -> None:
-    # Ragged in m and n, and yet every tensor's size is a multiple of 16 bytes, as its address has to be.
+    # m and n are not multiples of a tile. Every tensor's size is a multiple of 16 bytes, so that a tensor that
+    # ends at a page still has the aligned address that it needs.
     operands = normal(np.random.default_rng(0), m, 136, 256)
     a, b, sfb = (torch.from_numpy(fenced(x, at_end)) for x in (operands.a, operands.b, operands.sfb))
     sfa = torch.from_numpy(fenced(np.ascontiguousarray(operands.sfa.T), at_end)).T
@@ -52,7 +53,7 @@ def call(rung: str, m: int, at_end: bool) -> None:
 if __name__ == "__main__":
     faulthandler.enable()
     for at_end in (True, False):
-        for m in (68, 300):  # s5 takes another tile for each
+        for m in (68, 300):  # s5 uses another tile for each
             print(f"{m} rows, the tensors {'end' if at_end else 'begin'} at a fence", flush=True)
             call(sys.argv[1], m, at_end)
     print("done")

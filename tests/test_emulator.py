@@ -1,75 +1,20 @@
-"""Each instruction of the emulator, alone, against what Python says; and a GPU, where there is one, likewise.
+"""Each instruction alone, on the emulator and on a GPU if there is one, against a result computed in Python.
 
-The kernels are units.cu. On the emulator every test runs over several seeds, each another schedule.
+The kernels are in units.cu. On the emulator every test runs over several seeds, each another schedule.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import subprocess
 import sys
-from pathlib import Path
 
 import gemm_ladder as gl
 import numpy as np
 import pytest
-from gemm_ladder import build
-from gemm_ladder.ref import emulator, fp8, gemm, layouts, tensor_core
+from gemm_ladder.ref import fp8, gemm, layouts, tensor_core
+from unit_kernels import BOX, BOX_COLUMNS, BOX_ROWS, UNITS, library, run_bad_box, run_unit, store_into_middle
 
-UNITS = Path(__file__).parent / "units.cu"
-BOX_ROWS, BOX_COLUMNS = 16, 128
-BOX = BOX_ROWS * BOX_COLUMNS
 SEEDS = range(8)
-
-
-class UnitArgs(ctypes.Structure):
-    """struct UnitArgs of units.cu"""
-
-    _fields_ = [
-        ("unit", ctypes.c_int64),
-        ("input", ctypes.c_void_p),
-        ("out", ctypes.c_void_p),
-        ("rows", ctypes.c_int64),
-        ("columns", ctypes.c_int64),
-        ("x", ctypes.c_int64),
-        ("y", ctypes.c_int64),
-        ("row_bytes", ctypes.c_int64),
-        ("stream", ctypes.c_void_p),
-    ]
-
-
-@functools.cache
-def library(target: str) -> ctypes.CDLL:
-    lib = build.load(UNITS, target=target).lib
-    lib.gemm_ladder_launch.restype = ctypes.c_char_p
-    return lib
-
-
-def run_unit(
-    machine: str, unit: int, out: np.ndarray, input: np.ndarray | None = None, seed: int = 0, **sizes
-):
-    """Run one unit of units.cu with `out` as its output; the emulator's Run, or None from a GPU."""
-    sizes.setdefault("row_bytes", BOX_COLUMNS)
-    if machine == "emulator":
-        pointer = None if input is None else input.ctypes.data
-        with gl.emulator(seed=seed, record=True) as run:
-            emulator.launch(library("emulator"), UnitArgs(unit, pointer, out.ctypes.data, **sizes))
-        return run
-    import torch
-
-    def on_gpu(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array.view(np.uint8).reshape(-1)).cuda()
-
-    gpu_out, gpu_input = on_gpu(out), None if input is None else on_gpu(input)
-    stream = torch.cuda.current_stream().cuda_stream
-    pointer = None if gpu_input is None else gpu_input.data_ptr()
-    args = UnitArgs(unit, pointer, gpu_out.data_ptr(), stream=stream, **sizes)
-    error = library("cuda").gemm_ladder_launch(ctypes.byref(args))
-    assert error is None, error
-    torch.cuda.synchronize()
-    out.reshape(-1).view(np.uint8)[:] = gpu_out.cpu().numpy()
-    return None
 
 
 def for_each_schedule(machine: str):
@@ -77,13 +22,13 @@ def for_each_schedule(machine: str):
 
 
 def window(matrix: np.ndarray, y: int, x: int, rows: int, columns: int) -> np.ndarray:
-    """The box at (y, x), zeros where it is outside the matrix."""
+    """The box at (y, x), with zeros where it is outside the matrix."""
     padded = np.pad(matrix, 256)
     return padded[256 + y : 256 + y + rows, 256 + x : 256 + x + columns]
 
 
 def swizzled(box: np.ndarray) -> np.ndarray:
-    """A [rows, 32, 64 or 128] uint8 box as it lies in shared memory."""
+    """The bytes of a uint8 box [rows, 32, 64 or 128] in the order in which they lie in shared memory."""
     lying = np.empty(box.size, np.uint8)
     row, byte = np.indices(box.shape)
     lying[layouts.swizzle(row, byte, box.shape[1])] = box
@@ -137,50 +82,31 @@ def test_tma_store_unswizzles_and_clips(machine: str, y: int, x: int, row_bytes:
         for r, c in np.argwhere(np.ones_like(box)):
             if 0 <= y + r < 20 and 0 <= x + c < 144:
                 expected[20 + y + r, x + c] = box[r, c]
-        run_unit_into_middle(machine, canvas, seed, x, y, row_bytes)
+        store_into_middle(machine, canvas, seed, x, y, row_bytes)
         np.testing.assert_array_equal(canvas, expected)
 
 
-def run_unit_into_middle(machine: str, canvas: np.ndarray, seed: int, x: int, y: int, row_bytes: int) -> None:
-    """tma_store into rows 20 to 39 of the canvas, whose other rows must stay."""
-    sizes = {"rows": 20, "columns": 144, "x": x, "y": y, "row_bytes": row_bytes}
-    if machine == "emulator":
-        run_unit(machine, 3, canvas[20:40], None, seed, **sizes)
-        return
-    import torch
-
-    gpu = torch.from_numpy(canvas).cuda()
-    args = UnitArgs(3, None, gpu[20:].data_ptr(), **sizes)
-    args.stream = torch.cuda.current_stream().cuda_stream
-    error = library("cuda").gemm_ladder_launch(ctypes.byref(args))
-    assert error is None, error
-    canvas[:] = gpu.cpu().numpy()
-
-
 BAD_BOXES = [
-    (0, 8, 0, "TMA load at column 8, byte 8 of the row: a multiple of 16 is needed"),
-    (1, 7, 5, "TMA load at column 7, byte 28 of the row: a multiple of 16 is needed"),
-    (3, 0, -3, "TMA store at row -3, column 0: a store may not begin before the tensor"),
-    (3, -16, 0, "TMA store at row 0, column -16: a store may not begin before the tensor"),
+    (0, 8, 0, "misaligned", "TMA load at column 8, byte 8 of the row: a multiple of 16 is needed"),
+    (1, 7, 5, "misaligned", "TMA load at column 7, byte 28 of the row: a multiple of 16 is needed"),
+    (3, 0, -3, "invalid_operand", "TMA store at row -3, column 0: a store may not begin before the tensor"),
+    (3, -16, 0, "invalid_operand", "TMA store at row 0, column -16: a store may not begin before the tensor"),
 ]
 
 
-def run_bad_box(machine: str, unit: int, x: int, y: int) -> None:
-    matrix = np.zeros((40, 176), np.uint8)
-    run_unit(machine, unit, matrix.copy(), matrix, rows=40, columns=44 if unit == 1 else 176, x=x, y=y)
-
-
-@pytest.mark.parametrize(("unit", "x", "y", "fault"), BAD_BOXES)
-def test_boxes_that_the_copy_engine_refuses(unit: int, x: int, y: int, fault: str) -> None:
-    with pytest.raises(gl.EmulatorError, match=fault):
+@pytest.mark.parametrize(("unit", "x", "y", "what", "message"), BAD_BOXES)
+def test_boxes_that_the_copy_engine_refuses(unit: int, x: int, y: int, what: str, message: str) -> None:
+    with pytest.raises(gl.EmulatorError, match=message) as error:
         run_bad_box("emulator", unit, x, y)
+    assert (error.value.what, error.value.block, error.value.warp, error.value.lane) == (what, 0, 0, 0)
+    assert error.value.address == 0x400
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("unit", "x", "y"), [box[:3] for box in BAD_BOXES])
-def test_a_gpu_refuses_them_too(unit: int, x: int, y: int) -> None:
-    """In a process of its own, whose CUDA context does not survive it."""
-    code = f"import test_emulator; test_emulator.run_bad_box('gpu', {unit}, {x}, {y})"
+def test_a_gpu_refuses_these_boxes_too(unit: int, x: int, y: int) -> None:
+    """In a process of its own, because the error makes its CUDA context unusable."""
+    code = f"import unit_kernels; unit_kernels.run_bad_box('gpu', {unit}, {x}, {y})"
     library("cuda")  # compiled here, once
     run = subprocess.run([sys.executable, "-c", code], cwd=UNITS.parent, capture_output=True, text=True)
     assert run.returncode and "illegal instruction" in run.stderr, run.stderr
@@ -227,7 +153,7 @@ def test_named_barriers_hand_over_a_buffer(machine: str) -> None:
         np.testing.assert_array_equal(out, expected)
 
 
-def test_blocks_of_a_cluster_take_turns(machine: str) -> None:
+def test_two_blocks_of_a_cluster_signal_each_other(machine: str) -> None:
     expected = np.cumsum([0, 11, 10, 11, 10, 11, 10, 11])
     for seed in for_each_schedule(machine):
         out = np.zeros(8, np.uint32)
@@ -235,11 +161,11 @@ def test_blocks_of_a_cluster_take_turns(machine: str) -> None:
         np.testing.assert_array_equal(out, expected)
 
 
-def test_a_remote_arrival_is_its_senders_event() -> None:
+def test_a_remote_arrival_is_recorded_for_the_block_that_sends_it() -> None:
     for seed in SEEDS:
         events = run_unit("emulator", 8, np.zeros(8, np.uint32), None, seed).events
         arrivals = events[events["kind"] == "mbarrier_arrive"]
-        np.testing.assert_array_equal(arrivals["block"], np.arange(7) % 2)  # they take turns
+        np.testing.assert_array_equal(arrivals["block"], np.arange(7) % 2)  # the blocks take turns
         np.testing.assert_array_equal(arrivals["address"] >> 24, 2 - np.arange(7) % 2)  # 1 + the other's rank
 
 
@@ -262,7 +188,7 @@ def test_conversions(machine: str) -> None:
     np.testing.assert_array_equal(out[256:].view(np.uint16), expected)
 
 
-def test_vectors_in_shared_memory_and_in_the_neighbours(machine: str) -> None:
+def test_vector_stores_to_this_blocks_and_to_the_other_blocks_shared_memory(machine: str) -> None:
     first = 1000 * np.arange(2)[:, None] + 4 * np.arange(128)
     vectors = (first[..., None] + np.arange(4) / 4).astype(np.float32)  # [block, thread, 4]
     expected = np.stack([vectors, vectors[::-1]], axis=2)
@@ -272,7 +198,7 @@ def test_vectors_in_shared_memory_and_in_the_neighbours(machine: str) -> None:
         np.testing.assert_array_equal(out, expected)
 
 
-def test_words_beside_an_mbarrier(machine: str) -> None:
+def test_words_next_to_an_mbarrier_can_be_stored(machine: str) -> None:
     for seed in for_each_schedule(machine):
         out = np.full((2, 4), 99, np.uint32)
         run_unit(machine, 12, out, None, seed)
@@ -282,7 +208,7 @@ def test_words_beside_an_mbarrier(machine: str) -> None:
 # ------------------------------------------------------------------------------------ the emulator alone
 
 
-def test_a_seed_repeats_its_run_and_another_differs() -> None:
+def test_the_same_seed_gives_the_same_run_and_others_differ() -> None:
     matrix = np.zeros((2 * BOX_ROWS, BOX_COLUMNS), np.uint8)
 
     def events(seed: int) -> np.ndarray:
@@ -293,13 +219,13 @@ def test_a_seed_repeats_its_run_and_another_differs() -> None:
     assert len({events(seed).tobytes() for seed in SEEDS}) > 1
 
 
-def test_events_tell_the_story_of_a_load() -> None:
+def test_the_events_of_a_load_are_in_order() -> None:
     matrix = np.zeros((40, 160), np.uint8)
     for seed in SEEDS:
         run = run_unit("emulator", 0, np.zeros(BOX, np.uint8), matrix, seed, rows=40, columns=160)
         kinds = [str(kind) for kind in run.events["kind"]]
-        story = ["mbarrier_init", "mbarrier_expect_tx", "tma_load", "tma_load_landed", "mbarrier_phase"]
-        where = [kinds.index(kind) for kind in story]
+        order = ["mbarrier_init", "mbarrier_expect_tx", "tma_load", "tma_load_landed", "mbarrier_phase"]
+        where = [kinds.index(kind) for kind in order]
         assert where == sorted(where)
         assert kinds.count("mbarrier_pass") == 128
         assert (np.diff(run.events["step"].astype(np.int64)) >= 0).all()

@@ -1,5 +1,5 @@
-// One small kernel for each instruction or pair of instructions, dumping what it did: run on the emulator and, where
-// there is one, on a GPU, and compared with what Python says should come out (test_emulator.py).
+// One small kernel for each instruction or pair of instructions, which writes its effect to `out`. test_emulator.py runs
+// them on the emulator and, if there is one, on a GPU, and compares `out` with a result computed in Python.
 #include "launch.cuh"
 #include "layout.cuh"
 #include "ptx.cuh"
@@ -14,8 +14,8 @@ struct UnitArgs {
 };
 
 constexpr uint32_t kBoxRows = 16;
-constexpr uint32_t kBoxBytes = kBoxRows * kSwizzleRow;  // at most
-constexpr uint32_t kBarrier = 2 * kBoxBytes;            // behind two boxes
+constexpr uint32_t kBoxBytes = kBoxRows * kSwizzleRow;  // of the largest box
+constexpr uint32_t kBarrier = 2 * kBoxBytes;            // offset of the mbarrier, after two boxes
 
 __device__ void dump(uint8_t* out, uint32_t shared, uint32_t bytes) {
     for (uint32_t i = threadIdx.x * 4; i < bytes; i += blockDim.x * 4)
@@ -30,7 +30,8 @@ __device__ void init_barrier(uint32_t barrier, uint32_t count) {
     __syncthreads();
 }
 
-// 0, 1, 10: a box of bytes (swizzled) or of floats (not), as it lies in shared memory; 10: loaded with a hint for L2.
+// 0, 1, 10: the shared memory of a loaded box, of bytes with a swizzle (0), of floats without one (1), of bytes and with
+// an L2 hint (10).
 template <bool kHint>
 __global__ void tma_load(const __grid_constant__ TensorMap map, uint8_t* out, int x, int y, uint32_t box_bytes) {
     const uint32_t smem = ptx::shared_memory(), barrier = smem + kBarrier;
@@ -46,11 +47,11 @@ __global__ void tma_load(const __grid_constant__ TensorMap map, uint8_t* out, in
     dump(out, smem, box_bytes);
 }
 
-// 2: each block of the cluster loads one box and sends it to both.
+// 2: each block of the cluster of two loads one box with a multicast to both.
 __global__ void tma_multicast(const __grid_constant__ TensorMap map, uint8_t* out) {
     const uint32_t smem = ptx::shared_memory(), barrier = smem + kBarrier, rank = ptx::cluster_ctarank();
     init_barrier(barrier, 1);
-    ptx::barrier_cluster_arrive();  // nobody sends before both barriers exist
+    ptx::barrier_cluster_arrive();  // no multicast before both barriers exist
     ptx::barrier_cluster_wait();
     if (threadIdx.x == 0) {
         ptx::mbarrier_arrive_expect_tx(barrier, 2 * kBoxBytes);
@@ -58,11 +59,11 @@ __global__ void tma_multicast(const __grid_constant__ TensorMap map, uint8_t* ou
     }
     ptx::mbarrier_wait_parity(barrier, 0);
     dump(out + rank * 2 * kBoxBytes, smem, 2 * kBoxBytes);
-    ptx::barrier_cluster_arrive();  // nobody leaves while its neighbour still sends to it
+    ptx::barrier_cluster_arrive();  // no block ends while the other still sends to it
     ptx::barrier_cluster_wait();
 }
 
-// 3: bytes 0, 1, 2, ... of a swizzled box, stored at (x, y) of a tensor that may be smaller.
+// 3: a swizzled box of bytes 0, 1, 2, ..., stored at (x, y) of a tensor, which may be smaller than the box.
 template <int kRowBytes>
 __global__ void tma_store(const __grid_constant__ TensorMap map, int x, int y) {
     const uint32_t smem = ptx::shared_memory();
@@ -77,7 +78,7 @@ __global__ void tma_store(const __grid_constant__ TensorMap map, int x, int y) {
     }
 }
 
-// 4: out[thread][register] of two chained m64n64k32, A and B being the first and the next 64 rows of a swizzled tile.
+// 4: out[thread][register] of two chained m64n64k32. A is the first and B the second 64 rows of a swizzled tile.
 __global__ void __launch_bounds__(128) wgmma_fragment(const uint8_t* in, uint8_t* out) {
     const uint32_t smem = ptx::shared_memory(), bytes = 64 * kSwizzleRow;
     for (uint32_t i = threadIdx.x * 4; i < 2 * bytes; i += blockDim.x * 4)
@@ -93,7 +94,7 @@ __global__ void __launch_bounds__(128) wgmma_fragment(const uint8_t* in, uint8_t
     for (int i = 0; i < 32; ++i) reinterpret_cast<float*>(out)[threadIdx.x * 32 + i] = d[i];
 }
 
-// 5: four 8x8 tiles, tile t at byte 128 * t, its row r 16 * r further; register j of lane i holds 100 * i + j twice.
+// 5: four 8x8 tiles; row r of tile t is at byte 128 * t + 16 * r. Both halves of register j of lane i hold 100 * i + j.
 __global__ void stmatrix(uint8_t* out) {
     const uint32_t smem = ptx::shared_memory(), lane = ptx::laneid();
     const auto pair = [lane](uint32_t j) { return (100 * lane + j) * 0x00010001u; };
@@ -102,7 +103,7 @@ __global__ void stmatrix(uint8_t* out) {
     dump(out, smem, 512);
 }
 
-// 6: lane, what lane 5 holds, how many lanes of the warp were elected.
+// 6: out[thread] = its lane, the value that lane 5 holds, the number of elected lanes in the warp.
 __global__ void lanes(uint8_t* out) {
     uint32_t* row = reinterpret_cast<uint32_t*>(out) + threadIdx.x * 3;
     row[0] = ptx::laneid();
@@ -113,7 +114,7 @@ __global__ void lanes(uint8_t* out) {
     row[2] = elected;
 }
 
-// 7: a warpgroup hands 128 words to two others through named barriers, three times, over one buffer.
+// 7: three times, one warpgroup passes 128 words to two others through one buffer, synchronised by named barriers.
 __global__ void __launch_bounds__(384, 1) named_barriers(uint8_t* out) {
     constexpr int kFull = 1, kEmpty = 2;
     const uint32_t smem = ptx::shared_memory(), i = threadIdx.x % 128;
@@ -134,8 +135,8 @@ __global__ void __launch_bounds__(384, 1) named_barriers(uint8_t* out) {
     }
 }
 
-// 8: the two blocks of a cluster take turns, each waiting for the other's arrival; out[turn] = the block whose turn it
-// was, written by that block where the last one wrote turn - 1.
+// 8: the two blocks of a cluster take turns, each waiting for the other's arrival on its mbarrier. In its turn a block
+// writes out[turn] = out[turn - 1] + 10 + its rank.
 __global__ void remote_arrive(uint8_t* out) {
     const uint32_t barrier = ptx::shared_memory(), rank = ptx::cluster_ctarank();
     init_barrier(barrier, 1);
@@ -162,8 +163,8 @@ __global__ void conversions(const uint8_t* in, uint8_t* out, int64_t count) {
         pairs[i] = ptx::cvt_rn_bf16x2_f32(floats[2 * i + 1], floats[2 * i]);
 }
 
-// 11: each thread of a cluster of two stores four floats at once, and sends them to the other block; it reads its own,
-// as words, and those that the same thread of the other block has sent: out[rank][thread][own, other's].
+// 11: each thread of a cluster of two stores four floats at once in its own block's shared memory and in the other's.
+// Then it reads its own and those that the same thread of the other block has stored: out[rank][thread][own, other's].
 __global__ void shared_vectors(uint8_t* out) {
     const uint32_t smem = ptx::shared_memory(), address = smem + threadIdx.x * 16, rank = ptx::cluster_ctarank();
     const float first = static_cast<float>(1000 * rank + 4 * threadIdx.x);
@@ -179,8 +180,8 @@ __global__ void shared_vectors(uint8_t* out) {
     *reinterpret_cast<float4*>(row + 1) = ptx::ld_shared<float4>(address + blockDim.x * 16);
 }
 
-// 12: words right before and right after an mbarrier, which is the first half of its 16 bytes, and then the second:
-// out[half][word]. The barrier still works.
+// 12: stores the two words right before and the two right after an mbarrier, which is the first (half = 0) or the second
+// half of an aligned 16 bytes: out[half][word]. The barrier must still work.
 __global__ void beside_a_barrier(uint8_t* out) {
     for (uint32_t half = 0; half < 2; ++half) {
         const uint32_t barrier = ptx::shared_memory() + 16 + half * 24;

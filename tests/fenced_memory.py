@@ -1,7 +1,7 @@
 """`python fenced_memory.py RUNG`: calls a rung with every tensor between pages without access.
 
-On the emulator a kernel's pointers are real ones. A read of one byte outside a tensor, even if its value is not
-used, ends this process with a segmentation fault: that is why it is a process of its own.
+On the emulator a kernel's pointers are real ones. A read of one byte outside a tensor, even if its value is
+not used, ends this process with a segmentation fault: that is why it is a process of its own.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def fenced(values: np.ndarray, at_end: bool) -> np.ndarray:
 
 
 def call(rung: str, m: int, at_end: bool) -> None:
-    # m and n are not multiples of a tile. Every tensor's size is a multiple of 16 bytes, so that a tensor that
+    # m and n are not multiples of a tile. Every tensor's size is a multiple of 16 bytes, so that a tensor which
     # ends at a page still has the aligned address that it needs.
     operands = normal(np.random.default_rng(0), m, 136, 256)
     a, b, sfb = (torch.from_numpy(fenced(x, at_end)) for x in (operands.a, operands.b, operands.sfb))

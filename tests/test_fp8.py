@@ -9,6 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from gemm_ladder import utils
 from gemm_ladder.ref import fp8
 
 
@@ -108,6 +109,33 @@ def test_casts_agree_with_torch(kind, shape, use_ue8m0):
     assert codes.dtype == fp8.E4M3 and codes.shape == shape and scales.dtype == np.float32
     assert np.array_equal(codes.view(np.uint8), needed_codes.numpy())
     assert np.array_equal(scales, needed_scales.numpy())
+
+
+def scales_of_utils(cast, x: np.ndarray) -> np.ndarray:
+    return cast(torch.from_numpy(x), use_ue8m0=True)[1].numpy()
+
+
+SCALES = {
+    "ref token": lambda x: fp8.per_token_cast_to_fp8(x, use_ue8m0=True)[1],
+    "ref block": lambda x: fp8.per_block_cast_to_fp8(x, use_ue8m0=True)[1],
+    "utils token": lambda x: scales_of_utils(utils.per_token_cast_to_fp8, x),
+    "utils block": lambda x: scales_of_utils(utils.per_block_cast_to_fp8, x),
+}
+
+
+@pytest.mark.parametrize("scales", SCALES.values(), ids=SCALES)
+def test_a_scale_that_is_a_power_of_two_is_not_rounded_up(scales):
+    """448 * 2^e needs the scale 2^e; the next larger number needs 2^(e + 1)."""
+    exponents = np.arange(-22, 120)  # from the smallest that the lower bound of 1e-4 allows to the largest
+    exact = np.float32(448) * np.exp2(exponents.astype(np.float32))
+    for largest, expected in (
+        (exact, exponents),
+        (np.nextafter(exact, np.float32(0)), exponents),
+        (np.nextafter(exact, np.float32(np.inf)), exponents + 1),
+    ):
+        x = np.zeros((1, 128 * exponents.size), np.float32)
+        x[0, 5::128] = -largest
+        assert np.array_equal(scales(x)[0], np.exp2(expected.astype(np.float64)))
 
 
 @pytest.mark.parametrize("kind", CASTS)

@@ -66,7 +66,7 @@ def run_unit(
 
 
 def store_into_middle(machine: str, canvas: np.ndarray, seed: int, x: int, y: int, row_bytes: int) -> None:
-    """Run tma_store on rows 20 to 39 of `canvas`; a store outside of its tensor would change the other rows."""
+    """Run tma_store on rows 20 to 39 of `canvas`; a store outside the tensor would change the other rows."""
     sizes = {"rows": 20, "columns": 144, "x": x, "y": y, "row_bytes": row_bytes}
     if machine == "emulator":
         run_unit(machine, 3, canvas[20:40], None, seed, **sizes)

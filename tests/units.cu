@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(384, 1) named_barriers(uint8_t* out) {
 }
 
 // 8: the two blocks of a cluster take turns, each waiting for the other's arrival on its mbarrier. In its turn a block
-// writes out[turn] = out[turn - 1] + 10 + its rank.
+// writes out[turn] = out[turn - 1] + 10 + its rank; out[0] is 0.
 __global__ void remote_arrive(uint8_t* out) {
     const uint32_t barrier = ptx::shared_memory(), rank = ptx::cluster_ctarank();
     init_barrier(barrier, 1);

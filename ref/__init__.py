@@ -2,8 +2,8 @@
 
     fp8          E4M3, and the casts that make the operands
     gemm         the product in float64: rung s0_numpy
-    tensor_core  what a Hopper tensor core makes of it, bit for bit
-    layouts      where the bytes and the accumulators lie
+    tensor_core  the product as a Hopper tensor core computes it, bit for bit
+    layouts      where bytes lie in shared and global memory, and accumulators in registers
     metrics      how far two results are apart
     emulator     one Hopper SM on the CPU, which runs the kernels' own source
 

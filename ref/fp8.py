@@ -18,7 +18,8 @@ from gemm_ladder.arguments import SCALE_BLOCK, ceil_div
 E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
 E4M3_MAX = 448.0
 
-_SMALLEST_AMAX = 1e-4  # DeepGEMM's: a block of zeros still gets a scale that can be divided by
+# As in DeepGEMM: a block of zeros needs a scale above 0, because values are divided by it.
+_SMALLEST_AMAX = 1e-4
 _VALUES = np.arange(256, dtype=np.uint8).view(E4M3).astype(np.float32)
 
 
@@ -38,17 +39,18 @@ def decode(codes: np.ndarray) -> np.ndarray:
 def encode(x: np.ndarray) -> np.ndarray:
     """The E4M3 codes, uint8, nearest to `x` (float32 or float64, any shape); ties go to the even code.
 
-    What lies beyond 448, infinities too, becomes 448, as in the GPU's conversion (cvt.rn.satfinite). NaN
+    Magnitudes beyond 448, infinity included, become 448, as in the GPU's conversion (cvt.rn.satfinite). NaN
     stays NaN.
     """
     return np.clip(narrow(x), -E4M3_MAX, E4M3_MAX).astype(E4M3).view(np.uint8)
 
 
 def narrow(x: np.ndarray) -> np.ndarray:
-    """float64 to float32, rounded to odd: so that rounding it on to a shorter type is rounding once.
+    """float64 to float32, rounded to odd, so that rounding the result to a shorter type rounds only once.
 
-    Half way between two shorter numbers is an even float32; a value beside it must not be taken for it. So
-    what is not exact is truncated and its last bit set. float32 is returned as it is.
+    The middle between two neighbours of the shorter type is a float32 whose last bit is 0. A float64 near
+    such a middle must not become the middle itself, which would then be a tie. So a value that is not exactly
+    a float32 is truncated and its last bit set. float32 is returned as it is.
     """
     x = np.asarray(x)
     with np.errstate(over="ignore"):
@@ -62,7 +64,7 @@ def narrow(x: np.ndarray) -> np.ndarray:
 def per_token_cast_to_fp8(
     x: np.ndarray, use_ue8m0: bool = False, gran_k: int = SCALE_BLOCK
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A's cast: one scale for each run of `gran_k` columns of a row, whose largest magnitude becomes 448.
+    """The cast for A: each run of `gran_k` columns of a row gets a scale, so that its largest code is 448.
 
     Args:
         x: float32 [m, k].
@@ -81,7 +83,7 @@ def per_token_cast_to_fp8(
 def per_block_cast_to_fp8(
     x: np.ndarray, use_ue8m0: bool = False, gran_k: int = SCALE_BLOCK
 ) -> tuple[np.ndarray, np.ndarray]:
-    """B's cast: as A's, with one scale for each block of gran_k x gran_k.
+    """The cast for B: as for A, with one scale for each block of gran_k x gran_k.
 
     Returns:
         E4M3 [n, k] and its scales, float32 [ceil(n / gran_k), ceil(k / gran_k)].
@@ -135,7 +137,7 @@ def _cast(x: np.ndarray, gran_rows: int, gran_k: int, use_ue8m0: bool) -> tuple[
     amax = np.abs(blocks).max(axis=(1, 3), keepdims=True, initial=np.float32(_SMALLEST_AMAX))
     scales = amax / np.float32(E4M3_MAX)
     if use_ue8m0:
-        fraction, exponent = np.frexp(scales)  # fraction in [1/2, 1): a power of two has 1/2
+        fraction, exponent = np.frexp(scales)  # fraction in [1/2, 1), and 1/2 for a power of two
         scales = np.ldexp(np.float32(1), exponent - (fraction == 0.5))
     codes = encode(blocks * (np.float32(1) / scales)).reshape(padded.shape)
     return codes[:rows, :columns].copy().view(E4M3), scales.reshape(block_rows, block_columns)

@@ -2,9 +2,9 @@
 
     D[m, n] = sum over k of A[m, k] * sfa[m, k / 128] * B[n, k] * sfb[n / 128, k / 128]
 
-The operands are the quantised ones, as a kernel gets them (gemm_ladder.ref.fp8 describes the pairs). To
-compare with the product of the matrices from before the cast would hide bugs as small as the cast's own
-error, 7e-4 in `calc_diff`.
+The operands are the quantised ones, as a kernel gets them (gemm_ladder.ref.fp8 describes the pairs). A
+comparison with the product of the matrices before the cast would hide bugs as small as the error of the cast
+itself, 7e-4 in `calc_diff`.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def dense(a: np.ndarray, sfa: np.ndarray, b: np.ndarray, sfb: np.ndarray) -> np.
 def grouped_contiguous(
     a: np.ndarray, sfa: np.ndarray, b: np.ndarray, sfb: np.ndarray, m_indices: np.ndarray
 ) -> np.ndarray:
-    """Mixture of experts, the rows of all experts in one matrix: row i is multiplied by B[m_indices[i]].
+    """Mixture of experts, the rows of all experts in one matrix: row i of A is multiplied by B[m_indices[i]].
 
     Args:
         a, sfa: as for `dense`.
         b, sfb: E4M3 [groups, n, k] and float32 [groups, ceil(n / 128), ceil(k / 128)].
-        m_indices: int32 [m]; -1 marks padding, whose rows of D are zeros. (A kernel also needs the value to
-            be constant inside each block of 128 rows; the definition does not.)
+        m_indices: int32 [m]; -1 marks padding, whose rows of D are zeros. (A kernel also needs each 128 rows
+            to have the same value; this reference does not.)
 
     Returns:
         D, float64 [m, n].
@@ -73,15 +73,14 @@ def grouped_masked(
     masked_m: np.ndarray,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Mixture of experts, one matrix an expert, of which the first masked_m[group] rows count.
+    """Mixture of experts, one matrix for each expert, whose first masked_m[group] rows are valid.
 
     Args:
-        a, sfa: E4M3 [groups, max_m, k] and float32 [groups, max_m, ceil(k / 128)]. Rows that do not count are
-            not read.
+        a, sfa: E4M3 [groups, max_m, k] and float32 [groups, max_m, ceil(k / 128)]. Only valid rows are read.
         b, sfb: as for `grouped_contiguous`.
         masked_m: int32 [groups], each in [0, max_m].
-        out: float64 [groups, max_m, n] to write into; rows that do not count are left as they are. A new
-            array holds NaN there: they are nobody's result.
+        out: float64 [groups, max_m, n] to write into; only valid rows are written. None: a new array, with
+            NaN in the other rows.
 
     Returns:
         D, float64 [groups, max_m, n]: `out`, where given.

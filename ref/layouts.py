@@ -1,7 +1,7 @@
 """Where things lie: bytes in swizzled shared memory, accumulators in registers, scales in global memory.
 
 The functions take integers or integer arrays, so that a whole tile can be mapped, and drawn, in one call.
-What the kernels use of it is in kernels/include/layout.cuh, in the same words.
+kernels/include/layout.cuh has those that the kernels use, under similar names.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ WARPGROUP = 128  # threads
 def swizzle(row: ArrayLike, col_byte: ArrayLike, row_bytes: int) -> np.ndarray:
     """Byte offset, in a tile with rows of `row_bytes`, of the byte that belongs at (row, col_byte).
 
-    Eight groups of banks serve 16 bytes each at a time, so without a swizzle the eight rows of one column,
-    which a tensor core reads together, would wait for the same banks. With it a row's 16-byte chunks are
-    permuted: of a 128-byte row, chunk c of row r lies at place c XOR (r mod 8). Two rows of 64 bytes, or four
-    of 32, go through all the banks together, and have the same permutation, of 4 chunks or of 2.
+    A tensor core reads the same 16-byte chunk of eight rows together. Shared memory serves eight chunks at
+    once only if they lie in different banks, but without a swizzle the chunks of one column lie in the same
+    ones. So the swizzle permutes the chunks of each row: in a tile of 128-byte rows, chunk c of row r lies at
+    place c XOR (r mod 8). Two rows of 64 bytes, or four of 32, cover all banks once; such rows have the same
+    permutation, of 4 chunks or of 2.
     Source: "Shared Memory Matrix Layout", PTX ISA, wgmma.
 
     Raises ValueError if row_bytes is not 32, 64 or 128, a col_byte not in [0, row_bytes) or a row not >= 0.
@@ -41,7 +42,7 @@ def swizzle(row: ArrayLike, col_byte: ArrayLike, row_bytes: int) -> np.ndarray:
 
 
 def unswizzle(offset: ArrayLike, row_bytes: int) -> tuple[np.ndarray, np.ndarray]:
-    """The (row, col_byte) whose byte swizzle puts at `offset`."""
+    """The (row, col_byte) of the byte that `swizzle` puts at `offset`."""
     row, place = np.divmod(np.asarray(offset), row_bytes)
     return row, place ^ _swizzle_mask(row, row_bytes)
 
@@ -52,12 +53,12 @@ def swizzle_128b(row: ArrayLike, col_byte: ArrayLike) -> np.ndarray:
 
 
 def unswizzle_128b(offset: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """The (row, col_byte) whose byte swizzle_128b puts at `offset`."""
+    """The (row, col_byte) of the byte that `swizzle_128b` puts at `offset`."""
     return unswizzle(offset, SWIZZLE_ROW)
 
 
 def _swizzle_mask(row: np.ndarray, row_bytes: int) -> np.ndarray:
-    """What a col_byte in that row is XORed with."""
+    """The number that a col_byte in that row is XORed with."""
     if row_bytes not in (32, 64, 128):
         raise ValueError(f"rows of {row_bytes} bytes were given; 32, 64 or 128 are needed")
     return row // (SWIZZLE_ROW // row_bytes) * SWIZZLE_CHUNK % row_bytes
@@ -65,13 +66,13 @@ def _swizzle_mask(row: np.ndarray, row_bytes: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class SmemDescriptor:
-    """How a WGMMA is told where an operand lies: 64 bits. Source: "Matrix Descriptor Format", PTX ISA, wgmma.
+    """The 64 bits that tell a WGMMA where an operand lies. Source: "Matrix Descriptor Format", PTX ISA.
 
     Attributes:
         address: of the operand in shared memory, in bytes, a multiple of 16 below 2^18.
         leading_byte_offset: not used by K-major operands with the 128-byte swizzle.
         stride_byte_offset: from one group of 8 rows to the next, in bytes.
-        base_offset: 0 where the atoms of the swizzle are aligned to their 1024 bytes.
+        base_offset: 0 if the atoms of the swizzle are aligned to their size, 1024 bytes.
         swizzle: 0 none, 1 128 bytes, 2 64 bytes, 3 32 bytes.
     """
 
@@ -103,7 +104,7 @@ class SmemDescriptor:
         )
 
 
-# Field: lowest bit, number of bits, and the bytes that a 1 in it stands for.
+# For each field: its lowest bit, its number of bits, and the unit that it counts (16: units of 16 bytes).
 _DESCRIPTOR_FIELDS = {
     "address": (0, 14, 16),
     "leading_byte_offset": (16, 14, 16),
@@ -116,7 +117,7 @@ _DESCRIPTOR_FIELDS = {
 def smem_descriptor(address: int) -> int:
     """The descriptor of a K-major operand with the 128-byte swizzle at `address`, as the kernels make it.
 
-    The next 32 of K are 32 bytes on, inside the atom; the next 64 rows 64 * 128 bytes.
+    The next 32 columns of K begin 32 bytes further, inside the atom; the next 64 rows 64 * 128 bytes further.
     """
     return SmemDescriptor(address).encode()
 
@@ -124,9 +125,9 @@ def smem_descriptor(address: int) -> int:
 def wgmma_accumulator(n: int) -> tuple[np.ndarray, np.ndarray]:
     """(row, column) of D that thread t of a warpgroup holds in register i: two int arrays [128, n / 2].
 
-    A warp has 16 rows. A thread's registers come in fours: two neighbouring columns of one row, the same two
-    of the row 8 below, and then the next 8 columns. Source: "Register Fragments for
-    wgmma.mma_async.m64nNk32", PTX ISA.
+    Each warp has 16 rows. Each four registers of a thread hold two neighbouring columns of one row and the
+    same two columns of the row 8 below; the next four registers are 8 columns to the right. Source: "Register
+    Fragments for wgmma.mma_async.m64nNk32", PTX ISA.
 
     Raises ValueError if n is not a multiple of 8 in [8, 256].
     """

@@ -4,8 +4,8 @@ Each function takes the result `x` and the reference `y`, float arrays of one sh
 returns a Python float. A NaN in either makes the error NaN, so that `error < tolerance` is false. A reference
 of zeros has an error of 0 if the result is zeros as well, and infinity otherwise.
 
-One number over a whole matrix forgives a lot: in a matrix of 4096 rows, one row of nonsense passes `calc_diff
-< 1e-3`. `max_row_error` and `max_tile_error` do not forgive it.
+One number over a whole matrix can hide a local fault: in a matrix of 4096 rows, one wrong row passes
+`calc_diff < 1e-3`. `max_row_error` and `max_tile_error` show it.
 """
 
 from __future__ import annotations

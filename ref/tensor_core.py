@@ -11,8 +11,8 @@ accumulator:
 4. They are added exactly; the sum is truncated toward zero to 13 fraction bits of its own exponent (at least
    -126). A zero sum is +0. NaN is 0x7FFFFFFF, whatever caused it.
 
-So an accumulator keeps 14 significant bits, not FP32's 24: that is why the kernels promote every 128 of K
-into FP32 registers of the CUDA cores. That addition is IEEE's `fmaf`, and is here too.
+So an accumulator keeps 14 significant bits, not FP32's 24: that is why the kernels promote the sum of each
+K block (128 of K) into FP32 registers of the CUDA cores. The promotion is IEEE's `fmaf`; it is here as well.
 
 Source of the model: F. A. Khattak, M. Mikaitis, "Accurate Models of NVIDIA Tensor Cores", arXiv:2512.07004.
 
@@ -43,8 +43,9 @@ _NAN = np.uint32(0x7FFFFFFF)
 _CODES = np.arange(256, dtype=np.uint8)
 _VALUE = np.nan_to_num(fp8.decode(_CODES), nan=0.0)
 _EXPONENT = np.maximum(_CODES >> 3 & 15, 1).astype(np.int32) - 7
-# The exponents of nonzero products are from -12 to 16. A zero's is so low, and a NaN's so high, that any sum
-# with it lies outside: a maximum of exponents tells whether there was a product, and whether there was a NaN.
+# The exponents of nonzero products are from -12 to 16. Zero gets an exponent so low, and NaN one so high,
+# that its sum with any other operand's lies outside of that range. So the largest exponent of all products
+# tells whether one of them is not zero, and whether one of them is NaN.
 _EXPONENT[_VALUE == 0] = -64
 _EXPONENT[np.isnan(fp8.decode(_CODES))] = 128
 _NO_PRODUCT, _LARGEST_PRODUCT = -13, 16
@@ -94,7 +95,7 @@ def _wgmma(a, b, acc):
             b_value[k, j] = _VALUE[b[j, k]]
             b_exponent[k, j] = _EXPONENT[b[j, k]]
 
-    top = np.empty(n, np.int32)  # the largest exponent of a product
+    top = np.empty(n, np.int32)  # the largest exponent of all products
     scale = np.empty(n, np.float32)  # 2^(13 - E)
     total = np.empty(n, np.int32)  # the sum of the products, in units of 2^(E - 13)
     for i in range(m):
@@ -116,7 +117,7 @@ def _wgmma(a, b, acc):
             magnitude = bits[j] & 0x7FFFFFFF
             if top[j] > _LARGEST_PRODUCT or magnitude > _INFINITY:
                 bits[j] = _NAN
-            elif top[j] == _NO_PRODUCT:  # the accumulator alone, which may be too small for the units above
+            elif top[j] == _NO_PRODUCT:  # only the accumulator, which may be too small for the scale above
                 bits[j] = bits[j] & _KEEP_MASK if magnitude & _KEEP_MASK else 0
             elif magnitude < _INFINITY:  # an infinite accumulator stays as it is
                 exact = np.float32(total[j] + np.int32(acc[i, j] * scale[j]))
@@ -164,22 +165,22 @@ _cfunc_lock = threading.Lock()
 def cfunc_address() -> int:
     """`_wgmma`'s address: `void wgmma(int64_t m, int64_t n, const uint8_t* a, const uint8_t* b, float* acc)`.
 
-    a is [m][32] and b [n][32], E4M3 codes, acc [m][n] is added to; all are row-major. m = 64 is one
-    instruction, 16 what one warp has of it. Any thread may call it, holding the GIL or not. The address is
-    good for the life of the process. The first call compiles it (2 s), or loads it where an earlier process
-    has.
+    a [m][32] and b [n][32] are E4M3 codes; the products are added to acc [m][n]; all are row-major. m is 64
+    for a whole instruction, 16 for the rows of one warp. Any thread may call it, holding the GIL or not. The
+    address is valid for the life of the process. The first call compiles it (2 s), or loads what an earlier
+    process has compiled.
     """
-    with _cfunc_lock:  # two threads must not make two: the loser's code would be freed
+    with _cfunc_lock:  # two threads could otherwise compile it twice, and one of the two would be freed
         return _wgmma_cfunc().address
 
 
 def wgmma(a: np.ndarray, b: np.ndarray, acc: np.ndarray) -> np.ndarray:
-    """One FP8 WGMMA: what the tensor core makes of `acc + a @ b.T`.
+    """One FP8 WGMMA: `acc + a @ b.T` as the tensor core computes it.
 
     Args:
-        a, b: E4M3 [m, 32] and [n, 32], or their uint8 codes. Outputs do not affect one another: any m and n
-        will do.
-        acc: float32 [m, n], left as it is.
+        a, b: E4M3 [m, 32] and [n, 32], or their uint8 codes. m and n may be any size, because outputs do not
+            affect one another.
+        acc: float32 [m, n]; not changed.
 
     Returns:
         float32 [m, n].
@@ -211,11 +212,11 @@ def chain(a: np.ndarray, b: np.ndarray, acc: np.ndarray) -> np.ndarray:
 
 
 def gemm(a: np.ndarray, sfa: np.ndarray, b: np.ndarray, sfb: np.ndarray) -> np.ndarray:
-    """The bits that every WGMMA rung writes.
+    """The product, bit for bit as every WGMMA rung computes it.
 
-    Each 128 of K: partial = four chained WGMMAs from 0, then acc = fmaf(partial, fl32(sfa * sfb), acc). At
-    the end acc is rounded to BF16, to nearest even; NaN is 0x7FFF. A ragged k is filled up with zeros, as the
-    copy engine does.
+    For each K block (128 of K): partial = four chained WGMMAs from 0, then acc = fmaf(partial, fl32(sfa *
+    sfb), acc). At the end acc is rounded to BF16, to nearest even; NaN is 0x7FFF. If k is not a multiple of
+    128, zeros fill the last K block, as the copy engine does.
 
     Args:
         a, sfa: E4M3 [m, k] (or its uint8 codes) and float32 [m, ceil(k / 128)].
@@ -237,7 +238,7 @@ def gemm(a: np.ndarray, sfa: np.ndarray, b: np.ndarray, sfb: np.ndarray) -> np.n
 
 
 def cuda_core_gemm(a: np.ndarray, sfa: np.ndarray, b: np.ndarray, sfb: np.ndarray) -> np.ndarray:
-    """As `gemm`, the bits of s1_naive: partial = fmaf(a, b, partial) in k order from +0, no tensor core."""
+    """As `gemm`, but with the bits of s1_naive: partial = fmaf(a, b, partial) in k order from +0."""
 
     def cuda_core_block(a, b, partial):
         _fma_block(fp8.decode(a), np.ascontiguousarray(fp8.decode(b).T), partial)
@@ -246,7 +247,7 @@ def cuda_core_gemm(a: np.ndarray, sfa: np.ndarray, b: np.ndarray, sfb: np.ndarra
 
 
 def _promoted(a, sfa, b, sfb, block_product) -> np.ndarray:
-    """Both products above; block_product(a [m, kb], b [n, kb], partial [m, n]) overwrites partial."""
+    """What both products share; block_product(a [m, kb], b [n, kb], partial [m, n]) overwrites partial."""
     (a, sfa), (b, sfb) = fp8.check_lhs(a, sfa), fp8.check_rhs(b, sfb)
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"A {a.shape} and B {b.shape} were given; the same k is needed in both")

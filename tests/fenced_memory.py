@@ -36,8 +36,8 @@ def fenced(values: np.ndarray, at_end: bool) -> np.ndarray:
 
 
 def call(rung: str, m: int, at_end: bool) -> None:
-    # m and n are not multiples of a tile. Every tensor's size is a multiple of 16 bytes, so that a tensor which
-    # ends at a page still has the aligned address that it needs.
+    # m and n are not multiples of a tile. The size of every tensor is a multiple of 16 bytes, so that a
+    # tensor which ends at a page still has the aligned address that it needs.
     operands = normal(np.random.default_rng(0), m, 136, 256)
     a, b, sfb = (torch.from_numpy(fenced(x, at_end)) for x in (operands.a, operands.b, operands.sfb))
     sfa = torch.from_numpy(fenced(np.ascontiguousarray(operands.sfa.T), at_end)).T

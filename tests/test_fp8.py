@@ -111,6 +111,13 @@ def test_casts_agree_with_torch(kind, shape, use_ue8m0):
     assert np.array_equal(scales, needed_scales.numpy())
 
 
+@pytest.mark.parametrize("kind", CASTS)
+def test_casts_of_no_columns(kind):
+    codes, scales = CASTS[kind][0](np.zeros((3, 0), np.float32))
+    assert codes.shape == (3, 0)
+    assert scales.shape == (3 if kind == "token" else 1, 0)
+
+
 def scales_of_utils(cast, x: np.ndarray) -> np.ndarray:
     return cast(torch.from_numpy(x), use_ue8m0=True)[1].numpy()
 

@@ -135,6 +135,13 @@ def refused(words, function, **changes):
             sfa=np.ones((2, 4, 1), np.float32),
             masked_m=np.array([1, 5]),
         ),
+        refused(
+            r"\[-1, 0\] was given",
+            gemm.grouped_masked,
+            a=np.zeros((2, 4, 128), np.uint8),
+            sfa=np.ones((2, 4, 1), np.float32),
+            masked_m=np.array([-1, 0]),
+        ),
     ],
 )
 def test_refusals_say_what_is_needed(function, arguments, words):

@@ -1,5 +1,5 @@
-// One small kernel for each instruction or pair of instructions, which writes its effect to `out`. test_emulator.py runs
-// them on the emulator and, if there is one, on a GPU, and compares `out` with a result computed in Python.
+// One small kernel for each instruction or pair of instructions, which writes its effect to `out`. test_emulator.py
+// runs them on the emulator and, if there is one, on a GPU, and compares `out` with a result computed in Python.
 #include "launch.cuh"
 #include "layout.cuh"
 #include "ptx.cuh"
@@ -30,8 +30,8 @@ __device__ void init_barrier(uint32_t barrier, uint32_t count) {
     __syncthreads();
 }
 
-// 0, 1, 10: the shared memory of a loaded box, of bytes with a swizzle (0), of floats without one (1), of bytes and with
-// an L2 hint (10).
+// 0, 1, 10: the shared memory of a loaded box, of bytes with a swizzle (0), of floats without one (1), of bytes and
+// with an L2 hint (10).
 template <bool kHint>
 __global__ void tma_load(const __grid_constant__ TensorMap map, uint8_t* out, int x, int y, uint32_t box_bytes) {
     const uint32_t smem = ptx::shared_memory(), barrier = smem + kBarrier;
@@ -180,8 +180,8 @@ __global__ void shared_vectors(uint8_t* out) {
     *reinterpret_cast<float4*>(row + 1) = ptx::ld_shared<float4>(address + blockDim.x * 16);
 }
 
-// 12: stores the two words right before and the two right after an mbarrier, which is the first (half = 0) or the second
-// half of an aligned 16 bytes: out[half][word]. The barrier must still work.
+// 12: stores the two words right before and the two right after an mbarrier, which is the first (half = 0) or the
+// second half of an aligned 16 bytes: out[half][word]. The barrier must still work.
 __global__ void beside_a_barrier(uint8_t* out) {
     for (uint32_t half = 0; half < 2; ++half) {
         const uint32_t barrier = ptx::shared_memory() + 16 + half * 24;

@@ -1,4 +1,4 @@
-// The words of CUDA C++ that the kernels use, for a plain C++ compiler.
+// The keywords, types and functions of CUDA C++ that the kernels use, defined for a plain C++ compiler.
 #pragma once
 
 #include <cmath>

@@ -11,7 +11,8 @@
 
 namespace emulator {
 
-// ucontext makes the stack; _setjmp and _longjmp switch, because swapcontext enters the system at every switch.
+// makecontext starts a fiber on its own stack. From then on _setjmp and _longjmp switch, because swapcontext makes a
+// system call at every switch.
 class Fiber {
   public:
     Fiber() : page_(static_cast<std::size_t>(sysconf(_SC_PAGESIZE))) {
@@ -44,7 +45,7 @@ class Fiber {
         setcontext(&context_);
     }
 
-    // Called on the fiber: back to whoever resumed it.
+    // Called on the fiber: stops it and returns from the resume() that was running it.
     void suspend() {
         if (!_setjmp(self_)) _longjmp(resumer_, 1);
     }

@@ -1,4 +1,4 @@
-"""E4M3 codes and the two casts, against exact arithmetic and against torch."""
+"""E4M3 codes and the two casts, compared with exact arithmetic and with torch."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def test_dense_of_no_rows():
     assert gemm.dense(a[:0], sfa[:0], b, sfb).shape == (0, 16)
 
 
-def test_grouped_contiguous_takes_each_rows_own_group():
+def test_grouped_contiguous_multiplies_each_row_by_its_own_group():
     rng = np.random.default_rng(1)
     (a, sfa), (b, sfb) = operands(rng, 512, 24, 256, groups=3)
     m_indices = np.repeat(np.array([2, -1, 0, 2], np.int32), 128)  # group 1 is empty
@@ -55,7 +55,7 @@ def test_grouped_contiguous_takes_each_rows_own_group():
     assert (d[128:256] == 0).all()
 
 
-def test_grouped_masked_reads_and_writes_the_counted_rows_only():
+def test_grouped_masked_reads_and_writes_valid_rows_only():
     rng = np.random.default_rng(2)
     (a, sfa), (b, sfb) = operands(rng, 3 * 10, 16, 130, groups=3)
     a, sfa = a.view(np.uint8).reshape(3, 10, 130).copy(), sfa.reshape(3, 10, 2).copy()
@@ -95,7 +95,7 @@ def test_to_bf16_rounds_once():
     assert bits == [exact_bf16(v) for v in x]
     with np.errstate(over="ignore"):
         twice = x.astype(np.float32).astype(gemm.BF16).view(np.uint16).tolist()
-    assert bits != twice  # or the test would not notice a double rounding
+    assert bits != twice  # so these values distinguish one rounding from two
 
 
 def test_to_bf16_of_special_values():
@@ -120,6 +120,27 @@ def refused(words, function, **changes):
         refused("below 2", gemm.grouped_contiguous, m_indices=np.full(8, 2, np.int32)),
         refused(
             "groups, n, k", gemm.grouped_contiguous, b=np.zeros((16, 128)), m_indices=np.zeros(8, np.int32)
+        ),
+        refused(r"hold \[-2\]", gemm.grouped_contiguous, m_indices=np.full(8, -2, np.int32)),
+        refused(
+            r"scales \(2, 1\)",
+            gemm.grouped_contiguous,
+            sfb=np.ones((2, 1), np.float32),
+            m_indices=np.zeros(8, np.int32),
+        ),
+        refused(
+            r"scales \(3, 1, 1\)",
+            gemm.grouped_contiguous,
+            sfb=np.ones((3, 1, 1), np.float32),
+            m_indices=np.zeros(8, np.int32),
+        ),
+        refused(
+            r"out of shape \(2, 4, 8\)",
+            gemm.grouped_masked,
+            a=np.zeros((2, 4, 128), np.uint8),
+            sfa=np.ones((2, 4, 1), np.float32),
+            masked_m=np.array([1, 1]),
+            out=np.zeros((2, 4, 8)),
         ),
         refused(
             "same number",

@@ -1,4 +1,4 @@
-"""The layouts: one to one, with the property that each exists for, and as the kernels' header has them."""
+"""The layouts: each is one to one, has the property that it exists for, and equals the kernels' own header."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def test_swizzle_spreads_a_column_over_all_banks(row_bytes):
         rows = np.arange(first_row, first_row + 8)
         for column in range(0, row_bytes, 16):
             assert len(set(bank_groups(layouts.swizzle(rows, column, row_bytes)))) == 8
-            # What it is for: a plain tile's conflict.
+            # Without the swizzle the same chunks share banks: the conflict that it avoids.
             assert len(set(bank_groups(rows * row_bytes + column))) == 128 // row_bytes
 
 
 @pytest.mark.parametrize(("row_bytes", "mask"), [(32, 0x10), (64, 0x30), (128, 0x70)])
-def test_swizzle_is_the_address_xor_that_the_hardware_does(row_bytes, mask):
+def test_swizzle_is_the_hardwares_xor_of_address_bits(row_bytes, mask):
     rows, col_bytes = tile(row_bytes)
     offset = rows * row_bytes + col_bytes
     assert np.array_equal(layouts.swizzle(rows, col_bytes, row_bytes), offset ^ (offset >> 3 & mask))
@@ -75,22 +75,22 @@ def test_swizzle_128b():
         (0, 0, 16, "rows of 16 bytes"),
     ],
 )
-def test_swizzle_refuses_what_is_no_place(row, col_byte, row_bytes, given):
+def test_swizzle_refuses_places_outside_the_tile(row, col_byte, row_bytes, given):
     with pytest.raises(ValueError, match=f"{given}.* given; .* needed"):
         layouts.swizzle(row, col_byte, row_bytes)
 
 
 @pytest.mark.parametrize("address", [0, 1024, 16 * 1024 + 32, 232448 - 16])
-def test_descriptor_of_the_kernels(address):
+def test_descriptor_equals_the_one_in_a_hopper_kernel(address):
     bits = layouts.smem_descriptor(address)
-    assert bits >> 32 == 0x40000040  # as disassembled from a Hopper kernel
+    assert bits >> 32 == 0x40000040  # read from a disassembled Hopper kernel
     assert bits & 0xFFFFFFFF == address >> 4
     assert layouts.SmemDescriptor.decode(bits) == layouts.SmemDescriptor(
         address=address, leading_byte_offset=0, stride_byte_offset=1024, base_offset=0, swizzle=1
     )
 
 
-def test_the_next_k_and_the_next_rows():
+def test_descriptors_of_the_next_columns_and_of_the_next_rows():
     first = layouts.smem_descriptor(4096)
     assert layouts.smem_descriptor(4096 + layouts.swizzle_128b(0, 32)) - first == 2
     assert layouts.smem_descriptor(4096 + layouts.swizzle_128b(64, 0)) - first == 512
@@ -189,7 +189,7 @@ extern "C" int column(int thread, int i) { return accumulator_column(thread, i);
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="needs a C++ compiler")
-def test_the_kernels_header_says_the_same():
+def test_the_kernels_header_has_the_same_layouts():
     from gemm_ladder import build
 
     header = build.load(HEADER, target="emulator", name="layout_test").lib

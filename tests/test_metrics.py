@@ -1,4 +1,4 @@
-"""Error measures: known values, and the faults that one number over a whole matrix overlooks."""
+"""Error measures: known values, and local faults that one number over a whole matrix hides."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_known_values():
 
 
 @pytest.mark.parametrize("measure", ALL)
-def test_nan_passes_no_tolerance(measure, reference):
+def test_a_nan_makes_the_error_nan(measure, reference):
     broken = reference.copy()
     broken[17, 3] = np.nan
     assert math.isnan(measure(broken, reference))
@@ -41,11 +41,11 @@ def test_nan_passes_no_tolerance(measure, reference):
 
 
 @pytest.mark.parametrize("measure", ALL[1:])
-def test_a_wrong_result_for_a_reference_of_zeros(measure):
+def test_a_nonzero_result_for_a_reference_of_zeros(measure):
     assert measure(np.ones((2, 2)), np.zeros((2, 2))) == math.inf
 
 
-def test_one_wrong_row_in_4096_is_seen_by_row():
+def test_max_row_error_shows_one_wrong_row_in_4096():
     y = np.random.default_rng(1).normal(size=(4096, 64))
     x = y.copy()
     x[1234] *= -1
@@ -54,7 +54,7 @@ def test_one_wrong_row_in_4096_is_seen_by_row():
     assert metrics.max_row_error(y * 1.001, y) == pytest.approx(1e-3)
 
 
-def test_one_wrong_tile_is_seen_by_tile(reference):
+def test_max_tile_error_shows_one_wrong_tile(reference):
     x = reference.copy()
     x[256:, 192:] = 0  # the last, smaller tile
     assert metrics.max_tile_error(x, reference) == pytest.approx(1)

@@ -1,159 +1,20 @@
-"""The tensor core's model, against a slow one in exact rational numbers and against results of an H100."""
+"""The tensor core's model and the products built on it, against exact rational arithmetic."""
 
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
-from gemm_ladder.figures import measured
-from gemm_ladder.measure import tensor_core as probing
+from exact_arithmetic import CATEGORIES, bits_of, exact_fma_bits, finite_codes, inputs, slow_wgmma, spread
 from gemm_ladder.ref import fp8, gemm, layouts, tensor_core
 from numba import njit
-
-SAMPLE = Path(__file__).parent / "data" / "tensor_core_sample.npz"
-SUMMARY = measured.DATA / "tensor_core_probe.json"
-NAN, INFINITY = 0x7FFFFFFF, 0x7F800000
-
-
-def power(exponent: int) -> Fraction:
-    return Fraction(2) ** exponent
-
-
-def exponent_of(x: Fraction) -> int:
-    """The e for which 2^e <= |x| < 2^(e + 1); x is not 0."""
-    e = abs(x.numerator).bit_length() - x.denominator.bit_length()
-    return e if power(e) <= abs(x) else e - 1
-
-
-def truncate(x: Fraction, unit: Fraction) -> Fraction:
-    return int(x / unit) * unit  # int() of a Fraction goes toward zero
-
-
-def e4m3(code: int) -> tuple[Fraction, int]:
-    """(value, exponent as the tensor core has it) of a code that is not NaN."""
-    field, mantissa = code >> 3 & 15, code & 7
-    exponent = max(field, 1) - 7
-    magnitude = Fraction((8 if field else 0) + mantissa, 8) * power(exponent)
-    return (-magnitude if code >> 7 else magnitude), exponent
-
-
-def fp32(bits: int) -> Fraction:
-    """The value of a finite FP32 number."""
-    return Fraction(float(np.uint32(bits).view(np.float32)))
-
-
-def rounded_bits(x: Fraction) -> int:
-    """FP32 bits nearest to x, ties to even; 0 is +0."""
-    if x == 0:
-        return 0
-    e = max(exponent_of(x), -126)
-    count = round(abs(x) / power(e - 23))  # Python rounds a Fraction's half to even
-    return min((e + 126 << 23) + count, INFINITY) | (0x80000000 if x < 0 else 0)
-
-
-def slow_wgmma(a: list[int], b: list[int], acc: int) -> int:
-    """One output's bits from 32 codes of A, 32 of B, the accumulator's bits: the model's text, in order."""
-    if any(code & 0x7F == 0x7F for code in (*a, *b)) or acc & 0x7FFFFFFF > INFINITY:
-        return NAN
-    if acc & 0x7FFFFFFF == INFINITY:
-        return acc
-    products = [(x * y, ex + ey) for (x, ex), (y, ey) in zip(map(e4m3, a), map(e4m3, b), strict=True)]
-    c = fp32(acc)
-    exponents = [e for product, e in products if product] + ([exponent_of(c)] if c else [])
-    unit = power(max([*exponents, -132]) - 13)
-    total = sum(truncate(product, unit) for product, _ in products) + truncate(c, unit)
-    if total:
-        total = truncate(total, power(max(exponent_of(total), -126) - 13))
-    return rounded_bits(total)
-
-
-def finite_codes(rng, shape, low=0, high=0x7F) -> np.ndarray:
-    """Random codes of either sign whose magnitude's code is in [low, high)."""
-    return (rng.integers(low, high, shape) | rng.integers(0, 2, shape) << 7).astype(np.uint8)
-
-
-def spread(rng, shape, low=-50, high=22) -> np.ndarray:
-    """Finite normal numbers times powers of two from 2^low to 2^high."""
-    largest = np.finfo(np.float32).max
-    return (
-        (rng.normal(size=shape) * np.exp2(rng.uniform(low, high, shape)))
-        .clip(-largest, largest)
-        .astype(np.float32)
-    )
-
-
-def inputs(category: str, m: int = 12, n: int = 16):
-    """a [m, 32], b [n, 32], acc [m, n] of one kind."""
-    rng = np.random.default_rng(sum(map(ord, category)))
-    a, b = finite_codes(rng, (m, 32)), finite_codes(rng, (n, 32))
-    acc = np.zeros((m, n), np.float32)
-    match category:
-        case "spread accumulators":
-            acc = spread(rng, (m, n))
-        case "huge accumulators":
-            acc = spread(rng, (m, n), 100, 127.5)
-            acc[0] = np.finfo(np.float32).max
-        case "subnormal accumulators":
-            a[: m // 2] = 0  # ... alone, and beside products
-            acc = (rng.integers(0, 1 << 32, (m, n), np.uint32) & 0x807FFFFF).view(np.float32)
-            acc[0] = -np.exp2(np.arange(-149.0, -149 + n)).astype(np.float32)
-        case "tiny accumulators":
-            a[: m // 2] = 0
-            acc = spread(rng, (m, n), -149, -100)
-        case "subnormal operands":
-            a, b = finite_codes(rng, (m, 32), 0, 9), finite_codes(rng, (n, 32), 0, 9)
-            acc = spread(rng, (m, n), -30, -8)
-        case "one subnormal operand":
-            a = finite_codes(rng, (m, 32), 0, 8)
-            acc = spread(rng, (m, n), -20, 2)
-        case "sparse":
-            a[rng.random(a.shape) < 0.9] = 0
-            b[rng.random(b.shape) < 0.5] = 0x80
-            acc = spread(rng, (m, n), -20, 2)
-        case "normal":
-            a, b = (fp8.encode(rng.normal(size=x.shape).astype(np.float32) * 100) for x in (a, b))
-            acc = spread(rng, (m, n), 5, 18)
-        case "cancelling":
-            a[:, 16:], b[:, 16:] = a[:, :16] ^ 0x80, b[:, :16]
-            acc = spread(rng, (m, n), -20, 2)
-            acc[::2] = -0.0
-        case "NaN operands":
-            a[::3, 5], b[::4, 9] = 0x7F, 0xFF
-            b[1, 5] = 0  # NaN times zero
-        case "special accumulators":
-            acc = np.resize(np.array([np.inf, -np.inf, np.nan, -np.nan, 1], np.float32), (m, n))
-            a[0] = 0
-            a[1, 3] = 0x7F
-    return a, b, acc
-
-
-CATEGORIES = [
-    "zero accumulators",
-    "spread accumulators",
-    "huge accumulators",
-    "subnormal accumulators",
-    "tiny accumulators",
-    "subnormal operands",
-    "one subnormal operand",
-    "sparse",
-    "normal",
-    "cancelling",
-    "NaN operands",
-    "special accumulators",
-]
-
-
-def bits_of(x: np.ndarray) -> list:
-    return x.view(np.uint32).tolist()
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
@@ -173,14 +34,21 @@ def one_output(a: list[float], b: list[float], acc: float) -> float:
     return float(tensor_core.wgmma(codes(a), codes(b), np.array([[acc]], np.float32))[0, 0])
 
 
-def test_what_it_keeps_and_what_it_loses():
+def test_which_bits_a_sum_keeps():
     assert one_output([2.0**-6], [2.0**-7], 1.0) == 1 + 2.0**-13
     assert one_output([2.0**-7], [2.0**-7], 1.0) == 1  # 2^-14 is below the last bit
-    assert one_output([2.0**-7] * 32, [2.0**-7] * 32, 1.0) == 1  # ... each one of them
-    assert one_output([-(2.0**-7)] * 32, [2.0**-7] * 32, 1.0) == 1  # truncation is toward zero, on both sides
-    assert one_output([2.0**-7] * 32, [2.0**-7] * 32, 0.0) == 2.0**-9  # among themselves nothing is lost
+    assert (
+        one_output([2.0**-7] * 32, [2.0**-7] * 32, 1.0) == 1
+    )  # 32 times 2^-14 as well: each is truncated before they are added
+    assert (
+        one_output([-(2.0**-7)] * 32, [2.0**-7] * 32, 1.0) == 1
+    )  # negative products are truncated toward zero too
+    assert (
+        one_output([2.0**-7] * 32, [2.0**-7] * 32, 0.0) == 2.0**-9
+    )  # nothing is lost among products of one size
     assert one_output([], [], 1 + 2.0**-13 + 2.0**-14) == 1 + 2.0**-13
-    # 1.75 * 1.75 = 3.0625 has exponent 0, not 1: its neighbour keeps one bit more than normalised it would.
+    # 1.75 * 1.75 = 3.0625 has exponent 0, not 1, so that other products keep one bit more than they would
+    # beside a normalised product.
     assert one_output([1.75, 2.0**-6], [1.75, 2.0**-7], 0.0) == 3.0625  # the sum has 13 bits below 2
     assert one_output([1.75, 2.0**-6, -1.75], [1.75, 2.0**-7, 1.75], 0.0) == 2.0**-13
     assert one_output([2.0, 2.0**-6, -2.0], [2.0, 2.0**-7, 2.0], 0.0) == 0
@@ -236,23 +104,19 @@ def fma_all(a, b, c):
     return out
 
 
-def exact_fma_bits(a, b, c) -> list[int]:
-    numbers = ([Fraction(float(x)) for x in values] for values in (a, b, c))
-    return [rounded_bits(x * y + z) for x, y, z in zip(*numbers, strict=True)]
-
-
 def test_fma_rounds_once():
     rng = np.random.default_rng(0)
     a, b, c = (spread(rng, 3000, -6, 6) for _ in range(3))
-    c[:1000] = -(a[:1000] * b[:1000])  # what cancels leaves the product's own rounding error
+    c[:1000] = -(a[:1000] * b[:1000])  # the sum is the rounding error of the product
     a[1000:1100], b[1000:1100] = spread(rng, 100, -80, -70), spread(rng, 100, -75, -65)
     c[1000:1100] = spread(rng, 100, -149, -140)  # subnormal results
-    # Just below the middle between an odd FP32 number and the next: a float64 sum is the middle itself.
+    # The exact sum is just below the middle between an odd FP32 number and the next; a float64 sum is the
+    # middle.
     ulp, k = 2.0**-23, rng.integers(1, 8, 1000)
     a[2000:], b[2000:], c[2000:] = 1 + k * ulp, (1 - k * ulp) * 2.0**-24, 1 + (2 * k + 1) * ulp
     bits = bits_of(fma_all(a, b, c))
     assert bits == exact_fma_bits(a, b, c)
-    # The inputs tell a fused operation from both of its imitations:
+    # These inputs distinguish fma from a product and a sum in float32, and from a sum in float64:
     assert bits != bits_of(a * b + c)
     assert bits != bits_of((a.astype(np.float64) * b + c).astype(np.float32))
 
@@ -364,7 +228,7 @@ def test_cfunc_from_many_threads():
 
 
 def run_copy(folder: Path, cache: str) -> str:
-    """Uses a copy of the package, in a new process, from a folder in which Numba cannot keep its cache."""
+    """Uses a copy of the package in a new process; Numba cannot write its cache into the copy's folder."""
     code = (
         "import numpy as np; from copied import tensor_core as t; t.cfunc_address();"
         "x = np.full((1, 32), 0x38, np.uint8);"
@@ -420,71 +284,3 @@ def test_products_refuse_shapes_that_do_not_fit(product):
         product(a[:, :128], sfa[:, :1], b, sfb)
     with pytest.raises(ValueError, match="scales"):
         product(a, sfa[:, :1], b, sfb)
-
-
-def test_results_of_an_h100():
-    if not SAMPLE.exists():
-        pytest.skip(f"{SAMPLE.name} does not exist yet: `gemm_ladder tensor-core` makes it on an H100")
-    count = 0
-    for kind, cases in probing.load_cases(SAMPLE).items():
-        for i, (acc, d) in enumerate(zip(cases["acc"], cases["d"], strict=True)):
-            one = slice(i, i + 1)
-            got = tensor_core.chain(cases["a"][one], cases["b"][one], np.array([[acc]]).view(np.float32))
-            assert bits_of(got) == [[d]], f"{kind}, case {i}"
-            count += 1
-    assert count > 1000
-
-
-def test_recorded_comparison_with_an_h100():
-    if not SUMMARY.exists():
-        pytest.skip(f"{SUMMARY.name} does not exist yet: `gemm_ladder tensor-core` makes it on an H100")
-    data = json.loads(SUMMARY.read_text(encoding="utf-8"))
-    assert [row["kind"] for row in data["rows"]] == list(probing.KINDS)
-    assert all(row["equal"] == row["compared"] for row in data["rows"])
-    assert sum(row["compared"] for row in data["rows"]) >= 10**6
-    assert "H100" in data["meta"]["gpu"]
-
-
-N_STEP = 88  # the probe compiled for n = 88 and 176
-
-
-@pytest.fixture(scope="module")
-def probes() -> dict:
-    return {}
-
-
-def probe_machine(probes: dict, name: str) -> probing.Machine:
-    if name not in probes:
-        probes[name] = {"emulator": probing.emulated, "gpu": probing.gpu}[name](N_STEP)
-    return probes[name]
-
-
-@pytest.mark.parametrize("kind", probing.KINDS)
-def test_probe(machine, probes, kind):
-    answers = probing.probe(kind, probe_machine(probes, machine), [88, 176], tiles=2)
-    assert answers.compared == 2 * 64 * (88 + 176)
-    assert answers.equal == answers.compared
-    assert probing.differences(kind, answers) == []
-
-
-def test_probe_sees_a_wrong_bit(probes, tmp_path):
-    right = probe_machine(probes, "emulator")
-
-    def wrong(kind, operands):
-        d = right(kind, operands)
-        d.view(np.uint32)[1, 63, 87] ^= 1 << 10
-        return d
-
-    kind = "chain: partial sums"
-    answers = probing.probe(kind, wrong, [88], tiles=2, kept=20)
-    assert (answers.compared, answers.equal) == (11264, 11263)
-    (line,) = probing.differences(kind, answers)
-    assert line.startswith(f"{kind}, n = 88: acc ")
-
-    probing.save_cases(tmp_path / "cases.npz", {kind: answers}, 20)
-    cases = probing.load_cases(tmp_path / "cases.npz")[kind]
-    assert len(cases["d"]) == 20 and cases["a"].shape == (20, 128)
-    for i in range(20):  # the one that differs is kept, and comes first
-        acc = cases["acc"][i : i + 1, np.newaxis].view(np.float32)
-        expected = tensor_core.chain(cases["a"][i : i + 1], cases["b"][i : i + 1], acc)
-        assert (bits_of(expected) == [[cases["d"][i]]]) == (i > 0)

@@ -67,7 +67,7 @@ __global__ void fault(int which, const __grid_constant__ TensorMap map) {
             return ptx::setmaxnreg_inc<32>();
         case 11:  // the warps of a warpgroup ask for different numbers of registers
             return warp == 1 ? ptx::setmaxnreg_dec<48>() : ptx::setmaxnreg_dec<40>();
-        case 12:  // only one warp of a warpgroup asks for another number of registers
+        case 12:  // only one warp of a warpgroup executes setmaxnreg
             if (warp == 1) ptx::setmaxnreg_dec<48>();
             return;
         case 13:

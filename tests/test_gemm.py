@@ -150,6 +150,13 @@ def refused(words, function, **changes):
             masked_m=np.array([1, 1, 1]),
         ),
         refused(
+            "have 2, 3, 2 and 2 groups",
+            gemm.grouped_masked,
+            a=np.zeros((2, 4, 128), np.uint8),
+            sfa=np.ones((3, 4, 1), np.float32),
+            masked_m=np.array([1, 1]),
+        ),
+        refused(
             r"in \[0, 4\]",
             gemm.grouped_masked,
             a=np.zeros((2, 4, 128), np.uint8),

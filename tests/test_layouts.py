@@ -1,8 +1,9 @@
-"""The layouts: each is one to one, has the property that it exists for, and equals the kernels' own header."""
+"""Each layout is one to one, has the property that it exists for, and is the same in the kernels' header."""
 
 from __future__ import annotations
 
 import ctypes
+import re
 import shutil
 
 import numpy as np
@@ -170,9 +171,17 @@ def test_mn_major_scales(shape):
     assert (whole[..., m:, :] == 0).all()
 
 
-def test_mn_major_scales_need_two_or_three_dimensions():
-    with pytest.raises(ValueError, match=r"\(3,\)"):
-        layouts.get_mn_major_tma_aligned(np.ones(3, np.float32))
+@pytest.mark.parametrize(("dtype", "rows"), [(np.uint8, 16), (np.uint16, 8), (np.float64, 6)])
+def test_mn_major_rows_are_padded_to_16_bytes(dtype, rows):
+    aligned = layouts.get_mn_major_tma_aligned(np.ones((5, 3), dtype))
+    assert aligned.dtype == dtype
+    assert tuple(s // aligned.itemsize for s in aligned.strides) == (1, rows)
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 2, 3, 4)])
+def test_mn_major_scales_need_two_or_three_dimensions(shape):
+    with pytest.raises(ValueError, match=re.escape(str(shape))):
+        layouts.get_mn_major_tma_aligned(np.ones(shape, np.float32))
 
 
 HEADER = """

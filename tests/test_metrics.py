@@ -67,6 +67,13 @@ def test_max_tile_error_shows_one_wrong_tile(reference):
     )
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(64, 100), (100, 64)])
+def test_tiles_need_not_be_square(reference, rows, columns):
+    x = reference.copy()
+    x[:rows, :columns] = 0
+    assert metrics.max_tile_error(x, reference, rows, columns) == pytest.approx(1)
+
+
 def test_low_precision_inputs_are_compared_in_float64():
     x, y = np.full((1, 4096), 100, np.float16), np.full((1, 4096), 100, np.float16)
     assert metrics.relative_error(x, y) == 0

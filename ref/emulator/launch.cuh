@@ -13,7 +13,7 @@
 
 namespace emulator {
 
-// A refusal, as CUDA's would be: nothing has run. (A fault of a kernel is in session.fault as well.)
+// A refusal by the launcher, as CUDA's would be: nothing has run, and session.fault is empty.
 inline const char* refuse(const std::string& text) {
     session.refusal = text;
     return session.refusal.c_str();
@@ -22,7 +22,6 @@ inline const char* refuse(const std::string& text) {
 inline thread_local LaunchConfig launched{};  // of this OS thread's last launch
 
 // Runs the grid. Returns nullptr, or a refusal, or the message of the fault that stopped the kernel.
-
 inline const char* run_grid(const LaunchConfig& config, const std::function<void()>& kernel) {
     if (config.blocks == 0) return nullptr;
     if (config.blocks > INT32_MAX) return refuse("more than 2^31 - 1 blocks");

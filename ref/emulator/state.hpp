@@ -25,7 +25,7 @@ struct Wait {                    // what a thread waits for
     int64_t value = 0;           // parity
 };
 
-// "mbarrier": a phase completes when no arrival is pending and no byte is outstanding.
+// An mbarrier: its phase completes when no arrival is pending and no byte is outstanding.
 struct Mbarrier {
     int64_t count = 0, pending = 0, bytes = 0;
     int64_t phase = 0;
@@ -112,8 +112,8 @@ struct Block {
     std::vector<Exchange> exchanges;                           // of each warp
     std::vector<WgmmaQueue> wgmmas;                            // of each warp
     std::vector<std::map<int64_t, WgmmaOp>> warpgroup_wgmmas;  // of each warpgroup: not yet issued by all four warps
-    std::vector<std::vector<int>>
-        registers;  // of each warp: registers a thread, at the start and after each setmaxnreg
+    // Of each warp: registers a thread, at the start and after each setmaxnreg.
+    std::vector<std::vector<int>> registers;
     int64_t free_registers = 0;
     Waiters register_waiters;
     int live = 0;  // threads that have not exited

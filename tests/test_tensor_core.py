@@ -277,6 +277,12 @@ def test_refusals_say_what_is_needed(arguments, words):
         tensor_core.wgmma(*arguments)
 
 
+def test_a_chain_refuses_half_an_instruction():
+    a, b = np.zeros((4, 48), np.uint8), np.zeros((8, 48), np.uint8)
+    with pytest.raises(ValueError, match="k a multiple of 32"):
+        tensor_core.chain(a, b, np.zeros((4, 8), np.float32))
+
+
 @pytest.mark.parametrize("product", [tensor_core.gemm, tensor_core.cuda_core_gemm])
 def test_products_refuse_shapes_that_do_not_fit(product):
     a, sfa, b, sfb = operands(4, 8, 256)

@@ -71,7 +71,8 @@ def bench(
         fn()
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end) / num_tests / 1e3
+    milliseconds: float = begin.elapsed_time(end)
+    return milliseconds / num_tests / 1e3
 
 
 def bench_kineto(
@@ -118,7 +119,7 @@ def bench_kineto(
     ran = [
         (event.name, event.time_range.elapsed_us())
         for event in profile.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA
+        if event.device_type.name == "CUDA"
     ]
     if isinstance(kernel_names, str):
         return mean_seconds(ran, kernel_names, with_multiple_kernels)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gemm_ladder.arguments import Kind
-from gemm_ladder.build import cache
+from gemm_ladder.build import folders
 from gemm_ladder.errors import InputError
 from gemm_ladder.production.config import Config
 
@@ -90,7 +90,7 @@ def forget() -> None:
 
 
 def _own() -> Path:
-    return cache.folder() / "tables"
+    return folders.folder() / "tables"
 
 
 def _file(gpu: str) -> str:

@@ -219,7 +219,7 @@ def launch(library: ctypes.CDLL, args: ctypes.Structure) -> str | None:
     _declare(library)
     # The library keeps its configuration and its results per OS thread: one thread must make these calls.
     run._configure(library)
-    said = library.gemm_ladder_launch(ctypes.byref(args))
+    said: bytes | None = library.gemm_ladder_launch(ctypes.byref(args))
     fault = _Fault()
     faulty = library.emulator_fault(ctypes.byref(fault))
     if said is not None and not faulty:
@@ -245,7 +245,7 @@ def _declare(library: ctypes.CDLL) -> None:
 
 @functools.cache
 def _kinds(library: ctypes.CDLL) -> np.ndarray:
-    names = []
+    names: list[str] = []
     while (name := library.emulator_event_name(len(names))) is not None:
         names.append(name.decode())
     return np.array(names, EVENT["kind"])
@@ -259,7 +259,7 @@ def _read_events(library: ctypes.CDLL, launch_index: int) -> np.ndarray:
         raw = np.frombuffer(
             (ctypes.c_char * (count * RAW_EVENT.itemsize)).from_address(address.value), RAW_EVENT
         )
-        for field in set(EVENT.names) & set(RAW_EVENT.names) - {"kind"}:
+        for field in set(EVENT.names or ()) & set(RAW_EVENT.names or ()) - {"kind"}:
             events[field] = raw[field]
         events["kind"] = _kinds(library)[raw["kind"]]
         events["launch"] = launch_index

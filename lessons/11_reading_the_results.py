@@ -46,7 +46,7 @@ drawing.style()
 data = measured.load(measured.DATA / "ladder.json")
 for field in ("gpu", "num_sms", "power_limit_w", "driver", "cuda", "torch", "date"):
     print(f"{field:14} {data['meta'][field]}")
-print(f"{'sources':14} {data['meta']['sources'][:12]}, a hash of all kernels' text")
+print(f"{'sources':14} {data['meta']['sources'][:12]}, a hash of the kernels' tokens")
 
 # %%
 row = next(row for row in data["rows"] if row["impl"] == "s7_production")

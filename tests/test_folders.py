@@ -54,17 +54,17 @@ def no_temporary(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_cache_folder_is_chosen_in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setenv("HOME", "/people/someone")
     monkeypatch.delenv("GEMM_LADDER_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert folders.folder() == Path("/home/someone/.cache/gemm_ladder")
+    assert folders.folder() == Path("/people/someone/.cache/gemm_ladder")
     monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache")
     assert folders.folder() == Path("/var/cache/gemm_ladder")
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert folders.folder() == Path("/home/someone/.cache/gemm_ladder")
+    assert folders.folder() == Path("/people/someone/.cache/gemm_ladder")
     monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache")
     monkeypatch.setenv("GEMM_LADDER_CACHE", "~/mine")
-    assert folders.folder() == Path("/home/someone/mine")
+    assert folders.folder() == Path("/people/someone/mine")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GEMM_LADDER_CACHE", "$HOME")
     assert folders.folder() == tmp_path / "$HOME", "no shell reads it"

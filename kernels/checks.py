@@ -260,7 +260,7 @@ def _memory(given: Mapping[str, torch.Tensor]) -> None:
     """Check strides and addresses, and that `out` can be written."""
     for name, tensor in given.items():
         if name not in ("sfa", "sfb"):
-            contiguous(name, tensor)
+            gapless(name, tensor)
             if name not in ROWS.values():
                 aligned(name, tensor)
             in_memory(name, tensor)
@@ -356,7 +356,7 @@ def shape(name: str, tensor: torch.Tensor, needed: tuple[int, ...], meaning: str
         raise InputError(f"{name} has shape {list(tensor.shape)}; {list(needed)} is needed: {meaning}")
 
 
-def contiguous(name: str, tensor: torch.Tensor) -> None:
+def gapless(name: str, tensor: torch.Tensor) -> None:
     if not tensor.is_contiguous():
         needed = row_major_strides(tensor.shape)
         raise InputError(

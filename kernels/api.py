@@ -4,9 +4,9 @@
 
 Every function writes into its output and returns None. With CPU tensors the result is the reference's, and it
 is there when the call returns. With GPU tensors the call is queued on the current stream of the tensors'
-device, whichever device is current. The first call on a machine for an n and a k compiles a kernel (seconds);
-later ones, those of other processes too, load it. A CUDA graph can capture a call whose kernel was compiled
-before (`gemm_ladder.precompile`).
+device, whichever device is current. The first call on a machine for an n, a k and a range of m compiles a
+kernel (seconds); later calls, those of other processes too, load it. A CUDA graph can capture a call whose
+kernel was compiled before (`gemm_ladder.precompile`).
 
 All functions raise InputError where the arguments cannot be used, before the output is touched, with one
 sentence that says what was given and what is needed. The contents of m_indices and masked_m on a GPU are not

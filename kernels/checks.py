@@ -1,9 +1,9 @@
 """What a call accepts, checked before anything runs.
 
-`operands` looks at metadata only (device, dtype, shape, stride, address), so it costs no kernel and no
-synchronisation; `call` also checks what the production kernels need of the sizes, and the contents of
-m_indices and masked_m. Every refusal is one sentence that says what was given and what is needed, and comes
-before `out` is written.
+`operands` checks metadata only (device, dtype, shape, stride, address) and never waits for a GPU; it copies
+scales that are not in the layout that kernels read. `call` also checks what the production kernels need of
+the sizes and, for tensors on the CPU or with GEMM_LADDER_CHECK=1, the contents of m_indices and masked_m.
+Every refusal is one sentence that says what was given and what is needed, and comes before `out` is written.
 
     A    float8_e4m3fn [m, k], contiguous, 16-byte aligned
     sfa  float32 [m, ceil(k / 128)], "MN-major, TMA-aligned": stride (1, align(m, 4)), 16-byte aligned.
@@ -99,7 +99,8 @@ class CheckedCall(NamedTuple):
 
 
 def call(kind: Kind, lhs: object, rhs: object, out: object, rows: object = None) -> CheckedCall:
-    """Check a call of the production kernels in every respect: `operands`, `supported` and `contents`.
+    """Check a call of the production kernels: `operands`, `supported` and, for tensors on the CPU or with
+    GEMM_LADDER_CHECK=1, `contents`.
 
     Raises:
         InputError: the first thing found wrong.
@@ -285,7 +286,7 @@ def needed_shape(name: str, kind: Kind, size: Mapping[str, int]) -> tuple[int, .
 
 
 def _without_blocks(dimension: str) -> str:
-    """ "k" of "ceil(k / 128)"; other names as they are."""
+    """The dimension that a name counts blocks of, such as "k" for "ceil(k / 128)"; else the name itself."""
     return dimension.removeprefix("ceil(").removesuffix(f" / {SCALE_BLOCK})")
 
 
@@ -331,7 +332,7 @@ def runs_on(device: torch.device) -> None:
         raise InputError(
             f"{device} is a {torch.cuda.get_device_name(device)}, "
             f"compute capability {capability[0]}.{capability[1]}; "
-            "a Hopper GPU (compute capability 9.0) is needed, or tensors on the CPU for the emulator"
+            "a Hopper GPU (compute capability 9.0), or tensors on the CPU, is needed"
         )
 
 

@@ -46,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the command and its arguments; the process's own if None.
 
     Returns:
-        The exit status. 1: a rung is wrong, or doctor finds that the emulator cannot run. 2: the command
-        could not be carried out; stderr has the reason in one sentence, and the compiler's output if there is
-        any. 130: interrupted. 141: stdout was closed. Else 0.
+        The exit status. 1: a result is wrong or not as predicted, or doctor finds that the emulator cannot
+        run. 2: the command could not be carried out; stderr has the reason in one sentence, and the
+        compiler's output if there is any. 130: interrupted. 141: stdout was closed. Else 0.
     """
     command, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help"):

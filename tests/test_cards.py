@@ -24,7 +24,9 @@ COMPILED = [rung for rung in rungs.values() if rung.name != "s0_numpy"]
 RAW_PAGE = (
     Path(__file__).parent / "data" / "ncu_raw.csv"
 )  # s5_warp_specialized on an H100; one metric missing
-MAX_LINES = 250  # of a rung's file: what can be read in one sitting
+# Of a rung's file, what can be read in one sitting: lines of code, and lines in all, which for s5 include the
+# diagram of its mbarriers.
+MAX_CODE, MAX_LINES = 250, 280
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def test_the_record_is_of_these_kernels(collected: dict) -> None:
 
 def test_every_rung_can_be_read_in_one_sitting(collected: dict) -> None:
     for row in collected["rows"]:
-        assert 0 < row["lines"] <= (MAX_LINES if row["rung"] != "s7_production" else 320), row["rung"]
+        assert 0 < row["lines"] <= (MAX_CODE if row["rung"] != "s7_production" else 320), row["rung"]
         if row["file"].endswith(".cu"):
             assert len((REPOSITORY / row["file"]).read_text().splitlines()) <= MAX_LINES, row["rung"]
 

@@ -237,7 +237,7 @@ def test_a_gpu_that_is_not_hopper(monkeypatch, name, capability):
     checks.runs_on.cache_clear()
     message = (
         f"cuda:3 is a {name}, compute capability {capability[0]}.{capability[1]}; a Hopper GPU (compute "
-        "capability 9.0) is needed, or tensors on the CPU for the emulator"
+        "capability 9.0), or tensors on the CPU, is needed"
     )
     wrong = torch.zeros(1)
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):

@@ -1,12 +1,14 @@
-"""The folder of built libraries: whole entries or none, one builder at a time, nothing to clean up by hand.
+"""The folder of built libraries. An entry is whole or not there, and one process builds it at a time.
 
     FOLDER/KEY/            an entry: NAME.so, build.log, entry.json (the sizes and SHA-256 of both)
     FOLDER/locks/KEY       held (flock) by the process that builds KEY, and free when that ends or is killed
     FOLDER/building/KEY.*  private folder of a builder, which renames what is in it into place as its last act
     FOLDER/answers.json    what compilers said of themselves (toolchain.py)
+    FOLDER/tables/         what `gemm_ladder.tune` measured on this machine (production/tuned.py)
 
 An entry is used only if its files have the recorded sizes and hashes: one that a power cut left incomplete is
-built again.
+built again. What a killed builder left is removed, but finished entries are kept for good. The folder may be
+deleted at any time; all that cannot be built again is in tables/.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ The same .cu text has two targets: "cuda" (nvcc, sm_90a) and "emulator" (the C++
 headers in front of kernels/include's). A library exports extern "C" functions, called through ctypes, so no
 torch header is compiled: that makes a build a few seconds and not half a minute.
 
-Importing this module needs neither torch nor a GPU nor a compiler, and finding a library in the cache only
-reads files.
+Importing this module needs neither torch nor a GPU nor a compiler. Finding a library in the cache compiles
+nothing; compilers are asked for their versions if the cache folder does not have their answers.
 job.py says what a build is made of, worker.py runs it, toolchain.py finds the compilers, cache.py keeps the
 result.
 """
@@ -82,7 +82,8 @@ def load(
     defines: macros.
     extra_flags: for the compiler, after the target's own; headers below an -I among them count as ours.
     sass_pass: applied to the library before it enters the cache.
-    Raises BuildError (does not compile or load), ToolchainError (no compiler, no folder for it), InputError.
+    Raises BuildError if the source does not compile or the library does not load, ToolchainError if there is
+    no compiler or no folder to build in, and InputError if an argument cannot be used.
     """
     built = compile(
         source, target=target, name=name, defines=defines, extra_flags=extra_flags, sass_pass=sass_pass

@@ -139,7 +139,8 @@ def find_cxx() -> Cxx:
 
 
 def find_cuda() -> Cuda:
-    """The CUDA toolkit: $CUDA_HOME, else the one behind the nvcc on PATH, else PyPI's, else /usr/local/cuda.
+    """The first usable CUDA toolkit of: $CUDA_HOME, $CUDA_PATH, the one behind the nvcc on PATH, PyPI's,
+    /usr/local/cuda.
 
     An nvcc on PATH may be a wrapper or a link far from its toolkit, so it is asked where it lives.
     Raises ToolchainError where none is usable, with what was found wrong.
@@ -257,8 +258,9 @@ def _examine(home: Path, origin: str) -> Cuda:
 def _ask(argv: list[str], stdin: str = "") -> str | None:
     """stdout and stderr of a command, or None where it fails; remembered on disk.
 
-    NOTES: an answer is forgotten when the named file changes. A wrapper (ccache) that stays as it is while
-    the compiler behind it changes goes unnoticed; removing the cache folder is the cure.
+    The command is run again when the program's file, argv[0], has changed. If that is a wrapper (ccache) that
+    stays as it is while the compiler behind it changes, the change goes unnoticed; deleting answers.json from
+    the cache folder helps.
     """
     try:
         status = os.stat(argv[0])

@@ -25,7 +25,7 @@ HERE = "/proc/self/cwd"  # the folder that a process runs in, by a name that nee
 
 
 def is_plain(path: str) -> bool:
-    """Whether torch and ninja take a path for what it is. They escape spaces, and not a "$" or a ":"."""
+    """Whether a path can be given to torch and ninja. They escape spaces in it, but not "$" or ":"."""
     return re.fullmatch(r"[\w@%+=,./ -]+", path, re.ASCII) is not None
 
 

@@ -38,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--shapes",
         default="all",
         metavar="MxNxK,...",
-        help="which shapes (default: all, which is DeepSeek-V3's 18 dense shapes and 5 squares; on the "
-        "emulator 3 small ones)",
+        help=f"which shapes (default: all, which is {len(shapes.DEEPSEEK_V3)} dense shapes of DeepSeek-V3 and "
+        f"{len(shapes.SQUARES)} squares; on the emulator {len(shapes.EMULATOR)} small ones)",
     )
     parser.add_argument(
         "--rungs", metavar="NAME,...", help=f"which rungs (default: all of {', '.join(rungs)})"

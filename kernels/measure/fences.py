@@ -1,8 +1,8 @@
 """python -m gemm_ladder fences: what fences cost rung s4.
 
 Three variants of the rung are compared: their machine code, which needs nvcc and cuobjdump, and their times,
-which need a Hopper GPU. Both are written to figures/data/fences.json; the half that this machine cannot
-measure stays as it was recorded. Besides meta and rows the file has
+which need a Hopper GPU. Both are written to figures/data/fences.json. Without cuobjdump, or without a GPU,
+that half stays as it was recorded. Besides meta and rows the file has
 
     "code": {"nvcc", "sources", "variants": {name: [[opcode, how often in a row], ...]}}
 

@@ -1,5 +1,5 @@
-// Rung 7, the production kernel: rung 5, with everything that follows from the shape made a constant of the
-// compilation.
+// Rung 7, the production kernel: rung 5, with n, k and the configuration (config.cuh) as compile-time constants, and
+// with the grouped layouts. m, the number of groups and the number of SMs are arguments of a launch.
 //
 //   python -m gemm_ladder compare --rungs s7_production --shapes 256x256x256
 //
@@ -8,9 +8,9 @@
 // The steps are rung 5's. For each tile that scheduler.cuh gives this CTA
 //   1. the producer, thread 0, loads K block after K block into the ring of stages: produce();
 //   2. the consumer warpgroups multiply and promote, slice after slice: consume(), multiply_block();
-//   3. they store D through shared memory and the copy engine: store(). With split-K the CTAs of the cluster first add
-//      up their partial sums: reduce().
-// With a tail (config.cuh) this happens twice, for the main tile and for the tail tile.
+//   3. they store D. Without split-K, store() packs the tile into shared memory and the copy engine writes it to D.
+//      With split-K, reduce() adds up the partial sums of the cluster's CTAs and writes D from registers.
+// With a tail (config.cuh) the loop over tiles runs twice: over the tiles of the main size, then over the tail's.
 //
 // The mbarriers of one CTA. With Share::kA or kB the CTAs of the cluster multicast to each other.
 //
@@ -38,9 +38,9 @@
 //   in reduce()             wait: all CTAs run, so partial sums may be written to their shared memory.
 //   in reduce()             meet(): all partial sums have been written. Arrive releases this CTA's, wait acquires the
 //                           neighbours'.
-// Not needed, although one would expect them, with split-K: a barrier before the first load, because every CTA loads
-// only for itself, and __syncthreads() is enough for its mbarriers; a barrier at the end, because after reduce()'s
-// meet() nothing is sent; a barrier between two tiles, because a cluster computes only one (deal() in start.cuh).
+// With split-K three barriers that a reader might expect are not needed. Before the first load: every CTA loads only
+// for itself, and __syncthreads() is enough for its own mbarriers. At the end: after the meet() in reduce() no CTA
+// sends anything. Between two tiles: a cluster computes only one tile (deal() in start.cuh).
 // Without a cluster there is no cluster barrier.
 #pragma once
 
@@ -61,7 +61,8 @@ __device__ inline void meet() {
 
 constexpr uint32_t larger(uint32_t a, uint32_t b) { return a > b ? a : b; }
 
-// The rows of A and D that one tile size is for, and their operands. Part 0 is the main tile's, part 1 the tail's.
+// The rows that are computed in tiles of one size, with the tensor maps and arguments for them. Part 0 has the main
+// tile size, part 1 the tail's.
 struct Part {
     TensorMap a, b, sfa, sfb, d;
     GroupedArgs p;
@@ -84,15 +85,18 @@ struct Gemm : Geometry<kC> {
 
     static constexpr uint32_t kBytesD = larger(One::kBytesOutput, Other::kBytesOutput);  // per consumer
     static constexpr uint32_t kBytesStage = ceil_div(larger(One::kBytesLoaded, Other::kBytesLoaded) + 32, 1024) * 1024;
-    static constexpr uint32_t kFull = kBytesStage - 32, kEmpty = kFull + 16;
+    static constexpr uint32_t kFull = kBytesStage - 32, kEmpty = kFull + 16;  // the two mbarriers end the stage
     static constexpr uint32_t kSharedBytes = kConsumers * kBytesD + kC.stages * kBytesStage;
+    // An SM's 228 KiB are divided among its CTAs, and CUDA reserves 1 KiB of each CTA's share.
     static_assert(kSharedBytes <= 233472 / kC.blocks_an_sm - 1024, "what a block can have");
 
     static __device__ uint32_t smem_d(int consumer) { return ptx::shared_memory() + consumer * kBytesD; }
     static __device__ uint32_t smem_stage(int stage) { return smem_d(kConsumers) + stage * kBytesStage; }
     static __device__ uint32_t rank() { return kC.cluster > 1 ? ptx::cluster_ctarank() : 0; }
 
-    // The position of the producer or of a consumer in the ring: a stage, and the parity of its mbarriers' phase.
+    // The position of the producer or of a consumer in the ring: the stage's address in shared memory, and the parity
+    // of the phase of `full` in which this round's loads arrive. `empty` is one phase behind: the producer waits for it
+    // with the opposite parity, so that it does not wait in the first round.
     struct Ring {
         uint32_t stage = smem_stage(0), parity = 0;
         __device__ void advance() {
@@ -105,7 +109,7 @@ struct Gemm : Geometry<kC> {
     static __device__ int first_block() { return kSplits > 1 ? rank() * kBlocks / kSplits : 0; }
     static __device__ int last_block() { return kSplits > 1 ? (rank() + 1) * kBlocks / kSplits : kBlocks; }
 
-    // Where a tile's scales of B begin in [groups][n / 128][K blocks].
+    // The index of a tile's first scale of B in sfb, which is [groups][ceil(n / 128)][K blocks].
     static __device__ uint32_t first_scale_b(const Tile& tile) {
         return (tile.group * static_cast<int>(ceil_div(kC.n, kScaleN)) + tile.column / kScaleN) * kBlocks;
     }
@@ -139,8 +143,9 @@ struct Gemm : Geometry<kC> {
         return ring;
     }
 
-    // The idle warps of the producer's warpgroup fetch the first K blocks of this CTA's first tile of B into L2. They
-    // need neither mbarriers nor tensor maps, so they start some 1000 cycles before the first load.
+    // The idle warps of the producer's warpgroup fetch into L2 the first kC.prefetch K blocks of the rows of B that
+    // this CTA's first tile needs. They use neither mbarriers nor tensor maps, so they start some 1000 cycles before
+    // the first load.
     static __device__ void prefetch(const GroupedArgs& p) {
         const uint64_t policy = ptx::createpolicy_evict_first();
         const int first = first_block(), blocks = last_block() - first;
@@ -173,8 +178,10 @@ struct Gemm : Geometry<kC> {
     // What a consumer works on: where in the tile, and where in the ring.
     struct Place {
         int first_row, first_column;  // the consumer's 64 rows of a slice, and its columns, begin here in the tile
-        int row, column;              // this thread's first row; first_column + the tile's column % kScaleN
-        uint32_t scale_b;             // index of the tile's first scale of B for this K block
+        // This thread's first row in the tile, and first_column counted from a multiple of kScaleN: it decides which
+        // scale of B a segment has.
+        int row, column;
+        uint32_t scale_b;  // index of the tile's first scale of B for this K block
         Ring ring;
     };
 
@@ -200,7 +207,7 @@ struct Gemm : Geometry<kC> {
         }
     };
 
-    // Multiplies the first kCount slices of a tile, over all K blocks.
+    // Multiplies the first kCount slices of a tile, over all K blocks of this CTA.
     template <int kCount>
     static __device__ void multiply(float (&total)[kSlices][kRegisters], Place& at) {
         const int first = first_block(), last = last_block();
@@ -219,7 +226,8 @@ struct Gemm : Geometry<kC> {
         }
     }
 
-    // Multiplies one K block, slice after slice. While this consumer promotes, the other one has the tensor cores.
+    // Multiplies one K block, slice after slice. While this consumer promotes, another one has the tensor cores: the
+    // CTA's second consumer, or the consumer of the SM's second CTA.
     //
     // The stage is released before the last promotion, not after it: once wgmma_wait_group<0> returns, the WGMMAs have
     // read the tiles, and the scales are in registers, so nothing reads the stage any more. Promotion works on
@@ -229,7 +237,7 @@ struct Gemm : Geometry<kC> {
     static __device__ void multiply_block(float (&total)[kSlices][kRegisters], Place& at) {
         float partial[kRegisters];
         ptx::mbarrier_wait_parity(at.ring.stage + kFull, at.ring.parity);
-        Scales scales;  // read before the first WGMMA: waiting for them later would delay the second slice
+        Scales scales;  // loaded before the first WGMMA: loading them after it would delay the second slice's WGMMAs
         scales.load(at);
         const uint64_t desc_a = smem_descriptor(at.ring.stage + at.first_row * kSwizzleRow);
         const uint64_t desc_b = smem_descriptor(at.ring.stage + kB + at.first_column * kSwizzleRow);
@@ -264,14 +272,18 @@ struct Gemm : Geometry<kC> {
             at.column = tile.column % kScaleN + at.first_column;
             at.scale_b = first_scale_b(tile) + first_block();
             float total[kSlices][kRegisters] = {};  // (kSlices, kWgmmaM, kConsumerN), over the warpgroup's threads
-            // In the contiguous layout the end of an expert's rows may be padding, which is not multiplied. tile.live
-            // counts the slices that have valid rows for this consumer, and there are four cases:
-            //   all slices: multiply the whole tile. The other layouts always do: in masked ones, skipping was slower.
-            //   one of two: multiply the first slice. The second is padding, or is another expert's and so another
-            //   tile. none:       multiply nothing, but wait for the stages and release them. group < 0:  the whole
-            //   tile is padding, and the producer loads nothing either.
-            // Slices that are not multiplied stay zero. The number of slices is a template argument: accumulators are
-            // registers, which cannot be indexed at run time.
+            // In the contiguous layout an expert's rows may end in padding. A consumer does not multiply its 64 rows of
+            // a slice if they are all padding. tile.live counts the slices that it multiplies; there are four cases:
+            //
+            //   live == kSlices  It multiplies the whole tile. The dense and the masked layout always do this: in the
+            //                    masked layout, skipping slices was slower.
+            //   live == 1 of 2   It multiplies the first slice. The second one is padding, or it belongs to another
+            //                    expert and is a tile of its own.
+            //   live == 0        It multiplies nothing, but waits for the stages and releases them: skip().
+            //   group < 0        The whole tile is padding, and the producer loads nothing for it.
+            //
+            // Slices that are not multiplied stay zero. The number of slices is a template argument because
+            // accumulators are registers, which cannot be indexed at run time.
             if (kC.kind != Kind::kContiguous || (tile.group >= 0 && tile.live == kSlices))
                 multiply<kSlices>(total, at);
             else if (kSlices > 1 && tile.group >= 0 && tile.live == 1)
@@ -303,17 +315,18 @@ struct Gemm : Geometry<kC> {
     // ---- Consumers: epilogue
 
     // Packs a consumer's results into shared memory, swizzled. The copy engine stores them to D while the next tile is
-    // being multiplied.
+    // being multiplied; only in the masked layout, a group's last tile may be stored by the threads instead.
     static __device__ void store(const float (&total)[kSlices][kRegisters], const Part& part, int consumer,
                                  const Tile& tile) {
         const int thread = threadIdx.x % kWarpgroup;
-        if (thread == 0) ptx::cp_async_bulk_wait_group_read<0>();  // the last tile's stores have read this buffer
+        if (thread == 0) ptx::cp_async_bulk_wait_group_read<0>();  // the previous tile's stores read this buffer
         ptx::bar_sync(1 + consumer, kWarpgroup);
 #pragma unroll
         for (int slice = 0; slice < kSlices; ++slice)
             store_shared<kConsumerN, kStoreN>(smem_d(consumer) + slice * kBytesSlice, total[slice]);
         if (kC.kind == Kind::kMasked && tile.rows < kC.tile_m - kSliceM + kWgmmaM) {
-            // Rows past the valid ones must not be written, and a TMA store cannot leave them out: the threads store.
+            // The rows after a group's valid ones lie inside D but must stay as they are. A TMA store would write them,
+            // so the threads store the valid rows, if not all of this consumer's rows are valid.
             ptx::bar_sync(1 + consumer, kWarpgroup);
             for (int i = thread; i < kSlices * kWgmmaM * (kConsumerN / 8); i += kWarpgroup) {
                 const int column = i % (kConsumerN / 8) * 8, r = i / (kConsumerN / 8);
@@ -338,11 +351,12 @@ struct Gemm : Geometry<kC> {
         }
     }
 
-    // Split-K: each CTA of the cluster holds the tile's sums over its own range of K. Each adds up and stores every
-    // kSplits-th piece of the tile, for which the others send it their partial sums. They are added in the order of the
-    // CTAs' ranks, so the bits do not depend on which arrived first. A CTA's own partial sums stay in registers, which
-    // is why the loops are unrolled. Partial sums are received in the buffers for D, so the ring's stages stay
-    // undisturbed.
+    // Split-K: each CTA of the cluster holds the tile's sums over its own range of K. The tile is divided into pieces;
+    // a piece is four consecutive accumulators of every thread. The CTA of rank r adds up and stores the pieces r, r +
+    // kSplits, and so on: the other CTAs write their partial sums of these pieces into its shared memory. Partial sums
+    // are added in the order of the CTAs' ranks, so the bits do not depend on which arrived first. A CTA's own partial
+    // sums stay in registers, which is why the loops are unrolled. Those of the others are received in the buffers for
+    // D, which leaves the ring's stages undisturbed.
     static __device__ void reduce(const float (&total)[kSlices][kRegisters], const GroupedArgs& p, int consumer,
                                   const Tile& tile) {
         const int thread = threadIdx.x % kWarpgroup, mine = rank();
@@ -398,7 +412,7 @@ __global__ void __launch_bounds__(Gemm<kC>::kThreads, kC.blocks_an_sm)
     if (threadIdx.x == 0) {
         constexpr int kSharers = kSends ? kC.cluster : 1;
         for (int stage = 0; stage < kC.stages; ++stage) {
-            ptx::mbarrier_init(G::smem_stage(stage) + G::kFull, 1);  // the issuing thread's; bytes are counted apart
+            ptx::mbarrier_init(G::smem_stage(stage) + G::kFull, 1);  // the producer's expect_tx
             ptx::mbarrier_init(G::smem_stage(stage) + G::kEmpty, kSharers * G::kConsumers * 4);  // one arrival per warp
         }
         ptx::fence_mbarrier_init();

@@ -53,7 +53,7 @@ def queue(call: CheckedCall, expected_m: int = 0) -> None:
     if config not in _libraries:
         _refuse_capture(config, call)
         with ThreadPoolExecutor(1) as pool:
-            pool.submit(fast_path.load)  # builds something of its own, beside the kernel
+            pool.submit(fast_path.load)  # compiles fast_path.cpp while this thread compiles the kernel
             library(config)
     sizes = (call.m, call.n, call.k, call.groups, expected_m)
     fast_path.add(device, call.kind, *sizes, launches.launcher(library(config)), num_sms)

@@ -23,7 +23,7 @@ BUSY_SMS = 0.82  # share of the SMs that saturates memory; fewer SMs reach less 
 LATE = 0.84  # share of the output that has been written back from L2 when the kernel ends
 KEEP_B = 1.1  # factor on the memory time if B is not loaded with evict-first
 L2 = 12.5e6  # bytes per microsecond from L2 to all SMs, many of which ask for the same
-QUEUE = 0.08  # share of the L2 time that is not hidden when DRAM is the bottleneck
+QUEUE = 0.08  # share of the L2 time that is added to the time of the transfers, be it DRAM's or L2's
 SM_LOAD = 105e3  # bytes per microsecond into one SM
 WAVE_US = 0.18  # from one tile to the next
 OUTPUT_US = 0.036 / 1024  # per element of a tile, for the epilogue
@@ -36,8 +36,8 @@ SPLIT_SMALL = 6000
 NARROW_BOX_US = 0.08  # for each TMA store box of only 16 columns
 FEW_STAGES = 1.22  # factor on the memory time where two slices leave room for few stages
 
-# Cycles of one K block in the main loop, by a consumer's columns: for one consumer, for two with 64 rows
-# each, for two with 128 rows each. Wide tiles whose columns are no multiple of 64 need more of B's scales:
+# Cycles of one K block in the main loop, by a consumer's columns: for one consumer with 64 rows, for two with
+# 64 rows each, and for consumers with 128 rows each or more. Wide tiles whose columns are no multiple of 64 need more of B's scales:
 # UNALIGNED is the factor for that, which the last table includes.
 CYCLES_ONE = {16: 290, 32: 325, 64: 355, 96: 380, 128: 495, 224: 785}
 CYCLES_TWO = {16: 375, 32: 390, 64: 450, 96: 595, 128: 760, 160: 750, 192: 950}
@@ -155,7 +155,7 @@ def busy(units: list[tuple[int, float]], at_once: int) -> float:
             for begin, (count, cost) in zip(begins, units, strict=False)
         )
 
-    return max(of(begin % at_once) for begin in begins)  # the clusters in between have as much as these
+    return max(of(begin % at_once) for begin in begins)  # those in between have no more than these
 
 
 def _parts(config: Config, rows: list[int], num_sms: int) -> list[tuple[Config, list[int]]]:
@@ -172,7 +172,8 @@ def _tile_us(config: Config, blocks: int) -> float:
 
 
 def _requested(config: Config) -> int:
-    """Bytes that a thread block loads from L2 for one K block; of what a pair shares, each loads half."""
+    """Bytes that a thread block loads from L2 for one K block; of what a cluster shares, each of its
+    thread blocks loads an equal share."""
     return (config.tile_m // config.right + config.tile_n // config.down) * SCALE_BLOCK + config.tile_m * 4
 
 

@@ -9,19 +9,22 @@
 #include "ptx.cuh"
 
 struct Tile {
-    int row;                      // first row in A and D; masked: in the rows of all groups, one after the other
-    int column;                   // first column in D
-    int rows;                     // valid rows in this tile; <= 0 if the cluster's second tile lies past the end
-    int slices;                   // slices of rows that belong to this tile; the others belong to the next one
-    int live;                     // slices that have valid rows for this consumer
-    int group;                    // which B; -1: the tile is padding and becomes zeros
+    int row;     // first row in A and D; masked: in the rows of all groups, one after the other
+    int column;  // first column in D
+    int rows;    // from `row` to the end of A or, if masked, of the group's valid rows. May be more than
+                 // a tile has, and <= 0 where a tile of the unit lies past the end
+    int slices;  // slices of rows that belong to this tile; the others belong to the next one
+    int live;    // slices in which this consumer's rows are not all padding
+    int group;   // which B; -1: the tile is padding and becomes zeros
     int scale_row, scale_column;  // where its scales of A begin in [K blocks][rows]; masked: [groups * K blocks][rows]
 };
 
 // A cluster takes a unit of work: tiles side by side (they share A), tiles below each other (they share B), or one tile
 // of which each CTA multiplies its own range of K.
 // Rasterisation: clusters walk bands group_m units tall (or, if group_n is not 0, group_n units wide), so that tiles
-// that run at the same time share operands in L2. Neighbours should have the larger operand in common.
+// that run at the same time share operands in L2. Consecutive units of a band group_m tall lie below each other and
+// load the same rows of B; in one group_n wide they lie side by side and load the same rows of A. What they share
+// should be the operand of which a tile needs more.
 template <Config kC>
 class Scheduler {
   public:
@@ -34,8 +37,8 @@ class Scheduler {
     // An upper bound of the number of units. The launcher uses it, because it does not read the layout.
     static int64_t units(const GroupedArgs& p) { return p.groups_a * ceil_div(p.m, kC.tile_m * kDown) * kUnitsN; }
 
-    // `first_row`: where this consumer's rows begin in a slice; tile.live counts those. `first_cluster`: index of the
-    // cluster that gets the first unit of this Part (gemm.cuh).
+    // `first_row`: where this consumer's rows begin in a slice, which tile.live depends on. `first_cluster`: index of
+    // the cluster that gets the first unit of this Part (gemm.cuh).
     __device__ explicit Scheduler(const GroupedArgs& p, int first_row = 0, int first_cluster = 0)
         : p_(p), first_row_(first_row), unit_(blockIdx.x / kC.cluster) {
         if (kC.tail_m > 0 && (unit_ -= first_cluster) < 0) unit_ += gridDim.x / kC.cluster;

@@ -28,8 +28,8 @@ const char* describe(Part& part) {
     return tensor_map_2d(&part.d, p.d, rows, kC.n, kC.n, kWgmmaM, G::kStoreN, kSwizzleD);
 }
 
-// Divides the rows between the Parts: the main tile gets the rows that fill whole waves (all rows, if there is no whole
-// wave); the tail tile gets the rest. Returns the number of clusters to start.
+// Divides the rows between the Parts. The main tile gets as many whole rows of units as fit into whole waves, or all
+// rows if that is none; the tail tile gets the rest. Returns the number of clusters to start.
 template <Config kC>
 int64_t deal(const GroupedArgs& p, Parts<kC>& parts) {
     using Tiles = Scheduler<kC>;
@@ -49,8 +49,8 @@ int64_t deal(const GroupedArgs& p, Parts<kC>& parts) {
         units = before + TailTiles::units(last.p);
         last.first_cluster = static_cast<int>(before % most);
     }
-    // With split-K a cluster computes one tile: a second tile's partial sums could arrive before the first tile's have
-    // been added up.
+    // With split-K a cluster may compute only one tile, because a second tile's partial sums could arrive before the
+    // first tile's have been added up. So there are as many clusters as units.
     return units < most || kC.share == Share::kK ? units : most;
 }
 

@@ -70,11 +70,11 @@ def tune(
     Args:
         kind, n, k, groups: the layout, the sizes of B, and how many groups B has.
         m: rows of A in all; in the masked layout, about how many rows of a group count. The result is used
-            for every m that choice.bucket rounds to the same number.
+            for every m for which choice.rows_to_expect gives the same number.
         device: a Hopper GPU; all of its SMs are used.
-        limit: how many configurations to time, the best expected ones. After them, the fastest one is timed
-            with its FFMAs interleaved in the other ways.
-        among: time these configurations instead.
+        limit: how many configurations to time, the best expected ones. After them, if its tile is large, the
+            fastest one is timed with its FFMAs interleaved in the other ways.
+        among: time these configurations instead, and no others.
 
     Returns:
         The configurations and their times, the fastest first.
@@ -122,7 +122,9 @@ def interleaved(config: Config) -> list[Config]:
     return [
         other
         for other, one in zip(others, built, strict=True)
-        if other != config and one.rewritten is not False  # None: as the compiler left it
+        if other != config
+        and one.rewritten
+        is not False  # False: the pass could not, so this is the compiler's code; None: no pass was asked for
     ]
 
 

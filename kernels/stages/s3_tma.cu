@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     // ---- Prologue: initialise the mbarriers
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < kStages; ++stage) {
-            ptx::mbarrier_init(smem_stage(stage) + kFull, 1);  // the issuing thread's; bytes are counted apart
+            ptx::mbarrier_init(smem_stage(stage) + kFull, 1);               // thread 0's expect_tx
             ptx::mbarrier_init(smem_stage(stage) + kEmpty, kThreads / 32);  // one arrival a warp
         }
         ptx::fence_mbarrier_init();

@@ -3,9 +3,10 @@
 //   python -m gemm_ladder compare --rungs s5_warp_specialized --shapes 256x256x256
 //
 // CTAs are persistent: each computes many tiles. Tiles that run at the same time lie close together, so that L2 serves
-// most loads. A tile is 256 x 128, or 128 x 192 where those take less time in whole waves. For each tile
+// most loads. Tiles are 256 x 128, or 128 x 192 where waves of those are expected to take less time in all
+// (gemm_ladder_launch, at the end). For each tile
 //   1. the producer, one thread of warpgroup 0, loads K block after K block into the ring of stages. It runs ahead into
-//      the next tile while the last one is being stored. The cluster's two CTAs multicast A to each other;
+//      the next tile while the previous one is being stored. The cluster's two CTAs multicast A to each other;
 //   2. two consumer warpgroups multiply and promote, so that while one promotes on the CUDA cores, the other has the
 //      tensor cores. setmaxnreg moves registers to them from the producer's warpgroup;
 //   3. each consumer packs its results into shared memory (stmatrix), and the copy engine stores them.
@@ -35,7 +36,9 @@ constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
 constexpr int kSliceM = kConsumers * kWgmmaM;  // a tile is one or two slices of 128 rows; each consumer has 64 of each
 constexpr int kStoreN = kSwizzleRow / sizeof(uint16_t);     // columns of D in a swizzled row: 64
 constexpr uint32_t kBytesStoreBox = kWgmmaM * kSwizzleRow;  // (kWgmmaM, kStoreN): one TMA store
-constexpr int kGroupM = 8;  // rasterisation: clusters walk bands of 8 tiles of m, so that L2 serves most loads
+// Rasterisation: clusters go down a band 8 tiles tall before they go right. Tiles that run at the same time then load
+// the same operands, and L2 serves most loads.
+constexpr int kGroupM = 8;
 
 template <int kTileM, int kTileN, int kStages>
 struct Kernel {
@@ -45,8 +48,8 @@ struct Kernel {
     // 128 columns belong to the first of them.
     static constexpr int kSegments = kTileN % kScaleN == 0 ? 1 : kTileN / kStoreN;
     static constexpr int kScalesB = kSegments == 1 ? 1 : 2;
-    static constexpr int kUnroll =
-        kSlices == 1 ? 1 : 4;  // K blocks; the 128 x 192 tile's accumulators leave no registers
+    // K blocks in the body of the main loop. A longer body costs registers, and pays where a tile has two slices.
+    static constexpr int kUnroll = kSlices == 1 ? 1 : 4;
     static constexpr int kBoxes = kSlices * kTileN / kStoreN;  // TMA stores of D, for each consumer
 
     // A stage is one piece of shared memory: the tiles of A and B, the scales of both, and the stage's two mbarriers,
@@ -64,8 +67,8 @@ struct Kernel {
     }
     static __device__ uint32_t smem_stage(int stage) { return smem_d(kConsumers) + stage * kBytesStage; }
 
-    // A position in the ring: the stage's address, and the parity of the phase that its mbarriers are in this time
-    // around.
+    // A position in the ring: the stage's address in shared memory, and the parity of the phase of `full` in which this
+    // round's loads arrive. `empty` is one phase behind: the producer waits for it with the opposite parity.
     struct Ring {
         uint32_t stage = smem_stage(0), parity = 0;
         __device__ void advance() {
@@ -78,8 +81,8 @@ struct Kernel {
         return ceil_div(p.m, kTileM) * ceil_div(p.n, kTileN * kCluster);
     }
 
-    // The tiles of one CTA, in order. A cluster takes pairs of tiles side by side. Pairs are numbered down a band of
-    // kGroupM tiles of m before they go right.
+    // The tiles of one CTA, in order. A cluster takes pairs of tiles side by side. Pairs are numbered down a band that
+    // is kGroupM tiles tall before they go right.
     struct Tiles {
         int pairs, tiles_m, pairs_n, pair;
         __device__ explicit Tiles(const GemmArgs& p)
@@ -130,7 +133,7 @@ struct Kernel {
     static __device__ void store(const float (&total)[kSlices][kRegisters], const TensorMap* map_d, int consumer,
                                  int tile_m, int tile_n) {
         const int thread = threadIdx.x % kWarpgroup;
-        if (thread == 0) ptx::cp_async_bulk_wait_group_read<0>();  // the last tile's stores have read this buffer
+        if (thread == 0) ptx::cp_async_bulk_wait_group_read<0>();  // the previous tile's stores read this buffer
         ptx::bar_sync(1 + consumer, kWarpgroup);
 #pragma unroll
         for (int slice = 0; slice < kSlices; ++slice)
@@ -163,7 +166,8 @@ struct Kernel {
                 ptx::mbarrier_wait_parity(ring.stage + kFull, ring.parity);
                 const uint64_t desc_a = smem_descriptor(ring.stage + consumer * kWgmmaM * kSwizzleRow);
                 const uint64_t desc_b = smem_descriptor(ring.stage + kB);
-                // Scales are read before the first WGMMA: waiting for them after it would delay the second slice's.
+                // Scales are loaded before the first WGMMA: loading them after it would delay the second slice's
+                // WGMMAs.
                 float scale_a[kSlices][2], scale_b[kSegments];
 #pragma unroll
                 for (int i = 0; i < kSlices * 2; ++i)
@@ -213,7 +217,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     // ---- Prologue: initialise the mbarriers
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < kStages; ++stage) {
-            ptx::mbarrier_init(K::smem_stage(stage) + K::kFull, 1);  // the issuing thread's; bytes are counted apart
+            ptx::mbarrier_init(K::smem_stage(stage) + K::kFull, 1);  // the producer's expect_tx
             ptx::mbarrier_init(K::smem_stage(stage) + K::kEmpty, kCluster * kConsumers * kWarpgroup / 32);
         }
         ptx::fence_mbarrier_init();
@@ -263,7 +267,7 @@ const char* start(const GemmArgs& p, int64_t clusters) {
 extern "C" const char* gemm_ladder_launch(const GemmArgs* args) {
     const GemmArgs& p = *args;
     const int64_t clusters = p.num_sms < kCluster ? 1 : p.num_sms / kCluster;
-    // Every wave of clusters takes as long as one tile, which is proportional to the tile's area.
+    // A wave of clusters is estimated to take as long as one tile, and a tile's time to be proportional to its area.
     const auto time = [&](int64_t pairs, int tile) { return ceil_div(pairs, clusters) * tile; };
     return time(Kernel<256, 128, 3>::pairs(p), 256 * 128) <= time(Kernel<128, 192, 4>::pairs(p), 128 * 192)
                ? start<256, 128, 3>(p, clusters)

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--shapes",
         default="all",
         metavar="MxNxK,...",
-        help=f"which shapes (default: all, which is {len(shapes.DEEPSEEK_V3)} dense shapes of DeepSeek-V3 and "
+        help=f"which shapes (default: all, which is {len(shapes.DEEPSEEK_V3)} dense ones of DeepSeek-V3 and "
         f"{len(shapes.SQUARES)} squares; on the emulator {len(shapes.EMULATOR)} small ones)",
     )
     parser.add_argument(

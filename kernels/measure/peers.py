@@ -1,7 +1,7 @@
 """The libraries that the kernels are compared with.
 
-To add one, add a function to PEERS here and its label to gemm_ladder.figures.measured.PEERS. If it computes the
-same product, add its name to BLOCK_SCALED in gemm_ladder.figures.production; if it ignores the scales, to
+To add one, add a function to PEERS here and its label to gemm_ladder.figures.measured.PEERS. If it computes
+the same product, add its name to BLOCK_SCALED in gemm_ladder.figures.production; if it ignores the scales, to
 CEILINGS there and to UNSCALED here. If its operands or its output have other types, bytes_moved() has to know.
 """
 

@@ -364,7 +364,7 @@ workbench.break_it(rung.name, workbench.problem(m=150, n=136, k=768), (rung.sour
 # How long the three take on a GPU, in microseconds:
 
 # %%
-timed = measured.series([fences] if fences["rows"] else [], "dirty")
+timed = measured.series(fences, "dirty") if fences["rows"] else []
 for shape in measured.sizes_of(timed):
     print(" x ".join(map(str, shape)))
     for one in timed:

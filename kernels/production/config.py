@@ -113,8 +113,8 @@ class Config:
     def parts(self, rows: int, num_sms: int) -> list[tuple[Config, int]]:
         """How many rows of A each tile size gets: [(configuration, rows), ...], as deal() of start.cuh does.
 
-        The main tile gets the rows that fill whole waves (all rows, if there is no whole wave); the tail tile
-        gets the rest.
+        The main tile gets as many whole rows of units as fit into whole waves, or all rows if that is none;
+        the tail tile gets the rest.
         """
         tail, at_once = self.tail, self.at_once(num_sms)
         units_in_waves = self.units(rows) // at_once * at_once

@@ -2,7 +2,7 @@
 
 To add one, add a function to PEERS here and its label to gemm_ladder.figures.measured.PEERS. If it computes
 the same product, add its name to BLOCK_SCALED in gemm_ladder.figures.production; if it ignores the scales, to
-CEILINGS there and to UNSCALED here. If its operands or its output have other types, bytes_moved() has to know.
+CEILINGS there and to UNSCALED here. If its operands or output have other types, bytes_moved() has to know.
 """
 
 from __future__ import annotations

@@ -36,9 +36,9 @@ SPLIT_SMALL = 6000
 NARROW_BOX_US = 0.08  # for each TMA store box of only 16 columns
 FEW_STAGES = 1.22  # factor on the memory time where two slices leave room for few stages
 
-# Cycles of one K block in the main loop, by a consumer's columns: for one consumer with 64 rows, for two with
-# 64 rows each, and for consumers with 128 rows each or more. Wide tiles whose columns are no multiple of 64 need more of B's scales:
-# UNALIGNED is the factor for that, which the last table includes.
+# Cycles of one K block in the main loop, by a consumer's columns: for one consumer with 64 rows, for two
+# with 64 rows each, and for consumers with 128 rows each or more. Wide tiles whose columns are no multiple
+# of 64 need more of B's scales: UNALIGNED is the factor for that, which the last table includes.
 CYCLES_ONE = {16: 290, 32: 325, 64: 355, 96: 380, 128: 495, 224: 785}
 CYCLES_TWO = {16: 375, 32: 390, 64: 450, 96: 595, 128: 760, 160: 750, 192: 950}
 CYCLES_FOUR = {16: 515, 32: 555, 64: 685, 96: 1055, 112: 1200, 128: 1225}

@@ -1,8 +1,8 @@
 """The ladder: one FP8 matrix product written several times, each rung one idea faster than the one below.
 
 `rungs` maps a name to a `Rung`, in the ladder's order. All have one signature, `rung(lhs, rhs, out)`.
-s0_numpy runs in NumPy on the CPU. The others run where the tensors are, CPU tensors on the emulator and Hopper
-GPU tensors on the GPU, from the same CUDA source.
+s0_numpy runs in NumPy on the CPU. The others run where the tensors are, CPU tensors on the emulator and
+Hopper GPU tensors on the GPU, from the same CUDA source.
 To add a rung, put its .cu file into stages/ and its line into the table at the end of this file.
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -53,6 +53,16 @@ def no_builds(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError(f"started {arguments}")
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
+
+
+@pytest.fixture
+def settings_restored() -> Iterator[None]:
+    """After the test, the settings of the process are what they are at first."""
+    from gemm_ladder import settings
+
+    yield
+    settings.set_num_sms(0)
+    settings.set_mk_alignment_for_contiguous_layout(128)
 
 
 class FakeKernelTimer:

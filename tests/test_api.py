@@ -265,6 +265,7 @@ def test_sizes(n, k, message):
     assert placed.untouched()
 
 
+@pytest.mark.usefixtures("settings_restored")
 def test_contents_of_m_indices():
     for row, value, message in (
         (0, 2, "m_indices[0] is 2; -1 or a group below 2 is needed"),

@@ -10,13 +10,7 @@ from call_arguments import refusal
 from gemm_ladder import settings, utils
 from gemm_ladder.ref import fp8, layouts
 
-
-@pytest.fixture(autouse=True)
-def unset():
-    """Reset the settings after each test."""
-    yield
-    settings.set_num_sms(0)
-    settings.set_mk_alignment_for_contiguous_layout(128)
+pytestmark = pytest.mark.usefixtures("settings_restored")
 
 
 def test_num_sms():

@@ -12,6 +12,7 @@ import pytest
 from gemm_ladder.build import digest, toolchain
 from gemm_ladder.errors import GemmLadderError, ToolchainError
 from gemm_ladder.measure import carry_over, same_code
+from gemm_ladder.production.config import Config
 
 A, FFMA = "// words\nint a;\n", "# words\nx = 1\n"
 
@@ -116,23 +117,38 @@ def test_machine_code_decides_where_it_is_compared(repository: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("old", "new", "same"), [("tiles_m", "rows_of_tiles", True), ("% tiles_m", "% (tiles_m + 1)", False)]
+    ("file", "old", "new", "differing"),
+    [
+        ("stages/s3_tma.cu", "tiles_m", "rows_of_tiles", []),
+        ("stages/s3_tma.cu", "% tiles_m", "% (tiles_m + 1)", ["s3_tma"]),
+        ("production/scheduler.cuh", "units_m_", "units_down_", []),
+        (
+            "production/scheduler.cuh",
+            "tile.rows = rows_ - row",
+            "tile.rows = rows_ - row - 1",
+            ["production"],
+        ),
+        ("include/layout.cuh", "(thread % 32) / 4", "(thread % 32) / 2", ["s3_tma", "production"]),
+    ],
 )
 def test_machine_code_is_compared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, same: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, old: str, new: str, differing: list[str]
 ) -> None:
-    """A renamed variable changes no instruction, another expression does."""
+    """A renamed variable changes no instruction, another expression does, also in a header."""
     try:
         toolchain.find_cuda()
     except ToolchainError as error:
         pytest.skip(f"needs nvcc: {error}")
+    source = Config.of("masked", 512, 512, 64, 64).source()
     monkeypatch.setattr(same_code, "_rungs", lambda: iter([("s3_tma", "stages/s3_tma.cu")]))
-    monkeypatch.setattr(same_code, "_production", lambda: iter([]))
+    monkeypatch.setattr(same_code, "_production", lambda: iter([("production", source)]))
     for name in ("stages", "include", "production"):
         shutil.copytree(digest.KERNELS / name, tmp_path / name)
-    path = tmp_path / "stages" / "s3_tma.cu"
-    path.write_text(path.read_text().replace(old, new))
-    assert same_code.differing_kernels(tmp_path) == ([] if same else ["s3_tma"])
+    path = tmp_path / file
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    assert same_code.differing_kernels(tmp_path) == differing
 
 
 def test_unknown_commit(repository: Path) -> None:

@@ -292,18 +292,5 @@ def remember(key: str, ask: Callable[[], str | None]) -> str | None:
             return None  # a failure may pass: ask again next time
         _answers[key] = answer
         with contextlib.suppress(OSError):
-            _replace(path, json.dumps(dict(_answers)))
+            folders.replace(path, json.dumps(dict(_answers)))
     return _answers[key]
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix="answers.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except OSError:  # the disk may be full
-        os.unlink(temporary)
-        raise

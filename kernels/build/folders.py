@@ -60,6 +60,19 @@ def temporary_folder() -> Path:
         raise ToolchainError(f"There is no temporary folder ({error.strerror or error})", REMEDY) from error
 
 
+def replace(path: Path, text: str) -> None:
+    """Write a file as a whole or not at all: a reader finds the old one or the new one. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=path.name, dir=path.parent)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except OSError:  # the disk may be full
+        os.unlink(temporary)
+        raise
+
+
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
     """A new folder for a command's temporary files, removed at the end.

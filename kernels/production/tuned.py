@@ -12,9 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +34,9 @@ def find(gpu: str, kind: Kind, m: int, n: int, k: int, groups: int, num_sms: int
 
 @functools.lru_cache(maxsize=4096)
 def _find(
-    folders: tuple[Path, ...], gpu: str, kind: Kind, m: int, n: int, k: int, groups: int, num_sms: int
+    places: tuple[Path, ...], gpu: str, kind: Kind, m: int, n: int, k: int, groups: int, num_sms: int
 ) -> Config | None:
-    for folder in folders:
+    for folder in places:
         entry = _table(folder / _file(gpu)).get(_key(kind, m, n, k, groups))
         try:
             if entry is not None and entry["num_sms"] == num_sms:
@@ -67,7 +65,6 @@ def keep(gpu: str, config: Config, m: int, groups: int, num_sms: int, us: float)
     the same moment, one result may get lost.
     """
     path = _own() / _file(gpu)
-    path.parent.mkdir(parents=True, exist_ok=True)
     table = _read(path) | {
         _key(config.kind, m, config.n, config.k, groups): {
             "us": round(us, 3),
@@ -75,10 +72,7 @@ def keep(gpu: str, config: Config, m: int, groups: int, num_sms: int, us: float)
             "config": dataclasses.asdict(config),
         }
     }
-    handle, temporary = tempfile.mkstemp(prefix=path.name, dir=path.parent)
-    with os.fdopen(handle, "w") as file:
-        json.dump(table, file, indent=1, sort_keys=True)
-    os.replace(temporary, path)
+    folders.replace(path, json.dumps(table, indent=1, sort_keys=True))
     forget()
     return path
 

@@ -199,7 +199,7 @@ __global__ void fault(int which, const __grid_constant__ TensorMap map) {
             if (ptx::cluster_ctarank() == 0) ptx::st_shared_cluster(ptx::mapa(smem, 1), float4{});
             return;
         case 47:
-            return ptx::cp_async_bulk_prefetch_l2_hint(map.base + 4, 16, 0);
+            return ptx::cp_async_bulk_prefetch_tensor_2d_hint(&map, 1, 0, 0);
     }
 }
 

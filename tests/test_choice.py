@@ -130,7 +130,8 @@ def test_prediction():
     found = predict(Config.of("dense", 2112, 7168, 128, 192, share="B", cluster=2), 4096)
     assert found.waves == pytest.approx(176 / 66)
     assert found.last_wave == pytest.approx((176 - 132) / 66)
-    assert found.shared_bytes == 2 * 64 * 192 * 2 + 4 * 41 * 1024
+    two_tiles_scales = 2 * 2 * 256  # of B, two rows each
+    assert found.shared_bytes == 2 * 64 * 192 * 2 + 4 * 41 * 1024 + two_tiles_scales
     assert found.l2_bytes == 352 * 56 * ((128 + 96) * 128 + 512)
     operands = 4096 * 7168 + 2112 * 7168 + 4 * 56 * (4096 + 17)
     assert found.memory_bytes == operands + 2 * 4096 * 2112

@@ -53,6 +53,15 @@ def test_tma_load_with_a_hint_for_l2_is_a_load(machine: str) -> None:
         np.testing.assert_array_equal(out, swizzled(window(matrix, 30, 48, BOX_ROWS, BOX_COLUMNS)))
 
 
+@pytest.mark.parametrize(("y", "x"), [(30, 48), (39, 144), (-5, -16)])
+def test_a_box_prefetched_into_l2_is_loaded_as_it_is(machine: str, y: int, x: int) -> None:
+    matrix = np.random.default_rng(7).integers(1, 256, (40, 160), np.uint8)
+    for seed in for_each_schedule(machine):
+        out = np.zeros(BOX, np.uint8)
+        run_unit(machine, 13, out, matrix, seed, rows=40, columns=160, x=x, y=y)
+        np.testing.assert_array_equal(out, swizzled(window(matrix, y, x, BOX_ROWS, BOX_COLUMNS)))
+
+
 @pytest.mark.parametrize(("y", "x"), [(0, 0), (5, 8), (35, 28), (0, -4)])
 def test_tma_load_of_floats_without_swizzle(machine: str, y: int, x: int) -> None:
     matrix = np.random.default_rng(1).standard_normal((40, 44)).astype(np.float32)
@@ -203,6 +212,13 @@ def test_words_next_to_an_mbarrier_can_be_stored(machine: str) -> None:
         out = np.full((2, 4), 99, np.uint32)
         run_unit(machine, 12, out, None, seed)
         np.testing.assert_array_equal(out, [[0, 1, 2, 3], [10, 11, 12, 13]])
+
+
+def test_a_kernel_that_begins_early_waits_for_the_one_ahead(machine: str) -> None:
+    for seed in for_each_schedule(machine):
+        out = np.zeros((2, 128), np.uint32)
+        run_unit(machine, 14, out, None, seed)
+        np.testing.assert_array_equal(out, np.full((2, 128), 4000))
 
 
 # ------------------------------------------------------------------------------------ the emulator alone

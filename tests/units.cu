@@ -198,6 +198,33 @@ __global__ void beside_a_barrier(uint8_t* out) {
     }
 }
 
+// 13: as 10, but the box is first prefetched into L2, which must not change what is loaded.
+__global__ void tma_prefetch(const __grid_constant__ TensorMap map, uint8_t* out, int x, int y, uint32_t box_bytes) {
+    const uint32_t smem = ptx::shared_memory(), barrier = smem + kBarrier;
+    init_barrier(barrier, 1);
+    if (threadIdx.x == 0) {
+        ptx::cp_async_bulk_prefetch_tensor_2d_hint(&map, x, y, ptx::createpolicy_evict_first());
+        ptx::mbarrier_arrive_expect_tx(barrier, box_bytes);
+        ptx::cp_async_bulk_tensor_2d(smem, &map, barrier, x, y);
+    }
+    ptx::mbarrier_wait_parity(barrier, 0);
+    dump(out, smem, box_bytes);
+}
+
+// 14: two kernels, one behind the other. The first lets the second begin, and then counts to kCount in out[0][thread],
+// which takes a while. The second waits for the first, and copies the counts to out[1][thread].
+constexpr uint32_t kCount = 4000;
+__global__ void counts(uint8_t* out) {
+    ptx::griddepcontrol_launch_dependents();
+    volatile uint32_t* count = reinterpret_cast<volatile uint32_t*>(out) + threadIdx.x;
+    for (uint32_t i = 0; i < kCount; ++i) *count = *count + 1;
+}
+__global__ void copies_counts(uint8_t* out) {
+    ptx::griddepcontrol_wait();
+    uint32_t* count = reinterpret_cast<uint32_t*>(out) + threadIdx.x;
+    count[blockDim.x] = *count;
+}
+
 template <int kRowBytes>
 const char* store_box(const UnitArgs& u, const LaunchConfig& config, const TensorMap& map) {
     return launch(tma_store<kRowBytes>, config, map, static_cast<int>(u.x), static_cast<int>(u.y));
@@ -259,6 +286,13 @@ extern "C" const char* gemm_ladder_launch(const UnitArgs* args) {
             return launch(shared_vectors, config, u.out);
         case 12:
             return launch(beside_a_barrier, config, u.out);
+        case 13:
+            if (auto error = bytes_map(u.in)) return error;
+            return launch(tma_prefetch, config, map, u.out, x, y, box_bytes);
+        case 14:
+            if (auto error = launch(counts, config, u.out)) return error;
+            config.early = true;
+            return launch(copies_counts, config, u.out);
         default:
             return "no such unit";
     }

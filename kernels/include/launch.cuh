@@ -38,18 +38,23 @@ const char* launch(void (*kernel)(Params...), const LaunchConfig& config, Args..
             return cuda_error("cudaFuncSetAttribute", status);
         allowed = kernel, device_allowed = device;
     }
-    cudaLaunchAttribute cluster;
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = config.cluster;
-    cluster.val.clusterDim.y = 1;
-    cluster.val.clusterDim.z = 1;
+    cudaLaunchAttribute attributes[2];
+    uint32_t count = 0;
+    if (config.cluster > 1) {
+        attributes[count].id = cudaLaunchAttributeClusterDimension;
+        attributes[count++].val.clusterDim = {config.cluster, 1, 1};
+    }
+    if (config.early) {
+        attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+    }
     cudaLaunchConfig_t launch_config = {};
     launch_config.gridDim = dim3(static_cast<uint32_t>(config.blocks));
     launch_config.blockDim = dim3(config.threads);
     launch_config.dynamicSmemBytes = config.shared_bytes;
     launch_config.stream = static_cast<cudaStream_t>(config.stream);
-    launch_config.attrs = &cluster;
-    launch_config.numAttrs = config.cluster > 1 ? 1 : 0;
+    launch_config.attrs = attributes;
+    launch_config.numAttrs = count;
     return cuda_error("kernel launch", cudaLaunchKernelEx(&launch_config, kernel, Params(args)...));
 }
 

@@ -202,6 +202,17 @@ __device__ __forceinline__ void barrier_cluster_wait() {
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
+// ------------------------------------------------------------------------------------- kernels of one stream
+
+// "Parallel Synchronization and Communication Instructions: griddepcontrol". The kernel behind this one may begin once
+// every CTA of this one has executed this or has ended, if it was launched with LaunchConfig::early.
+__device__ __forceinline__ void griddepcontrol_launch_dependents() {
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+// "griddepcontrol". Waits until the kernels ahead of this one have ended and their writes are visible. Does not wait in
+// a kernel that was launched without LaunchConfig::early, which begins after they have.
+__device__ __forceinline__ void griddepcontrol_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
 // ----------------------------------------------------------------------------------------------- mbarriers
 
 // "mbarrier.init". Makes 8 bytes of shared memory an mbarrier, whose phases complete after `count` arrivals each.
@@ -265,12 +276,13 @@ __device__ __forceinline__ void prefetch_tensormap(const TensorMap* map) {
     asm volatile("prefetch.tensormap [%0];" : : "l"(map) : "memory");
 }
 
-// "cp.async.bulk.prefetch". Fetches `bytes` of global memory into L2; address and size are multiples of 16. The hint,
-// from createpolicy, is the priority with which L2 keeps them.
-__device__ __forceinline__ void cp_async_bulk_prefetch_l2_hint(const void* from, uint32_t bytes, uint64_t policy) {
-    asm volatile("cp.async.bulk.prefetch.L2.global.L2::cache_hint [%0], %1, %2;"
+// "cp.async.bulk.prefetch.tensor". Fetches the box at element (x, y) into L2, except elements that are out of bounds.
+// The hint, from createpolicy, is the priority with which L2 keeps it.
+__device__ __forceinline__ void cp_async_bulk_prefetch_tensor_2d_hint(const TensorMap* map, int x, int y,
+                                                                      uint64_t policy) {
+    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile.L2::cache_hint [%0, {%1, %2}], %3;"
                  :
-                 : "l"(from), "r"(bytes), "l"(policy)
+                 : "l"(map), "r"(x), "r"(y), "l"(policy)
                  : "memory");
 }
 

@@ -99,8 +99,9 @@ class Config:
             # Thread blocks that run together should load the same tile of the larger operand, A here.
             config = dataclasses.replace(config, group_n=12 if kind == "contiguous" else 8)
         if stages is None:
-            free = config.most_shared_bytes - config.output_bytes
-            stages = max(1, min(MAX_STAGES, free // config.stage_bytes))
+            depths = (dataclasses.replace(config, stages=stages) for stages in range(MAX_STAGES, 1, -1))
+            fitting = (one.stages for one in depths if one.shared_bytes <= one.most_shared_bytes)
+            stages = next(fitting, 1)
         return dataclasses.replace(config, stages=stages)
 
     @property
@@ -168,8 +169,8 @@ class Config:
 
     @property
     def stage_bytes(self) -> int:
-        """Bytes of one stage: A, B, their scales, two mbarriers."""
-        own = (self.tile_m + self.tile_n) * SCALE_BLOCK + self.tile_m * 4 + 128 * self.scales_b + 32
+        """Bytes of one stage: A, B, A's scales, two mbarriers."""
+        own = (self.tile_m + self.tile_n) * SCALE_BLOCK + self.tile_m * 4 + 32
         return max(align(own, 1024), self.tail.stage_bytes if self.tail else 0)
 
     @property
@@ -185,7 +186,18 @@ class Config:
     @property
     def shared_bytes(self) -> int:
         """Bytes of dynamic shared memory that a thread block asks for."""
-        return self.output_bytes + self.stages * self.stage_bytes
+        return self.output_bytes + self.stages * self.stage_bytes + self.scales_bytes
+
+    @property
+    def scales_bytes(self) -> int:
+        """Bytes of the buffers for B's scales: one buffer for each tile that has stages in the ring, and one
+        more. A buffer holds a tile's scales for all K blocks: SharedMemory of geometry.cuh."""
+        splits = self.cluster if self.share == "K" else 1
+        row = align(ceil_div(self.k // SCALE_BLOCK, splits) + 3, 4)
+        box = min(row, 256)
+        tiles = 1 + ceil_div(self.stages, max(1, self.k // SCALE_BLOCK // splits))
+        rows = max(one.scales_b for one in (self, self.tail) if one)
+        return tiles * rows * align(ceil_div(row, box) * box * 4, 128)
 
     @property
     def most_shared_bytes(self) -> int:

@@ -6,11 +6,28 @@
 // D[m, n] = sum_k A[m, k] * sfa[m, k / 128] * B[n, k] * sfb[n / 128, k / 128], for one matrix or for groups of them.
 //
 // The steps are rung 5's. For each tile that scheduler.cuh gives this CTA
-//   1. the producer, thread 0, loads K block after K block into the ring of stages: produce();
+//   1. the producer, one elected thread of warp 0, loads K block after K block into the ring of stages, and with the
+//      tile's first K block B's scales for all of them: produce();
 //   2. the consumer warpgroups multiply and promote, slice after slice: consume(), multiply_block();
 //   3. they store D. Without split-K, store() packs the tile into shared memory and the copy engine writes it to D.
 //      With split-K, reduce() adds up the partial sums of the cluster's CTAs and writes D from registers.
 // With a tail (config.cuh) the loop over tiles runs twice: over the tiles of the main size, then over the tail's.
+//
+// ---- Before the first tile. start.cuh launches the kernel so that it may begin while the kernel ahead of it in the
+// stream is still running. Every thread executes griddepcontrol.wait before the barrier that precedes the first load.
+// So A, B, their scales, m_indices and masked_m are read, and D is written, only after the kernel ahead has ended and
+// its writes are visible. This kernel in turn ends only after its own wait, so waiting for the kernel ahead is waiting
+// for all that came before it. What runs before the wait overlaps the end of the kernel ahead:
+//   - The mbarriers are initialised, and the tensor maps are fetched. They are parameters of the launch.
+//   - In the dense layout an idle thread prefetches the first K blocks of the CTA's first tile of B into L2, by tensor
+//     boxes: prefetch(). This is safe even where the kernel ahead is still writing B: a prefetch brings nothing into
+//     the SM, and the writes go to L2, too, so the loads after the wait find them. In a grouped layout memory says
+//     which group's B the tile needs, and the kernel ahead may write that, so there prefetch() waits first.
+// griddepcontrol.launch_dependents, at the kernel's start, lets the kernel behind begin in the same way. It is executed
+// only where one tile has room for all rows. With more rows the CTAs that share a tile of B should run side by side,
+// and those of a kernel that begins early are given the SMs in the order in which these become free: large products
+// took up to 1.5 times as long. A kernel that does not execute it lets the kernel behind begin when its CTAs have
+// ended.
 //
 // The mbarriers of one CTA. With Share::kA or kB the CTAs of the cluster multicast to each other.
 //
@@ -22,6 +39,9 @@
 //        |                                                                              v the bytes are there
 //   empty[stage] <----------------------------------- consumers, and with multicast the neighbours' consumers
 //                 1 arrival from each of their warps
+//
+// B's scales lie after the ring, one buffer per tile. Their bytes count on `full` of the tile's first stage, and no
+// barrier says that a buffer is free: geometry.cuh explains why `empty` is enough.
 //
 // ---- The cluster barrier. barrier.cluster completes when all threads of all CTAs of the cluster have arrived. A
 // thread may not arrive again before it has waited, so every thread executes every arrive and wait below, those
@@ -59,14 +79,13 @@ __device__ inline void meet() {
     ptx::barrier_cluster_wait();
 }
 
-constexpr uint32_t larger(uint32_t a, uint32_t b) { return a > b ? a : b; }
-
 // The rows that are computed in tiles of one size, with the tensor maps and arguments for them. Part 0 has the main
 // tile size, part 1 the tail's.
 struct Part {
     TensorMap a, b, sfa, sfb, d;
     GroupedArgs p;
-    int first_cluster;  // index of the cluster that gets this part's first unit
+    int first_cluster;     // index of the cluster that gets this part's first unit
+    uint32_t bytes_loads;  // of a stage's loads, as Geometry::kBytesLoads, but with boxes of A that may be lower
 };
 
 template <Config kC>
@@ -75,20 +94,14 @@ struct Parts {
 };
 
 template <Config kC>
-struct Gemm : Geometry<kC> {
+struct Gemm : Geometry<kC>, SharedMemory<kC> {
     using One = Geometry<kC>;
-    using Other = Geometry<exchanged(kC)>;  // the other tile size, which uses the same shared memory in turn
-    using One::kB, One::kScaleA, One::kScaleB;
-    using One::kStoreN, One::kBoxes, One::kBytesBox, One::kBytesSlice, One::kPieces, One::kBytesLoads;
+    using Shared = SharedMemory<kC>;
+    using One::kB, One::kScaleA, One::kBoxScalesB, One::kBoxesScalesB, One::kPitchScalesB;
+    using One::kStoreN, One::kBoxes, One::kBytesBox, One::kBytesSlice, One::kPieces;
     using One::kTakes, One::kSplits, One::kBlocks, One::kEveryBlock, One::kSegment, One::kSegments, One::kScalesB;
     using One::kWarpgroup, One::kConsumers, One::kThreads, One::kSliceM, One::kSlices, One::kConsumerN, One::kRegisters;
-
-    static constexpr uint32_t kBytesD = larger(One::kBytesOutput, Other::kBytesOutput);  // per consumer
-    static constexpr uint32_t kBytesStage = ceil_div(larger(One::kBytesLoaded, Other::kBytesLoaded) + 32, 1024) * 1024;
-    static constexpr uint32_t kFull = kBytesStage - 32, kEmpty = kFull + 16;  // the two mbarriers end the stage
-    static constexpr uint32_t kSharedBytes = kConsumers * kBytesD + kC.stages * kBytesStage;
-    // An SM's 228 KiB are divided among its CTAs, and CUDA reserves 1 KiB of each CTA's share.
-    static_assert(kSharedBytes <= 233472 / kC.blocks_an_sm - 1024, "what a block can have");
+    using Shared::kBytesD, Shared::kBytesStage, Shared::kFull, Shared::kEmpty, Shared::kBytesScales;
 
     static __device__ uint32_t smem_d(int consumer) { return ptx::shared_memory() + consumer * kBytesD; }
     static __device__ uint32_t smem_stage(int stage) { return smem_d(kConsumers) + stage * kBytesStage; }
@@ -96,12 +109,22 @@ struct Gemm : Geometry<kC> {
 
     // The position of the producer or of a consumer in the ring: the stage's address in shared memory, and the parity
     // of the phase of `full` in which this round's loads arrive. `empty` is one phase behind: the producer waits for it
-    // with the opposite parity, so that it does not wait in the first round.
+    // with the opposite parity, so that it does not wait in the first round. Beside the ring, the position in the
+    // buffers for B's scales.
     struct Ring {
         uint32_t stage = smem_stage(0), parity = 0;
+        // The stage's address as a WGMMA descriptor holds it. It is kept, not computed for each K block, so that it is
+        // there as soon as the stage is full.
+        uint32_t descriptor_address = smem_stage(0) >> 4;
+        uint32_t scales = smem_stage(kC.stages);  // the buffer with B's scales for the tile
         __device__ void advance() {
-            stage += kBytesStage;
-            if (stage == smem_stage(kC.stages)) stage = smem_stage(0), parity ^= 1;
+            stage += kBytesStage, descriptor_address += kBytesStage >> 4;
+            if (stage == smem_stage(kC.stages))
+                stage = smem_stage(0), descriptor_address = smem_stage(0) >> 4, parity ^= 1;
+        }
+        __device__ void next_tile() {
+            scales += kBytesScales;
+            if (scales == ptx::shared_memory() + Shared::kSharedBytes) scales = smem_stage(kC.stages);
         }
     };
 
@@ -123,40 +146,43 @@ struct Gemm : Geometry<kC> {
         Scheduler<kC> tiles(part.p, 0, part.first_cluster);
         for (Tile tile; tiles.next(tile);) {
             if (tile.group < 0) continue;
-            const uint32_t scale_b = first_scale_b(tile);
 #pragma unroll 1
             for (int block = first; block < last; ++block, ring.advance()) {
                 const uint32_t full = ring.stage + kFull;
                 ptx::mbarrier_wait_parity(ring.stage + kEmpty, ring.parity ^ 1);
-                ptx::mbarrier_arrive_expect_tx(full, kBytesLoads);
+                ptx::mbarrier_arrive_expect_tx(full, part.bytes_loads + (block == first ? One::kBytesScalesB : 0));
                 load<kC.share == Share::kB, kC.stream_b>(ring.stage + kB, &part.b, full, block * kScaleK,
                                                          tile.group * kC.n + tile.column, kC.tile_n, policy_b);
                 load<kC.share == Share::kA, false>(ring.stage, &part.a, full, block * kScaleK, tile.row, kC.tile_m, 0);
                 ptx::cp_async_bulk_tensor_2d(ring.stage + kScaleA, &part.sfa, full, tile.scale_column,
                                              tile.scale_row + block);
+                if (block > first) continue;
+                // Out-of-range scales only affect columns >= n, which are never stored.
 #pragma unroll
-                for (int i = 0; i < kScalesB; ++i)  // out-of-range scales only affect columns >= n, never stored
-                    ptx::cp_async_bulk_tensor_2d(ring.stage + kScaleB + i * kScalePitch, &part.sfb, full,
-                                                 (scale_b + i * kBlocks + block) / kScaleBox * kScaleBox, 0);
+                for (int i = 0; i < kScalesB * kBoxesScalesB; ++i) {
+                    const uint32_t row = i / kBoxesScalesB, box = i % kBoxesScalesB * kBoxScalesB;
+                    const uint32_t to = ring.scales + row * kPitchScalesB + box * sizeof(float);
+                    const uint32_t from = (first_scale_b(tile) + row * kBlocks + first) / kScaleBox * kScaleBox + box;
+                    ptx::cp_async_bulk_tensor_2d(to, &part.sfb, full, from, 0);
+                }
             }
+            ring.next_tile();
         }
         return ring;
     }
 
-    // The idle warps of the producer's warpgroup fetch into L2 the first kC.prefetch K blocks of the rows of B that
-    // this CTA's first tile needs. They use neither mbarriers nor tensor maps, so they start some 1000 cycles before
-    // the first load.
-    static __device__ void prefetch(const GroupedArgs& p) {
+    // One idle thread fetches into L2 the first kC.prefetch K blocks of this CTA's first tile of B, some 1000 cycles
+    // before the first load. The head of this file says why it may do so while a kernel ahead is running.
+    static __device__ void prefetch(const Part& part) {
+        if (kC.kind != Kind::kDense) ptx::griddepcontrol_wait();  // the scheduler reads m_indices or masked_m
         const uint64_t policy = ptx::createpolicy_evict_first();
-        const int first = first_block(), blocks = last_block() - first;
-        Scheduler<kC> tiles(p);
+        const int first = first_block(), last = last_block();
+        Scheduler<kC> tiles(part.p, 0, part.first_cluster);
         Tile tile;
         if (!tiles.next(tile) || tile.group < 0) return;
-        const uint32_t bytes = (blocks < kC.prefetch ? blocks : kC.prefetch) * kScaleK;
-        for (int row = threadIdx.x - 32; row < kC.tile_n && tile.column + row < kC.n; row += kWarpgroup - 32) {
-            const int64_t at = static_cast<int64_t>(tile.group) * kC.n + tile.column + row;
-            ptx::cp_async_bulk_prefetch_l2_hint(p.b + at * kC.k + first * kScaleK, bytes, policy);
-        }
+        for (int block = first; block < last && block < first + kC.prefetch; ++block)
+            ptx::cp_async_bulk_prefetch_tensor_2d_hint(&part.b, block * kScaleK, tile.group * kC.n + tile.column,
+                                                       policy);
     }
 
     // Loads `rows` rows of an operand. With multicast, each CTA of the cluster loads some of them for all CTAs.
@@ -181,7 +207,8 @@ struct Gemm : Geometry<kC> {
         // This thread's first row in the tile, and first_column counted from a multiple of kScaleN: it decides which
         // scale of B a segment has.
         int row, column;
-        uint32_t scale_b;  // index of the tile's first scale of B for this K block
+        uint32_t scale_b;  // index of the tile's first scale of B in sfb; modulo kScaleBox, its place in a box
+        uint32_t scales;   // address of the tile's buffer for B's scales, plus a float for each K block multiplied
         Ring ring;
     };
 
@@ -197,7 +224,7 @@ struct Gemm : Geometry<kC> {
             for (int i = 0; i < kSegments; ++i) {
                 const int which = (at.column + i * kSegment) / kScaleN;
                 const uint32_t in_box = (at.scale_b + which * kBlocks) % kScaleBox;
-                b[i] = ptx::ld_shared<float>(at.ring.stage + kScaleB + which * kScalePitch + in_box * sizeof(float));
+                b[i] = ptx::ld_shared<float>(at.scales + which * kPitchScalesB + in_box * sizeof(float));
             }
         }
         __device__ void promote(float (&total)[kRegisters], const float (&partial)[kRegisters], int slice) const {
@@ -239,8 +266,9 @@ struct Gemm : Geometry<kC> {
         ptx::mbarrier_wait_parity(at.ring.stage + kFull, at.ring.parity);
         Scales scales;  // loaded before the first WGMMA: loading them after it would delay the second slice's WGMMAs
         scales.load(at);
-        const uint64_t desc_a = smem_descriptor(at.ring.stage + at.first_row * kSwizzleRow);
-        const uint64_t desc_b = smem_descriptor(at.ring.stage + kB + at.first_column * kSwizzleRow);
+        const uint64_t desc = smem_descriptor(0) | at.ring.descriptor_address;
+        const uint64_t desc_a = advance(desc, at.first_row * kSwizzleRow);
+        const uint64_t desc_b = advance(desc, kB + at.first_column * kSwizzleRow);
 #pragma unroll
         for (int slice = 0; slice < kCount; ++slice) {
             ptx::wgmma_fence();
@@ -253,7 +281,7 @@ struct Gemm : Geometry<kC> {
             if (slice == kCount - 1) {
                 release(at.ring.stage + kEmpty);
                 at.ring.advance();
-                ++at.scale_b;
+                at.scales += sizeof(float);
             }
             scales.promote(total[slice], partial, slice);
         }
@@ -270,7 +298,7 @@ struct Gemm : Geometry<kC> {
         Scheduler<kC> tiles(part.p, at.first_row, part.first_cluster);
         for (Tile tile; tiles.next(tile);) {
             at.column = tile.column % kScaleN + at.first_column;
-            at.scale_b = first_scale_b(tile) + first_block();
+            at.scale_b = first_scale_b(tile) + first_block(), at.scales = at.ring.scales;
             float total[kSlices][kRegisters] = {};  // (kSlices, kWgmmaM, kConsumerN), over the warpgroup's threads
             // In the contiguous layout an expert's rows may end in padding. A consumer does not multiply its 64 rows of
             // a slice if they are all padding. tile.live counts the slices that it multiplies; there are four cases:
@@ -290,6 +318,7 @@ struct Gemm : Geometry<kC> {
                 multiply<1>(total, at);
             else if (tile.group >= 0)
                 skip(at);
+            if (tile.group >= 0) at.ring.next_tile();
             tile.row += at.first_row, tile.rows -= at.first_row, tile.column += at.first_column;
             if constexpr (kSplits > 1)
                 reduce(total, part.p, consumer, tile);
@@ -400,12 +429,12 @@ __global__ void __launch_bounds__(Gemm<kC>::kThreads, kC.blocks_an_sm)
     s7_production_fp8_gemm(const __grid_constant__ Parts<kC> parts) {
     using G = Gemm<kC>;
     using Tail = Gemm<exchanged(kC)>;
-    // ---- Prologue. The cluster barrier's steps here, in reduce() and at the end are explained at the top of this
-    // file.
+    // ---- Prologue. The head of this file explains griddepcontrol, and the cluster barrier's steps here, in reduce()
+    // and at the end.
     const Part &part = parts.part[0], &tail = parts.part[kC.tail_m > 0 ? 1 : 0];
+    if (part.p.m <= kC.tile_m) ptx::griddepcontrol_launch_dependents();   // no CTAs share a tile of B
     if constexpr (G::kSplits > 1) ptx::barrier_cluster_arrive_relaxed();  // this CTA runs; reduce() waits
-    if constexpr (kC.prefetch > 0)
-        if (threadIdx.x >= 32 && threadIdx.x < G::kWarpgroup) G::prefetch(part.p);
+    if (kC.prefetch > 0 && threadIdx.x == 32) G::prefetch(part);
     if (threadIdx.x == G::kWarpgroup)  // the first loads will need the tensor maps
         for (const TensorMap* map : {&part.a, &part.b, &part.sfa, &part.sfb}) ptx::prefetch_tensormap(map);
     constexpr bool kSends = kC.share == Share::kA || kC.share == Share::kB;
@@ -417,17 +446,24 @@ __global__ void __launch_bounds__(Gemm<kC>::kThreads, kC.blocks_an_sm)
         }
         ptx::fence_mbarrier_init();
     }
+    ptx::griddepcontrol_wait();  // before anything is read that a kernel ahead may write, or written that it may read
     if constexpr (kSends)
         meet();  // all CTAs' mbarriers exist before any CTA sends
     else
         __syncthreads();
 
-    // ---- Roles: warpgroup 0 is the producer's, the others are the consumers
-    if (threadIdx.x < G::kWarpgroup) {
+    // ---- Roles: warpgroup 0 is the producer's, the others are the consumers. The shuffle tells the compiler that all
+    // lanes have the same number, so that no warp is divided between the roles. If the roles go by threadIdx, nvcc
+    // expects divided warps, and the consumers' addresses and descriptors move from uniform to general registers: a K
+    // block takes a consumer 95 instructions instead of 76. elect.sync tells the compiler that one thread produces. If
+    // thread 0 produces, each load is in a loop over the lanes that might be active: a K block takes the producer 68
+    // instructions instead of 36.
+    const int warp = ptx::shfl_sync_idx(threadIdx.x / 32, 0);
+    if (warp < G::kWarpgroup / 32) {
         if constexpr (G::kTakes > 0) ptx::setmaxnreg_dec<40>();
-        if (threadIdx.x == 0) {
+        if (warp == 0 && ptx::elect_sync()) {
             const auto ring = G::produce(part, {});
-            if constexpr (kC.tail_m > 0) Tail::produce(tail, {ring.stage, ring.parity});
+            if constexpr (kC.tail_m > 0) Tail::produce(tail, __builtin_bit_cast(typename Tail::Ring, ring));
         }
         if constexpr (G::kSplits > 1) {  // the same steps as the consumers' in reduce()
             __syncwarp();
@@ -436,10 +472,9 @@ __global__ void __launch_bounds__(Gemm<kC>::kThreads, kC.blocks_an_sm)
         }
     } else {
         if constexpr (G::kTakes > 0) ptx::setmaxnreg_inc<G::kTakes>();
-        // The shuffle tells the compiler that all lanes have the same number.
         const int consumer = ptx::shfl_sync_idx(threadIdx.x / G::kWarpgroup, 0) - 1;
         const auto ring = G::consume(part, consumer, {});
-        if constexpr (kC.tail_m > 0) Tail::consume(tail, consumer, {ring.stage, ring.parity});
+        if constexpr (kC.tail_m > 0) Tail::consume(tail, consumer, __builtin_bit_cast(typename Tail::Ring, ring));
     }
     if constexpr (kSends) meet();  // no CTA exits while a neighbour may still send to it
 }

@@ -30,6 +30,13 @@ struct Geometry {
     static constexpr int kSegment = gcd(gcd(kC.tile_n, kScaleN), kConsumerN);
     static constexpr int kSegments = kConsumerN / kSegment;
     static constexpr int kScalesB = (kScaleN - gcd(kC.tile_n, kScaleN) + kC.tile_n - 1) / kScaleN + 1;
+    // The scales of B for all of a tile's K blocks: kScalesB rows, one float per K block. A row is loaded from a
+    // multiple of 16 bytes on, in boxes of at most 256 floats, which is TMA's limit.
+    static constexpr int kRowScalesB = ceil_div(ceil_div(kBlocks, kSplits) + kScaleBox - 1, kScaleBox) * kScaleBox;
+    static constexpr int kBoxScalesB = kRowScalesB < 256 ? kRowScalesB : 256;
+    static constexpr int kBoxesScalesB = ceil_div(kRowScalesB, kBoxScalesB);
+    static constexpr uint32_t kBytesScalesB = kScalesB * kBoxesScalesB * kBoxScalesB * sizeof(float);  // as loaded
+    static constexpr uint32_t kPitchScalesB = ceil_div(kBytesScalesB / kScalesB, kScalePitch) * kScalePitch;
 
     static constexpr int kStoreN = gcd(kConsumerN, 64);  // a box of D is (kWgmmaM, kStoreN): one TMA store
     static constexpr int kBoxes = kConsumerN / kStoreN;  // per slice and consumer
@@ -41,13 +48,12 @@ struct Geometry {
     static constexpr uint32_t kBytesOutput =  // per consumer
         kSplits > 1 ? kBytesPieces : ceil_div(kSlices * kBytesSlice, 1024) * 1024;
 
-    // A stage: A's tile, B's tile, A's scales, and a box for each scale of B, in that order.
+    // A stage: A's tile, B's tile and A's scales, in that order.
     static constexpr uint32_t kBytesA = kC.tile_m * kScaleK;  // (tile_m, kScaleK)
     static constexpr uint32_t kBytesB = kC.tile_n * kScaleK;  // (tile_n, kScaleK)
     static constexpr uint32_t kBytesScaleA = kC.tile_m * sizeof(float);
-    static constexpr uint32_t kBytesLoads = kBytesA + kBytesB + kBytesScaleA + kScalesB * kScaleBox * sizeof(float);
-    static constexpr uint32_t kB = kBytesA, kScaleA = kB + kBytesB, kScaleB = kScaleA + kBytesScaleA;
-    static constexpr uint32_t kBytesLoaded = kScaleB + kScalesB * kScalePitch;  // with the gaps between boxes
+    static constexpr uint32_t kB = kBytesA, kScaleA = kB + kBytesB;
+    static constexpr uint32_t kBytesLoads = kScaleA + kBytesScaleA;
 
     static_assert(kConsumers == 1 || kConsumers == 2, "registers for one or two consumers");
     static_assert(kC.tile_m % kSliceM == 0 && kConsumerN % 16 == 0 && kConsumerN <= 256, "whole WGMMA tiles");
@@ -62,4 +68,28 @@ struct Geometry {
                   "128 rows are sure to have one expert; where they do not, one slice is multiplied at a time");
     static_assert((kC.share == Share::kNothing) == (kC.cluster == 1), "a cluster shares something");
     static_assert(kC.blocks_an_sm == 1 || (kC.blocks_an_sm == 2 && kConsumers == 1), "registers for two blocks an SM");
+};
+
+constexpr uint32_t larger(uint32_t a, uint32_t b) { return a > b ? a : b; }
+
+// A CTA's shared memory: the consumers' buffers for D, then the ring's stages, then the buffers for B's scales.
+template <Config kC>
+struct SharedMemory {
+    using One = Geometry<kC>;
+    using Other = Geometry<exchanged(kC)>;  // the other tile size, which uses the same shared memory in turn
+
+    static constexpr uint32_t kBytesD = larger(One::kBytesOutput, Other::kBytesOutput);  // per consumer
+    static constexpr uint32_t kBytesStage = ceil_div(larger(One::kBytesLoads, Other::kBytesLoads) + 32, 1024) * 1024;
+    static constexpr uint32_t kFull = kBytesStage - 32, kEmpty = kFull + 16;  // the two mbarriers end the stage
+    // A buffer holds B's scales for all K blocks of one tile. It is free when the consumers have released the tile's
+    // last stage. The producer waits for `empty` of a tile's first stage before it loads the tile's scales; by then all
+    // stages but the last kC.stages before it have been released. So it is enough to have one buffer for each tile that
+    // can have stages among those, and one for the tile itself.
+    static constexpr uint32_t kBytesScales =
+        larger(One::kScalesB * One::kPitchScalesB, Other::kScalesB* Other::kPitchScalesB);
+    static constexpr uint32_t kTilesInRing = 1 + ceil_div(kC.stages, larger(One::kBlocks / One::kSplits, 1));
+    static constexpr uint32_t kSharedBytes =
+        One::kConsumers * kBytesD + kC.stages * kBytesStage + kTilesInRing * kBytesScales;
+    // An SM's 228 KiB are divided among its CTAs, and CUDA reserves 1 KiB of each CTA's share.
+    static_assert(kSharedBytes <= 233472 / kC.blocks_an_sm - 1024, "what a block can have");
 };

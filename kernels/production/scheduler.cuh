@@ -77,6 +77,8 @@ class Scheduler {
     }
 
   private:
+    static __device__ int rank() { return kC.cluster > 1 ? ptx::cluster_ctarank() : 0; }
+
     // Finds the next unit's place and its slices' experts. This is done a tile ahead to hide the latency: a division
     // takes long, and a load from memory takes as long as a K block.
     __device__ void look_ahead() {
@@ -85,17 +87,23 @@ class Scheduler {
             enter_group();
         }
         if (unit_ >= units_m_ * kUnitsN) return;
+        // With a single row of units there is no order to choose, and no division has to end before the first load.
+        if (kC.kind == Kind::kDense && units_m_ == 1) {
+            row_ = (kDown > 1 ? rank() : 0) * kC.tile_m;
+            column_ = (unit_ * kRight + (kRight > 1 ? rank() : 0)) * kC.tile_n;
+            return;
+        }
         constexpr bool kAcross = kC.group_n > 0;
         constexpr int kGroup = kAcross ? kC.group_n : kC.group_m;
         const int width = kAcross ? kUnitsN : units_m_, length = kAcross ? units_m_ : kUnitsN;
+#pragma unroll 1
         for (; in_band_ >= kGroup * length; first_ += kGroup) in_band_ -= kGroup * length;
         const int band = width - first_;  // the last one may be narrower
         const int along = band < kGroup ? in_band_ / band : static_cast<unsigned>(in_band_) / kGroup;
         const int beside = first_ + in_band_ - along * (band < kGroup ? band : kGroup);
         const int down = kAcross ? along : beside, right = kAcross ? beside : along;
-        const int rank = kC.cluster > 1 ? ptx::cluster_ctarank() : 0;
-        row_ = (down * kDown + (kDown > 1 ? rank : 0)) * kC.tile_m;
-        column_ = (right * kRight + (kRight > 1 ? rank : 0)) * kC.tile_n;
+        row_ = (down * kDown + (kDown > 1 ? rank() : 0)) * kC.tile_m;
+        column_ = (right * kRight + (kRight > 1 ? rank() : 0)) * kC.tile_n;
         // In the contiguous layout every 128 aligned rows have one expert, except that the last of them may be padding.
         // An expert that does not exist counts as padding.
 #pragma unroll
@@ -112,7 +120,8 @@ class Scheduler {
             rows_ = coming_ < 0 ? 0 : coming_ < rows_ ? coming_ : rows_;
             if (group_ + 1 < p_.groups) coming_ = p_.layout[group_ + 1];
         }
-        units_m_ = static_cast<int>(ceil_div(rows_, kC.tile_m * kDown));
+        // ceil_div would divide 64-bit numbers, which takes far longer.
+        units_m_ = static_cast<unsigned>(rows_ + kC.tile_m * kDown - 1) / (kC.tile_m * kDown);
         first_ = 0, in_band_ = unit_;
     }
 

@@ -4,7 +4,7 @@
 
 #include "gemm.cuh"
 
-// Encodes the tensor maps of a Part's operands.
+// Encodes the tensor maps of a Part's operands, and works out the bytes of a stage's loads.
 template <Config kC>
 const char* describe(Part& part) {
     using G = Gemm<kC>;
@@ -15,15 +15,20 @@ const char* describe(Part& part) {
     if (p.m == 0) return nullptr;  // no units of work, so the tensor maps are not used
     const int64_t rows = p.groups_a * p.m, blocks = p.groups_a * G::kBlocks;
     const int64_t scales_b = p.groups * ceil_div(kC.n, kScaleN) * G::kBlocks;
-    if (auto error = tensor_map_2d(&part.a, p.a, rows, kC.k, kC.k, kC.tile_m / kSharersA, kScaleK, Swizzle::k128B))
+    // With fewer rows than a tile has, the boxes of A and of its scales are only as tall as A, rounded up to whole
+    // swizzle atoms: the copy engine takes as long for the rows outside A, which arrive as zeros, as for those inside.
+    // The rows of shared memory that no box fills hold whatever was there. They only affect rows of D that are never
+    // stored.
+    const int64_t box = kSharersA > 1 || p.m >= kC.tile_m ? kC.tile_m : ceil_div(p.m, 8) * 8;
+    part.bytes_loads = G::kBytesLoads - (kC.tile_m - box) * (kScaleK + sizeof(float));
+    if (auto error = tensor_map_2d(&part.a, p.a, rows, kC.k, kC.k, box / kSharersA, kScaleK, Swizzle::k128B))
         return error;
     if (auto error =
             tensor_map_2d(&part.b, p.b, p.groups * kC.n, kC.k, kC.k, kC.tile_n / kSharersB, kScaleK, Swizzle::k128B))
         return error;
-    if (auto error = tensor_map_2d(&part.sfa, p.sfa, blocks, p.m, p.sfa_stride, 1, kC.tile_m, Swizzle::kNone))
-        return error;
+    if (auto error = tensor_map_2d(&part.sfa, p.sfa, blocks, p.m, p.sfa_stride, 1, box, Swizzle::kNone)) return error;
     if (auto error = tensor_map_2d(&part.sfb, p.sfb, 1, scales_b, ceil_div(scales_b, kScaleBox) * kScaleBox, 1,
-                                   kScaleBox, Swizzle::kNone))
+                                   G::kBoxScalesB, Swizzle::kNone))
         return error;
     return tensor_map_2d(&part.d, p.d, rows, kC.n, kC.n, kWgmmaM, G::kStoreN, kSwizzleD);
 }
@@ -68,6 +73,7 @@ const char* start(const GroupedArgs& p) {
                    .shared_bytes = G::kSharedBytes,
                    .stream = p.stream,
                    .cluster = static_cast<uint32_t>(kC.cluster),
-                   .blocks_an_sm = static_cast<uint32_t>(kC.blocks_an_sm)},
+                   .blocks_an_sm = static_cast<uint32_t>(kC.blocks_an_sm),
+                   .early = true},
                   parts);
 }

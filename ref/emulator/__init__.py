@@ -106,6 +106,7 @@ class LaunchConfig(ctypes.Structure):
         ("stream", ctypes.c_void_p),
         ("cluster", ctypes.c_uint32),  # blocks a cluster
         ("blocks_an_sm", ctypes.c_uint32),  # as __launch_bounds__ says
+        ("early", ctypes.c_bool),  # may begin before the kernel ahead of it ends
     ]
 
 

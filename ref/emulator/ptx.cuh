@@ -177,6 +177,12 @@ inline void barrier_cluster_wait() {
     emulator::record_warp(Event::cluster_pass);
 }
 
+// ------------------------------------------------------------------------------------- kernels of one stream
+
+// A launch returns when its kernel has ended, so no kernel is ahead of another one that runs.
+inline void griddepcontrol_launch_dependents() {}
+inline void griddepcontrol_wait() {}
+
 // ----------------------------------------------------------------------------------------------- mbarriers
 
 inline void mbarrier_init(uint32_t address, uint32_t count) {
@@ -237,14 +243,11 @@ inline void cp_async_bulk_tensor_2d_hint(uint32_t shared, const TensorMap* map, 
 }
 inline uint64_t createpolicy_evict_first() { return 0; }
 inline void prefetch_tensormap(const TensorMap*) {}
-inline void cp_async_bulk_prefetch_l2_hint(const void* from, uint32_t bytes, uint64_t) {
-    if (bytes % 16 || reinterpret_cast<uintptr_t>(from) % 16)
-        fail_at(Fault::misaligned, reinterpret_cast<uintptr_t>(from),
-                "cp.async.bulk.prefetch of %u bytes at %p: multiples of 16 are needed", bytes, from);
-    // The bytes are read although nothing keeps them: under a test's guard pages, a prefetch outside its tensor
-    // crashes.
-    const auto* read = static_cast<const volatile uint8_t*>(from);
-    for (uint32_t i = 0; i < bytes; i += 16) static_cast<void>(read[i]);
+// L2 is not modelled. The box must still be one that could be loaded.
+inline void cp_async_bulk_prefetch_tensor_2d_hint(const TensorMap* map, int x, int y, uint64_t) {
+    const auto base = static_cast<int64_t>(reinterpret_cast<uintptr_t>(map->base));
+    const int64_t global = base + y * map->row_stride + x * static_cast<int64_t>(map->element);
+    emulator::check_column(*map, "TMA prefetch", static_cast<uint64_t>(global), x);
 }
 inline void cp_async_bulk_tensor_2d_store(const TensorMap* map, uint32_t shared, int x, int y) {
     emulator::store_box(*map, shared, x, y);

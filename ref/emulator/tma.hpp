@@ -45,16 +45,21 @@ void inside(const TensorMap& map, int64_t row, int64_t column, const Copy& copy)
              static_cast<std::size_t>((end - begin) * map.element));
 }
 
+// An H100 reports an illegal instruction for a load or a store that does not keep this.
+inline void check_column(const TensorMap& map, const char* who, uint64_t address, int x) {
+    if (x * static_cast<int64_t>(map.element) % 16)
+        fail_at(Fault::misaligned, address, "%s at column %d, byte %lld of the row: a multiple of 16 is needed", who, x,
+                static_cast<long long>(x) * map.element);
+}
+
 inline void check_box(const TensorMap& map, const char* who, uint32_t shared, int x, int y, bool store) {
     // The copy engine needs 128 bytes; the kernels also rely on the swizzle pattern beginning where the tile begins.
     const uint32_t alignment = std::max(map.swizzle * 8, 128u);
     if (shared % alignment)
         fail_at(Fault::misaligned, shared, "%s at shared memory 0x%x, which is not a multiple of %u", who, shared,
                 alignment);
-    // An H100 reports an illegal instruction for the two below.
-    if (x * static_cast<int64_t>(map.element) % 16)
-        fail_at(Fault::misaligned, shared, "%s at column %d, byte %lld of the row: a multiple of 16 is needed", who, x,
-                static_cast<long long>(x) * map.element);
+    check_column(map, who, shared, x);
+    // For this, too, an H100 reports an illegal instruction.
     if (store && (x < 0 || y < 0))
         fail_at(Fault::invalid_operand, shared, "%s at row %d, column %d: a store may not begin before the tensor", who,
                 y, x);

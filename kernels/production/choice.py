@@ -90,6 +90,11 @@ def candidates(
                         tail_m=tail_m,
                         tail_n=tail_n,
                     )
+                    if kind == "dense" and config.group_n:
+                        # Where few tiles lie below each other, they run together, so that B, then the larger
+                        # operand, is read from memory once. Else bands of 4 are faster with narrow tiles.
+                        bands = 0 if ceil_div(m, tile_m) <= 6 else 8 if tile_n >= SCALE_BLOCK else 4
+                        config = dataclasses.replace(config, group_n=bands)
                     if config.consumers == 2:
                         config = dataclasses.replace(config, interleave="9/16")
                     if fits(config) and (not tail_m or len(config.parts(m, num_sms)) > 1):

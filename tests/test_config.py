@@ -77,7 +77,7 @@ def test_source():
     assert Config.of("masked", 584, 768, 64, 112, cluster=2, share="A").source() == (
         '#include "start.cuh"\n'
         "constexpr Config kConfig{.kind = Kind::kMasked, .n = 584, .k = 768, .tile_m = 64, .tile_n = 112, "
-        ".consumers_m = 1, .consumers_n = 1, .stages = 9, .cluster = 2, .share = Share::kA, .group_m = 8, "
+        ".consumers_m = 1, .consumers_n = 1, .stages = 7, .cluster = 2, .share = Share::kA, .group_m = 8, "
         ".group_n = 0, .unroll = 4, .blocks_an_sm = 1, .stream_b = false, .prefetch = 0, .tail_m = 0, "
         ".tail_n = 0};\n"
         'extern "C" const char* gemm_ladder_launch(const GroupedArgs* args) '

@@ -26,6 +26,7 @@ SHARED_BYTES = (
     233_472  # shared memory of an SM; each of its thread blocks takes 1024 bytes more than it asks for
 )
 MAX_STAGES = 16
+MAX_RING = 176 * 1024  # bytes of the ring where a tile has 64 rows
 WGMMA_M = 64
 # Registers for accumulators by the number of consumer warpgroups: a thread has 232 registers with two, 255
 # with one, and needs the rest for addresses and scales.
@@ -85,7 +86,8 @@ class Config:
         cls, kind: Kind, n: int, k: int, tile_m: int, tile_n: int, stages: int | None = None, **fields: Any
     ) -> Config:
         """A configuration in which what is not given follows from the tile: how many consumers, how far the
-        main loop is unrolled, and as many stages as shared memory has room for."""
+        main loop is unrolled, and as many stages as shared memory has room for, with 64-row tiles
+        at most MAX_RING bytes of them."""
         fields.setdefault("consumers_m", min(2, tile_m // WGMMA_M))
         wide = fields["consumers_m"] == 1 and tile_n % 32 == 0 and tile_n > MAX_ACCUMULATORS[1] * 2 // 3
         fields.setdefault("consumers_n", 2 if wide else 1)
@@ -99,7 +101,9 @@ class Config:
             # Thread blocks that run together should load the same tile of the larger operand, A here.
             config = dataclasses.replace(config, group_n=12 if kind == "contiguous" else 8)
         if stages is None:
-            depths = (dataclasses.replace(config, stages=stages) for stages in range(MAX_STAGES, 1, -1))
+            # With 64-row tiles a deeper ring was slower: L2 has to hold all that is asked for and not yet loaded.
+            most = MAX_RING // config.stage_bytes if config.tile_m == WGMMA_M else MAX_STAGES
+            depths = (dataclasses.replace(config, stages=n) for n in range(min(most, MAX_STAGES), 1, -1))
             fitting = (one.stages for one in depths if one.shared_bytes <= one.most_shared_bytes)
             stages = next(fitting, 1)
         return dataclasses.replace(config, stages=stages)

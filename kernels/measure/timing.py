@@ -7,12 +7,17 @@ the host's share nor the gaps between kernels. L2 is cold before every call, in 
             DeepGEMM figures are measured this way; it is the primary figure.
     clean   1 GB was then read, so L2 is full of lines that can be dropped.
 
+`graph_times` measures a third state, which is what decoding does: a CUDA graph of calls back to back, over
+so many weights that L2 cannot hold them. There the time is that of the whole graph, gaps included, divided
+by its calls.
+
 All implementations are measured in one process, in two passes of opposite order. The pass with the better
 median gives the median and the percentiles.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,8 +30,14 @@ from gemm_ladder.measure.peers import Call
 
 L2 = Literal["dirty", "clean"]
 L2_STATES: tuple[L2, ...] = ("dirty", "clean")
+State = Literal["dirty", "clean", "graph"]
+STATES: tuple[State, ...] = ("dirty", "clean", "graph")
 FLUSH_BYTES = 8_000_000_000
 READ_BYTES = 1_000_000_000
+# Writing this much leaves L2, of 50 MB, as dirty as FLUSH_BYTES do: kernels took the same time within 1 %.
+BATCH_FLUSH_BYTES = 512 << 20
+GRAPH_BYTES = 400_000_000  # the least that the weights of a graph's calls have together
+GRAPH_US = 1500  # microseconds that the replays of one measurement of a graph take at least
 MIN_CALLS, MAX_CALLS, PASS_SECONDS = 1, 20, 0.75  # a pass makes as many calls as fit PASS_SECONDS
 MARKER = "spin_kernel"  # the kernel of torch.cuda._sleep, queued before and after each measured call
 
@@ -40,6 +51,14 @@ class Timing(NamedTuple):
 
 
 Timer = Callable[[Call, L2, int], Sequence[float]]  # (call, l2, calls) -> microseconds of each call
+
+
+class Job(NamedTuple):
+    """A call that is timed `calls` times, L2 in state `l2` before each of them."""
+
+    call: Call
+    l2: L2
+    calls: int
 
 
 class ProfilerError(GemmLadderError, RuntimeError):
@@ -70,20 +89,86 @@ class KernelTimer:
             raise ProfilerError("the CUDA profiler saw no kernel in a call")
         return times
 
+    def batch(self, jobs: Sequence[Job]) -> list[list[float]]:
+        """Time many calls in one session of the profiler, whose start would take longer than most of them.
+
+        L2 is made cold by writing BATCH_FLUSH_BYTES, and in the clean state by reading them again.
+
+        Returns:
+            For each job, the microseconds of each of its calls.
+
+        Raises:
+            ProfilerError: the profiler did not report all kernels, in two attempts.
+        """
+        buffer = self._buffer[: BATCH_FLUSH_BYTES // 8]
+        for attempt in range(2):
+            try:
+                times = self._times(jobs, buffer, buffer)
+                break
+            except ProfilerError:  # an event may get lost, so try once more
+                if attempt:
+                    raise
+        ends = list(itertools.accumulate(job.calls for job in jobs))
+        found = [times[end - job.calls : end] for end, job in zip(ends, jobs, strict=True)]
+        if not all(map(all, found)):
+            raise ProfilerError("the CUDA profiler saw no kernel in a call")
+        return found
+
     def _profile(self, call: Callable[[], object], l2: L2, calls: int) -> list[float]:
+        return self._times([Job(call, l2, calls)], self._buffer, self._read)
+
+    def _times(self, jobs: Sequence[Job], written: torch.Tensor, read: torch.Tensor) -> list[float]:
+        """The microseconds of all calls of all jobs, in order. `written` is written before each call, and
+        `read` is read after that in the clean state."""
         activities = [torch.profiler.ProfilerActivity.CUDA]
         with torch.profiler.profile(activities=activities) as profile:
-            for _ in range(calls):
-                self._buffer.zero_()
-                if l2 == "clean":
-                    self._read.sum()
-                torch.cuda._sleep(1)
-                call()
-                torch.cuda._sleep(1)
+            for call, l2, calls in jobs:
+                for _ in range(calls):
+                    written.zero_()
+                    if l2 == "clean":
+                        read.sum()
+                    torch.cuda._sleep(1)
+                    call()
+                    torch.cuda._sleep(1)
             torch.cuda.synchronize()
-        on_gpu = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-        on_gpu.sort(key=lambda event: event.time_range.start)
-        return between_markers([(event.name, event.time_range.elapsed_us()) for event in on_gpu], calls)
+        on_gpu = [
+            (event.start_ns(), event.name(), event.duration_ns() / 1000)
+            for event in profile.profiler.kineto_results.events()
+            if event.device_type() == torch.autograd.DeviceType.CUDA
+        ]
+        in_order = [(name, duration) for _, name, duration in sorted(on_gpu)]
+        return between_markers(in_order, sum(job.calls for job in jobs))
+
+
+def graph_times(calls: Sequence[Call], device: torch.device, measurements: int = 3) -> list[float]:
+    """Microseconds of a call in a CUDA graph of `calls`, back to back: the graph's time over their number.
+
+    Args:
+        calls: each with its own weights, of GRAPH_BYTES together or more, so that no call finds them in L2.
+        measurements: how many times the replays are timed, each time for GRAPH_US or longer.
+
+    Raises:
+        RuntimeError: a call cannot be captured.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
+        for call in calls:
+            call()
+    graph.replay()
+    replays, found = 1, []
+    for measurement in range(measurements + 1):  # the first one only tells how many replays are enough
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(replays):
+            graph.replay()
+        end.record()
+        end.synchronize()
+        us = start.elapsed_time(end) * 1000
+        if measurement:
+            found.append(us / replays / len(calls))
+        else:
+            replays = max(1, round(GRAPH_US / us))
+    return found
 
 
 def between_markers(kernels: Iterable[tuple[str, float]], calls: int) -> list[float]:

@@ -101,7 +101,7 @@ class Config:
             # Thread blocks that run together should load the same tile of the larger operand, A here.
             config = dataclasses.replace(config, group_n=12 if kind == "contiguous" else 8)
         if stages is None:
-            # With 64-row tiles a deeper ring was slower: L2 has to hold all that is asked for and not yet loaded.
+            # With 64-row tiles a deeper ring was slower: L2 has to hold what is asked for and not yet loaded.
             most = MAX_RING // config.stage_bytes if config.tile_m == WGMMA_M else MAX_STAGES
             depths = (dataclasses.replace(config, stages=n) for n in range(min(most, MAX_STAGES), 1, -1))
             fitting = (one.stages for one in depths if one.shared_bytes <= one.most_shared_bytes)

@@ -200,6 +200,18 @@ __global__ void fault(int which, const __grid_constant__ TensorMap map) {
             return;
         case 47:
             return ptx::cp_async_bulk_prefetch_tensor_2d_hint(&map, 1, 0, 0);
+        case 49:  // a kernel that may begin early loads before it has waited for the one ahead; it may prefetch
+        case 50:  // or it stores
+            if (threadIdx.x == 64) {
+                ptx::cp_async_bulk_prefetch_tensor_2d_hint(&map, 0, 0, 0);
+                if (which == 49)
+                    load(smem, barrier, map);
+                else
+                    ptx::cp_async_bulk_tensor_2d_store(&map, smem, 0, 0);
+            }
+            return ptx::griddepcontrol_wait();
+        case 51:  // it never waits
+            return;
     }
 }
 
@@ -247,8 +259,11 @@ extern "C" const char* gemm_ladder_launch(const FaultArgs* args) {
     const uint32_t columns = 4u << static_cast<int>(swizzle);  // the floats of a swizzled row
     if (auto error = tensor_map_2d(&map, args->tensor, 64, 64, 64, 64, columns, swizzle)) return error;
     const uint32_t cluster = args->fault == 45 || args->fault == 46 ? 2 : 1;
-    const LaunchConfig config{
-        .blocks = cluster, .threads = args->fault == 2 ? 64u : 128u, .shared_bytes = kBarrier + 8, .cluster = cluster};
+    const LaunchConfig config{.blocks = cluster,
+                              .threads = args->fault == 2 ? 64u : 128u,
+                              .shared_bytes = kBarrier + 8,
+                              .cluster = cluster,
+                              .early = args->fault >= 49};
     if (args->fault == 48) {  // a fault whose message the launcher hides
         launch(fault, config, 21, map);
         return "something went wrong";

@@ -124,6 +124,13 @@ FAULTS = {
         address=0x4400,
     ),
     45: Fault("block_not_started", r"reaches into block [01] of its cluster, which may not have begun"),
+    49: Fault(
+        "missing_dependency_wait",
+        r"warp 2, lane 0: TMA load before griddepcontrol.wait, in a kernel that may begin before",
+        address=0x400,
+    ),
+    50: Fault("missing_dependency_wait", r"TMA store before griddepcontrol.wait", address=0x400),
+    51: Fault("missing_dependency_wait", r"the block ends without griddepcontrol.wait"),
 }
 # Reported only on those schedules on which the copy engine, or the other block, is slow or fast enough.
 RACES = {

@@ -2,6 +2,7 @@
 // them runs next and when asynchronous work happens.
 #pragma once
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <optional>
@@ -28,6 +29,7 @@ class Cluster {
         uint32_t shared_bytes;
         int64_t blocks;  // of the whole grid
         int registers;   // 32-bit ones, a block
+        bool early;      // LaunchConfig::early
     };
 
     Cluster(const Shape& shape, const EmulatorConfig& config) : shape_(shape), config_(config) {
@@ -224,6 +226,7 @@ inline void Cluster::reset(int64_t cluster) {
             thread.unfenced.clear();
             thread.exchanges = thread.cluster_generation = 0;
             thread.cluster_pending = thread.wgmma_fenced = false;
+            thread.dependency_waited = !shape_.early;
             thread.wgmmas = thread.wgmmas_waited = 0;
             thread.wgmma_groups.clear();
             thread.accumulators.clear();
@@ -325,6 +328,11 @@ inline void Cluster::exit_checks(Thread& thread) {
     if (--block.live == 0 && block.loads_in_flight)
         fail(Fault::unfinished_load, "the block ends while %d TMA loads into its shared memory are in flight",
              block.loads_in_flight);
+    // Ordinary loads and stores of global memory are plain C++, which the emulator does not see. It does see that no
+    // thread of the block has waited.
+    if (!block.live && std::ranges::none_of(block.threads, &Thread::dependency_waited))
+        fail(Fault::missing_dependency_wait,
+             "the block ends without griddepcontrol.wait, in a kernel that may begin before the one ahead has ended");
     for (const auto& issued : block.warpgroup_wgmmas)
         if (!block.live && !issued.empty())
             fail(Fault::divergent_warpgroup, "the block ends with a wgmma that only some warps of a warpgroup issued");

@@ -34,6 +34,8 @@ namespace emulator {
     X(too_many_bytes)         /* more bytes expected in a phase than an mbarrier's tx-count can hold */             \
     X(named_barrier_mismatch) /* threads name different thread counts for one named barrier */                      \
     X(cluster_barrier_order)  /* barrier.cluster.arrive and .wait do not alternate */                               \
+    /* Kernels of one stream */                                                                                     \
+    X(missing_dependency_wait) /* a kernel launched early uses global memory before griddepcontrol.wait */          \
     /* Threads that must act together */                                                                            \
     X(divergent_warp)      /* the lanes of a warp do not execute the same warp-wide instruction */                  \
     X(divergent_warpgroup) /* the warps of a warpgroup do not execute the same wgmma or setmaxnreg */               \

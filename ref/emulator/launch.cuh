@@ -39,8 +39,12 @@ inline const char* run_grid(const LaunchConfig& config, const std::function<void
     launched = config;
     if (session.config.dry) return nullptr;
     const int64_t clusters = config.blocks / config.cluster;
-    const Cluster::Shape shape{static_cast<int>(config.cluster), static_cast<int>(config.threads), config.shared_bytes,
-                               config.blocks, static_cast<int>(65536 / config.blocks_an_sm)};
+    const Cluster::Shape shape{static_cast<int>(config.cluster),
+                               static_cast<int>(config.threads),
+                               config.shared_bytes,
+                               config.blocks,
+                               static_cast<int>(65536 / config.blocks_an_sm),
+                               config.early};
     std::atomic<int64_t> next{0}, failed{clusters};
     std::vector<std::vector<EmulatorEvent>> events(session.config.record ? static_cast<std::size_t>(clusters) : 0);
     std::vector<std::pair<int64_t, FaultReport>> faults;  // with the cluster's index

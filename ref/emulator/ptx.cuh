@@ -179,9 +179,11 @@ inline void barrier_cluster_wait() {
 
 // ------------------------------------------------------------------------------------- kernels of one stream
 
-// A launch returns when its kernel has ended, so no kernel is ahead of another one that runs.
+// A launch returns when its kernel has ended, so no kernel is ahead of another one that runs, and nothing waits. But a
+// thread of a kernel that was launched early must not have TMA load or store before it has executed
+// griddepcontrol.wait (check_box). It may prefetch.
 inline void griddepcontrol_launch_dependents() {}
-inline void griddepcontrol_wait() {}
+inline void griddepcontrol_wait() { self().dependency_waited = true; }
 
 // ----------------------------------------------------------------------------------------------- mbarriers
 

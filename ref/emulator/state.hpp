@@ -92,6 +92,7 @@ struct Thread {
     uint64_t exchanges = 0, cluster_generation = 0;
     bool cluster_pending = false;  // arrived at the cluster barrier and not yet waited
     bool wgmma_fenced = false;
+    bool dependency_waited = false;         // has executed griddepcontrol.wait, or the kernel was not launched early
     int64_t wgmmas = 0, wgmmas_waited = 0;  // issued by this lane, and waited for
     std::vector<int64_t> wgmma_groups;      // the value of `wgmmas` at each commit
     std::vector<Accumulator> accumulators;

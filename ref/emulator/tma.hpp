@@ -58,6 +58,10 @@ inline void check_box(const TensorMap& map, const char* who, uint32_t shared, in
     if (shared % alignment)
         fail_at(Fault::misaligned, shared, "%s at shared memory 0x%x, which is not a multiple of %u", who, shared,
                 alignment);
+    // Stricter than a GPU, where a thread may also rely on a barrier behind another thread's wait.
+    if (!self().dependency_waited)
+        fail_at(Fault::missing_dependency_wait, shared,
+                "%s before griddepcontrol.wait, in a kernel that may begin before the one ahead has ended", who);
     check_column(map, who, shared, x);
     // For this, too, an H100 reports an illegal instruction.
     if (store && (x < 0 || y < 0))

@@ -204,13 +204,13 @@ __device__ __forceinline__ void barrier_cluster_wait() {
 
 // ------------------------------------------------------------------------------------- kernels of one stream
 
-// "Parallel Synchronization and Communication Instructions: griddepcontrol". The kernel behind this one may begin once
-// every CTA of this one has executed this or has ended, if it was launched with LaunchConfig::early.
+// "Parallel Synchronization and Communication Instructions: griddepcontrol". The kernel behind this one in the stream,
+// if it was launched with LaunchConfig::early, may begin once every CTA of this one has executed this or has ended.
 __device__ __forceinline__ void griddepcontrol_launch_dependents() {
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
-// "griddepcontrol". Waits until the kernels ahead of this one have ended and their writes are visible. Does not wait in
-// a kernel that was launched without LaunchConfig::early, which begins after they have.
+// "griddepcontrol". Waits until the kernel ahead of this one has ended and its writes are visible. In a kernel that was
+// launched without LaunchConfig::early it does nothing, as such a kernel begins only then.
 __device__ __forceinline__ void griddepcontrol_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 // ----------------------------------------------------------------------------------------------- mbarriers

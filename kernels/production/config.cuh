@@ -28,7 +28,7 @@ struct Config {
     int unroll;                    // K blocks in the body of the main loop
     int blocks_an_sm;              // CTAs per SM, one or two
     bool stream_b;                 // B is read once, so it should be evicted from L2 first
-    int prefetch;                  // K blocks of its first tile of B that a CTA fetches into L2 at its start
+    int prefetch;                  // K blocks of its first tile of B that a CTA prefetches into L2 at its start
     int tail_m, tail_n;            // the tail's tile, for the rows that do not fill whole waves; 0: there is no tail
 };
 

@@ -26,7 +26,7 @@ SHARED_BYTES = (
     233_472  # shared memory of an SM; each of its thread blocks takes 1024 bytes more than it asks for
 )
 MAX_STAGES = 16
-MAX_RING = 176 * 1024  # bytes of the ring where a tile has 64 rows
+MAX_RING = 176 * 1024  # most bytes that `Config.of` gives the ring of stages if a tile has 64 rows
 WGMMA_M = 64
 # Registers for accumulators by the number of consumer warpgroups: a thread has 232 registers with two, 255
 # with one, and needs the rest for addresses and scales.
@@ -44,7 +44,8 @@ class Config:
         tile_m, tile_n: the tile of D that a thread block computes at a time.
         consumers_m, consumers_n: how many consumer warpgroups a tile is divided among, below each other and
             side by side; one or two in all.
-        stages: stages of the ring of shared memory between TMA and the tensor cores.
+        stages: stages of the ring of shared memory between TMA and the tensor cores. A stage holds a K block:
+            the tiles of A and B, and A's scales. B's scales lie beside the ring.
         cluster: thread blocks in a cluster. They share what `share` says.
         share: "nothing"; "A": the cluster's tiles lie side by side and A is multicast; "B": they lie below
             each other and B is multicast; "K": split-K, the cluster computes one tile, each block over a
@@ -55,7 +56,8 @@ class Config:
         unroll: K blocks in the body of the main loop.
         blocks_an_sm: thread blocks on an SM at a time, one or two.
         stream_b: load B with the L2 policy evict-first, because it is read once.
-        prefetch: how many K blocks of its first tile of B a thread block asks L2 for before anything else.
+        prefetch: how many K blocks of its first tile of B a thread block prefetches into L2 at its start, in
+            the dense layout while the kernel ahead may still be running.
         tail_m, tail_n: the tile for the rows that are left over after whole waves of the first tile; 0: all
             rows have the first tile.
         interleave: how the promotion's FFMAs yield in the machine code: a mode of `gemm_ladder.sass.ffma`.
@@ -86,8 +88,8 @@ class Config:
         cls, kind: Kind, n: int, k: int, tile_m: int, tile_n: int, stages: int | None = None, **fields: Any
     ) -> Config:
         """A configuration in which what is not given follows from the tile: how many consumers, how far the
-        main loop is unrolled, and as many stages as shared memory has room for, with 64-row tiles
-        at most MAX_RING bytes of them."""
+        main loop is unrolled, and how many stages there are: as many as fit, but with 64-row tiles no more
+        than MAX_RING bytes of them."""
         fields.setdefault("consumers_m", min(2, tile_m // WGMMA_M))
         wide = fields["consumers_m"] == 1 and tile_n % 32 == 0 and tile_n > MAX_ACCUMULATORS[1] * 2 // 3
         fields.setdefault("consumers_n", 2 if wide else 1)
@@ -101,7 +103,7 @@ class Config:
             # Thread blocks that run together should load the same tile of the larger operand, A here.
             config = dataclasses.replace(config, group_n=12 if kind == "contiguous" else 8)
         if stages is None:
-            # With 64-row tiles a deeper ring was slower: L2 has to hold what is asked for and not yet loaded.
+            # With 64-row tiles a deeper ring is slower: L2 has to hold what was requested until it is loaded.
             most = MAX_RING // config.stage_bytes if config.tile_m == WGMMA_M else MAX_STAGES
             depths = (dataclasses.replace(config, stages=n) for n in range(min(most, MAX_STAGES), 1, -1))
             fitting = (one.stages for one in depths if one.shared_bytes <= one.most_shared_bytes)
@@ -194,8 +196,8 @@ class Config:
 
     @property
     def scales_bytes(self) -> int:
-        """Bytes of the buffers for B's scales: one buffer for each tile that has stages in the ring, and one
-        more. A buffer holds a tile's scales for all K blocks: SharedMemory of geometry.cuh."""
+        """Bytes of the buffers for B's scales: one for each tile that can have K blocks in the ring, and one
+        more. A buffer holds a tile's scales for all K blocks: SharedMemory in geometry.cuh."""
         splits = self.cluster if self.share == "K" else 1
         row = align(ceil_div(self.k // SCALE_BLOCK, splits) + 3, 4)
         box = min(row, 256)

@@ -6,8 +6,8 @@
 // D[m, n] = sum_k A[m, k] * sfa[m, k / 128] * B[n, k] * sfb[n / 128, k / 128], for one matrix or for groups of them.
 //
 // The steps are rung 5's. For each tile that scheduler.cuh gives this CTA
-//   1. the producer, one elected thread of warp 0, loads K block after K block into the ring of stages, and with the
-//      tile's first K block B's scales for all of them: produce();
+//   1. the producer, one elected thread of warp 0, loads K block after K block into the ring of stages. With the first
+//      of them it also loads the tile's scales of B, for all K blocks at once: produce();
 //   2. the consumer warpgroups multiply and promote, slice after slice: consume(), multiply_block();
 //   3. they store D. Without split-K, store() packs the tile into shared memory and the copy engine writes it to D.
 //      With split-K, reduce() adds up the partial sums of the cluster's CTAs and writes D from registers.
@@ -18,7 +18,8 @@
 // So A, B, their scales, m_indices and masked_m are read, and D is written, only after the kernel ahead has ended and
 // its writes are visible. This kernel in turn ends only after its own wait, so waiting for the kernel ahead is waiting
 // for all that came before it. What runs before the wait overlaps the end of the kernel ahead:
-//   - The mbarriers are initialised, and the tensor maps are fetched. They are parameters of the launch.
+//   - The mbarriers are initialised, and the tensor maps are fetched, which are parameters of the launch: no kernel
+//     writes them.
 //   - In the dense layout an idle thread prefetches the first K blocks of the CTA's first tile of B into L2, by tensor
 //     boxes: prefetch(). This is safe even where the kernel ahead is still writing B: a prefetch brings nothing into
 //     the SM, and the writes go to L2, too, so the loads after the wait find them. In a grouped layout memory says
@@ -40,8 +41,8 @@
 //   empty[stage] <----------------------------------- consumers, and with multicast the neighbours' consumers
 //                 1 arrival from each of their warps
 //
-// B's scales lie after the ring, one buffer per tile. Their bytes count on `full` of the tile's first stage, and no
-// barrier says that a buffer is free: geometry.cuh explains why `empty` is enough.
+// B's scales lie after the ring, in buffers that the tiles use in turn. Their bytes count on `full` of the tile's first
+// stage. No barrier says that a buffer is free: geometry.cuh explains why `empty` is enough.
 //
 // ---- The cluster barrier. barrier.cluster completes when all threads of all CTAs of the cluster have arrived. A
 // thread may not arrive again before it has waited, so every thread executes every arrive and wait below, those
@@ -85,7 +86,7 @@ struct Part {
     TensorMap a, b, sfa, sfb, d;
     GroupedArgs p;
     int first_cluster;     // index of the cluster that gets this part's first unit
-    uint32_t bytes_loads;  // of a stage's loads, as Geometry::kBytesLoads, but with boxes of A that may be lower
+    uint32_t bytes_loads;  // of a stage's loads: Geometry::kBytesLoads, or less if A has fewer rows than a tile
 };
 
 template <Config kC>
@@ -109,8 +110,8 @@ struct Gemm : Geometry<kC>, SharedMemory<kC> {
 
     // The position of the producer or of a consumer in the ring: the stage's address in shared memory, and the parity
     // of the phase of `full` in which this round's loads arrive. `empty` is one phase behind: the producer waits for it
-    // with the opposite parity, so that it does not wait in the first round. Beside the ring, the position in the
-    // buffers for B's scales.
+    // with the opposite parity, so that it does not wait in the first round. There is also the position in the buffers
+    // for B's scales, which goes from tile to tile.
     struct Ring {
         uint32_t stage = smem_stage(0), parity = 0;
         // The stage's address as a WGMMA descriptor holds it. It is kept, not computed for each K block, so that it is
@@ -157,7 +158,8 @@ struct Gemm : Geometry<kC>, SharedMemory<kC> {
                 ptx::cp_async_bulk_tensor_2d(ring.stage + kScaleA, &part.sfa, full, tile.scale_column,
                                              tile.scale_row + block);
                 if (block > first) continue;
-                // Out-of-range scales only affect columns >= n, which are never stored.
+                // The tile's scales of B. A box begins at a multiple of kScaleBox floats, so up to three other floats
+                // may precede them. Out-of-range scales only affect columns >= n, which are never stored.
 #pragma unroll
                 for (int i = 0; i < kScalesB * kBoxesScalesB; ++i) {
                     const uint32_t row = i / kBoxesScalesB, box = i % kBoxesScalesB * kBoxScalesB;
@@ -207,8 +209,8 @@ struct Gemm : Geometry<kC>, SharedMemory<kC> {
         // This thread's first row in the tile, and first_column counted from a multiple of kScaleN: it decides which
         // scale of B a segment has.
         int row, column;
-        uint32_t scale_b;  // index of the tile's first scale of B in sfb; modulo kScaleBox, its place in a box
-        uint32_t scales;   // address of the tile's buffer for B's scales, plus a float for each K block multiplied
+        uint32_t scale_b;  // index in sfb of the first scale of B that is needed; modulo kScaleBox, its place in a box
+        uint32_t scales;   // address of the tile's buffer for B's scales, plus 4 bytes per K block already multiplied
         Ring ring;
     };
 
@@ -452,12 +454,12 @@ __global__ void __launch_bounds__(Gemm<kC>::kThreads, kC.blocks_an_sm)
     else
         __syncthreads();
 
-    // ---- Roles: warpgroup 0 is the producer's, the others are the consumers. The shuffle tells the compiler that all
-    // lanes have the same number, so that no warp is divided between the roles. If the roles go by threadIdx, nvcc
-    // expects divided warps, and the consumers' addresses and descriptors move from uniform to general registers: a K
-    // block takes a consumer 95 instructions instead of 76. elect.sync tells the compiler that one thread produces. If
-    // thread 0 produces, each load is in a loop over the lanes that might be active: a K block takes the producer 68
-    // instructions instead of 36.
+    // ---- Roles: warpgroup 0 is the producer's, the others are the consumers. The roles go by a warp number that comes
+    // from a shuffle, which tells the compiler that all lanes of a warp have the same number and so the same role. If
+    // the roles go by threadIdx, nvcc expects divided warps, and the consumers' addresses and descriptors move from
+    // uniform to general registers: a K block takes a consumer 95 instructions instead of 76. elect.sync tells the
+    // compiler that a single thread produces. If thread 0 produces, nvcc puts each load into a loop over the lanes that
+    // might be active: a K block takes the producer 68 instructions instead of 36.
     const int warp = ptx::shfl_sync_idx(threadIdx.x / 32, 0);
     if (warp < G::kWarpgroup / 32) {
         if constexpr (G::kTakes > 0) ptx::setmaxnreg_dec<40>();

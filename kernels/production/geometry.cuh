@@ -30,13 +30,15 @@ struct Geometry {
     static constexpr int kSegment = gcd(gcd(kC.tile_n, kScaleN), kConsumerN);
     static constexpr int kSegments = kConsumerN / kSegment;
     static constexpr int kScalesB = (kScaleN - gcd(kC.tile_n, kScaleN) + kC.tile_n - 1) / kScaleN + 1;
-    // The scales of B for all of a tile's K blocks: kScalesB rows, one float per K block. A row is loaded from a
-    // multiple of 16 bytes on, in boxes of at most 256 floats, which is TMA's limit.
+    // The scales of B for all of a tile's K blocks: kScalesB rows, one float per K block. A box begins at a multiple of
+    // 16 bytes, so a row has room for up to three other floats before its first scale. A box has at most 256 floats,
+    // which is TMA's limit; a longer row takes several.
     static constexpr int kRowScalesB = ceil_div(ceil_div(kBlocks, kSplits) + kScaleBox - 1, kScaleBox) * kScaleBox;
     static constexpr int kBoxScalesB = kRowScalesB < 256 ? kRowScalesB : 256;
     static constexpr int kBoxesScalesB = ceil_div(kRowScalesB, kBoxScalesB);
     static constexpr uint32_t kBytesScalesB = kScalesB * kBoxesScalesB * kBoxScalesB * sizeof(float);  // as loaded
-    static constexpr uint32_t kPitchScalesB = ceil_div(kBytesScalesB / kScalesB, kScalePitch) * kScalePitch;
+    static constexpr uint32_t kPitchScalesB =  // from row to row in shared memory
+        ceil_div(kBytesScalesB / kScalesB, kScalePitch) * kScalePitch;
 
     static constexpr int kStoreN = gcd(kConsumerN, 64);  // a box of D is (kWgmmaM, kStoreN): one TMA store
     static constexpr int kBoxes = kConsumerN / kStoreN;  // per slice and consumer
@@ -82,9 +84,9 @@ struct SharedMemory {
     static constexpr uint32_t kBytesStage = ceil_div(larger(One::kBytesLoads, Other::kBytesLoads) + 32, 1024) * 1024;
     static constexpr uint32_t kFull = kBytesStage - 32, kEmpty = kFull + 16;  // the two mbarriers end the stage
     // A buffer holds B's scales for all K blocks of one tile. It is free when the consumers have released the tile's
-    // last stage. The producer waits for `empty` of a tile's first stage before it loads the tile's scales; by then all
-    // stages but the last kC.stages before it have been released. So it is enough to have one buffer for each tile that
-    // can have stages among those, and one for the tile itself.
+    // last K block. The producer waits for `empty` of a tile's first stage before it loads the tile's scales. By then
+    // the consumers have released all earlier K blocks except, at most, the kC.stages before this one. So it is enough
+    // to have a buffer for each tile to which those can belong, and one for the tile itself.
     static constexpr uint32_t kBytesScales =
         larger(One::kScalesB * One::kPitchScalesB, Other::kScalesB* Other::kPitchScalesB);
     static constexpr uint32_t kTilesInRing = 1 + ceil_div(kC.stages, larger(One::kBlocks / One::kSplits, 1));

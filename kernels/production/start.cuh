@@ -15,10 +15,10 @@ const char* describe(Part& part) {
     if (p.m == 0) return nullptr;  // no units of work, so the tensor maps are not used
     const int64_t rows = p.groups_a * p.m, blocks = p.groups_a * G::kBlocks;
     const int64_t scales_b = p.groups * ceil_div(kC.n, kScaleN) * G::kBlocks;
-    // With fewer rows than a tile has, the boxes of A and of its scales are only as tall as A, rounded up to whole
-    // swizzle atoms: the copy engine takes as long for the rows outside A, which arrive as zeros, as for those inside.
-    // The rows of shared memory that no box fills hold whatever was there. They only affect rows of D that are never
-    // stored.
+    // If A has fewer rows than a tile, the boxes of A and of its scales have only the rows that A has, rounded up to
+    // whole swizzle atoms of 8 rows. The copy engine would take as long for rows outside A, which arrive as zeros, as
+    // for those inside. The rows of a stage that no box fills hold whatever was there; they only affect rows of D that
+    // are never stored. Where A is multicast each CTA loads a fixed part of the tile, so the boxes stay as they are.
     const int64_t box = kSharersA > 1 || p.m >= kC.tile_m ? kC.tile_m : ceil_div(p.m, 8) * 8;
     part.bytes_loads = G::kBytesLoads - (kC.tile_m - box) * (kScaleK + sizeof(float));
     if (auto error = tensor_map_2d(&part.a, p.a, rows, kC.k, kC.k, box / kSharersA, kScaleK, Swizzle::k128B))

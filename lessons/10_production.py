@@ -151,7 +151,8 @@ workbench.code(scheduler, "__device__ bool next", "^    }")
 
 # %% [markdown]
 # Where a unit lies takes a division at worst, and whose it is a look into memory. So that is worked out a
-# tile ahead, when nobody waits for it:
+# tile ahead, when nobody waits for it. Only the first tile is waited for; if all tiles lie side by side, it
+# takes no division:
 
 # %%
 workbench.code(scheduler, "void look_ahead", "^    }")
@@ -358,13 +359,59 @@ for tile_n in (32, 64, 96, 112, 128, 176, 192):
     firsts = {(column // 128, (column + tile_n - 1) // 128) for column in range(0, 128 * tile_n, tile_n)}
     most = max(last - first + 1 for first, last in firsts)
     print(
-        f"{tile_n:3} columns: segments of {segment:3}, {one.scales_b} scales to load, {most} touched at most"
+        f"{tile_n:3} columns: segments of {segment:3}, room for {one.scales_b} scales, {most} touched at most"
     )
 
 # %% [markdown]
 # So a width that divides 128 or is a multiple of it is cheap, and 112 costs registers and shared memory: two
 # more terms for whoever chooses.
 #
+# [Rung s5](07_warp_specialized.ipynb) loads B's scales with every block of k, four floats of which it wants
+# one. Here a tile's scales lie side by side in memory, one for each block of k, and they are loaded once,
+# with its first block. They cannot lie in a stage then, because the stages are overwritten while they are
+# needed. They have buffers of their own behind the ring. How many?
+
+# %%
+workbench.code(geometry, "A buffer holds B's scales", "kTilesInRing")
+
+# %% [markdown]
+# No barrier guards them. At k = 7168 a tile has 56 blocks of k, and a ring never more than 16 stages: two
+# buffers are enough, of a few hundred bytes each.
+#
+# ## 6. Before the first load
+#
+# A product of few rows takes about ten microseconds, and in a model the next one is right behind it. In about
+# one of the ten nothing has been asked of memory yet: blocks start, barriers are made. This could be done
+# while the kernel *ahead* is still busy with its last tiles. CUDA permits it, under the name **programmatic
+# dependent launch**: the launcher sets an attribute (`early` in start.cuh), and the kernel may begin before
+# the one ahead of it has ended. In return it must say itself from where on the other has to be over:
+
+# %%
+workbench.code(workbench_production.source("gemm.cuh"), "---- Prologue", "^        __syncthreads\\(\\);")
+
+# %% [markdown]
+# `griddepcontrol.wait` waits until the kernel ahead has ended and what it wrote can be seen. What is before
+# it must not depend on that: the barriers are this block's own, the tensor maps are arguments of the launch.
+# And the **prefetch**: an idle thread has L2 fetch the first two to eight blocks of k of its B, about 32 KB.
+# That is no load. If the kernel ahead should write B, it writes to L2, where the load after the wait finds
+# it. In a grouped product it takes a look into memory to know *which* B, so there the prefetch waits too:
+
+# %%
+workbench.code(workbench_production.source("gemm.cuh"), "static __device__ void prefetch", "^    }")
+
+# %% [markdown]
+# `griddepcontrol.launch_dependents` is the other half: it lets the kernel *behind* begin. A kernel says it at
+# its start if one tile has room for all rows. With more rows, blocks that read the same rows of B should run
+# side by side, and those of a kernel that begins early get their SMs one by one, as these become free.
+#
+# Few rows have one more cost. The copy engine takes as long for a row outside of A, which it fills with
+# zeros, as for one inside, and a tile of 64 rows of which one exists has 63 of them. So the launcher makes
+# the boxes of A only as high as A, and tells the kernel how many bytes a stage then has:
+
+# %%
+workbench.code(workbench_production.source("start.cuh"), "If A has fewer rows", "part.bytes_loads")
+
+# %% [markdown]
 # ## The kernel
 #
 # With these words it can be read: [gemm.cuh](../kernels/production/gemm.cuh). This is the change to the file
@@ -381,6 +428,14 @@ workbench.Text(fold, change.plain)
 
 # %%
 workbench.code(workbench_production.source("gemm.cuh"), "Multiplies one K block, slice after slice", "^    }")
+
+# %% [markdown]
+# Who loads is decided in another way. In rung s5 it is thread 0, by `threadIdx.x`. Here a warp's number comes
+# out of a shuffle, and `elect.sync` picks the lane. The result is the same, but the machine code is not: the
+# compiler now *knows* that no warp is divided and that one thread loads.
+
+# %%
+workbench.code(workbench_production.source("gemm.cuh"), "---- Roles", "G::produce")
 
 # %% [markdown]
 # Run some members of the family on one ragged product, and compare bit for bit:
@@ -410,7 +465,9 @@ _ = explain.main(["64", "2112", "7168"])
 # What is in this table?
 #
 # - **waves**, **last wave**: as above, in units of work.
-# - **stages**: as many as fit in the shared memory of a block, beside the buffer for results.
+# - **stages**: as many as fit in the shared memory of a block, beside the buffers for results and for B's
+#   scales; with tiles of 64 rows no more than 176 KB of them. L2 has to keep what is asked for until it is
+#   loaded, and a deeper ring asks for more at once.
 # - **L2 MB**: what all blocks together ask for.
 # - **floor**: the bytes that must move over what a copy reaches, or the operations over what the tensor cores
 #   do a cycle; the larger of both.
@@ -517,6 +574,14 @@ for entry in entries:
 # %%
 chosen = [entry for entry in entries if entry.startswith(("**Split-K.**", "**L2 prefetch.**"))]
 workbench.Text("\n\n".join(f"> {entry}" for entry in chosen), "\n\n".join(chosen))
+
+# %% [markdown]
+# An entry may be wrong. The measurement is right, but what is said about its cause is a guess. Here is one
+# idea, dropped on one day and kept on another, after somebody had looked at the machine code:
+
+# %%
+again = [entry for entry in entries if entry.startswith(("**The producer elected**", "**The loading thread"))]
+workbench.Text("\n\n".join(f"> {entry}" for entry in again[::-1]), "\n\n".join(again[::-1]))
 
 # %% [markdown]
 # ## What a call costs the host
@@ -756,9 +821,10 @@ workbench_production.break_it(pair_a, problem, (sharers, "constexpr int kSharers
 # %% [markdown]
 # <details><summary>Why</summary>
 # Half of A's tile comes from the neighbour, so a stage is free when the consumers of *both* blocks have read
-# it. With half of the count the neighbour's consumers alone can end the phase. Then the loader announces
-# bytes at `full` again before the last ones have landed, one arrival too many, which the emulator names. A
-# GPU would let the next load overwrite a tile that a neighbour still reads.
+# it. With half of the count the neighbour's consumers alone can end the phase. Then the loader has the next
+# tiles loaded while the last ones are still on their way, or being read, in one block or the other. The
+# emulator names what it meets first. A GPU would let the next load overwrite a tile that a neighbour still
+# reads.
 # </details>
 #
 # **5.** A thread takes one scale of B for all of its columns, in tiles of 96.
@@ -772,6 +838,21 @@ workbench_production.break_it(pair_a, problem, (SEGMENT, "kSegment = kConsumerN"
 # The first tile, columns 0 to 95, lies in one block of scales and is right. The second begins at column 96,
 # and from column 128 on it needs another scale than the one that it begins with. Where tiles begin at
 # multiples of 128 and are no wider, nothing would be wrong: a test with tiles of 128 alone does not see it.
+# </details>
+#
+# **6.** The kernel does not wait for the one ahead of it.
+
+# %%
+waits = workbench_production.last_line("ptx::griddepcontrol_wait();")
+print(waits.strip())
+workbench_production.break_it(pair_a, problem, (waits, ""), seeds=4)
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# Nothing is wrong here: the emulator runs one kernel after the other, so the operands are there. On a GPU
+# they nearly always are, too. The kernel ahead has to be late, and to write an operand, before a stale one is
+# read. So the emulator does not look at the result but at the order: a thread of a kernel that may begin
+# early must have waited before it has anything loaded or stored.
 # </details>
 #
 # ## Exercises
@@ -824,9 +905,11 @@ workbench.check(
 )
 
 # %% [markdown]
-# **3.** How many stages fit? A block has 232448 bytes. The buffer for results is BF16, for each consumer
-# rounded up to 1024 bytes. A stage has A's and B's tile for 128 of k, A's scales, 128 bytes for each of B's
-# `scales_b`, 32 bytes for barriers, all rounded up to 1024; and there are never more than 16 stages.
+# **3.** How many stages are there at k = 7168? A block has 232448 bytes. The buffer for results is BF16, for
+# each consumer rounded up to 1024 bytes. B's scales have two buffers, and each has 256 bytes for each of the
+# tile's `scales_b`. A stage has A's and B's tile for 128 of k, A's scales and 32 bytes for barriers, all
+# rounded up to 1024. There are never more than 16 stages, and in a tile of 64 rows never more than 176 KB of
+# them.
 
 
 # %% tags=["exercise"]
@@ -840,7 +923,7 @@ def right_stages(tile_m, tile_n, consumers, scales_b):
 
 
 cases = []
-for tile_m, tile_n in ((256, 128), (128, 192), (128, 112), (64, 32), (64, 256), (64, 144)):
+for tile_m, tile_n in ((256, 128), (128, 192), (128, 96), (64, 16), (64, 32), (64, 256), (64, 144)):
     one = Config.of("dense", 2112, 7168, tile_m, tile_n)
     cases.append((tile_m, tile_n, one.consumers, one.scales_b))
 workbench.check(stages, right_stages, cases)

@@ -476,7 +476,8 @@ print(f"stopped when the GPU had finished:       {gpu_free / calls:5.1f} us a ca
 # <details><summary>What is wrong</summary>
 # A call returns when it is queued. Without waiting for the GPU (`torch.cuda.synchronize()`), you time the
 # host. With it, and one call at a time, you time both, one after the other. With many calls in a row and one
-# wait at the end, the longer of both. And with all of them the same product is called again and again, with
+# wait at the end, the longer of both; a little less if kernels may begin before those ahead have ended, as
+# [rung s7](10_production.ipynb)'s do. And with all of them the same product is called again and again, with
 # L2 warm.
 # </details>
 #

@@ -21,8 +21,10 @@ def stages(tile_m, tile_n, consumers, scales_b):
         return -(-size // 1024) * 1024
 
     results = consumers * round_up(tile_m * tile_n * 2 // consumers)
-    stage = round_up((tile_m + tile_n) * 128 + 4 * tile_m + 128 * scales_b + 32)
-    return min(16, (232448 - results) // stage)
+    scales = 2 * scales_b * 256
+    stage = round_up((tile_m + tile_n) * 128 + 4 * tile_m + 32)
+    most = 176 * 1024 // stage if tile_m == 64 else 16
+    return min(16, most, (232448 - results - scales) // stage)
 
 
 # %%

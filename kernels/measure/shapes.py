@@ -3,11 +3,13 @@ to MEASURED (the rungs) or PRODUCTS (the production kernels)."""
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from gemm_ladder.arguments import Kind
+from gemm_ladder.arguments import M_ALIGNMENT, Kind, align, ceil_div
 from gemm_ladder.errors import InputError
 
 MAX_BYTES = 2**40  # of a product: more memory than any machine that this runs on has
@@ -80,6 +82,90 @@ class Product(NamedTuple):
     def parts(self) -> tuple[Shape, ...]:
         """Each group's valid rows and its B, as the shape of a dense product."""
         return tuple(self.shape._replace(m=count) for count in self.counts)
+
+    @property
+    def expected_m(self) -> int:
+        """What a masked call is told about the rows of a group."""
+        return self.shape.m
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A product of the grid that `everywhere` measures; its groups are of very uneven size.
+
+    Attributes:
+        kind, groups, shape: as in Product; m is the mean number of valid rows of a group, before those of
+            a masked product are limited to max_m.
+        max_m: if masked, how many rows of A each group has room for; else 0.
+        expected_m: if masked, what the call is told about the rows of a group, be it right or not; else 0.
+    """
+
+    kind: Kind
+    groups: int
+    shape: Shape
+    max_m: int = 0
+    expected_m: int = 0
+
+    def __str__(self) -> str:
+        if self.kind == "dense":
+            return str(self.shape)
+        room = f", max_m {self.max_m}, expected_m {self.expected_m}" if self.kind == "masked" else ""
+        return f"{self.kind}:{self.groups}x{self.shape}{room}"
+
+    @functools.cached_property
+    def counts(self) -> tuple[int, ...]:
+        """Valid rows of each group. One group in eight, and at least one, has none; the others' numbers are
+        drawn from a log-normal distribution, so that the largest has many times the rows of the smallest. In
+        a masked product the largest group has max_m. The numbers follow from the sizes alone, so they are
+        the same in every run and for every expected_m."""
+        if self.kind == "dense":
+            return (self.shape.m,)
+        draw = random.Random(f"{self.kind} {self.groups} {self.shape} {self.max_m}")
+        empty = set(draw.sample(range(self.groups), max(1, self.groups // 8) if self.groups > 1 else 0))
+        sizes = [0.0 if group in empty else draw.lognormvariate(0, 1) for group in range(self.groups)]
+        rows = self.shape.m * self.groups
+        counts = [max(1, round(rows * size / sum(sizes))) if size else 0 for size in sizes]
+        if self.kind == "masked":
+            counts = [min(count, self.max_m) for count in counts]
+            counts[counts.index(max(counts))] = self.max_m
+        return tuple(counts)
+
+    @property
+    def held(self) -> list[int]:
+        """Rows of A that each group has, padding included."""
+        if self.kind == "masked":
+            return [self.max_m] * self.groups
+        return [align(count, M_ALIGNMENT) if self.kind == "contiguous" else count for count in self.counts]
+
+    @property
+    def parts(self) -> tuple[Shape, ...]:
+        """The valid rows and the B of each group that has rows, as the shape of a dense product."""
+        return tuple(self.shape._replace(m=count) for count in self.counts if count)
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of the valid rows."""
+        return sum(part.flops for part in self.parts)
+
+    @property
+    def bytes(self) -> int:
+        """The least that has to move, of the valid rows and of the groups that have any."""
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def weights(self) -> int:
+        """Elements of B, of all groups."""
+        return self.groups * self.shape.n * self.shape.k
+
+
+def masked_cell(groups: int, shape: Shape, max_m: int, told: str = "right") -> Cell:
+    """A masked product whose expected_m is "right" (the mean, rounded up), too "high" (max_m) or too "low" (a
+    quarter of the mean)."""
+    counts = Cell("masked", groups, shape, max_m).counts
+    mean = ceil_div(sum(counts), groups)
+    return Cell(
+        "masked", groups, shape, max_m, {"right": mean, "high": max_m, "low": max(1, mean // 4)}[told]
+    )
 
 
 # The table: DeepSeek-V3's dense products, and its experts' with the weights EXPERTS, [n, k]: prefill in the

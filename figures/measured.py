@@ -51,6 +51,8 @@ class Series(NamedTuple):
 def load(path: Path, meta: Sequence[str] = META_FIELDS, row: Sequence[str] = ROW_FIELDS) -> Any:
     """A data file. Raises ValueError where its meta or a row lacks one of these fields."""
     data = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(data, dict) and "columns" in data:  # the names of the fields once, and a list for each row
+        data["rows"] = [dict(zip(data["columns"], values, strict=True)) for values in data["rows"]]
     check(data, path.name, meta, row)
     return data
 

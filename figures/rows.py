@@ -37,6 +37,29 @@ class TimesMeta(MachineMeta, total=False):
     configurations: dict[str, str]  # kernel by product
 
 
+class WeightMeta(TypedDict):
+    """A linear of a public model: its n and k whole and cut for 2, 4 and 8 GPUs."""
+
+    model: str
+    source: str
+    linear: str
+    experts: int
+    sizes: list[list[int]]
+
+
+class EverywhereMeta(TimesMeta, total=False):
+    """Also: the weights of the grid, those that cannot be multiplied (model, linear, gpus, reason), how many
+    products the grid and this file's part of it have, DeepGEMM's version, and what a run that goes on needs
+    to know: the faults (impl, shape, reason) and what was wrong."""
+
+    weights: list[WeightMeta]
+    not_measurable: list[dict[str, Any]]
+    products: dict[str, int]
+    deep_gemm: str | None
+    faults: list[dict[str, str]]
+    wrong: list[str]
+
+
 class HostMeta(TimesMeta):
     cpu: str | None
     python: str
@@ -88,6 +111,20 @@ class TimedRow(TypedDict):
     tflops: float
     gb_s: float
     rel_err: float
+
+
+class EverywhereRow(TimedRow):
+    """A product of the grid: everywhere.json, whose file has the names of the fields once ("columns") and a
+    list of values for each row.
+
+    l2 may also be "graph". The groups are of very uneven size: m is the mean number of valid rows of a group
+    before those of a masked product are limited to max_m, rows is the number of all valid rows, and
+    expected_m is what a masked call is told about a group's. max_m and expected_m are 0 if it is not masked.
+    """
+
+    rows: int
+    max_m: int
+    expected_m: int
 
 
 class HostRow(TypedDict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -76,12 +76,16 @@ class FakeKernelTimer:
     def __call__(self, call: Callable[[], object], l2: str, calls: int) -> list[float]:
         return [100.0] * calls
 
+    def batch(self, jobs: Sequence[tuple[Callable[[], object], str, int]]) -> list[list[float]]:
+        return [[100.0] * calls for _, _, calls in jobs]
+
 
 @pytest.fixture
 def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU in a Hopper GPU's place, for the commands that measure: nothing is built, and every call takes
     100 us."""
     import torch
+    from gemm_ladder import launch
     from gemm_ladder.figures import measured
     from gemm_ladder.measure import records, session, timing
     from gemm_ladder.production import precompiling
@@ -93,4 +97,34 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
     monkeypatch.setattr(timing, "KernelTimer", FakeKernelTimer)
+    monkeypatch.setattr(timing, "graph_times", lambda calls, device: [100.0, 100.0, 100.0])
+    monkeypatch.setattr(launch, "usable_sms", lambda device, limit=0: 132)
     monkeypatch.setattr(records, "machine", lambda device, flush: dict(meta))
+
+
+@pytest.fixture
+def two_libraries(fake_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours and BF16: releases of torch differ in what else they multiply on a CPU."""
+    from gemm_ladder.measure import cells, peers
+
+    def refuses(*arguments: object) -> None:
+        raise ValueError("not on a CPU")
+
+    monkeypatch.setattr(peers, "cublaslt_tensorwise", refuses)
+    monkeypatch.setattr(peers, "cublaslt_blockwise", refuses)
+    monkeypatch.setattr(cells, "torch_grouped", refuses)
+
+
+@pytest.fixture
+def faults(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The GPU is lost once there is something in the list."""
+    from gemm_ladder.measure import timing
+
+    found: list[object] = []
+
+    def synchronize(device: object) -> None:
+        if found:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(timing, "synchronize", synchronize)
+    return found

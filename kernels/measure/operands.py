@@ -12,7 +12,7 @@ from gemm_ladder import checks
 from gemm_ladder.arguments import M_ALIGNMENT, Kind, align
 from gemm_ladder.measure.peers import Call
 from gemm_ladder.measure.problems import Errors, Problem, errors, make_problem
-from gemm_ladder.measure.shapes import MASKED_MAX_M, Product, Shape
+from gemm_ladder.measure.shapes import MASKED_MAX_M, Cell, Product, Shape
 
 # The names that DeepGEMM's functions have, by kind of product; the second generation's first.
 NAMES = {
@@ -41,7 +41,7 @@ class Operands:
         rows: m_indices or masked_m; None if dense.
     """
 
-    product: Product
+    product: Product | Cell
     counts: list[int]
     held: list[int]
     parts: list[Problem]
@@ -133,13 +133,17 @@ def join(how: Callable[[list[torch.Tensor]], torch.Tensor], fp8: Sequence[torch.
     return how([one.view(torch.uint8) for one in fp8]).view(torch.float8_e4m3fn)
 
 
-def interface_call(library: ModuleType, operands: Operands) -> Call:
+def interface_call(library: ModuleType, operands: Operands, out: torch.Tensor | None = None) -> Call:
     """A call of a library with DeepGEMM's interface of either generation; gemm_ladder is one.
+
+    Args:
+        out: what the call writes into, as Operands.output() makes it; None: a new one.
 
     Raises:
         AttributeError: the library does not have this kind of product.
     """
-    kind, out = operands.product.kind, operands.output()
+    kind = operands.product.kind
+    out = operands.output() if out is None else out
     functions = [getattr(library, name) for name in NAMES[kind] if hasattr(library, name)]
     if not functions:
         raise AttributeError(f"{library.__name__} has none of {', '.join(NAMES[kind])}")
@@ -147,7 +151,7 @@ def interface_call(library: ModuleType, operands: Operands) -> Call:
     if kind != "dense":
         arguments.append(operands.rows)
     if kind == "masked":
-        arguments.append(operands.product.shape.m)  # expected_m
+        arguments.append(operands.product.expected_m)
 
     def call() -> torch.Tensor:
         functions[0](*arguments)

@@ -3,11 +3,17 @@
 To add one, add a function to PEERS here and its label to gemm_ladder.figures.measured.PEERS. If it computes
 the same product, add its name to BLOCK_SCALED in gemm_ladder.figures.production; if it ignores the scales, to
 CEILINGS there and to UNSCALED here. If its operands or output have other types, bytes_moved() has to know.
+The commands everywhere and bench take what cells.implementations names.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -74,10 +80,25 @@ def cublas_bf16(problem: Problem) -> Call:
     return lambda: torch.mm(a, b, out=out)
 
 
+def deep_gemm_library() -> ModuleType:
+    """DeepGEMM of either generation: the package, or else the copy that vLLM's wheel has among its own files,
+    for which vLLM is not imported. Raises ImportError where neither is installed."""
+    try:
+        return importlib.import_module("deep_gemm")
+    except ModuleNotFoundError as error:
+        if error.name != "deep_gemm":
+            raise
+        vllm = importlib.util.find_spec("vllm")
+        for folder in (vllm and vllm.submodule_search_locations) or ():
+            if (Path(folder) / "third_party" / "deep_gemm").is_dir():
+                sys.path.append(str(Path(folder) / "third_party"))
+                return importlib.import_module("deep_gemm")
+        raise
+
+
 def deep_gemm(problem: Problem) -> Call:
     """DeepGEMM of either generation. Raises ImportError where it is not installed."""
-    import deep_gemm as library
-
+    library = deep_gemm_library()
     gemm = getattr(library, "fp8_gemm_nt", None) or library.gemm_fp8_fp8_bf16_nt
     out = problem.output()
 

@@ -16,7 +16,7 @@ from gemm_ladder.measure import records, timing
 from gemm_ladder.measure.peers import Call
 from gemm_ladder.measure.problems import Errors, describe
 from gemm_ladder.measure.session import Measured, Status, progress
-from gemm_ladder.measure.shapes import Product, Shape
+from gemm_ladder.measure.shapes import Cell, Product, Shape
 
 # A peer whose relative error is larger computes something else, and its time would say nothing.
 MAX_PEER_ERROR = 0.1
@@ -85,7 +85,7 @@ def measure_each(
 
 
 def measure_product(
-    product: Shape | Product,
+    product: Shape | Product | Cell,
     ours: Mapping[str, Maker],
     peers: Mapping[str, Maker],
     errors: ErrorsOf,
@@ -114,11 +114,11 @@ def measure_product(
 
 
 def check_ours(
-    product: Shape | Product,
+    product: Shape | Product | Cell,
     ours: Mapping[str, Maker],
     errors: ErrorsOf,
     how: How,
-    result: Measured[TimedRow],
+    result: Measured[Any],
 ) -> dict[str, Checked]:
     """Phase 1: run each of ours once; those with a right result. Raises GpuFault."""
     right: dict[str, Checked] = {}
@@ -141,11 +141,11 @@ def check_ours(
 
 
 def check_peers(
-    product: Shape | Product,
+    product: Shape | Product | Cell,
     peers: Mapping[str, Maker],
     errors: ErrorsOf,
     how: How,
-    result: Measured[TimedRow],
+    result: Measured[Any],
 ) -> dict[str, Checked]:
     """Phase 2: run each peer once; those that compute the same product. Raises GpuFault."""
     right: dict[str, Checked] = {}
@@ -181,7 +181,7 @@ def count_calls(right: Mapping[str, Checked], device: torch.device) -> tuple[dic
 
 
 def time_and_record(
-    product: Shape | Product,
+    product: Shape | Product | Cell,
     right: Mapping[str, Checked],
     counts: Mapping[str, int],
     failures: Mapping[str, str],
@@ -220,7 +220,7 @@ def usable(device: torch.device) -> bool:
 
 
 def _check(
-    product: Shape | Product, name: str, make: Maker, errors: ErrorsOf, how: How
+    product: Shape | Product | Cell, name: str, make: Maker, errors: ErrorsOf, how: How
 ) -> tuple[Call, Errors]:
     """Prepare an implementation, run it once and compare its result with the reference."""
     how.status(f"{product} {name}: checking")

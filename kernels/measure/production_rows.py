@@ -8,7 +8,6 @@ figures/data/production.json and its figures and table are renewed.
 from __future__ import annotations
 
 import argparse
-import importlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -126,12 +125,13 @@ def peers_of(operands: Operands) -> dict[str, Maker]:
     }
     if operands.product.kind == "contiguous":
         found["torch_grouped"] = partial(torch_grouped, operands)
-    return found | {"deep_gemm": lambda: interface_call(importlib.import_module("deep_gemm"), operands)}
+    return found | {"deep_gemm": lambda: interface_call(peers.deep_gemm_library(), operands)}
 
 
 def group_by_group(peer: peers.Peer, operands: Operands) -> peers.Call:
-    """A call of one dense product for each group, one after another; it returns their outputs."""
-    calls = [peer(block) for block in operands.blocks]
+    """A call of one dense product for each group that has rows, one after another; it returns the outputs of
+    all."""
+    calls = [peer(block) if block.shape.m else block.output for block in operands.blocks]
     return lambda: [call() for call in calls]
 
 

@@ -16,18 +16,20 @@ from gemm_ladder.errors import InputError
 from gemm_ladder.figures import draw
 from gemm_ladder.figures.rows import MachineMeta, TimedRow
 from gemm_ladder.measure.peers import bytes_moved
-from gemm_ladder.measure.shapes import Product, Shape
-from gemm_ladder.measure.timing import L2, MAX_CALLS, MIN_CALLS, PASS_SECONDS, Timing
+from gemm_ladder.measure.shapes import Cell, Product, Shape
+from gemm_ladder.measure.timing import MAX_CALLS, MIN_CALLS, PASS_SECONDS, State, Timing
 
 
-def row(impl: str, product: Product | Shape, l2: L2, timing: Timing, relative_error: float) -> TimedRow:
+def row(
+    impl: str, product: Product | Cell | Shape, l2: State, timing: Timing, relative_error: float
+) -> TimedRow:
     """One timed row of figures/data: microseconds, TFLOPS and GB/s of valid rows, relative error.
 
     A product given as a Shape is a dense one.
     """
     if isinstance(product, Shape):
         product = Product("dense", 1, product)
-    kind, groups, shape = product
+    kind, groups, shape = product.kind, product.groups, product.shape
     flops = sum(part.flops for part in product.parts)
     moved = sum(bytes_moved(impl, part) for part in product.parts)
     return {
@@ -142,9 +144,12 @@ def checkout_root() -> Path | None:
 
 
 def save(data: Any, path: Path) -> None:
-    """Write a data file with one row per line."""
-    rows = ",\n".join(json.dumps(row) for row in data["rows"])
+    """Write a data file with one row per line; if it has "columns", only the values of each."""
+    columns, lines = data.get("columns"), data["rows"]
+    if columns:
+        lines = [[row[name] for name in columns] for row in lines]
+    rows = ",\n".join(json.dumps(line, separators=(",", ":") if columns else None) for line in lines)
     meta = json.dumps(data["meta"], indent=1)
-    path.write_text(
-        f'{{\n"schema": {data["schema"]},\n"meta": {meta},\n"rows": [\n{rows}\n]\n}}\n', encoding="utf-8"
-    )
+    named = f'"columns": {json.dumps(columns)},\n' if columns else ""
+    text = f'{{\n"schema": {data["schema"]},\n"meta": {meta},\n{named}"rows": [\n{rows}\n]\n}}\n'
+    path.write_text(text, encoding="utf-8")

@@ -17,7 +17,7 @@ from gemm_ladder.figures import draw, measured, tables
 from gemm_ladder.measure import records
 from gemm_ladder.measure.peers import UNSCALED, Call
 from gemm_ladder.measure.problems import Errors, Problem
-from gemm_ladder.measure.shapes import Product, Shape
+from gemm_ladder.measure.shapes import Cell, Product, Shape
 from gemm_ladder.measure.timing import L2
 from gemm_ladder.rungs import Rung
 
@@ -74,7 +74,7 @@ class Measured(Generic[Row]):
     wrong: list[str] = field(default_factory=list)
     missing: list[dict[str, str]] = field(default_factory=list)
 
-    def miss(self, impl: str, product: Shape | Product, reason: str) -> None:
+    def miss(self, impl: str, product: Shape | Product | Cell, reason: str) -> None:
         self.missing.append({"impl": impl, "shape": str(product), "reason": reason})
 
     @property
@@ -119,13 +119,20 @@ def show_measured(result: Measured[Any], states: Sequence[L2]) -> None:
         print(sentence)
 
 
-def keep(result: Measured[Any], path: Path | None, whole: bool, record: str = "ladder.json") -> None:
+def keep(
+    result: Measured[Any],
+    path: Path | None,
+    whole: bool,
+    record: str = "ladder.json",
+    needed: str = "every rung, shape and state of L2 at once",
+) -> None:
     """Keep the measurements: in figures/data and its pictures and tables, if the run may replace what is
     recorded there; and in `path`, if given.
 
     Args:
         whole: whether everything that the record has was measured.
         record: the file's name in figures/data.
+        needed: what has to be measured for `whole`.
 
     Raises:
         InputError: `path` cannot be written. The record has been written by then, but nothing is drawn.
@@ -135,7 +142,7 @@ def keep(result: Measured[Any], path: Path | None, whole: bool, record: str = "l
     if result.wrong:
         reason = "a result is wrong"
     elif not whole:
-        reason = "they take every rung, shape and state of L2 at once"
+        reason = f"they take {needed}"
     elif not checkout:
         reason = "this is an installed package, not a checkout"
     print()

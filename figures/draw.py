@@ -5,6 +5,7 @@ Needs matplotlib and nothing else: no GPU, no compiler, no gemm_ladder. The file
 
     data/ladder.json       the rungs beside libraries (python -m gemm_ladder compare)
     data/production.json   the production kernels beside libraries (python -m gemm_ladder production)
+    data/everywhere.json   the same at the weights of public models (python -m gemm_ladder everywhere)
     data/host.json         what a call costs the host (python -m gemm_ladder host)
     data/interleave.json   rung 6 in each of its modes (python -m gemm_ladder interleave)
     data/cards.json        what each rung is made of, and what limits it (python -m gemm_ladder cards)
@@ -27,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 def main(root: Path = HERE.parent) -> None:
     """Write figures/*.png, figures/cards/*.md and the tables of the two READMEs under `root`, from the data
     under it. What is made from a file that is not there is left as it is."""
-    from . import host, ladder, production, readme, roofline, rung_cards, timeline
+    from . import everywhere, host, ladder, production, readme, roofline, rung_cards, timeline
 
     figures = root / "figures"
     data = recorded(figures / "data")
@@ -37,6 +38,8 @@ def main(root: Path = HERE.parent) -> None:
     if "production" in data:
         pictures["production"] = production.picture(data["production"])
         pictures["roofline"] = roofline.roofline(data["production"], data.get("ladder"))
+    if "everywhere" in data:
+        pictures["everywhere"] = everywhere.picture(data["everywhere"])
     if "host" in data:
         pictures["host"] = host.picture(data["host"])
     for name, picture in pictures.items():
@@ -56,10 +59,11 @@ def main(root: Path = HERE.parent) -> None:
 def recorded(folder: Path) -> dict[str, Any]:
     """The files in `folder` that tables and pictures are made of, as far as they are there, by name without
     .json."""
-    from . import host, measured, rung_cards
+    from . import everywhere, host, measured, rung_cards
 
     loaders: dict[str, Callable[[Path], Any]] = {
         **dict.fromkeys(("ladder", "production", "interleave"), measured.load),
+        "everywhere": everywhere.load,
         "host": host.load,
         "cards": rung_cards.load,
     }

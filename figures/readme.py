@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from . import host, production
+from . import everywhere, host, production
 from .measured import CEILING, name_of, provenance, series, sizes_of
 from .rows import HostFile, TimesFile
 from .rung_cards import resources_table, rungs_table
@@ -14,15 +14,17 @@ from .tables import markdown, table, under
 
 
 def readme(text: str, data: Mapping[str, Any]) -> str:
-    """README.md with its table as the data give it.
+    """README.md with its table, and what it says of the weights of public models, as the data give them.
 
     Args:
         text: README.md.
-        data: the content of the data files, by name without .json. A table whose file is not among them stays
-            as it is.
+        data: the content of the data files, by name without .json. What is made from a file that is not among
+            them stays as it is.
     """
     if "cards" in data:
         text = rewrite(text, "table-rungs", rungs_table(data["cards"], data.get("ladder")))
+    if "everywhere" in data:
+        text = rewrite(text, "everywhere", everywhere.readme(data["everywhere"]))
     return text
 
 
@@ -35,6 +37,8 @@ def figures_readme(text: str, data: Mapping[str, Any]) -> str:
         bodies |= {l2: times_table(data["ladder"], l2) for l2 in ("dirty", "clean")}
     if "production" in data:
         bodies["production"] = production_table(data["production"])
+    if "everywhere" in data:
+        bodies["everywhere"] = everywhere_table(data["everywhere"])
     if "host" in data:
         bodies["host"] = host_table(data["host"])
     if "interleave" in data:
@@ -77,6 +81,13 @@ def production_table(data: TimesFile) -> str:
         *production.notes(shown, data, protocol=True),
     ]
     return f"{markdown(cells)}\n\n{under(notes)}".replace("*", r"\*")
+
+
+def everywhere_table(data: Any) -> str:
+    """The table `everywhere`: the ratios by m and state, below the picture."""
+    notes = [*everywhere.notes(data), *everywhere.provenance_of(data, protocol=True)]
+    alt = "The time of the best library over ours by weight and m, in three states"
+    return f"![{alt}](everywhere.png)\n\n{markdown(everywhere.table(data))}\n\n{under(notes)}"
 
 
 def host_table(data: HostFile) -> str:

@@ -48,9 +48,9 @@ class WeightMeta(TypedDict):
 
 
 class EverywhereMeta(TimesMeta, total=False):
-    """Also: the weights of the grid, those that cannot be multiplied (model, linear, gpus, reason), how many
-    products the grid and this file's part of it have, DeepGEMM's version, and what a run that goes on needs
-    to know: the faults (impl, shape, reason) and what was wrong."""
+    """Also: the weights of the grid, those that cannot be multiplied (model, linear, gpus, n, k, reason), how
+    many products the grid and its subset have, and DeepGEMM's version; what a run that goes on needs to know:
+    the faults (impl, shape, reason) and what was wrong."""
 
     weights: list[WeightMeta]
     not_measurable: list[dict[str, Any]]

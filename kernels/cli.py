@@ -10,6 +10,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "compare": "check every rung against the reference; with a Hopper GPU, time it beside libraries",
     "production": "check and time the production kernels beside libraries (Hopper GPU)",
+    "everywhere": "the same at the weights of public models: hundreds of products, three states (Hopper GPU)",
     "host": "time what a call costs the host, and a kernel's build and load (Hopper GPU)",
     "interleave": "time rung 6 in each of its modes (Hopper GPU)",
     "cards": "renew each rung's card: its resources, its machine code and, with --ncu, what limits it",
@@ -26,6 +27,7 @@ COMMANDS = {
 MODULES = {
     "compare": "measure.compare",
     "production": "measure.production_rows",
+    "everywhere": "measure.everywhere",
     "host": "measure.host",
     "interleave": "measure.interleave",
     "cards": "measure.cards",

@@ -20,7 +20,10 @@ DATA = REPOSITORY / "figures" / "data"
 # These have other fields.
 OTHERS = {
     DATA / name
-    for name in ("tensor_core_probe.json", "cards.json", "timeline.json", "precision.json", "host.json")
+    for name in (
+        *("tensor_core_probe.json", "cards.json", "timeline.json", "precision.json", "host.json"),
+        "everywhere.json",
+    )
 }
 FILES = sorted(set(DATA.glob("*.json")) - OTHERS)
 RUNGS = ("s1_naive", "s2_wgmma", "s3_tma", "s4_tma_multicast", "s5_warp_specialized", "s6_ffma_interleave")

@@ -36,6 +36,8 @@ class Unmeasured(NamedTuple):
     model: str
     linear: str
     gpus: int
+    n: int
+    k: int
     reason: str
 
 
@@ -106,7 +108,7 @@ def masked(groups: int, n: int, k: int) -> list[Cell]:
 def unmeasured() -> list[Unmeasured]:
     """The weights that cannot be multiplied."""
     return [
-        Unmeasured(model.name, linear.name, gpus, reason)
+        Unmeasured(model.name, linear.name, gpus, *linear.sizes(gpus), reason)
         for model, linear in of_all_models()
         for gpus in CUTS
         if (reason := refusal(*linear.sizes(gpus)))

@@ -178,11 +178,10 @@ struct Gemm : Geometry<kC>, SharedMemory<kC> {
     static __device__ void prefetch(const Part& part) {
         if (kC.kind != Kind::kDense) ptx::griddepcontrol_wait();  // the scheduler reads m_indices or masked_m
         const uint64_t policy = ptx::createpolicy_evict_first();
-        const int first = first_block(), last = last_block();
         Scheduler<kC> tiles(part.p, 0, part.first_cluster);
         Tile tile;
         if (!tiles.next(tile) || tile.group < 0) return;
-        for (int block = first; block < last && block < first + kC.prefetch; ++block)
+        for (int first = first_block(), block = first; block < last_block() && block < first + kC.prefetch; ++block)
             ptx::cp_async_bulk_prefetch_tensor_2d_hint(&part.b, block * kScaleK, tile.group * kC.n + tile.column,
                                                        policy);
     }
@@ -239,9 +238,8 @@ struct Gemm : Geometry<kC>, SharedMemory<kC> {
     // Multiplies the first kCount slices of a tile, over all K blocks of this CTA.
     template <int kCount>
     static __device__ void multiply(float (&total)[kSlices][kRegisters], Place& at) {
-        const int first = first_block(), last = last_block();
 #pragma unroll kC.unroll
-        for (int block = first; block < last; ++block) multiply_block<kCount>(total, at);
+        for (int block = first_block(), last = last_block(); block < last; ++block) multiply_block<kCount>(total, at);
     }
 
     // Passes over the stages of a tile that has no valid rows for this consumer. The producer loads them for the other

@@ -12,6 +12,9 @@ from gemm_ladder.checks import CheckedCall
 from gemm_ladder.errors import LaunchError
 from gemm_ladder.ref import emulator
 
+# Takes the address of a GemmArgs or GroupedArgs, returns None or an error.
+Launcher = Callable[[Any], "bytes | None"]
+
 
 def on_gpu(name: str, library: ctypes.CDLL, call: CheckedCall, num_sms: int = 0) -> None:
     """Queue a kernel on the current stream of the call's device, whichever device is current.
@@ -28,7 +31,7 @@ def on_gpu(name: str, library: ctypes.CDLL, call: CheckedCall, num_sms: int = 0)
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream(device).cuda_stream
         args = GroupedArgs.of(call, usable_sms(device, num_sms), stream)
-        error = launcher(library)(ctypes.byref(args))
+        error = launcher(library)(ctypes.addressof(args))
     if error is not None:
         raise LaunchError(f"{name}: {error.decode()}")
 
@@ -49,11 +52,12 @@ def on_emulator(name: str, library: ctypes.CDLL, call: CheckedCall, num_sms: int
         raise LaunchError(f"{name}: {error}")
 
 
-def launcher(library: ctypes.CDLL) -> Callable[[Any], bytes | None]:
-    """The library's entry point: takes a pointer to a GemmArgs or GroupedArgs, returns None or an error."""
-    function: Callable[[Any], bytes | None] = library.gemm_ladder_launch
-    library.gemm_ladder_launch.restype = ctypes.c_char_p
-    return function
+def launcher(library: ctypes.CDLL, name: str = "gemm_ladder_launch") -> Launcher:
+    """A library's entry point."""
+    function = getattr(library, name)
+    function.restype, function.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
+    entry: Launcher = function
+    return entry
 
 
 def usable_sms(device: torch.device | int, limit: int = 0) -> int:

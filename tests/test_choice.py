@@ -2,57 +2,142 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
+import statistics
+import time
 
+import numpy as np
 import pytest
 from gemm_ladder import cli
 from gemm_ladder.errors import InputError
+from gemm_ladder.measure import calibration, learning
+from gemm_ladder.production import candidates as tiles
 from gemm_ladder.production import choice, explain, prediction
 from gemm_ladder.production import config as configs
-from gemm_ladder.production.choice import BUCKETS, bucket, candidates, choose, rows_to_expect
+from gemm_ladder.production.candidates import candidates
+from gemm_ladder.production.choice import MOST_KERNELS, STEPS, choose, plan, rows_to_expect
 from gemm_ladder.production.config import Config
 from gemm_ladder.production.prediction import predict
-from measured_choices import CHOSEN, MEASURED, MEASURED_TAILS, WEIGHTS, chosen
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from measured_choices import FILES, WEIGHTS, gpu_of, measured
+
+# ------------------------------------------------------------------------------------------- how good it is
 
 
-@pytest.mark.parametrize(("row", "expected"), CHOSEN.items(), ids=str)
-def test_choice(row, expected):
-    found = chosen(*row)
-    assert (found.tile_m, found.tile_n, found.share) == expected
-    assert found.check() is found
-    assert found.cluster == (1 if found.share == "nothing" else 2)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_regret(path):
+    """The kernel that a product gets is, on average, within a percent of the best that was measured for it.
+    The worst cases are rare; NOTES.md says what they are."""
+    results = [one for some in measured(path).values() for one in some]
+    found = sorted(calibration.regrets(results, gpu_of(path)).values())
+    assert len(found) > 0.85 * len(measured(path)), "most chosen configurations were measured"
+    assert statistics.mean(found) < 0.01
+    assert found[int(0.95 * len(found))] < 0.05
+    assert sum(value > 0.08 for value in found) < 0.02 * len(found)
 
 
-@pytest.mark.parametrize(("n", "k"), WEIGHTS)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_residuals(path):
+    """What is expected of a configuration is within a few percent of what was measured."""
+    results = [one for some in measured(path).values() for one in some]
+    data = learning.prepare(results)
+    network = prediction.read(json.loads((prediction.LEARNED / f"{path.stem}.json").read_text()))
+    off = learning.residuals(network, data, np.ones(len(results), dtype=bool))
+    assert max(off) < 0.06
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_what_was_learned_is_of_this_file(path):
+    """learned/GPU.json names the number of results and the regret that its file has."""
+    meta = json.loads((prediction.LEARNED / f"{path.stem}.json").read_text())["meta"]
+    assert meta["gpu"] == gpu_of(path)
+    assert meta["results"] == sum(map(len, measured(path).values()))
+    assert meta["regret"]["not learned from"]["mean"] < 0.015
+
+
+# -------------------------------------------------------------------------------------- what it costs to ask
+
+
+@pytest.mark.parametrize(("n", "k"), [*WEIGHTS, (384, 1536), (28672, 8192), (1408, 8320)])
 def test_few_kernels(n, k):
     """A serving process compiles few kernels for one weight, over all batch sizes."""
     found = {choose("dense", m, n, k) for m in range(1, 8193)}
-    assert 4 <= len(found) <= 11
-    assert found == {choose("dense", m, n, k) for m in choice.rows_up_to("dense", 8192, 1)}
+    assert 4 <= len(found) <= MOST_KERNELS
+    steps = choice.steps_up_to("dense", 8192, 1)
+    assert found == {plan("dense", n, k, 1, 132).at(rows) for rows in steps}
+
+
+def test_time():
+    """A choice takes a few microseconds, and the first one for a weight some milliseconds: far less than
+    compiling its first kernel."""
+
+    def seconds(n: int, m: int) -> float:
+        started = time.thread_time()  # what this thread computes, however busy the machine is
+        choose("dense", m, n, 4096)
+        return time.thread_time() - started
+
+    choose("dense", 1, 4096, 4096)
+    assert statistics.median(seconds(4096, m) for m in range(1, 500)) < 0.2e-3
+    assert statistics.median(seconds(4096 + 64 * one, 64) for one in range(1, 9)) < 0.15
+
+
+def test_choice_repeats():
+    rows = [(m, n, k) for m in (1, 200, 5000) for n, k in WEIGHTS]
+    before = [choose("dense", *row) for row in rows]
+    plan.cache_clear()
+    tiles._candidates.cache_clear()
+    assert [choose("dense", *row) for row in rows] == before
+
+
+def test_steps():
+    assert sorted(set(STEPS)) == list(STEPS)
+    assert all(above - below <= max(8, above / 8) for below, above in itertools.pairwise(STEPS))
+    asked = (1, 8, 9, 256, 257, 1000, 16384, 10**9)
+    assert [rows_to_expect("dense", m, 1, None) for m in asked] == [8, 8, 16, 256, 288, 1024, 16384, 16384]
+    assert rows_to_expect("contiguous", 1280, 10, None) == 128
+    assert rows_to_expect("masked", 4096, 10, 100) == 104
+    assert rows_to_expect("masked", 64, 10, 100) == 64, "there is room for no more"
 
 
 @pytest.mark.parametrize(("kind", "groups"), [("dense", 1), ("contiguous", 8), ("masked", 8)])
 @pytest.mark.parametrize("max_m", [1, 64, 65, 1000, 5000, 20000])
-def test_rows_up_to_covers_every_m(kind, groups, max_m):
-    """precompile() asks for these rows; the kernel of a call with any m up to max_m must be among theirs."""
-    asked = {rows_to_expect(kind, m, groups, None) for m in choice.rows_up_to(kind, max_m, groups)}
-    called = {rows_to_expect(kind, m, groups, None) for m in range(1, max_m + 1)}
-    assert called <= asked
+def test_steps_cover_every_m(kind, groups, max_m):
+    """precompile() asks for these; the kernel of a call with any m up to max_m must be among theirs."""
+    asked = set(choice.steps_up_to(kind, max_m, groups))
+    assert {rows_to_expect(kind, m, groups, None) for m in range(1, max_m + 1)} == asked
     hinted = {rows_to_expect("masked", max_m, groups, expected) for expected in range(max_m + 3)}
-    assert hinted <= {rows_to_expect("masked", m, 1, None) for m in choice.rows_up_to("masked", max_m, 1)}
+    assert hinted <= set(choice.steps_up_to("masked", max_m, groups))
 
 
-def test_bucket():
-    assert [bucket(m) for m in (1, 64, 65, 128, 129, 192, 193, 4096, 4097, 12289, 10**9)] == [
-        *(64, 64, 128, 128, 192, 192, 256, 4096, 6144, 12288, 12288)
-    ]
-    assert sorted(set(BUCKETS)) == list(BUCKETS)
+def test_what_was_measured_is_taken():
+    """A measured configuration gets its number of rows, and is among the kernels for the others."""
+    one, other = Config.of("dense", 4096, 7168, 64, 144), Config.of("dense", 4096, 7168, 128, 192, unroll=2)
+    found = plan("dense", 4096, 7168, 1, 132, "", ((104, one), (4096, other)))
+    assert found.at(97) == found.at(104) == one and found.at(4090) == other
+    assert found.at(96) != one or found.at(112) != one
+    assert len(found.configs) <= MOST_KERNELS
 
 
-def test_choice_repeats():
-    before = {row: chosen(*row) for row in CHOSEN}
-    choice._choose.cache_clear()
-    assert {row: chosen(*row) for row in CHOSEN} == before
+# ------------------------------------------------------------------------------------------ what is allowed
+
+
+@settings(deadline=None, derandomize=True, database=None)
+@given(
+    kind=st.sampled_from(("dense", "contiguous", "masked")),
+    m=st.integers(1, 2**31 - 1),
+    n=st.integers(1, 2**17).map(lambda n: n * 8),
+    k=st.integers(1, 2**12).map(lambda k: k * 128),
+    groups=st.integers(1, 300),
+    num_sms=st.integers(1, 200),
+)
+def test_any_product(kind, m, n, k, groups, num_sms):
+    """There is a configuration for every legal product, and it can be built."""
+    groups = 1 if kind == "dense" else groups
+    config = choose(kind, m, n, k, groups, num_sms, expected_m=m // 2)
+    assert config.check() is config and (config.kind, config.n, config.k) == (kind, n, k)
 
 
 @pytest.mark.parametrize("num_sms", [1, 2, 3, 4, 20, 78, 114, 132, 144])
@@ -62,31 +147,43 @@ def test_any_number_of_sms(kind, groups, n, k, num_sms):
         assert choose(kind, m, n, k, groups, num_sms).check()
 
 
+def suiting(kind: str, rows: int, n: int = 4096, k: int = 7168) -> list[Config]:
+    """The candidates that suit a product with these rows of a group."""
+    known = candidates(kind, k)
+    suits = known.suiting(kind, np.array([float(rows)]), n, k, 132)[:, 0]
+    return [known.at(one, n, k) for one in np.flatnonzero(suits)]
+
+
 def test_candidates_are_for_the_rows_of_a_group():
-    """In the contiguous layout m counts the rows of all groups; in the masked one those of one group."""
-    few = list(candidates("contiguous", 64 * 64, 4096, 7168, 64))
-    assert {one.tile_m for one in few} == {64} and all(one.stream_b for one in few if one.share != "B")
-    assert {one.tile_m for one in candidates("contiguous", 64 * 4096, 4096, 7168, 64)} == {64, 128, 256}
-    assert {one.tile_m for one in candidates("masked", 4096, 4096, 7168, 64)} == {64, 128, 256}
+    assert {one.tile_m for one in suiting("contiguous", 64)} == {64}
+    assert {one.tile_m for one in suiting("contiguous", 4096)} == {64, 128, 256}
+    assert {one.tile_m for one in suiting("masked", 4096)} == {64, 128, 256}
+    assert not any(one.stream_b for one in suiting("dense", 4096)), "B is read again"
 
 
 def test_candidates_keep_the_rules():
-    found = [
-        one for kind in ("dense", "contiguous", "masked") for one in candidates(kind, 512, 2112, 7168, 2)
-    ]
-    assert len(found) == len(set(found)) > 100
-    assert len({one.name for one in found}) == len(found), "tables tell them apart by their names"
+    found = [one for kind in ("dense", "contiguous", "masked") for one in candidates(kind, 7168).configs]
+    assert len(found) == len(set(found)) > 400
     for one in found:
         one.check()
-        full = one.shared_bytes + one.stage_bytes > 232448
+        full = one.shared_bytes + one.stage_bytes > one.most_shared_bytes - 2048
         full |= one.tile_m == 64 and (one.stages + 1) * one.stage_bytes > configs.MAX_RING
-        assert one.stages == configs.MAX_STAGES or full
+        assert one.stages == configs.MAX_STAGES or full, one
+        assert one.prefetch == 0 or one.prefetch == tiles.prefetched(one.tile_n)
     assert {one.tile_m for one in found} == {64, 128, 256}
     assert {112, 144, 160} < {one.tile_n for one in found}
-    assert {one.share for one in candidates("dense", 4096, 4096, 7168)} == {"nothing", "A", "B"}
-    tails = {(one.tail_m, one.tail_n) for one in candidates("dense", 4096, 2112, 7168)}
-    assert tails == {(0, 0), *choice.TAILS}
-    assert "K" in {one.share for one in candidates("dense", 64, 2112, 7168)}
+    assert {one.share for one in suiting("dense", 4096)} == {"nothing", "A", "B"}
+    assert {(one.tail_m, one.tail_n) for one in suiting("dense", 4096, 2112)} == {(0, 0), *tiles.TAILS}
+    assert {2, 4, 8} == {one.cluster for one in suiting("dense", 64, 256) if one.share == "K"}
+    assert not any(one.share == "K" for one in suiting("dense", 4096))
+
+
+def test_there_is_room_for_the_scales():
+    """The buffers for B's scales grow with k, and there are more of them where k is short: both may cost a
+    stage."""
+    for k in (128, 384, 4096, 21760, 53248):
+        known = candidates("dense", k)
+        assert all(configs.fits(known.at(one, 8, k)) for one in range(len(known.configs)))
 
 
 @pytest.mark.parametrize(
@@ -106,25 +203,8 @@ def test_choose_refuses(arguments, sentence):
 
 
 def test_weights_that_are_read_once_leave_l2_first():
-    for m, expected in ((64, True), (128, True), (4096, False)):
+    for m, expected in ((64, True), (4096, False)):
         assert choose("dense", m, 7168, 16384).stream_b is expected
-
-
-@pytest.mark.parametrize(("row", "us"), MEASURED.items(), ids=str)
-def test_expected_times(row, us):
-    """The model is accurate enough to choose by: within a tenth of the measured time."""
-    m, n, k, tile_m, tile_n, share = row
-    one = Config.of(
-        "dense", n, k, tile_m, tile_n, share=share, cluster=1 + (share != "nothing"), stream_b=m <= tile_m
-    )
-    assert predict(one, m).us == pytest.approx(us, rel=0.1)
-
-
-@pytest.mark.parametrize(("row", "us"), MEASURED_TAILS.items(), ids=str)
-def test_expected_times_of_tails(row, us):
-    m, n, k, tile_m, tile_n, tail_m, tail_n = row
-    one = Config.of("dense", n, k, tile_m, tile_n, tail_m=tail_m, tail_n=tail_n)
-    assert predict(one, m).us == pytest.approx(us, rel=0.12)
 
 
 def test_prediction():
@@ -147,12 +227,9 @@ def test_prediction_of_a_tail():
     found = predict(one, 4096)
     assert (found.waves, found.last_wave) == (3.0, 1.0)
     assert found.l2_bytes == 56 * (264 * (320 * 128 + 512) + 132 * (320 * 128 + 1024))
-    alone = [
-        predict(Config.of("dense", 2112, 7168, *tile), rows)
-        for *tile, rows in ((128, 192, 3072), (256, 64, 1024))
-    ]
-    assert found.us / sum(one.us for one in alone) == pytest.approx(1, rel=0.05)
-    assert found.us < predict(Config.of("dense", 2112, 7168, 128, 192), 4096).us
+    alone = predict(Config.of("dense", 2112, 7168, 128, 192), 3072)
+    assert found.us > alone.us, "the tail's wave costs something"
+    assert found.us == pytest.approx(87, rel=0.15), "as measured on an H100"
     # Five tiles for four clusters: the next tile goes to the second cluster. With three, to the fourth.
     assert prediction.busy([(5, 1.0), (3, 10.0)], 4) == 11.0
     assert prediction.busy([(5, 1.0), (4, 10.0)], 4) == 12.0
@@ -161,16 +238,20 @@ def test_prediction_of_a_tail():
 def test_explain(capsys):
     assert cli.main(["explain", "4096", "2112", "7168"]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("fp8_gemm_dense_2112x7168_128x192_256x64, chosen for m = 4096\n")
-    assert "tile         128 x 192, then 256 x 64, 2 consumer(s)\n" in shown
-    assert re.search(
-        r"^measured +[\d.]+ us with fp8_gemm_dense_2112x7168_\w+.*, which runs on an NVIDIA H100", shown, re.M
+    config = choose("dense", 4096, 2112, 7168)
+    assert shown.startswith(f"{config.name}, chosen for m = 4096\n")
+    assert f"tile         {explain.tile(config, ' x ')}, {config.consumers} consumer(s)\n" in shown
+    measured = (
+        r"^measured +[\d.]+, [\d.]+ us with fp8_gemm_dense_2112x7168_\w+.*, which runs on an NVIDIA H100"
     )
-    assert "waves        3.00, the last one 100% full\n" in shown
-    assert re.search(r"^128x192, then 256x64 +2x1 +nothing +4 +3\.00 ", shown, re.M)
+    assert re.search(measured, shown, re.M)
+    expected = predict(config, 4096)
+    assert f"waves        {expected.waves:.2f}, the last one {expected.last_wave:.0%} full\n" in shown
+    assert "us by arithmetic alone" in shown and f"{expected.by_state['graph']:.1f} us graph" in shown
+    assert re.search(r"^128x192, then 256x64 +2x1 +nothing +yes +4 +3\.00 ", shown, re.M)
     assert explain.main(["300", "7168", "2048", "--kind=masked", "--groups=4", "--sms=78", "--all=2"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("fp8_gemm_masked_7168x2048_") and lines[0].endswith("m = 384")
+    assert lines[0].startswith("fp8_gemm_masked_7168x2048_") and lines[0].endswith("m = 320")
     assert lines[-3].startswith("tile "), "a header and two rows"
     assert cli.main(["explain", "4096", "2113", "7168"]) == 2
     assert capsys.readouterr().err == "gemm_ladder: n is 2113; a multiple of 8 is needed\n"

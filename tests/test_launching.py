@@ -14,7 +14,8 @@ from families import DENSE, DEVICE, check_contiguous
 from gemm_ladder.arguments import KINDS, SCALE_BLOCK, GemmArgs, GroupedArgs
 from gemm_ladder.build import job
 from gemm_ladder.errors import InputError, LaunchError
-from gemm_ladder.production import fast_path, launching, tuner
+from gemm_ladder.measure import pool
+from gemm_ladder.production import choice, fast_path, launching, tuner
 from gemm_ladder.production.config import Config
 from gemm_ladder.ref import metrics
 from grouped_cases import contiguous, masked
@@ -53,13 +54,14 @@ def test_another_n_is_refused():
 @pytest.mark.parametrize("kind", ["dense", "contiguous", "masked"])
 def test_what_the_tuner_measures(kind, machine):
     """Its operands make valid calls; a right result counts as right, and one wrong row as wrong."""
-    operands = tuner.operands_for(kind, 200, 72, 256, 3 if kind != "dense" else 1, DEVICE[machine])
+    product = tuner.product_for(kind, 200, 72, 256, 3 if kind != "dense" else 1)
+    operands = pool.Pool([product], torch.device(DEVICE[machine]), bf16=False).operands(product)
     config = Config.of(kind, 72, 256, 64, 48)
-    out = operands.output()
+    out, expected = operands.output(), pool.references(operands)
     launching.launch(config, operands.lhs, operands.rhs, out, operands.rows)
-    assert operands.errors(out, operands.references()).right
+    assert pool.errors(operands.results(out), expected).right
     operands.results(out)[-1][-1] = 0
-    assert not operands.errors(out, operands.references()).right
+    assert not pool.errors(operands.results(out), expected).right
 
 
 def api_call(kind: str, m: int, n: int, k: int, groups: int) -> tuple:
@@ -118,7 +120,7 @@ def test_capture(kind, groups):
 @pytest.mark.gpu
 def test_precompile_is_enough():
     """After precompile, no call with a smaller m compiles anything."""
-    assert len(gl.precompile(1536, 768, max_m=2048)) <= 10
+    assert len(gl.precompile(1536, 768, max_m=2048)) <= choice.MOST_KERNELS
     before = len(launching._libraries)
     for m in (1, 63, 64, 65, 200, 1000, 2048):
         run, check, _ = api_call("dense", m, 1536, 768, 1)
@@ -147,7 +149,11 @@ def test_tune(monkeypatch, tmp_path):
     monkeypatch.setenv("GEMM_LADDER_CACHE", str(tmp_path))
     tuned._table.cache_clear()
     results = gl.tune("dense", 100, 2112, 1024, limit=4)
-    assert [one.us for one in results] == sorted(one.us for one in results) and len(results) == 4
+    assert [one.us for one in results] == sorted(one.us for one in results) and len(results) >= 4
+    assert all(len(one.by_state) == 3 and min(one.by_state) > 0 for one in results)
+    clean = gl.tune("dense", 100, 2112, 1024, limit=2, states=("clean",))
+    assert all(one.us == pytest.approx(one.by_state[1]) for one in clean)
+    results = gl.tune("dense", 100, 2112, 1024, among=[one.config for one in results])
     sms = torch.cuda.get_device_properties(0).multi_processor_count
     arguments = ("dense", 100, 2112, 1024, 1, None, sms, torch.cuda.get_device_name(0))
     assert launching.configuration(*arguments) == results[0].config

@@ -37,6 +37,7 @@ READ_BYTES = 1_000_000_000
 # Writing this much leaves L2, of 50 MB, as dirty as FLUSH_BYTES do: kernels took the same time within 1 %.
 BATCH_FLUSH_BYTES = 512 << 20
 GRAPH_BYTES = 400_000_000  # the least that the weights of a graph's calls have together
+HEAD_START = 1_000_000  # cycles, more than half a millisecond
 GRAPH_US = 1500  # microseconds that the replays of one measurement of a graph take at least
 MIN_CALLS, MAX_CALLS, PASS_SECONDS = 1, 20, 0.75  # a pass makes as many calls as fit PASS_SECONDS
 MARKER = "spin_kernel"  # the kernel of torch.cuda._sleep, queued before and after each measured call
@@ -73,6 +74,7 @@ class KernelTimer:
     """
 
     def __init__(self, device: torch.device) -> None:
+        self.device = device
         free, _ = torch.cuda.mem_get_info(device)
         self.flush_bytes = min(FLUSH_BYTES, free // 2) // 8 * 8
         self._buffer = torch.empty(self.flush_bytes // 8, dtype=torch.int64, device=device)
@@ -158,6 +160,7 @@ def graph_times(calls: Sequence[Call], device: torch.device, measurements: int =
     replays, found = 1, []
     for measurement in range(measurements + 1):  # the first one only tells how many replays are enough
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(HEAD_START)  # so that the host, which may be busy, has queued all before any runs
         start.record()
         for _ in range(replays):
             graph.replay()

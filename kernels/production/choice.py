@@ -2,8 +2,11 @@
 
     config = choose("dense", 4096, 7168, 2048)
 
-The choice is made by what `gemm_ladder.production.prediction` expects of every candidate, and is a function
-of its arguments alone.
+A weight gets at most MOST_KERNELS kernels, so that a process compiles few of them; which ones, `plan` decides
+when the weight is first asked about: those that are expected to serve all numbers of rows best. A call gets
+the best of these for its own number of rows. The choice is a function of its arguments alone. It is one for
+all states of L2, by the mean of the logarithms of the expected times: choices for each state would be 1 %
+faster (NOTES.md).
 """
 
 from __future__ import annotations
@@ -11,100 +14,54 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import functools
-import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 
+import numpy as np
 from gemm_ladder.arguments import H100_SMS, KINDS, N_MULTIPLE, SCALE_BLOCK, Kind, ceil_div
 from gemm_ladder.errors import InputError
-from gemm_ladder.production.config import WGMMA_M, Config, Share, fits
-from gemm_ladder.production.prediction import predict
+from gemm_ladder.production import prediction
+from gemm_ladder.production.candidates import Candidates, Floats, candidates
+from gemm_ladder.production.config import Config
 
-TAILS = (
-    (256, 64),
-    (128, 128),
-    (128, 64),
-)  # tail tiles, for the rows that whole waves of larger tiles leave over
+MOST_KERNELS = 12  # for a weight
 
-# A configuration is chosen for one of these numbers of rows, the next larger one.
-BUCKETS = (64, 128, *(m for i in range(7, 13) for m in ((3 << i) // 2, 2 << i)), 12288)
+# The numbers of rows for which a configuration is chosen; a call gets that of the next larger one. Up to 256
+# these are multiples of 8, the least by which the height of A's boxes changes; above, a step is at most an
+# eighth of them; a larger call gets what the last one gets. What a step chooses is what suits its middle.
+STEPS: tuple[int, ...] = (
+    *range(8, 257, 8),
+    *range(288, 1025, 32),
+    *range(1088, 4097, 64),
+    *range(4224, 8193, 128),
+    *range(8448, 16385, 256),
+)
+MIDDLES = tuple(
+    (below + 1 + step) / 2 if step > 256 else step for below, step in zip((0, *STEPS), STEPS, strict=False)
+)
+# For these the kernels of a weight are selected, from one row to many.
+SELECTED_FOR = (
+    *(8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640, 704),
+    *(768, 896, 1024, 1152, 1280, 1408, 1536, 1792, 2048, 2304, 2560, 3072, 3584, 4096, 5120, 6144, 8192),
+    *(12288, 16384),
+)
+WORTHWHILE = 0.0002  # what another kernel has to gain on average, as a share of the time
 
 
-def bucket(m: int) -> int:
-    """The smallest of BUCKETS that is at least `m`, or the last. So a process compiles a few kernels for an n
-    and a k, not one for every m."""
-    return BUCKETS[min(bisect.bisect_left(BUCKETS, m), len(BUCKETS) - 1)]
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The kernels of a weight.
 
-
-def candidates(
-    kind: Kind, m: int, n: int, k: int, groups: int = 1, num_sms: int = H100_SMS
-) -> Iterator[Config]:
-    """The configurations to choose from.
-
-    K is split only where at least half of the SMs would have no tile otherwise. Clusters are pairs: not all
-    clusters of four are resident at the same time on an H100, whose 132 SMs form groups of 16 or 18. With two
-    consumers, 9/16 of the promotion's FFMAs are interleaved: up to 2 % faster where it was measured
-    (NOTES.md).
-
-    Args:
-        m: rows of A in all; in the masked layout, of a group.
-        kind, n, k, groups, num_sms: as for `choose`.
+    Attributes:
+        configs: the configurations, at most MOST_KERNELS unless more were measured to be the fastest.
+        chosen: for each of STEPS, the index of its configuration in `configs`.
     """
-    of_group = m if kind != "contiguous" else ceil_div(m, groups)
-    for tile_m in (64, 128, 256):
-        if tile_m > WGMMA_M and tile_m >= 2 * of_group:
-            continue
-        if kind == "contiguous" and tile_m > SCALE_BLOCK and of_group < 8 * tile_m:
-            continue  # too many tiles would contain rows of two experts
-        # B is read from memory once, or again only by tiles that run at the same time, which L2 then serves.
-        stream_b = of_group <= (8 * tile_m if kind == "masked" else tile_m)
-        for tile_n in range(16, 257, 16):
-            if tile_n >= n + 16:
-                continue
-            tiles = ceil_div(m, tile_m) * ceil_div(n, tile_n)
-            for share in ("nothing", "A", "B", "K"):
-                if (
-                    (share == "A" and n <= tile_n)
-                    or (share == "B" and of_group <= tile_m)
-                    or (share in "AB" and tile_n < SCALE_BLOCK)  # measured: 7 to 28 % slower than not shared
-                    or (share == "K" and (k < 16 * SCALE_BLOCK or 2 * tiles > num_sms))
-                    or (
-                        share == "K" and tile_m > SCALE_BLOCK
-                    )  # measured: up to 2.4 times as slow as in one part
-                ):
-                    continue
-                for tail_m, tail_n in ((0, 0), *_tails(kind, tile_m, tile_n, share)):
-                    config = Config.of(
-                        kind,
-                        n,
-                        k,
-                        tile_m,
-                        tile_n,
-                        cluster=1 if share == "nothing" else 2,
-                        share=share,
-                        stream_b=stream_b and share != "B",
-                        # About 32 KB of B, if no two thread blocks load the same rows of it: 2 to 5 % faster
-                        # in CUDA graphs and where L2 is dirty, no slower where it is clean.
-                        prefetch=max(2, min(8, 256 // tile_n))
-                        if kind == "dense" and of_group <= tile_m
-                        else 0,
-                        tail_m=tail_m,
-                        tail_n=tail_n,
-                    )
-                    if kind == "dense" and config.group_n:
-                        # Where few tiles lie below each other, they run together, so that B, then the larger
-                        # operand, is read from memory once. Else bands of 4 are faster with narrow tiles.
-                        bands = 0 if ceil_div(m, tile_m) <= 6 else 8 if tile_n >= SCALE_BLOCK else 4
-                        config = dataclasses.replace(config, group_n=bands)
-                    if config.consumers == 2:
-                        config = dataclasses.replace(config, interleave="9/16")
-                    if fits(config) and (not tail_m or len(config.parts(m, num_sms)) > 1):
-                        yield config
 
+    configs: tuple[Config, ...]
+    chosen: tuple[int, ...]
 
-def _tails(kind: Kind, tile_m: int, tile_n: int, share: Share) -> Iterator[tuple[int, int]]:
-    """Tail tiles to try with a tile. With multicast none was ever faster, so there are none."""
-    if kind == "dense" and share == "nothing" and tile_m >= 128 <= tile_n and tile_n % 64 == 0:
-        yield from (tail for tail in TAILS if math.prod(tail) < tile_m * tile_n)
+    def at(self, rows: int) -> Config:
+        """The configuration for a number of rows, of a group if there are groups."""
+        return self.configs[self.chosen[_index(rows)]]
 
 
 def choose(
@@ -115,6 +72,7 @@ def choose(
     groups: int = 1,
     num_sms: int = H100_SMS,
     expected_m: int | None = None,
+    gpu: str = "",
 ) -> Config:
     """The configuration that is expected to be the fastest.
 
@@ -123,10 +81,17 @@ def choose(
         m: rows of A in all; in the masked layout max_m, those that each group has room for.
         num_sms: how many SMs there are to use.
         expected_m: in the masked layout, about how many rows of a group count; None: all of them.
+        gpu: the GPU's name; what was learned about an H100 is used for one that was never measured.
 
     Raises:
         InputError: no kernel multiplies these sizes.
     """
+    check(kind, m, n, k, groups, num_sms)
+    return plan(kind, n, k, groups, num_sms, gpu).at(rows_to_expect(kind, m, groups, expected_m))
+
+
+def check(kind: Kind, m: int, n: int, k: int, groups: int, num_sms: int) -> None:
+    """Raise InputError if no kernel multiplies these sizes."""
     if kind not in KINDS:
         raise InputError(f"kind is {kind!r}; one of {', '.join(KINDS)} is needed")
     for name, value in {"m": m, "n": n, "k": k, "groups": groups, "num_sms": num_sms}.items():
@@ -135,40 +100,112 @@ def choose(
     for name, value, multiple in (("n", n, N_MULTIPLE), ("k", k, SCALE_BLOCK)):
         if value % multiple:
             raise InputError(f"{name} is {value}; a multiple of {multiple} is needed")
-    return _choose(kind, rows_to_expect(kind, m, groups, expected_m), n, k, groups, num_sms)
 
 
 def rows_to_expect(kind: Kind, m: int, groups: int, expected_m: int | None) -> int:
-    """The number of rows by which a configuration is chosen: the bucket of the rows that are expected to be
-    multiplied, in the masked layout of a group."""
+    """The number of rows, of a group if there are groups, by which a configuration is chosen: the next larger
+    one of STEPS, or the last."""
     if kind == "masked" and expected_m is not None:
         m = min(m, max(1, expected_m))
     if kind == "contiguous":
-        return bucket(ceil_div(m, groups)) * groups
-    return bucket(m)
+        m = ceil_div(m, groups)
+    return STEPS[_index(m)]
 
 
-def rows_up_to(kind: Kind, max_m: int, groups: int) -> list[int]:
-    """For each configuration that calls with m from 1 to `max_m` can get, one m that gets it."""
-    parts = groups if kind == "contiguous" else 1
-    last = bucket(ceil_div(max_m, parts))
-    return [m * parts for m in BUCKETS if m <= last]
+def _index(rows: int) -> int:
+    return min(bisect.bisect_left(STEPS, rows), len(STEPS) - 1)
 
 
-@functools.lru_cache(maxsize=4096)
-def _choose(kind: Kind, m: int, n: int, k: int, groups: int, num_sms: int) -> Config:
-    return min(
-        candidates(kind, m, n, k, groups, num_sms), key=lambda config: predict(config, m, groups, num_sms).us
-    )
+def steps_up_to(kind: Kind, max_m: int, groups: int) -> tuple[int, ...]:
+    """Those of STEPS that calls with m from 1 to `max_m` are rounded to."""
+    return STEPS[: _index(ceil_div(max_m, groups) if kind == "contiguous" else max_m) + 1]
 
 
-def ranked(kind: Kind, m: int, n: int, k: int, groups: int = 1, num_sms: int = H100_SMS) -> list[Config]:
+@functools.lru_cache(maxsize=1024)
+def plan(
+    kind: Kind,
+    n: int,
+    k: int,
+    groups: int,
+    num_sms: int,
+    gpu: str = "",
+    measured: tuple[tuple[int, Config], ...] = (),
+) -> Plan:
+    """The kernels of a weight, and which number of rows gets which.
+
+    Args:
+        kind, n, k, groups, num_sms, gpu: as for `choose`.
+        measured: numbers of rows, each one of STEPS, and the configurations that were measured to be the
+            fastest for them. These are among the kernels, for other numbers of rows too.
+    """
+    known = candidates(kind, k)
+    times = expected(known, kind, SELECTED_FOR, n, k, groups, num_sms, gpu)
+    fixed = tuple(dict.fromkeys(config for _, config in measured))
+    start = expected(Candidates(fixed), kind, SELECTED_FOR, n, k, groups, num_sms, gpu) if fixed else None
+    found = _select(times, start)
+    configs = fixed + tuple(known.at(one, n, k) for one in found)
+    among = Candidates(configs)
+    chosen = expected(among, kind, MIDDLES, n, k, groups, num_sms, gpu).argmin(axis=0)
+    for rows, config in measured:
+        chosen[STEPS.index(rows)] = configs.index(config)
+    used = sorted(set(chosen.tolist()))
+    return Plan(tuple(configs[one] for one in used), tuple(used.index(one) for one in chosen.tolist()))
+
+
+def _select(times: Floats, start: Floats | None) -> list[int]:
+    """The indices of the configurations that together are the fastest, selected one after another.
+
+    Args:
+        times: [configurations, rows], logarithms of the expected times.
+        start: the same of configurations that are there anyway.
+    """
+    least = times.min(axis=0)
+    best = np.full_like(least, 1e3) if start is None else np.minimum(start.min(axis=0), least + 1e3)
+    found: list[int] = []
+    for _ in range(MOST_KERNELS - (0 if start is None else len(start))):
+        gains = np.maximum(best - times, 0).sum(axis=1)
+        one = int(gains.argmax())
+        if gains[one] <= WORTHWHILE * len(least):
+            break
+        found.append(one)
+        best = np.minimum(best, times[one])
+    return found
+
+
+def expected(
+    among: Candidates,
+    kind: Kind,
+    rows: Sequence[float],
+    n: int,
+    k: int,
+    groups: int,
+    num_sms: int,
+    gpu: str = "",
+) -> Floats:
+    """The logarithm of the expected time, its mean over the states of L2: [configurations, rows].
+
+    It is infinite where a configuration does not suit.
+    """
+    each = np.array(rows, dtype=np.float64)
+    suits = among.suiting(kind, each, n, k, num_sms)
+    which, where = np.nonzero(suits)
+    columns = {name: values[which] for name, values in among.columns.items()}
+    found = prediction.work(columns, each[where], kind, n, k, groups, num_sms)
+    times = np.full(suits.shape, np.inf)
+    times[which, where] = prediction.log_times(found, gpu).mean(axis=1)
+    return times
+
+
+def ranked(
+    kind: Kind, m: int, n: int, k: int, groups: int = 1, num_sms: int = H100_SMS, gpu: str = ""
+) -> list[Config]:
     """The candidates for a product: first the one that is chosen, then the others by their expected times.
 
-    Arguments and errors: as `choose`.
+    Arguments and errors: as `choose`; in the masked layout, m is how many rows of a group count.
     """
-    chosen, rows = choose(kind, m, n, k, groups, num_sms), rows_to_expect(kind, m, groups, None)
-    return sorted(
-        candidates(kind, rows, n, k, groups, num_sms),
-        key=lambda config: (config != chosen, predict(config, rows, groups, num_sms).us),
-    )
+    chosen = choose(kind, m, n, k, groups, num_sms, gpu=gpu)
+    known = candidates(kind, k)
+    times = expected(known, kind, (rows_to_expect(kind, m, groups, None),), n, k, groups, num_sms, gpu)[:, 0]
+    order = [int(one) for one in times.argsort(kind="stable") if np.isfinite(times[one])]
+    found = [known.at(one, n, k) for one in order]
+    return [chosen, *(one for one in found if one != chosen)]

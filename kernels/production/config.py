@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from gemm_ladder.arguments import KINDS, N_MULTIPLE, SCALE_BLOCK, Kind, align, ceil_div
@@ -221,14 +221,7 @@ class Config:
 
     def source(self) -> str:
         """The source text to compile."""
-        fields = [field.name for field in dataclasses.fields(self) if field.name != "interleave"]
-        values = [f".{name} = {self._in_cpp(name)}" for name in fields]
-        return (
-            '#include "start.cuh"\n'
-            f"constexpr Config kConfig{{{', '.join(values)}}};\n"
-            'extern "C" const char* gemm_ladder_launch(const GroupedArgs* args) '
-            "{ return start<kConfig>(*args); }\n"
-        )
+        return source([self])
 
     def compile(self, target: Target) -> Built:
         """Compile the kernel, or find it in the cache.
@@ -243,15 +236,14 @@ class Config:
         from gemm_ladder import build  # here: to choose a configuration needs no compiler
 
         text = self.check().source()
-        interleaved = target == "cuda" and self.interleave != "compiler"
-        sass_pass = _interleaving(self.interleave) if interleaved else None
+        sass_pass = interleaving(self.interleave) if target == "cuda" else None
         return build.compile(text, target=target, name=self.name, sass_pass=sass_pass)
 
-    def _in_cpp(self, field: str) -> str:
-        value = getattr(self, field)
-        if field in ("kind", "share"):
-            return f"{field.capitalize()}::k{value.capitalize()}"
-        return str(value).lower()
+    @property
+    def in_cpp(self) -> str:
+        """A Config of config.cuh with these fields, as an expression."""
+        fields = [field.name for field in dataclasses.fields(self) if field.name != "interleave"]
+        return f"Config{{{', '.join(f'.{name} = {_in_cpp(name, getattr(self, name))}' for name in fields)}}}"
 
     def check(self) -> Config:
         """Return this configuration.
@@ -371,9 +363,34 @@ _RULES = (
 )
 
 
-def _interleaving(mode: str) -> SassPass:
-    """The pass of `gemm_ladder.sass.ffma`, which may refuse: another nvcc's code may be unknown to it, and no
-    call depends on it."""
+ENTRY = "gemm_ladder_launch"  # a library's function that launches its kernel
+
+
+def source(configs: Sequence[Config]) -> str:
+    """The source text of a library with a kernel for each configuration. Its functions are called ENTRY, and
+    from the second one on ENTRY_1, ENTRY_2, ..."""
+    lines = ['#include "start.cuh"']
+    for number, config in enumerate(configs):
+        suffix = f"_{number}" if number else ""
+        lines.append(f"constexpr Config kConfig{suffix}{config.in_cpp.removeprefix('Config')};")
+        lines.append(
+            f'extern "C" const char* {ENTRY}{suffix}(const GroupedArgs* args) '
+            f"{{ return start<kConfig{suffix}>(*args); }}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _in_cpp(field: str, value: Any) -> str:
+    return (
+        f"{field.capitalize()}::k{value.capitalize()}" if field in ("kind", "share") else str(value).lower()
+    )
+
+
+def interleaving(mode: str) -> SassPass | None:
+    """The pass of `gemm_ladder.sass.ffma` for a mode of INTERLEAVES; None if the compiler's code stays as it
+    is. The pass may refuse: another nvcc's code may be unknown to it, and no call depends on it."""
+    if mode == "compiler":
+        return None
     from gemm_ladder.sass import ffma
 
     strict = ffma.sass_pass(mode)

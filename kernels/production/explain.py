@@ -13,7 +13,7 @@ from gemm_ladder.figures import tables
 from gemm_ladder.production import choice, tuned
 from gemm_ladder.production.choice import ranked
 from gemm_ladder.production.config import Config
-from gemm_ladder.production.prediction import Prediction, predict
+from gemm_ladder.production.prediction import STATES, Prediction, predict
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,8 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m gemm_ladder explain",
         description="Which kernel a product gets, and what is expected of it and of the next best ones. The "
-        "times are those of an H100, L2 cold and dirty. Results of `tune` are not looked at; what the tables "
-        "of this package have measured is shown.",
+        "times are those of an H100, L2 cold and dirty, or clean, or in a CUDA graph. Results of `tune` are "
+        "not looked at; what the tables of this package have measured is shown.",
     )
     add_product(parser)
     parser.add_argument(
@@ -33,19 +33,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     shape = (arguments.m, arguments.n, arguments.k)
     found = ranked(arguments.kind, *shape, arguments.groups, arguments.sms)
     chosen = found[0]
-    rows = choice.rows_to_expect(arguments.kind, arguments.m, arguments.groups, None)
+    step = choice.rows_to_expect(arguments.kind, arguments.m, arguments.groups, None)
+    rows = step * arguments.groups if arguments.kind == "contiguous" else step
 
     def expected(config: Config, m: int) -> Prediction:
         return predict(config, m, arguments.groups, arguments.sms)
 
     print(f"{chosen.name}, chosen for m = {rows}\n")
     print("\n".join(f"{key:12} {text}" for key, text in _lines(chosen, expected(chosen, arguments.m))))
-    measured = tuned.shipped(arguments.kind, rows, *shape[1:], arguments.groups, arguments.sms)
-    for gpu, (config, us) in measured.items():
+    measured = tuned.shipped(arguments.kind, step, *shape[1:], arguments.groups, arguments.sms)
+    for gpu, (config, times) in measured.items():
         ffmas = "" if config.interleave == "compiler" else f", FFMAs {config.interleave}"
-        print(f"measured     {us:.1f} us with {config.name}{ffmas}, which runs on an {gpu}")
+        us = ", ".join(f"{one:.1f}" for one in times)
+        print(f"measured     {us} us with {config.name}{ffmas}, which runs on an {gpu}")
     print(f"\nThe best for m = {rows}:\n")
-    header = ["tile", "consumers", "shared", "stages", "waves", "last wave", "L2 MB", "us"]
+    what = ("tile", "consumers", "shared", "B kept", "stages", "waves", "last wave", "L2 MB")
+    header = [*what, *(f"us {state}" for state in STATES)]
     print(tables.plain([header, *(_row(one, expected(one, rows)) for one in found[: arguments.all])]))
     return 0
 
@@ -78,7 +81,8 @@ def _lines(config: Config, expected: Prediction) -> list[tuple[str, str]]:
         ("L2", f"{expected.l2_bytes / 1e6:.1f} MB to the SMs"),
         ("memory", f"{expected.memory_bytes / 1e6:.1f} MB"),
         ("floor", f"{expected.floor_us:.1f} us"),
-        ("expected", f"{expected.us:.1f} us"),
+        ("estimate", f"{expected.estimate_us:.1f} us by arithmetic alone"),
+        ("expected", ", ".join(f"{us:.1f} us {state}" for state, us in expected.by_state.items())),
     ]
 
 
@@ -87,9 +91,10 @@ def _row(config: Config, expected: Prediction) -> list[str]:
         tile(config, "x"),
         f"{config.consumers_m}x{config.consumers_n}",
         _shared(config),
+        "no" if config.stream_b else "yes",
         str(config.stages),
         f"{expected.waves:.2f}",
         f"{expected.last_wave:.0%}",
         f"{expected.l2_bytes / 1e6:.1f}",
-        f"{expected.us:.1f}",
+        *(f"{us:.1f}" for us in expected.by_state.values()),
     ]

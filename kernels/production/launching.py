@@ -79,9 +79,16 @@ def configuration(
 
     Args: as `choice.choose`; gpu: the GPU's name.
     """
-    rows = choice.rows_to_expect(kind, m, groups, expected_m)
-    measured = tuned.find(gpu, kind, rows, n, k, groups, num_sms)
-    return measured or choice.choose(kind, m, n, k, groups, num_sms, expected_m)
+    return plan(kind, n, k, groups, num_sms, gpu).at(choice.rows_to_expect(kind, m, groups, expected_m))
+
+
+def plan(kind: Kind, n: int, k: int, groups: int, num_sms: int, gpu: str) -> choice.Plan:
+    """The kernels of a weight, those among them that were measured to be the fastest for a number of rows.
+
+    Args: as `choice.choose`; gpu: the GPU's name.
+    """
+    measured = tuned.find(gpu, kind, n, k, groups, num_sms)
+    return choice.plan(kind, n, k, groups, num_sms, gpu, measured)
 
 
 def forget() -> None:

@@ -52,10 +52,9 @@ def precompile(
     device = torch.cuda.current_device() if index is None else index
     checks.runs_on(torch.device("cuda", device))
     num_sms, gpu = launch.usable_sms(device, num_sms_limit()), torch.cuda.get_device_name(device)
-    needed = dict.fromkeys(
-        launching.configuration(kind, m, n, k, groups, None, num_sms, gpu)
-        for m in choice.rows_up_to(kind, max_m, groups)
-    )
+    choice.check(kind, max_m, n, k, groups, num_sms)
+    plan = launching.plan(kind, n, k, groups, num_sms, gpu)
+    needed = dict.fromkeys(map(plan.at, choice.steps_up_to(kind, max_m, groups)))
     build_all(list(needed), "cuda")
     fast_path.load()
     for config in needed:

@@ -1,57 +1,49 @@
-"""What a configuration is expected to do at a shape: its waves, its traffic, its time. Needs no GPU.
+"""What a configuration is expected to do at a product: its waves, its traffic, its time. Needs no GPU.
 
-This is a model of one page, with constants measured on an H100 (80GB HBM3, 132 SMs, L2 cold and dirty). Its
-purpose is to choose between configurations. It is within a few percent of the measured time where memory or
-the tensor cores are busy all the time.
+The time is found in two steps. `work` is arithmetic that anybody can follow: how long the tensor cores, the
+promotion, memory, L2, the loads of an SM and the outputs would each take alone, with round constants; their
+combination, `estimate`, is within a fifth of the measured time for three configurations of four. What it
+leaves open, such as how well these overlap, a small neural network has learned from thousands of measured
+kernels: see `gemm_ladder.measure.calibrate`, which writes learned/GPU.json. The network gets the same numbers
+that the arithmetic found and answers with a factor on the estimate, for each state of L2 that is measured.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from gemm_ladder.arguments import H100_SMS, SCALE_BLOCK, ceil_div
+import numpy as np
+from gemm_ladder.arguments import H100_SMS, SCALE_BLOCK, Kind, ceil_div
+from gemm_ladder.production.candidates import Candidates, Floats
 from gemm_ladder.production.config import Config
 
-LAUNCH_US = 2.7  # from the launch to the first products
+LEARNED = Path(__file__).resolve().parent / "learned"
+STATES = ("dirty", "clean", "graph")  # of L2, as gemm_ladder.measure.timing describes them
+
+# Round figures of an H100 (80GB HBM3, 132 SMs). The learned factor corrects them, for other GPUs too.
+LAUNCH_US = 2.2  # from the launch to the first products, and from the last ones to the end
 CLOCK_MHZ = 1650.0  # under load
 WGMMA_FLOPS = 8192  # FP8 operations per cycle of an SM's tensor cores
-MEMORY = 3.0e6  # bytes per microsecond that a copy reaches
-STREAM = 2.77e6  # bytes per microsecond that a product of few rows reaches, with dirty L2
-BUSY_SMS = 0.82  # share of the SMs that saturates memory; fewer SMs reach less bandwidth
-LATE = 0.84  # share of the output that has been written back from L2 when the kernel ends
-KEEP_B = 1.1  # factor on the memory time if B is not loaded with evict-first
-L2 = 12.5e6  # bytes per microsecond from L2 to all SMs, many of which ask for the same
-QUEUE = 0.08  # share of the L2 time that is added to the time of the transfers, be it DRAM's or L2's
-SM_LOAD = 105e3  # bytes per microsecond into one SM
-WAVE_US = 0.18  # from one tile to the next
-OUTPUT_US = 0.036 / 1024  # per element of a tile, for the epilogue
-CLUSTER_US = 1.2  # for launching thread blocks in pairs
-IN_STEP = 1.015  # factor on the main loop with multicast, because thread blocks wait for each other
-TAIL = 1.03  # factor on tail tiles
-SPLIT_US = 1.2  # for adding split-K's partial sums through distributed shared memory
-SPLIT_MORE_US = 0.3e-3  # for each element of a split tile beyond SPLIT_SMALL elements
-SPLIT_SMALL = 6000
-NARROW_BOX_US = 0.08  # for each TMA store box of only 16 columns
-FEW_STAGES = 1.22  # factor on the memory time where two slices leave room for few stages
+MEMORY = 2.9e6  # bytes per microsecond from memory
+L2 = 9e6  # bytes per microsecond from L2 to all SMs, many of which ask for the same
+SM_LOAD = 150e3  # bytes per microsecond into one SM
+BLOCK_CYCLES = 220  # of a consumer for a K block, whatever its size
+PROMOTE_CYCLES = 1.5  # of a consumer for each column of each slice of a K block
+OUTPUT_US = 0.04 / 1000  # for each element of a tile
+SPLIT_US = 1.0  # for adding split-K's partial sums through distributed shared memory
+OVERLAP = 3  # exponent of the norm that combines what overlaps: 1 would be the sum, infinity the maximum
 
-# Cycles of one K block in the main loop, by a consumer's columns: for one consumer with 64 rows, for two
-# with 64 rows each, and for consumers with 128 rows each or more. Wide tiles whose columns are no multiple
-# of 64 need more of B's scales: UNALIGNED is the factor for that, which the last table includes.
-CYCLES_ONE = {16: 290, 32: 325, 64: 355, 96: 380, 128: 495, 224: 785}
-CYCLES_TWO = {16: 375, 32: 390, 64: 450, 96: 595, 128: 760, 160: 750, 192: 950}
-CYCLES_FOUR = {16: 515, 32: 555, 64: 685, 96: 1055, 112: 1200, 128: 1225}
-UNALIGNED = 1.13
+FAR = 4.0  # scaled inputs of the network beyond this are nothing that it has seen, and are cut off
 
-SPREAD = (
-    0.75,
-    0.85,
-    0.95,
-    1.05,
-    1.15,
-    1.25,
-)  # assumed sizes of groups, in terms of the expected number of rows
+# Assumed sizes of the groups of a masked product, in terms of the expected number of rows.
+SPREAD = (0.75, 0.85, 0.95, 1.05, 1.15, 1.25)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +57,9 @@ class Prediction:
         l2_bytes: bytes from L2 to the SMs.
         memory_bytes: bytes from and to memory if everything is moved once.
         floor_us: the least time that memory or the tensor cores need.
-        us: the expected time.
+        estimate_us: the time by arithmetic alone.
+        us: the expected time, L2 dirty.
+        by_state: the expected time by state of L2.
     """
 
     waves: float
@@ -74,70 +68,214 @@ class Prediction:
     l2_bytes: int
     memory_bytes: int
     floor_us: float
+    estimate_us: float
     us: float
+    by_state: Mapping[str, float]
 
 
-def predict(config: Config, m: int, groups: int = 1, num_sms: int = H100_SMS) -> Prediction:
+def predict(config: Config, m: int, groups: int = 1, num_sms: int = H100_SMS, gpu: str = "") -> Prediction:
     """What `config` is expected to do.
 
     Args:
         m: rows of A in all; in the masked layout, of a group on average.
         groups: how many groups B has.
         num_sms: how many SMs there are to use.
+        gpu: the GPU's name; the time is for an H100 if nothing has been learned about it.
     """
-    if config.kind != "masked":
-        return _predict(config, [m], groups, num_sms)
-    found = [_predict(config, rows, groups, num_sms) for rows in spread(m, groups)]
-    middle = found[len(found) // 2]
-    return dataclasses.replace(middle, us=sum(one.us for one in found) / len(found))
-
-
-def spread(m: int, groups: int) -> list[list[int]]:
-    """Several assumptions of how many rows each group has, where `m` rows of a group are expected."""
-    return [
-        [max(1, round(m * SPREAD[(first + 5 * group) % len(SPREAD)])) for group in range(groups)]
-        for first in range(len(SPREAD))
-    ]
-
-
-def _predict(config: Config, rows: list[int], groups: int, num_sms: int) -> Prediction:
     n, k = config.n, config.k
-    splits = config.cluster if config.share == "K" else 1
-    blocks = ceil_div(k // SCALE_BLOCK, splits)
-    at_once = config.at_once(num_sms)
-    m, scale_columns = sum(rows), k // SCALE_BLOCK
+    rows = m / groups if config.kind == "contiguous" else float(m)
+    one = Candidates((config,))
+    found = work(one.columns, np.array([rows]), config.kind, n, k, groups, num_sms)
+    times = np.exp(log_times(found, gpu))[0]
+    units, at_once = float(found["units"][0]) + float(found["tail_units"][0]), config.at_once(num_sms)
+    total = m * groups if config.kind == "masked" else m
+    scale_columns = k // SCALE_BLOCK
     operand_b = groups * (n * k + 4 * ceil_div(n, SCALE_BLOCK) * scale_columns)
-    us, units, l2_bytes, done, before = LAUNCH_US, 0, 0, [], 0.0
-    # The rows of each tile size are a product of their own, except that SMs that have finished with the main
-    # tile begin with the tail at once.
-    for one, part in _parts(config, rows, num_sms):
-        count = sum(map(one.units, part))
-        done.append((count, _tile_us(one, blocks)))
-        until = busy(done, at_once)
-        requested = count * one.cluster * blocks * _requested(one)
-        part_bytes = sum(part) * (k + 2 * n * LATE + 4 * scale_columns) + operand_b
-        stream = part_bytes / STREAM * (1 if one.stream_b else KEEP_B) * (FEW_STAGES if one.slices > 1 else 1)
-        stream *= max(1, BUSY_SMS * num_sms / min(count * one.cluster, num_sms)) ** 0.2
-        transfer = max(stream, requested / L2) + QUEUE * requested / L2 + ceil_div(count, at_once) * WAVE_US
-        # Nothing hides the first loads and the last epilogue.
-        exposed = 1.5 * one.tile_m * one.tile_n * OUTPUT_US
-        us += max(until - before, transfer + exposed) * (TAIL if len(done) > 1 else 1)
-        units, l2_bytes, before = units + count, l2_bytes + requested, until
-    waves = ceil_div(units, at_once)
-    us += CLUSTER_US * (config.cluster > 1)
-    if splits > 1:
-        us += SPLIT_US + SPLIT_MORE_US * max(0, config.tile_m * config.tile_n - SPLIT_SMALL)
-    memory_bytes = m * (k + 2 * n + 4 * scale_columns) + operand_b
-    flops = 2 * m * n * k
+    memory_bytes = total * (k + 2 * n + 4 * scale_columns) + operand_b
+    waves = max(1, ceil_div(round(units), at_once))
     return Prediction(
         waves=units / at_once,
         last_wave=(units - (waves - 1) * at_once) / at_once,
         shared_bytes=config.shared_bytes,
-        l2_bytes=l2_bytes,
+        l2_bytes=round(float(found["requested"][0])),
         memory_bytes=memory_bytes,
-        floor_us=max(memory_bytes / MEMORY, flops / (WGMMA_FLOPS * CLOCK_MHZ * num_sms)),
-        us=us,
+        floor_us=max(memory_bytes / MEMORY, 2 * total * n * k / (WGMMA_FLOPS * CLOCK_MHZ * num_sms)),
+        estimate_us=float(found["estimate"][0]),
+        us=float(times[0]),
+        by_state=dict(zip(STATES, map(float, times), strict=True)),
     )
+
+
+def work(
+    columns: Mapping[str, Floats], rows: Floats, kind: Kind, n: int, k: int, groups: int, num_sms: int
+) -> dict[str, Floats]:
+    """The columns, and what follows from them for a product, all of the same length.
+
+    Args:
+        columns: fields of configurations, as `Candidates` has them.
+        rows: for each of them, rows of A in a group, contiguous ones with padding; in a dense product, of A.
+        kind, n, k, groups, num_sms: as for `predict`.
+    """
+    c = dict(columns)
+    tile_m, tile_n, slices = c["tile_m"], c["tile_n"], c["slices"]
+    unit_m, unit_n = tile_m * c["down"], tile_n * c["right"]
+    at_once = np.maximum(1, num_sms * c["blocks_an_sm"] // c["cluster"])
+    across = np.ceil(n / unit_n)
+    down, first, rest = _rows(c, rows, kind, groups, at_once, across)
+    units = down * across
+    tail_tiles = np.ceil(rest / np.maximum(c["tail_m"], 1)) * np.ceil(n / np.maximum(c["tail_n"], 1))
+    tail_tiles = np.where(rest > 0, tail_tiles, 0)
+    waves, tail_waves = np.ceil(units / at_once), np.ceil(tail_tiles / at_once)
+    blocks = np.ceil(k // SCALE_BLOCK / np.where(c["shares_K"] > 0, c["cluster"], 1))
+    box = np.minimum(tile_m, np.ceil(rows / 8) * 8) if kind == "dense" else tile_m
+    tail_area = c["tail_m"] * c["tail_n"]
+    stage = (box / c["right"] + tile_n / c["down"]) * SCALE_BLOCK + box * 4
+    requested = units * c["cluster"] * blocks * stage
+    requested += tail_tiles * blocks * ((c["tail_m"] + c["tail_n"]) * SCALE_BLOCK + c["tail_m"] * 4)
+    total = rows * groups
+    memory_bytes = total * k + groups * n * float(k) + 2 * total * n
+    cycles = BLOCK_CYCLES + slices * c["consumer_n"] * PROMOTE_CYCLES
+    tail_cycles = BLOCK_CYCLES + c["tail_n"] * PROMOTE_CYCLES
+    macs = SCALE_BLOCK * 2 / WGMMA_FLOPS  # cycles of the tensor cores for one element of D and one K block
+    c |= {
+        "tensor_us": (waves * tile_m * tile_n * c["blocks_an_sm"] + tail_waves * tail_area)
+        * (blocks * macs / CLOCK_MHZ),
+        "promotion_us": (waves * cycles + tail_waves * tail_cycles) * blocks / CLOCK_MHZ,
+        "memory_us": memory_bytes / MEMORY,
+        "l2_us": requested / L2,
+        "load_us": waves * blocks * (box + tile_n) * SCALE_BLOCK * c["blocks_an_sm"] / SM_LOAD,
+        "output_us": (waves * tile_m * tile_n + tail_waves * tail_area) * OUTPUT_US,
+    }
+    overlapping = ("tensor_us", "promotion_us", "memory_us", "l2_us", "load_us")
+    together = sum(c[name] ** OVERLAP for name in overlapping) ** (1 / OVERLAP)
+    c["estimate"] = LAUNCH_US + c["output_us"] + c["shares_K"] * SPLIT_US + together
+    columns_of = c["consumer_n"]
+    return c | {
+        "rows": rows,
+        "n": np.full_like(rows, n),
+        "k": np.full_like(rows, k),
+        "groups": np.full_like(rows, groups),
+        "contiguous": np.full_like(rows, kind == "contiguous"),
+        "masked": np.full_like(rows, kind == "masked"),
+        "units": units,
+        "tail_units": tail_tiles,
+        "requested": requested,
+        "blocks": blocks,
+        "box": box,
+        "down_tiles": down,
+        "across_tiles": across,
+        "waves": waves,
+        "last_wave": units / at_once / waves,
+        "busy": np.minimum(units, at_once) * c["cluster"] / c["blocks_an_sm"] / num_sms,
+        "ring": c["stages"] * c["stage_bytes"],
+        "valid_m": first / (down * unit_m),
+        "valid_n": n / (across * unit_n),
+        "last_m": np.minimum(1, (first - (down - 1) * unit_m) / tile_m),
+        "has_tail": np.where(rest > 0, 1.0, 0.0),
+        "unaligned": np.where((tile_n % 64 > 0) & (tile_n > 64), 1.0, 0.0),
+        "narrow_boxes": np.where(columns_of % 32 > 0, 1.0, 0.0),
+    }
+
+
+def _rows(
+    c: Mapping[str, Floats], rows: Floats, kind: Kind, groups: int, at_once: Floats, across: Floats
+) -> tuple[Floats, Floats, Floats]:
+    """Units of work below each other in the main tile, the rows that they are for, and the tail's rows."""
+    unit_m = c["tile_m"] * c["down"]
+    none = np.zeros_like(rows)
+    if kind == "masked":  # on average over what groups may have
+        each = np.mean([np.ceil(rows * share / unit_m) for share in SPREAD], axis=0)
+        return each * groups, rows * groups, none
+    if kind == "contiguous":
+        return np.ceil(rows * groups / unit_m), rows * groups, none
+    down = np.ceil(rows / unit_m)
+    whole = down * across // at_once * at_once // across * unit_m
+    first = np.where((c["tail_m"] > 0) & (whole > 0), np.minimum(whole, rows), rows)
+    return np.ceil(first / unit_m), first, rows - first
+
+
+# What the network is given. Times enter as shares of the estimate; what spans decades, as logarithms.
+SHARES = ("tensor_us", "promotion_us", "memory_us", "l2_us", "load_us", "output_us")
+LOGARITHMS = (
+    *("estimate", "busy", "waves", "blocks", "tile_m", "tile_n", "consumer_n", "stages", "ring", "cluster"),
+    *("scales_b", "box", "down_tiles", "across_tiles", "rows", "n", "k", "groups"),
+)
+AS_THEY_ARE = (
+    *("last_wave", "slices", "consumers", "blocks_an_sm", "stream_b", "shares_A", "shares_B", "shares_K"),
+    *("prefetch", "unaligned", "valid_m", "valid_n", "last_m", "has_tail", "narrow_boxes"),
+    *("contiguous", "masked"),
+)
+
+
+def inputs(found: Mapping[str, Floats]) -> Floats:
+    """What the network is given, of what `work` has found: [configurations, inputs]."""
+    estimate = found["estimate"]
+    return np.stack(
+        [np.log(found[name] / estimate + 0.01) for name in SHARES]
+        + [np.log(np.maximum(found[name], 1e-6)) for name in LOGARITHMS]
+        + [found[name] for name in AS_THEY_ARE],
+        axis=1,
+    )
+
+
+def log_times(found: Mapping[str, Floats], gpu: str = "") -> Floats:
+    """The logarithms of the expected microseconds: [configurations, STATES]."""
+    factor = _network(_file(gpu))(inputs(found))
+    times: Floats = np.log(found["estimate"])[:, None] + factor
+    return times
+
+
+class Network:
+    """The mean of a few small networks, each of which has two hidden layers with x * sigmoid(x).
+
+    Attributes:
+        mean, scale: [inputs], with which the inputs are normalised.
+        members: for each network, a matrix [inputs, outputs] and a bias [outputs] for each layer.
+    """
+
+    def __init__(
+        self, mean: Floats, scale: Floats, members: Sequence[Sequence[tuple[Floats, Floats]]]
+    ) -> None:
+        self.mean, self.scale, self.members = mean, scale, members
+
+    def __call__(self, given: Floats) -> Floats:
+        """The logarithms of the factors: [configurations, STATES]."""
+        normal = np.clip((given - self.mean) / self.scale, -FAR, FAR)
+        total: Any = 0.0
+        for layers in self.members:
+            values = normal
+            for number, (matrix, bias) in enumerate(layers):
+                values = values @ matrix + bias
+                if number < len(layers) - 1:
+                    values = values / (1 + np.exp(-values))
+            total = total + values
+        answer: Floats = total / len(self.members)
+        return answer
+
+
+def _file(gpu: str) -> str:
+    """The file with what was learned about this GPU, or, if there is none, about an H100."""
+    own = re.sub(r"\W+", "_", gpu).strip("_") + ".json"
+    return own if (LEARNED / own).exists() else "NVIDIA_H100_80GB_HBM3.json"
+
+
+@functools.cache
+def _network(file: str) -> Network:
+    return read(json.loads((LEARNED / file).read_text()))
+
+
+def forget() -> None:
+    """Read what was learned anew when it is needed next."""
+    _network.cache_clear()
+
+
+def read(data: Mapping[str, Any]) -> Network:
+    """The network of a file of learned/, which calibrate has written."""
+    members = [
+        [(np.array(matrix, dtype=np.float64), np.array(bias, dtype=np.float64)) for matrix, bias in layers]
+        for layers in data["members"]
+    ]
+    return Network(np.array(data["mean"]), np.array(data["scale"]), members)
 
 
 def busy(units: list[tuple[int, float]], at_once: int) -> float:
@@ -158,41 +296,9 @@ def busy(units: list[tuple[int, float]], at_once: int) -> float:
     return max(of(begin % at_once) for begin in begins)  # those in between have no more than these
 
 
-def _parts(config: Config, rows: list[int], num_sms: int) -> list[tuple[Config, list[int]]]:
-    """Each tile size with its rows of every group. Only a dense product, which has one group, has two."""
-    if config.tail is None:
-        return [(config, rows)]
-    return [(one, [part]) for one, part in config.parts(rows[0], num_sms)]
-
-
-def _tile_us(config: Config, blocks: int) -> float:
-    """Microseconds of a tile with this many K blocks."""
-    narrow = config.slices * config.consumer_n // 16 if config.consumer_n % 32 else 0  # boxes of a consumer
-    return blocks * _block_us(config) + config.tile_m * config.tile_n * OUTPUT_US + narrow * NARROW_BOX_US
-
-
-def _requested(config: Config) -> int:
-    """Bytes that a thread block loads from L2 for one K block; of what a cluster shares, each of its
-    thread blocks loads an equal share."""
-    return (config.tile_m // config.right + config.tile_n // config.down) * SCALE_BLOCK + config.tile_m * 4
-
-
-def _block_us(config: Config) -> float:
-    """Microseconds of one K block in the main loop."""
-    rows = config.consumers * config.slices
-    table = CYCLES_ONE if rows == 1 else CYCLES_TWO if config.slices == 1 else CYCLES_FOUR
-    cycles = _between(table, config.consumer_n)
-    if config.slices == 1 and config.tile_n % 64 and config.tile_n > 64:
-        cycles *= UNALIGNED
-    if config.share in ("A", "B"):
-        cycles *= IN_STEP
-    return max(cycles / CLOCK_MHZ, (config.tile_m + config.tile_n) * SCALE_BLOCK / SM_LOAD)
-
-
-def _between(table: Mapping[int, float], at: int) -> float:
-    """A table's value at a place, interpolated linearly between its entries."""
-    below = max((x for x in table if x <= at), default=min(table))
-    above = min((x for x in table if x >= at), default=max(table))
-    if below == above:
-        return table[below]
-    return table[below] + (table[above] - table[below]) * (at - below) / (above - below)
+def spread(m: int, groups: int) -> list[list[int]]:
+    """Several assumptions of how many rows each group has, where `m` rows of a group are expected."""
+    return [
+        [max(1, round(m * SPREAD[(first + 5 * group) % len(SPREAD)])) for group in range(groups)]
+        for first in range(len(SPREAD))
+    ]

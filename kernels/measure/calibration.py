@@ -1,0 +1,178 @@
+"""What the choice is calibrated with: products, configurations to measure at them, and the file of results.
+
+The products have the weights of some models and random ones, so that the choice is not good for a list of
+models only. A result is a line of figures/data/calibration/GPU.csv: the product, the fields of the
+configuration, and microseconds with L2 dirty, L2 clean and in a graph (empty if not measured, inf if the
+result was wrong).
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import math
+import random
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import numpy as np
+from gemm_ladder.arguments import H100_SMS, M_ALIGNMENT, SCALE_BLOCK, Kind, align
+from gemm_ladder.measure.configurations import Timed
+from gemm_ladder.measure.shapes import WEIGHTS, Cell, Shape, masked_cell
+from gemm_ladder.production import choice, prediction
+from gemm_ladder.production.candidates import Form, candidates, made
+from gemm_ladder.production.config import Config, Share
+
+# [n, k]: DeepSeek-V3's linears, those of Llama 3.1 8B and 70B and of Qwen3 32B, some cut by tensor
+# parallelism, and two small ones. `models` has the sources.
+PUBLIC = (
+    *WEIGHTS,
+    *((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (3072, 4096), (4096, 2048), (1280, 8192)),
+    *((8192, 1024), (7168, 8192), (8192, 3584), (2560, 8192), (10240, 8192), (5120, 8192), (2560, 5120)),
+    *((12800, 5120), (5120, 6400), (384, 1536), (512, 4096)),
+)
+RANDOM = 36  # how many more weights there are
+# A weight is multiplied by one m from each of these ranges.
+ROWS = (
+    *((1, 8), (9, 24), (25, 48), (49, 64), (65, 112), (113, 160), (161, 256), (257, 448), (449, 768)),
+    *((769, 1536), (1537, 3072), (3073, 6144), (6145, 16384)),
+)
+MOST_FLOPS = 4e12  # of a product
+MOST_WEIGHTS = 8e9  # elements of B
+EXPERTS = ((4096, 7168), (7168, 2048), (3072, 4096), (4096, 1536), (28672, 4096), (1536, 2048))
+EXPERT_ROWS = ((1, 40), (41, 160), (161, 500), (501, 2000))
+LIKELY, NEAR, ANY = 6, 3, 3  # configurations for each product: the best expected, and random ones
+NEAR_BY, ANY_BY = 0.25, 0.8  # how much slower, as a logarithm, the random ones may be expected to be
+
+
+def rows_of(cell: Cell) -> float:
+    """The rows by which a configuration is chosen for a product, not rounded: see choice.rows_to_expect."""
+    if cell.kind == "contiguous":
+        return sum(cell.held) / cell.groups
+    return float(min(cell.expected_m, cell.max_m) if cell.kind == "masked" else cell.shape.m)
+
+
+def cells() -> list[Cell]:
+    """The products: dense ones, then those with groups. The same in every run."""
+    draw = random.Random(0)
+
+    def between(low: float, high: float) -> float:
+        return math.exp(draw.uniform(math.log(low), math.log(high)))
+
+    weights = [*PUBLIC]
+    while len(weights) < len(PUBLIC) + RANDOM:
+        n, k = round(between(256, 60_000) / 64) * 64, round(between(256, 30_000) / SCALE_BLOCK) * SCALE_BLOCK
+        if n * k <= 6e8:
+            weights.append((n, k))
+    draw.shuffle(weights)
+    found = [Cell("dense", 1, Shape(m, n, k)) for m in (64, 128, 4096) for n, k in WEIGHTS]
+    for n, k in weights:
+        for low, high in ROWS:
+            found.append(Cell("dense", 1, Shape(min(high, round(between(low, high + 0.5))), n, k)))
+    for n, k in EXPERTS:
+        for groups in (4, 16, 64):
+            for low, high in EXPERT_ROWS:
+                shape = Shape(round(between(low, high)), n, k)
+                found.append(Cell("contiguous", groups, shape))
+                found.append(masked_cell(groups, shape, align(4 * shape.m, M_ALIGNMENT)))
+    return [one for one in dict.fromkeys(found) if one.flops <= MOST_FLOPS and one.weights <= MOST_WEIGHTS]
+
+
+def to_measure(cell: Cell, gpu: str, draw: random.Random) -> list[Config]:
+    """The configurations to measure at a product: those that are expected to be the best, and random ones."""
+    kind, groups, (_, n, k) = cell.kind, cell.groups, cell.shape
+    known = candidates(kind, k)
+    times = choice.expected(known, kind, (rows_of(cell),), n, k, groups, H100_SMS, gpu)[:, 0]
+    order = [int(one) for one in times.argsort(kind="stable") if np.isfinite(times[one])]
+    found = order[:LIKELY]
+    for count, by in ((NEAR, NEAR_BY), (ANY, ANY_BY)):
+        rest = [one for one in order if one not in found and times[one] <= times[order[0]] + by]
+        found += draw.sample(rest, min(count, len(rest)))
+    return list(dict.fromkeys([chosen(cell, gpu), *(known.at(one, n, k) for one in found)]))
+
+
+def chosen(cell: Cell, gpu: str) -> Config:
+    """The configuration that a product gets, whatever the tables have."""
+    kind, groups, (_, n, k) = cell.kind, cell.groups, cell.shape
+    rows = math.ceil(rows_of(cell))
+    return choice.choose(kind, rows * groups if kind == "contiguous" else rows, n, k, groups, gpu=gpu)
+
+
+def regrets(results: Iterable[Timed], gpu: str) -> dict[Cell, float]:
+    """How much longer the chosen configuration takes than the best one measured, by the geometric mean over
+    the states of L2: 0.01 is one percent. Only products whose chosen configuration was measured are there."""
+    times: dict[Cell, dict[Config, float]] = {}
+    for one in results:
+        if math.isfinite(one.mean):
+            times.setdefault(one.cell, {})[one.config] = one.mean
+    found = {
+        cell: some.get(chosen(cell, gpu), math.nan) / min(some.values()) - 1 for cell, some in times.items()
+    }
+    return {cell: regret for cell, regret in found.items() if not math.isnan(regret)}
+
+
+_CELL = ("kind", "groups", "m", "n", "k", "max_m", "expected_m")
+_OTHERS = tuple(
+    field.name
+    for field in dataclasses.fields(Config)
+    if field.name not in ("kind", "n", "k", "consumers_m", "consumers_n", *Form._fields)
+)
+COLUMNS = (*_CELL, *Form._fields, "others", *prediction.STATES)
+
+
+def write(path: Path, results: Iterable[Timed]) -> None:
+    """Write a file of results. What a configuration has in common with the candidate of its form is left out;
+    the column "others" has the rest, as name=value."""
+    with path.open("w", newline="") as file:
+        lines = csv.writer(file, lineterminator="\n")
+        lines.writerow(COLUMNS)
+        for cell, config, us in results:
+            form = _form(config)
+            usual = made(cell.kind, config.n, config.k, form)
+            others = ";".join(
+                f"{name}={getattr(config, name)}"
+                for name in _OTHERS
+                if getattr(config, name) != getattr(usual, name)
+            )
+            sizes = (cell.kind, cell.groups, *cell.shape, cell.max_m, cell.expected_m)
+            fields = (int(value) if isinstance(value, bool) else value for value in form)
+            times = ("" if math.isnan(one) else f"{one:.2f}" for one in us)
+            lines.writerow([*sizes, *fields, others, *times])
+
+
+def _form(config: Config) -> Form:
+    return Form(*(getattr(config, name) for name in Form._fields))
+
+
+def read(path: Path) -> Iterator[Timed]:
+    """The results of a file."""
+    cells: dict[tuple[str, ...], Cell] = {}  # results of one product share the object
+    with path.open(newline="") as file:
+        for line in csv.DictReader(file):
+            sizes = tuple(line[name] for name in _CELL)
+            cell = cells.get(sizes) or cells.setdefault(sizes, _cell(*sizes))
+            fields: dict[str, Any] = {name: _value(name, line[name]) for name in Form._fields}
+            config = _usual(cell.kind, cell.shape.n, cell.shape.k, Form(**fields))
+            if line["others"]:
+                others: dict[str, Any] = dict(one.split("=") for one in line["others"].split(";"))
+                values = {name: _value(name, value) for name, value in others.items()}
+                config = dataclasses.replace(config, **values)
+            yield Timed(cell, config, tuple(float(line[state] or "nan") for state in prediction.STATES))
+
+
+_usual = functools.cache(made)
+
+
+def _cell(kind: str, groups: str, m: str, n: str, k: str, max_m: str, expected_m: str) -> Cell:
+    assert kind in get_args(Kind), kind
+    shape = Shape(int(m), int(n), int(k))
+    return Cell(cast(Kind, kind), int(groups), shape, int(max_m), int(expected_m))
+
+
+def _value(name: str, text: str) -> int | bool | str:
+    if name in ("share", "interleave"):
+        assert name != "share" or text in get_args(Share), text
+        return text
+    return bool(int(text)) if name == "stream_b" else int(text)

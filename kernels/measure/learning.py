@@ -1,0 +1,173 @@
+"""Fitting the network of `gemm_ladder.production.prediction` to measured times, and judging it.
+
+The loss looks at what a choice needs: the differences between the configurations of one product, those near
+its best one most of all. Configurations that are far slower matter little, as long as they stay slower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gemm_ladder.arguments import H100_SMS
+from gemm_ladder.measure.calibration import rows_of
+from gemm_ladder.measure.configurations import Timed
+from gemm_ladder.production import prediction
+from gemm_ladder.production.candidates import Candidates, Floats
+from gemm_ladder.production.prediction import STATES, Network
+
+LEAST_SCALE = 0.1  # of an input: what hardly varies must not weigh much where it does
+HIDDEN = 32  # units of a hidden layer
+MEMBERS = 3  # networks, of which the mean is taken
+STEPS = 1500
+RATE, DECAY = 1e-2, 1e-3  # of AdamW
+NEAR = 4.0  # how fast a configuration's weight falls with its distance from the best, as a logarithm
+BETWEEN = 3.0  # weight of the differences between configurations, against that of the times themselves
+
+
+class Data(NamedTuple):
+    """Measured times in the form that the fit needs.
+
+    Attributes:
+        inputs: [results, inputs] of the network.
+        base: [results], logarithms of the estimates.
+        target: [results, STATES], logarithms of the measured times; NaN where there is none.
+        products: [results], the number of the product.
+    """
+
+    inputs: Floats
+    base: Floats
+    target: Floats
+    products: np.ndarray[Any, np.dtype[np.int64]]
+
+
+def prepare(results: Sequence[Timed], num_sms: int = H100_SMS) -> Data:
+    """The inputs and targets of results, in their order. A graph that was not measured, because it would tell
+    nothing more, is taken to be as fast as calls with L2 clean."""
+    numbers: dict[Any, int] = {}
+    products = np.array([numbers.setdefault(one.cell, len(numbers)) for one in results])
+    inputs: list[Any] = [None] * len(results)
+    base = np.zeros(len(results))
+    for cell, number in numbers.items():
+        at = np.flatnonzero(products == number)
+        columns = Candidates(tuple(results[one].config for one in at)).columns
+        rows = np.full(len(at), rows_of(cell))
+        _, n, k = cell.shape
+        found = prediction.work(columns, rows, cell.kind, n, k, cell.groups, num_sms)
+        given = prediction.inputs(found)
+        for place, one in enumerate(at):
+            inputs[one] = given[place]
+        base[at] = np.log(found["estimate"])
+    target = np.log(np.array([one.us for one in results]))
+    clean, graph = STATES.index("clean"), STATES.index("graph")
+    target[:, graph] = np.where(np.isnan(target[:, graph]), target[:, clean], target[:, graph])
+    return Data(np.array(inputs), base, target, products)
+
+
+def fit(data: Data, seed: int = 0) -> dict[str, Any]:
+    """Fit the networks. Returns the content of a file of learned/: see `prediction.read`."""
+    mean, scale = data.inputs.mean(axis=0), np.maximum(data.inputs.std(axis=0), LEAST_SCALE)
+    members = [_fit_one(data, mean, scale, seed + member) for member in range(MEMBERS)]
+    return {
+        "inputs": [*prediction.SHARES, *prediction.LOGARITHMS, *prediction.AS_THEY_ARE],
+        "states": list(STATES),
+        "mean": _rounded(mean),
+        "scale": _rounded(scale),
+        "members": members,
+    }
+
+
+def _fit_one(data: Data, mean: Floats, scale: Floats, seed: int) -> list[list[Any]]:
+    torch.manual_seed(seed)
+    far = prediction.FAR
+    given = torch.from_numpy(np.clip((data.inputs - mean) / scale, -far, far)).float()
+    known = torch.from_numpy(~np.isnan(data.target))
+    target = torch.from_numpy(np.nan_to_num(data.target - data.base[:, None])).float()
+    layers = [torch.nn.Linear(given.shape[1], HIDDEN), torch.nn.Linear(HIDDEN, HIDDEN)]
+    layers.append(torch.nn.Linear(HIDDEN, len(STATES)))
+    with torch.no_grad():
+        layers[-1].weight.mul_(0.1)
+        layers[-1].bias.zero_()
+    parameters = [one for layer in layers for one in layer.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS)
+    products = torch.from_numpy(data.products)
+    weight = torch.from_numpy(np.nan_to_num(np.exp(-NEAR * (data.target - _best(data))))).float()
+    count = _sums(known.float(), products).clamp(min=1)[products]
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        off = (_answer(layers, given) - target) * known
+        between = (off - _sums(off, products)[products] / count) * known
+        loss = (weight * (off.square() + BETWEEN * between.square())).sum() / weight.sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    return [[_rounded(layer.weight.T), _rounded(layer.bias)] for layer in layers]
+
+
+def _best(data: Data) -> Floats:
+    """For each result, the logarithm of the least time at its product in each state: [results, STATES]."""
+    times = np.where(np.isnan(data.target), np.inf, data.target)
+    best = np.full((data.products.max() + 1, times.shape[1]), np.inf)
+    np.minimum.at(best, data.products, times)
+    answer: Floats = best[data.products]
+    return answer
+
+
+def _answer(layers: Sequence[torch.nn.Linear], values: torch.Tensor) -> torch.Tensor:
+    for layer in layers[:-1]:
+        values = torch.nn.functional.silu(layer(values))
+    answer: torch.Tensor = layers[-1](values)
+    return answer
+
+
+def _sums(values: torch.Tensor, products: torch.Tensor) -> torch.Tensor:
+    """The sums over each product's results: [products, STATES]."""
+    return torch.zeros(int(products.max()) + 1, values.shape[1]).index_add(0, products, values)
+
+
+def _rounded(values: Any) -> Any:
+    """Numbers with five significant digits, in lists."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().double().numpy()
+    if values.ndim > 1:
+        return [_rounded(row) for row in values]
+    return [float(f"{value:.5g}") for value in values.tolist()]
+
+
+class Regret(NamedTuple):
+    """How much slower the expected best of a product's measured configurations is than the best of them.
+
+    Attributes:
+        product: its number.
+        mean: over the states of L2, as a logarithm, one configuration for all of them.
+        states: in each state alone; NaN where it was not measured.
+    """
+
+    product: int
+    mean: float
+    states: tuple[float, ...]
+
+
+def regrets(network: Network, data: Data, among: np.ndarray[Any, np.dtype[np.bool_]]) -> list[Regret]:
+    """The regret at each product of the results `among`, a mask."""
+    expected = data.base[:, None] + network(data.inputs)
+    found = []
+    for product in np.unique(data.products[among]):
+        at = np.flatnonzero((data.products == product) & among)
+        known = ~np.isnan(data.target[at]).any(axis=0)
+        times = data.target[at][:, known]
+        chosen = int(expected[at].mean(axis=1).argmin())
+        mean = times.mean(axis=1)
+        states = np.full(len(STATES), np.nan)
+        states[known] = times[chosen] - times.min(axis=0)
+        found.append(Regret(int(product), float(mean[chosen] - mean.min()), tuple(states.tolist())))
+    return found
+
+
+def residuals(network: Network, data: Data, among: np.ndarray[Any, np.dtype[np.bool_]]) -> list[float]:
+    """The root mean square of expected less measured, as a logarithm, in each state of L2."""
+    off = data.base[:, None] + network(data.inputs) - data.target
+    return [float(one) for one in np.sqrt(np.nanmean(off[among] ** 2, axis=0))]

@@ -16,7 +16,7 @@ MS = (
     *(1, 2, 5, 8, 16, 24, 33, 48, 64, 80, 96, 128, 160, 200, 257),
     *(384, 512, 700, 1000, 1536, 2048, 3000, 4096, 8192, 16384),
 )
-MS_PER_WEIGHT = 4  # of MS, in the subset, for each weight and cut
+MS_PER_WEIGHT = 3  # of MS, in the subset, for each weight and cut
 STEP = len(MS) // MS_PER_WEIGHT  # between them
 
 # Grouped: how many GPUs the experts are divided among, and how many groups a product may have.

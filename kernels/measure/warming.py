@@ -25,7 +25,7 @@ from gemm_ladder.measure.operands import interface_call
 from gemm_ladder.measure.pool import Pool
 from gemm_ladder.measure.shapes import Cell, Shape
 
-PROCESSES = 10
+PROCESSES = 12
 MAX_BYTES = 3 << 30  # of a product's operands and output: larger ones compile when they are measured
 FEW = 4  # so many products are compiled sooner where they are measured than in new processes
 MODULE = "gemm_ladder.measure.warming"

@@ -94,7 +94,8 @@ print(tables.plain([head, *cells]))
 # An expert alone does not fill its last wave, and SMs that have nothing to do wait for the next launch. In
 # one launch they go on with the next expert's tiles. And each launch pays for its beginning and its end: the
 # first loads have nothing to hide behind, nor has the last output. The times are what
-# `gemm_ladder.production.prediction` expects of an H100: a model, not a measurement.
+# `gemm_ladder.production.prediction` expects of an H100 with L2 dirty. They are predicted, not measured;
+# [lesson 10](10_production.ipynb) shows how well that works.
 #
 # And to loop you must *know* the numbers of rows. They come out of the router, on the GPU. To read them, the
 # CPU would have to wait for it, in every layer.

@@ -1,22 +1,26 @@
-"""The pictures of lesson 10: which block makes which tile and when, what a configuration is expected to take.
+"""The pictures of lesson 10: which block makes which tile and when, what configurations are expected to take,
+and how good the choice among them is.
 
 Tiles come from production/scheduler.cuh itself (workbench_production.walk), expectations from
-gemm_ladder.production.prediction, times from figures/data.
+gemm_ladder.production, times from figures/data.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from gemm_ladder.arguments import H100_SMS
+from gemm_ladder.arguments import H100_SMS, Kind
 from gemm_ladder.figures import measured
 from gemm_ladder.production import choice
+from gemm_ladder.production.candidates import candidates
 from gemm_ladder.production.config import Config
-from gemm_ladder.production.prediction import Prediction, predict
+from gemm_ladder.production.prediction import predict
 from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
-from workshop.drawing import BLUE, EIGHT, INK, MUTED, ORANGE, _pale
+from workshop import workbench_production
+from workshop.drawing import BLUE, EIGHT, GRID, INK, MUTED, ORANGE, _pale
 
 SHARES = {"nothing": MUTED, "A": BLUE, "B": EIGHT[2], "K": ORANGE}
 STYLES = {64: ":", 128: "--", 256: "-"}  # of tile_m
@@ -135,24 +139,34 @@ def sawtooth(n: int, tiles: Sequence[tuple[int, int]], most_m: int = 8192, num_s
     plt.show()
 
 
-def choices(m: int, n: int, k: int, kind: str = "dense", groups: int = 1) -> None:
-    """The expected time of every candidate against the tile's columns; the chosen one is circled."""
-    found: dict[tuple[int, str], list[tuple[int, float]]] = {}
-    rows = choice.rows_to_expect(kind, m, groups, None)
-    for config in choice.candidates(kind, rows, n, k, groups):
-        us = predict(config, rows, groups).us
-        found.setdefault((config.tile_m, config.share), []).append((config.tile_n, us))
-    chosen = choice.choose(kind, m, n, k, groups)
+def choices(m: int, n: int, k: int, kind: Kind = "dense", groups: int = 1) -> None:
+    """The expected time of the candidates against the tile's columns; the chosen one is circled.
+
+    Times are geometric means over the states of L2. A point is the best of the candidates that differ only in
+    what the picture does not show, such as a tail or the size of a cluster.
+    """
+    known = candidates(kind, k)
+    step = choice.rows_to_expect(kind, m, groups, None)
+    times = np.exp(choice.expected(known, kind, (step,), n, k, groups, H100_SMS)[:, 0])
+    found: dict[tuple[int, str], dict[int, float]] = {}
+    for config, us in zip(known.configs, times.tolist(), strict=True):
+        if np.isfinite(us):
+            points = found.setdefault((config.tile_m, config.share), {})
+            points[config.tile_n] = min(us, points.get(config.tile_n, us))
+    rows = step * groups if kind == "contiguous" else step
+    chosen = choice.choose(kind, rows, n, k, groups)
     expected = predict(chosen, rows, groups)
+    chosen_us = statistics.geometric_mean(expected.by_state.values())
     _, axes = plt.subplots(figsize=(9, 3.3))
     for (tile_m, share), points in found.items():
-        axes.plot(*zip(*points, strict=True), color=SHARES[share], linestyle=STYLES[tile_m], linewidth=1.3,
-                  marker=".", markersize=4, label=f"{tile_m} rows, {share} shared")  # fmt: skip
+        axes.plot(*zip(*sorted(points.items()), strict=True), color=SHARES[share], linestyle=STYLES[tile_m],
+                  linewidth=1.3, marker=".", markersize=4,
+                  label=f"{tile_m} rows, {share} shared")  # fmt: skip
     axes.axhline(expected.floor_us, color=INK, linewidth=0.8)
     axes.annotate("what memory or the tensor cores need at least", (256, expected.floor_us), (0, 3),
                   textcoords="offset points", ha="right", size=8, color=MUTED)  # fmt: skip
-    axes.plot([chosen.tile_n], [expected.us], "o", markersize=11, markerfacecolor="none", markeredgecolor=INK)
-    axes.set_ylim(0, 3.2 * expected.us)
+    axes.plot([chosen.tile_n], [chosen_us], "o", markersize=11, markerfacecolor="none", markeredgecolor=INK)
+    axes.set_ylim(0, 3.2 * chosen_us)
     axes.set_xticks(range(16, 257, 16))
     axes.tick_params(length=0)
     axes.set_xlabel("columns of a tile")
@@ -161,30 +175,65 @@ def choices(m: int, n: int, k: int, kind: str = "dense", groups: int = 1) -> Non
     plt.show()
 
 
-def expected_and_measured(pairs: Sequence[tuple[str, Prediction, float]]) -> None:
-    """What was expected over what was measured, a bar a shape.
+def how_good(
+    measured_us: np.ndarray, expected_us: Mapping[str, np.ndarray], regrets: Mapping[str, np.ndarray]
+) -> None:
+    """How far expected times are from measured ones, and what is lost by choosing with them.
 
     Args:
-        pairs: (shape, expected, measured microseconds).
+        measured_us: of each configuration that was measured.
+        expected_us: by what they are expected from, the same of expected times.
+        regrets: by what was chosen with: for each product, how much slower the choice is than the best.
     """
-    _, axes = plt.subplots(figsize=(9, 0.8 + 0.19 * len(pairs)))
-    for y, (_, expected, us) in enumerate(pairs):
-        ratio = expected.us / us
-        axes.barh(y, ratio - 1, left=1, color=BLUE, height=0.65)
-        near = {"ha": "left" if ratio >= 1 else "right", "va": "center", "size": 7.5}
-        axes.annotate(
-            f"{us:.1f} us", (ratio, y), (4 if ratio >= 1 else -4, 0), textcoords="offset points", **near
+    _, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.8), width_ratios=(1.25, 1))
+    colours = (ORANGE, BLUE, INK)
+    for colour, (name, us) in zip(colours, expected_us.items(), strict=False):
+        left.scatter(measured_us, us / measured_us, s=3, color=colour, alpha=0.25, linewidths=0)
+        left.scatter([], [], s=18, color=colour, label=name)
+    left.axhline(1, color=INK, linewidth=0.8)
+    left.set_xscale("log")
+    left.set_yscale("log")
+    left.set_ylim(0.5, 2.3)
+    left.set_yticks([0.5, 0.7, 1, 1.4, 2], ["0.5", "0.7", "1", "1.4", "2"])
+    left.minorticks_off()
+    left.xaxis.set_major_formatter("{x:g}")
+    left.set_xlabel("measured microseconds, L2 dirty")
+    left.set_title("Expected time over measured time")
+    left.legend(loc="upper right", fontsize=8)
+    for colour, (name, regret) in zip(colours, regrets.items(), strict=True):
+        share = (np.arange(len(regret)) + 1) / len(regret)
+        right.plot(100 * share, 100 * np.sort(regret), color=colour, linewidth=1.6, label=name)
+    right.set_xlim(0, 100)
+    right.set_ylim(0, 105 * max(regret.max() for regret in regrets.values()))
+    right.set_xlabel("percent of the products")
+    right.set_ylabel("percent")
+    right.set_title("Regret: how much slower the choice is")
+    right.legend(loc="upper left", fontsize=8)
+    plt.tight_layout()
+    plt.show()
+
+
+def plan(of: choice.Plan, title: str) -> None:
+    """Which of a weight's kernels each number of rows gets: a line for each kernel."""
+    _, axes = plt.subplots(figsize=(9.5, 0.9 + 0.24 * len(of.configs)))
+    order = sorted(range(len(of.configs)), key=of.chosen.index)  # by the first m that gets it
+    begin = 1
+    for step, index in zip(choice.STEPS, of.chosen, strict=True):
+        axes.broken_barh(
+            [(begin, step + 1 - begin)], (order.index(index) - 0.35, 0.7), color=BLUE, linewidth=0
         )
-    axes.set_yticks(range(len(pairs)), [shape for shape, _, _ in pairs], size=8)
+        begin = step + 1
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(1, choice.STEPS[-1])
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_yticks(range(len(order)), [workbench_production.short(of.configs[one]) for one in order], size=8)
     axes.invert_yaxis()
-    ratios = [expected.us / us for _, expected, us in pairs]
-    span = max(0.1, *(abs(ratio - 1) for ratio in ratios)) * 1.35
-    axes.set_xlim(1 - span, 1 + span)
-    axes.axvline(1, color=INK, linewidth=1)
-    axes.spines["left"].set_visible(False)
     axes.tick_params(length=0)
-    axes.xaxis.set_major_formatter("{x:.2f}")
-    axes.set_title("Expected time over measured time; beside the bars what was measured, L2 dirty")
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="y", color=GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("m")
+    axes.set_title(f"The kernels for {title}, and the m that get them")
     plt.show()
 
 

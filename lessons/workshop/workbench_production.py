@@ -13,7 +13,7 @@ import torch
 from gemm_ladder import build
 from gemm_ladder.arguments import GroupedArgs, ceil_div
 from gemm_ladder.measure.variants import replaced
-from gemm_ladder.production import launching
+from gemm_ladder.production import explain, launching
 from gemm_ladder.production.config import Config
 from gemm_ladder.ref import emulator
 from gemm_ladder.ref.gemm import BF16
@@ -31,6 +31,12 @@ def source(name: str) -> str:
 def last_line(begin: str) -> str:
     """The last line of gemm.cuh that begins so, behind its spaces."""
     return [line for line in source("gemm.cuh").splitlines() if line.strip().startswith(begin)][-1]
+
+
+def short(config: Config) -> str:
+    """A configuration in a few words: its tiles, what is shared by how many, two blocks for each SM."""
+    shared = "" if config.share == "nothing" else f", {config.share} by {config.cluster}"
+    return explain.tile(config, " x ") + shared + (", two blocks an SM" if config.blocks_an_sm > 1 else "")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,13 +19,22 @@ import torch
 from gemm_ladder import build, cli
 from gemm_ladder.arguments import GroupedArgs
 from gemm_ladder.errors import BuildError, GemmLadderError
-from gemm_ladder.measure import batches, calibrate, calibration, configurations, learning, records, timing
+from gemm_ladder.measure import (
+    batches,
+    calibrate,
+    calibration,
+    configurations,
+    learning,
+    records,
+    table,
+    timing,
+)
 from gemm_ladder.measure.calibration import MOST_FLOPS, MOST_WEIGHTS
 from gemm_ladder.measure.configurations import WRONG, KernelFault, Timed, measure_cell
 from gemm_ladder.measure.pool import Pool
-from gemm_ladder.measure.shapes import Cell, Shape, masked_cell
+from gemm_ladder.measure.shapes import PRODUCTS, Cell, Shape, masked_cell
 from gemm_ladder.production import config as configs
-from gemm_ladder.production import launching, prediction
+from gemm_ladder.production import launching, prediction, tuned
 from gemm_ladder.production.candidates import candidates
 from gemm_ladder.production.config import Config
 from gemm_ladder.ref import emulator
@@ -78,6 +87,27 @@ def test_the_file_keeps_everything(tmp_path: Path) -> None:
     path = tmp_path / "GPU.csv"
     calibration.write(path, results)
     assert repr(list(calibration.read(path))) == repr(results), "NaN is not equal to itself"
+
+
+def test_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a row of the table details are measured too, and the best of all is what a call then gets."""
+    gpu, rows = "NVIDIA H100 80GB HBM3", table.cells()
+    assert [(one.kind, one.groups, one.shape) for one in rows] == [*PRODUCTS]
+    assert [one.counts for one in rows] == [one.counts for one in PRODUCTS]
+    for cell in (rows[0], rows[-1], rows[17]):
+        wanted = table.to_measure(cell, gpu, 132)
+        assert len(wanted) == len(set(wanted)) > table.LIKELY + 5
+        assert wanted[0] in dict(tuned.find(gpu, cell.kind, *cell.shape[1:], cell.groups, 132)).values()
+        best = wanted[7]
+        times = [Timed(cell, one, (9.0 - (one == best), 8.0, math.nan)) for one in wanted]
+        times.append(Timed(cell, wanted[0], WRONG))
+        table.write(tmp_path / "NVIDIA_Imaginary.json", times, 132)
+        monkeypatch.setattr(tuned, "SHIPPED", tmp_path)
+        tuned.forget()
+        arguments = (cell.kind, *cell.shape[1:], cell.groups, 132)
+        assert tuned.find("NVIDIA Imaginary", *arguments) == ((table.step(cell), best),)
+        monkeypatch.undo()
+        tuned.forget()
 
 
 # ---------------------------------------------------------------------------------------------- measuring

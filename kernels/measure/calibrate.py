@@ -4,9 +4,11 @@
                          every product of `calibration.cells` to the file of results, without times
     calibrate measure    time everything in the file that has no times; can be interrupted and goes on
     calibrate fit        learn from the file, print how good the choice is, write production/learned/GPU.json
+    calibrate table      find the best configurations of the 30 rows of DeepSeek-V3's table, and write
+                         production/tables/GPU.json
 
-With no word it does the three of them. To measure a GPU for the first time, it begins with the choice for an
-H100; to repeat the three finds better configurations until nothing new is worth measuring.
+With no word it does the four of them. To measure a GPU for the first time, it begins with the choice for an
+H100; to repeat them finds better configurations until nothing new is worth measuring.
 """
 
 from __future__ import annotations
@@ -23,16 +25,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from gemm_ladder import build
+from gemm_ladder import build, launch
 from gemm_ladder.errors import InputError
 from gemm_ladder.figures import tables
-from gemm_ladder.measure import calibration, learning, records, session, timing
+from gemm_ladder.measure import calibration, learning, records, session, table, timing
 from gemm_ladder.measure.batches import Batches
 from gemm_ladder.measure.configurations import WRONG, KernelFault, Timed, measure_cell
 from gemm_ladder.measure.pool import Pool
 from gemm_ladder.measure.shapes import Cell
 from gemm_ladder.measure.timing import STATES
-from gemm_ladder.production import choice, prediction
+from gemm_ladder.production import choice, prediction, tuned
 from gemm_ladder.production.config import Config
 
 SAVE_EVERY = 20  # products
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Measure configurations of the production kernel on a Hopper GPU, and learn from them "
         "which one a product should get.",
     )
-    steps = ("extend", "measure", "fit")
+    steps = ("extend", "measure", "fit", "table")
     parser.add_argument("step", nargs="?", choices=steps, help="only this step (default: all of them)")
     parser.add_argument("--gpu", help="the GPU's name (default: that of this machine)")
     parser.add_argument("--seconds", type=float, default=math.inf, help="of measuring, at most")
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     root = records.checkout_root()
     if root is None:
         raise InputError("this is an installed package; a checkout is needed, whose files are renewed")
-    measures = arguments.step in (None, "measure")
+    measures = arguments.step in (None, "measure", "table")
     gpu = arguments.gpu
     if measures or gpu is None:
         _, gpu = session.need_gpu("what is measured is time", None)
@@ -71,10 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     path.parent.mkdir(exist_ok=True)
     if arguments.step in (None, "extend"):
         extend(path, gpu, arguments.seed)
-    if measures:
+    if arguments.step in (None, "measure"):
         measure(path, arguments.seconds)
     if arguments.step in (None, "fit"):
         fit(path, prediction.LEARNED / f"{name}.json")
+    if arguments.step in (None, "table"):
+        make_table(tuned.SHIPPED / f"{name}.json", gpu)
     return 0
 
 
@@ -138,6 +142,25 @@ def measure(path: Path, seconds: float) -> None:
     finally:
         calibration.write(path, found.values())
         batches.close()
+
+
+def make_table(path: Path, gpu: str) -> None:
+    """Measure configurations at every row of the table, and write the best of them. Raises as `measure`."""
+    device, _ = session.need_gpu("what is measured is time", None)
+    num_sms, timer = launch.usable_sms(device), timing.KernelTimer(device)
+    todo = table.wanted(table.cells(), gpu, num_sms)
+    batches = Batches(config for some in todo.values() for config in some)
+    store, found = Pool(todo, device, bf16=False), []
+    try:
+        with torch.cuda.device(device), session.progress(list(todo), "rows") as (bar, status):
+            for cell in bar:
+                status(str(cell))
+                found += measure_cell(cell, todo[cell], batches.launcher, store, timer)
+    finally:
+        batches.close()
+    table.write(path, found, num_sms)
+    tuned.forget()
+    print(f"Written: {path.name}")
 
 
 def fit(path: Path, learned: Path) -> None:

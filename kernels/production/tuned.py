@@ -66,9 +66,9 @@ def shipped(
     kind: Kind, m: int, n: int, k: int, groups: int, num_sms: int
 ) -> dict[str, tuple[Config, list[float]]]:
     """This package's results for GPUs with this many SMs: (configuration, microseconds) by GPU name."""
-    key, found = _key(kind, m, n, k, groups), {}
+    entry_key, found = key(kind, m, n, k, groups), {}
     for path in sorted(SHIPPED.glob("*.json")):
-        entry = _table(path).get(key)
+        entry = _table(path).get(entry_key)
         if entry and entry["num_sms"] == num_sms:
             found[path.stem.replace("_", " ")] = Config(**entry["config"]), entry["us"]
     return found
@@ -82,7 +82,7 @@ def keep(gpu: str, config: Config, m: int, groups: int, num_sms: int, us: Sequen
     """
     path = _own() / _file(gpu)
     table = _read(path) | {
-        _key(config.kind, m, config.n, config.k, groups): {
+        key(config.kind, m, config.n, config.k, groups): {
             "us": [round(one, 3) for one in us],
             "num_sms": num_sms,
             "config": dataclasses.asdict(config),
@@ -107,7 +107,8 @@ def _file(gpu: str) -> str:
     return re.sub(r"\W+", "_", gpu).strip("_") + ".json"
 
 
-def _key(kind: Kind, m: int, n: int, k: int, groups: int) -> str:
+def key(kind: Kind, m: int, n: int, k: int, groups: int) -> str:
+    """The key of an entry; `m` is the number of rows as choice.rows_to_expect gives it."""
     return f"{kind} {groups}x{m}x{n}x{k}"
 
 

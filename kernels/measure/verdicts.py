@@ -28,7 +28,7 @@ class Rates(NamedTuple):
 
 def rates(device: torch.device) -> Rates:
     """Measure both on this GPU, in this run."""
-    source, target = (torch.zeros(COPIED, dtype=torch.uint8, device=device) for _ in range(2))
+    source, target = (torch.empty(COPIED, dtype=torch.uint8, device=device).random_() for _ in range(2))
     a, b = (
         torch.randn(SIDE, SIDE, device=device).clamp_(-448, 448).to(torch.float8_e4m3fn) for _ in range(2)
     )

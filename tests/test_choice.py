@@ -178,6 +178,23 @@ def test_candidates_keep_the_rules():
     assert not any(one.share == "K" for one in suiting("dense", 4096))
 
 
+def test_the_order_of_tiles():
+    """Where few tiles lie below each other, they run together, so that B is read from memory once."""
+
+    def orders(rows: int) -> set[int]:
+        found = suiting("dense", rows)
+        return {
+            one.group_n
+            for one in found
+            if one.tile_m > one.tile_n and one.share == "nothing" and not one.tail
+        }
+
+    assert orders(6 * 128) >= {0} and orders(4096) == {4, 8}
+    assert {one.group_n for one in suiting("dense", 768) if one.tile_m == 128 > one.tile_n} == {0}
+    assert {one.group_n for one in suiting("dense", 769) if one.tile_m == 128 > one.tile_n} == {4}
+    assert {one.group_n for one in suiting("dense", 4096) if one.tile_m <= one.tile_n} == {0}
+
+
 def test_there_is_room_for_the_scales():
     """The buffers for B's scales grow with k, and there are more of them where k is short: both may cost a
     stage."""

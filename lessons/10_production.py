@@ -670,8 +670,9 @@ print(f"at most {choice.MOST_KERNELS} kernels for a weight: {summary(by_choice)}
 head = ["product", "chosen", "measured us", "expected", "best", "measured us", "expected", "regret"]
 cells = []
 for cell, regret in sorted(of_calls.items(), key=lambda item: -item[1])[:8]:
-    at = {one.config: index for index, one in enumerate(results) if one.cell == cell}
-    chosen, best = at[calibration.chosen(cell, GPU)], min(at.values(), key=lambda index: results[index].mean)
+    at = [index for index, one in enumerate(results) if one.cell == cell]
+    found = calibration.of_choice([results[index] for index in at], calibration.chosen(cell, GPU))
+    chosen, best = results.index(found), min(at, key=lambda index: results[index].mean)
     fields = []
     for index in (chosen, best):
         known = ~np.isnan(results[index].us)  # not all states were measured at all products

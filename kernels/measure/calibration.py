@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import math
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -100,22 +100,30 @@ def chosen(cell: Cell, gpu: str) -> Config:
     return choice.choose(kind, rows * groups if kind == "contiguous" else rows, n, k, groups, gpu=gpu)
 
 
+def of_choice(results: Sequence[Timed], config: Config) -> Timed | None:
+    """The result of a configuration among those of one product; if it was measured in another order of tiles
+    only, that one; None if it was not measured."""
+
+    def tiles(one: Config) -> Config:
+        return dataclasses.replace(one, group_n=0)
+
+    exact = [one for one in results if one.config == config]
+    return next(iter([*exact, *(one for one in results if tiles(one.config) == tiles(config))]), None)
+
+
 def regrets(results: Iterable[Timed], gpu: str) -> dict[Cell, float]:
     """How much longer the chosen configuration takes than the best one measured, by the geometric mean over
-    the states of L2: 0.01 is one percent. Only products whose chosen configuration was measured are there. If
-    it was measured in another order of tiles only, that counts."""
-    times: dict[Cell, dict[Config, float]] = {}
+    the states of L2: 0.01 is one percent. Only products are there whose chosen configuration was measured, as
+    `of_choice` finds it."""
+    products: dict[Cell, list[Timed]] = {}
     for one in results:
         if math.isfinite(one.mean):
-            some = times.setdefault(one.cell, {})
-            some[one.config] = one.mean
-            some.setdefault(dataclasses.replace(one.config, group_n=0), one.mean)
+            products.setdefault(one.cell, []).append(one)
     found: dict[Cell, float] = {}
-    for cell, some in times.items():
-        config = chosen(cell, gpu)
-        us = some.get(config) or some.get(dataclasses.replace(config, group_n=0), math.nan)
-        found[cell] = us / min(some.values()) - 1
-    return {cell: regret for cell, regret in found.items() if not math.isnan(regret)}
+    for cell, some in products.items():
+        if (result := of_choice(some, chosen(cell, gpu))) is not None:
+            found[cell] = result.mean / min(one.mean for one in some) - 1
+    return found
 
 
 _CELL = ("kind", "groups", "m", "n", "k", "max_m", "expected_m")

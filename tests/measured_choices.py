@@ -12,7 +12,6 @@ from gemm_ladder.measure.shapes import Cell
 from repository import REPOSITORY
 
 FILES = sorted((REPOSITORY / "figures" / "data" / "calibration").glob("*.csv"))
-WEIGHTS = ((2112, 7168), (24576, 1536), (32768, 512), (7168, 16384), (4096, 7168), (7168, 2048))
 
 
 @functools.cache

@@ -13,8 +13,9 @@ from gemm_ladder.cli import main
 from gemm_ladder.errors import InputError
 from gemm_ladder.figures import bench as figure
 from gemm_ladder.figures import measured
-from gemm_ladder.measure import bench, cells, peers, pool, run, timing, verdicts
+from gemm_ladder.measure import bench, peers, pool, run, verdicts
 from gemm_ladder.measure.shapes import Cell, Shape, masked_cell
+from small_cells import invented
 
 DENSE = Cell("dense", 1, Shape(64, 2112, 7168))
 CONFIG = {
@@ -200,16 +201,8 @@ def test_nothing_that_can_be_multiplied(fake_gpu: None, capsys: pytest.CaptureFi
 # ----------------------------------------------------------------------------------- the table, the picture
 
 
-def invented(chosen: list[Cell], *impls: str) -> Any:
-    draw = random.Random(2)
-    meta = dict.fromkeys(measured.META_FIELDS, "1") | {"gpu": "GPU", "sources": "abcdef" * 10 + "0123"}
-    result = run.Run(meta)
-    for cell in chosen:
-        for state in timing.STATES:
-            for turn, impl in enumerate(impls):
-                us = 10.0 * (1 + turn * draw.uniform(-0.1, 0.4))
-                result.rows.append(cells.row(impl, cell, state, timing.Timing(us, us, us), 0.001))
-    return result.data
+def made_up(chosen: list[Cell], *impls: str) -> Any:
+    return invented(chosen, impls, random.Random(2), (-0.1, 0.4))
 
 
 CHOSEN = [
@@ -222,13 +215,13 @@ CHOSEN = [
 @pytest.mark.parametrize("impls", [4, 1])
 def test_the_picture(impls: int) -> None:
     names = ("s7_production", "deep_gemm", "cublaslt_blockwise", "cublas_bf16")[:impls]
-    texts = pictures.texts(figure.picture(invented(CHOSEN, *names)))
+    texts = pictures.texts(figure.picture(made_up(CHOSEN, *names)))
     pictures.check(texts)
     assert "1 x 24576 x 16384" in {text for text, _ in texts}
 
 
 def test_the_table() -> None:
-    data = invented([DENSE], "s7_production", "deep_gemm", "cublas_bf16")
+    data = made_up([DENSE], "s7_production", "deep_gemm", "cublas_bf16")
     for row in data["rows"]:
         row["us"] = {"s7_production": 10.0, "deep_gemm": 9.0, "cublas_bf16": 20.0}[row["impl"]]
     head, row = figure.table(data, "graph")

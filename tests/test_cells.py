@@ -10,6 +10,7 @@ import gemm_ladder
 import pytest
 import torch
 from gemm_ladder import api
+from gemm_ladder.figures.everywhere import key_of
 from gemm_ladder.measure import cells, peers, pool, problems, run, timing
 from gemm_ladder.measure.operands import interface_call
 from gemm_ladder.measure.shapes import Cell, Shape
@@ -137,7 +138,7 @@ def test_three_states(result: run.Run, cell: Cell) -> None:
     graph = found["s7_production", "graph"]
     assert (graph["us"], graph["us_p10"], graph["us_p90"]) == (100.0, 90.0, 120.0)
     for row in result.rows:
-        assert tuple(row) == run.COLUMNS and run.key_of(row) == run.key(cell)
+        assert tuple(row) == run.COLUMNS and key_of(row) == run.key(cell)
         assert row["rows"] == sum(cell.counts) and 0 < row["rel_err"] < 1e-2
         assert row["tflops"] == float(f"{cell.flops / row['us'] / 1e6:.3f}")
     missing = {one["impl"] for one in result.missing}

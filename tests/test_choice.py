@@ -13,6 +13,7 @@ import pytest
 from gemm_ladder import cli
 from gemm_ladder.errors import InputError
 from gemm_ladder.measure import calibration, learning
+from gemm_ladder.measure.shapes import WEIGHTS
 from gemm_ladder.production import candidates as tiles
 from gemm_ladder.production import choice, explain, prediction
 from gemm_ladder.production import config as configs
@@ -22,7 +23,7 @@ from gemm_ladder.production.config import Config
 from gemm_ladder.production.prediction import predict
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from measured_choices import FILES, WEIGHTS, gpu_of, measured
+from measured_choices import FILES, gpu_of, measured
 
 # ------------------------------------------------------------------------------------------- how good it is
 

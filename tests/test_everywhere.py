@@ -16,6 +16,7 @@ import torch
 from gemm_ladder.cli import main
 from gemm_ladder.errors import InputError, LaunchError
 from gemm_ladder.figures import everywhere as figure
+from gemm_ladder.figures.everywhere import key_of
 from gemm_ladder.measure import (
     everywhere,
     grid,
@@ -63,13 +64,13 @@ def test_a_run_and_the_one_that_goes_on(small: list, tmp_path: Path) -> None:
     second = run.measure(SMALL, timing.STATES, CPU, path)
     assert [len(configs) for configs in small] == [1, 2]
     assert second.rows[: len(first.rows)] == first.rows and second.left(SMALL) == []
-    assert len({(*run.key_of(row), row["impl"], row["l2"]) for row in second.rows}) == len(second.rows) == 18
+    assert len({(*key_of(row), row["impl"], row["l2"]) for row in second.rows}) == len(second.rows) == 18
     third = run.measure(SMALL, timing.STATES, CPU, path)
     assert third.rows == second.rows and len(small) == 2
     assert [one for one in third.missing if one["impl"] == "deep_gemm"] == [
         {"impl": "deep_gemm", "shape": run.EVERY, "reason": "No module named 'deep_gemm'"}
     ]
-    assert {run.key_of(row) for row in third.of([DENSE]).rows} == {run.key(DENSE)}
+    assert {key_of(row) for row in third.of([DENSE]).rows} == {run.key(DENSE)}
 
 
 def test_other_sources_begin_anew(small: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +78,7 @@ def test_other_sources_begin_anew(small: list, tmp_path: Path, monkeypatch: pyte
     run.measure(SMALL, timing.STATES, CPU, path)
     monkeypatch.setattr(records, "machine", lambda device, flush: META | {"sources": 64 * "f"})
     again = run.measure(SMALL[:1], timing.STATES, CPU, path)
-    assert {run.key_of(row) for row in again.rows} == {run.key(DENSE)}
+    assert {key_of(row) for row in again.rows} == {run.key(DENSE)}
 
 
 def test_a_file_of_something_else(tmp_path: Path) -> None:
@@ -156,7 +157,7 @@ def test_the_command(
     ]
     assert len(figure.load(path)["rows"]) == 18
     of_subset = kept[-1][0]
-    assert {run.key_of(row) for row in of_subset.rows} == {run.key(cell) for cell in SMALL[:2]}
+    assert {key_of(row) for row in of_subset.rows} == {run.key(cell) for cell in SMALL[:2]}
 
 
 def test_the_cache_folder_has_what_was_measured(small: list, folder: Path) -> None:
@@ -224,5 +225,5 @@ def test_on_gpu(tmp_path: Path) -> None:
     chosen = [*SMALL, dataclasses.replace(DENSE, shape=Shape(1, 512, 1024))]
     result = run.measure(chosen, timing.STATES, device, tmp_path / "x.json")
     assert not result.wrong and not result.faults and result.unfinished == 0
-    ours = [(run.key_of(row), row["l2"]) for row in result.rows if row["impl"] == "s7_production"]
+    ours = [(key_of(row), row["l2"]) for row in result.rows if row["impl"] == "s7_production"]
     assert len(ours) == 3 * len(chosen)

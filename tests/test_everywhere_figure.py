@@ -12,27 +12,20 @@ import pictures
 import pytest
 from gemm_ladder.figures import everywhere as figure
 from gemm_ladder.figures import measured, readme
-from gemm_ladder.measure import cells, grid, records, run, timing
+from gemm_ladder.measure import grid, records, run
 from gemm_ladder.measure.shapes import Cell, Shape
-from small_cells import CONTIGUOUS, DENSE, META, SMALL
+from small_cells import CONTIGUOUS, DENSE, SMALL, invented
 
 
-def invented(chosen: list[Cell], *impls: str) -> Any:
-    """A file with made-up times."""
-    draw, result = random.Random(1), run.Run(META | grid.about())
-    for cell in chosen:
-        for state in timing.STATES:
-            for turn, impl in enumerate(impls):
-                us = 10.0 * (1 + turn * draw.uniform(-0.2, 0.3))
-                result.rows.append(cells.row(impl, cell, state, timing.Timing(us, us, us), 0.001))
-    return result.data
+def made_up(chosen: list[Cell], *impls: str) -> Any:
+    return invented(chosen, impls, random.Random(1), (-0.2, 0.3), grid.about())
 
 
 IMPLS = ("s7_production", "deep_gemm", "cublaslt_blockwise", "cublaslt_tensorwise", "cublas_bf16")
 
 
 def test_the_picture_of_the_subset(tmp_path: Path) -> None:
-    data = invented(grid.subset(), *IMPLS)
+    data = made_up(grid.subset(), *IMPLS)
     path = tmp_path / "everywhere.json"
     records.save(data, path)
     assert path.stat().st_size < 1_000_000, "tests/test_house.py allows no more"
@@ -46,7 +39,7 @@ def test_the_picture_of_the_subset(tmp_path: Path) -> None:
 
 
 def test_ratios_and_their_summary() -> None:
-    data = invented([DENSE, CONTIGUOUS], "s7_production", "deep_gemm", "cublaslt_blockwise")
+    data = made_up([DENSE, CONTIGUOUS], "s7_production", "deep_gemm", "cublaslt_blockwise")
     for row in data["rows"]:
         row["us"] = {"s7_production": 10.0, "deep_gemm": 8.0, "cublaslt_blockwise": 20.0}[row["impl"]]
         if row["kind"] == "contiguous" and row["impl"] == "deep_gemm":
@@ -61,7 +54,7 @@ def test_ratios_and_their_summary() -> None:
 
 
 def test_the_picture_without_some_states_or_libraries() -> None:
-    data = invented(list(SMALL), *IMPLS[:2])
+    data = made_up(list(SMALL), *IMPLS[:2])
     data["rows"] = [row for row in data["rows"] if row["l2"] == "graph"]
     figure.picture(data)
     assert len(figure.summary(data)) == 2
@@ -70,7 +63,7 @@ def test_the_picture_without_some_states_or_libraries() -> None:
 def test_readme_with_and_without_the_data() -> None:
     text = (Path(__file__).parents[1] / "README.md").read_text()
     assert readme.readme(text, {}) == text
-    full = readme.readme(text, {"everywhere": invented(grid.subset(), *IMPLS)})
+    full = readme.readme(text, {"everywhere": made_up(grid.subset(), *IMPLS)})
     assert "(figures/everywhere.png)" in full and "public models" in full
     assert len(full.splitlines()) <= 130 and len(text.splitlines()) <= 130
     block = full.split("<!-- everywhere:begin -->\n")[1].split("<!-- everywhere:end -->")[0]

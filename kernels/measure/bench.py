@@ -20,7 +20,7 @@ from gemm_ladder.arguments import align
 from gemm_ladder.errors import InputError
 from gemm_ladder.figures import bench as figure
 from gemm_ladder.figures import tables
-from gemm_ladder.figures.everywhere import STATES
+from gemm_ladder.figures.everywhere import STATES, key_of
 from gemm_ladder.measure import models, records, run, session, shapes, timing, verdicts
 from gemm_ladder.measure.production_rows import RUNG
 from gemm_ladder.measure.shapes import Cell, Shape, masked_cell
@@ -96,7 +96,7 @@ def said(
         us = {
             row["impl"]: row["us"]
             for row in result.rows
-            if row["l2"] == states[-1] and run.key_of(row) == run.key(cell)
+            if row["l2"] == states[-1] and key_of(row) == run.key(cell)
         }
         if RUNG in us:
             sentences.append(verdicts.verdict(cell, us, reached, STATES[states[-1]]))

@@ -17,9 +17,8 @@ import argparse
 import json
 import math
 import random
-import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,21 +63,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     root = records.checkout_root()
     if root is None:
         raise InputError("this is an installed package; a checkout is needed, whose files are renewed")
-    measures = arguments.step in (None, "measure", "table")
     gpu = arguments.gpu
-    if measures or gpu is None:
-        _, gpu = session.need_gpu("what is measured is time", None)
-    name = re.sub(r"\W+", "_", gpu).strip("_")
+    if gpu is None or arguments.step in (None, "measure", "table"):
+        device, gpu = session.need_gpu("what is measured is time", None)
+    name = prediction.stem(gpu)
     path = root / "figures" / "data" / "calibration" / f"{name}.csv"
     path.parent.mkdir(exist_ok=True)
     if arguments.step in (None, "extend"):
         extend(path, gpu, arguments.seed)
     if arguments.step in (None, "measure"):
-        measure(path, arguments.seconds)
+        measure(path, device, arguments.seconds)
     if arguments.step in (None, "fit"):
         fit(path, prediction.LEARNED / f"{name}.json")
     if arguments.step in (None, "table"):
-        make_table(tuned.SHIPPED / f"{name}.json", gpu)
+        make_table(tuned.SHIPPED / f"{name}.json", device, gpu)
     return 0
 
 
@@ -107,60 +105,65 @@ def _in_order(results: Iterable[Timed]) -> list[Timed]:
     return [one for same in weights.values() for one in sorted(same, key=lambda timed: timed.cell.shape.m)]
 
 
-def measure(path: Path, seconds: float) -> None:
+def measure(path: Path, device: torch.device, seconds: float) -> None:
     """Time everything in a file that has no times, and keep them there.
 
     Raises:
-        GemmLadderError: there is no Hopper GPU; or a kernel has faulted on it. That one is marked as wrong.
+        GemmLadderError: a kernel has faulted on the GPU. It is marked as wrong.
     """
-    device, _ = session.need_gpu("what is measured is time", None)
     results = _in_order(_read(path))
     todo: dict[Cell, list[Config]] = {}
     for cell, config, us in results:
         if math.isnan(us[0]):
             todo.setdefault(cell, []).append(config)
-    found = {(one.cell, one.config): one for one in results}
     if not todo:
         return
-    started, timer = time.monotonic(), timing.KernelTimer(device)
-    batches = Batches(config for some in todo.values() for config in some)
-    store = Pool(todo, device, bf16=False)
+    found = {(one.cell, one.config): one for one in results}
     try:
-        with torch.cuda.device(device), session.progress(list(todo), "products") as (bar, status):
-            for number, cell in enumerate(bar):
-                if time.monotonic() - started > seconds:
-                    print(f"{len(todo) - number} products are left for the next run")
-                    break
-                status(str(cell))
-                for result in measure_cell(cell, todo[cell], batches.launcher, store, timer):
-                    found[cell, result.config] = result
-                if number % SAVE_EVERY == SAVE_EVERY - 1:
-                    calibration.write(path, found.values())
+        for number, timed in enumerate(_timed(todo, device, "products", seconds)):
+            found |= {(one.cell, one.config): one for one in timed}
+            if number % SAVE_EVERY == SAVE_EVERY - 1:
+                calibration.write(path, found.values())
     except KernelFault as fault:
         found[fault.cell, fault.config] = Timed(fault.cell, fault.config, WRONG)
         raise
     finally:
         calibration.write(path, found.values())
-        batches.close()
 
 
-def make_table(path: Path, gpu: str) -> None:
+def make_table(path: Path, device: torch.device, gpu: str) -> None:
     """Measure configurations at every row of the table, and write the best of them. Raises as `measure`."""
-    device, _ = session.need_gpu("what is measured is time", None)
-    num_sms, timer = launch.usable_sms(device), timing.KernelTimer(device)
-    todo = table.wanted(table.cells(), gpu, num_sms)
-    batches = Batches(config for some in todo.values() for config in some)
-    store, found = Pool(todo, device, bf16=False), []
-    try:
-        with torch.cuda.device(device), session.progress(list(todo), "rows") as (bar, status):
-            for cell in bar:
-                status(str(cell))
-                found += measure_cell(cell, todo[cell], batches.launcher, store, timer)
-    finally:
-        batches.close()
-    table.write(path, found, num_sms)
+    num_sms = launch.usable_sms(device)
+    todo = {cell: table.to_measure(cell, gpu, num_sms) for cell in table.cells()}
+    table.write(path, [one for timed in _timed(todo, device, "rows") for one in timed], num_sms)
     tuned.forget()
     print(f"Written: {path.name}")
+
+
+def _timed(
+    todo: Mapping[Cell, Sequence[Config]], device: torch.device, unit: str, seconds: float = math.inf
+) -> Iterator[list[Timed]]:
+    """Time configurations at one product after another, until `seconds` have passed; what was found at each.
+
+    Args:
+        unit: what the progress bar counts.
+
+    Raises:
+        KernelFault: a kernel has faulted.
+    """
+    started, timer = time.monotonic(), timing.KernelTimer(device)
+    batches = Batches(config for some in todo.values() for config in some)
+    store = Pool(todo, device, bf16=False)
+    try:
+        with torch.cuda.device(device), session.progress(list(todo), unit) as (bar, status):
+            for number, cell in enumerate(bar):
+                if time.monotonic() - started > seconds:
+                    print(f"{len(todo) - number} {unit} are left for the next run")
+                    break
+                status(str(cell))
+                yield measure_cell(cell, todo[cell], batches.launcher, store, timer)
+    finally:
+        batches.close()
 
 
 def fit(path: Path, learned: Path) -> None:

@@ -66,20 +66,14 @@ def grid() -> list[Cell]:
 
 def dense_weights() -> list[tuple[int, int]]:
     """n and k of every dense weight that can be multiplied, of every cut; each once."""
-    found = [
-        linear.sizes(gpus)
-        for model in MODELS
-        for linear in model.linears
-        if linear.experts == 1
-        for gpus in CUTS
-    ]
+    found = [linear.sizes(gpus) for _, linear in of_all_models() if linear.experts == 1 for gpus in CUTS]
     return [sizes for sizes in dict.fromkeys(found) if not refusal(*sizes)]
 
 
 def grouped_weights() -> list[tuple[int, int, int]]:
     """Groups, n and k of the experts' weights: divided among GPUs as whole experts, or all cut; each once."""
     found = []
-    for linear in (one for model in MODELS for one in model.linears if one.experts > 1):
+    for linear in (one for _, one in of_all_models() if one.experts > 1):
         found += [
             (linear.experts // gpus, linear.n, linear.k)
             for gpus in EXPERT_PARALLEL

@@ -48,7 +48,7 @@ def prepare(results: Sequence[Timed], num_sms: int = H100_SMS) -> Data:
     nothing more, is taken to be as fast as calls with L2 clean."""
     numbers: dict[Any, int] = {}
     products = np.array([numbers.setdefault(one.cell, len(numbers)) for one in results])
-    inputs: list[Any] = [None] * len(results)
+    inputs = np.zeros((len(results), len(prediction.INPUTS)))
     base = np.zeros(len(results))
     for cell, number in numbers.items():
         at = np.flatnonzero(products == number)
@@ -56,14 +56,12 @@ def prepare(results: Sequence[Timed], num_sms: int = H100_SMS) -> Data:
         rows = np.full(len(at), rows_of(cell))
         _, n, k = cell.shape
         found = prediction.work(columns, rows, cell.kind, n, k, cell.groups, num_sms)
-        given = prediction.inputs(found)
-        for place, one in enumerate(at):
-            inputs[one] = given[place]
+        inputs[at] = prediction.inputs(found)
         base[at] = np.log(found["estimate"])
     target = np.log(np.array([one.us for one in results]))
     clean, graph = STATES.index("clean"), STATES.index("graph")
     target[:, graph] = np.where(np.isnan(target[:, graph]), target[:, clean], target[:, graph])
-    return Data(np.array(inputs), base, target, products)
+    return Data(inputs, base, target, products)
 
 
 def fit(data: Data, seed: int = 0) -> dict[str, Any]:
@@ -71,7 +69,7 @@ def fit(data: Data, seed: int = 0) -> dict[str, Any]:
     mean, scale = data.inputs.mean(axis=0), np.maximum(data.inputs.std(axis=0), LEAST_SCALE)
     members = [_fit_one(data, mean, scale, seed + member) for member in range(MEMBERS)]
     return {
-        "inputs": [*prediction.SHARES, *prediction.LOGARITHMS, *prediction.AS_THEY_ARE],
+        "inputs": list(prediction.INPUTS),
         "states": list(STATES),
         "mean": _rounded(mean),
         "scale": _rounded(scale),

@@ -89,21 +89,10 @@ def filled(kind: Kind, counts: Sequence[int]) -> list[int]:
     return [align(count, multiple) for count in counts]
 
 
-def make_operands(
-    product: Product,
-    device: torch.device | str,
-    counts: Sequence[int] | None = None,
-    held: Sequence[int] | None = None,
-) -> Operands:
-    """Random normal operands; the padding holds random numbers too.
-
-    Args:
-        product: the row.
-        counts: valid rows of each group, if not those of `product`.
-        held: rows of A that each group has, if not those of `product`.
-    """
+def make_operands(product: Product, device: torch.device | str) -> Operands:
+    """Random normal operands of a row; the padding holds random numbers too."""
     kind, (_, n, k) = product.kind, product.shape
-    counts, held = list(counts or product.counts), list(held or held_rows(product))
+    counts, held = list(product.counts), held_rows(product)
     whole = [make_problem(Shape(rows, n, k), device, seed) for seed, rows in enumerate(held)]
     parts, blocks = (
         [

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from gemm_ladder.errors import InputError, one_line
-from gemm_ladder.figures import measured
+from gemm_ladder.figures import everywhere, measured
 from gemm_ladder.figures.rows import EverywhereRow, fields
 from gemm_ladder.measure import cells, peers, pool, records, session, timing, warming
 from gemm_ladder.measure.shapes import Cell
@@ -48,7 +48,7 @@ class Run(session.Measured[EverywhereRow]):
 
     def left(self, chosen: Sequence[Cell]) -> list[Cell]:
         """The products that are still to be measured. One that does not fit the GPU's memory is not."""
-        done = set(map(key_of, self.rows))
+        done = set(map(everywhere.key_of, self.rows))
         too_large = {one["shape"] for one in self.missing if one["impl"] == "all"}
         return [cell for cell in chosen if key(cell) not in done and str(cell) not in too_large]
 
@@ -56,17 +56,13 @@ class Run(session.Measured[EverywhereRow]):
         """What was found at some of the products."""
         keys, names = set(map(key, chosen)), {EVERY, *map(str, chosen)}
         missing = [one for one in self.missing if one["shape"] in names]
-        rows = [row for row in self.rows if key_of(row) in keys]
+        rows = [row for row in self.rows if everywhere.key_of(row) in keys]
         return Run(self.meta, rows, self.errors, self.wrong, missing, self.faults, self.unfinished)
 
 
-def key(cell: Cell) -> tuple[Any, ...]:
+def key(cell: Cell) -> everywhere.Key:
+    """What everywhere.key_of gives for the product's rows."""
     return cell.kind, cell.groups, *cell.shape, cell.max_m, cell.expected_m
-
-
-def key_of(row: EverywhereRow) -> tuple[Any, ...]:
-    """The key of a row's product."""
-    return row["kind"], row["groups"], row["m"], row["n"], row["k"], row["max_m"], row["expected_m"]
 
 
 def measure(

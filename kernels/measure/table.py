@@ -11,8 +11,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from gemm_ladder.measure.configurations import Timed
 from gemm_ladder.measure.shapes import MASKED_MAX_M, PRODUCTS, Cell, Product
@@ -21,18 +22,8 @@ from gemm_ladder.production.config import INTERLEAVES, WGMMA_M, Config, fits
 
 LIKELY = 8  # configurations of a row whose details are not varied, beside the one in the table
 VARIED = 3  # of these, the first ones, whose details are
-ORDERS = (
-    (4, 0),
-    (5, 0),
-    (8, 0),
-    (10, 0),
-    (16, 0),
-    (8, 4),
-    (8, 8),
-    (8, 12),
-    (8, 16),
-    (8, 24),
-)  # group_m, group_n
+# group_m, group_n
+ORDERS = (*((down, 0) for down in (4, 5, 8, 10, 16)), *((8, across) for across in (4, 8, 12, 16, 24)))
 UNROLLS = (1, 2, 4, 8)
 PREFETCHES = (0, 2, 3, 4, 8)
 FEWER_STAGES = (1, 2, 4)
@@ -92,17 +83,8 @@ def write(path: Path, results: Iterable[Timed], num_sms: int) -> None:
     for one in results:
         if math.isfinite(one.mean) and (one.cell not in best or one.mean < best[one.cell].mean):
             best[one.cell] = one
-    entries = {
-        tuned.key(cell.kind, step(cell), cell.shape.n, cell.shape.k, cell.groups): {
-            "us": [round(us, 3) for us in one.us if not math.isnan(us)],
-            "num_sms": num_sms,
-            "config": dataclasses.asdict(one.config),
-        }
-        for cell, one in best.items()
-    }
+    entries: dict[str, Any] = {}
+    for cell, one in best.items():
+        us = [each for each in one.us if not math.isnan(each)]
+        entries |= tuned.entry(one.config, step(cell), cell.groups, num_sms, us)
     path.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def wanted(rows: Sequence[Cell], gpu: str, num_sms: int) -> dict[Cell, list[Config]]:
-    """The configurations to measure, by row."""
-    return {cell: to_measure(cell, gpu, num_sms) for cell in rows}

@@ -80,15 +80,11 @@ class KernelTimer:
         self._buffer = torch.empty(self.flush_bytes // 8, dtype=torch.int64, device=device)
         self._read = self._buffer[: READ_BYTES // 8]
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # two lines on stderr per use otherwise
-        self._profile(lambda: None, "clean", 1)  # starts the profiler, and raises if it does not work
+        # Starts the profiler, and raises if it does not work.
+        self._times([Job(lambda: None, "clean", 1)], self._buffer, self._read)
 
-    def __call__(self, call: Callable[[], object], l2: L2, calls: int) -> list[float]:
-        try:
-            times = self._profile(call, l2, calls)
-        except ProfilerError:  # an event may get lost, so try once more
-            times = self._profile(call, l2, calls)
-        if not all(times):
-            raise ProfilerError("the CUDA profiler saw no kernel in a call")
+    def __call__(self, call: Call, l2: L2, calls: int) -> list[float]:
+        (times,) = self._timed([Job(call, l2, calls)], self._buffer, self._read)
         return times
 
     def batch(self, jobs: Sequence[Job]) -> list[list[float]]:
@@ -103,21 +99,19 @@ class KernelTimer:
             ProfilerError: the profiler did not report all kernels, in two attempts.
         """
         buffer = self._buffer[: BATCH_FLUSH_BYTES // 8]
-        for attempt in range(2):
-            try:
-                times = self._times(jobs, buffer, buffer)
-                break
-            except ProfilerError:  # an event may get lost, so try once more
-                if attempt:
-                    raise
+        return self._timed(jobs, buffer, buffer)
+
+    def _timed(self, jobs: Sequence[Job], written: torch.Tensor, read: torch.Tensor) -> list[list[float]]:
+        """The microseconds of each call, by job."""
+        try:
+            times = self._times(jobs, written, read)
+        except ProfilerError:  # an event may get lost, so try once more
+            times = self._times(jobs, written, read)
         ends = list(itertools.accumulate(job.calls for job in jobs))
         found = [times[end - job.calls : end] for end, job in zip(ends, jobs, strict=True)]
         if not all(map(all, found)):
             raise ProfilerError("the CUDA profiler saw no kernel in a call")
         return found
-
-    def _profile(self, call: Callable[[], object], l2: L2, calls: int) -> list[float]:
-        return self._times([Job(call, l2, calls)], self._buffer, self._read)
 
     def _times(self, jobs: Sequence[Job], written: torch.Tensor, read: torch.Tensor) -> list[float]:
         """The microseconds of all calls of all jobs, in order. `written` is written before each call, and

@@ -205,6 +205,7 @@ AS_THEY_ARE = (
     *("prefetch", "unaligned", "valid_m", "valid_n", "last_m", "has_tail", "narrow_boxes"),
     *("contiguous", "masked"),
 )
+INPUTS = (*SHARES, *LOGARITHMS, *AS_THEY_ARE)
 
 
 def inputs(found: Mapping[str, Floats]) -> Floats:
@@ -253,9 +254,14 @@ class Network:
         return answer
 
 
+def stem(gpu: str) -> str:
+    """What the files of a GPU model are called, without what follows the dot."""
+    return re.sub(r"\W+", "_", gpu).strip("_")
+
+
 def _file(gpu: str) -> str:
     """The file with what was learned about this GPU, or, if there is none, about an H100."""
-    own = re.sub(r"\W+", "_", gpu).strip("_") + ".json"
+    own = stem(gpu) + ".json"
     return own if (LEARNED / own).exists() else "NVIDIA_H100_80GB_HBM3.json"
 
 

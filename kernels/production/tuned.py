@@ -23,6 +23,7 @@ from gemm_ladder.build import folders
 from gemm_ladder.errors import InputError
 from gemm_ladder.production.choice import STEPS
 from gemm_ladder.production.config import Config
+from gemm_ladder.production.prediction import stem
 
 SHIPPED = Path(__file__).resolve().parent / "tables"
 
@@ -66,9 +67,9 @@ def shipped(
     kind: Kind, m: int, n: int, k: int, groups: int, num_sms: int
 ) -> dict[str, tuple[Config, list[float]]]:
     """This package's results for GPUs with this many SMs: (configuration, microseconds) by GPU name."""
-    entry_key, found = key(kind, m, n, k, groups), {}
+    key, found = _key(kind, m, n, k, groups), {}
     for path in sorted(SHIPPED.glob("*.json")):
-        entry = _table(path).get(entry_key)
+        entry = _table(path).get(key)
         if entry and entry["num_sms"] == num_sms:
             found[path.stem.replace("_", " ")] = Config(**entry["config"]), entry["us"]
     return found
@@ -81,16 +82,21 @@ def keep(gpu: str, config: Config, m: int, groups: int, num_sms: int, us: Sequen
     the same moment, one result may get lost.
     """
     path = _own() / _file(gpu)
-    table = _read(path) | {
-        key(config.kind, m, config.n, config.k, groups): {
+    table = _read(path) | entry(config, m, groups, num_sms, us)
+    folders.replace(path, json.dumps(table, indent=1, sort_keys=True))
+    forget()
+    return path
+
+
+def entry(config: Config, m: int, groups: int, num_sms: int, us: Sequence[float]) -> dict[str, Any]:
+    """A table with one result."""
+    return {
+        _key(config.kind, m, config.n, config.k, groups): {
             "us": [round(one, 3) for one in us],
             "num_sms": num_sms,
             "config": dataclasses.asdict(config),
         }
     }
-    folders.replace(path, json.dumps(table, indent=1, sort_keys=True))
-    forget()
-    return path
 
 
 def forget() -> None:
@@ -104,11 +110,10 @@ def _own() -> Path:
 
 
 def _file(gpu: str) -> str:
-    return re.sub(r"\W+", "_", gpu).strip("_") + ".json"
+    return stem(gpu) + ".json"
 
 
-def key(kind: Kind, m: int, n: int, k: int, groups: int) -> str:
-    """The key of an entry; `m` is the number of rows as choice.rows_to_expect gives it."""
+def _key(kind: Kind, m: int, n: int, k: int, groups: int) -> str:
     return f"{kind} {groups}x{m}x{n}x{k}"
 
 

@@ -540,7 +540,7 @@ workbench.Text(f"```python\n{text}```", text)
 
 # %%
 H100 = GPU.replace(" ", "_")
-everything = list(calibration.read(measured.DATA / "calibration" / f"{H100}.csv"))
+everything = list(calibration.read(measured.DATA / "calibration" / H100))
 results = [one for one in everything if math.isfinite(one.us[0])]  # those that were measured and right
 weights = {(one.cell.kind, one.cell.groups, *one.cell.shape[1:]) for one in results}
 print(f"{len(results)} configurations, at {len({one.cell for one in results})} products")
@@ -623,7 +623,7 @@ print(summary(by_estimate))
 # The function is the mean of three small neural networks. NumPy computes it:
 
 # %%
-text = page[page.index("    def __call__(self, given") : page.index("def _file(gpu")].rstrip() + "\n"
+text = page[page.index("    def __call__(self, given") : page.index("def stem(gpu")].rstrip() + "\n"
 workbench.Text(f"```python\n{text}```", text)
 
 # %%

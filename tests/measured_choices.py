@@ -11,19 +11,19 @@ from gemm_ladder.measure.configurations import Timed
 from gemm_ladder.measure.shapes import Cell
 from repository import REPOSITORY
 
-FILES = sorted((REPOSITORY / "figures" / "data" / "calibration").glob("*.csv"))
+FOLDERS = sorted((REPOSITORY / "figures" / "data" / "calibration").iterdir())
 
 
 @functools.cache
-def measured(path: Path) -> dict[Cell, list[Timed]]:
-    """The results of a file that have times, by product."""
+def measured(folder: Path) -> dict[Cell, list[Timed]]:
+    """The results of a folder that have times, by product."""
     found: dict[Cell, list[Timed]] = {}
-    for one in calibration.read(path):
+    for one in calibration.read(folder):
         if math.isfinite(one.us[0]):
             found.setdefault(one.cell, []).append(one)
     return found
 
 
-def gpu_of(path: Path) -> str:
-    """The name of the GPU that a file's results are of."""
-    return path.stem.replace("_", " ")
+def gpu_of(folder: Path) -> str:
+    """The name of the GPU that a folder's results are of."""
+    return folder.name.replace("_", " ")

@@ -23,39 +23,40 @@ from gemm_ladder.production.config import Config
 from gemm_ladder.production.prediction import predict
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from measured_choices import FILES, gpu_of, measured
+from measured_choices import FOLDERS, gpu_of, measured
 
 # ------------------------------------------------------------------------------------------- how good it is
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_regret(path):
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_regret(folder):
     """The kernel that a product gets is, on average, within a percent of the best that was measured for it.
     The worst cases are rare; NOTES.md says what they are."""
-    results = [one for some in measured(path).values() for one in some]
-    found = sorted(calibration.regrets(results, gpu_of(path)).values())
-    assert len(found) > 0.85 * len(measured(path)), "most chosen configurations were measured"
+    results = [one for some in measured(folder).values() for one in some]
+    found = sorted(calibration.regrets(results, gpu_of(folder)).values())
+    # The H100's results are older than the order of tiles that most of its candidates have now.
+    assert len(found) > (0.9 if "H200" in folder.name else 0.7) * len(measured(folder))
     assert statistics.mean(found) < 0.01
     assert found[int(0.95 * len(found))] < 0.05
     assert sum(value > 0.08 for value in found) < 0.02 * len(found)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_residuals(path):
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_residuals(folder):
     """What is expected of a configuration is within a few percent of what was measured."""
-    results = [one for some in measured(path).values() for one in some]
+    results = [one for some in measured(folder).values() for one in some]
     data = learning.prepare(results)
-    network = prediction.read(json.loads((prediction.LEARNED / f"{path.stem}.json").read_text()))
+    network = prediction.read(json.loads((prediction.LEARNED / f"{folder.name}.json").read_text()))
     off = learning.residuals(network, data, np.ones(len(results), dtype=bool))
     assert max(off) < 0.06
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_what_was_learned_is_of_this_file(path):
-    """learned/GPU.json names the number of results and the regret that its file has."""
-    meta = json.loads((prediction.LEARNED / f"{path.stem}.json").read_text())["meta"]
-    assert meta["gpu"] == gpu_of(path)
-    assert meta["results"] == sum(map(len, measured(path).values()))
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_what_was_learned_is_of_these_results(folder):
+    """learned/GPU.json names the number of results and the regret that its folder has."""
+    meta = json.loads((prediction.LEARNED / f"{folder.name}.json").read_text())["meta"]
+    assert meta["gpu"] == gpu_of(folder)
+    assert meta["results"] == sum(map(len, measured(folder).values()))
     assert meta["regret"]["not learned from"]["mean"] < 0.015
 
 
@@ -180,20 +181,19 @@ def test_candidates_keep_the_rules():
 
 
 def test_the_order_of_tiles():
-    """Where few tiles lie below each other, they run together, so that B is read from memory once."""
+    """It follows from the tile and the layout, unless it is given."""
 
-    def orders(rows: int) -> set[int]:
-        found = suiting("dense", rows)
-        return {
-            one.group_n
-            for one in found
-            if one.tile_m > one.tile_n and one.share == "nothing" and not one.tail
-        }
+    def order(kind: str, tile_m: int, tile_n: int, **fields: object) -> tuple[int, int]:
+        config = Config.of(kind, 4096, 7168, tile_m, tile_n, **fields)
+        return config.group_m, config.group_n
 
-    assert orders(6 * 128) >= {0} and orders(4096) == {4, 8}
-    assert {one.group_n for one in suiting("dense", 768) if one.tile_m == 128 > one.tile_n} == {0}
-    assert {one.group_n for one in suiting("dense", 769) if one.tile_m == 128 > one.tile_n} == {4}
-    assert {one.group_n for one in suiting("dense", 4096) if one.tile_m <= one.tile_n} == {0}
+    assert {order("dense", tile_m, tile_n) for tile_m in (64, 128) for tile_n in (32, 128, 192)} == {(8, 2)}
+    assert order("dense", 256, 128) == order("dense", 256, 64) == (8, 8)
+    assert order("contiguous", 128, 192) == (4, 0), "most tiles below each other have different experts"
+    assert order("contiguous", 64, 128) == (8, 0) and order("contiguous", 256, 128) == (8, 12)
+    assert {order("masked", tile_m, 128) for tile_m in (64, 128, 256)} == {(8, 0)}
+    assert order("dense", 128, 128, share="A", cluster=2) == (8, 0)
+    assert order("dense", 128, 128, group_m=5) == (5, 0) and order("dense", 128, 128, group_n=3) == (8, 3)
 
 
 def test_there_is_room_for_the_scales():

@@ -30,7 +30,8 @@ from families import (
 )
 from gemm_ladder.arguments import GroupedArgs
 from gemm_ladder.production import config as configs
-from gemm_ladder.production import launching
+from gemm_ladder.production import launching, prediction
+from gemm_ladder.production.candidates import Candidates
 from gemm_ladder.production.config import Config
 from gemm_ladder.production.precompiling import build_all
 from gemm_ladder.ref import emulator
@@ -90,6 +91,34 @@ def test_rows_are_dealt_out_as_the_configuration_says(config, m, num_sms, monkey
         begin += rows
     made = [np.sum(tiles["block"] == block) for block in range(config.cluster * config.at_once(num_sms))]
     assert made == sorted(made, reverse=True) and made[0] - made[-1] <= 1
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "k", "fields", "first"),
+    [
+        (512, 64 * 12, 128, {}, "down"),  # up to group_m units below each other
+        (513, 64 * 12, 128, {}, "aside"),
+        (513, 64 * 11, 128, {}, "down"),  # not many side by side
+        (513, 64 * 12, 65536, {}, "down"),  # A is too large to be loaded again for each narrow band
+        (513, 64 * 11, 65536, {"group_m": 2}, "aside"),  # bands as wide as they would be tall
+        (513, 64 * 12, 128, {"group_n": 0}, "down"),
+    ],
+)
+def test_the_order_of_units(m, n, k, fields, first, monkeypatch):
+    """Which way consecutive tiles go, and that prediction.py expects the same."""
+    monkeypatch.syspath_prepend(LESSONS)
+    from workshop import workbench_production
+
+    config = Config.of("dense", n, k, 64, 64, **{"group_m": 8, "group_n": 2} | fields)
+    tiles = workbench_production.walk(config, m, num_sms=1, device="cpu")
+    assert len(tiles) == len(set(zip(tiles["row"], tiles["column"], strict=True))) == config.units(m)
+    after_one = (int(tiles["row"][1]), int(tiles["column"][1]))
+    assert after_one == ((64, 0) if first == "down" else (0, 64))
+    band = config.group_n if first == "aside" else min(config.group_m, -(-m // 64))
+    after_band = (int(tiles["row"][band]), int(tiles["column"][band]))
+    assert after_band == ((0, 64) if first == "down" else (64, 0))
+    found = prediction.work(Candidates((config,)).columns, np.array([float(m)]), "dense", n, k, 1, 132)
+    assert found["share_b" if first == "down" else "share_a"] == [band]
 
 
 @pytest.mark.parametrize("config", DENSE, ids=name)

@@ -1,9 +1,10 @@
 """python -m gemm_ladder calibrate: measure configurations on a Hopper GPU, and learn how to choose from them.
 
     calibrate extend     add what the choice of today expects to be good, and some random configurations, for
-                         every product of `calibration.cells` to the file of results, without times
-    calibrate measure    time everything in the file that has no times; can be interrupted and goes on
-    calibrate fit        learn from the file, print how good the choice is, write production/learned/GPU.json
+                         every product of `calibration.cells` to the results, without times
+    calibrate measure    time every result that has no times; can be interrupted and goes on
+    calibrate fit        learn from the results, print how good the choice is, and write
+                         production/learned/GPU.json
     calibrate table      find the best configurations of the 30 rows of DeepSeek-V3's table, and write
                          production/tables/GPU.json
 
@@ -67,33 +68,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     if gpu is None or arguments.step in (None, "measure", "table"):
         device, gpu = session.need_gpu("what is measured is time", None)
     name = prediction.stem(gpu)
-    path = root / "figures" / "data" / "calibration" / f"{name}.csv"
-    path.parent.mkdir(exist_ok=True)
+    folder = root / "figures" / "data" / "calibration" / name
     if arguments.step in (None, "extend"):
-        extend(path, gpu, arguments.seed)
+        extend(folder, gpu, arguments.seed)
     if arguments.step in (None, "measure"):
-        measure(path, device, arguments.seconds)
+        measure(folder, device, arguments.seconds)
     if arguments.step in (None, "fit"):
-        fit(path, prediction.LEARNED / f"{name}.json")
+        fit(folder, prediction.LEARNED / f"{name}.json")
     if arguments.step in (None, "table"):
         make_table(tuned.SHIPPED / f"{name}.json", device, gpu)
     return 0
 
 
-def extend(path: Path, gpu: str, seed: int) -> None:
-    """Add configurations to a file of results, those that are not in it."""
-    results = {(one.cell, one.config): one for one in _read(path)}
+def extend(folder: Path, gpu: str, seed: int) -> None:
+    """Add configurations to a folder of results, those that are not in it."""
+    results = {(one.cell, one.config): one for one in calibration.read(folder)}
     before, products = len(results), calibration.cells()
     draw = random.Random(seed)
     for cell in products:
         for config in calibration.to_measure(cell, gpu, draw):
             results.setdefault((cell, config), Timed(cell, config, UNMEASURED))
-    calibration.write(path, _in_order(results.values()))
+    calibration.write(folder, _in_order(results.values()))
     print(f"{len(results)} configurations at {len(products)} products, {len(results) - before} of them new")
-
-
-def _read(path: Path) -> list[Timed]:
-    return list(calibration.read(path)) if path.exists() else []
 
 
 def _in_order(results: Iterable[Timed]) -> list[Timed]:
@@ -105,13 +101,13 @@ def _in_order(results: Iterable[Timed]) -> list[Timed]:
     return [one for same in weights.values() for one in sorted(same, key=lambda timed: timed.cell.shape.m)]
 
 
-def measure(path: Path, device: torch.device, seconds: float) -> None:
-    """Time everything in a file that has no times, and keep them there.
+def measure(folder: Path, device: torch.device, seconds: float) -> None:
+    """Time everything in a folder of results that has no times, and keep them there.
 
     Raises:
         GemmLadderError: a kernel has faulted on the GPU. It is marked as wrong.
     """
-    results = _in_order(_read(path))
+    results = _in_order(calibration.read(folder))
     todo: dict[Cell, list[Config]] = {}
     for cell, config, us in results:
         if math.isnan(us[0]):
@@ -123,12 +119,12 @@ def measure(path: Path, device: torch.device, seconds: float) -> None:
         for number, timed in enumerate(_timed(todo, device, "products", seconds)):
             found |= {(one.cell, one.config): one for one in timed}
             if number % SAVE_EVERY == SAVE_EVERY - 1:
-                calibration.write(path, found.values())
+                calibration.write(folder, found.values())
     except KernelFault as fault:
         found[fault.cell, fault.config] = Timed(fault.cell, fault.config, WRONG)
         raise
     finally:
-        calibration.write(path, found.values())
+        calibration.write(folder, found.values())
 
 
 def make_table(path: Path, device: torch.device, gpu: str) -> None:
@@ -166,20 +162,24 @@ def _timed(
         batches.close()
 
 
-def fit(path: Path, learned: Path) -> None:
-    """Learn from a file of results, print how good the choice is, and write what was learned."""
-    results = [one for one in _read(path) if math.isfinite(one.us[0])]
+def fit(folder: Path, learned: Path) -> None:
+    """Learn from a folder of results, and to a lesser degree from those of other GPU models beside it; print
+    how good the choice is, and write what was learned."""
+    results = _measured(folder)
     if not results:
-        raise InputError(f"{path.name} has no times; calibrate measure on a Hopper GPU is needed first")
+        raise InputError(f"{folder.name} has no times; calibrate measure on a Hopper GPU is needed first")
+    beside = [other for other in sorted(folder.parent.iterdir()) if other != folder]
+    others = [one for other in beside for one in _measured(other)]
     data = learning.prepare(results)
-    unseen = cross_validated(results, data)
-    written = learning.fit(data)
+    data_of_others = learning.prepare(others) if others else None
+    unseen = cross_validated(results, data, others, data_of_others)
+    written = learning.fit(data, data_of_others)
     network = prediction.read(written)
     everything = np.ones(len(results), dtype=bool)
     seen = learning.regrets(network, data, everything)
     off = learning.residuals(network, data, everything)
     meta = {
-        "gpu": path.stem.replace("_", " "),
+        "gpu": folder.name.replace("_", " "),
         "sources": build.sources_digest(),
         "results": len(results),
         "regret": {
@@ -194,6 +194,10 @@ def fit(path: Path, learned: Path) -> None:
     choice.plan.cache_clear()
     print(f"Written: {learned.name}")
     show(results, meta)
+
+
+def _measured(folder: Path) -> list[Timed]:
+    return [one for one in calibration.read(folder) if math.isfinite(one.us[0])]
 
 
 def show(results: Sequence[Timed], meta: Mapping[str, Any]) -> None:
@@ -224,16 +228,22 @@ def _lines(written: dict[str, object]) -> str:
     return text.replace("],[", "],\n[").replace('},"', '},\n"') + "\n"
 
 
-def cross_validated(results: Sequence[Timed], data: learning.Data) -> list[learning.Regret]:
-    """The regret at weights that a fit has not seen: a fifth of the weights is left out in each of five."""
+def cross_validated(
+    results: Sequence[Timed],
+    data: learning.Data,
+    others: Sequence[Timed] = (),
+    data_of_others: learning.Data | None = None,
+) -> list[learning.Regret]:
+    """The regret at weights that a fit has not seen, on this GPU model or another: a fifth of the weights is
+    left out in each of five."""
     weights = sorted({one.cell.shape[1:] for one in results})
     random.Random(0).shuffle(weights)
     found: list[learning.Regret] = []
     for fold in range(FOLDS):
         left_out = set(weights[fold::FOLDS])
         among = np.array([one.cell.shape[1:] in left_out for one in results])
-        rest = ~among
-        _, products = np.unique(data.products[rest], return_inverse=True)
-        part = learning.Data(data.inputs[rest], data.base[rest], data.target[rest], products)
-        found += learning.regrets(prediction.read(learning.fit(part)), data, among)
+        foreign = np.array([one.cell.shape[1:] not in left_out for one in others], dtype=bool)
+        rest = None if data_of_others is None else learning.part(data_of_others, foreign)
+        network = prediction.read(learning.fit(learning.part(data, ~among), rest))
+        found += learning.regrets(network, data, among)
     return found

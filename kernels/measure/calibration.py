@@ -1,7 +1,7 @@
 """What the choice is calibrated with: products, configurations to measure at them, and the file of results.
 
 The products have the weights of some models and random ones, so that the choice is not good for a list of
-models only. A result is a line of figures/data/calibration/GPU.csv: the product, the fields of the
+models only. A result is a line of a file of figures/data/calibration/GPU: the product, the fields of the
 configuration, and microseconds with L2 dirty, L2 clean and in a graph (empty if not measured, inf if the
 result was wrong).
 """
@@ -23,7 +23,7 @@ from gemm_ladder.measure.configurations import Timed
 from gemm_ladder.measure.shapes import WEIGHTS, Cell, Shape, masked_cell
 from gemm_ladder.production import choice, prediction
 from gemm_ladder.production.candidates import Form, candidates, made
-from gemm_ladder.production.config import Config, Share
+from gemm_ladder.production.config import WGMMA_M, Config, Share
 
 # [n, k]: DeepSeek-V3's linears, those of Llama 3.1 8B and 70B and of Qwen3 32B, some cut by tensor
 # parallelism, and two small ones. `models` has the sources.
@@ -41,8 +41,15 @@ ROWS = (
 )
 MOST_FLOPS = 4e12  # of a product
 MOST_WEIGHTS = 8e9  # elements of B
+# Random weights of any size with an m from each of these ranges, every other one just above a whole number of
+# tiles, where a choice of the wrong tile costs most; and random experts.
+MORE_RANDOM = 30
+MORE_ROWS = ((1, 8), (9, 32), (33, 64), (65, 128), (129, 256), (257, 512), (513, 1100), (1101, 3000))
+MOST_GROUPED = 65_536  # rows of all groups
+MORE_EXPERTS, GROUPS = 40, (4, 8, 16, 32, 64, 128, 256)
 EXPERTS = ((4096, 7168), (7168, 2048), (3072, 4096), (4096, 1536), (28672, 4096), (1536, 2048))
 EXPERT_ROWS = ((1, 40), (41, 160), (161, 500), (501, 2000))
+MOST_LINES = 11_000  # of a file of results, about 800 kB
 LIKELY, NEAR, ANY = 6, 3, 3  # configurations for each product: the best expected, and random ones
 NEAR_BY, ANY_BY = 0.25, 0.8  # how much slower, as a logarithm, the random ones may be expected to be
 
@@ -55,12 +62,19 @@ def rows_of(cell: Cell) -> float:
 
 
 def cells() -> list[Cell]:
-    """The products: dense ones, then those with groups. The same in every run."""
+    """The products: dense ones, and those with groups. The same in every run."""
+    found = [*_first_cells(), *_more_cells()]
+    return [one for one in dict.fromkeys(found) if one.flops <= MOST_FLOPS and one.weights <= MOST_WEIGHTS]
+
+
+def _between(draw: random.Random, low: float, high: float) -> float:
+    return math.exp(draw.uniform(math.log(low), math.log(high)))
+
+
+def _first_cells() -> list[Cell]:
+    """The weights of some models and random ones."""
     draw = random.Random(0)
-
-    def between(low: float, high: float) -> float:
-        return math.exp(draw.uniform(math.log(low), math.log(high)))
-
+    between = functools.partial(_between, draw)
     weights = [*PUBLIC]
     while len(weights) < len(PUBLIC) + RANDOM:
         n, k = round(between(256, 60_000) / 64) * 64, round(between(256, 30_000) / SCALE_BLOCK) * SCALE_BLOCK
@@ -77,7 +91,33 @@ def cells() -> list[Cell]:
                 shape = Shape(round(between(low, high)), n, k)
                 found.append(Cell("contiguous", groups, shape))
                 found.append(masked_cell(groups, shape, align(4 * shape.m, M_ALIGNMENT)))
-    return [one for one in dict.fromkeys(found) if one.flops <= MOST_FLOPS and one.weights <= MOST_WEIGHTS]
+    return found
+
+
+def _more_cells() -> list[Cell]:
+    """Random ones of the kinds where a first calibration was wrong most often: just above whole tiles, very
+    large weights, other numbers of groups."""
+    draw = random.Random(1)
+    between = functools.partial(_between, draw)
+    found, weights = [], 0
+    while weights < MORE_RANDOM:
+        n, k = round(between(512, 120_000) / 64) * 64, round(between(384, 30_000) / SCALE_BLOCK) * SCALE_BLOCK
+        if n * k > 1.8e9:
+            continue
+        weights += 1
+        for low, high in MORE_ROWS:
+            m = min(high, round(between(low, high + 0.5)))
+            above = draw.random() < 0.5 and m >= WGMMA_M
+            found.append(
+                Cell("dense", 1, Shape(m // WGMMA_M * WGMMA_M + draw.randint(1, 16) if above else m, n, k))
+            )
+    for _ in range(MORE_EXPERTS):
+        n, k = (round(between(512, 8192) / SCALE_BLOCK) * SCALE_BLOCK for _ in range(2))
+        groups = draw.choice(GROUPS)
+        shape = Shape(round(between(1, min(2000, MOST_GROUPED // groups))), n, k)
+        found.append(Cell("contiguous", groups, shape))
+        found.append(masked_cell(groups, shape, align(4 * shape.m, M_ALIGNMENT)))
+    return found
 
 
 def to_measure(cell: Cell, gpu: str, draw: random.Random) -> list[Config]:
@@ -100,21 +140,14 @@ def chosen(cell: Cell, gpu: str) -> Config:
     return choice.choose(kind, rows * groups if kind == "contiguous" else rows, n, k, groups, gpu=gpu)
 
 
-def of_choice(results: Sequence[Timed], config: Config) -> Timed | None:
-    """The result of a configuration among those of one product; if it was measured in another order of tiles
-    only, that one; None if it was not measured."""
-
-    def tiles(one: Config) -> Config:
-        return dataclasses.replace(one, group_n=0)
-
-    exact = [one for one in results if one.config == config]
-    return next(iter([*exact, *(one for one in results if tiles(one.config) == tiles(config))]), None)
+def of_choice(results: Iterable[Timed], config: Config) -> Timed | None:
+    """The result of a configuration among those of one product; None if it was not measured there."""
+    return next((one for one in results if one.config == config), None)
 
 
 def regrets(results: Iterable[Timed], gpu: str) -> dict[Cell, float]:
     """How much longer the chosen configuration takes than the best one measured, by the geometric mean over
-    the states of L2: 0.01 is one percent. Only products are there whose chosen configuration was measured, as
-    `of_choice` finds it."""
+    the states of L2: 0.01 is one percent. Only products are there whose chosen configuration was measured."""
     products: dict[Cell, list[Timed]] = {}
     for one in results:
         if math.isfinite(one.mean):
@@ -135,7 +168,23 @@ _OTHERS = tuple(
 COLUMNS = (*_CELL, *Form._fields, "others", *prediction.STATES)
 
 
-def write(path: Path, results: Iterable[Timed]) -> None:
+def write(folder: Path, results: Iterable[Timed]) -> None:
+    """Write results to the files 1.csv, 2.csv, ... of a folder, none of which is too large to look at."""
+    left, number = list(results), 0
+    folder.mkdir(parents=True, exist_ok=True)
+    while left or not number:
+        number += 1
+        _write(folder / f"{number}.csv", left[:MOST_LINES])
+        left = left[MOST_LINES:]
+    for path in _files(folder)[number:]:
+        path.unlink()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.csv"), key=lambda path: int(path.stem))
+
+
+def _write(path: Path, results: Sequence[Timed]) -> None:
     """Write a file of results. What a configuration has in common with the candidate of its form is left out;
     the column "others" has the rest, as name=value."""
     with path.open("w", newline="") as file:
@@ -159,9 +208,14 @@ def _form(config: Config) -> Form:
     return Form(*(getattr(config, name) for name in Form._fields))
 
 
-def read(path: Path) -> Iterator[Timed]:
-    """The results of a file."""
+def read(folder: Path) -> Iterator[Timed]:
+    """The results in the files of a folder."""
     cells: dict[tuple[str, ...], Cell] = {}  # results of one product share the object
+    for path in _files(folder):
+        yield from _read(path, cells)
+
+
+def _read(path: Path, cells: dict[tuple[str, ...], Cell]) -> Iterator[Timed]:
     with path.open(newline="") as file:
         for line in csv.DictReader(file):
             sizes = tuple(line[name] for name in _CELL)

@@ -21,14 +21,15 @@ from gemm_ladder.production.prediction import STATES, Network
 LEAST_SCALE = 0.1  # of an input: what hardly varies must not weigh much where it does
 HIDDEN = 32  # units of a hidden layer
 MEMBERS = 3  # networks, of which the mean is taken
-STEPS = 1500
+STEPS = 3000
 RATE, DECAY = 1e-2, 1e-3  # of AdamW
 NEAR = 4.0  # how fast a configuration's weight falls with its distance from the best, as a logarithm
+OTHERS = 0.3  # weight of a result of another GPU model, against one of the model that is fitted
 BETWEEN = 3.0  # weight of the differences between configurations, against that of the times themselves
 
 
 class Data(NamedTuple):
-    """Measured times in the form that the fit needs.
+    """Measured times of one GPU model in the form that the fit needs.
 
     Attributes:
         inputs: [results, inputs] of the network.
@@ -64,10 +65,31 @@ def prepare(results: Sequence[Timed], num_sms: int = H100_SMS) -> Data:
     return Data(inputs, base, target, products)
 
 
-def fit(data: Data, seed: int = 0) -> dict[str, Any]:
-    """Fit the networks. Returns the content of a file of learned/: see `prediction.read`."""
+def part(data: Data, among: np.ndarray[Any, np.dtype[np.bool_]]) -> Data:
+    """Some of the results, a mask."""
+    _, products = np.unique(data.products[among], return_inverse=True)
+    return Data(data.inputs[among], data.base[among], data.target[among], products)
+
+
+def fit(own: Data, others: Data | None = None, seed: int = 0) -> dict[str, Any]:
+    """Fit the networks for a GPU model to its results.
+
+    Args:
+        others: results of other models. They count OTHERS times as much, and an input that says whose result
+            it is lets the networks tell them apart. What only these have, such as an order of tiles that was
+            never measured on this model, the networks know from them.
+
+    Returns:
+        The content of a file of learned/: see `prediction.read`.
+    """
+    data, mine = own, np.ones(len(own.base))
+    if others is not None:
+        products = np.concatenate([own.products, others.products + own.products.max() + 1])
+        pairs = zip(own[:-1], others[:-1], strict=True)
+        data = Data(*(np.concatenate(pair) for pair in pairs), products)
+        mine = np.concatenate([mine, np.zeros(len(others.base))])
     mean, scale = data.inputs.mean(axis=0), np.maximum(data.inputs.std(axis=0), LEAST_SCALE)
-    members = [_fit_one(data, mean, scale, seed + member) for member in range(MEMBERS)]
+    members = [_fit_one(data, mine, mean, scale, seed + member) for member in range(MEMBERS)]
     return {
         "inputs": list(prediction.INPUTS),
         "states": list(STATES),
@@ -77,10 +99,11 @@ def fit(data: Data, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def _fit_one(data: Data, mean: Floats, scale: Floats, seed: int) -> list[list[Any]]:
+def _fit_one(data: Data, mine: Floats, mean: Floats, scale: Floats, seed: int) -> list[list[Any]]:
     torch.manual_seed(seed)
     far = prediction.FAR
-    given = torch.from_numpy(np.clip((data.inputs - mean) / scale, -far, far)).float()
+    normal = np.clip((data.inputs - mean) / scale, -far, far)
+    given = torch.from_numpy(np.concatenate([normal, mine[:, None]], axis=1)).float()
     known = torch.from_numpy(~np.isnan(data.target))
     target = torch.from_numpy(np.nan_to_num(data.target - data.base[:, None])).float()
     layers = [torch.nn.Linear(given.shape[1], HIDDEN), torch.nn.Linear(HIDDEN, HIDDEN)]
@@ -92,7 +115,8 @@ def _fit_one(data: Data, mean: Floats, scale: Floats, seed: int) -> list[list[An
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS)
     products = torch.from_numpy(data.products)
-    weight = torch.from_numpy(np.nan_to_num(np.exp(-NEAR * (data.target - _best(data))))).float()
+    near = np.nan_to_num(np.exp(-NEAR * (data.target - _best(data))))
+    weight = torch.from_numpy(near * np.where(mine, 1, OTHERS)[:, None]).float()
     count = _sums(known.float(), products).clamp(min=1)[products]
     for _ in range(STEPS):
         optimizer.zero_grad()
@@ -102,6 +126,9 @@ def _fit_one(data: Data, mean: Floats, scale: Floats, seed: int) -> list[list[An
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
+    with torch.no_grad():  # whose result it is, is known when the network is used
+        layers[0].bias += layers[0].weight[:, -1]
+        layers[0].weight = torch.nn.Parameter(layers[0].weight[:, :-1])
     return [[_rounded(layer.weight.T), _rounded(layer.bias)] for layer in layers]
 
 

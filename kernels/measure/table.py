@@ -22,8 +22,8 @@ from gemm_ladder.production.config import INTERLEAVES, WGMMA_M, Config, fits
 
 LIKELY = 8  # configurations of a row whose details are not varied, beside the one in the table
 VARIED = 3  # of these, the first ones, whose details are
-# group_m, group_n
-ORDERS = (*((down, 0) for down in (4, 5, 8, 10, 16)), *((8, across) for across in (4, 8, 12, 16, 24)))
+# group_m, group_n; with a group_m of 1, bands are group_n units wide however few units lie below each other
+ORDERS = (*((down, 0) for down in (4, 5, 8, 10, 16)), *((1, across) for across in (2, 4, 8, 12, 16)))
 UNROLLS = (1, 2, 4, 8)
 PREFETCHES = (0, 2, 3, 4, 8)
 FEWER_STAGES = (1, 2, 4)

@@ -34,7 +34,6 @@ SPLIT_TILE = 128 * 128  # elements of the largest tile whose K is split
 LEAST_BLOCKS = 4  # K blocks that each thread block of a cluster which splits K has at least
 MOST_WAVES = 24  # of small tiles: with more, larger ones are faster, as a tile's fixed costs add up
 SMALL_TILE = 128 * 128
-FEW_DOWN = 6  # tiles below each other that run together, so that B is read from memory once (NOTES.md)
 
 
 def prefetched(tile_n: int) -> int:
@@ -53,7 +52,6 @@ class Form(NamedTuple):
     stream_b: bool
     tail_m: int
     tail_n: int
-    group_n: int
 
 
 def made(kind: Kind, n: int, k: int, form: Form) -> Config:
@@ -77,11 +75,10 @@ def _all(kind: Kind, k: int) -> Iterator[Config]:
                 for blocks_an_sm in (1, 2) if tile_m == WGMMA_M and share == "nothing" else (1,):
                     for tail_m, tail_n in ((0, 0), *_tails(kind, tile_m, tile_n, share)):
                         for stream_b in (False, True) if share != "B" and not tail_m else (False,):
-                            for group_n in _bands(kind, tile_m, tile_n, share, stream_b or tail_m > 0):
-                                how = share, cluster, blocks_an_sm, stream_b, tail_m, tail_n, group_n
-                                config = made(kind, ANY_N, k, Form(tile_m, tile_n, *how))
-                                if fits(config):
-                                    yield config
+                            how = share, cluster, blocks_an_sm, stream_b, tail_m, tail_n
+                            config = made(kind, ANY_N, k, Form(tile_m, tile_n, *how))
+                            if fits(config):
+                                yield config
 
 
 def _shares(kind: Kind, tile_m: int, tile_n: int) -> Iterator[tuple[Share, int]]:
@@ -101,19 +98,6 @@ def _tails(kind: Kind, tile_m: int, tile_n: int, share: Share) -> Iterator[tuple
         yield from (tail for tail in TAILS if math.prod(tail) < tile_m * tile_n)
 
 
-def _bands(kind: Kind, tile_m: int, tile_n: int, share: Share, one: bool) -> tuple[int, ...]:
-    """Config.group_n to try with a tile; only `one` of them where it does not matter.
-
-    Tiles that run together should load the same tile of the larger operand: of A, where they are taller than
-    wide. But where few of them lie below each other, B is the larger one.
-    """
-    if share != "nothing" or tile_m <= tile_n:
-        return (0,)
-    if kind != "dense":
-        return (12,) if kind == "contiguous" else (8,)
-    return (8,) if one else (0, 8 if tile_n >= SCALE_BLOCK else 4)
-
-
 class Candidates:
     """Configurations, and their fields as columns of numbers.
 
@@ -126,7 +110,7 @@ class Candidates:
         self.configs = configs
         names = (
             *("tile_m", "tile_n", "consumers", "slices", "consumer_n", "stages", "cluster", "down", "right"),
-            *("blocks_an_sm", "stream_b", "prefetch", "tail_m", "tail_n", "group_n", "scales_b"),
+            *("blocks_an_sm", "stream_b", "prefetch", "tail_m", "tail_n", "group_m", "group_n", "scales_b"),
             "stage_bytes",
         )
         self.columns: dict[str, Floats] = {
@@ -171,8 +155,6 @@ class Candidates:
             suits &= (column["stream_b"] == 0) | (down <= 1)
             suits &= (area >= SMALL_TILE) | (tiles <= MOST_WAVES * num_sms)
             suits &= (column["blocks_an_sm"] == 1) | (tiles > num_sms)
-            tall = (tile_m > tile_n) & (cluster == 1) & (column["tail_m"] == 0) & (column["stream_b"] == 0)
-            suits &= ~tall | ((column["group_n"] == 0) == (down <= FEW_DOWN))
             whole = tiles // num_sms * num_sms // across * tile_m
             suits &= (column["tail_m"] == 0) | ((whole > 0) & (whole < rows))
         elif kind == "masked":

@@ -38,13 +38,17 @@ STEPS: tuple[int, ...] = (
 MIDDLES = tuple(
     (below + 1 + step) / 2 if step > 256 else step for below, step in zip((0, *STEPS), STEPS, strict=False)
 )
-# For these the kernels of a weight are selected, from one row to many.
+# For these the kernels of a weight are selected. Just above whole tiles much depends on having the right one.
 SELECTED_FOR = (
-    *(8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640, 704),
-    *(768, 896, 1024, 1152, 1280, 1408, 1536, 1792, 2048, 2304, 2560, 3072, 3584, 4096, 5120, 6144, 8192),
-    *(12288, 16384),
+    *(8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 136, 144, 160, 192, 200, 224, 256, 272, 304, 320, 336),
+    *(384, 400, 448, 464, 512, 528, 576, 592, 640, 656, 704, 768, 832, 896, 1024, 1152, 1280, 1408),
+    *(1536, 1792, 2048, 2304, 2560, 3072, 3584, 4096, 5120, 6144, 8192, 16384),
 )
 WORTHWHILE = 0.0002  # what another kernel has to gain on average, as a share of the time
+NEAR = 0.1  # a kernel is considered if it is expected to be at most this much slower than the best, somewhere
+MISSING = 2.0  # how much slower a number of rows is taken to be that no kernel suits
+BADLY = 20.0  # how much more a large loss at one number of rows counts than a small one at many
+MOST_EXCHANGES = 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,23 +157,42 @@ def plan(
 
 
 def _select(times: Floats, start: Floats | None) -> list[int]:
-    """The indices of the configurations that together are the fastest, selected one after another.
+    """The indices of the configurations that together are the fastest. They are selected one after another;
+    then single ones are exchanged as long as that helps.
 
     Args:
         times: [configurations, rows], logarithms of the expected times.
         start: the same of configurations that are there anyway.
     """
-    least = times.min(axis=0)
-    best = np.full_like(least, 1e3) if start is None else np.minimum(start.min(axis=0), least + 1e3)
+    least = times.min(axis=0) if start is None else np.minimum(times.min(axis=0), start.min(axis=0))
+    near = np.flatnonzero((times < least + NEAR).any(axis=1))
+    slower = np.minimum(times[near] - least, MISSING)
+    given = np.full_like(least, MISSING) if start is None else np.minimum(start.min(axis=0) - least, MISSING)
+
+    def costs(by: Floats) -> Floats:
+        found: Floats = (by + BADLY * by * by).sum(axis=-1)
+        return found
+
     found: list[int] = []
+    best, now = given, float(costs(given))
     for _ in range(MOST_KERNELS - (0 if start is None else len(start))):
-        gains = np.maximum(best - times, 0).sum(axis=1)
-        one = int(gains.argmax())
-        if gains[one] <= WORTHWHILE * len(least):
+        after = costs(np.minimum(best, slower))
+        one = int(after.argmin())
+        if now - after[one] <= WORTHWHILE * len(least):
             break
         found.append(one)
-        best = np.minimum(best, times[one])
-    return found
+        best, now = np.minimum(best, slower[one]), float(after[one])
+    for _ in range(MOST_EXCHANGES):
+        exchanges = []
+        for place in range(len(found)):
+            rest = np.minimum.reduce([given, *(slower[one] for one in found if one != found[place])])
+            after = costs(np.minimum(rest, slower))
+            exchanges.append((float(after.min()), place, int(after.argmin())))
+        if not exchanges or min(exchanges)[0] >= now - 1e-9:
+            break
+        now, place, one = min(exchanges)
+        found[place] = one
+    return [int(near[one]) for one in found]
 
 
 def expected(

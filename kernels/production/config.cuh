@@ -24,7 +24,7 @@ struct Config {
     int cluster;                   // CTAs per cluster
     Share share;                   // what they share
     int group_m;                   // rasterisation: clusters walk bands group_m units tall (scheduler.cuh)
-    int group_n;                   // if not 0: bands group_n units wide instead
+    int group_n;                   // if not 0: bands group_n units wide, where there are many units
     int unroll;                    // K blocks in the body of the main loop
     int blocks_an_sm;              // CTAs per SM, one or two
     bool stream_b;                 // B is read once, so it should be evicted from L2 first

@@ -26,6 +26,7 @@ SHARED_BYTES = (
     233_472  # shared memory of an SM; each of its thread blocks takes 1024 bytes more than it asks for
 )
 MAX_STAGES = 16
+MANY_UNITS, STAYS_IN_L2 = 12, 24_000_000  # kManyUnits and kStaysInL2 of scheduler.cuh
 MAX_RING = 176 * 1024  # most bytes that `Config.of` gives the ring of stages if a tile has 64 rows
 WGMMA_M = 64
 # Registers for accumulators by the number of consumer warpgroups: a thread has 232 registers with two, 255
@@ -50,9 +51,11 @@ class Config:
         share: "nothing"; "A": the cluster's tiles lie side by side and A is multicast; "B": they lie below
             each other and B is multicast; "K": split-K, the cluster computes one tile, each block over a
             range of K.
-        group_m, group_n: rasterisation: clusters walk bands that are group_m units of work tall, or, if
-            group_n is not 0, group_n units wide, so that tiles that run at the same time share operands in
-            L2.
+        group_m, group_n: rasterisation: clusters walk bands that are group_m units of work tall, or, where
+            there are more units than that below each other and group_n is not 0, group_n units wide, so that
+            tiles that run at the same time share operands in L2. Where group_n is less than group_m, bands
+            are group_n wide only if there are also `MANY_UNITS` side by side, and A has at most `STAYS_IN_L2`
+            bytes.
         unroll: K blocks in the body of the main loop.
         blocks_an_sm: thread blocks on an SM at a time, one or two.
         stream_b: load B with the L2 policy evict-first, because it is read once.
@@ -87,9 +90,9 @@ class Config:
     def of(
         cls, kind: Kind, n: int, k: int, tile_m: int, tile_n: int, stages: int | None = None, **fields: Any
     ) -> Config:
-        """A configuration in which what is not given follows from the tile: how many consumers, how far the
-        main loop is unrolled, and how many stages there are: as many as fit, but with 64-row tiles no more
-        than MAX_RING bytes of them."""
+        """A configuration in which what is not given follows from the tile: how many consumers, in which
+        order tiles are computed, how far the main loop is unrolled, and how many stages there are: as many
+        as fit, but with 64-row tiles no more than MAX_RING bytes of them."""
         fields.setdefault("consumers_m", min(2, tile_m // WGMMA_M))
         wide = fields["consumers_m"] == 1 and tile_n % 32 == 0 and tile_n > MAX_ACCUMULATORS[1] * 2 // 3
         fields.setdefault("consumers_n", 2 if wide else 1)
@@ -99,9 +102,9 @@ class Config:
             slices = max(one.slices for one in (config, config.tail) if one)
             unroll = 8 if slices > 1 else 1 if config.accumulators > 160 else 4
             config = dataclasses.replace(config, unroll=unroll)
-        if "group_n" not in fields and config.share == "nothing" and tile_m > tile_n:
-            # Thread blocks that run together should load the same tile of the larger operand, A here.
-            config = dataclasses.replace(config, group_n=12 if kind == "contiguous" else 8)
+        if config.share == "nothing" and not {"group_m", "group_n"} & fields.keys():
+            group_m, group_n = _order(kind, tile_m, tile_n)
+            config = dataclasses.replace(config, group_m=group_m, group_n=group_n)
         if stages is None:
             # With 64-row tiles a deeper ring is slower: L2 has to hold what was requested until it is loaded.
             most = MAX_RING // config.stage_bytes if config.tile_m == WGMMA_M else MAX_STAGES
@@ -255,6 +258,16 @@ class Config:
             if not rule.holds(self):
                 raise InputError(f"{rule.field} is {getattr(self, rule.field)!r}; it {rule.needed}")
         return self
+
+
+def _order(kind: Kind, tile_m: int, tile_n: int) -> tuple[int, int]:
+    """group_m and group_n where nothing is shared, as 1744 orders were measured (NOTES.md, 2026-11-29)."""
+    if kind == "dense":
+        return 8, 8 if tile_m > 2 * WGMMA_M else 2
+    if kind == "contiguous":
+        # Tiles below each other often have different experts, so their B is different, too.
+        return (8, 12) if tile_m > tile_n else (4 if tile_m > WGMMA_M else 8, 0)
+    return 8, 0
 
 
 class Rule(NamedTuple):

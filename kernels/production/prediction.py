@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from gemm_ladder.arguments import H100_SMS, SCALE_BLOCK, Kind, ceil_div
 from gemm_ladder.production.candidates import Candidates, Floats
-from gemm_ladder.production.config import Config
+from gemm_ladder.production.config import MANY_UNITS, STAYS_IN_L2, Config
 
 LEARNED = Path(__file__).resolve().parent / "learned"
 STATES = ("dirty", "clean", "graph")  # of L2, as gemm_ladder.measure.timing describes them
@@ -150,6 +150,9 @@ def work(
     together = sum(c[name] ** OVERLAP for name in overlapping) ** (1 / OVERLAP)
     c["estimate"] = LAUNCH_US + c["output_us"] + c["shares_K"] * SPLIT_US + together
     columns_of = c["consumer_n"]
+    below = np.ceil(rows / unit_m) if kind == "masked" else down
+    bytes_a = (rows * groups if kind == "contiguous" else rows) * k
+    c |= _order(c, below, across, units, at_once, bytes_a)
     return c | {
         "rows": rows,
         "n": np.full_like(rows, n),
@@ -177,6 +180,28 @@ def work(
     }
 
 
+def _order(
+    c: Mapping[str, Floats], below: Floats, across: Floats, units: Floats, at_once: Floats, bytes_a: Floats
+) -> dict[str, Floats]:
+    """What follows from the order of units (Config.group_m): how many in a row share A, and how many share B;
+    the distinct rows and columns of units that run at once, as a share of what they request; and how full the
+    last band is. `below`: units below each other, of one group."""
+    aside = (c["group_n"] > 0) & (below > c["group_m"])
+    aside &= (c["group_n"] >= c["group_m"]) | ((across >= MANY_UNITS) & (bytes_a <= STAYS_IN_L2))
+    group = np.where(aside, c["group_n"], c["group_m"])
+    breadth = np.where(aside, across, below)
+    run = np.minimum(group, breadth)
+    together = np.minimum(units, at_once)
+    high = np.where(aside, np.minimum(together / run, below), np.maximum(run, together / across))
+    unit_m, unit_n = c["tile_m"] * c["down"], c["tile_n"] * c["right"]
+    return {
+        "share_a": np.where(aside, run, 1),
+        "share_b": np.where(aside, 1, run),
+        "distinct": (high * unit_m + together / high * unit_n) / (together * (unit_m + unit_n)),
+        "last_band": (breadth - (np.ceil(breadth / group) - 1) * group) / run,
+    }
+
+
 def _rows(
     c: Mapping[str, Floats], rows: Floats, kind: Kind, groups: int, at_once: Floats, across: Floats
 ) -> tuple[Floats, Floats, Floats]:
@@ -199,11 +224,12 @@ SHARES = ("tensor_us", "promotion_us", "memory_us", "l2_us", "load_us", "output_
 LOGARITHMS = (
     *("estimate", "busy", "waves", "blocks", "tile_m", "tile_n", "consumer_n", "stages", "ring", "cluster"),
     *("scales_b", "box", "down_tiles", "across_tiles", "rows", "n", "k", "groups"),
+    *("share_a", "share_b", "distinct"),
 )
 AS_THEY_ARE = (
     *("last_wave", "slices", "consumers", "blocks_an_sm", "stream_b", "shares_A", "shares_B", "shares_K"),
     *("prefetch", "unaligned", "valid_m", "valid_n", "last_m", "has_tail", "narrow_boxes"),
-    *("contiguous", "masked"),
+    *("contiguous", "masked", "last_band"),
 )
 INPUTS = (*SHARES, *LOGARITHMS, *AS_THEY_ARE)
 

@@ -21,10 +21,12 @@ struct Tile {
 
 // A cluster takes a unit of work: tiles side by side (they share A), tiles below each other (they share B), or one tile
 // of which each CTA multiplies its own range of K.
-// Rasterisation: clusters walk bands group_m units tall (or, if group_n is not 0, group_n units wide), so that tiles
-// that run at the same time share operands in L2. Consecutive units of a band group_m tall lie below each other and
-// load the same rows of B; in one group_n wide they lie side by side and load the same rows of A. What they share
-// should be the operand of which a tile needs more.
+// Rasterisation: clusters walk bands of units, so that tiles that run at the same time share operands in L2. In a band
+// group_m units tall, consecutive units lie below each other and load the same rows of B; in one group_n units wide
+// they lie side by side and load the same rows of A. Up to group_m units below each other make one band, in which every
+// part of B is loaded once, by units that run together. Where there are more, the bands are group_n wide, unless
+// group_n is 0. Narrow bands, of fewer than group_m units, load all of A again very often. They pay where there are
+// many, and only while A stays in L2 (NOTES.md, 2026-11-29).
 template <Config kC>
 class Scheduler {
   public:
@@ -33,6 +35,8 @@ class Scheduler {
     static constexpr int kUnitsN = static_cast<int>(ceil_div(kC.n, kC.tile_n* kRight));
     static constexpr int kSliceM = kC.consumers_m * kWgmmaM;
     static constexpr int kSlices = kC.tile_m / kSliceM;
+    static constexpr int kManyUnits = 12;          // side by side
+    static constexpr int kStaysInL2 = 24'000'000;  // bytes of A; L2 has 50 MB, and holds parts of B and D, too
 
     // An upper bound of the number of units. The launcher uses it, because it does not read the layout.
     static int64_t units(const GroupedArgs& p) { return p.groups_a * ceil_div(p.m, kC.tile_m * kDown) * kUnitsN; }
@@ -93,15 +97,17 @@ class Scheduler {
             column_ = (unit_ * kRight + (kRight > 1 ? rank() : 0)) * kC.tile_n;
             return;
         }
-        constexpr bool kAcross = kC.group_n > 0;
-        constexpr int kGroup = kAcross ? kC.group_n : kC.group_m;
-        const int width = kAcross ? kUnitsN : units_m_, length = kAcross ? units_m_ : kUnitsN;
+        constexpr bool kNarrow = kC.group_n < kC.group_m;
+        const bool across = kC.group_n > 0 && units_m_ > kC.group_m &&
+                            (!kNarrow || (kUnitsN >= kManyUnits && rows_ <= kStaysInL2 / kC.k));
+        const int group = across ? kC.group_n : kC.group_m;
+        const int width = across ? kUnitsN : units_m_, length = across ? units_m_ : kUnitsN;
 #pragma unroll 1
-        for (; in_band_ >= kGroup * length; first_ += kGroup) in_band_ -= kGroup * length;
-        const int band = width - first_;  // the last one may be narrower
-        const int along = band < kGroup ? in_band_ / band : static_cast<unsigned>(in_band_) / kGroup;
-        const int beside = first_ + in_band_ - along * (band < kGroup ? band : kGroup);
-        const int down = kAcross ? along : beside, right = kAcross ? beside : along;
+        for (; in_band_ >= group * length; first_ += group) in_band_ -= group * length;
+        const int band = width - first_ < group ? width - first_ : group;  // the last one may be narrower
+        const int along = static_cast<unsigned>(in_band_) / static_cast<unsigned>(band);
+        const int beside = first_ + in_band_ - along * band;
+        const int down = across ? along : beside, right = across ? beside : along;
         row_ = (down * kDown + (kDown > 1 ? rank() : 0)) * kC.tile_m;
         column_ = (right * kRight + (kRight > 1 ? rank() : 0)) * kC.tile_n;
         // In the contiguous layout every 128 aligned rows have one expert, except that the last of them may be padding.

@@ -19,9 +19,17 @@ stands for is imported when the name is first used. The names are listed in __in
 """
 
 import lazy_loader
+from gemm_ladder import drop_in
 
 # Not lazily: the mapping has its module's name, so the module has to be imported before the mapping is bound.
 from gemm_ladder.rungs import rungs  # noqa: F401
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_own, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_elsewhere = drop_in.elsewhere(__name__)
+
+
+def __getattr__(name: str) -> object:
+    return _own(name) if name in __all__ else _elsewhere(name)
+
+
 __version__ = "0.1.0"

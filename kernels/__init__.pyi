@@ -11,6 +11,7 @@ from .api import m_grouped_fp8_gemm_nt_masked as m_grouped_fp8_gemm_nt_masked
 from .api import m_grouped_gemm_fp8_fp8_bf16_nt_contiguous as m_grouped_gemm_fp8_fp8_bf16_nt_contiguous
 from .api import m_grouped_gemm_fp8_fp8_bf16_nt_masked as m_grouped_gemm_fp8_fp8_bf16_nt_masked
 from .arguments import ceil_div as ceil_div
+from .drop_in import install_as_deep_gemm as install_as_deep_gemm
 from .errors import EmulatorError as EmulatorError
 from .errors import GemmLadderError as GemmLadderError
 from .layout import get_col_major_tma_aligned_tensor as get_col_major_tma_aligned_tensor
@@ -33,5 +34,11 @@ from .settings import set_num_sms as set_num_sms
 from .testing import bench as bench
 from .testing import bench_kineto as bench_kineto
 from .testing import calc_diff as calc_diff
+from .utils import align as align
+from .utils import ceil_to_ue8m0 as ceil_to_ue8m0
+from .utils import get_k_alignment_for_contiguous_layout as get_k_alignment_for_contiguous_layout
+from .utils import per_block_cast_to_fp8 as per_block_cast_to_fp8
+from .utils import per_channel_cast_to_fp8 as per_channel_cast_to_fp8
+from .utils import per_token_cast_to_fp8 as per_token_cast_to_fp8
 
 __version__: str

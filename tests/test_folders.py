@@ -56,6 +56,7 @@ def no_temporary(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cache_folder_is_chosen_in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", "/people/someone")
     monkeypatch.delenv("GEMM_LADDER_CACHE", raising=False)
+    monkeypatch.delenv("DG_JIT_CACHE_DIR", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert folders.folder() == Path("/people/someone/.cache/gemm_ladder")
     monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache")
@@ -63,6 +64,8 @@ def test_cache_folder_is_chosen_in_order(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     assert folders.folder() == Path("/people/someone/.cache/gemm_ladder")
     monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache")
+    monkeypatch.setenv("DG_JIT_CACHE_DIR", "~/jit")
+    assert folders.folder() == Path("/people/someone/jit/gemm_ladder"), "beside what DeepGEMM keeps there"
     monkeypatch.setenv("GEMM_LADDER_CACHE", "~/mine")
     assert folders.folder() == Path("/people/someone/mine")
     monkeypatch.chdir(tmp_path)

@@ -9,6 +9,7 @@ import torch
 from call_arguments import refusal
 from gemm_ladder import testing
 from gemm_ladder.ref import metrics
+from gemm_ladder.testing.bench import mean_seconds
 
 
 def test_calc_diff():
@@ -47,12 +48,12 @@ def test_bench_kineto(tmp_path):
 
 def test_mean_seconds():
     ran = [("memset", 9.0), ("gemm<64>", 1.0), ("memset", 9.0), ("gemm<64>", 2.0), ("gemm<128>", 6.0)]
-    assert testing.mean_seconds(ran, "gemm<64>") == 1.5e-6
-    assert testing.mean_seconds(ran, "gemm", several=True) == 3e-6
-    assert refusal(testing.mean_seconds, ran, "gemm") == (
+    assert mean_seconds(ran, "gemm<64>") == 1.5e-6
+    assert mean_seconds(ran, "gemm", several=True) == 3e-6
+    assert refusal(mean_seconds, ran, "gemm") == (
         "'gemm' is a part of 2 kernels' names, gemm<128>, gemm<64>; "
         "a part of one, or with_multiple_kernels=True, is needed"
     )
-    assert refusal(testing.mean_seconds, ran, "mma") == (
+    assert refusal(mean_seconds, ran, "mma") == (
         "'mma' is a part of no kernel's name; one of those that ran is needed: gemm<128>, gemm<64>, memset"
     )

@@ -28,12 +28,15 @@ class UnusableFolderError(Exception):
 
 
 def folder() -> Path:
-    """The cache folder: $GEMM_LADDER_CACHE, else $XDG_CACHE_HOME/gemm_ladder, else ~/.cache/gemm_ladder.
+    """The cache folder: $GEMM_LADDER_CACHE, else gemm_ladder in $DG_JIT_CACHE_DIR, which is where DeepGEMM
+    keeps its own, else in $XDG_CACHE_HOME, else in ~/.cache.
 
     It need not exist, nor be writable. As its specification asks, an XDG_CACHE_HOME that is not an absolute
     path is ignored.
     """
     chosen, xdg = os.environ.get("GEMM_LADDER_CACHE"), os.environ.get("XDG_CACHE_HOME", "")
+    if not chosen and (of_deep_gemm := os.environ.get("DG_JIT_CACHE_DIR")):
+        chosen = os.path.join(of_deep_gemm, "gemm_ladder")
     if not chosen and os.path.isabs(xdg):
         return Path(xdg) / "gemm_ladder"
     try:

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from gemm_ladder import layout
 from gemm_ladder.arguments import SCALE_BLOCK, align, ceil_div
 from gemm_ladder.errors import InputError
-from gemm_ladder.layout import get_mn_major_tma_aligned_tensor, get_tma_aligned_size
 from gemm_ladder.ref.fp8 import E4M3_MAX
 
-__all__ = [
-    "align",
-    "ceil_div",
-    "get_mn_major_tma_aligned_tensor",
-    "get_tma_aligned_size",
-    "layout",
-    "per_block_cast_to_fp8",
-    "per_token_cast_to_fp8",
-]
+__all__ = ["align", "ceil_div", "ceil_to_ue8m0", "per_block_cast_to_fp8", "per_channel_cast_to_fp8"]
+__all__ += ["per_token_cast_to_fp8"]
 
 _CAST_FROM = (torch.float32, torch.bfloat16, torch.float16)
 _SMALLEST_AMAX = 1e-4  # so that a block of zeros gets a scale other than 0
@@ -60,6 +51,32 @@ def per_block_cast_to_fp8(
         InputError: as `per_token_cast_to_fp8`.
     """
     return _cast(x, gran_k, gran_k, use_ue8m0)
+
+
+def per_channel_cast_to_fp8(
+    x: torch.Tensor, use_ue8m0: bool = False, gran_k: int = SCALE_BLOCK
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The cast of `per_token_cast_to_fp8` down the columns: one scale for each run of `gran_k` elements of a
+    column.
+
+    Args:
+        x: float32, bfloat16 or float16 [k, n], of any strides.
+        use_ue8m0, gran_k: as for `per_token_cast_to_fp8`.
+
+    Returns:
+        float8_e4m3fn [k, n] and its scales, float32 [ceil(k / gran_k), n], both contiguous.
+
+    Raises:
+        InputError: as `per_token_cast_to_fp8`.
+    """
+    codes, scales = _cast(x.T if isinstance(x, torch.Tensor) and x.dim() == 2 else x, 1, gran_k, use_ue8m0)
+    return codes.T.contiguous(), scales.T.contiguous()
+
+
+def ceil_to_ue8m0(x: torch.Tensor) -> torch.Tensor:
+    """Positive float32 numbers, each rounded up to a power of two, which is what UE8M0 holds. The result is
+    float32, too; NaN and infinity stay."""
+    return _round_up_to_power_of_two(x)
 
 
 def _cast(x: torch.Tensor, gran_rows: int, gran_k: int, use_ue8m0: bool) -> tuple[torch.Tensor, torch.Tensor]:

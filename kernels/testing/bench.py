@@ -1,4 +1,4 @@
-"""How accurate and how fast a result is: the functions of DeepGEMM's `testing` module.
+"""How fast a function is.
 
 The tables of this repository come from `gemm_ladder.measure`, which makes two passes, keeps percentiles and
 measures libraries in the same run.
@@ -10,28 +10,13 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
 import torch
 from gemm_ladder.errors import InputError
 from gemm_ladder.measure.timing import FLUSH_BYTES
-from gemm_ladder.ref import metrics
+
+__all__ = ["bench", "bench_kineto"]
 
 L2_BYTES = 256_000_000  # several times the size of an L2
-
-
-def calc_diff(x: torch.Tensor | np.ndarray, y: torch.Tensor | np.ndarray) -> float:
-    """1 - 2 * sum(x * y) / sum(x^2 + y^2), in float64: about half the relative error squared.
-
-    Args:
-        x, y: the result and the reference, of one shape, of any real types, on any devices.
-
-    Returns:
-        A Python float: 0 for equal tensors, zeros too; NaN where anything is NaN.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    return metrics.calc_diff(_float64(x), _float64(y))
 
 
 def bench(
@@ -83,6 +68,7 @@ def bench_kineto(
     trace_path: str | None = None,
     flush_l2: bool = True,
     with_multiple_kernels: bool = False,
+    barrier: Callable[[], object] | None = None,
 ) -> float | tuple[float, ...]:
     """The mean duration of a kernel, in seconds, as the CUDA profiler reports it.
 
@@ -94,6 +80,8 @@ def bench_kineto(
         trace_path: where to write a Chrome trace of the calls.
         flush_l2: write 8 GB before each call, which leaves L2 full of dirty lines.
         with_multiple_kernels: allow a name to match several kernels, and return the mean over all of them.
+        barrier: called before each call of `fn`, after L2 is flushed, as several processes need it that are
+            to begin together.
 
     Returns:
         Seconds for one name; a tuple of them for several.
@@ -112,6 +100,8 @@ def bench_kineto(
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         for _ in range(num_tests):
             flush.zero_()
+            if barrier is not None:
+                barrier()
             fn()
         torch.cuda.synchronize()
     if trace_path is not None:
@@ -148,10 +138,6 @@ def mean_seconds(ran: Iterable[tuple[str, float]], name: str, several: bool = Fa
             "a part of one, or with_multiple_kernels=True, is needed"
         )
     return sum(us for _, us in found) / len(found) / 1e6
-
-
-def _float64(x: torch.Tensor | np.ndarray) -> np.ndarray:
-    return x.detach().double().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
 
 
 def _at_least_one(num_tests: int) -> None:

@@ -1,0 +1,195 @@
+"""gemm_ladder under the name deep_gemm. Each program runs in a process of its own, as it changes imports."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gemm_ladder import utils
+from gemm_ladder.errors import InputError
+from gemm_ladder.testing import count_bytes, get_arch_major, ignore_env, test_filter
+from repository import REPOSITORY
+
+INSTALL = "import gemm_ladder; gemm_ladder.install_as_deep_gemm(); "
+
+
+def run(program: str, *folders: Path) -> str:
+    """What a program prints, with more folders to import from."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))}
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    return found.stdout.strip()
+
+
+def package(folder: Path, name: str, **files: str) -> Path:
+    """Make a package of these modules, and return the folder that it is in."""
+    for module, text in {"__init__": "", **files}.items():
+        path = folder / name / f"{module}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def test_one_set_of_modules():
+    """A setting that is made through one name is seen through the other, whichever is imported first."""
+    program = (
+        "from deep_gemm.settings import set_num_sms; set_num_sms(7);"
+        "import deep_gemm, deep_gemm.utils.layout;"
+        "assert gemm_ladder.get_num_sms() == deep_gemm.get_num_sms() == 7 and deep_gemm is gemm_ladder;"
+        "assert deep_gemm.utils is gemm_ladder.utils and deep_gemm.utils.layout is gemm_ladder.utils.layout;"
+        "assert gemm_ladder.utils.__spec__.name == gemm_ladder.utils.__name__ == 'gemm_ladder.utils'"
+    )
+    run(INSTALL + program)
+    run("import gemm_ladder.settings, gemm_ladder.utils;" + INSTALL + program)
+    run(INSTALL + INSTALL + program)
+
+
+def test_the_submodules_of_deep_gemm():
+    run(
+        INSTALL + "import deep_gemm.testing.bench, deep_gemm.testing.numeric;"
+        "from deep_gemm.utils.math import align, ceil_div, per_channel_cast_to_fp8;"
+        "from deep_gemm.utils.layout import get_mn_major_tma_aligned_tensor;"
+        "from deep_gemm.testing.bench import bench, bench_kineto;"
+        "from deep_gemm.testing import bench as function, calc_diff, count_bytes;"
+        "from deep_gemm import align as of_the_package;"
+        "assert function is bench is deep_gemm.testing.bench is gemm_ladder.testing.bench;"
+        "assert of_the_package(5, 4) == 8"
+    )
+
+
+def test_names_that_only_another_deep_gemm_has(tmp_path: Path):
+    """They come from its own package, or from the copy in vLLM's wheel; ours are not replaced."""
+    own = package(
+        tmp_path / "own", "deep_gemm", __init__="from . import utils\nbf16_gemm_nt, fp8_gemm_nt = 1, 2"
+    )
+    package(
+        own / "deep_gemm", "utils", __init__="from .dist import init_dist\nalign = None", dist="init_dist = 3"
+    )
+    program = (
+        "import deep_gemm; assert deep_gemm.bf16_gemm_nt == 1 and callable(deep_gemm.fp8_gemm_nt);"
+        "assert deep_gemm.utils.init_dist == 3 and deep_gemm.utils.align(5, 4) == 8;"
+        "assert not hasattr(deep_gemm, 'nonsense')"
+    )
+    run(INSTALL + program, own)
+    vllm = package(tmp_path / "vllm", "vllm")
+    package(vllm / "vllm", "third_party")
+    (own / "deep_gemm").rename(vllm / "vllm" / "third_party" / "deep_gemm")
+    run(INSTALL + program, vllm)
+    run(INSTALL + "import sys, vllm.third_party.deep_gemm;" + program, vllm)
+
+
+def test_names_that_none_has(tmp_path: Path):
+    for folders in (
+        (),
+        (package(tmp_path, "deep_gemm", __init__="raise OSError('built for another torch')"),),
+    ):
+        printed = run(
+            INSTALL + "import deep_gemm\n"
+            "for module in (deep_gemm, deep_gemm.utils):\n"
+            "    assert not hasattr(module, 'bf16_gemm_nt')\n"
+            "try: deep_gemm.utils.init_dist\n"
+            "except AttributeError as error: print(error)",
+            *folders,
+        )
+        assert printed == (
+            "deep_gemm.utils is GEMM Ladder's here and has no init_dist; no other DeepGEMM is installed that "
+            "could have it"
+        )
+    assert not hasattr(utils, "init_dist"), "nor is any looked for in a process that did not ask"
+
+
+def test_it_comes_too_late(tmp_path: Path):
+    folder = package(tmp_path, "deep_gemm")
+    printed = run(
+        "import deep_gemm, gemm_ladder\n"
+        "try: gemm_ladder.install_as_deep_gemm()\n"
+        "except gemm_ladder.errors.InputError as error: print(error)",
+        folder,
+    )
+    assert printed.endswith("this call is needed before that") and str(folder) in printed
+
+
+@pytest.mark.slow
+def test_the_distribution(tmp_path: Path):
+    """With it `import deep_gemm` works in any process, a spawned one too."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    for name in ("pyproject.toml", "deep_gemm/__init__.py"):  # a build leaves folders behind
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text((REPOSITORY / "kernels" / "deep_gemm" / name).read_text())
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--target", target, source], check=True)
+    run("import deep_gemm.utils, gemm_ladder; assert deep_gemm is gemm_ladder", target)
+    run(
+        "from deep_gemm.settings import set_num_sms; set_num_sms(5); import deep_gemm as d;"
+        "assert d.get_num_sms() == 5 and d.__name__ == 'gemm_ladder' and not hasattr(d, 'bf16_gemm_nt')",
+        target,
+    )
+    script = tmp_path / "server.py"
+    script.write_text(
+        "import multiprocessing\n"
+        "def work(queue):\n"
+        "    import deep_gemm\n"
+        "    queue.put(deep_gemm.__name__)\n"
+        "if __name__ == '__main__':\n"
+        "    context = multiprocessing.get_context('spawn')\n"
+        "    queue = context.Queue()\n"
+        "    process = context.Process(target=work, args=(queue,))\n"
+        "    process.start()\n"
+        "    assert queue.get(timeout=120) == 'gemm_ladder'\n"
+        "    process.join()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(target)}
+    subprocess.run([sys.executable, script], env=environment, check=True)
+
+
+# ----------------------------------------------------------------------------------- what the submodules add
+
+
+def test_per_channel_cast():
+    """It is the cast by rows, of the transpose."""
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((300, 40)).astype(np.float32))
+    codes, scales = utils.per_channel_cast_to_fp8(x, use_ue8m0=True)
+    expected, of_rows = utils.per_token_cast_to_fp8(x.T, use_ue8m0=True)
+    assert codes.is_contiguous() and scales.is_contiguous() and scales.shape == (3, 40)
+    assert torch.equal(codes.float(), expected.T.float()) and torch.equal(scales, of_rows.T)
+    with pytest.raises(InputError, match="matrix is needed"):
+        utils.per_channel_cast_to_fp8(x[0])
+
+
+def test_ceil_to_ue8m0():
+    x = torch.tensor([1.0, 1.0000001, 2.0**-20, 3.0, torch.inf])
+    assert utils.ceil_to_ue8m0(x).tolist() == [1.0, 2.0, 2.0**-20, 4.0, torch.inf]
+
+
+def test_count_bytes():
+    x = torch.empty(3, 4)
+    assert count_bytes(x, None, (x.half(), [x.to(torch.float8_e4m3fn)])) == 48 + 24 + 12
+    with pytest.raises(InputError, match="is no tensor"):
+        count_bytes(x, 3)
+
+
+def test_decorators(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("SOME_VARIABLE", "here")
+
+    def seen() -> str | None:
+        return os.environ.get("SOME_VARIABLE")
+
+    assert ignore_env("SOME_VARIABLE", lambda: True)(seen)() is None
+    assert ignore_env("SOME_VARIABLE", lambda: False)(seen)() == "here" == seen()
+    assert test_filter(lambda: True)(seen)() == "here"
+    assert test_filter(lambda: False)(seen)() is None and "seen is left out" in capsys.readouterr().out
+
+
+def test_get_arch_major():
+    if torch.cuda.is_available():
+        assert get_arch_major() == torch.cuda.get_device_capability()[0]
+    else:
+        with pytest.raises(InputError, match="no CUDA device"):
+            get_arch_major()

@@ -3,9 +3,12 @@ from . import build as build
 from . import ref as ref
 from . import testing as testing
 from . import utils as utils
+from .api import fp8_fp4_gemm_nt as fp8_fp4_gemm_nt
 from .api import fp8_gemm_nt as fp8_gemm_nt
 from .api import fp8_m_grouped_gemm_nt_masked as fp8_m_grouped_gemm_nt_masked
 from .api import gemm_fp8_fp8_bf16_nt as gemm_fp8_fp8_bf16_nt
+from .api import m_grouped_fp8_fp4_gemm_nt_contiguous as m_grouped_fp8_fp4_gemm_nt_contiguous
+from .api import m_grouped_fp8_fp4_gemm_nt_masked as m_grouped_fp8_fp4_gemm_nt_masked
 from .api import m_grouped_fp8_gemm_nt_contiguous as m_grouped_fp8_gemm_nt_contiguous
 from .api import m_grouped_fp8_gemm_nt_masked as m_grouped_fp8_gemm_nt_masked
 from .api import m_grouped_gemm_fp8_fp8_bf16_nt_contiguous as m_grouped_gemm_fp8_fp8_bf16_nt_contiguous
@@ -26,11 +29,17 @@ from .rungs import rungs as rungs
 from .settings import get_m_alignment_for_contiguous_layout as get_m_alignment_for_contiguous_layout
 from .settings import get_mk_alignment_for_contiguous_layout as get_mk_alignment_for_contiguous_layout
 from .settings import get_num_sms as get_num_sms
+from .settings import get_pdl as get_pdl
+from .settings import get_tc_util as get_tc_util
 from .settings import (
     get_theoretical_mk_alignment_for_contiguous_layout as get_theoretical_mk_alignment_for_contiguous_layout,
 )
+from .settings import set_block_size_multiple_of as set_block_size_multiple_of
+from .settings import set_ignore_compile_dims as set_ignore_compile_dims
 from .settings import set_mk_alignment_for_contiguous_layout as set_mk_alignment_for_contiguous_layout
 from .settings import set_num_sms as set_num_sms
+from .settings import set_pdl as set_pdl
+from .settings import set_tc_util as set_tc_util
 from .testing import bench as bench
 from .testing import bench_kineto as bench_kineto
 from .testing import calc_diff as calc_diff

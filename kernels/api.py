@@ -165,7 +165,11 @@ def m_grouped_fp8_gemm_nt_masked(
     _masked(a, b, d, masked_m, expected_m)
 
 
+# Other names of the second generation. DeepGEMM takes FP4 operands by the last three, on other GPUs.
 fp8_m_grouped_gemm_nt_masked = m_grouped_fp8_gemm_nt_masked
+fp8_fp4_gemm_nt = fp8_gemm_nt
+m_grouped_fp8_fp4_gemm_nt_contiguous = m_grouped_fp8_gemm_nt_contiguous
+m_grouped_fp8_fp4_gemm_nt_masked = m_grouped_fp8_gemm_nt_masked
 
 
 def gemm_fp8_fp8_bf16_nt(lhs: Pair, rhs: Pair, out: torch.Tensor, disable_ue8m0_cast: bool = False) -> None:
@@ -229,8 +233,11 @@ def m_grouped_gemm_fp8_fp8_bf16_nt_masked(
 
 
 def _dense(lhs: object, rhs: object, out: object) -> None:
-    if not _launched(fast_path.queue["dense"](lhs, rhs, out)):
-        _run(checks.call("dense", lhs, rhs, out))
+    if _launched(fast_path.queue["dense"](lhs, rhs, out)):
+        return
+    if list in (type(lhs), type(rhs)):  # the fast path takes tuples
+        return _dense(_tuple(lhs), _tuple(rhs), out)
+    _run(checks.call("dense", lhs, rhs, out))
 
 
 def _contiguous(lhs: object, rhs: object, out: object, grouped_layout: object, m_indices: object) -> None:
@@ -240,15 +247,27 @@ def _contiguous(lhs: object, rhs: object, out: object, grouped_layout: object, m
         raise InputError(
             "m_indices and grouped_layout are both given; one, two names of one tensor, is needed"
         )
-    if checks.check_contents or not _launched(fast_path.queue["contiguous"](lhs, rhs, out, m_indices)):
-        _run(checks.call("contiguous", lhs, rhs, out, m_indices))
+    if not checks.check_contents and _launched(fast_path.queue["contiguous"](lhs, rhs, out, m_indices)):
+        return
+    if list in (type(lhs), type(rhs)):
+        return _contiguous(_tuple(lhs), _tuple(rhs), out, None, m_indices)
+    _run(checks.call("contiguous", lhs, rhs, out, m_indices))
 
 
 def _masked(lhs: object, rhs: object, out: object, masked_m: object, expected_m: object) -> None:
     if type(expected_m) is not int or expected_m < 0:
         expected_m = whole_number("expected_m", expected_m)
-    if checks.check_contents or not _launched(fast_path.queue["masked"](lhs, rhs, out, masked_m, expected_m)):
-        _run(checks.call("masked", lhs, rhs, out, masked_m), expected_m)
+    if not checks.check_contents and _launched(
+        fast_path.queue["masked"](lhs, rhs, out, masked_m, expected_m)
+    ):
+        return
+    if list in (type(lhs), type(rhs)):
+        return _masked(_tuple(lhs), _tuple(rhs), out, masked_m, expected_m)
+    _run(checks.call("masked", lhs, rhs, out, masked_m), expected_m)
+
+
+def _tuple(pair: object) -> object:
+    return tuple(pair) if isinstance(pair, list) else pair
 
 
 def _launched(answer: fast_path.Queued) -> bool:

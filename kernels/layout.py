@@ -24,8 +24,8 @@ def get_mn_major_tma_aligned_tensor(sf: torch.Tensor) -> torch.Tensor:
         sf: float32 [m, k / 128] or [groups, m, k / 128], of any strides.
 
     Returns:
-        The same numbers with strides (1, align(m, 4)) or (align(m, 4) * k / 128, 1, align(m, 4)); `sf` itself
-        if it has them. The padding between m and align(m, 4) is not initialised.
+        The same numbers with strides (1, align(m, 4)) or (align(m, 4) * k / 128, 1, align(m, 4)), in the
+        memory of `sf` if it has them. The padding between m and align(m, 4) is not initialised.
 
     Raises:
         InputError: another type, or another number of dimensions.
@@ -35,7 +35,10 @@ def get_mn_major_tma_aligned_tensor(sf: torch.Tensor) -> torch.Tensor:
         raise InputError(
             f"sf has shape {list(sf.shape)}; 2 dimensions, or 3 with groups, are needed: [m, k / 128]"
         )
-    return checks.mn_major(sf.resolve_neg())
+    found = checks.mn_major(sf.resolve_neg())
+    strides = checks.mn_major_strides(found.shape)
+    # Strides of dimensions of size 1 matter to nothing but a caller who looks at them.
+    return found if found.stride() == strides else found.as_strided(found.shape, strides)
 
 
 def get_col_major_tma_aligned_tensor(x: torch.Tensor) -> torch.Tensor:

@@ -87,3 +87,46 @@ def whole_number(name: str, value: object) -> int:
     if number < 0:
         raise InputError(f"{name} is {number}; 0 or more is needed")
     return number
+
+
+# What DeepGEMM's callers may set, too. It has no effect here: calls overlap where that is faster, and the
+# choice of a kernel knows no such conditions.
+
+_tc_util, _pdl = 100, True
+
+
+def set_tc_util(new_tc_util: int) -> None:
+    """Keep a number, as DeepGEMM does for the share of tensor cores to use, in percent. It changes nothing.
+
+    Raises:
+        InputError: it is no integer from 0 to 100.
+    """
+    global _tc_util
+    value = whole_number("new_tc_util", new_tc_util)
+    if value > 100:
+        raise InputError(f"new_tc_util is {value}; at most 100, in percent, is needed")
+    _tc_util = value
+
+
+def get_tc_util() -> int:
+    """The number that was set, or 100."""
+    return _tc_util
+
+
+def set_pdl(new_pdl: bool) -> None:
+    """Keep whether calls may overlap, as DeepGEMM does. It changes nothing."""
+    global _pdl
+    _pdl = bool(new_pdl)
+
+
+def get_pdl() -> bool:
+    """What was set, or True."""
+    return _pdl
+
+
+def set_ignore_compile_dims(new_value: bool) -> None:
+    """Accepted for compatibility; it changes nothing: n and k are always constants of a kernel."""
+
+
+def set_block_size_multiple_of(new_value: object) -> None:
+    """Accepted for compatibility; it changes nothing: the choice of a tile has no such condition."""

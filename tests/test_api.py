@@ -18,15 +18,20 @@ from gemm_ladder import api, checks, production, settings
 from gemm_ladder.errors import InputError
 from gemm_ladder.ref import gemm, metrics
 
-DENSE = ("fp8_gemm_nt", "gemm_fp8_fp8_bf16_nt")
+DENSE = ("fp8_gemm_nt", "gemm_fp8_fp8_bf16_nt", "fp8_fp4_gemm_nt")
 
 
-CONTIGUOUS = ("m_grouped_fp8_gemm_nt_contiguous", "m_grouped_gemm_fp8_fp8_bf16_nt_contiguous")
+CONTIGUOUS = (
+    "m_grouped_fp8_gemm_nt_contiguous",
+    "m_grouped_gemm_fp8_fp8_bf16_nt_contiguous",
+    "m_grouped_fp8_fp4_gemm_nt_contiguous",
+)
 
 
 MASKED = (
     "m_grouped_fp8_gemm_nt_masked",
     "fp8_m_grouped_gemm_nt_masked",
+    "m_grouped_fp8_fp4_gemm_nt_masked",
     "m_grouped_gemm_fp8_fp8_bf16_nt_masked",
 )
 

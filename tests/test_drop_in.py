@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gemm_ladder as gl
 import numpy as np
 import pytest
 import torch
 from gemm_ladder import utils
 from gemm_ladder.errors import InputError
+from gemm_ladder.production import fast_path
 from gemm_ladder.testing import count_bytes, get_arch_major, ignore_env, test_filter
 from repository import REPOSITORY
 
@@ -193,3 +195,59 @@ def test_get_arch_major():
     else:
         with pytest.raises(InputError, match="no CUDA device"):
             get_arch_major()
+
+
+# ------------------------------------------------------------------------------ what else callers rely on
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [
+        ((4096, 1), (1, 4096)),
+        ((5, 1), (1, 8)),
+        ((1, 3), (1, 4)),
+        ((2, 6, 1), (8, 1, 8)),
+        ((1, 5, 2), (16, 1, 8)),
+    ],
+)
+def test_strides_of_scales(shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
+    """Those of DeepGEMM, of dimensions of size 1, too, which some callers look at."""
+    sf = torch.arange(np.prod(shape), dtype=torch.float32).view(shape)
+    found = utils.get_mn_major_tma_aligned_tensor(sf)
+    assert found.stride() == strides and torch.equal(found, sf)
+    assert utils.get_mn_major_tma_aligned_tensor(found).data_ptr() == found.data_ptr()
+
+
+@pytest.mark.parametrize("kind", ["dense", "contiguous", "masked"])
+def test_lists_as_pairs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They reach the fast path as tuples."""
+    asked = []
+
+    def queue(*arguments: object) -> bool | None:
+        asked.append(arguments)
+        return None if type(arguments[0]) is type(arguments[1]) is tuple else False
+
+    monkeypatch.setitem(fast_path.queue, kind, queue)
+    a, sfa, b, sfb, d, rows = (torch.empty(0) for _ in range(6))
+    function, *more = {
+        "dense": (gl.fp8_gemm_nt,),
+        "contiguous": (gl.m_grouped_fp8_gemm_nt_contiguous, rows),
+        "masked": (gl.m_grouped_fp8_gemm_nt_masked, rows, 3),
+    }[kind]
+    for lhs, rhs in (([a, sfa], [b, sfb]), ((a, sfa), [b, sfb])):
+        function(lhs, rhs, d, *more)
+        assert asked.pop() == ((a, sfa), (b, sfb), d, *more) and len(asked) == 1
+        asked.clear()
+
+
+def test_settings_without_effect() -> None:
+    for number in (80, 100):
+        gl.set_tc_util(number)
+        assert gl.get_tc_util() == number
+    with pytest.raises(InputError, match="new_tc_util is 101; at most 100, in percent, is needed"):
+        gl.set_tc_util(101)
+    for value in (False, True):
+        gl.set_pdl(value)
+        assert gl.get_pdl() is value
+    gl.set_ignore_compile_dims(True)
+    gl.set_block_size_multiple_of((64, 64))

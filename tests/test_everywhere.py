@@ -13,6 +13,7 @@ from typing import Any
 import gemm_ladder
 import pytest
 import torch
+from gemm_ladder import drop_in
 from gemm_ladder.cli import main
 from gemm_ladder.errors import InputError, LaunchError
 from gemm_ladder.figures import everywhere as figure
@@ -187,6 +188,18 @@ def test_deep_gemm_in_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert peers.deep_gemm_library().__file__ == str(package / "__init__.py")
     finally:
         sys.modules.pop("deep_gemm", None)
+
+
+def test_this_package_is_no_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where deep_gemm is this package, what it would be compared with is another DeepGEMM, or nothing."""
+    monkeypatch.setitem(sys.modules, "deep_gemm", gemm_ladder)
+    monkeypatch.setattr(drop_in, "another", lambda: None)
+    with pytest.raises(
+        ImportError, match="deep_gemm is GEMM Ladder here, and no other DeepGEMM is installed"
+    ):
+        peers.deep_gemm_library()
+    monkeypatch.setattr(drop_in, "another", lambda: pytest)
+    assert peers.deep_gemm_library() is pytest
 
 
 def test_compiling_ahead(monkeypatch: pytest.MonkeyPatch) -> None:

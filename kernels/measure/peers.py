@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from gemm_ladder import drop_in
 from gemm_ladder.arguments import SCALE_BLOCK, ceil_div
 from gemm_ladder.errors import one_line
 from gemm_ladder.measure.problems import Problem, dequantize
@@ -82,9 +83,15 @@ def cublas_bf16(problem: Problem) -> Call:
 
 def deep_gemm_library() -> ModuleType:
     """DeepGEMM of either generation: the package, or else the copy that vLLM's wheel has among its own files,
-    for which vLLM is not imported. Raises ImportError where neither is installed."""
+    for which vLLM is not imported; never this package under DeepGEMM's name. Raises ImportError where neither
+    is installed."""
     try:
-        return importlib.import_module("deep_gemm")
+        found = importlib.import_module("deep_gemm")
+        if found.__name__ == drop_in.OURS:
+            found = drop_in.another()
+        if found is None:
+            raise ImportError("deep_gemm is GEMM Ladder here, and no other DeepGEMM is installed")
+        return found
     except ModuleNotFoundError as error:
         if error.name != "deep_gemm":
             raise

@@ -57,6 +57,12 @@ DTYPES = {
     **dict.fromkeys(ROWS.values(), torch.int32),
     "out": torch.bfloat16,
 }
+# The transforms of torch.func, and whether a tensor stands for others inside of one.
+_WRAPPED = {
+    "vmap": torch._C._functorch.is_batchedtensor,
+    "functionalize": torch._C._functorch.is_functionaltensor,
+    "grad": torch._C._functorch.is_gradtrackingtensor,
+}
 DIMENSIONS: dict[Kind, dict[str, tuple[str, ...]]] = {  # dimensions of one name have one size
     "dense": {
         **{"A": ("m", "k"), "sfa": ("m", "ceil(k / 128)")},
@@ -258,8 +264,9 @@ def _sizes(kind: Kind, given: Mapping[str, torch.Tensor]) -> dict[str, int]:
 
 
 def _memory(given: Mapping[str, torch.Tensor]) -> None:
-    """Check strides and addresses, and that `out` can be written."""
+    """Check that there is memory, strides and addresses, and that `out` can be written."""
     for name, tensor in given.items():
+        has_memory(name, tensor)
         if name not in ("sfa", "sfb"):
             gapless(name, tensor)
             if name not in ROWS.values():
@@ -275,6 +282,18 @@ def _memory(given: Mapping[str, torch.Tensor]) -> None:
             "out is an inference tensor, which cannot be written outside torch.inference_mode(); an ordinary "
             "tensor, or a call inside of it, is needed"
         )
+
+
+def has_memory(name: str, tensor: torch.Tensor) -> None:
+    """Refuse a tensor that stands for others or for none: its address is no address of its elements."""
+    if type(tensor).__name__ == "FakeTensor":
+        raise InputError(f"{name} is a FakeTensor, which has no memory; a tensor that has some is needed")
+    for transform, holds in _WRAPPED.items():
+        if holds(tensor):
+            raise InputError(
+                f"{name} is a tensor inside of torch.func.{transform}, for which these products have no "
+                "rule; a call outside of it is needed"
+            )
 
 
 def needed_shape(name: str, kind: Kind, size: Mapping[str, int]) -> tuple[int, ...]:

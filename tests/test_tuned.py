@@ -122,9 +122,8 @@ def test_which_ffmas_the_tuner_tries(monkeypatch):
 
 def sample() -> list[Config]:
     """Of what is chosen for some products, and of what the tables have, one of each kind of configuration."""
-    rows = [
-        ("dense", 1, m, n, k) for m in (1, 64, 200, 512, 1024, 4096) for n, k in ((2112, 7168), (7168, 2048))
-    ]
+    weights = ((2112, 7168), (7168, 2048), (1280, 8192), (5120, 3072))
+    rows = [("dense", 1, m, n, k) for m in (1, 64, 200, 512, 1024, 4096) for n, k in weights]
     rows += [(kind, 8, m, 4096, 1536) for kind in ("contiguous", "masked") for m in (1024, 65536)]
     found = [choose(kind, m, n, k, groups) for kind, groups, m, n, k in rows]
     for path in sorted(tuned.SHIPPED.glob("*.json")):

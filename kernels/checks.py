@@ -46,6 +46,7 @@ from gemm_ladder.arguments import (
     ceil_div,
 )
 from gemm_ladder.errors import InputError
+from torch._subclasses import FakeTensor
 
 # Whether the contents of m_indices and masked_m are checked on a GPU, too: that waits for the GPU.
 check_contents = os.environ.get("GEMM_LADDER_CHECK") == "1"
@@ -286,7 +287,7 @@ def _memory(given: Mapping[str, torch.Tensor]) -> None:
 
 def has_memory(name: str, tensor: torch.Tensor) -> None:
     """Refuse a tensor that stands for others or for none: its address is no address of its elements."""
-    if type(tensor).__name__ == "FakeTensor":
+    if isinstance(tensor, FakeTensor):
         raise InputError(f"{name} is a FakeTensor, which has no memory; a tensor that has some is needed")
     for transform, holds in _WRAPPED.items():
         if holds(tensor):

@@ -69,9 +69,6 @@ def installed() -> bool:
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds deep_gemm.X where there is a gemm_ladder.X, and gives that module itself."""
 
-    def __init__(self) -> None:
-        self._specs: dict[str, importlib.machinery.ModuleSpec | None] = {}  # the modules' own ones, by alias
-
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
@@ -85,13 +82,13 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
         module = importlib.import_module(_ours(spec.name))
-        self._specs[spec.name] = module.__spec__
+        spec.loader_state = module.__spec__
         return module
 
     def exec_module(self, module: ModuleType) -> None:
         """The module has run already. The import has given it the alias's spec; it gets its own back."""
-        alias = module.__spec__
-        module.__spec__ = self._specs[alias.name if alias else ""]
+        assert module.__spec__ is not None
+        module.__spec__ = module.__spec__.loader_state
         _alias_what_is_loaded()
 
 
@@ -130,13 +127,18 @@ def another() -> ModuleType | None:
         own = importlib.machinery.PathFinder.find_spec(NAME)
         if own is not None and own.origin is not None and not _is_ours(Path(own.origin)):
             return _load(own.origin)
-        vllm = importlib.util.find_spec("vllm")
-        for folder in (vllm and vllm.submodule_search_locations) or ():
-            if (Path(folder) / "third_party" / NAME).is_dir():
-                return importlib.import_module(IN_VLLM)
+        if folder_in_vllm():
+            return importlib.import_module(IN_VLLM)
     except Exception:  # such as one that was built for another torch: as good as none
         sys.modules.pop(ELSEWHERE, None)
     return None
+
+
+def folder_in_vllm() -> Path | None:
+    """The folder of vLLM's wheel that has a copy of DeepGEMM, which this finds without importing vLLM."""
+    vllm = importlib.util.find_spec("vllm")
+    folders = (Path(one) / "third_party" for one in (vllm and vllm.submodule_search_locations) or ())
+    return next((one for one in folders if (one / NAME).is_dir()), None)
 
 
 def _is_ours(file: Path) -> bool:

@@ -9,10 +9,8 @@ The commands everywhere and bench take what cells.implementations names.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -87,20 +85,16 @@ def deep_gemm_library() -> ModuleType:
     is installed."""
     try:
         found = importlib.import_module("deep_gemm")
-        if found.__name__ == drop_in.OURS:
-            found = drop_in.another()
-        if found is None:
-            raise ImportError("deep_gemm is GEMM Ladder here, and no other DeepGEMM is installed")
-        return found
     except ModuleNotFoundError as error:
-        if error.name != "deep_gemm":
+        if error.name != "deep_gemm" or not (folder := drop_in.folder_in_vllm()):
             raise
-        vllm = importlib.util.find_spec("vllm")
-        for folder in (vllm and vllm.submodule_search_locations) or ():
-            if (Path(folder) / "third_party" / "deep_gemm").is_dir():
-                sys.path.append(str(Path(folder) / "third_party"))
-                return importlib.import_module("deep_gemm")
-        raise
+        sys.path.append(str(folder))
+        found = importlib.import_module("deep_gemm")
+    if found.__name__ != drop_in.OURS:
+        return found
+    if other := drop_in.another():
+        return other
+    raise ImportError("deep_gemm is GEMM Ladder here, and no other DeepGEMM is installed")
 
 
 def deep_gemm(problem: Problem) -> Call:

@@ -5,13 +5,20 @@ repository measures its tables with, which is in `gemm_ladder.measure`, and its 
 """
 
 from gemm_ladder import drop_in
-from gemm_ladder.testing import bench as _bench
 from gemm_ladder.testing import numeric, utils
-from gemm_ladder.testing.bench import bench_kineto
+from gemm_ladder.testing.bench import bench, bench_kineto  # the function bench hides its module, as there
 from gemm_ladder.testing.numeric import calc_diff, count_bytes
 from gemm_ladder.testing.utils import get_arch_major, ignore_env, test_filter
 
-bench = _bench.bench  # the function, in place of the submodule of its name, as in DeepGEMM
-__all__ = ["bench", "bench_kineto", "calc_diff", "count_bytes", "get_arch_major", "ignore_env", "numeric"]
-__all__ += ["test_filter", "utils"]
+__all__ = [
+    "bench",
+    "bench_kineto",
+    "calc_diff",
+    "count_bytes",
+    "get_arch_major",
+    "ignore_env",
+    "numeric",
+    "test_filter",
+    "utils",
+]
 __getattr__ = drop_in.elsewhere(__name__)

@@ -6,43 +6,10 @@ what gemm_ladder.layout and gemm_ladder.settings have. What does not: anything t
 
 from gemm_ladder import drop_in
 from gemm_ladder.utils import layout, math
-from gemm_ladder.utils.layout import (
-    get_col_major_tma_aligned_tensor,
-    get_k_alignment_for_contiguous_layout,
-    get_m_alignment_for_contiguous_layout,
-    get_mk_alignment_for_contiguous_layout,
-    get_mn_major_tma_aligned_tensor,
-    get_theoretical_mk_alignment_for_contiguous_layout,
-    get_tma_aligned_size,
-    set_mk_alignment_for_contiguous_layout,
-    transform_sf_into_required_layout,
-)
-from gemm_ladder.utils.math import (
-    align,
-    ceil_div,
-    ceil_to_ue8m0,
-    per_block_cast_to_fp8,
-    per_channel_cast_to_fp8,
-    per_token_cast_to_fp8,
-)
+from gemm_ladder.utils.layout import *  # noqa: F403
+from gemm_ladder.utils.math import *  # noqa: F403
 
-__all__ = [
-    "align",
-    "ceil_div",
-    "ceil_to_ue8m0",
-    "get_col_major_tma_aligned_tensor",
-    "get_k_alignment_for_contiguous_layout",
-    "get_m_alignment_for_contiguous_layout",
-    "get_mk_alignment_for_contiguous_layout",
-    "get_mn_major_tma_aligned_tensor",
-    "get_theoretical_mk_alignment_for_contiguous_layout",
-    "get_tma_aligned_size",
-    "layout",
-    "math",
-    "per_block_cast_to_fp8",
-    "per_channel_cast_to_fp8",
-    "per_token_cast_to_fp8",
-    "set_mk_alignment_for_contiguous_layout",
-    "transform_sf_into_required_layout",
-]
+__all__ = ["layout", "math"]
+__all__ += layout.__all__
+__all__ += math.__all__
 __getattr__ = drop_in.elsewhere(__name__)

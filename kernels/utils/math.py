@@ -8,8 +8,14 @@ from gemm_ladder.arguments import SCALE_BLOCK, align, ceil_div
 from gemm_ladder.errors import InputError
 from gemm_ladder.ref.fp8 import E4M3_MAX
 
-__all__ = ["align", "ceil_div", "ceil_to_ue8m0", "per_block_cast_to_fp8", "per_channel_cast_to_fp8"]
-__all__ += ["per_token_cast_to_fp8"]
+__all__ = [
+    "align",
+    "ceil_div",
+    "ceil_to_ue8m0",
+    "per_block_cast_to_fp8",
+    "per_channel_cast_to_fp8",
+    "per_token_cast_to_fp8",
+]
 
 _CAST_FROM = (torch.float32, torch.bfloat16, torch.float16)
 _SMALLEST_AMAX = 1e-4  # so that a block of zeros gets a scale other than 0

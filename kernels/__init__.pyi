@@ -3,15 +3,25 @@ from . import build as build
 from . import ref as ref
 from . import testing as testing
 from . import utils as utils
+from .api import fp8_fp4_gemm_nn as fp8_fp4_gemm_nn
 from .api import fp8_fp4_gemm_nt as fp8_fp4_gemm_nt
+from .api import fp8_fp4_gemm_tn as fp8_fp4_gemm_tn
+from .api import fp8_fp4_gemm_tt as fp8_fp4_gemm_tt
+from .api import fp8_gemm_nn as fp8_gemm_nn
 from .api import fp8_gemm_nt as fp8_gemm_nt
+from .api import fp8_gemm_tn as fp8_gemm_tn
+from .api import fp8_gemm_tt as fp8_gemm_tt
 from .api import fp8_m_grouped_gemm_nt_masked as fp8_m_grouped_gemm_nt_masked
 from .api import gemm_fp8_fp8_bf16_nt as gemm_fp8_fp8_bf16_nt
+from .api import m_grouped_fp8_fp4_gemm_nn_contiguous as m_grouped_fp8_fp4_gemm_nn_contiguous
 from .api import m_grouped_fp8_fp4_gemm_nt_contiguous as m_grouped_fp8_fp4_gemm_nt_contiguous
 from .api import m_grouped_fp8_fp4_gemm_nt_masked as m_grouped_fp8_fp4_gemm_nt_masked
+from .api import m_grouped_fp8_gemm_nn_contiguous as m_grouped_fp8_gemm_nn_contiguous
 from .api import m_grouped_fp8_gemm_nt_contiguous as m_grouped_fp8_gemm_nt_contiguous
 from .api import m_grouped_fp8_gemm_nt_masked as m_grouped_fp8_gemm_nt_masked
-from .api import m_grouped_gemm_fp8_fp8_bf16_nt_contiguous as m_grouped_gemm_fp8_fp8_bf16_nt_contiguous
+from .api import (
+    m_grouped_gemm_fp8_fp8_bf16_nt_contiguous as m_grouped_gemm_fp8_fp8_bf16_nt_contiguous,
+)
 from .api import m_grouped_gemm_fp8_fp8_bf16_nt_masked as m_grouped_gemm_fp8_fp8_bf16_nt_masked
 from .arguments import ceil_div as ceil_div
 from .drop_in import install_as_deep_gemm as install_as_deep_gemm

@@ -9,26 +9,22 @@ kernel (seconds); later calls, those of other processes too, load it. A CUDA gra
 kernel was compiled before (`gemm_ladder.precompile`).
 
 All functions raise InputError where the arguments cannot be used, before the output is touched, with one
-sentence that says what was given and what is needed. The contents of m_indices and masked_m on a GPU are not
-looked at, because that would wait for the GPU, unless GEMM_LADDER_CHECK=1 is in the environment when the
-package is first used. `gemm_ladder.checks` has the rules in full.
+sentence that says what was given and what is needed. The contents of m_indices, masked_m and grouped_layout
+on a GPU are not looked at, because that would wait for the GPU, unless GEMM_LADDER_CHECK=1 is in the
+environment when the package is first used. `gemm_ladder.checks` has the rules in full. In torch.compile and
+torch.export a call becomes an operator of `gemm_ladder.ops`.
 """
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
-from gemm_ladder import checks, on_cpu
-from gemm_ladder.errors import InputError, LaunchError
-from gemm_ladder.production import fast_path
-from gemm_ladder.settings import whole_number
+from gemm_ladder import calls, checks
+from gemm_ladder.errors import InputError
 
 Pair: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 Recipe: TypeAlias = tuple[int, ...] | None
-# The innermost transform of torch.func that a call is inside of, or None. There tensors of torch's own class
-# may stand for others: functionalize's have an address at which there is nothing.
-_transform = torch._C._functorch.peek_interpreter_stack
 
 
 def fp8_gemm_nt(
@@ -41,22 +37,27 @@ def fp8_gemm_nt(
     recipe_b: Recipe = None,
     compiled_dims: str = "nk",
     disable_ue8m0_cast: bool = False,
+    alpha: float | None = None,
+    epilogue: None = None,
 ) -> None:
     """d = a @ b.T, with scales, for one pair of matrices.
 
     Args:
-        a: (A, sfa). A is float8_e4m3fn [m, k], contiguous. sfa is float32 [m, k / 128], one scale for each
-            run of 128 elements of a row, with strides (1, align(m, 4)), as get_mn_major_tma_aligned_tensor
-            makes it; other strides are accepted and cost a copy kernel in every call.
-        b: (B, sfb). B is float8_e4m3fn [n, k], contiguous. sfb is float32 [ceil(n / 128), k / 128], one scale
-            for each block of 128 x 128, contiguous or transposed.
-        d: bfloat16 [m, n], contiguous; overwritten.
+        a: (A, sfa). A is float8_e4m3fn [m, k]. sfa is float32 [m, ceil(k / 128)], one scale for each run of
+            128 elements of a row, with strides (1, align(m, 4)), as get_mn_major_tma_aligned_tensor makes it;
+            other strides are accepted and cost a copy kernel in every call.
+        b: (B, sfb). B is float8_e4m3fn [n, k]. sfb is float32 [ceil(n / 128), ceil(k / 128)], one scale for
+            each block of 128 x 128, contiguous or transposed.
+        d: bfloat16 [m, n]; overwritten.
         c: None. (On Hopper an output in BF16 is written, not added to.)
         recipe, recipe_a, recipe_b: None, or what they have to be: (1, 128, 128), (1, 128) and (128, 128).
         compiled_dims, disable_ue8m0_cast: accepted for compatibility; they change nothing.
+        alpha, epilogue: None.
 
-    n is a multiple of 8, k a multiple of 128, and m may be 0. All addresses are multiples of 16 bytes, and d
-    shares no memory with the other tensors.
+    n is a multiple of 8 and k of 16; each of m, n and k may be 0. The elements of a row of A, B and d lie
+    side by side, and the rows a multiple of 16 bytes apart. All addresses are multiples of 16 bytes, and d
+    shares no memory with the other tensors. A, sfa and d may have more leading dimensions, such as [b, s, k]
+    for m = b * s. Scales may also be bfloat16 or float8_e8m0fnu: A's are converted in every call, B's once.
 
     Raises:
         InputError: the arguments cannot be used; d is untouched.
@@ -71,9 +72,16 @@ def fp8_gemm_nt(
         >>> d = torch.empty(64, 256, dtype=torch.bfloat16)
         >>> gemm_ladder.fp8_gemm_nt((a, gemm_ladder.get_mn_major_tma_aligned_tensor(sfa)), (b, sfb), d)
     """
-    if c is not None or not (recipe is recipe_a is recipe_b is None):
-        _check_options(c, recipe, recipe_a, recipe_b)
-    _dense(a, b, d)
+    if not (
+        c is None
+        and recipe is None
+        and recipe_a is None
+        and recipe_b is None
+        and alpha is None
+        and epilogue is None
+    ):
+        calls.check_options(c, recipe, recipe_a, recipe_b, alpha, epilogue)
+    calls.dense(a, b, d)
 
 
 def m_grouped_fp8_gemm_nt_contiguous(
@@ -87,27 +95,35 @@ def m_grouped_fp8_gemm_nt_contiguous(
     compiled_dims: str = "nk",
     disable_ue8m0_cast: bool = False,
     use_psum_layout: bool = False,
+    ensure_zero_padding: bool = True,
     expected_m_for_psum_layout: int | None = None,
+    epilogue: None = None,
     *,
     m_indices: torch.Tensor | None = None,
 ) -> None:
     """d[i] = a[i] @ b[grouped_layout[i]].T, with scales: a mixture of experts whose rows lie in one matrix.
 
     Args:
-        a: (A, sfa), as for `fp8_gemm_nt`: float8_e4m3fn [m, k] and float32 [m, k / 128].
-        b: (B, sfb). B is float8_e4m3fn [groups, n, k], contiguous; sfb is float32 [groups, ceil(n / 128),
-            k / 128], contiguous or with its last two dimensions transposed.
-        d: bfloat16 [m, n], contiguous; overwritten.
+        a: (A, sfa), as for `fp8_gemm_nt`: float8_e4m3fn [m, k] and float32 [m, ceil(k / 128)].
+        b: (B, sfb). B is float8_e4m3fn [groups, n, k]; sfb is float32 [groups, ceil(n / 128), ceil(k / 128)],
+            contiguous or with its last two dimensions transposed.
+        d: bfloat16 [m, n]; overwritten.
         grouped_layout, m_indices: two names of one tensor, int32 [m], contiguous: the group of each row. All
             rows of a block of get_mk_alignment_for_contiguous_layout() rows belong to one group. Rows of
             padding, which are whole blocks or the last rows of a block, have -1. Whole blocks of padding are
             not read and become zeros in d; rows of padding after a group's are multiplied or become zeros.
-        use_psum_layout: False.
-        recipe, recipe_a, recipe_b: as for `fp8_gemm_nt`.
-        compiled_dims, disable_ue8m0_cast, expected_m_for_psum_layout: accepted for compatibility; they change
-            nothing.
+        use_psum_layout: grouped_layout is int32 [groups] instead: the row behind each group's last one. The
+            first group begins at row 0, each other one at the next multiple of the alignment. The rows from a
+            group's end to there become zeros in d; what lies behind the last group's padding is left as it
+            was.
+        ensure_zero_padding: accepted for compatibility; the padding of a psum layout is always zeros.
+        expected_m_for_psum_layout: about how many rows a group of a psum layout will have: a hint, as
+            expected_m is for `m_grouped_fp8_gemm_nt_masked`. None: an equal share of m.
+        recipe, recipe_a, recipe_b, epilogue: as for `fp8_gemm_nt`.
+        compiled_dims, disable_ue8m0_cast: accepted for compatibility; they change nothing.
 
-    Sizes, addresses and errors: as for `fp8_gemm_nt`.
+    Sizes, strides, addresses and errors: as for `fp8_gemm_nt`; the groups of B follow each other without
+    gaps.
 
     Example:
         >>> import torch, gemm_ladder
@@ -118,11 +134,12 @@ def m_grouped_fp8_gemm_nt_contiguous(
         >>> rows = torch.tensor([0, 1], dtype=torch.int32).repeat_interleave(128)
         >>> gemm_ladder.m_grouped_fp8_gemm_nt_contiguous((a, sfa), (b, sfb), d, rows)
     """
-    if not (recipe is recipe_a is recipe_b is None):
-        _check_options(None, recipe, recipe_a, recipe_b)
+    if not (recipe is None and recipe_a is None and recipe_b is None and epilogue is None):
+        calls.check_options(None, recipe, recipe_a, recipe_b, None, epilogue)
     if use_psum_layout:
-        raise InputError("use_psum_layout is True; False is needed: a layout by indices, one for each row")
-    _contiguous(a, b, d, grouped_layout, m_indices)
+        calls.psum(a, b, d, grouped_layout, m_indices, expected_m_for_psum_layout)
+    else:
+        calls.contiguous(a, b, d, grouped_layout, m_indices)
 
 
 def m_grouped_fp8_gemm_nt_masked(
@@ -136,22 +153,30 @@ def m_grouped_fp8_gemm_nt_masked(
     recipe_b: Recipe = None,
     compiled_dims: str = "nk",
     disable_ue8m0_cast: bool = False,
+    epilogue: None = None,
+    *,
+    enable_overlap: bool = False,
+    max_block_n: int | None = None,
+    signal: torch.Tensor | None = None,
 ) -> None:
     """d[g, :masked_m[g]] = a[g, :masked_m[g]] @ b[g].T, with scales: experts with room for max_m rows each.
 
     Args:
-        a: (A, sfa). A is float8_e4m3fn [groups, max_m, k], contiguous. sfa is float32 [groups, max_m,
-            k / 128] with strides (align(max_m, 4) * k / 128, 1, align(max_m, 4)), as
-            get_mn_major_tma_aligned_tensor makes it; other strides cost a copy kernel in every call.
+        a: (A, sfa). A is float8_e4m3fn [groups, max_m, k]. sfa is float32 [groups, max_m, ceil(k / 128)] with
+            strides (align(max_m, 4) * ceil(k / 128), 1, align(max_m, 4)), as get_mn_major_tma_aligned_tensor
+            makes it; other strides cost a copy kernel in every call.
         b: (B, sfb), as for `m_grouped_fp8_gemm_nt_contiguous`.
-        d: bfloat16 [groups, max_m, n], contiguous. Only the rows that count are written.
+        d: bfloat16 [groups, max_m, n]. Only the rows that count are written.
         masked_m: int32 [groups], contiguous: how many of a group's rows count. The others are not read.
         expected_m: about what the mean of masked_m will be: a hint to choose the kernel by. No result depends
             on it.
-        recipe, recipe_a, recipe_b: as for `fp8_gemm_nt`.
+        recipe, recipe_a, recipe_b, epilogue: as for `fp8_gemm_nt`.
         compiled_dims, disable_ue8m0_cast: accepted for compatibility; they change nothing.
+        enable_overlap, max_block_n, signal: False and None. (In SGLang's DeepGEMM another kernel learns by
+            them which tiles are done.)
 
-    Sizes, addresses and errors: as for `fp8_gemm_nt`; max_m and a group's count may be 0.
+    Sizes, strides, addresses and errors: as for `fp8_gemm_nt`; the groups of A, B and d follow each other
+    without gaps, and max_m and a group's count may be 0.
 
     Example:
         >>> import torch, gemm_ladder
@@ -163,30 +188,31 @@ def m_grouped_fp8_gemm_nt_masked(
         >>> masked_m = torch.tensor([3, 64], dtype=torch.int32)
         >>> gemm_ladder.m_grouped_fp8_gemm_nt_masked((a, sfa), (b, sfb), d, masked_m, expected_m=32)
     """
-    if not (recipe is recipe_a is recipe_b is None):
-        _check_options(None, recipe, recipe_a, recipe_b)
-    _masked(a, b, d, masked_m, expected_m)
+    if not (recipe is None and recipe_a is None and recipe_b is None and epilogue is None):
+        calls.check_options(None, recipe, recipe_a, recipe_b, None, epilogue)
+    if enable_overlap or max_block_n is not None or signal is not None:
+        raise InputError(
+            "enable_overlap, max_block_n or signal is given; False and None are needed: no kernel here says "
+            "which of its tiles are done"
+        )
+    calls.masked(a, b, d, masked_m, expected_m)
 
 
-# Other names of the second generation. DeepGEMM takes FP4 operands by the last three, on other GPUs.
-fp8_m_grouped_gemm_nt_masked = m_grouped_fp8_gemm_nt_masked
-fp8_fp4_gemm_nt = fp8_gemm_nt
-m_grouped_fp8_fp4_gemm_nt_contiguous = m_grouped_fp8_gemm_nt_contiguous
-m_grouped_fp8_fp4_gemm_nt_masked = m_grouped_fp8_gemm_nt_masked
+# Other names.
 
 
 def gemm_fp8_fp8_bf16_nt(lhs: Pair, rhs: Pair, out: torch.Tensor, disable_ue8m0_cast: bool = False) -> None:
     """`fp8_gemm_nt` by its first-generation name.
 
     Args:
-        lhs: (A, sfa): float8_e4m3fn [m, k] and float32 [m, k / 128].
-        rhs: (B, sfb): float8_e4m3fn [n, k] and float32 [ceil(n / 128), k / 128].
+        lhs: (A, sfa): float8_e4m3fn [m, k] and float32 [m, ceil(k / 128)].
+        rhs: (B, sfb): float8_e4m3fn [n, k] and float32 [ceil(n / 128), ceil(k / 128)].
         out: bfloat16 [m, n]; overwritten.
         disable_ue8m0_cast: accepted for compatibility; it changes nothing.
 
     Strides, sizes, errors and an example: `fp8_gemm_nt`.
     """
-    _dense(lhs, rhs, out)
+    calls.dense(lhs, rhs, out)
 
 
 def m_grouped_gemm_fp8_fp8_bf16_nt_contiguous(
@@ -201,15 +227,15 @@ def m_grouped_gemm_fp8_fp8_bf16_nt_contiguous(
     """`m_grouped_fp8_gemm_nt_contiguous` by its first-generation name.
 
     Args:
-        lhs: (A, sfa): float8_e4m3fn [m, k] and float32 [m, k / 128].
-        rhs: (B, sfb): float8_e4m3fn [groups, n, k] and float32 [groups, ceil(n / 128), k / 128].
+        lhs: (A, sfa): float8_e4m3fn [m, k] and float32 [m, ceil(k / 128)].
+        rhs: (B, sfb): float8_e4m3fn [groups, n, k] and float32 [groups, ceil(n / 128), ceil(k / 128)].
         out: bfloat16 [m, n]; overwritten.
         m_indices, grouped_layout: two names of one tensor, int32 [m]: the group of each row.
         disable_ue8m0_cast: accepted for compatibility; it changes nothing.
 
     Strides, sizes, errors and an example: `m_grouped_fp8_gemm_nt_contiguous`.
     """
-    _contiguous(lhs, rhs, out, grouped_layout, m_indices)
+    calls.contiguous(lhs, rhs, out, grouped_layout, m_indices)
 
 
 def m_grouped_gemm_fp8_fp8_bf16_nt_masked(
@@ -223,8 +249,8 @@ def m_grouped_gemm_fp8_fp8_bf16_nt_masked(
     """`m_grouped_fp8_gemm_nt_masked` by its first-generation name.
 
     Args:
-        lhs: (A, sfa): float8_e4m3fn [groups, max_m, k] and float32 [groups, max_m, k / 128].
-        rhs: (B, sfb): float8_e4m3fn [groups, n, k] and float32 [groups, ceil(n / 128), k / 128].
+        lhs: (A, sfa): float8_e4m3fn [groups, max_m, k] and float32 [groups, max_m, ceil(k / 128)].
+        rhs: (B, sfb): float8_e4m3fn [groups, n, k] and float32 [groups, ceil(n / 128), ceil(k / 128)].
         out: bfloat16 [groups, max_m, n]; only the rows that count are written.
         masked_m: int32 [groups]: how many of a group's rows count.
         expected_m: about what the mean of masked_m will be: a hint.
@@ -232,77 +258,65 @@ def m_grouped_gemm_fp8_fp8_bf16_nt_masked(
 
     Strides, sizes, errors and an example: `m_grouped_fp8_gemm_nt_masked`.
     """
-    _masked(lhs, rhs, out, masked_m, expected_m)
+    calls.masked(lhs, rhs, out, masked_m, expected_m)
 
 
-def _dense(lhs: object, rhs: object, out: object) -> None:
-    if _transform() is None and _launched(fast_path.queue["dense"](lhs, rhs, out)):
-        return
-    if list in (type(lhs), type(rhs)):  # the fast path takes tuples
-        return _dense(_tuple(lhs), _tuple(rhs), out)
-    _run(checks.call("dense", lhs, rhs, out))
+def fp8_gemm_nn(a: Pair, b: Pair, d: torch.Tensor, *args: Any, **keywords: Any) -> None:
+    """`fp8_gemm_nt` with (B, sfb) given transposed: B [k, n], sfb [ceil(k / 128), ceil(n / 128)].
 
-
-def _contiguous(lhs: object, rhs: object, out: object, grouped_layout: object, m_indices: object) -> None:
-    if m_indices is None:
-        m_indices = grouped_layout
-    elif grouped_layout is not None:
-        raise InputError(
-            "m_indices and grouped_layout are both given; one, two names of one tensor, is needed"
-        )
-    plain = _transform() is None and not checks.check_contents
-    if plain and _launched(fast_path.queue["contiguous"](lhs, rhs, out, m_indices)):
-        return
-    if list in (type(lhs), type(rhs)):
-        return _contiguous(_tuple(lhs), _tuple(rhs), out, None, m_indices)
-    _run(checks.call("contiguous", lhs, rhs, out, m_indices))
-
-
-def _masked(lhs: object, rhs: object, out: object, masked_m: object, expected_m: object) -> None:
-    if type(expected_m) is not int or expected_m < 0:
-        expected_m = whole_number("expected_m", expected_m)
-    plain = _transform() is None and not checks.check_contents
-    if plain and _launched(fast_path.queue["masked"](lhs, rhs, out, masked_m, expected_m)):
-        return
-    if list in (type(lhs), type(rhs)):
-        return _masked(_tuple(lhs), _tuple(rhs), out, masked_m, expected_m)
-    _run(checks.call("masked", lhs, rhs, out, masked_m), expected_m)
-
-
-def _tuple(pair: object) -> object:
-    return tuple(pair) if isinstance(pair, list) else pair
-
-
-def _launched(answer: fast_path.Queued) -> bool:
-    """Whether the fast path has launched the call.
-
-    Raises:
-        LaunchError: the launch was refused.
+    Like there, the elements of a row of B^T lie side by side, so B is the transpose of a matrix that does.
+    The other arguments, errors and an example: `fp8_gemm_nt`.
     """
-    if isinstance(answer, bytes):
-        raise LaunchError(f"the production kernel: {answer.decode()}")
-    return answer is None
+    fp8_gemm_nt(a, _transposed(b, "b"), d, *args, **keywords)
 
 
-def _run(call: checks.CheckedCall, expected_m: int = 0) -> None:
-    """What the fast path does not do: a first call, one whose scales were converted, one on the CPU."""
-    if not call.m:
-        return
-    if call.out.is_cuda:
-        from gemm_ladder.production import launching  # here: a call on the CPU needs none of it
+def fp8_gemm_tn(a: Pair, b: Pair, d: torch.Tensor, *args: Any, **keywords: Any) -> None:
+    """`fp8_gemm_nt` with (A, sfa) given transposed, A [k, m] and sfa [ceil(k / 128), m], and (B, sfb), too.
 
-        launching.queue(call, expected_m)
-    else:
-        on_cpu.compute(call)
+    Strides: as for `fp8_gemm_nn`. The other arguments, errors and an example: `fp8_gemm_nt`.
+    """
+    fp8_gemm_nt(_transposed(a, "a"), _transposed(b, "b"), d, *args, **keywords)
 
 
-def _check_options(c: object, recipe: object, recipe_a: object, recipe_b: object) -> None:
-    if c is not None:
-        raise InputError("c is given; None is needed: an output in BF16 is written on Hopper, not added to")
-    for name, given, needed in (
-        ("recipe", recipe, (1, 128, 128)),
-        ("recipe_a", recipe_a, (1, 128)),
-        ("recipe_b", recipe_b, (128, 128)),
-    ):
-        if given is not None and not (isinstance(given, (tuple, list)) and tuple(given) == needed):
-            raise InputError(f"{name} is {given!r}; {needed} or None is needed")
+def fp8_gemm_tt(a: Pair, b: Pair, d: torch.Tensor, *args: Any, **keywords: Any) -> None:
+    """`fp8_gemm_nt` with (A, sfa) given transposed: A [k, m], sfa [ceil(k / 128), m].
+
+    Strides: as for `fp8_gemm_nn`. The other arguments, errors and an example: `fp8_gemm_nt`.
+    """
+    fp8_gemm_nt(_transposed(a, "a"), b, d, *args, **keywords)
+
+
+def m_grouped_fp8_gemm_nn_contiguous(a: Pair, b: Pair, d: torch.Tensor, *args: Any, **keywords: Any) -> None:
+    """`m_grouped_fp8_gemm_nt_contiguous` with (B, sfb) given transposed: B [groups, k, n], sfb [groups,
+    ceil(k / 128), ceil(n / 128)].
+
+    Strides: as for `fp8_gemm_nn`. The other arguments, errors and an example:
+    `m_grouped_fp8_gemm_nt_contiguous`.
+    """
+    m_grouped_fp8_gemm_nt_contiguous(a, _transposed(b, "b"), d, *args, **keywords)
+
+
+def _transposed(pair: object, name: str) -> Pair:
+    """Both tensors of a pair with their last two dimensions exchanged."""
+    given = dict(
+        zip(
+            (f"the matrix of {name}", f"the scales of {name}"),
+            checks.pair(pair, name, "of a matrix and its scales"),
+            strict=True,
+        )
+    )
+    matrix, scales = (
+        checks.two_dimensions(each, tensor).mT for each, tensor in checks.tensors(given).items()
+    )
+    return matrix, scales
+
+
+fp8_m_grouped_gemm_nt_masked = m_grouped_fp8_gemm_nt_masked
+# DeepGEMM takes FP4 operands by these, on other GPUs.
+fp8_fp4_gemm_nt = fp8_gemm_nt
+fp8_fp4_gemm_nn = fp8_gemm_nn
+fp8_fp4_gemm_tn = fp8_gemm_tn
+fp8_fp4_gemm_tt = fp8_gemm_tt
+m_grouped_fp8_fp4_gemm_nt_contiguous = m_grouped_fp8_gemm_nt_contiguous
+m_grouped_fp8_fp4_gemm_nn_contiguous = m_grouped_fp8_gemm_nn_contiguous
+m_grouped_fp8_fp4_gemm_nt_masked = m_grouped_fp8_gemm_nt_masked

@@ -9,15 +9,19 @@ import ctypes
 from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gemm_ladder.checks import CheckedCall
 
 # How the rows of A belong to groups of B: there is one group; m_indices says each row's group; or each group
-# has room for max_m rows, of which masked_m says how many count.
-Kind = Literal["dense", "contiguous", "masked"]
+# has room for max_m rows, of which masked_m says how many count; or a list says where each group's rows end.
+Kind = Literal["dense", "contiguous", "masked", "psum"]
 KINDS: tuple[Kind, ...] = get_args(Kind)  # in the order of enum class Kind (production/config.cuh)
 
 SCALE_BLOCK = 128  # elements along k that share a scale, and along n for B; promotion happens as often
-M_ALIGNMENT = 128  # rows of the contiguous layout that belong to one group as a block
+M_ALIGNMENT = 128  # rows of the contiguous layout that belong to one group as a block, unless another is set
+LEAST_M_ALIGNMENT = 64  # what can be set: the rows of a WGMMA, which all have one B
+K_MULTIPLE = 16  # A and B are loaded by TMA, so one of their rows is a multiple of 16 bytes
 TMA_ALIGNMENT = 16  # bytes: what TMA asks of an address and of a stride
 N_MULTIPLE = 8  # D is stored by TMA, so one of its rows is a multiple of 16 bytes: of 8 BF16 numbers
 # Of m, n and k: the kernels' coordinates are signed 32-bit numbers. Their counts of tiles are, too, but need
@@ -53,6 +57,9 @@ class GroupedArgs(GemmArgs):
     """struct GroupedArgs of include/args.cuh. Launchers that take a GemmArgs can be given one as well."""
 
     _fields_ = (  # type: ignore[assignment] # those of this class come after the base's
+        ("a_stride", ctypes.c_int64),
+        ("b_stride", ctypes.c_int64),
+        ("d_stride", ctypes.c_int64),
         ("layout", ctypes.c_void_p),
         ("groups", ctypes.c_int64),
         ("groups_a", ctypes.c_int64),
@@ -79,10 +86,22 @@ class GroupedArgs(GemmArgs):
             sfa_stride=align(call.m, TMA_ALIGNMENT // ctypes.sizeof(ctypes.c_float)),
             num_sms=num_sms,
             stream=stream,
+            a_stride=row_stride(call.a.shape, call.a.stride()),
+            b_stride=row_stride(call.b.shape, call.b.stride()),
+            d_stride=row_stride(call.out.shape, call.out.stride()),
             layout=None if call.rows is None else call.rows.data_ptr(),
             groups=call.groups,
             groups_a=call.groups if call.kind == "masked" else 1,
         )
+
+
+def row_stride(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """The elements from row to row of a matrix, or of matrices one after the other. A single row has its
+    length as its stride."""
+    for size, stride in zip(reversed(shape[:-1]), reversed(strides[:-1]), strict=True):
+        if size > 1:
+            return stride
+    return shape[-1]
 
 
 def ceil_div(x: int, y: int) -> int:

@@ -5,23 +5,30 @@ scales that are not in the layout that kernels read. `call` also checks what the
 the sizes and, for tensors on the CPU or with GEMM_LADDER_CHECK=1, the contents of m_indices and masked_m.
 Every refusal is one sentence that says what was given and what is needed, and comes before `out` is written.
 
-    A    float8_e4m3fn [m, k], contiguous, 16-byte aligned
+    A    float8_e4m3fn [m, k], 16-byte aligned
     sfa  float32 [m, ceil(k / 128)], "MN-major, TMA-aligned": stride (1, align(m, 4)), 16-byte aligned.
          Any other stride or address, and a lazily negated view (Tensor.is_neg), is accepted and converted,
          which costs a copy kernel.
-    B    float8_e4m3fn [n, k], contiguous, 16-byte aligned
+    B    float8_e4m3fn [n, k], 16-byte aligned
     sfb  float32 [ceil(n / 128), ceil(k / 128)], contiguous, 16-byte aligned. Another alignment, transposed
          scales and a lazily negated view are accepted and converted.
-    out  bfloat16 [m, n], contiguous, 16-byte aligned, sharing no byte with the others
+    out  bfloat16 [m, n], 16-byte aligned, sharing no byte with the others
+
+The elements of a row of A, B and out lie side by side. For the rungs the rows follow each other without gaps;
+for the production kernels they may be any multiple of 16 bytes apart, but the matrices of a grouped layout
+follow each other without gaps. Scales may also be bfloat16 or float8_e8m0fnu (`scales.as_float32`).
 
 The grouped layouts put a dimension `groups` before B's and sfb's, and have one tensor more:
 
     contiguous  m_indices int32 [m], contiguous: the group of each row
     masked      masked_m int32 [groups], contiguous: how many rows of each group count; A, sfa and out are
                 [groups, max_m, ...], sfa's stride (align(max_m, 4) * ceil(k / 128), 1, align(max_m, 4))
+    psum        grouped_layout int32 [groups], contiguous: the row behind each group's last one. The first
+                group begins at row 0, and each other one at the next multiple of
+                settings.get_mk_alignment_for_contiguous_layout()
 
-No gradient flows through a call: inputs that require grad are used as they are, and an `out` that requires
-grad is refused. All tensors are on one device: the CPU or a Hopper GPU.
+No gradient flows through a call: inputs that require grad are refused unless grad mode is off, and an `out`
+that requires grad always. All tensors are on one device: the CPU or a Hopper GPU.
 """
 
 from __future__ import annotations
@@ -34,9 +41,10 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from gemm_ladder import settings
+from gemm_ladder import scales, settings
 from gemm_ladder.arguments import (
     HOPPER,
+    K_MULTIPLE,
     MAX_SIZE,
     N_MULTIPLE,
     SCALE_BLOCK,
@@ -44,17 +52,21 @@ from gemm_ladder.arguments import (
     Kind,
     align,
     ceil_div,
+    row_stride,
 )
 from gemm_ladder.errors import InputError
 from torch._subclasses import FakeTensor
 
-# Whether the contents of m_indices and masked_m are checked on a GPU, too: that waits for the GPU.
+# Whether the contents of m_indices, masked_m and grouped_layout are checked on a GPU, too: that waits for the
+# GPU.
 check_contents = os.environ.get("GEMM_LADDER_CHECK") == "1"
 
-ROWS = {"contiguous": "m_indices", "masked": "masked_m"}  # the tensor that says which rows belong to a group
+# The tensor that says which rows belong to a group.
+ROWS: dict[Kind, str] = {"contiguous": "m_indices", "masked": "masked_m", "psum": "grouped_layout"}
+SCALES = ("sfa", "sfb")
 DTYPES = {
     **dict.fromkeys(("A", "B"), torch.float8_e4m3fn),
-    **dict.fromkeys(("sfa", "sfb"), torch.float32),
+    **dict.fromkeys(SCALES, torch.float32),
     **dict.fromkeys(ROWS.values(), torch.int32),
     "out": torch.bfloat16,
 }
@@ -75,6 +87,11 @@ DIMENSIONS: dict[Kind, dict[str, tuple[str, ...]]] = {  # dimensions of one name
         **{"B": ("groups", "n", "k"), "sfb": ("groups", "ceil(n / 128)", "ceil(k / 128)")},
         **{"out": ("m", "n"), "m_indices": ("m",)},
     },
+    "psum": {
+        **{"A": ("m", "k"), "sfa": ("m", "ceil(k / 128)")},
+        **{"B": ("groups", "n", "k"), "sfb": ("groups", "ceil(n / 128)", "ceil(k / 128)")},
+        **{"out": ("m", "n"), "grouped_layout": ("groups",)},
+    },
     "masked": {
         **{"A": ("groups", "max_m", "k"), "sfa": ("groups", "max_m", "ceil(k / 128)")},
         **{"B": ("groups", "n", "k"), "sfb": ("groups", "ceil(n / 128)", "ceil(k / 128)")},
@@ -87,7 +104,7 @@ class CheckedCall(NamedTuple):
     """A call that passed: its tensors, the scales in the layouts that kernels read, and its sizes.
 
     Attributes:
-        rows: m_indices or masked_m; None in the dense layout.
+        rows: m_indices, masked_m or grouped_layout; None in the dense layout.
         m: rows of A and of `out`; in the masked layout those that each group has room for, max_m.
         groups: of B; 1 in the dense layout.
     """
@@ -112,7 +129,7 @@ def call(kind: Kind, lhs: object, rhs: object, out: object, rows: object = None)
     Raises:
         InputError: the first thing found wrong.
     """
-    checked = operands(kind, lhs, rhs, out, rows)
+    checked = operands(kind, lhs, rhs, out, rows, general=True)
     size = dict(zip(DIMENSIONS[kind]["A"], checked.a.shape, strict=True))
     supported(kind, size | dict(zip(DIMENSIONS[kind]["B"], checked.b.shape, strict=True)))
     if check_contents or not checked.a.is_cuda:
@@ -121,7 +138,14 @@ def call(kind: Kind, lhs: object, rhs: object, out: object, rows: object = None)
 
 
 def operands(
-    kind: Kind, lhs: object, rhs: object, out: object, rows: object = None, *, hopper: bool = True
+    kind: Kind,
+    lhs: object,
+    rhs: object,
+    out: object,
+    rows: object = None,
+    *,
+    hopper: bool = True,
+    general: bool = False,
 ) -> CheckedCall:
     """Check the metadata of a call's tensors (module docstring).
 
@@ -130,8 +154,9 @@ def operands(
         lhs: the pair (A, sfa).
         rhs: the pair (B, sfb).
         out: the output.
-        rows: m_indices or masked_m; None in the dense layout.
+        rows: m_indices, masked_m or grouped_layout; None in the dense layout.
         hopper: refuse a GPU that is not Hopper.
+        general: accept what only the production kernels can do: rows with gaps between them, n = 0 and k = 0.
 
     Returns:
         The tensors, with the scales converted where they had to be. m may be 0.
@@ -141,6 +166,8 @@ def operands(
     """
     a, sfa = pair(lhs, "lhs", "(A, sfa)")
     b, sfb = pair(rhs, "rhs", "(B, sfb)")
+    if general and kind == "dense":
+        a, sfa, out = _as_matrices(a, sfa, out)
     named = {"A": a, "sfa": sfa, "B": b, "sfb": sfb, "out": out}
     if kind != "dense":
         named[ROWS[kind]] = rows
@@ -149,15 +176,16 @@ def operands(
     if hopper:
         runs_on(device)
     for name, tensor in given.items():
-        dtype(name, tensor, DTYPES[name])
-    size = _sizes(kind, given)
-    _memory(given)
+        if name not in SCALES or tensor.dtype not in scales.CONVERTED:
+            dtype(name, tensor, DTYPES[name])
+    size = _sizes(kind, given, 0 if general else 1)
+    _memory(given, general)
     return CheckedCall(
         kind,
         a=given["A"].detach(),
-        sfa=mn_major(given["sfa"].detach().resolve_neg()),
+        sfa=scales.mn_major(scales.as_float32(given["sfa"], "sfa")),
         b=given["B"].detach(),
-        sfb=row_major(given["sfb"].detach().resolve_neg()),
+        sfb=scales.row_major(scales.as_float32(given["sfb"], "sfb", keep=True)),
         out=given["out"],
         rows=given.get(ROWS.get(kind, "")),
         m=size["max_m" if kind == "masked" else "m"],
@@ -171,9 +199,9 @@ def supported(kind: Kind, size: Mapping[str, int]) -> None:
     """Refuse sizes, by the names of the layout's dimensions, that the kernels do not multiply.
 
     Raises:
-        InputError: n is not a multiple of 8, k not of 128, or a tensor has 2^31 rows or columns.
+        InputError: n is not a multiple of 8, k not of 16, or a tensor has 2^31 rows or columns.
     """
-    for name, multiple in (("n", N_MULTIPLE), ("k", SCALE_BLOCK)):
+    for name, multiple in (("n", N_MULTIPLE), ("k", K_MULTIPLE)):
         if size[name] % multiple:
             raise InputError(f"{name} is {size[name]}; a multiple of {multiple} is needed")
     for tensor in ("A", "B"):
@@ -184,8 +212,8 @@ def supported(kind: Kind, size: Mapping[str, int]) -> None:
 
 
 def contents(checked: CheckedCall) -> None:
-    """Refuse an m_indices or masked_m whose contents cannot be used. Waits for the tensor's device; does
-    nothing while a CUDA graph is captured, which forbids that.
+    """Refuse an m_indices, masked_m or grouped_layout whose contents cannot be used. Waits for the tensor's
+    device; does nothing while a CUDA graph is captured, which forbids that.
 
     Raises:
         InputError: the first row or group that is wrong.
@@ -195,8 +223,10 @@ def contents(checked: CheckedCall) -> None:
         return
     if checked.kind == "contiguous":
         _indices(rows, checked.groups)
-    else:
+    elif checked.kind == "masked":
         _counts(rows, checked.m)
+    else:
+        _ends(rows, checked.m)
 
 
 def _indices(m_indices: torch.Tensor, groups: int) -> None:
@@ -228,6 +258,38 @@ def _counts(masked_m: torch.Tensor, max_m: int) -> None:
         )
 
 
+def _as_matrices(*named: object) -> tuple[object, ...]:
+    """A, sfa and out with their leading dimensions made one, if all have more than one; otherwise as they
+    are."""
+    if not all(isinstance(one, torch.Tensor) and one.dim() > 2 for one in named):
+        return named
+    a, sfa, out = (one for one in named if isinstance(one, torch.Tensor))
+    if not a.shape[:-1] == sfa.shape[:-1] == out.shape[:-1]:
+        raise InputError(
+            f"A has shape {list(a.shape)}, sfa {list(sfa.shape)} and out {list(out.shape)}; the same "
+            "dimensions before the last one are needed"
+        )
+    try:
+        return a.view(-1, a.shape[-1]), sfa.reshape(-1, sfa.shape[-1]), out.view(-1, out.shape[-1])
+    except RuntimeError:
+        raise InputError(
+            f"A has strides {a.stride()} and out {out.stride()}; leading dimensions that are one dimension "
+            "of rows are needed"
+        ) from None
+
+
+def _ends(grouped_layout: torch.Tensor, m: int) -> None:
+    """Refuse a grouped_layout in which a group ends before it begins, or after the last row."""
+    alignment, begin = settings.get_mk_alignment_for_contiguous_layout(), 0
+    for group, end in enumerate(grouped_layout.tolist()):
+        if not begin <= end <= m:
+            raise InputError(
+                f"grouped_layout[{group}] is {end}; a row from {begin}, where group {group} begins, to "
+                f"m = {m} is needed"
+            )
+        begin = min(align(end, alignment), m)
+
+
 def _first(wrong: torch.Tensor) -> int | None:
     """The index of the first element that is true."""
     found = wrong.nonzero()
@@ -242,13 +304,14 @@ def _capturing(tensor: torch.Tensor) -> bool:
         return torch.cuda.is_current_stream_capturing()
 
 
-def _sizes(kind: Kind, given: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    """The size of each dimension by its name, after checking that all tensors' shapes agree."""
+def _sizes(kind: Kind, given: Mapping[str, torch.Tensor], least: int) -> dict[str, int]:
+    """The size of each dimension by its name, after checking that all tensors' shapes agree, and that n and k
+    are at least `least`."""
     dimensions = DIMENSIONS[kind]
     of_a = dict(zip(dimensions["A"], sizes("A", given["A"], *dimensions["A"]), strict=True))
     size = dict(zip(dimensions["B"], sizes("B", given["B"], *dimensions["B"]), strict=True)) | of_a
     n, k = size["n"], size["k"]
-    if n < 1 or k < 1:
+    if n < least or k < least:
         rows = dimensions["A"][-2]
         raise InputError(f"n is {n} and k is {k}; both must be at least 1 (only {rows} may be 0)")
     if size.get("groups") == 0:
@@ -264,21 +327,31 @@ def _sizes(kind: Kind, given: Mapping[str, torch.Tensor]) -> dict[str, int]:
     return size
 
 
-def _memory(given: Mapping[str, torch.Tensor]) -> None:
+def _memory(given: Mapping[str, torch.Tensor], general: bool) -> None:
     """Check that there is memory, strides and addresses, and that `out` can be written."""
     for name, tensor in given.items():
         has_memory(name, tensor)
-        if name not in ("sfa", "sfb"):
+        if name in SCALES:
+            continue
+        if general and name not in ROWS.values():
+            spaced(name, tensor)
+        else:
             gapless(name, tensor)
-            if name not in ROWS.values():
-                aligned(name, tensor)
-            in_memory(name, tensor)
+        if name not in ROWS.values():
+            aligned(name, tensor)
+        in_memory(name, tensor)
     sfb_strides(given["sfb"])
     disjoint("out", given)
     out = given["out"]
     if out.requires_grad:
         raise InputError("out requires grad, which no kernel computes; a tensor that does not is needed")
-    if not out.is_cuda and out.is_inference() and not torch.is_inference_mode_enabled():
+    for name, tensor in given.items():
+        if torch.is_grad_enabled() and tensor.requires_grad:
+            raise InputError(
+                f"{name} requires grad, which no kernel computes; {name}.detach(), or a call inside of "
+                "torch.no_grad(), is needed"
+            )
+    if out.is_inference() and not torch.is_inference_mode_enabled():
         raise InputError(
             "out is an inference tensor, which cannot be written outside torch.inference_mode(); an ordinary "
             "tensor, or a call inside of it, is needed"
@@ -317,6 +390,13 @@ def pair(value: object, name: str, parts: str) -> tuple[object, object]:
     if len(value) != 2:
         raise InputError(f"{name} has {len(value)} elements; the pair {parts} is needed")
     return value[0], value[1]
+
+
+def two_dimensions(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The same tensor, after checking that it has two dimensions or more."""
+    if tensor.dim() < 2:
+        raise InputError(f"{name} has shape {list(tensor.shape)}; at least 2 dimensions are needed")
+    return tensor
 
 
 def tensors(named: Mapping[str, object]) -> dict[str, torch.Tensor]:
@@ -385,6 +465,26 @@ def gapless(name: str, tensor: torch.Tensor) -> None:
         )
 
 
+def spaced(name: str, tensor: torch.Tensor) -> None:
+    """Refuse rows that TMA cannot load: whose elements do not lie side by side, which overlap, or which are
+    not a multiple of 16 bytes apart; and matrices with gaps between them."""
+    if tensor.is_contiguous() or not tensor.numel():
+        return
+    rows, length = tensor.shape[-2:]
+    between = row_stride(tensor.shape, tensor.stride())
+    if length > 1 and tensor.stride(-1) != 1:
+        needed = "rows whose elements lie side by side (stride 1)"
+    elif between < length:
+        needed = f"rows that do not overlap, at least {length} elements apart,"
+    elif between * tensor.element_size() % TMA_ALIGNMENT:
+        needed = f"rows that are a multiple of {TMA_ALIGNMENT} bytes apart"
+    elif tensor.dim() == 3 and tensor.size(0) > 1 and tensor.stride(0) != rows * between:
+        needed = f"matrices that follow each other without a gap, a stride of {rows * between},"
+    else:
+        return
+    raise InputError(f"{name} has strides {tensor.stride()}; {needed} are needed")
+
+
 def aligned(name: str, tensor: torch.Tensor) -> None:
     if tensor.numel() and tensor.data_ptr() % TMA_ALIGNMENT:
         raise InputError(
@@ -415,35 +515,6 @@ def disjoint(output: str, named: Mapping[str, torch.Tensor]) -> None:
         first, last = _span(tensor)
         if max(begin, first) < min(end, last):
             raise InputError(f"{output} shares memory with {name}; memory of its own is needed")
-
-
-def mn_major(sfa: torch.Tensor) -> torch.Tensor:
-    """A's scales, [(groups,) mn, k / 128], as TMA reads them: stride (aligned * k / 128, 1, aligned) with
-    aligned = mn rounded up to 4 floats. The tensor itself if it has them, else a copy.
-
-    The padding is not initialised, and the strides of dimensions of size 1 do not matter.
-    """
-    strides = mn_major_strides(sfa.shape)
-    if sfa.data_ptr() % TMA_ALIGNMENT == 0 and all(
-        size == 1 or stride == needed
-        for size, stride, needed in zip(sfa.shape, sfa.stride(), strides, strict=True)
-    ):
-        return sfa
-    return torch.empty_strided(sfa.shape, strides, dtype=sfa.dtype, device=sfa.device).copy_(sfa)
-
-
-def row_major(sfb: torch.Tensor) -> torch.Tensor:
-    """B's scales as TMA reads them, contiguous and 16-byte aligned: the tensor itself if it is so, else a
-    copy. (One expert's scales, sliced from those of many, may begin at any multiple of 4 bytes.)"""
-    sfb = sfb.contiguous()
-    return sfb.clone() if sfb.data_ptr() % TMA_ALIGNMENT else sfb
-
-
-def mn_major_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The strides, in floats, of scales [(groups,) mn, k / 128] as TMA reads them."""
-    mn, blocks = shape[-2:]
-    rows = align(mn, TMA_ALIGNMENT // torch.float32.itemsize)
-    return (rows * blocks, 1, rows)[-len(shape) :]
 
 
 def _span(tensor: torch.Tensor) -> tuple[int, int]:

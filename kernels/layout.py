@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from gemm_ladder import checks
+from gemm_ladder import checks, scales
 from gemm_ladder.arguments import SCALE_BLOCK, TMA_ALIGNMENT, ceil_div
 from gemm_ladder.errors import InputError
 from gemm_ladder.ref import layouts
@@ -35,8 +35,8 @@ def get_mn_major_tma_aligned_tensor(sf: torch.Tensor) -> torch.Tensor:
         raise InputError(
             f"sf has shape {list(sf.shape)}; 2 dimensions, or 3 with groups, are needed: [m, k / 128]"
         )
-    found = checks.mn_major(sf.resolve_neg())
-    strides = checks.mn_major_strides(found.shape)
+    found = scales.mn_major(sf.resolve_neg())
+    strides = scales.mn_major_strides(found.shape)
     # Strides of dimensions of size 1 matter to nothing but a caller who looks at them.
     return found if found.stride() == strides else found.as_strided(found.shape, strides)
 
@@ -85,7 +85,7 @@ def transform_sf_into_required_layout(
     needed = (*groups, ceil_div(mn, granularity[0]), ceil_div(k, granularity[1]))
     checks.shape("sf", sf, needed, f"for mn = {mn}, k = {k}, recipe {recipe} and num_groups {num_groups}")
     sf = sf.resolve_neg()
-    return checks.mn_major(sf) if granularity[0] == 1 else sf.contiguous()
+    return scales.mn_major(sf) if granularity[0] == 1 else sf.contiguous()
 
 
 def _scales(sf: object) -> None:

@@ -128,10 +128,10 @@ class NumpyRung(Rung):
             raise InputError(f'target is {target!r}, and must be "cuda" or "emulator".')
 
     def _run(self, call: CheckedCall) -> None:
-        from gemm_ladder import on_cpu
+        from gemm_ladder import ops
 
         a, sfa, b, sfb = (tensor.cpu() for tensor in (call.a, call.sfa, call.b, call.sfb))
-        on_cpu.compute(call._replace(a=a, sfa=sfa, b=b, sfb=sfb))
+        ops.compute_on_cpu(call._replace(a=a, sfa=sfa, b=b, sfb=sfb))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import operator
 from typing import SupportsIndex
 
-from gemm_ladder.arguments import M_ALIGNMENT
+from gemm_ladder.arguments import LEAST_M_ALIGNMENT, M_ALIGNMENT
 from gemm_ladder.errors import InputError
 
 _num_sms = 0
@@ -55,18 +55,25 @@ def get_mk_alignment_for_contiguous_layout() -> int:
 def set_mk_alignment_for_contiguous_layout(alignment: int) -> None:
     """Declare that the rows of every group begin at a multiple of this many rows.
 
+    In the psum layout they begin exactly at the next multiple. With less than 128 fewer kernels can be used.
+
     Raises:
-        InputError: the alignment is not a positive multiple of the 128 rows that a kernel needs.
+        InputError: the alignment is not a positive multiple of the 64 rows that a WGMMA multiplies.
     """
+    from gemm_ladder.production import fast_path  # here: it imports torch
+
     global _mk_alignment
     alignment = whole_number("alignment", alignment)
-    if alignment == 0 or alignment % M_ALIGNMENT:
-        raise InputError(f"an alignment of {alignment} rows is given; a multiple of {M_ALIGNMENT} is needed")
+    if alignment == 0 or alignment % LEAST_M_ALIGNMENT:
+        raise InputError(
+            f"an alignment of {alignment} rows is given; a multiple of {LEAST_M_ALIGNMENT} is needed"
+        )
     _mk_alignment = alignment
+    fast_path.forget()  # its plans are for the alignment that was set before
 
 
 def get_theoretical_mk_alignment_for_contiguous_layout(expected_m: int | None = None) -> int:
-    """The smallest alignment that the kernels support: 128 rows.
+    """The smallest alignment with which all kernels can be used: 128 rows.
 
     Args:
         expected_m: the rows of a group; the answer does not depend on it.

@@ -107,6 +107,60 @@ def grouped_masked(
     return d
 
 
+def grouped_psum(
+    a: np.ndarray,
+    sfa: np.ndarray,
+    b: np.ndarray,
+    sfb: np.ndarray,
+    ends: np.ndarray,
+    alignment: int,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Mixture of experts, the rows of all experts in one matrix, which a list of ends divides (`psum_rows`).
+
+    Args:
+        a, sfa: as for `dense`. Only rows of groups are read.
+        b, sfb: as for `grouped_contiguous`.
+        ends, alignment: as for `psum_rows`.
+        out: float64 [m, n] to write into; only rows of groups and their padding are written. None: a new
+            array, with NaN in the other rows.
+
+    Returns:
+        D, float64 [m, n]: `out`, where given. The rows of padding are zeros.
+
+    Raises:
+        ValueError, TypeError: as for `dense`; an end that lies before its group or behind A.
+    """
+    _check_groups(b, sfb)
+    d = np.full((len(a), b.shape[1]), np.nan) if out is None else out
+    for group, (begin, end, padded) in enumerate(psum_rows(ends, alignment, len(a))):
+        d[begin:end] = dense(a[begin:end], sfa[begin:end], b[group], sfb[group])
+        d[end:padded] = 0
+    return d
+
+
+def psum_rows(ends: np.ndarray, alignment: int, m: int) -> list[tuple[int, int, int]]:
+    """Which rows of A belong to each group: (first row, row behind the last one, row behind the padding).
+
+    Args:
+        ends: int32 [groups], the row behind each group's last one. (DeepGEMM calls it a psum layout, as
+            without alignment it would be the prefix sums of the groups' sizes.)
+        alignment: a group begins at the first multiple of it that is not before the end of the one ahead.
+        m: rows of A, where padding ends in any case.
+
+    Raises:
+        ValueError: an end that lies before its group or behind A.
+    """
+    found, begin = [], 0
+    for end in np.asarray(ends).tolist():
+        if not begin <= end <= m:
+            raise ValueError(f"a group that begins at row {begin} and ends at {end} was given for m = {m}")
+        padded = min(-(-end // alignment) * alignment, m)
+        found.append((begin, end, padded))
+        begin = padded
+    return found
+
+
 def to_bf16(x: np.ndarray) -> np.ndarray:
     """float64 or float32 -> BF16 (ml_dtypes), rounded once, to nearest, ties to even."""
     return fp8.narrow(x).astype(BF16)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gemm_ladder import checks
+from gemm_ladder import scales
 from gemm_ladder.errors import InputError
 
 M, N, K = 5, 136, 256
@@ -49,9 +49,9 @@ GROUPS, MAX_M = 3, 6
 
 def grouped_arguments(layout: str) -> Arguments:
     """A grouped call that needs no conversion, so that the fast path takes it."""
-    rows = (M,) if layout == "contiguous" else (GROUPS, MAX_M)
-    sfa = checks.mn_major(torch.ones(*rows, K // 128))
-    index = {"contiguous": "m_indices", "masked": "masked_m"}[layout]
+    rows = (GROUPS, MAX_M) if layout == "masked" else (M,)
+    sfa = scales.mn_major(torch.ones(*rows, K // 128))
+    index = {"contiguous": "m_indices", "masked": "masked_m", "psum": "grouped_layout"}[layout]
     return Arguments(
         lhs=(nothing(*rows, K), sfa),
         rhs=(nothing(GROUPS, N, K), torch.ones(GROUPS, 2, K // 128)),

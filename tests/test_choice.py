@@ -209,7 +209,7 @@ def test_there_is_room_for_the_scales():
     [
         (("dense", 0, 8, 128), "m is 0; 1 or more"),
         (("dense", 1, 12, 128), "n is 12; a multiple of 8"),
-        (("dense", 1, 8, 64), "k is 64; a multiple of 128"),
+        (("dense", 1, 8, 72), "k is 72; a multiple of 16"),
         (("dense", 1, 8, 128, 1, 0), "num_sms is 0; 1 or more"),
         (("masked", 1, 8, 128, 0), "groups is 0; 1 or more"),
         (("batched", 1, 8, 128), "kind is 'batched'; one of dense, contiguous, masked"),

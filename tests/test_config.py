@@ -27,7 +27,7 @@ def config(**fields: object) -> Config:
         ({"group_m": 0}, "group_m is 0; it must be positive"),
         ({"group_n": -1}, "group_n is -1; it must not be negative"),
         ({"n": 4097}, "n is 4097; it must be a multiple of 8"),
-        ({"k": 7000}, "k is 7000; it must be a multiple of 128"),
+        ({"k": 7000}, "k is 7000; it must be a multiple of 16"),
         ({"consumers_n": 3}, "consumers is 6; it must be 1 or 2 (consumers_m * consumers_n)"),
         ({"tile_m": 64}, "tile_m is 64; it must be a multiple of 64 * consumers_m"),
         ({"tile_m": 384, "tile_n": 16}, "tile_m is 384; it must be at most 256"),
@@ -43,8 +43,13 @@ def config(**fields: object) -> Config:
         ({"kind": "contiguous", "share": "B", "cluster": 2}, "share is 'B'; it must not be B"),
         (
             {"kind": "contiguous", "tile_m": 256, "tile_n": 32, "consumers_m": 1, "stages": 3},
-            "tile_m is 256; it must be at most 128 * consumers_m in the contiguous layout",
+            "tile_m is 256; it must be at most 128 * consumers_m in the contiguous and psum layouts",
         ),
+        (
+            {"kind": "contiguous", "alignment": 64},
+            "alignment is 64; it must be a multiple of 64 * consumers_m",
+        ),
+        ({"kind": "psum", "alignment": 64}, "alignment is 64; it must be a multiple of tile_m"),
         ({"kind": "masked", "share": "K", "cluster": 2, "stages": 3}, "share is 'K'; it must not be K"),
         ({"tail_m": 256}, "tail_m is 256; it must be positive if tail_n is, or else both 0"),
         ({"tail_m": -64, "tail_n": -64}, "tail_m is -64; it must be positive if tail_n is, or else both 0"),
@@ -79,7 +84,7 @@ def test_source():
         "constexpr Config kConfig{.kind = Kind::kMasked, .n = 584, .k = 768, .tile_m = 64, .tile_n = 112, "
         ".consumers_m = 1, .consumers_n = 1, .stages = 7, .cluster = 2, .share = Share::kA, .group_m = 8, "
         ".group_n = 0, .unroll = 4, .blocks_an_sm = 1, .stream_b = false, .prefetch = 0, .tail_m = 0, "
-        ".tail_n = 0};\n"
+        ".tail_n = 0, .alignment = 128};\n"
         'extern "C" const char* gemm_ladder_launch(const GroupedArgs* args) '
         "{ return start<kConfig>(*args); }\n"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import re
 
 import gemm_ladder as gl
@@ -11,12 +12,13 @@ import pytest
 import torch
 from call_arguments import GROUPS, MAX_M, Arguments, K, M, N, grouped_arguments, misaligned
 from cases import normal, place
-from gemm_ladder import build, checks
-from gemm_ladder.arguments import KINDS, GroupedArgs, align
+from gemm_ladder import build, checks, scales
+from gemm_ladder.arguments import KINDS, GroupedArgs, align, row_stride
 from gemm_ladder.errors import LaunchError
 from gemm_ladder.production import fast_path
 
 EXPECTED_M, NUM_SMS = 7, 99
+HINTED = ("masked", "psum")  # the layouts whose calls have an expected m
 
 CPU = torch.device("cpu")
 
@@ -54,21 +56,22 @@ def call_of(layout: str, m: int = M) -> Arguments:
 
 
 def add(layout: str, m: int | None = None, n: int = N, k: int = K) -> None:
-    groups, expected_m = 1 if layout == "dense" else GROUPS, EXPECTED_M if layout == "masked" else 0
+    groups, expected_m = 1 if layout == "dense" else GROUPS, EXPECTED_M if layout in HINTED else 0
     m = m or (MAX_M if layout == "masked" else M)
     fast_path.add(CPU, layout, m, n, k, groups, expected_m, launcher, NUM_SMS)
 
 
 def queue(layout: str, arguments: Arguments) -> dict[str, int] | None:
     """The arguments of the launch, or None if nothing was launched."""
-    further = (EXPECTED_M,) if layout == "masked" else ()
+    further = (EXPECTED_M,) if layout in HINTED else ()
     result = fast_path.queue[layout](*arguments.values(), *further)
     assert (result, len(notes)) in ((None, 1), (False, 0))
     return notes.pop() if notes else None
 
 
 @pytest.mark.parametrize(
-    ("layout", "m"), [*(("dense", m) for m in (1, 3, M, 128)), ("contiguous", M), ("masked", MAX_M)]
+    ("layout", "m"),
+    [*(("dense", m) for m in (1, 3, M, 128)), ("contiguous", M), ("masked", MAX_M), ("psum", M)],
 )
 def test_what_a_kernel_is_given(layout, m):
     call = call_of(layout, m)
@@ -79,10 +82,18 @@ def test_what_a_kernel_is_given(layout, m):
         **{"a": a.data_ptr(), "sfa": sfa.data_ptr(), "b": b.data_ptr(), "sfb": sfb.data_ptr()},
         **{"d": out.data_ptr(), "m": m, "n": N, "k": K},
         **{"sfa_stride": align(m, 4), "num_sms": NUM_SMS, "stream": None},
+        **{"a_stride": K, "b_stride": K, "d_stride": N},
         "layout": rows[0].data_ptr() if rows else None,
         "groups": 1 if layout == "dense" else GROUPS,
         "groups_a": GROUPS if layout == "masked" else 1,
     }
+
+
+def wider(by: int):
+    """Makes a tensor the left part of one whose rows are this much longer."""
+    return lambda x: torch.zeros(*x.shape[:-1], x.shape[-1] + by, dtype=torch.uint8).to(x.dtype)[
+        ..., : x.shape[-1]
+    ]
 
 
 CHANGES = [
@@ -100,8 +111,11 @@ CHANGES = [
     lambda x: x.to("meta"),
     lambda x: torch.zeros(x.numel() + 8, dtype=x.dtype)[8:].view(x.shape),
     lambda x: x.expand(2, *x.shape),
+    wider(16),
+    wider(8),
+    wider(4),
     lambda x: None,
-    lambda x: checks.mn_major(x) if x.dtype == torch.float32 else x,
+    lambda x: scales.mn_major(x) if x.dtype == torch.float32 else x,
 ]
 
 
@@ -126,9 +140,15 @@ def test_what_is_queued_is_right(layout):
             add(layout, a.shape[-2], b.shape[-2], a.shape[-1])
         if given := queue(layout, call):
             passed += 1
-            tensors = [x for x in checks.operands(layout, *call.values()) if isinstance(x, torch.Tensor)]
+            tensors = [
+                x
+                for x in checks.operands(layout, *call.values(), general=True)
+                if isinstance(x, torch.Tensor)
+            ]
             fields = ("a", "sfa", "b", "sfb", "d", "layout")
             assert [given[field] for field in fields[: len(tensors)]] == [x.data_ptr() for x in tensors]
+            for field, x in (("a_stride", tensors[0]), ("b_stride", tensors[2]), ("d_stride", tensors[4])):
+                assert given[field] == row_stride(x.shape, x.stride())
     assert passed > 100
 
 
@@ -212,14 +232,20 @@ def test_what_is_no_operand(layout):
     call = call_of(layout)
     call.change("B", lambda x: torch.nn.Parameter(x, requires_grad=False))  # a module's weights
     assert queue(layout, call)
-    if layout == "masked":
-        assert fast_path.queue["masked"](*call.values(), "7") is False
-        assert fast_path.queue["masked"](*call.values(), EXPECTED_M + 1) is False  # has no plan
+    if layout in HINTED:
+        assert fast_path.queue[layout](*call.values(), "7") is False
+        assert fast_path.queue[layout](*call.values(), EXPECTED_M + 1) is False  # has no plan
 
 
 def test_plans_are_dropped():
     call = call_of("dense")
-    for drop in (fast_path.forget, lambda: gl.set_num_sms(20), lambda: gl.set_num_sms(0)):
+    align_to = gl.set_mk_alignment_for_contiguous_layout
+    for drop in (
+        fast_path.forget,
+        lambda: gl.set_num_sms(20),
+        lambda: gl.set_num_sms(0),
+        lambda: align_to(128),
+    ):
         add("dense")
         assert queue("dense", call)
         drop()
@@ -229,7 +255,15 @@ def test_plans_are_dropped():
 @pytest.mark.parametrize("layout", KINDS)
 def test_the_api_uses_the_fast_path(layout, monkeypatch):
     """The API uses the fast path, except where the contents of a grouped layout are to be checked."""
-    function = {"dense": gl.fp8_gemm_nt}.get(layout) or getattr(gl, f"m_grouped_fp8_gemm_nt_{layout}")
+    by_ends = functools.partial(
+        gl.m_grouped_fp8_gemm_nt_contiguous, use_psum_layout=True, expected_m_for_psum_layout=EXPECTED_M
+    )
+    function = {
+        "dense": gl.fp8_gemm_nt,
+        "contiguous": gl.m_grouped_fp8_gemm_nt_contiguous,
+        "masked": gl.m_grouped_fp8_gemm_nt_masked,
+        "psum": by_ends,
+    }[layout]
     further = (EXPECTED_M,) if layout == "masked" else ()
     call = call_of(layout)
     add(layout)

@@ -83,14 +83,14 @@ def test_a_cycle_is_found() -> None:
     assert a_cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
     edges = graph()
     assert "gemm_ladder.build.cache" in edges["gemm_ladder.build.toolchain"]
-    assert "gemm_ladder.production.launching" in edges["gemm_ladder.api"], "an import inside a function"
+    assert "gemm_ladder.production.launching" in edges["gemm_ladder.ops"], "an import inside a function"
     assert "gemm_ladder.checks" not in edges["gemm_ladder.arguments"], "for type checkers alone"
     assert "gemm_ladder.figures.measured" in edges["gemm_ladder.figures.tables"], "a relative import"
 
 
 def test_rooms() -> None:
     """kernels/ has few files of its own; each room says what belongs in it and what does not."""
-    assert len(list((REPOSITORY / "kernels").glob("*.py"))) <= 14
+    assert len(list((REPOSITORY / "kernels").glob("*.py"))) <= 15
     packages = {path.parent.name for path in (REPOSITORY / "kernels").glob("*/__init__.py")}
     assert packages == {*ROOMS}
     for room in ROOMS:

@@ -15,13 +15,15 @@ import gemm_ladder as gl
 import numpy as np
 import pytest
 import torch
-from cases import normal, place
+from cases import UNWRITTEN, normal, place
 from families import (
+    ALIGNED_TO_64,
     CONTIGUOUS,
     DENSE,
     DEVICE,
     FAMILIES,
     MASKED,
+    PSUM,
     TAILS,
     check_contiguous,
     launch,
@@ -35,7 +37,7 @@ from gemm_ladder.production.candidates import Candidates
 from gemm_ladder.production.config import Config
 from gemm_ladder.production.precompiling import build_all
 from gemm_ladder.ref import emulator
-from grouped_cases import BLOCK, contiguous, masked
+from grouped_cases import BLOCK, contiguous, masked, psum
 
 FUZZ = {"emulator": int(os.environ.get("GEMM_LADDER_FUZZ", "8")), "gpu": 60}  # configurations
 
@@ -188,7 +190,41 @@ def test_a_count_that_is_none(config, given, meant, machine):
     call.check(exact=False)
 
 
-@pytest.mark.parametrize("config", [CONTIGUOUS[1], MASKED[1]], ids=name)
+@pytest.mark.parametrize("config", ALIGNED_TO_64, ids=name)
+@pytest.mark.parametrize("counts", [[100, 0, 64, 130], [0, 0, 5], [64, 192, 65]], ids=str)
+def test_contiguous_aligned_to_64(config, counts, machine):
+    call = contiguous(counts, config.n, config.k, DEVICE[machine], padding=3, block=64)
+    launch(config, call, seed=len(counts), num_sms=config.cluster * 2)
+    check_contiguous(call, block=64)
+
+
+@pytest.mark.parametrize("config", PSUM, ids=name)
+@pytest.mark.parametrize(
+    ("counts", "behind"),
+    [([100, 0, 128, 130], 300), ([0, 0, 5], 0), ([300], 20), ([64, 1, 65, 7, 129], 200), ([0, 0], 70)],
+    ids=str,
+)
+def test_psum(config, counts, behind, machine):
+    """Padding becomes zeros, up to the end of D; rows behind that of the last group are left as they were."""
+    call = psum(counts, config.n, config.k, DEVICE[machine], config.alignment, behind)
+    launch(config, call, seed=behind, num_sms=config.cluster * 2)
+    call.check(exact=False)
+
+
+@pytest.mark.parametrize("config", PSUM, ids=name)
+@pytest.mark.parametrize("end", [-INT_MAX - 1, -1, 0, 100_000, INT_MAX])
+def test_an_end_that_is_none(config, end, machine):
+    """A group that ends before it begins has no rows, one that ends behind A ends with it; nothing else is
+    read or written, and the groups ahead are right."""
+    call = psum([130, 70, 64], config.n, config.k, DEVICE[machine], config.alignment)
+    call.rows[1] = end
+    launch(config, call)
+    call.out[130:].view(torch.int16).fill_(UNWRITTEN)
+    call.expected[130:] = np.nan
+    call.check(exact=False)
+
+
+@pytest.mark.parametrize("config", [CONTIGUOUS[1], MASKED[1], PSUM[0]], ids=name)
 def test_touches_nothing_outside_its_tensors(config):
     """Nor reads anything outside. The call runs in a process of its own, which such a read would end."""
     run = subprocess.run([sys.executable, __file__, config.kind], capture_output=True, text=True)
@@ -199,9 +235,13 @@ def fenced_call(kind: str, at_end: bool) -> None:
     """A grouped call on the emulator with every tensor between pages without access."""
     from fenced_memory import fenced
 
-    config = CONTIGUOUS[1] if kind == "contiguous" else MASKED[1]
+    config = {"contiguous": CONTIGUOUS[1], "masked": MASKED[1], "psum": PSUM[0]}[kind]
     n, k = config.n, config.k
-    call = contiguous([128, 64, 0], n, k) if kind == "contiguous" else masked([5, 0, 68, 68], 68, n, k)
+    call = {
+        "contiguous": lambda: contiguous([128, 64, 0], n, k),
+        "masked": lambda: masked([5, 0, 68, 68], 68, n, k),
+        "psum": lambda: psum([5, 0, 68, 68], n, k),
+    }[kind]()
 
     def between_fences(tensor: torch.Tensor) -> torch.Tensor:
         whole = tensor.mT if tensor is call.lhs[1] else tensor  # A's scales are contiguous transposed
@@ -223,13 +263,13 @@ def fenced_call(kind: str, at_end: bool) -> None:
 def random_config(rng: np.random.Generator) -> Config:
     """Any configuration that keeps the rules, for a small n and k."""
     while True:
-        kind = rng.choice(["dense", "contiguous", "masked"])
+        kind = rng.choice(["dense", "contiguous", "masked", "psum"])
         share = rng.choice(["nothing", "A", "B", "K"])
         stream_b = bool(rng.integers(2))
         config = Config.of(
             str(kind),
             8 * int(rng.integers(1, 60)),
-            128 * int(rng.integers(1, 10)),
+            16 * int(rng.integers(1, 80)),
             int(rng.choice([64, 128, 256])),
             16 * int(rng.integers(1, 17)),
             share=str(share),
@@ -240,6 +280,7 @@ def random_config(rng: np.random.Generator) -> Config:
             prefetch=int(rng.integers(12)) if stream_b else 0,
             tail_m=(tail_m := int(rng.choice([0, 64, 128, 256]))),
             tail_n=16 * int(rng.integers(1, 17)) if tail_m else 0,
+            alignment=int(rng.choice([64, 128, 192, 256])) if kind in ("contiguous", "psum") else BLOCK,
             **({"blocks_an_sm": 2, "consumers_m": 1, "consumers_n": 1} if rng.integers(4) == 0 else {}),
         )
         if configs.fits(config):
@@ -259,10 +300,15 @@ def random_call(config: Config, rng: np.random.Generator, machine: str) -> None:
         call = masked(counts, max(1, *counts, int(rng.integers(1, 300))), n, k, device)
         launch(config, call, seed, num_sms)
         call.check(exact=False)
-    else:
-        call = contiguous(counts, n, k, device, padding=int(rng.integers(3)))
+    elif config.kind == "psum":
+        call = psum(counts, n, k, device, config.alignment, behind=int(rng.integers(300)))
         launch(config, call, seed, num_sms)
-        check_contiguous(call)
+        call.check(exact=False)
+    else:
+        block = config.alignment
+        call = contiguous(counts, n, k, device, padding=int(rng.integers(3)), block=block)
+        launch(config, call, seed, num_sms)
+        check_contiguous(call, block)
 
 
 @pytest.mark.slow

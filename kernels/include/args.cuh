@@ -20,7 +20,10 @@ struct GemmArgs {
 // A [groups_a, m, k], sfa [groups_a][ceil(k / 128)][sfa_stride], D [groups_a, m, n],
 // B [groups, n, k], sfb [groups][ceil(n / 128)][ceil(k / 128)].
 struct GroupedArgs : GemmArgs {
-    const int32_t* layout;  // contiguous: each row's expert, negative for padding; masked: each group's valid rows
-    int64_t groups;         // groups of B
-    int64_t groups_a;       // groups of A: `groups` in the masked layout, otherwise 1
+    int64_t a_stride, b_stride, d_stride;  // elements from row to row; group follows group without a gap
+    // contiguous: each row's expert, negative for padding; masked: each group's valid rows; psum: the row at which each
+    // group ends
+    const int32_t* layout;
+    int64_t groups;    // groups of B
+    int64_t groups_a;  // groups of A: `groups` in the masked layout, otherwise 1
 };

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from gemm_ladder import checks
+from gemm_ladder import scales
 from gemm_ladder.arguments import M_ALIGNMENT, Kind, align
 from gemm_ladder.measure.peers import Call
 from gemm_ladder.measure.problems import Errors, Problem, errors, make_problem
@@ -113,7 +113,7 @@ def make_operands(product: Product, device: torch.device | str) -> Operands:
         rows = torch.full((sum(held),), -1, dtype=torch.int32, device=device)
         for group, indices in enumerate(rows.split(held)):
             indices[: counts[group]] = group
-    lhs = lhs[0], checks.mn_major(lhs[1])
+    lhs = lhs[0], scales.mn_major(lhs[1])
     return Operands(product, counts, held, parts, blocks, lhs, rhs, rows)
 
 

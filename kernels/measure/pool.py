@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from gemm_ladder.arguments import SCALE_BLOCK, align, ceil_div
-from gemm_ladder.checks import mn_major_strides
 from gemm_ladder.measure.operands import Operands, filled
 from gemm_ladder.measure.peers import Call
 from gemm_ladder.measure.problems import Errors, Problem
 from gemm_ladder.measure.shapes import Cell
 from gemm_ladder.measure.timing import GRAPH_BYTES
+from gemm_ladder.scales import mn_major_strides
 
 MIN_WEIGHTS, MAX_WEIGHTS = 4, 200  # how many weights the calls of a graph have
 APART = 128 << 20  # elements from one weight to the next where they overlap: much more than L2 holds

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 from gemm_ladder.arguments import SCALE_BLOCK
-from gemm_ladder.checks import mn_major
 from gemm_ladder.measure.shapes import Shape
+from gemm_ladder.scales import mn_major
 from gemm_ladder.utils import per_block_cast_to_fp8, per_token_cast_to_fp8
 
 # A correct result differs from the reference by its rounding to BF16 (8 bits) and by the tensor core's 14-bit

@@ -54,13 +54,14 @@ class Form(NamedTuple):
     tail_n: int
 
 
-def made(kind: Kind, n: int, k: int, form: Form) -> Config:
+def made(kind: Kind, n: int, k: int, form: Form, alignment: int = M_ALIGNMENT) -> Config:
     """The candidate of this form; it may be one that `fits` refuses."""
     config = Config.of(
         kind,
         n,
         k,
         **form._asdict(),
+        alignment=alignment,
         # B that is read once leaves L2 first. Then its first K blocks can be asked for ahead.
         prefetch=prefetched(form.tile_n) if form.stream_b and kind == "dense" else 0,
     )
@@ -68,7 +69,7 @@ def made(kind: Kind, n: int, k: int, form: Form) -> Config:
     return dataclasses.replace(config, interleave="9/16") if config.consumers == 2 else config
 
 
-def _all(kind: Kind, k: int) -> Iterator[Config]:
+def _all(kind: Kind, k: int, alignment: int) -> Iterator[Config]:
     for tile_m in TILES_M:
         for tile_n in TILES_N:
             for share, cluster in _shares(kind, tile_m, tile_n):
@@ -76,7 +77,7 @@ def _all(kind: Kind, k: int) -> Iterator[Config]:
                     for tail_m, tail_n in ((0, 0), *_tails(kind, tile_m, tile_n, share)):
                         for stream_b in (False, True) if share != "B" and not tail_m else (False,):
                             how = share, cluster, blocks_an_sm, stream_b, tail_m, tail_n
-                            config = made(kind, ANY_N, k, Form(tile_m, tile_n, *how))
+                            config = made(kind, ANY_N, k, Form(tile_m, tile_n, *how), alignment)
                             if fits(config):
                                 yield config
 
@@ -157,7 +158,7 @@ class Candidates:
             suits &= (column["blocks_an_sm"] == 1) | (tiles > num_sms)
             whole = tiles // num_sms * num_sms // across * tile_m
             suits &= (column["tail_m"] == 0) | ((whole > 0) & (whole < rows))
-        elif kind == "masked":
+        elif kind in ("masked", "psum"):
             suits &= (column["stream_b"] == 0) | (down <= 8)
         else:
             suits &= (column["stream_b"] == 0) | (down <= 1)
@@ -169,11 +170,15 @@ class Candidates:
         return suits
 
 
-def candidates(kind: Kind, k: int) -> Candidates:
-    """The candidates of a kind of product with this k. Their own k is a larger one, their n is ANY_N."""
-    return _candidates(kind, align(k, K_STEP))
+def candidates(kind: Kind, k: int, alignment: int = M_ALIGNMENT) -> Candidates:
+    """The candidates of a kind of product with this k. Their own k is a larger one, their n is ANY_N.
+
+    Args:
+        alignment: at multiples of how many rows the groups of a contiguous or psum layout begin.
+    """
+    return _candidates(kind, align(k, K_STEP), alignment)
 
 
 @functools.cache
-def _candidates(kind: Kind, k: int) -> Candidates:
-    return Candidates(tuple(_all(kind, k)))
+def _candidates(kind: Kind, k: int, alignment: int) -> Candidates:
+    return Candidates(tuple(_all(kind, k, alignment)))

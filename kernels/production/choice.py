@@ -17,7 +17,7 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
-from gemm_ladder.arguments import H100_SMS, KINDS, N_MULTIPLE, SCALE_BLOCK, Kind, ceil_div
+from gemm_ladder.arguments import H100_SMS, K_MULTIPLE, KINDS, M_ALIGNMENT, N_MULTIPLE, Kind, ceil_div
 from gemm_ladder.errors import InputError
 from gemm_ladder.production import prediction
 from gemm_ladder.production.candidates import Candidates, Floats, candidates
@@ -84,7 +84,8 @@ def choose(
         kind, n, k, groups: the layout, the sizes of B, and how many groups B has.
         m: rows of A in all; in the masked layout max_m, those that each group has room for.
         num_sms: how many SMs there are to use.
-        expected_m: in the masked layout, about how many rows of a group count; None: all of them.
+        expected_m: in the masked and the psum layout, about how many rows of a group count; None: all of
+            them, in the psum layout an equal share of m.
         gpu: the GPU's name; what was learned about an H100 is used for one that was never measured.
 
     Raises:
@@ -101,7 +102,7 @@ def check(kind: Kind, m: int, n: int, k: int, groups: int, num_sms: int) -> None
     for name, value in {"m": m, "n": n, "k": k, "groups": groups, "num_sms": num_sms}.items():
         if value < 1:
             raise InputError(f"{name} is {value}; 1 or more is needed")
-    for name, value, multiple in (("n", n, N_MULTIPLE), ("k", k, SCALE_BLOCK)):
+    for name, value, multiple in (("n", n, N_MULTIPLE), ("k", k, K_MULTIPLE)):
         if value % multiple:
             raise InputError(f"{name} is {value}; a multiple of {multiple} is needed")
 
@@ -109,10 +110,10 @@ def check(kind: Kind, m: int, n: int, k: int, groups: int, num_sms: int) -> None
 def rows_to_expect(kind: Kind, m: int, groups: int, expected_m: int | None) -> int:
     """The number of rows, of a group if there are groups, by which a configuration is chosen: the next larger
     one of STEPS, or the last."""
-    if kind == "masked" and expected_m is not None:
-        m = min(m, max(1, expected_m))
-    if kind == "contiguous":
+    if kind == "contiguous" or (kind == "psum" and not expected_m):
         m = ceil_div(m, groups)
+    elif kind != "dense" and expected_m is not None:
+        m = min(m, max(1, expected_m))
     return STEPS[_index(m)]
 
 
@@ -134,6 +135,7 @@ def plan(
     num_sms: int,
     gpu: str = "",
     measured: tuple[tuple[int, Config], ...] = (),
+    alignment: int = M_ALIGNMENT,
 ) -> Plan:
     """The kernels of a weight, and which number of rows gets which.
 
@@ -141,8 +143,9 @@ def plan(
         kind, n, k, groups, num_sms, gpu: as for `choose`.
         measured: numbers of rows, each one of STEPS, and the configurations that were measured to be the
             fastest for them. These are among the kernels, for other numbers of rows too.
+        alignment: at multiples of how many rows the groups of a contiguous or psum layout begin.
     """
-    known = candidates(kind, k)
+    known = candidates(kind, k, alignment)
     times = expected(known, kind, SELECTED_FOR, n, k, groups, num_sms, gpu)
     fixed = tuple(dict.fromkeys(config for _, config in measured))
     start = expected(Candidates(fixed), kind, SELECTED_FOR, n, k, groups, num_sms, gpu) if fixed else None

@@ -6,6 +6,8 @@ enum class Kind {
     kDense,
     kContiguous,  // m_indices gives the expert of every row of A
     kMasked,      // every group has max_m rows of A, of which the first masked_m are valid
+    kPsum,        // the rows of all groups lie in one A: a list says where each group ends, and the next one begins at
+                  // the next multiple of `alignment`
 };
 
 enum class Share {
@@ -30,6 +32,7 @@ struct Config {
     bool stream_b;                 // B is read once, so it should be evicted from L2 first
     int prefetch;                  // K blocks of its first tile of B that a CTA prefetches into L2 at its start
     int tail_m, tail_n;            // the tail's tile, for the rows that do not fill whole waves; 0: there is no tail
+    int alignment;                 // contiguous and psum: the rows of a group begin at multiples of it
 };
 
 // The configuration with the two tiles exchanged, for the tail; unchanged if there is no tail.

@@ -14,7 +14,17 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
-from gemm_ladder.arguments import KINDS, N_MULTIPLE, SCALE_BLOCK, Kind, align, ceil_div
+from gemm_ladder.arguments import (
+    K_MULTIPLE,
+    KINDS,
+    LEAST_M_ALIGNMENT,
+    M_ALIGNMENT,
+    N_MULTIPLE,
+    SCALE_BLOCK,
+    Kind,
+    align,
+    ceil_div,
+)
 from gemm_ladder.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +38,7 @@ SHARED_BYTES = (
 MAX_STAGES = 16
 MANY_UNITS, STAYS_IN_L2 = 12, 24_000_000  # kManyUnits and kStaysInL2 of scheduler.cuh
 MAX_RING = 176 * 1024  # most bytes that `Config.of` gives the ring of stages if a tile has 64 rows
-WGMMA_M = 64
+WGMMA_M = LEAST_M_ALIGNMENT
 # Registers for accumulators by the number of consumer warpgroups: a thread has 232 registers with two, 255
 # with one, and needs the rest for addresses and scales.
 MAX_ACCUMULATORS = {1: 224, 2: 192}
@@ -40,7 +50,7 @@ class Config:
     """struct Config of production/config.cuh, field by field.
 
     Attributes:
-        kind: "dense", "contiguous" or "masked".
+        kind: "dense", "contiguous", "masked" or "psum".
         n, k: the sizes of B.
         tile_m, tile_n: the tile of D that a thread block computes at a time.
         consumers_m, consumers_n: how many consumer warpgroups a tile is divided among, below each other and
@@ -63,6 +73,7 @@ class Config:
             the dense layout while the kernel ahead may still be running.
         tail_m, tail_n: the tile for the rows that are left over after whole waves of the first tile; 0: all
             rows have the first tile.
+        alignment: the rows of a contiguous or psum layout's groups begin at multiples of it.
         interleave: how the promotion's FFMAs yield in the machine code: a mode of `gemm_ladder.sass.ffma`.
     """
 
@@ -84,6 +95,7 @@ class Config:
     prefetch: int = 0
     tail_m: int = 0
     tail_n: int = 0
+    alignment: int = M_ALIGNMENT
     interleave: str = "compiler"
 
     @classmethod
@@ -134,6 +146,11 @@ class Config:
     def at_once(self, num_sms: int) -> int:
         """How many clusters run at the same time on this many SMs."""
         return max(1, num_sms * self.blocks_an_sm // self.cluster)
+
+    @property
+    def k_blocks(self) -> int:
+        """K blocks of a product; where k is not a multiple of 128 the last one is filled up with zeros."""
+        return ceil_div(self.k, SCALE_BLOCK)
 
     @property
     def consumers(self) -> int:
@@ -202,9 +219,9 @@ class Config:
         """Bytes of the buffers for B's scales: one for each tile that can have K blocks in the ring, and one
         more. A buffer holds a tile's scales for all K blocks: SharedMemory in geometry.cuh."""
         splits = self.cluster if self.share == "K" else 1
-        row = align(ceil_div(self.k // SCALE_BLOCK, splits) + 3, 4)
+        row = align(ceil_div(self.k_blocks, splits) + 3, 4)
         box = min(row, 256)
-        tiles = 1 + ceil_div(self.stages, max(1, self.k // SCALE_BLOCK // splits))
+        tiles = 1 + ceil_div(self.stages, max(1, self.k_blocks // splits))
         rows = max(one.scales_b for one in (self, self.tail) if one)
         return tiles * rows * align(ceil_div(row, box) * box * 4, 128)
 
@@ -220,7 +237,9 @@ class Config:
         cluster = "" if self.share == "nothing" else f"_{self.share}{self.cluster}"
         twice = "_2" if self.blocks_an_sm > 1 else ""
         tail = f"_{self.tail_m}x{self.tail_n}" if self.tail else ""
-        return f"fp8_gemm_{self.kind}_{self.n}x{self.k}_{self.tile_m}x{self.tile_n}{tail}{cluster}{twice}"
+        aligned = f"_{self.alignment}" if self.kind == "psum" or self.alignment != M_ALIGNMENT else ""
+        tile = f"{self.tile_m}x{self.tile_n}{tail}"
+        return f"fp8_gemm_{self.kind}{aligned}_{self.n}x{self.k}_{tile}{cluster}{twice}"
 
     def source(self) -> str:
         """The source text to compile."""
@@ -291,7 +310,7 @@ _RULES = (
         _positive,
         (
             *("n", "k", "tile_m", "tile_n", "consumers_m", "consumers_n", "stages", "cluster"),
-            *("group_m", "unroll"),
+            *("group_m", "unroll", "alignment"),
         ),
     ),
     Rule("group_n", lambda c: c.group_n >= 0, "must not be negative"),
@@ -300,7 +319,21 @@ _RULES = (
         lambda c: c.n % N_MULTIPLE == 0,
         "must be a multiple of 8, so that a row of D is a multiple of 16 bytes",
     ),
-    Rule("k", lambda c: c.k % SCALE_BLOCK == 0, "must be a multiple of 128, a whole number of K blocks"),
+    Rule(
+        "k",
+        lambda c: c.k % K_MULTIPLE == 0,
+        "must be a multiple of 16, so that rows are a multiple of 16 bytes",
+    ),
+    Rule(
+        "alignment",
+        lambda c: c.kind != "contiguous" or c.alignment % (WGMMA_M * c.consumers_m) == 0,
+        "must be a multiple of 64 * consumers_m, as the rows of a slice have one expert",
+    ),
+    Rule(
+        "alignment",
+        lambda c: c.kind != "psum" or c.alignment % c.tile_m == 0,
+        "must be a multiple of tile_m, so that a tile holds rows of one group",
+    ),
     Rule("consumers", lambda c: c.consumers in (1, 2), "must be 1 or 2 (consumers_m * consumers_n)"),
     Rule(
         "tile_m",
@@ -349,8 +382,9 @@ _RULES = (
     ),
     Rule(
         "tile_m",
-        lambda c: c.kind != "contiguous" or c.slices <= 2,
-        "must be at most 128 * consumers_m in the contiguous layout: two slices, which may have two experts",
+        lambda c: c.kind not in ("contiguous", "psum") or c.slices <= 2,
+        "must be at most 128 * consumers_m in the contiguous and psum layouts: a consumer multiplies none, "
+        "one or all of its slices",
     ),
     Rule("share", lambda c: c.share != "K" or c.kind == "dense", "must not be K in a grouped layout"),
     Rule(

@@ -30,6 +30,8 @@ struct Api {
     Object* (*bytes)(const char*);
     Object* (*occurred)();  // borrowed
     void (*clear)();
+    Object* (*call)(Object*, Object*);  // its arguments are a tuple, or nullptr
+    Object* (*pack)(intptr_t, ...);     // a tuple of so many objects
     void (*inc_ref)(Object*);
     void (*dec_ref)(Object*);
     void* (*save_thread)();
@@ -42,18 +44,22 @@ struct Api {
     Status (*dtype)(Tensor* const*, int32_t*);
     Status (*device_type)(Tensor* const*, int32_t*);
     Status (*device_index)(Tensor* const*, int32_t*);
+    bool (*gradients)();  // whether operations are recorded for autograd
     Status (*stream)(int32_t, void**);
     Status (*current_device)(int32_t*);  // cudaGetDevice
     // Objects that live as long as the process
     Object *none, *no;
     Object *tuple, *tensor, *parameter;  // exact types: a subclass of Tensor may behave differently
     Object *cdata, *requires_grad;       // attribute names
+    // Functions of torch: the innermost transform of torch.func or None; how many modes see every operation; whether a
+    // profiler runs; and one that counts a write of each tensor of a tuple, which autograd asks for
+    Object *transform, *modes, *profiled, *increment_version;
     // torch's numbers for its dtypes and for the device type
     int64_t e4m3, fp32, int32, bf16, cuda;
 };
 Api api;
 
-enum Kind : int64_t { kDense, kContiguous, kMasked };
+enum Kind : int64_t { kDense, kContiguous, kMasked, kPsum };
 
 struct Key {
     int64_t kind, device_type, device, m, n, k, groups, expected_m;
@@ -80,6 +86,34 @@ bool has_type(Object* object, Object* type) {
     return its == type;
 }
 
+bool is(Object* object, Object* attribute, Object* expected) {
+    Object* const value = api.get_attr(object, attribute);
+    if (value) api.dec_ref(value);  // if it is the expected one, somebody else holds a reference
+    return value == expected;
+}
+
+// Whether nobody wants to see the call before it runs. In a transform of torch.func tensors of torch's own class may
+// stand for others, and have an address at which there is nothing. A mode or a profiler sees what goes through torch's
+// dispatcher, which Python then calls.
+bool unseen() {
+    Object* const transform = api.call(api.transform, nullptr);
+    Object* const modes = api.call(api.modes, nullptr);
+    Object* const profiled = api.call(api.profiled, nullptr);
+    const bool none = transform == api.none && modes && api.as_int64(modes) == 0 && profiled == api.no;
+    for (Object* const one : {transform, modes, profiled})
+        if (one) api.dec_ref(one);
+    return none;
+}
+
+// Counts a write of a tensor; false if torch does not allow one.
+bool increment_version(Object* tensor) {
+    Object* const arguments = api.pack(1, tensor);
+    Object* const done = arguments ? api.call(api.increment_version, arguments) : nullptr;
+    if (arguments) api.dec_ref(arguments);
+    if (done) api.dec_ref(done);
+    return done;
+}
+
 struct View {
     const char* data;
     const int64_t *size, *stride;
@@ -104,6 +138,20 @@ struct View {
             same = size[i] == sizes[i + !many] && stride[i] == strides[i + !many];
         return same;
     }
+    // The elements from row to row of matrices, as arguments.row_stride finds them.
+    int64_t row_stride() const {
+        for (int i = dimensions - 2; i >= 0; --i)
+            if (size[i] > 1) return stride[i];
+        return size[dimensions - 1];
+    }
+    // Whether it has this type and these sizes, and rows that TMA can load: without gaps, not overlapping, and a
+    // multiple of 16 bytes apart. `element`: bytes.
+    bool has_rows(int64_t type, bool many, int64_t groups, int64_t rows, int64_t length, int64_t element) const {
+        const int64_t pitch = row_stride();
+        return pitch >= length && pitch * element % 16 == 0 &&
+               is(type, many, {groups, rows, length},
+                  {groups > 1 ? rows * pitch : stride[0], rows > 1 ? pitch : stride[many], 1});
+    }
 };
 struct Pair {
     Object* pair;
@@ -114,43 +162,51 @@ struct Pair {
 bool find(Kind kind, Object* lhs, Object* rhs, Object* out, Object* layout, int64_t expected_m, GroupedArgs& args,
           Plan& plan, View& d) {
     View a, sfa, b, sfb, rows;
+    const bool gradients = api.gradients();
     for (const auto& [pair, of, scales] : {Pair{lhs, a, sfa}, Pair{rhs, b, sfb}}) {
         if (!has_type(pair, api.tuple) || api.tuple_size(pair) != 2) return false;
         if (!of.see(api.tuple_item(pair, 0)) || !scales.see(api.tuple_item(pair, 1))) return false;
+        for (int i = 0; gradients && i < 2; ++i)
+            if (!is(api.tuple_item(pair, i), api.requires_grad, api.no)) return false;
     }
     if (!d.see(out) || (kind != kDense && !rows.see(layout))) return false;
     const bool many_a = kind == kMasked, many_b = kind != kDense;
     if (a.dimensions != 2 + many_a || b.dimensions != 2 + many_b) return false;
     const int64_t m = a.size[many_a], k = a.size[many_a + 1], n = b.size[many_b], groups = many_b ? b.size[0] : 1;
-    const int64_t groups_a = many_a ? groups : 1, counted = many_a ? groups : m;
+    const int64_t groups_a = many_a ? groups : 1, counted = kind == kContiguous ? m : groups;
     const int64_t blocks_k = ceil_div(k, kScaleK), blocks_n = ceil_div(n, kScaleN), pitch = ceil_div(m, 4) * 4;
-    const char *begin = d.data, *end = begin + groups_a * m * n * sizeof(uint16_t);
+    const int64_t rows_a = groups_a * m, rows_b = groups * n;
+    if (!m || !n || !k || !a.has_rows(api.e4m3, many_a, groups, m, k, 1) ||
+        !b.has_rows(api.e4m3, many_b, groups, n, k, 1) || d.dimensions != a.dimensions ||
+        !d.has_rows(api.bf16, many_a, groups, m, n, sizeof(uint16_t)))
+        return false;
+    const int64_t pitch_a = a.row_stride(), pitch_b = b.row_stride(), pitch_d = d.row_stride();
+    const char *begin = d.data, *end = begin + ((rows_a - 1) * pitch_d + n) * sizeof(uint16_t);
     const auto beside = [&](const View& view, int64_t bytes, int alignment) {
         return view.device_type == d.device_type && view.device == d.device && view.data &&
                reinterpret_cast<uintptr_t>(view.data) % alignment == 0 &&
                (view.data >= end || view.data + bytes <= begin);
     };
-    if (!a.is(api.e4m3, many_a, {groups, m, k}, {m * k, k, 1}) ||
-        !b.is(api.e4m3, many_b, {groups, n, k}, {n * k, k, 1}) ||
-        !sfa.is(api.fp32, many_a, {groups, m, blocks_k}, {pitch * blocks_k, 1, pitch}) ||
-        !sfb.is(api.fp32, many_b, {groups, blocks_n, blocks_k}, {blocks_n * blocks_k, blocks_k, 1}) ||
-        !d.is(api.bf16, many_a, {groups, m, n}, {m * n, n, 1}) || !begin || reinterpret_cast<uintptr_t>(begin) % 16)
+    if (!sfa.is(api.fp32, many_a, {groups, m, blocks_k}, {pitch * blocks_k, 1, pitch}) ||
+        !sfb.is(api.fp32, many_b, {groups, blocks_n, blocks_k}, {blocks_n * blocks_k, blocks_k, 1}) || !begin ||
+        reinterpret_cast<uintptr_t>(begin) % 16)
         return false;
-    if (!beside(a, groups_a * m * k, 16) || !beside(sfa, groups_a * pitch * blocks_k * sizeof(float), 16) ||
-        !beside(b, groups * n * k, 16) || !beside(sfb, groups * blocks_n * blocks_k * sizeof(float), 16))
+    if (!beside(a, (rows_a - 1) * pitch_a + k, 16) || !beside(sfa, groups_a * pitch * blocks_k * sizeof(float), 16) ||
+        !beside(b, (rows_b - 1) * pitch_b + k, 16) || !beside(sfb, groups * blocks_n * blocks_k * sizeof(float), 16))
         return false;
     if (many_b && (rows.dtype != api.int32 || rows.dimensions != 1 || rows.size[0] != counted || rows.stride[0] != 1 ||
                    !beside(rows, counted * sizeof(int32_t), 4)))
         return false;
-    Object* const gradient = api.get_attr(out, api.requires_grad);
-    if (gradient) api.dec_ref(gradient);
-    if (gradient != api.no) return false;
+    if (!is(out, api.requires_grad, api.no)) return false;
     const auto found = plans.find({kind, d.device_type, d.device, m, n, k, groups, expected_m});
     if (found == plans.end()) return false;
     plan = found->second;
     args = {{reinterpret_cast<const uint8_t*>(a.data), reinterpret_cast<const float*>(sfa.data),
              reinterpret_cast<const uint8_t*>(b.data), reinterpret_cast<const float*>(sfb.data),
              reinterpret_cast<uint16_t*>(const_cast<char*>(d.data)), m, n, k, pitch, plan.num_sms, nullptr},
+            pitch_a,
+            pitch_b,
+            pitch_d,
             many_b ? reinterpret_cast<const int32_t*>(rows.data) : nullptr,
             groups,
             groups_a};
@@ -164,9 +220,10 @@ Object* queue(Kind kind, Object* lhs, Object* rhs, Object* out, Object* layout, 
     View d;
     int32_t current;
     Object* result = api.no;
-    if (find(kind, lhs, rhs, out, layout, expected_m, args, plan, d) &&
+    if (unseen() && find(kind, lhs, rhs, out, layout, expected_m, args, plan, d) &&
         (d.device_type != api.cuda ||
-         (!api.current_device(&current) && current == d.device && !api.stream(current, &args.stream)))) {
+         (!api.current_device(&current) && current == d.device && !api.stream(current, &args.stream))) &&
+        increment_version(out)) {
         void* const thread = api.save_thread();  // a launch waits while the stream's queue is full
         const char* const error = plan.launcher(&args);
         api.restore_thread(thread);
@@ -180,11 +237,11 @@ Object* queue(Kind kind, Object* lhs, Object* rhs, Object* out, Object* layout, 
 }
 
 // The functions that Python calls: dense (lhs, rhs, out), contiguous (lhs, rhs, out, m_indices), masked (lhs, rhs, out,
-// masked_m, expected_m).
+// masked_m, expected_m), psum (lhs, rhs, out, grouped_layout, expected_m).
 template <Kind kKind>
 Object* method(Object*, Object* const* given, intptr_t) {
     return queue(kKind, given[0], given[1], given[2], kKind == kDense ? nullptr : given[3],
-                 kKind == kMasked ? api.as_int64(given[4]) : 0);
+                 kKind >= kMasked ? api.as_int64(given[4]) : 0);
 }
 
 struct Method {  // PyMethodDef
@@ -196,7 +253,8 @@ struct Method {  // PyMethodDef
 constexpr int kFastCall = 0x80;  // METH_FASTCALL
 Method methods[] = {{"dense", method<kDense>, kFastCall, nullptr},
                     {"contiguous", method<kContiguous>, kFastCall, nullptr},
-                    {"masked", method<kMasked>, kFastCall, nullptr}};
+                    {"masked", method<kMasked>, kFastCall, nullptr},
+                    {"psum", method<kPsum>, kFastCall, nullptr}};
 
 }  // namespace
 

@@ -7,8 +7,9 @@ finds what is wrong or converts scales, and `launching`, which adds the plan. So
 is not accepted there. Besides the launch itself the fast path takes a microsecond; in Python it took ten.
 
 Operands are plain if the pairs are tuples, the tensors of torch's own class, and their dtypes, shapes,
-strides and addresses need no conversion, on the current device. `load` builds fast_path.cpp, which does the
-work.
+strides and addresses need no conversion, on the current device, with nothing for autograd to record. A call
+that a mode, a profiler or a transform of torch.func wants to see is left to Python, too. `load` builds
+fast_path.cpp, which does the work.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from gemm_ladder.arguments import KINDS, Kind
+from gemm_ladder.errors import LaunchError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +38,7 @@ def _not_queued(*operands: object) -> Queued:
 
 
 # The functions by kind. Arguments: (lhs, rhs, out), contiguous (lhs, rhs, out, m_indices), masked (lhs, rhs,
-# out, masked_m, expected_m).
+# out, masked_m, expected_m), psum (lhs, rhs, out, grouped_layout, expected_m).
 queue: dict[Kind, Callable[..., Queued]] = dict.fromkeys(KINDS, _not_queued)
 
 # The fields of Api: functions, objects and numbers of CPython, torch and CUDA by our names for them.
@@ -50,6 +52,8 @@ _PYTHON = {
     "bytes": "PyBytes_FromString",
     "occurred": "PyErr_Occurred",
     "clear": "PyErr_Clear",
+    "call": "PyObject_CallObject",
+    "pack": "PyTuple_Pack",
     "inc_ref": "Py_IncRef",
     "dec_ref": "Py_DecRef",
     "save_thread": "PyEval_SaveThread",
@@ -63,6 +67,7 @@ _TORCH = {
     "dtype": "aoti_torch_get_dtype",
     "device_type": "aoti_torch_get_device_type",
     "device_index": "aoti_torch_get_device_index",
+    "gradients": "aoti_torch_grad_mode_is_enabled",
 }
 _CUDA = {"stream": "aoti_torch_get_current_cuda_stream", "current_device": "cudaGetDevice"}
 _OBJECTS = {
@@ -73,6 +78,10 @@ _OBJECTS = {
     "parameter": torch.nn.Parameter,
     "cdata": "_cdata",
     "requires_grad": "requires_grad",
+    "transform": torch._C._functorch.peek_interpreter_stack,
+    "modes": torch._C._len_torch_dispatch_stack,
+    "profiled": torch._C._autograd._profiler_enabled,
+    "increment_version": torch._C._increment_version,
 }
 _NUMBERS = {
     "e4m3": "aoti_torch_dtype_float8_e4m3fn",
@@ -131,6 +140,17 @@ def _loaded() -> bool:
             queue[kind] = callable_of(library.gemm_ladder_queue_function(number), None, None)
         _library = library
     return _library is not None
+
+
+def launched(answer: Queued) -> bool:
+    """Whether a function of `queue` has launched the call.
+
+    Raises:
+        LaunchError: the launch was refused.
+    """
+    if isinstance(answer, bytes):
+        raise LaunchError(f"the production kernel: {answer.decode()}")
+    return answer is None
 
 
 def add(

@@ -98,6 +98,7 @@ template <Config kC>
 struct Gemm : Geometry<kC>, SharedMemory<kC> {
     using One = Geometry<kC>;
     using Shared = SharedMemory<kC>;
+    using Tiles = Scheduler<kC>;
     using One::kB, One::kScaleA, One::kBoxScalesB, One::kBoxesScalesB, One::kPitchScalesB;
     using One::kStoreN, One::kBoxes, One::kBytesBox, One::kBytesSlice, One::kPieces;
     using One::kTakes, One::kSplits, One::kBlocks, One::kEveryBlock, One::kSegment, One::kSegments, One::kScalesB;
@@ -107,6 +108,8 @@ struct Gemm : Geometry<kC>, SharedMemory<kC> {
     static __device__ uint32_t smem_d(int consumer) { return ptx::shared_memory() + consumer * kBytesD; }
     static __device__ uint32_t smem_stage(int stage) { return smem_d(kConsumers) + stage * kBytesStage; }
     static __device__ uint32_t rank() { return kC.cluster > 1 ? ptx::cluster_ctarank() : 0; }
+    // Whether consumers leave out slices that are all padding: consume().
+    static constexpr bool kSkips = kC.kind == Kind::kContiguous || kC.kind == Kind::kPsum;
 
     // The position of the producer or of a consumer in the ring: the stage's address in shared memory, and the parity
     // of the phase of `full` in which this round's loads arrive. `empty` is one phase behind: the producer waits for it
@@ -144,7 +147,7 @@ struct Gemm : Geometry<kC>, SharedMemory<kC> {
     static __device__ Ring produce(const Part& part, Ring ring) {
         const uint64_t policy_b = ptx::createpolicy_evict_first();
         const int first = first_block(), last = last_block();
-        Scheduler<kC> tiles(part.p, 0, part.first_cluster);
+        Tiles tiles(part.p, 0, part.first_cluster);
         for (Tile tile; tiles.next(tile);) {
             if (tile.group < 0) continue;
 #pragma unroll 1
@@ -178,7 +181,7 @@ struct Gemm : Geometry<kC>, SharedMemory<kC> {
     static __device__ void prefetch(const Part& part) {
         if (kC.kind != Kind::kDense) ptx::griddepcontrol_wait();  // the scheduler reads m_indices or masked_m
         const uint64_t policy = ptx::createpolicy_evict_first();
-        Scheduler<kC> tiles(part.p, 0, part.first_cluster);
+        Tiles tiles(part.p, 0, part.first_cluster);
         Tile tile;
         if (!tiles.next(tile) || tile.group < 0) return;
         for (int first = first_block(), block = first; block < last_block() && block < first + kC.prefetch; ++block)
@@ -295,13 +298,14 @@ struct Gemm : Geometry<kC>, SharedMemory<kC> {
         at.first_row = consumer % kC.consumers_m * kWgmmaM;
         at.first_column = consumer / kC.consumers_m * kConsumerN;
         at.row = at.first_row + accumulator_row(thread, 0);
-        Scheduler<kC> tiles(part.p, at.first_row, part.first_cluster);
+        Tiles tiles(part.p, at.first_row, part.first_cluster);
         for (Tile tile; tiles.next(tile);) {
             at.column = tile.column % kScaleN + at.first_column;
             at.scale_b = first_scale_b(tile) + first_block(), at.scales = at.ring.scales;
             float total[kSlices][kRegisters] = {};  // (kSlices, kWgmmaM, kConsumerN), over the warpgroup's threads
-            // In the contiguous layout an expert's rows may end in padding. A consumer does not multiply its 64 rows of
-            // a slice if they are all padding. tile.live counts the slices that it multiplies; there are four cases:
+            // In the contiguous and the psum layout an expert's rows may end in padding. A consumer does not multiply
+            // its 64 rows of a slice if they are all padding. tile.live counts the slices that it multiplies; there are
+            // four cases:
             //
             //   live == kSlices  It multiplies the whole tile. The dense and the masked layout always do this: in the
             //                    masked layout, skipping slices was slower.
@@ -312,14 +316,15 @@ struct Gemm : Geometry<kC>, SharedMemory<kC> {
             //
             // Slices that are not multiplied stay zero. The number of slices is a template argument because
             // accumulators are registers, which cannot be indexed at run time.
-            if (kC.kind != Kind::kContiguous || (tile.group >= 0 && tile.live == kSlices))
+            if (!kSkips || (tile.group >= 0 && tile.live == kSlices))
                 multiply<kSlices>(total, at);
             else if (kSlices > 1 && tile.group >= 0 && tile.live == 1)
                 multiply<1>(total, at);
             else if (tile.group >= 0)
                 skip(at);
             if (tile.group >= 0) at.ring.next_tile();
-            tile.row += at.first_row, tile.rows -= at.first_row, tile.column += at.first_column;
+            tile.row += at.first_row, tile.rows -= at.first_row, tile.padded -= at.first_row;
+            tile.column += at.first_column;
             if constexpr (kSplits > 1)
                 reduce(total, part.p, consumer, tile);
             else
@@ -344,7 +349,8 @@ struct Gemm : Geometry<kC>, SharedMemory<kC> {
     // ---- Consumers: epilogue
 
     // Packs a consumer's results into shared memory, swizzled. The copy engine stores them to D while the next tile is
-    // being multiplied; only in the masked layout, a group's last tile may be stored by the threads instead.
+    // being multiplied; only in the masked and the psum layout, a group's last tile may be stored by the threads
+    // instead.
     static __device__ void store(const float (&total)[kSlices][kRegisters], const Part& part, int consumer,
                                  const Tile& tile) {
         const int thread = threadIdx.x % kWarpgroup;
@@ -353,18 +359,19 @@ struct Gemm : Geometry<kC>, SharedMemory<kC> {
 #pragma unroll
         for (int slice = 0; slice < kSlices; ++slice)
             store_shared<kConsumerN, kStoreN>(smem_d(consumer) + slice * kBytesSlice, total[slice]);
-        if (kC.kind == Kind::kMasked && tile.rows < kC.tile_m - kSliceM + kWgmmaM) {
-            // The rows after a group's valid ones lie inside D but must stay as they are. A TMA store would write them,
-            // so the threads store the valid rows, if not all of this consumer's rows are valid.
+        if (Tiles::kByGroup && (tile.rows < kC.tile_m - kSliceM + kWgmmaM || tile.padded > tile.rows)) {
+            // The rows after a group's valid ones lie inside D. In the masked layout they must stay as they are, and in
+            // the psum layout those of padding become zeros, also those behind this tile. A TMA store would write the
+            // products of what lies there in A, so the threads store such a tile.
             ptx::bar_sync(1 + consumer, kWarpgroup);
-            for (int i = thread; i < kSlices * kWgmmaM * (kConsumerN / 8); i += kWarpgroup) {
+            for (int i = thread; i / (kConsumerN / 8) / kWgmmaM * kSliceM < tile.padded; i += kWarpgroup) {
                 const int column = i % (kConsumerN / 8) * 8, r = i / (kConsumerN / 8);
                 const int row = r / kWgmmaM * kSliceM + r % kWgmmaM;
-                if (row >= tile.rows || tile.column + column >= kC.n) continue;
+                if (row >= tile.padded || tile.column + column >= kC.n) continue;
                 const uint32_t box = smem_d(consumer) + r / kWgmmaM * kBytesSlice + column / kStoreN * kBytesBox;
-                *reinterpret_cast<uint4*>(part.p.d + static_cast<int64_t>(tile.row + row) * kC.n + tile.column +
-                                          column) =
-                    ptx::ld_shared<uint4>(box + swizzle<kStoreN * 2>((r % kWgmmaM * kStoreN + column % kStoreN) * 2));
+                const uint32_t from = swizzle<kStoreN * 2>((r % kWgmmaM * kStoreN + column % kStoreN) * 2);
+                *reinterpret_cast<uint4*>(part.p.d + (tile.row + row) * part.p.d_stride + tile.column + column) =
+                    row < tile.rows ? ptx::ld_shared<uint4>(box + from) : uint4{};
             }
             return;
         }
@@ -416,10 +423,11 @@ struct Gemm : Geometry<kC>, SharedMemory<kC> {
             }
             const int column = tile.column + accumulator_column(thread, i * 4 % kRegisters);
             const int row = i * 4 / kRegisters * kSliceM + accumulator_row(thread, 0);
-            uint16_t* d = p.d + static_cast<int64_t>(tile.row + row) * kC.n + column;
+            uint16_t* d = p.d + (tile.row + row) * p.d_stride + column;
             if (column >= kC.n) continue;
             if (row < tile.rows) *reinterpret_cast<uint32_t*>(d) = ptx::cvt_rn_bf16x2_f32(sum.y, sum.x);
-            if (row + 8 < tile.rows) *reinterpret_cast<uint32_t*>(d + 8 * kC.n) = ptx::cvt_rn_bf16x2_f32(sum.w, sum.z);
+            if (row + 8 < tile.rows)
+                *reinterpret_cast<uint32_t*>(d + 8 * p.d_stride) = ptx::cvt_rn_bf16x2_f32(sum.w, sum.z);
         }
     }
 };

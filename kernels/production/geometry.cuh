@@ -22,7 +22,7 @@ struct Geometry {
     // the SM to itself has enough from the start: 0.
     static constexpr int kTakes = kConsumers > 1 ? 232 : kC.blocks_an_sm > 1 ? 216 : 0;
     static constexpr int kSplits = kC.share == Share::kK ? kC.cluster : 1;
-    static constexpr int kBlocks = kC.k / kScaleK;
+    static constexpr int kBlocks = ceil_div(kC.k, kScaleK);
     static constexpr uint16_t kEveryBlock = (1 << kC.cluster) - 1;
 
     // A segment is a run of columns that share a scale of B, wherever the tile lies. kScalesB: the scales of B that a
@@ -59,15 +59,17 @@ struct Geometry {
 
     static_assert(kConsumers == 1 || kConsumers == 2, "registers for one or two consumers");
     static_assert(kC.tile_m % kSliceM == 0 && kConsumerN % 16 == 0 && kConsumerN <= 256, "whole WGMMA tiles");
-    static_assert(kC.k % kScaleK == 0 && kC.n % 8 == 0, "whole promotion blocks; rows of D of whole 16 bytes");
+    static_assert(kC.k % 16 == 0 && kC.n % 8 == 0, "rows of A, B and D of whole 16 bytes");
     static_assert(kC.share != Share::kA || kC.tile_m % (8 * kC.cluster) == 0, "whole swizzle atoms a block");
     static_assert(kC.share != Share::kB || kC.tile_n % (8 * kC.cluster) == 0, "whole swizzle atoms a block");
     static_assert(kC.share != Share::kB || kC.kind != Kind::kContiguous, "neighbours may have different experts");
     static_assert(kSplits == 1 || (kC.kind == Kind::kDense && kC.tail_m == 0),
                   "a cluster that splits K makes one tile, whichever its group");
     static_assert(kC.tail_m == 0 || kC.kind == Kind::kDense, "where the last rows begin is the launcher's to say");
-    static_assert(kC.kind != Kind::kContiguous || (kSlices <= 2 && 128 % kSliceM == 0),
-                  "128 rows are sure to have one expert; where they do not, one slice is multiplied at a time");
+    static_assert(kC.kind == Kind::kDense || kC.kind == Kind::kMasked || kSlices <= 2,
+                  "a consumer multiplies none, one or all of its slices");
+    static_assert(kC.kind != Kind::kContiguous || kC.alignment % kSliceM == 0, "the rows of a slice have one expert");
+    static_assert(kC.kind != Kind::kPsum || kC.alignment % kC.tile_m == 0, "a tile holds rows of one group");
     static_assert((kC.share == Share::kNothing) == (kC.cluster == 1), "a cluster shares something");
     static_assert(kC.blocks_an_sm == 1 || (kC.blocks_an_sm == 2 && kConsumers == 1), "registers for two blocks an SM");
 };

@@ -13,14 +13,13 @@ import functools
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from gemm_ladder import checks
+from gemm_ladder import checks, settings
 from gemm_ladder import launch as launches
-from gemm_ladder.arguments import Kind
+from gemm_ladder.arguments import M_ALIGNMENT, Kind
 from gemm_ladder.checks import CheckedCall
 from gemm_ladder.errors import InputError, LaunchError
 from gemm_ladder.production import choice, fast_path, tuned
-from gemm_ladder.production.config import Config
-from gemm_ladder.settings import num_sms_limit
+from gemm_ladder.production.config import WGMMA_M, Config
 
 NAME = "the production kernel"  # in errors
 
@@ -32,14 +31,14 @@ def queue(call: CheckedCall, expected_m: int = 0) -> None:
 
     Args:
         call: with an m of 1 or more.
-        expected_m: in the masked layout, about how many rows of a group count.
+        expected_m: in the masked and the psum layout, about how many rows of a group count; 0: not known.
 
     Raises:
         LaunchError: the launch is refused, or the kernel is not loaded while a CUDA graph is captured.
         gemm_ladder.build.ToolchainError, BuildError: the kernel could not be compiled.
     """
     device = call.out.device
-    num_sms = launches.usable_sms(device, num_sms_limit())
+    num_sms = launches.usable_sms(device, settings.num_sms_limit())
     config = configuration(
         call.kind,
         call.m,
@@ -87,8 +86,18 @@ def plan(kind: Kind, n: int, k: int, groups: int, num_sms: int, gpu: str) -> cho
 
     Args: as `choice.choose`; gpu: the GPU's name.
     """
-    measured = tuned.find(gpu, kind, n, k, groups, num_sms)
-    return choice.plan(kind, n, k, groups, num_sms, gpu, measured)
+    alignment = _alignment(kind)
+    measured = tuned.find(gpu, kind, n, k, groups, num_sms) if alignment == M_ALIGNMENT else ()
+    return choice.plan(kind, n, k, groups, num_sms, gpu, measured, alignment)
+
+
+def _alignment(kind: Kind) -> int:
+    """The alignment that kernels are compiled for. In the contiguous layout, rows that are aligned to more
+    than 128 are also aligned to 128."""
+    alignment = settings.get_mk_alignment_for_contiguous_layout()
+    if kind == "psum":
+        return alignment
+    return M_ALIGNMENT if kind != "contiguous" or alignment % M_ALIGNMENT == 0 else WGMMA_M
 
 
 def forget() -> None:
@@ -121,14 +130,14 @@ def launch(
 
     Args:
         config: of the tensors' kind, n and k.
-        lhs, rhs, out, rows: as `gemm_ladder.checks` describes them; rows: m_indices or masked_m.
+        lhs, rhs, out, rows: as `gemm_ladder.checks` describes them; rows: m_indices, masked_m or psum's ends.
         num_sms: how many SMs to use; 0: all of the GPU's, EMULATED_SMS of the emulator's.
 
     Raises:
         InputError: the tensors cannot be used, or are not of the configuration's kind, n and k.
         LaunchError: the launch was refused. EmulatorError: the emulator found the kernel at fault.
     """
-    call = checks.operands(config.kind, lhs, rhs, out, rows)
+    call = checks.operands(config.kind, lhs, rhs, out, rows, general=True)
     if (call.n, call.k) != (config.n, config.k):
         raise InputError(
             f"n is {call.n} and k is {call.k}; {config.n} and {config.k}, the configuration's, are needed"

@@ -77,7 +77,7 @@ def predict(config: Config, m: int, groups: int = 1, num_sms: int = H100_SMS, gp
     """What `config` is expected to do.
 
     Args:
-        m: rows of A in all; in the masked layout, of a group on average.
+        m: rows of A in all; in the masked and the psum layout, valid rows of a group on average.
         groups: how many groups B has.
         num_sms: how many SMs there are to use.
         gpu: the GPU's name; the time is for an H100 if nothing has been learned about it.
@@ -88,8 +88,8 @@ def predict(config: Config, m: int, groups: int = 1, num_sms: int = H100_SMS, gp
     found = work(one.columns, np.array([rows]), config.kind, n, k, groups, num_sms)
     times = np.exp(log_times(found, gpu))[0]
     units, at_once = float(found["units"][0]) + float(found["tail_units"][0]), config.at_once(num_sms)
-    total = m * groups if config.kind == "masked" else m
-    scale_columns = k // SCALE_BLOCK
+    total = m * groups if config.kind in ("masked", "psum") else m
+    scale_columns = ceil_div(k, SCALE_BLOCK)
     operand_b = groups * (n * k + 4 * ceil_div(n, SCALE_BLOCK) * scale_columns)
     memory_bytes = total * (k + 2 * n + 4 * scale_columns) + operand_b
     waves = max(1, ceil_div(round(units), at_once))
@@ -114,8 +114,9 @@ def work(
     Args:
         columns: fields of configurations, as `Candidates` has them.
         rows: for each of them, rows of A in a group, contiguous ones with padding; in a dense product, of A.
-        kind, n, k, groups, num_sms: as for `predict`.
+        kind, n, k, groups, num_sms: as for `predict`. A psum layout is worked through like a masked one.
     """
+    kind = "masked" if kind == "psum" else kind
     c = dict(columns)
     tile_m, tile_n, slices = c["tile_m"], c["tile_n"], c["slices"]
     unit_m, unit_n = tile_m * c["down"], tile_n * c["right"]
@@ -126,7 +127,7 @@ def work(
     tail_tiles = np.ceil(rest / np.maximum(c["tail_m"], 1)) * np.ceil(n / np.maximum(c["tail_n"], 1))
     tail_tiles = np.where(rest > 0, tail_tiles, 0)
     waves, tail_waves = np.ceil(units / at_once), np.ceil(tail_tiles / at_once)
-    blocks = np.ceil(k // SCALE_BLOCK / np.where(c["shares_K"] > 0, c["cluster"], 1))
+    blocks = np.ceil(ceil_div(k, SCALE_BLOCK) / np.where(c["shares_K"] > 0, c["cluster"], 1))
     box = np.minimum(tile_m, np.ceil(rows / 8) * 8) if kind == "dense" else tile_m
     tail_area = c["tail_m"] * c["tail_n"]
     stage = (box / c["right"] + tile_n / c["down"]) * SCALE_BLOCK + box * 4

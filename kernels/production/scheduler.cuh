@@ -11,8 +11,9 @@
 struct Tile {
     int row;     // first row in A and D; masked: in the rows of all groups, one after the other
     int column;  // first column in D
-    int rows;    // from `row` to the end of A or, if masked, of the group's valid rows. May be more than
+    int rows;    // from `row` to the end of A or, if masked or psum, of the group's valid rows. May be more than
                  // a tile has, and <= 0 where a tile of the unit lies past the end
+    int padded;  // psum: `rows`, and with a group's last tile the rows of padding after it; otherwise `rows`
     int slices;  // slices of rows that belong to this tile; the others belong to the next one
     int live;    // slices in which this consumer's rows are not all padding
     int group;   // which B; -1: the tile is padding and becomes zeros
@@ -37,6 +38,7 @@ class Scheduler {
     static constexpr int kSlices = kC.tile_m / kSliceM;
     static constexpr int kManyUnits = 12;          // side by side
     static constexpr int kStaysInL2 = 24'000'000;  // bytes of A; L2 has 50 MB, and holds parts of B and D, too
+    static constexpr bool kByGroup = kC.kind == Kind::kMasked || kC.kind == Kind::kPsum;  // group after group
 
     // An upper bound of the number of units. The launcher uses it, because it does not read the layout.
     static int64_t units(const GroupedArgs& p) { return p.groups_a * ceil_div(p.m, kC.tile_m * kDown) * kUnitsN; }
@@ -46,7 +48,7 @@ class Scheduler {
     __device__ explicit Scheduler(const GroupedArgs& p, int first_row = 0, int first_cluster = 0)
         : p_(p), first_row_(first_row), unit_(blockIdx.x / kC.cluster) {
         if (kC.tail_m > 0 && (unit_ -= first_cluster) < 0) unit_ += gridDim.x / kC.cluster;
-        if (kC.kind == Kind::kMasked) coming_ = p_.layout[0];
+        if (kByGroup) coming_ = p_.layout[0];
         enter_group();
         look_ahead();
     }
@@ -56,14 +58,20 @@ class Scheduler {
         const bool second = second_;
         const int row = row_ + (second ? kSliceM : 0);
         tile.column = column_;
-        tile.rows = rows_ - row;
+        tile.rows = tile.padded = rows_ - row;
         tile.slices = tile.live = kSlices;
         tile.row = tile.scale_column = row;
         tile.group = tile.scale_row = 0;
         if (kC.kind == Kind::kMasked) {
             tile.row = group_ * static_cast<int>(p_.m) + row;
             tile.group = group_;
-            tile.scale_row = group_ * (kC.k / kScaleK);
+            tile.scale_row = group_ * static_cast<int>(ceil_div(kC.k, kScaleK));
+        } else if (kC.kind == Kind::kPsum) {
+            tile.row = tile.scale_column = begin_ + row;
+            tile.group = group_;
+            if (tile.rows <= kC.tile_m) tile.padded += padding_of(rows_);
+            const int live = tile.rows - first_row_;
+            tile.live = live <= 0 ? 0 : kSlices > 1 && live <= kSliceM ? 1 : kSlices;
         } else if (kC.kind == Kind::kContiguous) {
             // Two slices with the same expert are one tile. With different experts each slice is a tile, and the unit
             // takes two steps.
@@ -86,7 +94,7 @@ class Scheduler {
     // Finds the next unit's place and its slices' experts. This is done a tile ahead to hide the latency: a division
     // takes long, and a load from memory takes as long as a K block.
     __device__ void look_ahead() {
-        while (kC.kind == Kind::kMasked && unit_ >= units_m_ * kUnitsN && ++group_ < p_.groups) {
+        while (kByGroup && unit_ >= units_m_ * kUnitsN && ++group_ < p_.groups) {
             unit_ -= units_m_ * kUnitsN;  // go on to the group that the unit is in
             enter_group();
         }
@@ -110,8 +118,8 @@ class Scheduler {
         const int down = across ? along : beside, right = across ? beside : along;
         row_ = (down * kDown + (kDown > 1 ? rank() : 0)) * kC.tile_m;
         column_ = (right * kRight + (kRight > 1 ? rank() : 0)) * kC.tile_n;
-        // In the contiguous layout every 128 aligned rows have one expert, except that the last of them may be padding.
-        // An expert that does not exist counts as padding.
+        // In the contiguous layout the rows of a slice have one expert, except that the last of them may be padding. An
+        // expert that does not exist counts as padding.
 #pragma unroll
         for (int i = 0; kC.kind == Kind::kContiguous && i < kSlices; ++i) {
             const int row = row_ + i * kSliceM, expert = row < rows_ ? p_.layout[row] : -1;
@@ -121,9 +129,11 @@ class Scheduler {
     }
 
     __device__ void enter_group() {
-        rows_ = static_cast<int>(p_.m);
-        if (kC.kind == Kind::kMasked) {
-            rows_ = coming_ < 0 ? 0 : coming_ < rows_ ? coming_ : rows_;
+        if (kC.kind == Kind::kPsum) begin_ += rows_ + padding_of(rows_);  // of the group before
+        rows_ = static_cast<int>(p_.m) - begin_;
+        if (kByGroup) {
+            const int count = coming_ < begin_ ? 0 : coming_ - begin_;
+            rows_ = count < rows_ ? count : rows_;
             if (group_ + 1 < p_.groups) coming_ = p_.layout[group_ + 1];
         }
         // ceil_div would divide 64-bit numbers, which takes far longer.
@@ -131,12 +141,21 @@ class Scheduler {
         first_ = 0, in_band_ = unit_;
     }
 
+    // psum: rows of padding after the valid rows of the group that begins at row begin_. The last group's may be cut
+    // off by the end of D.
+    __device__ int padding_of(int rows) const {
+        const unsigned aligned = (static_cast<unsigned>(rows) + kC.alignment - 1) / kC.alignment * kC.alignment;
+        const unsigned end = static_cast<unsigned>(p_.m) - begin_;
+        return static_cast<int>(aligned < end ? aligned : end) - rows;
+    }
+
     const GroupedArgs& p_;
     const int first_row_;
     int unit_, group_ = 0, rows_ = 0, units_m_ = 0;  // next unit within its group; the group's rows and units down
     int first_ = 0, in_band_ = 0;                    // where the unit's band begins; the unit's number in the band
     int row_ = 0, column_ = 0;                       // where this CTA's tile of the unit begins
-    int coming_ = 0;                                 // masked: rows of the next group, loaded a group ahead
+    int coming_ = 0;                                 // of the next group, loaded a group ahead: rows, or psum: its end
+    int begin_ = 0;                                  // psum: first row of the group; otherwise 0
     int experts_[kSlices]{};                         // contiguous: each slice's expert, of the next unit
     bool padding_[kSlices]{};                        // contiguous: whether this consumer's rows of a slice are padding
     bool second_ = false;                            // contiguous: the next tile is the unit's second slice

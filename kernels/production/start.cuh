@@ -21,16 +21,16 @@ const char* describe(Part& part) {
     // are never stored. Where A is multicast each CTA loads a fixed part of the tile, so the boxes stay as they are.
     const int64_t box = kSharersA > 1 || p.m >= kC.tile_m ? kC.tile_m : ceil_div(p.m, 8) * 8;
     part.bytes_loads = G::kBytesLoads - (kC.tile_m - box) * (kScaleK + sizeof(float));
-    if (auto error = tensor_map_2d(&part.a, p.a, rows, kC.k, kC.k, box / kSharersA, kScaleK, Swizzle::k128B))
+    if (auto error = tensor_map_2d(&part.a, p.a, rows, kC.k, p.a_stride, box / kSharersA, kScaleK, Swizzle::k128B))
         return error;
-    if (auto error =
-            tensor_map_2d(&part.b, p.b, p.groups * kC.n, kC.k, kC.k, kC.tile_n / kSharersB, kScaleK, Swizzle::k128B))
+    if (auto error = tensor_map_2d(&part.b, p.b, p.groups * kC.n, kC.k, p.b_stride, kC.tile_n / kSharersB, kScaleK,
+                                   Swizzle::k128B))
         return error;
     if (auto error = tensor_map_2d(&part.sfa, p.sfa, blocks, p.m, p.sfa_stride, 1, box, Swizzle::kNone)) return error;
     if (auto error = tensor_map_2d(&part.sfb, p.sfb, 1, scales_b, ceil_div(scales_b, kScaleBox) * kScaleBox, 1,
                                    G::kBoxScalesB, Swizzle::kNone))
         return error;
-    return tensor_map_2d(&part.d, p.d, rows, kC.n, kC.n, kWgmmaM, G::kStoreN, kSwizzleD);
+    return tensor_map_2d(&part.d, p.d, rows, kC.n, p.d_stride, kWgmmaM, G::kStoreN, kSwizzleD);
 }
 
 // Divides the rows between the Parts. The main tile gets as many whole rows of units as fit into whole waves, or all
@@ -47,9 +47,9 @@ int64_t deal(const GroupedArgs& p, Parts<kC>& parts) {
         const int64_t in_waves = units / most * most / Tiles::kUnitsN * Tiles::kDown * kC.tile_m;
         const int64_t rows = in_waves == 0 || in_waves > p.m ? p.m : in_waves;
         last.p.m -= first.p.m = rows;
-        last.p.a += rows * kC.k;
+        last.p.a += rows * p.a_stride;
         last.p.sfa += rows;
-        last.p.d += rows * kC.n;
+        last.p.d += rows * p.d_stride;
         const int64_t before = Tiles::units(first.p);
         units = before + TailTiles::units(last.p);
         last.first_cluster = static_cast<int>(before % most);

@@ -1,0 +1,129 @@
+"""From a public function to a product: the fast path, torch's operators, or the checks and a launch.
+
+    calls.dense(lhs, rhs, out)
+
+A call ends in one of three ways. In torch.compile and torch.export it becomes an operator of
+`gemm_ladder.ops`. Otherwise `fast_path` launches it, if it can. What that leaves, `gemm_ladder.checks`
+refuses or converts, and `ops.run` computes.
+"""
+
+from __future__ import annotations
+
+import torch
+from gemm_ladder import checks, ops
+from gemm_ladder.arguments import Kind
+from gemm_ladder.errors import InputError
+from gemm_ladder.production import fast_path
+from gemm_ladder.settings import whole_number
+
+# False. Where torch.compile reads this module it takes the answer to be True.
+_compiling = torch.compiler.is_dynamo_compiling
+
+
+def dense(lhs: object, rhs: object, out: object) -> None:
+    """`fp8_gemm_nt`, by whichever name it was called."""
+    if _compiling():
+        return ops.call("dense", *_two(lhs), *_two(rhs), out)
+    if fast_path.launched(fast_path.queue["dense"](lhs, rhs, out)):
+        return
+    if list in (type(lhs), type(rhs)):  # the fast path takes tuples
+        return dense(_tuple(lhs), _tuple(rhs), out)
+    _run("dense", lhs, rhs, out)
+
+
+def contiguous(lhs: object, rhs: object, out: object, grouped_layout: object, m_indices: object) -> None:
+    """`m_grouped_fp8_gemm_nt_contiguous` with an index for each row, by whichever name it was called."""
+    rows = _one(grouped_layout, m_indices)
+    if _compiling():
+        return ops.call("contiguous", *_two(lhs), *_two(rhs), out, rows)
+    if not checks.check_contents and fast_path.launched(fast_path.queue["contiguous"](lhs, rhs, out, rows)):
+        return
+    if list in (type(lhs), type(rhs)):
+        return contiguous(_tuple(lhs), _tuple(rhs), out, rows, None)
+    _run("contiguous", lhs, rhs, out, rows)
+
+
+def psum(
+    lhs: object, rhs: object, out: object, grouped_layout: object, m_indices: object, expected_m: object
+) -> None:
+    """`m_grouped_fp8_gemm_nt_contiguous` with the groups' ends, by whichever name it was called."""
+    rows = _one(grouped_layout, m_indices)
+    expected = 0 if expected_m is None else whole_number("expected_m_for_psum_layout", expected_m)
+    if _compiling():
+        return ops.call("psum", *_two(lhs), *_two(rhs), out, rows, expected)
+    if not checks.check_contents and fast_path.launched(
+        fast_path.queue["psum"](lhs, rhs, out, rows, expected)
+    ):
+        return
+    if list in (type(lhs), type(rhs)):
+        return psum(_tuple(lhs), _tuple(rhs), out, rows, None, expected)
+    _run("psum", lhs, rhs, out, rows, expected)
+
+
+def masked(lhs: object, rhs: object, out: object, masked_m: object, expected_m: object) -> None:
+    """`m_grouped_fp8_gemm_nt_masked`, by whichever name it was called."""
+    expected = (
+        expected_m if type(expected_m) is int and expected_m >= 0 else whole_number("expected_m", expected_m)
+    )
+    if _compiling():
+        return ops.call("masked", *_two(lhs), *_two(rhs), out, masked_m, expected)
+    if not checks.check_contents and fast_path.launched(
+        fast_path.queue["masked"](lhs, rhs, out, masked_m, expected)
+    ):
+        return
+    if list in (type(lhs), type(rhs)):
+        return masked(_tuple(lhs), _tuple(rhs), out, masked_m, expected)
+    _run("masked", lhs, rhs, out, masked_m, expected)
+
+
+def _one(grouped_layout: object, m_indices: object) -> object:
+    """The one of two names of a tensor that is given."""
+    if m_indices is None:
+        return grouped_layout
+    if grouped_layout is not None:
+        raise InputError(
+            "m_indices and grouped_layout are both given; one, two names of one tensor, is needed"
+        )
+    return m_indices
+
+
+def _tuple(pair: object) -> object:
+    return tuple(pair) if isinstance(pair, list) else pair
+
+
+def _two(pair: object) -> tuple[object, object]:
+    return checks.pair(pair, "lhs or rhs", "of a matrix and its scales")
+
+
+def _run(kind: Kind, lhs: object, rhs: object, out: object, rows: object = None, expected_m: int = 0) -> None:
+    """What the fast path does not do: a first call, one whose scales were converted, one on the CPU, and one
+    that torch's dispatcher has to see."""
+    pairs = checks.pair(lhs, "lhs", "(A, sfa)") + checks.pair(rhs, "rhs", "(B, sfb)")
+    if ops.seen(*pairs, out, rows):
+        return ops.call(kind, *pairs, out, rows, expected_m)
+    ops.run(checks.call(kind, lhs, rhs, out, rows), expected_m)
+
+
+def check_options(
+    c: object, recipe: object, recipe_a: object, recipe_b: object, alpha: object, epilogue: object
+) -> None:
+    """Refuse options of DeepGEMM's that are for other GPUs.
+
+    Raises:
+        InputError: one of them is given, and is not what the products do anyway.
+    """
+    if c is not None:
+        raise InputError("c is given; None is needed: an output in BF16 is written on Hopper, not added to")
+    for name, given, needed in (
+        ("recipe", recipe, (1, 128, 128)),
+        ("recipe_a", recipe_a, (1, 128)),
+        ("recipe_b", recipe_b, (128, 128)),
+    ):
+        if given is not None and not (isinstance(given, (tuple, list)) and tuple(given) == needed):
+            raise InputError(f"{name} is {given!r}; {needed} or None is needed")
+    if alpha is not None and alpha != 1:
+        raise InputError(
+            f"alpha is {alpha}; 1 or None is needed: the product is not scaled as a whole on Hopper"
+        )
+    if epilogue is not None:
+        raise InputError("epilogue is given; None is needed: there are no epilogues on Hopper")

@@ -1,0 +1,168 @@
+"""The products as operators of torch, `torch.ops.gemm_ladder`, for torch.compile, torch.export and profilers.
+
+    fp8_gemm_nt(Tensor a, Tensor sfa, Tensor b, Tensor sfb, Tensor(a!) d) -> ()
+
+An operator has a schema, which says that it writes d and nothing else; an implementation for the CPU, one for
+GPUs, and one for tensors without memory (FakeTensor), which does nothing, since nothing is returned. The
+functions of `gemm_ladder.api` do not go through torch's dispatcher, which takes longer than the call itself,
+unless somebody wants to see the call: `seen`. The implementations for the CPU and for GPUs end in `run`, as
+do these functions.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import ml_dtypes
+import numpy as np
+import torch
+from gemm_ladder import checks, settings
+from gemm_ladder.arguments import Kind
+from gemm_ladder.checks import CheckedCall
+from gemm_ladder.production import fast_path
+from gemm_ladder.ref import gemm as reference
+
+NAMES: dict[Kind, str] = {
+    "dense": "fp8_gemm_nt",
+    "contiguous": "m_grouped_fp8_gemm_nt_contiguous",
+    "masked": "m_grouped_fp8_gemm_nt_masked",
+    "psum": "m_grouped_fp8_gemm_nt_psum",
+}
+_OTHER_ARGUMENTS: dict[Kind, str] = {
+    "dense": "",
+    "contiguous": ", Tensor m_indices",
+    "masked": ", Tensor masked_m, int expected_m",
+    "psum": ", Tensor grouped_layout, int expected_m",
+}
+_ARGUMENTS = {kind: 5 + others.count(",") for kind, others in _OTHER_ARGUMENTS.items()}  # how many
+_library = torch.library.Library("gemm_ladder", "DEF")
+_modes = torch._C._len_torch_dispatch_stack
+_profiled = torch._C._autograd._profiler_enabled
+
+
+def seen(*operands: object) -> bool:
+    """Whether a call has to go through torch's dispatcher: a mode (FakeTensorMode, make_fx, FlopCounterMode)
+    or a profiler wants to see it, or a tensor is of a class that computes for itself (FakeTensor,
+    DTensor)."""
+    return bool(_modes()) or _profiled() or any(map(_computes_for_itself, operands))
+
+
+def _computes_for_itself(operand: object) -> bool:
+    disabled = torch._C._disabled_torch_dispatch_impl
+    return getattr(type(operand), "__torch_dispatch__", disabled) is not disabled
+
+
+def call(kind: Kind, *operands: object) -> None:
+    """Call a product's operator.
+
+    Args:
+        operands: a, sfa, b, sfb, d, the tensor that says which rows belong to a group, and the expected m;
+            those that the operator does not have are left out.
+    """
+    getattr(torch.ops.gemm_ladder, NAMES[kind])(*operands[: _ARGUMENTS[kind]])
+
+
+def run(checked: CheckedCall, expected_m: int = 0) -> None:
+    """Compute a checked call: on the CPU at once, on a GPU queued on the current stream of its device."""
+    if not checked.m or not checked.n:
+        return
+    if checked.k and checked.out.is_cuda:
+        from gemm_ladder.production import launching  # here: a call on the CPU needs none of it
+
+        torch.autograd.graph.increment_version(checked.out)
+        launching.queue(checked, expected_m)
+    elif checked.k:
+        compute_on_cpu(checked)
+    else:
+        _write_zeros(checked)
+
+
+def _write_zeros(checked: CheckedCall) -> None:
+    """What a product with k = 0 is: zeros in the rows that a kernel would write."""
+    out, counts = checked.out, checked.rows
+    if counts is None or checked.kind == "contiguous":
+        out.zero_()
+        return
+    row = torch.arange(checked.m, device=out.device)
+    if checked.kind == "masked":
+        out.masked_fill_((row < counts[:, None])[:, :, None], 0)
+    else:
+        # The psum layout has no gaps: its rows begin at 0 and end with the last group's padding.
+        alignment = settings.get_mk_alignment_for_contiguous_layout()
+        end = (counts.max() + alignment - 1) // alignment * alignment
+        out.masked_fill_((row < end)[:, None], 0)
+
+
+def compute_on_cpu(call: CheckedCall) -> None:
+    """Write the product by the reference, `gemm_ladder.ref.gemm`, rounded once to BF16, into `call.out`,
+    which may be on a GPU; the other tensors are on the CPU.
+
+    Rows of the contiguous layout whose index is -1 become zeros, as does the padding of the psum layout;
+    other rows that belong to no group are left as they were.
+    """
+    operands = (call.a, call.sfa, call.b, call.sfb)
+    if call.rows is None:
+        _write(call.out, _in_float64(reference.dense, *operands))
+    elif call.kind == "contiguous":
+        _write(call.out, _in_float64(reference.grouped_contiguous, *operands, call.rows))
+    elif call.kind == "masked":
+        products = _in_float64(reference.grouped_masked, *operands, call.rows)
+        for group, count in enumerate(call.rows.tolist()):
+            _write(call.out[group, :count], products[group, :count])
+    else:
+        alignment = settings.get_mk_alignment_for_contiguous_layout()
+        grouped = functools.partial(reference.grouped_psum, alignment=alignment)
+        products = _in_float64(grouped, *operands, call.rows)
+        for begin, _, padded in reference.psum_rows(call.rows.numpy(), alignment, call.m):
+            _write(call.out[begin:padded], products[begin:padded])
+
+
+def _in_float64(function: Callable[..., np.ndarray], *operands: torch.Tensor) -> np.ndarray:
+    arrays = (
+        tensor.view(torch.uint8).numpy().view(ml_dtypes.float8_e4m3fn)
+        if tensor.dtype == torch.float8_e4m3fn
+        else tensor.numpy()
+        for tensor in (operand.detach() for operand in operands)
+    )
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinities are results like any other
+        return function(*arrays)
+
+
+def _write(out: torch.Tensor, product: np.ndarray) -> None:
+    with np.errstate(invalid="ignore", over="ignore"):
+        out.copy_(torch.from_numpy(reference.to_bf16(product).view(np.int16)).view(torch.bfloat16))
+
+
+def _define(kind: Kind) -> None:
+    """Register the operator of a kind."""
+    name = NAMES[kind]
+    _library.define(
+        f"{name}(Tensor a, Tensor sfa, Tensor b, Tensor sfb, Tensor(a!) d{_OTHER_ARGUMENTS[kind]}) -> ()",
+        tags=(torch.Tag.needs_exact_strides,),
+    )
+
+    def compute(
+        a: torch.Tensor,
+        sfa: torch.Tensor,
+        b: torch.Tensor,
+        sfb: torch.Tensor,
+        d: torch.Tensor,
+        rows: torch.Tensor | None = None,
+        expected_m: int = 0,
+    ) -> None:
+        operands = ((a, sfa), (b, sfb), d, rows, expected_m)[: _ARGUMENTS[kind] - 2]
+        if not checks.check_contents and fast_path.launched(fast_path.queue[kind](*operands)):
+            return
+        run(checks.call(kind, (a, sfa), (b, sfb), d, rows), expected_m)
+
+    def nothing(*operands: object) -> None:
+        """Nothing is returned, and what has no memory cannot be written."""
+
+    for device in ("CPU", "CUDA"):
+        _library.impl(name, compute, device)
+    torch.library.register_fake(f"gemm_ladder::{name}", nothing, lib=_library)
+
+
+for _kind in NAMES:
+    _define(_kind)

@@ -1,0 +1,75 @@
+"""The scales of A and B, as TMA reads them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import MutableMapping
+
+import torch
+from gemm_ladder.arguments import TMA_ALIGNMENT, align
+from torch.utils.weak import WeakTensorKeyDictionary
+
+# What scales may be instead of float32: BF16 as in some checkpoints, or E8M0, a power of two in one byte.
+CONVERTED = (torch.bfloat16, torch.float8_e8m0fnu)
+
+_said: set[str] = set()  # the names for which the warning was given
+# What as_float32 keeps: for each tensor its version and the copy.
+_kept: MutableMapping[torch.Tensor, tuple[int, torch.Tensor]] = WeakTensorKeyDictionary()
+
+
+def as_float32(scales: torch.Tensor, name: str, keep: bool = False) -> torch.Tensor:
+    """The scales in float32, without a lazy negation and without a history for autograd: themselves if they
+    are, else a copy.
+
+    A warning says once in a process that they were converted, since that costs a kernel.
+
+    Args:
+        scales: float32, or one of CONVERTED.
+        name: of the scales, for the warning.
+        keep: keep the copy with `scales`, a weight's, and return it in later calls, until `scales` is
+            written.
+    """
+    if scales.dtype == torch.float32:
+        return scales.detach().resolve_neg()
+    if name not in _said:
+        _said.add(name)
+        often = "once for each tensor" if keep else "in every call"
+        dtype = str(scales.dtype).removeprefix("torch.")
+        warnings.warn(f"{name} is {dtype}; it is converted to float32 {often}", stacklevel=2)
+    capturing = scales.is_cuda and torch.cuda.is_current_stream_capturing()
+    if not keep or capturing or scales.is_inference():  # those that are made in a capture belong to its graph
+        return scales.detach().float()
+    version, kept = _kept.get(scales, (None, None))
+    if kept is None or version != scales._version:
+        kept = scales.detach().float()
+        _kept[scales] = (scales._version, kept)
+    return kept
+
+
+def mn_major(sfa: torch.Tensor) -> torch.Tensor:
+    """A's scales, [(groups,) mn, k / 128], as TMA reads them: stride (aligned * k / 128, 1, aligned) with
+    aligned = mn rounded up to 4 floats. The tensor itself if it has them, else a copy.
+
+    The padding is not initialised, and the strides of dimensions of size 1 do not matter.
+    """
+    strides = mn_major_strides(sfa.shape)
+    if sfa.data_ptr() % TMA_ALIGNMENT == 0 and all(
+        size == 1 or stride == needed
+        for size, stride, needed in zip(sfa.shape, sfa.stride(), strides, strict=True)
+    ):
+        return sfa
+    return torch.empty_strided(sfa.shape, strides, dtype=sfa.dtype, device=sfa.device).copy_(sfa)
+
+
+def row_major(sfb: torch.Tensor) -> torch.Tensor:
+    """B's scales as TMA reads them, contiguous and 16-byte aligned: the tensor itself if it is so, else a
+    copy. (One expert's scales, sliced from those of many, may begin at any multiple of 4 bytes.)"""
+    sfb = sfb.contiguous()
+    return sfb.clone() if sfb.data_ptr() % TMA_ALIGNMENT else sfb
+
+
+def mn_major_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides, in floats, of scales [(groups,) mn, k / 128] as TMA reads them."""
+    mn, blocks = shape[-2:]
+    rows = align(mn, TMA_ALIGNMENT // torch.float32.itemsize)
+    return (rows * blocks, 1, rows)[-len(shape) :]

@@ -1,0 +1,181 @@
+"""The products as operators of torch: compiled, exported, traced, profiled, captured. On the CPU, and on a
+GPU if there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import gemm_ladder as gl
+import numpy as np
+import pytest
+import torch
+from cases import normal, place
+from families import DEVICE
+from gemm_ladder import ops
+from grouped_cases import contiguous, masked, psum
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+@pytest.fixture
+def device(machine: str) -> str:
+    return DEVICE[machine]
+
+
+def example(kind: str, device: str) -> tuple[object, ...]:
+    """Arguments of a kind's operator."""
+    if kind == "dense":
+        placed = place(normal(np.random.default_rng(0), 5, 136, 256), device)
+        return (*placed.lhs, *placed.rhs, placed.out)
+    call = {
+        "contiguous": lambda: contiguous([128, 60], 136, 256, device),
+        "masked": lambda: masked([5, 0, 7], 8, 136, 256, device),
+        "psum": lambda: psum([100, 3], 136, 256, device),
+    }[kind]()
+    return (*call.lhs, *call.rhs, call.out, call.rows, *([64] if kind in ("masked", "psum") else []))
+
+
+def product(kind: str, a, sfa, b, sfb, out: torch.Tensor, *rest) -> None:
+    """The public function of a kind."""
+    if kind == "dense":
+        gl.fp8_gemm_nt((a, sfa), (b, sfb), out)
+    elif kind == "masked":
+        gl.m_grouped_fp8_gemm_nt_masked((a, sfa), (b, sfb), out, *rest)
+    elif kind == "contiguous":
+        gl.m_grouped_fp8_gemm_nt_contiguous((a, sfa), (b, sfb), out, *rest)
+    else:
+        gl.m_grouped_fp8_gemm_nt_contiguous(
+            (a, sfa), (b, sfb), out, rest[0], use_psum_layout=True, expected_m_for_psum_layout=rest[1]
+        )
+
+
+def doubled(kind: str) -> Callable[..., torch.Tensor]:
+    """A function whose output is new: the product, times two."""
+
+    def function(*arguments: torch.Tensor) -> torch.Tensor:
+        out = torch.zeros_like(arguments[4])
+        product(kind, *arguments[:4], out, *arguments[5:])
+        return out * 2
+
+    return function
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("kind", ops.NAMES)
+def test_compile(kind: str, backend: str, device: str) -> None:
+    arguments = example(kind, device)
+    expected = doubled(kind)(*arguments)
+    torch._dynamo.reset()
+    compiled = torch.compile(doubled(kind), backend=backend, fullgraph=True)
+    assert torch.equal(compiled(*arguments), expected)
+
+
+@pytest.mark.slow
+def test_compile_with_inductor(device: str) -> None:
+    arguments = example("dense", device)
+    torch._dynamo.reset()
+    compiled = torch.compile(doubled("dense"), fullgraph=True)
+    assert torch.equal(compiled(*arguments), doubled("dense")(*arguments))
+
+
+def test_compile_writes_the_output_that_is_given(device: str) -> None:
+    """Also where it is not made inside: the case that used to end in an error of NumPy's."""
+    arguments = example("dense", device)
+    expected = doubled("dense")(*arguments)
+    torch._dynamo.reset()
+    torch.compile(lambda: product("dense", *arguments), backend="eager", fullgraph=True)()
+    assert torch.equal(arguments[4] * 2, expected)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("kind", ops.NAMES)
+def test_export(kind: str, strict: bool, device: str) -> None:
+    class Module(torch.nn.Module):
+        def forward(self, *arguments: torch.Tensor) -> torch.Tensor:
+            return doubled(kind)(*arguments)
+
+    arguments = example(kind, device)
+    exported = torch.export.export(Module(), arguments, strict=strict)
+    name = f"gemm_ladder.{ops.NAMES[kind]}.default"
+    assert name in [str(node.target) for node in exported.graph.nodes]
+    assert torch.equal(exported.module()(*arguments), doubled(kind)(*arguments))
+
+
+@pytest.mark.parametrize("kind", ops.NAMES)
+def test_opcheck(kind: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's own tests of an operator: its schema says what it writes, and what has no memory has an
+    answer."""
+    allclose = torch.allclose
+
+    def bitwise(x: torch.Tensor, y: torch.Tensor, **keywords: object) -> bool:
+        if x.dtype == torch.float8_e4m3fn:  # for which torch's comparison does not exist
+            return torch.equal(x.view(torch.uint8), y.view(torch.uint8))
+        return allclose(x, y, **keywords)
+
+    monkeypatch.setattr(torch, "allclose", bitwise)
+    operator = getattr(torch.ops.gemm_ladder, ops.NAMES[kind]).default
+    found = torch.library.opcheck(operator, example(kind, device))
+    assert set(found.values()) == {"SUCCESS"} and len(found) >= 4
+
+
+@pytest.mark.parametrize("kind", ops.NAMES)
+def test_fake_tensors(kind: str, device: str) -> None:
+    """Inside of their mode, and outside of it."""
+    arguments = example(kind, device)
+    with FakeTensorMode() as mode:
+        fake = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in arguments]
+        product(kind, *fake)
+    product(kind, *fake)
+
+
+def test_make_fx(device: str) -> None:
+    arguments = example("dense", device)
+    traced = make_fx(doubled("dense"))(*arguments)
+    assert "gemm_ladder.fp8_gemm_nt.default" in traced.code
+    assert torch.equal(traced(*arguments), doubled("dense")(*arguments))
+
+
+@pytest.mark.parametrize("kind", ops.NAMES)
+def test_a_profile_names_the_operator(kind: str, device: str) -> None:
+    arguments = example(kind, device)
+    product(kind, *arguments)  # on a GPU the fast path would take the next one
+    with torch.profiler.profile(record_shapes=True) as profile:
+        product(kind, *arguments)
+    events = {one.key: one.input_shapes for one in profile.key_averages(group_by_input_shape=True)}
+    shapes = events[f"gemm_ladder::{ops.NAMES[kind]}"]
+    assert shapes[0] == [*arguments[0].shape] and shapes[4] == [*arguments[4].shape]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ops.NAMES)
+def test_a_graph_captures_the_operator(kind: str) -> None:
+    arguments = example(kind, "cuda")
+    expected = doubled(kind)(*arguments)
+    torch._dynamo.reset()
+    compiled = torch.compile(doubled(kind), backend="aot_eager", fullgraph=True)
+    compiled(*arguments)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = compiled(*arguments)
+    found.zero_()
+    graph.replay()
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.gpu
+def test_the_kernel_is_named_after_the_product() -> None:
+    arguments = example("dense", "cuda")
+    product("dense", *arguments)
+    with torch.profiler.profile() as profile:
+        product("dense", *arguments)
+        torch.cuda.synchronize()
+    kernels = [one.key for one in profile.key_averages() if one.device_type == torch.autograd.DeviceType.CUDA]
+    assert any("fp8_gemm" in name for name in kernels)
+
+
+def test_inputs_that_require_grad_are_refused_in_operators(device: str) -> None:
+    a, sfa, b, sfb, out = example("dense", device)
+    with pytest.raises(gl.GemmLadderError, match=r"^sfa requires grad, which no kernel computes; "):
+        torch.ops.gemm_ladder.fp8_gemm_nt(a, sfa.requires_grad_(), b, sfb, out)

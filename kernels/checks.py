@@ -351,7 +351,7 @@ def _memory(given: Mapping[str, torch.Tensor], general: bool) -> None:
                 f"{name} requires grad, which no kernel computes; {name}.detach(), or a call inside of "
                 "torch.no_grad(), is needed"
             )
-    if out.is_inference() and not torch.is_inference_mode_enabled():
+    if not out.is_cuda and out.is_inference() and not torch.is_inference_mode_enabled():
         raise InputError(
             "out is an inference tensor, which cannot be written outside torch.inference_mode(); an ordinary "
             "tensor, or a call inside of it, is needed"

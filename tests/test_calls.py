@@ -360,8 +360,12 @@ def test_inference_tensors(device: str) -> None:
         for _ in range(2):
             gl.fp8_gemm_nt(lhs, rhs, out)
     check(out, exact)
-    message = refusal(gl.fp8_gemm_nt, lhs, rhs, out)
-    assert message.startswith("out is an inference tensor, which cannot be written outside")
+    if device == "cpu":  # where torch writes it, which refuses to
+        message = refusal(gl.fp8_gemm_nt, lhs, rhs, out)
+        assert message.startswith("out is an inference tensor, which cannot be written outside")
+    else:
+        gl.fp8_gemm_nt(lhs, rhs, out)
+        check(out, exact)
 
 
 def test_general_operands_are_not_for_the_rungs() -> None:

@@ -16,6 +16,7 @@ from gemm_ladder import build, checks, scales
 from gemm_ladder.arguments import KINDS, GroupedArgs, align, row_stride
 from gemm_ladder.errors import LaunchError
 from gemm_ladder.production import fast_path
+from torch.utils.flop_counter import FlopCounterMode
 
 EXPECTED_M, NUM_SMS = 7, 99
 HINTED = ("masked", "psum")  # the layouts whose calls have an expected m
@@ -235,6 +236,38 @@ def test_what_is_no_operand(layout):
     if layout in HINTED:
         assert fast_path.queue[layout](*call.values(), "7") is False
         assert fast_path.queue[layout](*call.values(), EXPECTED_M + 1) is False  # has no plan
+
+
+@pytest.mark.parametrize("layout", KINDS)
+def test_a_write_is_counted(layout):
+    """Once for each launch, and not where nothing is launched."""
+    call = call_of(layout)
+    before = call["out"]._version
+    assert queue(layout, call) is None
+    assert call["out"]._version == before
+    add(layout)
+    for writes in (1, 2):
+        assert queue(layout, call)
+        assert call["out"]._version == before + writes
+
+
+@pytest.mark.parametrize("layout", KINDS)
+def test_what_others_want_to_see(layout):
+    """Modes, profilers and transforms of torch.func see calls that go through Python; autograd the inputs."""
+    add(layout)
+    call = call_of(layout)
+    with FlopCounterMode(display=False):
+        assert queue(layout, call) is None
+    with torch.profiler.profile():
+        assert queue(layout, call) is None
+    assert torch.func.vmap(lambda x: x + (queue(layout, call) is None))(torch.zeros(2)).tolist() == [1, 1]
+    assert queue(layout, call)
+    for which in ("A", "sfa", "B", "sfb"):
+        call = call_of(layout)
+        call.change(which, lambda x: x.requires_grad_())
+        assert queue(layout, call) is None
+        with torch.no_grad():
+            assert queue(layout, call)
 
 
 def test_plans_are_dropped():

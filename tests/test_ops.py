@@ -30,7 +30,7 @@ def example(kind: str, device: str) -> tuple[object, ...]:
         placed = place(normal(np.random.default_rng(0), 5, 136, 256), device)
         return (*placed.lhs, *placed.rhs, placed.out)
     call = {
-        "contiguous": lambda: contiguous([128, 60], 136, 256, device),
+        "contiguous": lambda: contiguous([128, 128], 136, 256, device),
         "masked": lambda: masked([5, 0, 7], 8, 136, 256, device),
         "psum": lambda: psum([100, 3], 136, 256, device),
     }[kind]()

@@ -107,10 +107,11 @@ bool unseen() {
 
 // Counts a write of a tensor; false if torch does not allow one.
 bool increment_version(Object* tensor) {
-    Object* const arguments = api.pack(1, tensor);
+    Object* const tensors = api.pack(1, tensor);  // the function's only argument
+    Object* const arguments = tensors ? api.pack(1, tensors) : nullptr;
     Object* const done = arguments ? api.call(api.increment_version, arguments) : nullptr;
-    if (arguments) api.dec_ref(arguments);
-    if (done) api.dec_ref(done);
+    for (Object* const one : {tensors, arguments, done})
+        if (one) api.dec_ref(one);
     return done;
 }
 

@@ -28,6 +28,9 @@ from .drop_in import install_as_deep_gemm as install_as_deep_gemm
 from .errors import EmulatorError as EmulatorError
 from .errors import GemmLadderError as GemmLadderError
 from .layout import get_col_major_tma_aligned_tensor as get_col_major_tma_aligned_tensor
+from .layout import (
+    get_mn_major_tma_aligned_packed_ue8m0_tensor as get_mn_major_tma_aligned_packed_ue8m0_tensor,
+)
 from .layout import get_mn_major_tma_aligned_tensor as get_mn_major_tma_aligned_tensor
 from .layout import get_tma_aligned_size as get_tma_aligned_size
 from .layout import transform_sf_into_required_layout as transform_sf_into_required_layout
@@ -56,8 +59,10 @@ from .testing import calc_diff as calc_diff
 from .utils import align as align
 from .utils import ceil_to_ue8m0 as ceil_to_ue8m0
 from .utils import get_k_alignment_for_contiguous_layout as get_k_alignment_for_contiguous_layout
+from .utils import pack_ue8m0_to_int as pack_ue8m0_to_int
 from .utils import per_block_cast_to_fp8 as per_block_cast_to_fp8
 from .utils import per_channel_cast_to_fp8 as per_channel_cast_to_fp8
 from .utils import per_token_cast_to_fp8 as per_token_cast_to_fp8
+from .utils import unpack_ue8m0_from_int as unpack_ue8m0_from_int
 
 __version__: str

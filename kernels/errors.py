@@ -2,7 +2,8 @@
 on with the compiler's whole output, a ToolchainError's with what was found and cannot be used.
 
 GemmLadderError
-├── InputError (ValueError)          a tensor, a shape or an option that cannot be used; `out` is untouched
+├── InputError (ValueError, and RuntimeError, which DeepGEMM raises)
+│                                    a tensor, a shape or an option that cannot be used; `out` is untouched
 ├── UnknownRungError (KeyError)      a name that is not a rung's
 ├── LaunchError (RuntimeError)       a launch was refused, by CUDA or by the kernel's own launcher
 ├── EmulatorError (RuntimeError)     the emulated machine found a fault in a kernel: a deadlock, a misuse
@@ -20,7 +21,7 @@ class GemmLadderError(Exception):
     """The base of everything that gemm_ladder raises on purpose."""
 
 
-class InputError(GemmLadderError, ValueError):
+class InputError(GemmLadderError, ValueError, RuntimeError):
     """The caller's input cannot be used; nothing was written to the output."""
 
 

@@ -11,6 +11,7 @@ from gemm_ladder.ref import layouts
 __all__ = [
     "ceil_div",
     "get_col_major_tma_aligned_tensor",
+    "get_mn_major_tma_aligned_packed_ue8m0_tensor",
     "get_mn_major_tma_aligned_tensor",
     "get_tma_aligned_size",
     "transform_sf_into_required_layout",
@@ -86,6 +87,28 @@ def transform_sf_into_required_layout(
     checks.shape("sf", sf, needed, f"for mn = {mn}, k = {k}, recipe {recipe} and num_groups {num_groups}")
     sf = sf.resolve_neg()
     return scales.mn_major(sf) if granularity[0] == 1 else sf.contiguous()
+
+
+def get_mn_major_tma_aligned_packed_ue8m0_tensor(sf: torch.Tensor) -> torch.Tensor:
+    """Scales as GPUs after Hopper read them: their exponents, four along k in an int, MN-major. No kernel
+    here reads it.
+
+    Args:
+        sf: float32 [(groups,) mn, count], powers of two.
+
+    Returns:
+        int32 [(groups,) mn, ceil(count / 4)] with strides (aligned * ceil(count / 4), 1, aligned), aligned =
+        mn rounded up to 4. Exponents beyond `count` are 0.
+
+    Raises:
+        InputError: another type or shape, or a number that is no power of two.
+    """
+    _scales(sf)
+    if sf.dim() not in (2, 3):
+        raise InputError(f"sf has shape {list(sf.shape)}; 2 or 3 dimensions are needed")
+    packed = scales.pack_ue8m0_to_int(torch.nn.functional.pad(sf, (0, -sf.shape[-1] % 4)))
+    strides = scales.mn_major_strides(packed.shape)
+    return torch.empty_strided(packed.shape, strides, dtype=torch.int32, device=sf.device).copy_(packed)
 
 
 def _scales(sf: object) -> None:

@@ -1,4 +1,4 @@
-"""The scales of A and B, as TMA reads them."""
+"""The scales of A and B: their types, and the layouts in which TMA reads them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import MutableMapping
 
 import torch
 from gemm_ladder.arguments import TMA_ALIGNMENT, align
+from gemm_ladder.errors import InputError
 from torch.utils.weak import WeakTensorKeyDictionary
 
 # What scales may be instead of float32: BF16 as in some checkpoints, or E8M0, a power of two in one byte.
@@ -73,3 +74,33 @@ def mn_major_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     mn, blocks = shape[-2:]
     rows = align(mn, TMA_ALIGNMENT // torch.float32.itemsize)
     return (rows * blocks, 1, rows)[-len(shape) :]
+
+
+def pack_ue8m0_to_int(x: torch.Tensor) -> torch.Tensor:
+    """Powers of two, four in an int: the exponents of four neighbours, the first one in the lowest byte.
+
+    Args:
+        x: float32 [..., 4 * count], contiguous, each 2^-126 to 2^127 or 0.
+
+    Returns:
+        int32 [..., count].
+
+    Raises:
+        InputError: another type or shape, or a number that is no power of two. The numbers are looked at,
+            which waits for a GPU.
+    """
+    if not isinstance(x, torch.Tensor) or x.dtype != torch.float32 or x.dim() == 0 or x.shape[-1] % 4:
+        given = f"{x.dtype} {list(x.shape)}" if isinstance(x, torch.Tensor) else f"of type {type(x).__name__}"
+        raise InputError(f"x is {given}; float32 with a multiple of 4 numbers in a row is needed")
+    bits = x.contiguous().view(torch.int32)
+    if ((bits < 0) | (bits & 0x7FFFFF != 0)).any():
+        raise InputError("x has a number that is no power of two; ceil_to_ue8m0 makes one of each")
+    return (bits >> 23).to(torch.uint8).view(torch.int32)
+
+
+def unpack_ue8m0_from_int(packed: torch.Tensor) -> torch.Tensor:
+    """What `pack_ue8m0_to_int` has packed: int32 [..., count] becomes float32 [..., 4 * count]."""
+    if not isinstance(packed, torch.Tensor) or packed.dtype != torch.int32 or packed.dim() == 0:
+        given = packed.dtype if isinstance(packed, torch.Tensor) else f"of type {type(packed).__name__}"
+        raise InputError(f"packed is {given}; an int32 tensor with a dimension is needed")
+    return (packed.contiguous().view(torch.uint8).to(torch.int32) << 23).view(torch.float32)

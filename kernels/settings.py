@@ -25,7 +25,7 @@ def set_num_sms(num_sms: int) -> None:
 
     global _num_sms
     _num_sms = whole_number("num_sms", num_sms)
-    fast_path.forget()  # its plans are for the number of SMs that was set before
+    fast_path.use(_num_sms, _mk_alignment)
 
 
 def get_num_sms() -> int:
@@ -69,14 +69,17 @@ def set_mk_alignment_for_contiguous_layout(alignment: int) -> None:
             f"an alignment of {alignment} rows is given; a multiple of {LEAST_M_ALIGNMENT} is needed"
         )
     _mk_alignment = alignment
-    fast_path.forget()  # its plans are for the alignment that was set before
+    fast_path.use(_num_sms, _mk_alignment)
 
 
-def get_theoretical_mk_alignment_for_contiguous_layout(expected_m: int | None = None) -> int:
+def get_theoretical_mk_alignment_for_contiguous_layout(
+    expected_m: int | None = None, num_groups: int | None = None
+) -> int:
     """The smallest alignment with which all kernels can be used: 128 rows.
 
     Args:
-        expected_m: the rows of a group; the answer does not depend on it.
+        expected_m, num_groups: the rows of a group, or of all of so many groups; the answer does not depend
+            on them.
     """
     return M_ALIGNMENT
 

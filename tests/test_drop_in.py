@@ -16,16 +16,19 @@ from gemm_ladder import utils
 from gemm_ladder.errors import InputError
 from gemm_ladder.production import fast_path
 from gemm_ladder.testing import count_bytes, get_arch_major, ignore_env, test_filter
+from no_distribution import HIDE
 from repository import REPOSITORY
 
 INSTALL = "import gemm_ladder; gemm_ladder.install_as_deep_gemm(); "
 
 
-def run(program: str, *folders: Path) -> str:
-    """What a program prints, with more folders to import from."""
+def run(program: str, *folders: Path, hidden: bool = True) -> str:
+    """What a program prints, with more folders to import from; `hidden`: where deep_gemm's distribution is
+    not seen."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))}
+    whole = HIDE + program if hidden else program
     found = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False
+        [sys.executable, "-c", whole], capture_output=True, text=True, env=environment, check=False
     )
     assert found.returncode == 0, found.stderr
     return found.stdout.strip()
@@ -128,11 +131,12 @@ def test_the_distribution(tmp_path: Path):
         (source / name).write_text((REPOSITORY / "kernels" / "deep_gemm" / name).read_text())
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "--target", target, source], check=True)
-    run("import deep_gemm.utils, gemm_ladder; assert deep_gemm is gemm_ladder", target)
+    run("import deep_gemm.utils, gemm_ladder; assert deep_gemm is gemm_ladder", target, hidden=False)
     run(
         "from deep_gemm.settings import set_num_sms; set_num_sms(5); import deep_gemm as d;"
         "assert d.get_num_sms() == 5 and d.__name__ == 'gemm_ladder' and not hasattr(d, 'bf16_gemm_nt')",
         target,
+        hidden=False,
     )
     script = tmp_path / "server.py"
     script.write_text(
@@ -169,6 +173,24 @@ def test_per_channel_cast():
 def test_ceil_to_ue8m0():
     x = torch.tensor([1.0, 1.0000001, 2.0**-20, 3.0, torch.inf])
     assert utils.ceil_to_ue8m0(x).tolist() == [1.0, 2.0, 2.0**-20, 4.0, torch.inf]
+
+
+def test_packed_exponents():
+    x = torch.tensor([[1.0, 2.0, 0.5, 2.0**127, 0.0, 2.0**-126], [4.0] * 6, [8.0] * 6])
+    packed = utils.pack_ue8m0_to_int(x[:, :4])
+    assert (
+        packed.shape == (3, 1) and packed[0, 0] == 127 | 128 << 8 | 126 << 16 | torch.tensor(254 << 24).int()
+    )
+    assert torch.equal(utils.unpack_ue8m0_from_int(packed), x[:, :4])
+    found = utils.get_mn_major_tma_aligned_packed_ue8m0_tensor(x)
+    assert found.shape == (3, 2) and found.stride() == (1, 4) and found.dtype == torch.int32
+    assert torch.equal(utils.unpack_ue8m0_from_int(found)[:, :6], x)
+    assert not utils.unpack_ue8m0_from_int(found)[:, 6:].any()
+    groups = utils.get_mn_major_tma_aligned_packed_ue8m0_tensor(x[None].expand(2, 3, 6))
+    assert groups.stride() == (8, 1, 4) and torch.equal(groups[1], found)
+    for wrong, message in ((x * 3, "no power of two"), (-x, "no power of two"), (x.half(), "float32")):
+        with pytest.raises(InputError, match=message):
+            utils.get_mn_major_tma_aligned_packed_ue8m0_tensor(wrong)
 
 
 def test_count_bytes():

@@ -59,7 +59,7 @@ def call_of(layout: str, m: int = M) -> Arguments:
 def add(layout: str, m: int | None = None, n: int = N, k: int = K) -> None:
     groups, expected_m = 1 if layout == "dense" else GROUPS, EXPECTED_M if layout in HINTED else 0
     m = m or (MAX_M if layout == "masked" else M)
-    fast_path.add(CPU, layout, m, n, k, groups, expected_m, launcher, NUM_SMS)
+    fast_path.add(CPU, layout, m, n, k, groups, expected_m, launcher, NUM_SMS, (0, 128))
 
 
 def queue(layout: str, arguments: Arguments) -> dict[str, int] | None:
@@ -272,17 +272,22 @@ def test_what_others_want_to_see(layout):
 
 def test_plans_are_dropped():
     call = call_of("dense")
-    align_to = gl.set_mk_alignment_for_contiguous_layout
-    for drop in (
-        fast_path.forget,
-        lambda: gl.set_num_sms(20),
-        lambda: gl.set_num_sms(0),
-        lambda: align_to(128),
-    ):
-        add("dense")
-        assert queue("dense", call)
-        drop()
+    add("dense")
+    assert queue("dense", call)
+    fast_path.forget()
+    assert queue("dense", call) is None
+
+
+def test_plans_are_for_settings():
+    """Callers set them around single calls; the plan is there again when the setting is."""
+    call = call_of("dense")
+    add("dense")
+    for change in (gl.set_num_sms, gl.set_mk_alignment_for_contiguous_layout):
+        before = {gl.set_num_sms: 0}.get(change, 128)
+        change(64)
         assert queue("dense", call) is None
+        change(before)
+        assert queue("dense", call)
 
 
 @pytest.mark.parametrize("layout", KINDS)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from gemm_ladder.arguments import KINDS, Kind
+from gemm_ladder.arguments import KINDS, M_ALIGNMENT, Kind
 from gemm_ladder.errors import LaunchError
 
 if TYPE_CHECKING:
@@ -106,12 +106,16 @@ class Key(ctypes.Structure):
 
     _fields_ = tuple(
         (name, ctypes.c_int64)
-        for name in ("kind", "device_type", "device", "m", "n", "k", "groups", "expected_m")
+        for name in (
+            *("kind", "device_type", "device", "m", "n", "k", "groups", "expected_m"),
+            *("num_sms", "alignment"),
+        )
     )
 
 
 _lock = threading.Lock()
 _library: ctypes.PyDLL | None = None
+_settings = (0, M_ALIGNMENT)  # the number of SMs and the alignment of groups that were set last
 
 
 def load() -> bool:
@@ -133,6 +137,8 @@ def _loaded() -> bool:
         library.gemm_ladder_queue_plan.argtypes = [ctypes.POINTER(Key), ctypes.c_void_p, ctypes.c_int64]
         library.gemm_ladder_queue_function.argtypes = [ctypes.c_int64]
         library.gemm_ladder_queue_function.restype = ctypes.c_void_p
+        library.gemm_ladder_queue_settings.argtypes = [ctypes.c_int64, ctypes.c_int64]
+        library.gemm_ladder_queue_settings(*_settings)
         library.gemm_ladder_queue_fill(ctypes.byref(_api()))
         callable_of = ctypes.pythonapi.PyCFunction_NewEx
         callable_of.argtypes, callable_of.restype = [ctypes.c_void_p] * 3, ctypes.py_object
@@ -163,8 +169,10 @@ def add(
     expected_m: int,
     launcher: Callable[[Any], bytes | None],
     num_sms: int,
+    settings: tuple[int, int],
 ) -> None:
-    """Launch plain calls of this kind and these sizes on `device` by `launcher` from now on.
+    """Launch plain calls of this kind and these sizes on `device` by `launcher` from now on, where these
+    settings hold.
 
     Args:
         device: with its index, where it is a GPU.
@@ -172,12 +180,23 @@ def add(
         groups, expected_m: 1 and 0 where the kind has none.
         launcher: a kernel's gemm_ladder_launch.
         num_sms: GroupedArgs.num_sms.
+        settings: the arguments of `use` that the launcher was chosen for.
     """
     if load() and _library:
         index = -1 if device.index is None else device.index
-        key = Key(KINDS.index(kind), _device_type(device.type), index, m, n, k, groups, expected_m)
+        key = Key(KINDS.index(kind), _device_type(device.type), index, m, n, k, groups, expected_m, *settings)
         address = ctypes.cast(launcher, ctypes.c_void_p)  # type: ignore[arg-type] # a function of a library
         _library.gemm_ladder_queue_plan(ctypes.byref(key), address, num_sms)
+
+
+def use(num_sms: int, alignment: int) -> None:
+    """Launch calls by the plans that were added for these settings: the number of SMs and the alignment of
+    groups that were set. Callers set them around single calls, so those of other settings are kept."""
+    global _settings
+    with _lock:
+        _settings = (num_sms, alignment)
+        if _library:
+            _library.gemm_ladder_queue_settings(*_settings)
 
 
 def forget() -> None:

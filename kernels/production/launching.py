@@ -38,7 +38,8 @@ def queue(call: CheckedCall, expected_m: int = 0) -> None:
         gemm_ladder.build.ToolchainError, BuildError: the kernel could not be compiled.
     """
     device = call.out.device
-    num_sms = launches.usable_sms(device, settings.num_sms_limit())
+    now = settings.num_sms_limit(), settings.get_mk_alignment_for_contiguous_layout()
+    num_sms = launches.usable_sms(device, now[0])
     config = configuration(
         call.kind,
         call.m,
@@ -55,7 +56,7 @@ def queue(call: CheckedCall, expected_m: int = 0) -> None:
             pool.submit(fast_path.load)  # compiles fast_path.cpp while this thread compiles the kernel
             library(config)
     sizes = (call.m, call.n, call.k, call.groups, expected_m)
-    fast_path.add(device, call.kind, *sizes, launches.launcher(library(config)), num_sms)
+    fast_path.add(device, call.kind, *sizes, launches.launcher(library(config)), num_sms, now)
     launches.on_gpu(NAME, library(config), call, num_sms)
 
 

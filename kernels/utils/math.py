@@ -7,14 +7,17 @@ import torch.nn.functional as F
 from gemm_ladder.arguments import SCALE_BLOCK, align, ceil_div
 from gemm_ladder.errors import InputError
 from gemm_ladder.ref.fp8 import E4M3_MAX
+from gemm_ladder.scales import pack_ue8m0_to_int, unpack_ue8m0_from_int
 
 __all__ = [
     "align",
     "ceil_div",
     "ceil_to_ue8m0",
+    "pack_ue8m0_to_int",
     "per_block_cast_to_fp8",
     "per_channel_cast_to_fp8",
     "per_token_cast_to_fp8",
+    "unpack_ue8m0_from_int",
 ]
 
 _CAST_FROM = (torch.float32, torch.bfloat16, torch.float16)

@@ -22,6 +22,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+_running: set[subprocess.Popen[bytes]] = set()
+_ended = False
+
 HERE = "/proc/self/cwd"  # the folder that a process runs in, by a name that needs no quotes
 
 
@@ -51,21 +54,40 @@ def run(request: dict[str, Any], environment: dict[str, str], output: Path) -> t
             env=environment,
             start_new_session=True,
         )
+        _running.add(worker)
         try:
+            if _ended:
+                _end(worker)
             # A worker that dies at once leaves a broken pipe; its exit status and output say more.
             with contextlib.suppress(BrokenPipeError):
                 worker.stdin.write(sent.encode() + b"\n")
                 worker.stdin.flush()
             code = worker.wait()  # the pipe stays open meanwhile: the worker takes its closing for our end
         except BaseException:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(worker.pid, signal.SIGTERM)
+            _end(worker)
             worker.wait()
             raise
         finally:
+            _running.discard(worker)
             with contextlib.suppress(BrokenPipeError):
                 worker.stdin.close()
     return code, output.read_text(encoding="utf-8", errors="replace")
+
+
+def end_all() -> None:
+    """End all builds of this process, and those that begin from now on."""
+    global _ended
+    _ended = True
+    for worker in list(_running):
+        _end(worker)
+
+
+def _end(worker: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(worker.pid, signal.SIGTERM)
+
+
+os.register_at_fork(after_in_child=_running.clear)  # they are the parent's
 
 
 def _in_utf8(value: Any) -> Any:

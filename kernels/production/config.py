@@ -18,7 +18,7 @@ from gemm_ladder.arguments import KINDS, N_MULTIPLE, SCALE_BLOCK, Kind, align, c
 from gemm_ladder.errors import InputError
 
 if TYPE_CHECKING:
-    from gemm_ladder.build import Built, SassPass, Target
+    from gemm_ladder.build import Built, Job, SassPass, Target
 
 Share = Literal["nothing", "A", "B", "K"]
 
@@ -238,9 +238,20 @@ class Config:
         """
         from gemm_ladder import build  # here: to choose a configuration needs no compiler
 
+        return build.make(self.job(target))
+
+    def job(self, target: Target) -> Job:
+        """What compile() builds or finds.
+
+        Raises:
+            InputError: as `check`.
+            gemm_ladder.build.ToolchainError: there is no compiler.
+        """
+        from gemm_ladder import build
+
         text = self.check().source()
         sass_pass = interleaving(self.interleave) if target == "cuda" else None
-        return build.compile(text, target=target, name=self.name, sass_pass=sass_pass)
+        return build.Job.of(text, target, self.name, sass_pass=sass_pass)
 
     @property
     def in_cpp(self) -> str:

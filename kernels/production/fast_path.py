@@ -26,6 +26,8 @@ from gemm_ladder.arguments import KINDS, Kind
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gemm_ladder.build import Job
+
 SOURCE = Path(__file__).with_suffix(".cpp")
 
 Queued: TypeAlias = "bytes | bool | None"
@@ -103,6 +105,7 @@ class Key(ctypes.Structure):
 
 _lock = threading.Lock()
 _library: ctypes.PyDLL | None = None
+_started: Job | None = None  # what the background was asked to build
 
 
 def load() -> bool:
@@ -114,13 +117,33 @@ def load() -> bool:
         return _loaded()
 
 
+def start() -> None:
+    """Have fast_path.cpp built in the background, where calls need not wait for it."""
+    global _started
+    from gemm_ladder.build import background
+
+    if _library is None and _started is None:
+        _started = _job()
+        background.start([_started])
+
+
+def _ready() -> bool:
+    """As load(), but False while it is being built in the background."""
+    if _library is None and _started is not None:
+        from gemm_ladder.build import background
+
+        if background.has(_started):
+            return False
+    return load()
+
+
 @functools.cache
 def _loaded() -> bool:
-    from gemm_ladder import build  # here: importing this module should not need the build
+    from gemm_ladder import build
 
     global _library
     with contextlib.suppress(build.BuildError, build.ToolchainError, AttributeError, OSError):
-        library = ctypes.PyDLL(str(build.compile(SOURCE, target="host").path))
+        library = ctypes.PyDLL(str(build.make(_job()).path))
         library.gemm_ladder_queue_plan.argtypes = [ctypes.POINTER(Key), ctypes.c_void_p, ctypes.c_int64]
         library.gemm_ladder_queue_function.argtypes = [ctypes.c_int64]
         library.gemm_ladder_queue_function.restype = ctypes.c_void_p
@@ -131,6 +154,12 @@ def _loaded() -> bool:
             queue[kind] = callable_of(library.gemm_ladder_queue_function(number), None, None)
         _library = library
     return _library is not None
+
+
+def _job() -> Job:
+    from gemm_ladder import build  # here: importing this module should not need the build
+
+    return build.Job.of(SOURCE, "host")
 
 
 def add(
@@ -144,7 +173,8 @@ def add(
     launcher: Callable[[Any], bytes | None],
     num_sms: int,
 ) -> None:
-    """Launch plain calls of this kind and these sizes on `device` by `launcher` from now on.
+    """Launch plain calls of this kind and these sizes on `device` by `launcher` from now on. While
+    fast_path.cpp is being built in the background, nothing is done.
 
     Args:
         device: with its index, where it is a GPU.
@@ -153,7 +183,7 @@ def add(
         launcher: a kernel's gemm_ladder_launch.
         num_sms: GroupedArgs.num_sms.
     """
-    if load() and _library:
+    if _ready() and _library:
         index = -1 if device.index is None else device.index
         key = Key(KINDS.index(kind), _device_type(device.type), index, m, n, k, groups, expected_m)
         address = ctypes.cast(launcher, ctypes.c_void_p)  # type: ignore[arg-type] # a function of a library

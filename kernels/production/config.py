@@ -108,9 +108,9 @@ class Config:
         if stages is None:
             # With 64-row tiles a deeper ring is slower: L2 has to hold what was requested until it is loaded.
             most = MAX_RING // config.stage_bytes if config.tile_m == WGMMA_M else MAX_STAGES
-            depths = (dataclasses.replace(config, stages=n) for n in range(min(most, MAX_STAGES), 1, -1))
-            fitting = (one.stages for one in depths if one.shared_bytes <= one.most_shared_bytes)
-            stages = next(fitting, 1)
+            room, stage = config.most_shared_bytes - config.output_bytes, config.stage_bytes
+            depths = range(min(most, MAX_STAGES), 1, -1)
+            stages = next((n for n in depths if n * stage + config._scales_bytes(n) <= room), 1)
         return dataclasses.replace(config, stages=stages)
 
     @property
@@ -195,16 +195,15 @@ class Config:
     @property
     def shared_bytes(self) -> int:
         """Bytes of dynamic shared memory that a thread block asks for."""
-        return self.output_bytes + self.stages * self.stage_bytes + self.scales_bytes
+        return self.output_bytes + self.stages * self.stage_bytes + self._scales_bytes(self.stages)
 
-    @property
-    def scales_bytes(self) -> int:
+    def _scales_bytes(self, stages: int) -> int:
         """Bytes of the buffers for B's scales: one for each tile that can have K blocks in the ring, and one
         more. A buffer holds a tile's scales for all K blocks: SharedMemory in geometry.cuh."""
         splits = self.cluster if self.share == "K" else 1
         row = align(ceil_div(self.k // SCALE_BLOCK, splits) + 3, 4)
         box = min(row, 256)
-        tiles = 1 + ceil_div(self.stages, max(1, self.k // SCALE_BLOCK // splits))
+        tiles = 1 + ceil_div(stages, max(1, self.k // SCALE_BLOCK // splits))
         rows = max(one.scales_b for one in (self, self.tail) if one)
         return tiles * rows * align(ceil_div(row, box) * box * 4, 128)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from building import FakeJob, builds, idle, jobs_of, nvcc_or_skip, wait_until
 from gemm_ladder import build, launch
-from gemm_ladder.build import background, worker
+from gemm_ladder.build import background, cache, worker
 from gemm_ladder.errors import BuildError
 from gemm_ladder.production import choice, fast_path, launching, precompiling
 from gemm_ladder.production.config import Config
@@ -89,6 +89,31 @@ def test_the_first_call_starts_all_builds(fakes: Fakes, launched: list[object]) 
     wait_until(idle, 60)
     assert builds(fakes.events) == sorted(["fast path", *fakes.names])
     assert list(dict.fromkeys(launched)) == fakes.names
+
+
+def test_on_one_cpu_the_first_call_builds_alone(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "cpus", lambda: 1)
+    call_with(1)
+    wait_until(idle, 60)
+    first, *others = fakes.names
+    ends = [event.removesuffix(" ends") for event in fakes.events[1::2]]
+    assert ends == [first, "fast path", *others]
+    assert fakes.events[::2] == [f"{name} begins" for name in ends]
+
+
+def test_where_another_process_builds_the_first_kernel(
+    fakes: Fakes, launched: list[object], folder: Path
+) -> None:
+    """The call waits for it, and the others are started all the same."""
+    key = fakes.names[0]
+    with cache._lock(folder, key, 60.0):
+        call = threading.Thread(target=call_with, args=(1,))
+        call.start()
+        call.join(0.2)
+        assert call.is_alive() and not launched
+    call.join(60)
+    wait_until(idle, 60)
+    assert launched == [key] and builds(fakes.events) == sorted(["fast path", *fakes.names])
 
 
 def test_a_second_process_finds_what_the_first_built(

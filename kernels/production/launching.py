@@ -66,14 +66,19 @@ def _built(weight: choice.Plan, rows: int) -> Built:
     from gemm_ladder.build import background
 
     needed, *others = weight.from_rows(rows)
+
+    def start_others() -> None:
+        if builds_in_background() and weight not in _ahead:
+            _ahead.add(weight)
+            fast_path.start()
+            background.start(config.job("cuda") for config in others)
+
     job = needed.job("cuda")
     if found := build.find(job):
         return found
-    if builds_in_background() and weight not in _ahead:
-        _ahead.add(weight)
-        fast_path.start()
-        background.start(config.job("cuda") for config in others)
-    return build.make(job)
+    built = build.make(job, start_others)
+    start_others()  # another process has built this one
+    return built
 
 
 def _refuse_capture(config: Config, call: CheckedCall) -> None:

@@ -34,5 +34,5 @@ def _quotas() -> Iterator[float]:
         if not path.is_relative_to(_CGROUPS):
             return
         with contextlib.suppress(OSError, ValueError, ZeroDivisionError):  # "max 100000": no limit
-            allowed, period = (path / "cpu.max").read_text().split()
-            yield int(allowed) / int(period)
+            allowed, each = (path / "cpu.max").read_text().split()
+            yield int(allowed) / int(each)

@@ -22,6 +22,9 @@ LABELS = {
     "first_build": "first build",
     "cached_load": "load from the cache",
     "first_call": "first call, kernel in the cache",
+    "one_core_call": "first call on one core, with its build",
+    "warm_up": "a weight's warm-up, with its builds",
+    "cached_warm_up": "a weight's warm-up, kernels in the cache",
 }
 COMPARED_WITH = "torch_mm_out"  # because gemm_ladder's functions are given an output too
 OURS, PEER = "#2a788e", "#9a9a9a"

@@ -130,8 +130,8 @@ class EverywhereRow(TimedRow):
 class HostRow(TypedDict):
     """What a call costs the host: host.json.
 
-    quantity is "call", "first_build", "cached_load" or "first_call" (gemm_ladder.measure.host says what each
-    is); us is the median.
+    quantity is "call", or one of those that gemm_ladder.measure.starting describes; us is the median. The m
+    of a warm-up is its largest.
     """
 
     quantity: str

@@ -12,7 +12,7 @@ COMMANDS = {
     "production": "check and time the production kernels beside libraries (Hopper GPU)",
     "everywhere": "the same at the weights of public models: hundreds of products, three states (Hopper GPU)",
     "bench": "time your own products, or a model's, beside libraries, and say what it means (Hopper GPU)",
-    "host": "time what a call costs the host, and a kernel's build and load (Hopper GPU)",
+    "host": "time what a call costs the host, and kernels' builds, loads and warm-up (Hopper GPU)",
     "interleave": "time rung 6 in each of its modes (Hopper GPU)",
     "cards": "renew each rung's card: its resources, its machine code and, with --ncu, what limits it",
     "precision": "measure what is lost when promotion comes late (Hopper GPU)",
@@ -67,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from gemm_ladder.build import BuildError, ToolchainError
     from gemm_ladder.errors import GemmLadderError
 
+    # Most commands measure, and compilers that run meanwhile would disturb that.
+    os.environ.setdefault("GEMM_LADDER_BACKGROUND", "0")
     try:
         return importlib.import_module(f"gemm_ladder.{MODULES[command]}").main(rest)
     except (GemmLadderError, ToolchainError, BuildError) as error:

@@ -6,6 +6,7 @@ They hold for every GPU of the process. On a GPU with fewer SMs than the limit, 
 from __future__ import annotations
 
 import operator
+import os
 from typing import SupportsIndex
 
 from gemm_ladder.arguments import LEAST_M_ALIGNMENT, M_ALIGNMENT
@@ -45,6 +46,12 @@ def get_num_sms() -> int:
 def num_sms_limit() -> int:
     """The number that was set, or 0 for no limit."""
     return _num_sms
+
+
+def builds_in_background() -> bool:
+    """Whether the kernels of a weight are compiled in the background once the first of them is needed:
+    GEMM_LADDER_BACKGROUND is not 0."""
+    return os.environ.get("GEMM_LADDER_BACKGROUND", "").strip() != "0"
 
 
 def get_mk_alignment_for_contiguous_layout() -> int:

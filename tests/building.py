@@ -1,4 +1,5 @@
-"""Shared by the tests of builds: sources to build, compilers that misbehave, and waiting for processes."""
+"""Shared by the tests of builds: sources to build, compilers that misbehave, jobs that compile nothing, and
+waiting for processes."""
 
 from __future__ import annotations
 
@@ -6,13 +7,15 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from gemm_ladder import build
-from gemm_ladder.build import toolchain
+from gemm_ladder.build import background, cache, toolchain
+from gemm_ladder.errors import BuildError
 
 SOURCE = """
 #include <memory>
@@ -73,3 +76,41 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+class FakeJob:
+    """Stands for a build.Job: it compiles nothing, and says in `events` when it begins and when it has ended.
+    It ends once `may_end` is set."""
+
+    target = "host"
+
+    def __init__(self, name: str, events: list[str], fails: bool = False) -> None:
+        self.name, self.events, self.fails = name, events, fails
+        self.may_end = threading.Event()
+        self.may_end.set()
+
+    def key(self) -> str:
+        return self.name
+
+    def build(self, private: Path) -> cache.Made:
+        self.events.append(f"{self.name} begins")
+        assert self.may_end.wait(60)
+        self.events.append(f"{self.name} ends")
+        if self.fails:
+            raise BuildError("It does not build:", "the compiler's words")
+        (private / "library.so").write_bytes(b"machine code")
+        return cache.Made(private / "library.so", "the log")
+
+
+def builds(events: list[str]) -> list[str]:
+    """The names of the jobs that have ended, sorted; one that was built twice is there twice."""
+    return sorted(event.removesuffix(" ends") for event in events if event.endswith(" ends"))
+
+
+def jobs_of(events: list[str], names: str, **fields: bool) -> list[FakeJob]:
+    return [FakeJob(name, events, **fields) for name in names]
+
+
+def idle() -> bool:
+    """Whether nothing is queued or built in the background."""
+    return not background._threads

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,9 @@ from gemm_ladder.arguments import HOPPER
 from no_distribution import hide
 
 hide()  # what is installed as deep_gemm in this environment is not what the tests are about
+
+# Most tests that call the GPU need one kernel of a weight; the tests of the background turn it on.
+os.environ.setdefault("GEMM_LADDER_BACKGROUND", "0")
 
 
 @functools.cache

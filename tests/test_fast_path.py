@@ -322,7 +322,7 @@ def test_without_a_compiler(monkeypatch):
         raise build.ToolchainError("there is none")
 
     monkeypatch.setattr(fast_path, "_library", None)
-    monkeypatch.setattr(build, "compile", refuse)
+    monkeypatch.setattr(build, "make", refuse)
     assert fast_path._loaded.__wrapped__() is False
 
 

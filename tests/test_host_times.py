@@ -14,13 +14,16 @@ from gemm_ladder.cli import main
 from gemm_ladder.errors import GemmLadderError
 from gemm_ladder.figures import host as table
 from gemm_ladder.figures import measured
-from gemm_ladder.measure import host, operands, problems, production_rows, session, timing
+from gemm_ladder.measure import host, operands, problems, production_rows, session, starting, timing
 from gemm_ladder.measure.shapes import Shape
 from gemm_ladder.production import launching
 
 CPU = torch.device("cpu")
 Output = pytest.CaptureFixture[str]
-STARTS = {"first_build": [4e6, 5e6, 6e6], "cached_load": [2e3, 3e3, 1e3], "first_call": [9e3, 8e3, 7e3]}
+STARTS = {
+    **{"first_build": [4e6, 5e6, 6e6], "cached_load": [2e3, 3e3, 1e3], "first_call": [9e3, 8e3, 7e3]},
+    **{"one_core_call": [5e6] * 3, "warm_up": [9e6] * 3, "cached_warm_up": [2e5] * 3},
+}
 
 
 SMALL = host.Plan(Shape(8, 128, 128), groups=2, calls=2, batches=3)
@@ -30,7 +33,7 @@ SMALL = host.Plan(Shape(8, 128, 128), groups=2, calls=2, batches=3)
 def quick(fake_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU in a Hopper GPU's place; fresh processes take the times in STARTS."""
     monkeypatch.setattr(launch, "usable_sms", lambda device, limit=0: 132)
-    monkeypatch.setattr(host, "starts", lambda pairs: STARTS)
+    monkeypatch.setattr(starting, "measure", lambda repeats: STARTS)
 
 
 def test_the_calls_compute_the_product() -> None:
@@ -83,23 +86,32 @@ def test_implementations_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_start_has_the_cache_that_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty one, then the same with what the first process left there; each pair has its own."""
+    """An empty one, then the same with what the first process left there; each pair has its own, and so has
+    the call on one core."""
     caches: dict[str, int] = {}
+    times = {
+        "load_and_call": [(5e6, 6e6), (2e3, 9e3)],
+        "call_on_one_core": [(4e6,)],
+        "warm_up": [(8e6,), (1e5,)],
+    }
 
-    def process(cache: str) -> tuple[float, float]:
+    def process(function: str, cache: str) -> tuple[float, ...]:
         assert len(list(Path(cache).iterdir())) == caches.setdefault(cache, 0)
         (Path(cache) / "kernel").touch()
         caches[cache] += 1
-        return (5e6, 6e6) if caches[cache] == 1 else (2e3, 9e3)
+        return times[function][caches[cache] - 1]
 
-    monkeypatch.setattr(host, "in_fresh_process", process)
+    monkeypatch.setattr(starting, "in_fresh_process", process)
     pairs = 3
-    assert host.starts(pairs) == {
+    assert starting.measure(pairs) == {
         "first_build": [5e6] * pairs,
         "cached_load": [2e3] * pairs,
         "first_call": [9e3] * pairs,
+        "one_core_call": [4e6] * pairs,
+        "warm_up": [8e6] * pairs,
+        "cached_warm_up": [1e5] * pairs,
     }
-    assert list(caches.values()) == [2] * pairs
+    assert list(caches.values()) == [2] * pairs + [1, 2] * pairs
     assert not any(Path(cache).exists() for cache in caches)
 
 
@@ -107,14 +119,14 @@ def test_a_fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only its last line is read, because torch may print before."""
 
     def run(command: list[str], **options: object) -> subprocess.CompletedProcess:
-        assert command[-1].endswith("host.load_and_call()")
-        assert (
-            options["env"]["GEMM_LADDER_CACHE"] == "folder" and options["env"]["PATH"] == os.environ["PATH"]
-        )
+        assert command[-1].endswith("starting.load_and_call()")
+        environment = options["env"]
+        assert (environment["GEMM_LADDER_CACHE"], environment["PATH"]) == ("folder", os.environ["PATH"])
+        assert environment["GEMM_LADDER_BACKGROUND"] == "1", "a command turns it off for itself"
         return subprocess.CompletedProcess(command, 0, "a warning\n1500.5 9000.25\n", "")
 
     monkeypatch.setattr(subprocess, "run", run)
-    assert host.in_fresh_process("folder") == (1500.5, 9000.25)
+    assert starting.in_fresh_process("load_and_call", "folder") == (1500.5, 9000.25)
 
 
 def test_what_a_fresh_process_times(fake_gpu: None, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
@@ -132,16 +144,56 @@ def test_what_a_fresh_process_times(fake_gpu: None, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(production_rows, "configurations", lambda chosen, device: {chosen[0]: "best"})
     monkeypatch.setattr(launching, "library", lambda config: takes(0.5, loads.append(config)))
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    host.load_and_call()
+    starting.load_and_call()
     assert capsys.readouterr().out == "500000.0 750000.0\n"
     assert loads == ["best"]
+
+
+def test_a_call_on_one_core(fake_gpu: None, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+    """The process is confined to one CPU before the clock starts; all of the call is timed."""
+    clock, allowed = [0.0], [{2, 3, 5}]
+    make = operands.make_operands
+
+    def confine(process: int, chosen: set[int]) -> None:
+        allowed.append(chosen)
+        clock[0] += 1.0
+
+    def call() -> None:
+        assert allowed[-1] == {2}
+        clock[0] += 0.25
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: allowed[-1])
+    monkeypatch.setattr(os, "sched_setaffinity", confine)
+    monkeypatch.setattr(operands, "make_operands", lambda *given: make(SMALL.dense, CPU))
+    monkeypatch.setattr(operands, "interface_call", lambda *given: call)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    starting.call_on_one_core()
+    assert capsys.readouterr().out == "250000.0\n"
+
+
+def test_a_warm_up(fake_gpu: None, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+    """Calls with m = 1, 2, 3, ... in this order, each of which is right."""
+    clock, met = [0.0], []
+    multiply = starting.api.fp8_gemm_nt
+
+    def timed(lhs: object, rhs: object, out: torch.Tensor) -> None:
+        clock[0] += 0.5
+        multiply(lhs, rhs, out)
+        met.append(len(out))
+
+    monkeypatch.setattr(starting, "WARM_UP_TO", 5)
+    monkeypatch.setattr(starting, "SHAPE", SMALL.shape)
+    monkeypatch.setattr(starting.api, "fp8_gemm_nt", timed)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    starting.warm_up()
+    assert capsys.readouterr().out == "2500000.0\n" and met == [1, 2, 3, 4, 5]
 
 
 def test_a_fresh_process_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Here because there is no GPU: the last line that it prints is passed on."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(GemmLadderError, match=r"cannot load and call the kernel: .*found no CUDA GPU"):
-        host.in_fresh_process(str(tmp_path))
+        starting.in_fresh_process("load_and_call", str(tmp_path))
 
 
 def test_a_fresh_process_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +202,7 @@ def test_a_fresh_process_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(GemmLadderError, match="takes more than 120 s to load and call the kernel"):
-        host.in_fresh_process("folder")
+        starting.in_fresh_process("load_and_call", "folder")
 
 
 def test_the_command(quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Output) -> None:
@@ -185,7 +237,7 @@ def test_a_call_that_fails(quick: None, monkeypatch: pytest.MonkeyPatch) -> None
         raise GemmLadderError("A fresh process fails")
 
     monkeypatch.setattr(host.api, "gemm_fp8_fp8_bf16_nt", fails)
-    monkeypatch.setattr(host, "starts", starts)
+    monkeypatch.setattr(starting, "measure", starts)
     result = host.on_gpu(CPU, SMALL)
     assert result.wrong == [
         "gemm_fp8_fp8_bf16_nt fails: no such",
@@ -212,3 +264,4 @@ def test_on_gpu() -> None:
     measured.check(result.data, "result", table.META_FIELDS, table.ROW_FIELDS)
     us = {row["quantity"]: row["us"] for row in result.rows}
     assert us["cached_load"] < us["first_build"]
+    assert us["cached_warm_up"] < us["warm_up"] < 8 * us["first_build"], "builds are done at the same time"

@@ -41,9 +41,10 @@ def calls() -> dict:
     """host.json with made-up times."""
     rows = {
         "call": ("fp8_gemm_nt", "m_grouped_fp8_gemm_nt_masked", *list(host.LABELS)[:5]),
-        **dict.fromkeys(("first_build", "cached_load", "first_call"), ("s7_production",)),
+        **dict.fromkeys(list(host.LABELS)[5:], ("s7_production",)),
     }
     size = {"call": 10.0, "first_build": 8e6, "cached_load": 2500.0, "first_call": 9e3}
+    size |= {"one_core_call": 4e6, "warm_up": 9e6, "cached_warm_up": 2e5}
     shape = {"kind": "dense", "groups": 1, "m": 64, "n": 7168, "k": 2048}
     meta = dict.fromkeys(host.META_FIELDS, "1") | {"cpu": "A CPU", "sources": "abcdef" * 10 + "0123"}
     return {
@@ -146,7 +147,7 @@ def test_host_picture_and_table() -> None:
     for name, duration, *_ in cells[1:]:
         assert {name, duration} <= words
     assert cells[1] == ["gemm_ladder.fp8_gemm_nt", "10 us", "9 us to 11 us", "0.25"]
-    assert cells[-1] == ["first call, kernel in the cache", "9 ms", "8.1 ms to 9.9 ms", "-"]
+    assert cells[-1] == ["a weight's warm-up, kernels in the cache", "200 ms", "180 ms to 220 ms", "-"]
     found["rows"] = [row for row in found["rows"] if row["quantity"] == "call"]
     pictures.check(pictures.texts(host.picture(found)))
     assert host.duration(8.31e6) == "8.31 s" and host.duration(999.4) == "999 us"

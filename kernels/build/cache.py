@@ -92,32 +92,42 @@ def usage() -> tuple[int, int]:
     return libraries, size
 
 
-def get(key: str, build: Callable[[Path], Made], patience_s: float = _PATIENCE_S) -> tuple[Entry, bool]:
+class TakenError(Exception):
+    """The entry is being built by another process or thread, or that cannot be ruled out."""
+
+
+def get(
+    key: str, build: Callable[[Path], Made], patience_s: float = _PATIENCE_S, background: bool = False
+) -> tuple[Entry, bool]:
     """The entry `key`, built if need be: (entry, whether it was there already).
 
     build(private folder) makes a library in that folder; what it raises passes through, and nothing stays.
     Processes and threads that want the same entry at the same time wait for the one that builds it; after
     `patience_s` seconds a line on stderr says so. Where `folder()` cannot be used, a temporary folder is, and
     a warning says so. Raises ToolchainError where that cannot be used either.
+
+    In the background nothing is said, and nothing waited for: raises TakenError where the lock is not free.
     """
     root = folder()
+    patience = None if background else patience_s
     try:
-        entry = _find_usable(root, key)
-        return (entry, True) if entry else _get_locked(root, key, build, patience_s)
+        entry = find_usable(root, key)
+        return (entry, True) if entry else _get_locked(root, key, build, patience)
     except UnusableFolderError as error:
         trouble = f"The cache folder {root} {error}"
     try:
         fallback = folders.temporary_folder()
     except ToolchainError as error:
         raise ToolchainError(f"{trouble}, and there is no temporary folder", folders.REMEDY) from error
-    warnings.warn(f"{trouble}: building under {fallback}. To end this, {folders.REMEDY}.", stacklevel=3)
+    if not background:
+        warnings.warn(f"{trouble}: building under {fallback}. To end this, {folders.REMEDY}.", stacklevel=4)
     try:
-        return _get_locked(fallback, key, build, patience_s)
+        return _get_locked(fallback, key, build, patience)
     except UnusableFolderError as error:
         raise ToolchainError(f"{trouble}, and {fallback} {error}", folders.REMEDY) from error
 
 
-def _find_usable(root: Path, key: str) -> Entry | None:
+def find_usable(root: Path, key: str) -> Entry | None:
     """As find(). Raises UnusableFolderError where the entry is whole and its library cannot be loaded."""
     entry = find(root, key)
     if entry is not None:
@@ -125,10 +135,15 @@ def _find_usable(root: Path, key: str) -> Entry | None:
     return entry
 
 
-def _get_locked(root: Path, key: str, build: Callable[[Path], Made], patience_s: float) -> tuple[Entry, bool]:
-    """As get(), in the folder `root`. Raises UnusableFolderError where that cannot be used."""
+def _get_locked(
+    root: Path, key: str, build: Callable[[Path], Made], patience_s: float | None
+) -> tuple[Entry, bool]:
+    """As get(), in the folder `root`; without patience: in the background.
+
+    Raises UnusableFolderError where the folder cannot be used.
+    """
     with _lock(root, key, patience_s) as locked:
-        entry = _find_usable(root, key)
+        entry = find_usable(root, key)
         if entry is not None:
             return entry, True
         try:
@@ -186,11 +201,11 @@ def _renamed(staged: Path, entry: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _lock(root: Path, key: str, patience_s: float) -> Iterator[bool]:
+def _lock(root: Path, key: str, patience_s: float | None) -> Iterator[bool]:
     """Hold the lock of `key`, waiting for it; yields whether it is held.
 
     Where the file system has no locks, go on without: a build may then be done twice, but publishing by
-    rename keeps every entry whole.
+    rename keeps every entry whole. If `patience_s` is None, raise TakenError instead of either.
     """
     try:
         for name in ("locks", "building"):
@@ -204,9 +219,15 @@ def _lock(root: Path, key: str, patience_s: float) -> Iterator[bool]:
     _held.add(descriptor)
     try:
         locked = False
-        with contextlib.suppress(OSError):
-            _wait_for(descriptor, root / "locks" / key, patience_s)
+        try:
+            if patience_s is None:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            else:
+                _wait_for(descriptor, root / "locks" / key, patience_s)
             locked = True
+        except OSError:
+            if patience_s is None:
+                raise TakenError(key) from None
         yield locked
     finally:
         _held.discard(descriptor)

@@ -123,12 +123,13 @@ class Job:
         cls,
         source: str | Path,
         target: Target,
-        name: str | None,
-        defines: Mapping[str, str | int],
-        extra_flags: Sequence[str],
-        sass_pass: SassPass | None,
+        name: str | None = None,
+        defines: Mapping[str, str | int] | None = None,
+        extra_flags: Sequence[str] = (),
+        sass_pass: SassPass | None = None,
     ) -> Job:
         """The build that build.load()'s arguments ask for. Raises InputError or ToolchainError."""
+        defines = defines or {}
         if target not in _FLAGS:
             raise InputError(f'target is {target!r}, and must be "cuda", "emulator" or "host".')
         if isinstance(extra_flags, str):

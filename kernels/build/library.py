@@ -15,13 +15,14 @@ result.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from gemm_ladder.build import cache
+from gemm_ladder.build import background, cache, folders
 from gemm_ladder.build.job import Job, SassPass, Target
 from gemm_ladder.errors import BuildError
 
@@ -102,6 +103,28 @@ def compile(
     sass_pass: SassPass | None = None,
 ) -> Built:
     """As load(), without loading the library, which `.lib` does: to build ahead, or to read machine code."""
-    job = Job.of(source, target, name, defines or {}, extra_flags, sass_pass)
-    entry, cached = cache.get(job.key(), job.build)
-    return Built(entry.path, entry.log, 0.0 if cached else entry.seconds, cached, target, entry.rewritten)
+    return make(Job.of(source, target, name, defines, extra_flags, sass_pass))
+
+
+def make(job: Job, meanwhile: Callable[[], None] = lambda: None) -> Built:
+    """As compile(), of a job. If it is built here, `meanwhile` is called once it counts as one of the builds
+    that run (background.py), so what it starts leaves it its CPU."""
+
+    def build(private: Path) -> cache.Made:
+        meanwhile()
+        return job.build(private)
+
+    entry, cached = cache.get(job.key(), background.counted(build))
+    return _built(job, entry, cached)
+
+
+def find(job: Job) -> Built | None:
+    """The library of a job if it is in the cache and can be loaded, else None. Builds nothing."""
+    with contextlib.suppress(folders.UnusableFolderError):
+        if entry := cache.find_usable(folders.folder(), job.key()):
+            return _built(job, entry, True)
+    return None
+
+
+def _built(job: Job, entry: cache.Entry, cached: bool) -> Built:
+    return Built(entry.path, entry.log, 0.0 if cached else entry.seconds, cached, job.target, entry.rewritten)

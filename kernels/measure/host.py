@@ -1,28 +1,16 @@
-"""python -m gemm_ladder host: what a call costs the host, and how long a kernel takes to be ready.
+"""python -m gemm_ladder host: what a call costs the host, and how long kernels take to be ready.
 
 Needs a Hopper GPU. A small product takes a GPU less time than a host needs to ask for it, so the host's time
-is part of how fast a kernel is. Four quantities are measured, and figures/data/host.json is renewed:
-
-    call         one of many calls in a row; nothing waits for the GPU in between
-    first build  loading the kernel with an empty cache folder, so that it is compiled first
-    cached load  loading it from the cache
-    first call   from the beginning of a cached load to the end of the call after it: the load, the choice of
-                 the configuration, the launch and the kernel itself
-
-The last three are measured in fresh processes that have already used torch and the GPU.
+is part of how fast a kernel is. The quantity `call` is one of many calls in a row; nothing waits for the GPU
+in between. `starting` measures the others, in fresh processes. figures/data/host.json is renewed.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import platform
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,13 +21,11 @@ from gemm_ladder import api
 from gemm_ladder.errors import GemmLadderError, one_line
 from gemm_ladder.figures import host, tables
 from gemm_ladder.figures.rows import HostRow
-from gemm_ladder.measure import operands, production_rows, records, session, timing
+from gemm_ladder.measure import operands, production_rows, records, session, starting, timing
 from gemm_ladder.measure.peers import PEERS
 from gemm_ladder.measure.shapes import Product, Shape
-from gemm_ladder.production import launching, precompiling
+from gemm_ladder.production import fast_path, precompiling
 
-SHAPE = Shape(64, 7168, 2048)
-START_SECONDS = 120  # a fresh process that takes longer is taken to hang
 MASKED_CALL = "m_grouped_fp8_gemm_nt_masked"
 
 Call = Callable[[], object]
@@ -54,10 +40,10 @@ class Plan:
         groups: of the masked product.
         calls: in a batch. A GPU's queue holds about a thousand launches; it must never be full.
         batches: of each implementation.
-        starts: pairs of fresh processes.
+        starts: how often each quantity of `starting` is measured.
     """
 
-    shape: Shape = SHAPE
+    shape: Shape = starting.SHAPE
     groups: int = 4
     calls: int = 200
     batches: int = 60
@@ -72,6 +58,11 @@ class Plan:
         return Product("masked", self.groups, self.shape)
 
     @property
+    def warm_up(self) -> Product:
+        """The largest of a warm-up's products."""
+        return Product("dense", 1, self.shape._replace(m=starting.WARM_UP_TO))
+
+    @property
     def protocol(self) -> str:
         return (
             f"call: the host's clock over {self.calls} calls in a row, divided by {self.calls}; the GPU is "
@@ -79,7 +70,9 @@ class Plan:
             "the implementations taking turns; first build, cached load and first call: in pairs of fresh "
             "processes that have used torch and the GPU before, the first with an empty cache folder, the "
             f"second with what the first left there; median of {self.starts} such pairs, which run at the "
-            "same time"
+            "same time; first call on one core: in a fresh process with an empty cache folder; warm-up: "
+            f"calls with m = 1 to {starting.WARM_UP_TO} one after another, as servers warm up, in pairs of "
+            f"fresh processes as above; medians of {self.starts}, one process at a time"
         )
 
 
@@ -95,7 +88,7 @@ def main(argv: Sequence[str] | None = None, plan: Plan = PLAN) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m gemm_ladder host",
         description=f"Time what a call at {plan.shape} costs the host, beside torch's own, and how long "
-        "a kernel's first build, load and call take. Needs a Hopper GPU.",
+        "a kernel's first build, load and call take, and a weight's warm-up. Needs a Hopper GPU.",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the measurements to FILE")
     arguments = parser.parse_args(argv)
@@ -119,6 +112,7 @@ def on_gpu(device: torch.device, plan: Plan = PLAN) -> session.Measured[HostRow]
     with torch.cuda.device(device):
         needed = production_rows.configurations([plan.dense, plan.masked], device)
         precompiling.build_all(list(needed.values()), "cuda")
+        fast_path.load()
         ours, peers = makers(device, plan)
         for name, make in (ours | peers).items():
             try:
@@ -137,8 +131,9 @@ def on_gpu(device: torch.device, plan: Plan = PLAN) -> session.Measured[HostRow]
                 product = plan.masked if name == MASKED_CALL else plan.dense
                 result.rows.append(data_row("call", name, product, us))
     try:
-        for quantity, us in starts(plan.starts).items():
-            result.rows.append(data_row(quantity, production_rows.RUNG, plan.dense, us))
+        for quantity, us in starting.measure(plan.starts).items():
+            product = plan.warm_up if quantity.endswith("warm_up") else plan.dense
+            result.rows.append(data_row(quantity, production_rows.RUNG, product, us))
     except GemmLadderError as reason:
         result.wrong.append(str(reason))
     return result
@@ -191,70 +186,6 @@ def batch(call: Call, device: torch.device, count: int) -> float:
     elapsed = time.perf_counter() - started
     timing.synchronize(device)
     return elapsed / count * 1e6
-
-
-# ------------------------------------------------------------------------------------------- fresh processes
-
-
-def starts(pairs: int) -> dict[str, list[float]]:
-    """Microseconds of the first build, the cached load and the first call, `pairs` of each.
-
-    Raises:
-        GemmLadderError: a process fails.
-    """
-    with ThreadPoolExecutor(pairs) as pool:
-        found = list(pool.map(lambda _: start(), range(pairs)))
-    builds, loads, calls = (list(times) for times in zip(*found, strict=True))
-    return {"first_build": builds, "cached_load": loads, "first_call": calls}
-
-
-def start() -> tuple[float, float, float]:
-    """Microseconds of one first build, and of the cached load and first call after it."""
-    with tempfile.TemporaryDirectory() as cache:
-        build, _ = in_fresh_process(cache)
-        return (build, *in_fresh_process(cache))
-
-
-def in_fresh_process(cache: str) -> tuple[float, float]:
-    """Run load_and_call() in a process of its own with this cache folder. Returns what it prints.
-
-    Raises:
-        GemmLadderError: the process fails, or takes more than START_SECONDS.
-    """
-    try:
-        ran = subprocess.run(
-            [sys.executable, "-c", "from gemm_ladder.measure import host; host.load_and_call()"],
-            env=os.environ | {"GEMM_LADDER_CACHE": cache},
-            capture_output=True,
-            text=True,
-            timeout=START_SECONDS,
-            check=True,
-        )
-    except subprocess.CalledProcessError as error:
-        last = (error.stderr.strip().splitlines() or ["it printed no error"])[-1]
-        raise GemmLadderError(f"A fresh process cannot load and call the kernel: {last}") from None
-    except subprocess.TimeoutExpired:
-        raise GemmLadderError(
-            f"A fresh process takes more than {START_SECONDS} s to load and call the kernel"
-        ) from None
-    load, call = map(float, ran.stdout.splitlines()[-1].split())
-    return load, call
-
-
-def load_and_call() -> None:
-    """Print the microseconds until the kernel is loaded, and until the first call is over. Run in a fresh
-    process."""
-    device, _ = session.need_gpu("a kernel is loaded", None)
-    with torch.cuda.device(device):
-        call = operands.interface_call(api, operands.make_operands(PLAN.dense, device))
-        config = production_rows.configurations([PLAN.dense], device)[PLAN.dense]
-        timing.synchronize(device)
-        begin = time.perf_counter()
-        launching.library(config)
-        loaded = time.perf_counter()
-        call()
-        timing.synchronize(device)
-        print((loaded - begin) * 1e6, (time.perf_counter() - begin) * 1e6)
 
 
 # -------------------------------------------------------------------------------------------------- the data

@@ -67,6 +67,11 @@ class Plan:
         """The configuration for a number of rows, of a group if there are groups."""
         return self.configs[self.chosen[_index(rows)]]
 
+    def from_rows(self, rows: int) -> list[Config]:
+        """All configurations: those for a number of rows and for ever more rows, then those for fewer."""
+        here = _index(rows)
+        return [self.configs[one] for one in dict.fromkeys(self.chosen[here:] + self.chosen[:here])]
+
 
 def choose(
     kind: Kind,

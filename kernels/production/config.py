@@ -28,7 +28,7 @@ from gemm_ladder.arguments import (
 from gemm_ladder.errors import InputError
 
 if TYPE_CHECKING:
-    from gemm_ladder.build import Built, SassPass, Target
+    from gemm_ladder.build import Built, Job, SassPass, Target
 
 Share = Literal["nothing", "A", "B", "K"]
 
@@ -120,9 +120,9 @@ class Config:
         if stages is None:
             # With 64-row tiles a deeper ring is slower: L2 has to hold what was requested until it is loaded.
             most = MAX_RING // config.stage_bytes if config.tile_m == WGMMA_M else MAX_STAGES
-            depths = (dataclasses.replace(config, stages=n) for n in range(min(most, MAX_STAGES), 1, -1))
-            fitting = (one.stages for one in depths if one.shared_bytes <= one.most_shared_bytes)
-            stages = next(fitting, 1)
+            room, stage = config.most_shared_bytes - config.output_bytes, config.stage_bytes
+            depths = range(min(most, MAX_STAGES), 1, -1)
+            stages = next((n for n in depths if n * stage + config._scales_bytes(n) <= room), 1)
         return dataclasses.replace(config, stages=stages)
 
     @property
@@ -212,16 +212,15 @@ class Config:
     @property
     def shared_bytes(self) -> int:
         """Bytes of dynamic shared memory that a thread block asks for."""
-        return self.output_bytes + self.stages * self.stage_bytes + self.scales_bytes
+        return self.output_bytes + self.stages * self.stage_bytes + self._scales_bytes(self.stages)
 
-    @property
-    def scales_bytes(self) -> int:
+    def _scales_bytes(self, stages: int) -> int:
         """Bytes of the buffers for B's scales: one for each tile that can have K blocks in the ring, and one
         more. A buffer holds a tile's scales for all K blocks: SharedMemory in geometry.cuh."""
         splits = self.cluster if self.share == "K" else 1
         row = align(ceil_div(self.k_blocks, splits) + 3, 4)
         box = min(row, 256)
-        tiles = 1 + ceil_div(self.stages, max(1, self.k_blocks // splits))
+        tiles = 1 + ceil_div(stages, max(1, self.k_blocks // splits))
         rows = max(one.scales_b for one in (self, self.tail) if one)
         return tiles * rows * align(ceil_div(row, box) * box * 4, 128)
 
@@ -257,9 +256,20 @@ class Config:
         """
         from gemm_ladder import build  # here: to choose a configuration needs no compiler
 
+        return build.make(self.job(target))
+
+    def job(self, target: Target) -> Job:
+        """What compile() builds or finds.
+
+        Raises:
+            InputError: as `check`.
+            gemm_ladder.build.ToolchainError: there is no compiler.
+        """
+        from gemm_ladder import build
+
         text = self.check().source()
         sass_pass = interleaving(self.interleave) if target == "cuda" else None
-        return build.compile(text, target=target, name=self.name, sass_pass=sass_pass)
+        return build.Job.of(text, target, self.name, sass_pass=sass_pass)
 
     @property
     def in_cpp(self) -> str:

@@ -28,6 +28,8 @@ from gemm_ladder.errors import LaunchError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gemm_ladder.build import Job
+
 SOURCE = Path(__file__).with_suffix(".cpp")
 
 Queued: TypeAlias = "bytes | bool | None"
@@ -116,6 +118,7 @@ class Key(ctypes.Structure):
 _lock = threading.Lock()
 _library: ctypes.PyDLL | None = None
 _settings = (0, M_ALIGNMENT)  # the number of SMs and the alignment of groups that were set last
+_started: Job | None = None  # what the background was asked to build
 
 
 def load() -> bool:
@@ -127,24 +130,44 @@ def load() -> bool:
         return _loaded()
 
 
+def start() -> None:
+    """Have fast_path.cpp built in the background, where calls need not wait for it."""
+    global _started
+    from gemm_ladder.build import background
+
+    if _library is None and _started is None:
+        _started = _job()
+        background.start([_started])
+
+
+def _ready() -> bool:
+    """As load(), but False while it is being built in the background."""
+    if _library is None and _started is not None:
+        from gemm_ladder.build import background
+
+        if background.has(_started):
+            return False
+    return load()
+
+
 @functools.cache
 def _loaded() -> bool:
-    from gemm_ladder import build  # here: importing this module should not need the build
+    from gemm_ladder import build
 
     global _library
     with contextlib.suppress(build.BuildError, build.ToolchainError, AttributeError, OSError):
-        library = ctypes.PyDLL(str(build.compile(SOURCE, target="host").path))
+        library = ctypes.PyDLL(str(build.make(_job()).path))
         library.gemm_ladder_queue_plan.argtypes = [ctypes.POINTER(Key), ctypes.c_void_p, ctypes.c_int64]
         library.gemm_ladder_queue_function.argtypes = [ctypes.c_int64]
         library.gemm_ladder_queue_function.restype = ctypes.c_void_p
         library.gemm_ladder_queue_settings.argtypes = [ctypes.c_int64, ctypes.c_int64]
-        library.gemm_ladder_queue_settings(*_settings)
         library.gemm_ladder_queue_fill(ctypes.byref(_api()))
         callable_of = ctypes.pythonapi.PyCFunction_NewEx
         callable_of.argtypes, callable_of.restype = [ctypes.c_void_p] * 3, ctypes.py_object
         for number, kind in enumerate(KINDS):
             queue[kind] = callable_of(library.gemm_ladder_queue_function(number), None, None)
         _library = library
+        library.gemm_ladder_queue_settings(*_settings)  # after that: see use()
     return _library is not None
 
 
@@ -157,6 +180,12 @@ def launched(answer: Queued) -> bool:
     if isinstance(answer, bytes):
         raise LaunchError(f"the production kernel: {answer.decode()}")
     return answer is None
+
+
+def _job() -> Job:
+    from gemm_ladder import build  # here: importing this module should not need the build
+
+    return build.Job.of(SOURCE, "host")
 
 
 def add(
@@ -172,7 +201,7 @@ def add(
     settings: tuple[int, int],
 ) -> None:
     """Launch plain calls of this kind and these sizes on `device` by `launcher` from now on, where these
-    settings hold.
+    settings hold. While fast_path.cpp is being built in the background, nothing is done.
 
     Args:
         device: with its index, where it is a GPU.
@@ -182,7 +211,7 @@ def add(
         num_sms: GroupedArgs.num_sms.
         settings: the arguments of `use` that the launcher was chosen for.
     """
-    if load() and _library:
+    if _ready() and _library:
         index = -1 if device.index is None else device.index
         key = Key(KINDS.index(kind), _device_type(device.type), index, m, n, k, groups, expected_m, *settings)
         address = ctypes.cast(launcher, ctypes.c_void_p)  # type: ignore[arg-type] # a function of a library
@@ -193,10 +222,9 @@ def use(num_sms: int, alignment: int) -> None:
     """Launch calls by the plans that were added for these settings: the number of SMs and the alignment of
     groups that were set. Callers set them around single calls, so those of other settings are kept."""
     global _settings
-    with _lock:
-        _settings = (num_sms, alignment)
-        if _library:
-            _library.gemm_ladder_queue_settings(*_settings)
+    _settings = (num_sms, alignment)
+    if _library:  # else _loaded() passes them on; no lock, as it is held while fast_path.cpp is built
+        _library.gemm_ladder_queue_settings(*_settings)
 
 
 def forget() -> None:

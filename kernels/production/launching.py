@@ -2,15 +2,18 @@
 
 `queue` is where a checked call of `gemm_ladder.api` on a GPU ends up. It picks the configuration, measured
 (`tuned`) or expected (`choice`) to be the fastest, compiles or loads its kernel, launches it, and tells
-`fast_path` about it, which launches later calls of the same sizes without coming here. `precompiling` does
-the compiling ahead.
+`fast_path` about it, which launches later calls of the same sizes without coming here.
+
+When the first kernel of a weight has to be compiled, the weight's other kernels are compiled in the
+background (`gemm_ladder.build.background`), because servers warm up by calls with m = 1, 2, 3, ...
+`precompiling` compiles all of them before the first call.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import torch
 from gemm_ladder import checks, settings
@@ -21,9 +24,13 @@ from gemm_ladder.errors import InputError, LaunchError
 from gemm_ladder.production import choice, fast_path, tuned
 from gemm_ladder.production.config import WGMMA_M, Config
 
+if TYPE_CHECKING:
+    from gemm_ladder.build import Built
+
 NAME = "the production kernel"  # in errors
 
 _libraries: dict[Config, ctypes.CDLL] = {}
+_ahead: set[choice.Plan] = set()  # the weights whose kernels were queued for the background
 
 
 def queue(call: CheckedCall, expected_m: int = 0) -> None:
@@ -39,25 +46,39 @@ def queue(call: CheckedCall, expected_m: int = 0) -> None:
     """
     device = call.out.device
     now = settings.num_sms_limit(), settings.get_mk_alignment_for_contiguous_layout()
-    num_sms = launches.usable_sms(device, now[0])
-    config = configuration(
-        call.kind,
-        call.m,
-        call.n,
-        call.k,
-        call.groups,
-        expected_m,
-        num_sms,
-        torch.cuda.get_device_name(device),
-    )
+    num_sms, gpu = launches.usable_sms(device, now[0]), torch.cuda.get_device_name(device)
+    weight = plan(call.kind, call.n, call.k, call.groups, num_sms, gpu)
+    rows = choice.rows_to_expect(call.kind, call.m, call.groups, expected_m)
+    config = weight.at(rows)
     if config not in _libraries:
         _refuse_capture(config, call)
-        with ThreadPoolExecutor(1) as pool:
-            pool.submit(fast_path.load)  # compiles fast_path.cpp while this thread compiles the kernel
-            library(config)
+        _libraries[config] = _built(weight, rows).lib
     sizes = (call.m, call.n, call.k, call.groups, expected_m)
     fast_path.add(device, call.kind, *sizes, launches.launcher(library(config)), num_sms, now)
     launches.on_gpu(NAME, library(config), call, num_sms)
+
+
+def _built(weight: choice.Plan, rows: int) -> Built:
+    """The kernel of a weight for this number of rows. If it has to be compiled, so have probably the others:
+    they and the fast path are queued for the background, and calls with other rows wait for their own kernel
+    at most."""
+    from gemm_ladder import build  # here: to import this module needs no compiler
+    from gemm_ladder.build import background
+
+    needed, *others = weight.from_rows(rows)
+
+    def start_others() -> None:
+        if settings.builds_in_background() and weight not in _ahead:
+            _ahead.add(weight)
+            fast_path.start()
+            background.start(config.job("cuda") for config in others)
+
+    job = needed.job("cuda")
+    if found := build.find(job):
+        return found
+    built = build.make(job, start_others)
+    start_others()  # another process has built this one
+    return built
 
 
 def _refuse_capture(config: Config, call: CheckedCall) -> None:

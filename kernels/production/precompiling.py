@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from gemm_ladder import build, checks, launch
 from gemm_ladder.arguments import Kind
+from gemm_ladder.build import background
 from gemm_ladder.errors import InputError
 from gemm_ladder.production import choice, fast_path, launching
 from gemm_ladder.production.config import Config
@@ -25,9 +24,9 @@ def precompile(
 ) -> list[Config]:
     """Compile and load every kernel that calls with m from 1 to max_m need.
 
-    These are few kernels, not one for every m. They are built at the same time, by as many threads as there
-    are cores; if another process is building one already, this one waits for it. The fast path is built as
-    well. On a terminal a progress bar is shown.
+    These are few kernels, not one for every m. As many are built at the same time as there are CPUs; if
+    another process is building one already, this one waits for it. The fast path is built as well. On a
+    terminal a progress bar is shown.
 
     Args:
         n, k: the sizes of B.
@@ -55,6 +54,7 @@ def precompile(
     choice.check(kind, max_m, n, k, groups, num_sms)
     plan = launching.plan(kind, n, k, groups, num_sms, gpu)
     needed = dict.fromkeys(map(plan.at, choice.steps_up_to(kind, max_m, groups)))
+    fast_path.start()
     build_all(list(needed), "cuda")
     fast_path.load()
     for config in needed:
@@ -66,9 +66,11 @@ def build_all(needed: list[Config], target: build.Target) -> list[build.Built]:
     """Compile configurations at the same time, with a progress bar on a terminal."""
     from tqdm import tqdm
 
-    def compiled(config: Config) -> build.Built:
-        return config.compile(target)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = pool.map(compiled, needed)
-        return list(tqdm(jobs, "kernels", len(needed), leave=False, disable=not sys.stderr.isatty()))
+    jobs = [config.job(target) for config in needed]
+    background.start(jobs[1:])  # this thread begins with the first one
+    try:
+        # Each of these calls builds, waits for the one that builds, or finds what was built.
+        bar = tqdm(jobs, "kernels", leave=False, disable=not sys.stderr.isatty())
+        return [build.make(job) for job in bar]
+    finally:
+        background.drop(jobs)

@@ -53,6 +53,7 @@ from .settings import set_mk_alignment_for_contiguous_layout as set_mk_alignment
 from .settings import set_num_sms as set_num_sms
 from .settings import set_pdl as set_pdl
 from .settings import set_tc_util as set_tc_util
+from .settings import use_deterministic_algorithms as use_deterministic_algorithms
 from .testing import bench as bench
 from .testing import bench_kineto as bench_kineto
 from .testing import calc_diff as calc_diff
@@ -62,6 +63,7 @@ from .utils import get_k_alignment_for_contiguous_layout as get_k_alignment_for_
 from .utils import pack_ue8m0_to_int as pack_ue8m0_to_int
 from .utils import per_block_cast_to_fp8 as per_block_cast_to_fp8
 from .utils import per_channel_cast_to_fp8 as per_channel_cast_to_fp8
+from .utils import per_custom_dims_cast_to_fp8 as per_custom_dims_cast_to_fp8
 from .utils import per_token_cast_to_fp8 as per_token_cast_to_fp8
 from .utils import unpack_ue8m0_from_int as unpack_ue8m0_from_int
 

@@ -141,6 +141,10 @@ def get_pdl() -> bool:
     return _pdl
 
 
+def use_deterministic_algorithms(deterministic: bool = True) -> None:
+    """Accepted for compatibility; it changes nothing: every product repeats its bits."""
+
+
 def set_ignore_compile_dims(new_value: bool) -> None:
     """Accepted for compatibility; it changes nothing: n and k are always constants of a kernel."""
 

@@ -170,6 +170,18 @@ def test_per_channel_cast():
         utils.per_channel_cast_to_fp8(x[0])
 
 
+def test_cast_with_scales_for_some_dimensions():
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 5, 128)).astype(np.float32))
+    codes, scales = utils.per_custom_dims_cast_to_fp8(x, (0, 1), use_ue8m0=True)
+    expected, of_rows = utils.per_token_cast_to_fp8(x.view(15, 128), use_ue8m0=True)
+    assert torch.equal(codes.float().view(15, 128), expected.float()) and torch.equal(
+        scales.view(15, 1), of_rows
+    )
+    assert utils.per_custom_dims_cast_to_fp8(x, ())[1].shape == ()
+    with pytest.raises(InputError, match="dims has 3; a dimension from 0 to 2 is needed"):
+        utils.per_custom_dims_cast_to_fp8(x, (3,))
+
+
 def test_ceil_to_ue8m0():
     x = torch.tensor([1.0, 1.0000001, 2.0**-20, 3.0, torch.inf])
     assert utils.ceil_to_ue8m0(x).tolist() == [1.0, 2.0, 2.0**-20, 4.0, torch.inf]
@@ -297,4 +309,5 @@ def test_settings_without_effect() -> None:
         gl.set_pdl(value)
         assert gl.get_pdl() is value
     gl.set_ignore_compile_dims(True)
+    gl.use_deterministic_algorithms()
     gl.set_block_size_multiple_of((64, 64))

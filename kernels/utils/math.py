@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from gemm_ladder.arguments import SCALE_BLOCK, align, ceil_div
@@ -16,6 +18,7 @@ __all__ = [
     "pack_ue8m0_to_int",
     "per_block_cast_to_fp8",
     "per_channel_cast_to_fp8",
+    "per_custom_dims_cast_to_fp8",
     "per_token_cast_to_fp8",
     "unpack_ue8m0_from_int",
 ]
@@ -80,6 +83,37 @@ def per_channel_cast_to_fp8(
     """
     codes, scales = _cast(x.T if isinstance(x, torch.Tensor) and x.dim() == 2 else x, 1, gran_k, use_ue8m0)
     return codes.T.contiguous(), scales.T.contiguous()
+
+
+def per_custom_dims_cast_to_fp8(
+    x: torch.Tensor, dims: Sequence[int], use_ue8m0: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A cast with one scale for each index of some dimensions.
+
+    Args:
+        x: float32, bfloat16 or float16, of any shape and strides.
+        dims: the dimensions whose indices have scales of their own; a scale covers all of the others.
+        use_ue8m0: as for `per_token_cast_to_fp8`.
+
+    Returns:
+        float8_e4m3fn of x's shape, and the scales, float32, of those of its sizes that are in `dims` and are
+        not 1.
+
+    Raises:
+        InputError: x is not of one of these types, is empty, or does not have one of the dimensions.
+    """
+    if not isinstance(x, torch.Tensor) or x.dtype not in _CAST_FROM or not x.numel():
+        given = f"{x.dtype} {list(x.shape)}" if isinstance(x, torch.Tensor) else f"of type {type(x).__name__}"
+        raise InputError(f"x is {given}; float32, bfloat16 or float16 with an element is needed")
+    if wrong := [one for one in dims if not 0 <= one < x.dim()]:
+        raise InputError(f"dims has {wrong[0]}; a dimension from 0 to {x.dim() - 1} is needed")
+    values = x.detach().float()
+    covered = [one for one in range(x.dim()) if one not in set(dims)]
+    amax = values.abs().amax(dim=covered, keepdim=True) if covered else values.abs()
+    scales = amax.clamp(min=_SMALLEST_AMAX) / E4M3_MAX
+    if use_ue8m0:
+        scales = _round_up_to_power_of_two(scales)
+    return (values * (1 / scales)).to(torch.float8_e4m3fn), scales.squeeze()
 
 
 def ceil_to_ue8m0(x: torch.Tensor) -> torch.Tensor:

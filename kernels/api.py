@@ -23,6 +23,7 @@ from gemm_ladder import checks, on_cpu
 from gemm_ladder.errors import InputError, LaunchError
 from gemm_ladder.production import fast_path
 from gemm_ladder.settings import whole_number
+from gemm_ladder.training import products as training
 
 Pair: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 Recipe: TypeAlias = tuple[int, ...] | None
@@ -52,7 +53,9 @@ def fp8_gemm_nt(
             for each block of 128 x 128, contiguous or transposed.
         d: bfloat16 [m, n], contiguous; overwritten.
         c: None. (On Hopper an output in BF16 is written, not added to.)
-        recipe, recipe_a, recipe_b: None, or what they have to be: (1, 128, 128), (1, 128) and (128, 128).
+        recipe, recipe_a, recipe_b: None, or (1, 128, 128), (1, 128) and (128, 128), which is the same. With
+            the recipe (1, 1, 128) this is another product, which weight gradients need: sfb is [n, k / 128],
+            d is float32, and c may be d or another float32 [m, n] (`gemm_ladder.training.products.gemm`).
         compiled_dims, disable_ue8m0_cast: accepted for compatibility; they change nothing.
 
     n is a multiple of 8, k a multiple of 128, and m may be 0. All addresses are multiples of 16 bytes, and d
@@ -72,6 +75,8 @@ def fp8_gemm_nt(
         >>> gemm_ladder.fp8_gemm_nt((a, gemm_ladder.get_mn_major_tma_aligned_tensor(sfa)), (b, sfb), d)
     """
     if c is not None or not (recipe is recipe_a is recipe_b is None):
+        if training.asks_for_this(recipe, recipe_a, recipe_b):
+            return training.gemm(a, b, d, c)
         _check_options(c, recipe, recipe_a, recipe_b)
     _dense(a, b, d)
 

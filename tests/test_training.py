@@ -20,7 +20,8 @@ from gemm_ladder.ref import emulator
 from gemm_ladder.sass import disassembly
 from gemm_ladder.training import config as configs
 from gemm_ladder.training import launching, operands, products
-from gemm_ladder.training.config import CANDIDATES, Config, choose
+from gemm_ladder.training.candidates import CANDIDATES, TO_TUNE, choose
+from gemm_ladder.training.config import Config
 from training_cases import DEVICE, any_finite, modelled, one_hot, place, run, small_integers
 
 # Beside the tiles that a call may get, what else config_1d1d.cuh distinguishes: where the factors come from,
@@ -264,7 +265,16 @@ def test_choice():
                 config = choose(m, 1536, [4096] * groups, num_sms).check()
                 assert config.groups == {1: 1, 3: 8, 8: 8, 9: 64, 200: 64}[groups]
                 assert dataclasses.replace(config, groups=1) in CANDIDATES
-    assert choose(128, 64, [128], 132).tile_n < choose(7168, 4096, [4096], 132).tile_n * 2
+    assert choose(128, 64, [128], 132).tile_n == 64, "no tile is wider than D needs"
+
+
+def test_names():
+    assert len(set(TO_TUNE)) == len(TO_TUNE)
+    for config in (*CANDIDATES, *TO_TUNE):
+        assert Config.parse(config.check().name) == config
+        assert Config.parse(name(config).removesuffix("_g1")) == config
+    with pytest.raises(InputError, match="'128x128' is no configuration; a name like fp8_gemm_1d1d_128x192"):
+        Config.parse("128x128")
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,18 @@
-"""What is decided before a training kernel is compiled: its Config, and which one a call gets.
+"""What is decided before a training kernel is compiled: its Config.
 
-    config = choose(7168, 2112, (4096,), num_sms=132)
+    config = candidates.choose(7168, 2112, (4096,), num_sms=132)
     config.compile("cuda")
 
-config_1d1d.cuh has the same struct in C++. m, n, k and the scales' sizes are arguments of a launch, so there
-are few kernels, and a new shape seldom compiles one.
+config_1d1d.cuh has the same struct in C++, and candidates.py decides which configuration a call gets. m, n, k
+and the scales' sizes are arguments of a launch, so there are few kernels, and a new shape seldom compiles
+one.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+import re
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from gemm_ladder.arguments import SCALE_BLOCK, align, ceil_div
 from gemm_ladder.errors import InputError
@@ -80,6 +80,10 @@ class Config:
         left = MAX_SHARED_BYTES - one.shared_bytes
         return dataclasses.replace(self, stages=1 + left // (self.stage_bytes + 16))
 
+    def with_room_for(self, groups: int) -> Config:
+        """The same for launches of so many groups, or of the most that a launch can have."""
+        return dataclasses.replace(self, groups=next(n for n in GROUPS if n >= min(groups, GROUPS[-1])))
+
     @property
     def slices(self) -> int:
         """How many times a consumer's 64 rows (one WGMMA's) are repeated down a tile."""
@@ -94,6 +98,16 @@ class Config:
     def cluster(self) -> int:
         """Thread blocks of a cluster."""
         return 1 if self.share == "nothing" else 2
+
+    @property
+    def down(self) -> int:
+        """Tiles below each other in a unit of work, which share B."""
+        return 2 if self.share == "B" else 1
+
+    @property
+    def right(self) -> int:
+        """Tiles side by side in a unit of work, which share A."""
+        return 2 if self.share == "A" else 1
 
     @property
     def accumulators(self) -> int:
@@ -123,6 +137,33 @@ class Config:
             f"fp8_gemm_1d1d_{self.tile_m}x{self.tile_n}_{self.scales}_{self.share}_s{self.stages}_"
             f"b{self.boxes}_u{self.unroll}_{order}_g{self.groups}"
         )
+
+    @classmethod
+    def parse(cls, name: str) -> Config:
+        """The configuration of a `name`.
+
+        Raises:
+            InputError: it is the name of none.
+        """
+        pattern = (
+            r"(?:fp8_gemm_1d1d_)?(\d+)x(\d+)_([a-z]+)_(nothing|A|B)_s(\d+)_b(\d+)_u(\d+)_(down|across)(\d+)"
+            r"(?:_g(\d+))?"
+        )
+        if not (found := re.fullmatch(pattern, name)):
+            raise InputError(f"{name!r} is no configuration; a name like {cls.of(128, 192).name} is needed")
+        tile_m, tile_n, scales, share, stages, boxes, unroll, across, band, groups = found.groups()
+        return cls(
+            tile_m=int(tile_m),
+            tile_n=int(tile_n),
+            stages=int(stages),
+            boxes=int(boxes),
+            scales=cast(Scales, scales),
+            share=cast(Share, share),
+            band=int(band),
+            across=across == "across",
+            unroll=int(unroll),
+            groups=int(groups or 1),
+        ).check()
 
     def source(self) -> str:
         """The source text to compile."""
@@ -189,43 +230,4 @@ def _without(fields: dict[str, Any], name: str) -> dict[str, Any]:
 def _in_cpp(field: str, value: Any) -> str:
     return (
         f"{field.capitalize()}::k{value.capitalize()}" if field in ("scales", "share") else str(value).lower()
-    )
-
-
-# What a call may get, with a guess of how fast the tile's main loop is: the share of the tensor cores' time
-# that it keeps them busy, from the loads that it needs through L2 and the instructions of its promotion. No
-# GPU has been asked yet: `python -m gemm_ladder training --tune` times them, and more.
-CANDIDATES: dict[Config, float] = {
-    Config.of(256, 128): 1.0,
-    Config.of(128, 192): 0.97,
-    Config.of(128, 160): 0.94,
-    Config.of(128, 128, scales="products"): 0.90,
-    Config.of(128, 96, scales="products"): 0.78,
-    Config.of(128, 64, scales="products"): 0.6,
-}
-_EPILOGUE = 3  # K blocks that a tile's epilogue and the start of its pipeline cost
-
-
-def choose(m: int, n: int, ks: Sequence[int], num_sms: int) -> Config:
-    """The configuration that a call is expected to be the fastest with.
-
-    Args:
-        m, n: rows and columns of D, 1 or more.
-        ks: the k of each group that is multiplied, 1 or more.
-        num_sms: how many SMs the kernel may use.
-    """
-    blocks = sum(ceil_div(k, SCALE_BLOCK) for k in ks) / len(ks)
-    return _choose(m, n, round(blocks), len(ks), num_sms)
-
-
-@functools.lru_cache(maxsize=4096)
-def _choose(m: int, n: int, blocks: int, groups: int, num_sms: int) -> Config:
-    def time(item: tuple[Config, float]) -> float:
-        config, speed = item
-        tiles = ceil_div(m, config.tile_m) * ceil_div(n, config.tile_n) * groups
-        return ceil_div(tiles, num_sms) * config.tile_m * config.tile_n * (blocks / speed + _EPILOGUE)
-
-    config, _ = min(CANDIDATES.items(), key=time)
-    return dataclasses.replace(
-        config, groups=next(most for most in GROUPS if most >= min(groups, GROUPS[-1]))
     )

@@ -12,7 +12,8 @@ from gemm_ladder.arguments import EMULATED_SMS, TMA_ALIGNMENT, align
 from gemm_ladder.errors import LaunchError
 from gemm_ladder.ref import emulator
 from gemm_ladder.settings import num_sms_limit
-from gemm_ladder.training.config import Config, choose
+from gemm_ladder.training.candidates import choose
+from gemm_ladder.training.config import Config
 from gemm_ladder.training.operands import CheckedCall, Group
 
 NAME = "the training kernel"  # in errors

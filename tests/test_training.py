@@ -545,6 +545,11 @@ def test_groups_that_overlap():
     d = torch.zeros(200).as_strided((3, 8, 12), (48, 12, 1))
     message = refusal(gl.k_grouped_fp8_gemm_nt_contiguous, call.lhs, call.rhs, d, call.ks)
     assert message == "D has strides (48, 12, 1); groups that do not overlap are needed"
+    d = torch.zeros(400).as_strided((3, 8, 12), (98, 12, 1))
+    message = refusal(gl.k_grouped_fp8_gemm_nt_contiguous, call.lhs, call.rhs, d, call.ks)
+    assert message.startswith(
+        "D has strides (98, 12, 1); groups that begin a multiple of 4 elements, 16 bytes"
+    )
 
 
 def test_scales_that_lie_either_way():

@@ -14,7 +14,7 @@ from gemm_ladder.ref import emulator
 from gemm_ladder.settings import num_sms_limit
 from gemm_ladder.training.candidates import choose
 from gemm_ladder.training.config import Config
-from gemm_ladder.training.operands import CheckedCall, Group
+from gemm_ladder.training.operands import CheckedCall
 
 NAME = "the training kernel"  # in errors
 
@@ -102,9 +102,10 @@ def _begin(call: CheckedCall) -> None:
     """What no kernel of ours does: D becomes C, where that is another tensor, and groups of no k become
     zeros, where there is no C."""
     if call.c is None:
+        of_group = call.d if call.d.dim() == 3 else call.d[None]
         for group in call.groups:
             if not group.k:
-                group.d.zero_()
+                of_group[group.number].zero_()
     elif call.c is not call.d:
         call.d.copy_(call.c)
 
@@ -113,41 +114,38 @@ def arguments(call: CheckedCall, num_sms: int, stream: int = 0) -> Args:
     """The arguments of a launch: all groups that have a k, those with the largest first, so that no large
     tile begins last. The struct keeps what it points to alive, but not the tensors."""
     groups = sorted((group for group in call.groups if group.k), key=lambda group: -group.k)
-    structs = (GroupArgs * len(groups))(
-        *(
-            GroupArgs(
-                group.a.data_ptr(),
-                group.b.data_ptr(),
-                group.d.data_ptr(),
-                group.k,
-                _stride(group.a),
-                _stride(group.b),
-                group.scale_row,
-            )
-            for group in groups
-        )
-    )
-    floats = TMA_ALIGNMENT // ctypes.sizeof(ctypes.c_float)
+    a, b, d, m, n = call.a.data_ptr(), call.b.data_ptr(), call.d.data_ptr(), call.m, call.n
+    floats = ctypes.sizeof(ctypes.c_float)
+    if call.d.dim() == 2:
+        strides = [_stride(matrix) for matrix in (call.a, call.b)]
+        structs = [GroupArgs(a, b, d, group.k, *strides, 0) for group in groups]
+    else:
+        step = call.d.stride(0) * floats
+        structs = [
+            GroupArgs(a + m * begin, b + n * begin, d + index * step, k, k, k, scale_row)
+            for index, k, begin, scale_row in groups
+        ]
+    quad = TMA_ALIGNMENT // floats
     return Args(
         sfa=call.sfa.data_ptr(),
         sfb=call.sfb.data_ptr(),
-        m=call.m,
-        n=call.n,
+        m=m,
+        n=n,
         scale_rows=call.sfa.shape[1],
-        sfa_stride=align(call.m, floats),
-        sfb_stride=align(call.n, floats),
-        d_stride=call.d.stride(-2) if call.m > 1 else align(call.n, floats),
+        sfa_stride=align(m, quad),
+        sfb_stride=align(n, quad),
+        d_stride=call.d.stride(-2) if m > 1 else align(n, quad),
         accumulate=call.c is not None,
         num_sms=num_sms,
         stream=stream,
-        groups=structs,
-        num_groups=len(groups),
+        groups=(GroupArgs * len(structs))(*structs),
+        num_groups=len(structs),
     )
 
 
 def _stride(matrix: torch.Tensor) -> int:
     """Elements from row to row, for TMA: also of one row, whose stride in torch may be anything."""
-    return matrix.stride(0) if len(matrix) > 1 else align(matrix.shape[1], TMA_ALIGNMENT)
+    return matrix.stride(0) if len(matrix) > 1 else matrix.shape[1]
 
 
 def precompile(m: int, n: int, ks: Sequence[int]) -> None:
@@ -178,6 +176,3 @@ def _library(config: Config) -> ctypes.CDLL:
 @functools.lru_cache(maxsize=256)
 def _emulated(config: Config) -> ctypes.CDLL:
     return config.compile("emulator").lib
-
-
-__all__ = ["Args", "Group", "GroupArgs", "arguments", "precompile", "queue", "run"]

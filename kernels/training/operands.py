@@ -30,12 +30,18 @@ K_MULTIPLE = 16  # a row of A and B is a multiple of 16 bytes
 
 
 class Group(NamedTuple):
-    """One product: matrices A [m, k], B [n, k] and D [m, n], and where its scales begin."""
+    """One product, and where its operands begin.
 
-    a: torch.Tensor
-    b: torch.Tensor
-    d: torch.Tensor
+    Attributes:
+        number: its index in D.
+        k: may be 0.
+        begin: the k of all groups before it: A begins at row length * begin.
+        scale_row: K blocks of all groups before it.
+    """
+
+    number: int
     k: int
+    begin: int
     scale_row: int
 
 
@@ -43,13 +49,16 @@ class CheckedCall(NamedTuple):
     """A call that passed.
 
     Attributes:
-        groups: the products; one in a dense call. k may be 0.
-        sfa, sfb: the scales of all groups, as TMA reads them: [m, blocks] and [n, blocks].
-        d: the whole output; c: what is added, which may be `d`, or None.
+        groups: the products; one in a dense call.
+        a, b: [m, k] and [n, k] in a dense call, else one-dimensional.
+        sfa, sfb: the scales of all groups, as TMA reads them: [m, K blocks] and [n, K blocks].
+        d: the output, [m, n] or [groups, m, n]; c: what is added, which may be `d`, or None.
         m, n: of every group; either may be 0.
     """
 
     groups: tuple[Group, ...]
+    a: torch.Tensor
+    b: torch.Tensor
     sfa: torch.Tensor
     sfb: torch.Tensor
     d: torch.Tensor
@@ -80,8 +89,7 @@ def dense(lhs: object, rhs: object, d: object, c: object, turned: bool = False) 
     for name in ("A", "B", "D"):
         _rows(name, given[name])
     _memory(given)
-    a, b, out = given["A"].detach(), given["B"].detach(), given["D"]
-    return _checked([Group(a, b, out, k, 0)], given, m, n)
+    return _checked([Group(0, k, 0, 0)], given, m, n)
 
 
 def k_grouped(
@@ -121,16 +129,20 @@ def k_grouped(
         checks.shape("C", given["C"], (groups, m, n), f"[groups, m, n] as D, for {groups} groups")
     out = given["D"]
     if out.numel():
-        for group in out[:2]:
-            _rows("D", group)
+        _rows("D", out[0])
+        if groups > 1 and out.stride(0) * out.element_size() % TMA_ALIGNMENT:
+            raise InputError(
+                f"D has strides {out.stride()}; groups that begin a multiple of 4 elements, 16 bytes, after "
+                "each other are needed"
+            )
         if groups > 1 and out.stride(0) < (m - 1) * out.stride(1) + n:
             raise InputError(f"D has strides {out.stride()}; groups that do not overlap are needed")
     _memory(given)
-    a, b = given["A"].detach().reshape(-1), given["B"].detach().reshape(-1)
+    for name in ("A", "B"):
+        given[name] = given[name].view(-1)
     found, begin, scale_row = [], 0, 0
     for index, (k, of_group) in enumerate(zip(sizes, blocks, strict=True)):
-        of_a, of_b = (x[rows * begin : rows * (begin + k)].view(rows, k) for x, rows in ((a, m), (b, n)))
-        found.append(Group(of_a, of_b, out[index], k, scale_row))
+        found.append(Group(index, k, begin, scale_row))
         begin, scale_row = begin + k, scale_row + of_group
     return _checked(found, given, m, n)
 
@@ -155,10 +167,11 @@ def _ks(ks: object, groups: int, multiple: int) -> tuple[int, ...]:
         )
     if len(ks) != groups:
         raise InputError(f"ks has {len(ks)} elements; {groups}, one for each group of D, are needed")
-    found = tuple(whole_number(f"ks[{index}]", k) for index, k in enumerate(ks))
-    for index, k in enumerate(found):
-        _multiple(f"ks[{index}]", k, multiple)
-    return found
+    for index, k in enumerate(ks):
+        if type(k) is int and 0 <= k <= MAX_SIZE and not k % multiple:
+            continue  # at once, because this is the usual case and there may be many groups
+        _multiple(f"ks[{index}]", whole_number(f"ks[{index}]", k), multiple)
+    return tuple(map(int, ks))
 
 
 def _multiple(name: str, value: int, multiple: int) -> None:
@@ -226,4 +239,5 @@ def _checked(groups: list[Group], given: dict[str, torch.Tensor], m: int, n: int
     if c is not None:
         c = given["D"] if _same(c, given["D"]) else c.detach()
     sfa, sfb = (checks.mn_major(given[name].detach().resolve_neg()) for name in ("sfa", "sfb"))
-    return CheckedCall(tuple(groups), sfa, sfb, given["D"], c, m, n)
+    a, b = given["A"].detach(), given["B"].detach()
+    return CheckedCall(tuple(groups), a, b, sfa, sfb, given["D"], c, m, n)

@@ -160,16 +160,19 @@ def _run(call: CheckedCall) -> None:
 
 def on_cpu(call: CheckedCall) -> None:
     """Write the sums of float64 products into `call.d`, rounded once to FP32."""
-    results = []
-    for index, group in enumerate(call.groups):
-        product = (
-            dequantize(group.a, call.sfa, group.scale_row) @ dequantize(group.b, call.sfb, group.scale_row).mT
+    for index, k, begin, scale_row in call.groups:
+        left, right = (
+            dequantize(_of_group(codes, rows, k, begin), scales, scale_row)
+            for codes, scales, rows in ((call.a, call.sfa, call.m), (call.b, call.sfb, call.n))
         )
-        if call.c is not None:
-            product += call.c if call.c.dim() == 2 else call.c[index]
-        results.append(product)
-    for group, result in zip(call.groups, results, strict=True):
-        group.d.copy_(result)
+        d, c = (x if x is None or x.dim() == 2 else x[index] for x in (call.d, call.c))
+        assert d is not None
+        d.copy_(left @ right.mT if c is None else c + left @ right.mT)
+
+
+def _of_group(codes: torch.Tensor, rows: int, k: int, begin: int) -> torch.Tensor:
+    """A group's matrix [rows, k]; a dense call has one, which may have any stride."""
+    return codes if codes.dim() == 2 else codes[rows * begin : rows * (begin + k)].view(rows, k)
 
 
 def dequantize(codes: torch.Tensor, scales: torch.Tensor, first: int) -> torch.Tensor:

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 
 import gemm_ladder as gl
 import numpy as np
@@ -22,21 +23,18 @@ from gemm_ladder.training import config as configs
 from gemm_ladder.training import launching, operands, products
 from gemm_ladder.training.candidates import CANDIDATES, TO_TUNE, choose
 from gemm_ladder.training.config import Config
-from training_cases import DEVICE, any_finite, modelled, one_hot, place, run, small_integers
-
-# Beside the tiles that a call may get, what else config_1d1d.cuh distinguishes: where the factors come from,
-# what clusters share, one round of stores or several, the order of tiles, one stage.
-VARIANTS = (
-    Config.of(128, 128, scales="products", share="A", groups=2),
-    Config.of(128, 128, scales="registers", share="B", across=True, band=2),
-    Config.of(128, 128, boxes=2, scales="shared", unroll=4),
-    Config.of(128, 160, scales="registers", boxes=3, band=1),
-    Config.of(128, 192, share="A", boxes=3),
-    Config.of(256, 128, share="B", boxes=1, across=True),
-    Config.of(256, 96, scales="products", stages=1),
-    Config.of(256, 32, scales="registers", share="A", groups=8),
+from training_cases import (
+    CONFIGS,
+    DEVICE,
+    VARIANTS,
+    any_finite,
+    modelled,
+    one_hot,
+    place,
+    run,
+    small_integers,
 )
-CONFIGS = (*CANDIDATES, *VARIANTS)
+
 # m, n and k, of few tiles and of many, ragged everywhere; k ends inside a K block, and K blocks are odd.
 DENSE = [(128, 128, 128), (1, 4, 16), (300, 264, 400), (257, 392, 1296), (65, 68, 2048)]
 GROUPED = [
@@ -202,6 +200,87 @@ def test_a_kernel_gets_every_group_once():
     args = launching.arguments(call.checked(), 4)
     assert [args.groups[i].k for i in range(args.num_groups)] == [640, 384, 256, 128, 128]
     assert [args.groups[i].scale_row for i in range(args.num_groups)] == [7, 3, 1, 0, 6]
+
+
+# The kernel's protocol, broken: what is wrong, the text and its replacement, and what the emulator may find:
+# names of faults, or "wrong answer".
+BUGS = {
+    "the stage is released before B's scales are read": (
+        VARIANTS[2],
+        "if (last && kC.scales != Scales::kShared) release(ring.empty());",
+        "if (last) { release(ring.empty()); factors.promote(total[slice], partial, slice); continue; }",
+        {"read_during_load", "wrong answer"},
+    ),
+    "D's boxes are not fenced": (VARIANTS[2], "ptx::fence_proxy_async();", "", {"missing_proxy_fence"}),
+    "a box is overwritten before it is read": (
+        VARIANTS[2],
+        "ptx::cp_async_bulk_wait_group_read<G::kRoundsHeld - 1>();",
+        ";",
+        {"released_too_early"},
+    ),
+    "a tile's boxes are overwritten by the next tile's": (
+        CONFIGS[-1],
+        "if (round == 0)\n                    ptx::cp_async_bulk_wait_group_read<0>();",
+        "if (round < 0)\n                    ptx::cp_async_bulk_wait_group_read<0>();",
+        {"released_too_early"},
+    ),
+    "the producer waits for the wrong phase": (
+        CONFIGS[-1],
+        "ptx::mbarrier_wait_parity(ring.empty(), ring.parity ^ 1);",
+        "ptx::mbarrier_wait_parity(ring.empty(), ring.parity);",
+        {"deadlock"},
+    ),
+    "the producer does not wait": (
+        CONFIGS[-1],
+        "ptx::mbarrier_wait_parity(ring.empty(), ring.parity ^ 1);",
+        "",
+        {"read_during_load", "write_during_load", "released_too_early", "wrong answer", "too_many_arrivals"},
+    ),
+    "the neighbour's barriers need not exist": (
+        VARIANTS[0],
+        "meet();  // both CTAs' mbarriers exist before either sends",
+        "__syncthreads();",
+        {"block_not_started", "mbarrier_uninitialised", "mbarrier_not_visible"},
+    ),
+    "a CTA may exit while its neighbour sends": (
+        VARIANTS[0],
+        "if constexpr (G::kCluster > 1) meet();  // no CTA exits",
+        "// no CTA exits",
+        {"block_ended"},
+    ),
+    "a stage is released for one CTA only": (
+        VARIANTS[0],
+        "ptx::mapa(empty, ptx::laneid())",
+        "ptx::mapa(empty, ptx::cluster_ctarank())",
+        {"read_during_load", "write_during_load", "released_too_early", "wrong answer"},
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("config", "old", "new", "symptoms"), BUGS.values(), ids=BUGS)
+def test_planted_bugs(config, old, new, symptoms, tmp_path):
+    """The emulator sees them, on some schedule: the tests above would, too."""
+    folder = Path(configs.__file__).parent
+    for path in folder.glob("*.cuh"):
+        text = path.read_text()
+        if path.name == "gemm_1d1d.cuh":
+            assert old in text, "the kernel has changed: plant the bug again"
+            text = text.replace(old, new, 1)
+        (tmp_path / path.name).write_text(text)
+    built = gl.build.compile(config.source(), target="emulator", name="bug", extra_flags=[f"-I{tmp_path}"])
+    found = set()
+    for seed in range(12):
+        call = place((300, 200), [1152, 640], c="d")
+        try:
+            with gl.emulator(seed=seed):
+                assert emulator.launch(built.lib, launching.arguments(call.checked(), num_sms=2)) is None
+            call.check()
+        except gl.EmulatorError as error:
+            found.add(error.what)
+        except AssertionError:
+            found.add("wrong answer")
+    assert found and found <= symptoms, found
 
 
 # ----------------------------------------------------------------------------------------- the machine code

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from cases import (
     FP8_NAN,
-    GUARD,
     Operands,
     _guarded,
     any_finite,
@@ -21,11 +20,25 @@ from cases import (
     small_integers,
 )
 from gemm_ladder.ref import fp8, metrics, tensor_core
-from gemm_ladder.training import launching, operands, products
+from gemm_ladder.training import launching, operands
+from gemm_ladder.training.candidates import CANDIDATES
 from gemm_ladder.training.config import Config
 
 CANARY = np.uint32(0x7FC6B6B6).view(np.float32)  # a NaN that no kernel writes
 MARGIN = 260  # rows of canaries on each side of an output, more than a tile has
+# Beside the tiles that a call may get, what else config_1d1d.cuh distinguishes: where the factors come from,
+# what clusters share, one round of stores or several, the order of tiles, one stage.
+VARIANTS = (
+    Config.of(128, 128, scales="products", share="A", groups=2),
+    Config.of(128, 128, scales="registers", share="B", across=True, band=2),
+    Config.of(128, 128, boxes=2, scales="shared", unroll=4),
+    Config.of(128, 160, scales="registers", boxes=3, band=1),
+    Config.of(128, 192, share="A", boxes=3),
+    Config.of(256, 128, share="B", boxes=1, across=True),
+    Config.of(256, 96, scales="products", stages=1),
+    Config.of(256, 32, scales="registers", share="A", groups=8),
+)
+CONFIGS = (*CANDIDATES, *VARIANTS)
 Fill = Callable[[np.random.Generator, int, int, int], Operands]
 DEVICE = {"emulator": "cpu", "gpu": "cuda"}
 
@@ -173,4 +186,14 @@ def run(config: Config, call: Placed, seed: int = 0, num_sms: int = 0) -> None:
         launching.run(config, call.checked(), num_sms)
 
 
-__all__ = ["DEVICE", "GUARD", "Config", "any_finite", "normal", "one_hot", "place", "products", "run"]
+__all__ = [
+    "CONFIGS",
+    "DEVICE",
+    "VARIANTS",
+    "any_finite",
+    "normal",
+    "one_hot",
+    "place",
+    "run",
+    "small_integers",
+]

@@ -62,8 +62,8 @@ struct Geometry {
 
     // Shared memory: the consumers' boxes, then the ring's stages, then each stage's mbarriers `full` and `empty`.
     static constexpr uint32_t kBytesD = kC.boxes * kBytesBox;  // per consumer
-    static constexpr uint32_t kStages = kConsumers * kBytesD;
-    static constexpr uint32_t kFull = kStages + kC.stages * kBytesStage, kEmpty = kFull + kC.stages * 8;
+    static constexpr uint32_t kRing = kConsumers * kBytesD;
+    static constexpr uint32_t kFull = kRing + kC.stages * kBytesStage, kEmpty = kFull + kC.stages * 8;
     static constexpr uint32_t kSharedBytes = kEmpty + kC.stages * 8;
 
     static_assert(kC.tile_m == 128 || kC.tile_m == 256, "64 rows a consumer, once or twice");

@@ -92,11 +92,11 @@ struct Gemm : Geometry<kC> {
     // A position in the ring: the addresses of a stage and of its mbarriers, and the parity of the phase of `full` in
     // which this round's loads arrive. The producer waits for `empty` with the opposite parity.
     struct Ring {
-        uint32_t stage = smem(G::kStages), full = smem(G::kFull), parity = 0;
+        uint32_t stage = smem(G::kRing), full = smem(G::kFull), parity = 0;
         __device__ uint32_t empty() const { return full + G::kEmpty - G::kFull; }
         __device__ void advance() {
             stage += kBytesStage, full += 8;
-            if (full == smem(G::kEmpty)) stage = smem(G::kStages), full = smem(G::kFull), parity ^= 1;
+            if (full == smem(G::kEmpty)) stage = smem(G::kRing), full = smem(G::kFull), parity ^= 1;
         }
     };
 
@@ -145,53 +145,47 @@ struct Gemm : Geometry<kC> {
     struct Factors {
         static constexpr int kKept = kC.scales == Scales::kProducts    ? kRegisters
                                      : kC.scales == Scales::kRegisters ? 2 * kPairs
-                                                                       : 2;
+                                                                       : 1;
         float of_a[kSlices][2], kept[kKept];
         uint32_t of_b;  // the address of the thread's first pair of B's scales
 
-        __device__ void load_before(uint32_t stage, int row, int column) {
+        __device__ float2 load_pair(int i) const { return ptx::ld_shared<float2>(of_b + i * 8 * sizeof(float)); }
+
+        // Before the WGMMAs of a stage, for this thread's first row and column in the tile.
+        __device__ void load(uint32_t stage, int row, int column) {
 #pragma unroll
             for (int i = 0; i < kSlices * 2; ++i)
                 of_a[i / 2][i % 2] =
                     ptx::ld_shared<float>(stage + kScaleA + (i / 2 * kSliceM + row + i % 2 * 8) * sizeof(float));
             of_b = stage + kScaleB + column * sizeof(float);
-            if constexpr (kC.scales == Scales::kRegisters) load_pairs();
-        }
-        __device__ void load_pairs() {
 #pragma unroll
-            for (int i = 0; i < kPairs; ++i) {
+            for (int i = 0; kC.scales == Scales::kRegisters && i < kPairs; ++i) {
                 const float2 pair = load_pair(i);
                 kept[2 * i] = pair.x, kept[2 * i + 1] = pair.y;
             }
         }
-        __device__ float2 load_pair(int i) const { return ptx::ld_shared<float2>(of_b + i * 8 * sizeof(float)); }
-
+        // The factors of a thread's four accumulators of eight columns: two rows, two columns each.
+        __device__ void multiply(float* factor, int slice, float2 b) const {
+            factor[0] = of_a[slice][0] * b.x, factor[1] = of_a[slice][0] * b.y;
+            factor[2] = of_a[slice][1] * b.x, factor[3] = of_a[slice][1] * b.y;
+        }
         // While the WGMMAs of a slice run.
-        __device__ void multiply(int slice) {
-            if constexpr (kC.scales == Scales::kProducts) {
+        __device__ void prepare(int slice) {
 #pragma unroll
-                for (int i = 0; i < kRegisters; i += 4) {
-                    const float2 b = load_pair(i / 4);
-                    kept[i] = of_a[slice][0] * b.x, kept[i + 1] = of_a[slice][0] * b.y;
-                    kept[i + 2] = of_a[slice][1] * b.x, kept[i + 3] = of_a[slice][1] * b.y;
-                }
-            }
+            for (int i = 0; kC.scales == Scales::kProducts && i < kPairs; ++i)
+                multiply(kept + 4 * i, slice, load_pair(i));
         }
         __device__ void promote(float (&total)[kRegisters], const float (&partial)[kRegisters], int slice) const {
 #pragma unroll
-            for (int i = 0; i < kRegisters; i += 4) {
-                float factor[4];
-                if constexpr (kC.scales == Scales::kProducts) {
+            for (int i = 0; i < kPairs; ++i) {
+                float made[4];
+                if constexpr (kC.scales == Scales::kRegisters)
+                    multiply(made, slice, float2{kept[2 * i], kept[2 * i + 1]});
+                else if constexpr (kC.scales == Scales::kShared)
+                    multiply(made, slice, load_pair(i));
+                const float* factor = kC.scales == Scales::kProducts ? kept + 4 * i : made;
 #pragma unroll
-                    for (int j = 0; j < 4; ++j) factor[j] = kept[i + j];
-                } else {
-                    const float2 b =
-                        kC.scales == Scales::kShared ? load_pair(i / 4) : float2{kept[i / 2], kept[i / 2 + 1]};
-                    factor[0] = of_a[slice][0] * b.x, factor[1] = of_a[slice][0] * b.y;
-                    factor[2] = of_a[slice][1] * b.x, factor[3] = of_a[slice][1] * b.y;
-                }
-#pragma unroll
-                for (int j = 0; j < 4; ++j) total[i + j] = fmaf(partial[i + j], factor[j], total[i + j]);
+                for (int j = 4 * i; j < 4 * i + 4; ++j) total[j] = fmaf(partial[j], factor[j % 4], total[j]);
             }
         }
     };
@@ -202,7 +196,7 @@ struct Gemm : Geometry<kC> {
         float partial[kRegisters];
         ptx::mbarrier_wait_parity(ring.full, ring.parity);
         Factors factors;
-        factors.load_before(ring.stage, row, column);
+        factors.load(ring.stage, row, column);
         const uint64_t desc = smem_descriptor(ring.stage);
         const uint64_t desc_a = advance(desc, first_row * kSwizzleRow), desc_b = advance(desc, kB);
 #pragma unroll
@@ -213,7 +207,7 @@ struct Gemm : Geometry<kC> {
                 ptx::wgmma<kC.tile_n>(partial, advance(desc_a, slice * kSliceM * kSwizzleRow + k), advance(desc_b, k),
                                       k != 0);
             ptx::wgmma_commit_group();
-            factors.multiply(slice);
+            factors.prepare(slice);
             ptx::wgmma_wait_group<0>();
             const bool last = slice == kSlices - 1;
             if (last && kC.scales != Scales::kShared) release(ring.empty());

@@ -154,6 +154,7 @@ def _tensors(lhs: object, rhs: object, d: object, c: object) -> dict[str, torch.
     given = checks.tensors(named if c is None else named | {"C": c})
     checks.runs_on(checks.same_device(given))
     for name, tensor in given.items():
+        checks.has_memory(name, tensor)
         checks.dtype(name, tensor, torch.float8_e4m3fn if name in ("A", "B") else torch.float32)
     return given
 
@@ -212,11 +213,9 @@ def _rows(name: str, tensor: torch.Tensor) -> None:
 
 
 def _memory(given: dict[str, torch.Tensor]) -> None:
-    """Check that there is memory, and that D can be written."""
-    for name, tensor in given.items():
-        checks.has_memory(name, tensor)
-        if name in ("A", "B", "D"):
-            checks.in_memory(name, tensor)
+    """Check that the numbers lie in memory as they are, and that D can be written."""
+    for name in ("A", "B", "D"):
+        checks.in_memory(name, given[name])
     d = given["D"]
     checks.disjoint("D", {name: tensor for name, tensor in given.items() if name != "C"})
     if "C" in given and not _same(given["C"], d):

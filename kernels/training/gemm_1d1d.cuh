@@ -245,6 +245,23 @@ struct Gemm : Geometry<kC> {
 
     // ---- Consumers: epilogue
 
+    static constexpr uint32_t kHalf = kBoxN / 2 * sizeof(float);  // bytes of half a row of a box
+
+    // Writes a thread's 16 accumulators of a box to shared memory, a pair of columns at a time: of rows `row` and
+    // row + 8, from `column` on. The 16 lanes whose pairs are stored at once have four rows. In two of these the same
+    // columns lie in the same banks, in spite of the swizzle, so odd rows store the box's right half first.
+    static __device__ void pack(uint32_t box, const float* t, int row, int column) {
+        const bool odd = row % 2;
+        const uint32_t at = box + (swizzle_128b(row * kSwizzleRow + column * sizeof(float)) ^ (odd ? kHalf : 0));
+#pragma unroll
+        for (int i = 0; i < kBoxN / 4; i += 2) {
+            const float2 left{t[i], t[i + 1]}, right{t[i + kBoxN / 4], t[i + kBoxN / 4 + 1]};
+            const uint32_t pair = (at ^ i / 4 * 8 * sizeof(float)) + i / 2 % 2 * 8 * kSwizzleRow;
+            ptx::st_shared(pair, odd ? right : left);
+            ptx::st_shared(pair ^ kHalf, odd ? left : right);
+        }
+    }
+
     // Packs a consumer's totals into boxes of shared memory, swizzled, which the copy engine writes to D or adds to it.
     static __device__ void store(const float (&total)[kSlices][kRegisters], const Params<kC>& p, int consumer,
                                  int thread, const Tile& tile) {
@@ -263,14 +280,9 @@ struct Gemm : Geometry<kC> {
             }
             if (round == 0 || round >= G::kRoundsHeld) ptx::bar_sync(1 + consumer, kWarpgroup);
 #pragma unroll
-            for (int box = begin; box < end; ++box) {
-#pragma unroll
-                for (int i = 0; i < kBoxN / 2; i += 2) {  // a pair of columns, alternately of rows r and r + 8
-                    const float* t = &total[box / G::kBoxesN][box % G::kBoxesN * (kBoxN / 2) + i];
-                    const uint32_t at = (row + i / 2 % 2 * 8) * kSwizzleRow + (column + i / 4 * 8) * sizeof(float);
-                    ptx::st_shared(first + (box - begin) * G::kBytesBox + swizzle_128b(at), float2{t[0], t[1]});
-                }
-            }
+            for (int box = begin; box < end; ++box)
+                pack(first + (box - begin) * G::kBytesBox, &total[box / G::kBoxesN][box % G::kBoxesN * (kBoxN / 2)],
+                     row, column);
             ptx::fence_proxy_async();
             ptx::bar_sync(1 + consumer, kWarpgroup);
             if (thread == 0) {

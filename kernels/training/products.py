@@ -98,8 +98,8 @@ def k_grouped_fp8_gemm_nt_contiguous(
         d: float32 [groups, m, n], with contiguous rows at multiples of 16 bytes.
         ks, ks_cpu: two names of the k of each group, a list of multiples of 128 on the host. 0: the group's
             d becomes c, or zeros.
-        ks_tensor, grouped_layout: two names of the same as int32 [groups] on the device. It is not needed, and
-            on a GPU its contents are looked at with GEMM_LADDER_CHECK=1 only.
+        ks_tensor, grouped_layout: two names of the same as int32 [groups] on the device. It is not needed; on
+            a GPU its contents are looked at with GEMM_LADDER_CHECK=1 only.
         c: None: d is written. d itself: it is added to. Another float32 [groups, m, n]: d = c + product.
         recipe: (1, 1, 128).
         use_psum_layout, epilogue: False and None.

@@ -57,6 +57,9 @@ from .settings import use_deterministic_algorithms as use_deterministic_algorith
 from .testing import bench as bench
 from .testing import bench_kineto as bench_kineto
 from .testing import calc_diff as calc_diff
+from .training.products import k_grouped_fp8_gemm_nt_contiguous as k_grouped_fp8_gemm_nt_contiguous
+from .training.products import k_grouped_wgrad_gemm_fp8_fp8_fp32_nt as k_grouped_wgrad_gemm_fp8_fp8_fp32_nt
+from .training.products import wgrad_gemm_fp8_fp8_fp32_nt as wgrad_gemm_fp8_fp8_fp32_nt
 from .utils import align as align
 from .utils import ceil_to_ue8m0 as ceil_to_ue8m0
 from .utils import get_k_alignment_for_contiguous_layout as get_k_alignment_for_contiguous_layout

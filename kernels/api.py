@@ -22,6 +22,7 @@ from typing import Any, TypeAlias
 import torch
 from gemm_ladder import calls, checks
 from gemm_ladder.errors import InputError
+from gemm_ladder.training import products as training
 
 Pair: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 Recipe: TypeAlias = tuple[int, ...] | None
@@ -50,7 +51,9 @@ def fp8_gemm_nt(
             each block of 128 x 128, contiguous or transposed.
         d: bfloat16 [m, n]; overwritten.
         c: None. (On Hopper an output in BF16 is written, not added to.)
-        recipe, recipe_a, recipe_b: None, or what they have to be: (1, 128, 128), (1, 128) and (128, 128).
+        recipe, recipe_a, recipe_b: None, or (1, 128, 128), (1, 128) and (128, 128), which is the same. With
+            the recipe (1, 1, 128) this is another product, which weight gradients need: sfb is [n, k / 128],
+            d is float32, and c may be d or another float32 [m, n] (`gemm_ladder.training.products.gemm`).
         compiled_dims, disable_ue8m0_cast: accepted for compatibility; they change nothing.
         alpha, epilogue: None.
 
@@ -80,6 +83,9 @@ def fp8_gemm_nt(
         and alpha is None
         and epilogue is None
     ):
+        if training.asks_for_this(recipe, recipe_a, recipe_b):
+            calls.check_options(None, None, None, None, alpha, epilogue)
+            return training.gemm(a, b, d, c)
         calls.check_options(c, recipe, recipe_a, recipe_b, alpha, epilogue)
     calls.dense(a, b, d)
 

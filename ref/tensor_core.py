@@ -134,6 +134,15 @@ def _promote(partial, sfa, sfb, acc, block):
 
 
 @_compiled(njit, nogil=True)
+def _promote_1d1d(partial, sfa, sfb, acc, block):
+    """As `_promote`, with a scale for each row of B: sfb[j, block]."""
+    m, n = acc.shape
+    for i in range(m):
+        for j in range(n):
+            acc[i, j] = fma(partial[i, j], sfa[i, block] * sfb[j, block], acc[i, j])
+
+
+@_compiled(njit, nogil=True)
 def _fma_block(a, b_transposed, partial):
     """partial [m, n] = a [m, kb] @ b_transposed [kb, n], float32, each output by fmaf in k order from +0."""
     m, n = partial.shape
@@ -229,12 +238,24 @@ def gemm(a: np.ndarray, sfa: np.ndarray, b: np.ndarray, sfb: np.ndarray) -> np.n
         ValueError, TypeError: shapes that do not fit, other dtypes.
     """
 
-    def tensor_core_block(a, b, partial):
-        partial[:] = 0
-        for k in range(0, a.shape[1], K_INSTRUCTION):
-            _wgmma(_columns(a, k, K_INSTRUCTION), _columns(b, k, K_INSTRUCTION), partial)
+    return _bf16_bits(_promoted(a, sfa, b, sfb, _tensor_core_block, fp8.check_rhs, _promote))
 
-    return _promoted(a, sfa, b, sfb, tensor_core_block)
+
+def gemm_1d1d(a: np.ndarray, sfa: np.ndarray, b: np.ndarray, sfb: np.ndarray) -> np.ndarray:
+    """The product with a scale for each 1x128 run of both operands, bit for bit as the training kernels
+    compute it: as `gemm`, but not rounded to BF16.
+
+    Args:
+        a, sfa: E4M3 [m, k] (or its uint8 codes) and float32 [m, ceil(k / 128)].
+        b, sfb: E4M3 [n, k] and float32 [n, ceil(k / 128)].
+
+    Returns:
+        float32 [m, n].
+
+    Raises:
+        ValueError, TypeError: shapes that do not fit, other dtypes.
+    """
+    return _promoted(a, sfa, b, sfb, _tensor_core_block, fp8.check_lhs, _promote_1d1d)
 
 
 def cuda_core_gemm(a: np.ndarray, sfa: np.ndarray, b: np.ndarray, sfb: np.ndarray) -> np.ndarray:
@@ -243,12 +264,19 @@ def cuda_core_gemm(a: np.ndarray, sfa: np.ndarray, b: np.ndarray, sfb: np.ndarra
     def cuda_core_block(a, b, partial):
         _fma_block(fp8.decode(a), np.ascontiguousarray(fp8.decode(b).T), partial)
 
-    return _promoted(a, sfa, b, sfb, cuda_core_block)
+    return _bf16_bits(_promoted(a, sfa, b, sfb, cuda_core_block, fp8.check_rhs, _promote))
 
 
-def _promoted(a, sfa, b, sfb, block_product) -> np.ndarray:
-    """What both products share; block_product(a [m, kb], b [n, kb], partial [m, n]) overwrites partial."""
-    (a, sfa), (b, sfb) = fp8.check_lhs(a, sfa), fp8.check_rhs(b, sfb)
+def _tensor_core_block(a, b, partial):
+    partial[:] = 0
+    for k in range(0, a.shape[1], K_INSTRUCTION):
+        _wgmma(_columns(a, k, K_INSTRUCTION), _columns(b, k, K_INSTRUCTION), partial)
+
+
+def _promoted(a, sfa, b, sfb, block_product, check_b, promote) -> np.ndarray:
+    """What the products share, float32 [m, n]; block_product(a [m, kb], b [n, kb], partial [m, n]) overwrites
+    partial."""
+    (a, sfa), (b, sfb) = fp8.check_lhs(a, sfa), check_b(b, sfb)
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"A {a.shape} and B {b.shape} were given; the same k is needed in both")
     sfa, sfb = np.ascontiguousarray(sfa), np.ascontiguousarray(sfb)  # one layout, one compilation
@@ -257,8 +285,8 @@ def _promoted(a, sfa, b, sfb, block_product) -> np.ndarray:
     for block in range(sfa.shape[1]):
         start = block * fp8.SCALE_BLOCK
         block_product(_columns(a, start, fp8.SCALE_BLOCK), _columns(b, start, fp8.SCALE_BLOCK), partial)
-        _promote(partial, sfa, sfb, acc, block)
-    return _bf16_bits(acc)
+        promote(partial, sfa, sfb, acc, block)
+    return acc
 
 
 def _columns(x: np.ndarray, start: int, count: int) -> np.ndarray:

@@ -206,7 +206,7 @@ OPTIONS = {
         {"c": torch.zeros(1)},
         "c is given; None is needed: an output in BF16 is written on Hopper, not added to",
     ),
-    "recipe": ({"recipe": (1, 1, 128)}, "recipe is (1, 1, 128); (1, 128, 128) or None is needed"),
+    "recipe": ({"recipe": (1, 1, 64)}, "recipe is (1, 1, 64); (1, 128, 128) or None is needed"),
     "recipe_a": ({"recipe_a": (1, 32)}, "recipe_a is (1, 32); (1, 128) or None is needed"),
     "recipe_b": ({"recipe_b": 128}, "recipe_b is 128; (128, 128) or None is needed"),
 }

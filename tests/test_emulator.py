@@ -95,6 +95,22 @@ def test_tma_store_unswizzles_and_clips(machine: str, y: int, x: int, row_bytes:
         np.testing.assert_array_equal(canvas, expected)
 
 
+@pytest.mark.parametrize(("y", "x"), [(0, 0), (8, 4), (0, 12), (19, 32)])
+def test_tma_reduction_adds_and_clips(machine: str, y: int, x: int) -> None:
+    """Floats in global memory are added to, each sum rounded once; the others keep their bits."""
+    rng = np.random.default_rng(8)
+    before = rng.normal(scale=1e6, size=(20, 36)).astype(np.float32)
+    before[0, :3] = [np.inf, np.nan, -0.0]
+    box = np.arange(1, BOX_ROWS * 32 + 1, dtype=np.float32).reshape(BOX_ROWS, 32)
+    inside = box[: 20 - y, : 36 - x]
+    expected = before.copy()
+    expected[y : y + len(inside), x : x + inside.shape[1]] += inside
+    for seed in for_each_schedule(machine):
+        out = before.copy()
+        run_unit(machine, 15, out, None, seed, rows=20, columns=36, x=x, y=y)
+        np.testing.assert_array_equal(out, expected)
+
+
 BAD_BOXES = [
     (0, 8, 0, "misaligned", "TMA load at column 8, byte 8 of the row: a multiple of 16 is needed"),
     (1, 7, 5, "misaligned", "TMA load at column 7, byte 28 of the row: a multiple of 16 is needed"),

@@ -50,6 +50,8 @@ def test_public_names():
         "get_theoretical_mk_alignment_for_contiguous_layout",
         "get_tma_aligned_size",
         "install_as_deep_gemm",
+        "k_grouped_fp8_gemm_nt_contiguous",
+        "k_grouped_wgrad_gemm_fp8_fp8_fp32_nt",
         "m_grouped_fp8_fp4_gemm_nt_contiguous",
         "m_grouped_fp8_fp4_gemm_nt_masked",
         "m_grouped_fp8_gemm_nt_contiguous",
@@ -72,6 +74,7 @@ def test_public_names():
         "transform_sf_into_required_layout",
         "tune",
         "utils",
+        "wgrad_gemm_fp8_fp8_fp32_nt",
     ]
     with pytest.raises(AttributeError, match="module 'gemm_ladder' has no attribute 'nonsense'"):
         _ = gl.nonsense

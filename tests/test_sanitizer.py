@@ -12,6 +12,7 @@ import gemm_ladder as gl
 import pytest
 from families import FAMILIES, name
 from gemm_ladder.production.config import Config
+from training_cases import CONFIGS as TRAINING_CONFIGS
 
 KERNELS = [name for name, rung in gl.rungs.items() if rung.path.suffix == ".cu"]
 
@@ -32,6 +33,15 @@ import sys
 from families import FAMILIES, name, run_family
 (config,) = (one for one in FAMILIES if name(one) == sys.argv[1])
 run_family(config, "gpu")
+"""
+TRAINING = """
+import sys
+from training_cases import CONFIGS, place, run
+config = CONFIGS[int(sys.argv[1])]
+for shape, ks in (((300, 264), 400), ((136, 72), [128, 0, 384, 256])):
+    call = place(shape, ks, "cuda", "d")
+    run(config, call, num_sms=2)
+    call.check()
 """
 TOOLS = ("memcheck", "racecheck", "synccheck")
 
@@ -74,3 +84,12 @@ def test_clean(rung: str, rows: str, tool: str) -> None:
 def test_production_is_clean(config: Config, tool: str) -> None:
     config.compile("cuda")
     check(tool, FAMILY, name(config))
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("index", range(len(TRAINING_CONFIGS)))
+def test_training_is_clean(index: int, tool: str) -> None:
+    TRAINING_CONFIGS[index].compile("cuda")
+    check(tool, TRAINING, str(index))

@@ -25,6 +25,10 @@ STRICT = (
         f"gemm_ladder.production.{module}"
         for module in ("choice", "config", "fast_path", "launching", "precompiling", "prediction", "tuned")
     ),
+    *(
+        f"gemm_ladder.training.{module}"
+        for module in ("candidates", "config", "launching", "operands", "products")
+    ),
     *("gemm_ladder.production.tuner", "gemm_ladder.build", "gemm_ladder.build.library"),
 )
 CLIENT = """\

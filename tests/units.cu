@@ -225,6 +225,25 @@ __global__ void copies_counts(uint8_t* out) {
     count[blockDim.x] = *count;
 }
 
+// 15: a swizzled box of floats 1, 2, 3, ..., added at (x, y) to a tensor, which may be smaller than the box. The
+// threads write and read back pairs of them.
+__global__ void tma_reduce(const __grid_constant__ TensorMap map, int x, int y) {
+    const uint32_t smem = ptx::shared_memory();
+    for (uint32_t i = threadIdx.x; i < kBoxBytes / 8; i += blockDim.x) {
+        const uint32_t at = smem + swizzle_128b(i * 8);
+        ptx::st_shared(at, float2{2 * i + 0.5f, 2 * i + 1.0f});
+        const float2 pair = ptx::ld_shared<float2>(at);
+        ptx::st_shared(at, float2{pair.x + 0.5f, pair.y + 1.0f});
+    }
+    ptx::fence_proxy_async();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        ptx::cp_reduce_async_bulk_tensor_2d_add(&map, smem, x, y);
+        ptx::cp_async_bulk_commit_group();
+        ptx::cp_async_bulk_wait_group<0>();
+    }
+}
+
 template <int kRowBytes>
 const char* store_box(const UnitArgs& u, const LaunchConfig& config, const TensorMap& map) {
     return launch(tma_store<kRowBytes>, config, map, static_cast<int>(u.x), static_cast<int>(u.y));
@@ -293,6 +312,11 @@ extern "C" const char* gemm_ladder_launch(const UnitArgs* args) {
             if (auto error = launch(counts, config, u.out)) return error;
             config.early = true;
             return launch(copies_counts, config, u.out);
+        case 15:
+            if (auto error = tensor_map_2d(&map, reinterpret_cast<const float*>(u.out), u.rows, u.columns, u.columns,
+                                           kBoxRows, kSwizzleRow / 4, Swizzle::k128B))
+                return error;
+            return launch(tma_reduce, config, map, x, y);
         default:
             return "no such unit";
     }

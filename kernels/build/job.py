@@ -145,7 +145,7 @@ class Job:
         include_dirs = [Path(flag[2:]).absolute() for flag in extra_flags if flag.startswith("-I")]
         if target == "emulator":
             include_dirs.append(_REF / "emulator")
-        include_dirs += [KERNELS / "include", KERNELS / "production"]
+        include_dirs += [KERNELS / "include", KERNELS / "production", KERNELS / "training"]
         if path:
             include_dirs.append(path.parent)
         for folder in include_dirs:

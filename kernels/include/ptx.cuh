@@ -117,6 +117,10 @@ __device__ __forceinline__ void st_shared(uint32_t address, float4 v) {
                  : "memory");
 }
 
+__device__ __forceinline__ void st_shared(uint32_t address, float2 v) {
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" : : "r"(address), "f"(v.x), "f"(v.y) : "memory");
+}
+
 // "Data Movement and Conversion Instructions: st". A store to any CTA of the cluster; the address comes from mapa.
 __device__ __forceinline__ void st_shared_cluster(uint32_t address, float4 v) {
     asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};"
@@ -141,6 +145,12 @@ __device__ __forceinline__ uint32_t ld_shared<uint32_t>(uint32_t address) {
     return value;
 }
 
+template <>
+__device__ __forceinline__ float2 ld_shared<float2>(uint32_t address) {
+    float2 v;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address) : "memory");
+    return v;
+}
 template <>
 __device__ __forceinline__ uint4 ld_shared<uint4>(uint32_t address) {
     uint4 v;
@@ -329,6 +339,17 @@ __device__ __forceinline__ void cp_async_bulk_tensor_2d_multicast(uint32_t share
 __device__ __forceinline__ void cp_async_bulk_tensor_2d_store(const TensorMap* map, uint32_t shared, int x, int y) {
     trace::stamp(trace::Event::tma_store, shared);
     asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];"
+                 :
+                 : "l"(map), "r"(shared), "r"(x), "r"(y)
+                 : "memory");
+}
+// "cp.reduce.async.bulk.tensor". Adds a box of FP32 numbers in shared memory to global memory, in L2: each sum is
+// rounded once, to nearest. Elements that are out of bounds are not touched. It is committed and waited for as a store
+// is.
+__device__ __forceinline__ void cp_reduce_async_bulk_tensor_2d_add(const TensorMap* map, uint32_t shared, int x,
+                                                                   int y) {
+    trace::stamp(trace::Event::tma_store, shared);
+    asm volatile("cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.tile.bulk_group [%0, {%2, %3}], [%1];"
                  :
                  : "l"(map), "r"(shared), "r"(x), "r"(y)
                  : "memory");

@@ -255,6 +255,12 @@ inline void cp_async_bulk_tensor_2d_store(const TensorMap* map, uint32_t shared,
     emulator::store_box(*map, shared, x, y);
     current_cluster->maybe_yield();
 }
+inline void cp_reduce_async_bulk_tensor_2d_add(const TensorMap* map, uint32_t shared, int x, int y) {
+    if (map->element != sizeof(float))
+        fail_at(Fault::invalid_operand, shared, "a reduction of elements of %u bytes: FP32 is needed", map->element);
+    emulator::store_box(*map, shared, x, y, true);
+    current_cluster->maybe_yield();
+}
 inline void cp_async_bulk_commit_group() {
     self().store_groups.push_back(std::move(self().stores));
     self().stores.clear();

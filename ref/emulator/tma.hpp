@@ -105,8 +105,21 @@ inline void load_box(Block& block, uint32_t shared, const TensorMap& map, uint32
     });
 }
 
-// A store, in two steps that happen later: shared memory is read, then global memory is written.
-inline void store_box(const TensorMap& map, uint32_t shared, int x, int y) {
+// Global memory's FP32 numbers plus those of `data`. Like red.add.f32, it takes subnormal numbers for zero.
+inline void add_floats(uint8_t* global, const uint8_t* data, std::size_t bytes) {
+    const auto flush = [](float value) { return std::fpclassify(value) == FP_SUBNORMAL ? 0 * value : value; };
+    for (std::size_t at = 0; at < bytes; at += sizeof(float)) {
+        float sum, addend;
+        std::memcpy(&sum, global + at, sizeof sum);
+        std::memcpy(&addend, data + at, sizeof addend);
+        sum = flush(flush(sum) + flush(addend));
+        std::memcpy(global + at, &sum, sizeof sum);
+    }
+}
+
+// A store, in two steps that happen later: shared memory is read, then global memory is written, or with `add` added
+// to.
+inline void store_box(const TensorMap& map, uint32_t shared, int x, int y, bool add = false) {
     Cluster& cluster = *current_cluster;
     Thread& thread = self();
     Block& block = *thread.block;
@@ -126,14 +139,15 @@ inline void store_box(const TensorMap& map, uint32_t shared, int x, int y) {
         });
         cluster.record(Event::tma_store_read, block, -1, shared, box_bytes(map));
     };
-    store->write = [&cluster, &block, chunks, data, shared, map, store = store.get()] {
+    store->write = [&cluster, &block, chunks, data, shared, map, add, store = store.get()] {
         store->read();
         if (store->has_written) return;
         store->has_written = true;
         const Chunk* chunk = data->data();
         chunks([&](uint32_t, int64_t row, int64_t column) {
             inside(map, row, column, [&](uint8_t* global, int64_t at, std::size_t bytes) {
-                std::memcpy(global, &(*chunk)[static_cast<std::size_t>(at)], bytes);
+                const uint8_t* from = &(*chunk)[static_cast<std::size_t>(at)];
+                add ? add_floats(global, from, bytes) : static_cast<void>(std::memcpy(global, from, bytes));
             });
             ++chunk;
         });

@@ -1,0 +1,178 @@
+"""The training kernels: loaded once, and launched, on a GPU or on the emulator."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+
+import torch
+from gemm_ladder import launch as launches
+from gemm_ladder.arguments import EMULATED_SMS, TMA_ALIGNMENT, align
+from gemm_ladder.errors import LaunchError
+from gemm_ladder.ref import emulator
+from gemm_ladder.settings import num_sms_limit
+from gemm_ladder.training.candidates import choose
+from gemm_ladder.training.config import Config
+from gemm_ladder.training.operands import CheckedCall
+
+NAME = "the training kernel"  # in errors
+
+_libraries: dict[Config, ctypes.CDLL] = {}
+
+
+class GroupArgs(ctypes.Structure):
+    """struct TrainingGroup of start_1d1d.cuh"""
+
+    _fields_ = (
+        ("a", ctypes.c_void_p),
+        ("b", ctypes.c_void_p),
+        ("d", ctypes.c_void_p),
+        ("k", ctypes.c_int64),
+        ("a_stride", ctypes.c_int64),
+        ("b_stride", ctypes.c_int64),
+        ("scale_row", ctypes.c_int64),
+    )
+
+
+class Args(ctypes.Structure):
+    """struct TrainingArgs of start_1d1d.cuh"""
+
+    _fields_ = (
+        ("sfa", ctypes.c_void_p),
+        ("sfb", ctypes.c_void_p),
+        ("m", ctypes.c_int64),
+        ("n", ctypes.c_int64),
+        ("scale_rows", ctypes.c_int64),
+        ("sfa_stride", ctypes.c_int64),
+        ("sfb_stride", ctypes.c_int64),
+        ("d_stride", ctypes.c_int64),
+        ("accumulate", ctypes.c_int64),
+        ("num_sms", ctypes.c_int64),
+        ("stream", ctypes.c_void_p),
+        ("groups", ctypes.POINTER(GroupArgs)),
+        ("num_groups", ctypes.c_int64),
+    )
+
+
+def queue(call: CheckedCall) -> None:
+    """Queue a call on the current stream of its tensors' GPU.
+
+    Raises:
+        LaunchError: the launch is refused, or the kernel is not loaded while a CUDA graph is captured.
+        gemm_ladder.build.ToolchainError, BuildError: the kernel could not be compiled.
+    """
+    device = call.d.device
+    num_sms = launches.usable_sms(device, num_sms_limit())
+    ks = [group.k for group in call.groups if group.k]
+    run(choose(call.m, call.n, ks, num_sms) if ks else None, call, num_sms)
+
+
+def run(config: Config | None, call: CheckedCall, num_sms: int = 0) -> None:
+    """Run a call where its tensors are: on the emulator, or on their GPU.
+
+    Args:
+        config: of the kernel; None if no group has anything to multiply.
+        call: with an m and an n of 1 or more.
+        num_sms: how many SMs to use; 0: all of the GPU's, EMULATED_SMS of the emulator's.
+
+    Raises:
+        LaunchError: as `queue`. EmulatorError: the emulator found the kernel at fault.
+    """
+    if not call.d.is_cuda:
+        library = _emulated(config) if config else None
+        _begin(call)
+        if library:
+            args = arguments(call, num_sms or EMULATED_SMS)
+            if error := emulator.launch(library, args):
+                raise LaunchError(f"{NAME}: {error}")
+        return
+    device = call.d.device
+    with torch.cuda.device(device):
+        library = _library(config) if config else None
+        _begin(call)
+        if library:
+            stream = torch.cuda.current_stream(device).cuda_stream
+            args = arguments(call, launches.usable_sms(device, num_sms), stream)
+            if message := launches.launcher(library)(ctypes.addressof(args)):
+                raise LaunchError(f"{NAME}: {message.decode()}")
+
+
+def _begin(call: CheckedCall) -> None:
+    """What no kernel of ours does: D becomes C, where that is another tensor, and groups of no k become
+    zeros, where there is no C."""
+    if call.c is None:
+        of_group = call.d if call.d.dim() == 3 else call.d[None]
+        for group in call.groups:
+            if not group.k:
+                of_group[group.number].zero_()
+    elif call.c is not call.d:
+        call.d.copy_(call.c)
+
+
+def arguments(call: CheckedCall, num_sms: int, stream: int = 0) -> Args:
+    """The arguments of a launch: all groups that have a k, those with the largest first, so that no large
+    tile begins last. The struct keeps what it points to alive, but not the tensors."""
+    groups = sorted((group for group in call.groups if group.k), key=lambda group: -group.k)
+    a, b, d, m, n = call.a.data_ptr(), call.b.data_ptr(), call.d.data_ptr(), call.m, call.n
+    floats = ctypes.sizeof(ctypes.c_float)
+    if call.d.dim() == 2:
+        strides = [_stride(matrix) for matrix in (call.a, call.b)]
+        structs = [GroupArgs(a, b, d, group.k, *strides, 0) for group in groups]
+    else:
+        step = call.d.stride(0) * floats
+        structs = [
+            GroupArgs(a + m * begin, b + n * begin, d + index * step, k, k, k, scale_row)
+            for index, k, begin, scale_row in groups
+        ]
+    quad = TMA_ALIGNMENT // floats
+    return Args(
+        sfa=call.sfa.data_ptr(),
+        sfb=call.sfb.data_ptr(),
+        m=m,
+        n=n,
+        scale_rows=call.sfa.shape[1],
+        sfa_stride=align(m, quad),
+        sfb_stride=align(n, quad),
+        d_stride=call.d.stride(-2) if m > 1 else align(n, quad),
+        accumulate=call.c is not None,
+        num_sms=num_sms,
+        stream=stream,
+        groups=(GroupArgs * len(structs))(*structs),
+        num_groups=len(structs),
+    )
+
+
+def _stride(matrix: torch.Tensor) -> int:
+    """Elements from row to row, for TMA: also of one row, whose stride in torch may be anything."""
+    return matrix.stride(0) if len(matrix) > 1 else matrix.shape[1]
+
+
+def precompile(m: int, n: int, ks: Sequence[int]) -> None:
+    """Compile and load the kernel that calls of this m, n and these k of the groups (one for a dense call)
+    get on the current GPU, so that a CUDA graph can capture them.
+
+    Raises:
+        gemm_ladder.build.ToolchainError, BuildError: the kernel could not be compiled.
+    """
+    multiplied = [k for k in ks if k]
+    if m and n and multiplied:
+        device = torch.cuda.current_device()
+        _library(choose(m, n, multiplied, launches.usable_sms(device, num_sms_limit())))
+
+
+def _library(config: Config) -> ctypes.CDLL:
+    """A configuration's kernel for the GPU, compiled if it is not in the cache, and loaded."""
+    if config not in _libraries:
+        if torch.cuda.is_current_stream_capturing():
+            raise LaunchError(
+                f"a CUDA graph is being captured and {config.name} is not loaded; a call of these sizes, or "
+                "gemm_ladder.training.launching.precompile(m, n, ks), is needed before"
+            )
+        _libraries[config] = config.compile("cuda").lib
+    return _libraries[config]
+
+
+@functools.lru_cache(maxsize=256)
+def _emulated(config: Config) -> ctypes.CDLL:
+    return config.compile("emulator").lib

@@ -1,0 +1,204 @@
+"""The products that training calls, by the names of both generations of DeepGEMM.
+
+    d[m, n] = c[m, n] + sum over k of A[m, k] * sfa[m, k / 128] * B[n, k] * sfb[n, k / 128]
+
+`gemm_ladder.fp8_gemm_nt` comes here with the recipe (1, 1, 128). CPU tensors go through a reference in
+float64, rounded once to FP32; GPU tensors are queued on the current stream of their device. `operands` says
+what is accepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from gemm_ladder import checks
+from gemm_ladder.arguments import SCALE_BLOCK
+from gemm_ladder.errors import InputError
+from gemm_ladder.training import operands
+from gemm_ladder.training.operands import K_MULTIPLE, CheckedCall
+
+Pair: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+
+RECIPE = (1, 1, SCALE_BLOCK)
+
+
+def asks_for_this(recipe: object, recipe_a: object, recipe_b: object) -> bool:
+    """Whether the recipes of `fp8_gemm_nt` say that both operands have a scale for each 1x128 run."""
+    if _is(recipe, RECIPE):
+        return recipe_a is None and recipe_b is None
+    return recipe is None and _is(recipe_a, (1, SCALE_BLOCK)) and _is(recipe_b, (1, SCALE_BLOCK))
+
+
+def gemm(a: object, b: object, d: object, c: object = None) -> None:
+    """`fp8_gemm_nt` with the recipe (1, 1, 128).
+
+    Args:
+        a: (A, sfa): float8_e4m3fn [m, k] and float32 [m, ceil(k / 128)].
+        b: (B, sfb): float8_e4m3fn [n, k] and float32 [n, ceil(k / 128)].
+        d: float32 [m, n].
+        c: None: d is written. d itself: it is added to. Another float32 [m, n]: d = c + product.
+
+    Raises:
+        InputError: the arguments cannot be used; d is untouched.
+        LaunchError: the launch was refused.
+        gemm_ladder.build.ToolchainError, BuildError: the kernel could not be compiled.
+    """
+    _run(operands.dense(a, b, d, c))
+
+
+def wgrad_gemm_fp8_fp8_fp32_nt(lhs: Pair, rhs: Pair, out: torch.Tensor) -> None:
+    """out += lhs @ rhs.T, with scales: a weight gradient, by its first-generation name.
+
+    Args:
+        lhs: (A, sfa). A is float8_e4m3fn [m, k], with contiguous rows at multiples of 16 bytes; k is a
+            multiple of 16. sfa is float32 [m, ceil(k / 128)] or, transposed, [ceil(k / 128), m]: one scale
+            for each run of 128 elements of a row. Strides (1, align(m, 4)) of the first form, as
+            get_mn_major_tma_aligned_tensor makes it, cost no copy.
+        rhs: (B, sfb): float8_e4m3fn [n, k] and float32 [n, ceil(k / 128)], likewise.
+        out: float32 [m, n], with contiguous rows at multiples of 16 bytes; added to. Every sum is that of its
+            old value and the product, rounded once; on a GPU a subnormal number counts as zero in it.
+
+    Raises:
+        InputError: the arguments cannot be used; out is untouched.
+        LaunchError: the launch was refused.
+        gemm_ladder.build.ToolchainError, BuildError: the kernel could not be compiled.
+
+    Example:
+        >>> import torch, gemm_ladder
+        >>> a, b = (gemm_ladder.utils.per_token_cast_to_fp8(torch.randn(rows, 512)) for rows in (64, 96))
+        >>> gradient = torch.zeros(64, 96)
+        >>> gemm_ladder.wgrad_gemm_fp8_fp8_fp32_nt(a, b, gradient)
+    """
+    _run(operands.dense(lhs, rhs, out, out, turned=True))
+
+
+def k_grouped_fp8_gemm_nt_contiguous(
+    a: Pair,
+    b: Pair,
+    d: torch.Tensor,
+    ks: Sequence[int] | None = None,
+    ks_tensor: torch.Tensor | None = None,
+    c: torch.Tensor | None = None,
+    recipe: Sequence[int] = RECIPE,
+    compiled_dims: str = "mn",
+    use_psum_layout: bool = False,
+    epilogue: None = None,
+    *,
+    ks_cpu: Sequence[int] | None = None,
+    grouped_layout: torch.Tensor | None = None,
+) -> None:
+    """d[g] = c[g] + a[g] @ b[g].T, with scales, for groups that differ in k: experts' weight gradients.
+
+    Args:
+        a: (A, sfa). A is float8_e4m3fn and contiguous: each group's [m, ks[g]], one after the other. sfa is
+            float32 [m, sum(ks) / 128], the transpose of a contiguous tensor; other strides cost a copy.
+        b: (B, sfb): each group's [n, ks[g]], and float32 [n, sum(ks) / 128].
+        d: float32 [groups, m, n], with contiguous rows at multiples of 16 bytes.
+        ks, ks_cpu: two names of the k of each group, a list of multiples of 128 on the host. 0: the group's
+            d becomes c, or zeros.
+        ks_tensor, grouped_layout: two names of the same as int32 [groups] on the device. It is not needed; on
+            a GPU its contents are looked at with GEMM_LADDER_CHECK=1 only.
+        c: None: d is written. d itself: it is added to. Another float32 [groups, m, n]: d = c + product.
+        recipe: (1, 1, 128).
+        use_psum_layout, epilogue: False and None.
+        compiled_dims: accepted for compatibility; it changes nothing.
+
+    Raises:
+        InputError: the arguments cannot be used; d is untouched.
+        LaunchError: the launch was refused.
+        gemm_ladder.build.ToolchainError, BuildError: the kernel could not be compiled.
+
+    Example:
+        >>> import torch, gemm_ladder
+        >>> d, ks = torch.empty(2, 64, 96), [128, 384]
+        >>> def cast(rows):
+        ...     groups = [gemm_ladder.utils.per_token_cast_to_fp8(torch.randn(rows, k)) for k in ks]
+        ...     return torch.cat([x.flatten() for x, _ in groups]), torch.cat([sf.T for _, sf in groups]).T
+        >>> gemm_ladder.k_grouped_fp8_gemm_nt_contiguous(cast(64), cast(96), d, ks)
+    """
+    if not _is(recipe, RECIPE):
+        raise InputError(f"recipe is {recipe!r}; {RECIPE} is needed")
+    if use_psum_layout:
+        raise InputError("use_psum_layout is True; False is needed: the k of each group in ks")
+    if epilogue is not None:
+        raise InputError(f"epilogue is {epilogue!r}; None is needed")
+    call = operands.k_grouped(a, b, d, _one("ks", ks, "ks_cpu", ks_cpu), c)
+    on_device = _one("ks_tensor", ks_tensor, "grouped_layout", grouped_layout)
+    if on_device is not None:
+        _check_ks_tensor(on_device, call)
+    _run(call)
+
+
+def k_grouped_wgrad_gemm_fp8_fp8_fp32_nt(
+    lhs: Pair, rhs: Pair, out: torch.Tensor, batch_sizes: Sequence[int]
+) -> None:
+    """`k_grouped_fp8_gemm_nt_contiguous` by its first-generation name, which adds to its output.
+
+    Args:
+        lhs: (A, sfa). A is float8_e4m3fn and contiguous: each group's [m, batch_sizes[g]], one after the
+            other. sfa is float32 [sum over g of ceil(batch_sizes[g] / 128), m], or the transpose of that.
+        rhs: (B, sfb), likewise with n in m's place.
+        out: float32 [groups, m, n], with contiguous rows at multiples of 16 bytes; added to.
+        batch_sizes: the k of each group, multiples of 16.
+
+    Errors: as `k_grouped_fp8_gemm_nt_contiguous`.
+    """
+    _run(operands.k_grouped(lhs, rhs, out, batch_sizes, out, K_MULTIPLE, turned=True))
+
+
+def _run(call: CheckedCall) -> None:
+    if not call.d.numel():
+        return
+    if call.d.is_cuda:
+        from gemm_ladder.training import launching  # here: a call on the CPU needs none of it
+
+        launching.queue(call)
+    else:
+        on_cpu(call)
+
+
+def on_cpu(call: CheckedCall) -> None:
+    """Write the sums of float64 products into `call.d`, rounded once to FP32."""
+    for index, k, begin, scale_row in call.groups:
+        left, right = (
+            dequantize(_of_group(codes, rows, k, begin), scales, scale_row)
+            for codes, scales, rows in ((call.a, call.sfa, call.m), (call.b, call.sfb, call.n))
+        )
+        d, c = (x if x is None or x.dim() == 2 else x[index] for x in (call.d, call.c))
+        assert d is not None
+        d.copy_(left @ right.mT if c is None else c + left @ right.mT)
+
+
+def _of_group(codes: torch.Tensor, rows: int, k: int, begin: int) -> torch.Tensor:
+    """A group's matrix [rows, k]; a dense call has one, which may have any stride."""
+    return codes if codes.dim() == 2 else codes[rows * begin : rows * (begin + k)].view(rows, k)
+
+
+def dequantize(codes: torch.Tensor, scales: torch.Tensor, first: int) -> torch.Tensor:
+    """float64 [rows, k]: FP8 numbers times their scales [rows, K blocks], from block `first` on."""
+    k = codes.shape[1]
+    blocks = scales[:, first : first + -(-k // SCALE_BLOCK)].double()
+    return codes.double() * blocks.repeat_interleave(SCALE_BLOCK, 1)[:, :k]
+
+
+def _check_ks_tensor(given: object, call: CheckedCall) -> None:
+    tensor = checks.tensors({"ks_tensor": given})["ks_tensor"]
+    checks.same_device({"D": call.d, "ks_tensor": tensor})
+    checks.dtype("ks_tensor", tensor, torch.int32)
+    checks.shape("ks_tensor", tensor, (len(call.groups),), f"one k for each of {len(call.groups)} groups")
+    ks = [group.k for group in call.groups]
+    looked_at = not tensor.is_cuda or (checks.check_contents and not torch.cuda.is_current_stream_capturing())
+    if looked_at and tensor.tolist() != ks:
+        raise InputError(f"ks_tensor is {tensor.tolist()}; the same as ks, {ks}, is needed")
+
+
+def _one(name: str, value: object, other: str, same: object) -> object:
+    if value is not None and same is not None:
+        raise InputError(f"{name} and {other} are both given; one, two names of one thing, is needed")
+    return same if value is None else value
+
+
+def _is(recipe: object, needed: tuple[int, ...]) -> bool:
+    return isinstance(recipe, (tuple, list)) and tuple(recipe) == needed

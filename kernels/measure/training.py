@@ -24,7 +24,6 @@ import gemm_ladder
 import torch
 from gemm_ladder import launch
 from gemm_ladder.arguments import SCALE_BLOCK, align, ceil_div
-from gemm_ladder.checks import mn_major
 from gemm_ladder.errors import InputError
 from gemm_ladder.figures import tables
 from gemm_ladder.figures.rows import TimedRow
@@ -33,6 +32,7 @@ from gemm_ladder.measure.product import How, Maker, measure_each, measure_produc
 from gemm_ladder.measure.session import Measured
 from gemm_ladder.measure.shapes import Shape
 from gemm_ladder.production import precompiling
+from gemm_ladder.scales import mn_major
 from gemm_ladder.settings import num_sms_limit
 from gemm_ladder.training import launching, operands
 from gemm_ladder.training.candidates import CANDIDATES, TO_TUNE, choose

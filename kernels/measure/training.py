@@ -183,7 +183,7 @@ def on_gpu(
         num_sms = launch.usable_sms(device, num_sms_limit())
         of_product = {one: choose(one.shape.m, one.shape.n, one.ks, num_sms) for one in chosen}
         needed = {one.with_room_for(product.groups) for one in configs for product in chosen}
-        precompiling.build_all([*(needed or set(of_product.values()))], "cuda")  # type: ignore[list-item]
+        precompiling.build_all([*(needed or set(of_product.values()))], "cuda")
         measure_each(
             chosen,
             "products",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from gemm_ladder import build, checks, launch
@@ -62,7 +64,14 @@ def precompile(
     return list(needed)
 
 
-def build_all(needed: list[Config], target: build.Target) -> list[build.Built]:
+class Compiled(Protocol):
+    """What has a kernel: a configuration of this package's."""
+
+    def job(self, target: build.Target) -> build.Job:
+        """What compiles it."""
+
+
+def build_all(needed: Sequence[Compiled], target: build.Target) -> list[build.Built]:
     """Compile configurations at the same time, with a progress bar on a terminal."""
     from tqdm import tqdm
 

@@ -18,7 +18,7 @@ from gemm_ladder.arguments import SCALE_BLOCK, align, ceil_div
 from gemm_ladder.errors import InputError
 
 if TYPE_CHECKING:
-    from gemm_ladder.build import Built, Target
+    from gemm_ladder.build import Built, Job, Target
 
 Scales = Literal["products", "registers", "shared"]
 Share = Literal["nothing", "A", "B"]
@@ -186,7 +186,18 @@ class Config:
         """
         from gemm_ladder import build  # here: to choose a configuration needs no compiler
 
-        return build.compile(self.check().source(), target=target, name=self.name)
+        return build.make(self.job(target))
+
+    def job(self, target: Target) -> Job:
+        """What compile() builds or finds.
+
+        Raises:
+            InputError: as `check`.
+            gemm_ladder.build.ToolchainError: there is no compiler.
+        """
+        from gemm_ladder import build
+
+        return build.Job.of(self.check().source(), target, self.name)
 
     def check(self) -> Config:
         """Return this configuration.

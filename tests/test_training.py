@@ -631,10 +631,14 @@ def test_groups_that_overlap():
     )
 
 
-def test_scales_that_lie_either_way():
-    """As many rows as K blocks: the first generation's dense form [m, K blocks] is meant."""
+def test_square_scales():
+    """As many rows as K blocks: the form that the first generation documents first is meant."""
     call = place((4, 8), 512, c="d")
     gl.wgrad_gemm_fp8_fp8_fp32_nt(call.lhs, call.rhs, call.d)
+    call.check(bits=False)
+    call = place((4, 8), [128, 384], c="d")
+    lhs, rhs = ((x, sf.mT) for x, sf in (call.lhs, call.rhs))
+    gl.k_grouped_wgrad_gemm_fp8_fp8_fp32_nt(lhs, rhs, call.d, call.ks)
     call.check(bits=False)
 
 

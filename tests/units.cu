@@ -225,13 +225,13 @@ __global__ void copies_counts(uint8_t* out) {
     count[blockDim.x] = *count;
 }
 
-// 15: a swizzled box of floats 1, 2, 3, ..., added at (x, y) to a tensor, which may be smaller than the box. The
+// 15: a swizzled box of floats 0, 1, 2, ..., added at (x, y) to a tensor, which may be smaller than the box. The
 // threads write and read back pairs of them.
 __global__ void tma_reduce(const __grid_constant__ TensorMap map, int x, int y) {
     const uint32_t smem = ptx::shared_memory();
     for (uint32_t i = threadIdx.x; i < kBoxBytes / 8; i += blockDim.x) {
         const uint32_t at = smem + swizzle_128b(i * 8);
-        ptx::st_shared(at, float2{2 * i + 0.5f, 2 * i + 1.0f});
+        ptx::st_shared(at, float2{2 * i - 0.5f, 2 * i + 0.0f});
         const float2 pair = ptx::ld_shared<float2>(at);
         ptx::st_shared(at, float2{pair.x + 0.5f, pair.y + 1.0f});
     }

@@ -207,13 +207,19 @@ class Problem:
     rhs: tuple[torch.Tensor, torch.Tensor]
     before: torch.Tensor  # float32 [groups, m, n]: what the output holds at first
 
+    @functools.cached_property
+    def out(self) -> torch.Tensor:
+        """The output of all calls: with one for each of many configurations, memory would not suffice."""
+        return torch.empty_like(self.before)
+
     def call(self, function: Callable[[torch.Tensor], object]) -> peers.Call:
-        """A call of function(out), which adds to its output. The first result is the one that is checked."""
-        out = self.before.clone()
+        """A call of function(out), which adds to `out`. The first result, before another call is made, is the
+        one that is checked."""
+        self.out.copy_(self.before)
 
         def call() -> torch.Tensor:
-            function(out)
-            return out
+            function(self.out)
+            return self.out
 
         return call
 

@@ -28,16 +28,7 @@
 
 #include "config_1d1d.cuh"
 #include "layout.cuh"
-
-template <Config kC>
-struct Params {
-    TensorMap sfa, sfb;                                  // [K blocks of all groups][m], [...][n]
-    TensorMap a[kC.groups], b[kC.groups], d[kC.groups];  // of each group: [m, k], [n, k], [m, n]
-    int blocks[kC.groups];                               // K blocks of a group, at least one
-    int scale_row[kC.groups];                            // where a group's scales begin in sfa and sfb
-    int groups, units_m, units_n;                        // units of work of a group: below each other, side by side
-    bool accumulate;                                     // add to D instead of writing it
-};
+#include "tiles_1d1d.cuh"
 
 // All threads of all CTAs of the cluster arrive and wait. The warp converges first: barrier.cluster is .aligned.
 __device__ inline void meet() {
@@ -45,41 +36,6 @@ __device__ inline void meet() {
     ptx::barrier_cluster_arrive();
     ptx::barrier_cluster_wait();
 }
-
-struct Tile {
-    int group, row, column;
-};
-
-// The tiles of this CTA, in the order in which it computes them. Units of work, of one tile for each CTA of a cluster,
-// are handed out in turn: all units of a group, then those of the next. Those of a group are walked in bands, so that
-// tiles that run at the same time share operands in L2.
-template <Config kC>
-class Tiles {
-    using G = Geometry<kC>;
-
-  public:
-    __device__ explicit Tiles(const Params<kC>& p) : p_(p), unit_(blockIdx.x / G::kCluster) {}
-
-    __device__ bool next(Tile& tile) {
-        const unsigned of_group = p_.units_m * p_.units_n;
-        if (unit_ >= p_.groups * of_group) return false;
-        tile.group = unit_ / of_group;
-        const unsigned width = kC.across ? p_.units_n : p_.units_m, length = kC.across ? p_.units_m : p_.units_n;
-        const unsigned in_group = unit_ - tile.group * of_group, first = in_group / (kC.band * length) * kC.band;
-        const unsigned in_band = in_group - first * length;
-        const unsigned band = width - first < kC.band ? width - first : kC.band;  // the last one may be narrower
-        const unsigned along = in_band / band, beside = first + in_band - along * band;
-        const unsigned rank = G::kCluster > 1 ? ptx::cluster_ctarank() : 0;
-        tile.row = ((kC.across ? along : beside) * G::kDown + (G::kDown > 1 ? rank : 0)) * kC.tile_m;
-        tile.column = ((kC.across ? beside : along) * G::kRight + (G::kRight > 1 ? rank : 0)) * kC.tile_n;
-        unit_ += gridDim.x / G::kCluster;
-        return true;
-    }
-
-  private:
-    const Params<kC>& p_;
-    unsigned unit_;
-};
 
 template <Config kC>
 struct Gemm : Geometry<kC> {

@@ -35,7 +35,7 @@ class Group(NamedTuple):
     Attributes:
         number: its index in D.
         k: may be 0.
-        begin: the k of all groups before it: A begins at row length * begin.
+        begin: the k of all groups before it: its A begins at element m * begin, its B at n * begin.
         scale_row: K blocks of all groups before it.
     """
 
@@ -72,7 +72,8 @@ def dense(lhs: object, rhs: object, d: object, c: object, turned: bool = False) 
 
     Args:
         lhs, rhs: the pairs (A, sfa) and (B, sfb).
-        turned: accept scales [ceil(k / 128), m] as well, as the first generation does.
+        turned: accept scales [ceil(k / 128), m] as well, as the first generation does; a square is taken for
+            [m, ceil(k / 128)].
 
     Raises:
         InputError: the first thing found wrong.
@@ -104,7 +105,9 @@ def k_grouped(
     """Check a call that is grouped along K.
 
     Args:
-        lhs, rhs, turned: as for `dense`; `turned` scales are [sum of blocks, m].
+        lhs, rhs: the pairs (A, sfa) and (B, sfb).
+        turned: scales are [sum of blocks, m], as the first generation has them, and are accepted the other
+            way if the shape tells the two apart.
         ks: the k of each group, on the host.
         multiple: of which each k has to be a multiple.
 
@@ -124,7 +127,7 @@ def k_grouped(
             )
         checks.aligned(name, given[name])
     blocks = [ceil_div(k, SCALE_BLOCK) for k in sizes]
-    _scales(given, m, n, sum(blocks), turned)
+    _scales(given, m, n, sum(blocks), turned, squares_turned=turned)
     if "C" in given:
         checks.shape("C", given["C"], (groups, m, n), f"[groups, m, n] as D, for {groups} groups")
     out = given["D"]
@@ -182,11 +185,13 @@ def _multiple(name: str, value: int, multiple: int) -> None:
         raise InputError(f"{name} is {value}; less than 2^31 is needed")
 
 
-def _scales(given: dict[str, torch.Tensor], m: int, n: int, blocks: int, turned: bool) -> None:
+def _scales(
+    given: dict[str, torch.Tensor], m: int, n: int, blocks: int, turned: bool, squares_turned: bool = False
+) -> None:
     """Check the shapes of the scales; those that lie the other way are turned."""
     for name, letter, rows in (("sfa", "m", m), ("sfb", "n", n)):
         _multiple(letter, rows, 1)
-        if turned and given[name].shape == (blocks, rows) != (rows, blocks):
+        if turned and given[name].shape == (blocks, rows) and (rows != blocks or squares_turned):
             given[name] = given[name].mT
         meaning = f"[{letter}, K blocks] for {letter} = {rows} and {blocks} blocks of {SCALE_BLOCK}"
         checks.shape(name, given[name], (rows, blocks), meaning)

@@ -53,12 +53,12 @@ def wgrad_gemm_fp8_fp8_fp32_nt(lhs: Pair, rhs: Pair, out: torch.Tensor) -> None:
 
     Args:
         lhs: (A, sfa). A is float8_e4m3fn [m, k], with contiguous rows at multiples of 16 bytes; k is a
-            multiple of 16. sfa is float32 [m, ceil(k / 128)] or, transposed, [ceil(k / 128), m]: one scale
-            for each run of 128 elements of a row. Strides (1, align(m, 4)) of the first form, as
-            get_mn_major_tma_aligned_tensor makes it, cost no copy.
+            multiple of 16. sfa is float32 [m, ceil(k / 128)], one scale for each run of 128 elements of a
+            row, or transposed, [ceil(k / 128), m], where that is another shape. Strides (1, align(m, 4)) of
+            the first form, as get_mn_major_tma_aligned_tensor makes it, cost no copy.
         rhs: (B, sfb): float8_e4m3fn [n, k] and float32 [n, ceil(k / 128)], likewise.
         out: float32 [m, n], with contiguous rows at multiples of 16 bytes; added to. Every sum is that of its
-            old value and the product, rounded once; on a GPU a subnormal number counts as zero in it.
+            old value and the product, rounded once; on a GPU a subnormal number may count as zero in it.
 
     Raises:
         InputError: the arguments cannot be used; out is untouched.

@@ -345,17 +345,22 @@ def _memory(given: Mapping[str, torch.Tensor], general: bool) -> None:
     out = given["out"]
     if out.requires_grad:
         raise InputError("out requires grad, which no kernel computes; a tensor that does not is needed")
+    no_gradients(given)
+    if not out.is_cuda and out.is_inference() and not torch.is_inference_mode_enabled():
+        raise InputError(
+            "out is an inference tensor, which cannot be written outside torch.inference_mode(); an ordinary "
+            "tensor, or a call inside of it, is needed"
+        )
+
+
+def no_gradients(given: Mapping[str, torch.Tensor]) -> None:
+    """Refuse tensors that require grad, unless grad mode is off."""
     for name, tensor in given.items():
         if torch.is_grad_enabled() and tensor.requires_grad:
             raise InputError(
                 f"{name} requires grad, which no kernel computes; {name}.detach(), or a call inside of "
                 "torch.no_grad(), is needed"
             )
-    if not out.is_cuda and out.is_inference() and not torch.is_inference_mode_enabled():
-        raise InputError(
-            "out is an inference tensor, which cannot be written outside torch.inference_mode(); an ordinary "
-            "tensor, or a call inside of it, is needed"
-        )
 
 
 def has_memory(name: str, tensor: torch.Tensor) -> None:

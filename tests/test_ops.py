@@ -12,6 +12,7 @@ import torch
 from cases import normal, place
 from families import DEVICE
 from gemm_ladder import ops
+from gemm_ladder.training import ops as training_ops
 from grouped_cases import contiguous, masked, psum
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -105,8 +106,15 @@ def test_export(kind: str, strict: bool, device: str) -> None:
 
 @pytest.mark.parametrize("kind", ops.NAMES)
 def test_opcheck(kind: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch's own tests of an operator: its schema says what it writes, and what has no memory has an
-    answer."""
+    """Torch's own tests of an operator: its schema says what it writes, and fake tensors have an answer."""
+    byte_wise(monkeypatch)
+    operator = getattr(torch.ops.gemm_ladder, ops.NAMES[kind]).default
+    found = torch.library.opcheck(operator, example(kind, device))
+    assert set(found.values()) == {"SUCCESS"} and len(found) >= 4
+
+
+def byte_wise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have opcheck compare FP8 tensors byte by byte."""
     allclose = torch.allclose
 
     def bitwise(x: torch.Tensor, y: torch.Tensor, **keywords: object) -> bool:
@@ -115,9 +123,55 @@ def test_opcheck(kind: str, device: str, monkeypatch: pytest.MonkeyPatch) -> Non
         return allclose(x, y, **keywords)
 
     monkeypatch.setattr(torch, "allclose", bitwise)
-    operator = getattr(torch.ops.gemm_ladder, ops.NAMES[kind]).default
-    found = torch.library.opcheck(operator, example(kind, device))
+
+
+def gradients(device: str) -> dict[str, tuple[object, ...]]:
+    """Arguments of the training operators."""
+    rng = np.random.default_rng(0)
+    a, b = (torch.from_numpy(rng.standard_normal((rows, 384), np.float32)).to(device) for rows in (64, 72))
+    (a, sfa), (b, sfb) = (gl.utils.per_token_cast_to_fp8(x) for x in (a, b))
+    groups = [x[:, : 128 * k].contiguous().view(-1) for x in (a, b) for k in (1, 2)]
+    d = torch.ones(2, 64, 72, device=device)
+    flat_a, flat_b = torch.cat(groups[:2]), torch.cat(groups[2:])
+    return {
+        "fp8_gemm_nt_1d1d": (a, sfa, b, sfb, d[0], d[1], False, False),
+        "k_grouped_fp8_gemm_nt_contiguous": (flat_a, sfa, flat_b, sfb, d, [128, 256], None, True, 128, False),
+    }
+
+
+def gradient(name: str, out: torch.Tensor, a, sfa, b, sfb, *rest) -> None:
+    """The public function of a training operator; `out` is added to."""
+    if name == "fp8_gemm_nt_1d1d":
+        gl.fp8_gemm_nt((a, sfa), (b, sfb), out, c=out, recipe=(1, 1, 128))
+    else:
+        gl.k_grouped_fp8_gemm_nt_contiguous((a, sfa), (b, sfb), out, rest[1], c=out)
+
+
+@pytest.mark.parametrize("name", training_ops.NAMES)
+def test_training_operators(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = gradients(device)[name]
+    byte_wise(monkeypatch)
+    found = torch.library.opcheck(getattr(torch.ops.gemm_ladder, name).default, arguments)
     assert set(found.values()) == {"SUCCESS"} and len(found) >= 4
+
+    def added(*given: torch.Tensor) -> torch.Tensor:
+        out = torch.ones_like(given[4])
+        gradient(name, out, *given)
+        return out * 2
+
+    expected = added(*arguments)
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(added, backend="aot_eager", fullgraph=True)(*arguments), expected)
+    out = torch.ones_like(arguments[4])
+    with torch.profiler.profile() as profile:
+        gradient(name, out, *arguments)
+    assert f"gemm_ladder::{name}" in [one.key for one in profile.key_averages()]
+    assert torch.equal(out * 2, expected)
+    before = out._version
+    gradient(name, out, *arguments)
+    assert out._version > before
+    with pytest.raises(gl.GemmLadderError, match=r"^sfa requires grad, which no kernel computes; "):
+        gradient(name, out, arguments[0], arguments[1].requires_grad_(), *arguments[2:])
 
 
 @pytest.mark.parametrize("kind", ops.NAMES)

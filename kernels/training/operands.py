@@ -22,11 +22,9 @@ from typing import NamedTuple
 
 import torch
 from gemm_ladder import checks, scales
-from gemm_ladder.arguments import MAX_SIZE, SCALE_BLOCK, TMA_ALIGNMENT, ceil_div
+from gemm_ladder.arguments import K_MULTIPLE, MAX_SIZE, SCALE_BLOCK, TMA_ALIGNMENT, ceil_div
 from gemm_ladder.errors import InputError
 from gemm_ladder.settings import whole_number
-
-K_MULTIPLE = 16  # a row of A and B is a multiple of 16 bytes
 
 
 class Group(NamedTuple):
@@ -158,7 +156,8 @@ def _tensors(lhs: object, rhs: object, d: object, c: object) -> dict[str, torch.
     checks.runs_on(checks.same_device(given))
     for name, tensor in given.items():
         checks.has_memory(name, tensor)
-        checks.dtype(name, tensor, torch.float8_e4m3fn if name in ("A", "B") else torch.float32)
+        if name not in checks.SCALES or tensor.dtype not in scales.CONVERTED:
+            checks.dtype(name, tensor, torch.float8_e4m3fn if name in ("A", "B") else torch.float32)
     return given
 
 
@@ -227,6 +226,7 @@ def _memory(given: dict[str, torch.Tensor]) -> None:
         checks.disjoint("D", {"D": d, "C": given["C"]})
     if d.requires_grad:
         raise InputError("D requires grad, which no kernel computes; a tensor that does not is needed")
+    checks.no_gradients(given)
     if not d.is_cuda and d.is_inference() and not torch.is_inference_mode_enabled():
         raise InputError(
             "D is an inference tensor, which cannot be written outside torch.inference_mode(); an ordinary "
@@ -242,6 +242,6 @@ def _checked(groups: list[Group], given: dict[str, torch.Tensor], m: int, n: int
     c = given.get("C")
     if c is not None:
         c = given["D"] if _same(c, given["D"]) else c.detach()
-    sfa, sfb = (scales.mn_major(given[name].detach().resolve_neg()) for name in ("sfa", "sfb"))
+    sfa, sfb = (scales.mn_major(scales.as_float32(given[name], name)) for name in ("sfa", "sfb"))
     a, b = given["A"].detach(), given["B"].detach()
     return CheckedCall(tuple(groups), a, b, sfa, sfb, given["D"], c, m, n)

@@ -14,14 +14,17 @@ from typing import TypeAlias
 
 import torch
 from gemm_ladder import checks
-from gemm_ladder.arguments import SCALE_BLOCK
+from gemm_ladder.arguments import K_MULTIPLE, SCALE_BLOCK
 from gemm_ladder.errors import InputError
-from gemm_ladder.training import operands
-from gemm_ladder.training.operands import K_MULTIPLE, CheckedCall
+from gemm_ladder.ops import seen
+from gemm_ladder.training import operands, ops
+from gemm_ladder.training.operands import CheckedCall
 
 Pair: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 RECIPE = (1, 1, SCALE_BLOCK)
+# False. Where torch.compile reads this module it takes the answer to be True.
+_compiling = torch.compiler.is_dynamo_compiling
 
 
 def asks_for_this(recipe: object, recipe_a: object, recipe_b: object) -> bool:
@@ -45,7 +48,7 @@ def gemm(a: object, b: object, d: object, c: object = None) -> None:
         LaunchError: the launch was refused.
         gemm_ladder.build.ToolchainError, BuildError: the kernel could not be compiled.
     """
-    _run(operands.dense(a, b, d, c))
+    _dense(a, b, d, c)
 
 
 def wgrad_gemm_fp8_fp8_fp32_nt(lhs: Pair, rhs: Pair, out: torch.Tensor) -> None:
@@ -71,7 +74,7 @@ def wgrad_gemm_fp8_fp8_fp32_nt(lhs: Pair, rhs: Pair, out: torch.Tensor) -> None:
         >>> gradient = torch.zeros(64, 96)
         >>> gemm_ladder.wgrad_gemm_fp8_fp8_fp32_nt(a, b, gradient)
     """
-    _run(operands.dense(lhs, rhs, out, out, turned=True))
+    _dense(lhs, rhs, out, out, turned=True)
 
 
 def k_grouped_fp8_gemm_nt_contiguous(
@@ -124,11 +127,8 @@ def k_grouped_fp8_gemm_nt_contiguous(
         raise InputError("use_psum_layout is True; False is needed: the k of each group in ks")
     if epilogue is not None:
         raise InputError(f"epilogue is {epilogue!r}; None is needed")
-    call = operands.k_grouped(a, b, d, _one("ks", ks, "ks_cpu", ks_cpu), c)
     on_device = _one("ks_tensor", ks_tensor, "grouped_layout", grouped_layout)
-    if on_device is not None:
-        _check_ks_tensor(on_device, call)
-    _run(call)
+    _k_grouped(a, b, d, _one("ks", ks, "ks_cpu", ks_cpu), c, on_device)
 
 
 def k_grouped_wgrad_gemm_fp8_fp8_fp32_nt(
@@ -145,42 +145,41 @@ def k_grouped_wgrad_gemm_fp8_fp8_fp32_nt(
 
     Errors: as `k_grouped_fp8_gemm_nt_contiguous`.
     """
-    _run(operands.k_grouped(lhs, rhs, out, batch_sizes, out, K_MULTIPLE, turned=True))
+    _k_grouped(lhs, rhs, out, batch_sizes, out, None, K_MULTIPLE, turned=True)
 
 
-def _run(call: CheckedCall) -> None:
-    if not call.d.numel():
-        return
-    if call.d.is_cuda:
-        from gemm_ladder.training import launching  # here: a call on the CPU needs none of it
-
-        launching.queue(call)
-    else:
-        on_cpu(call)
+def _dense(lhs: object, rhs: object, d: object, c: object, turned: bool = False) -> None:
+    if (pairs := _seen(lhs, rhs, d, c)) is not None:
+        return ops.call("fp8_gemm_nt_1d1d", *pairs, d, None if c is d else c, c is d, turned)
+    ops.run(operands.dense(lhs, rhs, d, c, turned))
 
 
-def on_cpu(call: CheckedCall) -> None:
-    """Write the sums of float64 products into `call.d`, rounded once to FP32."""
-    for index, k, begin, scale_row in call.groups:
-        left, right = (
-            dequantize(_of_group(codes, rows, k, begin), scales, scale_row)
-            for codes, scales, rows in ((call.a, call.sfa, call.m), (call.b, call.sfb, call.n))
-        )
-        d, c = (x if x is None or x.dim() == 2 else x[index] for x in (call.d, call.c))
-        assert d is not None
-        d.copy_(left @ right.mT if c is None else c + left @ right.mT)
+def _k_grouped(
+    lhs: object,
+    rhs: object,
+    d: object,
+    ks: object,
+    c: object,
+    on_device: object,
+    multiple: int = SCALE_BLOCK,
+    turned: bool = False,
+) -> None:
+    if (pairs := _seen(lhs, rhs, d, c)) is not None:
+        others = (ks, None if c is d else c, c is d, multiple, turned)
+        return ops.call("k_grouped_fp8_gemm_nt_contiguous", *pairs, d, *others)
+    call = operands.k_grouped(lhs, rhs, d, ks, c, multiple, turned)
+    if on_device is not None:
+        _check_ks_tensor(on_device, call)
+    ops.run(call)
 
 
-def _of_group(codes: torch.Tensor, rows: int, k: int, begin: int) -> torch.Tensor:
-    """A group's matrix [rows, k]; a dense call has one, which may have any stride."""
-    return codes if codes.dim() == 2 else codes[rows * begin : rows * (begin + k)].view(rows, k)
-
-
-def dequantize(codes: torch.Tensor, scales: torch.Tensor, first: int) -> torch.Tensor:
-    """float64 [rows, k]: FP8 numbers times their scales [rows, K blocks], from block `first` on."""
-    k = codes.shape[1]
-    blocks = scales[:, first : first + -(-k // SCALE_BLOCK)].double()
-    return codes.double() * blocks.repeat_interleave(SCALE_BLOCK, 1)[:, :k]
+def _seen(lhs: object, rhs: object, d: object, c: object) -> tuple[object, ...] | None:
+    """The matrices and scales of both pairs if the call goes through torch's dispatcher; otherwise None."""
+    if not _compiling() and not seen(
+        d, c, *(x for pair in (lhs, rhs) if isinstance(pair, tuple) for x in pair)
+    ):
+        return None
+    return checks.pair(lhs, "lhs", "(A, sfa)") + checks.pair(rhs, "rhs", "(B, sfb)")
 
 
 def _check_ks_tensor(given: object, call: CheckedCall) -> None:

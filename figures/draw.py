@@ -6,6 +6,7 @@ Needs matplotlib and nothing else: no GPU, no compiler, no gemm_ladder. The file
     data/ladder.json       the rungs beside libraries (python -m gemm_ladder compare)
     data/production.json   the production kernels beside libraries (python -m gemm_ladder production)
     data/everywhere.json   the same at the weights of public models (python -m gemm_ladder everywhere)
+    data/training.json     the training kernels beside DeepGEMM's (python -m gemm_ladder training)
     data/host.json         what a call costs the host (python -m gemm_ladder host)
     data/interleave.json   rung 6 in each of its modes (python -m gemm_ladder interleave)
     data/cards.json        what each rung is made of, and what limits it (python -m gemm_ladder cards)
@@ -62,7 +63,7 @@ def recorded(folder: Path) -> dict[str, Any]:
     from . import everywhere, host, measured, rung_cards
 
     loaders: dict[str, Callable[[Path], Any]] = {
-        **dict.fromkeys(("ladder", "production", "interleave"), measured.load),
+        **dict.fromkeys(("ladder", "production", "training", "interleave"), measured.load),
         "everywhere": everywhere.load,
         "host": host.load,
         "cards": rung_cards.load,

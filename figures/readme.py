@@ -3,11 +3,12 @@ the data."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
 from . import everywhere, host, production
-from .measured import CEILING, name_of, provenance, series, sizes_of
+from .measured import CEILING, Series, name_of, provenance, series, sizes_of
 from .rows import HostFile, TimesFile
 from .rung_cards import resources_table, rungs_table
 from .tables import markdown, table, under
@@ -41,6 +42,8 @@ def figures_readme(text: str, data: Mapping[str, Any]) -> str:
         bodies["everywhere"] = everywhere_table(data["everywhere"])
     if "host" in data:
         bodies["host"] = host_table(data["host"])
+    if "training" in data:
+        bodies["training"] = training_table(data["training"])
     if "interleave" in data:
         bodies["interleave"] = interleave_table(data["interleave"])
     for name, body in bodies.items():
@@ -93,6 +96,30 @@ def everywhere_table(data: Any) -> str:
 def host_table(data: HostFile) -> str:
     """The table `host`."""
     return f"{markdown(host.table(data))}\n\n{under(host.provenance(data, protocol=True))}"
+
+
+def training_table(data: TimesFile) -> str:
+    """The table `training`: microseconds of the training kernels and of DeepGEMM's, in both states of L2."""
+    found = {l2: production.times(data, l2) for l2 in ("dirty", "clean")}
+    cells, ratios = [["D += A B^T", "m x n x k"]], {l2: [] for l2 in found}
+    for l2 in found:
+        cells[0] += [f"us, {l2}", "DeepGEMM us", "ratio"]
+    for key in dict.fromkeys(map(production.key_of, data["rows"])):
+        kind, groups, *sizes = key
+        line = [kind if kind == "dense" else f"{groups} groups along k", " x ".join(map(str, sizes))]
+        for l2, times in found.items():
+            us, theirs = times["training"][key], times["deep_gemm"][key]
+            ratios[l2].append(theirs / us)
+            line += [f"{us:.1f}", f"{theirs:.1f}", f"{theirs / us:.3f}"]
+        cells.append(line)
+    means = ", ".join(f"{statistics.geometric_mean(all_):.3f} with L2 {l2}" for l2, all_ in ratios.items())
+    shown = [Series(impl, {}, data["meta"]) for impl in ("training", "deep_gemm")]
+    notes = [
+        "Ratio: DeepGEMM's time over ours; where there are groups, a group has about k of K.",
+        f"Geometric mean of the ratios: {means}.",
+        *provenance(shown, protocol=True),
+    ]
+    return f"{markdown(cells)}\n\n{under(notes)}"
 
 
 def interleave_table(data: TimesFile) -> str:

@@ -61,7 +61,7 @@ def wgrad_gemm_fp8_fp8_fp32_nt(lhs: Pair, rhs: Pair, out: torch.Tensor) -> None:
             the first form, as get_mn_major_tma_aligned_tensor makes it, cost no copy.
         rhs: (B, sfb): float8_e4m3fn [n, k] and float32 [n, ceil(k / 128)], likewise.
         out: float32 [m, n], with contiguous rows at multiples of 16 bytes; added to. Every sum is that of its
-            old value and the product, rounded once; on a GPU a subnormal number may count as zero in it.
+            old value and the product, rounded once.
 
     Raises:
         InputError: the arguments cannot be used; out is untouched.

@@ -22,6 +22,7 @@ from gemm_ladder.arguments import Kind
 from gemm_ladder.checks import CheckedCall
 from gemm_ladder.production import fast_path
 from gemm_ladder.ref import gemm as reference
+from torch._subclasses import FakeTensor
 
 NAMES: dict[Kind, str] = {
     "dense": "fp8_gemm_nt",
@@ -45,6 +46,10 @@ def seen(*operands: object) -> bool:
     """Whether a call has to go through torch's dispatcher: a mode (FakeTensorMode, make_fx, FlopCounterMode)
     or a profiler wants to see it, or a tensor is of a class that computes for itself (FakeTensor,
     DTensor)."""
+    if not _modes():
+        fake = [isinstance(one, FakeTensor) for one in operands if isinstance(one, torch.Tensor)]
+        if any(fake):
+            return all(fake)  # beside others they are refused
     return bool(_modes()) or _profiled() or any(map(_computes_for_itself, operands))
 
 

@@ -105,8 +105,8 @@ inline void load_box(Block& block, uint32_t shared, const TensorMap& map, uint32
     });
 }
 
-// Global memory's FP32 numbers plus those of `data`. Unlike red.add.f32, of which PTX says so, an H200's copy engine does
-// not take subnormal numbers for zero.
+// Global memory's FP32 numbers plus those of `data`. Unlike red.add.f32, of which PTX says so, an H200's copy engine
+// does not take subnormal numbers for zero.
 inline void add_floats(uint8_t* global, const uint8_t* data, std::size_t bytes) {
     for (std::size_t at = 0; at < bytes; at += sizeof(float)) {
         float sum, addend;

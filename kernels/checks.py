@@ -172,6 +172,8 @@ def operands(
     if kind != "dense":
         named[ROWS[kind]] = rows
     given = tensors(named)
+    for name in filter(lambda name: is_distributed(given[name]), given):
+        has_memory(name, given[name])  # refuses it before its shape, of all devices, is looked at
     device = same_device(given)
     if hopper:
         runs_on(device)
@@ -367,12 +369,22 @@ def has_memory(name: str, tensor: torch.Tensor) -> None:
     """Refuse a tensor that stands for others or for none: its address is no address of its elements."""
     if isinstance(tensor, FakeTensor):
         raise InputError(f"{name} is a FakeTensor, which has no memory; a tensor that has some is needed")
+    if is_distributed(tensor):
+        raise InputError(
+            f"{name} is a DTensor, which may lie on many devices; one device's, to_local(), is needed"
+        )
     for transform, holds in _WRAPPED.items():
         if holds(tensor):
             raise InputError(
                 f"{name} is a tensor inside of torch.func.{transform}, for which these products have no "
                 "rule; a call outside of it is needed"
             )
+
+
+def is_distributed(tensor: object) -> bool:
+    """Whether it is a DTensor. The class is asked for by its module, because to import that takes a
+    second."""
+    return type(tensor).__module__.startswith("torch.distributed.tensor")
 
 
 def needed_shape(name: str, kind: Kind, size: Mapping[str, int]) -> tuple[int, ...]:

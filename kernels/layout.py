@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from gemm_ladder import checks, scales
+from gemm_ladder import checks, ops, scales
 from gemm_ladder.arguments import SCALE_BLOCK, TMA_ALIGNMENT, ceil_div
 from gemm_ladder.errors import InputError
 from gemm_ladder.ref import layouts
@@ -31,6 +31,13 @@ def get_mn_major_tma_aligned_tensor(sf: torch.Tensor) -> torch.Tensor:
     Raises:
         InputError: another type, or another number of dimensions.
     """
+    if _compiling() or ops.seen(sf):
+        found: torch.Tensor = torch.ops.gemm_ladder.get_mn_major_tma_aligned_tensor(sf)
+        return found
+    return _mn_major(sf)
+
+
+def _mn_major(sf: torch.Tensor) -> torch.Tensor:
     _scales(sf)
     if sf.dim() not in (2, 3):
         raise InputError(
@@ -40,6 +47,25 @@ def get_mn_major_tma_aligned_tensor(sf: torch.Tensor) -> torch.Tensor:
     strides = scales.mn_major_strides(found.shape)
     # Strides of dimensions of size 1 matter to nothing but a caller who looks at them.
     return found if found.stride() == strides else found.as_strided(found.shape, strides)
+
+
+def _new_mn_major(sf: torch.Tensor) -> torch.Tensor:
+    """As the function above, but never in the memory of `sf`, as an operator promises."""
+    found = _mn_major(sf)
+    if found.untyped_storage().data_ptr() != sf.untyped_storage().data_ptr():
+        return found
+    return torch.empty_strided(found.shape, found.stride(), dtype=found.dtype, device=found.device).copy_(
+        found
+    )
+
+
+def _fake_mn_major(sf: torch.Tensor) -> torch.Tensor:
+    return sf.new_empty_strided(sf.shape, scales.mn_major_strides(sf.shape))
+
+
+ops.define("get_mn_major_tma_aligned_tensor(Tensor sf) -> Tensor", _new_mn_major, _fake_mn_major)
+# False. Where torch.compile reads this module it takes the answer to be True.
+_compiling = torch.compiler.is_dynamo_compiling
 
 
 def get_col_major_tma_aligned_tensor(x: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -46,6 +47,8 @@ def seen(*operands: object) -> bool:
     """Whether a call has to go through torch's dispatcher: a mode (FakeTensorMode, make_fx, FlopCounterMode)
     or a profiler wants to see it, or a tensor is of a class that computes for itself (FakeTensor,
     DTensor)."""
+    if any(map(checks.is_distributed, operands)):
+        return False  # so that it is refused
     if not _modes():
         fake = [isinstance(one, FakeTensor) for one in operands if isinstance(one, torch.Tensor)]
         if any(fake):
@@ -56,6 +59,20 @@ def seen(*operands: object) -> bool:
 def _computes_for_itself(operand: object) -> bool:
     disabled = torch._C._disabled_torch_dispatch_impl
     return getattr(type(operand), "__torch_dispatch__", disabled) is not disabled
+
+
+def define(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Register an operator that returns new tensors.
+
+    Args:
+        schema: its name, arguments and results, as torch writes them.
+        function: computes it on any device.
+        fake: the same for tensors without memory.
+    """
+    name = schema.partition("(")[0]
+    _library.define(schema)
+    _library.impl(name, function, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"gemm_ladder::{name}", fake, lib=_library)
 
 
 def call(kind: Kind, *operands: object) -> None:

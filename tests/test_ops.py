@@ -174,6 +174,45 @@ def test_training_operators(name: str, device: str, monkeypatch: pytest.MonkeyPa
         gradient(name, out, arguments[0], arguments[1].requires_grad_(), *arguments[2:])
 
 
+CASTS = ("per_token_cast_to_fp8", "per_block_cast_to_fp8", "per_channel_cast_to_fp8")
+
+
+@pytest.mark.parametrize("name", CASTS)
+def test_casts(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operators where they are seen; compiled, they are what they are made of, which one kernel can do."""
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((130, 300), np.float32)).to(device)
+    byte_wise(monkeypatch)
+    found = torch.library.opcheck(getattr(torch.ops.gemm_ladder, name).default, (x, True, 128))
+    assert set(found.values()) == {"SUCCESS"} and len(found) >= 4
+    cast = getattr(gl.utils, name)
+    expected = cast(x, use_ue8m0=True)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: cast(x, use_ue8m0=True), backend="aot_eager", fullgraph=True)(x)
+    with torch.profiler.profile() as profile:
+        profiled = cast(x, use_ue8m0=True)
+    assert f"gemm_ladder::{name}" in [one.key for one in profile.key_averages()]
+    for again in (compiled, profiled):
+        assert all(
+            torch.equal(one.float(), other.float()) for one, other in zip(again, expected, strict=True)
+        )
+    with FakeTensorMode() as mode:
+        codes, scales = cast(mode.from_tensor(x))
+        assert (codes.shape, scales.shape) == (expected[0].shape, expected[1].shape)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (2, 8, 3)])
+def test_layout_of_scales(shape: tuple[int, ...], device: str) -> None:
+    sf = torch.arange(float(np.prod(shape)), device=device).view(shape)
+    operator = torch.ops.gemm_ladder.get_mn_major_tma_aligned_tensor.default
+    expected = gl.get_mn_major_tma_aligned_tensor(sf)
+    for given in (sf, expected):
+        assert set(torch.library.opcheck(operator, (given,)).values()) == {"SUCCESS"}
+    torch._dynamo.reset()
+    compiled = torch.compile(gl.get_mn_major_tma_aligned_tensor, backend="aot_eager", fullgraph=True)
+    for given in (sf, expected):
+        assert torch.equal(compiled(given), sf) and compiled(given).stride() == expected.stride()
+
+
 @pytest.mark.parametrize("kind", ops.NAMES)
 def test_fake_tensors(kind: str, device: str) -> None:
     """Inside of their mode, and outside of it."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from gemm_ladder import ops
 from gemm_ladder.arguments import SCALE_BLOCK, align, ceil_div
 from gemm_ladder.errors import InputError
 from gemm_ladder.ref.fp8 import E4M3_MAX
@@ -44,7 +45,7 @@ def per_token_cast_to_fp8(
     Raises:
         InputError: x is not a matrix of one of these types, or gran_k is below 1.
     """
-    return _cast(x, 1, gran_k, use_ue8m0)
+    return _cast("per_token", x, use_ue8m0, gran_k)
 
 
 def per_block_cast_to_fp8(
@@ -62,7 +63,7 @@ def per_block_cast_to_fp8(
     Raises:
         InputError: as `per_token_cast_to_fp8`.
     """
-    return _cast(x, gran_k, gran_k, use_ue8m0)
+    return _cast("per_block", x, use_ue8m0, gran_k)
 
 
 def per_channel_cast_to_fp8(
@@ -81,8 +82,7 @@ def per_channel_cast_to_fp8(
     Raises:
         InputError: as `per_token_cast_to_fp8`.
     """
-    codes, scales = _cast(x.T if isinstance(x, torch.Tensor) and x.dim() == 2 else x, 1, gran_k, use_ue8m0)
-    return codes.T.contiguous(), scales.T.contiguous()
+    return _cast("per_channel", x, use_ue8m0, gran_k)
 
 
 def per_custom_dims_cast_to_fp8(
@@ -122,7 +122,45 @@ def ceil_to_ue8m0(x: torch.Tensor) -> torch.Tensor:
     return _round_up_to_power_of_two(x)
 
 
-def _cast(x: torch.Tensor, gran_rows: int, gran_k: int, use_ue8m0: bool) -> tuple[torch.Tensor, torch.Tensor]:
+# False. Where torch.compile reads this module it takes the answer to be True.
+_compiling = torch.compiler.is_dynamo_compiling
+
+
+def _cast(which: str, x: torch.Tensor, use_ue8m0: bool, gran_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """One of CASTS. It is an operator of torch where somebody wants to see it; torch.compile sees what it is
+    made of, and makes one kernel of that."""
+    if not _compiling() and ops.seen(x):
+        found: tuple[torch.Tensor, torch.Tensor] = getattr(torch.ops.gemm_ladder, f"{which}_cast_to_fp8")(
+            x, use_ue8m0, gran_k
+        )
+        return found
+    return CASTS[which](x, use_ue8m0, gran_k)
+
+
+def _per_token(x: torch.Tensor, use_ue8m0: bool, gran_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return _blocks(x, 1, gran_k, use_ue8m0)
+
+
+def _per_block(x: torch.Tensor, use_ue8m0: bool, gran_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return _blocks(x, gran_k, gran_k, use_ue8m0)
+
+
+def _per_channel(x: torch.Tensor, use_ue8m0: bool, gran_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    turned = x.T if isinstance(x, torch.Tensor) and x.dim() == 2 else x
+    codes, scales = _blocks(turned, 1, gran_k, use_ue8m0)
+    return codes.T.contiguous(), scales.T.contiguous()
+
+
+CASTS = {"per_token": _per_token, "per_block": _per_block, "per_channel": _per_channel}
+for _name, _function in CASTS.items():
+    ops.define(
+        f"{_name}_cast_to_fp8(Tensor x, bool use_ue8m0, int gran_k) -> (Tensor, Tensor)", _function, _function
+    )
+
+
+def _blocks(
+    x: torch.Tensor, gran_rows: int, gran_k: int, use_ue8m0: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
     if not isinstance(x, torch.Tensor) or x.dim() != 2 or x.dtype not in _CAST_FROM:
         given = f"{x.dtype} {list(x.shape)}" if isinstance(x, torch.Tensor) else f"of type {type(x).__name__}"
         raise InputError(f"x is {given}; a float32, bfloat16 or float16 matrix is needed")

@@ -3,7 +3,10 @@ GPU if there is one."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import gemm_ladder as gl
 import numpy as np
@@ -272,3 +275,28 @@ def test_inputs_that_require_grad_are_refused_in_operators(device: str) -> None:
     a, sfa, b, sfb, out = example("dense", device)
     with pytest.raises(gl.GemmLadderError, match=r"^sfa requires grad, which no kernel computes; "):
         torch.ops.gemm_ladder.fp8_gemm_nt(a, sfa.requires_grad_(), b, sfb, out)
+
+
+DISTRIBUTED = """
+import gemm_ladder, torch
+from torch.distributed.tensor import DTensor, Replicate, init_device_mesh
+
+torch.distributed.init_process_group("gloo", init_method="file://{file}", rank=0, world_size=1)
+mesh = init_device_mesh("cpu", (1,))
+sizes = (16, 256), (16, 2), (64, 256), (1, 2), (16, 64)
+a, sfa, b, sfb, d = (DTensor.from_local(torch.zeros(size), mesh, [Replicate()]) for size in sizes)
+try:
+    gemm_ladder.fp8_gemm_nt((a, sfa), (b, sfb), d)
+except gemm_ladder.errors.InputError as error:
+    print(error)
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_tensors_of_many_devices(tmp_path: Path) -> None:
+    program = DISTRIBUTED.format(file=tmp_path / "rendezvous")
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.stdout.strip() == (
+        "A is a DTensor, which may lie on many devices; one device's, to_local(), is needed"
+    ), run.stderr

@@ -294,7 +294,7 @@ print("A:", a.shape, " masked_m:", masked_m)
 # each one's units from its own number, until it is in the group it wants:
 
 # %%
-workbench.code(scheduler, "while \\(kC.kind == Kind::kMasked", "^        }")
+workbench.code(scheduler, "while \\(kByGroup", "^        }")
 
 # %% [markdown]
 # `enter_group` takes a number from `masked_m`. One below 0 counts as none, one above `max_m` as `max_m`:
@@ -317,7 +317,7 @@ drawing_grouped.tiles(walked, masked, masked_call, "Masked: blocks pass from gro
 # row. All others go the quick way.
 
 # %%
-workbench.code(kernel, "if \\(kC.kind == Kind::kMasked && tile.rows", "^        }")
+workbench.code(kernel, "if \\(Scheduler<kC>::kByGroup", "^        }")
 
 # %%
 d = workbench_grouped.multiply(masked, masked_call)
@@ -468,7 +468,7 @@ workbench_grouped.break_it(
 # %%
 problem = workbench_grouped.random_call("masked", (70, 100, 0, 5), 256, 256, max_m=100)
 workbench_grouped.break_it(
-    small["masked"], problem, ("kC.kind == Kind::kMasked && tile.rows", "false && tile.rows")
+    small["masked"], problem, ("Scheduler<kC>::kByGroup && (tile.rows", "false && (tile.rows")
 )
 
 # %% [markdown]
@@ -585,7 +585,7 @@ walk_on = """
 # %% tags=["check"]
 problem = workbench_grouped.random_call("masked", (70, 100, 0, 5), 256, 256, max_m=100)
 lines = scheduler.splitlines(keepends=True)
-first = next(i for i, line in enumerate(lines) if "while (kC.kind == Kind::kMasked" in line)
+first = next(i for i, line in enumerate(lines) if "while (kByGroup" in line)
 last = next(i for i in range(first, len(lines)) if lines[i] == "        }\n")
 workbench_grouped.check_kernel(small["masked"], problem, ("".join(lines[first : last + 1]), walk_on))
 

@@ -864,7 +864,7 @@ workbench.Text("\n\n".join(f"> {entry}" for entry in again[::-1]), "\n\n".join(a
 
 # %%
 queue_cpp = fast_path.SOURCE.read_text()
-workbench.code(queue_cpp, "if \\(!a.is\\(", "beside\\(rows")
+workbench.code(queue_cpp, "if \\(!m ", "beside\\(rows")
 
 # %%
 problem = workbench.problem(m=64, n=256, k=512)
@@ -898,10 +898,10 @@ print(f"on this machine, now: {words}: {whole / quick:.0f} times as fast")
 # leaves them where later ones look. Those fill in one struct and launch. This is all of it:
 
 # %%
-workbench.code(queue_cpp, "found = plans.find", "^}$")
+workbench.code(queue_cpp, "const auto found =", "^}$")
 
 # %%
-workbench.code(queue_cpp, "if \\(find\\(", "if \\(error\\)")
+workbench.code(queue_cpp, "if \\(unseen\\(\\)", "if \\(error\\)")
 
 # %% [markdown]
 # What it comes to on a host with a GPU, beside PyTorch's own functions, and what the first call of a kernel

@@ -124,8 +124,8 @@ def test_machine_code_decides_where_it_is_compared(repository: Path) -> None:
         ("production/scheduler.cuh", "units_m_", "units_down_", []),
         (
             "production/scheduler.cuh",
-            "tile.rows = rows_ - row",
-            "tile.rows = rows_ - row - 1",
+            "tile.rows = tile.padded = rows_ - row",
+            "tile.rows = tile.padded = rows_ - row - 1",
             ["production"],
         ),
         ("include/layout.cuh", "(thread % 32) / 4", "(thread % 32) / 2", ["s3_tma", "production"]),

@@ -9,7 +9,7 @@ from types import ModuleType
 import gemm_ladder
 import pytest
 import torch
-from gemm_ladder import api, checks, launch
+from gemm_ladder import api, checks, launch, ops
 from gemm_ladder.cli import main
 from gemm_ladder.errors import InputError, LaunchError
 from gemm_ladder.figures import measured as measurements
@@ -254,7 +254,7 @@ def test_configurations_are_those_of_the_calls(compiled: list, monkeypatch: pyte
         asked.append((call.kind, call.m, call.n, call.k, call.groups, expected_m))
         raise LaunchError("there is no GPU")
 
-    monkeypatch.setattr(api, "_run", queue)
+    monkeypatch.setattr(ops, "run", queue)
     for product in SMALL:
         with pytest.raises(LaunchError):
             operands.interface_call(api, operands.make_operands(product, CPU))()

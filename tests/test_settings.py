@@ -33,9 +33,9 @@ def test_alignment():
     assert gl.get_theoretical_mk_alignment_for_contiguous_layout(expected_m=16) == 128
     gl.set_mk_alignment_for_contiguous_layout(256)
     assert gl.get_m_alignment_for_contiguous_layout() == gl.get_mk_alignment_for_contiguous_layout() == 256
-    for alignment in (0, 64, 192):
+    for alignment in (0, 32, 100):
         assert refusal(gl.set_mk_alignment_for_contiguous_layout, alignment) == (
-            f"an alignment of {alignment} rows is given; a multiple of 128 is needed"
+            f"an alignment of {alignment} rows is given; a multiple of 64 is needed"
         )
 
 

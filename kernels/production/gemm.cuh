@@ -98,7 +98,6 @@ template <Config kC>
 struct Gemm : Geometry<kC>, SharedMemory<kC> {
     using One = Geometry<kC>;
     using Shared = SharedMemory<kC>;
-    using Tiles = Scheduler<kC>;
     using One::kB, One::kScaleA, One::kBoxScalesB, One::kBoxesScalesB, One::kPitchScalesB;
     using One::kStoreN, One::kBoxes, One::kBytesBox, One::kBytesSlice, One::kPieces;
     using One::kTakes, One::kSplits, One::kBlocks, One::kEveryBlock, One::kSegment, One::kSegments, One::kScalesB;
@@ -108,8 +107,6 @@ struct Gemm : Geometry<kC>, SharedMemory<kC> {
     static __device__ uint32_t smem_d(int consumer) { return ptx::shared_memory() + consumer * kBytesD; }
     static __device__ uint32_t smem_stage(int stage) { return smem_d(kConsumers) + stage * kBytesStage; }
     static __device__ uint32_t rank() { return kC.cluster > 1 ? ptx::cluster_ctarank() : 0; }
-    // Whether consumers leave out slices that are all padding: consume().
-    static constexpr bool kSkips = kC.kind == Kind::kContiguous || kC.kind == Kind::kPsum;
 
     // The position of the producer or of a consumer in the ring: the stage's address in shared memory, and the parity
     // of the phase of `full` in which this round's loads arrive. `empty` is one phase behind: the producer waits for it
@@ -147,7 +144,7 @@ struct Gemm : Geometry<kC>, SharedMemory<kC> {
     static __device__ Ring produce(const Part& part, Ring ring) {
         const uint64_t policy_b = ptx::createpolicy_evict_first();
         const int first = first_block(), last = last_block();
-        Tiles tiles(part.p, 0, part.first_cluster);
+        Scheduler<kC> tiles(part.p, 0, part.first_cluster);
         for (Tile tile; tiles.next(tile);) {
             if (tile.group < 0) continue;
 #pragma unroll 1
@@ -181,7 +178,7 @@ struct Gemm : Geometry<kC>, SharedMemory<kC> {
     static __device__ void prefetch(const Part& part) {
         if (kC.kind != Kind::kDense) ptx::griddepcontrol_wait();  // the scheduler reads m_indices or masked_m
         const uint64_t policy = ptx::createpolicy_evict_first();
-        Tiles tiles(part.p, 0, part.first_cluster);
+        Scheduler<kC> tiles(part.p, 0, part.first_cluster);
         Tile tile;
         if (!tiles.next(tile) || tile.group < 0) return;
         for (int first = first_block(), block = first; block < last_block() && block < first + kC.prefetch; ++block)
@@ -298,7 +295,7 @@ struct Gemm : Geometry<kC>, SharedMemory<kC> {
         at.first_row = consumer % kC.consumers_m * kWgmmaM;
         at.first_column = consumer / kC.consumers_m * kConsumerN;
         at.row = at.first_row + accumulator_row(thread, 0);
-        Tiles tiles(part.p, at.first_row, part.first_cluster);
+        Scheduler<kC> tiles(part.p, at.first_row, part.first_cluster);
         for (Tile tile; tiles.next(tile);) {
             at.column = tile.column % kScaleN + at.first_column;
             at.scale_b = first_scale_b(tile) + first_block(), at.scales = at.ring.scales;
@@ -316,15 +313,14 @@ struct Gemm : Geometry<kC>, SharedMemory<kC> {
             //
             // Slices that are not multiplied stay zero. The number of slices is a template argument because
             // accumulators are registers, which cannot be indexed at run time.
-            if (!kSkips || (tile.group >= 0 && tile.live == kSlices))
+            if (!Scheduler<kC>::kSkips || (tile.group >= 0 && tile.live == kSlices))
                 multiply<kSlices>(total, at);
             else if (kSlices > 1 && tile.group >= 0 && tile.live == 1)
                 multiply<1>(total, at);
             else if (tile.group >= 0)
                 skip(at);
             if (tile.group >= 0) at.ring.next_tile();
-            tile.row += at.first_row, tile.rows -= at.first_row, tile.padded -= at.first_row;
-            tile.column += at.first_column;
+            tile.move(at.first_row, at.first_column);
             if constexpr (kSplits > 1)
                 reduce(total, part.p, consumer, tile);
             else
@@ -359,7 +355,7 @@ struct Gemm : Geometry<kC>, SharedMemory<kC> {
 #pragma unroll
         for (int slice = 0; slice < kSlices; ++slice)
             store_shared<kConsumerN, kStoreN>(smem_d(consumer) + slice * kBytesSlice, total[slice]);
-        if (Tiles::kByGroup && (tile.rows < kC.tile_m - kSliceM + kWgmmaM || tile.padded > tile.rows)) {
+        if (Scheduler<kC>::kByGroup && (tile.rows < kC.tile_m - kSliceM + kWgmmaM || tile.padded > tile.rows)) {
             // The rows after a group's valid ones lie inside D. In the masked layout they must stay as they are, and in
             // the psum layout those of padding become zeros, also those behind this tile. A TMA store would write the
             // products of what lies there in A, so the threads store such a tile.
@@ -423,11 +419,10 @@ struct Gemm : Geometry<kC>, SharedMemory<kC> {
             }
             const int column = tile.column + accumulator_column(thread, i * 4 % kRegisters);
             const int row = i * 4 / kRegisters * kSliceM + accumulator_row(thread, 0);
-            uint16_t* d = p.d + (tile.row + row) * p.d_stride + column;
+            uint16_t *d = p.d + (tile.row + row) * p.d_stride + column, *below = d + 8 * p.d_stride;
             if (column >= kC.n) continue;
             if (row < tile.rows) *reinterpret_cast<uint32_t*>(d) = ptx::cvt_rn_bf16x2_f32(sum.y, sum.x);
-            if (row + 8 < tile.rows)
-                *reinterpret_cast<uint32_t*>(d + 8 * p.d_stride) = ptx::cvt_rn_bf16x2_f32(sum.w, sum.z);
+            if (row + 8 < tile.rows) *reinterpret_cast<uint32_t*>(below) = ptx::cvt_rn_bf16x2_f32(sum.w, sum.z);
         }
     }
 };

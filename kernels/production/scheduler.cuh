@@ -18,6 +18,9 @@ struct Tile {
     int live;    // slices in which this consumer's rows are not all padding
     int group;   // which B; -1: the tile is padding and becomes zeros
     int scale_row, scale_column;  // where its scales of A begin in [K blocks][rows]; masked: [groups * K blocks][rows]
+
+    // What remains of the tile from a row and a column of it on.
+    __device__ void move(int down, int right) { row += down, rows -= down, padded -= down, column += right; }
 };
 
 // A cluster takes a unit of work: tiles side by side (they share A), tiles below each other (they share B), or one tile
@@ -38,6 +41,8 @@ class Scheduler {
     static constexpr int kSlices = kC.tile_m / kSliceM;
     static constexpr int kManyUnits = 12;          // side by side
     static constexpr int kStaysInL2 = 24'000'000;  // bytes of A; L2 has 50 MB, and holds parts of B and D, too
+    // Whether consumers leave out slices that are all padding: consume() in gemm.cuh.
+    static constexpr bool kSkips = kC.kind == Kind::kContiguous || kC.kind == Kind::kPsum;
     static constexpr bool kByGroup = kC.kind == Kind::kMasked || kC.kind == Kind::kPsum;  // group after group
 
     // An upper bound of the number of units. The launcher uses it, because it does not read the layout.

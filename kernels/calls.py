@@ -9,20 +9,16 @@ refuses or converts, and `ops.run` computes.
 
 from __future__ import annotations
 
-import torch
 from gemm_ladder import checks, ops
 from gemm_ladder.arguments import Kind
 from gemm_ladder.errors import InputError
 from gemm_ladder.production import fast_path
 from gemm_ladder.settings import whole_number
 
-# False. Where torch.compile reads this module it takes the answer to be True.
-_compiling = torch.compiler.is_dynamo_compiling
-
 
 def dense(lhs: object, rhs: object, out: object) -> None:
     """`fp8_gemm_nt`, by whichever name it was called."""
-    if _compiling():
+    if ops.compiling():
         return ops.call("dense", *_two(lhs), *_two(rhs), out)
     if fast_path.launched(fast_path.queue["dense"](lhs, rhs, out)):
         return
@@ -34,7 +30,7 @@ def dense(lhs: object, rhs: object, out: object) -> None:
 def contiguous(lhs: object, rhs: object, out: object, grouped_layout: object, m_indices: object) -> None:
     """`m_grouped_fp8_gemm_nt_contiguous` with an index for each row, by whichever name it was called."""
     rows = _one(grouped_layout, m_indices)
-    if _compiling():
+    if ops.compiling():
         return ops.call("contiguous", *_two(lhs), *_two(rhs), out, rows)
     if not checks.check_contents and fast_path.launched(fast_path.queue["contiguous"](lhs, rhs, out, rows)):
         return
@@ -49,7 +45,7 @@ def psum(
     """`m_grouped_fp8_gemm_nt_contiguous` with the groups' ends, by whichever name it was called."""
     rows = _one(grouped_layout, m_indices)
     expected = 0 if expected_m is None else whole_number("expected_m_for_psum_layout", expected_m)
-    if _compiling():
+    if ops.compiling():
         return ops.call("psum", *_two(lhs), *_two(rhs), out, rows, expected)
     if not checks.check_contents and fast_path.launched(
         fast_path.queue["psum"](lhs, rhs, out, rows, expected)
@@ -65,7 +61,7 @@ def masked(lhs: object, rhs: object, out: object, masked_m: object, expected_m: 
     expected = (
         expected_m if type(expected_m) is int and expected_m >= 0 else whole_number("expected_m", expected_m)
     )
-    if _compiling():
+    if ops.compiling():
         return ops.call("masked", *_two(lhs), *_two(rhs), out, masked_m, expected)
     if not checks.check_contents and fast_path.launched(
         fast_path.queue["masked"](lhs, rhs, out, masked_m, expected)

@@ -172,8 +172,6 @@ def operands(
     if kind != "dense":
         named[ROWS[kind]] = rows
     given = tensors(named)
-    for name in filter(lambda name: is_distributed(given[name]), given):
-        has_memory(name, given[name])  # refuses it before its shape, of all devices, is looked at
     device = same_device(given)
     if hopper:
         runs_on(device)
@@ -344,35 +342,34 @@ def _memory(given: Mapping[str, torch.Tensor], general: bool) -> None:
         in_memory(name, tensor)
     sfb_strides(given["sfb"])
     disjoint("out", given)
-    out = given["out"]
+    no_gradients("out", given)
+
+
+def no_gradients(output: str, given: Mapping[str, torch.Tensor]) -> None:
+    """Refuse an output that requires grad or cannot be written here, and inputs that require grad unless grad
+    mode is off."""
+    out = given[output]
     if out.requires_grad:
-        raise InputError("out requires grad, which no kernel computes; a tensor that does not is needed")
-    no_gradients(given)
-    if not out.is_cuda and out.is_inference() and not torch.is_inference_mode_enabled():
         raise InputError(
-            "out is an inference tensor, which cannot be written outside torch.inference_mode(); an ordinary "
-            "tensor, or a call inside of it, is needed"
+            f"{output} requires grad, which no kernel computes; a tensor that does not is needed"
         )
-
-
-def no_gradients(given: Mapping[str, torch.Tensor]) -> None:
-    """Refuse tensors that require grad, unless grad mode is off."""
     for name, tensor in given.items():
         if torch.is_grad_enabled() and tensor.requires_grad:
             raise InputError(
                 f"{name} requires grad, which no kernel computes; {name}.detach(), or a call inside of "
                 "torch.no_grad(), is needed"
             )
+    if not out.is_cuda and out.is_inference() and not torch.is_inference_mode_enabled():
+        raise InputError(
+            f"{output} is an inference tensor, which cannot be written outside torch.inference_mode(); an "
+            "ordinary tensor, or a call inside of it, is needed"
+        )
 
 
 def has_memory(name: str, tensor: torch.Tensor) -> None:
     """Refuse a tensor that stands for others or for none: its address is no address of its elements."""
     if isinstance(tensor, FakeTensor):
         raise InputError(f"{name} is a FakeTensor, which has no memory; a tensor that has some is needed")
-    if is_distributed(tensor):
-        raise InputError(
-            f"{name} is a DTensor, which may lie on many devices; one device's, to_local(), is needed"
-        )
     for transform, holds in _WRAPPED.items():
         if holds(tensor):
             raise InputError(
@@ -422,6 +419,10 @@ def tensors(named: Mapping[str, object]) -> dict[str, torch.Tensor]:
     for name, tensor in named.items():
         if not isinstance(tensor, torch.Tensor):
             raise InputError(f"{name} is of type {type(tensor).__name__}; a torch.Tensor is needed")
+        if is_distributed(tensor):
+            raise InputError(
+                f"{name} is a DTensor, which may lie on many devices; one device's, to_local(), is needed"
+            )
         if tensor.layout != torch.strided:
             raise InputError(f"{name} has layout {tensor.layout}; a dense tensor (torch.strided) is needed")
         found[name] = tensor

@@ -31,7 +31,7 @@ def get_mn_major_tma_aligned_tensor(sf: torch.Tensor) -> torch.Tensor:
     Raises:
         InputError: another type, or another number of dimensions.
     """
-    if _compiling() or ops.seen(sf):
+    if ops.compiling() or ops.seen(sf):
         found: torch.Tensor = torch.ops.gemm_ladder.get_mn_major_tma_aligned_tensor(sf)
         return found
     return _mn_major(sf)
@@ -64,8 +64,6 @@ def _fake_mn_major(sf: torch.Tensor) -> torch.Tensor:
 
 
 ops.define("get_mn_major_tma_aligned_tensor(Tensor sf) -> Tensor", _new_mn_major, _fake_mn_major)
-# False. Where torch.compile reads this module it takes the answer to be True.
-_compiling = torch.compiler.is_dynamo_compiling
 
 
 def get_col_major_tma_aligned_tensor(x: torch.Tensor) -> torch.Tensor:

@@ -31,6 +31,8 @@ NAMES: dict[Kind, str] = {
     "masked": "m_grouped_fp8_gemm_nt_masked",
     "psum": "m_grouped_fp8_gemm_nt_psum",
 }
+# Of every product, as a schema has them.
+OPERANDS = "Tensor a, Tensor sfa, Tensor b, Tensor sfb, Tensor(a!) d"
 _OTHER_ARGUMENTS: dict[Kind, str] = {
     "dense": "",
     "contiguous": ", Tensor m_indices",
@@ -39,6 +41,8 @@ _OTHER_ARGUMENTS: dict[Kind, str] = {
 }
 _ARGUMENTS = {kind: 5 + others.count(",") for kind, others in _OTHER_ARGUMENTS.items()}  # how many
 _library = torch.library.Library("gemm_ladder", "DEF")
+# Answers False. Where torch.compile reads a call of it, it takes the answer to be True.
+compiling = torch.compiler.is_dynamo_compiling
 _modes = torch._C._len_torch_dispatch_stack
 _profiled = torch._C._autograd._profiler_enabled
 
@@ -73,6 +77,19 @@ def define(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) 
     _library.define(schema)
     _library.impl(name, function, "CompositeExplicitAutograd")
     torch.library.register_fake(f"gemm_ladder::{name}", fake, lib=_library)
+
+
+def define_product(schema: str, function: Callable[..., None]) -> None:
+    """Register an operator that writes its argument d and returns nothing; arguments as for `define`."""
+    name = schema.partition("(")[0]
+    _library.define(schema, tags=(torch.Tag.needs_exact_strides,))
+    for device in ("CPU", "CUDA"):
+        _library.impl(name, function, device)
+    torch.library.register_fake(f"gemm_ladder::{name}", _nothing, lib=_library)
+
+
+def _nothing(*operands: object) -> None:
+    """Nothing is returned, and what has no memory cannot be written."""
 
 
 def call(kind: Kind, *operands: object) -> None:
@@ -158,11 +175,6 @@ def _write(out: torch.Tensor, product: np.ndarray) -> None:
 
 def _define(kind: Kind) -> None:
     """Register the operator of a kind."""
-    name = NAMES[kind]
-    _library.define(
-        f"{name}(Tensor a, Tensor sfa, Tensor b, Tensor sfb, Tensor(a!) d{_OTHER_ARGUMENTS[kind]}) -> ()",
-        tags=(torch.Tag.needs_exact_strides,),
-    )
 
     def compute(
         a: torch.Tensor,
@@ -178,12 +190,7 @@ def _define(kind: Kind) -> None:
             return
         run(checks.call(kind, (a, sfa), (b, sfb), d, rows), expected_m)
 
-    def nothing(*operands: object) -> None:
-        """Nothing is returned, and what has no memory cannot be written."""
-
-    for device in ("CPU", "CUDA"):
-        _library.impl(name, compute, device)
-    torch.library.register_fake(f"gemm_ladder::{name}", nothing, lib=_library)
+    define_product(f"{NAMES[kind]}({OPERANDS}{_OTHER_ARGUMENTS[kind]}) -> ()", compute)
 
 
 for _kind in NAMES:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from gemm_ladder import launch as launches
-from gemm_ladder.arguments import EMULATED_SMS, TMA_ALIGNMENT, align
+from gemm_ladder.arguments import EMULATED_SMS, TMA_ALIGNMENT, align, row_stride
 from gemm_ladder.errors import LaunchError
 from gemm_ladder.ref import emulator
 from gemm_ladder.settings import num_sms_limit
@@ -117,7 +117,7 @@ def arguments(call: CheckedCall, num_sms: int, stream: int = 0) -> Args:
     a, b, d, m, n = call.a.data_ptr(), call.b.data_ptr(), call.d.data_ptr(), call.m, call.n
     floats = ctypes.sizeof(ctypes.c_float)
     if call.d.dim() == 2:
-        strides = [_stride(matrix) for matrix in (call.a, call.b)]
+        strides = [row_stride(matrix.shape, matrix.stride()) for matrix in (call.a, call.b)]
         structs = [GroupArgs(a, b, d, group.k, *strides, 0) for group in groups]
     else:
         step = call.d.stride(0) * floats
@@ -141,11 +141,6 @@ def arguments(call: CheckedCall, num_sms: int, stream: int = 0) -> Args:
         groups=(GroupArgs * len(structs))(*structs),
         num_groups=len(structs),
     )
-
-
-def _stride(matrix: torch.Tensor) -> int:
-    """Elements from row to row, for TMA: also of one row, whose stride in torch may be anything."""
-    return matrix.stride(0) if len(matrix) > 1 else matrix.shape[1]
 
 
 def precompile(m: int, n: int, ks: Sequence[int]) -> None:

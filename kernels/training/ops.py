@@ -7,19 +7,18 @@ from collections.abc import Sequence
 
 import torch
 from gemm_ladder.arguments import SCALE_BLOCK
+from gemm_ladder.ops import OPERANDS, define_product
 from gemm_ladder.training import operands
 from gemm_ladder.training.operands import CheckedCall
 
 # `c` is None where d itself is added to: `accumulate` says so, since an operator's arguments do not share
 # memory with what it writes. `turned` and `multiple`: as for operands.k_grouped().
-_COMMON = "Tensor a, Tensor sfa, Tensor b, Tensor sfb, Tensor(a!) d"
 _SCHEMAS = (
-    f"fp8_gemm_nt_1d1d({_COMMON}, Tensor? c, bool accumulate, bool turned) -> ()",
-    f"k_grouped_fp8_gemm_nt_contiguous({_COMMON}, int[] ks, Tensor? c, bool accumulate, int multiple, "
+    f"fp8_gemm_nt_1d1d({OPERANDS}, Tensor? c, bool accumulate, bool turned) -> ()",
+    f"k_grouped_fp8_gemm_nt_contiguous({OPERANDS}, int[] ks, Tensor? c, bool accumulate, int multiple, "
     "bool turned) -> ()",
 )
 NAMES = tuple(schema.partition("(")[0] for schema in _SCHEMAS)
-_library = torch.library.Library("gemm_ladder", "FRAGMENT")
 
 
 def call(name: str, *given: object) -> None:
@@ -92,12 +91,5 @@ def _k_grouped(
     run(operands.k_grouped((a, sfa), (b, sfb), d, ks, d if accumulate else c, multiple, turned))
 
 
-def _nothing(*given: object) -> None:
-    """Nothing is returned, and what has no memory cannot be written."""
-
-
-for _name, _schema, _function in zip(NAMES, _SCHEMAS, (_dense, _k_grouped), strict=True):
-    _library.define(_schema, tags=(torch.Tag.needs_exact_strides,))
-    for _device in ("CPU", "CUDA"):
-        _library.impl(_name, _function, _device)
-    torch.library.register_fake(f"gemm_ladder::{_name}", _nothing, lib=_library)
+for _schema, _function in zip(_SCHEMAS, (_dense, _k_grouped), strict=True):
+    define_product(_schema, _function)

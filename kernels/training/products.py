@@ -16,15 +16,13 @@ import torch
 from gemm_ladder import checks
 from gemm_ladder.arguments import K_MULTIPLE, SCALE_BLOCK
 from gemm_ladder.errors import InputError
-from gemm_ladder.ops import seen
+from gemm_ladder.ops import compiling, seen
 from gemm_ladder.training import operands, ops
 from gemm_ladder.training.operands import CheckedCall
 
 Pair: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 RECIPE = (1, 1, SCALE_BLOCK)
-# False. Where torch.compile reads this module it takes the answer to be True.
-_compiling = torch.compiler.is_dynamo_compiling
 
 
 def asks_for_this(recipe: object, recipe_a: object, recipe_b: object) -> bool:
@@ -175,7 +173,7 @@ def _k_grouped(
 
 def _seen(lhs: object, rhs: object, d: object, c: object) -> tuple[object, ...] | None:
     """The matrices and scales of both pairs if the call goes through torch's dispatcher; otherwise None."""
-    if not _compiling() and not seen(
+    if not compiling() and not seen(
         d, c, *(x for pair in (lhs, rhs) if isinstance(pair, tuple) for x in pair)
     ):
         return None

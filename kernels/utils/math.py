@@ -122,14 +122,10 @@ def ceil_to_ue8m0(x: torch.Tensor) -> torch.Tensor:
     return _round_up_to_power_of_two(x)
 
 
-# False. Where torch.compile reads this module it takes the answer to be True.
-_compiling = torch.compiler.is_dynamo_compiling
-
-
 def _cast(which: str, x: torch.Tensor, use_ue8m0: bool, gran_k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """One of CASTS. It is an operator of torch where somebody wants to see it; torch.compile sees what it is
     made of, and makes one kernel of that."""
-    if not _compiling() and ops.seen(x):
+    if not ops.compiling() and ops.seen(x):
         found: tuple[torch.Tensor, torch.Tensor] = getattr(torch.ops.gemm_ladder, f"{which}_cast_to_fp8")(
             x, use_ue8m0, gran_k
         )

@@ -316,15 +316,20 @@ def _sizes(kind: Kind, given: Mapping[str, torch.Tensor], least: int) -> dict[st
         raise InputError(f"n is {n} and k is {k}; both must be at least 1 (only {rows} may be 0)")
     if size.get("groups") == 0:
         raise InputError("B has 0 groups; at least 1 is needed")
-    common = ", ".join(f"{of} = {of_a[of]}" for of in dimensions["B"] if of in of_a)
-    meaning = f"[{', '.join(dimensions['B'])}] with A's {common}"
-    shape("B", given["B"], needed_shape("B", kind, size), meaning)
-    for name, tensor in given.items():
-        if name not in ("A", "B"):
-            values = ", ".join(f"{of} = {size[of]}" for of in map(_without_blocks, dimensions[name]))
-            meaning = f"[{', '.join(dimensions[name])}] for {values}"
-            shape(name, tensor, needed_shape(name, kind, size), meaning)
+    for name in ("B", *given):
+        needed = needed_shape(name, kind, size)
+        if given[name].shape != needed:
+            shape(name, given[name], needed, _meaning(name, kind, size))
     return size
+
+
+def _meaning(name: str, kind: Kind, size: Mapping[str, int]) -> str:
+    """Where the sizes that the tensor `name` needs come from, for `shape`."""
+    of_a, dimensions = DIMENSIONS[kind]["A"], DIMENSIONS[kind][name]
+    named = [of for of in dimensions if of in of_a] if name == "B" else map(_without_blocks, dimensions)
+    values = ", ".join(f"{of} = {size[of]}" for of in named)
+    whose = "with A's" if name == "B" else "for"
+    return f"[{', '.join(dimensions)}] {whose} {values}"
 
 
 def _memory(given: Mapping[str, torch.Tensor], general: bool) -> None:
@@ -392,6 +397,7 @@ def needed_shape(name: str, kind: Kind, size: Mapping[str, int]) -> tuple[int, .
     )
 
 
+@functools.cache
 def _without_blocks(dimension: str) -> str:
     """The dimension that a name counts blocks of, such as "k" for "ceil(k / 128)"; else the name itself."""
     return dimension.removeprefix("ceil(").removesuffix(f" / {SCALE_BLOCK})")
@@ -539,8 +545,11 @@ def _span(tensor: torch.Tensor) -> tuple[int, int]:
     """The addresses of its first byte and of the byte after its last; (0, 0) where it has none."""
     if not tensor.numel():
         return 0, 0
+    begin = tensor.data_ptr()
+    if tensor.is_contiguous():
+        return begin, begin + tensor.nbytes
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+    return begin, begin + (last + 1) * tensor.element_size()
 
 
 def row_major_strides(sizes: tuple[int, ...]) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 from gemm_ladder import cli
+from gemm_ladder.arguments import KINDS, MAX_SIZE
 from gemm_ladder.errors import InputError
 from gemm_ladder.measure import calibration, learning
 from gemm_ladder.measure.shapes import WEIGHTS
@@ -112,6 +113,27 @@ def test_steps_cover_every_m(kind, groups, max_m):
     assert {rows_to_expect(kind, m, groups, None) for m in range(1, max_m + 1)} == asked
     hinted = {rows_to_expect("masked", max_m, groups, expected) for expected in range(max_m + 3)}
     assert hinted <= set(choice.steps_up_to("masked", max_m, groups))
+
+
+@given(
+    kind=st.sampled_from(KINDS),
+    m=st.one_of(st.integers(1, 700), st.integers(1, 400_000)),
+    groups=st.integers(1, 40),
+    expected_m=st.sampled_from([0, 1, 7, 300, 20_000]),
+)
+def test_the_same_rows(kind, m, groups, expected_m):
+    """The rows to expect are the same from the first m to the last one, and others outside of these."""
+    groups = 1 if kind == "dense" else groups
+    first, last = choice.same_rows(kind, m, groups, expected_m)
+    assert first <= m <= last
+    rows = rows_to_expect(kind, m, groups, expected_m)
+    for other in (first, last):
+        assert rows_to_expect(kind, other, groups, expected_m) == rows
+    if first != last:
+        assert first == 1 or rows_to_expect(kind, first - 1, groups, expected_m) != rows
+        assert last == MAX_SIZE or rows_to_expect(kind, last + 1, groups, expected_m) != rows
+    else:
+        assert kind in ("masked", "psum")
 
 
 def test_what_was_measured_is_taken():

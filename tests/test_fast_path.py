@@ -12,7 +12,7 @@ import pytest
 import torch
 from call_arguments import GROUPS, MAX_M, Arguments, K, M, N, grouped_arguments, misaligned
 from cases import normal, place
-from gemm_ladder import build, checks, scales
+from gemm_ladder import build, checks, ops, scales
 from gemm_ladder.arguments import KINDS, GroupedArgs, align, row_stride
 from gemm_ladder.errors import LaunchError
 from gemm_ladder.production import fast_path
@@ -56,10 +56,10 @@ def call_of(layout: str, m: int = M) -> Arguments:
     return Arguments(lhs=placed.lhs, rhs=placed.rhs, out=placed.out)
 
 
-def add(layout: str, m: int | None = None, n: int = N, k: int = K) -> None:
+def add(layout: str, m: int | None = None, n: int = N, k: int = K, last: int = 0, sms: int = NUM_SMS) -> None:
     groups, expected_m = 1 if layout == "dense" else GROUPS, EXPECTED_M if layout in HINTED else 0
     m = m or (MAX_M if layout == "masked" else M)
-    fast_path.add(CPU, layout, m, n, k, groups, expected_m, launcher, NUM_SMS, (0, 128))
+    fast_path.add(CPU, layout, (m, last or m), n, k, groups, expected_m, launcher, sms, (0, 128))
 
 
 def queue(layout: str, arguments: Arguments) -> dict[str, int] | None:
@@ -270,6 +270,20 @@ def test_what_others_want_to_see(layout):
             assert queue(layout, call)
 
 
+def test_plans_are_for_ranges_of_m():
+    """A plan holds from the least to the largest m, and another range of the same weight has its own."""
+    add("dense", 3, last=10, sms=1)
+    add("dense", 17, last=20, sms=2)
+    add("dense", 11, last=16, sms=3)
+    found = {m: queue("dense", call_of("dense", m)) for m in range(1, 23)}
+    sms = {m: given["num_sms"] for m, given in found.items() if given}
+    assert sms == {**dict.fromkeys(range(3, 11), 1), **dict.fromkeys(range(11, 17), 3)} | dict.fromkeys(
+        range(17, 21), 2
+    )
+    add("dense", 3, last=10, sms=4)  # what is added for the same range replaces the plan
+    assert queue("dense", call_of("dense", 5))["num_sms"] == 4
+
+
 def test_plans_are_dropped():
     call = call_of("dense")
     add("dense")
@@ -315,6 +329,19 @@ def test_the_api_uses_the_fast_path(layout, monkeypatch):
     if layout != "dense":
         function(*call.values(), *further)
         assert not notes
+
+
+@pytest.mark.parametrize("layout", KINDS)
+def test_converted_scales_take_the_fast_path(layout):
+    """Calls with scales in other layouts or types go through the checks, and from there to the plan."""
+    add(layout)
+    for which, change in (("sfa", torch.Tensor.contiguous), ("sfb", lambda x: x.mT.contiguous().mT)):
+        call = call_of(layout)
+        call.change(which, change)
+        assert queue(layout, call) is None
+        checked = checks.call(layout, *call.values())
+        assert fast_path.launched(ops._queued(checked, EXPECTED_M))
+        assert notes.pop()["d"] == call["out"].data_ptr()
 
 
 def test_without_a_compiler(monkeypatch):

@@ -32,9 +32,11 @@ def launched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[obj
     monkeypatch.setattr(launching, "_libraries", {})
     monkeypatch.setattr(launching, "_ahead", set())
     monkeypatch.delenv("GEMM_LADDER_BACKGROUND", raising=False)
+    launching.forget()
     assert idle()
     yield found
     wait_until(idle, 120)
+    launching.forget()  # what was found out about a GPU that is none
 
 
 def call_with(m: int) -> None:
@@ -129,6 +131,24 @@ def test_a_second_process_finds_what_the_first_built(
     for m in (1, 100, 16384):
         call_with(m)
     assert fakes.events == [] and len(launching._libraries) == len(set(launched)) == 3
+
+
+def test_one_slow_call_for_a_step(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call's plan holds for every m that gets its configuration by the same rule; the weight's kernels are
+    chosen once."""
+    added: list[tuple[int, int]] = []
+    monkeypatch.setattr(fast_path, "add", lambda device, kind, ms, *others: added.append(ms))
+    chosen: list[object] = []
+    plan = launching.plan
+    monkeypatch.setattr(launching, "plan", lambda *of: chosen.append(of) or plan(*of))
+    launching.forget()
+    m = 1
+    while m <= 1024:
+        call_with(m)
+        first, last = added[-1]
+        assert first == m
+        m = last + 1
+    assert len(added) == choice.STEPS.index(1024) + 1 and len(chosen) == 1
 
 
 def test_the_background_can_be_turned_off(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:

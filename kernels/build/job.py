@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -290,7 +291,7 @@ def included(text: str, include_dirs: Sequence[Path]) -> dict[str, str]:
     pending: list[tuple[str, list[Path]]] = [(text, [])]
     while pending:
         text, beside = pending.pop()
-        for further, quoted, angled, macro in _INCLUDE.findall(text):
+        for further, quoted, angled, macro in _includes(text):
             if macro:
                 raise InputError(f'#include {macro} cannot be followed: write the file\'s name in "" or <>.')
             for folder in [*(beside if quoted else []), *include_dirs]:
@@ -304,6 +305,13 @@ def included(text: str, include_dirs: Sequence[Path]) -> dict[str, str]:
                 if not further:  # an #include_next may mean any of that name
                     break
     return found
+
+
+@functools.lru_cache(maxsize=256)
+def _includes(text: str) -> list[tuple[str, ...]]:
+    """The matches of _INCLUDE. The headers are the same for most builds of a process, and searching them
+    takes longer than reading them."""
+    return _INCLUDE.findall(text)
 
 
 def _as_path(source: str | Path) -> Path | None:

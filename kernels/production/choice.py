@@ -17,7 +17,16 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
-from gemm_ladder.arguments import H100_SMS, K_MULTIPLE, KINDS, M_ALIGNMENT, N_MULTIPLE, Kind, ceil_div
+from gemm_ladder.arguments import (
+    H100_SMS,
+    K_MULTIPLE,
+    KINDS,
+    M_ALIGNMENT,
+    MAX_SIZE,
+    N_MULTIPLE,
+    Kind,
+    ceil_div,
+)
 from gemm_ladder.errors import InputError
 from gemm_ladder.production import prediction
 from gemm_ladder.production.candidates import Candidates, Floats, candidates
@@ -115,11 +124,28 @@ def check(kind: Kind, m: int, n: int, k: int, groups: int, num_sms: int) -> None
 def rows_to_expect(kind: Kind, m: int, groups: int, expected_m: int | None) -> int:
     """The number of rows, of a group if there are groups, by which a configuration is chosen: the next larger
     one of STEPS, or the last."""
-    if kind == "contiguous" or (kind == "psum" and not expected_m):
+    if _divides(kind, expected_m):
         m = ceil_div(m, groups)
     elif kind != "dense" and expected_m is not None:
         m = min(m, max(1, expected_m))
     return STEPS[_index(m)]
+
+
+def same_rows(kind: Kind, m: int, groups: int, expected_m: int | None) -> tuple[int, int]:
+    """The least and the largest m for which `rows_to_expect` is known to be what it is for this one. In the
+    masked layout, and where a psum layout has an expected m, it is this one alone: callers seldom change it.
+    """
+    if kind != "dense" and not _divides(kind, expected_m):
+        return m, m
+    groups = 1 if kind == "dense" else groups
+    index = _index(ceil_div(m, groups))
+    first = STEPS[index - 1] * groups + 1 if index else 1
+    return first, STEPS[index] * groups if index < len(STEPS) - 1 else MAX_SIZE
+
+
+def _divides(kind: Kind, expected_m: int | None) -> bool:
+    """Whether a group is expected to have an equal share of all rows."""
+    return kind == "contiguous" or (kind == "psum" and not expected_m)
 
 
 def _index(rows: int) -> int:

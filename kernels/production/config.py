@@ -10,6 +10,7 @@ gets.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
@@ -108,24 +109,23 @@ class Config:
         fields.setdefault("consumers_m", min(2, tile_m // WGMMA_M))
         wide = fields["consumers_m"] == 1 and tile_n % 32 == 0 and tile_n > MAX_ACCUMULATORS[1] * 2 // 3
         fields.setdefault("consumers_n", 2 if wide else 1)
+        if fields.get("share", "nothing") == "nothing" and not {"group_m", "group_n"} & fields.keys():
+            fields["group_m"], fields["group_n"] = _order(kind, tile_m, tile_n)
         config = cls(kind, n, k, tile_m, tile_n, stages=1, **fields)
+        unroll = config.unroll
         if "unroll" not in fields:
             # A longer loop body costs registers; it pays where a consumer has two slices of the tile.
             slices = max(one.slices for one in (config, config.tail) if one)
             unroll = 8 if slices > 1 else 1 if config.accumulators > 160 else 4
-            config = dataclasses.replace(config, unroll=unroll)
-        if config.share == "nothing" and not {"group_m", "group_n"} & fields.keys():
-            group_m, group_n = _order(kind, tile_m, tile_n)
-            config = dataclasses.replace(config, group_m=group_m, group_n=group_n)
         if stages is None:
             # With 64-row tiles a deeper ring is slower: L2 has to hold what was requested until it is loaded.
             most = MAX_RING // config.stage_bytes if config.tile_m == WGMMA_M else MAX_STAGES
             room, stage = config.most_shared_bytes - config.output_bytes, config.stage_bytes
-            depths = range(min(most, MAX_STAGES), 1, -1)
+            depths = range(min(most, MAX_STAGES, room // stage), 1, -1)
             stages = next((n for n in depths if n * stage + config._scales_bytes(n) <= room), 1)
-        return dataclasses.replace(config, stages=stages)
+        return dataclasses.replace(config, unroll=unroll, stages=stages)
 
-    @property
+    @functools.cached_property
     def tail(self) -> Config | None:
         """The configuration for the rows that are left over after whole waves; None if it is the same."""
         if not self.tail_m and not self.tail_n:

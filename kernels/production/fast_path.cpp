@@ -6,6 +6,7 @@
 // of CPython and torch are used, and by address, so neither's headers are needed: this file compiles in a second.
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <unordered_map>
 
 #include "args.cuh"
@@ -62,24 +63,26 @@ Api api;
 enum Kind : int64_t { kDense, kContiguous, kMasked, kPsum };
 
 struct Key {
-    int64_t kind, device_type, device, m, n, k, groups, expected_m, num_sms, alignment;
+    int64_t kind, device_type, device, n, k, groups, expected_m, num_sms, alignment;
     bool operator==(const Key&) const = default;
 };
 struct Hash {
     std::size_t operator()(const Key& key) const {
         uint64_t hash = 0;
-        for (const int64_t field : {key.kind, key.device_type, key.device, key.m, key.n, key.k, key.groups,
-                                    key.expected_m, key.num_sms, key.alignment})
+        for (const int64_t field : {key.kind, key.device_type, key.device, key.n, key.k, key.groups, key.expected_m,
+                                    key.num_sms, key.alignment})
             hash = (hash ^ static_cast<uint64_t>(field)) * 0x9E3779B97F4A7C15, hash ^= hash >> 32;
         return hash;
     }
 };
 struct Plan {
+    int64_t first;  // the least m that it holds for
     Launcher launcher;
     int64_t num_sms;
 };
-std::unordered_map<Key, Plan, Hash> plans;  // accessed only with the GIL held
-int64_t num_sms_set, alignment_set;         // as settings.py has them
+using PlansByLastM = std::map<int64_t, Plan>;       // by the largest m that each holds for
+std::unordered_map<Key, PlansByLastM, Hash> plans;  // accessed only with the GIL held
+int64_t num_sms_set, alignment_set;                 // as settings.py has them
 
 bool has_type(Object* object, Object* type) {
     Object* const its = api.type_of(object);
@@ -200,9 +203,11 @@ bool find(Kind kind, Object* lhs, Object* rhs, Object* out, Object* layout, int6
                    !beside(rows, counted * sizeof(int32_t), 4)))
         return false;
     if (!is(out, api.requires_grad, api.no)) return false;
-    const auto found =
-        plans.find({kind, d.device_type, d.device, m, n, k, groups, expected_m, num_sms_set, alignment_set});
-    if (found == plans.end()) return false;
+    const auto weight =
+        plans.find({kind, d.device_type, d.device, n, k, groups, expected_m, num_sms_set, alignment_set});
+    if (weight == plans.end()) return false;
+    const auto found = weight->second.lower_bound(m);
+    if (found == weight->second.end() || m < found->second.first) return false;
     plan = found->second;
     args = {{reinterpret_cast<const uint8_t*>(a.data), reinterpret_cast<const float*>(sfa.data),
              reinterpret_cast<const uint8_t*>(b.data), reinterpret_cast<const float*>(sfb.data),
@@ -264,8 +269,9 @@ Method methods[] = {{"dense", method<kDense>, kFastCall, nullptr},
 // These are called with the GIL held.
 extern "C" void gemm_ladder_queue_fill(const Api* given) { api = *given; }
 extern "C" Method* gemm_ladder_queue_function(int64_t kind) { return &methods[kind]; }
-extern "C" void gemm_ladder_queue_plan(const Key* key, Launcher launcher, int64_t num_sms) {
-    plans[*key] = {launcher, num_sms};
+extern "C" void gemm_ladder_queue_plan(const Key* key, int64_t first, int64_t last, Launcher launcher,
+                                       int64_t num_sms) {
+    plans[*key][last] = {first, launcher, num_sms};
 }
 extern "C" void gemm_ladder_queue_settings(int64_t num_sms, int64_t alignment) {
     num_sms_set = num_sms, alignment_set = alignment;

@@ -109,7 +109,7 @@ class Key(ctypes.Structure):
     _fields_ = tuple(
         (name, ctypes.c_int64)
         for name in (
-            *("kind", "device_type", "device", "m", "n", "k", "groups", "expected_m"),
+            *("kind", "device_type", "device", "n", "k", "groups", "expected_m"),
             *("num_sms", "alignment"),
         )
     )
@@ -157,7 +157,10 @@ def _loaded() -> bool:
     global _library
     with contextlib.suppress(build.BuildError, build.ToolchainError, AttributeError, OSError):
         library = ctypes.PyDLL(str(build.make(_job()).path))
-        library.gemm_ladder_queue_plan.argtypes = [ctypes.POINTER(Key), ctypes.c_void_p, ctypes.c_int64]
+        library.gemm_ladder_queue_plan.argtypes = [
+            *(ctypes.POINTER(Key), ctypes.c_int64, ctypes.c_int64),
+            *(ctypes.c_void_p, ctypes.c_int64),
+        ]
         library.gemm_ladder_queue_function.argtypes = [ctypes.c_int64]
         library.gemm_ladder_queue_function.restype = ctypes.c_void_p
         library.gemm_ladder_queue_settings.argtypes = [ctypes.c_int64, ctypes.c_int64]
@@ -191,7 +194,7 @@ def _job() -> Job:
 def add(
     device: torch.device,
     kind: str,
-    m: int,
+    ms: tuple[int, int],
     n: int,
     k: int,
     groups: int,
@@ -205,7 +208,8 @@ def add(
 
     Args:
         device: with its index, where it is a GPU.
-        m: of the masked layout, max_m.
+        ms: the least and the largest m, in the masked layout max_m. Ranges that overlap without being equal
+            must not be added.
         groups, expected_m: 1 and 0 where the kind has none.
         launcher: a kernel's gemm_ladder_launch.
         num_sms: GroupedArgs.num_sms.
@@ -213,9 +217,9 @@ def add(
     """
     if _ready() and _library:
         index = -1 if device.index is None else device.index
-        key = Key(KINDS.index(kind), _device_type(device.type), index, m, n, k, groups, expected_m, *settings)
+        key = Key(KINDS.index(kind), _device_type(device.type), index, n, k, groups, expected_m, *settings)
         address = ctypes.cast(launcher, ctypes.c_void_p)  # type: ignore[arg-type] # a function of a library
-        _library.gemm_ladder_queue_plan(ctypes.byref(key), address, num_sms)
+        _library.gemm_ladder_queue_plan(ctypes.byref(key), *ms, address, num_sms)
 
 
 def use(num_sms: int, alignment: int) -> None:

@@ -2,7 +2,8 @@
 
 `queue` is where a checked call of `gemm_ladder.api` on a GPU ends up. It picks the configuration, measured
 (`tuned`) or expected (`choice`) to be the fastest, compiles or loads its kernel, launches it, and tells
-`fast_path` about it, which launches later calls of the same sizes without coming here.
+`fast_path` about it, which launches later calls of the same weight, of this m and of those that get the same
+configuration, without coming here.
 
 When the first kernel of a weight has to be compiled, the weight's other kernels are compiled in the
 background (`gemm_ladder.build.background`), because servers warm up by calls with m = 1, 2, 3, ...
@@ -46,16 +47,31 @@ def queue(call: CheckedCall, expected_m: int = 0) -> None:
     """
     device = call.out.device
     now = settings.num_sms_limit(), settings.get_mk_alignment_for_contiguous_layout()
-    num_sms, gpu = launches.usable_sms(device, now[0]), torch.cuda.get_device_name(device)
-    weight = plan(call.kind, call.n, call.k, call.groups, num_sms, gpu)
+    weight, num_sms = _on_device(device, call.kind, call.n, call.k, call.groups, *now)
     rows = choice.rows_to_expect(call.kind, call.m, call.groups, expected_m)
     config = weight.at(rows)
-    if config not in _libraries:
+    kernel = _libraries.get(config)
+    if kernel is None:
         _refuse_capture(config, call)
-        _libraries[config] = _built(weight, rows).lib
-    sizes = (call.m, call.n, call.k, call.groups, expected_m)
-    fast_path.add(device, call.kind, *sizes, launches.launcher(library(config)), num_sms, now)
-    launches.on_gpu(NAME, library(config), call, num_sms)
+        kernel = _libraries[config] = _built(weight, rows).lib
+    ms = choice.same_rows(call.kind, call.m, call.groups, expected_m)
+    sizes = (call.n, call.k, call.groups, expected_m)
+    fast_path.add(device, call.kind, ms, *sizes, launches.launcher(kernel), num_sms, now)
+    launches.on_gpu(NAME, kernel, call, num_sms)
+
+
+@functools.lru_cache(maxsize=4096)
+def _on_device(
+    device: torch.device, kind: Kind, n: int, k: int, groups: int, num_sms: int, alignment: int
+) -> tuple[choice.Plan, int]:
+    """The kernels of a weight on a GPU, and how many of its SMs they use. It is kept until `forget`, as calls
+    for the same weight ask for it again and again, while a server warms up with a new m each time.
+
+    Args:
+        num_sms, alignment: what is set now. `plan` reads the alignment from the settings itself.
+    """
+    usable = launches.usable_sms(device, num_sms)
+    return plan(kind, n, k, groups, usable, torch.cuda.get_device_name(device)), usable
 
 
 def _built(weight: choice.Plan, rows: int) -> Built:
@@ -125,6 +141,7 @@ def _alignment(kind: Kind) -> int:
 def forget() -> None:
     """Choose anew from the next call on: what is known to be the fastest may have changed."""
     tuned.forget()
+    _on_device.cache_clear()
     fast_path.forget()
 
 

@@ -9,7 +9,7 @@ refuses or converts, and `ops.run` computes.
 
 from __future__ import annotations
 
-from gemm_ladder import checks, ops
+from gemm_ladder import checks, ops, settings
 from gemm_ladder.arguments import Kind
 from gemm_ladder.errors import InputError
 from gemm_ladder.production import fast_path
@@ -32,7 +32,7 @@ def contiguous(lhs: object, rhs: object, out: object, grouped_layout: object, m_
     rows = _one(grouped_layout, m_indices)
     if ops.compiling():
         return ops.call("contiguous", *_two(lhs), *_two(rhs), out, rows)
-    if not checks.check_contents and fast_path.launched(fast_path.queue["contiguous"](lhs, rhs, out, rows)):
+    if not settings.check_contents and fast_path.launched(fast_path.queue["contiguous"](lhs, rhs, out, rows)):
         return
     if list in (type(lhs), type(rhs)):
         return contiguous(_tuple(lhs), _tuple(rhs), out, rows, None)
@@ -47,7 +47,7 @@ def psum(
     expected = 0 if expected_m is None else whole_number("expected_m_for_psum_layout", expected_m)
     if ops.compiling():
         return ops.call("psum", *_two(lhs), *_two(rhs), out, rows, expected)
-    if not checks.check_contents and fast_path.launched(
+    if not settings.check_contents and fast_path.launched(
         fast_path.queue["psum"](lhs, rhs, out, rows, expected)
     ):
         return
@@ -63,7 +63,7 @@ def masked(lhs: object, rhs: object, out: object, masked_m: object, expected_m: 
     )
     if ops.compiling():
         return ops.call("masked", *_two(lhs), *_two(rhs), out, masked_m, expected)
-    if not checks.check_contents and fast_path.launched(
+    if not settings.check_contents and fast_path.launched(
         fast_path.queue["masked"](lhs, rhs, out, masked_m, expected)
     ):
         return

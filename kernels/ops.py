@@ -195,7 +195,7 @@ def _define(kind: Kind) -> None:
         expected_m: int = 0,
     ) -> None:
         operands = ((a, sfa), (b, sfb), d, rows, expected_m)[: _ARGUMENTS[kind] - 2]
-        if not checks.check_contents and fast_path.launched(fast_path.queue[kind](*operands)):
+        if not settings.check_contents and fast_path.launched(fast_path.queue[kind](*operands)):
             return
         run(checks.call(kind, (a, sfa), (b, sfb), d, rows), expected_m)
 

@@ -1,4 +1,5 @@
-"""Settings for all calls of a process: how many SMs to use, and the alignment of the contiguous layout.
+"""Settings for all calls of a process: how many SMs to use, the alignment of the contiguous layout, and
+whether the contents of index tensors on a GPU are checked.
 
 They hold for every GPU of the process. On a GPU with fewer SMs than the limit, all of its SMs are used.
 """
@@ -11,6 +12,10 @@ from typing import SupportsIndex
 
 from gemm_ladder.arguments import LEAST_M_ALIGNMENT, M_ALIGNMENT
 from gemm_ladder.errors import InputError
+
+# Whether the contents of m_indices, masked_m and grouped_layout are checked on a GPU, too, which has to be
+# waited for.
+check_contents = os.environ.get("GEMM_LADDER_CHECK") == "1"
 
 _num_sms = 0
 _mk_alignment = M_ALIGNMENT

@@ -27,7 +27,7 @@
 #   [calibrate.py](../kernels/measure/calibrate.py), [learning.py](../kernels/measure/learning.py).
 # - What it costs when it is measured: [tuner.py](../kernels/production/tuner.py),
 #   [tuned.py](../kernels/production/tuned.py).
-# - The functions to call: [api.py](../kernels/api.py), [checks.py](../kernels/checks.py),
+# - The functions to call: [api.py](../kernels/api.py), [checks/](../kernels/checks),
 #   [fast_path.cpp](../kernels/production/fast_path.cpp).
 # - What was tried, with what result: [NOTES.md](../kernels/production/NOTES.md).
 
@@ -857,7 +857,7 @@ workbench.Text("\n\n".join(f"> {entry}" for entry in again[::-1]), "\n\n".join(a
 # rows is over in some microseconds; if a call costs the host more than that, the GPU waits for the host. Two
 # things keep it short.
 #
-# **The look.** [checks.py](../kernels/checks.py) finds the sentence that says what is wrong with a call. It
+# **The look.** [checks/](../kernels/checks) finds the sentence that says what is wrong with a call. It
 # takes its time. So a call whose operands need neither a sentence nor a conversion does not go there, and not
 # through Python at all: [fast_path.cpp](../kernels/production/fast_path.cpp) looks at them. These are its
 # questions, asked once types, sizes, strides and addresses are read:
@@ -894,11 +894,12 @@ print(f"on this machine, now: {words}: {whole / quick:.0f} times as fast")
 # %% [markdown]
 # It answers with `False` here: it has found nothing wrong, and no plan.
 #
-# **The plan.** The first call for some sizes goes the long way, finds its configuration and its kernel, and
-# leaves them where later ones look. Those fill in one struct and launch. This is all of it:
+# **The plan.** The first call of a weight with some m goes the long way, finds its configuration and its
+# kernel, and leaves them for every m that gets the same. Later calls fill in one struct and launch. This is
+# all of it:
 
 # %%
-workbench.code(queue_cpp, "const auto found =", "^}$")
+workbench.code(queue_cpp, "const auto weight =", "^}$")
 
 # %%
 workbench.code(queue_cpp, "if \\(unseen\\(\\)", "if \\(error\\)")

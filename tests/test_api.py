@@ -304,7 +304,7 @@ def test_contents_on_a_gpu(monkeypatch):
     rows = torch.tensor([5, 0], dtype=torch.int32, device="cuda")
     call = grouped_cases.masked([3, 2], 4, 136, 256, "cuda")
     assert checks.call("masked", call.lhs, call.rhs, call.out, rows)
-    monkeypatch.setattr(checks, "check_contents", True)
+    monkeypatch.setattr(settings, "check_contents", True)
     assert "masked_m[0] is 5" in refusal(checks.call, "masked", call.lhs, call.rhs, call.out, rows)
     call = grouped_cases.contiguous([128, 128], 136, 256, "cuda")
     call.rows[3] = 1
@@ -314,6 +314,6 @@ def test_contents_on_a_gpu(monkeypatch):
 
 
 def test_contents_are_asked_for_by_the_environment():
-    code = "from gemm_ladder import checks; print(checks.check_contents)"
+    code = "from gemm_ladder import settings; print(settings.check_contents)"
     assert python(f"import os; os.environ['GEMM_LADDER_CHECK'] = '1'; {code}") == "True"
     assert python(f"import os; os.environ['GEMM_LADDER_CHECK'] = '0'; {code}") == "False"

@@ -11,6 +11,7 @@ import torch
 from call_arguments import Arguments, K, M, N, columns_of_more, misaligned, nothing
 from cases import CANARY, UNWRITTEN, normal, place
 from gemm_ladder import checks, scales
+from gemm_ladder.checks import rules
 from gemm_ladder.errors import InputError
 
 # id: (which argument, what it becomes, the refusal)
@@ -238,7 +239,7 @@ def test_a_gpu_that_is_not_hopper(monkeypatch, name, capability):
     """The wrong GPU is reported before anything else about the tensors."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    monkeypatch.setattr(checks, "same_device", lambda named: torch.device("cuda", 3))
+    monkeypatch.setattr(rules, "same_device", lambda named: torch.device("cuda", 3))
     checks.runs_on.cache_clear()
     message = (
         f"cuda:3 is a {name}, compute capability {capability[0]}.{capability[1]}; a Hopper GPU (compute "
@@ -358,8 +359,8 @@ def test_sizes_beyond_32_bits():
     assert scales.mn_major(tensors["sfa"]) is tensors["sfa"]
     checks.gapless("A", tensors["A"])
     checks.shape("out", tensors["out"], (m, n), "")
-    assert checks._span(tensors["A"])[1] == m * k
-    assert checks._span(tensors["sfa"])[1] == 4 * m * (k // 128)
+    assert rules._span(tensors["A"])[1] == m * k
+    assert rules._span(tensors["sfa"])[1] == 4 * m * (k // 128)
 
 
 def test_poison_is_told_apart():

@@ -12,7 +12,7 @@ import pytest
 import torch
 from call_arguments import GROUPS, MAX_M, Arguments, K, M, N, grouped_arguments, misaligned
 from cases import normal, place
-from gemm_ladder import build, checks, ops, scales
+from gemm_ladder import build, checks, ops, scales, settings
 from gemm_ladder.arguments import KINDS, GroupedArgs, align, row_stride
 from gemm_ladder.errors import LaunchError
 from gemm_ladder.production import fast_path
@@ -325,7 +325,7 @@ def test_the_api_uses_the_fast_path(layout, monkeypatch):
     with pytest.raises(LaunchError, match=r"^the production kernel: no such luck$"):
         function(*call.values(), *further)
     assert notes.pop()
-    monkeypatch.setattr(checks, "check_contents", True)
+    monkeypatch.setattr(settings, "check_contents", True)
     if layout != "dense":
         function(*call.values(), *further)
         assert not notes

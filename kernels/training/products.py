@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 import torch
-from gemm_ladder import checks
+from gemm_ladder import checks, settings
 from gemm_ladder.arguments import K_MULTIPLE, SCALE_BLOCK
 from gemm_ladder.errors import InputError
 from gemm_ladder.ops import compiling, seen
@@ -186,8 +186,8 @@ def _check_ks_tensor(given: object, call: CheckedCall) -> None:
     checks.dtype("ks_tensor", tensor, torch.int32)
     checks.shape("ks_tensor", tensor, (len(call.groups),), f"one k for each of {len(call.groups)} groups")
     ks = [group.k for group in call.groups]
-    looked_at = not tensor.is_cuda or (checks.check_contents and not torch.cuda.is_current_stream_capturing())
-    if looked_at and tensor.tolist() != ks:
+    asked_for = settings.check_contents and not torch.cuda.is_current_stream_capturing()
+    if (asked_for or not tensor.is_cuda) and tensor.tolist() != ks:
         raise InputError(f"ks_tensor is {tensor.tolist()}; the same as ks, {ks}, is needed")
 
 

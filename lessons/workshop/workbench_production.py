@@ -61,7 +61,7 @@ def changed(config: Config, *changes: tuple[str, str]) -> Changed:
         first, include, last = text.partition(INCLUDE.format(name))
         text = first + source(name) + last.replace(include, "")
     text = replaced(text.replace("#pragma once\n", ""), "kernels/production", changes)
-    return Changed(**vars(config), kernel=text)
+    return Changed(**dataclasses.asdict(config), kernel=text)
 
 
 def multiply(

@@ -34,8 +34,8 @@ from .layout import (
 from .layout import get_mn_major_tma_aligned_tensor as get_mn_major_tma_aligned_tensor
 from .layout import get_tma_aligned_size as get_tma_aligned_size
 from .layout import transform_sf_into_required_layout as transform_sf_into_required_layout
+from .precompiling import precompile as precompile
 from .production.config import Config as Config
-from .production.precompiling import precompile as precompile
 from .production.tuner import tune as tune
 from .ref.emulator import emulator as emulator
 from .rungs import rungs as rungs

@@ -92,10 +92,9 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU in a Hopper GPU's place, for the commands that measure: nothing is built, and every call takes
     100 us."""
     import torch
-    from gemm_ladder import launch
+    from gemm_ladder import launch, precompiling
     from gemm_ladder.figures import measured
     from gemm_ladder.measure import records, session, timing
-    from gemm_ladder.production import precompiling
 
     meta = dict.fromkeys(measured.META_FIELDS, "1") | {"sources": "0123456789ab" + 52 * "0"}
     monkeypatch.setattr(session, "find_gpu", lambda: (torch.device("cpu"), "NVIDIA H100"))

@@ -13,7 +13,7 @@ from typing import Any
 import gemm_ladder
 import pytest
 import torch
-from gemm_ladder import drop_in
+from gemm_ladder import drop_in, precompiling
 from gemm_ladder.cli import main
 from gemm_ladder.errors import InputError, LaunchError
 from gemm_ladder.figures import everywhere as figure
@@ -31,7 +31,6 @@ from gemm_ladder.measure import (
     warming,
 )
 from gemm_ladder.measure.shapes import Cell, Shape
-from gemm_ladder.production import precompiling
 from small_cells import DENSE, MASKED, META, SMALL
 
 CPU = torch.device("cpu")

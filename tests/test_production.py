@@ -31,11 +31,11 @@ from families import (
     run_dense,
 )
 from gemm_ladder.arguments import GroupedArgs
+from gemm_ladder.precompiling import build_all
 from gemm_ladder.production import config as configs
 from gemm_ladder.production import launching, prediction
 from gemm_ladder.production.candidates import Candidates
 from gemm_ladder.production.config import Config
-from gemm_ladder.production.precompiling import build_all
 from gemm_ladder.ref import emulator
 from grouped_cases import BLOCK, contiguous, masked, psum
 

@@ -9,14 +9,14 @@ from types import ModuleType
 import gemm_ladder
 import pytest
 import torch
-from gemm_ladder import api, checks, launch, ops
+from gemm_ladder import api, checks, launch, ops, precompiling
 from gemm_ladder.cli import main
 from gemm_ladder.errors import InputError, LaunchError
 from gemm_ladder.figures import measured as measurements
 from gemm_ladder.measure import operands, peers, production_rows, records, session, shapes, timing
 from gemm_ladder.measure.product import How
 from gemm_ladder.measure.shapes import PRODUCTS, Product, Shape
-from gemm_ladder.production import config, launching, precompiling
+from gemm_ladder.production import config, launching
 
 CPU = torch.device("cpu")
 SMALL = (

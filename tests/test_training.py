@@ -19,8 +19,8 @@ from gemm_ladder import settings
 from gemm_ladder.errors import InputError, LaunchError
 from gemm_ladder.ref import emulator
 from gemm_ladder.sass import disassembly
+from gemm_ladder.training import candidates, launching, operands, products
 from gemm_ladder.training import config as configs
-from gemm_ladder.training import launching, operands, products
 from gemm_ladder.training.candidates import CANDIDATES, TO_TUNE, choose
 from gemm_ladder.training.config import Config
 from training_cases import (
@@ -483,11 +483,12 @@ def test_a_cuda_graph(settings_restored):
             gl.fp8_gemm_nt(call.lhs, call.rhs, call.d, c=call.c, recipe=(1, 1, 128))
         return graph
 
-    with pytest.raises(LaunchError, match="a CUDA graph is being captured"):
+    remedy = r"gemm_ladder\.precompile\(n=136, k=512, max_m=300, recipe=\(1, 1, 128\)\)"
+    with pytest.raises(LaunchError, match=f"a CUDA graph is being captured .*{remedy} is needed"):
         capture()
     torch.cuda.synchronize()
     assert torch.equal(call.d, before)
-    launching.precompile(300, 136, [512])
+    assert gl.precompile(136, 512, max_m=300, recipe=(1, 1, 128)) == candidates.all_for(1)
     capture().replay()
     torch.cuda.synchronize()
     call.check()

@@ -8,8 +8,8 @@ import re
 
 import gemm_ladder as gl
 import pytest
-from gemm_ladder import build
-from gemm_ladder.production import choice, launching, precompiling, tuned, tuner
+from gemm_ladder import build, precompiling
+from gemm_ladder.production import choice, launching, tuned, tuner
 from gemm_ladder.production import config as configs
 from gemm_ladder.production.choice import choose
 from gemm_ladder.production.config import Config

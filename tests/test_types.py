@@ -17,14 +17,14 @@ CACHE = REPOSITORY / ".mypy_cache"
 STRICT = (
     *("gemm_ladder", "gemm_ladder.api", "gemm_ladder.arguments", "gemm_ladder.checks", "gemm_ladder.errors"),
     *(f"gemm_ladder.checks.{module}" for module in ("grouped", "layouts", "products", "rules")),
-    *("gemm_ladder.launch", "gemm_ladder.layout", "gemm_ladder.rungs"),
+    *("gemm_ladder.launch", "gemm_ladder.layout", "gemm_ladder.precompiling", "gemm_ladder.rungs"),
     *("gemm_ladder.calls", "gemm_ladder.ops", "gemm_ladder.scales"),
     *("gemm_ladder.settings", "gemm_ladder.drop_in", "gemm_ladder.ref.emulator"),
     *("gemm_ladder.testing", *(f"gemm_ladder.testing.{module}" for module in ("bench", "numeric", "utils"))),
     *("gemm_ladder.utils", "gemm_ladder.utils.layout", "gemm_ladder.utils.math"),
     *(
         f"gemm_ladder.production.{module}"
-        for module in ("choice", "config", "fast_path", "launching", "precompiling", "prediction", "tuned")
+        for module in ("choice", "config", "fast_path", "launching", "prediction", "tuned")
     ),
     *(
         f"gemm_ladder.training.{module}"

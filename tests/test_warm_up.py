@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from building import FakeJob, builds, idle, jobs_of, nvcc_or_skip, wait_until
-from gemm_ladder import build, launch
+from gemm_ladder import build, launch, precompiling
 from gemm_ladder.build import background, cache, worker
 from gemm_ladder.errors import BuildError
-from gemm_ladder.production import choice, fast_path, launching, precompiling
+from gemm_ladder.production import choice, fast_path, launching
 from gemm_ladder.production.config import Config
 
 N, K = 2112, 1024

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gemm_ladder import api
+from gemm_ladder import api, precompiling
 from gemm_ladder.errors import GemmLadderError, one_line
 from gemm_ladder.figures import host, tables
 from gemm_ladder.figures.rows import HostRow
 from gemm_ladder.measure import operands, production_rows, records, session, starting, timing
 from gemm_ladder.measure.peers import PEERS
 from gemm_ladder.measure.shapes import Product, Shape
-from gemm_ladder.production import fast_path, precompiling
+from gemm_ladder.production import fast_path
 
 MASKED_CALL = "m_grouped_fp8_gemm_nt_masked"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import gemm_ladder
 import torch
-from gemm_ladder import launch
+from gemm_ladder import launch, precompiling
 from gemm_ladder.figures import production as comparison
 from gemm_ladder.figures import tables
 from gemm_ladder.figures.rows import TimedRow
@@ -22,7 +22,7 @@ from gemm_ladder.measure import peers, problems, session, shapes, timing
 from gemm_ladder.measure.operands import Operands, held_rows, interface_call, make_operands
 from gemm_ladder.measure.product import How, Maker, measure_each, measure_product
 from gemm_ladder.measure.shapes import MASKED_MAX_M, PRODUCTS, Product
-from gemm_ladder.production import launching, precompiling
+from gemm_ladder.production import launching
 from gemm_ladder.production.config import Config
 from gemm_ladder.settings import num_sms_limit
 

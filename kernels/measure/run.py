@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gemm_ladder import precompiling
 from gemm_ladder.errors import InputError, one_line
 from gemm_ladder.figures import everywhere, measured
 from gemm_ladder.figures.rows import EverywhereRow, fields
 from gemm_ladder.measure import cells, peers, pool, records, session, timing, warming
 from gemm_ladder.measure.shapes import Cell
-from gemm_ladder.production import precompiling
 
 STEP = 200  # products whose kernels are built together
 SAVED_EVERY = 20  # products

@@ -22,7 +22,7 @@ from typing import Any
 
 import gemm_ladder
 import torch
-from gemm_ladder import launch
+from gemm_ladder import launch, precompiling
 from gemm_ladder.arguments import SCALE_BLOCK, align, ceil_div
 from gemm_ladder.errors import InputError
 from gemm_ladder.figures import tables
@@ -31,7 +31,6 @@ from gemm_ladder.measure import peers, problems, session, timing
 from gemm_ladder.measure.product import How, Maker, measure_each, measure_product
 from gemm_ladder.measure.session import Measured
 from gemm_ladder.measure.shapes import Shape
-from gemm_ladder.production import precompiling
 from gemm_ladder.scales import mn_major
 from gemm_ladder.settings import num_sms_limit
 from gemm_ladder.training import launching, operands

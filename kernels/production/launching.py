@@ -7,7 +7,7 @@ configuration, without coming here.
 
 When the first kernel of a weight has to be compiled, the weight's other kernels are compiled in the
 background (`gemm_ladder.build.background`), because servers warm up by calls with m = 1, 2, 3, ...
-`precompiling` compiles all of them before the first call.
+`gemm_ladder.precompiling` compiles all of them before the first call.
 """
 
 from __future__ import annotations

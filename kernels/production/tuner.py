@@ -25,12 +25,12 @@ from gemm_ladder.measure.configurations import Timed, measure_cell
 from gemm_ladder.measure.pool import Pool
 from gemm_ladder.measure.shapes import Cell, Shape
 from gemm_ladder.measure.timing import STATES, State
+from gemm_ladder.precompiling import build_all
 from gemm_ladder.production import choice, launching, tuned
 from gemm_ladder.production import config as configs
 from gemm_ladder.production.choice import ranked
 from gemm_ladder.production.config import Config
 from gemm_ladder.production.explain import add_product
-from gemm_ladder.production.precompiling import build_all
 from gemm_ladder.production.prediction import predict, spread
 
 CANDIDATES = 16

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Sequence
 
 from gemm_ladder.arguments import SCALE_BLOCK, ceil_div
-from gemm_ladder.training.config import Config
+from gemm_ladder.training.config import GROUPS, Config
 
 # What a call may get, with the speed of the tile's main loop relative to the first one's. These speeds,
 # _EPILOGUE and _WAVES are those with which `_choose` comes closest to 70 measured times on an H200
@@ -65,6 +65,12 @@ def choose(m: int, n: int, ks: Sequence[int], num_sms: int) -> Config:
     """
     blocks = sum(ceil_div(k, SCALE_BLOCK) for k in ks)
     return _choose(m, n, blocks, len(ks), num_sms)
+
+
+def all_for(groups: int) -> list[Config]:
+    """Every configuration that `choose` may give for a call of so many groups, some of which may be empty."""
+    rooms = [*(room for room in GROUPS if room < groups), groups]
+    return list(dict.fromkeys(config.with_room_for(room) for room in rooms for config in CANDIDATES))
 
 
 @functools.lru_cache(maxsize=4096)

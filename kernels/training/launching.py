@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
 
 import torch
 from gemm_ladder import launch as launches
@@ -14,7 +13,7 @@ from gemm_ladder.ref import emulator
 from gemm_ladder.settings import num_sms_limit
 from gemm_ladder.training.candidates import choose
 from gemm_ladder.training.config import Config
-from gemm_ladder.training.operands import CheckedCall
+from gemm_ladder.training.operands import RECIPE, CheckedCall
 
 NAME = "the training kernel"  # in errors
 
@@ -80,21 +79,23 @@ def run(config: Config | None, call: CheckedCall, num_sms: int = 0) -> None:
         LaunchError: as `queue`. EmulatorError: the emulator found the kernel at fault.
     """
     if not call.d.is_cuda:
-        library = _emulated(config) if config else None
+        kernel = _emulated(config) if config else None
         _begin(call)
-        if library:
+        if kernel:
             args = arguments(call, num_sms or EMULATED_SMS)
-            if error := emulator.launch(library, args):
+            if error := emulator.launch(kernel, args):
                 raise LaunchError(f"{NAME}: {error}")
         return
     device = call.d.device
     with torch.cuda.device(device):
-        library = _library(config) if config else None
+        if config and config not in _libraries:
+            _refuse_capture(config, call)
+        kernel = library(config) if config else None
         _begin(call)
-        if library:
+        if kernel:
             stream = torch.cuda.current_stream(device).cuda_stream
             args = arguments(call, launches.usable_sms(device, num_sms), stream)
-            if message := launches.launcher(library)(ctypes.addressof(args)):
+            if message := launches.launcher(kernel)(ctypes.addressof(args)):
                 raise LaunchError(f"{NAME}: {message.decode()}")
 
 
@@ -143,29 +144,22 @@ def arguments(call: CheckedCall, num_sms: int, stream: int = 0) -> Args:
     )
 
 
-def precompile(m: int, n: int, ks: Sequence[int]) -> None:
-    """Compile and load the kernel that calls of this m, n and these k of the groups (one for a dense call)
-    get on the current GPU, so that a CUDA graph can capture them.
-
-    Raises:
-        gemm_ladder.build.ToolchainError, BuildError: the kernel could not be compiled.
-    """
-    multiplied = [k for k in ks if k]
-    if m and n and multiplied:
-        device = torch.cuda.current_device()
-        _library(choose(m, n, multiplied, launches.usable_sms(device, num_sms_limit())))
-
-
-def _library(config: Config) -> ctypes.CDLL:
+def library(config: Config) -> ctypes.CDLL:
     """A configuration's kernel for the GPU, compiled if it is not in the cache, and loaded."""
     if config not in _libraries:
-        if torch.cuda.is_current_stream_capturing():
-            raise LaunchError(
-                f"a CUDA graph is being captured and {config.name} is not loaded; a call of these sizes, or "
-                "gemm_ladder.training.launching.precompile(m, n, ks), is needed before"
-            )
         _libraries[config] = config.compile("cuda").lib
     return _libraries[config]
+
+
+def _refuse_capture(config: Config, call: CheckedCall) -> None:
+    """Raise LaunchError while a CUDA graph is being captured: loading a kernel would break the capture."""
+    if torch.cuda.is_current_stream_capturing():
+        k = sum(group.k for group in call.groups)
+        product = f"groups={len(call.groups)}, kind='k_grouped'" if call.d.dim() == 3 else f"recipe={RECIPE}"
+        raise LaunchError(
+            f"a CUDA graph is being captured and {config.name} is not loaded; gemm_ladder.precompile("
+            f"n={call.n}, k={k}, max_m={call.m}, {product}) is needed before"
+        )
 
 
 @functools.lru_cache(maxsize=256)

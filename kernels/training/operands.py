@@ -26,6 +26,8 @@ from gemm_ladder.arguments import K_MULTIPLE, MAX_SIZE, SCALE_BLOCK, TMA_ALIGNME
 from gemm_ladder.errors import InputError
 from gemm_ladder.settings import whole_number
 
+RECIPE = (1, 1, SCALE_BLOCK)  # by which calls ask for these products
+
 
 class Group(NamedTuple):
     """One product, and where its operands begin.

@@ -18,11 +18,9 @@ from gemm_ladder.arguments import K_MULTIPLE, SCALE_BLOCK
 from gemm_ladder.errors import InputError
 from gemm_ladder.ops import compiling, seen
 from gemm_ladder.training import operands, ops
-from gemm_ladder.training.operands import CheckedCall
+from gemm_ladder.training.operands import RECIPE, CheckedCall
 
 Pair: TypeAlias = tuple[torch.Tensor, torch.Tensor]
-
-RECIPE = (1, 1, SCALE_BLOCK)
 
 
 def asks_for_this(recipe: object, recipe_a: object, recipe_b: object) -> bool:

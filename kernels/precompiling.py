@@ -1,19 +1,29 @@
-"""Compiling before the first call: every kernel that calls for an n and a k may need."""
+"""Compiling before the first call: every kernel that calls of a product may need.
+
+    gemm_ladder.precompile(7168, 2048)                                # for fp8_gemm_nt
+    gemm_ladder.precompile(7168, 2048, groups=8, kind="k_grouped")    # for k_grouped_fp8_gemm_nt_contiguous
+
+A product is named as its calls name it: by the layout and, where it is another than usual, the recipe.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
-from gemm_ladder import build, checks, launch
-from gemm_ladder.arguments import Kind
+from gemm_ladder import build, calls, checks, launch
+from gemm_ladder.arguments import KINDS, Kind
 from gemm_ladder.build import background
 from gemm_ladder.errors import InputError
 from gemm_ladder.production import choice, fast_path, launching
 from gemm_ladder.production.config import Config
 from gemm_ladder.settings import num_sms_limit, whole_number
+from gemm_ladder.training import candidates, products
+from gemm_ladder.training import config as training_config
+from gemm_ladder.training import launching as training_launching
+from gemm_ladder.training.operands import RECIPE
 
 
 def precompile(
@@ -21,21 +31,28 @@ def precompile(
     k: int,
     groups: int = 1,
     max_m: int = 8192,
-    kind: Kind = "dense",
+    kind: Kind | Literal["k_grouped"] = "dense",
     device: torch.device | int | None = None,
-) -> list[Config]:
+    recipe: Sequence[int] | None = None,
+) -> list[Config] | list[training_config.Config]:
     """Compile and load every kernel that calls with m from 1 to max_m need.
 
     These are few kernels, not one for every m. As many are built at the same time as there are CPUs; if
     another process is building one already, this one waits for it. The fast path is built as well. On a
     terminal a progress bar is shown.
 
+    A training kernel is given all sizes when it is launched, so the same ones serve every m, n and k: six for
+    one group, six more for up to 8 groups, and six more for more.
+
     Args:
         n, k: the sizes of B.
         groups: how many groups B has, in the grouped layouts.
         max_m: the largest m of a call; in the masked layout its max_m, or the largest expected_m.
-        kind: "dense", "contiguous" or "masked".
+        kind: the product. "dense": of `fp8_gemm_nt`. "contiguous", "masked" or "psum": of the calls that are
+            grouped by rows. "k_grouped": of `k_grouped_fp8_gemm_nt_contiguous`.
         device: the GPU, a Hopper; None: the current one.
+        recipe: as the calls have it: None, or for dense calls (1, 1, 128), which is also the product of
+            `wgrad_gemm_fp8_fp8_fp32_nt`.
 
     Returns:
         The configurations, for the number of SMs that `set_num_sms` allows now.
@@ -47,21 +64,51 @@ def precompile(
     for name, value in {"n": n, "k": k, "groups": groups, "max_m": max_m}.items():
         if whole_number(name, value) < 1:
             raise InputError(f"{name} is {value}; 1 or more is needed")
+    trains = _trains(kind, recipe)
     if not torch.cuda.is_available():
         raise InputError("there is no GPU to precompile for; a Hopper GPU is needed")
     index = None if device is None else torch.device(device).index
     device = torch.cuda.current_device() if index is None else index
     checks.runs_on(torch.device("cuda", device))
+    if kind == "k_grouped":
+        return _training(groups)
+    if trains:
+        return _training(1)
     num_sms, gpu = launch.usable_sms(device, num_sms_limit()), torch.cuda.get_device_name(device)
     choice.check(kind, max_m, n, k, groups, num_sms)
     plan = launching.plan(kind, n, k, groups, num_sms, gpu)
-    needed = dict.fromkeys(map(plan.at, choice.steps_up_to(kind, max_m, groups)))
+    needed = list(dict.fromkeys(map(plan.at, choice.steps_up_to(kind, max_m, groups))))
     fast_path.start()
-    build_all(list(needed), "cuda")
+    build_all(needed, "cuda")
     fast_path.load()
     for config in needed:
         launching.library(config)
-    return list(needed)
+    return needed
+
+
+def _trains(kind: str, recipe: object) -> bool:
+    """Whether this is a product of `gemm_ladder.training`. Raises InputError for a recipe of no such kind."""
+    asked_for = products.asks_for_this(recipe, None, None)
+    if kind == "k_grouped":
+        if recipe is not None and not asked_for:
+            raise InputError(f"recipe is {recipe!r}; {RECIPE} or None is needed for kind {kind!r}")
+        return True
+    if asked_for and kind != "dense":
+        raise InputError(f"recipe is {recipe!r}; None is needed for kind {kind!r}")
+    if kind not in KINDS:
+        raise InputError(f"kind is {kind!r}; one of {', '.join((*KINDS, 'k_grouped'))} is needed")
+    if not asked_for:
+        calls.check_options(None, recipe, None, None, None, None)
+    return asked_for
+
+
+def _training(groups: int) -> list[training_config.Config]:
+    """Compile and load every kernel that a training call with so many groups may need."""
+    needed = candidates.all_for(groups)
+    build_all(needed, "cuda")
+    for config in needed:
+        training_launching.library(config)
+    return needed
 
 
 class Compiled(Protocol):

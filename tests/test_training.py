@@ -620,6 +620,16 @@ def test_grouped_refusals(options, message):
     assert call.d.isnan().all()
 
 
+def test_ks_tensor_is_looked_at_on_a_cpu(monkeypatch):
+    """With GEMM_LADDER_CHECK=1 as without: there is no CUDA graph to be asked about."""
+    monkeypatch.setattr(settings, "check_contents", True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: pytest.fail("asked CUDA"))
+    call = place((8, 12), [256, 0, 128])
+    ks_tensor = torch.tensor(call.ks, dtype=torch.int32)
+    gl.k_grouped_fp8_gemm_nt_contiguous(call.lhs, call.rhs, call.d, call.ks, ks_tensor)
+    call.check(bits=False)
+
+
 def test_groups_that_overlap():
     call = place((8, 12), [256, 0, 128])
     d = torch.zeros(200).as_strided((3, 8, 12), (48, 12, 1))

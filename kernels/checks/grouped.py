@@ -21,7 +21,7 @@ def contents(kind: Kind, rows: torch.Tensor, m: int, groups: int) -> None:
     Raises:
         InputError: the first row or group that is wrong.
     """
-    if _capturing(rows):
+    if capturing(rows):
         return
     if kind == "contiguous":
         _indices(rows, groups)
@@ -78,8 +78,8 @@ def _first(wrong: torch.Tensor) -> int | None:
     return int(found[0]) if len(found) else None
 
 
-def _capturing(tensor: torch.Tensor) -> bool:
-    """Whether a CUDA graph is being captured, which forbids looking at a result."""
+def capturing(tensor: torch.Tensor) -> bool:
+    """Whether a CUDA graph is being captured on the tensor's GPU, which forbids looking at what it holds."""
     if not tensor.is_cuda:
         return False
     with torch.cuda.device(tensor.device):

@@ -15,6 +15,7 @@ from typing import TypeAlias
 import torch
 from gemm_ladder import checks, settings
 from gemm_ladder.arguments import K_MULTIPLE, SCALE_BLOCK
+from gemm_ladder.checks import grouped
 from gemm_ladder.errors import InputError
 from gemm_ladder.ops import compiling, seen
 from gemm_ladder.training import operands, ops
@@ -184,8 +185,8 @@ def _check_ks_tensor(given: object, call: CheckedCall) -> None:
     checks.dtype("ks_tensor", tensor, torch.int32)
     checks.shape("ks_tensor", tensor, (len(call.groups),), f"one k for each of {len(call.groups)} groups")
     ks = [group.k for group in call.groups]
-    asked_for = settings.check_contents and not torch.cuda.is_current_stream_capturing()
-    if (asked_for or not tensor.is_cuda) and tensor.tolist() != ks:
+    looked_at = (settings.check_contents or not tensor.is_cuda) and not grouped.capturing(tensor)
+    if looked_at and tensor.tolist() != ks:
         raise InputError(f"ks_tensor is {tensor.tolist()}; the same as ks, {ks}, is needed")
 
 

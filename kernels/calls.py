@@ -10,7 +10,7 @@ refuses or converts, and `ops.run` computes.
 from __future__ import annotations
 
 from gemm_ladder import checks, ops, settings
-from gemm_ladder.arguments import Kind
+from gemm_ladder.arguments import MAX_SIZE, Kind
 from gemm_ladder.errors import InputError
 from gemm_ladder.production import fast_path
 from gemm_ladder.settings import whole_number
@@ -59,7 +59,9 @@ def psum(
 def masked(lhs: object, rhs: object, out: object, masked_m: object, expected_m: object) -> None:
     """`m_grouped_fp8_gemm_nt_masked`, by whichever name it was called."""
     expected = (
-        expected_m if type(expected_m) is int and expected_m >= 0 else whole_number("expected_m", expected_m)
+        expected_m
+        if type(expected_m) is int and 0 <= expected_m <= MAX_SIZE
+        else whole_number("expected_m", expected_m)
     )
     if ops.compiling():
         return ops.call("masked", *_two(lhs), *_two(rhs), out, masked_m, expected)

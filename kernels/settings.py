@@ -10,7 +10,7 @@ import operator
 import os
 from typing import SupportsIndex
 
-from gemm_ladder.arguments import LEAST_M_ALIGNMENT, M_ALIGNMENT
+from gemm_ladder.arguments import LEAST_M_ALIGNMENT, M_ALIGNMENT, MAX_SIZE
 from gemm_ladder.errors import InputError
 
 # Whether the contents of m_indices, masked_m and grouped_layout are checked on a GPU, too, which has to be
@@ -25,7 +25,7 @@ def set_num_sms(num_sms: int) -> None:
     """Use at most this many SMs from the next call on; 0: all of them again.
 
     Raises:
-        InputError: num_sms is no integer, or negative.
+        InputError: num_sms is no integer, negative, or 2^31 or more.
     """
     from gemm_ladder.production import fast_path  # here: it imports torch
 
@@ -70,7 +70,7 @@ def set_mk_alignment_for_contiguous_layout(alignment: int) -> None:
     In the psum layout they begin exactly at the next multiple. With less than 128 fewer kernels can be used.
 
     Raises:
-        InputError: the alignment is not a positive multiple of the 64 rows that a WGMMA multiplies.
+        InputError: the alignment is not a positive multiple, below 2^31, of the 64 rows of a WGMMA.
     """
     from gemm_ladder.production import fast_path  # here: it imports torch
 
@@ -102,12 +102,15 @@ def get_m_alignment_for_contiguous_layout() -> int:
 
 
 def whole_number(name: str, value: object) -> int:
-    """`value` as an int of 0 or more. A tensor is refused: reading it would wait for its device."""
+    """`value` as an int from 0 to MAX_SIZE, which is what kernels and the fast path can be given. A tensor is
+    refused: reading it would wait for its device."""
     if not isinstance(value, SupportsIndex) or hasattr(value, "data_ptr"):
         raise InputError(f"{name} is of type {type(value).__name__}; an int is needed")
     number = operator.index(value)
     if number < 0:
         raise InputError(f"{name} is {number}; 0 or more is needed")
+    if number > MAX_SIZE:
+        raise InputError(f"{name} is {number}; less than 2^31 is needed")
     return number
 
 

@@ -249,6 +249,7 @@ def test_grouped_arguments():
     operands = (call.lhs, call.rhs, call.out, call.rows)
     for expected_m, message in (
         (-1, "expected_m is -1; 0 or more is needed"),
+        (2**63, "expected_m is 9223372036854775808; less than 2^31 is needed"),
         (2.5, "expected_m is of type float; an int is needed"),
         (torch.tensor(3), "expected_m is of type Tensor; an int is needed"),
     ):

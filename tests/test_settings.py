@@ -33,6 +33,11 @@ def test_alignment():
     assert gl.get_theoretical_mk_alignment_for_contiguous_layout(expected_m=16) == 128
     gl.set_mk_alignment_for_contiguous_layout(256)
     assert gl.get_m_alignment_for_contiguous_layout() == gl.get_mk_alignment_for_contiguous_layout() == 256
+    for number in (2**31, 2**64, 2**70):  # too large for a kernel, or for the fast path
+        assert refusal(gl.set_mk_alignment_for_contiguous_layout, number) == (
+            f"alignment is {number}; less than 2^31 is needed"
+        )
+        assert refusal(gl.set_num_sms, number) == f"num_sms is {number}; less than 2^31 is needed"
     for alignment in (0, 32, 100):
         assert refusal(gl.set_mk_alignment_for_contiguous_layout, alignment) == (
             f"an alignment of {alignment} rows is given; a multiple of 64 is needed"

@@ -93,7 +93,7 @@ class Rows:
 
 def contiguous(counts: list[int], alignment: int, behind: int, order: list[int]) -> Rows:
     """The groups in any order; `behind` blocks without a group lie behind the first of them, and rows of
-    padding at the end may be missing."""
+    padding at the end are missing from some calls."""
     segments, index, state = [], [], []
     for place, group in enumerate(order):
         segments.append((group, len(index), counts[group]))
@@ -103,8 +103,8 @@ def contiguous(counts: list[int], alignment: int, behind: int, order: list[int])
         if place == 0:
             index += [-1] * (behind * alignment)
             state += [ZERO] * (behind * alignment)
-    last = len(order) > 1 and behind
-    keep = segments[-1][1] + segments[-1][2] if last else len(index)
+    cut = len(order) > 1 and behind
+    keep = segments[-1][1] + segments[-1][2] if cut else len(index)
     return Rows(segments, np.array(index[:keep], np.int32), np.array(state[:keep], np.int8))
 
 

@@ -297,3 +297,30 @@ def test_learning_finds_what_is_there() -> None:
     regrets = learning.regrets(network, data, np.ones(len(results), dtype=bool))
     assert len(regrets) == 4 and max(one.mean for one in regrets) < 0.03
     assert configurations.STATES == prediction.STATES
+
+
+def test_several_fits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fit does not see what it leaves out, and is the same beside other fits."""
+    monkeypatch.setattr(learning, "STEPS", 10)
+    random_numbers = np.random.default_rng(0)
+
+    def results(count: int) -> learning.Data:
+        inputs = random_numbers.normal(size=(count, len(prediction.INPUTS)))
+        times = random_numbers.normal(size=(count, len(prediction.STATES)))
+        return learning.Data(inputs, random_numbers.normal(size=count), times, np.arange(count) // 4)
+
+    own, others = results(80), results(40)
+    left_out = np.zeros(120, dtype=bool)
+    left_out[8:20] = left_out[100:] = True
+    part, whole = learning.fits(own, others, [left_out, np.zeros(120, dtype=bool)])
+
+    def off(one: dict[str, Any], other: dict[str, Any]) -> float:
+        first, second = (prediction.read(learned)(own.inputs) for learned in (one, other))
+        return float(np.abs(first - second).max())
+
+    assert off(whole, learning.fit(own, others)) < 1e-4
+    assert off(whole, part) > 0.01
+    own.target[8:20] += 5
+    others.target[20:] -= 3
+    again, _ = learning.fits(own, others, [left_out, np.zeros(120, dtype=bool)])
+    assert off(part, again) < 1e-4

@@ -636,11 +636,12 @@ print(
 print(f"{len(learned['states'])} outputs; {len(numbers)} networks of {numbers[0]} numbers each")
 
 # %% [markdown]
-# Three decisions in [learning.py](../kernels/measure/learning.py) make it good at choosing, not only at
+# Four decisions in [learning.py](../kernels/measure/learning.py) make it good at choosing, not only at
 # predicting. The error of the *differences* between candidates of one product counts three times as much as
-# that of the times themselves. Candidates near the best one of their product count more than those that are
-# far slower. And the mean of three networks is used, because each alone errs in its own way between the
-# measured points.
+# that of the times themselves. It counts three times more if a candidate is expected to be faster than it is,
+# since such a one is chosen; one that is expected to be too slow only leaves the next best. Candidates near
+# the best one of their product count more than those that are far slower. And the mean of three networks is
+# used, because each alone errs in its own way between the measured points.
 #
 # On the left, every measured configuration; on the right, the regret of the products, the smallest one first:
 

@@ -51,9 +51,15 @@ def test_cells() -> None:
     assert found == calibration.cells(), "the same in every run"
     assert len(found) == len(set(found)) > 800
     assert {cell.kind for cell in found} == {"dense", "contiguous", "masked"}
-    assert all(cell.flops <= MOST_FLOPS and cell.weights <= MOST_WEIGHTS for cell in found)
+    most = max(region.flops[1] for region in calibration.WEAK)
+    assert all(cell.flops <= most and cell.weights <= MOST_WEIGHTS for cell in found)
+    assert sum(cell.flops > MOST_FLOPS for cell in found) < 10
     assert len({cell.shape[1:] for cell in found if cell.kind == "dense"}) == (
-        24 + calibration.RANDOM + calibration.MORE_RANDOM
+        24
+        + calibration.RANDOM
+        + calibration.MORE_RANDOM
+        + sum(region.weights for region in calibration.WEAK)
+        - 1  # which was drawn twice
     )
     assert sum(cell.shape.m & (cell.shape.m - 1) > 0 for cell in found) > len(found) / 2, "no power of two"
 
@@ -66,6 +72,31 @@ def test_what_is_measured_at_a_product(cell: Cell) -> None:
     assert all(configs.fits(one) and (one.kind, one.n, one.k) == (cell.kind, 72, 256) for one in found)
     assert found == calibration.to_measure(cell, "", random.Random(0))
     assert found != calibration.to_measure(cell, "", random.Random(1))
+
+
+def test_what_a_call_may_be_told() -> None:
+    """A masked product is also measured with what it gets if expected_m is far from the truth."""
+    cell = masked_cell(16, Shape(100, 512, 1024), 512)
+    mean = math.ceil(sum(cell.counts) / 16)
+    assert calibration.told_of(cell) == (mean, mean // 4, 512)
+    assert calibration.told_of(dataclasses.replace(cell, expected_m=512)) == (512, mean, mean // 4)
+    wanted = calibration.to_measure(cell, "", random.Random(0))
+    for told in (mean // 4, 512):
+        assert calibration.chosen(dataclasses.replace(cell, expected_m=told), "") in wanted
+    assert calibration.told_of(SMALL) == (0,)
+
+
+def test_regions() -> None:
+    """The random weights of a region have one m of each of its ranges."""
+    found = calibration._weak_cells()
+    for region in calibration.WEAK:
+        some, found = found[: region.weights * len(region.rows)], found[region.weights * len(region.rows) :]
+        for number, cell in enumerate(some):
+            (m, n, k), (low, high) = cell.shape, region.rows[number % len(region.rows)]
+            assert region.n[0] <= n <= region.n[1] and region.k[0] <= k <= region.k[1], cell
+            assert region.flops[0] <= cell.flops <= region.flops[1], cell
+            assert (64 * low < m <= 64 * high + 16 and m % 64 <= 16) if region.above else low <= m <= high
+    assert {cell.kind for cell in found} == {"masked", "contiguous"}
 
 
 def test_rows_of() -> None:
@@ -297,3 +328,30 @@ def test_learning_finds_what_is_there() -> None:
     regrets = learning.regrets(network, data, np.ones(len(results), dtype=bool))
     assert len(regrets) == 4 and max(one.mean for one in regrets) < 0.03
     assert configurations.STATES == prediction.STATES
+
+
+def test_several_fits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fit does not see what it leaves out, and is the same beside other fits."""
+    monkeypatch.setattr(learning, "STEPS", 10)
+    random_numbers = np.random.default_rng(0)
+
+    def results(count: int) -> learning.Data:
+        inputs = random_numbers.normal(size=(count, len(prediction.INPUTS)))
+        times = random_numbers.normal(size=(count, len(prediction.STATES)))
+        return learning.Data(inputs, random_numbers.normal(size=count), times, np.arange(count) // 4)
+
+    own, others = results(80), results(40)
+    left_out = np.zeros(120, dtype=bool)
+    left_out[8:20] = left_out[100:] = True
+    part, whole = learning.fits(own, others, [left_out, np.zeros(120, dtype=bool)])
+
+    def off(one: dict[str, Any], other: dict[str, Any]) -> float:
+        first, second = (prediction.read(learned)(own.inputs) for learned in (one, other))
+        return float(np.abs(first - second).max())
+
+    assert off(whole, learning.fit(own, others)) < 1e-4
+    assert off(whole, part) > 0.01
+    own.target[8:20] += 5
+    others.target[20:] -= 3
+    again, _ = learning.fits(own, others, [left_out, np.zeros(120, dtype=bool)])
+    assert off(part, again) < 1e-4

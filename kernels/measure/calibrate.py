@@ -238,12 +238,15 @@ def cross_validated(
     left out in each of five."""
     weights = sorted({one.cell.shape[1:] for one in results})
     random.Random(0).shuffle(weights)
-    found: list[learning.Regret] = []
+    left_out, tests = [], []
     for fold in range(FOLDS):
-        left_out = set(weights[fold::FOLDS])
-        among = np.array([one.cell.shape[1:] in left_out for one in results])
-        foreign = np.array([one.cell.shape[1:] not in left_out for one in others], dtype=bool)
-        rest = None if data_of_others is None else learning.part(data_of_others, foreign)
-        network = prediction.read(learning.fit(learning.part(data, ~among), rest))
-        found += learning.regrets(network, data, among)
-    return found
+        among = set(weights[fold::FOLDS])
+        tests.append(np.array([one.cell.shape[1:] in among for one in results]))
+        foreign = np.array([one.cell.shape[1:] in among for one in others], dtype=bool)
+        left_out.append(np.concatenate([tests[-1], foreign]))
+    fitted = learning.fits(data, data_of_others, left_out)
+    return [
+        regret
+        for written, test in zip(fitted, tests, strict=True)
+        for regret in learning.regrets(prediction.read(written), data, test)
+    ]

@@ -15,7 +15,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import numpy as np
 from gemm_ladder.arguments import H100_SMS, M_ALIGNMENT, SCALE_BLOCK, Kind, align
@@ -46,6 +46,37 @@ MOST_WEIGHTS = 8e9  # elements of B
 MORE_RANDOM = 30
 MORE_ROWS = ((1, 8), (9, 32), (33, 64), (65, 128), (129, 256), (257, 512), (513, 1100), (1101, 3000))
 MOST_GROUPED = 65_536  # rows of all groups
+
+
+class Region(NamedTuple):
+    """Random weights, each with one m from each of some ranges.
+
+    Attributes:
+        weights: how many.
+        n, k: the least and the most.
+        rows: ranges of m; if `above`, of how many tiles of 64 rows m is one to 16 rows above.
+        flops: the least and the most operations of a product.
+    """
+
+    weights: int
+    n: tuple[int, int]
+    k: tuple[int, int]
+    rows: tuple[tuple[int, int], ...]
+    above: bool = False
+    flops: tuple[float, float] = (0, MOST_FLOPS)
+
+
+# Where the choice that had learned from all of these was still furthest from the best: few rows and a short
+# k; rows just above whole tiles; narrow weights; few waves; hours of work. And experts of which a call may be
+# told too many or too few rows.
+WEAK = (
+    Region(10, (1024, 8192), (512, 4096), ((92, 128), (129, 200))),
+    Region(20, (1024, 12_288), (1024, 16_384), ((2, 2), (4, 4), (6, 10)), above=True),
+    Region(16, (256, 2304), (1024, 16_384), ((300, 640), (641, 1400), (1401, 3200))),
+    Region(8, (2048, 32_768), (1024, 10_240), ((129, 256), (257, 511))),
+    Region(8, (4096, 65_536), (4096, 28_672), ((4096, 16_384),), flops=(1e12, 1.2e13)),
+)
+WEAK_EXPERTS = 16
 MORE_EXPERTS, GROUPS = 40, (4, 8, 16, 32, 64, 128, 256)
 EXPERTS = ((4096, 7168), (7168, 2048), (3072, 4096), (4096, 1536), (28672, 4096), (1536, 2048))
 EXPERT_ROWS = ((1, 40), (41, 160), (161, 500), (501, 2000))
@@ -64,7 +95,8 @@ def rows_of(cell: Cell) -> float:
 def cells() -> list[Cell]:
     """The products: dense ones, and those with groups. The same in every run."""
     found = [*_first_cells(), *_more_cells()]
-    return [one for one in dict.fromkeys(found) if one.flops <= MOST_FLOPS and one.weights <= MOST_WEIGHTS]
+    usual = [one for one in found if one.flops <= MOST_FLOPS and one.weights <= MOST_WEIGHTS]
+    return list(dict.fromkeys([*usual, *_weak_cells()]))
 
 
 def _between(draw: random.Random, low: float, high: float) -> float:
@@ -120,6 +152,34 @@ def _more_cells() -> list[Cell]:
     return found
 
 
+def _weak_cells() -> list[Cell]:
+    """Random ones of the regions WEAK, and experts."""
+    draw = random.Random(2)
+    between = functools.partial(_between, draw)
+    found: list[Cell] = []
+    for region in WEAK:
+        weights = 0
+        while weights < region.weights:
+            n, k = round(between(*region.n) / 64) * 64, round(between(*region.k) / SCALE_BLOCK) * SCALE_BLOCK
+            some = []
+            for low, high in region.rows:
+                m = round(between(low, high + 0.5))
+                m = WGMMA_M * m + draw.randint(1, 16) if region.above else min(high, m)
+                some.append(Cell("dense", 1, Shape(m, n, k)))
+            least, most = region.flops
+            if all(least <= one.flops <= most for one in some):
+                found += some
+                weights += 1
+    for number in range(WEAK_EXPERTS):
+        n, k = (round(between(512, 8192) / SCALE_BLOCK) * SCALE_BLOCK for _ in range(2))
+        shape = Shape(round(between(12, 500)), n, k)
+        groups = draw.choice([one for one in GROUPS if one * n * k <= MOST_WEIGHTS / 2])
+        found.append(masked_cell(groups, shape, align(4 * shape.m, SCALE_BLOCK // 2)))
+        if number % 2:
+            found.append(Cell("contiguous", groups, shape))
+    return found
+
+
 def to_measure(cell: Cell, gpu: str, draw: random.Random) -> list[Config]:
     """The configurations to measure at a product: those that are expected to be the best, and random ones."""
     kind, groups, (_, n, k) = cell.kind, cell.groups, cell.shape
@@ -130,7 +190,17 @@ def to_measure(cell: Cell, gpu: str, draw: random.Random) -> list[Config]:
     for count, by in ((NEAR, NEAR_BY), (ANY, ANY_BY)):
         rest = [one for one in order if one not in found and times[one] <= times[order[0]] + by]
         found += draw.sample(rest, min(count, len(rest)))
-    return list(dict.fromkeys([chosen(cell, gpu), *(known.at(one, n, k) for one in found)]))
+    first = [chosen(dataclasses.replace(cell, expected_m=told), gpu) for told in told_of(cell)]
+    return list(dict.fromkeys([*first, *(known.at(one, n, k) for one in found)]))
+
+
+def told_of(cell: Cell) -> tuple[int, ...]:
+    """What a call may be told about the rows of a masked product's groups: about the truth, a quarter of it,
+    and that all may have rows; first what the product says. Just that in other layouts."""
+    if cell.kind != "masked":
+        return (cell.expected_m,)
+    mean = math.ceil(sum(cell.counts) / cell.groups)
+    return tuple(dict.fromkeys((cell.expected_m, mean, max(1, mean // 4), cell.max_m)))
 
 
 def chosen(cell: Cell, gpu: str) -> Config:

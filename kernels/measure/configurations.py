@@ -23,7 +23,9 @@ from gemm_ladder.measure.timing import STATES, Job, KernelTimer, State
 from gemm_ladder.production.config import Config
 
 CALLS, FEW_CALLS, SLOW_FLOPS = 6, 3, 2e11  # calls of a pass; FEW_CALLS for products of more operations
-GRAPH_FLOPS = 4e10  # of the largest dense products that are measured in a graph
+# Dense products are measured in a graph where it tells more than calls with L2 clean: up to GRAPH_FLOPS, as
+# the gap between calls counts there, and from LONG_FLOPS on, as a GPU that never rests lowers its clock.
+GRAPH_FLOPS, LONG_FLOPS = 4e10, 1e12
 LATE = 1.5  # a graph whose calls take so many times as long as with L2 clean may have waited for a busy host
 WRONG = (math.inf,) * len(STATES)  # in place of times
 
@@ -68,7 +70,7 @@ def measure_cell(
         launcher_of: gives a configuration's function; a GemmLadderError means that there is none.
         store: a pool that has the product.
         states: what to measure. The graph is left out where that tells nothing: where the product has groups,
-            whose weights no L2 holds, or more than GRAPH_FLOPS operations.
+            whose weights no L2 holds, or between GRAPH_FLOPS and LONG_FLOPS operations.
 
     Returns:
         A result for each configuration, with WRONG instead of times where it gives no right result.
@@ -76,7 +78,7 @@ def measure_cell(
     Raises:
         KernelFault: a kernel has faulted.
     """
-    graphs = "graph" in states and cell.kind == "dense" and cell.flops <= GRAPH_FLOPS
+    graphs = "graph" in states and cell.kind == "dense" and not GRAPH_FLOPS < cell.flops < LONG_FLOPS
     cold = [state for state in timing.L2_STATES if state in states]
     operands = [store.operands(cell, index) for index in range(weights_of(cell) if graphs else 1)]
     out, expected = operands[0].output(), references(operands[0])

@@ -1,7 +1,8 @@
 """Fitting the network of `gemm_ladder.production.prediction` to measured times, and judging it.
 
 The loss looks at what a choice needs: the differences between the configurations of one product, those near
-its best one most of all. Configurations that are far slower matter little, as long as they stay slower.
+its best one most of all. Configurations that are far slower matter little, as long as they stay slower; what
+is expected to be faster than it is matters most, as it would be chosen.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ RATE, DECAY = 1e-2, 1e-3  # of AdamW
 NEAR = 4.0  # how fast a configuration's weight falls with its distance from the best, as a logarithm
 OTHERS = 0.3  # weight of a result of another GPU model, against one of the model that is fitted
 BETWEEN = 3.0  # weight of the differences between configurations, against that of the times themselves
+# How much more a difference counts where a configuration is expected to be faster than it is. Such a one is
+# chosen; one that is expected to be slower than it is only means that the next best is.
+OPTIMISTIC = 3.0
 
 
 class Data(NamedTuple):
@@ -65,22 +69,32 @@ def prepare(results: Sequence[Timed], num_sms: int = H100_SMS) -> Data:
     return Data(inputs, base, target, products)
 
 
-def part(data: Data, among: np.ndarray[Any, np.dtype[np.bool_]]) -> Data:
-    """Some of the results, a mask."""
-    _, products = np.unique(data.products[among], return_inverse=True)
-    return Data(data.inputs[among], data.base[among], data.target[among], products)
-
-
 def fit(own: Data, others: Data | None = None, seed: int = 0) -> dict[str, Any]:
-    """Fit the networks for a GPU model to its results.
+    """Fit the networks for a GPU model to its results: `fits`, with nothing left out."""
+    count = len(own.base) + (0 if others is None else len(others.base))
+    (found,) = fits(own, others, [np.zeros(count, dtype=bool)], seed)
+    return found
+
+
+def fits(
+    own: Data,
+    others: Data | None,
+    left_out: Sequence[np.ndarray[Any, np.dtype[np.bool_]]],
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Fit the networks for a GPU model several times, each time without some of the results.
+
+    All networks are fitted side by side, on a GPU if there is one: there that takes half a minute, on a CPU
+    many minutes.
 
     Args:
         others: results of other models. They count OTHERS times as much, and an input that says whose result
             it is lets the networks tell them apart. What only these have, such as an order of tiles that was
             never measured on this model, the networks know from them.
+        left_out: for each fit, a mask of results that it does not see, of its own and then of the others.
 
     Returns:
-        The content of a file of learned/: see `prediction.read`.
+        For each fit, the content of a file of learned/: see `prediction.read`.
     """
     data, mine = own, np.ones(len(own.base))
     if others is not None:
@@ -89,47 +103,92 @@ def fit(own: Data, others: Data | None = None, seed: int = 0) -> dict[str, Any]:
         data = Data(*(np.concatenate(pair) for pair in pairs), products)
         mine = np.concatenate([mine, np.zeros(len(others.base))])
     mean, scale = data.inputs.mean(axis=0), np.maximum(data.inputs.std(axis=0), LEAST_SCALE)
-    members = [_fit_one(data, mine, mean, scale, seed + member) for member in range(MEMBERS)]
-    return {
-        "inputs": list(prediction.INPUTS),
-        "states": list(STATES),
-        "mean": _rounded(mean),
-        "scale": _rounded(scale),
-        "members": members,
-    }
+    seen = np.array([~one for one in left_out for _ in range(MEMBERS)])
+    networks = _fitted(data, mine, mean, scale, seen, [seed + one for one in range(MEMBERS)] * len(left_out))
+    return [
+        {
+            "inputs": list(prediction.INPUTS),
+            "states": list(STATES),
+            "mean": _rounded(mean),
+            "scale": _rounded(scale),
+            "members": networks[first : first + MEMBERS],
+        }
+        for first in range(0, len(networks), MEMBERS)
+    ]
 
 
-def _fit_one(data: Data, mine: Floats, mean: Floats, scale: Floats, seed: int) -> list[list[Any]]:
-    torch.manual_seed(seed)
+def _fitted(
+    data: Data,
+    mine: Floats,
+    mean: Floats,
+    scale: Floats,
+    seen: np.ndarray[Any, np.dtype[np.bool_]],
+    seeds: Sequence[int],
+) -> list[list[list[Any]]]:
+    """Fit a network for each of `seeds`, to the results that its row of `seen`, [networks, results], marks:
+    its layers, as a file of learned/ has them."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def there(values: Any) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(values, dtype=np.float32)).to(device)
+
     far = prediction.FAR
     normal = np.clip((data.inputs - mean) / scale, -far, far)
-    given = torch.from_numpy(np.concatenate([normal, mine[:, None]], axis=1)).float()
-    known = torch.from_numpy(~np.isnan(data.target))
-    target = torch.from_numpy(np.nan_to_num(data.target - data.base[:, None])).float()
-    layers = [torch.nn.Linear(given.shape[1], HIDDEN), torch.nn.Linear(HIDDEN, HIDDEN)]
-    layers.append(torch.nn.Linear(HIDDEN, len(STATES)))
-    with torch.no_grad():
-        layers[-1].weight.mul_(0.1)
-        layers[-1].bias.zero_()
-    parameters = [one for layer in layers for one in layer.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS)
-    products = torch.from_numpy(data.products)
+    given = there(np.concatenate([normal, mine[:, None]], axis=1))
+    target = there(np.nan_to_num(data.target - data.base[:, None]))
+    known = there(~np.isnan(data.target))
+    products = torch.from_numpy(data.products).to(device)
     near = np.nan_to_num(np.exp(-NEAR * (data.target - _best(data))))
-    weight = torch.from_numpy(near * np.where(mine, 1, OTHERS)[:, None]).float()
-    count = _sums(known.float(), products).clamp(min=1)[products]
+    weight = there(near * np.where(mine, 1, OTHERS)[:, None]) * there(seen)[:, :, None]
+    all_weights = weight.sum(dim=(1, 2))
+    count = _sums(known[None], products).clamp(min=1).index_select(1, products)
+    layers = _start(given.shape[1], seeds, device)
+    optimizer = torch.optim.AdamW([one for layer in layers for one in layer], lr=RATE, weight_decay=DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS)
     for _ in range(STEPS):
         optimizer.zero_grad()
         off = (_answer(layers, given) - target) * known
-        between = (off - _sums(off, products)[products] / count) * known
-        loss = (weight * (off.square() + BETWEEN * between.square())).sum() / weight.sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        between = (off - _sums(off, products).index_select(1, products) / count) * known
+        loss = _loss(off, between)
+        ((weight * loss).sum(dim=(1, 2)) / all_weights).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
     with torch.no_grad():  # whose result it is, is known when the network is used
-        layers[0].bias += layers[0].weight[:, -1]
-        layers[0].weight = torch.nn.Parameter(layers[0].weight[:, :-1])
-    return [[_rounded(layer.weight.T), _rounded(layer.bias)] for layer in layers]
+        (first, bias), *rest = layers
+        layers = [(first[:, :-1], bias + first[:, -1:]), *rest]
+    return [
+        [[_rounded(matrix[one]), _rounded(bias[one, 0])] for matrix, bias in layers]
+        for one in range(len(seeds))
+    ]
+
+
+def _loss(off: torch.Tensor, between: torch.Tensor) -> torch.Tensor:
+    """[networks, results, STATES], of what is expected less what was measured, and of that less its mean over
+    the product."""
+    return off.square() + BETWEEN * between.square() * torch.where(between < 0, OPTIMISTIC, 1.0)
+
+
+Layers = Sequence[tuple[torch.Tensor, torch.Tensor]]  # [networks, inputs, outputs], [networks, 1, outputs]
+
+
+def _start(given: int, seeds: Sequence[int], device: str) -> Layers:
+    """The layers of a network for each seed, before they are fitted."""
+    sizes = [(given, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, len(STATES))]
+    networks = []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        layers = [torch.nn.Linear(*size) for size in sizes]
+        with torch.no_grad():
+            layers[-1].weight.mul_(0.1)
+            layers[-1].bias.zero_()
+        networks.append(layers)
+    return [
+        tuple(torch.stack(some).to(device).requires_grad_() for some in zip(*pairs, strict=True))
+        for pairs in (
+            [(layers[place].weight.detach().T, layers[place].bias.detach()[None]) for layers in networks]
+            for place in range(len(sizes))
+        )
+    ]
 
 
 def _best(data: Data) -> Floats:
@@ -141,22 +200,24 @@ def _best(data: Data) -> Floats:
     return answer
 
 
-def _answer(layers: Sequence[torch.nn.Linear], values: torch.Tensor) -> torch.Tensor:
-    for layer in layers[:-1]:
-        values = torch.nn.functional.silu(layer(values))
-    answer: torch.Tensor = layers[-1](values)
-    return answer
+def _answer(layers: Layers, values: torch.Tensor) -> torch.Tensor:
+    """[networks, results, STATES]"""
+    for matrix, bias in layers[:-1]:
+        values = torch.nn.functional.silu(values @ matrix + bias)
+    matrix, bias = layers[-1]
+    return values @ matrix + bias
 
 
 def _sums(values: torch.Tensor, products: torch.Tensor) -> torch.Tensor:
-    """The sums over each product's results: [products, STATES]."""
-    return torch.zeros(int(products.max()) + 1, values.shape[1]).index_add(0, products, values)
+    """The sums over each product's results: [networks, products, STATES]."""
+    sums = torch.zeros(len(values), int(products.max()) + 1, values.shape[2], device=values.device)
+    return sums.index_add(1, products, values)
 
 
 def _rounded(values: Any) -> Any:
     """Numbers with five significant digits, in lists."""
     if isinstance(values, torch.Tensor):
-        values = values.detach().double().numpy()
+        values = values.detach().double().cpu().numpy()
     if values.ndim > 1:
         return [_rounded(row) for row in values]
     return [float(f"{value:.5g}") for value in values.tolist()]

@@ -47,11 +47,13 @@ STEPS: tuple[int, ...] = (
 MIDDLES = tuple(
     (below + 1 + step) / 2 if step > 256 else step for below, step in zip((0, *STEPS), STEPS, strict=False)
 )
-# For these the kernels of a weight are selected. Just above whole tiles much depends on having the right one.
-SELECTED_FOR = (
-    *(8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 136, 144, 160, 192, 200, 224, 256, 272, 304, 320, 336),
-    *(384, 400, 448, 464, 512, 528, 576, 592, 640, 656, 704, 768, 832, 896, 1024, 1152, 1280, 1408),
-    *(1536, 1792, 2048, 2304, 2560, 3072, 3584, 4096, 5120, 6144, 8192, 16384),
+# For these the kernels of a weight are selected: from 129 to 1024 rows for every step, where most depends on
+# having the right one, as the number of waves is small, and up to 4096 for every other step.
+SELECTED_FOR: tuple[float, ...] = (
+    *(8, 16, 24, 32, 48, 64, 80, 96, 112, 128),
+    *(rows for rows in MIDDLES if 128 < rows <= 1024),
+    *tuple(rows for rows in MIDDLES if 1024 < rows <= 4096)[::2],
+    *(5120, 6144, 8192, 16384),
 )
 WORTHWHILE = 0.0002  # what another kernel has to gain on average, as a share of the time
 NEAR = 0.1  # a kernel is considered if it is expected to be at most this much slower than the best, somewhere

@@ -315,6 +315,8 @@ def test_instructions(compiled, config):
     (instructions,) = disassembly.disassemble(compiled(config).path).values()
     found = disassembly.count(instructions)
     assert found["LDL"] == found["STL"] == 0
+    wgmmas = [i for i, one in enumerate(instructions) if one.mnemonic == "QGMMA"]
+    assert not disassembly.count(instructions[wgmmas[0] : wgmmas[-1]])["R2UR"], "descriptors are uniform"
     bodies = config.unroll + (config.unroll > 1)  # and one for what is left
     assert found["QGMMA"] == 4 * config.slices * bodies
     assert found["FFMA"] == found["FMUL"] == config.slices * config.tile_n // 2 * bodies

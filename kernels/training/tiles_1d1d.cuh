@@ -32,10 +32,12 @@ class Tiles {
 
     __device__ bool next(Tile& tile) {
         const unsigned of_group = p_.units_m * p_.units_n;
-#pragma unroll 1
-        for (; unit_ >= of_group; unit_ -= of_group)  // go on to the unit's group
-            if (kC.groups == 1 || ++group_ == p_.groups) return false;
-        tile.group = kC.groups == 1 ? 0 : group_;
+        // Groups are passed by a division, not in a loop. Behind a loop ptxas does not see that a warp's threads agree
+        // on the tile, and keeps the addresses of the main loop in registers, from which every WGMMA has to fetch them.
+        const unsigned passed = kC.groups > 1 ? unit_ / of_group : unit_ >= of_group;
+        group_ += passed, unit_ -= passed * of_group;
+        if (group_ >= p_.groups) return false;
+        tile.group = group_;
         const unsigned width = kC.across ? p_.units_n : p_.units_m, length = kC.across ? p_.units_m : p_.units_n;
         const unsigned first = unit_ / (kC.band * length) * kC.band;
         const unsigned in_band = unit_ - first * length;

@@ -160,13 +160,12 @@ def random_config(rng: np.random.Generator) -> Config:
         config = Config.of(
             int(rng.choice([128, 256])),
             32 * int(rng.integers(1, 9)),
-            scales=str(rng.choice(["products", "registers", "shared"])),
+            ahead=int(rng.integers(0, 9)),
             share=str(rng.choice(["nothing", "A", "B"])),
             boxes=int(rng.integers(1, 9)),
             band=int(rng.integers(1, 5)),
             across=bool(rng.integers(2)),
             groups=int(rng.integers(1, 5)),
-            unroll=int(rng.integers(1, 3)),
         )
         try:
             return config.check()
@@ -207,8 +206,8 @@ def test_a_kernel_gets_every_group_once():
 BUGS = {
     "the stage is released before B's scales are read": (
         VARIANTS[2],
-        "if (last && kC.scales != Scales::kShared) release(ring.empty());",
-        "if (last) { release(ring.empty()); factors.promote(total[slice], partial, slice); continue; }",
+        "factors.promote(total[slice], partial, slice);\n        }\n        release(ring.empty());",
+        "if (slice == kSlices - 1) release(ring.empty());\nfactors.promote(total[slice], partial, slice);\n}",
         {"read_during_load", "wrong answer"},
     ),
     "D's boxes are not fenced": (VARIANTS[2], "ptx::fence_proxy_async();", "", {"missing_proxy_fence"}),
@@ -317,9 +316,8 @@ def test_instructions(compiled, config):
     assert found["LDL"] == found["STL"] == 0
     wgmmas = [i for i, one in enumerate(instructions) if one.mnemonic == "QGMMA"]
     assert not disassembly.count(instructions[wgmmas[0] : wgmmas[-1]])["R2UR"], "descriptors are uniform"
-    bodies = config.unroll + (config.unroll > 1)  # and one for what is left
-    assert found["QGMMA"] == 4 * config.slices * bodies
-    assert found["FFMA"] == found["FMUL"] == config.slices * config.tile_n // 2 * bodies
+    assert len(wgmmas) == 4 * config.slices
+    assert found["FFMA"] == found["FMUL"] == config.slices * config.tile_n // 2
     assert found["UTMAREDG"] == found["UTMASTG"] > 0
     opcodes = {i.opcode for i in instructions if i.mnemonic == "UTMALDG"}
     assert opcodes == {"UTMALDG.2D", "UTMALDG.2D.MULTICAST"} - (
@@ -327,12 +325,12 @@ def test_instructions(compiled, config):
     )
     (wgmma,) = {i.opcode for i in instructions if i.mnemonic == "QGMMA"}
     assert wgmma == f"QGMMA.64x{config.tile_n}x32.F32.E4M3.E4M3"
-    if config.scales == "products" and config.slices == 1:
-        # The products are made before the wait: behind it are only as many FMULs as belong to no promotion.
-        wait = next(
-            i for i, one in enumerate(instructions) if one.mnemonic == "WARPGROUP" and "DEPBAR" in one.opcode
-        )
-        assert disassembly.count(instructions[wait:])["FMUL"] == 0
+    if dataclasses.replace(config, groups=1) in CANDIDATES:
+        # Behind the wait FMULs and FFMAs take turns. Where ptxas puts all FMULs first, the loop is slower by
+        # 5 % and more (training/NOTES.md).
+        behind = [one.mnemonic for one in instructions[wgmmas[-1] :]]
+        arithmetic = "".join(name[1] for name in behind if name in ("FFMA", "FMUL"))
+        assert max(map(len, arithmetic.split("M"))) <= 20
 
 
 # ------------------------------------------------------------------------------------------- configurations
@@ -364,10 +362,10 @@ def test_names():
         ({"tile_m": 64}, "tile_m is 64; 128 or 256 is needed"),
         ({"tile_n": 48}, "tile_n is 48; a multiple of 32 up to 256 is needed"),
         ({"stages": 0}, "stages is 0; 1 or more is needed"),
-        ({"scales": "none"}, "scales is 'none'; products, registers or shared is needed"),
+        ({"ahead": 17}, "ahead is 17; 0 to 16 is needed"),
         ({"share": "K"}, "share is 'K'; nothing, A or B is needed"),
         ({"groups": 65}, "groups is 65; 1 to 64 is needed"),
-        ({"scales": "products", "tile_n": 160}, "'shared' is needed for a tile of 128 x 160"),
+        ({"ahead": 9, "tile_n": 192}, "registers of .* is 210; at most 208 is needed"),
         ({"tile_m": 256, "tile_n": 160}, "accumulators of .* is 240; at most 192 is needed"),
         ({"stages": 6}, "shared_bytes of .* is .*; at most 232448 is needed"),
     ],

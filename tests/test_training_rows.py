@@ -92,7 +92,7 @@ def test_the_command(fake_gpu, tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_configurations(fake_gpu, capsys: pytest.CaptureFixture[str]) -> None:
-    names = "128x64_products_nothing_s7_b2_u1_down8,256x32_registers_A_s5_b2_u1_down8"
+    names = "128x64_a8_nothing_s7_b2_down8,256x32_a4_A_s5_b2_down8"
     assert main(["training", "--products", SMALL, "--configs", names, "--l2", "dirty"]) == 0
     printed = capsys.readouterr().out
     for name in names.split(","):

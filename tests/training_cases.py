@@ -26,17 +26,17 @@ from gemm_ladder.training.config import Config
 
 CANARY = np.uint32(0x7FC6B6B6).view(np.float32)  # a NaN that no kernel writes
 MARGIN = 260  # rows of canaries on each side of an output, more than a tile has
-# Beside the tiles that a call may get, what else config_1d1d.cuh distinguishes: where the factors come from,
-# what clusters share, one round of stores or several, the order of tiles, one stage.
+# Beside the tiles that a call may get, what else config_1d1d.cuh distinguishes: how many pairs of scales are
+# loaded ahead, what clusters share, one round of stores or several, the order of tiles, one stage.
 VARIANTS = (
-    Config.of(128, 128, scales="products", share="A", groups=2),
-    Config.of(128, 128, scales="registers", share="B", across=True, band=2),
-    Config.of(128, 128, boxes=2, scales="shared", unroll=4),
-    Config.of(128, 160, scales="registers", boxes=3, band=1),
+    Config.of(128, 128, ahead=16, share="A", groups=2),
+    Config.of(128, 128, ahead=3, share="B", across=True, band=2),
+    Config.of(128, 128, boxes=2),
+    Config.of(128, 160, ahead=20, boxes=3, band=1),
     Config.of(128, 192, share="A", boxes=3),
     Config.of(256, 128, share="B", boxes=1, across=True),
-    Config.of(256, 96, scales="products", stages=1),
-    Config.of(256, 32, scales="registers", share="A", groups=8),
+    Config.of(256, 96, ahead=12, stages=1),
+    Config.of(256, 32, ahead=2, share="A", groups=8),
 )
 CONFIGS = (*CANDIDATES, *VARIANTS)
 Fill = Callable[[np.random.Generator, int, int, int], Operands]

@@ -8,40 +8,35 @@ from collections.abc import Sequence
 from gemm_ladder.arguments import SCALE_BLOCK, ceil_div
 from gemm_ladder.training.config import GROUPS, Config
 
-# What a call may get, with the speed of the tile's main loop relative to the first one's. These speeds,
-# _EPILOGUE and _WAVES are those with which `_choose` comes closest to 70 measured times on an H200
-# (NOTES.md); the kernels that it chooses with them are 0.6 % slower in the mean than the fastest of 34
-# configurations.
+# What a call may get, with the speed of the tile's main loop relative to the first one's. These speeds and
+# _EPILOGUE are those with which `_choose` comes closest to the times of these six at the products of
+# measure/training.py on an H200 (NOTES.md). It then chooses the fastest of the six at all of them but the
+# smallest, whose groups have one or two K blocks.
 CANDIDATES: dict[Config, float] = {
-    Config.of(128, 192, boxes=3, band=12): 1.0,
-    Config.of(128, 160, boxes=3, band=16, across=True): 0.978,
-    Config.of(128, 128, boxes=2): 0.934,
-    Config.of(256, 128): 0.929,
-    Config.of(128, 96, scales="registers"): 0.842,
-    Config.of(128, 64): 0.661,
+    Config.of(128, 192, ahead=4, boxes=3, band=12): 1.0,
+    Config.of(128, 160, boxes=3, band=16, across=True): 0.962,
+    Config.of(256, 128): 0.946,
+    Config.of(128, 128, ahead=8, boxes=2): 0.92,
+    Config.of(128, 96): 0.78,
+    Config.of(128, 64): 0.697,
 }
 _EPILOGUE = (
-    15  # K blocks that a tile's epilogue and the start of its pipeline cost, and what else K does not change
-)
-_WAVES = (
-    0.9  # how much of the time goes by whole waves; the rest goes by tiles, as a last wave disturbs nobody
+    11  # K blocks that a tile's epilogue and the start of its pipeline cost, and what else K does not change
 )
 
-# What `--tune` times beside the candidates: other sources of the factors, other sharing, more stages at the
-# price of fewer boxes, other orders of tiles, longer loop bodies.
+# What `--tune` times beside the candidates: other numbers of pairs loaded ahead, other sharing, more stages
+# at the price of fewer boxes, other orders of tiles.
 TO_TUNE: tuple[Config, ...] = (
     *(
-        Config.of(tile_m, tile_n, scales=scales, share=share, boxes=boxes)
-        for tile_m, tile_n, scales, each in (
-            (128, 128, "products", (4, 2)),
-            (128, 128, "registers", (4, 2)),
-            (128, 128, "shared", (4, 2)),
-            (128, 160, "registers", (5, 3)),
-            (128, 160, "shared", (5, 3)),
-            (128, 192, "shared", (6, 3)),
-            (256, 96, "products", (6, 3)),
-            (256, 128, "shared", (4, 1)),
+        Config.of(tile_m, tile_n, ahead=ahead, share=share, boxes=boxes)
+        for tile_m, tile_n, aheads, each in (
+            (128, 128, (0, 4, 16), (4, 2)),
+            (128, 160, (0, 4, 8), (5, 3)),
+            (128, 192, (0, 2, 6), (6, 3)),
+            (256, 96, (0, 4), (6, 3)),
+            (256, 128, (0, 4), (4, 1)),
         )
+        for ahead in aheads
         for share in ("nothing", "A", "B")
         for boxes in each
     ),
@@ -50,8 +45,6 @@ TO_TUNE: tuple[Config, ...] = (
         for tile, share in (((256, 128), "A"), ((128, 192), "B"))
         for band, across in ((16, False), (4, False), (8, True), (4, True))
     ),
-    Config.of(128, 128, scales="products", share="B", unroll=4),
-    Config.of(128, 128, scales="shared", share="B", boxes=2, unroll=4),
 )
 
 
@@ -79,8 +72,9 @@ def _choose(m: int, n: int, blocks: int, groups: int, num_sms: int) -> Config:
         config, speed = item
         units = ceil_div(m, config.tile_m * config.down) * ceil_div(n, config.tile_n * config.right) * groups
         at_once = max(1, num_sms // config.cluster)
-        waves = _WAVES * ceil_div(units, at_once) + (1 - _WAVES) * units / at_once
-        return waves * config.tile_m * config.tile_n * (blocks / groups / speed + _EPILOGUE)
+        return (
+            ceil_div(units, at_once) * config.tile_m * config.tile_n * (blocks / groups / speed + _EPILOGUE)
+        )
 
     config, _ = min(CANDIDATES.items(), key=time)
     return config.with_room_for(groups)

@@ -20,16 +20,15 @@ from gemm_ladder.errors import InputError
 if TYPE_CHECKING:
     from gemm_ladder.build import Built, Job, Target
 
-Scales = Literal["products", "registers", "shared"]
 Share = Literal["nothing", "A", "B"]
 
 MAX_SHARED_BYTES = 232_448  # that a thread block can have
 WGMMA_M, CONSUMERS, BOX_N = 64, 2, 32
 BOX_BYTES = WGMMA_M * BOX_N * 4
 GROUPS = (1, 8, 64)  # the most groups of a launch, by kernel: their tensor maps are the kernel's parameters
-# Registers a thread that accumulators may take, and those with the promotion's factors: of 232 it needs the
-# rest for addresses.
-MAX_ACCUMULATORS, MAX_KEPT = 192, 200
+# Registers a thread that accumulators may take, and those with B's scales: of 232 it needs the rest for
+# addresses.
+MAX_ACCUMULATORS, MAX_REGISTERS = 192, 208
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +41,11 @@ class Config:
         stages: stages of the ring of shared memory between TMA and the tensor cores.
         boxes: boxes of shared memory, of 64 rows and 32 columns, through which a consumer stores D. With as
             many as its tile has, the stores overlap the next tile; with fewer there is room for more stages.
-        scales: where the promotion's factors come from. "products": products of the two scales, made while
-            the tensor cores work; "registers": both scales, loaded before; "shared": B's scales are loaded in
-            the promotion, after which the stage is released.
+        ahead: pairs of B's scales that a thread loads before it promotes. It loads the others meanwhile.
         share: "nothing"; "A": clusters of two compute tiles side by side and multicast A; "B": they compute
             tiles below each other and multicast B.
         band, across: rasterisation: clusters walk bands that are `band` units of work tall or, if `across`,
             wide, so that tiles that run at the same time share operands in L2.
-        unroll: K blocks in the body of the main loop.
         groups: the most groups of a launch; more take several launches.
     """
 
@@ -57,11 +53,10 @@ class Config:
     tile_n: int
     stages: int
     boxes: int
-    scales: Scales = "shared"
+    ahead: int = 0
     share: Share = "nothing"
     band: int = 8
     across: bool = False
-    unroll: int = 1
     groups: int = 1
 
     @classmethod
@@ -115,9 +110,14 @@ class Config:
         return (self.slices + 1) * self.tile_n // 2
 
     @property
-    def kept(self) -> int:
-        """Registers a thread needs for the promotion's factors."""
-        return {"products": self.tile_n // 2, "registers": self.tile_n // 4, "shared": 0}[self.scales]
+    def pairs(self) -> int:
+        """Pairs of neighbouring columns of which a thread has accumulators."""
+        return self.tile_n // 8
+
+    @property
+    def registers(self) -> int:
+        """Registers a thread needs for sums and for the scales that are loaded ahead."""
+        return self.accumulators + 2 * self.ahead
 
     @property
     def stage_bytes(self) -> int:
@@ -134,8 +134,8 @@ class Config:
         """A name for people, in tables and of the library."""
         order = f"{'across' if self.across else 'down'}{self.band}"
         return (
-            f"fp8_gemm_1d1d_{self.tile_m}x{self.tile_n}_{self.scales}_{self.share}_s{self.stages}_"
-            f"b{self.boxes}_u{self.unroll}_{order}_g{self.groups}"
+            f"fp8_gemm_1d1d_{self.tile_m}x{self.tile_n}_a{self.ahead}_{self.share}_s{self.stages}_"
+            f"b{self.boxes}_{order}_g{self.groups}"
         )
 
     @classmethod
@@ -146,22 +146,21 @@ class Config:
             InputError: it is the name of none.
         """
         pattern = (
-            r"(?:fp8_gemm_1d1d_)?(\d+)x(\d+)_([a-z]+)_(nothing|A|B)_s(\d+)_b(\d+)_u(\d+)_(down|across)(\d+)"
+            r"(?:fp8_gemm_1d1d_)?(\d+)x(\d+)_a(\d+)_(nothing|A|B)_s(\d+)_b(\d+)_(down|across)(\d+)"
             r"(?:_g(\d+))?"
         )
         if not (found := re.fullmatch(pattern, name)):
             raise InputError(f"{name!r} is no configuration; a name like {cls.of(128, 192).name} is needed")
-        tile_m, tile_n, scales, share, stages, boxes, unroll, across, band, groups = found.groups()
+        tile_m, tile_n, ahead, share, stages, boxes, across, band, groups = found.groups()
         return cls(
             tile_m=int(tile_m),
             tile_n=int(tile_n),
             stages=int(stages),
             boxes=int(boxes),
-            scales=cast(Scales, scales),
+            ahead=int(ahead),
             share=cast(Share, share),
             band=int(band),
             across=across == "across",
-            unroll=int(unroll),
             groups=int(groups or 1),
         ).check()
 
@@ -210,27 +209,22 @@ class Config:
             ("tile_n", self.tile_n in range(BOX_N, 257, BOX_N), "a multiple of 32 up to 256"),
             ("stages", self.stages > 0, "1 or more"),
             ("boxes", self.boxes > 0, "1 or more"),
-            ("scales", self.scales in ("products", "registers", "shared"), "products, registers or shared"),
+            ("ahead", self.ahead in range(self.pairs + 1), f"0 to {self.pairs}"),
             ("share", self.share in ("nothing", "A", "B"), "nothing, A or B"),
             ("band", self.band > 0, "1 or more"),
-            ("unroll", self.unroll > 0, "1 or more"),
             ("groups", self.groups in range(1, 65), "1 to 64"),
         ):
             if not holds:
                 raise InputError(f"{field} is {getattr(self, field)!r}; {needed} is needed")
         for field, most in (
             ("accumulators", MAX_ACCUMULATORS),
+            ("registers", MAX_REGISTERS),
             ("shared_bytes", MAX_SHARED_BYTES),
         ):
             if getattr(self, field) > most:
                 raise InputError(
                     f"{field} of {self.name} is {getattr(self, field)}; at most {most} is needed"
                 )
-        if self.kept and self.accumulators + self.kept > MAX_KEPT:
-            raise InputError(
-                f"scales is {self.scales!r}; 'shared' is needed for a tile of {self.tile_m} x {self.tile_n}, "
-                "which leaves no registers for the factors"
-            )
         return self
 
 
@@ -239,6 +233,4 @@ def _without(fields: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _in_cpp(field: str, value: Any) -> str:
-    return (
-        f"{field.capitalize()}::k{value.capitalize()}" if field in ("scales", "share") else str(value).lower()
-    )
+    return f"Share::k{value.capitalize()}" if field == "share" else str(value).lower()

@@ -12,22 +12,14 @@ enum class Share {
     kB,  // the two CTAs of a cluster compute tiles below each other, and multicast B
 };
 
-// How the promotion gets its factors, each the product of a scale of A and one of B (gemm_1d1d.cuh, Factors).
-enum class Scales {
-    kProducts,   // multiplied while the WGMMAs run, and kept in registers
-    kRegisters,  // both scales are loaded before the WGMMAs, and multiplied in the promotion
-    kShared,     // the promotion loads B's scales from shared memory, so the stage is released after it
-};
-
 struct Config {
     int tile_m, tile_n;  // D is computed in tiles (tile_m, tile_n), by two consumer warpgroups below each other
     int stages;          // of the ring between the copy engine and the tensor cores
     int boxes;           // of shared memory through which a consumer stores D: (kWgmmaM, kBoxN) floats each
-    Scales scales;
-    Share share;  // what the clusters of two share; kNothing: no clusters
-    int band;     // rasterisation: units of work walk bands this many units tall or, with `across`, wide
+    int ahead;           // pairs of B's scales that a thread loads before it promotes; it loads the others meanwhile
+    Share share;         // what the clusters of two share; kNothing: no clusters
+    int band;            // rasterisation: units of work walk bands this many units tall or, with `across`, wide
     bool across;
-    int unroll;  // K blocks in the body of the main loop
     int groups;  // groups of a launch at most: their tensor maps are parameters of the kernel
 };
 
@@ -69,10 +61,9 @@ struct Geometry {
     static_assert(kC.tile_m == 128 || kC.tile_m == 256, "64 rows a consumer, once or twice");
     static_assert(kC.tile_n % kBoxN == 0 && kC.tile_n <= 256, "whole boxes of D; TMA's largest box");
     static_assert((kSlices + 1) * kRegisters <= 192, "a thread has 232 registers");
-    static_assert(kC.scales != Scales::kProducts || (kSlices + 2) * kRegisters <= 200, "registers for the products");
-    static_assert(kC.scales != Scales::kRegisters || (kSlices + 1) * kRegisters + 2 * kPairs <= 200,
-                  "registers for the scales");
-    static_assert(kC.stages > 0 && kC.boxes > 0 && kC.band > 0 && kC.unroll > 0, "positive");
+    static_assert((kSlices + 1) * kRegisters + 2 * kC.ahead <= 208, "registers for the scales");
+    static_assert(kC.ahead >= 0 && kC.ahead <= kPairs, "a thread has so many pairs");
+    static_assert(kC.stages > 0 && kC.boxes > 0 && kC.band > 0, "positive");
     static_assert(kC.groups > 0 && kC.groups <= 64, "the kernel's parameters have 32,764 bytes");
     static_assert(kSharedBytes <= 232448, "what a CTA can have");
 };

@@ -16,7 +16,7 @@
 //   3. they pack their totals into shared memory, and the copy engine writes them to D, or adds them to it in L2.
 //
 // The promotion is what this kernel is about: with a scale for each column, too, every accumulator takes an FMUL
-// besides its FFMA. Scales (config_1d1d.cuh) says where the factors come from. The mbarriers are:
+// besides its FFMA. Factors says when the scales are loaded, and NOTES.md what that decides. The mbarriers are:
 //
 //     producer --- 1 arrival (expect_tx), and the bytes of its loads ---+
 //        ^         and of those that the neighbour multicasts           +--> full[stage] ---> consumers
@@ -94,20 +94,17 @@ struct Gemm : Geometry<kC> {
 
     // ---- Consumers: multiply and promote
 
-    // What a thread needs to promote one slice's partial sums. kProducts and kRegisters load everything before the wait
-    // for the WGMMAs, so that the stage can be released as soon as these have ended; with kProducts the promotion is
-    // FFMAs only, because the products are made while the tensor cores work. With kShared, B's scales take no
-    // registers, which a tile with many accumulators does not have, and the stage is released after the promotion.
+    // The scales with which a thread promotes its partial sums. load() loads A's, of the thread's two rows in each
+    // slice, and the first pairs of B's, with which the promotion can begin at once. promote() loads the other pairs:
+    // most registers hold accumulators. So the stage is released after it.
     struct Factors {
-        static constexpr int kKept = kC.scales == Scales::kProducts    ? kRegisters
-                                     : kC.scales == Scales::kRegisters ? 2 * kPairs
-                                                                       : 1;
-        float of_a[kSlices][2], kept[kKept];
+        float of_a[kSlices][2];
+        float2 ahead[kC.ahead > 0 ? kC.ahead : 1];
         uint32_t of_b;  // the address of the thread's first pair of B's scales
 
         __device__ float2 load_pair(int i) const { return ptx::ld_shared<float2>(of_b + i * 8 * sizeof(float)); }
 
-        // Before the WGMMAs of a stage, for this thread's first row and column in the tile.
+        // Loads from a stage, for this thread's first row and column in the tile.
         __device__ void load(uint32_t stage, int row, int column) {
 #pragma unroll
             for (int i = 0; i < kSlices * 2; ++i)
@@ -115,33 +112,17 @@ struct Gemm : Geometry<kC> {
                     ptx::ld_shared<float>(stage + kScaleA + (i / 2 * kSliceM + row + i % 2 * 8) * sizeof(float));
             of_b = stage + kScaleB + column * sizeof(float);
 #pragma unroll
-            for (int i = 0; kC.scales == Scales::kRegisters && i < kPairs; ++i) {
-                const float2 pair = load_pair(i);
-                kept[2 * i] = pair.x, kept[2 * i + 1] = pair.y;
-            }
+            for (int i = 0; i < kC.ahead; ++i) ahead[i] = load_pair(i);
         }
-        // The factors of a thread's four accumulators of eight columns: two rows, two columns each.
-        __device__ void multiply(float* factor, int slice, float2 b) const {
-            factor[0] = of_a[slice][0] * b.x, factor[1] = of_a[slice][0] * b.y;
-            factor[2] = of_a[slice][1] * b.x, factor[3] = of_a[slice][1] * b.y;
-        }
-        // While the WGMMAs of a slice run.
-        __device__ void prepare(int slice) {
-#pragma unroll
-            for (int i = 0; kC.scales == Scales::kProducts && i < kPairs; ++i)
-                multiply(kept + 4 * i, slice, load_pair(i));
-        }
+        // Of every eight columns a thread has four accumulators: of two rows, a pair of columns each.
         __device__ void promote(float (&total)[kRegisters], const float (&partial)[kRegisters], int slice) const {
+            const auto [upper, lower] = of_a[slice];
 #pragma unroll
             for (int i = 0; i < kPairs; ++i) {
-                float made[4];
-                if constexpr (kC.scales == Scales::kRegisters)
-                    multiply(made, slice, float2{kept[2 * i], kept[2 * i + 1]});
-                else if constexpr (kC.scales == Scales::kShared)
-                    multiply(made, slice, load_pair(i));
-                const float* factor = kC.scales == Scales::kProducts ? kept + 4 * i : made;
+                const float2 b = i < kC.ahead ? ahead[i] : load_pair(i);
+                const float factors[] = {upper * b.x, upper * b.y, lower * b.x, lower * b.y};
 #pragma unroll
-                for (int j = 4 * i; j < 4 * i + 4; ++j) total[j] = fmaf(partial[j], factor[j % 4], total[j]);
+                for (int j = 0; j < 4; ++j) total[4 * i + j] = fmaf(partial[4 * i + j], factors[j], total[4 * i + j]);
             }
         }
     };
@@ -150,9 +131,9 @@ struct Gemm : Geometry<kC> {
     static __device__ void multiply_block(float (&total)[kSlices][kRegisters], Ring& ring, int first_row, int row,
                                           int column) {
         float partial[kRegisters];
-        ptx::mbarrier_wait_parity(ring.full, ring.parity);
         Factors factors;
-        factors.load(ring.stage, row, column);
+        ptx::mbarrier_wait_parity(ring.full, ring.parity);
+        if constexpr (kSlices == 1) factors.load(ring.stage, row, column);
         const uint64_t desc = smem_descriptor(ring.stage);
         const uint64_t desc_a = advance(desc, first_row * kSwizzleRow), desc_b = advance(desc, kB);
 #pragma unroll
@@ -163,13 +144,16 @@ struct Gemm : Geometry<kC> {
                 ptx::wgmma<kC.tile_n>(partial, advance(desc_a, slice * kSliceM * kSwizzleRow + k), advance(desc_b, k),
                                       k != 0);
             ptx::wgmma_commit_group();
-            factors.prepare(slice);
+            if (kSlices > 1 && slice == 0) {
+                // NOTES: with two slices this order is faster by 2 to 4 %, with one it is not. __syncwarp keeps ptxas
+                // from moving the loads in front of the WGMMAs.
+                __syncwarp();
+                factors.load(ring.stage, row, column);
+            }
             ptx::wgmma_wait_group<0>();
-            const bool last = slice == kSlices - 1;
-            if (last && kC.scales != Scales::kShared) release(ring.empty());
             factors.promote(total[slice], partial, slice);
-            if (last && kC.scales == Scales::kShared) release(ring.empty());
         }
+        release(ring.empty());
         ring.advance();
     }
 
@@ -190,7 +174,7 @@ struct Gemm : Geometry<kC> {
         Tiles<kC> tiles(p);
         for (Tile tile; tiles.next(tile);) {
             float total[kSlices][kRegisters] = {};  // (kSlices, kWgmmaM, tile_n), over the warpgroup's threads
-#pragma unroll kC.unroll
+#pragma unroll 1
             for (int block = 0, blocks = p.blocks[tile.group]; block < blocks; ++block)
                 multiply_block(total, ring, first_row, row, column);
             store(total, p, consumer, thread, tile);

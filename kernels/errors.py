@@ -16,6 +16,13 @@ The last two are defined in the modules that raise them. `gemm_ladder.build` has
 as well. Every error can be pickled, so a process pool hands it on.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gemm_ladder.lab.recording import Recording
+
 
 class GemmLadderError(Exception):
     """The base of everything that gemm_ladder raises on purpose."""
@@ -39,14 +46,21 @@ class EmulatorError(GemmLadderError, RuntimeError):
     """The emulator stopped a kernel; the message names the fault, the threads and the barriers involved.
 
     Attributes:
-        what: str, the kind of fault, such as "deadlock": a name from the table in ref/emulator/fault.hpp,
-            which explains it. Messages may change, names do not. "unknown" if the error was made without one.
+        what: str, the kind of fault, such as "deadlock": a name from the table in
+            ref/emulator/core/fault.hpp, which explains it. Messages may change, names do not. "unknown" if
+            the error was made without one.
         block, warp, lane: int, the thread that executed the instruction at fault, or that issued it where it
             is a TMA store or a WGMMA; `block` is its index in the grid. None where there is no one thread: a
             deadlock has several, and a WGMMA is issued by a whole warp.
         address: int, the address at fault, in shared memory (with the rank of the block, if the instruction
-            takes a shared::cluster address) or, for a prefetch, in global memory. None where it has none.
+            takes a shared::cluster address) or in global memory. None where it has none.
+        line: str, the line of the kernel's source, such as "s2_wgmma.cu:65"; None where it is not known.
+        other_line: str, that of the other access of a data race; None where it is not known.
+        recording: `gemm_ladder.lab`'s record of the launch up to the fault, which `lab.view` shows; None
+            unless `lab.run` was asked to record.
     """
+
+    recording: Recording | None = None
 
     def __init__(
         self,
@@ -57,10 +71,13 @@ class EmulatorError(GemmLadderError, RuntimeError):
         warp: int | None = None,
         lane: int | None = None,
         address: int | None = None,
+        line: str | None = None,
+        other_line: str | None = None,
     ) -> None:
         super().__init__(message)  # args hold the message alone; pickle carries the attributes beside it
         self.what = what
-        self.block, self.warp, self.lane, self.address = block, warp, lane, address
+        self.block, self.warp, self.lane, self.address, self.line = block, warp, lane, address, line
+        self.other_line = other_line
 
 
 class ToolchainError(GemmLadderError, RuntimeError):

@@ -47,7 +47,10 @@ def on_emulator(name: str, library: ctypes.CDLL, call: CheckedCall, num_sms: int
         LaunchError: the kernel's own launcher refuses.
         EmulatorError: the emulator found the kernel at fault.
     """
-    error = emulator.launch(library, GroupedArgs.of(call, num_sms or EMULATED_SMS))
+    tensors = {"A": call.a, "A's scales": call.sfa, "B": call.b, "B's scales": call.sfb, "D": call.out}
+    if call.rows is not None:
+        tensors["the layout"] = call.rows
+    error = emulator.launch(library, GroupedArgs.of(call, num_sms or EMULATED_SMS), tensors, once={"D"})
     if error is not None:
         raise LaunchError(f"{name}: {error}")
 

@@ -83,6 +83,7 @@ class FakeJob:
     It ends once `may_end` is set."""
 
     target = "host"
+    core = None
 
     def __init__(self, name: str, events: list[str], fails: bool = False) -> None:
         self.name, self.events, self.fails = name, events, fails
@@ -92,7 +93,7 @@ class FakeJob:
     def key(self) -> str:
         return self.name
 
-    def build(self, private: Path) -> cache.Made:
+    def build(self, private: Path, core: Path | None = None) -> cache.Made:
         self.events.append(f"{self.name} begins")
         assert self.may_end.wait(60)
         self.events.append(f"{self.name} ends")

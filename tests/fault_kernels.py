@@ -11,6 +11,9 @@ import numpy as np
 from gemm_ladder import build
 from gemm_ladder.ref import emulator
 
+REPOSITORY = Path(__file__).resolve().parents[1]
+SOURCE = REPOSITORY / "tests" / "faults.cu"
+
 
 class FaultArgs(ctypes.Structure):
     """struct FaultArgs of faults.cu"""
@@ -20,7 +23,7 @@ class FaultArgs(ctypes.Structure):
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    return build.load(Path(__file__).parent / "faults.cu", target="emulator").lib
+    return build.load(SOURCE, target="emulator").lib
 
 
 def kinds() -> list[str]:
@@ -37,7 +40,7 @@ def run(fault: int, seed: int = 0, **choices) -> tuple[str | None, emulator.Run]
     """Run one kernel; returns the launcher's refusal, if any, and the Run."""
     tensor = np.zeros((64, 64), np.float32)
     with gl.emulator(seed=seed, record=True, **choices) as seen:
-        said = emulator.launch(library(), FaultArgs(fault, tensor.ctypes.data))
+        said = emulator.launch(library(), FaultArgs(fault, tensor.ctypes.data), {"T": tensor}, once={"T"})
     return said, seen
 
 

@@ -1,5 +1,5 @@
 // Small kernels that each misuse the machine in one way. The emulator must report which (test_faults.py); there must be
-// a kernel for each kind of fault in the table in ref/emulator/fault.hpp.
+// a kernel for each kind of fault in the table in ref/emulator/core/fault.hpp.
 #include "launch.cuh"
 #include "layout.cuh"
 #include "ptx.cuh"
@@ -25,7 +25,13 @@ __device__ void load(uint32_t shared, uint32_t barrier, const TensorMap& map) {
     ptx::cp_async_bulk_tensor_2d(shared, &map, barrier, 0, 0);
 }
 
-__global__ void fault(int which, const __grid_constant__ TensorMap map) {
+// A use of a value that no compiler removes.
+__device__ void sink(float value) { [[maybe_unused]] volatile float used = value; }
+
+// Uses up a stack.
+__device__ int recurse(volatile int depth) { return depth ? recurse(depth + 1) + 1 : 0; }
+
+__global__ void fault(int which, const __grid_constant__ TensorMap map, float* tensor) {
     const uint32_t smem = ptx::shared_memory(), barrier = smem + kBarrier;
     const uint64_t tile = smem_descriptor(smem);
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -196,7 +202,7 @@ __global__ void fault(int which, const __grid_constant__ TensorMap map) {
         case 46:  // the other block of the cluster may have ended
             ptx::barrier_cluster_arrive();
             ptx::barrier_cluster_wait();
-            if (ptx::cluster_ctarank() == 0) ptx::st_shared_cluster(ptx::mapa(smem, 1), float4{});
+            if (ptx::cluster_ctarank() == 0 && threadIdx.x == 0) ptx::st_shared_cluster(ptx::mapa(smem, 1), float4{});
             return;
         case 47:
             return ptx::cp_async_bulk_prefetch_tensor_2d_hint(&map, 1, 0, 0);
@@ -212,6 +218,97 @@ __global__ void fault(int which, const __grid_constant__ TensorMap map) {
             return ptx::griddepcontrol_wait();
         case 51:  // it never waits
             return;
+        case 52:  // a kernel that may begin early reads global memory as ordinary C++ does
+            d[0] = tensor[threadIdx.x];
+            return ptx::griddepcontrol_wait();
+        case 53:  // a read behind the tensor's end
+            if (threadIdx.x == 70) d[0] = tensor[64 * 64 + 2];
+            return sink(d[0]);
+        case 54:  // a write before its begin
+            if (threadIdx.x == 70) tensor[-1] = 1.0f;
+            return;
+        case 55:  // a lane reads another one's local variable
+            return sink(*reinterpret_cast<float*>(ptx::shfl_sync_idx(reinterpret_cast<uint64_t>(d), 9)));
+        case 56:  // a loop without end
+            while (threadIdx.x == 70) {
+            }
+            return;
+        case 57:  // a loop that waits for a number in global memory, which nobody writes
+            while (*static_cast<volatile float*>(tensor) == 0.0f) {
+            }
+            return;
+        case 58:  // a recursion without end
+            return sink(static_cast<float>(recurse(1)));
+        case 59:  // code that is not to be reached
+            if (threadIdx.x == 70) __builtin_trap();
+            return;
+        case 60:  // an accumulator is read while its WGMMA is in flight
+            multiply(d, tile, tile);
+            sink(d[1]);
+            return ptx::wgmma_wait_group<0>();
+        case 61:  // an accumulator is written between the fence and its WGMMA
+            ptx::wgmma_fence();
+            d[2] = 1.0f;
+            ptx::wgmma<kN>(d, tile, tile, 1);
+            ptx::wgmma_commit_group();
+            return ptx::wgmma_wait_group<0>();
+        case 62:  // a thread reads what another one writes, without a barrier
+            if (threadIdx.x == 40) ptx::st_shared(smem, 1.0f);
+            return sink(ptx::ld_shared<float>(smem));
+        case 63:  // one lane arrives for its warp, whose other lanes may still read
+            if (threadIdx.x == 0) {
+                ptx::mbarrier_init(barrier + 8, 1);
+                ptx::mbarrier_init(barrier + 16, 3);
+                load(smem, barrier, map);
+            }
+            __syncthreads();
+            if (warp == 0) {
+                if (lane == 0) {
+                    ptx::mbarrier_wait_parity(barrier + 16, 0);
+                    ptx::mbarrier_arrive_expect_tx(barrier, 64 * 128);
+                    ptx::cp_async_bulk_tensor_2d(smem, &map, barrier, 0, 0);
+                    ptx::mbarrier_wait_parity(barrier, 1);
+                }
+                return;
+            }
+            ptx::mbarrier_wait_parity(barrier, 0);
+            sink(ptx::ld_shared<float>(smem + lane * 4));
+            if (lane == 0) ptx::mbarrier_arrive(barrier + 16);
+            return;
+        case 64:  // a relaxed arrival releases nothing
+            ptx::barrier_cluster_arrive();
+            ptx::barrier_cluster_wait();
+            if (ptx::cluster_ctarank() == 0 && threadIdx.x == 0) ptx::st_shared_cluster(ptx::mapa(smem, 1), float4{});
+            __syncwarp();
+            ptx::barrier_cluster_arrive();
+            ptx::barrier_cluster_wait();
+            if (ptx::cluster_ctarank() == 0 && threadIdx.x == 0) ptx::st_shared_cluster(ptx::mapa(smem, 1), float4{});
+            __syncwarp();
+            ptx::barrier_cluster_arrive_relaxed();
+            ptx::barrier_cluster_wait();
+            if (ptx::cluster_ctarank() == 1 && threadIdx.x == 7) sink(ptx::ld_shared<float>(smem));
+            __syncwarp();
+            ptx::barrier_cluster_arrive();
+            return ptx::barrier_cluster_wait();
+        case 65:  // an mbarrier is initialised twice
+            if (threadIdx.x) return;
+            ptx::mbarrier_init(barrier, 1);
+            ptx::name_mbarrier(barrier, "full", 3);
+            return ptx::mbarrier_init(barrier, 1);
+        case 66:  // two blocks write one element
+            if (threadIdx.x == 70) tensor[5] = 1.0f;
+            return;
+        case 67:  // a TMA load over what a thread has stored without a fence
+            if (threadIdx.x) return;
+            ptx::st_shared(smem, 1.0f);
+            load(smem, barrier, map);
+            return ptx::mbarrier_wait_parity(barrier, 0);
+        case 68:  // one lane waits for a load, and the others multiply
+            if (threadIdx.x == 0) load(smem, barrier, map);
+            __syncthreads();
+            if (lane == 0) ptx::mbarrier_wait_parity(barrier, 0);
+            multiply(d, tile, tile);
+            return ptx::wgmma_wait_group<0>();
     }
 }
 
@@ -236,13 +333,13 @@ const char* refused(int64_t which, const float* tensor) {
         case 105:
             return box(tensor, 64, 64, 64, 64, 64, Swizzle::k128B);
         case 106:
-            return launch(fault, {.blocks = 1, .threads = 100}, 0, map);
+            return launch(fault, {.blocks = 1, .threads = 100}, 0, map, nullptr);
         case 107:
-            return launch(fault, {.blocks = 1, .threads = 128, .shared_bytes = 232449}, 0, map);
+            return launch(fault, {.blocks = 1, .threads = 128, .shared_bytes = 232449}, 0, map, nullptr);
         case 108:
-            return launch(fault, {.blocks = 3, .threads = 128, .cluster = 2}, 0, map);
+            return launch(fault, {.blocks = 3, .threads = 128, .cluster = 2}, 0, map, nullptr);
         case 109:
-            return launch(fault, {.blocks = int64_t{1} << 31, .threads = 128}, 0, map);
+            return launch(fault, {.blocks = int64_t{1} << 31, .threads = 128}, 0, map, nullptr);
         case 110:
             return box(tensor, 64, 64, 64, 64, 20, Swizzle::k64B);
         case 111:
@@ -258,15 +355,16 @@ extern "C" const char* gemm_ladder_launch(const FaultArgs* args) {
     const Swizzle swizzle = args->fault == 31 ? Swizzle::k64B : args->fault == 32 ? Swizzle::k32B : Swizzle::k128B;
     const uint32_t columns = 4u << static_cast<int>(swizzle);  // the floats of a swizzled row
     if (auto error = tensor_map_2d(&map, args->tensor, 64, 64, 64, 64, columns, swizzle)) return error;
-    const uint32_t cluster = args->fault == 45 || args->fault == 46 ? 2 : 1;
+    const bool two = args->fault == 45 || args->fault == 46 || args->fault == 64 || args->fault == 66;
+    const uint32_t cluster = two ? 2 : 1;
     const LaunchConfig config{.blocks = cluster,
                               .threads = args->fault == 2 ? 64u : 128u,
-                              .shared_bytes = kBarrier + 8,
+                              .shared_bytes = kBarrier + 24,
                               .cluster = cluster,
-                              .early = args->fault >= 49};
+                              .early = args->fault >= 49 && args->fault <= 52};
     if (args->fault == 48) {  // a fault whose message the launcher hides
-        launch(fault, config, 21, map);
+        launch(fault, config, 21, map, args->tensor);
         return "something went wrong";
     }
-    return launch(fault, config, static_cast<int>(args->fault), map);
+    return launch(fault, config, static_cast<int>(args->fault), map, args->tensor);
 }

@@ -76,9 +76,11 @@ WRONG = Symptom("wrong answer")
 UNFENCED = Symptom("missing_proxy_fence", r"wgmma \([AB]\) reads shared memory")
 UNFENCED_STORE = Symptom("missing_proxy_fence", "TMA store reads shared memory")
 TOO_EARLY = Symptom("released_too_early")
-LOADING = [Symptom("read_during_load"), Symptom("write_during_load")]
+LOADING = [Symptom("read_during_load"), Symptom("write_during_load"), Symptom("data_race")]
 MORE_OFTEN = Symptom("too_many_arrivals")
-DEADLOCK = Symptom("deadlock", r"deadlock in cluster 0 after \d+ steps: block 0, warp")
+DEADLOCK = Symptom("deadlock", r"deadlock in cluster 0 after \d+ steps:\n  block [01], warp")
+RACE = Symptom("data_race")
+READ_IN_FLIGHT = Symptom("accumulator_read")
 
 WAIT = "ptx::wgmma_wait_group<0>();\n"
 PROMOTION = (
@@ -134,21 +136,21 @@ BUGS = [
         "the WGMMAs are never waited for",
         WAIT,
         "",
-        [Symptom("unfinished_wgmma"), TOO_EARLY],
+        [READ_IN_FLIGHT, Symptom("unfinished_wgmma"), TOO_EARLY],
     ),
     Bug(
         "s2_wgmma",
         "the accumulators are read before the wait",
         f"        {WAIT}{PROMOTION}",
         f"{PROMOTION}        {WAIT}",
-        [WRONG],
+        [READ_IN_FLIGHT],
     ),
     Bug(
         "s2_wgmma",
         "the WGMMAs are never committed, so the wait waits for nothing",
         "ptx::wgmma_commit_group();",
         "",
-        [Symptom("unfinished_wgmma"), TOO_EARLY],
+        [READ_IN_FLIGHT, Symptom("unfinished_wgmma"), TOO_EARLY],
     ),
     Bug(
         "s2_wgmma",
@@ -186,7 +188,7 @@ BUGS = [
         [
             Symptom(
                 "deadlock",
-                r"block 0, .* warp 0 waits for mbarrier 0x\w+ to complete a phase of parity 0: "
+                r"block 0, warp 0 waits for mbarrier 0x\w+ to complete a phase of parity 0: "
                 r"it is in phase 0 with 4 of 4",
             )
         ],
@@ -217,7 +219,7 @@ BUGS = [
         "the barrier expects too many bytes",
         "ptx::mbarrier_arrive_expect_tx(full, kBytesA + kBytesB + kBytesScales);",
         "ptx::mbarrier_arrive_expect_tx(full, kBytesA + kBytesB + kBytesScales + 16);",
-        [Symptom("deadlock", r"block 0, warp .* with 0 of 1 arrivals pending and 16 bytes to come")],
+        [Symptom("deadlock", r"block 0, warps .* with 0 of 1 arrivals pending and 16 bytes to come")],
     ),
     Bug(
         "s3_tma",
@@ -322,7 +324,7 @@ BUGS = [
         "more registers are asked for than there are",
         "ptx::setmaxnreg_inc<232>();",
         "ptx::setmaxnreg_inc<248>();",
-        [Symptom("deadlock", r"block 0, warp .* waits for setmaxnreg.inc: no registers are free")],
+        [Symptom("deadlock", r"block 0, warps? .* waits? for setmaxnreg.inc: no registers are free")],
     ),
     Bug(
         "s5_warp_specialized",

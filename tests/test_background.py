@@ -155,10 +155,11 @@ from pathlib import Path
 from gemm_ladder import build
 from gemm_ladder.build import background, cache
 class Job:
+    core = None
     target = "host"
     def __init__(self, name): self.name = name
     def key(self): return self.name
-    def build(self, private):
+    def build(self, private, core=None):
         with open(sys.argv[1], "a") as log:
             log.write(self.name + "\\n")
         time.sleep(0.05)

@@ -231,8 +231,8 @@ def test_library_that_builds_and_does_not_load(folder: Path) -> None:
     linker.chmod(0o755)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(build.BuildError) as caught:
         patch.setenv("CXX", str(linker))
-        build.compile("int x;\n", target="emulator")
-    assert caught.value.sentence == "inline.cu (emulator) builds, but the library cannot be loaded:"
+        build.compile("int x;\n", target="host")
+    assert caught.value.sentence == "inline.cu (host) builds, but the library cannot be loaded:"
     assert "inline.so: file too short" in caught.value.log, "the loader's own words"
 
 

@@ -122,7 +122,7 @@ def test_header_that_changes_during_the_build_is_not_cached(
 
     monkeypatch.setattr(worker, "run", run)
     with pytest.raises(build.BuildError, match="changed during its build"):
-        build.compile(tmp_path / "kernel.cu", target="emulator")
+        build.compile(tmp_path / "kernel.cu", target="host")
     assert not list(folder.glob("kernel-*"))
 
 

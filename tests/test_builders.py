@@ -21,7 +21,7 @@ def test_eight_processes_build_once(tmp_path: Path, folder: Path) -> None:
     import sys, threading
     from gemm_ladder import build
     def make():
-        built = build.load('extern "C" int answer() { return 42; }\\n', target="emulator")
+        built = build.load('extern "C" int answer() { return 42; }\\n', target="host")
         sys.stdout.write(f"{'cached' if built.cached else 'built'} {built.lib.answer()}\\n")
     threads = [threading.Thread(target=make) for _ in range(2)]
     [thread.start() for thread in threads]
@@ -61,7 +61,7 @@ def wait_for_compiler(slow: Path) -> tuple[int, Path]:
 
 def test_killed_builder_leaves_nothing_behind(folder: Path, slow: Path) -> None:
     source = 'extern "C" int answer() { return 42; }\n'
-    code = f"from gemm_ladder import build; build.compile({source!r}, target='emulator')"
+    code = f"from gemm_ladder import build; build.compile({source!r}, target='host')"
     builder = subprocess.Popen([sys.executable, "-c", code])
     compiler, temporary = wait_for_compiler(slow)
     (private,) = (folder / "building").iterdir()
@@ -82,7 +82,7 @@ def test_killed_builder_leaves_nothing_behind(folder: Path, slow: Path) -> None:
     assert not list(folder.glob("inline-*")), "no entry"
 
     slow.unlink()
-    built = build.load(source, target="emulator")
+    built = build.load(source, target="host")
     assert built.path.parent.name == private.name.rpartition(".")[0], "the same entry"
     assert built.lib.answer() == 42 and not built.cached
     assert list((folder / "building").iterdir()) == []
@@ -91,7 +91,7 @@ def test_killed_builder_leaves_nothing_behind(folder: Path, slow: Path) -> None:
 def test_interrupted_builder_ends_its_compilers(folder: Path, slow: Path) -> None:
     # A shell's background job, as the suite may be, ignores Ctrl-C, and so do its children by default.
     listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    code = f"{listen}\nfrom gemm_ladder import build; build.compile('int x;\\n', target='emulator')"
+    code = f"{listen}\nfrom gemm_ladder import build; build.compile('int x;\\n', target='host')"
     builder = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     compiler, _ = wait_for_compiler(slow)
     builder.send_signal(signal.SIGINT)  # Ctrl-C

@@ -44,6 +44,7 @@ import ctypes, sys
 from gemm_ladder.ref import emulator
 from gemm_ladder.arguments import GemmArgs
 d = (ctypes.c_uint16 * 32)()
+ctypes.CDLL(sys.argv[2])  # the emulator itself, which the kernel calls
 refused = emulator.launch(ctypes.CDLL(sys.argv[1]), GemmArgs(d=ctypes.addressof(d)))
 assert refused is None, refused
 assert list(d) == [3 * i for i in range(32)], f"the kernel gave {list(d)}"
@@ -190,14 +191,14 @@ def _trial(target: build.Target) -> list[Check]:
         return [Check(f"{target} build", False, f"fails: {error}", remedy, target)]
     took = "in the cache" if built.cached else f"{built.seconds:.1f} s"
     found = Check(f"{target} build", True, f"a small library builds and loads ({took})", needed_by=target)
-    return [found, _run(built.path)] if target == "emulator" else [found]
+    return [found, _run(built.path, built.core.path)] if built.core else [found]
 
 
-def _run(library: Path) -> Check:
-    """Run the emulator's trial."""
+def _run(library: Path, core: Path) -> Check:
+    """Run the emulator's trial: a kernel's library, and the emulator's own."""
     name, remedy = "emulator run", f"{toolchain.PIP} --force-reinstall {' '.join(_PACKAGES.values())}"
     try:
-        trouble = _trouble([_RUN_TRIAL, str(library)])
+        trouble = _trouble([_RUN_TRIAL, str(library), str(core)])
     except subprocess.TimeoutExpired:
         return Check(name, False, "a small kernel did not end within 300 s", remedy, "emulator")
     if trouble:

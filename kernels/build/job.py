@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from gemm_ladder.build import toolchain, worker
+from gemm_ladder.build import plain_cpp, toolchain, worker
 from gemm_ladder.build.cache import Made
 from gemm_ladder.errors import BuildError, InputError, ToolchainError
 
@@ -45,6 +45,16 @@ _FLAGS = {
     ),
     "host": ("-std=c++20", "-O2", "-D__host__=", "-D__device__="),
 }
+# What a kernel for the emulator has besides: calls of core/hooks.hpp before every access to memory, and the
+# lines of its machine code. None of them is for the linker, so no sanitizer is linked.
+_HOOKS = (
+    "-fsanitize=thread",
+    "-fno-optimize-sibling-calls",  # a call's return address is the place of the call
+    "-fno-finite-loops",  # a loop without end stays one
+    "-g1",
+    "-D__assert_fail=emulator_assert_fail",  # a failed assert() ends the kernel, not the process
+)
+_NO_ENTRY_HOOKS = {True: ("--param=tsan-instrument-func-entry-exit=0",), False: ()}  # GCC; clang
 _LINK_FLAGS = (
     "-Wl,--as-needed",  # torch puts its libraries on the line; the kernels use none of them
     "-lstdc++",  # before torch's: libc10 exports some of its functions and would become a dependency
@@ -65,6 +75,7 @@ _VARIABLES = (
     "NVCC_CCBIN",
     "NVCC_PREPEND_FLAGS",
 )
+_CORE = _REF / "emulator" / "core" / "core.cpp"
 _INCLUDE = re.compile(
     r'^[ \t]*#[ \t]*include(_next)?[ \t]*(?:"([^"\n]+)"|<([^>\n]+)>|([A-Za-z_]\w*)[ \t]*$)', re.M
 )
@@ -118,6 +129,7 @@ class Job:
     host: str  # what nvcc's host compiler says of itself
     torch: toolchain.Torch
     sass_pass: SassPass | None
+    core: Job | None = None  # the emulator's own library, which a kernel's library for the emulator calls
 
     @classmethod
     def of(
@@ -151,6 +163,11 @@ class Job:
             include_dirs.append(path.parent)
         for folder in include_dirs:
             _check_utf8(folder)
+        label = str(path) if path else f"{name}.cu"
+        core = None
+        if target == "emulator" and path != _CORE:
+            core = cls.of(_CORE, "emulator")
+            text = plain_cpp.rewritten(text, label)
         torch = toolchain.find_torch()
         if target == "cuda" and not torch.links_cuda:
             raise ToolchainError(
@@ -158,23 +175,28 @@ class Job:
                 "install a torch that is built with it (pytorch.org); the emulator works with either.",
             )
         values = {macro: int(value) if isinstance(value, bool) else value for macro, value in defines.items()}
+        cxx = toolchain.find_cxx()
+        flags = (*_FLAGS[target], *(f"-D{macro}={values[macro]}" for macro in sorted(values)), *extra_flags)
+        if core:
+            flags += (*_HOOKS, *_NO_ENTRY_HOOKS[toolchain.is_gcc(cxx.identity)])
+        headers = included(text, include_dirs)
+        if path == _CORE:
+            # Its file is called what the loader knows it by, so two versions can be loaded in one process.
+            name += "_" + _digest([headers, text, flags, cxx.identity])[:16]
         return cls(
             target=target,
             name=name,
             text=text,
-            label=str(path) if path else f"{name}.cu",
+            label=label,
             include_dirs=tuple(include_dirs),
-            included=included(text, include_dirs),
-            flags=(
-                *_FLAGS[target],
-                *(f"-D{macro}={values[macro]}" for macro in sorted(values)),
-                *extra_flags,
-            ),
-            cxx=toolchain.find_cxx(),
+            included=headers,
+            flags=flags,
+            cxx=cxx,
             cuda=toolchain.find_cuda() if target == "cuda" else None,
             host=toolchain.host_compiler() if target == "cuda" else "",
             torch=torch,
             sass_pass=sass_pass,
+            core=core,
         )
 
     def key(self) -> str:
@@ -193,15 +215,19 @@ class Job:
             "torch": self.torch.version,  # load_inline has flags of its own
             "variables": [os.environ.get(variable) for variable in _VARIABLES],
             "sass_pass": self.sass_pass and self.sass_pass.id,
+            "core": self.core and self.core.key(),
         }
-        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-        return f"{self.name}-{self.target}-{digest[:32]}"
+        return f"{self.name}-{self.target}-{_digest(parts)[:32]}"
 
-    def build(self, private: Path) -> Made:
-        """Build in the folder `private`. Raises BuildError or ToolchainError."""
+    def build(self, private: Path, core: Path | None = None) -> Made:
+        """Build in the folder `private`. Raises BuildError or ToolchainError.
+
+        core: the library of the job `core`.
+        """
         folder = private / "build"
         folder.mkdir()
-        code, log = worker.run(self._request(private, folder), self._environment(private), private / "output")
+        request = self._request(private, folder, core)
+        code, log = worker.run(request, self._environment(private), private / "output")
         library = folder / f"{self.name}.so"
         if code != 0 or not library.exists():
             raise BuildError(self._failure(code, library.exists()), log)
@@ -215,11 +241,18 @@ class Job:
         rewrote, lines = self.sass_pass.apply(library)
         return Made(library, log + lines, rewrote)
 
-    def _request(self, private: Path, folder: Path) -> dict[str, object]:
+    def _request(self, private: Path, folder: Path, core: Path | None) -> dict[str, object]:
         """The request for worker.run()."""
         flags = [_quote(flag) for flag in self.flags]
         flags += [f"-I{_quote(str(directory))}" for directory in self.include_dirs]
         link_flags = list(_LINK_FLAGS)
+        if core:
+            # By this path no name needs quotes. The library has no path of the core in it: whoever loads it
+            # has loaded the core before (Built.lib), and the worker finds it by LD_LIBRARY_PATH.
+            (private / "core").symlink_to(core.parent)
+            link_flags.append(f"../core/{core.name}")
+        if self.label == str(_CORE):
+            link_flags.append(f"-Wl,-soname,{self.name}.so")
         text = f"#line 1 {json.dumps(self.label, ensure_ascii=False)}\n{self.text}"
         # g++ shares inline variables between the libraries of a process, also between two versions of one.
         unshared = "-fno-gnu-unique"
@@ -266,6 +299,9 @@ class Job:
         # There a killed compiler's temporary files go with the folder. nvcc does not quote these names.
         environment["TMPDIR"] = str(private) if worker.is_plain(str(private)) else worker.HERE + "/.."
         environment["TORCH_CUDA_ARCH_LIST"] = "9.0a"  # torch 2.8 does not look for the GPU in _FLAGS
+        if self.core:
+            paths = [os.path.join(os.pardir, "core"), environment.get("LD_LIBRARY_PATH")]
+            environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, paths))
         environment["CUDA_VISIBLE_DEVICES"] = ""  # no build needs a GPU
         environment["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
         environment["TORCH_DONT_CHECK_COMPILER_ABI"] = "1"  # find_cxx() has looked at it already
@@ -330,6 +366,10 @@ def _check_utf8(path: Path) -> None:
         os.fsencode(path).decode("utf-8")
     except UnicodeDecodeError:
         raise InputError(f"The folder {str(path)!a} is not UTF-8, which a build needs.") from None
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _quote(flag: str) -> str:

@@ -40,6 +40,7 @@ class Built:
         cached: whether it was in the cache.
         target: what it is for.
         rewritten: whether its SassPass changed the machine code; None where it has no SassPass.
+        core: of a kernel for the emulator: the emulator itself, a library that this one calls.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class Built:
     cached: bool
     target: Target
     rewritten: bool | None = None
+    core: Built | None = None
 
     @cached_property
     def lib(self) -> ctypes.CDLL:
@@ -55,6 +57,10 @@ class Built:
 
         Raises BuildError where it cannot be loaded.
         """
+        if self.core:
+            _ = (
+                self.core.lib
+            )  # which the loader then takes, wherever the cache folder was when this was linked
         if self.path not in _libraries:
             if self.target == "cuda":
                 # A library uses a CUDA runtime that is loaded already: the process should have torch's alone.
@@ -110,21 +116,28 @@ def make(job: Job, meanwhile: Callable[[], None] = lambda: None) -> Built:
     """As compile(), of a job. If it is built here, `meanwhile` is called once it counts as one of the builds
     that run (background.py), so what it starts leaves it its CPU."""
 
+    core = None
+    if job.core:
+        entry, cached = cache.get(job.core.key(), background.counted(job.core.build))
+        core = _built(job.core, entry, cached)
+
     def build(private: Path) -> cache.Made:
         meanwhile()
-        return job.build(private)
+        return job.build(private, core.path if core else None)
 
     entry, cached = cache.get(job.key(), background.counted(build))
-    return _built(job, entry, cached)
+    return _built(job, entry, cached, core)
 
 
 def find(job: Job) -> Built | None:
     """The library of a job if it is in the cache and can be loaded, else None. Builds nothing."""
     with contextlib.suppress(folders.UnusableFolderError):
-        if entry := cache.find_usable(folders.folder(), job.key()):
-            return _built(job, entry, True)
+        core = find(job.core) if job.core else None
+        if (core or not job.core) and (entry := cache.find_usable(folders.folder(), job.key())):
+            return _built(job, entry, True, core)
     return None
 
 
-def _built(job: Job, entry: cache.Entry, cached: bool) -> Built:
-    return Built(entry.path, entry.log, 0.0 if cached else entry.seconds, cached, job.target, entry.rewritten)
+def _built(job: Job, entry: cache.Entry, cached: bool, core: Built | None = None) -> Built:
+    seconds = 0.0 if cached else entry.seconds
+    return Built(entry.path, entry.log, seconds, cached, job.target, entry.rewritten, core)

@@ -9,6 +9,7 @@
 #include <cstdio>
 
 #include "args.cuh"
+#include "copy_types.cuh"
 #include "launch_config.cuh"
 #include "ptx.cuh"
 
@@ -58,6 +59,29 @@ const char* launch(void (*kernel)(Params...), const LaunchConfig& config, Args..
     return cuda_error("kernel launch", cudaLaunchKernelEx(&launch_config, kernel, Params(args)...));
 }
 
+// A launch with blocks and clusters of up to three dimensions.
+template <typename... Params, typename... Args>
+const char* launch_grid(void (*kernel)(Params...), dim3 grid, dim3 block, dim3 cluster, uint32_t shared_bytes,
+                        void* stream, Args... args) {
+    if (shared_bytes > 48 * 1024)
+        if (auto status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes))
+            return cuda_error("cudaFuncSetAttribute", status);
+    if (cluster.x * cluster.y * cluster.z > 8)
+        if (auto status = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1))
+            return cuda_error("cudaFuncSetAttribute", status);
+    cudaLaunchAttribute attribute;
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {cluster.x, cluster.y, cluster.z};
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = static_cast<cudaStream_t>(stream);
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    return cuda_error("kernel launch", cudaLaunchKernelEx(&config, kernel, Params(args)...));
+}
+
 namespace detail {
 
 // The encoder is a driver function. Getting its address from the runtime avoids linking libcuda.
@@ -87,6 +111,26 @@ constexpr CUtensorMapSwizzle tensor_map_swizzle(Swizzle swizzle) {
 }
 
 }  // namespace detail
+
+// Describes a tensor of one to five dimensions, which is moved in boxes. Sizes, boxes and strides are in elements, the
+// contiguous dimension first; its stride counts for nothing. The base and the other strides are multiples of 16 bytes.
+inline const char* tensor_map(TensorMap* map, const void* base, Element element, int rank, const int64_t* size,
+                              const int64_t* stride, const uint32_t* box, Swizzle swizzle) {
+    const auto encode = detail::tensor_map_encoder();
+    if (!encode) return error_text("cuTensorMapEncodeTiled", "the driver does not have it; it needs CUDA 12 or newer");
+    if (rank < 1 || rank > 5) return error_text("a tensor map", "one to five dimensions are needed");
+    cuuint64_t sizes[5], strides[5];
+    const cuuint32_t element_strides[5] = {1, 1, 1, 1, 1};
+    for (int i = 0; i < rank; ++i) sizes[i] = static_cast<cuuint64_t>(size[i]);
+    for (int i = 1; i < rank; ++i) strides[i - 1] = static_cast<cuuint64_t>(stride[i]) * element_bytes(element);
+    const CUresult status =
+        encode(map, static_cast<CUtensorMapDataType>(element), static_cast<cuuint32_t>(rank), const_cast<void*>(base),
+               sizes, strides, box, element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, detail::tensor_map_swizzle(swizzle),
+               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    return status == CUDA_SUCCESS
+               ? nullptr
+               : error_text("cuTensorMapEncodeTiled", "it refused the tensor's shape, strides, box or address");
+}
 
 // Describes a row-major tensor [rows, columns] with `row_stride` elements from row to row, which is moved in boxes of
 // [box_rows, box_columns]. Its base and its row stride must be multiples of 16 bytes.

@@ -11,6 +11,7 @@ struct LaunchConfig {
     uint32_t cluster = 1;       // CTAs per cluster
     uint32_t blocks_an_sm = 1;  // as in __launch_bounds__: the emulator divides an SM's resources by it
     bool early = false;         // may begin before the kernel ahead of it ends, for which it waits with griddepcontrol
+    bool large_clusters = false;  // of more than 8 CTAs, which not every GPU can run
 };
 
 // How TMA permutes the 16-byte chunks of a box in shared memory (layout.cuh). A row of the box has at most that many

@@ -1,8 +1,8 @@
 """Who did what, and for how long: the events of a run on either machine, turned into spans of time.
 
 The emulator's events (`gemm_ladder.ref.emulator`) and the GPU's stamps (`stamps`) both come as a sequence of
-`Event`, with the event names of ref/emulator/record.hpp, which include/trace.cuh uses too. So `spans` does
-not need to know which machine was recorded. A span belongs to an actor of a thread block:
+`Event`, with the event names of ref/emulator/core/record.hpp, which include/trace.cuh uses too. So `spans`
+does not need to know which machine was recorded. A span belongs to an actor of a thread block:
 
     a warp          wait      for an mbarrier, for the tensor core or for other warps
                     issue     the warp requests a stage's loads from the copy engine
@@ -92,53 +92,70 @@ def label(span: Span) -> str:
     return f"{span.role}, warp {span.index}" + (": tensor core" if span.unit == TENSOR_CORE else "")
 
 
-def of_emulator(recorded: np.ndarray) -> list[Event]:
-    """The events of the first launch's first cluster; `recorded` is `Run.events`.
+def kept(recorded: np.ndarray) -> np.ndarray:
+    """Which of the emulator's events stand for their warp: a bool for each.
 
-    The emulator records a warp's mbarrier instruction once for every lane that executes it. Only the event of
-    the lowest lane is kept.
+    The emulator records a warp's mbarrier instruction once for every lane that executes it. The lowest lane
+    that uses an address in an instruction stands for the others.
+
+    Args:
+        recorded: of dtype `emulator.EVENT`, of one cluster.
     """
-    first = recorded[(recorded["launch"] == 0) & (recorded["cluster"] == 0)]
-    rows = [
-        (int(row["step"]), int(row["block"]), int(row["thread"]), str(row["kind"]), int(row["address"]),
-         int(row["value"])) for row in first
-    ]  # fmt: skip
-    lowest: dict[tuple[int, int, int], int] = {}
-    for _, block, thread, _, address, _ in rows:
-        key = block, thread // 32, address
-        lowest[key] = min(lowest.get(key, thread), thread)
+    _, kinds = np.unique(recorded["kind"], return_inverse=True)
+    place = np.stack(
+        [recorded["block"], recorded["thread"] // 32, kinds, recorded["address"].astype(np.int64)]
+    )
+    _, group = np.unique(place, axis=1, return_inverse=True)
+    lowest = np.full(len(recorded), np.iinfo(np.int32).max, np.int32)
+    np.minimum.at(lowest, group.ravel(), recorded["thread"])
+    return recorded["thread"] == lowest[group.ravel()]
+
+
+def of_emulator(recorded: np.ndarray, launch: int = 0, cluster: int = 0) -> list[Event]:
+    """The events of one cluster, for each warp those of one lane (`kept`); `recorded` is `Run.events`."""
+    chosen = recorded[(recorded["launch"] == launch) & (recorded["cluster"] == cluster)]
+    chosen = chosen[kept(chosen)]
+    columns = (chosen[name].tolist() for name in ("step", "block", "thread", "kind", "address", "value"))
     return [
         Event(step, block, thread // 32, "cluster_wait" if kind == "cluster_arrive" else kind, address, value)
-        for step, block, thread, kind, address, value in rows
-        if thread == lowest[block, thread // 32, address]
+        for step, block, thread, kind, address, value in zip(*columns, strict=True)
     ]
 
 
-def spans(events: Iterable[Event]) -> list[Span]:
+def spans(events: Iterable[Event], until: float | None = None, everyone: bool = False) -> list[Span]:
     """The spans of all thread blocks, by block, actor and time; spans without duration are left out.
 
     Args:
         events: those of each warp in the order in which they happened.
+        until: when the recording ends. What has not ended by then, such as a wait in a deadlock, becomes a
+            span that ends there; None: it is left out.
+        everyone: also give the spans of warps that neither load nor multiply.
     """
     blocks: dict[int, list[Event]] = defaultdict(list)
     for event in events:
         blocks[event.block].append(event)
-    found = [span for block in sorted(blocks) for span in _block(block, blocks[block])]
+    found = [span for block in sorted(blocks) for span in _block(block, blocks[block], until, everyone)]
     return [span for span in found if span.end > span.begin]
 
 
-def _block(block: int, events: Sequence[Event]) -> Iterator[Span]:
+def barrier_names(events: Sequence[Event]) -> dict[int, str]:
+    """The mbarriers of one thread block by address: "full" for those that expect bytes, "empty" for the
+    others that a warp waits for, each counted from 0 in the order of the addresses."""
     full = sorted({event.address for event in events if event.kind == "mbarrier_expect_tx"})
     waited = {event.address for event in events if event.kind == "mbarrier_wait"}
     names = {address: f"full {stage}" for stage, address in enumerate(full)}
-    names |= {address: f"empty {stage}" for stage, address in enumerate(sorted(waited - set(full)))}
+    return names | {address: f"empty {stage}" for stage, address in enumerate(sorted(waited - set(full)))}
 
+
+def _block(block: int, events: Sequence[Event], until: float | None, everyone: bool) -> Iterator[Span]:
+    names = barrier_names(events)
+    full = [address for address, name in names.items() if name.startswith("full")]
     warps: dict[int, list[Event]] = defaultdict(list)
     for event in events:
         if event.warp >= 0:
             warps[event.warp].append(event)
     for stage, address in enumerate(full):
-        yield from _loads(block, stage, [event for event in events if event.address == address])
+        yield from _loads(block, stage, [event for event in events if event.address == address], until)
     multiplying = {warp for warp in warps if any(event.kind == "wgmma_fence" for event in warps[warp])}
     groups = sorted({warp // 4 for warp in multiplying})
     for warp in sorted(warps):
@@ -146,13 +163,15 @@ def _block(block: int, events: Sequence[Event]) -> Iterator[Span]:
             role = f"consumer {groups.index(warp // 4)}"
         elif any(event.kind == "tma_load" for event in warps[warp]):
             role = "producer"
+        elif everyone:
+            role = ""
         else:
             continue  # this warp only takes part in the thread block's barriers
-        yield from _products(block, warp, role, warps[warp])
-        yield from _merged(_activity(block, warp, role, warps[warp], names))
+        yield from _products(block, warp, role, warps[warp], until)
+        yield from _merged(_activity(block, warp, role, warps[warp], names, until))
 
 
-def _loads(block: int, stage: int, events: Sequence[Event]) -> Iterator[Span]:
+def _loads(block: int, stage: int, events: Sequence[Event], until: float | None) -> Iterator[Span]:
     """The loads of one stage; `events` are those of its `full` mbarrier."""
     knows = ("mbarrier_phase",)
     if not any(event.kind in knows for event in events):
@@ -160,14 +179,16 @@ def _loads(block: int, stage: int, events: Sequence[Event]) -> Iterator[Span]:
     ends = sorted(event.time for event in events if event.kind in knows)
     for event in events:
         if event.kind == "mbarrier_expect_tx":
-            end = next((time for time in ends if time >= event.time), None)
+            end = next((time for time in ends if time >= event.time), until)
             if end is not None:
                 yield Span(
                     block, COPY_ENGINE, stage, "copy engine", "load", event.time, end, bytes=event.value
                 )
 
 
-def _products(block: int, warp: int, role: str, events: Sequence[Event]) -> Iterator[Span]:
+def _products(
+    block: int, warp: int, role: str, events: Sequence[Event], until: float | None
+) -> Iterator[Span]:
     """The WGMMA groups of one warp. A group begins with its wgmma.fence."""
     begun: list[float] = []
     for event in events:
@@ -176,13 +197,18 @@ def _products(block: int, warp: int, role: str, events: Sequence[Event]) -> Iter
         elif event.kind == "wgmma_pass":
             while len(begun) > event.value:  # the number of groups that may still be in flight
                 yield Span(block, TENSOR_CORE, warp, role, "multiply", begun.pop(0), event.time)
+    if until is not None:
+        yield from (Span(block, TENSOR_CORE, warp, role, "multiply", time, until) for time in begun)
 
 
 def _activity(
-    block: int, warp: int, role: str, events: Sequence[Event], names: dict[int, str]
+    block: int, warp: int, role: str, events: Sequence[Event], names: dict[int, str], until: float | None
 ) -> Iterator[Span]:
     """What one warp does itself: the two events around an interval tell what it did between them."""
-    for last, next_ in itertools.pairwise(event for event in events if event.kind in _KINDS):
+    mine = [event for event in events if event.kind in _KINDS]
+    if until is not None and mine and mine[-1].kind in WAITS:
+        mine.append(mine[-1]._replace(time=until, kind=WAITS[mine[-1].kind]))
+    for last, next_ in itertools.pairwise(mine):
         what, on = "", ""
         if WAITS.get(last.kind) == next_.kind:
             what, on = "wait", _waits_for(last, names)

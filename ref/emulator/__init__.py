@@ -20,12 +20,20 @@ import contextlib
 import contextvars
 import ctypes
 import functools
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator, Mapping
 from numbers import Integral
+from typing import TYPE_CHECKING
 
 import numpy as np
 from gemm_ladder.errors import EmulatorError, InputError
-from gemm_ladder.ref import tensor_core
+from gemm_ladder.ref import mma
+from gemm_ladder.ref.emulator import source_lines
+
+if TYPE_CHECKING:
+    import torch
+
+    Tensor = np.ndarray | torch.Tensor
 
 __all__ = ["EVENT", "EmulatorError", "LaunchConfig", "Run", "emulator", "launch"]
 
@@ -40,12 +48,14 @@ RAW_EVENT = np.dtype(
         ("address", np.uint32),
         ("pad", np.int32),
         ("value", np.int64),
+        ("from", np.uint64),
     ]
 )
 
 # One row of Run.events. `launch` counts the launches inside the `with` block from 0, `step` is the clock of
 # the cluster's scheduler, `thread` is -1 for an asynchronous unit, `kind` is the event's name: record.hpp
-# lists the names and says what `address` and `value` mean for each.
+# lists the names and says what `address` and `value` mean for each. `offset` is the place of the instruction
+# in the kernel's library, whose line source_lines.py knows; 0: an asynchronous unit did it, or not known.
 EVENT = np.dtype(
     [
         ("launch", np.int32),
@@ -56,6 +66,7 @@ EVENT = np.dtype(
         ("kind", "U32"),
         ("address", np.uint32),
         ("value", np.int64),
+        ("offset", np.uint64),
     ]
 )
 
@@ -68,9 +79,46 @@ class _Config(ctypes.Structure):
         ("record", ctypes.c_int32),
         ("threads", ctypes.c_int32),
         ("max_steps", ctypes.c_int64),
-        ("wgmma", ctypes.c_void_p),
+        ("mma", ctypes.c_void_p),
         ("dry", ctypes.c_int32),
+        ("tensors", ctypes.c_void_p),
+        ("tensor_count", ctypes.c_int64),
     ]
+
+
+class _Tensor(ctypes.Structure):
+    """struct EmulatorTensor"""
+
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("begin", ctypes.c_uint64),
+        ("bytes", ctypes.c_int64),
+        ("item", ctypes.c_int32),
+        ("dimensions", ctypes.c_int32),
+        ("once", ctypes.c_int32),
+        ("shape", ctypes.c_int64 * 8),
+        ("strides", ctypes.c_int64 * 8),
+    ]
+
+    @classmethod
+    def of(cls, name: str, tensor: Tensor, once: bool) -> _Tensor:
+        if isinstance(tensor, np.ndarray):
+            begin = tensor.ctypes.data
+            strides = [stride // tensor.itemsize for stride in tensor.strides]
+        else:
+            begin, strides = tensor.data_ptr(), list(tensor.stride())
+        shape = [int(size) for size in tensor.shape]
+        span = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+        return cls(
+            name=name.encode(),
+            begin=begin,
+            bytes=span * tensor.itemsize if 0 not in shape else 0,
+            item=tensor.itemsize,
+            dimensions=len(shape),
+            once=once,
+            shape=(ctypes.c_int64 * 8)(*shape),
+            strides=(ctypes.c_int64 * 8)(*strides),
+        )
 
 
 class _Fault(ctypes.Structure):
@@ -83,11 +131,25 @@ class _Fault(ctypes.Structure):
         ("block", ctypes.c_int64),  # -1: not known, as for warp and lane
         ("warp", ctypes.c_int32),
         ("lane", ctypes.c_int32),
+        ("library", ctypes.c_char_p),
+        ("offset", ctypes.c_uint64),  # 0: not known
+        ("other", ctypes.c_uint64),
     ]
 
     def error(self) -> EmulatorError:
-        return EmulatorError(
+        library = self.library.decode() if self.library else ""
+        line = source_lines.line(library, self.offset) if library and self.offset else None
+        other = source_lines.line(library, self.other) if library and self.other else None
+        where = f"{line}; the other place: {other}" if other else line
+        message = re.sub(
+            r" \{\+(0x[0-9a-f]+)\}",
+            lambda found: f" ({source_lines.line(library, int(found[1], 16)) or 'unknown line'})",
             self.message.decode(),
+        )
+        return EmulatorError(
+            f"{message} ({where})" if where else message,
+            line=line,
+            other_line=other,
             what=self.what.decode(),
             block=self.block if self.block >= 0 else None,
             warp=self.warp if self.warp >= 0 else None,
@@ -107,6 +169,7 @@ class LaunchConfig(ctypes.Structure):
         ("cluster", ctypes.c_uint32),  # blocks a cluster
         ("blocks_an_sm", ctypes.c_uint32),  # as __launch_bounds__ says
         ("early", ctypes.c_bool),  # may begin before the kernel ahead of it ends
+        ("large_clusters", ctypes.c_bool),  # of more than 8 blocks
     ]
 
 
@@ -116,7 +179,11 @@ class Run:
     Attributes:
         seed, record, threads, max_steps, dry: as given to `emulator`.
         steps: int, scheduler steps of all clusters of all launches together.
+        printed: str, the output of the kernels' printf.
         launches: list of LaunchConfig, one for each launch.
+        libraries: list of str, the path of each launch's library.
+        texts: dict of str, source texts of these kernels that are in no file, by their names in line tables.
+        fault: EmulatorError that ended the last launch; None if it had none.
         events: structured array of dtype EVENT, one cluster after another (each has its own clock), in the
             order in which things happened within a cluster; empty if not recorded.
     """
@@ -131,7 +198,11 @@ class Run:
     ) -> None:
         self.seed, self.record, self.threads, self.max_steps, self.dry = seed, record, threads, max_steps, dry
         self.steps = 0
+        self.printed = ""
         self.launches: list[LaunchConfig] = []
+        self.libraries: list[str] = []
+        self.texts: dict[str, str] = {}
+        self.fault: EmulatorError | None = None
         self._events: list[np.ndarray] = []
 
     @property
@@ -140,7 +211,9 @@ class Run:
             self._events = [np.concatenate([np.empty(0, EVENT), *self._events])]
         return self._events[0]
 
-    def _configure(self, library: ctypes.CDLL) -> None:
+    def _configure(self, library: ctypes.CDLL, tensors: Mapping[str, Tensor], once: Collection[str]) -> None:
+        known = [_Tensor.of(name, tensor, name in once) for name, tensor in tensors.items()]
+        self._tensors = (_Tensor * len(known))(*known)  # which the library reads until the launch has ended
         library.emulator_configure(
             ctypes.byref(
                 _Config(
@@ -148,19 +221,23 @@ class Run:
                     record=self.record,
                     threads=self.threads or 0,
                     max_steps=self.max_steps or 0,
-                    wgmma=tensor_core.cfunc_address(),
+                    mma=mma.cfunc_address(),
                     dry=self.dry,
+                    tensors=ctypes.addressof(self._tensors),
+                    tensor_count=len(known),
                 )
             )
         )
 
     def _collect(self, library: ctypes.CDLL) -> None:
         self.steps += library.emulator_steps()
+        self.printed += library.emulator_printed().decode(errors="replace")
         if self.record:
             self._events.append(_read_events(library, len(self.launches)))
         config = LaunchConfig()
         library.emulator_launched(ctypes.byref(config))
         self.launches.append(config)
+        self.libraries.append(library._name)
 
 
 _current: contextvars.ContextVar[Run | None] = contextvars.ContextVar("gemm_ladder_emulator", default=None)
@@ -178,7 +255,7 @@ def emulator(
 
     Args:
         seed: the schedule, 0 to 2^64 - 1. The result of a correct kernel does not depend on it.
-        record: keep every event (slower, and 40 bytes an event).
+        record: keep every event (slower, and some 200 bytes an event).
         threads: the most OS threads to use; each runs one cluster at a time. None: one for each core. Changes
             the time only.
         max_steps: a cluster that takes more scheduler steps is stopped, with an error. None: no limit.
@@ -203,12 +280,47 @@ def emulator(
         _current.reset(token)
 
 
-def launch(library: ctypes.CDLL, args: ctypes.Structure) -> str | None:
+class Watched:
+    """What `watching` has seen.
+
+    Attributes:
+        run: the first run that ended in a fault; if there was none, the last that launched a kernel.
+    """
+
+    def __init__(self) -> None:
+        self.run: Run | None = None
+
+
+_watching: contextvars.ContextVar[Watched | None] = contextvars.ContextVar(
+    "gemm_ladder_watching", default=None
+)
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[Watched]:
+    """Record every launch inside the block, also those whose caller did not ask for it."""
+    watched = Watched()
+    token = _watching.set(watched)
+    try:
+        yield watched
+    finally:
+        _watching.reset(token)
+
+
+def launch(
+    library: ctypes.CDLL,
+    args: ctypes.Structure,
+    tensors: Mapping[str, Tensor] | None = None,
+    once: Collection[str] = (),
+) -> str | None:
     """Run `gemm_ladder_launch(args)` of a library built for the emulator, as the current context chose.
 
     Args:
         library: from `gemm_ladder.build.load(..., target="emulator").lib`.
         args: the launcher's argument structure; pointers to host memory.
+        tensors: by name, all of the host memory that the kernel may use: an access outside is reported. None
+            or empty: what the kernel does to memory is not checked.
+        once: names of those tensors of which no two thread blocks may write the same element.
 
     Returns:
         None, or the launcher's own reason for refusing its arguments: then nothing has run.
@@ -217,17 +329,24 @@ def launch(library: ctypes.CDLL, args: ctypes.Structure) -> str | None:
         EmulatorError: the kernel is at fault; `what` and the message name the fault.
     """
     run = _current.get() or Run()
+    if (watched := _watching.get()) and not run.dry:
+        run.record = (
+            run.record or not run.launches
+        )  # a launch before was not recorded: neither are the others
+        if run.record and not (watched.run and watched.run.fault):
+            watched.run = run
     _declare(library)
     # The library keeps its configuration and its results per OS thread: one thread must make these calls.
-    run._configure(library)
+    run._configure(library, tensors or {}, once)
     said: bytes | None = library.gemm_ladder_launch(ctypes.byref(args))
     fault = _Fault()
     faulty = library.emulator_fault(ctypes.byref(fault))
+    run.fault = fault.error() if faulty else None
     if said is not None and not faulty:
         return said.decode()
     run._collect(library)
-    if faulty:
-        raise fault.error()
+    if run.fault:
+        raise run.fault
     return None
 
 
@@ -236,6 +355,7 @@ def _declare(library: ctypes.CDLL) -> None:
     library.gemm_ladder_launch.restype = ctypes.c_char_p
     library.emulator_configure.restype = None
     library.emulator_launched.restype = None
+    library.emulator_printed.restype = ctypes.c_char_p
     library.emulator_fault.restype = ctypes.c_bool
     library.emulator_steps.restype = ctypes.c_int64
     library.emulator_events.restype = ctypes.c_int64
@@ -262,6 +382,7 @@ def _read_events(library: ctypes.CDLL, launch_index: int) -> np.ndarray:
         )
         for field in set(EVENT.names or ()) & set(RAW_EVENT.names or ()) - {"kind"}:
             events[field] = raw[field]
+        events["offset"] = source_lines.offsets(library, raw["from"])
         events["kind"] = _kinds(library)[raw["kind"]]
         events["launch"] = launch_index
     return events

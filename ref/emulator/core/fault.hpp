@@ -13,14 +13,17 @@ namespace emulator {
     X(deadlock)        /* every thread that is left waits, and no asynchronous work is outstanding */               \
     X(endless_polling) /* a thread keeps testing an mbarrier whose phase nothing will complete */                   \
     X(step_limit)      /* a cluster has taken more scheduler steps than max_steps allows */                         \
+    X(endless_loop)    /* a thread runs on and on without an instruction, and nothing else happens meanwhile */     \
     /* Shared memory used too early or too late */                                                                  \
     X(read_during_load)    /* bytes are read that a TMA load is still writing */                                    \
+    X(data_race)           /* two accesses, one of them a write, whose order nothing makes sure of */               \
     X(write_during_load)   /* bytes are written that a TMA load is still writing */                                 \
     X(released_too_early)  /* bytes are overwritten that a WGMMA or a TMA store may still read */                   \
     X(missing_proxy_fence) /* a WGMMA or a TMA store reads what a thread stored without fence.proxy.async */        \
     /* WGMMA accumulators */                                                                                        \
     X(missing_wgmma_fence)     /* no wgmma.fence since the accumulators were last touched */                        \
     X(accumulator_overwritten) /* a thread has written an accumulator of a WGMMA in flight */                       \
+    X(accumulator_read)        /* a thread reads an accumulator of a WGMMA in flight */                             \
     /* Work that is unfinished when a thread or a block ends */                                                     \
     X(unfinished_wgmma)  /* a thread exits before it has waited for its WGMMAs */                                   \
     X(unfinished_load)   /* a block ends while a TMA load into its shared memory is in flight */                    \
@@ -29,6 +32,7 @@ namespace emulator {
     /* Barriers */                                                                                                  \
     X(mbarrier_uninitialised) /* there is no mbarrier at the address */                                             \
     X(mbarrier_not_visible)   /* no fence after mbarrier.init, so the copy engine or another block cannot see it */ \
+    X(mbarrier_reinitialised) /* mbarrier.init where there is an mbarrier already, without mbarrier.inval */        \
     X(mbarrier_overwritten)   /* a store or a TMA load writes over an mbarrier */                                   \
     X(too_many_arrivals)      /* more arrivals in a phase than the mbarrier counts */                               \
     X(too_many_bytes)         /* more bytes expected in a phase than an mbarrier's tx-count can hold */             \
@@ -41,6 +45,10 @@ namespace emulator {
     X(divergent_warpgroup) /* the warps of a warpgroup do not execute the same wgmma or setmaxnreg */               \
     X(block_not_started)   /* another block of the cluster is used before it is known to have begun */              \
     X(block_ended)         /* another block of the cluster is used after it has ended */                            \
+    /* Global memory, and code that a CPU cannot execute */                                                         \
+    X(global_out_of_bounds) /* an access to global memory outside the tensors that the launch was given */          \
+    X(written_twice)        /* two thread blocks write one element of a tensor, in no particular order */           \
+    X(crashed)              /* a signal, such as one for an address that does not exist */                          \
     /* Operands */                                                                                                  \
     X(out_of_bounds)   /* an address outside the shared memory of the block, or of the cluster */                   \
     X(misaligned)      /* an address, a size or a coordinate that is not a multiple of what is needed */            \
@@ -75,11 +83,15 @@ struct FaultReport {
     Fault what;
     std::string message;
     Place place;
-    uint64_t address;  // in shared memory, or of a prefetch in global memory; 0: not known
+    uint64_t address;             // in shared memory, or in global memory; 0: not known
+    const void* from = nullptr;   // where in the kernel's machine code; nullptr: not known
+    const void* other = nullptr;  // the other place that takes part in it, if there is one
 };
 
 // End the run with such a report (cluster.hpp); `format` and the arguments after it are printf's.
 [[noreturn]] void fail_at(Fault what, uint64_t address, const char* format, ...);
+// Of two places in the kernel: the calling thread's, and `other`'s.
+[[noreturn]] void fail_race(Fault what, uint64_t address, const void* other, const char* format, ...);
 template <typename... Args>
 [[noreturn]] void fail(Fault what, const char* format, Args... args) {
     fail_at(what, 0, format, args...);
@@ -94,4 +106,6 @@ struct EmulatorFault {
     uint64_t address;
     int64_t block;
     int32_t warp, lane;
+    const char* library;     // where in the machine code: a library's path, and an offset in it; or nullptr
+    uint64_t offset, other;  // places in its machine code; 0: not known
 };

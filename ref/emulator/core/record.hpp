@@ -7,11 +7,15 @@
 #include <vector>
 
 #include "fault.hpp"
+#include "memory.hpp"
 
 namespace emulator {
 
-// m rows of one k32 E4M3 instruction: acc[m][n] += a[m][32] * b[n][32]^T, in the tensor core's own arithmetic.
-using WgmmaFunction = void (*)(int64_t m, int64_t n, const uint8_t* a, const uint8_t* b, float* acc);
+// Rows of one matrix instruction, acc[rows][n] += a[rows][k_bytes] * b[n][k_bytes]^T, in the tensor core's own
+// arithmetic (ref/mma.py, cfunc_address). Not 0: there is no such instruction.
+using MmaFunction = int64_t (*)(int64_t unit, int64_t type_a, int64_t type_b, int64_t type_d, int64_t satfinite,
+                                int64_t rows, int64_t n, int64_t k_bytes, const uint8_t* a, const uint8_t* b,
+                                void* acc);
 
 }  // namespace emulator
 
@@ -20,8 +24,10 @@ struct EmulatorConfig {
     int32_t record;     // 1: keep events
     int32_t threads;    // OS threads for the clusters; 0 = one for each core
     int64_t max_steps;  // a cluster that takes more scheduler steps is stopped; 0 = no limit
-    emulator::WgmmaFunction wgmma;
+    emulator::MmaFunction mma;
     int32_t dry;  // 1: run nothing, only keep the launcher's LaunchConfig
+    const EmulatorTensor* tensors;
+    int64_t tensor_count;  // 0: what a kernel does to global memory is not checked
 };
 
 struct EmulatorEvent {
@@ -32,6 +38,8 @@ struct EmulatorEvent {
     uint32_t address;
     int32_t pad;
     int64_t value;
+    const void*
+        from;  // the place in the kernel's machine code that executed the instruction; nullptr where thread is -1
 };
 
 namespace emulator {
@@ -106,6 +114,9 @@ struct Session {
     uint64_t steps = 0;
     std::vector<EmulatorEvent> events;
     std::optional<FaultReport> fault;
+    std::string library;  // the path of the kernel's
+    uintptr_t library_begin = 0;
+    std::string printed;  // by the kernel's printf
     std::string refusal;  // the launcher's last objection to its arguments
 };
 inline thread_local Session session;

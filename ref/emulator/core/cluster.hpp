@@ -3,46 +3,66 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
+#include <bit>
 #include <cstdarg>
 #include <cstdio>
+#include <mutex>
 #include <optional>
 
+#include "../launch.cuh"
 #include "record.hpp"
 #include "state.hpp"
 
 namespace emulator {
 
 class Cluster;
+std::string name_of(const Block& block, uint32_t address);
 inline thread_local Cluster* current_cluster = nullptr;
 inline thread_local Thread* current_thread = nullptr;  // nullptr: the scheduler or an asynchronous unit
-inline Thread& self() { return *current_thread; }
+// The thread on whose stack the caller runs; not for the scheduler and asynchronous units, which have none.
+[[gnu::always_inline]] inline Thread& self() { return *static_cast<Thread*>(indices().state); }
 
 struct Work {  // asynchronous work, and the thread that issued it
     std::function<void()> run;
     Place issuer;
 };
 
+// What all clusters of a launch share.
+struct Launch {
+    EmulatorConfig config;
+    GlobalMemory memory;
+    std::atomic<uint64_t> progress{0};  // rises when any thread of the launch has executed an instruction
+    // Called by a cluster that may wait for one that has not begun yet.
+    std::function<void()> begin_another{};
+    std::mutex printing;
+    std::string printed{};
+};
+
 class Cluster {
   public:
     struct Shape {
-        int size, threads;
+        GridShape grid;
+        int size, threads;  // blocks of a cluster, threads of a block
         uint32_t shared_bytes;
-        int64_t blocks;  // of the whole grid
-        int registers;   // 32-bit ones, a block
-        bool early;      // LaunchConfig::early
+        int registers;  // 32-bit ones, a block
+        bool early;     // LaunchConfig::early
     };
 
-    Cluster(const Shape& shape, const EmulatorConfig& config) : shape_(shape), config_(config) {
+    Cluster(const Shape& shape, Launch& launch)
+        : memory(&launch.memory), shape_(shape), launch_(launch), config_(launch.config) {
         blocks.resize(shape.size);
         for (int i = 0; i < shape.size * shape.threads; ++i) threads_.push_back(std::make_unique<Thread>());
     }
 
     // Runs one cluster to its end. Returns the fault that ended it, or nothing.
-    std::optional<FaultReport> run(int64_t cluster, const std::function<void()>& kernel);
+    std::optional<FaultReport> run(int64_t cluster, const Call& call);
 
     uint64_t steps() const { return step_; }
+    uint64_t turn() const { return turn_; }  // rises whenever a thread is given its turn
     std::vector<EmulatorEvent> events;
     std::vector<Block> blocks;
+    const GlobalMemory* memory;
     const EmulatorConfig& config() const { return config_; }
     const Shape& shape() const { return shape_; }
     int elected_lane() const { return elected_lane_; }
@@ -52,7 +72,7 @@ class Cluster {
     void record(Event kind, const Block& block, int thread, uint32_t address = 0, int64_t value = 0) {
         if (config_.record)
             events.push_back({step_, static_cast<int32_t>(index_), static_cast<int32_t>(block.index), thread,
-                              static_cast<int32_t>(kind), address, 0, value});
+                              static_cast<int32_t>(kind), address, 0, value, thread >= 0 ? self().from : nullptr});
     }
     // The calling thread stops until these waiters are woken; the caller then tests its condition again.
     void block_on(Waiters& waiters, const Wait& wait) {
@@ -82,6 +102,45 @@ class Cluster {
         runnable_.push_back(&self());
         self().fiber.suspend();
     }
+    // A thread has used memory kTicks times without an instruction. It may compute, or read the same again and again
+    // until another thread has written it: that one may be of this cluster, or of one that has not begun.
+    void spin() {
+        const uint64_t progress = publish_progress();
+        if (progress != seen_progress_) seen_progress_ = progress, spins_ = 0;
+        if (++spins_ > kSpins)
+            fail(Fault::endless_loop,
+                 "has run for long without an instruction, and nothing else happens meanwhile: an endless loop");
+        if (spins_ % kFewSpins == 0) launch_.begin_another();
+        polls_ += kPatience / kFewSpins;
+        runnable_.push_back(&self());
+        self().fiber.suspend();
+    }
+    // The calling thread tells a barrier what it has done. In large clusters too many threads would have to be kept in
+    // mind for each other, so there all of them know everything.
+    void release(Told& told) {
+        if (orders()) self().release(told, threads_.size());
+    }
+    // The calling thread is told what a barrier was told.
+    void acquire(const Known& told) { joined_.tell(self().known, told); }
+    // The moment of a TMA load that the calling thread issues. Loads are another actor than the thread, one for each
+    // warp: who knows that a load was issued does not know that it has landed.
+    Moment next_load() {
+        if (!orders()) return {};
+        const auto warp = self().number / 32;
+        return {static_cast<uint32_t>(threads_.size()) + warp, ++loads_[warp]};
+    }
+    bool orders() const { return threads_.size() <= kOrdered; }
+    // A kernel's printf.
+    void print(const char* text) {
+        const std::lock_guard lock(launch_.printing);
+        launch_.printed += text;
+    }
+    // A thread calls the emulator, from the place `from` in the kernel's machine code.
+    void enter(Thread& thread, const void* from) {
+        thread.from = from;
+        thread.ticks = 0;
+        ++instructions_;
+    }
     // `work` happens at some later moment, in no particular order. Patient work, which is TMA stores, may be put off
     // for as long as anything else can be done, because no thread has to see a store finish in order to go on.
     void later(Place issuer, std::function<void()> work, bool patient = false) {
@@ -95,28 +154,44 @@ class Cluster {
     int64_t cluster_arrived = 0, cluster_live = 0;
     uint64_t cluster_generation = 0;
     Waiters cluster_waiters;
+    Told cluster_told;
+    Known cluster_completed;
     void complete_cluster_barrier() {
         if (cluster_arrived < cluster_live || cluster_arrived == 0) return;
         cluster_arrived = 0;
+        cluster_completed = cluster_told.take();
         ++cluster_generation;
         wake(cluster_waiters);
     }
 
   private:
     void reset(int64_t cluster);
+    dim3 index_of_block(int64_t cluster, uint32_t rank) const;
     void exit_checks(Thread& thread);
+    void release_those_who_wait_for(Thread& thread);
     Thread* pick();
     void complete_one(std::vector<Work>& from);
     std::string deadlock() const;
     static std::string reason(const Thread& thread);
+    uint64_t publish_progress() {
+        if (instructions_ != published_) {
+            published_ = instructions_;
+            return launch_.progress.fetch_add(1, std::memory_order_relaxed) + 1;
+        }
+        return launch_.progress.load(std::memory_order_relaxed);
+    }
     bool idle() const { return runnable_.empty() || polls_ > kPatience; }
 
-    static constexpr int64_t kPatience = 100000;  // polls in vain, of all threads together
+    static constexpr int64_t kPatience = 100000;   // polls in vain, of all threads together
+    static constexpr int64_t kStarving = 1000;     // after so many, all threads advance alike
+    static constexpr std::size_t kOrdered = 4096;  // threads of a cluster
+    static constexpr int64_t kSpins = 1 << 15, kFewSpins = 64;
 
     Shape shape_;
+    Launch& launch_;
     const EmulatorConfig& config_;
     int64_t index_ = 0;
-    const std::function<void()>* kernel_ = nullptr;
+    const Call* call_ = nullptr;
     std::vector<std::unique_ptr<Thread>> threads_;
     std::vector<Thread*> runnable_;
     std::vector<Work> pending_, patient_;
@@ -129,48 +204,85 @@ class Cluster {
     int elected_lane_ = 0;
     uint64_t step_ = 0;
     int64_t polls_ = 0;  // since a thread was woken or asynchronous work was done
-    Place issuer_;       // of the asynchronous work that was begun last
+    int64_t spins_ = 0;  // times that threads of this cluster have called spin() since the launch made progress
+    std::atomic<uint64_t> turn_{0};
+    Joined joined_;
+    std::vector<uint32_t> loads_;  // that each warp has issued
+    uint64_t instructions_ = 0, published_ = 0, seen_progress_ = 0;
+    Place issuer_;  // of the asynchronous work that was begun last
     std::optional<FaultReport> fault_;
 };
 
 struct Stopped {};  // thrown by fail_at() when no thread is running
 
-[[noreturn]] inline void fail_at(Fault what, uint64_t address, const char* format, ...) {
+[[noreturn]] inline void report(Fault what, uint64_t address, const void* other, const char* format,
+                                va_list arguments) {
     char text[512];
-    va_list arguments;
-    va_start(arguments, format);
     std::vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
     if (!current_thread) {
         current_cluster->stop({what, text, current_cluster->issuer(), address});
         throw Stopped{};
     }
-    const Place place = self().place();
+    Thread& thread = *current_thread;  // not self(): a signal handler runs on a stack of its own
+    const Place place = thread.place();
     char where[96];
     std::snprintf(where, sizeof where, "block %lld, warp %d, lane %d: ", static_cast<long long>(place.block),
                   place.warp, place.lane);
-    current_cluster->stop({what, std::string(where) + text, place, address});
-    self().fiber.suspend();  // for good: the scheduler sees the fault and ends the run
+    current_cluster->stop({what, std::string(where) + text, place, address, thread.from, other});
+    thread.fiber.suspend();  // for good: the scheduler sees the fault and ends the run
     __builtin_unreachable();
 }
 
-// Each of the warp's 32 lanes gives its `data` and gets the data of all of them. `what` is the instruction's name.
-inline const std::array<std::array<uint64_t, 5>, 32>& exchange(const char* what, const std::array<uint64_t, 5>& data) {
+[[noreturn]] inline void fail_at(Fault what, uint64_t address, const char* format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    report(what, address, nullptr, format, arguments);
+}
+[[noreturn]] inline void fail_race(Fault what, uint64_t address, const void* other, const char* format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    report(what, address, other, format, arguments);
+}
+
+// Every function that a kernel calls begins with this: it notes the place of the call.
+#define EMULATOR_ENTER ::emulator::self().cluster->enter(::emulator::self(), __builtin_return_address(0))
+
+inline void complete(NamedBarrier& barrier) {
+    barrier.arrived = 0;
+    barrier.completed = barrier.told.take();
+    barrier.result = barrier.votes;
+    barrier.votes = 0;
+    ++barrier.generation;
+    current_cluster->wake(barrier.waiters);
+}
+inline void complete(Exchange& exchange) {
+    exchange.arrived = 0;
+    exchange.completed = exchange.told.take();
+    ++exchange.generation;
+    current_cluster->wake(exchange.waiters);
+}
+
+// Each lane of the mask gives its `data` and gets the data of all of them. `what` is the instruction's name.
+// `orders`: what a lane has done before it lies before what the others do after it, as with bar.warp.sync.
+inline const Slots& exchange(const char* what, const std::array<uint64_t, 5>& data, uint32_t mask = ~0u,
+                             bool ignores_exited = false, bool orders = false) {
     Thread& thread = self();
-    Exchange& warp = thread.block->exchanges[static_cast<std::size_t>(thread.warp())];
-    const uint64_t generation = thread.exchanges++;
-    if (warp.arrived == 0) warp.what = what;
-    if (std::string(warp.what) != what)
-        fail(Fault::divergent_warp, "executes %s while its warp executes %s: all 32 lanes must execute the same", what,
-             warp.what);
-    auto& slots = warp.slots[generation % 2];
+    const auto warp = static_cast<std::size_t>(thread.warp());
+    if (!(mask >> thread.lane() & 1))
+        fail(Fault::divergent_warp, "executes %s for the lanes 0x%x, and is not one of them", what, mask);
+    Exchange& exchange = thread.block->exchanges[warp][mask];
+    const uint64_t generation = exchange.generation;
+    if (exchange.arrived == 0) exchange.what = what, exchange.ignores_exited = ignores_exited;
+    if (std::string(exchange.what) != what)
+        fail(Fault::divergent_warp, "executes %s while its warp executes %s: all %d lanes must execute the same", what,
+             exchange.what, std::popcount(mask));
+    Slots& slots = exchange.slots[generation % 2];
     slots[static_cast<std::size_t>(thread.lane())] = data;
-    if (++warp.arrived == 32) {
-        warp.arrived = 0;
-        ++warp.generation;
-        current_cluster->wake(warp.waiters);
-    }
-    while (warp.generation <= generation) current_cluster->block_on(warp.waiters, {what});
+    exchange.arrived |= 1u << thread.lane();
+    if (orders) current_cluster->release(exchange.told);
+    if (exchange.arrived == (ignores_exited ? mask & thread.block->alive[warp] : mask)) complete(exchange);
+    while (exchange.generation <= generation) current_cluster->block_on(exchange.waiters, {what});
+    if (orders) current_cluster->acquire(exchange.completed);
     return slots;
 }
 
@@ -179,10 +291,23 @@ inline void record_warp(Event kind, uint32_t address = 0, int64_t value = 0) {
     if (self().lane() == 0) current_cluster->record(kind, *self().block, self().index, address, value);
 }
 
+// The place of number `number` in a box of that size, x running fastest.
+inline dim3 at(uint64_t number, const dim3& size) {
+    return {static_cast<uint32_t>(number % size.x), static_cast<uint32_t>(number / size.x % size.y),
+            static_cast<uint32_t>(number / size.x / size.y)};
+}
+
+inline dim3 Cluster::index_of_block(int64_t cluster, uint32_t rank) const {
+    const dim3 &grid = shape_.grid.grid, &size = shape_.grid.cluster;
+    const dim3 outer = at(static_cast<uint64_t>(cluster), {grid.x / size.x, grid.y / size.y, grid.z / size.z});
+    const dim3 inner = at(rank, size);
+    return {outer.x * size.x + inner.x, outer.y * size.y + inner.y, outer.z * size.z + inner.z};
+}
+
 inline void Cluster::reset(int64_t cluster) {
     index_ = cluster;
     step_ = 0;
-    polls_ = 0;
+    polls_ = spins_ = 0;
     fault_.reset();
     events.clear();
     runnable_.clear();
@@ -197,17 +322,23 @@ inline void Cluster::reset(int64_t cluster) {
     lazy_stores_ = random_.chance(512);
     elected_lane_ = static_cast<int>(random_.below(32));
     priority_.assign(threads_.size() / 32, 0);
+    loads_.assign(threads_.size() / 32, 0);
     for (uint32_t& priority : priority_) priority = random_.below(1 << 16);
 
     const int warps = shape_.threads / 32;
     const int registers = std::min(255, shape_.registers / shape_.threads) / 8 * 8;
     for (int rank = 0; rank < shape_.size; ++rank) {
         Block& block = blocks[rank];
+        SharedMemory memory = std::move(block.memory);  // its buffers serve again
         block = {};
+        block.memory = std::move(memory);
         block.rank = rank;
-        block.index = cluster * shape_.size + rank;
+        const dim3 block_index = index_of_block(cluster, static_cast<uint32_t>(rank));
+        block.index = block_index.x + static_cast<int64_t>(shape_.grid.grid.x) *
+                                          (block_index.y + static_cast<int64_t>(shape_.grid.grid.y) * block_index.z);
         block.memory.reset(shape_.shared_bytes);
         block.exchanges.resize(warps);
+        block.alive.assign(warps, ~0u);
         block.registers.assign(warps, {registers});
         block.free_registers = shape_.registers - static_cast<int64_t>(registers) * shape_.threads;
         block.live = shape_.threads;
@@ -216,22 +347,33 @@ inline void Cluster::reset(int64_t cluster) {
         for (int i = 0; i < shape_.threads; ++i) {
             Thread& thread = *threads_[rank * shape_.threads + i];
             thread.block = &block;
+            thread.cluster = this;
             thread.index = i;
-            thread.thread_index = {static_cast<uint32_t>(i), 0, 0};
-            thread.block_index = {static_cast<uint32_t>(block.index), 0, 0};
-            thread.block_dim = {static_cast<uint32_t>(shape_.threads), 1, 1};
-            thread.grid_dim = {static_cast<uint32_t>(shape_.blocks), 1, 1};
+            thread.fiber.indices() = {at(static_cast<uint32_t>(i), shape_.grid.block),
+                                      block_index,
+                                      shape_.grid.block,
+                                      shape_.grid.grid,
+                                      static_cast<uint32_t>(i % 32),
+                                      static_cast<uint32_t>(rank),
+                                      &thread};
             thread.finished = false;
             thread.wait = {};
+            thread.number = static_cast<uint32_t>(rank * shape_.threads + i);
+            thread.moment = orders() ? 1 : 0;  // moment 0 lies before everything
+            thread.known.reset();
+            thread.from = nullptr;
+            thread.ticks = 0;
             thread.unfenced.clear();
-            thread.exchanges = thread.cluster_generation = 0;
+            thread.cluster_generation = 0;
             thread.cluster_pending = thread.wgmma_fenced = false;
             thread.dependency_waited = !shape_.early;
             thread.wgmmas = thread.wgmmas_waited = 0;
             thread.wgmma_groups.clear();
             thread.accumulators.clear();
+            thread.written_since_fence.clear();
             thread.stores.clear();
             thread.store_groups.clear();
+            thread.async_writes = {};
             block.threads.push_back(&thread);
             runnable_.push_back(&thread);
         }
@@ -240,19 +382,21 @@ inline void Cluster::reset(int64_t cluster) {
     cluster_live = static_cast<int64_t>(threads_.size());
     cluster_generation = 0;
     cluster_waiters.clear();
+    cluster_told = {};
+    cluster_completed.reset();
 }
 
-inline std::optional<FaultReport> Cluster::run(int64_t cluster, const std::function<void()>& kernel) {
+inline std::optional<FaultReport> Cluster::run(int64_t cluster, const Call& call) {
     current_cluster = this;
     reset(cluster);
-    kernel_ = &kernel;
+    call_ = &call;
     for (auto& thread : threads_)
         thread->fiber.start(
             [](void* argument) {
                 auto* me = static_cast<Cluster*>(argument);
                 Thread& thread = self();
                 if (thread.lane() == 0) me->record(Event::thread_start, *thread.block, thread.index);
-                (*me->kernel_)();
+                me->call_->run(*me->call_);
                 me->exit_checks(thread);
             },
             this);
@@ -260,6 +404,7 @@ inline std::optional<FaultReport> Cluster::run(int64_t cluster, const std::funct
         std::size_t alive = threads_.size();
         while (alive > 0 && !fault_) {
             ++step_;
+            if (step_ % 64 == 0) publish_progress();
             if (config_.max_steps && step_ > static_cast<uint64_t>(config_.max_steps)) {
                 stop({Fault::step_limit, "no end after " + std::to_string(config_.max_steps) + " steps", {}, 0});
             } else if (!pending_.empty() && (idle() || random_.chance(async_chance_))) {
@@ -270,6 +415,7 @@ inline std::optional<FaultReport> Cluster::run(int64_t cluster, const std::funct
                 stop({Fault::deadlock, deadlock(), {}, 0});  // several threads wait, so no one place is at fault
             } else {
                 current_thread = pick();
+                turn_.store(turn_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
                 current_thread->fiber.resume();
                 alive -= current_thread->finished;
                 current_thread = nullptr;
@@ -286,7 +432,9 @@ inline std::optional<FaultReport> Cluster::run(int64_t cluster, const std::funct
 
 inline Thread* Cluster::pick() {
     std::size_t best = random_.below(static_cast<uint32_t>(runnable_.size()));
-    if (priorities_) {  // the thread with the highest priority of four chosen at random
+    // The thread with the highest priority of four chosen at random; but many threads that poll must not starve the one
+    // that they wait for.
+    if (priorities_ && polls_ <= kStarving) {
         const auto priority = [&](std::size_t i) {
             return priority_[(runnable_[i]->block->rank * shape_.threads + runnable_[i]->index) / 32];
         };
@@ -311,6 +459,18 @@ inline void Cluster::complete_one(std::vector<Work>& from) {
     work.run();
 }
 
+// A thread exits: what waited for it alone goes on.
+inline void Cluster::release_those_who_wait_for(Thread& thread) {
+    Block& block = *thread.block;
+    const auto warp = static_cast<std::size_t>(thread.warp());
+    block.alive[warp] &= ~(1u << thread.lane());
+    for (auto& [mask, exchange] : block.exchanges[warp])
+        if (exchange.arrived && exchange.ignores_exited && exchange.arrived == (mask & block.alive[warp]))
+            complete(exchange);
+    for (NamedBarrier& barrier : block.barriers)
+        if (barrier.everyone && barrier.arrived && --barrier.threads == barrier.arrived) complete(barrier);
+}
+
 inline void Cluster::exit_checks(Thread& thread) {
     Block& block = *thread.block;
     if (thread.lane() == 0) record(Event::thread_exit, block, thread.index);
@@ -323,13 +483,13 @@ inline void Cluster::exit_checks(Thread& thread) {
                      "exits while a TMA store may still read shared memory: wait_group.read first");
     if (!thread.stores.empty()) fail(Fault::uncommitted_store, "exits with a TMA store that was never committed");
     thread.finished = true;
+    ++instructions_;
     --cluster_live;
     complete_cluster_barrier();
+    release_those_who_wait_for(thread);
     if (--block.live == 0 && block.loads_in_flight)
         fail(Fault::unfinished_load, "the block ends while %d TMA loads into its shared memory are in flight",
              block.loads_in_flight);
-    // Ordinary loads and stores of global memory are plain C++, which the emulator does not see. It does see that no
-    // thread of the block has waited.
     if (!block.live && std::ranges::none_of(block.threads, &Thread::dependency_waited))
         fail(Fault::missing_dependency_wait,
              "the block ends without griddepcontrol.wait, in a kernel that may begin before the one ahead has ended");
@@ -342,21 +502,38 @@ inline void Cluster::exit_checks(Thread& thread) {
                  "the block ends with a setmaxnreg that only some warps of a warpgroup executed");
 }
 
-// Which warps wait for what; warps that wait for the same are listed together.
+// A place in the kernel's machine code. Python puts the source line there.
+inline std::string place_of(const void* from) {
+    if (!from) return "";
+    Dl_info found{};
+    dladdr(from, &found);
+    char text[32];
+    std::snprintf(text, sizeof text, " {+0x%llx}",
+                  static_cast<unsigned long long>(reinterpret_cast<uintptr_t>(from) -
+                                                  reinterpret_cast<uintptr_t>(found.dli_fbase)));
+    return text;
+}
+
+// Which warps wait for what: a line for all that wait alike.
 inline std::string Cluster::deadlock() const {
-    std::map<std::pair<int64_t, std::string>, std::vector<int>> waiting;  // block and reason: warps
+    std::map<std::string, std::map<int64_t, std::vector<int>>> waiting;  // reason: block: warps
     for (const auto& thread : threads_) {
         if (thread->finished) continue;
-        auto& warps = waiting[{thread->block->index, reason(*thread)}];
+        auto& warps = waiting[reason(*thread) + place_of(thread->from)][thread->block->index];
         if (warps.empty() || warps.back() != thread->warp()) warps.push_back(thread->warp());
     }
-    std::string text = "deadlock in cluster " + std::to_string(index_) + " after " + std::to_string(step_) + " steps";
-    const char* separator = ": ";
-    for (const auto& [where, warps] : waiting) {
-        text += separator + ("block " + std::to_string(where.first)) + ", warp";
-        for (const int warp : warps) text += " " + std::to_string(warp);
-        text += " waits for " + where.second;
-        separator = "; ";
+    std::string text = "deadlock in cluster " + std::to_string(index_) + " after " + std::to_string(step_) + " steps:";
+    for (const auto& [what, blocks] : waiting) {
+        text += "\n  ";
+        const char* separator = "";
+        std::size_t many = 0;
+        for (const auto& [block, warps] : blocks) {
+            text += separator + ("block " + std::to_string(block)) + (warps.size() > 1 ? ", warps" : ", warp");
+            for (const int warp : warps) text += " " + std::to_string(warp);
+            separator = ", ";
+            many += warps.size();
+        }
+        text += (many > 1 ? " wait for " : " waits for ") + what;
     }
     return text;
 }
@@ -364,16 +541,17 @@ inline std::string Cluster::deadlock() const {
 inline std::string Cluster::reason(const Thread& thread) {
     const Block& block = *thread.block;
     const std::string what = thread.wait.what;
-    char text[256];
+    char text[320];
     if (what == "mbarrier") {
         const Mbarrier& barrier = block.mbarriers.at(thread.wait.address);
-        std::snprintf(
-            text, sizeof text,
-            "mbarrier 0x%x to complete a phase of parity %lld: it is in phase %lld with %lld of %lld arrivals "
-            "pending and %lld bytes to come",
-            thread.wait.address, static_cast<long long>(thread.wait.value), static_cast<long long>(barrier.phase),
-            static_cast<long long>(barrier.pending), static_cast<long long>(barrier.count),
-            static_cast<long long>(barrier.bytes));
+        std::string bytes = std::to_string(barrier.bytes) + " bytes to come";
+        if (barrier.bytes < 0) bytes = std::to_string(-barrier.bytes) + " bytes more arrived than were expected";
+        std::snprintf(text, sizeof text,
+                      "%s to complete a phase of parity %lld: it is in phase %lld with %lld of %lld arrivals pending "
+                      "and %s",
+                      name_of(block, thread.wait.address).c_str(), static_cast<long long>(thread.wait.value),
+                      static_cast<long long>(barrier.phase), static_cast<long long>(barrier.pending),
+                      static_cast<long long>(barrier.count), bytes.c_str());
         return text;
     }
     if (what == "named barrier") {

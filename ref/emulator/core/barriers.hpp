@@ -1,0 +1,164 @@
+// Mbarriers and named barriers: arriving, completing a phase, and reaching another block of the cluster.
+#pragma once
+
+#include "cluster.hpp"
+
+namespace emulator {
+
+// The mbarrier at `address` of `block`; `who` is the instruction that uses it.
+inline Mbarrier& mbarrier(Block& block, uint32_t address, const char* who) {
+    const auto found = block.mbarriers.find(address);
+    if (found != block.mbarriers.end()) return found->second;
+    if (address >> kRankShift)
+        fail_at(
+            Fault::mbarrier_uninitialised, address,
+            "%s at 0x%x: that is an address of the cluster, which mapa gives, and the instruction takes one of its own "
+            "block",
+            who, address);
+    block.memory.check_mbarrier(address, who);
+    std::string others = "this block has none yet";
+    if (!block.mbarriers.empty()) {
+        others = "there are mbarriers at";
+        int listed = 0;
+        for (const auto& [at, barrier] : block.mbarriers) {
+            char text[16];
+            std::snprintf(text, sizeof text, " 0x%x", at);
+            if (++listed <= 8) others += text;
+        }
+        if (listed > 8) others += " and elsewhere";
+    }
+    fail_at(Fault::mbarrier_uninitialised, address, "%s: no mbarrier was initialised at 0x%x of block %lld; %s", who,
+            address, static_cast<long long>(block.index), others.c_str());
+}
+
+// How an mbarrier is called in messages: its address, and the name that the kernel has given it.
+std::string name_of(const Block& block, uint32_t address) {
+    char text[128];
+    const auto found = block.names.find(address);
+    if (found == block.names.end())
+        std::snprintf(text, sizeof text, "mbarrier 0x%x", address);
+    else
+        std::snprintf(text, sizeof text, "mbarrier 0x%x (%s)", address, found->second.c_str());
+    return text;
+}
+
+// Completes the phase if nothing is outstanding: the barrier then begins its next phase and its waiters go on.
+inline void settle(Mbarrier& barrier, Block& block, uint32_t address) {
+    if (barrier.pending || barrier.bytes) return;
+    current_cluster->record(Event::mbarrier_phase, block, -1, address, barrier.phase);
+    ++barrier.phase;
+    barrier.pending = barrier.count;
+    barrier.completed = barrier.told.take();
+    current_cluster->wake(barrier.waiters);
+}
+
+// A TMA load has written `bytes` into the block's shared memory.
+// `known` is what the thread knew that issued the load.
+inline void complete_bytes(Block& block, uint32_t address, uint32_t bytes, const Known& known, const Moment& load) {
+    Mbarrier& barrier = mbarrier(block, address, "TMA load");
+    if (load.number) barrier.told.join(known, load, 0);
+    barrier.bytes -= bytes;
+    current_cluster->record(Event::mbarrier_complete_tx, block, -1, address, barrier.bytes);
+    settle(barrier, block, address);
+}
+
+// The block that a shared::cluster address names; an address without a rank is the calling thread's own block.
+inline Block& remote_block(uint32_t address) {
+    const int rank = static_cast<int>(address >> kRankShift) - 1;
+    if (rank < 0) return *self().block;
+    if (rank >= current_cluster->shape().size)
+        fail_at(Fault::out_of_bounds, address, "address 0x%x names block %d of a cluster of %d", address, rank,
+                current_cluster->shape().size);
+    Block& block = current_cluster->blocks[static_cast<std::size_t>(rank)];
+    if (&block != self().block && current_cluster->cluster_generation == 0)
+        fail_at(Fault::block_not_started, address,
+                "reaches into block %lld of its cluster, which may not have begun: the blocks have not met yet",
+                static_cast<long long>(block.index));
+    if (!block.live)
+        fail_at(Fault::block_ended, address, "reaches into block %lld of its cluster, which has already ended",
+                static_cast<long long>(block.index));
+    return block;
+}
+
+// The mbarrier at `offset` of `block` for an instruction of the calling thread, and the address that it has for it. The
+// events are recorded for that thread, so a barrier of another block appears in them with the address that mapa gives
+// it.
+inline std::pair<Mbarrier&, uint32_t> mbarrier_for_thread(Block& block, uint32_t offset, const char* who) {
+    Mbarrier& barrier = mbarrier(block, offset, who);
+    const bool remote = &block != self().block;
+    const uint32_t address = offset | (remote ? static_cast<uint32_t>(block.rank + 1) << kRankShift : 0);
+    if (remote && !barrier.visible)
+        fail_at(Fault::mbarrier_not_visible, address,
+                "arrives on %s of another block before fence.mbarrier_init made it visible",
+                name_of(block, offset).c_str());
+    return {barrier, address};
+}
+
+inline void add_bytes(Block& block, Mbarrier& barrier, uint32_t offset, uint32_t address, uint32_t bytes) {
+    barrier.bytes += bytes;
+    if (barrier.bytes >= 1 << 20)
+        fail_at(Fault::too_many_bytes, address, "%s expects %lld bytes; the transaction count ends at 2^20 - 1",
+                name_of(block, offset).c_str(), static_cast<long long>(barrier.bytes));
+    current_cluster->record(Event::mbarrier_expect_tx, *self().block, self().index, address, bytes);
+}
+
+// mbarrier.expect_tx of the calling thread.
+inline void expect_bytes(Block& block, uint32_t offset, uint32_t bytes) {
+    const auto& [barrier, address] = mbarrier_for_thread(block, offset, "mbarrier.expect_tx");
+    add_bytes(block, barrier, offset, address, bytes);
+    settle(barrier, block, offset);
+    current_cluster->maybe_yield();
+}
+
+// The calling thread arrives on the mbarrier at `offset` of `block`, `count` times, and adds `bytes` to what the phase
+// expects. `drops`: later phases wait for so many arrivals fewer. Returns the mbarrier's state before the arrivals: its
+// phase in the high 32 bits, its pending arrivals in the low ones.
+inline uint64_t arrive(Block& block, uint32_t offset, uint32_t bytes, uint32_t count = 1, bool drops = false) {
+    const auto& [barrier, address] = mbarrier_for_thread(block, offset, "mbarrier.arrive");
+    const Thread& thread = self();
+    const uint64_t state = static_cast<uint64_t>(barrier.phase) << 32 | static_cast<uint32_t>(barrier.pending);
+    if (count == 0 || count >= 1 << 20)
+        fail_at(Fault::invalid_operand, address, "mbarrier.arrive with a count of %u: 1 to 2^20 - 1 is needed", count);
+    if (bytes) add_bytes(block, barrier, offset, address, bytes);
+    if (barrier.pending < count)
+        fail_at(Fault::too_many_arrivals, address, "arrives on %s more often than its count of %lld in phase %lld",
+                name_of(block, offset).c_str(), static_cast<long long>(barrier.count),
+                static_cast<long long>(barrier.phase));
+    barrier.pending -= count;
+    if (drops) barrier.count -= count;
+    current_cluster->release(barrier.told);
+    current_cluster->record(Event::mbarrier_arrive, *thread.block, thread.index, address, barrier.pending);
+    settle(barrier, block, offset);
+    current_cluster->maybe_yield();
+    return state;
+}
+
+// bar.sync (wait) and bar.arrive of one thread. `threads` is 0 for __syncthreads: all that have not exited. Returns how
+// many of the threads have voted yes.
+inline uint32_t named_barrier(uint32_t id, uint32_t threads, bool wait, bool vote = false) {
+    const Thread& thread = self();
+    if (id >= 16) fail(Fault::invalid_operand, "barrier %u: a block has barriers 0 to 15", id);
+    NamedBarrier& barrier = thread.block->barriers[id];
+    const bool everyone = threads == 0;
+    if (everyone)
+        threads = static_cast<uint32_t>(thread.block->live);
+    else if (threads % 32)
+        fail(Fault::invalid_operand, "barrier %u for %u threads: a multiple of 32 is needed", id, threads);
+    if (barrier.arrived && barrier.threads != threads)
+        fail(Fault::named_barrier_mismatch, "barrier %u for %u threads, while others are there for %u", id, threads,
+             barrier.threads);
+    record_warp(wait ? Event::bar_sync : Event::bar_arrive, 0, id);
+    barrier.threads = threads;
+    barrier.everyone = everyone;
+    barrier.votes += vote;
+    current_cluster->release(barrier.told);
+    const uint64_t generation = barrier.generation;
+    if (++barrier.arrived == threads) complete(barrier);
+    if (!wait) return current_cluster->maybe_yield(), 0;
+    while (barrier.generation == generation) current_cluster->block_on(barrier.waiters, {"named barrier", id});
+    current_cluster->acquire(barrier.completed);
+    record_warp(Event::bar_pass, 0, id);
+    return barrier.result;
+}
+
+}  // namespace emulator

@@ -1,0 +1,127 @@
+// What a kernel's own loads, stores and loops call. A kernel is compiled with -fsanitize=thread, which puts a call
+// before every access to memory that is not a register, and with -fsanitize-coverage=trace-pc, which puts one into
+// every basic block. Here are the functions called, so nothing of a sanitizer's library is linked: an access outside
+// the launch's tensors is reported before it happens, and a loop without end ends.
+#pragma once
+
+#include "cluster.hpp"
+#include "plain.hpp"
+
+namespace emulator {
+
+[[gnu::noinline]] void access_outside(uintptr_t address, std::size_t bytes, bool write) {
+    const GlobalMemory& memory = *current_cluster->memory;
+    for (const auto& other : self().block->threads)
+        if (other->fiber.owns(address))
+            fail_at(Fault::global_out_of_bounds, address,
+                    "%s local memory of thread %d, which only that thread can use", write ? "writes" : "reads",
+                    other->index);
+    fail_at(Fault::global_out_of_bounds, address, "%s %zu bytes at %s", write ? "writes" : "reads", bytes,
+            memory.describe(address, bytes).c_str());
+}
+
+// A thread's own stack: local variables, among them the accumulators of WGMMAs.
+[[gnu::noinline]] inline void touch_accumulator(Thread& thread, uintptr_t address, std::size_t bytes, bool write) {
+    for (const Accumulator& accumulator : thread.accumulators) {
+        const auto begin = reinterpret_cast<uintptr_t>(accumulator.home);
+        const std::size_t size = accumulator.value.size() * sizeof(float);
+        if (address + bytes <= begin || address >= begin + size) continue;
+        fail(write ? Fault::accumulator_overwritten : Fault::accumulator_read,
+             "%s accumulator register %zu while a WGMMA that adds to it is in flight: wgmma.wait_group first",
+             write ? "writes" : "reads", (std::max(address, begin) - begin) / sizeof(float));
+    }
+    if (write) thread.written_since_fence.emplace_back(address, bytes);
+}
+
+// Global memory, before the kernel ahead has ended.
+[[gnu::noinline]] inline void access_early(uintptr_t address) {
+    if (std::ranges::any_of(self().block->threads, &Thread::dependency_waited)) return;
+    fail_at(Fault::missing_dependency_wait, address,
+            "uses global memory before griddepcontrol.wait, in a kernel that may begin before the one ahead has ended");
+}
+
+[[gnu::noinline]] inline void write_global(Thread& thread, uintptr_t address, std::size_t bytes, const void* from) {
+    const GlobalMemory& memory = *current_cluster->memory;
+    const std::optional<int64_t> other = memory.write(address, bytes, thread.last_tensor, thread.block->index);
+    if (!other) return;
+    thread.from = from;
+    fail_at(Fault::written_twice, address, "writes %s, which block %lld has written: nothing orders the two",
+            memory.element(address, thread.last_tensor).c_str(), static_cast<long long>(*other));
+}
+
+// Not the thread's stack, nor the tensor that it used last.
+[[gnu::noinline]] inline void access_elsewhere(Thread& thread, uintptr_t address, std::size_t bytes, bool write) {
+    if (Block* block = holder(address)) return use_shared(*block, address, bytes, write);
+    const GlobalMemory& memory = *current_cluster->memory;
+    if (!memory.known()) return;
+    if (!memory.find(address, bytes, thread.last_tensor)) {
+        if (memory.holds(address)) return;
+        access_outside(address, bytes, write);
+    }
+    if (!thread.dependency_waited) access_early(address);
+    if (write) write_global(thread, address, bytes, thread.from);
+}
+
+[[gnu::noinline]] inline void tick_over(Thread& thread, void* from) {
+    thread.from = from;
+    thread.ticks = 0;
+    current_cluster->spin();
+}
+
+[[gnu::always_inline]] inline void access(void* pointer, std::size_t bytes, bool write, void* from) {
+    const auto address = reinterpret_cast<uintptr_t>(pointer);
+    const auto here = reinterpret_cast<uintptr_t>(__builtin_frame_address(0));
+    if (!Stacks::holds(here)) return;  // the launcher, which runs on no fiber
+    auto* thread = static_cast<Thread*>(indices().state);
+    if (((address ^ here) & ~(kStackBytes - 1)) == 0) {  // its own stack
+        if (!thread->wgmma_fenced && thread->accumulators.empty()) [[likely]]
+            return;
+        thread->from = from;
+        return touch_accumulator(*thread, address, bytes, write);
+    }
+    if (++thread->ticks > kTicks) [[unlikely]]
+        tick_over(*thread, from);
+    const GlobalMemory& memory = *current_cluster->memory;
+    if (memory.is_tensor(address, bytes, thread->last_tensor) && thread->dependency_waited) [[likely]] {
+        if (write) [[unlikely]]
+            write_global(*thread, address, bytes, from);
+        return;
+    }
+    thread->from = from;
+    access_elsewhere(*thread, address, bytes, write);
+}
+
+}  // namespace emulator
+
+#define EMULATOR_ACCESS(name, bytes, write) \
+    extern "C" void name(void* address) { emulator::access(address, bytes, write, __builtin_return_address(0)); }
+#define EMULATOR_ACCESSES(bytes)                                         \
+    EMULATOR_ACCESS(__tsan_read##bytes, bytes, false)                    \
+    EMULATOR_ACCESS(__tsan_write##bytes, bytes, true)                    \
+    EMULATOR_ACCESS(__tsan_volatile_read##bytes, bytes, false)           \
+    EMULATOR_ACCESS(__tsan_volatile_write##bytes, bytes, true)           \
+    EMULATOR_ACCESS(__tsan_unaligned_read##bytes, bytes, false)          \
+    EMULATOR_ACCESS(__tsan_unaligned_write##bytes, bytes, true)          \
+    EMULATOR_ACCESS(__tsan_unaligned_volatile_read##bytes, bytes, false) \
+    EMULATOR_ACCESS(__tsan_unaligned_volatile_write##bytes, bytes, true)
+EMULATOR_ACCESSES(1)
+EMULATOR_ACCESSES(2)
+EMULATOR_ACCESSES(4)
+EMULATOR_ACCESSES(8)
+EMULATOR_ACCESSES(16)
+#undef EMULATOR_ACCESSES
+#undef EMULATOR_ACCESS
+
+extern "C" {
+void __tsan_init() {}
+void __tsan_func_entry(void*) {}
+void __tsan_func_exit() {}
+void __tsan_vptr_update(void**, void*) {}
+void __tsan_vptr_read(void**) {}
+void __tsan_read_range(void* address, std::size_t bytes) {
+    emulator::access(address, bytes, false, __builtin_return_address(0));
+}
+void __tsan_write_range(void* address, std::size_t bytes) {
+    emulator::access(address, bytes, true, __builtin_return_address(0));
+}
+}

@@ -1,0 +1,134 @@
+// Global memory: the tensors that a launch was given. A kernel's accesses are compared with them, where the launch said
+// what they are.
+#pragma once
+
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../launch.cuh"
+
+// A tensor as Python describes it.
+struct EmulatorTensor {
+    const char* name;
+    uint64_t begin;
+    int64_t bytes;  // from the first element's begin to the last one's end
+    int32_t item;   // bytes of an element
+    int32_t dimensions;
+    int32_t once;                  // 1: no two thread blocks may write the same element
+    int64_t shape[8], strides[8];  // strides in elements
+};
+
+namespace emulator {
+
+class GlobalMemory {
+  public:
+    GlobalMemory(const EmulatorTensor* tensors, int64_t count, const Call& call)
+        : tensors_(tensors, tensors + count), call_(call), call_address_(reinterpret_cast<uintptr_t>(&call)) {
+        Dl_info found;
+        if (dladdr(call.kernel, &found)) image_ = found.dli_fbase;
+        writers_.resize(tensors_.size());
+        for (std::size_t i = 0; i < tensors_.size(); ++i)
+            if (tensors_[i].once)
+                writers_[i] = std::make_unique<Writers>(static_cast<std::size_t>(tensors_[i].bytes / tensors_[i].item));
+    }
+
+    // Whether an address in machine code is the kernel's, and not the emulator's or a system library's.
+    bool runs(const void* instruction) const {
+        Dl_info found;
+        return dladdr(instruction, &found) && found.dli_fbase == image_;
+    }
+
+    // Whether accesses are compared with tensors at all.
+    bool known() const { return !tensors_.empty(); }
+    // Whether the bytes belong to tensor number `number`.
+    bool is_tensor(uintptr_t address, std::size_t bytes, std::size_t number) const {
+        return number < tensors_.size() && within(tensors_[number], address, bytes);
+    }
+    // Whether the bytes belong to any tensor; if so, `number` is that one's.
+    bool find(uintptr_t address, std::size_t bytes, std::size_t& number) const {
+        for (std::size_t i = 0; i < tensors_.size(); ++i)
+            if (within(tensors_[i], address, bytes)) return number = i, true;
+        return false;
+    }
+    // Thread block number `block` writes these bytes of tensor number `number`. Returns another block that has written
+    // one of their elements before, or nothing.
+    std::optional<int64_t> write(uintptr_t address, std::size_t bytes, std::size_t number, int64_t block) const {
+        if (number >= writers_.size() || !writers_[number]) return std::nullopt;
+        const EmulatorTensor& tensor = tensors_[number];
+        Writers& writers = *writers_[number];
+        const auto mine = static_cast<uint32_t>(block + 1);
+        const std::size_t item = static_cast<std::size_t>(tensor.item);
+        for (std::size_t i = (address - tensor.begin) / item; i <= (address - tensor.begin + bytes - 1) / item; ++i) {
+            const uint32_t before = writers[i].exchange(mine, std::memory_order_relaxed);
+            if (before && before != mine) return before - 1;
+        }
+        return std::nullopt;
+    }
+    // The name and index of an element, such as "D[64, 3]".
+    std::string element(uintptr_t address, std::size_t number) const {
+        return tensors_[number].name + index(tensors_[number], address);
+    }
+
+    // Whether it is one of the kernel's arguments or a constant of its library.
+    bool holds(uintptr_t address) const {
+        return address - reinterpret_cast<uintptr_t>(call_.arguments) < call_.bytes ||
+               address - call_address_ < sizeof call_ || runs(reinterpret_cast<const void*>(address));
+    }
+
+    // Says where the bytes lie: the element that the nearest tensor would have there, and how far outside it is.
+    std::string describe(uintptr_t address, std::size_t bytes) const {
+        const auto distance = [&](const EmulatorTensor& tensor) -> uint64_t {
+            const uint64_t end = tensor.begin + static_cast<uint64_t>(tensor.bytes);
+            if (address < tensor.begin) return tensor.begin - address;
+            return address + bytes > end ? address + bytes - end : 0;
+        };
+        const EmulatorTensor& tensor = *std::ranges::min_element(tensors_, {}, distance);
+        std::string shape;
+        for (int i = 0; i < tensor.dimensions; ++i) shape += (i ? " x " : "") + std::to_string(tensor.shape[i]);
+        std::string text = tensor.name + index(tensor, address) + ", outside " + tensor.name + " of shape " + shape;
+        const bool before = address < tensor.begin;
+        const uint64_t far =
+            before ? tensor.begin - address : address - tensor.begin - static_cast<uint64_t>(tensor.bytes);
+        return text + ": " + std::to_string(far) + (before ? " bytes before its begin" : " bytes behind its end");
+    }
+
+  private:
+    static bool within(const EmulatorTensor& tensor, uintptr_t address, std::size_t bytes) {
+        return address >= tensor.begin && address + bytes <= tensor.begin + static_cast<uint64_t>(tensor.bytes);
+    }
+
+    // The index that an address would have if the dimension with the largest stride had no end, such as "[64, 3]".
+    static std::string index(const EmulatorTensor& tensor, uintptr_t address) {
+        const auto distance = static_cast<int64_t>(address - tensor.begin);
+        int64_t rest = distance >= 0 ? distance / tensor.item : (distance - tensor.item + 1) / tensor.item;
+        std::vector<int> order(static_cast<std::size_t>(tensor.dimensions));
+        for (std::size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int>(i);
+        std::ranges::stable_sort(order, std::greater{}, [&](int i) { return tensor.strides[i]; });
+        std::vector<int64_t> at(order.size());
+        for (const int i : order) {
+            const int64_t stride = std::max<int64_t>(tensor.strides[i], 1);
+            at[static_cast<std::size_t>(i)] = rest >= 0 ? rest / stride : -((-rest + stride - 1) / stride);
+            rest -= at[static_cast<std::size_t>(i)] * stride;
+        }
+        std::string text = "[";
+        for (std::size_t i = 0; i < at.size(); ++i) text += (i ? ", " : "") + std::to_string(at[i]);
+        return text + "]";
+    }
+
+    std::vector<EmulatorTensor> tensors_;
+    using Writers = std::vector<std::atomic<uint32_t>>;  // for each element: 1 + the block that wrote it last; 0 = none
+    std::vector<std::unique_ptr<Writers>> writers_;
+    Call call_;
+    uintptr_t call_address_;
+    const void* image_ = nullptr;
+};
+
+}  // namespace emulator

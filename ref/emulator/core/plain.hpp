@@ -1,0 +1,208 @@
+// The functions that ../cuda_runtime.h and ../cooperative_groups.h declare: CUDA C++ that is not one instruction of
+// ../ptx.cuh.
+#pragma once
+
+#include <cstdarg>
+
+#include "../cooperative_groups.h"
+#include "cluster.hpp"
+#include "instructions.hpp"
+
+namespace emulator {
+
+Lanes gather(const char* what, unsigned mask, uint64_t bits) {
+    EMULATOR_ENTER;
+    const Slots& slots = exchange(what, {bits}, mask, true);
+    Lanes lanes;
+    for (unsigned lane = 0; lane < 32; ++lane) lanes.values[lane] = slots[lane][0];
+    return lanes;
+}
+
+// -------------------------------------------------------------------------------------------------------- shared
+// memory
+
+// The block of the calling thread's cluster in whose shared memory a pointer lies; nullptr if in none.
+inline Block* holder(uintptr_t pointer) {
+    Block& own = *self().block;
+    if (own.memory.holds(pointer)) return &own;
+    for (Block& block : current_cluster->blocks)
+        if (block.memory.holds(pointer)) return &block;
+    return nullptr;
+}
+
+void* shared_variable(const void* key, std::size_t bytes, std::size_t alignment) {
+    SharedMemory& memory = self().block->memory;
+    const auto offset = memory.variable(key, static_cast<uint32_t>(bytes), static_cast<uint32_t>(alignment));
+    if (!offset)
+        fail(Fault::out_of_bounds, "a __shared__ variable of %zu bytes: the block's shared memory has no room for it",
+             bytes);
+    return memory.pointer(*offset);
+}
+void* dynamic_shared_memory() { return self().block->memory.pointer(0); }
+
+uint32_t shared_address(const void* pointer) {
+    EMULATOR_ENTER;
+    const auto address = reinterpret_cast<uintptr_t>(pointer);
+    const Block* block = holder(address);
+    if (!block)
+        fail_at(Fault::invalid_operand, address,
+                "__cvta_generic_to_shared of a pointer that is not into shared memory");
+    const uint32_t shared = block->memory.address_of(address);
+    return block == self().block ? shared : at_rank(shared, static_cast<uint32_t>(block->rank));
+}
+void* shared_pointer(uint32_t address) {
+    EMULATOR_ENTER;
+    return remote_block(address).memory.pointer((address & kOffsetMask) - kSharedBase);
+}
+void* pointer_at_rank(const void* pointer, unsigned rank) {
+    EMULATOR_ENTER;
+    const uint32_t address = self().block->memory.address_of(reinterpret_cast<uintptr_t>(pointer));
+    return remote_block(at_rank(address, rank)).memory.pointer(address - kSharedBase);
+}
+unsigned rank_of_pointer(const void* pointer) {
+    EMULATOR_ENTER;
+    const Block* block = holder(reinterpret_cast<uintptr_t>(pointer));
+    if (!block) fail(Fault::invalid_operand, "query_shared_rank of a pointer that is not into shared memory");
+    return static_cast<unsigned>(block->rank);
+}
+
+// A load or store by way of a pointer into shared memory. Another block's is used only while that block runs.
+inline void use_shared(Block& block, uintptr_t pointer, std::size_t bytes, bool write, bool atomic = false) {
+    const uint32_t address = block.memory.address_of(pointer);
+    Actor& actor = self();
+    if (&block == self().block) return block.memory.use(address, static_cast<uint32_t>(bytes), write, actor, atomic);
+    remote_block(at_rank(address, static_cast<uint32_t>(block.rank)));
+    std::vector<uint32_t> own = std::move(actor.unfenced);  // its fence publishes what it wrote into its own block
+    block.memory.use(address, static_cast<uint32_t>(bytes), write, actor, atomic);
+    actor.unfenced = std::move(own);
+}
+
+// --------------------------------------------------------------------------------------------------------------
+// atomics
+
+template <typename T>
+T combined(AtomicOp op, T old, T operand, T compare) {
+    switch (op) {
+        case AtomicOp::kAdd:
+            return static_cast<T>(old + operand);
+        case AtomicOp::kExchange:
+            return operand;
+        case AtomicOp::kCompareAndSwap:
+            return std::memcmp(&old, &compare, sizeof(T)) == 0 ? operand : old;
+        case AtomicOp::kMin:
+            return std::min(old, operand);
+        case AtomicOp::kMax:
+            return std::max(old, operand);
+        case AtomicOp::kIncrement:
+            return old >= operand ? T{0} : static_cast<T>(old + 1);
+        case AtomicOp::kDecrement:
+            return old == T{0} || old > operand ? operand : static_cast<T>(old - 1);
+        default:
+            break;
+    }
+    uint64_t a = 0, b = 0;
+    std::memcpy(&a, &old, sizeof old);
+    std::memcpy(&b, &operand, sizeof operand);
+    return from_bits<T>(op == AtomicOp::kAnd ? a & b : op == AtomicOp::kOr ? a | b : a ^ b);
+}
+
+template <typename T, typename Bits>
+uint64_t atomic_of(void* address, AtomicOp op, uint64_t operand, uint64_t compare) {
+    std::atomic_ref<Bits> memory(*static_cast<Bits*>(address));
+    Bits old = memory.load();
+    for (;;) {
+        const T next = combined(op, from_bits<T>(old), from_bits<T>(operand), from_bits<T>(compare));
+        if (memory.compare_exchange_weak(old, static_cast<Bits>(to_bits(next)))) return old;
+    }
+}
+
+void access_outside(uintptr_t address, std::size_t bytes, bool write);
+
+uint64_t atomic(void* pointer, std::size_t bytes, AtomicOp op, Number number, uint64_t operand, uint64_t compare) {
+    EMULATOR_ENTER;
+    const auto address = reinterpret_cast<uintptr_t>(pointer);
+    if (address % bytes)
+        fail_at(Fault::misaligned, address, "an atomic operation on %zu bytes at an address that is no multiple of it",
+                bytes);
+    if (Block* block = holder(address))
+        use_shared(*block, address, bytes, true, true);
+    else if (current_cluster->memory->known() && !current_cluster->memory->find(address, bytes, self().last_tensor))
+        access_outside(address, bytes, true);
+    current_cluster->maybe_yield();
+    const bool wide = bytes == 8;
+    switch (number) {
+        case Number::kFloat:
+            return wide ? atomic_of<double, uint64_t>(pointer, op, operand, compare)
+                        : atomic_of<float, uint32_t>(pointer, op, operand, compare);
+        case Number::kSigned:
+            return wide ? atomic_of<int64_t, uint64_t>(pointer, op, operand, compare)
+                        : atomic_of<int32_t, uint32_t>(pointer, op, operand, compare);
+        default:
+            return wide ? atomic_of<uint64_t, uint64_t>(pointer, op, operand, compare)
+                        : atomic_of<uint32_t, uint32_t>(pointer, op, operand, compare);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// others
+
+void cluster_arrive() {
+    EMULATOR_ENTER;
+    arrive_at_cluster(false);
+}
+void cluster_wait() {
+    EMULATOR_ENTER;
+    wait_for_cluster(false);
+}
+unsigned cluster_blocks() { return static_cast<unsigned>(current_cluster->shape().size); }
+
+int print(const char* format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    char text[4096];
+    const int length = std::vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    current_cluster->print(text);
+    return length;
+}
+
+void trap(const char* what) {
+    EMULATOR_ENTER;
+    fail(Fault::crashed, "executes %s", what);
+}
+
+uint64_t clock() { return current_cluster->steps(); }
+void sleep() {
+    EMULATOR_ENTER;
+    current_cluster->maybe_yield();
+}
+
+}  // namespace emulator
+
+// What <cassert>'s assert() calls in a kernel (kernels/build/job.py renames it).
+extern "C" [[noreturn]] void emulator_assert_fail(const char* assertion, const char* file, unsigned line,
+                                                  const char* function) {
+    if (!emulator::current_thread) {
+        std::fprintf(stderr, "%s:%u: %s: assertion `%s' failed\n", file, line, function, assertion);
+        std::abort();
+    }
+    EMULATOR_ENTER;
+    emulator::fail(emulator::Fault::crashed, "assertion `%s' failed in %s", assertion, function);
+}
+
+int __syncthreads_count(int predicate) {
+    EMULATOR_ENTER;
+    return static_cast<int>(emulator::named_barrier(0, 0, true, predicate != 0));
+}
+int __syncthreads_and(int predicate) {
+    EMULATOR_ENTER;
+    return emulator::named_barrier(0, 0, true, predicate == 0) == 0;
+}
+int __syncthreads_or(int predicate) {
+    EMULATOR_ENTER;
+    return emulator::named_barrier(0, 0, true, predicate != 0) != 0;
+}
+void __syncwarp(unsigned mask) {
+    EMULATOR_ENTER;
+    emulator::exchange("bar.warp.sync", {}, mask, true, true);
+}

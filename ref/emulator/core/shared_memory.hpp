@@ -1,0 +1,360 @@
+// One block's shared memory, kept twice: as threads see it (the generic proxy) and as WGMMA and the copy engine see it
+// (the async proxy). A thread's store reaches the async proxy's copy when that thread executes fence.proxy.async.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <vector>
+
+#include "fault.hpp"
+#include "order.hpp"
+
+namespace emulator {
+
+constexpr uint32_t kSharedBase = 1024;     // where dynamic shared memory starts; so 0 is never a valid address
+constexpr uint32_t kSharedLimit = 232448;  // the most dynamic shared memory a Hopper block can have
+constexpr uint32_t kRankShift = 24;        // shared::cluster addresses: block rank + 1 above these bits
+constexpr uint32_t kOffsetMask = (1u << kRankShift) - 1;
+using Chunk = std::array<uint8_t, 16>;
+
+class SharedMemory {
+  public:
+    // `bytes` of dynamic shared memory; there are no variables yet. Fresh contents are 0xFF: NaN as FP32, as BF16 and
+    // as E4M3.
+    void reset(uint32_t bytes) {
+        generic_.resize(kSharedLimit);
+        async_.resize(kSharedLimit);
+        writer_.resize(kSharedLimit / kWord);
+        written_.resize(kSharedLimit / kWord);
+        read_.resize(kSharedLimit / kWord);
+        reader_of_.resize(kSharedLimit / kWord);
+        state_.resize(kSharedLimit / kChunk);
+        bytes_ = bytes;
+        clear(0, (bytes + kChunk - 1) / kChunk * kChunk);
+        variables_begin_ = kSharedLimit;
+        variables_.clear();
+        readers_.clear();
+        free_readers_.clear();
+        fences_.clear();
+    }
+
+    // The offset of a __shared__ variable, which `key` stands for. The variables lie at the end of shared memory, so
+    // what a kernel writes behind its dynamic shared memory does not land in one. Returns nothing if there is no room.
+    std::optional<uint32_t> variable(const void* key, uint32_t bytes, uint32_t alignment) {
+        for (const auto& [known, offset] : variables_)
+            if (known == key) return offset;
+        alignment = std::max(alignment, kChunk);
+        if (bytes + alignment > variables_begin_ - std::min(bytes_, variables_begin_)) return std::nullopt;
+        const uint32_t end = variables_begin_;
+        variables_begin_ = (variables_begin_ - bytes) / alignment * alignment;
+        clear(variables_begin_, end);
+        variables_.emplace_back(key, variables_begin_);
+        return variables_begin_;
+    }
+
+    // ---- Pointers, as plain C++ uses them
+    uint8_t* pointer(uint32_t offset) { return generic_.data() + offset; }
+    bool holds(uintptr_t address) const {
+        return address - reinterpret_cast<uintptr_t>(generic_.data()) < generic_.size();
+    }
+    uint32_t address_of(uintptr_t pointer) const {
+        return static_cast<uint32_t>(pointer - reinterpret_cast<uintptr_t>(generic_.data())) + kSharedBase;
+    }
+    // A load or store by way of a pointer, of any size and alignment.
+    void use(uint32_t address, uint32_t bytes, bool writes, Actor& actor, bool atomic = false) {
+        const uint32_t at = inside(address, bytes, writes ? "st.shared" : "ld.shared");
+        for (uint32_t chunk = at / kChunk; chunk <= (at + bytes - 1) / kChunk; ++chunk) {
+            const uint32_t first = std::max(at, chunk * kChunk), last = std::min(at + bytes, (chunk + 1) * kChunk);
+            if (writes)
+                writable(first, last - first, first + kSharedBase, "st.shared");
+            else
+                readable(first, first + kSharedBase);
+        }
+        if (!atomic) order(at, bytes, writes, actor);
+        if (writes) mark(at, bytes, actor);
+    }
+
+    // ---- Generic proxy: ld.shared and st.shared. A written word is marked with its thread until that thread's fence.
+    void read(uint32_t address, void* data, uint32_t bytes, Actor& actor) {
+        const uint32_t at = check(address, bytes, "ld.shared");
+        readable(at, address);
+        order(at, bytes, false, actor);
+        std::memcpy(data, &generic_[at], bytes);
+    }
+    void write(uint32_t address, const void* data, uint32_t bytes, Actor& actor) {
+        const uint32_t at = check(address, bytes, "st.shared");
+        writable(at, bytes, address, "st.shared");
+        order(at, bytes, true, actor);
+        std::memcpy(&generic_[at], data, bytes);
+        mark(at, bytes, actor);
+    }
+    // fence.proxy.async by a thread: its own writes become visible to the async proxy.
+    void publish(Actor& actor) {
+        for (const uint32_t word : actor.unfenced)
+            if (writer_[word] == actor.number + 1) publish_word(word);  // no other thread has overwritten it since
+        actor.unfenced.clear();
+        if (fences_.size() <= actor.number) fences_.resize(actor.number + 1);
+        fences_[actor.number] = {actor.now(), actor.known};
+    }
+
+    // ---- Async proxy: WGMMA and TMA, one 16-byte chunk at a time.
+    // `issuer` knows what the thread knew that issued the instruction.
+    Chunk async_read(uint32_t address, const char* who, const Known& issuer) {
+        const uint32_t at = check(address, kChunk, who);
+        if (state_[at / kChunk].landing)
+            fail_at(Fault::read_during_load, address,
+                    "%s reads shared memory at 0x%x while a TMA load is still writing it", who, address);
+        for (uint32_t word = at / kWord; word < (at + kChunk) / kWord; ++word)
+            if (writer_[word] && !published_by_another(word, issuer))
+                fail_at(Fault::missing_proxy_fence, address,
+                        "%s reads shared memory at 0x%x that thread %u wrote without fence.proxy.async", who, address,
+                        writer_[word] - 1);
+        Chunk chunk;
+        std::memcpy(chunk.data(), &async_[at], kChunk);
+        return chunk;
+    }
+    // A load has been issued: until it lands, no one may read or write this chunk, and it holds NaN.
+    void begin_load(uint32_t address, const Actor& actor, const Moment& load) {
+        const uint32_t at = check(address, kChunk, "TMA load");
+        writable(at, kChunk, address, "TMA load");
+        ChunkState& state = state_[at / kChunk];
+        order_load(at, state, actor);
+        state.loaded = load;
+        state.loaded_from = actor.from;
+        std::memset(&generic_[at], 0xFF, kChunk);
+        std::memset(&async_[at], 0xFF, kChunk);
+        state.landing = true;
+    }
+    // A lane issues a WGMMA that reads this chunk: it, or a lane that it has met since, must have waited for the load
+    // that filled it.
+    void wait_for_load(uint32_t address, const char* who, const Actor& actor) {
+        const uint32_t at = check(address, kChunk, who);
+        const ChunkState& state = state_[at / kChunk];
+        if (state.landing || actor.comes_after(state.loaded)) return;
+        fail_race(Fault::read_during_load, address, state.loaded_from,
+                  "%s reads shared memory at 0x%x, which a TMA load may still be writing: this lane has not waited for "
+                  "the load's mbarrier, nor met a lane that has (__syncwarp after one lane's wait)",
+                  who, address);
+    }
+    void land(uint32_t address, const Chunk& chunk) {
+        const uint32_t at = address - kSharedBase;  // checked when the load began
+        std::memcpy(&generic_[at], chunk.data(), kChunk);
+        std::memcpy(&async_[at], chunk.data(), kChunk);
+        std::fill_n(writer_.begin() + at / kWord, kChunk / kWord, 0u);
+        state_[at / kChunk].landing = false;
+    }
+    // A WGMMA or a TMA store reads this chunk at some moment between begin_read and end_read.
+    void begin_read(uint32_t address, const char* who) { ++state_[check(address, kChunk, who) / kChunk].reading; }
+    void end_read(uint32_t address) { --state_[(address - kSharedBase) / kChunk].reading; }
+
+    // Whether there could be an mbarrier.
+    void check_mbarrier(uint32_t address, const char* who) const { check(address, kMbarrier, who); }
+    void mark_mbarrier(uint32_t address, bool is = true) {
+        const uint32_t at = check(address, kMbarrier, "mbarrier.init");
+        state_[at / kChunk].mbarrier[at % kChunk / kMbarrier] = is;
+    }
+
+    static constexpr uint32_t kChunk = sizeof(Chunk);
+
+  private:
+    static constexpr uint32_t kWord = 4, kMbarrier = 8;
+    struct Written {
+        Moment by;
+        const void* from = nullptr;  // the place in the kernel
+    };
+    struct ChunkState {
+        uint16_t reading = 0;                             // number of WGMMAs and TMA stores that may still read it
+        bool landing = false;                             // a TMA load is on its way
+        bool touched = false;                             // by a thread's own load or store, since the last TMA load
+        Moment loaded;                                    // of the last TMA load, which those know who waited for it
+        const void* loaded_from = nullptr;                // by which place in the kernel
+        std::array<bool, kChunk / kMbarrier> mbarrier{};  // whether each half of the chunk is an mbarrier
+    };
+
+    void clear(uint32_t begin, uint32_t end) {
+        std::fill(generic_.begin() + begin, generic_.begin() + end, 0xFF);
+        std::fill(async_.begin() + begin, async_.begin() + end, 0xFF);
+        std::fill(writer_.begin() + begin / kWord, writer_.begin() + end / kWord, 0);
+        std::fill(state_.begin() + begin / kChunk, state_.begin() + end / kChunk, ChunkState{});
+        std::fill(written_.begin() + begin / kWord, written_.begin() + end / kWord, Written{});
+        std::fill(read_.begin() + begin / kWord, read_.begin() + end / kWord, Moment{});
+        std::fill(reader_of_.begin() + begin / kWord, reader_of_.begin() + end / kWord, 0);
+    }
+    void publish_word(uint32_t word) {
+        writer_[word] = 0;
+        std::memcpy(&async_[word * kWord], &generic_[word * kWord], kWord);
+    }
+    // Whether a thread that knows of the write has executed fence.proxy.async, and the issuer of an asynchronous access
+    // knows of that: PTX asks for a proxy fence somewhere on the way from the write to the access, not of the writer.
+    bool published_by_another(uint32_t word, const Known& issuer) {
+        for (const Fence& fence : fences_) {
+            if (!fence.when.number || !knows(fence.known, written_[word].by) || !knows(issuer, fence.when)) continue;
+            publish_word(word);
+            return true;
+        }
+        return false;
+    }
+
+    // A thread loads or stores: whatever it conflicts with must lie before.
+    void order(uint32_t at, uint32_t bytes, bool writes, Actor& actor) {
+        if (actor.moment == 0) return;
+        const Moment now = actor.now();
+        const uint32_t end = (at + bytes + kWord - 1) / kWord;
+        for (uint32_t word = at / kWord; word < end; ++word) {
+            ChunkState& state = state_[word / (kChunk / kWord)];
+            Written& written = written_[word];
+            if (!actor.comes_after(state.loaded)) load_race(word, writes, state);
+            if (!actor.comes_after(written.by)) write_race(word, writes, written);
+            state.touched = true;
+            if (writes) {
+                if (reader_of_[word] || !actor.comes_after(read_[word]))
+                    if (const Moment* reader = unknown_reader(word, actor)) read_race(word, *reader);
+                written = {now, actor.from};
+                forget_readers(word);
+            } else if (actor.comes_after(read_[word]) && !reader_of_[word]) {
+                read_[word] = now;
+            } else {
+                add_reader(word, now);
+            }
+        }
+    }
+    [[gnu::noinline]] void load_race(uint32_t word, bool writes, const ChunkState& state) const {
+        fail_race(writes ? Fault::write_during_load : Fault::read_during_load, word * kWord + kSharedBase,
+                  state.loaded_from,
+                  "%s shared memory at 0x%x, which a TMA load may still be writing: this thread has not waited for the "
+                  "load's mbarrier, nor met a thread that has",
+                  writes ? "writes" : "reads", word * kWord + kSharedBase);
+    }
+    [[gnu::noinline]] void write_race(uint32_t word, bool writes, const Written& written) const {
+        fail_race(Fault::data_race, word * kWord + kSharedBase, written.from,
+                  "%s shared memory at 0x%x, which thread %u has written, and nothing orders the two: a barrier is "
+                  "missing between them",
+                  writes ? "writes" : "reads", word * kWord + kSharedBase, written.by.thread);
+    }
+    [[gnu::noinline]] void read_race(uint32_t word, const Moment& reader) const {
+        fail_race(Fault::data_race, word * kWord + kSharedBase, nullptr,
+                  "writes shared memory at 0x%x, which thread %u has read, and nothing orders the two: a barrier is "
+                  "missing between them",
+                  word * kWord + kSharedBase, reader.thread);
+    }
+    // A TMA load is issued: every thread that has used what it overwrites must be known to have done so.
+    void order_load(uint32_t at, ChunkState& state, const Actor& actor) {
+        if (!actor.comes_after(state.loaded))
+            fail_race(Fault::data_race, at + kSharedBase, state.loaded_from,
+                      "TMA load overwrites shared memory at 0x%x, which another thread's TMA load has filled, and "
+                      "nothing orders the two",
+                      at + kSharedBase);
+        if (!state.touched) return;
+        for (uint32_t word = at / kWord; word < (at + kChunk) / kWord; ++word) {
+            const uint32_t address = word * kWord + kSharedBase;
+            const Moment* reader = unknown_reader(word, actor);
+            if (!reader && actor.comes_after(written_[word].by)) continue;
+            fail_race(Fault::data_race, address, reader ? nullptr : written_[word].from,
+                      "TMA load overwrites shared memory at 0x%x, which thread %u has %s, and nothing orders the two: "
+                      "__syncwarp() before one lane's arrival for its warp, or an arrival of each lane",
+                      address, reader ? reader->thread : written_[word].by.thread, reader ? "read" : "written");
+        }
+        for (uint32_t word = at / kWord; word < (at + kChunk) / kWord; ++word) {
+            if (writer_[word] && !published_by_another(word, actor.known))
+                fail_race(
+                    Fault::missing_proxy_fence, word * kWord + kSharedBase, written_[word].from,
+                    "TMA load overwrites shared memory at 0x%x that thread %u wrote without fence.proxy.async: the "
+                    "store may come after the load",
+                    word * kWord + kSharedBase, writer_[word] - 1);
+            written_[word] = {};
+            forget_readers(word);
+        }
+        state.touched = false;
+    }
+    const Moment* unknown_reader(uint32_t word, const Actor& actor) const {
+        if (!actor.comes_after(read_[word])) return &read_[word];
+        if (!reader_of_[word]) return nullptr;
+        for (const Moment& reader : readers_[reader_of_[word] - 1])
+            if (!actor.comes_after(reader)) return &reader;
+        return nullptr;
+    }
+    // Of many threads that read one word and do not know of each other, the last one of each of kReaders warps is kept.
+    void add_reader(uint32_t word, const Moment& reader) {
+        if (!reader_of_[word]) {
+            if (free_readers_.empty()) {
+                readers_.emplace_back();
+                free_readers_.push_back(static_cast<uint32_t>(readers_.size()));
+            }
+            reader_of_[word] = free_readers_.back();
+            free_readers_.pop_back();
+            readers_[reader_of_[word] - 1] = {};
+        }
+        readers_[reader_of_[word] - 1][reader.thread / 32 % kReaders] = reader;
+    }
+    void forget_readers(uint32_t word) {
+        read_[word] = {};
+        if (!reader_of_[word]) return;
+        free_readers_.push_back(reader_of_[word]);
+        reader_of_[word] = 0;
+    }
+
+    void mark(uint32_t at, uint32_t bytes, Actor& actor) {
+        for (uint32_t word = at / kWord; word <= (at + bytes - 1) / kWord; ++word) {
+            if (writer_[word] != actor.number + 1) actor.unfenced.push_back(word);
+            writer_[word] = actor.number + 1;
+        }
+    }
+    void readable(uint32_t at, uint32_t address) const {
+        if (state_[at / kChunk].landing)
+            fail_at(Fault::read_during_load, address,
+                    "ld.shared at 0x%x reads bytes that a TMA load is still writing: wait for its mbarrier first",
+                    address);
+    }
+    // The offset of an address that lies in the dynamic shared memory, or among the variables.
+    uint32_t inside(uint32_t address, uint32_t bytes, const char* who) const {
+        const uint32_t at = address - kSharedBase;
+        const bool dynamic = address >= kSharedBase && at + bytes <= bytes_;
+        if (!dynamic && (at < variables_begin_ || at + bytes > kSharedLimit || address < kSharedBase))
+            fail_at(Fault::out_of_bounds, address,
+                    "%s at 0x%x (%u bytes) is outside the block's shared memory, 0x%x to 0x%x", who, address, bytes,
+                    kSharedBase, kSharedBase + bytes_);
+        return at;
+    }
+    uint32_t check(uint32_t address, uint32_t bytes, const char* who) const {
+        const uint32_t at = inside(address, bytes, who);
+        if (address % bytes)
+            fail_at(Fault::misaligned, address, "%s of %u bytes at 0x%x, which is not a multiple of %u", who, bytes,
+                    address, bytes);
+        return at;
+    }
+    void writable(uint32_t at, uint32_t bytes, uint32_t address, const char* who) const {
+        const ChunkState& state = state_[at / kChunk];
+        if (state.landing)
+            fail_at(Fault::write_during_load, address, "%s writes 0x%x while a TMA load is still writing it", who,
+                    address);
+        if (state.reading)
+            fail_at(Fault::released_too_early, address,
+                    "%s overwrites 0x%x while a WGMMA or a TMA store may still read it: released too early", who,
+                    address);
+        const uint32_t first = at % kChunk;  // a write is aligned to its size, so it ends in this chunk
+        for (uint32_t half = first / kMbarrier; half <= (first + bytes - 1) / kMbarrier; ++half)
+            if (state.mbarrier[half])
+                fail_at(Fault::mbarrier_overwritten, address, "%s overwrites the mbarrier near 0x%x", who, address);
+    }
+
+    uint32_t bytes_ = 0, variables_begin_ = kSharedLimit;
+    std::vector<std::pair<const void*, uint32_t>> variables_;
+    std::vector<uint8_t> generic_, async_;
+    std::vector<uint32_t> writer_;  // for each word: 1 + the thread whose store is not fenced yet; 0 = none
+    std::vector<Written> written_;  // for each word, by a thread's own store
+    std::vector<Moment> read_;      // for each word, by a thread's own load, since it was written
+    static constexpr uint32_t kReaders = 16;
+    std::vector<std::array<Moment, kReaders>> readers_;
+    std::vector<uint32_t> free_readers_, reader_of_;  // 1 + index in readers_; reader_of_ for each word, 0 = none
+    struct Fence {
+        Moment when;
+        Known known;
+    };
+    std::vector<Fence> fences_;  // the last fence.proxy.async of each thread
+    std::vector<ChunkState> state_;
+};
+
+}  // namespace emulator

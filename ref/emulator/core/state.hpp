@@ -1,0 +1,176 @@
+// The state of the emulated blocks and threads: barriers, registers, and the asynchronous work that they have issued.
+#pragma once
+
+#include <array>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "../cuda.hpp"
+#include "../mma.cuh"
+#include "fault.hpp"
+#include "fiber.hpp"
+#include "memory.hpp"
+#include "shared_memory.hpp"
+
+namespace emulator {
+
+class Cluster;
+struct Block;
+struct Thread;
+using Waiters = std::vector<Thread*>;
+
+constexpr uint32_t kTicks = 1 << 14;  // loads and stores of a thread, without an instruction, before others may run
+
+struct Wait {                    // what a thread waits for
+    const char* what = nullptr;  // nullptr = not waiting
+    uint32_t address = 0;        // mbarrier address or barrier number
+    int64_t value = 0;           // parity
+};
+
+// An mbarrier: its phase completes when no arrival is pending and no byte is outstanding.
+struct Mbarrier {
+    int64_t count = 0, pending = 0, bytes = 0;
+    int64_t phase = 0;
+    bool visible = false;  // whether fence.mbarrier_init (or fence.proxy.async) has followed mbarrier.init
+    int initialiser = 0;   // the thread that executed mbarrier.init: only its fence makes the barrier visible
+    Told told;             // by those who have arrived, in this phase
+    Known completed;       // what those who wait for the last phase are told
+    Waiters waiters;
+};
+
+struct NamedBarrier {
+    uint32_t threads = 0, arrived = 0;
+    bool everyone = false;  // __syncthreads: all threads that have not exited
+    Told told;
+    Known completed;
+    uint32_t votes = 0, result = 0;  // threads that have said yes, until and at the last completion
+    uint64_t generation = 0;
+    Waiters waiters;
+};
+
+// An instruction of several lanes of a warp, such as shfl or stmatrix: each lane leaves its operands in a slot; when
+// all have arrived, all go on and can read the slots. Two sets of slots, since a fast lane may reach the next
+// instruction while a slow one still reads.
+using Slots = std::array<std::array<uint64_t, 5>, 32>;
+struct Exchange {
+    const char* what = nullptr;
+    bool ignores_exited = false;  // whether lanes that have exited are not waited for
+    uint32_t arrived = 0;         // a bit for each lane
+    uint64_t generation = 0;
+    Slots slots[2];
+    Told told;
+    Known completed;
+    Waiters waiters;
+};
+
+struct Accumulator {  // a thread's registers while WGMMAs are working on them
+    uint32_t* home;
+    std::vector<uint32_t> value;
+    int64_t last_op;
+    uint32_t poison;  // what the registers hold meanwhile
+};
+
+struct WgmmaForm {  // what all lanes of a warpgroup must agree on
+    MatrixKind kind;
+    int64_t n;
+    uint64_t desc_a, desc_b;
+    bool scale_d, a_in_registers;
+
+    bool operator==(const WgmmaForm&) const = default;
+};
+
+struct WgmmaOp {
+    WgmmaForm form;
+    uint32_t lanes = 0, waited = 0;  // number of lanes that have issued it, and that have waited for it
+    std::array<uint32_t*, 32> accumulator;
+    std::vector<std::array<uint32_t, 4>> a;  // of each lane, if A is in registers
+    Known known;                             // what the lane knew that issued it last
+};
+
+struct WgmmaQueue {                                 // the WGMMAs that a warp has issued, in order
+    std::deque<WgmmaOp> ops;                        // ops[0] is number `retired`
+    int64_t issued = 0, executed = 0, retired = 0;  // by all 32 lanes; by the tensor core; by the wait of all 32 lanes
+    Waiters waiters;
+};
+
+struct MmaResult {  // of a warp's mma.sync: the accumulators, row by row, and the lanes that have taken theirs
+    std::array<uint8_t, 16 * 8 * 4> accumulators;
+    int taken = 0;
+};
+
+struct Store {  // a TMA store on its way
+    std::function<void()> read, write;
+    bool has_read = false, has_written = false;
+};
+
+struct AsyncWrite {  // a cp.async or st.async on its way
+    std::function<void()> land;
+    bool has_landed = false;
+};
+struct AsyncWrites {  // of one thread
+    struct Group {
+        std::vector<std::shared_ptr<AsyncWrite>> copies;
+        Moment last;
+    };
+    uint32_t issued = 0;
+    std::vector<std::shared_ptr<AsyncWrite>> open;  // copies since the last commit
+    std::deque<Group> groups;
+    // What the thread's next write knows; and what the thread knew, and its moment, when that was computed.
+    Known known, thread_knew;
+    uint32_t thread_moment = 0;
+};
+
+struct Thread : Actor {
+    Fiber fiber;
+    Block* block = nullptr;
+    Cluster* cluster = nullptr;
+    bool finished = false;
+    Wait wait;
+    uint32_t ticks = 0;           // loads and stores since then
+    std::size_t last_tensor = 0;  // of GlobalMemory, that it used last
+
+    uint64_t cluster_generation = 0;
+    bool cluster_pending = false;  // arrived at the cluster barrier and not yet waited
+    bool wgmma_fenced = false;
+    bool dependency_waited = false;         // has executed griddepcontrol.wait, or the kernel was not launched early
+    int64_t wgmmas = 0, wgmmas_waited = 0;  // issued by this lane, and waited for
+    std::vector<int64_t> wgmma_groups;      // the value of `wgmmas` at each commit
+    std::vector<Accumulator> accumulators;
+    std::vector<std::pair<uintptr_t, std::size_t>> written_since_fence;  // local variables: addresses and bytes
+    std::vector<std::shared_ptr<Store>> stores;                          // since the last commit
+    std::vector<std::vector<std::shared_ptr<Store>>> store_groups;
+    AsyncWrites async_writes;
+
+    int warp() const { return index / 32; }
+    int lane() const { return index % 32; }
+    Place place() const;
+};
+
+struct Block {
+    int rank = 0;
+    int64_t index = 0;
+    SharedMemory memory;
+    std::map<uint32_t, Mbarrier> mbarriers;
+    std::map<uint32_t, std::string> names;  // that the kernel has given them
+    std::array<NamedBarrier, 16> barriers;
+    std::vector<std::map<uint32_t, Exchange>> exchanges;  // of each warp, by the lanes that take part
+    std::vector<uint32_t> alive;                          // of each warp, a bit for each lane
+    std::vector<WgmmaQueue> wgmmas;                       // of each warp
+    // Of each warpgroup: WGMMAs not yet issued by all four warps, and how many have.
+    std::vector<std::map<int64_t, std::pair<WgmmaForm, int>>> warpgroup_wgmmas;
+    std::map<int, MmaResult> mmas;  // of each warp
+    // Of each warp: registers a thread, at the start and after each setmaxnreg.
+    std::vector<std::vector<int>> registers;
+    int64_t free_registers = 0;
+    Waiters register_waiters;
+    int live = 0;  // threads that have not exited
+    int loads_in_flight = 0;
+    std::vector<Thread*> threads;
+};
+
+inline Place Thread::place() const { return {block->index, warp(), lane()}; }
+
+}  // namespace emulator

@@ -1,0 +1,329 @@
+// The copy engine: moves boxes of a tensor, or contiguous bytes, between global and shared memory, some time after the
+// instruction.
+#pragma once
+
+#include <algorithm>
+
+#include "../cp_async_bulk.cuh"
+#include "barriers.hpp"
+#include "reductions.hpp"
+
+namespace emulator {
+
+// 16 bytes of shared memory, and which of them lie in the tensor: `bytes` from `begin` on; 0: none.
+struct Piece {
+    uint32_t shared;
+    uint8_t* global;  // of byte `begin`
+    uint32_t begin, bytes;
+};
+
+// What one instruction moves: the pieces of a box, row by row.
+struct Transfer {
+    const char* who;
+    uint32_t shared, rows;  // rows: of which some may land before others
+    std::vector<Piece> pieces;
+
+    uint32_t bytes() const { return static_cast<uint32_t>(pieces.size()) * SharedMemory::kChunk; }
+};
+using SharedTransfer = std::shared_ptr<const Transfer>;
+
+// An H100 reports an illegal instruction for a load or a store that does not keep this.
+inline void check_column(const TensorMap& map, const char* who, uint64_t address, int x) {
+    const auto element = static_cast<int64_t>(element_bytes(map.element));
+    if (x * element % 16)
+        fail_at(Fault::misaligned, address, "%s at column %d, byte %lld of the row: a multiple of 16 is needed", who, x,
+                static_cast<long long>(x * element));
+}
+
+inline void check_rank(const TensorMap& map, const char* who, uint64_t address, int rank) {
+    if (map.rank != rank)
+        fail_at(Fault::invalid_operand, address, "%s with %d coordinates, and a tensor map of %d dimensions", who, rank,
+                map.rank);
+}
+
+// Stricter than a GPU, where a thread may also rely on a barrier behind another thread's wait.
+inline void check_dependency(const char* who, uint32_t shared) {
+    if (!self().dependency_waited)
+        fail_at(Fault::missing_dependency_wait, shared,
+                "%s before griddepcontrol.wait, in a kernel that may begin before the one ahead has ended", who);
+}
+
+inline void check_box(const TensorMap& map, const char* who, uint32_t shared, const Coordinates& at, bool store) {
+    // The copy engine needs 128 bytes; the kernels also rely on the swizzle pattern beginning where the tile begins.
+    const uint32_t alignment = std::max(map.swizzle * 8, 128u);
+    if (shared % alignment)
+        fail_at(Fault::misaligned, shared, "%s at shared memory 0x%x, which is not a multiple of %u", who, shared,
+                alignment);
+    check_dependency(who, shared);
+    check_rank(map, who, shared, at.rank);
+    check_column(map, who, shared, at.at[0]);
+    // For this, too, an H100 reports an illegal instruction.
+    for (int i = 0; i < at.rank && store; ++i)
+        if (at.at[i] < 0 && at.rank == 2)
+            fail_at(Fault::invalid_operand, shared, "%s at row %d, column %d: a store may not begin before the tensor",
+                    who, at.at[1], at.at[0]);
+        else if (at.at[i] < 0)
+            fail_at(Fault::invalid_operand, shared, "%s at %d in dimension %d: a store may not begin before the tensor",
+                    who, at.at[i], i);
+}
+
+// The box at `at`: elements that are outside the tensor belong to no piece's bytes.
+inline SharedTransfer box_of(const TensorMap& map, const char* who, uint32_t shared, const Coordinates& at) {
+    const uint32_t element = element_bytes(map.element), row_bytes = map.box[0] * element;
+    auto transfer = std::make_shared<Transfer>(Transfer{who, shared, 1, {}});
+    for (int i = 1; i < map.rank; ++i) transfer->rows *= map.box[i];
+    transfer->pieces.reserve(transfer->rows * row_bytes / SharedMemory::kChunk);
+    for (uint32_t row = 0; row < transfer->rows; ++row) {
+        uint8_t* base = map.base;
+        bool outside = false;
+        uint32_t rest = row;
+        for (int i = 1; i < map.rank; rest /= map.box[i], ++i) {
+            const int64_t place = at.at[i] + static_cast<int64_t>(rest % map.box[i]);
+            outside |= place < 0 || place >= map.size[i];
+            base += place * map.stride[i];
+        }
+        for (uint32_t byte = 0; byte < row_bytes; byte += SharedMemory::kChunk) {
+            uint32_t address = shared + row * row_bytes + byte;
+            if (map.swizzle) address ^= address >> 3 & (map.swizzle - 16);
+            const int64_t column = at.at[0] + static_cast<int64_t>(byte / element);
+            const int64_t begin = std::max<int64_t>(column, 0);
+            const int64_t end = std::min<int64_t>(column + SharedMemory::kChunk / element, map.size[0]);
+            if (outside || begin >= end)
+                transfer->pieces.push_back({address, nullptr, 0, 0});
+            else
+                transfer->pieces.push_back({address, base + begin * element,
+                                            static_cast<uint32_t>(begin - column) * element,
+                                            static_cast<uint32_t>(end - begin) * element});
+        }
+    }
+    return transfer;
+}
+
+// `bytes` contiguous bytes.
+inline SharedTransfer bytes_of(const char* who, uint32_t shared, void* global, uint32_t bytes) {
+    const auto address = reinterpret_cast<uintptr_t>(global);
+    if (shared % 16 || address % 16)
+        fail_at(Fault::misaligned, shared % 16 ? shared : address,
+                "%s between shared memory 0x%x and global memory that is %d bytes behind a multiple of 16: multiples "
+                "of 16 are needed",
+                who, shared, static_cast<int>(address % 16));
+    if (bytes == 0 || bytes % 16)
+        fail_at(Fault::misaligned, shared, "%s of %u bytes: a multiple of 16 is needed", who, bytes);
+    check_dependency(who, shared);
+    auto transfer = std::make_shared<Transfer>(Transfer{who, shared, bytes / 16, {}});
+    for (uint32_t at = 0; at < bytes; at += 16)
+        transfer->pieces.push_back({shared + at, static_cast<uint8_t*>(global) + at, 0, 16});
+    return transfer;
+}
+
+// What the copy engine reads or writes in global memory for the block must be part of a tensor.
+inline void check_global(const Block& block, const uint8_t* global, std::size_t bytes, bool write, bool once) {
+    const GlobalMemory& memory = *current_cluster->memory;
+    if (!memory.known()) return;
+    const auto address = reinterpret_cast<uintptr_t>(global);
+    std::size_t number = 0;
+    if (!memory.find(address, bytes, number))
+        fail_at(Fault::global_out_of_bounds, address,
+                "TMA %s %zu bytes at %s: the tensor map describes more than there is",
+                write ? "store writes" : "load reads", bytes, memory.describe(address, bytes).c_str());
+    if (!once) return;
+    if (const auto other = memory.write(address, bytes, number, block.index))
+        fail_at(Fault::written_twice, address,
+                "TMA store writes %s, which block %lld has written: nothing orders the two",
+                memory.element(address, number).c_str(), static_cast<long long>(*other));
+}
+
+// A load into one block (a multicast is one of these for each block). `read` gives the 16 bytes of a piece, some time
+// later. Its first rows may land, and complete their bytes on the mbarrier, before the rest do; `landed` is called at
+// the end.
+inline void load(Block& block, const SharedTransfer& transfer, uint32_t barrier_address,
+                 const std::function<Chunk(const Piece&)>& read, const std::function<void()>& landed = {}) {
+    Cluster& cluster = *current_cluster;
+    if (!mbarrier(block, barrier_address, "TMA load").visible)
+        fail_at(Fault::mbarrier_not_visible, barrier_address,
+                "TMA load on mbarrier 0x%x, which the copy engine cannot see: fence.mbarrier_init after mbarrier.init",
+                barrier_address);
+    const Moment moment = cluster.next_load();
+    for (const Piece& piece : transfer->pieces) block.memory.begin_load(piece.shared, self(), moment);
+    ++block.loads_in_flight;
+    const auto land = [&cluster, &block, transfer, barrier_address, read, landed, known = self().known, moment](
+                          uint32_t first, uint32_t last) {
+        const std::size_t in_row = transfer->pieces.size() / transfer->rows;
+        for (std::size_t i = first * in_row; i < last * in_row; ++i)
+            block.memory.land(transfer->pieces[i].shared, read(transfer->pieces[i]));
+        if (last == transfer->rows) {
+            --block.loads_in_flight;
+            cluster.record(Event::tma_load_landed, block, -1, transfer->shared, transfer->bytes());
+            if (landed) landed();
+        }
+        const auto bytes = static_cast<uint32_t>((last - first) * in_row) * SharedMemory::kChunk;
+        complete_bytes(block, barrier_address, bytes, known, moment);
+    };
+    const uint32_t split = cluster.random().chance(512) ? cluster.random().below(transfer->rows) : 0;
+    const Place issuer = self().place();
+    cluster.later(issuer, [&cluster, land, split, rows = transfer->rows, issuer] {
+        if (!split) return land(0, rows);
+        land(0, split);
+        cluster.later(issuer, [land, split, rows] { land(split, rows); });
+    });
+}
+
+// A load from global memory into each block of the mask.
+inline void load_global(const SharedTransfer& transfer, uint32_t mbarrier, uint32_t mask) {
+    Thread& thread = self();
+    current_cluster->record(Event::tma_load, *thread.block, thread.index, transfer->shared, transfer->bytes());
+    for (uint32_t rank = 0; rank < 16; ++rank) {
+        if (!(mask >> rank & 1)) continue;
+        Block& block = remote_block((transfer->shared & kOffsetMask) | (rank + 1) << kRankShift);
+        load(block, transfer, mbarrier, [&block](const Piece& piece) {
+            Chunk chunk{};  // elements outside the tensor arrive as zeros
+            if (piece.bytes) check_global(block, piece.global, piece.bytes, false, false);
+            if (piece.bytes) std::memcpy(&chunk[piece.begin], piece.global, piece.bytes);
+            return chunk;
+        });
+    }
+    current_cluster->maybe_yield();
+}
+
+// From the calling thread's block to a block of the cluster, whose mbarrier counts the bytes.
+inline void load_shared(uint32_t remote, uint32_t shared, uint32_t bytes, uint32_t barrier_address) {
+    static constexpr char kWho[] = "cp.async.bulk to a block of the cluster";
+    Thread& thread = self();
+    Block& from = *thread.block;
+    Block& to = remote_block(remote);
+    if (&remote_block(barrier_address) != &to)
+        fail_at(Fault::invalid_operand, barrier_address,
+                "%s %d completes bytes on an mbarrier of block %d: the two must be of one block", kWho, to.rank,
+                remote_block(barrier_address).rank);
+    if (shared % 16 || remote % 16 || bytes == 0 || bytes % 16)
+        fail_at(Fault::misaligned, shared % 16 ? shared : remote,
+                "%s of %u bytes from 0x%x to 0x%x: multiples of 16 "
+                "are needed",
+                kWho, bytes, shared, remote);
+    auto transfer = std::make_shared<Transfer>(Transfer{kWho, remote & kOffsetMask, bytes / 16, {}});
+    for (uint32_t at = 0; at < bytes; at += 16) transfer->pieces.push_back({transfer->shared + at, nullptr, 0, 16});
+    for (uint32_t at = 0; at < bytes; at += 16) from.memory.begin_read(shared + at, kWho);
+    current_cluster->record(Event::tma_load, from, thread.index, remote, bytes);
+    const auto read = [&from, shared, begin = transfer->shared, known = thread.known](const Piece& piece) {
+        return from.memory.async_read(shared + piece.shared - begin, kWho, known);
+    };
+    const auto landed = [&from, shared, bytes] {
+        for (uint32_t at = 0; at < bytes; at += 16) from.memory.end_read(shared + at);
+    };
+    load(to, transfer, barrier_address & kOffsetMask, read, landed);
+    current_cluster->maybe_yield();
+}
+
+// How a store writes: the type of elements and what to make of them; or nothing, to overwrite.
+struct Combination {
+    Reduction reduction;
+    Element element;
+};
+
+// A store, in two steps that happen later: shared memory is read, then global memory is written, or combined with.
+inline void store(const SharedTransfer& transfer, std::optional<Combination> combination = std::nullopt) {
+    Cluster& cluster = *current_cluster;
+    Thread& thread = self();
+    Block& block = *thread.block;
+    auto store = std::make_shared<Store>();
+    auto data = std::make_shared<std::vector<Chunk>>();
+    for (const Piece& piece : transfer->pieces) block.memory.begin_read(piece.shared, transfer->who);
+    store->read = [&cluster, &block, data, transfer, known = thread.known, store = store.get()] {
+        if (store->has_read) return;
+        store->has_read = true;
+        for (const Piece& piece : transfer->pieces) {
+            data->push_back(block.memory.async_read(piece.shared, transfer->who, known));
+            block.memory.end_read(piece.shared);
+        }
+        cluster.record(Event::tma_store_read, block, -1, transfer->shared, transfer->bytes());
+    };
+    store->write = [&cluster, &block, data, transfer, combination, store = store.get()] {
+        store->read();
+        if (store->has_written) return;
+        store->has_written = true;
+        for (std::size_t i = 0; i < transfer->pieces.size(); ++i) {
+            const Piece& piece = transfer->pieces[i];
+            if (!piece.bytes) continue;
+            check_global(block, piece.global, piece.bytes, true, !combination);
+            const uint8_t* from = &(*data)[i][piece.begin];
+            if (combination)
+                reduce(combination->reduction, combination->element, piece.global, from, piece.bytes);
+            else
+                std::memcpy(piece.global, from, piece.bytes);
+        }
+        cluster.record(Event::tma_store_written, block, -1, transfer->shared, transfer->bytes());
+    };
+    thread.stores.push_back(store);
+    cluster.record(Event::tma_store, block, thread.index, transfer->shared, transfer->bytes());
+    const auto write = [store] { store->write(); };
+    const auto read = [&cluster, store, write, issuer = thread.place()] {
+        store->read();
+        cluster.later(issuer, write, true);
+    };
+    cluster.later(thread.place(), read, true);
+    cluster.maybe_yield();
+}
+
+inline void store_box(const TensorMap& map, uint32_t shared, const Coordinates& at,
+                      std::optional<Combination> combination = std::nullopt) {
+    check_box(map, "TMA store", shared, at, true);
+    store(box_of(map, "TMA store", shared, at), combination);
+}
+
+// L2 is not modelled. The box must still be one that could be loaded.
+inline void prefetch_box(const TensorMap& map, const Coordinates& at) {
+    auto global = static_cast<int64_t>(reinterpret_cast<uintptr_t>(map.base));
+    for (int i = 0; i < map.rank; ++i) global += at.at[i] * map.stride[i];
+    check_rank(map, "TMA prefetch", static_cast<uint64_t>(global), at.rank);
+    check_column(map, "TMA prefetch", static_cast<uint64_t>(global), at.at[0]);
+}
+
+// ------------------------------------------------------------------------ what ../cp_async_bulk.cuh declares
+
+void load_tensor(uint32_t shared, const TensorMap* map, uint32_t mbarrier, const Coordinates& at, uint32_t mask) {
+    EMULATOR_ENTER;
+    check_box(*map, "TMA load", shared, at, false);
+    load_global(box_of(*map, "TMA load", shared, at), mbarrier, mask);
+}
+void prefetch_tensor(const TensorMap* map, const Coordinates& at) {
+    EMULATOR_ENTER;
+    prefetch_box(*map, at);
+}
+void store_tensor(const TensorMap* map, uint32_t shared, const Coordinates& at) {
+    EMULATOR_ENTER;
+    store_box(*map, shared, at);
+}
+void reduce_tensor(Reduction reduction, const TensorMap* map, uint32_t shared, const Coordinates& at) {
+    EMULATOR_ENTER;
+    if (!has_reduction(reduction, map->element))
+        fail_at(Fault::invalid_operand, shared, "a reduction that the copy engine does not have for %s elements",
+                element_name(map->element));
+    store_box(*map, shared, at, Combination{reduction, map->element});
+}
+void load_bulk(uint32_t shared, const void* global, uint32_t bytes, uint32_t mbarrier, uint32_t mask) {
+    EMULATOR_ENTER;
+    load_global(bytes_of("cp.async.bulk", shared, const_cast<void*>(global), bytes), mbarrier, mask);
+}
+void reduce_bulk(Reduction reduction, Element element, void* global, uint32_t shared, uint32_t bytes) {
+    EMULATOR_ENTER;
+    store(bytes_of("cp.reduce.async.bulk", shared, global, bytes), Combination{reduction, element});
+}
+
+}  // namespace emulator
+
+namespace ptx {
+
+void cp_async_bulk_cluster(uint32_t remote, uint32_t shared, uint32_t bytes, uint32_t mbarrier) {
+    EMULATOR_ENTER;
+    emulator::load_shared(remote, shared, bytes, mbarrier);
+}
+void cp_async_bulk_store(void* global, uint32_t shared, uint32_t bytes) {
+    EMULATOR_ENTER;
+    emulator::store(emulator::bytes_of("cp.async.bulk", shared, global, bytes));
+}
+void cp_async_bulk_prefetch(const void* global, uint32_t bytes) {
+    EMULATOR_ENTER;
+    emulator::bytes_of("cp.async.bulk.prefetch", 0, const_cast<void*>(global), bytes);
+}
+
+}  // namespace ptx

@@ -231,6 +231,14 @@ __device__ __forceinline__ void mbarrier_init(uint32_t address, uint32_t count) 
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" : : "r"(address), "r"(count) : "memory");
 }
 
+// "mbarrier.inval". The memory may then be used for something else.
+__device__ __forceinline__ void mbarrier_inval(uint32_t address) {
+    asm volatile("mbarrier.inval.shared.b64 [%0];" : : "r"(address) : "memory");
+}
+
+// Not an instruction: what the emulator calls this mbarrier in its messages, such as "full 2".
+__device__ constexpr void name_mbarrier(uint32_t, const char*, int = -1) {}
+
 // "membar/fence". Makes mbarrier.init visible to the cluster and to the async proxy.
 __device__ __forceinline__ void fence_mbarrier_init() {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");

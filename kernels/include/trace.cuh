@@ -10,8 +10,8 @@
 
 namespace trace {
 
-// The events, with the meaning of each one's address and value. Names that ref/emulator/record.hpp has too mean the
-// same there.
+// The events, with the meaning of each one's address and value. Names that ref/emulator/core/record.hpp has too mean
+// the same there.
 #define TRACE_EVENTS(X)                                                         \
     X(none)               /* an empty slot                                   */ \
     X(placed)             /* value = the SM that the CTA runs on             */ \

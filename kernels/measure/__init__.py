@@ -10,8 +10,8 @@ configurations at which products, and the file of results), `table` (the same fo
 `configurations` (one product), `batches` (their compilation) and `learning` (the fit). And the commands, one
 file each: `compare`, `production_rows`, `training`, `everywhere`, `bench`, `calibrate`, `host` (with
 `starting`), `interleave`, `cards` (with `ncu`), `precision`, `tensor_core` (with `tensor_core_inputs`),
-`fences`, and `carry_over` (with `same_code`), which lets a record stand after a change that changes no
-machine code. What does not: the form of the recorded files (`gemm_ladder.figures.rows`), drawing figures and
-writing tables from them (`gemm_ladder.figures`), recording what happens inside a kernel
-(`gemm_ladder.timeline`), and tests.
+`mma_probe` (with `mma_inputs`), `fences`, and `carry_over` (with `same_code`), which lets a record stand
+after a change that changes no machine code. What does not: the form of the recorded files
+(`gemm_ladder.figures.rows`), drawing figures and writing tables from them (`gemm_ladder.figures`), recording
+what happens inside a kernel (`gemm_ladder.timeline`), and tests.
 """

@@ -1,5 +1,6 @@
 # The public names of gemm_ladder: __init__.py imports them from here when they are first used.
 from . import build as build
+from . import lab as lab
 from . import ref as ref
 from . import testing as testing
 from . import utils as utils
@@ -27,6 +28,7 @@ from .arguments import ceil_div as ceil_div
 from .drop_in import install_as_deep_gemm as install_as_deep_gemm
 from .errors import EmulatorError as EmulatorError
 from .errors import GemmLadderError as GemmLadderError
+from .lab.judging import judge as judge
 from .layout import get_col_major_tma_aligned_tensor as get_col_major_tma_aligned_tensor
 from .layout import (
     get_mn_major_tma_aligned_packed_ue8m0_tensor as get_mn_major_tma_aligned_packed_ue8m0_tensor,

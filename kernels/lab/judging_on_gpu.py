@@ -1,0 +1,131 @@
+"""Judging a rung on a Hopper GPU: the same cases, and its time beside the rungs of the ladder."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from gemm_ladder.errors import GemmLadderError, one_line
+from gemm_ladder.lab.cases import Case
+from gemm_ladder.lab.given import Given, arguments
+from gemm_ladder.lab.surroundings import surround, trespass
+from gemm_ladder.lab.verdicts import Bits, Verdict, Wrong
+from gemm_ladder.rungs import NumpyRung, Rung, rungs
+
+if TYPE_CHECKING:
+    import torch
+    from gemm_ladder.build import Built
+
+REPEATS = 3  # runs of each case: a GPU has no seeds, but its timing varies
+TIMED = ((4096, 7168, 2048), (128, 7168, 2048))  # m, n, k: of prefill and of decoding
+
+
+def has_hopper() -> bool:
+    """Whether there is a Hopper GPU."""
+    import torch
+    from gemm_ladder.measure import session
+
+    return torch.cuda.is_available() and session.find_gpu()[0] is not None
+
+
+def judge(
+    given: Given, cases: Sequence[Case], n_multiple: int, k_multiple: int, tick: Callable[[str], None]
+) -> Verdict:
+    """Run the cases on the first Hopper GPU; if all are right, time the kernel beside the rungs.
+
+    Raises:
+        GemmLadderError: there is no Hopper GPU.
+        BuildError, ToolchainError: the source does not compile, or there is no CUDA compiler.
+    """
+    import torch
+    from gemm_ladder.measure import session
+
+    device, found = session.find_gpu()
+    if device is None:
+        raise GemmLadderError(f"found {found}; a Hopper GPU is needed to judge a kernel there")
+    tick("building for the GPU")
+    library = given.build("cuda").lib
+    verdict, bits = Verdict(given.name, "cuda"), Bits()
+    with torch.cuda.device(device):
+        for case in cases:
+            for _ in range(REPEATS):
+                tick(f"{case.name}, on the GPU")
+                said, wrong = _run(library, case, device, bits)
+                if said is not None:
+                    verdict.refused[case.name] = said
+                    break
+                verdict.runs += 1
+                verdict.wrong = wrong
+                if wrong:
+                    break
+            else:
+                verdict.judged.append(case)
+            if verdict.wrong:
+                break
+    verdict.arithmetic = bits.models[0] if bits.models else None
+    verdict.apart = bits.apart
+    if verdict.right:
+        tick("timing")
+        _time(verdict, given, n_multiple, k_multiple, device)
+    return verdict
+
+
+def _run(
+    library: ctypes.CDLL, case: Case, device: torch.device, bits: Bits
+) -> tuple[str | None, Wrong | None]:
+    """One launch: the launcher's refusal, and what is wrong with the result."""
+    import torch
+    from gemm_ladder.launch import launcher, usable_sms
+
+    placed = surround(case.operands)
+    around = torch.from_numpy(placed.around.view(np.int16)).to(device)
+    margin = (len(placed.around) - case.m) // 2
+    tensors = {name: getattr(placed, name).on(device) for name in ("a", "sfa", "b", "sfb")}
+    tensors["d"] = around[margin : margin + case.m]
+    pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+    stream = torch.cuda.current_stream(device)
+    args = arguments(case, pointers, usable_sms(device), stream.cuda_stream)
+    said = launcher(library)(ctypes.addressof(args))
+    if said is not None:
+        return said.decode(), None
+    try:
+        stream.synchronize()
+    except RuntimeError as error:  # a fault of the kernel: the process can use the GPU no more
+        return None, Wrong(case, None, f"CUDA reports: {one_line(error)}", (("case", case.reaches),))
+    everything = around.cpu().numpy().view(np.uint16)
+    if trespassed := trespass(everything):
+        return None, Wrong(case, None, trespassed, (("case", case.reaches),))
+    return None, bits.wrong(case, None, everything[margin : margin + case.m].copy())
+
+
+@dataclasses.dataclass(frozen=True)
+class _AsRung(Rung):
+    """The kernel in the place of a rung."""
+
+    given: Given | None = None
+
+    def build(self, target: Literal["cuda", "emulator"]) -> Built:
+        assert self.given
+        return self.given.build(target)
+
+
+def _time(verdict: Verdict, given: Given, n_multiple: int, k_multiple: int, device: torch.device) -> None:
+    """Time the kernel and the rungs at TIMED, and note the times, or that a result is wrong there."""
+    from gemm_ladder.measure import ladder_rows
+    from gemm_ladder.measure.shapes import Shape
+
+    mine = _AsRung(f"{given.name} (yours)", "", n_multiple, k_multiple, given)
+    others = [rung for rung in rungs.values() if not isinstance(rung, NumpyRung)]
+    shapes = [Shape(*sizes) for sizes in TIMED]
+    result = ladder_rows.on_gpu([mine, *others], shapes, ("dirty",), device, {})
+    for row in result.rows:
+        shape = f"{row['m']} x {row['n']} x {row['k']}"
+        verdict.times.setdefault(row["impl"], {})[shape] = row["us"]
+    for sentence in result.wrong:
+        if sentence.startswith(mine.name):
+            case = Case("timed", *TIMED[0], "a product that is large enough to be timed")
+            verdict.wrong = Wrong(case, None, sentence)
+            return

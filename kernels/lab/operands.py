@@ -1,0 +1,160 @@
+"""Operands of the product that show a wrong kernel: what the tests of the rungs and the judge multiply.
+
+Operands are NumPy arrays, made from a generator, so that every machine and every process gets the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+from gemm_ladder.arguments import SCALE_BLOCK, ceil_div
+from gemm_ladder.ref import fp8, gemm, tensor_core
+
+# Who adds: the tensor cores, with 14 bits, and FP32 from K block to K block; FP32 alone, in k order; or
+# nothing is rounded before the result becomes BF16.
+Arithmetic = Literal["tensor core", "CUDA cores", "float64"]
+
+# The rungs whose product is not the tensor cores'.
+OTHER_ARITHMETIC: dict[str, Arithmetic] = {"s0_numpy": "float64", "s1_naive": "CUDA cores"}
+
+FP8_NAN = 0x7F
+ONE = 0x38  # E4M3 of 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Operands:
+    """One product's operands.
+
+    Attributes:
+        a, b: E4M3 codes, uint8 [m, k] and [n, k].
+        sfa, sfb: float32 [m, ceil(k / 128)] and [ceil(n / 128), ceil(k / 128)].
+    """
+
+    a: np.ndarray
+    sfa: np.ndarray
+    b: np.ndarray
+    sfb: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(m, n, k)"""
+        return len(self.a), len(self.b), self.a.shape[1]
+
+    def rows(self, begin: int, end: int) -> Operands:
+        """The same product for some of A's rows."""
+        return dataclasses.replace(self, a=self.a[begin:end], sfa=self.sfa[begin:end])
+
+    def exact(self) -> np.ndarray:
+        """float64 [m, n]: the reference over the dequantised operands."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            return gemm.dense(self.a, self.sfa, self.b, self.sfb)
+
+    def magnitude(self) -> np.ndarray:
+        """float64 [m, n]: the sum of the products' absolute values, to which rounding errors are compared."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            return gemm.dense(self.a & 0x7F, np.abs(self.sfa), self.b & 0x7F, np.abs(self.sfb))
+
+    def bits(self, arithmetic: Arithmetic) -> np.ndarray:
+        """uint16 [m, n]: the BF16 bits of the product, added up in this way."""
+        if arithmetic == "float64":
+            return gemm.to_bf16(self.exact()).view(np.uint16)
+        model = tensor_core.gemm if arithmetic == "tensor core" else tensor_core.cuda_core_gemm
+        return model(self.a, self.sfa, self.b, self.sfb)
+
+    def expected_bits(self, rung: str) -> np.ndarray:
+        """uint16 [m, n]: the BF16 bits that a rung must give."""
+        return self.bits(OTHER_ARITHMETIC.get(rung, "tensor core"))
+
+
+def scale_shapes(m: int, n: int, k: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The shapes of A's and of B's scales."""
+    blocks = ceil_div(k, SCALE_BLOCK)
+    return (m, blocks), (ceil_div(n, SCALE_BLOCK), blocks)
+
+
+def normal(rng: np.random.Generator, m: int, n: int, k: int) -> Operands:
+    """Normal numbers over E4M3's whole range. All scales differ, by factors of up to 16, so that using the
+    scale of a wrong row or block shows."""
+
+    def codes(rows: int) -> np.ndarray:
+        return fp8.encode(rng.normal(scale=448 / 4, size=(rows, k)).astype(np.float32)).view(np.uint8)
+
+    shape_a, shape_b = scale_shapes(m, n, k)
+    sfa, sfb = (np.exp2(rng.uniform(-2, 2, shape)).astype(np.float32) for shape in (shape_a, shape_b))
+    return Operands(codes(m), sfa, codes(n), sfb)
+
+
+def powers_of_two(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    return np.exp2(rng.integers(-2, 3, shape)).astype(np.float32)
+
+
+def small_integers(rng: np.random.Generator, m: int, n: int, k: int) -> Operands:
+    """Integers up to 3 and scales 2^-2 to 2^2: partial sums need 11 bits, totals 19, so that nothing is
+    rounded before BF16, by the tensor core's 14 bits or by FP32."""
+
+    def codes(rows: int) -> np.ndarray:
+        return fp8.encode(rng.integers(-3, 4, (rows, k)).astype(np.float32)).view(np.uint8)
+
+    shape_a, shape_b = scale_shapes(m, n, k)
+    return Operands(codes(m), powers_of_two(rng, shape_a), codes(n), powers_of_two(rng, shape_b))
+
+
+def one_hot(rng: np.random.Generator, m: int, n: int, k: int) -> Operands:
+    """Row i of A is 1 at one column and 0 elsewhere: D's row i is a column of B, wherever k lies in a tile.
+    Rows differ in their columns, B has any finite code."""
+    a = np.zeros((m, k), np.uint8)
+    columns = np.arange(m) * 37 % k
+    a[np.arange(m), columns] = ONE
+    shape_a, shape_b = scale_shapes(m, n, k)
+    return Operands(a, powers_of_two(rng, shape_a), finite_codes(rng, n, k), powers_of_two(rng, shape_b))
+
+
+def finite_codes(rng: np.random.Generator, rows: int, k: int) -> np.ndarray:
+    """Every finite code equally often: from 2^-9 to 448, both zeros, subnormals."""
+    codes = rng.integers(0, 0x7F, (rows, k)) | rng.integers(0, 2, (rows, k)) << 7
+    return codes.astype(np.uint8)
+
+
+def any_finite(rng: np.random.Generator, m: int, n: int, k: int) -> Operands:
+    shape_a, shape_b = scale_shapes(m, n, k)
+    sfa, sfb = (np.exp2(rng.uniform(-2, 2, shape)).astype(np.float32) for shape in (shape_a, shape_b))
+    return Operands(finite_codes(rng, m, k), sfa, finite_codes(rng, n, k), sfb)
+
+
+def subnormal(rng: np.random.Generator, m: int, n: int, k: int) -> Operands:
+    """Only E4M3 subnormals, and scales so small that some results are subnormal in FP32 and BF16 too."""
+    a, b = (rng.integers(0, 8, (rows, k)) | rng.integers(0, 2, (rows, k)) << 7 for rows in (m, n))
+    shape_a, shape_b = scale_shapes(m, n, k)
+    sfa, sfb = (np.exp2(rng.uniform(-61, -58, shape)).astype(np.float32) for shape in (shape_a, shape_b))
+    return Operands(a.astype(np.uint8), sfa, b.astype(np.uint8), sfb)
+
+
+def large_scales(rng: np.random.Generator, m: int, n: int, k: int) -> Operands:
+    """Results near the end of FP32's range, through scales that differ as `normal`'s do: what a kernel keeps
+    in a narrower format than FP32 overflows."""
+    operands = normal(rng, m, n, k)
+    return dataclasses.replace(
+        operands, sfa=operands.sfa * np.float32(2.0**60), sfb=operands.sfb * np.float32(2.0**40)
+    )
+
+
+def not_finite(rng: np.random.Generator, m: int, n: int, k: int) -> Operands:
+    """NaN in a row of A and in one of B; scales that are NaN, infinite, zero, negative, or overflow FP32."""
+    operands = normal(rng, m, n, k)
+    operands.a[1, k // 2] = FP8_NAN
+    operands.b[2, 3] = FP8_NAN | 0x80
+    for row, scale in {
+        3: np.nan,
+        4: np.inf,
+        5: -np.inf,
+        6: 0.0,
+        7: -1.5,
+        8: 3e38,
+        9: -3e38,
+        10: 1e-40,
+    }.items():
+        operands.sfa[row, -1] = scale
+    operands.sfb[-1, 0] = np.inf
+    return operands

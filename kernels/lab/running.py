@@ -1,0 +1,488 @@
+"""Running a kernel: its source, its arguments, and what happened."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import re
+import sys
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from gemm_ladder import build
+from gemm_ladder.errors import EmulatorError, InputError, LaunchError
+from gemm_ladder.lab.arrays import assign, bits, copied, is_array, on_gpu, pointer
+from gemm_ladder.lab.recording import Recording
+from gemm_ladder.lab.tensor_maps import TensorMap
+from gemm_ladder.ref import emulator
+
+if TYPE_CHECKING:
+    import torch
+    from gemm_ladder.lab.arrays import Array
+
+Dim = int | Sequence[int]
+Device = Literal["cpu", "cuda"]
+
+_KERNEL = re.compile(
+    r"__global__(?:\s+(?:static|inline|extern|\"C\"|void|__launch_bounds__\s*\((?:[^()]|\([^()]*\))*\)"
+    r"|__cluster_dims__\s*\([^()]*\)))*\s+(\w+)\s*\("
+)
+
+
+class _Launch(ctypes.Structure):
+    """struct LabLaunch of include/lab.cuh"""
+
+    _fields_ = (
+        ("grid", ctypes.c_uint32 * 3),
+        ("block", ctypes.c_uint32 * 3),
+        ("cluster", ctypes.c_uint32 * 3),
+        ("shared_bytes", ctypes.c_uint32),
+        ("stream", ctypes.c_void_p),
+        ("arguments", ctypes.POINTER(ctypes.c_void_p)),
+    )
+
+
+class _Parameter(ctypes.Structure):
+    """struct lab::Parameter of include/lab.cuh"""
+
+    _fields_ = (("kind", ctypes.c_char_p), ("bytes", ctypes.c_int64))
+
+
+@dataclass
+class Result:
+    """What one launch did. The arrays among its arguments hold what the kernel wrote.
+
+    Attributes:
+        device: "cpu", the emulator, or "cuda".
+        printed: the output of the kernel's printf; on a GPU it goes to stdout instead.
+        seconds: that the launch took, until its end. On the emulator this says nothing about a GPU.
+        steps: of the emulator's scheduler, of all clusters together.
+        events: what happened, if it was recorded: a structured array of dtype `emulator.EVENT`.
+        recording: the same with all that `lab.view` and `lab.Stepper` need; None if it was not recorded.
+    """
+
+    device: Device
+    printed: str
+    seconds: float
+    steps: int = 0
+    events: np.ndarray = field(default_factory=lambda: np.empty(0, emulator.EVENT), repr=False)
+    recording: Recording | None = field(default=None, repr=False)
+
+
+@dataclass
+class Sweep:
+    """What the launches of one kernel with many seeds did.
+
+    Attributes:
+        seeds: how many there were.
+        faults: by seed, the fault that ended its launch.
+        different: the seeds whose results are not those of the first launch without a fault, bit for bit.
+        steps: by seed.
+    """
+
+    seeds: int
+    faults: dict[int, EmulatorError] = field(default_factory=dict)
+    different: list[int] = field(default_factory=list)
+    steps: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def sound(self) -> bool:
+        """No launch had a fault, and all gave the same results."""
+        return not self.faults and not self.different
+
+    def __str__(self) -> str:
+        if self.sound:
+            return f"{self.seeds} schedules: no fault, and the same result each time."
+        lines = []
+        kinds: dict[str, list[int]] = {}
+        for seed, fault in self.faults.items():
+            kinds.setdefault(fault.what, []).append(seed)
+        for what, seeds in kinds.items():
+            lines.append(f"{len(seeds)} of {self.seeds} schedules: {what}. With seed {seeds[0]}:")
+            lines.append(f"  {self.faults[seeds[0]]}")
+        if self.different:
+            lines.append(
+                f"{len(self.different)} of {self.seeds} schedules give another result than the first, such "
+                f"as seed {self.different[0]}."
+            )
+        return "\n".join(lines)
+
+
+def run(
+    source: str | Path,
+    *args: Any,
+    grid: Dim = 1,
+    block: Dim = 128,
+    cluster: Dim = 1,
+    shared_bytes: int = 0,
+    kernel: str | None = None,
+    device: Device | None = None,
+    seed: int = 0,
+    record: bool = False,
+    defines: Mapping[str, str | int] | None = None,
+    include: Sequence[str | Path] = (),
+    several_writers: Collection[str] = (),
+    threads: int | None = None,
+    max_steps: int | None = None,
+) -> Result:
+    """Launch a CUDA kernel and wait for its end.
+
+    Args:
+        source: the path of a .cu file, or source text. It may include <cuda_runtime.h>,
+            <cooperative_groups.h>, and ptx.cuh and the other headers of kernels/include.
+        args: the kernel's arguments: NumPy arrays or torch tensors for pointers (the kernel writes into
+            them), numbers, `lab.tensor_map(...)`, and ctypes structures for structs.
+        grid, block, cluster: blocks of the grid, threads of a block, blocks of a cluster: a number, or up to
+            three for x, y and z.
+        shared_bytes: dynamic shared memory of a block.
+        kernel: the kernel's name, with template arguments if it is a template; None: the source's only one.
+        device: "cpu" for the emulator, "cuda" for a Hopper GPU; None: where the arrays are. NumPy arrays and
+            CPU tensors are copied to a GPU and back.
+        seed, record, threads, max_steps: as for `gemm_ladder.emulator`; a GPU ignores them.
+        defines: macros.
+        include: further folders for #include.
+        several_writers: names of parameters whose elements more than one thread block may write without
+            atomics; elsewhere that is a fault on the emulator.
+
+    Raises:
+        InputError: the arguments do not suit the kernel.
+        BuildError, ToolchainError: the source does not compile, or there is no compiler.
+        LaunchError: the launch is refused, or a GPU reports an error.
+        EmulatorError: the kernel is at fault; `what`, `line` and the message name the fault, and with
+            `record` its `recording` has what happened until then.
+    """
+    launch = _Prepared(
+        source, args, grid, block, cluster, shared_bytes, kernel, device, defines, include, several_writers
+    )
+    result = launch.run(seed, record, threads, max_steps)
+    if result.printed:
+        sys.stdout.write(result.printed)
+    return result
+
+
+def sweep(
+    source: str | Path,
+    *args: Any,
+    seeds: int | Sequence[int] = 20,
+    grid: Dim = 1,
+    block: Dim = 128,
+    cluster: Dim = 1,
+    shared_bytes: int = 0,
+    kernel: str | None = None,
+    defines: Mapping[str, str | int] | None = None,
+    include: Sequence[str | Path] = (),
+    several_writers: Collection[str] = (),
+    threads: int | None = None,
+    max_steps: int | None = None,
+) -> Sweep:
+    """Launch a kernel on the emulator with many seeds: many orders of its threads, and other moments at which
+    asynchronous copies and matrix products happen.
+
+    Args:
+        seeds: how many, from 0 on, or which.
+        The others are as for `run`. The arrays end with the results of the first seed without a fault.
+
+    Raises:
+        As `run`, except for EmulatorError: faults are in the result.
+    """
+    launch = _Prepared(
+        source, args, grid, block, cluster, shared_bytes, kernel, "cpu", defines, include, several_writers
+    )
+    chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    before = [copied(array) for array in launch.arrays]
+    found = Sweep(len(chosen))
+    first: list[Array] | None = None
+    for seed in chosen:
+        for array, values in zip(launch.arrays, before, strict=True):
+            assign(array, values)
+        try:
+            result = launch.run(seed, False, threads, max_steps)
+        except EmulatorError as fault:
+            found.faults[seed] = fault
+            continue
+        found.steps[seed] = result.steps
+        if first is None:
+            first = [copied(array) for array in launch.arrays]
+        elif any(bits(array) != bits(same) for array, same in zip(launch.arrays, first, strict=True)):
+            found.different.append(seed)
+    for array, values in zip(launch.arrays, first or before, strict=True):
+        assign(array, values)
+    return found
+
+
+class _Prepared:
+    """A launch whose kernel is built and whose arguments suit it."""
+
+    def __init__(
+        self,
+        source: str | Path,
+        args: Sequence[Any],
+        grid: Dim,
+        block: Dim,
+        cluster: Dim,
+        shared_bytes: int,
+        kernel: str | None,
+        device: Device | None,
+        defines: Mapping[str, str | int] | None,
+        include: Sequence[str | Path],
+        several_writers: Collection[str],
+    ) -> None:
+        self.shape = [_dim("grid", grid), _dim("block", block), _dim("cluster", cluster)]
+        for axis, blocks, size in zip("xyz", self.shape[0], self.shape[2], strict=True):
+            if blocks % size:
+                raise InputError(
+                    f"grid has {blocks} blocks along {axis}; a multiple of cluster's {size} is needed."
+                )
+        if not isinstance(shared_bytes, int) or shared_bytes < 0:
+            raise InputError(f"shared_bytes is {shared_bytes!r}; a number of bytes is needed.")
+        self.shared_bytes = shared_bytes
+        self.args = list(args)
+        self.arrays = [one.array if isinstance(one, TensorMap) else one for one in args if _holds_array(one)]
+        if device not in (None, "cpu", "cuda"):
+            raise InputError(f'device is {device!r}; "cpu" or "cuda" is needed.')
+        where = {on_gpu(array) for array in self.arrays}
+        if len(where) == 2:
+            raise InputError("Some arrays are on a GPU and some are not; all on one device are needed.")
+        if device == "cpu" and where == {True}:
+            raise InputError('device is "cpu", and the arrays are on a GPU.')
+        self.device: Device = device or ("cuda" if where == {True} else "cpu")
+        text, path = source_text(source)
+        self.text = text
+        self.kernel = kernel or _only_kernel(text)
+        self.name = path.stem if path else re.sub(r"\W+", "_", self.kernel)[:64]
+        self.library = _build(text, path, self.name, self.kernel, self.device, defines, include)
+        self.parameters = list(_parameters(self.library))
+        self.names = _parameter_names(text, self.kernel, len(self.parameters))
+        for name in several_writers:
+            if name not in self.names:
+                raise InputError(
+                    f"several_writers has {name!r}; {self.kernel}'s parameters are {', '.join(self.names)}."
+                )
+        self.once = set(self.names) - set(several_writers)
+        if len(args) != len(self.parameters):
+            raise InputError(
+                f"{len(args)} arguments are given; {self.kernel} has {len(self.parameters)} parameters: "
+                f"{', '.join(self.names)}."
+            )
+
+    def run(self, seed: int, record: bool, threads: int | None, max_steps: int | None) -> Result:
+        if self.device == "cuda":
+            return self._on_gpu()
+        tensors = {}
+        for name, one in zip(self.names, self.args, strict=True):
+            if _holds_array(one):
+                tensors[name] = one.array if isinstance(one, TensorMap) else one
+        launch, _kept = self._launch(self.args, None)
+        started = time.perf_counter()
+        with emulator.emulator(seed=seed, record=record, threads=threads, max_steps=max_steps) as seen:
+            seen.texts[f"{self.name}.cu"] = self.text  # what the line table calls it if it is no file
+            try:
+                said = emulator.launch(self.library, launch, tensors, self.once)
+            except EmulatorError as fault:
+                fault.recording = Recording.of(seen) if record else None
+                raise
+        if said is not None:
+            raise LaunchError(f"{self.kernel}: {said}")
+        seconds = time.perf_counter() - started
+        if not record:
+            return Result("cpu", seen.printed, seconds, seen.steps)
+        return Result("cpu", seen.printed, seconds, seen.steps, seen.events, Recording.of(seen))
+
+    def _on_gpu(self) -> Result:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise LaunchError('device is "cuda", and there is no GPU that torch can use.')
+        copies: list[tuple[Array, torch.Tensor]] = []
+
+        def there(array: Array) -> torch.Tensor:
+            if on_gpu(array):
+                return array  # type: ignore[return-value] # a torch tensor
+            tensor = torch.from_numpy(array) if isinstance(array, np.ndarray) else array
+            copies.append((array, tensor.cuda()))
+            return copies[-1][1]
+
+        args = [
+            _Moved(one, there(one.array))
+            if isinstance(one, TensorMap)
+            else there(one)
+            if is_array(one)
+            else one
+            for one in self.args
+        ]
+        stream = torch.cuda.current_stream()
+        launch, _kept = self._launch(args, stream.cuda_stream)
+        started = time.perf_counter()
+        self.library.gemm_ladder_launch.restype = ctypes.c_char_p
+        said = self.library.gemm_ladder_launch(ctypes.byref(launch))
+        if said is not None:
+            raise LaunchError(f"{self.kernel}: {said.decode()}")
+        try:
+            stream.synchronize()
+        except RuntimeError as error:
+            raise LaunchError(f"{self.kernel}: {str(error).splitlines()[0]}") from error
+        seconds = time.perf_counter() - started
+        for array, copy in copies:
+            assign(array, copy.cpu().numpy() if isinstance(array, np.ndarray) else copy)
+        return Result("cuda", "", seconds)
+
+    def _launch(self, args: Sequence[Any], stream: int | None) -> tuple[_Launch, list[Any]]:
+        """The launcher's argument, and what has to live as long as it."""
+        values = [
+            _packed(one, name, *parameter, self.library)
+            for one, name, parameter in zip(args, self.names, self.parameters, strict=True)
+        ]
+        pointers = (ctypes.c_void_p * max(len(values), 1))(*(ctypes.addressof(value) for value in values))
+        shape = [(ctypes.c_uint32 * 3)(*size) for size in self.shape]
+        arguments = ctypes.cast(pointers, ctypes.POINTER(ctypes.c_void_p))
+        return _Launch(*shape, self.shared_bytes, stream, arguments), [values, pointers]
+
+
+@dataclass
+class _Moved:
+    """A tensor map whose array is a copy on a GPU."""
+
+    map: TensorMap
+    array: Any
+
+
+def _holds_array(value: Any) -> bool:
+    return isinstance(value, TensorMap) or is_array(value)
+
+
+def _dim(name: str, given: Dim) -> list[int]:
+    sizes = [given] if isinstance(given, int) else list(given)
+    if not 1 <= len(sizes) <= 3 or not all(isinstance(size, int) and size >= 1 for size in sizes):
+        raise InputError(f"{name} is {given!r}; a positive number, or up to three, are needed.")
+    return sizes + [1] * (3 - len(sizes))
+
+
+def source_text(source: str | Path) -> tuple[str, Path | None]:
+    if isinstance(source, str) and ("\n" in source or not source.endswith((".cu", ".cuh"))):
+        return source, None
+    path = Path(source).absolute()
+    if not path.is_file():
+        raise InputError(f"The source {path} does not exist.")
+    return path.read_text(encoding="utf-8"), path
+
+
+def _only_kernel(text: str) -> str:
+    kernels = list(dict.fromkeys(_KERNEL.findall(text)))
+    if len(kernels) != 1:
+        found = f"has the kernels {', '.join(kernels)}" if kernels else "has no __global__ function"
+        raise InputError(f"The source {found}; name one with kernel=.")
+    return str(kernels[0])
+
+
+def _build(
+    text: str,
+    path: Path | None,
+    name: str,
+    kernel: str,
+    device: Device,
+    defines: Mapping[str, str | int] | None,
+    include: Sequence[str | Path],
+) -> ctypes.CDLL:
+    folders = [*include, *([path.parent] if path else [])]
+    line = f'#line 1 "{path}"' if path else "#line 1"
+    # A rung has a launcher of its own, which stays beside the lab's by another name.
+    text = (
+        f"#define gemm_ladder_launch launch_of_the_source\n{line}\n{text}\n#undef gemm_ladder_launch\n"
+        f'#include "lab.cuh"\nLAB_KERNEL({kernel})\n'
+    )
+    return build.load(
+        text,
+        target="cuda" if device == "cuda" else "emulator",
+        name=name,
+        defines=defines,
+        extra_flags=[f"-I{Path(folder).absolute()}" for folder in folders],
+    ).lib
+
+
+@functools.cache
+def _parameters(library: ctypes.CDLL) -> tuple[tuple[str, int], ...]:
+    """The kind and the bytes of each of the kernel's parameters."""
+    function = library.gemm_ladder_parameter
+    function.restype, function.argtypes = _Parameter, [ctypes.c_int64]
+
+    def each() -> Iterator[tuple[str, int]]:
+        index = 0
+        while (found := function(index)).kind is not None:
+            yield found.kind.decode(), found.bytes
+            index += 1
+
+    return tuple(each())
+
+
+def _parameter_names(text: str, kernel: str, count: int) -> list[str]:
+    """As the source has them, for messages."""
+    base = kernel.split("<")[0].split("::")[-1]
+    for found in _KERNEL.finditer(text):
+        if found[1] != base:
+            continue
+        depth, begin = 1, found.end()
+        end = begin
+        while end < len(text) and depth:
+            depth += (text[end] in "([{") - (text[end] in ")]}")
+            end += 1
+        listed = re.sub(r"//[^\n]*|/\*.*?\*/|<[^<>]*>", "", text[begin : end - 1], flags=re.S)
+        names = [
+            re.findall(r"\w+", one.split("=")[0])[-1] for one in listed.split(",") if re.search(r"\w", one)
+        ]
+        if len(names) == count:
+            return names
+    return [f"argument {index}" for index in range(count)]
+
+
+def _packed(value: Any, name: str, kind: str, size: int, library: ctypes.CDLL) -> Any:
+    """The value of one parameter as ctypes holds it. Raises InputError where it does not suit."""
+    needed = {
+        "tensor map": "a lab.tensor_map(...)",
+        "pointer": "an array, or None for a null pointer,",
+        "float": "a number",
+        "bool": "a bool",
+        "signed": "an integer",
+        "unsigned": "an integer that is not negative",
+        "struct": f"a ctypes structure of {size} bytes",
+    }[kind]
+    refusal = InputError(f"{name} is {_described(value)}; {needed} is needed.")
+    if kind == "tensor map":
+        moved = value if isinstance(value, _Moved) else _Moved(value, getattr(value, "array", None))
+        if not isinstance(moved.map, TensorMap):
+            raise refusal
+        return moved.map.encode(library, size, moved.array)
+    if kind == "pointer":
+        if value is None or is_array(value):
+            return ctypes.c_void_p(None if value is None else pointer(value))
+        raise refusal
+    if kind == "struct":
+        if not isinstance(value, ctypes.Structure) or ctypes.sizeof(value) != size:
+            raise refusal
+        return value
+    if (is_array(value) and np.prod(value.shape, dtype=int) != 1) or isinstance(
+        value, (str, bytes, TensorMap)
+    ):
+        raise refusal
+    try:
+        if kind == "float":
+            return (ctypes.c_float if size == 4 else ctypes.c_double)(float(value))
+        number = int(value)
+        if number != value:
+            raise refusal
+    except (TypeError, ValueError):
+        raise refusal from None
+    low = -(2 ** (8 * size - 1)) if kind == "signed" else 0
+    high = 2 ** (8 * size - (kind == "signed")) if kind != "bool" else 2
+    if not low <= number < high:
+        raise InputError(f"{name} is {number}; an integer from {low} to {high - 1} is needed.")
+    return (ctypes.c_char * size).from_buffer_copy(
+        number.to_bytes(size, sys.byteorder, signed=kind == "signed")
+    )
+
+
+def _described(value: Any) -> str:
+    return f"an array of shape {tuple(value.shape)}" if is_array(value) else repr(value)

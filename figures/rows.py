@@ -285,6 +285,16 @@ class ProbeRow(TypedDict):
     equal: int
 
 
+class MmaProbeRow(TypedDict):
+    """mma_probe.json: for one matrix instruction, how many results, of how many kinds of operands, were
+    compared with the model's, and how many have the same bits."""
+
+    instruction: str
+    kinds: int
+    compared: int
+    equal: int
+
+
 # -------------------------------------------------------------------------------------------------- the files
 
 

@@ -234,14 +234,17 @@ drawing.fragment()
 # - **`wgmma_wait_group<N>`** waits until at most N groups are unfinished. Before it, nobody may look at the
 #   accumulators or overwrite the operands.
 #
-# What is in the registers before the wait? A GPU promises nothing. The emulator puts NaN there, so that
-# nobody relies on it:
+# What is in the registers before the wait? A GPU promises nothing. The emulator puts NaN there, and says who
+# looks:
 
 # %%
 wait = "    ptx::wgmma_wait_group<0>();\n"
 look = "    for (int i = 0; i < 8; ++i) out[threadIdx.x * 8 + i] = d[i];\n"
 too_early = ONE_WGMMA.replace(wait, "").replace(look, look + wait)
-print(one_wgmma(a, b, too_early, device="cpu")[0])
+try:
+    one_wgmma(a, b, too_early, device="cpu")
+except gl.EmulatorError as fault:
+    print(fault)
 
 # %% [markdown]
 # The last argument of `wgmma`, `scale_d`, says whether it adds to the accumulators or starts from zero. The
@@ -401,9 +404,9 @@ workbench.break_it("s2_wgmma", problem, (WAIT + PROMOTE, PROMOTE + WAIT))
 
 # %% [markdown]
 # <details><summary>Why</summary>
-# Until the wait the registers hold nobody's numbers: NaN on the emulator, and NaN stays NaN. On a GPU you
-# would get the sum of an unknown part of the products; or ptxas would notice, and put a wait of its own
-# behind every WGMMA.
+# Until the wait the registers hold nobody's numbers, and the emulator names the thread that reads them. On
+# a GPU you would get the sum of an unknown part of the products; or ptxas would notice, and put a wait of
+# its own behind every WGMMA.
 # </details>
 #
 # **4.** The `__syncthreads` at the end of the loop is gone.

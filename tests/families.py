@@ -5,7 +5,8 @@ from __future__ import annotations
 import gemm_ladder as gl
 import numpy as np
 import torch
-from cases import normal, place, small_integers
+from cases import place
+from gemm_ladder.lab.operands import normal, small_integers
 from gemm_ladder.production import launching
 from gemm_ladder.production.config import Config
 from gemm_ladder.ref import metrics

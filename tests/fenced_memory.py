@@ -14,7 +14,7 @@ import sys
 import gemm_ladder as gl
 import numpy as np
 import torch
-from cases import normal
+from gemm_ladder.lab.operands import normal
 
 PAGE = mmap.PAGESIZE
 NO_ACCESS = 0  # PROT_NONE

@@ -10,8 +10,9 @@ import dataclasses
 
 import numpy as np
 import torch
-from cases import CANARY, FP8_NAN, MARGIN, UNWRITTEN, Operands, normal
 from gemm_ladder import scales
+from gemm_ladder.lab.operands import FP8_NAN, Operands, normal
+from gemm_ladder.lab.surroundings import CANARY, MARGIN, UNWRITTEN
 from gemm_ladder.ref import gemm, metrics
 
 BLOCK = 128  # rows of the contiguous layout that belong to one group

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gemm_ladder as gl
 import numpy as np
-from cases import Operands, place
+from cases import place
 from gemm_ladder.arguments import GemmArgs
+from gemm_ladder.lab.operands import Operands
 from gemm_ladder.ref import emulator
 from gemm_ladder.rungs import Rung
 

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 from call_arguments import refusal
-from cases import normal, place
+from cases import place
 from gemm_ladder import api, checks, production, settings
 from gemm_ladder.errors import InputError
+from gemm_ladder.lab.operands import normal
 from gemm_ladder.ref import gemm, metrics
 
 DENSE = ("fp8_gemm_nt", "gemm_fp8_fp8_bf16_nt", "fp8_fp4_gemm_nt")

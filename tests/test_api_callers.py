@@ -14,7 +14,8 @@ import grouped_cases
 import numpy as np
 import pytest
 import torch
-from cases import normal, place
+from cases import place
+from gemm_ladder.lab.operands import normal
 from gemm_ladder.ref import gemm
 
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from call_arguments import refusal
-from cases import normal, place
+from cases import place
 from families import DEVICE
 from gemm_ladder import checks, scales
+from gemm_ladder.lab.operands import normal
 from gemm_ladder.ref import gemm, metrics
 from grouped_cases import MAX_ROW_ERROR, contiguous, masked, psum
 

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from call_arguments import Arguments, K, M, N, columns_of_more, misaligned, nothing
-from cases import CANARY, UNWRITTEN, normal, place
+from cases import place
 from gemm_ladder import checks, scales
 from gemm_ladder.checks import rules
 from gemm_ladder.errors import InputError
+from gemm_ladder.lab.operands import normal
+from gemm_ladder.lab.surroundings import CANARY, UNWRITTEN
 
 # id: (which argument, what it becomes, the refusal)
 REFUSALS = {

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from call_arguments import K, N, grouped_arguments, nothing
-from cases import normal, place
+from cases import place
 from gemm_ladder import checks
 from gemm_ladder.errors import InputError
+from gemm_ladder.lab.operands import normal
 
 GROUPED = {
     kind: (functools.partial(checks.operands, kind), functools.partial(checks.call, kind))

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from call_arguments import GROUPS, MAX_M, Arguments, K, M, N, grouped_arguments, misaligned
-from cases import normal, place
+from cases import place
 from gemm_ladder import build, checks, ops, scales, settings
 from gemm_ladder.arguments import KINDS, GroupedArgs, align, row_stride
 from gemm_ladder.errors import LaunchError
+from gemm_ladder.lab.operands import normal
 from gemm_ladder.production import fast_path
 from torch.utils.flop_counter import FlopCounterMode
 

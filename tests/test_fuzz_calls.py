@@ -7,9 +7,9 @@ import gemm_ladder as gl
 import numpy as np
 import pytest
 import torch
-from cases import normal
 from families import DEVICE
 from gemm_ladder.errors import InputError, LaunchError
+from gemm_ladder.lab.operands import normal
 from gemm_ladder.ref import gemm, metrics
 from grouped_cases import MAX_ROW_ERROR
 from hypothesis import given

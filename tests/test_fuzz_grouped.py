@@ -12,10 +12,11 @@ import gemm_ladder as gl
 import numpy as np
 import pytest
 import torch
-from cases import CANARY, FP8_NAN, MARGIN, UNWRITTEN, normal, powers_of_two, scale_shapes
 from families import DEVICE
 from gemm_ladder import settings
 from gemm_ladder.errors import InputError
+from gemm_ladder.lab.operands import FP8_NAN, normal, powers_of_two, scale_shapes
+from gemm_ladder.lab.surroundings import CANARY, MARGIN, UNWRITTEN
 from gemm_ladder.production import launching
 from gemm_ladder.ref import gemm, metrics
 from grouped_cases import MAX_ROW_ERROR

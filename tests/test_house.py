@@ -92,7 +92,7 @@ def test_wheel(tmp_path: Path) -> None:
     """An installed package has the kernels, the emulator, the measurements, and nothing else."""
     shipped = {Path(name) for name in zipfile.ZipFile(build_wheel(tmp_path)).namelist()}
     folders = {"kernels": "gemm_ladder", "ref": "gemm_ladder/ref", "figures": "gemm_ladder/figures"}
-    suffixes = (".py", ".pyi", ".cpp", ".cu", ".cuh", ".hpp", ".json")
+    suffixes = (".py", ".pyi", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".json", ".html", ".css", ".js")
     expected = {
         Path(folders[name.parts[0]], *name.parts[1:])
         for name in files()

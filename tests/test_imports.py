@@ -8,7 +8,18 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDERS = {"kernels": "gemm_ladder", "ref": "gemm_ladder.ref", "figures": "gemm_ladder.figures"}
-ROOMS = ("build", "checks", "measure", "production", "sass", "testing", "timeline", "training", "utils")
+ROOMS = (
+    "build",
+    "checks",
+    "lab",
+    "measure",
+    "production",
+    "sass",
+    "testing",
+    "timeline",
+    "training",
+    "utils",
+)
 
 
 def modules() -> dict[str, Path]:

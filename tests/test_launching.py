@@ -9,11 +9,13 @@ import gemm_ladder as gl
 import numpy as np
 import pytest
 import torch
-from cases import UNWRITTEN, normal, place
+from cases import place
 from families import DENSE, DEVICE, check_contiguous
 from gemm_ladder.arguments import KINDS, SCALE_BLOCK, GemmArgs, GroupedArgs
 from gemm_ladder.build import job
 from gemm_ladder.errors import InputError, LaunchError
+from gemm_ladder.lab.operands import normal
+from gemm_ladder.lab.surroundings import UNWRITTEN
 from gemm_ladder.measure import pool
 from gemm_ladder.production import choice, fast_path, launching, tuner
 from gemm_ladder.production.config import Config

@@ -12,9 +12,10 @@ import gemm_ladder as gl
 import numpy as np
 import pytest
 import torch
-from cases import normal, place
+from cases import place
 from families import DEVICE
 from gemm_ladder import ops
+from gemm_ladder.lab.operands import normal
 from gemm_ladder.training import ops as training_ops
 from grouped_cases import contiguous, masked, psum
 from torch._subclasses import FakeTensorMode

@@ -15,7 +15,7 @@ import gemm_ladder as gl
 import numpy as np
 import pytest
 import torch
-from cases import UNWRITTEN, normal, place
+from cases import place
 from families import (
     ALIGNED_TO_64,
     CONTIGUOUS,
@@ -31,6 +31,8 @@ from families import (
     run_dense,
 )
 from gemm_ladder.arguments import GroupedArgs
+from gemm_ladder.lab.operands import normal
+from gemm_ladder.lab.surroundings import UNWRITTEN
 from gemm_ladder.precompiling import build_all
 from gemm_ladder.production import config as configs
 from gemm_ladder.production import launching, prediction

@@ -9,42 +9,24 @@ from __future__ import annotations
 import functools
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import gemm_ladder as gl
 import numpy as np
 import pytest
 import torch
-from cases import CASES, GPU_CASES, UNEVEN_CASES, Case, any_finite, normal, place, small_integers
+from cases import place
 from gemm_ladder.arguments import EMULATED_SMS
+from gemm_ladder.lab.agreement import BF16_WORST, TENSOR_CORE, tolerance, values
+from gemm_ladder.lab.cases import CASES, GPU_CASES, UNEVEN_CASES, Case
+from gemm_ladder.lab.operands import any_finite, normal, small_integers
 from gemm_ladder.ref import metrics
 from gemm_ladder.rungs import Rung
 from rung_runs import DEVICE, KERNELS, RUNGS, TALL, TILES, WIDE, launched, name, run
 
-# A normal product's error, relative to the norm of what is measured (a matrix, a tile, a row).
-#
-# BF16 keeps 8 significant bits, so that rounding moves a number by at most 2^-8 of it; over numbers whose
-# significands are spread as those of sums are, the root mean square is 2^-7 / sqrt(12) / 1.45 = 0.80 * 2^-9.
-#
-# The tensor core truncates each product, and the sum so far, to 2^(E - 13), E the largest exponent among
-# them. A truncation is off by 2^(E - 13) / sqrt(3) in the root mean square, toward zero; products have both
-# signs, so that 33 of them are off by sqrt(33 / 3) * 2^(E - 13) = 3.3 * 2^(E - 13). For normal operands E
-# lies about one and a half above the exponent of a product's standard deviation, and the sum of 32 is
-# sqrt(32) = 5.7 of those deviations: 3.3 * 2^1.5 / 5.7 * 2^-13 = 1.6 * 2^-13. Cutting the sum itself to 13
-# bits adds less than 2^-13, and four such instructions for a K block do not change the ratio: at most 2^-12
-# for the norm of many numbers. Rounding in FP32 (s1, the promotion) is too small to matter.
-#
-# 128 numbers average enough for the root mean square (it leaves 20%); the norm of fewer may be as bad as its
-# worst number, and its truncation error a few times the mean.
-BF16_RMS, BF16_WORST, TENSOR_CORE = 2.0**-9, 2.0**-8, 2.0**-12
 
-
-def tolerance(count: int) -> float:
-    """The largest error that is accepted in the norm of `count` numbers."""
-    return BF16_RMS + TENSOR_CORE if count >= 128 else BF16_WORST + 4 * TENSOR_CORE
-
-
-def supported(rungs: list[Rung], cases: list[Case]) -> list:
+def supported(rungs: list[Rung], cases: Sequence[Case]) -> list:
     """A parameter for every (rung, case) that the rung supports."""
     return [
         pytest.param(rung, case, id=f"{rung.name}-{case.name}")
@@ -58,11 +40,6 @@ def supported(rungs: list[Rung], cases: list[Case]) -> list:
 def result(rung: Rung, case: Case, machine: str) -> np.ndarray:
     """What several tests look at, computed once."""
     return run(rung, case.operands, machine)
-
-
-def values(bits: np.ndarray) -> np.ndarray:
-    """BF16 bits as float32."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 ALL = supported(RUNGS, CASES + UNEVEN_CASES)

@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import gemm_ladder as gl
 import numpy as np
 import pytest
-from cases import Operands, normal, place
+from cases import place
 from gemm_ladder.arguments import EMULATED_SMS
 from gemm_ladder.errors import LaunchError
+from gemm_ladder.lab.operands import Operands, normal
 from gemm_ladder.rungs import Rung
 from rung_runs import KERNELS, TALL, TILES, WIDE, launched, run
 
@@ -53,7 +54,8 @@ def test_events_say_what_happened():
     """Four tiles, two K blocks: each of four warps issues 2 * 4 WGMMAs, and its tensor core executes them."""
     recorded = record(gl.rungs["s2_wgmma"], normal(np.random.default_rng(19), 100, 136, 256))
     events = recorded.events
-    assert events.dtype.names == ("launch", "step", "cluster", "block", "thread", "kind", "address", "value")
+    names = ("launch", "step", "cluster", "block", "thread", "kind", "address", "value", "offset")
+    assert events.dtype.names == names
     assert set(events["block"]) == set(range(4))
     for block in range(4):
         of_block = events[events["block"] == block]
@@ -149,7 +151,7 @@ def test_a_fault_is_an_error_with_its_events():
     """A kernel that waits forever is reported, and the events before the deadlock are recorded."""
     rung, placed = Planted("deadlock", DEADLOCK), place(TINY)
     with (
-        pytest.raises(gl.EmulatorError, match=r"^emulator: .*mbarrier") as error,
+        pytest.raises(gl.EmulatorError, match=r"^emulator: (?s:.*)mbarrier") as error,
         gl.emulator(record=True) as recorded,
     ):
         rung(placed.lhs, placed.rhs, placed.out)

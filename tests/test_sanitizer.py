@@ -21,9 +21,11 @@ KERNELS = [name for name, rung in gl.rungs.items() if rung.path.suffix == ".cu"]
 SHAPES = {"few rows": (300, 264, 1280), "many rows": (8500, 136, 640)}
 RUNG = """
 import sys
-from cases import Case, normal, place
 import gemm_ladder as gl
-operands = Case("sanitized", *map(int, sys.argv[2:]), normal).operands
+import numpy as np
+from cases import place
+from gemm_ladder.lab.operands import normal
+operands = normal(np.random.default_rng(0), *map(int, sys.argv[2:]))
 placed = place(operands, "cuda")
 gl.rungs[sys.argv[1]](placed.lhs, placed.rhs, placed.out)
 assert (placed.bits() == operands.expected_bits(sys.argv[1])).all()

@@ -31,6 +31,15 @@ STRICT = (
         for module in ("candidates", "config", "launching", "operands", "products")
     ),
     *("gemm_ladder.production.tuner", "gemm_ladder.build", "gemm_ladder.build.library"),
+    "gemm_ladder.lab",
+    *(
+        f"gemm_ladder.lab.{module}"
+        for module in (
+            *("agreement", "arrays", "cases", "command", "diagnosis", "given", "judging", "judging_on_gpu"),
+            *("literals", "mistakes", "operands", "places", "running", "surroundings", "template"),
+            *("tensor_maps", "verdicts"),
+        )
+    ),
 )
 CLIENT = """\
 import gemm_ladder

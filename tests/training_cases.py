@@ -9,16 +9,16 @@ from collections.abc import Callable, Sequence
 import gemm_ladder as gl
 import numpy as np
 import torch
-from cases import (
+from gemm_ladder.lab.operands import (
     FP8_NAN,
     Operands,
-    _guarded,
     any_finite,
     normal,
     one_hot,
     powers_of_two,
     small_integers,
 )
+from gemm_ladder.lab.surroundings import guarded
 from gemm_ladder.ref import fp8, metrics, tensor_core
 from gemm_ladder.training import launching, operands
 from gemm_ladder.training.candidates import CANDIDATES
@@ -44,7 +44,7 @@ DEVICE = {"emulator": "cpu", "gpu": "cuda"}
 
 
 def with_row_scales(fill: Fill, rng: np.random.Generator, m: int, n: int, k: int) -> Operands:
-    """Operands of one of cases.py's kinds, with a scale of its own for every row of B and K block."""
+    """Operands of a kind of gemm_ladder.lab, with a scale of its own for every row of B and K block."""
     found = fill(rng, m, n, k)
     shape = (n, -(-k // 128))
     exact = fill in (one_hot, small_integers)
@@ -139,14 +139,14 @@ def place(
             rows = np.concatenate([getattr(part, name).ravel() for part in parts])
         else:
             rows = np.pad(getattr(parts[0], name), ((0, 0), (0, gap)), constant_values=FP8_NAN)
-        placed = _guarded(rows, FP8_NAN, device).view(torch.float8_e4m3fn)
+        placed = guarded(rows, FP8_NAN).on(device).view(torch.float8_e4m3fn)
         codes.append(placed if grouped else placed[:, : sizes[0]])
     scales = []
     for name, rows in (("sfa", m), ("sfb", n)):
         whole = np.concatenate([getattr(part, name).T for part in parts])
         padded = np.full((len(whole), -(-rows // 4) * 4), np.nan, np.float32)
         padded[:, :rows] = whole
-        scales.append(_guarded(padded, np.nan, device).T[:rows])
+        scales.append(guarded(padded, np.nan).on(device).T[:rows])
     groups, pitch = len(sizes), -(-n // 4) * 4 + gap
     around = np.full((MARGIN + groups * (m + (4 if gap else 0)) + MARGIN) * pitch, CANARY, np.float32)
     surroundings = torch.from_numpy(around).to(device)

@@ -1,0 +1,51 @@
+"""cp.async on the emulator and on a GPU: pieces of all sizes, zeros behind them, groups, and mbarriers."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from instruction_units import SEEDS, fault_of, run_unit, schedules
+
+FILE = "units_cp_async.cu"
+THREADS, BYTES = 128, 48
+PIECES = (4, 8, 16, 16, 16, 16)  # by unit
+
+
+@pytest.mark.parametrize("unit", range(6))
+@pytest.mark.parametrize("valid", [0, 3, None])
+def test_cp_async(machine: str, unit: int, valid: int | None) -> None:
+    data = np.random.default_rng(unit).integers(0, 256, THREADS * BYTES, np.uint8)
+    piece = PIECES[unit]
+    pieces = data.reshape(-1, piece).copy()
+    pieces[:, piece if valid is None else valid :] = 0
+    expected = pieces.reshape(-1).view(np.uint32)
+    if unit == 3:
+        expected[:: BYTES // 4] += 1
+    for seed in schedules(machine):
+        out = np.zeros(THREADS * BYTES // 4, np.uint32)
+        bytes_ = piece if valid is None else valid
+        run_unit(machine, FILE, unit, data, out, bytes_, shared_bytes=THREADS * BYTES + 8, seed=seed)
+        np.testing.assert_array_equal(out, expected)
+
+
+FAULTS = {
+    10: ("data_race", "reads shared memory at 0x400, which thread"),  # not waited for
+    11: ("data_race", "(reads|writes) shared memory at 0x400, which thread"),  # waited for, without a barrier
+    12: ("misaligned", "st.shared of 16 bytes at 0x408, which is not a multiple of 16"),
+    13: ("misaligned", "cp.async of 16 bytes from an address that is no multiple of 16"),
+    14: ("global_out_of_bounds", r"reads 16 bytes at tensor\[64, 0\], outside tensor of shape 64 x 64"),
+    15: ("invalid_operand", "cp.async of 8 bytes, of which 9 are to be copied: at most 8 are"),
+    16: ("missing_proxy_fence", r"wgmma .* reads shared memory at 0x\w+ that thread"),
+    17: ("too_many_arrivals", "cp.async.mbarrier.arrive on mbarrier 0x4400 more often than its count of 1"),
+    18: ("released_too_early", "st.shared overwrites 0x400 while a WGMMA or a TMA store may still read it"),
+}
+
+
+@pytest.mark.parametrize("which", FAULTS)
+def test_faults(which: int) -> None:
+    what, message = FAULTS[which]
+    for seed in SEEDS:
+        error = fault_of(which, seed)
+        assert error is not None and error.what == what and re.search(message, str(error)), error

@@ -290,7 +290,7 @@ def test_a_map_of_another_number_of_dimensions() -> None:
             "bf16",
             "element is 'bf16' and the array's dtype float32",
         ),
-        (np.zeros((16, 16), np.float32), (2,), 0, None, "2 sizes are needed"),
+        (np.zeros((16, 16), np.float32), (2,), 0, None, "2 dimensions is needed"),
         (np.zeros((16, 16), np.float32), (2, 2), 16, None, "swizzle is 16"),
     ],
 )

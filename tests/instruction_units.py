@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,3 +35,10 @@ def fault_of(which: int, seed: int = 0, **launch: Any) -> gl.EmulatorError | Non
     except gl.EmulatorError as error:
         return error
     return None
+
+
+def check_fault(which: int, what: str, message: str, **launch: Any) -> None:
+    """On every schedule the kernel ends with this fault, whose sentence matches `message` somewhere."""
+    for seed in SEEDS:
+        error = fault_of(which, seed, **launch)
+        assert error is not None and error.what == what and re.search(message, str(error)), error

@@ -18,8 +18,7 @@ Lanes gather(const char* what, unsigned mask, uint64_t bits) {
     return lanes;
 }
 
-// -------------------------------------------------------------------------------------------------------- shared
-// memory
+// ------------------------------------------------------------------------------------------------ shared memory
 
 // The block of the calling thread's cluster in whose shared memory a pointer lies; nullptr if in none.
 inline Block* holder(uintptr_t pointer) {
@@ -77,8 +76,7 @@ inline void use_shared(Block& block, uintptr_t pointer, std::size_t bytes, bool 
     actor.unfenced = std::move(own);
 }
 
-// --------------------------------------------------------------------------------------------------------------
-// atomics
+// ------------------------------------------------------------------------------------------------------ atomics
 
 template <typename T>
 T combined(AtomicOp op, T old, T operand, T compare) {
@@ -143,8 +141,7 @@ uint64_t atomic(void* pointer, std::size_t bytes, AtomicOp op, Number number, ui
     }
 }
 
-// ---------------------------------------------------------------------------------------------------------------
-// others
+// ------------------------------------------------------------------------------------------------------- others
 
 void cluster_arrive() {
     EMULATOR_ENTER;

@@ -191,6 +191,15 @@ def test_bytes_to_the_other_block(machine: str) -> None:
         np.testing.assert_array_equal(out, data[::-1])
 
 
+def test_reductions_in_the_other_block(machine: str) -> None:
+    data = np.random.default_rng(0).integers(0, 2**32, (2, 1028), np.uint32)
+    expected = data.sum(0, dtype=np.uint32) + np.arange(1, 1029, dtype=np.uint32)
+    for seed in schedules(machine):
+        out = np.zeros(1028, np.uint32)
+        run_bytes(machine, 4, data, out, 4112, seed=seed, grid=2, cluster=2)
+        np.testing.assert_array_equal(out, expected)
+
+
 BYTE_REDUCTIONS = [
     (np.uint32, None, np.add),
     (np.int32, None, np.minimum),

@@ -170,6 +170,20 @@ __global__ void bytes(int unit, const uint8_t* in, uint8_t* out, uint32_t count)
             for (uint32_t i = threadIdx.x * 4; i < count; i += blockDim.x * 4)
                 *reinterpret_cast<uint32_t*>(out + rank * count + i) = ptx::ld_shared<uint32_t>(smem + count + i);
             return meet_cluster();
+        case 4:  // both blocks add their half of `in` to what the second block has, 1, 2, 3 ...
+            init_barrier(barrier);
+            fill(in + rank * count, count);
+            for (uint32_t i = threadIdx.x; i < count / 4; i += blockDim.x) ptx::st_shared(smem + count + i * 4, i + 1);
+            ptx::fence_proxy_async();
+            if (threadIdx.x == 0) ptx::mbarrier_arrive_expect_tx(barrier, rank ? 2 * count : 0);
+            meet_cluster();
+            if (threadIdx.x == 0)
+                ptx::cp_reduce_async_bulk_cluster<Reduction::add, Element::u32>(ptx::mapa(smem + count, 1), smem, count,
+                                                                                ptx::mapa(barrier, 1));
+            ptx::mbarrier_wait_parity(barrier, 0);
+            for (uint32_t i = threadIdx.x * 4; i < count && rank; i += blockDim.x * 4)
+                *reinterpret_cast<uint32_t*>(out + i) = ptx::ld_shared<uint32_t>(smem + count + i);
+            return meet_cluster();
         case 10:
             return reduce<Reduction::add, Element::u32>(in, out, count);
         case 11:

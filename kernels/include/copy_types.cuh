@@ -17,7 +17,7 @@ constexpr uint32_t element_bytes(Element element) {
 // else one more. dec: the new one if the old one is 0 or greater than that, else one less.
 enum class Reduction { add, min, max, inc, dec, bit_and, bit_or, bit_xor };
 
-// Whether cp.reduce.async.bulk (to global memory) has the operation for elements of that type.
+// Whether cp.reduce.async.bulk to global memory has the operation for elements of that type.
 constexpr bool has_reduction(Reduction reduction, Element element) {
     const bool integer = element == Element::u32 || element == Element::s32 || element == Element::u64;
     switch (reduction) {
@@ -35,8 +35,16 @@ constexpr bool has_reduction(Reduction reduction, Element element) {
     }
 }
 
+// Whether cp.reduce.async.bulk to shared memory of the cluster has it.
+constexpr bool has_shared_reduction(Reduction reduction, Element element) {
+    if (element == Element::u64) return reduction == Reduction::add;
+    return (element == Element::u32 || element == Element::s32) && has_reduction(reduction, element);
+}
+
 // The same as constants, which device code can use.
 template <Element kElement>
 constexpr uint32_t kElementBytes = element_bytes(kElement);
 template <Reduction kReduction, Element kElement>
 constexpr bool kHasReduction = has_reduction(kReduction, kElement);
+template <Reduction kReduction, Element kElement>
+constexpr bool kHasSharedReduction = has_shared_reduction(kReduction, kElement);

@@ -114,6 +114,28 @@ __device__ __forceinline__ void cp_reduce_async_bulk(void* global, uint32_t shar
                      : "memory");
 }
 
+// "cp.reduce.async.bulk". From this CTA's shared memory: combines integers with those of any CTA of the cluster;
+// `remote` and `mbarrier` are addresses from mapa, in one CTA.
+template <Reduction kReduction, Element kElement>
+__device__ __forceinline__ void cp_reduce_async_bulk_cluster(uint32_t remote, uint32_t shared, uint32_t bytes,
+                                                             uint32_t mbarrier) {
+    static_assert(kHasSharedReduction<kReduction, kElement>, "cp.reduce.async.bulk does not have it for this type");
+    using Name = detail::ReductionName<kReduction>;
+    if constexpr (kReduction >= Reduction::bit_and)
+        asm volatile(
+            "cp.reduce.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes.%4.b32 [%0], [%1], %2, [%3];"
+            :
+            : "r"(remote), "r"(shared), "r"(bytes), "r"(mbarrier), "C"(Name::text)
+            : "memory");
+    else
+        asm volatile(
+            "cp.reduce.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes.%4.%5 [%0], [%1], %2, [%3];"
+            :
+            : "r"(remote), "r"(shared), "r"(bytes), "r"(mbarrier), "C"(Name::text),
+              "C"(detail::ElementName<kElement>::text)
+            : "memory");
+}
+
 // --------------------------------------------------------------------------------------- boxes of a tensor
 // `at` is the box's first element, the contiguous dimension first: {x}, {x, y} ... up to five dimensions, as many as
 // the tensor map has.

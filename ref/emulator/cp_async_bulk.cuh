@@ -22,6 +22,8 @@ void prefetch_tensor(const TensorMap* map, const Coordinates& at);
 void store_tensor(const TensorMap* map, uint32_t shared, const Coordinates& at);
 void reduce_tensor(Reduction reduction, const TensorMap* map, uint32_t shared, const Coordinates& at);
 void load_bulk(uint32_t shared, const void* global, uint32_t bytes, uint32_t mbarrier, uint32_t mask);
+void reduce_shared(Reduction reduction, Element element, uint32_t remote, uint32_t shared, uint32_t bytes,
+                   uint32_t mbarrier);
 void reduce_bulk(Reduction reduction, Element element, void* global, uint32_t shared, uint32_t bytes);
 
 }  // namespace emulator
@@ -40,8 +42,13 @@ void cp_async_bulk_store(void* global, uint32_t shared, uint32_t bytes);
 void cp_async_bulk_prefetch(const void* global, uint32_t bytes);
 template <Reduction kReduction, Element kElement>
 void cp_reduce_async_bulk(void* global, uint32_t shared, uint32_t bytes) {
-    static_assert(has_reduction(kReduction, kElement), "cp.reduce.async.bulk does not have it for this type");
+    static_assert(kHasReduction<kReduction, kElement>, "cp.reduce.async.bulk does not have it for this type");
     emulator::reduce_bulk(kReduction, kElement, global, shared, bytes);
+}
+template <Reduction kReduction, Element kElement>
+void cp_reduce_async_bulk_cluster(uint32_t remote, uint32_t shared, uint32_t bytes, uint32_t mbarrier) {
+    static_assert(kHasSharedReduction<kReduction, kElement>, "cp.reduce.async.bulk does not have it for this type");
+    emulator::reduce_shared(kReduction, kElement, remote, shared, bytes, mbarrier);
 }
 
 template <int kRank>

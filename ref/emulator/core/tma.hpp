@@ -185,21 +185,25 @@ inline void load_global(const SharedTransfer& transfer, uint32_t mbarrier, uint3
     current_cluster->maybe_yield();
 }
 
-// From the calling thread's block to a block of the cluster, whose mbarrier counts the bytes.
-inline void load_shared(uint32_t remote, uint32_t shared, uint32_t bytes, uint32_t barrier_address) {
-    static constexpr char kWho[] = "cp.async.bulk to a block of the cluster";
-    Thread& thread = self();
-    Block& from = *thread.block;
+// What a copy between blocks of the cluster is told. The mbarrier is of the block that it goes to.
+inline Block& check_shared(const char* who, uint32_t remote, uint32_t shared, uint32_t bytes, uint32_t mbarrier) {
     Block& to = remote_block(remote);
-    if (&remote_block(barrier_address) != &to)
-        fail_at(Fault::invalid_operand, barrier_address,
-                "%s %d completes bytes on an mbarrier of block %d: the two must be of one block", kWho, to.rank,
-                remote_block(barrier_address).rank);
+    if (&remote_block(mbarrier) != &to)
+        fail_at(Fault::invalid_operand, mbarrier,
+                "%s %d completes bytes on an mbarrier of block %d: the two must be of one block", who, to.rank,
+                remote_block(mbarrier).rank);
     if (shared % 16 || remote % 16 || bytes == 0 || bytes % 16)
         fail_at(Fault::misaligned, shared % 16 ? shared : remote,
-                "%s of %u bytes from 0x%x to 0x%x: multiples of 16 "
-                "are needed",
-                kWho, bytes, shared, remote);
+                "%s of %u bytes from 0x%x to 0x%x: multiples of 16 are needed", who, bytes, shared, remote);
+    return to;
+}
+
+// From the calling thread's block to a block of the cluster, whose mbarrier counts the bytes.
+inline void load_shared(uint32_t remote, uint32_t shared, uint32_t bytes, uint32_t mbarrier) {
+    static constexpr char kWho[] = "cp.async.bulk to block";
+    Thread& thread = self();
+    Block& from = *thread.block;
+    Block& to = check_shared(kWho, remote, shared, bytes, mbarrier);
     auto transfer = std::make_shared<Transfer>(Transfer{kWho, remote & kOffsetMask, bytes / 16, {}});
     for (uint32_t at = 0; at < bytes; at += 16) transfer->pieces.push_back({transfer->shared + at, nullptr, 0, 16});
     for (uint32_t at = 0; at < bytes; at += 16) from.memory.begin_read(shared + at, kWho);
@@ -210,7 +214,7 @@ inline void load_shared(uint32_t remote, uint32_t shared, uint32_t bytes, uint32
     const auto landed = [&from, shared, bytes] {
         for (uint32_t at = 0; at < bytes; at += 16) from.memory.end_read(shared + at);
     };
-    load(to, transfer, barrier_address & kOffsetMask, read, landed);
+    load(to, transfer, mbarrier & kOffsetMask, read, landed);
     current_cluster->maybe_yield();
 }
 
@@ -303,6 +307,37 @@ void reduce_tensor(Reduction reduction, const TensorMap* map, uint32_t shared, c
 void load_bulk(uint32_t shared, const void* global, uint32_t bytes, uint32_t mbarrier, uint32_t mask) {
     EMULATOR_ENTER;
     load_global(bytes_of("cp.async.bulk", shared, const_cast<void*>(global), bytes), mbarrier, mask);
+}
+// Several may be on their way to one word, so the words are not poisoned, and who reads them too early is not reported.
+void reduce_shared(Reduction reduction, Element element, uint32_t remote, uint32_t shared, uint32_t bytes,
+                   uint32_t barrier) {
+    EMULATOR_ENTER;
+    static constexpr char kWho[] = "cp.reduce.async.bulk to block";
+    Cluster& cluster = *current_cluster;
+    Thread& thread = self();
+    Block& from = *thread.block;
+    Block& to = check_shared(kWho, remote, shared, bytes, barrier);
+    const uint32_t begin = remote & kOffsetMask, counted = barrier & kOffsetMask;
+    if (!mbarrier(to, counted, kWho).visible)
+        fail_at(Fault::mbarrier_not_visible, barrier, "%s %d on %s before fence.mbarrier_init made it visible", kWho,
+                to.rank, name_of(to, counted).c_str());
+    for (uint32_t at = 0; at < bytes; at += 16) from.memory.begin_read(shared + at, kWho);
+    ++to.loads_in_flight;
+    const Moment moment = cluster.next_load();
+    cluster.record(Event::tma_load, from, thread.index, remote, bytes);
+    cluster.later(thread.place(), [=, &cluster, &from, &to, known = thread.known] {
+        for (uint32_t at = 0; at < bytes; at += 16) {
+            const Chunk data = from.memory.async_read(shared + at, kWho, known);
+            Chunk sum = to.memory.async_read(begin + at, kWho, known);
+            reduce(reduction, element, sum.data(), data.data(), sizeof sum);
+            to.memory.land(begin + at, sum);
+            from.memory.end_read(shared + at);
+        }
+        --to.loads_in_flight;
+        cluster.record(Event::tma_load_landed, to, -1, begin, bytes);
+        complete_bytes(to, counted, bytes, known, moment);
+    });
+    cluster.maybe_yield();
 }
 void reduce_bulk(Reduction reduction, Element element, void* global, uint32_t shared, uint32_t bytes) {
     EMULATOR_ENTER;

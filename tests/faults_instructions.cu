@@ -55,6 +55,12 @@ __global__ void __launch_bounds__(128) fault(int which, float* tensor) {
                 ptx::wgmma<Type::f32, Type::f16, Type::f16, 8>(d, smem_descriptor(smem), smem_descriptor(smem), 0);
             ptx::wgmma_commit_group();
             return ptx::wgmma_wait_group<0>();
+        case 5:  // A is loaded behind the fence
+            ptx::wgmma_fence();
+            ptx::ldmatrix<4>(r, smem + lane * 16);
+            ptx::wgmma<Type::f32, Type::bf16, Type::bf16, 8>(d, r, smem_descriptor(smem), 0);
+            ptx::wgmma_commit_group();
+            return ptx::wgmma_wait_group<0>();
         case 10:  // a copy is not waited for
             if (threadIdx.x) return;
             ptx::cp_async_ca<4>(smem, tensor);

@@ -153,8 +153,6 @@ inline void check_warpgroup(Block& block, int warp, int64_t number, const WgmmaF
 
 // wgmma reads and writes registers some time later, so what a thread did to them before must lie before wgmma.fence.
 inline void check_fenced(const Thread& thread, const uint32_t* registers, std::size_t count, const char* what) {
-    if (!thread.wgmma_fenced)
-        fail(Fault::missing_wgmma_fence, "wgmma without wgmma.fence after the accumulators were last touched");
     const auto begin = reinterpret_cast<uintptr_t>(registers), end = begin + count * sizeof(uint32_t);
     for (const auto& [address, bytes] : thread.written_since_fence)
         if (address < end && address + bytes > begin)
@@ -190,6 +188,8 @@ void issue_wgmma(const MatrixKind& kind, uint32_t* d, int64_t n, const uint32_t*
     auto accumulator = std::ranges::find(thread.accumulators, d, &Accumulator::home);
     if (accumulator == thread.accumulators.end()) {
         const auto count = static_cast<std::size_t>(kind.d == ptx::Type::f16 ? n / 4 : n / 2);
+        if (!thread.wgmma_fenced)
+            fail(Fault::missing_wgmma_fence, "wgmma without wgmma.fence after the accumulators were last touched");
         check_fenced(thread, d, count, "accumulator");
         const uint32_t poison = kind.d == ptx::Type::f16 ? 0x7FFF7FFF : __float_as_uint(NAN);
         thread.accumulators.push_back({d, std::vector<uint32_t>(d, d + count), 0, poison});

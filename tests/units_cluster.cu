@@ -25,15 +25,12 @@ __device__ void identity(uint32_t* out) {
     out[1] = ptx::cluster_nctarank();
 }
 
-// out[thread][14]: what the lanes of two masks do, the even ones and the odd ones; their values are in[thread].
+// out[thread][14]: what the lanes of a mask do; their values are in[thread].
+template <uint32_t mask>
 __device__ void lanes(const uint32_t* in, uint32_t* out) {
-    const uint32_t lane = ptx::laneid(), mask = lane % 2 ? 0xAAAAAAAA : 0x55555555, value = in[threadIdx.x];
+    const uint32_t lane = ptx::laneid(), value = in[threadIdx.x];
     const auto number = static_cast<int32_t>(value);
     out += threadIdx.x * 14;
-    if (lane % 2) {
-        // The two masks' instructions must not be one instruction of the whole warp.
-        __syncwarp(mask);
-    }
     out[0] = ptx::redux_sync_add(mask, value);
     out[1] = ptx::redux_sync_min(mask, value);
     out[2] = static_cast<uint32_t>(ptx::redux_sync_max(mask, number));
@@ -95,12 +92,13 @@ __device__ void atomics(uint32_t* out) {
     ptx::atom_shared_cluster<Reduction::inc>(words + 12, 99u);
     ptx::atom_shared_cluster<Reduction::add>(words + 16, 1.0f);
     ptx::atom_shared_cluster<Reduction::add>(words + 24, 1ull << 31);
-    // A lock, under which a word is counted without an atomic operation's help.
-    while (ptx::atom_cas_shared_cluster(words + 32, 0, 1) != 0) {
+    if (ptx::laneid() == 0) {  // a lock, under which a word is counted in two steps
+        while (ptx::atom_cas_shared_cluster(words + 32, 0, 1) != 0) {
+        }
+        const uint32_t count = ptx::atom_shared_cluster<Reduction::bit_or>(words + 36, 0u);
+        ptx::atom_exch_shared_cluster(words + 36, count + 1);
+        ptx::atom_exch_shared_cluster(words + 32, 0);
     }
-    const uint32_t count = ptx::atom_shared_cluster<Reduction::bit_or>(words + 36, 0u);
-    ptx::atom_exch_shared_cluster(words + 36, count + 1);
-    ptx::atom_exch_shared_cluster(words + 32, 0);
     meet_cluster();
     if (id < 10) out[id] = ptx::ld_shared<uint32_t>(smem + id * 4);
 }
@@ -140,7 +138,8 @@ __device__ void asynchronous(uint32_t* out) {
 
 __global__ void units(int unit, const uint32_t* in, uint32_t* out) {
     if (unit == 0 && threadIdx.x == 0) identity(out);
-    if (unit == 1) lanes(in, out);
+    if (unit == 1 && threadIdx.x % 2) lanes<0xAAAAAAAA>(in, out);
+    if (unit == 1 && threadIdx.x % 2 == 0) lanes<0x55555555>(in, out);
     if (unit == 2) widths(out);
     if (unit == 3) atomics(out);
     if (unit == 4) asynchronous(out);

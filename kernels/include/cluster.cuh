@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "copy_types.cuh"
 
@@ -144,7 +145,7 @@ __device__ __forceinline__ T atom_shared_cluster(uint32_t address, T value) {
                      : "=l"(old)
                      : "r"(address), "l"(value), "C"(Text::text)
                      : "memory");
-    else if constexpr (kReduction == Reduction::add && T(0.5f) != T(0))
+    else if constexpr (std::is_floating_point_v<T>)
         asm volatile("atom.relaxed.cluster.shared::cluster.%3 %0, [%1], %2;"
                      : "=f"(old)
                      : "r"(address), "f"(value), "C"(Text::text)
@@ -206,7 +207,7 @@ __device__ __forceinline__ void st_async(uint32_t address, T value, uint32_t mba
 // "red.async". Combines a 32-bit integer with the one in memory.
 template <Reduction kReduction, typename T>
 __device__ __forceinline__ void red_async(uint32_t address, T value, uint32_t mbarrier) {
-    static_assert(sizeof(T) == 4 && T(0.5f) == T(0), "uint32_t or int32_t");
+    static_assert(sizeof(T) == 4 && std::is_integral_v<T>, "uint32_t or int32_t");
     asm volatile("red.async.relaxed.cluster.shared::cluster.mbarrier::complete_tx::bytes.%3 [%0], %1, [%2];"
                  :
                  : "r"(address), "r"(value), "r"(mbarrier), "C"(detail::Atomic<kReduction, T>::text)

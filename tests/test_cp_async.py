@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from gemm_ladder.ref import layouts, mma
 from instruction_units import check_fault, run_unit, schedules
 
 FILE = "units_cp_async.cu"
@@ -26,6 +27,21 @@ def test_cp_async(machine: str, unit: int, valid: int | None) -> None:
         bytes_ = piece if valid is None else valid
         run_unit(machine, FILE, unit, data, out, bytes_, shared_bytes=THREADS * BYTES + 8, seed=seed)
         np.testing.assert_array_equal(out, expected)
+
+
+def test_wgmma_of_copied_bytes(machine: str) -> None:
+    """With a proxy fence, which test_faults leaves out."""
+    values = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32).view(np.uint32) >> 16
+    image = np.empty(64 * 128, np.uint8)
+    rows, bytes_ = np.indices((64, 128))
+    image[layouts.swizzle(rows, bytes_, 128)] = values.astype(np.uint16).view(np.uint8)
+    a = np.ascontiguousarray(values[:, :16].astype(np.uint16))
+    product = mma.multiply(mma.INSTRUCTIONS["wgmma.f32.bf16.bf16"], a, a[:8], np.zeros((64, 8), np.uint32))
+    row, column = layouts.wgmma_accumulator(8)
+    for seed in schedules(machine):
+        out = np.zeros((128, 4), np.uint32)
+        run_unit(machine, FILE, 6, image, out, 16, shared_bytes=8192, seed=seed)
+        np.testing.assert_array_equal(out, product[row, column])
 
 
 FAULTS = {

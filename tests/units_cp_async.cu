@@ -1,5 +1,7 @@
 // cp.async alone (test_cp_async.py). Each thread of a block of 128 copies 48 bytes, as pieces of one size.
 #include "cp_async.cuh"
+#include "layout.cuh"
+#include "mma.cuh"
 #include "ptx.cuh"
 
 constexpr uint32_t kBytes = 48;  // of a thread
@@ -60,6 +62,21 @@ __global__ void units(int unit, const uint8_t* in, uint32_t* out, uint32_t valid
             }
             ptx::mbarrier_wait_parity(barrier, 0);
             return dump(out);  // without a barrier: the mbarrier is one
+        case 6: {              // a WGMMA of what was copied: A, 64 swizzled rows, and B, the first 8 of them
+            for (uint32_t at = threadIdx.x * 16; at < 64 * kSwizzleRow; at += 128 * 16)
+                ptx::cp_async_cg(smem + at, in + at);
+            ptx::cp_async_wait_all();
+            ptx::fence_proxy_async();
+            __syncthreads();
+            float d[4];
+            ptx::wgmma_fence();
+            ptx::wgmma<ptx::Type::f32, ptx::Type::bf16, ptx::Type::bf16, 8>(d, smem_descriptor(smem),
+                                                                            smem_descriptor(smem), 0);
+            ptx::wgmma_commit_group();
+            ptx::wgmma_wait_group<0>();
+            for (int i = 0; i < 4; ++i) out[threadIdx.x * 4 + i] = __float_as_uint(d[i]);
+            return;
+        }
         default:
             return;
     }

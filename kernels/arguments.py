@@ -23,7 +23,10 @@ M_ALIGNMENT = 128  # rows of the contiguous layout that belong to one group as a
 LEAST_M_ALIGNMENT = 64  # what can be set: the rows of a WGMMA, which all have one B
 K_MULTIPLE = 16  # A and B are loaded by TMA, so one of their rows is a multiple of 16 bytes
 TMA_ALIGNMENT = 16  # bytes: what TMA asks of an address and of a stride
-N_MULTIPLE = 8  # D is stored by TMA, so one of its rows is a multiple of 16 bytes: of 8 BF16 numbers
+# D is stored by TMA in whole pieces of 16 bytes. If a row ended inside one, what lies behind it would be
+# overwritten.
+N_MULTIPLE = 8  # BF16 numbers in 16 bytes
+FP32_N_MULTIPLE = 4  # FP32 numbers
 # Of m, n and k: the kernels' coordinates are signed 32-bit numbers. Their counts of tiles are, too, but need
 # no bound here: 2^31 tiles of 128 x 128 are a D of 64 TiB, and a launch of 2^31 blocks is refused.
 MAX_SIZE = 2**31 - 1

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import gemm_ladder as gl
 import numpy as np
 import pytest
+import torch
 from gemm_ladder import lab
 from gemm_ladder.errors import InputError
 from gemm_ladder.ref import layouts
@@ -17,6 +18,7 @@ SHARED = 32768 + 8
 LOAD, STORE, REDUCE, MULTICAST = range(4)
 ADD, MIN, MAX, INC, DEC, AND, OR, XOR = range(8)
 NOTHING = np.zeros(4, np.uint8)
+OF_BYTES = {1: torch.uint8, 2: torch.int16, 4: torch.float32}
 
 
 def window(array: np.ndarray, at: tuple[int, ...], box: tuple[int, ...]) -> np.ndarray:
@@ -86,6 +88,45 @@ def test_store(machine: str, dtype, shape, box, at, swizzle: int) -> None:
         array = some(dtype, shape)
         run_box(machine, STORE, array, box, at, swizzle, data=lying(data, swizzle), seed=seed)
         np.testing.assert_array_equal(array, expected)
+
+
+# A row's bytes that are inside the tensor, in elements of 1, 2 and 4 bytes.
+RAGGED = [(np.uint8, 65), (np.uint8, 79), (np.uint16, 74), (np.float32, 68), (np.float32, 76)]
+
+
+def on(machine: str, array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array).to("cuda" if machine == "gpu" else "cpu")
+
+
+@pytest.mark.parametrize(("dtype", "row"), RAGGED)
+def test_rows_that_end_inside_16_bytes(machine: str, dtype, row: int) -> None:
+    """A load ends with the last element. A store writes the 16 bytes that hold it."""
+    item = np.dtype(dtype).itemsize
+    in_piece, size = 16 // item, row // item
+    box, at = (4, 4 * in_piece), (1, 3 * in_piece)
+    before, data = some(dtype, (6, 8 * in_piece)), some(dtype, box, 1)
+    stored = before.copy()
+    stored[1:5, at[1] : 5 * in_piece] = data[:, : 2 * in_piece]
+    place, nothing = on(machine, np.array(at[::-1], np.int32)), on(machine, NOTHING)
+    packed, launch = on(machine, lying(data, 0)), {"shared_bytes": SHARED, "kernel": "boxes"}
+    for seed in schedules(machine):
+        array = on(machine, before.copy().view(np.uint8)).view(OF_BYTES[item])
+        out = on(machine, np.zeros(256, np.uint8))
+        map_ = lab.tensor_map(array[:, :size], box)
+        run_unit(machine, FILE, LOAD, 2, ADD, map_, place, nothing, out, 256, seed=seed, **launch)
+        np.testing.assert_array_equal(out.cpu(), lying(window(before[:, :size], at, box), 0))
+        run_unit(machine, FILE, STORE, 2, ADD, map_, place, packed, nothing, 256, seed=seed, **launch)
+        np.testing.assert_array_equal(array.cpu().numpy().view(dtype), stored)
+
+
+def test_the_last_row_ends_inside_16_bytes() -> None:
+    array, message = (
+        np.zeros((6, 32), np.float32)[:, :19],
+        "TMA store writes 16 bytes at .* ends inside these 16",
+    )
+    with pytest.raises(gl.EmulatorError, match=message) as found:
+        run_box("emulator", STORE, array, (4, 16), (2, 8), data=np.zeros(256, np.uint8))
+    assert found.value.what == "global_out_of_bounds"
 
 
 def test_multicast(machine: str) -> None:

@@ -180,7 +180,7 @@ def test_fuzz(machine):
     for _ in range(FUZZ[machine]):
         config = random_config(rng)
         for case in range(4):
-            shape = (int(rng.integers(1, 600)), int(rng.integers(1, 500)))
+            shape = (int(rng.integers(1, 600)), 4 * int(rng.integers(1, 125)))
             ks = [16 * int(rng.integers(0, 40)) for _ in range(int(rng.integers(1, 6)))]
             c, gap = str(rng.choice(["none", "d", "other"])), 16 * int(rng.integers(3))
             try:
@@ -537,6 +537,15 @@ REFUSALS = {
     "k": (
         {"a": lambda a: a[:, :136], "b": lambda b: b[:, :136]},
         "k is 136; a multiple of 16 is needed",
+    ),
+    "n": (
+        {
+            "b": lambda b: b[:11],
+            "sfb": lambda sf: sf[:11],
+            "d": lambda d: d[:, :11],
+            "c": lambda c: c[:, :11],
+        },
+        "n is 11; a multiple of 4 is needed",
     ),
     "B's k": ({"b": lambda b: b[:, :128]}, r"B has shape \[12, 128\]; \[12, 256\] is needed"),
     "sfa": ({"sfa": lambda sf: sf[:, :1]}, r"sfa has shape \[8, 1\]; \[8, 2\] is needed"),

@@ -7,8 +7,8 @@ written.
     sfa  float32 [m, ceil(k / 128)], "MN-major, TMA-aligned": stride (1, align(m, 4)), 16-byte aligned. Any
          other stride or address is accepted and converted, which costs a copy kernel
     B    float8_e4m3fn [n, k], and sfb float32 [n, ceil(k / 128)], likewise
-    D    float32 [m, n], rows contiguous, each row at a multiple of 16 bytes, sharing no byte with A, B and
-         their scales
+    D    float32 [m, n], n a multiple of 4, rows contiguous, each row at a multiple of 16 bytes, sharing no
+         byte with A, B and their scales
     C    None, D itself, or float32 [m, n] of any strides that shares no byte with D
 
 Grouped along K, group g has k[g] of K. D and C are [groups, m, n]. A is one-dimensional: the [m, k[g]] of the
@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import torch
 from gemm_ladder import checks, scales
-from gemm_ladder.arguments import K_MULTIPLE, MAX_SIZE, SCALE_BLOCK, TMA_ALIGNMENT, ceil_div
+from gemm_ladder.arguments import FP32_N_MULTIPLE, K_MULTIPLE, MAX_SIZE, SCALE_BLOCK, TMA_ALIGNMENT, ceil_div
 from gemm_ladder.errors import InputError
 from gemm_ladder.settings import whole_number
 
@@ -83,6 +83,7 @@ def dense(lhs: object, rhs: object, d: object, c: object, turned: bool = False) 
     n, _ = checks.sizes("B", given["B"], "n", "k")
     checks.shape("B", given["B"], (n, k), f"[n, k] with A's k = {k}")
     _multiple("k", k, K_MULTIPLE)
+    _multiple("n", n, FP32_N_MULTIPLE)
     blocks = ceil_div(k, SCALE_BLOCK)
     _scales(given, m, n, blocks, turned)
     for name in {"D", "C"} & given.keys():
@@ -116,6 +117,7 @@ def k_grouped(
     """
     given = _tensors(lhs, rhs, d, c)
     groups, m, n = checks.sizes("D", given["D"], "groups", "m", "n")
+    _multiple("n", n, FP32_N_MULTIPLE)
     sizes = _ks(ks, groups, multiple)
     for name, rows in (("A", m), ("B", n)):
         total, letter = rows * sum(sizes), "m" if name == "A" else "n"

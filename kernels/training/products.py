@@ -37,7 +37,7 @@ def gemm(a: object, b: object, d: object, c: object = None) -> None:
     Args:
         a: (A, sfa): float8_e4m3fn [m, k] and float32 [m, ceil(k / 128)].
         b: (B, sfb): float8_e4m3fn [n, k] and float32 [n, ceil(k / 128)].
-        d: float32 [m, n].
+        d: float32 [m, n], n a multiple of 4, with contiguous rows at multiples of 16 bytes.
         c: None: d is written. d itself: it is added to. Another float32 [m, n]: d = c + product.
 
     Raises:
@@ -57,8 +57,8 @@ def wgrad_gemm_fp8_fp8_fp32_nt(lhs: Pair, rhs: Pair, out: torch.Tensor) -> None:
             row, or transposed, [ceil(k / 128), m], where that is another shape. Strides (1, align(m, 4)) of
             the first form, as get_mn_major_tma_aligned_tensor makes it, cost no copy.
         rhs: (B, sfb): float8_e4m3fn [n, k] and float32 [n, ceil(k / 128)], likewise.
-        out: float32 [m, n], with contiguous rows at multiples of 16 bytes; added to. Every sum is that of its
-            old value and the product, rounded once.
+        out: float32 [m, n], n a multiple of 4, with contiguous rows at multiples of 16 bytes; added to. Every
+            sum is that of its old value and the product, rounded once.
 
     Raises:
         InputError: the arguments cannot be used; out is untouched.
@@ -95,7 +95,7 @@ def k_grouped_fp8_gemm_nt_contiguous(
         a: (A, sfa). A is float8_e4m3fn and contiguous: each group's [m, ks[g]], one after the other. sfa is
             float32 [m, sum(ks) / 128], the transpose of a contiguous tensor; other strides cost a copy.
         b: (B, sfb): each group's [n, ks[g]], and float32 [n, sum(ks) / 128].
-        d: float32 [groups, m, n], with contiguous rows at multiples of 16 bytes.
+        d: float32 [groups, m, n], n a multiple of 4, with contiguous rows at multiples of 16 bytes.
         ks, ks_cpu: two names of the k of each group, a list of multiples of 128 on the host. 0: the group's
             d becomes c, or zeros.
         ks_tensor, grouped_layout: two names of the same as int32 [groups] on the device. It is not needed; on
@@ -137,7 +137,8 @@ def k_grouped_wgrad_gemm_fp8_fp8_fp32_nt(
         lhs: (A, sfa). A is float8_e4m3fn and contiguous: each group's [m, batch_sizes[g]], one after the
             other. sfa is float32 [sum over g of ceil(batch_sizes[g] / 128), m], or the transpose of that.
         rhs: (B, sfb), likewise with n in m's place.
-        out: float32 [groups, m, n], with contiguous rows at multiples of 16 bytes; added to.
+        out: float32 [groups, m, n], n a multiple of 4, with contiguous rows at multiples of 16 bytes; added
+            to.
         batch_sizes: the k of each group, multiples of 16.
 
     Errors: as `k_grouped_fp8_gemm_nt_contiguous`.

@@ -83,7 +83,7 @@ inline uint32_t counted(uint32_t id, uint32_t threads) {
 // A load into each block of the mask.
 inline void load_boxes(uint32_t shared, const TensorMap& map, uint32_t mbarrier, int x, int y, uint32_t mask) {
     check_box(map, "TMA load", shared, {2, {x, y}}, false);
-    load_global(box_of(map, "TMA load", shared, {2, {x, y}}), mbarrier, mask);
+    load_global(box_of(map, "TMA load", shared, {2, {x, y}}, false), mbarrier, mask);
 }
 
 uint64_t shuffle(uint64_t bits, int lane) {

@@ -67,9 +67,14 @@ inline void check_box(const TensorMap& map, const char* who, uint32_t shared, co
                     who, at.at[i], i);
 }
 
-// The box at `at`: elements that are outside the tensor belong to no piece's bytes.
-inline SharedTransfer box_of(const TensorMap& map, const char* who, uint32_t shared, const Coordinates& at) {
+// The box at `at`: elements that are outside the tensor belong to no piece's bytes. A load ends with a row's last
+// element, and a store with the 16 bytes that hold it: it overwrites what lies behind a row that ends inside them, as
+// an H200 does for elements of 1, 2 and 4 bytes, and for reductions.
+inline SharedTransfer box_of(const TensorMap& map, const char* who, uint32_t shared, const Coordinates& at,
+                             bool store) {
     const uint32_t element = element_bytes(map.element), row_bytes = map.box[0] * element;
+    const int64_t in_piece = SharedMemory::kChunk / element;
+    const int64_t row_end = store ? (map.size[0] + in_piece - 1) / in_piece * in_piece : map.size[0];
     auto transfer = std::make_shared<Transfer>(Transfer{who, shared, 1, {}});
     for (int i = 1; i < map.rank; ++i) transfer->rows *= map.box[i];
     transfer->pieces.reserve(transfer->rows * row_bytes / SharedMemory::kChunk);
@@ -87,7 +92,7 @@ inline SharedTransfer box_of(const TensorMap& map, const char* who, uint32_t sha
             if (map.swizzle) address ^= address >> 3 & (map.swizzle - 16);
             const int64_t column = at.at[0] + static_cast<int64_t>(byte / element);
             const int64_t begin = std::max<int64_t>(column, 0);
-            const int64_t end = std::min<int64_t>(column + SharedMemory::kChunk / element, map.size[0]);
+            const int64_t end = std::min<int64_t>(column + in_piece, row_end);
             if (outside || begin >= end)
                 transfer->pieces.push_back({address, nullptr, 0, 0});
             else
@@ -123,9 +128,11 @@ inline void check_global(const Block& block, const uint8_t* global, std::size_t 
     const auto address = reinterpret_cast<uintptr_t>(global);
     std::size_t number = 0;
     if (!memory.find(address, bytes, number))
-        fail_at(Fault::global_out_of_bounds, address,
-                "TMA %s %zu bytes at %s: the tensor map describes more than there is",
-                write ? "store writes" : "load reads", bytes, memory.describe(address, bytes).c_str());
+        fail_at(Fault::global_out_of_bounds, address, "TMA %s %zu bytes at %s: %s",
+                write ? "store writes" : "load reads", bytes, memory.describe(address, bytes).c_str(),
+                write ? "the tensor map describes more than there is, or the last row ends inside these 16 bytes, "
+                        "which are written whole"
+                      : "the tensor map describes more than there is");
     if (!once) return;
     if (const auto other = memory.write(address, bytes, number, block.index))
         fail_at(Fault::written_twice, address,
@@ -271,7 +278,7 @@ inline void store(const SharedTransfer& transfer, std::optional<Combination> com
 inline void store_box(const TensorMap& map, uint32_t shared, const Coordinates& at,
                       std::optional<Combination> combination = std::nullopt) {
     check_box(map, "TMA store", shared, at, true);
-    store(box_of(map, "TMA store", shared, at), combination);
+    store(box_of(map, "TMA store", shared, at, true), combination);
 }
 
 // L2 is not modelled. The box must still be one that could be loaded.
@@ -287,7 +294,7 @@ inline void prefetch_box(const TensorMap& map, const Coordinates& at) {
 void load_tensor(uint32_t shared, const TensorMap* map, uint32_t mbarrier, const Coordinates& at, uint32_t mask) {
     EMULATOR_ENTER;
     check_box(*map, "TMA load", shared, at, false);
-    load_global(box_of(*map, "TMA load", shared, at), mbarrier, mask);
+    load_global(box_of(*map, "TMA load", shared, at, false), mbarrier, mask);
 }
 void prefetch_tensor(const TensorMap* map, const Coordinates& at) {
     EMULATOR_ENTER;

@@ -18,6 +18,7 @@ from gemm_ladder.production import fast_path
 from gemm_ladder.testing import count_bytes, get_arch_major, ignore_env, test_filter
 from no_distribution import HIDE
 from repository import REPOSITORY
+from torch.fx.experimental.proxy_tensor import make_fx
 
 INSTALL = "import gemm_ladder; gemm_ladder.install_as_deep_gemm(); "
 
@@ -295,6 +296,8 @@ def test_tensors_that_stand_for_others(device: str) -> None:
     refused("torch.func.functionalize", lambda: functionalized(out))
     refused("torch.func.vmap", lambda: func.vmap(lambda x: gl.fp8_gemm_nt((x, lhs[1]), rhs, out))(a[None]))
     refused("torch.func.grad", lambda: func.grad(lambda s: gl.fp8_gemm_nt((a, s), rhs, out))(lhs[1]))
+    refused("torch.func.vmap", lambda: func.vmap(gl.get_mn_major_tma_aligned_tensor)(lhs[1][None]))
+    refused("torch.func.functionalize", lambda: make_fx(functionalized)(out))  # a mode sees that call
     func.vmap(lambda x: gl.fp8_gemm_nt(lhs, rhs, out) or x)(torch.ones(3))  # plain tensors, beside others
     assert not out.any()
 

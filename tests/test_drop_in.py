@@ -123,22 +123,42 @@ def test_it_comes_too_late(tmp_path: Path):
     assert printed.endswith("this call is needed before that") and str(folder) in printed
 
 
+def test_submodules_that_only_another_deep_gemm_has(tmp_path: Path) -> None:
+    """They are imported as its own are, and it may import deep_gemm itself."""
+    folder = package(tmp_path, "deep_gemm", __init__="from . import mega", utils="")
+    package(folder / "deep_gemm", "mega", __init__="from deep_gemm.utils import align", moe="name = 'moe'")
+    run(
+        INSTALL + "import deep_gemm.mega.moe, deep_gemm.utils.math\n"
+        "assert deep_gemm.mega.moe.name == 'moe' and deep_gemm.mega.align(5, 4) == 8\n"
+        "assert deep_gemm.utils.math is gemm_ladder.utils.math\n"
+        "try: import deep_gemm.utils.nonsense\n"
+        "except ModuleNotFoundError as error: assert error.name == 'deep_gemm.utils.nonsense'\n"
+        "else: assert False",
+        folder,
+    )
+
+
 @pytest.mark.slow
 def test_the_distribution(tmp_path: Path):
-    """With it `import deep_gemm` works in any process, a spawned one too."""
+    """With it `import deep_gemm` works in any process, a spawned one too, and another DeepGEMM that is
+    installed in the same folder keeps its files."""
     source, target = tmp_path / "source", tmp_path / "target"
-    for name in ("pyproject.toml", "deep_gemm/__init__.py"):  # a build leaves folders behind
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).write_text((REPOSITORY / "kernels" / "deep_gemm" / name).read_text())
+    source.mkdir()
+    for file in (REPOSITORY / "kernels" / "deep_gemm").glob("*.*"):  # a build leaves folders behind
+        (source / file.name).write_text(file.read_text())
+    package(target, "deep_gemm", __init__="bf16_gemm_nt, fp8_gemm_nt = 1, 2")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "--target", target, source], check=True)
-    run("import deep_gemm.utils, gemm_ladder; assert deep_gemm is gemm_ladder", target, hidden=False)
-    run(
+    (tmp_path / "sitecustomize.py").write_text(f"import site; site.addsitedir({str(target)!r})")
+    for program in (
+        "import deep_gemm.utils, gemm_ladder; assert deep_gemm is gemm_ladder",
         "from deep_gemm.settings import set_num_sms; set_num_sms(5); import deep_gemm as d;"
-        "assert d.get_num_sms() == 5 and d.__name__ == 'gemm_ladder' and not hasattr(d, 'bf16_gemm_nt')",
-        target,
-        hidden=False,
-    )
+        "assert d.get_num_sms() == 5 and d.__name__ == 'gemm_ladder'",
+        "import sys; assert 'gemm_ladder' not in sys.modules, 'a process that asks for nothing pays for it'",
+        "import importlib.util as u; assert u.find_spec('deep_gemm').origin.endswith('kernels/__init__.py')",
+        "import deep_gemm; assert deep_gemm.bf16_gemm_nt == 1 and callable(deep_gemm.fp8_gemm_nt)",
+    ):
+        run(program, tmp_path, hidden=False)
     script = tmp_path / "server.py"
     script.write_text(
         "import multiprocessing\n"
@@ -153,7 +173,7 @@ def test_the_distribution(tmp_path: Path):
         "    assert queue.get(timeout=120) == 'gemm_ladder'\n"
         "    process.join()\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(target)}
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     subprocess.run([sys.executable, script], env=environment, check=True)
 
 

@@ -15,7 +15,7 @@ import torch
 from gemm_ladder import utils
 from gemm_ladder.errors import InputError
 from gemm_ladder.production import fast_path
-from gemm_ladder.testing import count_bytes, get_arch_major, ignore_env, test_filter
+from gemm_ladder.testing import assert_bitwise_equal, count_bytes, get_arch_major, ignore_env, test_filter
 from no_distribution import HIDE
 from repository import REPOSITORY
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -203,9 +203,30 @@ def test_cast_with_scales_for_some_dimensions():
         utils.per_custom_dims_cast_to_fp8(x, (3,))
 
 
-def test_ceil_to_ue8m0():
-    x = torch.tensor([1.0, 1.0000001, 2.0**-20, 3.0, torch.inf])
-    assert utils.ceil_to_ue8m0(x).tolist() == [1.0, 2.0, 2.0**-20, 4.0, torch.inf]
+@pytest.mark.parametrize(("k", "gran_k"), [(300, 128), (64, 32), (512, 128)])
+def test_casting_back(k: int, gran_k: int) -> None:
+    """Each number times its scale, also where the scales are packed."""
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((5, k)).astype(np.float32))
+    for packed in (False, True):
+        codes, scales = utils.per_token_cast_to_fp8(x, True, gran_k, use_packed_ue8m0=packed)
+        assert scales.dtype == (torch.int32 if packed else torch.float32)
+        found = utils.cast_back_from_fp8(codes, scales, gran_k, use_packed_ue8m0=packed)
+        plain = utils.per_token_cast_to_fp8(x, True, gran_k)[1].repeat_interleave(gran_k, dim=1)[:, :k]
+        assert torch.equal(found, codes.float() * plain) and (found - x).abs().max() < 0.1 * x.abs().max()
+    with pytest.raises(InputError, match="use_packed_ue8m0 is given without use_ue8m0"):
+        utils.per_token_cast_to_fp8(x, use_packed_ue8m0=True)
+    with pytest.raises(InputError, match=r"^sf has shape .*; .* is needed: "):
+        utils.cast_back_from_fp8(codes, scales[:3], gran_k, use_packed_ue8m0=True)
+    with pytest.raises(InputError, match="x_fp8 is float32; float8_e4m3fn is needed"):
+        utils.cast_back_from_fp8(x, scales)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_ceil_to_ue8m0(dtype: torch.dtype) -> None:
+    x = torch.tensor([1.0, 1.01, 2.0**-14, 3.0, torch.inf], dtype=dtype)
+    assert utils.ceil_to_ue8m0(x).tolist() == [1.0, 2.0, 2.0**-14, 4.0, torch.inf]
+    with pytest.raises(InputError, match="x is torch.int32; a float32, bfloat16 or float16 tensor is"):
+        utils.ceil_to_ue8m0(x.int())
 
 
 def test_packed_exponents():
@@ -231,6 +252,21 @@ def test_count_bytes():
     assert count_bytes(x, None, (x.half(), [x.to(torch.float8_e4m3fn)])) == 48 + 24 + 12
     with pytest.raises(InputError, match="is no tensor"):
         count_bytes(x, 3)
+
+
+def test_equal_bits() -> None:
+    x = torch.arange(6.0).view(2, 3)
+    y = x.clone()
+    assert_bitwise_equal(x, y)
+    assert_bitwise_equal(x[:0], y[:0])
+    y[1, 0] = -1
+    with pytest.raises(AssertionError, match=r"^1 of 6 .* of d differ, the first at \[1, 0\]: 3.0 and -1.0"):
+        assert_bitwise_equal(x, y, "d")
+    with pytest.raises(AssertionError, match="of 1 elements differ"):  # though they compare as equal
+        assert_bitwise_equal(torch.tensor([0.0]), torch.tensor([-0.0]))
+    for other in (x.half(), x[0]):
+        with pytest.raises(AssertionError, match="the types differ"):
+            assert_bitwise_equal(x, other)
 
 
 def test_decorators(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

@@ -225,7 +225,7 @@ def test_casting_back(k: int, gran_k: int) -> None:
 def test_ceil_to_ue8m0(dtype: torch.dtype) -> None:
     x = torch.tensor([1.0, 1.01, 2.0**-14, 3.0, torch.inf], dtype=dtype)
     assert utils.ceil_to_ue8m0(x).tolist() == [1.0, 2.0, 2.0**-14, 4.0, torch.inf]
-    with pytest.raises(InputError, match="x is torch.int32; a float32, bfloat16 or float16 tensor is"):
+    with pytest.raises(InputError, match=r"x is torch.int32; a float32, bfloat16 or float16 tensor is"):
         utils.ceil_to_ue8m0(x.int())
 
 

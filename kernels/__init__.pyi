@@ -63,6 +63,7 @@ from .training.products import k_grouped_fp8_gemm_nt_contiguous as k_grouped_fp8
 from .training.products import k_grouped_wgrad_gemm_fp8_fp8_fp32_nt as k_grouped_wgrad_gemm_fp8_fp8_fp32_nt
 from .training.products import wgrad_gemm_fp8_fp8_fp32_nt as wgrad_gemm_fp8_fp8_fp32_nt
 from .utils import align as align
+from .utils import cast_back_from_fp8 as cast_back_from_fp8
 from .utils import ceil_to_ue8m0 as ceil_to_ue8m0
 from .utils import get_k_alignment_for_contiguous_layout as get_k_alignment_for_contiguous_layout
 from .utils import pack_ue8m0_to_int as pack_ue8m0_to_int

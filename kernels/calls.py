@@ -98,6 +98,7 @@ def _run(kind: Kind, lhs: object, rhs: object, out: object, rows: object = None,
     that torch's dispatcher has to see."""
     pairs = checks.pair(lhs, "lhs", "(A, sfa)") + checks.pair(rhs, "rhs", "(B, sfb)")
     if ops.seen(*pairs, out, rows):
+        checks.described(kind, lhs, rhs, out, rows)  # torch would refuse a wrong argument in its own words
         return ops.call(kind, *pairs, out, rows, expected_m)
     ops.run(checks.call(kind, lhs, rhs, out, rows), expected_m)
 

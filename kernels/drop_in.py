@@ -44,8 +44,8 @@ def install_as_deep_gemm() -> ModuleType:
 
 
 def take_the_name() -> ModuleType:
-    """As `install_as_deep_gemm`, whatever has been imported as deep_gemm: its distribution calls this while
-    it is being imported itself."""
+    """As `install_as_deep_gemm`, whatever has been imported as deep_gemm: its distribution calls this when
+    deep_gemm is imported, or looked for. The finder is the first one of sys.meta_path."""
     ours = importlib.import_module(OURS)
     if not installed():
         sys.meta_path.insert(0, _Finder())
@@ -67,21 +67,28 @@ def installed() -> bool:
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds deep_gemm.X where there is a gemm_ladder.X, and gives that module itself."""
+    """Finds deep_gemm.X where there is a gemm_ladder.X, and gives that module itself; else another DeepGEMM's
+    X, such as `mega` or `utils.dist`."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname != NAME and not fullname.startswith(f"{NAME}."):
             return None
-        own = importlib.util.find_spec(_ours(fullname))
-        if own is None:
+        inside = fullname[len(NAME) :]
+        found = _spec(OURS + inside)
+        if found is None and (other := another()):
+            found = _spec(other.__name__ + inside)
+        if found is None:
             return None
-        package = own.submodule_search_locations is not None
-        return importlib.util.spec_from_loader(fullname, self, origin=own.origin, is_package=package)
+        package = found.submodule_search_locations is not None
+        spec = importlib.util.spec_from_loader(fullname, self, origin=found.origin, is_package=package)
+        assert spec is not None
+        spec.loader_state = found.name
+        return spec
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
-        module = importlib.import_module(_ours(spec.name))
+        module = importlib.import_module(spec.loader_state)
         spec.loader_state = module.__spec__
         return module
 
@@ -92,8 +99,12 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         _alias_what_is_loaded()
 
 
-def _ours(name: str) -> str:
-    return OURS + name[len(NAME) :]
+def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
+    """The spec of a module, which is not imported; None where there is none."""
+    try:
+        return importlib.util.find_spec(name)
+    except ModuleNotFoundError:  # of its parent
+        return None
 
 
 def elsewhere(module: str) -> Callable[[str], Any]:
@@ -121,17 +132,22 @@ def elsewhere(module: str) -> Callable[[str], Any]:
 def another() -> ModuleType | None:
     """Another DeepGEMM: the copy in vLLM's wheel if vLLM has imported it, else its own package, else vLLM's;
     None where there is none, or it cannot be imported."""
-    if IN_VLLM in sys.modules:
-        return sys.modules[IN_VLLM]
+    for loaded in (IN_VLLM, ELSEWHERE):  # the second one while it is loading, if it imports deep_gemm itself
+        if loaded in sys.modules:
+            return sys.modules[loaded]
+    own = importlib.machinery.PathFinder.find_spec(NAME)
+    if own is not None and own.origin is not None and (found := _or_none(lambda: _load(str(own.origin)))):
+        return found
+    return _or_none(lambda: importlib.import_module(IN_VLLM)) if folder_in_vllm() else None
+
+
+def _or_none(load: Callable[[], ModuleType]) -> ModuleType | None:
+    """What is loaded; None where that fails, as for a DeepGEMM that was built for another torch."""
     try:
-        own = importlib.machinery.PathFinder.find_spec(NAME)
-        if own is not None and own.origin is not None and not _is_ours(Path(own.origin)):
-            return _load(own.origin)
-        if folder_in_vllm():
-            return importlib.import_module(IN_VLLM)
-    except Exception:  # such as one that was built for another torch: as good as none
+        return load()
+    except Exception:
         sys.modules.pop(ELSEWHERE, None)
-    return None
+        return None
 
 
 def folder_in_vllm() -> Path | None:
@@ -139,11 +155,6 @@ def folder_in_vllm() -> Path | None:
     vllm = importlib.util.find_spec("vllm")
     folders = (Path(one) / "third_party" for one in (vllm and vllm.submodule_search_locations) or ())
     return next((one for one in folders if (one / NAME).is_dir()), None)
-
-
-def _is_ours(file: Path) -> bool:
-    """Whether a deep_gemm/__init__.py is that of this repository's distribution."""
-    return OURS in file.read_text(encoding="utf-8")
 
 
 def _load(file: str) -> ModuleType:

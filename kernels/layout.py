@@ -32,17 +32,26 @@ def get_mn_major_tma_aligned_tensor(sf: torch.Tensor) -> torch.Tensor:
         InputError: another type, or another number of dimensions.
     """
     if ops.compiling() or ops.seen(sf):
+        if not ops.compiling():
+            _described(sf)
         found: torch.Tensor = torch.ops.gemm_ladder.get_mn_major_tma_aligned_tensor(sf)
         return found
     return _mn_major(sf)
 
 
-def _mn_major(sf: torch.Tensor) -> torch.Tensor:
+def _described(sf: torch.Tensor) -> None:
+    """Refuse what is no tensor of scales, by what can be said without its memory."""
     _scales(sf)
+    checks.in_no_transform("sf", sf)
     if sf.dim() not in (2, 3):
         raise InputError(
             f"sf has shape {list(sf.shape)}; 2 dimensions, or 3 with groups, are needed: [m, k / 128]"
         )
+
+
+def _mn_major(sf: torch.Tensor) -> torch.Tensor:
+    _described(sf)
+    checks.has_memory("sf", sf)
     found = scales.mn_major(sf.resolve_neg())
     strides = scales.mn_major_strides(found.shape)
     # Strides of dimensions of size 1 matter to nothing but a caller who looks at them.

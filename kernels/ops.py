@@ -21,6 +21,7 @@ import torch
 from gemm_ladder import checks, settings
 from gemm_ladder.arguments import Kind
 from gemm_ladder.checks import CheckedCall
+from gemm_ladder.errors import InputError
 from gemm_ladder.production import fast_path
 from gemm_ladder.ref import gemm as reference
 from torch._subclasses import FakeTensor
@@ -85,11 +86,26 @@ def define_product(schema: str, function: Callable[..., None]) -> None:
     _library.define(schema, tags=(torch.Tag.needs_exact_strides,))
     for device in ("CPU", "CUDA"):
         _library.impl(name, function, device)
-    torch.library.register_fake(f"gemm_ladder::{name}", _nothing, lib=_library)
+    operator = getattr(torch.ops.gemm_ladder, name).default
+    names = [argument.name for argument in operator._schema.arguments]
+
+    def fake(*given: object) -> None:
+        named = zip(names, given, strict=False)
+        _nothing({name: one for name, one in named if isinstance(one, torch.Tensor)})
+
+    torch.library.register_fake(f"gemm_ladder::{name}", fake, lib=_library)
 
 
-def _nothing(*operands: object) -> None:
-    """Nothing is returned, and what has no memory cannot be written."""
+def _nothing(operands: dict[str, torch.Tensor]) -> None:
+    """What an operator does where there is no memory: it refuses what could not be found out later.
+
+    A real tensor beside one without memory would not be written. And what torch.compile makes runs without a
+    history for autograd, so that it has to be asked for while it traces.
+    """
+    devices = {str(tensor.device): None for tensor in operands.values()}
+    if len(devices) > 1:
+        raise InputError(f"the tensors are on {' and '.join(devices)}; one device is needed for all")
+    checks.no_gradients("d", operands)
 
 
 def call(kind: Kind, *operands: object) -> None:

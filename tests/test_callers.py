@@ -1,13 +1,11 @@
 """How vLLM, SGLang and DeepGEMM's own tests call the products on Hopper: arguments, layouts and the settings
-around calls, written anew. Every name of DeepGEMM 2.8.1's interface is here, or in the table of
-kernels/deep_gemm/README.md."""
+around calls, written anew. deep_gemm_names.py has the names of DeepGEMM's interface."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,7 +19,6 @@ from gemm_ladder.errors import InputError
 from gemm_ladder.testing import calc_diff
 from grouped_cases import contiguous, psum
 from no_distribution import HIDE
-from repository import REPOSITORY
 
 DIFFERENCE = 1e-3  # calc_diff of a right product: the error of the casts
 
@@ -159,79 +156,94 @@ def test_misuse_is_a_runtime_error() -> None:
 
 # The wrappers of the real packages, where they are installed.
 
+OPERANDS = """
+import torch
+from deep_gemm.testing import calc_diff
+from deep_gemm.utils import get_mn_major_tma_aligned_tensor, per_block_cast_to_fp8, per_token_cast_to_fp8
+
+x, w = torch.randn(256, 256), torch.randn(2, 136, 256)
+a, sfa = per_token_cast_to_fp8(x)
+b, sfb = map(torch.stack, zip(*map(per_block_cast_to_fp8, w)))
+lhs, indices = (a, get_mn_major_tma_aligned_tensor(sfa)), torch.tensor([1, 0], dtype=torch.int32)
+indices, counts, ends = indices.repeat_interleave(128), torch.tensor([128, 128]), torch.tensor([128, 256])
+batched = a.view(2, 128, 256), get_mn_major_tma_aligned_tensor(sfa.view(2, 128, 2))
+turned = torch.cat([x[:128] @ w[1].T, x[128:] @ w[0].T])
+straight = torch.cat([x[:128] @ w[0].T, x[128:] @ w[1].T])
+
+
+def new():
+    return torch.empty(256, 136, dtype=torch.bfloat16)
+
+
+def check(out, expected):
+    assert calc_diff(out.view(expected.shape), expected) < 1e-3
+"""
 WRAPPERS = {
-    "vllm": (
-        "import vllm.utils.deep_gemm as wrapper\n"
-        "wrapper._lazy_init()\n"
-        "used = wrapper._fp8_gemm_nt_impl, wrapper._grouped_impl, wrapper._grouped_masked_impl\n"
-    ),
-    "sglang": (
-        "import deep_gemm\n"
-        "from sglang.srt.layers import deep_gemm_wrapper as wrapper\n"
-        "used = deep_gemm.fp8_gemm_nt, deep_gemm.m_grouped_fp8_gemm_nt_contiguous\n"
-        "assert callable(wrapper.gemm_nt_f8f8bf16)\n"
-    ),
+    "vllm": """
+import vllm.utils.deep_gemm as wrapper
+
+wrapper.fp8_gemm_nt(lhs, (b[0], sfb[0]), out := new())
+check(out, x @ w[0].T)
+wrapper.m_grouped_fp8_gemm_nt_contiguous(lhs, (b, sfb), out := new(), indices)
+check(out, turned)
+with wrapper.mk_alignment_scope(64):
+    assert wrapper.get_mk_alignment_for_contiguous_layout() == [64, 64]
+    wrapper.m_grouped_fp8_gemm_nt_contiguous(lhs, (b, sfb), out := new(), ends.int(), use_psum_layout=True)
+check(out, straight)
+out = new().view(2, 128, 136)
+wrapper.fp8_m_grouped_gemm_nt_masked(batched, (b, sfb), out, counts.int(), 128)
+check(out, straight)
+assert wrapper.get_col_major_tma_aligned_tensor(sfa).stride() == (1, 256)
+layout = {"mn": 136, "k": 256, "recipe": (1, 128, 128), "num_groups": 2, "is_sfa": False}
+assert torch.equal(wrapper.transform_sf_into_required_layout(sf=sfb, **layout), sfb)
+assert wrapper.get_theoretical_mk_alignment_for_contiguous_layout(100, 4) == 128
+wrapper.set_num_sms(20)
+assert wrapper.get_num_sms() == 20
+used = wrapper._fp8_gemm_nt_impl, wrapper._grouped_impl, wrapper._grouped_masked_impl
+""",
+    "sglang": """
+import deep_gemm
+import sglang.srt.utils as machine
+
+machine.is_cuda, machine.get_device_sm = (lambda: True), (lambda: 90)  # it uses DeepGEMM on a Hopper alone
+from sglang.srt.layers import deep_gemm_wrapper as wrapper
+from sglang.srt.layers.deep_gemm_wrapper import entrypoint
+
+assert wrapper.ENABLE_JIT_DEEPGEMM and wrapper.DEEPGEMM_NEED_TMA_ALIGNED_SCALES
+entrypoint._ensure_cuda = tuple
+for recipe in (None, (1, 128, 128)):
+    wrapper.gemm_nt_f8f8bf16(lhs, (b[0], sfb[0]), out := new(), recipe)
+    check(out, x @ w[0].T)
+wrapper.grouped_gemm_nt_f8f8bf16_contig(lhs, (b, sfb), out := new(), indices)
+check(out, turned)
+out = new().view(2, 128, 136)
+wrapper.grouped_gemm_nt_f8f8bf16_masked(batched, (b, sfb), out, counts.int(), 128)
+check(out, straight)
+assert wrapper.get_contiguous_layout_alignment(100, 4) == 128
+with wrapper.contiguous_layout_alignment_scope(64):
+    assert deep_gemm.get_mk_alignment_for_contiguous_layout() == 64
+with wrapper.configure_deep_gemm_num_sms(20):
+    assert deep_gemm.get_num_sms() == 20
+assert wrapper.get_mn_major_tma_aligned_tensor(sfa).stride() == (1, 256)
+used = (deep_gemm.fp8_gemm_nt,)
+""",
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("package", WRAPPERS)
 def test_a_real_caller(package: str) -> None:
-    """It finds this package's functions under DeepGEMM's name."""
+    """Its module around DeepGEMM finds this package's functions, and calls of it compute. On the CPU."""
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"needs {package}, which is not installed")
     program = (
-        f"{HIDE}import gemm_ladder\ngemm_ladder.install_as_deep_gemm()\n{WRAPPERS[package]}"
+        f"{HIDE}import gemm_ladder\ngemm_ladder.install_as_deep_gemm()\n{OPERANDS}{WRAPPERS[package]}"
         "assert all(one.__module__ == 'gemm_ladder.api' for one in used), used\n"
     )
     run = subprocess.run(
         [sys.executable, "-c", program],
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "SGLANG_JIT_DEEPGEMM_PRECOMPILE": "0"},
         capture_output=True,
         text=True,
     )
     assert run.returncode == 0, run.stderr
-
-
-# ------------------------------------------------------------------------------------- DeepGEMM's names
-
-README = REPOSITORY / "kernels" / "deep_gemm" / "README.md"
-# The public names of DeepGEMM 2.8.1's package, of its utils and of its testing, and those of its first
-# release.
-NAMES = """
-align batched_symm batched_syrk bench bench_kineto bf16_gemm_nn bf16_gemm_nt bf16_gemm_tn bf16_gemm_tt
-bf16_mega_gate bf16_mega_moe calc_diff ceil_div ceil_to_ue8m0 count_bytes cublaslt_gemm_nn cublaslt_gemm_nt
-cublaslt_gemm_tn cublaslt_gemm_tt cublaslt_nvfp4_gemm_nt einsum fp4_gemm_nt fp8_einsum fp8_fp4_gemm_nn
-fp8_fp4_gemm_nt fp8_fp4_gemm_tn fp8_fp4_gemm_tt fp8_fp4_mega_moe fp8_fp4_mqa_logits fp8_fp4_paged_mqa_logits
-fp8_fp4_paged_sparse_mqa_logits fp8_fp4_sparse_mqa_logits fp8_gemm_nn fp8_gemm_nt fp8_gemm_tn fp8_gemm_tt
-fp8_m_grouped_gemm_nt_masked gemm_fp8_fp8_bf16_nt get_arch_major get_block_m_for_mega_moe
-get_col_major_tma_aligned_tensor get_k_alignment_for_contiguous_layout
-get_k_grouped_mn_major_tma_aligned_packed_ue8m0_tensor get_m_alignment_for_contiguous_layout
-get_mk_alignment_for_contiguous_layout get_mn_major_tma_aligned_packed_ue8m0_tensor
-get_mn_major_tma_aligned_tensor get_mqa_logits_metadata get_num_sms get_paged_mqa_logits_metadata get_pdl
-get_tc_util get_theoretical_mk_alignment_for_contiguous_layout get_tma_aligned_size ignore_env
-k_grouped_bf16_gemm_tn_contiguous k_grouped_fp4_gemm_nt_contiguous k_grouped_fp8_gemm_nt_contiguous
-k_grouped_fp8_gemm_tn_contiguous k_grouped_wgrad_gemm_fp8_fp8_fp32_nt m_grouped_bf16_gemm_nn_contiguous
-m_grouped_bf16_gemm_nt_contiguous m_grouped_bf16_gemm_nt_masked m_grouped_fp4_gemm_nt_contiguous
-m_grouped_fp4_gemm_nt_masked m_grouped_fp8_fp4_gemm_nn_contiguous m_grouped_fp8_fp4_gemm_nt_contiguous
-m_grouped_fp8_fp4_gemm_nt_masked m_grouped_fp8_gemm_nn_contiguous m_grouped_fp8_gemm_nt_contiguous
-m_grouped_fp8_gemm_nt_masked m_grouped_gemm_fp8_fp8_bf16_nt_contiguous m_grouped_gemm_fp8_fp8_bf16_nt_masked
-mega_mhc nvfp4_mega_moe pack_ue8m0_to_int per_block_cast_to_fp8 per_channel_cast_to_fp8
-per_custom_dims_cast_to_fp8 per_token_cast_to_fp4 per_token_cast_to_fp8 set_block_size_multiple_of
-set_ignore_compile_dims set_mk_alignment_for_contiguous_layout set_num_sms set_pdl set_tc_util test_filter
-tf32_hc_prenorm_gemm transform_sf_into_required_layout unpack_ue8m0_from_int use_deterministic_algorithms
-wgrad_gemm_fp8_fp8_fp32_nt
-""".split()  # noqa: SIM905 - a list would have a line for each
-
-
-def here(name: str) -> bool:
-    """Whether this package has a name, in itself, in utils or in testing."""
-    return any(hasattr(module, name) for module in (deep_gemm, deep_gemm.utils, deep_gemm.testing))
-
-
-def test_names_that_are_not_here() -> None:
-    """The table has exactly those, each with a reason."""
-    rows = re.findall(r"^\| (`.*`) \| (.+) \|$", README.read_text(encoding="utf-8"), re.M)
-    listed = [name for names, _ in rows for name in re.findall(r"`(\w+)`", names)]
-    assert sorted(listed) == sorted(name for name in NAMES if not here(name))
-    assert all(reason.strip() for _, reason in rows)

@@ -15,9 +15,10 @@ import torch
 from gemm_ladder import utils
 from gemm_ladder.errors import InputError
 from gemm_ladder.production import fast_path
-from gemm_ladder.testing import count_bytes, get_arch_major, ignore_env, test_filter
+from gemm_ladder.testing import assert_bitwise_equal, count_bytes, get_arch_major, ignore_env, test_filter
 from no_distribution import HIDE
 from repository import REPOSITORY
+from torch.fx.experimental.proxy_tensor import make_fx
 
 INSTALL = "import gemm_ladder; gemm_ladder.install_as_deep_gemm(); "
 
@@ -122,22 +123,42 @@ def test_it_comes_too_late(tmp_path: Path):
     assert printed.endswith("this call is needed before that") and str(folder) in printed
 
 
+def test_submodules_that_only_another_deep_gemm_has(tmp_path: Path) -> None:
+    """They are imported as its own are, and it may import deep_gemm itself."""
+    folder = package(tmp_path, "deep_gemm", __init__="from . import mega", utils="")
+    package(folder / "deep_gemm", "mega", __init__="from deep_gemm.utils import align", moe="name = 'moe'")
+    run(
+        INSTALL + "import deep_gemm.mega.moe, deep_gemm.utils.math\n"
+        "assert deep_gemm.mega.moe.name == 'moe' and deep_gemm.mega.align(5, 4) == 8\n"
+        "assert deep_gemm.utils.math is gemm_ladder.utils.math\n"
+        "try: import deep_gemm.utils.nonsense\n"
+        "except ModuleNotFoundError as error: assert error.name == 'deep_gemm.utils.nonsense'\n"
+        "else: assert False",
+        folder,
+    )
+
+
 @pytest.mark.slow
 def test_the_distribution(tmp_path: Path):
-    """With it `import deep_gemm` works in any process, a spawned one too."""
+    """With it `import deep_gemm` works in any process, a spawned one too, and another DeepGEMM that is
+    installed in the same folder keeps its files."""
     source, target = tmp_path / "source", tmp_path / "target"
-    for name in ("pyproject.toml", "deep_gemm/__init__.py"):  # a build leaves folders behind
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).write_text((REPOSITORY / "kernels" / "deep_gemm" / name).read_text())
+    source.mkdir()
+    for file in (REPOSITORY / "kernels" / "deep_gemm").glob("*.*"):  # a build leaves folders behind
+        (source / file.name).write_text(file.read_text())
+    package(target, "deep_gemm", __init__="bf16_gemm_nt, fp8_gemm_nt = 1, 2")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "--target", target, source], check=True)
-    run("import deep_gemm.utils, gemm_ladder; assert deep_gemm is gemm_ladder", target, hidden=False)
-    run(
+    (tmp_path / "sitecustomize.py").write_text(f"import site; site.addsitedir({str(target)!r})")
+    for program in (
+        "import deep_gemm.utils, gemm_ladder; assert deep_gemm is gemm_ladder",
         "from deep_gemm.settings import set_num_sms; set_num_sms(5); import deep_gemm as d;"
-        "assert d.get_num_sms() == 5 and d.__name__ == 'gemm_ladder' and not hasattr(d, 'bf16_gemm_nt')",
-        target,
-        hidden=False,
-    )
+        "assert d.get_num_sms() == 5 and d.__name__ == 'gemm_ladder'",
+        "import sys; assert 'gemm_ladder' not in sys.modules, 'a process that asks for nothing pays for it'",
+        "import importlib.util as u; assert u.find_spec('deep_gemm').origin.endswith('kernels/__init__.py')",
+        "import deep_gemm; assert deep_gemm.bf16_gemm_nt == 1 and callable(deep_gemm.fp8_gemm_nt)",
+    ):
+        run(program, tmp_path, hidden=False)
     script = tmp_path / "server.py"
     script.write_text(
         "import multiprocessing\n"
@@ -152,7 +173,7 @@ def test_the_distribution(tmp_path: Path):
         "    assert queue.get(timeout=120) == 'gemm_ladder'\n"
         "    process.join()\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(target)}
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     subprocess.run([sys.executable, script], env=environment, check=True)
 
 
@@ -182,9 +203,30 @@ def test_cast_with_scales_for_some_dimensions():
         utils.per_custom_dims_cast_to_fp8(x, (3,))
 
 
-def test_ceil_to_ue8m0():
-    x = torch.tensor([1.0, 1.0000001, 2.0**-20, 3.0, torch.inf])
-    assert utils.ceil_to_ue8m0(x).tolist() == [1.0, 2.0, 2.0**-20, 4.0, torch.inf]
+@pytest.mark.parametrize(("k", "gran_k"), [(300, 128), (64, 32), (512, 128)])
+def test_casting_back(k: int, gran_k: int) -> None:
+    """Each number times its scale, also where the scales are packed."""
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((5, k)).astype(np.float32))
+    for packed in (False, True):
+        codes, scales = utils.per_token_cast_to_fp8(x, True, gran_k, use_packed_ue8m0=packed)
+        assert scales.dtype == (torch.int32 if packed else torch.float32)
+        found = utils.cast_back_from_fp8(codes, scales, gran_k, use_packed_ue8m0=packed)
+        plain = utils.per_token_cast_to_fp8(x, True, gran_k)[1].repeat_interleave(gran_k, dim=1)[:, :k]
+        assert torch.equal(found, codes.float() * plain) and (found - x).abs().max() < 0.1 * x.abs().max()
+    with pytest.raises(InputError, match="use_packed_ue8m0 is given without use_ue8m0"):
+        utils.per_token_cast_to_fp8(x, use_packed_ue8m0=True)
+    with pytest.raises(InputError, match=r"^sf has shape .*; .* is needed: "):
+        utils.cast_back_from_fp8(codes, scales[:3], gran_k, use_packed_ue8m0=True)
+    with pytest.raises(InputError, match="x_fp8 is float32; float8_e4m3fn is needed"):
+        utils.cast_back_from_fp8(x, scales)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_ceil_to_ue8m0(dtype: torch.dtype) -> None:
+    x = torch.tensor([1.0, 1.01, 2.0**-14, 3.0, torch.inf], dtype=dtype)
+    assert utils.ceil_to_ue8m0(x).tolist() == [1.0, 2.0, 2.0**-14, 4.0, torch.inf]
+    with pytest.raises(InputError, match=r"x is torch.int32; a float32, bfloat16 or float16 tensor is"):
+        utils.ceil_to_ue8m0(x.int())
 
 
 def test_packed_exponents():
@@ -210,6 +252,21 @@ def test_count_bytes():
     assert count_bytes(x, None, (x.half(), [x.to(torch.float8_e4m3fn)])) == 48 + 24 + 12
     with pytest.raises(InputError, match="is no tensor"):
         count_bytes(x, 3)
+
+
+def test_equal_bits() -> None:
+    x = torch.arange(6.0).view(2, 3)
+    y = x.clone()
+    assert_bitwise_equal(x, y)
+    assert_bitwise_equal(x[:0], y[:0])
+    y[1, 0] = -1
+    with pytest.raises(AssertionError, match=r"^1 of 6 .* of d differ, the first at \[1, 0\]: 3.0 and -1.0"):
+        assert_bitwise_equal(x, y, "d")
+    with pytest.raises(AssertionError, match="of 1 elements differ"):  # though they compare as equal
+        assert_bitwise_equal(torch.tensor([0.0]), torch.tensor([-0.0]))
+    for other in (x.half(), x[0]):
+        with pytest.raises(AssertionError, match="the types differ"):
+            assert_bitwise_equal(x, other)
 
 
 def test_decorators(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
@@ -295,6 +352,8 @@ def test_tensors_that_stand_for_others(device: str) -> None:
     refused("torch.func.functionalize", lambda: functionalized(out))
     refused("torch.func.vmap", lambda: func.vmap(lambda x: gl.fp8_gemm_nt((x, lhs[1]), rhs, out))(a[None]))
     refused("torch.func.grad", lambda: func.grad(lambda s: gl.fp8_gemm_nt((a, s), rhs, out))(lhs[1]))
+    refused("torch.func.vmap", lambda: func.vmap(gl.get_mn_major_tma_aligned_tensor)(lhs[1][None]))
+    refused("torch.func.functionalize", lambda: make_fx(functionalized)(out))  # a mode sees that call
     func.vmap(lambda x: gl.fp8_gemm_nt(lhs, rhs, out) or x)(torch.ones(3))  # plain tensors, beside others
     assert not out.any()
 

@@ -14,7 +14,7 @@ from call_arguments import GROUPS, MAX_M, Arguments, K, M, N, grouped_arguments,
 from cases import place
 from gemm_ladder import build, checks, ops, scales, settings
 from gemm_ladder.arguments import KINDS, GroupedArgs, align, row_stride
-from gemm_ladder.errors import LaunchError
+from gemm_ladder.errors import InputError, LaunchError
 from gemm_ladder.lab.operands import normal
 from gemm_ladder.production import fast_path
 from torch.utils.flop_counter import FlopCounterMode
@@ -152,6 +152,29 @@ def test_what_is_queued_is_right(layout):
             for field, x in (("a_stride", tensors[0]), ("b_stride", tensors[2]), ("d_stride", tensors[4])):
                 assert given[field] == row_stride(x.shape, x.stride())
     assert passed > 100
+
+
+@pytest.mark.parametrize("layout", KINDS)
+def test_storages_that_were_made_smaller(layout):
+    """A tensor keeps its size when its storage loses its last bytes, or all."""
+    add(layout)
+    for which in ("A", "sfa", "B", "sfb", *list(call_of(layout))[2:]):
+        for lost in (1, None):
+            call = call_of(layout)
+            call.change(which, lambda x: torch.empty_strided(x.shape, x.stride(), dtype=x.dtype).copy_(x))
+            assert queue(layout, call) is not None
+
+            def shrink(x, lost=lost):
+                storage = x.untyped_storage()
+                storage.resize_(0 if lost is None else storage.nbytes() - lost)
+                return x
+
+            call.change(which, shrink)
+            assert queue(layout, call) is None
+            with pytest.raises(
+                InputError, match=rf"^{which} has a storage of \d+ bytes; \d+, for all of its"
+            ):
+                checks.operands(layout, *call.values(), general=True)
 
 
 @pytest.mark.parametrize("layout", KINDS)

@@ -227,6 +227,64 @@ def test_fake_tensors(kind: str, device: str) -> None:
     product(kind, *fake)
 
 
+WRONG = {
+    "its numbers": (lambda x: x.tolist(), "A is of type list; a torch.Tensor is needed"),
+    "in NumPy": (lambda x: x.float().cpu().numpy(), "A is of type ndarray; a torch.Tensor is needed"),
+    "nothing": (lambda x: None, "A is of type NoneType; a torch.Tensor is needed"),
+    "on no device": (lambda x: x.to("meta"), "A is on meta and sfa on {}; one device is needed for all"),
+    "sparse": (
+        lambda x: x.float().to_sparse(),
+        "A has layout torch.sparse_coo; a dense tensor (torch.strided) is needed",
+    ),
+    "of another type": (lambda x: x.float(), "A is float32; float8_e4m3fn is needed"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_arguments_that_a_profiler_sees(wrong: str, device: str) -> None:
+    """They are refused in the same sentences as without one, and not in torch's."""
+    change, message = WRONG[wrong]
+    calls = {kind: (example(kind, device), product) for kind in ops.NAMES}
+    calls |= {name: (arguments, gradient) for name, arguments in gradients(device).items()}
+    for name, ((a, *others), function) in calls.items():
+        before = others[3].clone()
+        with torch.profiler.profile(), pytest.raises(gl.GemmLadderError) as refused:
+            function(name, *(() if function is product else (others[3],)), change(a), *others)
+        assert str(refused.value) == message.format(others[0].device), name
+        assert torch.equal(others[3].view(torch.uint8), before.view(torch.uint8))
+
+
+@pytest.mark.parametrize("kind", ops.NAMES)
+def test_fake_tensors_that_do_not_fit(kind: str, device: str) -> None:
+    arguments = example(kind, device)
+    with FakeTensorMode() as mode:
+        fake = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in arguments]
+        for index, change, message in (
+            (0, lambda x: x[..., :128], r"^B has shape .*; .* is needed: "),
+            (1, torch.Tensor.half, r"^sfa is float16; float32 is needed$"),
+            (4, lambda x: x[0], r"^out has shape .*; .* needed"),
+        ):
+            spoiled = [change(x) if number == index else x for number, x in enumerate(fake)]
+            with pytest.raises(gl.GemmLadderError, match=message):
+                product(kind, *spoiled)
+
+
+def test_symbols_for_sizes(device: str) -> None:
+    """make_fx may trace with them, and then the sizes are not compared."""
+    arguments = example("dense", device)
+    traced = make_fx(doubled("dense"), tracing_mode="symbolic")(*arguments)
+    assert torch.equal(traced(*arguments), doubled("dense")(*arguments))
+
+
+def test_a_real_tensor_beside_those_without_memory(device: str) -> None:
+    """Torch calls what it has for FakeTensors, which would leave the real output as it was."""
+    a, *others = example("dense", device)
+    operator = torch.ops.gemm_ladder.fp8_gemm_nt
+    operator(*(x.to("meta") for x in (a, *others)))
+    with pytest.raises(gl.GemmLadderError, match=r"^the tensors are on meta and \w+.*; one device is needed"):
+        operator(a.to("meta"), *others)
+
+
 def test_make_fx(device: str) -> None:
     arguments = example("dense", device)
     traced = make_fx(doubled("dense"))(*arguments)
@@ -276,6 +334,29 @@ def test_inputs_that_require_grad_are_refused_in_operators(device: str) -> None:
     a, sfa, b, sfb, out = example("dense", device)
     with pytest.raises(gl.GemmLadderError, match=r"^sfa requires grad, which no kernel computes; "):
         torch.ops.gemm_ladder.fp8_gemm_nt(a, sfa.requires_grad_(), b, sfb, out)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_inputs_that_require_grad_are_refused_when_compiled(backend: str, device: str) -> None:
+    """What torch.compile has made runs without a history for autograd: the refusal comes while it traces."""
+    arguments = example("dense", device)
+    expected = doubled("dense")(*arguments)
+    a, sfa, *others = arguments
+    scales = sfa.clone().requires_grad_()
+    torch._dynamo.reset()
+    compiled = torch.compile(doubled("dense"), backend=backend, fullgraph=True)
+    with pytest.raises(RuntimeError, match=r"sfa requires grad, which no kernel computes; sfa\.detach"):
+        compiled(a, scales, *others)
+
+    def without_gradients(scales: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            found = doubled("dense")(a, scales, *others)
+        return found * scales.sum()
+
+    found = torch.compile(without_gradients, backend=backend, fullgraph=True)(scales)
+    assert torch.equal(found, expected * scales.sum())
+    found.sum().backward()
+    assert scales.grad is not None
 
 
 DISTRIBUTED = """

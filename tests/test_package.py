@@ -32,6 +32,7 @@ def test_public_names():
         "bench_kineto",
         "build",
         "calc_diff",
+        "cast_back_from_fp8",
         "ceil_div",
         "ceil_to_ue8m0",
         "emulator",

@@ -38,6 +38,13 @@ def fake(x: torch.Tensor) -> torch.Tensor:
     return FakeTensorMode().from_tensor(x)
 
 
+def without_storage(x: torch.Tensor) -> torch.Tensor:
+    """A copy that has lost its memory, as FSDP's weights have between uses."""
+    x = x.clone()
+    x.untyped_storage().resize_(0)
+    return x
+
+
 CHANGES = {
     **{f"to {dtype}": (lambda x, dtype=dtype: x.to(dtype)) for dtype in DTYPES},
     **{f"wider by {by}": (lambda x, by=by: wider(x, by)) for by in (1, 4, 8, 16, 64)},
@@ -62,6 +69,9 @@ CHANGES = {
     "a parameter": lambda x: torch.nn.Parameter(x, requires_grad=False),
     "requires grad": lambda x: x.float().requires_grad_(),
     "fake": fake,
+    "without storage": without_storage,
+    "nested": lambda x: torch.nested.nested_tensor([x.float(), x.float()]),
+    "not initialized": lambda x: torch.nn.UninitializedParameter(),
     "its numbers": lambda x: x.float().tolist(),
     "in NumPy": lambda x: x.float().cpu().numpy(),
     "nothing": lambda x: None,

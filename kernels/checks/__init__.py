@@ -37,7 +37,7 @@ that requires grad always. All tensors are on one device: the CPU or a Hopper GP
 """
 
 from gemm_ladder.checks.layouts import DIMENSIONS, DTYPES, ROWS, SCALES, needed_shape, supported
-from gemm_ladder.checks.products import CheckedCall, call, operands
+from gemm_ladder.checks.products import CheckedCall, call, described, operands
 from gemm_ladder.checks.rules import (
     aligned,
     disjoint,
@@ -45,6 +45,7 @@ from gemm_ladder.checks.rules import (
     gapless,
     has_memory,
     in_memory,
+    in_no_transform,
     is_distributed,
     no_gradients,
     pair,
@@ -64,11 +65,13 @@ __all__ = [
     "CheckedCall",
     "aligned",
     "call",
+    "described",
     "disjoint",
     "dtype",
     "gapless",
     "has_memory",
     "in_memory",
+    "in_no_transform",
     "is_distributed",
     "needed_shape",
     "no_gradients",

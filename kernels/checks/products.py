@@ -77,20 +77,15 @@ def operands(
     Raises:
         InputError: the first thing found wrong.
     """
-    a, sfa = rules.pair(lhs, "lhs", "(A, sfa)")
-    b, sfb = rules.pair(rhs, "rhs", "(B, sfb)")
-    if general and kind == "dense":
-        a, sfa, out = _as_matrices(a, sfa, out)
-    named = {"A": a, "sfa": sfa, "B": b, "sfb": sfb, "out": out}
-    if kind != "dense":
-        named[ROWS[kind]] = rows
-    given = rules.tensors(named)
+    given = _tensors(kind, lhs, rhs, out, rows)
     device = rules.same_device(given)
     if hopper:
         rules.runs_on(device)
     for name, tensor in given.items():
-        if name not in SCALES or tensor.dtype not in scales.CONVERTED:
-            rules.dtype(name, tensor, DTYPES[name])
+        rules.has_memory(name, tensor)
+    if general and kind == "dense":
+        _as_matrices(given)
+    _dtypes(given)
     size = agreeing_sizes(kind, given, 0 if general else 1)
     _memory(given, general)
     return CheckedCall(
@@ -108,30 +103,64 @@ def operands(
     )
 
 
-def _as_matrices(*named: object) -> tuple[object, ...]:
-    """A, sfa and out with their leading dimensions made one, if all have more than one; otherwise as they
-    are."""
-    if not all(isinstance(one, torch.Tensor) and one.dim() > 2 for one in named):
-        return named
-    a, sfa, out = (one for one in named if isinstance(one, torch.Tensor))
+def described(kind: Kind, lhs: object, rhs: object, out: object, rows: object = None) -> None:
+    """Check what can be said about a call's tensors without their memory, which FakeTensors do not have:
+    types, devices, dtypes and, unless torch traces with symbols for them, sizes. Arguments as for `call`.
+
+    Raises:
+        InputError: the first thing found wrong.
+    """
+    given = _tensors(kind, lhs, rhs, out, rows)
+    rules.same_device(given)
+    for name, tensor in given.items():
+        rules.in_no_transform(name, tensor)
+    if kind == "dense":
+        _as_matrices(given)
+    _dtypes(given)
+    if all(type(size) is int for tensor in given.values() for size in tensor.shape):
+        supported(kind, agreeing_sizes(kind, given, 0))
+
+
+def _tensors(kind: Kind, lhs: object, rhs: object, out: object, rows: object) -> dict[str, torch.Tensor]:
+    """The tensors of a call by their names."""
+    a, sfa = rules.pair(lhs, "lhs", "(A, sfa)")
+    b, sfb = rules.pair(rhs, "rhs", "(B, sfb)")
+    named = {"A": a, "sfa": sfa, "B": b, "sfb": sfb, "out": out}
+    if kind != "dense":
+        named[ROWS[kind]] = rows
+    return rules.tensors(named)
+
+
+def _dtypes(given: Mapping[str, torch.Tensor]) -> None:
+    for name, tensor in given.items():
+        if name not in SCALES or tensor.dtype not in scales.CONVERTED:
+            rules.dtype(name, tensor, DTYPES[name])
+
+
+def _as_matrices(given: dict[str, torch.Tensor]) -> None:
+    """Make the leading dimensions of A, sfa and out one, if all three have more than one."""
+    a, sfa, out = (given[name] for name in ("A", "sfa", "out"))
+    if min(a.dim(), sfa.dim(), out.dim()) <= 2:
+        return
     if not a.shape[:-1] == sfa.shape[:-1] == out.shape[:-1]:
         raise InputError(
             f"A has shape {list(a.shape)}, sfa {list(sfa.shape)} and out {list(out.shape)}; the same "
             "dimensions before the last one are needed"
         )
+    rows = a.shape[:-1].numel()
     try:
-        return a.view(-1, a.shape[-1]), sfa.reshape(-1, sfa.shape[-1]), out.view(-1, out.shape[-1])
+        given["A"], given["out"] = a.view(rows, a.shape[-1]), out.view(rows, out.shape[-1])
     except RuntimeError:
         raise InputError(
             f"A has strides {a.stride()} and out {out.stride()}; leading dimensions that are one dimension "
             "of rows are needed"
         ) from None
+    given["sfa"] = sfa.reshape(rows, sfa.shape[-1])
 
 
 def _memory(given: Mapping[str, torch.Tensor], general: bool) -> None:
-    """Check that there is memory, strides and addresses, and that `out` can be written."""
+    """Check strides and addresses, and that `out` can be written."""
     for name, tensor in given.items():
-        rules.has_memory(name, tensor)
         if name in SCALES:
             continue
         if general and name not in ROWS.values():

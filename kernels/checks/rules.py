@@ -14,12 +14,13 @@ import torch
 from gemm_ladder.arguments import HOPPER, TMA_ALIGNMENT, row_stride
 from gemm_ladder.errors import InputError
 from torch._subclasses import FakeTensor
+from torch.nn.parameter import is_lazy
 
 # The transforms of torch.func, and whether a tensor stands for others inside of one.
 _WRAPPED = {
-    "vmap": torch._C._functorch.is_batchedtensor,
-    "functionalize": torch._C._functorch.is_functionaltensor,
-    "grad": torch._C._functorch.is_gradtrackingtensor,
+    "torch.func.vmap": torch._C._functorch.is_batchedtensor,
+    "torch.func.functionalize": torch._C._functorch.is_functionaltensor,
+    "torch.func.grad or jvp": torch._C._functorch.is_gradtrackingtensor,
 }
 
 
@@ -42,6 +43,10 @@ def tensors(named: Mapping[str, object]) -> dict[str, torch.Tensor]:
             raise InputError(
                 f"{name} is a DTensor, which may lie on many devices; one device's, to_local(), is needed"
             )
+        if is_lazy(tensor):
+            raise InputError(f"{name} is a parameter without a shape yet; an initialized one is needed")
+        if tensor.is_nested:
+            raise InputError(f"{name} is a nested tensor, of several shapes; one of a single shape is needed")
         if tensor.layout != torch.strided:
             raise InputError(f"{name} has layout {tensor.layout}; a dense tensor (torch.strided) is needed")
         found[name] = tensor
@@ -154,14 +159,25 @@ def in_memory(name: str, tensor: torch.Tensor) -> None:
 
 
 def has_memory(name: str, tensor: torch.Tensor) -> None:
-    """Refuse a tensor that stands for others or for none: its address is no address of its elements."""
+    """Refuse a tensor that stands for others or for none, whose address is no address of its elements, and
+    one whose storage was made smaller, as FSDP does with weights that are not in use."""
     if isinstance(tensor, FakeTensor):
         raise InputError(f"{name} is a FakeTensor, which has no memory; a tensor that has some is needed")
+    in_no_transform(name, tensor)
+    needed = (tensor.storage_offset() + _extent(tensor)) * tensor.element_size()
+    if tensor.numel() and (nbytes := tensor.untyped_storage().nbytes()) < needed:
+        raise InputError(
+            f"{name} has a storage of {nbytes} bytes; {needed}, for all of its elements, are needed"
+        )
+
+
+def in_no_transform(name: str, tensor: torch.Tensor) -> None:
+    """Refuse a tensor that stands for others inside of a transform of torch.func."""
     for transform, holds in _WRAPPED.items():
         if holds(tensor):
             raise InputError(
-                f"{name} is a tensor inside of torch.func.{transform}, for which these products have no "
-                "rule; a call outside of it is needed"
+                f"{name} is a tensor inside of {transform}, for which these products have no rule; a call "
+                "outside of it is needed"
             )
 
 
@@ -182,10 +198,14 @@ def _span(tensor: torch.Tensor) -> tuple[int, int]:
     if not tensor.numel():
         return 0, 0
     begin = tensor.data_ptr()
+    return begin, begin + _extent(tensor) * tensor.element_size()
+
+
+def _extent(tensor: torch.Tensor) -> int:
+    """The elements from its first to its last one, with the gaps between them; it has one at least."""
     if tensor.is_contiguous():
-        return begin, begin + tensor.nbytes
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return begin, begin + (last + 1) * tensor.element_size()
+        return tensor.numel()
+    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def no_gradients(output: str, given: Mapping[str, torch.Tensor]) -> None:

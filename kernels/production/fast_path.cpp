@@ -45,7 +45,9 @@ struct Api {
     Status (*dtype)(Tensor* const*, int32_t*);
     Status (*device_type)(Tensor* const*, int32_t*);
     Status (*device_index)(Tensor* const*, int32_t*);
-    bool (*gradients)();  // whether operations are recorded for autograd
+    Status (*storage_size)(Tensor* const*, int64_t*);    // in bytes
+    Status (*storage_offset)(Tensor* const*, int64_t*);  // in elements
+    bool (*gradients)();                                 // whether operations are recorded for autograd
     Status (*stream)(int32_t, void**);
     Status (*current_device)(int32_t*);  // cudaGetDevice
     // Objects that live as long as the process
@@ -122,7 +124,7 @@ bool increment_version(Object* tensor) {
 struct View {
     const char* data;
     const int64_t *size, *stride;
-    int64_t dimensions;
+    int64_t dimensions, storage, offset;
     int32_t dtype, device_type, device;
 
     // Reads `object`'s fields; false if it is not a tensor that can be read, and then an exception may be set.
@@ -134,7 +136,14 @@ struct View {
         api.dec_ref(address);
         return !api.data(&tensor, &data) && !api.sizes(&tensor, &size) && !api.strides(&tensor, &stride) &&
                !api.dimensions(&tensor, &dimensions) && !api.dtype(&tensor, &dtype) &&
-               !api.device_type(&tensor, &device_type) && !api.device_index(&tensor, &device);
+               !api.device_type(&tensor, &device_type) && !api.device_index(&tensor, &device) &&
+               !api.storage_size(&tensor, &storage) && !api.storage_offset(&tensor, &offset);
+    }
+    // Whether all of its elements, of so many bytes each, are in its storage, which may have been made smaller.
+    bool is_stored(int64_t element) const {
+        int64_t last = offset;
+        for (int i = 0; i < dimensions; ++i) last += (size[i] - 1) * stride[i];
+        return (last + 1) * element <= storage;
     }
     // Whether it has this type and these sizes and strides, whose first element, the groups', counts only if `many`.
     bool is(int64_t type, bool many, const int64_t (&sizes)[3], const int64_t (&strides)[3]) const {
@@ -201,6 +210,9 @@ bool find(Kind kind, Object* lhs, Object* rhs, Object* out, Object* layout, int6
         return false;
     if (many_b && (rows.dtype != api.int32 || rows.dimensions != 1 || rows.size[0] != counted || rows.stride[0] != 1 ||
                    !beside(rows, counted * sizeof(int32_t), 4)))
+        return false;
+    if (!a.is_stored(1) || !sfa.is_stored(sizeof(float)) || !b.is_stored(1) || !sfb.is_stored(sizeof(float)) ||
+        !d.is_stored(sizeof(uint16_t)) || (many_b && !rows.is_stored(sizeof(int32_t))))
         return false;
     if (!is(out, api.requires_grad, api.no)) return false;
     const auto weight =

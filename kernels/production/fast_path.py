@@ -69,6 +69,8 @@ _TORCH = {
     "dtype": "aoti_torch_get_dtype",
     "device_type": "aoti_torch_get_device_type",
     "device_index": "aoti_torch_get_device_index",
+    "storage_size": "aoti_torch_get_storage_size",
+    "storage_offset": "aoti_torch_get_storage_offset",
     "gradients": "aoti_torch_grad_mode_is_enabled",
 }
 _CUDA = {"stream": "aoti_torch_get_current_cuda_stream", "current_device": "cudaGetDevice"}

@@ -9,7 +9,7 @@ import torch
 from gemm_ladder.errors import InputError
 from gemm_ladder.ref import metrics
 
-__all__ = ["calc_diff", "count_bytes"]
+__all__ = ["assert_bitwise_equal", "calc_diff", "count_bytes"]
 
 
 def calc_diff(x: torch.Tensor | np.ndarray, y: torch.Tensor | np.ndarray) -> float:
@@ -42,6 +42,28 @@ def count_bytes(*tensors: Any) -> int:
         elif one is not None:
             raise InputError(f"{one!r} is no tensor; tensors, tuples and lists of them, or None are needed")
     return total
+
+
+def assert_bitwise_equal(x: torch.Tensor, y: torch.Tensor, label: str = "") -> None:
+    """Raise AssertionError, which says where, unless two tensors have the same shape, type and bits.
+
+    Args:
+        x, y: on one device.
+        label: what they are, for the message.
+    """
+    name = f" of {label}" if label else ""
+    shapes = [(list(one.shape), one.dtype) for one in (x, y)]
+    assert shapes[0] == shapes[1], f"the types{name} differ: {shapes[0]} and {shapes[1]}"
+    bits = [one.contiguous().view(-1, 1).view(torch.uint8) for one in (x, y)]  # [elements, bytes of one]
+    differ = (bits[0] != bits[1]).any(dim=1).nonzero().flatten()
+    if len(differ):
+        first = np.unravel_index(int(differ[0]), x.shape)
+        where = [int(index) for index in first]
+        values = [one[tuple(where)].item() for one in (x, y)]
+        raise AssertionError(
+            f"{len(differ)} of {x.numel()} elements{name} differ, the first at {where}: {values[0]} and "
+            f"{values[1]}"
+        )
 
 
 def _float64(x: torch.Tensor | np.ndarray) -> np.ndarray:

@@ -118,7 +118,7 @@ def k_grouped(
     given = _tensors(lhs, rhs, d, c)
     groups, m, n = checks.sizes("D", given["D"], "groups", "m", "n")
     _multiple("n", n, FP32_N_MULTIPLE)
-    sizes = _ks(ks, groups, multiple)
+    sizes = ks_of_groups(ks, groups, multiple)
     for name, rows in (("A", m), ("B", n)):
         total, letter = rows * sum(sizes), "m" if name == "A" else "n"
         if not given[name].is_contiguous() or given[name].numel() != total:
@@ -152,21 +152,36 @@ def k_grouped(
     return _checked(found, given, m, n)
 
 
-def _tensors(lhs: object, rhs: object, d: object, c: object) -> dict[str, torch.Tensor]:
+def described(lhs: object, rhs: object, d: object, c: object) -> dict[str, torch.Tensor]:
+    """The tensors of a call by their names, after checking what can be said about them without their memory,
+    which FakeTensors do not have: types, devices and dtypes.
+
+    Raises:
+        InputError: the first thing found wrong.
+    """
     a, sfa = checks.pair(lhs, "lhs", "(A, sfa)")
     b, sfb = checks.pair(rhs, "rhs", "(B, sfb)")
     named = {"A": a, "sfa": sfa, "B": b, "sfb": sfb, "D": d}
     given = checks.tensors(named if c is None else named | {"C": c})
-    checks.runs_on(checks.same_device(given))
+    checks.same_device(given)
     for name, tensor in given.items():
-        checks.has_memory(name, tensor)
+        checks.in_no_transform(name, tensor)
         if name not in checks.SCALES or tensor.dtype not in scales.CONVERTED:
             checks.dtype(name, tensor, torch.float8_e4m3fn if name in ("A", "B") else torch.float32)
     return given
 
 
-def _ks(ks: object, groups: int, multiple: int) -> tuple[int, ...]:
-    if isinstance(ks, torch.Tensor) and not ks.is_cuda:
+def _tensors(lhs: object, rhs: object, d: object, c: object) -> dict[str, torch.Tensor]:
+    given = described(lhs, rhs, d, c)
+    checks.runs_on(given["D"].device)
+    for name, tensor in given.items():
+        checks.has_memory(name, tensor)
+    return given
+
+
+def ks_of_groups(ks: object, groups: int, multiple: int) -> tuple[int, ...]:
+    """The k of each group, of which there are so many, as integers."""
+    if isinstance(ks, torch.Tensor) and ks.device.type == "cpu":
         ks = ks.tolist()
     if not isinstance(ks, Sequence):
         raise InputError(

@@ -10,7 +10,7 @@ what is accepted.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 from gemm_ladder import checks, settings
@@ -163,6 +163,9 @@ def _k_grouped(
     turned: bool = False,
 ) -> None:
     if (pairs := _seen(lhs, rhs, d, c)) is not None:
+        if not compiling():
+            groups, _, _ = checks.sizes("D", cast(torch.Tensor, d), "groups", "m", "n")
+            ks = operands.ks_of_groups(ks, groups, multiple)
         others = (ks, None if c is d else c, c is d, multiple, turned)
         return ops.call("k_grouped_fp8_gemm_nt_contiguous", *pairs, d, *others)
     call = operands.k_grouped(lhs, rhs, d, ks, c, multiple, turned)
@@ -173,10 +176,10 @@ def _k_grouped(
 
 def _seen(lhs: object, rhs: object, d: object, c: object) -> tuple[object, ...] | None:
     """The matrices and scales of both pairs if the call goes through torch's dispatcher; otherwise None."""
-    if not compiling() and not seen(
-        d, c, *(x for pair in (lhs, rhs) if isinstance(pair, tuple) for x in pair)
-    ):
-        return None
+    if not compiling():
+        if not seen(d, c, *(x for pair in (lhs, rhs) if isinstance(pair, (tuple, list)) for x in pair)):
+            return None
+        operands.described(lhs, rhs, d, c)  # torch would refuse a wrong argument in its own words
     return checks.pair(lhs, "lhs", "(A, sfa)") + checks.pair(rhs, "rhs", "(B, sfb)")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from gemm_ladder import ops
+from gemm_ladder import checks, ops
 from gemm_ladder.arguments import SCALE_BLOCK, align, ceil_div
 from gemm_ladder.errors import InputError
 from gemm_ladder.ref.fp8 import E4M3_MAX
@@ -14,6 +14,7 @@ from gemm_ladder.scales import pack_ue8m0_to_int, unpack_ue8m0_from_int
 
 __all__ = [
     "align",
+    "cast_back_from_fp8",
     "ceil_div",
     "ceil_to_ue8m0",
     "pack_ue8m0_to_int",
@@ -29,7 +30,7 @@ _SMALLEST_AMAX = 1e-4  # so that a block of zeros gets a scale other than 0
 
 
 def per_token_cast_to_fp8(
-    x: torch.Tensor, use_ue8m0: bool = False, gran_k: int = SCALE_BLOCK
+    x: torch.Tensor, use_ue8m0: bool = False, gran_k: int = SCALE_BLOCK, use_packed_ue8m0: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The cast for A: one scale for each run of `gran_k` elements of a row, so that the largest becomes 448.
 
@@ -37,15 +38,23 @@ def per_token_cast_to_fp8(
         x: float32, bfloat16 or float16 [m, k], of any strides.
         use_ue8m0: round each scale up to a power of two; it stays a float32. Hopper does not need it.
         gran_k: how many elements of a row share a scale; the products need 128.
+        use_packed_ue8m0: return the scales as `pack_ue8m0_to_int` packs them, with 1 after the last ones of a
+            row up to a multiple of four. use_ue8m0 is needed for it. No kernel here reads them.
 
     Returns:
         float8_e4m3fn [m, k] and its scales, float32 [m, ceil(k / gran_k)], both contiguous. The products
         convert such scales in every call; get_mn_major_tma_aligned_tensor does it once.
 
     Raises:
-        InputError: x is not a matrix of one of these types, or gran_k is below 1.
+        InputError: x is not a matrix of one of these types, gran_k is below 1, or use_packed_ue8m0 is given
+            without use_ue8m0.
     """
-    return _cast("per_token", x, use_ue8m0, gran_k)
+    if use_packed_ue8m0 and not use_ue8m0:
+        raise InputError("use_packed_ue8m0 is given without use_ue8m0; both are needed, or neither")
+    codes, scales = _cast("per_token", x, use_ue8m0, gran_k)
+    if use_packed_ue8m0:
+        scales = pack_ue8m0_to_int(F.pad(scales, (0, -scales.shape[-1] % 4), value=1.0))
+    return codes, scales
 
 
 def per_block_cast_to_fp8(
@@ -116,10 +125,46 @@ def per_custom_dims_cast_to_fp8(
     return (values * (1 / scales)).to(torch.float8_e4m3fn), scales.squeeze()
 
 
+def cast_back_from_fp8(
+    x_fp8: torch.Tensor, sf: torch.Tensor, gran_k: int = SCALE_BLOCK, use_packed_ue8m0: bool = False
+) -> torch.Tensor:
+    """What `per_token_cast_to_fp8` has cast, in float32: each number times its scale.
+
+    Args:
+        x_fp8: float8_e4m3fn [m, k].
+        sf: float32 [m, ceil(k / gran_k)]; with use_packed_ue8m0 int32, as `pack_ue8m0_to_int` packs them.
+        gran_k, use_packed_ue8m0: as for the cast.
+
+    Raises:
+        InputError: the types or the shapes are others.
+    """
+    given = checks.tensors({"x_fp8": x_fp8, "sf": sf})
+    checks.same_device(given)
+    checks.dtype("x_fp8", x_fp8, torch.float8_e4m3fn)
+    rows, columns = checks.sizes("x_fp8", x_fp8, "m", "k")
+    if use_packed_ue8m0:
+        sf = unpack_ue8m0_from_int(sf)[..., : ceil_div(columns, gran_k)]
+    checks.dtype("sf", sf, torch.float32)
+    checks.shape("sf", sf, (rows, ceil_div(columns, gran_k)), f"[m, ceil(k / {gran_k})] for x_fp8's sizes")
+    return x_fp8.float() * sf.repeat_interleave(gran_k, dim=1)[:, :columns]
+
+
 def ceil_to_ue8m0(x: torch.Tensor) -> torch.Tensor:
-    """Positive float32 numbers, each rounded up to a power of two, which is what UE8M0 holds. The result is
-    float32, too; NaN and infinity stay."""
-    return _round_up_to_power_of_two(x)
+    """Positive numbers, each rounded up to a power of two, which is what UE8M0 holds.
+
+    Args:
+        x: float32, bfloat16 or float16.
+
+    Returns:
+        float32 of x's shape; NaN and infinity stay.
+
+    Raises:
+        InputError: x is of another type.
+    """
+    if not isinstance(x, torch.Tensor) or x.dtype not in _CAST_FROM:
+        given = x.dtype if isinstance(x, torch.Tensor) else f"of type {type(x).__name__}"
+        raise InputError(f"x is {given}; a float32, bfloat16 or float16 tensor is needed")
+    return _round_up_to_power_of_two(x.float())
 
 
 def _cast(which: str, x: torch.Tensor, use_ue8m0: bool, gran_k: int) -> tuple[torch.Tensor, torch.Tensor]:

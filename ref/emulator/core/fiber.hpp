@@ -72,17 +72,22 @@ class Stacks {
 // in *left, and does resume_stack(other). resume_stack takes the registers from another stack and returns to who called
 // switch_stack there. Machine code, because swapcontext makes a system call for each switch, and some systems lack it.
 extern "C" {
-void switch_stack(void** left, void* other) __asm__("emulator_switch_stack");
-void resume_stack() __asm__("emulator_resume_stack");  // not to be called: a place to go to with a stack's pointer
+[[gnu::visibility("hidden")]] void switch_stack(void** left, void* other) __asm__("emulator_switch_stack");
+[[gnu::visibility("hidden")]] void resume_stack() __asm__(
+    "emulator_resume_stack");  // not to be called: a place to go to with a stack's pointer
 }
 #ifdef __APPLE__
-__asm__(".text\n");
+#define EMULATOR_BEGIN ".text\n.private_extern emulator_switch_stack\n.private_extern emulator_resume_stack\n"
+#define EMULATOR_END ""
 #else
-__asm__(".pushsection .text\n");
+#define EMULATOR_BEGIN ".pushsection .text\n.hidden emulator_switch_stack\n.hidden emulator_resume_stack\n"
+#define EMULATOR_END ".popsection\n"
 #endif
 #if defined(__x86_64__)
 constexpr std::size_t kSavedRegisters = 6, kReturnsAt = 6;  // words on a stack that is left; which of them is where to
-__asm__(R"(
+__asm__(EMULATOR_BEGIN R"(
+.globl emulator_switch_stack
+.globl emulator_resume_stack
 emulator_switch_stack:
     pushq %rbp
     pushq %rbx
@@ -100,10 +105,12 @@ emulator_resume_stack:
     popq %rbx
     popq %rbp
     ret
-)");
+)" EMULATOR_END);
 #elif defined(__aarch64__)
 constexpr std::size_t kSavedRegisters = 20, kReturnsAt = 1;
-__asm__(R"(
+__asm__(EMULATOR_BEGIN R"(
+.globl emulator_switch_stack
+.globl emulator_resume_stack
 .p2align 2
 emulator_switch_stack:
     sub sp, sp, #160
@@ -133,13 +140,12 @@ emulator_resume_stack:
     ldp d14, d15, [sp, #144]
     add sp, sp, #160
     ret
-)");
+)" EMULATOR_END);
 #else
 #error "The emulator runs on x86-64 and on 64-bit Arm: its fibers switch stacks in machine code."
 #endif
-#ifndef __APPLE__
-__asm__(".popsection\n");
-#endif
+#undef EMULATOR_BEGIN
+#undef EMULATOR_END
 
 class Fiber {
   public:

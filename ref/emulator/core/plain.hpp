@@ -119,8 +119,9 @@ uint64_t atomic_of(void* address, AtomicOp op, uint64_t operand, uint64_t compar
 
 void access_outside(uintptr_t address, std::size_t bytes, bool write);
 
-uint64_t atomic(void* pointer, std::size_t bytes, AtomicOp op, Number number, uint64_t operand, uint64_t compare) {
-    EMULATOR_ENTER;
+// What an atomic operation on so many bytes does besides: its address is compared with the launch's arrays, and another
+// thread may run before it.
+void use_atomically(void* pointer, std::size_t bytes) {
     const auto address = reinterpret_cast<uintptr_t>(pointer);
     if (address % bytes)
         fail_at(Fault::misaligned, address, "an atomic operation on %zu bytes at an address that is no multiple of it",
@@ -130,6 +131,11 @@ uint64_t atomic(void* pointer, std::size_t bytes, AtomicOp op, Number number, ui
     else if (current_cluster->memory->known() && !current_cluster->memory->find(address, bytes, self().last_tensor))
         access_outside(address, bytes, true);
     current_cluster->maybe_yield();
+}
+
+uint64_t atomic(void* pointer, std::size_t bytes, AtomicOp op, Number number, uint64_t operand, uint64_t compare) {
+    EMULATOR_ENTER;
+    use_atomically(pointer, bytes);
     const bool wide = bytes == 8;
     switch (number) {
         case Number::kFloat:

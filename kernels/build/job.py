@@ -39,7 +39,7 @@ _FLAGS = {
         "-std=c++20",
         "-O2",
         "-ffp-contract=off",
-        "-U_FORTIFY_SOURCE",  # its longjmp check takes a switch of fibers for a corrupt stack
+        "-U_FORTIFY_SOURCE",  # its checks end the process, where the emulator has a fault to name
         "-fno-strict-aliasing",  # shared memory is bytes, read as whatever the kernel says
         "-pthread",
     ),
@@ -48,13 +48,19 @@ _FLAGS = {
 # What a kernel for the emulator has besides: calls of core/hooks.hpp before every access to memory, and the
 # lines of its machine code. None of them is for the linker, so no sanitizer is linked.
 _HOOKS = (
-    "-fsanitize=thread",
+    "-fsanitize=thread",  # clang: for copies and atomics alone
     "-fno-optimize-sibling-calls",  # a call's return address is the place of the call
     "-fno-finite-loops",  # a loop without end stays one
     "-g1",
     "-D__assert_fail=emulator_assert_fail",  # a failed assert() ends the kernel, not the process
+    "-D__assert_rtn=emulator_assert_rtn",  # as it is called on macOS
 )
-_NO_ENTRY_HOOKS = {True: ("--param=tsan-instrument-func-entry-exit=0",), False: ()}  # GCC; clang
+_HOOKS_OF_GCC = ("--param=tsan-instrument-func-entry-exit=0",)
+_HOOKS_OF_CLANG = (
+    "-fsanitize-coverage=func,trace-pc-guard,trace-loads,trace-stores",
+    *("-mllvm", "-tsan-instrument-memory-accesses=0"),
+    *("-mllvm", "-tsan-instrument-func-entry-exit=0"),
+)
 _LINK_FLAGS = (
     "-Wl,--as-needed",  # torch puts its libraries on the line; the kernels use none of them
     "-lstdc++",  # before torch's: libc10 exports some of its functions and would become a dependency
@@ -178,7 +184,7 @@ class Job:
         cxx = toolchain.find_cxx()
         flags = (*_FLAGS[target], *(f"-D{macro}={values[macro]}" for macro in sorted(values)), *extra_flags)
         if core:
-            flags += (*_HOOKS, *_NO_ENTRY_HOOKS[toolchain.is_gcc(cxx.identity)])
+            flags += (*_HOOKS, *(_HOOKS_OF_GCC if toolchain.is_gcc(cxx.identity) else _HOOKS_OF_CLANG))
         headers = included(text, include_dirs)
         if path == _CORE:
             # Its file is called what the loader knows it by, so two versions can be loaded in one process.

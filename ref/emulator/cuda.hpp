@@ -7,6 +7,7 @@
 #include <cstring>
 #include <initializer_list>
 
+#include "copies.hpp"
 #include "cuda_vectors.hpp"
 
 #define __global__

@@ -32,15 +32,16 @@ uint32_t* registers(T* d) {
 
 namespace ptx {
 
+// The parentheses around an array's size are for clang 14, which takes a comma in <> for the end of the parameter.
 template <Type kD, Type kA, Type kB, int N, WgmmaOptions kOptions = WgmmaOptions{}>
-void wgmma(Accumulator<kD> (&d)[kWgmmaRegisters<kD, N>], uint64_t desc_a, uint64_t desc_b, int scale_d) {
+void wgmma(Accumulator<kD> (&d)[(kWgmmaRegisters<kD, N>)], uint64_t desc_a, uint64_t desc_b, int scale_d) {
     static_assert(has_matrix_instruction(kD, kA, kB, kOptions.satfinite), "there is no WGMMA of these types");
     static_assert(emulator::has_columns<kD, N>(), "n is 8 to 256 in steps of 8; of integers, from 32 on, of 16");
     static_assert(options_suit<kA, kOptions, false>());
     emulator::issue_wgmma({kD, kA, kB, kOptions}, emulator::registers(d), N, nullptr, desc_a, desc_b, scale_d != 0);
 }
 template <Type kD, Type kA, Type kB, int N, WgmmaOptions kOptions = WgmmaOptions{}>
-void wgmma(Accumulator<kD> (&d)[kWgmmaRegisters<kD, N>], const uint32_t (&a)[4], uint64_t desc_b, int scale_d) {
+void wgmma(Accumulator<kD> (&d)[(kWgmmaRegisters<kD, N>)], const uint32_t (&a)[4], uint64_t desc_b, int scale_d) {
     static_assert(has_matrix_instruction(kD, kA, kB, kOptions.satfinite), "there is no WGMMA of these types");
     static_assert(emulator::has_columns<kD, N>(), "n is 8 to 256 in steps of 8; of integers, from 32 on, of 16");
     static_assert(options_suit<kA, kOptions, true>());

@@ -215,6 +215,17 @@ class Cluster {
 
 struct Stopped {};  // thrown by fail_at() when no thread is running
 
+// Notes a fault of the running thread, after which the scheduler ends the run. Not of self(): a signal handler runs on
+// a stack of its own.
+inline void note(Fault what, uint64_t address, const void* other, const char* text) {
+    const Thread& thread = *current_thread;
+    const Place place = thread.place();
+    char where[96];
+    std::snprintf(where, sizeof where, "block %lld, warp %d, lane %d: ", static_cast<long long>(place.block),
+                  place.warp, place.lane);
+    current_cluster->stop({what, std::string(where) + text, place, address, thread.from, other});
+}
+
 [[noreturn]] inline void report(Fault what, uint64_t address, const void* other, const char* format,
                                 va_list arguments) {
     char text[512];
@@ -223,13 +234,8 @@ struct Stopped {};  // thrown by fail_at() when no thread is running
         current_cluster->stop({what, text, current_cluster->issuer(), address});
         throw Stopped{};
     }
-    Thread& thread = *current_thread;  // not self(): a signal handler runs on a stack of its own
-    const Place place = thread.place();
-    char where[96];
-    std::snprintf(where, sizeof where, "block %lld, warp %d, lane %d: ", static_cast<long long>(place.block),
-                  place.warp, place.lane);
-    current_cluster->stop({what, std::string(where) + text, place, address, thread.from, other});
-    thread.fiber.suspend();  // for good: the scheduler sees the fault and ends the run
+    note(what, address, other, text);
+    current_thread->fiber.suspend();  // for good
     __builtin_unreachable();
 }
 

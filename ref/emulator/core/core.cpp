@@ -1,4 +1,5 @@
 // The emulator's core: one Hopper SM. It is compiled once; a kernel's library contains the kernel and calls it.
+#include "atomic_hooks.hpp"
 #include "cluster_memory.hpp"
 #include "cp_async.hpp"
 #include "fragments.hpp"

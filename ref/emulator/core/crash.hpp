@@ -5,8 +5,11 @@
 
 #include <pthread.h>
 #include <signal.h>
+#include <sys/ucontext.h>
 #include <time.h>
-#include <ucontext.h>
+#ifdef __APPLE__
+#include <mach/mach.h>
+#endif
 
 #include <array>
 #include <condition_variable>
@@ -22,20 +25,33 @@ namespace emulator {
 
 constexpr int kTooLong = SIGURG;  // sent by a Watchdog; a process that does not know it ignores it
 
-// The machine instruction at which a signal came.
-inline const void* interrupted(const void* context) {
-    const auto* machine = static_cast<const ucontext_t*>(context);
+// Two registers of the code that a signal has interrupted. It goes on with what they are when the handler returns.
+class Interrupted {
+  public:
+    explicit Interrupted(void* context) : machine_(static_cast<ucontext_t*>(context)->uc_mcontext) {}
 #if defined(__linux__) && defined(__x86_64__)
-    return reinterpret_cast<const void*>(machine->uc_mcontext.gregs[REG_RIP]);
+    auto& instruction() const { return machine_.gregs[REG_RIP]; }
+    auto& stack() const { return machine_.gregs[REG_RSP]; }
 #elif defined(__linux__) && defined(__aarch64__)
-    return reinterpret_cast<const void*>(machine->uc_mcontext.pc);
+    auto& instruction() const { return machine_.pc; }
+    auto& stack() const { return machine_.sp; }
 #elif defined(__APPLE__) && defined(__arm64__)
-    return reinterpret_cast<const void*>(machine->uc_mcontext->__ss.__pc);
+    auto& instruction() const { return machine_->__ss.__pc; }
+    auto& stack() const { return machine_->__ss.__sp; }
 #elif defined(__APPLE__)
-    return reinterpret_cast<const void*>(machine->uc_mcontext->__ss.__rip);
+    auto& instruction() const { return machine_->__ss.__rip; }
+    auto& stack() const { return machine_->__ss.__rsp; }
 #else
-    return nullptr;
+#error "The emulator runs on Linux and macOS: it has to know where a signal has interrupted a kernel."
 #endif
+
+  private:
+    mcontext_t& machine_;
+};
+
+template <typename Register, typename Place>
+void set(Register& into, Place* place) {
+    into = static_cast<Register>(reinterpret_cast<uintptr_t>(place));
 }
 
 // While an object of this class lives, its OS thread has a stack for signal handlers, and the handlers are in place.
@@ -81,26 +97,37 @@ class Signals {
     }
 
     static void handle(int signal, siginfo_t* info, void* context) {
+        const Interrupted interrupted(context);
         Thread* thread = current_thread;
-        const void* from = interrupted(context);
+        const auto* from = reinterpret_cast<const void*>(static_cast<uintptr_t>(interrupted.instruction()));
         if (signal == kTooLong) {
             // The emulator's own code, which holds locks, is not left, and a jump to it has no source line: a later
             // signal finds the kernel's.
             Dl_info found;
             if (!thread || !current_cluster->memory->runs(from) || !dladdr(from, &found) || !found.dli_sname) return;
             thread->from = from;
-            fail(Fault::endless_loop, "has run for seconds without an instruction: an endless loop");
+            return end(interrupted, Fault::endless_loop, 0,
+                       "has run for seconds without an instruction: an endless loop");
         }
         if (!thread) {  // not in a kernel: the signal happens again, with the handler that was there before
             for (std::size_t i = 0; i < kSignals.size(); ++i)
                 if (kSignals[i] == signal) sigaction(signal, &earlier_[i], nullptr);
             return;
         }
-        const auto address = reinterpret_cast<uint64_t>(info->si_addr);
+        const auto address = reinterpret_cast<uintptr_t>(info->si_addr);
         if (current_cluster->memory->runs(from)) thread->from = from;
         if (thread->fiber.guards(address))
-            fail(Fault::crashed, "has used up its stack: a recursion, or local arrays of more than 100 KB");
-        fail_at(Fault::crashed, signal == SIGSEGV || signal == SIGBUS ? address : 0, "%s", reason(signal));
+            return end(interrupted, Fault::crashed, 0,
+                       "has used up its stack: a recursion, or local arrays of more than 100 KB");
+        end(interrupted, Fault::crashed, signal == SIGSEGV || signal == SIGBUS ? address : 0, reason(signal));
+    }
+
+    // The running thread's last moment: when the handler returns, the scheduler goes on in its place. A jump out of the
+    // handler would do the same on Linux; macOS would take it for still running, and not give the next one its stack.
+    static void end(const Interrupted& interrupted, Fault what, uint64_t address, const char* text) {
+        note(what, address, nullptr, text);
+        set(interrupted.instruction(), &resume_stack);
+        set(interrupted.stack(), current_thread->fiber.resumer());
     }
 
     std::unique_ptr<char[]> stack_;
@@ -158,12 +185,15 @@ class Watchdog {
 
     static double cpu_seconds(pthread_t thread) {
         timespec now{};
-#ifdef __linux__
+#ifdef __APPLE__
+        thread_basic_info used{};
+        mach_msg_type_number_t words = THREAD_BASIC_INFO_COUNT;
+        thread_info(pthread_mach_thread_np(thread), THREAD_BASIC_INFO, reinterpret_cast<thread_info_t>(&used), &words);
+        now.tv_sec = used.user_time.seconds;
+        now.tv_nsec = 1000 * used.user_time.microseconds;
+#else
         clockid_t clock;
         if (pthread_getcpuclockid(thread, &clock) == 0) clock_gettime(clock, &now);
-#else
-        (void)thread;  // the time on the wall, which is longer
-        clock_gettime(CLOCK_MONOTONIC, &now);
 #endif
         return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
     }

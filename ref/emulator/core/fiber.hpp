@@ -1,11 +1,10 @@
 // A fiber: a function with a stack of its own that can stop in the middle and be resumed. One for each CUDA thread.
 #pragma once
 
-#include <setjmp.h>
 #include <sys/mman.h>
-#include <ucontext.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <mutex>
 #include <new>
@@ -69,8 +68,85 @@ class Stacks {
     static inline std::mutex mutex_;
 };
 
-// makecontext starts a fiber on its own stack. From then on _setjmp and _longjmp switch, because swapcontext makes a
-// system call at every switch.
+// switch_stack saves the registers that a called function has to keep on the caller's stack, keeps that stack's pointer
+// in *left, and does resume_stack(other). resume_stack takes the registers from another stack and returns to who called
+// switch_stack there. Machine code, because swapcontext makes a system call for each switch, and some systems lack it.
+extern "C" {
+[[gnu::visibility("hidden")]] void switch_stack(void** left, void* other) __asm__("emulator_switch_stack");
+[[gnu::visibility("hidden")]] void resume_stack() __asm__(
+    "emulator_resume_stack");  // not to be called: a place to go to with a stack's pointer
+}
+#ifdef __APPLE__
+#define EMULATOR_BEGIN ".text\n.private_extern emulator_switch_stack\n.private_extern emulator_resume_stack\n"
+#define EMULATOR_END ""
+#else
+#define EMULATOR_BEGIN ".pushsection .text\n.hidden emulator_switch_stack\n.hidden emulator_resume_stack\n"
+#define EMULATOR_END ".popsection\n"
+#endif
+#if defined(__x86_64__)
+constexpr std::size_t kSavedRegisters = 6, kReturnsAt = 6;  // words on a stack that is left; which of them is where to
+__asm__(EMULATOR_BEGIN R"(
+.globl emulator_switch_stack
+.globl emulator_resume_stack
+emulator_switch_stack:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+emulator_resume_stack:
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+)" EMULATOR_END);
+#elif defined(__aarch64__)
+constexpr std::size_t kSavedRegisters = 20, kReturnsAt = 1;
+__asm__(EMULATOR_BEGIN R"(
+.globl emulator_switch_stack
+.globl emulator_resume_stack
+.p2align 2
+emulator_switch_stack:
+    sub sp, sp, #160
+    stp x29, x30, [sp]
+    stp x19, x20, [sp, #16]
+    stp x21, x22, [sp, #32]
+    stp x23, x24, [sp, #48]
+    stp x25, x26, [sp, #64]
+    stp x27, x28, [sp, #80]
+    stp d8, d9, [sp, #96]
+    stp d10, d11, [sp, #112]
+    stp d12, d13, [sp, #128]
+    stp d14, d15, [sp, #144]
+    mov x9, sp
+    str x9, [x0]
+    mov sp, x1
+emulator_resume_stack:
+    ldp x29, x30, [sp]
+    ldp x19, x20, [sp, #16]
+    ldp x21, x22, [sp, #32]
+    ldp x23, x24, [sp, #48]
+    ldp x25, x26, [sp, #64]
+    ldp x27, x28, [sp, #80]
+    ldp d8, d9, [sp, #96]
+    ldp d10, d11, [sp, #112]
+    ldp d12, d13, [sp, #128]
+    ldp d14, d15, [sp, #144]
+    add sp, sp, #160
+    ret
+)" EMULATOR_END);
+#else
+#error "The emulator runs on x86-64 and on 64-bit Arm: its fibers switch stacks in machine code."
+#endif
+#undef EMULATOR_BEGIN
+#undef EMULATOR_END
+
 class Fiber {
   public:
     Fiber() : stack_(Stacks::take()) {}
@@ -91,28 +167,36 @@ class Fiber {
 
     // Runs the fiber until it suspends or its function returns.
     void resume() {
-        if (_setjmp(resumer_)) return;
-        if (!fresh_) _longjmp(self_, 1);
-        fresh_ = false;
-        starting_ = this;
-        getcontext(&context_);
-        context_.uc_stack.ss_sp = stack_;
-        context_.uc_stack.ss_size = kStackBytes - sizeof(Indices);
-        context_.uc_link = nullptr;
-        makecontext(&context_, &Fiber::enter, 0);
-        setcontext(&context_);
+        if (fresh_) {
+            fresh_ = false;
+            starting_ = this;
+            self_ = first_frame();
+        }
+        switch_stack(&resumer_, self_);
     }
 
     // Called on the fiber: stops it and returns from the resume() that was running it.
-    void suspend() {
-        if (!_setjmp(self_)) _longjmp(resumer_, 1);
-    }
+    void suspend() { switch_stack(&self_, resumer_); }
+    // The stack of the resume() that runs the fiber: a signal handler that sends the OS thread to resume_stack with it
+    // suspends the fiber for good.
+    void* resumer() const { return resumer_; }
 
   private:
     static void enter() {
         Fiber* fiber = starting_;
         fiber->function_(fiber->argument_);
-        _longjmp(fiber->resumer_, 1);
+        fiber->suspend();
+        __builtin_unreachable();
+    }
+    // What switch_stack leaves on a stack, so that it "returns" to enter(). Above it is the return address of enter(),
+    // 0, where debuggers stop. On entry to a function, the stack is a multiple of 16 bytes before the return address.
+    void* first_frame() {
+        constexpr std::size_t kWords = kSavedRegisters + 2;
+        static_assert(sizeof(Indices) % 16 == 0 && kWords % 2 == 0);
+        auto* frame = reinterpret_cast<uintptr_t*>(stack_ + kStackBytes - sizeof(Indices)) - kWords;
+        std::fill_n(frame, kWords, uintptr_t{0});
+        frame[kReturnsAt] = reinterpret_cast<uintptr_t>(&Fiber::enter);
+        return frame;
     }
 
     static inline thread_local Fiber* starting_ = nullptr;
@@ -120,8 +204,7 @@ class Fiber {
     void (*function_)(void*) = nullptr;
     void* argument_ = nullptr;
     bool fresh_ = true;
-    ucontext_t context_;
-    jmp_buf self_, resumer_;
+    void *self_ = nullptr, *resumer_ = nullptr;  // the stacks' pointers while they are left
 };
 
 }  // namespace emulator

@@ -1,7 +1,7 @@
-// What a kernel's own loads, stores and loops call. A kernel is compiled with -fsanitize=thread, which puts a call
-// before every access to memory that is not a register, and with -fsanitize-coverage=trace-pc, which puts one into
-// every basic block. Here are the functions called, so nothing of a sanitizer's library is linked: an access outside
-// the launch's tensors is reported before it happens, and a loop without end ends.
+// What a kernel's own loads and stores call. A kernel is compiled by g++ with -fsanitize=thread, which puts a call
+// before every access to memory that is not a register. clang++ leaves out those to most local arrays, so its calls are
+// those of -fsanitize-coverage=trace-loads,trace-stores. Here are the functions called, so nothing of a sanitizer's
+// library is linked: an access outside the launch's tensors is reported before it happens, and a loop without end ends.
 #pragma once
 
 #include "cluster.hpp"
@@ -91,6 +91,18 @@ namespace emulator {
     access_elsewhere(*thread, address, bytes, write);
 }
 
+[[gnu::always_inline]] inline void* copy(void* to, const void* bytes_from, std::size_t bytes, void* from) {
+    if (bytes == 0) return to;
+    access(const_cast<void*>(bytes_from), bytes, false, from);
+    access(to, bytes, true, from);
+    return std::memmove(to, bytes_from, bytes);
+}
+[[gnu::always_inline]] inline void* fill(void* to, int value, std::size_t bytes, void* from) {
+    if (bytes == 0) return to;
+    access(to, bytes, true, from);
+    return std::memset(to, value, bytes);
+}
+
 }  // namespace emulator
 
 #define EMULATOR_ACCESS(name, bytes, write) \
@@ -103,7 +115,9 @@ namespace emulator {
     EMULATOR_ACCESS(__tsan_unaligned_read##bytes, bytes, false)          \
     EMULATOR_ACCESS(__tsan_unaligned_write##bytes, bytes, true)          \
     EMULATOR_ACCESS(__tsan_unaligned_volatile_read##bytes, bytes, false) \
-    EMULATOR_ACCESS(__tsan_unaligned_volatile_write##bytes, bytes, true)
+    EMULATOR_ACCESS(__tsan_unaligned_volatile_write##bytes, bytes, true) \
+    EMULATOR_ACCESS(__sanitizer_cov_load##bytes, bytes, false)           \
+    EMULATOR_ACCESS(__sanitizer_cov_store##bytes, bytes, true)
 EMULATOR_ACCESSES(1)
 EMULATOR_ACCESSES(2)
 EMULATOR_ACCESSES(4)
@@ -124,4 +138,23 @@ void __tsan_read_range(void* address, std::size_t bytes) {
 void __tsan_write_range(void* address, std::size_t bytes) {
     emulator::access(address, bytes, true, __builtin_return_address(0));
 }
+// What clang++ 16 and newer calls. Others call the C library's functions, in whose place a kernel has ../copies.hpp.
+void* __tsan_memcpy(void* to, const void* from, std::size_t bytes) {
+    return emulator::copy(to, from, bytes, __builtin_return_address(0));
+}
+void* __tsan_memmove(void* to, const void* from, std::size_t bytes) {
+    return emulator::copy(to, from, bytes, __builtin_return_address(0));
+}
+void* __tsan_memset(void* to, int value, std::size_t bytes) {
+    return emulator::fill(to, value, bytes, __builtin_return_address(0));
+}
+void* emulator_copy(void* to, const void* from, std::size_t bytes, void* place) noexcept {
+    return emulator::copy(to, from, bytes, place);
+}
+void* emulator_fill(void* to, int value, std::size_t bytes, void* place) noexcept {
+    return emulator::fill(to, value, bytes, place);
+}
+// Each function begins with one of these. Without it, clang++ has no calls for loads and stores either.
+void __sanitizer_cov_trace_pc_guard(uint32_t*) {}
+void __sanitizer_cov_trace_pc_guard_init(uint32_t*, uint32_t*) {}
 }

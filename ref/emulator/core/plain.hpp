@@ -106,18 +106,22 @@ T combined(AtomicOp op, T old, T operand, T compare) {
 
 template <typename T, typename Bits>
 uint64_t atomic_of(void* address, AtomicOp op, uint64_t operand, uint64_t compare) {
-    std::atomic_ref<Bits> memory(*static_cast<Bits*>(address));
-    Bits old = memory.load();
+    // The compilers' own functions, because Apple's library has no std::atomic_ref.
+    auto* memory = static_cast<Bits*>(address);
+    Bits old = __atomic_load_n(memory, __ATOMIC_SEQ_CST);
     for (;;) {
         const T next = combined(op, from_bits<T>(old), from_bits<T>(operand), from_bits<T>(compare));
-        if (memory.compare_exchange_weak(old, static_cast<Bits>(to_bits(next)))) return old;
+        if (__atomic_compare_exchange_n(memory, &old, static_cast<Bits>(to_bits(next)), true, __ATOMIC_SEQ_CST,
+                                        __ATOMIC_SEQ_CST))
+            return old;
     }
 }
 
 void access_outside(uintptr_t address, std::size_t bytes, bool write);
 
-uint64_t atomic(void* pointer, std::size_t bytes, AtomicOp op, Number number, uint64_t operand, uint64_t compare) {
-    EMULATOR_ENTER;
+// What an atomic operation on so many bytes does besides: its address is compared with the launch's arrays, and another
+// thread may run before it.
+void use_atomically(void* pointer, std::size_t bytes) {
     const auto address = reinterpret_cast<uintptr_t>(pointer);
     if (address % bytes)
         fail_at(Fault::misaligned, address, "an atomic operation on %zu bytes at an address that is no multiple of it",
@@ -127,6 +131,11 @@ uint64_t atomic(void* pointer, std::size_t bytes, AtomicOp op, Number number, ui
     else if (current_cluster->memory->known() && !current_cluster->memory->find(address, bytes, self().last_tensor))
         access_outside(address, bytes, true);
     current_cluster->maybe_yield();
+}
+
+uint64_t atomic(void* pointer, std::size_t bytes, AtomicOp op, Number number, uint64_t operand, uint64_t compare) {
+    EMULATOR_ENTER;
+    use_atomically(pointer, bytes);
     const bool wide = bytes == 8;
     switch (number) {
         case Number::kFloat:
@@ -176,15 +185,28 @@ void sleep() {
 
 }  // namespace emulator
 
-// What <cassert>'s assert() calls in a kernel (kernels/build/job.py renames it).
-extern "C" [[noreturn]] void emulator_assert_fail(const char* assertion, const char* file, unsigned line,
-                                                  const char* function) {
-    if (!emulator::current_thread) {
+namespace emulator {
+
+[[noreturn, gnu::always_inline]] inline void failed_assert(const char* assertion, const char* file, unsigned line,
+                                                           const char* function) {
+    if (!current_thread) {
         std::fprintf(stderr, "%s:%u: %s: assertion `%s' failed\n", file, line, function, assertion);
         std::abort();
     }
     EMULATOR_ENTER;
-    emulator::fail(emulator::Fault::crashed, "assertion `%s' failed in %s", assertion, function);
+    fail(Fault::crashed, "assertion `%s' failed in %s", assertion, function);
+}
+
+}  // namespace emulator
+
+// What <cassert>'s assert() calls in a kernel (kernels/build/job.py renames it), in GNU's library and in Apple's.
+extern "C" [[noreturn]] void emulator_assert_fail(const char* assertion, const char* file, unsigned line,
+                                                  const char* function) {
+    emulator::failed_assert(assertion, file, line, function);
+}
+extern "C" [[noreturn]] void emulator_assert_rtn(const char* function, const char* file, int line,
+                                                 const char* assertion) {
+    emulator::failed_assert(assertion, file, static_cast<unsigned>(line), function);
 }
 
 int __syncthreads_count(int predicate) {

@@ -1,9 +1,7 @@
 // A fiber: a function with a stack of its own that can stop in the middle and be resumed. One for each CUDA thread.
 #pragma once
 
-#include <setjmp.h>
 #include <sys/mman.h>
-#include <ucontext.h>
 #include <unistd.h>
 
 #include <cstddef>
@@ -12,6 +10,7 @@
 #include <vector>
 
 #include "../cuda.hpp"
+#include "context.hpp"
 
 namespace emulator {
 
@@ -69,8 +68,6 @@ class Stacks {
     static inline std::mutex mutex_;
 };
 
-// makecontext starts a fiber on its own stack. From then on _setjmp and _longjmp switch, because swapcontext makes a
-// system call at every switch.
 class Fiber {
   public:
     Fiber() : stack_(Stacks::take()) {}
@@ -91,28 +88,27 @@ class Fiber {
 
     // Runs the fiber until it suspends or its function returns.
     void resume() {
-        if (_setjmp(resumer_)) return;
-        if (!fresh_) _longjmp(self_, 1);
-        fresh_ = false;
-        starting_ = this;
-        getcontext(&context_);
-        context_.uc_stack.ss_sp = stack_;
-        context_.uc_stack.ss_size = kStackBytes - sizeof(Indices);
-        context_.uc_link = nullptr;
-        makecontext(&context_, &Fiber::enter, 0);
-        setcontext(&context_);
+        if (fresh_) {
+            fresh_ = false;
+            starting_ = this;
+            self_ = begin_at(stack_ + kStackBytes - sizeof(Indices) - colour(), &Fiber::enter);
+        }
+        emulator_switch(&resumer_, self_);
     }
 
     // Called on the fiber: stops it and returns from the resume() that was running it.
-    void suspend() {
-        if (!_setjmp(self_)) _longjmp(resumer_, 1);
-    }
+    void suspend() { emulator_switch(&self_, resumer_); }
 
   private:
+    // All stacks begin at the same distance from a large power of two, so their hottest bytes would share a few lines
+    // of the caches. Therefore each of kColours neighbouring stacks begins kColourBytes lower than the one before.
+    static constexpr std::size_t kColours = 64, kColourBytes = 1024 + 64;
+    std::size_t colour() const { return reinterpret_cast<uintptr_t>(stack_) / kStackBytes % kColours * kColourBytes; }
+
     static void enter() {
         Fiber* fiber = starting_;
         fiber->function_(fiber->argument_);
-        _longjmp(fiber->resumer_, 1);
+        fiber->suspend();
     }
 
     static inline thread_local Fiber* starting_ = nullptr;
@@ -120,8 +116,7 @@ class Fiber {
     void (*function_)(void*) = nullptr;
     void* argument_ = nullptr;
     bool fresh_ = true;
-    ucontext_t context_;
-    jmp_buf self_, resumer_;
+    Context self_ = nullptr, resumer_ = nullptr;
 };
 
 }  // namespace emulator

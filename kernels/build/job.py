@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from gemm_ladder.build import plain_cpp, toolchain, worker
+from gemm_ladder.build import cpus, plain_cpp, toolchain, worker
 from gemm_ladder.build.cache import Made
 from gemm_ladder.errors import BuildError, InputError, ToolchainError
 
@@ -39,7 +39,6 @@ _FLAGS = {
         "-std=c++20",
         "-O2",
         "-ffp-contract=off",
-        "-U_FORTIFY_SOURCE",  # its longjmp check takes a switch of fibers for a corrupt stack
         "-fno-strict-aliasing",  # shared memory is bytes, read as whatever the kernel says
         "-pthread",
     ),
@@ -54,6 +53,7 @@ _HOOKS = (
     "-g1",
     "-D__assert_fail=emulator_assert_fail",  # a failed assert() ends the kernel, not the process
 )
+_CORE_FLAGS = ("-O3",)  # the emulator itself is compiled once, so it may take longer
 _NO_ENTRY_HOOKS = {True: ("--param=tsan-instrument-func-entry-exit=0",), False: ()}  # GCC; clang
 _LINK_FLAGS = (
     "-Wl,--as-needed",  # torch puts its libraries on the line; the kernels use none of them
@@ -177,6 +177,10 @@ class Job:
         values = {macro: int(value) if isinstance(value, bool) else value for macro, value in defines.items()}
         cxx = toolchain.find_cxx()
         flags = (*_FLAGS[target], *(f"-D{macro}={values[macro]}" for macro in sorted(values)), *extra_flags)
+        if target == "emulator":
+            flags += cpus.vector_flags()
+        if path == _CORE:
+            flags += _CORE_FLAGS
         if core:
             flags += (*_HOOKS, *_NO_ENTRY_HOOKS[toolchain.is_gcc(cxx.identity)])
         headers = included(text, include_dirs)

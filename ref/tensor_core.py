@@ -31,23 +31,24 @@ from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
 from . import fp8
+from .lanes import FLOAT32, INT8, INT32, LANES, Lanes, size_of
 
 K_INSTRUCTION = 32  # elements of K that one FP8 WGMMA adds up
 
 _FRACTION_BITS = 13  # what survives the alignment, and what the result keeps
-_KEEP_MASK = np.uint32(0xFFFFFC00)  # sign, exponent and 13 of the 23 fraction bits of an FP32 number
 _BIAS = 127
-_INFINITY = np.uint32(0x7F800000)
-_NAN = np.uint32(0x7FFFFFFF)
+# Bits of FP32 numbers, as int32: the sign, the exponent and 13 of the 23 fraction bits; and two values.
+_KEEP_MASK, _INFINITY, _NAN = -0x400, 0x7F800000, 0x7FFFFFFF
 
 _CODES = np.arange(256, dtype=np.uint8)
 _VALUE = np.nan_to_num(fp8.decode(_CODES), nan=0.0)
-_EXPONENT = np.maximum(_CODES >> 3 & 15, 1).astype(np.int32) - 7
+_EXPONENT = np.maximum(_CODES >> 3 & 15, 1).astype(np.int8) - np.int8(7)
 # The exponents of nonzero products are from -12 to 16. Zero gets an exponent so low, and NaN one so high,
-# that its sum with any other operand's lies outside of that range. So the largest exponent of all products
-# tells whether one of them is not zero, and whether one of them is NaN.
-_EXPONENT[_VALUE == 0] = -64
-_EXPONENT[np.isnan(fp8.decode(_CODES))] = 128
+# that its sum with any other operand's lies outside of that range, and within int8. So the largest exponent
+# of all products tells whether one of them is not zero, and whether one of them is NaN.
+_ZERO_EXPONENT, _NAN_EXPONENT = -40, 60
+_EXPONENT[_VALUE == 0] = _ZERO_EXPONENT
+_EXPONENT[np.isnan(fp8.decode(_CODES))] = _NAN_EXPONENT
 _NO_PRODUCT, _LARGEST_PRODUCT = -13, 16
 
 
@@ -83,45 +84,92 @@ def fma(_typing, a, b, c):
     return types.float32(a, b, c), generate
 
 
+@intrinsic
+def _add_products(_typing, acc, a_values, a_exponents, b_values, b_exponents):
+    """A row of A times LANES columns of B, by addresses: acc = tensor_core(acc + products), FP32 [LANES].
+
+    Values are FP32 and exponents int8: of the row [32], of the columns [32, LANES].
+    """
+
+    def generate(context, builder, _signature, arguments):
+        acc, a_values, a_exponents, b_values, b_exponents = arguments
+
+        def of_a(element, base, k):
+            return Lanes.repeat(builder, element, builder.add(base, base.type(k * size_of(element))))
+
+        def of_b(element, base, k):
+            return Lanes.load(builder, element, builder.add(base, base.type(k * LANES * size_of(element))))
+
+        old = Lanes.load(builder, INT32, acc)
+        top = of_b(INT8, b_exponents, 0).number(_NO_PRODUCT)
+        for k in range(K_INSTRUCTION):
+            top = top.max(of_a(INT8, a_exponents, k) + of_b(INT8, b_exponents, k))
+        top = top.to_int32()  # the largest exponent of all products
+        largest = top.max((old >> 23 & 255) + -_BIAS)  # E
+        scale = (_FRACTION_BITS + _BIAS - largest << 23).bits(FLOAT32)  # 2^(13 - E)
+        magnitude = old & 0x7FFFFFFF
+        finite = magnitude.compare("<", _INFINITY)
+        # The sum, in units of 2^(E - 13). Conversions to integers truncate toward zero.
+        total = (finite.choose(old, 0).bits(FLOAT32) * scale).to_int32()
+        for k in range(K_INSTRUCTION):
+            product = of_b(FLOAT32, b_values, k) * scale * of_a(FLOAT32, a_values, k)
+            total = total + product.to_int32()
+        kept = (total.to_float32().bits(INT32) & _KEEP_MASK).bits(FLOAT32)
+        unit = (largest + (_BIAS - _FRACTION_BITS) << 23).bits(FLOAT32)  # 2^(E - 13)
+        new = finite.choose((kept * unit).bits(INT32), old)  # an infinite accumulator stays as it is
+        # Only the accumulator, which may be too small for the scale above.
+        alone = (magnitude & _KEEP_MASK).compare("!=", 0).choose(old & _KEEP_MASK, 0)
+        new = top.compare("==", _NO_PRODUCT).choose(alone, new)
+        new = top.compare("<=", _LARGEST_PRODUCT).choose(new, _NAN)
+        magnitude.compare("<=", _INFINITY).choose(new, _NAN).store(acc)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 5), generate
+
+
+@_compiled(njit, nogil=True)
+def _decode(codes, values, exponents):
+    """FP32 values and int8 exponents of B's E4M3 codes, uint8 [n, 32]. Both are [ceil(n / LANES), 32, LANES]:
+    groups of LANES columns, the last of them filled up with zeros."""
+    n = codes.shape[0]
+    for group in range(values.shape[0]):
+        for lane in range(LANES):
+            j = group * LANES + lane
+            for k in range(K_INSTRUCTION):
+                values[group, k, lane] = _VALUE[codes[j, k]] if j < n else 0
+                exponents[group, k, lane] = _EXPONENT[codes[j, k]] if j < n else _ZERO_EXPONENT
+
+
+@_compiled(njit, nogil=True)
+def _multiply(a, b_values, b_exponents, acc):
+    """`_wgmma` with what `_decode` makes of b."""
+    m, n = acc.shape
+    a_values, a_exponents = np.empty((m, K_INSTRUCTION), np.float32), np.empty((m, K_INSTRUCTION), np.int8)
+    for i in range(m):
+        for k in range(K_INSTRUCTION):
+            a_values[i, k] = _VALUE[a[i, k]]
+            a_exponents[i, k] = _EXPONENT[a[i, k]]
+    rest = np.zeros(LANES, np.float32)  # for columns that do not fill all lanes
+    for group in range(b_values.shape[0]):
+        first = group * LANES
+        values, exponents = b_values[group].ctypes.data, b_exponents[group].ctypes.data
+        for i in range(m):
+            row_values, row_exponents = a_values[i].ctypes.data, a_exponents[i].ctypes.data
+            if first + LANES <= n:
+                _add_products(acc[i, first:].ctypes.data, row_values, row_exponents, values, exponents)
+            else:
+                rest[: n - first] = acc[i, first:]
+                _add_products(rest.ctypes.data, row_values, row_exponents, values, exponents)
+                acc[i, first:] = rest[: n - first]
+
+
 @_compiled(njit, nogil=True)
 def _wgmma(a, b, acc):
     """acc = tensor_core(acc + a @ b.T), in place: float32 [m, n] and E4M3 codes, uint8 [m, 32], [n, 32]."""
-    m, n = acc.shape
-    # B is transposed so that the inner loops run along n, over independent outputs, and become vector code.
-    b_value = np.empty((K_INSTRUCTION, n), np.float32)
-    b_exponent = np.empty((K_INSTRUCTION, n), np.int32)
-    for k in range(K_INSTRUCTION):
-        for j in range(n):
-            b_value[k, j] = _VALUE[b[j, k]]
-            b_exponent[k, j] = _EXPONENT[b[j, k]]
-
-    top = np.empty(n, np.int32)  # the largest exponent of all products
-    scale = np.empty(n, np.float32)  # 2^(13 - E)
-    total = np.empty(n, np.int32)  # the sum of the products, in units of 2^(E - 13)
-    for i in range(m):
-        bits = acc[i].view(np.uint32)
-        top[:] = _NO_PRODUCT
-        for k in range(K_INSTRUCTION):
-            exponent = _EXPONENT[a[i, k]]
-            for j in range(n):
-                top[j] = max(top[j], np.int32(exponent + b_exponent[k, j]))
-        for j in range(n):
-            acc_exponent = np.int32(bits[j] >> 23 & 255) - _BIAS
-            scale[j] = np.uint32((_FRACTION_BITS - max(top[j], acc_exponent) + _BIAS) << 23).view(np.float32)
-            total[j] = 0
-        for k in range(K_INSTRUCTION):
-            value = _VALUE[a[i, k]]
-            for j in range(n):
-                total[j] += np.int32(value * b_value[k, j] * scale[j])  # to an integer: truncates toward zero
-        for j in range(n):
-            magnitude = bits[j] & 0x7FFFFFFF
-            if top[j] > _LARGEST_PRODUCT or magnitude > _INFINITY:
-                bits[j] = _NAN
-            elif top[j] == _NO_PRODUCT:  # only the accumulator, which may be too small for the scale above
-                bits[j] = bits[j] & _KEEP_MASK if magnitude & _KEEP_MASK else 0
-            elif magnitude < _INFINITY:  # an infinite accumulator stays as it is
-                exact = np.float32(total[j] + np.int32(acc[i, j] * scale[j]))
-                acc[i, j] = np.uint32(exact.view(np.uint32) & _KEEP_MASK).view(np.float32) / scale[j]
+    shape = ((b.shape[0] + LANES - 1) // LANES, K_INSTRUCTION, LANES)
+    values, exponents = np.empty(shape, np.float32), np.empty(shape, np.int8)
+    _decode(b, values, exponents)
+    _multiply(a, values, exponents, acc)
 
 
 @_compiled(njit, nogil=True)
@@ -159,16 +207,38 @@ def _wgmma_pointers(m, n, a, b, acc):
     _wgmma(carray(a, (m, K_INSTRUCTION)), carray(b, (n, K_INSTRUCTION)), carray(acc, (m, n)))
 
 
-@functools.cache
-def _wgmma_cfunc():
-    pointer = types.CPointer
-    signature = types.void(
-        types.int64, types.int64, pointer(types.uint8), pointer(types.uint8), pointer(types.float32)
+def _decode_pointers(n, b, values, exponents):
+    """`_decode` for C callers."""
+    shape = ((n + LANES - 1) // LANES, K_INSTRUCTION, LANES)
+    _decode(carray(b, (n, K_INSTRUCTION)), carray(values, shape), carray(exponents, shape))
+
+
+def _multiply_pointers(m, n, a, values, exponents, acc):
+    """`_multiply` for C callers."""
+    shape = ((n + LANES - 1) // LANES, K_INSTRUCTION, LANES)
+    _multiply(
+        carray(a, (m, K_INSTRUCTION)), carray(values, shape), carray(exponents, shape), carray(acc, (m, n))
     )
-    return _compiled(cfunc, signature)(_wgmma_pointers)
 
 
+_NUMBER, _BYTES, _FLOATS = types.int64, types.CPointer(types.uint8), types.CPointer(types.float32)
+_EXPONENTS = types.CPointer(types.int8)
+_SIGNATURES = {
+    _wgmma_pointers: types.void(_NUMBER, _NUMBER, _BYTES, _BYTES, _FLOATS),
+    _decode_pointers: types.void(_NUMBER, _BYTES, _FLOATS, _EXPONENTS),
+    _multiply_pointers: types.void(_NUMBER, _NUMBER, _BYTES, _FLOATS, _EXPONENTS, _FLOATS),
+}
 _cfunc_lock = threading.Lock()
+
+
+@functools.cache
+def _compiled_cfunc(function):
+    return _compiled(cfunc, _SIGNATURES[function])(function)
+
+
+def _address(function) -> int:
+    with _cfunc_lock:  # two threads could otherwise compile it twice, and one of the two would be freed
+        return _compiled_cfunc(function).address
 
 
 def cfunc_address() -> int:
@@ -179,8 +249,20 @@ def cfunc_address() -> int:
     address is valid for the life of the process. The first call compiles it (2 s), or loads what an earlier
     process has compiled.
     """
-    with _cfunc_lock:  # two threads could otherwise compile it twice, and one of the two would be freed
-        return _wgmma_cfunc().address
+    return _address(_wgmma_pointers)
+
+
+def decoding_addresses() -> tuple[int, int]:
+    """The same in two steps, for callers that multiply one b several times:
+
+        void decode(int64_t n, const uint8_t* b, float* values, int8_t* exponents)
+        void multiply(int64_t m, int64_t n, const uint8_t* a, const float* values, const int8_t* exponents,
+                      float* acc)
+
+    `values` and `exponents` have 32 elements for each column, and as many columns as n rounded up to a
+    multiple of LANES.
+    """
+    return _address(_decode_pointers), _address(_multiply_pointers)
 
 
 def wgmma(a: np.ndarray, b: np.ndarray, acc: np.ndarray) -> np.ndarray:

@@ -244,7 +244,7 @@ def run_copy(folder: Path, cache: str) -> str:
 def test_read_only_package_folder(tmp_path):
     package = tmp_path / "copied"
     package.mkdir()
-    for name in ("__init__.py", "fp8.py", "tensor_core.py"):
+    for name in ("__init__.py", "fp8.py", "lanes.py", "tensor_core.py"):
         shutil.copy(Path(tensor_core.__file__).parent / name, package)
     (package / "__pycache__").touch()  # a file where the cache's folder would be: read-only even for root
     user_cache = tmp_path / "cache"

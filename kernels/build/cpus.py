@@ -1,20 +1,41 @@
-"""How many CPUs this process may use: those that it may run on, and what its cgroup's quota pays for."""
+"""The CPUs that this process may use: how many, and which instructions a compiler may use for them."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN = Path("/proc/self/cgroup")
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 def cpus() -> int:
     """The number of CPUs, at least 1. A container that is given 2.5 CPUs counts as 3."""
     return max(1, min(len(os.sched_getaffinity(0)), *(math.ceil(quota) for quota in _quotas()), 1 << 20))
+
+
+@functools.cache
+def vector_flags() -> tuple[str, ...]:
+    """The compiler flags for vectors of 256 bits and multiply-adds, where the CPU has both; else none.
+
+    An x86-64 compiler uses neither by itself, an aarch64 compiler all that it needs.
+    """
+    if platform.machine() != "x86_64":
+        return ()
+    with contextlib.suppress(OSError):
+        has = next(
+            (set(line.split()) for line in _CPUINFO.read_text().splitlines() if line.startswith("flags")),
+            set(),
+        )
+        if has >= {"avx2", "fma"}:
+            return ("-mavx2", "-mfma")
+    return ()
 
 
 def _quotas() -> Iterator[float]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from gemm_ladder.build import plain_cpp, toolchain, worker
+from gemm_ladder.build import cpus, plain_cpp, toolchain, worker
 from gemm_ladder.build.cache import Made
 from gemm_ladder.errors import BuildError, InputError, ToolchainError
 
@@ -61,6 +61,7 @@ _HOOKS_OF_CLANG = (
     *("-mllvm", "-tsan-instrument-memory-accesses=0"),
     *("-mllvm", "-tsan-instrument-func-entry-exit=0"),
 )
+_CORE_FLAGS = ("-O3",)  # the emulator itself is compiled once, so it may take longer
 _LINK_FLAGS = (
     "-Wl,--as-needed",  # torch puts its libraries on the line; the kernels use none of them
     "-lstdc++",  # before torch's: libc10 exports some of its functions and would become a dependency
@@ -183,6 +184,10 @@ class Job:
         values = {macro: int(value) if isinstance(value, bool) else value for macro, value in defines.items()}
         cxx = toolchain.find_cxx()
         flags = (*_FLAGS[target], *(f"-D{macro}={values[macro]}" for macro in sorted(values)), *extra_flags)
+        if target == "emulator":
+            flags += cpus.vector_flags()
+        if path == _CORE:
+            flags += _CORE_FLAGS
         if core:
             flags += (*_HOOKS, *(_HOOKS_OF_GCC if toolchain.is_gcc(cxx.identity) else _HOOKS_OF_CLANG))
         headers = included(text, include_dirs)

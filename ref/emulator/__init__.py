@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from gemm_ladder.errors import EmulatorError, InputError
-from gemm_ladder.ref import mma
+from gemm_ladder.ref import mma, tensor_core
 from gemm_ladder.ref.emulator import source_lines
 
 if TYPE_CHECKING:
@@ -80,6 +80,8 @@ class _Config(ctypes.Structure):
         ("threads", ctypes.c_int32),
         ("max_steps", ctypes.c_int64),
         ("mma", ctypes.c_void_p),
+        ("decode", ctypes.c_void_p),
+        ("multiply", ctypes.c_void_p),
         ("dry", ctypes.c_int32),
         ("tensors", ctypes.c_void_p),
         ("tensor_count", ctypes.c_int64),
@@ -214,6 +216,7 @@ class Run:
     def _configure(self, library: ctypes.CDLL, tensors: Mapping[str, Tensor], once: Collection[str]) -> None:
         known = [_Tensor.of(name, tensor, name in once) for name, tensor in tensors.items()]
         self._tensors = (_Tensor * len(known))(*known)  # which the library reads until the launch has ended
+        decode, multiply = tensor_core.decoding_addresses()
         library.emulator_configure(
             ctypes.byref(
                 _Config(
@@ -222,6 +225,8 @@ class Run:
                     threads=self.threads or 0,
                     max_steps=self.max_steps or 0,
                     mma=mma.cfunc_address(),
+                    decode=decode,
+                    multiply=multiply,
                     dry=self.dry,
                     tensors=ctypes.addressof(self._tensors),
                     tensor_count=len(known),

@@ -27,7 +27,7 @@ namespace emulator {
 
 // Every CUDA thread runs on a stack of its own, of kStackBytes and aligned to that. Its indices lie at the top of the
 // stack, so a thread finds them by its stack pointer alone.
-constexpr uintptr_t kStackBytes = 128 * 1024;
+constexpr uintptr_t kStackBytes = 256 * 1024;
 struct alignas(64) Indices {
     dim3 thread, block, block_size, grid_size;
     uint32_t lane, rank;  // in the warp, and in the cluster

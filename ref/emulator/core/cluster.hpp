@@ -50,9 +50,12 @@ class Cluster {
     };
 
     Cluster(const Shape& shape, Launch& launch)
-        : memory(&launch.memory), shape_(shape), launch_(launch), config_(launch.config) {
+        : memory(&launch.memory),
+          shape_(shape),
+          launch_(launch),
+          config_(launch.config),
+          threads_(static_cast<std::size_t>(shape.size * shape.threads)) {
         blocks.resize(shape.size);
-        for (int i = 0; i < shape.size * shape.threads; ++i) threads_.push_back(std::make_unique<Thread>());
     }
 
     // Runs one cluster to its end. Returns the fault that ended it, or nothing.
@@ -192,7 +195,7 @@ class Cluster {
     const EmulatorConfig& config_;
     int64_t index_ = 0;
     const Call* call_ = nullptr;
-    std::vector<std::unique_ptr<Thread>> threads_;
+    std::vector<Thread> threads_;  // those of a block, and of a warp, are neighbours
     std::vector<Thread*> runnable_;
     std::vector<Work> pending_, patient_;
     Random random_{0};
@@ -270,25 +273,26 @@ inline void complete(Exchange& exchange) {
 
 // Each lane of the mask gives its `data` and gets the data of all of them. `what` is the instruction's name.
 // `orders`: what a lane has done before it lies before what the others do after it, as with bar.warp.sync.
-inline const Slots& exchange(const char* what, const std::array<uint64_t, 5>& data, uint32_t mask = ~0u,
+inline const Slots& exchange(const char* what, std::initializer_list<uint64_t> data, uint32_t mask = ~0u,
                              bool ignores_exited = false, bool orders = false) {
     Thread& thread = self();
+    Cluster& cluster = *thread.cluster;
     const auto warp = static_cast<std::size_t>(thread.warp());
     if (!(mask >> thread.lane() & 1))
         fail(Fault::divergent_warp, "executes %s for the lanes 0x%x, and is not one of them", what, mask);
     Exchange& exchange = thread.block->exchanges[warp][mask];
     const uint64_t generation = exchange.generation;
     if (exchange.arrived == 0) exchange.what = what, exchange.ignores_exited = ignores_exited;
-    if (std::string(exchange.what) != what)
+    if (exchange.what != what && std::strcmp(exchange.what, what))
         fail(Fault::divergent_warp, "executes %s while its warp executes %s: all %d lanes must execute the same", what,
              exchange.what, std::popcount(mask));
     Slots& slots = exchange.slots[generation % 2];
-    slots[static_cast<std::size_t>(thread.lane())] = data;
+    std::ranges::copy(data, slots[static_cast<std::size_t>(thread.lane())].begin());
     exchange.arrived |= 1u << thread.lane();
-    if (orders) current_cluster->release(exchange.told);
+    if (orders) cluster.release(exchange.told);
     if (exchange.arrived == (ignores_exited ? mask & thread.block->alive[warp] : mask)) complete(exchange);
-    while (exchange.generation <= generation) current_cluster->block_on(exchange.waiters, {what});
-    if (orders) current_cluster->acquire(exchange.completed);
+    while (exchange.generation <= generation) cluster.block_on(exchange.waiters, {what});
+    if (orders) cluster.acquire(exchange.completed);
     return slots;
 }
 
@@ -351,7 +355,7 @@ inline void Cluster::reset(int64_t cluster) {
         block.wgmmas.resize(warps);
         block.warpgroup_wgmmas.resize((warps + 3) / 4);
         for (int i = 0; i < shape_.threads; ++i) {
-            Thread& thread = *threads_[rank * shape_.threads + i];
+            Thread& thread = threads_[rank * shape_.threads + i];
             thread.block = &block;
             thread.cluster = this;
             thread.index = i;
@@ -396,8 +400,8 @@ inline std::optional<FaultReport> Cluster::run(int64_t cluster, const Call& call
     current_cluster = this;
     reset(cluster);
     call_ = &call;
-    for (auto& thread : threads_)
-        thread->fiber.start(
+    for (Thread& thread : threads_)
+        thread.fiber.start(
             [](void* argument) {
                 auto* me = static_cast<Cluster*>(argument);
                 Thread& thread = self();
@@ -441,9 +445,7 @@ inline Thread* Cluster::pick() {
     // The thread with the highest priority of four chosen at random; but many threads that poll must not starve the one
     // that they wait for.
     if (priorities_ && polls_ <= kStarving) {
-        const auto priority = [&](std::size_t i) {
-            return priority_[(runnable_[i]->block->rank * shape_.threads + runnable_[i]->index) / 32];
-        };
+        const auto priority = [&](std::size_t i) { return priority_[(runnable_[i] - threads_.data()) / 32]; };
         for (int i = 0; i < 3; ++i) {
             const std::size_t other = random_.below(static_cast<uint32_t>(runnable_.size()));
             if (priority(other) > priority(best)) best = other;
@@ -523,10 +525,10 @@ inline std::string place_of(const void* from) {
 // Which warps wait for what: a line for all that wait alike.
 inline std::string Cluster::deadlock() const {
     std::map<std::string, std::map<int64_t, std::vector<int>>> waiting;  // reason: block: warps
-    for (const auto& thread : threads_) {
-        if (thread->finished) continue;
-        auto& warps = waiting[reason(*thread) + place_of(thread->from)][thread->block->index];
-        if (warps.empty() || warps.back() != thread->warp()) warps.push_back(thread->warp());
+    for (const Thread& thread : threads_) {
+        if (thread.finished) continue;
+        auto& warps = waiting[reason(thread) + place_of(thread.from)][thread.block->index];
+        if (warps.empty() || warps.back() != thread.warp()) warps.push_back(thread.warp());
     }
     std::string text = "deadlock in cluster " + std::to_string(index_) + " after " + std::to_string(step_) + " steps:";
     for (const auto& [what, blocks] : waiting) {

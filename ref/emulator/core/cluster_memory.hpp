@@ -14,7 +14,7 @@ void use_remote(uint32_t address, const Use& use) {
     Actor& actor = self();
     Block& block = remote_block(address);
     if (&block == self().block) return use(block.memory, address & kOffsetMask, actor);
-    std::vector<uint32_t> own = std::move(actor.unfenced);
+    std::vector<Words> own = std::move(actor.unfenced);
     use(block.memory, address & kOffsetMask, actor);
     actor.unfenced = std::move(own);
 }

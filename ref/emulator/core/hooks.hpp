@@ -24,7 +24,7 @@ namespace emulator {
 [[gnu::noinline]] inline void touch_accumulator(Thread& thread, uintptr_t address, std::size_t bytes, bool write) {
     for (const Accumulator& accumulator : thread.accumulators) {
         const auto begin = reinterpret_cast<uintptr_t>(accumulator.home);
-        const std::size_t size = accumulator.value.size() * sizeof(float);
+        const std::size_t size = accumulator.count * sizeof(float);
         if (address + bytes <= begin || address >= begin + size) continue;
         fail(write ? Fault::accumulator_overwritten : Fault::accumulator_read,
              "%s accumulator register %zu while a WGMMA that adds to it is in flight: wgmma.wait_group first",

@@ -132,7 +132,7 @@ void st_shared_cluster(uint32_t address, float4 value) {
     // A fence.proxy.async by this thread does not publish these bytes to the other block's copy engine: no kernel here
     // needs that, so it is not modelled, and a WGMMA or TMA store that read them would be reported.
     emulator::Actor& actor = self();
-    std::vector<uint32_t> own = std::move(actor.unfenced);
+    std::vector<emulator::Words> own = std::move(actor.unfenced);
     emulator::remote_block(address).memory.write(address & emulator::kOffsetMask, &value, sizeof value, actor);
     actor.unfenced = std::move(own);
 }

@@ -10,6 +10,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 namespace emulator {
@@ -18,8 +19,52 @@ struct Moment {  // of a thread, by its number in the cluster; number 0 of a mom
     uint32_t thread = 0, number = 0;
 };
 
-// For each thread of the cluster, the last moment that is known. Many threads share one, so it is never changed.
-using Known = std::shared_ptr<const std::vector<uint32_t>>;
+// For each thread of the cluster, the last moment that is known. Many threads share one, so it is never changed. All who
+// share it run on one OS thread. Barriers make new ones all the time, so their memory is kept for the next.
+class Known {
+  public:
+    using Moments = std::vector<uint32_t>;
+
+    Known() = default;
+    Known(std::nullptr_t) {}
+    Known(const Known& other) : shared_(other.shared_) {
+        if (shared_) ++shared_->users;
+    }
+    Known(Known&& other) noexcept : shared_(std::exchange(other.shared_, nullptr)) {}
+    Known& operator=(Known other) noexcept {
+        std::swap(shared_, other.shared_);
+        return *this;
+    }
+    ~Known() {
+        if (shared_ && --shared_->users == 0) spare_.emplace_back(shared_);
+    }
+    // One that nobody shares yet, and its moments, of which nothing is known.
+    static Known make() {
+        Known known;
+        if (spare_.empty()) spare_.push_back(std::make_unique<Shared>());
+        known.shared_ = spare_.back().release();
+        spare_.pop_back();
+        known.shared_->users = 1;
+        known.shared_->moments.clear();
+        return known;
+    }
+    Moments& moments() { return shared_->moments; }
+
+    explicit operator bool() const { return shared_; }
+    const Moments& operator*() const { return shared_->moments; }
+    const Moments* operator->() const { return &shared_->moments; }
+    const void* get() const { return shared_; }
+    bool operator==(const Known& other) const { return shared_ == other.shared_; }
+    void reset() { *this = Known(); }
+
+  private:
+    struct Shared {
+        Moments moments;
+        uint32_t users = 0;
+    };
+    Shared* shared_ = nullptr;
+    static inline thread_local std::vector<std::unique_ptr<Shared>> spare_;
+};
 
 inline bool knows(const Known& known, const Moment& moment) {
     return known && moment.thread < known->size() && (*known)[moment.thread] >= moment.number;
@@ -28,47 +73,55 @@ inline bool knows(const Known& known, const Moment& moment) {
 // What a barrier, or another thing that threads meet at, has been told in its current phase.
 class Told {
   public:
+    Told() = default;
+    Told(Told&&) = default;
+    Told& operator=(Told&&) = default;
+
     // All that `known` says, and a thread's own moments up to `moment`.
     void join(const Known& known, const Moment& moment, std::size_t threads) {
+        if (!all_) all_ = Known::make();
+        Known::Moments& moments = all_.moments();
         if (known && known != last_) {
-            if (moments_.size() < known->size()) moments_.resize(known->size());
-            for (std::size_t i = 0; i < known->size(); ++i) moments_[i] = std::max(moments_[i], (*known)[i]);
+            if (moments.empty()) {
+                moments = *known;
+            } else {
+                if (moments.size() < known->size()) moments.resize(known->size());
+                for (std::size_t i = 0; i < known->size(); ++i) moments[i] = std::max(moments[i], (*known)[i]);
+            }
             last_ = known;
         }
-        if (threads = std::max<std::size_t>(threads, moment.thread + 1); moments_.size() < threads)
-            moments_.resize(threads);
-        moments_[moment.thread] = std::max(moments_[moment.thread], moment.number);
+        if (threads = std::max<std::size_t>(threads, moment.thread + 1); moments.size() < threads)
+            moments.resize(threads);
+        moments[moment.thread] = std::max(moments[moment.thread], moment.number);
     }
     // Ends the phase.
     Known take() {
         last_.reset();
-        if (moments_.empty()) return nullptr;
-        auto all = std::make_shared<const std::vector<uint32_t>>(std::move(moments_));
-        moments_.clear();
-        return all;
+        return std::move(all_);
     }
 
   private:
-    std::vector<uint32_t> moments_;
-    Known last_;  // what was joined last: threads that come from the same barrier know the same
+    Known all_, last_;  // last_: what was joined last. Threads that come from the same barrier know the same
 };
 
 // What a thread knows that knew `known` and is told `more`.
 inline Known both(const Known& known, const Known& more) {
     if (!more || known == more) return known;
     if (!known) return more;
-    const auto is_part_of = [](const std::vector<uint32_t>& part, const std::vector<uint32_t>& whole) {
+    const auto is_part_of = [](const Known::Moments& part, const Known::Moments& whole) {
         if (part.size() > whole.size()) return false;
-        bool all = true;
-        for (std::size_t i = 0; i < part.size(); ++i) all &= part[i] <= whole[i];
-        return all;
+        uint32_t missing = 0;
+        for (std::size_t i = 0; i < part.size(); ++i) missing |= part[i] > whole[i];
+        return missing == 0;
     };
     if (is_part_of(*known, *more)) return more;
     if (is_part_of(*more, *known)) return known;
-    std::vector<uint32_t> joined(std::max(known->size(), more->size()));
-    std::copy(known->begin(), known->end(), joined.begin());
-    for (std::size_t i = 0; i < more->size(); ++i) joined[i] = std::max(joined[i], (*more)[i]);
-    return std::make_shared<const std::vector<uint32_t>>(std::move(joined));
+    Known joined = Known::make();
+    const bool shorter = known->size() < more->size();
+    const Known::Moments &shorter_one = shorter ? *known : *more, &longer = shorter ? *more : *known;
+    joined.moments() = longer;
+    for (std::size_t i = 0; i < shorter_one.size(); ++i) joined.moments()[i] = std::max(longer[i], shorter_one[i]);
+    return joined;
 }
 
 // The last answers of both(): the lanes of a warp ask for the same one after another, and then share the answer.
@@ -76,8 +129,8 @@ class Joined {
   public:
     void tell(Known& known, const Known& more) {
         if (!more || known == more) return;
-        Answer& answer = answers_[(reinterpret_cast<uintptr_t>(known.get()) ^ reinterpret_cast<uintptr_t>(more.get())) /
-                                  16 % answers_.size()];
+        const auto pair = reinterpret_cast<uintptr_t>(known.get()) * 3 + reinterpret_cast<uintptr_t>(more.get());
+        Answer& answer = answers_[pair * 0x9E3779B97F4A7C15 >> (64 - kBits)];
         if (answer.known != known || answer.more != more) answer = {known, more, both(known, more)};
         known = answer.result;
     }
@@ -86,7 +139,12 @@ class Joined {
     struct Answer {
         Known known, more, result;
     };
-    std::array<Answer, 16> answers_;
+    static constexpr int kBits = 7;
+    std::array<Answer, 1 << kBits> answers_;
+};
+
+struct Words {  // of shared memory, neighbours
+    uint32_t first, count;
 };
 
 // A thread, as shared memory knows it.
@@ -95,8 +153,8 @@ struct Actor {
     int index = 0;        // in the block
     uint32_t moment = 1;
     Known known;
-    const void* from = nullptr;      // the place in the kernel's machine code that called the emulator last
-    std::vector<uint32_t> unfenced;  // words written since the last fence.proxy.async
+    const void* from = nullptr;   // the place in the kernel's machine code that called the emulator last
+    std::vector<Words> unfenced;  // written since the last fence.proxy.async
 
     Moment now() const { return {number, moment}; }
     bool comes_after(const Moment& earlier) const {

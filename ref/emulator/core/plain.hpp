@@ -71,7 +71,7 @@ inline void use_shared(Block& block, uintptr_t pointer, std::size_t bytes, bool 
     Actor& actor = self();
     if (&block == self().block) return block.memory.use(address, static_cast<uint32_t>(bytes), write, actor, atomic);
     remote_block(at_rank(address, static_cast<uint32_t>(block.rank)));
-    std::vector<uint32_t> own = std::move(actor.unfenced);  // its fence publishes what it wrote into its own block
+    std::vector<Words> own = std::move(actor.unfenced);  // its fence publishes what it wrote into its own block
     block.memory.use(address, static_cast<uint32_t>(bytes), write, actor, atomic);
     actor.unfenced = std::move(own);
 }

@@ -16,6 +16,12 @@ namespace emulator {
 using MmaFunction = int64_t (*)(int64_t unit, int64_t type_a, int64_t type_b, int64_t type_d, int64_t satfinite,
                                 int64_t rows, int64_t n, int64_t k_bytes, const uint8_t* a, const uint8_t* b,
                                 void* acc);
+// The same for WGMMAs of E4M3 operands and FP32 accumulators, in two steps (ref/tensor_core.py): B [n][32] is decoded,
+// into as many values and exponents as n rounded up to a multiple of kDecodedColumns has; then it is multiplied.
+using DecodeFunction = void (*)(int64_t n, const uint8_t* b, float* values, int8_t* exponents);
+using MultiplyFunction = void (*)(int64_t rows, int64_t n, const uint8_t* a, const float* values,
+                                  const int8_t* exponents, float* acc);
+constexpr int64_t kDecodedColumns = 32;
 
 }  // namespace emulator
 
@@ -25,6 +31,8 @@ struct EmulatorConfig {
     int32_t threads;    // OS threads for the clusters; 0 = one for each core
     int64_t max_steps;  // a cluster that takes more scheduler steps is stopped; 0 = no limit
     emulator::MmaFunction mma;
+    emulator::DecodeFunction decode;
+    emulator::MultiplyFunction multiply;
     int32_t dry;  // 1: run nothing, only keep the launcher's LaunchConfig
     const EmulatorTensor* tensors;
     int64_t tensor_count;  // 0: what a kernel does to global memory is not checked

@@ -7,9 +7,11 @@
 #include <cstdint>
 #include <cstring>
 #include <optional>
+#include <unordered_map>
 #include <vector>
 
 #include "fault.hpp"
+#include "operand.hpp"
 #include "order.hpp"
 
 namespace emulator {
@@ -19,6 +21,13 @@ constexpr uint32_t kSharedLimit = 232448;  // the most dynamic shared memory a H
 constexpr uint32_t kRankShift = 24;        // shared::cluster addresses: block rank + 1 above these bits
 constexpr uint32_t kOffsetMask = (1u << kRankShift) - 1;
 using Chunk = std::array<uint8_t, 16>;
+
+// The chunks of a WGMMA's operand.
+struct Footprint {
+    std::vector<uint32_t> chunks;   // offsets, in the order of Operand::for_each_chunk
+    std::vector<uint32_t> regions;  // of shared memory, that they lie in
+    uint32_t readers = 0;           // WGMMAs that may still read them
+};
 
 class SharedMemory {
   public:
@@ -39,6 +48,8 @@ class SharedMemory {
         readers_.clear();
         free_readers_.clear();
         fences_.clear();
+        regions_.assign(kSharedLimit / kRegion, {});
+        footprints_.clear();
     }
 
     // The offset of a __shared__ variable, which `key` stands for. The variables lie at the end of shared memory, so
@@ -93,8 +104,9 @@ class SharedMemory {
     }
     // fence.proxy.async by a thread: its own writes become visible to the async proxy.
     void publish(Actor& actor) {
-        for (const uint32_t word : actor.unfenced)
-            if (writer_[word] == actor.number + 1) publish_word(word);  // no other thread has overwritten it since
+        for (const Words& words : actor.unfenced)
+            for (uint32_t word = words.first; word < words.first + words.count; ++word)
+                if (writer_[word] == actor.number + 1) publish_word(word);  // no other thread has overwritten it since
         actor.unfenced.clear();
         if (fences_.size() <= actor.number) fences_.resize(actor.number + 1);
         fences_[actor.number] = {actor.now(), actor.known};
@@ -127,6 +139,9 @@ class SharedMemory {
         std::memset(&generic_[at], 0xFF, kChunk);
         std::memset(&async_[at], 0xFF, kChunk);
         state.landing = true;
+        Region& region = regions_[at / kRegion];
+        ++region.landing;
+        ++region.version;
     }
     // A lane issues a WGMMA that reads this chunk: it, or a lane that it has met since, must have waited for the load
     // that filled it.
@@ -143,12 +158,59 @@ class SharedMemory {
         const uint32_t at = address - kSharedBase;  // checked when the load began
         std::memcpy(&generic_[at], chunk.data(), kChunk);
         std::memcpy(&async_[at], chunk.data(), kChunk);
-        std::fill_n(writer_.begin() + at / kWord, kChunk / kWord, 0u);
+        Region& region = regions_[at / kRegion];
+        for (uint32_t word = at / kWord; word < (at + kChunk) / kWord; ++word) {
+            region.unfenced -= writer_[word] != 0;
+            writer_[word] = 0;
+        }
         state_[at / kChunk].landing = false;
+        --region.landing;
+        ++region.version;
     }
-    // A WGMMA or a TMA store reads this chunk at some moment between begin_read and end_read.
+    // A TMA store reads this chunk at some moment between begin_read and end_read.
     void begin_read(uint32_t address, const char* who) { ++state_[check(address, kChunk, who) / kChunk].reading; }
     void end_read(uint32_t address) { --state_[(address - kSharedBase) / kChunk].reading; }
+
+    // ---- The operands of WGMMAs. They are read so often that what is known of a region stands for its chunks.
+    Footprint& footprint(const Operand& operand) {
+        const auto [found, is_new] = footprints_.try_emplace(operand);
+        Footprint& footprint = found->second;
+        if (!is_new) return footprint;
+        operand.for_each_chunk([&](uint32_t address, uint32_t, uint32_t) {
+            footprint.chunks.push_back(check(address, kChunk, operand.who));
+            const uint32_t region = footprint.chunks.back() / kRegion;
+            if (std::ranges::find(footprint.regions, region) == footprint.regions.end())
+                footprint.regions.push_back(region);
+        });
+        return footprint;
+    }
+    // A WGMMA reads the operand at some moment between begin_read and end_read.
+    void begin_read(Footprint& operand) {
+        ++operand.readers;
+        for (const uint32_t region : operand.regions) ++regions_[region].reading;
+    }
+    void end_read(Footprint& operand) {
+        --operand.readers;
+        for (const uint32_t region : operand.regions) --regions_[region].reading;
+    }
+    // A number that rises when what the async proxy sees of these regions changes; or nothing, if a TMA load is on its
+    // way into one of them or a store to it is not fenced.
+    std::optional<uint64_t> version(const Footprint& operand) const {
+        uint64_t sum = 0;
+        for (const uint32_t number : operand.regions) {
+            const Region& region = regions_[number];
+            if (region.landing || region.unfenced) return std::nullopt;
+            sum += region.version;
+        }
+        return sum;
+    }
+    // A WGMMA reads the operand: calls visit(number, chunk) for every chunk.
+    template <typename Visit>
+    void async_read(const Footprint& operand, const char* who, const Known& issuer, const Visit& visit) {
+        if (!version(operand))
+            for (const uint32_t at : operand.chunks) async_read(at + kSharedBase, who, issuer);
+        for (std::size_t i = 0; i < operand.chunks.size(); ++i) visit(i, &async_[operand.chunks[i]]);
+    }
 
     // Whether there could be an mbarrier.
     void check_mbarrier(uint32_t address, const char* who) const { check(address, kMbarrier, who); }
@@ -160,18 +222,33 @@ class SharedMemory {
     static constexpr uint32_t kChunk = sizeof(Chunk);
 
   private:
-    static constexpr uint32_t kWord = 4, kMbarrier = 8;
+    static constexpr uint32_t kWord = 4, kMbarrier = 8, kChunkWords = kChunk / kWord;
+    static constexpr uint32_t kRegion = 1024;  // one atom of the 128-byte swizzle
     struct Written {
         Moment by;
         const void* from = nullptr;  // the place in the kernel
     };
     struct ChunkState {
-        uint16_t reading = 0;                             // number of WGMMAs and TMA stores that may still read it
+        uint16_t reading = 0;                             // number of TMA stores that may still read it
         bool landing = false;                             // a TMA load is on its way
         bool touched = false;                             // by a thread's own load or store, since the last TMA load
+        bool split = false;                               // its words were used one by one; false: all four alike
         Moment loaded;                                    // of the last TMA load, which those know who waited for it
         const void* loaded_from = nullptr;                // by which place in the kernel
         std::array<bool, kChunk / kMbarrier> mbarrier{};  // whether each half of the chunk is an mbarrier
+    };
+
+    struct Region {
+        uint32_t reading = 0;   // number of WGMMAs that may still read some of its chunks
+        uint32_t landing = 0;   // chunks into which a TMA load is on its way
+        uint32_t unfenced = 0;  // words that have a writer_
+        uint64_t version = 0;   // rises with each change of async_
+    };
+    struct Hash {
+        std::size_t operator()(const Operand& operand) const {
+            return (operand.bits ^ operand.bits >> 32 ^ static_cast<uint64_t>(operand.first) << 20 ^ operand.last) *
+                   0x9E3779B97F4A7C15;
+        }
     };
 
     void clear(uint32_t begin, uint32_t end) {
@@ -184,6 +261,9 @@ class SharedMemory {
         std::fill(reader_of_.begin() + begin / kWord, reader_of_.begin() + end / kWord, 0);
     }
     void publish_word(uint32_t word) {
+        Region& region = regions_[word / (kRegion / kWord)];
+        --region.unfenced;
+        ++region.version;
         writer_[word] = 0;
         std::memcpy(&async_[word * kWord], &generic_[word * kWord], kWord);
     }
@@ -191,7 +271,7 @@ class SharedMemory {
     // knows of that: PTX asks for a proxy fence somewhere on the way from the write to the access, not of the writer.
     bool published_by_another(uint32_t word, const Known& issuer) {
         for (const Fence& fence : fences_) {
-            if (!fence.when.number || !knows(fence.known, written_[word].by) || !knows(issuer, fence.when)) continue;
+            if (!fence.when.number || !knows(fence.known, written_[entry(word)].by) || !knows(issuer, fence.when)) continue;
             publish_word(word);
             return true;
         }
@@ -201,25 +281,51 @@ class SharedMemory {
     // A thread loads or stores: whatever it conflicts with must lie before.
     void order(uint32_t at, uint32_t bytes, bool writes, Actor& actor) {
         if (actor.moment == 0) return;
-        const Moment now = actor.now();
         const uint32_t end = (at + bytes + kWord - 1) / kWord;
-        for (uint32_t word = at / kWord; word < end; ++word) {
-            ChunkState& state = state_[word / (kChunk / kWord)];
-            Written& written = written_[word];
-            if (!actor.comes_after(state.loaded)) load_race(word, writes, state);
-            if (!actor.comes_after(written.by)) write_race(word, writes, written);
-            state.touched = true;
-            if (writes) {
-                if (reader_of_[word] || !actor.comes_after(read_[word]))
-                    if (const Moment* reader = unknown_reader(word, actor)) read_race(word, *reader);
-                written = {now, actor.from};
-                forget_readers(word);
-            } else if (actor.comes_after(read_[word]) && !reader_of_[word]) {
-                read_[word] = now;
-            } else {
-                add_reader(word, now);
-            }
+        for (uint32_t word = at / kWord; word < end;) {
+            ChunkState& state = state_[word / kChunkWords];
+            const uint32_t next = std::min(end, (word / kChunkWords + 1) * kChunkWords);
+            const bool whole = next - word == kChunkWords;
+            if (!whole && !state.split) split(state, word / kChunkWords * kChunkWords);
+            if (whole && !state.split)
+                order_word(word, state, writes, actor);
+            else
+                for (uint32_t part = word; part < next; ++part) order_word(part, state, writes, actor);
+            if (whole && writes) state.split = false;
+            word = next;
         }
+    }
+    void order_word(uint32_t word, ChunkState& state, bool writes, Actor& actor) {
+        const Moment now = actor.now();
+        Written& written = written_[word];
+        if (!actor.comes_after(state.loaded)) load_race(word, writes, state);
+        if (!actor.comes_after(written.by)) write_race(word, writes, written);
+        state.touched = true;
+        if (writes) {
+            if (reader_of_[word] || !actor.comes_after(read_[word]))
+                if (const Moment* reader = unknown_reader(word, actor)) read_race(word, *reader);
+            written = {now, actor.from};
+            forget_readers(word);
+        } else if (actor.comes_after(read_[word]) && !reader_of_[word]) {
+            read_[word] = now;
+        } else {
+            add_reader(word, now);
+        }
+    }
+    // From here on each word of the chunk that begins with this one is kept by itself.
+    void split(ChunkState& state, uint32_t first) {
+        state.split = true;
+        for (uint32_t word = first + 1; word < first + kChunkWords; ++word) {
+            written_[word] = written_[first];
+            read_[word] = read_[first];
+            if (!reader_of_[first]) continue;
+            add_reader(word, {});
+            readers_[reader_of_[word] - 1] = readers_[reader_of_[first] - 1];
+        }
+    }
+    // The word whose entries in written_, read_ and reader_of_ are those of this word.
+    uint32_t entry(uint32_t word) const {
+        return state_[word / kChunkWords].split ? word : word / kChunkWords * kChunkWords;
     }
     [[gnu::noinline]] void load_race(uint32_t word, bool writes, const ChunkState& state) const {
         fail_race(writes ? Fault::write_during_load : Fault::read_during_load, word * kWord + kSharedBase,
@@ -248,7 +354,8 @@ class SharedMemory {
                       "nothing orders the two",
                       at + kSharedBase);
         if (!state.touched) return;
-        for (uint32_t word = at / kWord; word < (at + kChunk) / kWord; ++word) {
+        const uint32_t first = at / kWord, end = first + (state.split ? kChunkWords : 1);
+        for (uint32_t word = first; word < end; ++word) {
             const uint32_t address = word * kWord + kSharedBase;
             const Moment* reader = unknown_reader(word, actor);
             if (!reader && actor.comes_after(written_[word].by)) continue;
@@ -257,16 +364,18 @@ class SharedMemory {
                       "__syncwarp() before one lane's arrival for its warp, or an arrival of each lane",
                       address, reader ? reader->thread : written_[word].by.thread, reader ? "read" : "written");
         }
-        for (uint32_t word = at / kWord; word < (at + kChunk) / kWord; ++word) {
+        for (uint32_t word = first; word < first + kChunkWords; ++word)
             if (writer_[word] && !published_by_another(word, actor.known))
                 fail_race(
-                    Fault::missing_proxy_fence, word * kWord + kSharedBase, written_[word].from,
+                    Fault::missing_proxy_fence, word * kWord + kSharedBase, written_[entry(word)].from,
                     "TMA load overwrites shared memory at 0x%x that thread %u wrote without fence.proxy.async: the "
                     "store may come after the load",
                     word * kWord + kSharedBase, writer_[word] - 1);
+        for (uint32_t word = first; word < end; ++word) {
             written_[word] = {};
             forget_readers(word);
         }
+        state.split = false;
         state.touched = false;
     }
     const Moment* unknown_reader(uint32_t word, const Actor& actor) const {
@@ -297,10 +406,20 @@ class SharedMemory {
     }
 
     void mark(uint32_t at, uint32_t bytes, Actor& actor) {
-        for (uint32_t word = at / kWord; word <= (at + bytes - 1) / kWord; ++word) {
-            if (writer_[word] != actor.number + 1) actor.unfenced.push_back(word);
-            writer_[word] = actor.number + 1;
+        const uint32_t first = at / kWord, end = (at + bytes - 1) / kWord + 1, writer = actor.number + 1;
+        bool is_new = false;
+        for (uint32_t word = first; word < end; ++word) {
+            if (writer_[word] == writer) continue;
+            is_new = true;
+            regions_[word / (kRegion / kWord)].unfenced += writer_[word] == 0;
+            writer_[word] = writer;
         }
+        if (is_new) actor.unfenced.push_back({first, end - first});
+    }
+    [[gnu::noinline]] bool read_by_wgmma(uint32_t chunk) const {
+        return std::ranges::any_of(footprints_, [chunk](const auto& entry) {
+            return entry.second.readers && std::ranges::find(entry.second.chunks, chunk) != entry.second.chunks.end();
+        });
     }
     void readable(uint32_t at, uint32_t address) const {
         if (state_[at / kChunk].landing)
@@ -330,7 +449,7 @@ class SharedMemory {
         if (state.landing)
             fail_at(Fault::write_during_load, address, "%s writes 0x%x while a TMA load is still writing it", who,
                     address);
-        if (state.reading)
+        if (state.reading || (regions_[at / kRegion].reading && read_by_wgmma(at / kChunk * kChunk)))
             fail_at(Fault::released_too_early, address,
                     "%s overwrites 0x%x while a WGMMA or a TMA store may still read it: released too early", who,
                     address);
@@ -355,6 +474,8 @@ class SharedMemory {
     };
     std::vector<Fence> fences_;  // the last fence.proxy.async of each thread
     std::vector<ChunkState> state_;
+    std::vector<Region> regions_;
+    std::unordered_map<Operand, Footprint, Hash> footprints_;
 };
 
 }  // namespace emulator

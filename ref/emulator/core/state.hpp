@@ -66,11 +66,18 @@ struct Exchange {
     Waiters waiters;
 };
 
-struct Accumulator {  // a thread's registers while WGMMAs are working on them
-    uint32_t* home;
-    std::vector<uint32_t> value;
+// The accumulators of a warp while WGMMAs are working on them: 16 rows of n.
+struct AccumulatorTile {
+    std::vector<uint8_t> rows;
+    int lanes = 0;  // that have given their registers and not got them back
+};
+
+struct Accumulator {    // a thread's part of it
+    uint32_t* home;     // its registers
+    std::size_t count;  // of them
+    AccumulatorTile* tile;
+    ptx::Type type;
     int64_t last_op;
-    uint32_t poison;  // what the registers hold meanwhile
 };
 
 struct WgmmaForm {  // what all lanes of a warpgroup must agree on
@@ -85,15 +92,35 @@ struct WgmmaForm {  // what all lanes of a warpgroup must agree on
 struct WgmmaOp {
     WgmmaForm form;
     uint32_t lanes = 0, waited = 0;  // number of lanes that have issued it, and that have waited for it
-    std::array<uint32_t*, 32> accumulator;
-    std::vector<std::array<uint32_t, 4>> a;  // of each lane, if A is in registers
-    Known known;                             // what the lane knew that issued it last
+    AccumulatorTile* accumulators = nullptr;
+    Footprint *footprint_a = nullptr, *footprint_b = nullptr;  // a: nullptr if A is in registers
+    std::vector<std::array<uint32_t, 4>> a;                    // of each lane, if A is in registers
+    Known known;                                               // what the lane knew that issued it last
 };
 
 struct WgmmaQueue {                                 // the WGMMAs that a warp has issued, in order
     std::deque<WgmmaOp> ops;                        // ops[0] is number `retired`
     int64_t issued = 0, executed = 0, retired = 0;  // by all 32 lanes; by the tensor core; by the wait of all 32 lanes
     Waiters waiters;
+    std::deque<AccumulatorTile> tiles;
+    std::vector<AccumulatorTile*> free_tiles;
+
+    AccumulatorTile* take_tile(std::size_t bytes) {
+        if (free_tiles.empty()) free_tiles.push_back(&tiles.emplace_back());
+        AccumulatorTile* tile = free_tiles.back();
+        free_tiles.pop_back();
+        tile->rows.resize(bytes);
+        return tile;
+    }
+};
+
+// An operand of FP8, as the tensor core's model multiplies it (ref/tensor_core.py). The four warps of a warpgroup read
+// the same B, and it is decoded once.
+struct DecodedOperand {
+    const Footprint* footprint = nullptr;
+    uint64_t version = 0;  // of its contents
+    std::vector<float> values;
+    std::vector<int8_t> exponents;
 };
 
 struct MmaResult {  // of a warp's mma.sync: the accumulators, row by row, and the lanes that have taken theirs
@@ -161,6 +188,8 @@ struct Block {
     std::vector<WgmmaQueue> wgmmas;                       // of each warp
     // Of each warpgroup: WGMMAs not yet issued by all four warps, and how many have.
     std::vector<std::map<int64_t, std::pair<WgmmaForm, int>>> warpgroup_wgmmas;
+    std::array<DecodedOperand, 8> decoded;
+    std::size_t next_decoded = 0;   // the one that the next operand replaces
     std::map<int, MmaResult> mmas;  // of each warp
     // Of each warp: registers a thread, at the start and after each setmaxnreg.
     std::vector<std::vector<int>> registers;

@@ -121,13 +121,14 @@ inline SharedTransfer bytes_of(const char* who, uint32_t shared, void* global, u
     return transfer;
 }
 
-// What the copy engine reads or writes in global memory for the block must be part of a tensor.
-inline void check_global(const Block& block, const uint8_t* global, std::size_t bytes, bool write, bool once) {
+// What the copy engine reads or writes in global memory for the block must be part of a tensor. `number`: the tensor
+// that the last bytes were part of.
+inline void check_global(const Block& block, const uint8_t* global, std::size_t bytes, std::size_t& number, bool write,
+                         bool once) {
     const GlobalMemory& memory = *current_cluster->memory;
     if (!memory.known()) return;
     const auto address = reinterpret_cast<uintptr_t>(global);
-    std::size_t number = 0;
-    if (!memory.find(address, bytes, number))
+    if (!memory.is_tensor(address, bytes, number) && !memory.find(address, bytes, number))
         fail_at(Fault::global_out_of_bounds, address, "TMA %s %zu bytes at %s: %s",
                 write ? "store writes" : "load reads", bytes, memory.describe(address, bytes).c_str(),
                 write ? "the tensor map describes more than there is, or the last row ends inside these 16 bytes, "
@@ -182,9 +183,9 @@ inline void load_global(const SharedTransfer& transfer, uint32_t mbarrier, uint3
     for (uint32_t rank = 0; rank < 16; ++rank) {
         if (!(mask >> rank & 1)) continue;
         Block& block = remote_block((transfer->shared & kOffsetMask) | (rank + 1) << kRankShift);
-        load(block, transfer, mbarrier, [&block](const Piece& piece) {
+        load(block, transfer, mbarrier, [&block, tensor = std::size_t{0}](const Piece& piece) mutable {
             Chunk chunk{};  // elements outside the tensor arrive as zeros
-            if (piece.bytes) check_global(block, piece.global, piece.bytes, false, false);
+            if (piece.bytes) check_global(block, piece.global, piece.bytes, tensor, false, false);
             if (piece.bytes) std::memcpy(&chunk[piece.begin], piece.global, piece.bytes);
             return chunk;
         });
@@ -242,6 +243,7 @@ inline void store(const SharedTransfer& transfer, std::optional<Combination> com
     store->read = [&cluster, &block, data, transfer, known = thread.known, store = store.get()] {
         if (store->has_read) return;
         store->has_read = true;
+        data->reserve(transfer->pieces.size());
         for (const Piece& piece : transfer->pieces) {
             data->push_back(block.memory.async_read(piece.shared, transfer->who, known));
             block.memory.end_read(piece.shared);
@@ -252,10 +254,11 @@ inline void store(const SharedTransfer& transfer, std::optional<Combination> com
         store->read();
         if (store->has_written) return;
         store->has_written = true;
+        std::size_t tensor = 0;
         for (std::size_t i = 0; i < transfer->pieces.size(); ++i) {
             const Piece& piece = transfer->pieces[i];
             if (!piece.bytes) continue;
-            check_global(block, piece.global, piece.bytes, true, !combination);
+            check_global(block, piece.global, piece.bytes, tensor, true, !combination);
             const uint8_t* from = &(*data)[i][piece.begin];
             if (combination)
                 reduce(combination->reduction, combination->element, piece.global, from, piece.bytes);

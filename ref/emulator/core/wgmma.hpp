@@ -4,6 +4,8 @@
 #pragma once
 
 #include <algorithm>
+#include <span>
+#include <type_traits>
 
 #include "../ptx.cuh"
 #include "cluster.hpp"
@@ -11,69 +13,7 @@
 namespace emulator {
 
 constexpr uint32_t kWarpRows = 16;
-constexpr uint32_t kBytesK = 32;  // one instruction's K, in bytes
-
-// "Matrix Descriptor Format" (PTX ISA): where the elements of an operand lie.
-struct Descriptor {
-    uint32_t start, leading_offset, stride_offset, swizzle;  // swizzle: 0 none, 1 128 bytes, 2 64 bytes, 3 32 bytes
-
-    explicit Descriptor(uint64_t bits)
-        : start(static_cast<uint32_t>(bits & 0x3FFF) << 4),
-          leading_offset(static_cast<uint32_t>(bits >> 16 & 0x3FFF) << 4),
-          stride_offset(static_cast<uint32_t>(bits >> 32 & 0x3FFF) << 4),
-          swizzle(static_cast<uint32_t>(bits >> 62)) {
-        if (bits >> 49 & 7)
-            fail_at(Fault::unsupported, start,
-                    "wgmma descriptor 0x%llx has base offset %d; the emulator knows 0: align the tile to 1024 bytes",
-                    static_cast<unsigned long long>(bits), static_cast<int>(bits >> 49 & 7));
-    }
-    // K-major: where the 16-byte chunk of `row` that begins at `byte` of K, a multiple of 16, lies.
-    uint32_t k_major(uint32_t row, uint32_t byte) const {
-        if (swizzle == 0) return start + row / 8 * stride_offset + byte / 16 * leading_offset + row % 8 * 16;
-        return swizzled(start + row / 8 * stride_offset + row % 8 * row_bytes() + byte);
-    }
-    // MN-major, elements of 16 bits: where the chunk of rows `row` to row + 7, a multiple of 8, at `k` lies.
-    uint32_t mn_major(uint32_t row, uint32_t k) const {
-        if (swizzle == 0) return start + row / 8 * stride_offset + k / 8 * leading_offset + k % 8 * 16;
-        const uint32_t rows = row_bytes() / 2;
-        return swizzled(start + row / rows * leading_offset + k / 8 * stride_offset + k % 8 * row_bytes() +
-                        row % rows * 2);
-    }
-
-  private:
-    uint32_t row_bytes() const { return 256u >> swizzle; }  // 128, 64, 32
-    uint32_t swizzled(uint32_t address) const { return address ^ ((address >> 7 & (row_bytes() / 16 - 1)) << 4); }
-};
-
-// Calls visit(shared address, row, byte of K) for every chunk of the rows from `first` to `last` of an operand. A chunk
-// is 16 bytes of one row; if the operand is MN-major, 2 bytes of each of 8 rows.
-template <typename Visit>
-void for_each_chunk_of(uint64_t bits, bool mn_major, uint32_t first, uint32_t last, const Visit& visit) {
-    const Descriptor descriptor(bits);
-    if (mn_major) {
-        for (uint32_t k = 0; k < kBytesK / 2; ++k)
-            for (uint32_t row = first; row < last; row += 8) visit(descriptor.mn_major(row, k), row - first, k * 2);
-    } else {
-        for (uint32_t byte = 0; byte < kBytesK; byte += SharedMemory::kChunk)
-            for (uint32_t row = first; row < last; ++row) visit(descriptor.k_major(row, byte), row - first, byte);
-    }
-}
-
-// Calls visit(who, shared address, operand (0 = A, 1 = B), row, byte of K) for every chunk that the warp reads: its own
-// 16 rows of A, unless they are in registers, and all of B.
-template <typename Visit>
-void for_each_operand_chunk(const WgmmaForm& form, int warp, const Visit& visit) {
-    const uint32_t first = static_cast<uint32_t>(warp % 4) * kWarpRows;
-    const auto visit_operand = [&](int operand) {
-        return [&visit, operand](uint32_t address, uint32_t row, uint32_t byte) {
-            visit(operand ? "wgmma (B)" : "wgmma (A)", address, operand, row, byte);
-        };
-    };
-    const ptx::WgmmaOptions& options = form.kind.options;
-    if (!form.a_in_registers)
-        for_each_chunk_of(form.desc_a, options.mn_major_a, first, first + kWarpRows, visit_operand(0));
-    for_each_chunk_of(form.desc_b, options.mn_major_b, 0, static_cast<uint32_t>(form.n), visit_operand(1));
-}
+constexpr const char *kWgmmaA = "wgmma (A)", *kWgmmaB = "wgmma (B)";
 
 // Calls visit(register, place in bytes) for the accumulators that a lane holds of a warp's 16 rows of `n` columns.
 template <typename Visit>
@@ -91,6 +31,28 @@ inline void place_a(uint8_t* rows, std::size_t lane, const uint32_t* a) {
         std::memcpy(&rows[(lane / 4 + i % 2 * 8) * kBytesK + lane % 4 * 4 + i / 2 * 16], &a[i], sizeof a[i]);
 }
 
+// What a register holds while a WGMMA is in flight: NaN, or two of them.
+inline uint32_t poison(ptx::Type type) { return type == ptx::Type::f16 ? 0x7FFF7FFF : __float_as_uint(NAN); }
+
+// Moves a lane's registers into the warp's 16 rows of `n` accumulators, or back: two neighbours in a row at a time.
+template <bool kIntoRows>
+void move_accumulators(ptx::Type type, std::size_t lane, std::size_t n, uint32_t* registers, uint8_t* rows) {
+    const std::size_t bytes = 2 * static_cast<std::size_t>(ptx::type_bytes(type));
+    uint8_t* in_rows = rows + (lane / 4 * n / 2 + lane % 4) * bytes;
+    auto* in_registers = reinterpret_cast<uint8_t*>(registers);
+    const auto move = [&](auto size) {
+        for (std::size_t column = 0; column < n; column += 8, in_rows += 4 * size())
+            for (std::size_t half = 0; half < 2; ++half, in_registers += size()) {
+                uint8_t* place = in_rows + half * 4 * n * size();
+                std::memcpy(kIntoRows ? place : in_registers, kIntoRows ? in_registers : place, size());
+            }
+    };
+    if (bytes == 8)
+        move(std::integral_constant<std::size_t, 8>());
+    else
+        move(std::integral_constant<std::size_t, 4>());
+}
+
 inline void change_signs(std::vector<uint8_t>& operand, ptx::Type type) {
     const auto bytes = static_cast<std::size_t>(ptx::type_bytes(type));
     for (std::size_t at = bytes - 1; at < operand.size(); at += bytes) operand[at] ^= 0x80;
@@ -103,37 +65,63 @@ inline void multiply(int64_t unit, const MatrixKind& kind, int64_t n, const uint
         fail(Fault::unsupported, "a matrix instruction of types that the emulator's model does not have");
 }
 
+// The rows of an operand in shared memory, as 32 bytes each.
+inline void read_rows(Block& block, const Footprint& footprint, bool mn_major, std::size_t rows, const char* who,
+                      const Known& issuer, uint8_t* to) {
+    block.memory.async_read(footprint, who, issuer, [&](std::size_t number, const uint8_t* chunk) {
+        if (!mn_major) {
+            std::memcpy(to + number % rows * kBytesK + number / rows * SharedMemory::kChunk, chunk,
+                        SharedMemory::kChunk);
+            return;
+        }
+        uint8_t* first = to + number % (rows / 8) * 8 * kBytesK + number / (rows / 8) * 2;
+        for (std::size_t i = 0; i < 8; ++i) std::memcpy(first + i * kBytesK, chunk + i * 2, 2);
+    });
+}
+
+// B of FP8, decoded, and read again only if shared memory has changed since it was read.
+inline const DecodedOperand& decoded_b(Block& block, const WgmmaOp& op) {
+    const std::optional<uint64_t> version = block.memory.version(*op.footprint_b);
+    for (const DecodedOperand& known : block.decoded)
+        if (version && known.footprint == op.footprint_b && known.version == *version) return known;
+    thread_local std::vector<uint8_t> rows;
+    const auto n = static_cast<std::size_t>(op.form.n);
+    rows.resize(n * kBytesK);
+    read_rows(block, *op.footprint_b, false, n, kWgmmaB, op.known, rows.data());
+    DecodedOperand& decoded = block.decoded[block.next_decoded++ % block.decoded.size()];
+    const std::size_t columns = (n + kDecodedColumns - 1) / kDecodedColumns * kDecodedColumns;
+    decoded.values.resize(columns * kBytesK);
+    decoded.exponents.resize(columns * kBytesK);
+    current_cluster->config().decode(op.form.n, rows.data(), decoded.values.data(), decoded.exponents.data());
+    decoded.footprint = version ? op.footprint_b : nullptr;
+    decoded.version = version.value_or(0);
+    return decoded;
+}
+
 inline void execute_next_wgmma(Block& block, int warp) {
     WgmmaQueue& queue = block.wgmmas[static_cast<std::size_t>(warp)];
     const WgmmaOp& op = queue.ops[static_cast<std::size_t>(queue.executed - queue.retired)];
     const MatrixKind& kind = op.form.kind;
+    const ptx::WgmmaOptions& options = kind.options;
     const auto n = static_cast<std::size_t>(op.form.n);
-    thread_local std::vector<uint8_t> operands[2], acc;
-    operands[0].resize(kWarpRows * kBytesK);
-    operands[1].resize(n * kBytesK);
-    acc.assign(kWarpRows * n * static_cast<std::size_t>(ptx::type_bytes(kind.d)), 0);
-    for_each_operand_chunk(op.form, warp,
-                           [&](const char* who, uint32_t address, int operand, uint32_t row, uint32_t byte) {
-                               const Chunk chunk = block.memory.async_read(address, who, op.known);
-                               uint8_t* to = &operands[operand][row * kBytesK + byte];
-                               if (operand ? kind.options.mn_major_b : kind.options.mn_major_a)
-                                   for (std::size_t i = 0; i < 8; ++i) std::memcpy(to + i * kBytesK, &chunk[i * 2], 2);
-                               else
-                                   std::ranges::copy(chunk, to);
-                           });
-    if (op.form.a_in_registers)
-        for (std::size_t lane = 0; lane < 32; ++lane) place_a(operands[0].data(), lane, op.a[lane].data());
-    if (kind.options.negate_a) change_signs(operands[0], kind.a);
-    if (kind.options.negate_b) change_signs(operands[1], kind.b);
-    for (std::size_t lane = 0; lane < 32 && op.form.scale_d; ++lane)
-        for_each_accumulator(kind.d, lane, n, [&](std::size_t i, std::size_t at) {
-            std::memcpy(&acc[at], &op.accumulator[lane][i], sizeof(uint32_t));
-        });
-    multiply(0, kind, op.form.n, operands[0].data(), operands[1].data(), acc.data());
-    for (std::size_t lane = 0; lane < 32; ++lane)
-        for_each_accumulator(kind.d, lane, n, [&](std::size_t i, std::size_t at) {
-            std::memcpy(&op.accumulator[lane][i], &acc[at], sizeof(uint32_t));
-        });
+    thread_local std::vector<uint8_t> rows_a(kWarpRows * kBytesK), rows_b;
+    if (op.footprint_a)
+        read_rows(block, *op.footprint_a, options.mn_major_a, kWarpRows, kWgmmaA, op.known, rows_a.data());
+    for (std::size_t lane = 0; lane < op.a.size(); ++lane) place_a(rows_a.data(), lane, op.a[lane].data());
+    if (options.negate_a) change_signs(rows_a, kind.a);
+    std::vector<uint8_t>& accumulators = op.accumulators->rows;
+    if (!op.form.scale_d) std::ranges::fill(accumulators, 0);
+    const bool is_fp8 = kind.a == ptx::Type::e4m3 && kind.b == ptx::Type::e4m3 && kind.d == ptx::Type::f32;
+    if (is_fp8 && !options.negate_b) {
+        const DecodedOperand& b = decoded_b(block, op);
+        current_cluster->config().multiply(kWarpRows, op.form.n, rows_a.data(), b.values.data(), b.exponents.data(),
+                                           reinterpret_cast<float*>(accumulators.data()));
+    } else {
+        rows_b.resize(n * kBytesK);
+        read_rows(block, *op.footprint_b, options.mn_major_b, n, kWgmmaB, op.known, rows_b.data());
+        if (options.negate_b) change_signs(rows_b, kind.b);
+        multiply(0, kind, op.form.n, rows_a.data(), rows_b.data(), accumulators.data());
+    }
     ++queue.executed;
     current_cluster->record(Event::wgmma_executed, block, -1,
                             op.form.a_in_registers ? 0 : Descriptor(op.form.desc_a).start, op.form.n);
@@ -178,45 +166,51 @@ void issue_wgmma(const MatrixKind& kind, uint32_t* d, int64_t n, const uint32_t*
     const WgmmaForm form{kind, n, desc_a, desc_b, scale_d, a != nullptr};
     if (place == queue.ops.size()) {
         check_warpgroup(block, warp, number, form);
-        queue.ops.push_back({form, 0, 0, {}, {}, {}});
+        queue.ops.push_back({.form = form});
         if (a) queue.ops.back().a.resize(32);
     }
     WgmmaOp& op = queue.ops[place];
     if (!(op.form == form))
         fail(Fault::divergent_warp, "wgmma number %lld differs from its warp's", static_cast<long long>(number));
 
+    const auto lane = static_cast<std::size_t>(thread.lane());
+    const auto count = static_cast<std::size_t>(kind.d == ptx::Type::f16 ? n / 4 : n / 2);
     auto accumulator = std::ranges::find(thread.accumulators, d, &Accumulator::home);
     if (accumulator == thread.accumulators.end()) {
-        const auto count = static_cast<std::size_t>(kind.d == ptx::Type::f16 ? n / 4 : n / 2);
         if (!thread.wgmma_fenced)
             fail(Fault::missing_wgmma_fence, "wgmma without wgmma.fence after the accumulators were last touched");
         check_fenced(thread, d, count, "accumulator");
-        const uint32_t poison = kind.d == ptx::Type::f16 ? 0x7FFF7FFF : __float_as_uint(NAN);
-        thread.accumulators.push_back({d, std::vector<uint32_t>(d, d + count), 0, poison});
+        if (!op.accumulators) op.accumulators = queue.take_tile(count * 32 * sizeof(uint32_t));
+        ++op.accumulators->lanes;
+        if (scale_d)
+            move_accumulators<true>(kind.d, lane, static_cast<std::size_t>(n), d, op.accumulators->rows.data());
+        thread.accumulators.push_back({d, count, op.accumulators, kind.d, 0});
         accumulator = std::prev(thread.accumulators.end());
-        std::fill_n(d, count, poison);
+        std::fill_n(d, count, poison(kind.d));
     }
+    if (!op.accumulators) op.accumulators = accumulator->tile;
+    if (op.accumulators != accumulator->tile || count != accumulator->count)
+        fail(Fault::divergent_warp, "wgmma number %lld has other accumulators in flight than its warp's",
+             static_cast<long long>(number));
     accumulator->last_op = number;
-    const auto lane = static_cast<std::size_t>(thread.lane());
-    op.accumulator[lane] = accumulator->value.data();
     if (a) {
         check_fenced(thread, a, 4, "A's");
         std::copy_n(a, 4, op.a[lane].begin());
     }
     if (lane == 0) cluster.record(Event::wgmma, block, thread.index, a ? 0 : Descriptor(desc_a).start, n);
 
-    const auto wait_for_load = [&](uint64_t bits, bool mn_major, uint32_t row, const char* who) {
-        const Descriptor descriptor(bits);
-        block.memory.wait_for_load(mn_major ? descriptor.mn_major(row, 0) : descriptor.k_major(row, 0), who, thread);
-    };
-    if (!a) wait_for_load(desc_a, kind.options.mn_major_a, static_cast<uint32_t>(warp % 4) * kWarpRows, "wgmma (A)");
-    wait_for_load(desc_b, kind.options.mn_major_b, 0, "wgmma (B)");
-    op.known = thread.known;
+    const uint32_t first = static_cast<uint32_t>(warp % 4) * kWarpRows;
+    const Operand operand_a{kWgmmaA, desc_a, kind.options.mn_major_a, first, first + kWarpRows};
+    const Operand operand_b{kWgmmaB, desc_b, kind.options.mn_major_b, 0, static_cast<uint32_t>(n)};
+    if (!a) block.memory.wait_for_load(operand_a.begin(), kWgmmaA, thread);
+    block.memory.wait_for_load(operand_b.begin(), kWgmmaB, thread);
     if (++op.lanes == 32) {
         ++queue.issued;
-        for_each_operand_chunk(form, warp, [&](const char* who, uint32_t address, int, uint32_t, uint32_t) {
-            block.memory.begin_read(address, who);
-        });
+        op.known = thread.known;
+        op.footprint_a = a ? nullptr : &block.memory.footprint(operand_a);
+        op.footprint_b = &block.memory.footprint(operand_b);
+        if (!a) block.memory.begin_read(*op.footprint_a);
+        block.memory.begin_read(*op.footprint_b);
         cluster.later({block.index, warp, -1}, [&block, &queue, warp] {
             if (queue.executed < queue.issued) execute_next_wgmma(block, warp);
         });
@@ -240,20 +234,27 @@ void wait_wgmma(int in_flight) {
         while (queue.executed < target) execute_next_wgmma(block, thread.warp());
         for (; thread.wgmmas_waited < target; ++thread.wgmmas_waited) {
             if (++queue.ops[static_cast<std::size_t>(thread.wgmmas_waited - queue.retired)].waited < 32) continue;
-            for_each_operand_chunk(
-                queue.ops.front().form, thread.warp(),
-                [&](const char*, uint32_t address, int, uint32_t, uint32_t) { block.memory.end_read(address); });
+            const WgmmaOp& done = queue.ops.front();
+            if (done.footprint_a) block.memory.end_read(*done.footprint_a);
+            block.memory.end_read(*done.footprint_b);
             queue.ops.pop_front();
             ++queue.retired;
         }
         std::erase_if(thread.accumulators, [&](const Accumulator& accumulator) {
             if (accumulator.last_op >= target) return false;
-            for (std::size_t i = 0; i < accumulator.value.size(); ++i) {
-                if (accumulator.home[i] != accumulator.poison)
+            const std::span registers(accumulator.home, accumulator.count);
+            const uint32_t held = poison(accumulator.type);
+            uint32_t differ = 0;
+            for (const uint32_t bits : registers) differ |= bits ^ held;
+            for (std::size_t i = 0; differ && i < registers.size(); ++i)
+                if (registers[i] != held)
                     fail(Fault::accumulator_overwritten,
                          "accumulator register %zu was written while a WGMMA was in flight", i);
-                accumulator.home[i] = accumulator.value[i];
-            }
+            AccumulatorTile& tile = *accumulator.tile;
+            const std::size_t columns = accumulator.count * (accumulator.type == ptx::Type::f16 ? 4 : 2);
+            move_accumulators<false>(accumulator.type, static_cast<std::size_t>(thread.lane()), columns,
+                                     accumulator.home, tile.rows.data());
+            if (--tile.lanes == 0) queue.free_tiles.push_back(&tile);
             thread.wgmma_fenced = false;
             return true;
         });

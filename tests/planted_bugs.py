@@ -324,7 +324,7 @@ BUGS = [
         "more registers are asked for than there are",
         "ptx::setmaxnreg_inc<232>();",
         "ptx::setmaxnreg_inc<248>();",
-        [Symptom("deadlock", r"block 0, warps? .* waits? for setmaxnreg.inc: no registers are free")],
+        [Symptom("deadlock", r"block 0, warps? .* waits? for setmaxnreg.inc 248: each thread has")],
     ),
     Bug(
         "s5_warp_specialized",

@@ -304,6 +304,11 @@ inline dim3 Cluster::index_of_block(int64_t cluster, uint32_t rank) const {
     return {outer.x * size.x + inner.x, outer.y * size.y + inner.y, outer.z * size.z + inner.z};
 }
 
+// The registers that each of a block's threads begins with, of those that the block may have.
+inline int registers_of_thread(int64_t registers, int64_t threads) {
+    return static_cast<int>(std::min<int64_t>(255, registers / threads) / 8 * 8);
+}
+
 inline void Cluster::reset(int64_t cluster) {
     index_ = cluster;
     step_ = 0;
@@ -326,7 +331,7 @@ inline void Cluster::reset(int64_t cluster) {
     for (uint32_t& priority : priority_) priority = random_.below(1 << 16);
 
     const int warps = shape_.threads / 32;
-    const int registers = std::min(255, shape_.registers / shape_.threads) / 8 * 8;
+    const int registers = registers_of_thread(shape_.registers, shape_.threads);
     for (int rank = 0; rank < shape_.size; ++rank) {
         Block& block = blocks[rank];
         SharedMemory memory = std::move(block.memory);  // its buffers serve again
@@ -340,7 +345,7 @@ inline void Cluster::reset(int64_t cluster) {
         block.exchanges.resize(warps);
         block.alive.assign(warps, ~0u);
         block.registers.assign(warps, {registers});
-        block.free_registers = shape_.registers - static_cast<int64_t>(registers) * shape_.threads;
+        block.free_registers = 0;  // setmaxnreg can only take what another warp has given back
         block.live = shape_.threads;
         block.wgmmas.resize(warps);
         block.warpgroup_wgmmas.resize((warps + 3) / 4);
@@ -552,6 +557,14 @@ inline std::string Cluster::reason(const Thread& thread) {
                       name_of(block, thread.wait.address).c_str(), static_cast<long long>(thread.wait.value),
                       static_cast<long long>(barrier.phase), static_cast<long long>(barrier.pending),
                       static_cast<long long>(barrier.count), bytes.c_str());
+        return text;
+    }
+    if (what == "setmaxnreg") {
+        std::snprintf(text, sizeof text,
+                      "setmaxnreg.inc %u: each thread has %lld registers, as __launch_bounds__ leaves it, and of those "
+                      "that setmaxnreg.dec has given back only %lld are left",
+                      thread.wait.address, static_cast<long long>(thread.wait.value),
+                      static_cast<long long>(block.free_registers));
         return text;
     }
     if (what == "named barrier") {

@@ -8,6 +8,24 @@
 
 namespace emulator {
 
+// A kernel with __launch_bounds__ is compiled for as many registers as its bounds leave a thread, however it is
+// launched.
+void launch_bounds(int64_t threads, int64_t blocks_an_sm, int64_t cluster) {
+    EMULATOR_ENTER;
+    const Cluster::Shape& shape = current_cluster->shape();
+    Block& block = *self().block;
+    if (block.bounded) return;
+    if (shape.threads > threads)
+        fail(Fault::invalid_operand, "%d threads a block; the kernel's __launch_bounds__ promises at most %lld",
+             shape.threads, static_cast<long long>(threads));
+    if (cluster > 0 && shape.size > cluster)
+        fail(Fault::invalid_operand, "%d blocks a cluster; the kernel's __launch_bounds__ promises at most %lld",
+             shape.size, static_cast<long long>(cluster));
+    block.bounded = true;
+    const int registers = registers_of_thread(kRegisters / std::max<int64_t>(blocks_an_sm, 1), threads);
+    for (std::vector<int>& of_warp : block.registers) of_warp = {registers};
+}
+
 // setmaxnreg, once for each warp: registers are given back at once; to take more, a warp waits until the block has
 // enough free. The warps of a warpgroup must all ask for the same number.
 void set_registers(int registers, bool increase) {
@@ -30,7 +48,7 @@ void set_registers(int registers, bool increase) {
         fail(Fault::invalid_operand, "setmaxnreg.%s %d while the warp has %d registers a thread",
              increase ? "inc" : "dec", registers, had);
     while (32 * (registers - had) > block.free_registers)
-        current_cluster->block_on(block.register_waiters, {"setmaxnreg.inc: no registers are free"});
+        current_cluster->block_on(block.register_waiters, {"setmaxnreg", static_cast<uint32_t>(registers), had});
     block.free_registers -= 32 * (registers - had);
     record_warp(Event::setmaxnreg, 0, registers);
     current_cluster->wake(block.register_waiters);

@@ -24,6 +24,8 @@ using Waiters = std::vector<Thread*>;
 
 constexpr uint32_t kTicks = 1 << 14;  // loads and stores of a thread, without an instruction, before others may run
 
+constexpr int kRegisters = 65536;  // of an SM, 32 bits each
+
 struct Wait {                    // what a thread waits for
     const char* what = nullptr;  // nullptr = not waiting
     uint32_t address = 0;        // mbarrier address or barrier number
@@ -165,6 +167,7 @@ struct Block {
     // Of each warp: registers a thread, at the start and after each setmaxnreg.
     std::vector<std::vector<int>> registers;
     int64_t free_registers = 0;
+    bool bounded = false;  // whether a thread has executed launch_bounds()
     Waiters register_waiters;
     int live = 0;  // threads that have not exited
     int loads_in_flight = 0;

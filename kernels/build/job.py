@@ -54,7 +54,18 @@ _HOOKS = (
     "-g1",
     "-D__assert_fail=emulator_assert_fail",  # a failed assert() ends the kernel, not the process
 )
-_NO_ENTRY_HOOKS = {True: ("--param=tsan-instrument-func-entry-exit=0",), False: ()}  # GCC; clang
+# A variable that nothing has initialised holds the same in every build: core/wgmma.hpp knows it.
+_PATTERN = "-ftrivial-auto-var-init=pattern"
+# For GCC and for clang: also a call for an index outside an array, and none for every function's entry.
+_HOOKS_OF = {
+    True: (
+        "-fsanitize=bounds",
+        "--param=tsan-instrument-func-entry-exit=0",
+        "-fno-crossjumping",  # two lines' calls of one function stay two calls
+        "-fno-tree-tail-merge",
+    ),
+    False: ("-fsanitize=array-bounds",),
+}
 _LINK_FLAGS = (
     "-Wl,--as-needed",  # torch puts its libraries on the line; the kernels use none of them
     "-lstdc++",  # before torch's: libc10 exports some of its functions and would become a dependency
@@ -178,7 +189,8 @@ class Job:
         cxx = toolchain.find_cxx()
         flags = (*_FLAGS[target], *(f"-D{macro}={values[macro]}" for macro in sorted(values)), *extra_flags)
         if core:
-            flags += (*_HOOKS, *_NO_ENTRY_HOOKS[toolchain.is_gcc(cxx.identity)])
+            flags += (*_HOOKS, *_HOOKS_OF[toolchain.is_gcc(cxx.identity)])
+            flags += (_PATTERN,) * toolchain.fills_variables(cxx.identity)
         headers = included(text, include_dirs)
         if path == _CORE:
             # Its file is called what the loader knows it by, so two versions can be loaded in one process.

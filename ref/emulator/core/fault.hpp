@@ -23,6 +23,7 @@ namespace emulator {
     /* WGMMA accumulators */                                                                                        \
     X(missing_wgmma_fence)     /* no wgmma.fence since the accumulators were last touched */                        \
     X(accumulator_overwritten) /* a thread has written an accumulator of a WGMMA in flight */                       \
+    X(uninitialised_register)  /* a matrix instruction reads registers that nothing has initialised */              \
     X(accumulator_read)        /* a thread reads an accumulator of a WGMMA in flight */                             \
     /* Work that is unfinished when a thread or a block ends */                                                     \
     X(unfinished_wgmma)  /* a thread exits before it has waited for its WGMMAs */                                   \
@@ -47,6 +48,7 @@ namespace emulator {
     X(block_ended)         /* another block of the cluster is used after it has ended */                            \
     /* Global memory, and code that a CPU cannot execute */                                                         \
     X(global_out_of_bounds) /* an access to global memory outside the tensors that the launch was given */          \
+    X(array_out_of_bounds)  /* an index outside an array, such as one of local memory */                            \
     X(written_twice)        /* two thread blocks write one element of a tensor, in no particular order */           \
     X(crashed)              /* a signal, such as one for an address that does not exist */                          \
     /* Operands */                                                                                                  \

@@ -151,6 +151,20 @@ inline void check_warpgroup(Block& block, int warp, int64_t number, const WgmmaF
     if (++warps == 4) issued.erase(found);
 }
 
+// What a compiler puts into a variable that nothing has initialised (-ftrivial-auto-var-init=pattern): a float of
+// -1.7e38, or a NaN, that no computation is likely to give.
+#ifdef __clang__
+constexpr uint32_t kUninitialised = 0xFFFFFFFF;
+#else
+constexpr uint32_t kUninitialised = 0xFEFEFEFE;
+#endif
+inline void check_initialised(const uint32_t* registers, std::size_t count, const char* who, const char* what) {
+    const uint32_t* found = std::find(registers, registers + count, kUninitialised);
+    if (found != registers + count)
+        fail(Fault::uninitialised_register, "%s %s register %lld, which nothing has initialised", who, what,
+             static_cast<long long>(found - registers));
+}
+
 // wgmma reads and writes registers some time later, so what a thread did to them before must lie before wgmma.fence.
 inline void check_fenced(const Thread& thread, const uint32_t* registers, std::size_t count, const char* what) {
     const auto begin = reinterpret_cast<uintptr_t>(registers), end = begin + count * sizeof(uint32_t);
@@ -191,6 +205,7 @@ void issue_wgmma(const MatrixKind& kind, uint32_t* d, int64_t n, const uint32_t*
         if (!thread.wgmma_fenced)
             fail(Fault::missing_wgmma_fence, "wgmma without wgmma.fence after the accumulators were last touched");
         check_fenced(thread, d, count, "accumulator");
+        if (scale_d) check_initialised(d, count, "wgmma adds to", "accumulator");
         const uint32_t poison = kind.d == ptx::Type::f16 ? 0x7FFF7FFF : __float_as_uint(NAN);
         thread.accumulators.push_back({d, std::vector<uint32_t>(d, d + count), 0, poison});
         accumulator = std::prev(thread.accumulators.end());
@@ -201,6 +216,7 @@ void issue_wgmma(const MatrixKind& kind, uint32_t* d, int64_t n, const uint32_t*
     op.accumulator[lane] = accumulator->value.data();
     if (a) {
         check_fenced(thread, a, 4, "A's");
+        check_initialised(a, 4, "wgmma reads", "A's");
         std::copy_n(a, 4, op.a[lane].begin());
     }
     if (lane == 0) cluster.record(Event::wgmma, block, thread.index, a ? 0 : Descriptor(desc_a).start, n);
@@ -268,6 +284,9 @@ void mma_sync(const MatrixKind& kind, uint32_t* d, const uint32_t* a, const uint
     const Thread& thread = self();
     if (!current_cluster->config().mma) fail(Fault::unsupported, "mma.sync: no tensor core was configured");
     const bool halves = kind.d == ptx::Type::f16;
+    check_initialised(a, 4, "mma.sync reads", "A's");
+    check_initialised(b, 2, "mma.sync reads", "B's");
+    check_initialised(d, halves ? 2 : 4, "mma.sync adds to", "accumulator");
     const auto pair = [](uint32_t low, uint32_t high) { return static_cast<uint64_t>(high) << 32 | low; };
     const Slots& lanes = exchange("mma.sync", {pair(a[0], a[1]), pair(a[2], a[3]), pair(b[0], b[1]), pair(d[0], d[1]),
                                                halves ? 0 : pair(d[2], d[3])});

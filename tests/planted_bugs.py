@@ -289,7 +289,7 @@ BUGS = [
         "a block ends while the other block still sends to it",
         ["}\n__syncwarp();\nptx::barrier_cluster_arrive();\n#pragma", "}\nptx::barrier_cluster_wait();\n}"],
         ["}\n__syncwarp();\n#pragma", "}\n}"],
-        [Symptom("block_ended", r"block [01] of its cluster"), Symptom("unfinished_load")],
+        [Symptom("block_ended", r"block [01] of its cluster|the block ends"), Symptom("unfinished_load")],
     ),
     Bug(
         "s5_warp_specialized",

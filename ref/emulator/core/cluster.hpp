@@ -168,6 +168,7 @@ class Cluster {
     void reset(int64_t cluster);
     dim3 index_of_block(int64_t cluster, uint32_t rank) const;
     void exit_checks(Thread& thread);
+    void check_visits(const Block& block);
     void release_those_who_wait_for(Thread& thread);
     Thread* pick();
     void complete_one(std::vector<Work>& from);
@@ -213,12 +214,24 @@ class Cluster {
     std::optional<FaultReport> fault_;
 };
 
+inline ThreadName name_of_thread(uint32_t number) {
+    const auto threads = static_cast<uint32_t>(current_cluster->shape().threads);
+    ThreadName name;
+    std::snprintf(name.text, sizeof name.text, "thread %u of block %lld", number % threads,
+                  static_cast<long long>(current_cluster->blocks[number / threads].index));
+    return name;
+}
+
 struct Stopped {};  // thrown by fail_at() when no thread is running
 
 [[noreturn]] inline void report(Fault what, uint64_t address, const void* other, const char* format,
                                 va_list arguments) {
-    char text[512];
-    std::vsnprintf(text, sizeof text, format, arguments);
+    char text[768];
+    std::vsnprintf(text, sizeof text - 256, format, arguments);
+    const int64_t block = current_thread ? current_thread->block->index : current_cluster->issuer().block;
+    if (what == Fault::data_race || what == Fault::missing_proxy_fence || what == Fault::released_too_early)
+        for (const Block& one : current_cluster->blocks)
+            if (one.index == block) std::strncat(text, one.mixed_barrier.c_str(), 255);
     if (!current_thread) {
         current_cluster->stop({what, text, current_cluster->issuer(), address});
         throw Stopped{};
@@ -476,11 +489,27 @@ inline void Cluster::release_those_who_wait_for(Thread& thread) {
         if (barrier.everyone && barrier.arrived && --barrier.threads == barrier.arrived) complete(barrier);
 }
 
+// A block ends: a thread of it must know that whatever other blocks did to its shared memory came before.
+inline void Cluster::check_visits(const Block& block) {
+    for (const auto& [visitor, number] : block.visits) {
+        const Moment moment{visitor, number};
+        if (number == 0 ||
+            std::ranges::any_of(block.threads, [&](const Thread* thread) { return knows(thread->known, moment); }))
+            continue;
+        fail(Fault::block_ended,
+             "the block ends, and nothing makes sure that %s has done by then what it does to the block's shared "
+             "memory: barrier.cluster.arrive (not relaxed) and wait at the end",
+             name_of_thread(visitor).text);
+    }
+}
+
 inline void Cluster::exit_checks(Thread& thread) {
     Block& block = *thread.block;
     if (thread.lane() == 0) record(Event::thread_exit, block, thread.index);
     if (!thread.accumulators.empty())
-        fail(Fault::unfinished_wgmma, "exits with WGMMAs in flight: commit them and wait for them");
+        fail(Fault::unfinished_wgmma, "exits with WGMMAs in flight: %s is missing",
+             thread.wgmma_groups.empty() || thread.wgmma_groups.back() < thread.wgmmas ? "wgmma.commit_group"
+                                                                                       : "wgmma.wait_group");
     for (const auto& group : thread.store_groups)
         for (const auto& store : group)
             if (!store->has_read)
@@ -495,6 +524,7 @@ inline void Cluster::exit_checks(Thread& thread) {
     if (--block.live == 0 && block.loads_in_flight)
         fail(Fault::unfinished_load, "the block ends while %d TMA loads into its shared memory are in flight",
              block.loads_in_flight);
+    if (!block.live) check_visits(block);
     if (!block.live && std::ranges::none_of(block.threads, &Thread::dependency_waited))
         fail(Fault::missing_dependency_wait,
              "the block ends without griddepcontrol.wait, in a kernel that may begin before the one ahead has ended");

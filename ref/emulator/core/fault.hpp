@@ -90,6 +90,15 @@ struct FaultReport {
     const void* other = nullptr;  // the other place that takes part in it, if there is one
 };
 
+// How messages name the thread of that number in the cluster: its number in its block, and the block.
+struct ThreadName {
+    char text[48];
+};
+ThreadName name_of_thread(uint32_t number);
+
+// Of what may still read shared memory at an address: which it is, and what it lacks. As the end of a message.
+std::string reader_of(const class SharedMemory& memory, uint32_t address);
+
 // End the run with such a report (cluster.hpp); `format` and the arguments after it are printf's.
 [[noreturn]] void fail_at(Fault what, uint64_t address, const char* format, ...);
 // Of two places in the kernel: the calling thread's, and `other`'s.

@@ -26,9 +26,12 @@ namespace emulator {
         const auto begin = reinterpret_cast<uintptr_t>(accumulator.home);
         const std::size_t size = accumulator.value.size() * sizeof(float);
         if (address + bytes <= begin || address >= begin + size) continue;
+        const bool committed = !thread.wgmma_groups.empty() && thread.wgmma_groups.back() > accumulator.last_op;
         fail(write ? Fault::accumulator_overwritten : Fault::accumulator_read,
-             "%s accumulator register %zu while a WGMMA that adds to it is in flight: wgmma.wait_group first",
-             write ? "writes" : "reads", (std::max(address, begin) - begin) / sizeof(float));
+             "%s accumulator register %zu while a WGMMA that adds to it is in flight: %s", write ? "writes" : "reads",
+             (std::max(address, begin) - begin) / sizeof(float),
+             committed ? "wgmma.wait_group first"
+                       : "it is in no group that wgmma.wait_group could wait for, as wgmma.commit_group is missing");
     }
     if (write) thread.written_since_fence.emplace_back(address, bytes);
 }

@@ -46,6 +46,8 @@ struct Mbarrier {
 struct NamedBarrier {
     uint32_t threads = 0, arrived = 0;
     bool everyone = false;  // __syncthreads: all threads that have not exited
+    bool handed = false;    // whether some only arrive in this phase
+    uint32_t warps = 0;     // that have arrived in this phase, a bit for each
     Told told;
     Known completed;
     uint32_t votes = 0, result = 0;  // threads that have said yes, until and at the last completion
@@ -158,6 +160,7 @@ struct Block {
     std::map<uint32_t, Mbarrier> mbarriers;
     std::map<uint32_t, std::string> names;  // that the kernel has given them
     std::array<NamedBarrier, 16> barriers;
+    std::string mixed_barrier;  // what is odd about a phase of a named barrier that threads of two groups completed
     std::vector<std::map<uint32_t, Exchange>> exchanges;  // of each warp, by the lanes that take part
     std::vector<uint32_t> alive;                          // of each warp, a bit for each lane
     std::vector<WgmmaQueue> wgmmas;                       // of each warp
@@ -170,6 +173,8 @@ struct Block {
     bool bounded = false;  // whether a thread has executed launch_bounds()
     Waiters register_waiters;
     int live = 0;  // threads that have not exited
+    std::map<uint32_t, uint32_t>
+        visits;  // of each thread of another block, the moment when it last reached into this one
     int loads_in_flight = 0;
     std::vector<Thread*> threads;
 };

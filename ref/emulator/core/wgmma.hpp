@@ -139,6 +139,34 @@ inline void execute_next_wgmma(Block& block, int warp) {
                             op.form.a_in_registers ? 0 : Descriptor(op.form.desc_a).start, op.form.n);
 }
 
+inline std::string reader_of(const SharedMemory& memory, uint32_t address) {
+    for (Block& block : current_cluster->blocks) {
+        if (&block.memory != &memory) continue;
+        for (std::size_t warp = 0; warp < block.wgmmas.size(); ++warp) {
+            const WgmmaQueue& queue = block.wgmmas[warp];
+            for (std::size_t i = 0; i < queue.ops.size(); ++i) {
+                bool reads = false;
+                for_each_operand_chunk(queue.ops[i].form, static_cast<int>(warp),
+                                       [&](const char*, uint32_t at, int, uint32_t, uint32_t) {
+                                           reads = reads || at / SharedMemory::kChunk == address / SharedMemory::kChunk;
+                                       });
+                if (!reads) continue;
+                const auto& groups = block.threads[warp * 32]->wgmma_groups;
+                const bool committed = !groups.empty() && groups.back() > queue.retired + static_cast<int64_t>(i);
+                return ", by warp " + std::to_string(warp) + "'s WGMMA, which " +
+                       (committed ? "wgmma.wait_group has not waited for"
+                                  : "is in no group to wait for: wgmma.commit_group is missing");
+            }
+        }
+        for (const Thread* thread : block.threads)
+            for (const auto& store : thread->stores)
+                if (!store->has_read)
+                    return ", by thread " + std::to_string(thread->index) +
+                           "'s TMA store, if it is the one that is in no group: cp.async.bulk.commit_group is missing";
+    }
+    return "";
+}
+
 // All four warps of a warpgroup must issue the same WGMMA: the first to issue it is what the others are compared with.
 inline void check_warpgroup(Block& block, int warp, int64_t number, const WgmmaForm& form) {
     auto& issued = block.warpgroup_wgmmas[static_cast<std::size_t>(warp / 4)];

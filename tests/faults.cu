@@ -343,6 +343,18 @@ __global__ void fault(int which, const __grid_constant__ TensorMap map, float* t
             __syncwarp();
             ptx::barrier_cluster_arrive_relaxed();
             return ptx::barrier_cluster_wait();
+        case 77:  // a warp has diverged: its halves execute the same barrier in two places
+            if (lane < 16)
+                ptx::bar_sync(1, 128);
+            else
+                ptx::bar_sync(1, 128);
+            return;
+        case 78:  // the same, of an instruction that lanes do not wait for
+            if (lane < 16)
+                ptx::wgmma_fence();
+            else
+                ptx::wgmma_fence();
+            return;
     }
 }
 

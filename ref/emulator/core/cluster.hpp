@@ -299,6 +299,26 @@ inline const Slots& exchange(const char* what, const std::array<uint64_t, 5>& da
     return slots;
 }
 
+// An .aligned instruction of one lane, in a line of the kernel: all lanes of the warp must come to it in the same one.
+// Otherwise the warp has diverged, and PTX does not say what the instruction does.
+inline void together(const char* what, int line) {
+    const Thread& thread = self();
+    const auto warp = static_cast<std::size_t>(thread.warp());
+    Aligned& met = thread.block->aligned[warp];
+    if (met.lanes >> thread.lane() & 1)
+        met.lanes = 0;  // the others have gone on, past a barrier that had enough threads
+    if (met.lanes && (met.line != line || std::strcmp(met.what, what) != 0))
+        fail_race(
+            Fault::divergent_warp, 0, met.from,
+            "executes %s, and other lanes of its warp execute %s elsewhere: the warp has diverged, and all its lanes "
+            "must execute such an instruction together",
+            what, met.what);
+    if (!met.lanes) met = {what, line, 0, thread.from};
+    met.lanes |= 1u << thread.lane();
+    const uint32_t alive = thread.block->alive[warp];
+    if ((met.lanes & alive) == alive) met.lanes = 0;
+}
+
 // Records an instruction of a whole warp once, when lane 0 executes it.
 inline void record_warp(Event kind, uint32_t address = 0, int64_t value = 0) {
     if (self().lane() == 0) current_cluster->record(kind, *self().block, self().index, address, value);
@@ -357,6 +377,7 @@ inline void Cluster::reset(int64_t cluster) {
         block.memory.reset(shape_.shared_bytes);
         block.exchanges.resize(warps);
         block.alive.assign(warps, ~0u);
+        block.aligned.assign(warps, {});
         block.registers.assign(warps, {registers});
         block.free_registers = 0;  // setmaxnreg can only take what another warp has given back
         block.live = shape_.threads;

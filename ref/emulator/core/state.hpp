@@ -70,6 +70,13 @@ struct Exchange {
     Waiters waiters;
 };
 
+struct Aligned {  // an .aligned instruction, and the lanes that have come to it
+    const char* what = nullptr;
+    int line = 0;
+    uint32_t lanes = 0;
+    const void* from = nullptr;
+};
+
 struct Accumulator {  // a thread's registers while WGMMAs are working on them
     uint32_t* home;
     std::vector<uint32_t> value;
@@ -163,6 +170,7 @@ struct Block {
     std::string mixed_barrier;  // what is odd about a phase of a named barrier that threads of two groups completed
     std::vector<std::map<uint32_t, Exchange>> exchanges;  // of each warp, by the lanes that take part
     std::vector<uint32_t> alive;                          // of each warp, a bit for each lane
+    std::vector<Aligned> aligned;                         // of each warp
     std::vector<WgmmaQueue> wgmmas;                       // of each warp
     // Of each warpgroup: WGMMAs not yet issued by all four warps, and how many have.
     std::vector<std::map<int64_t, std::pair<WgmmaForm, int>>> warpgroup_wgmmas;

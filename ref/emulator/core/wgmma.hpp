@@ -270,8 +270,9 @@ void issue_wgmma(const MatrixKind& kind, uint32_t* d, int64_t n, const uint32_t*
 }
 
 // wgmma.wait_group of one lane: its warp goes on when at most `in_flight` of its groups are unfinished.
-void wait_wgmma(int in_flight) {
+void wait_wgmma(int in_flight, int line) {
     EMULATOR_ENTER;
+    together("wgmma.wait_group", line);
     Cluster& cluster = *current_cluster;
     Thread& thread = self();
     Block& block = *thread.block;

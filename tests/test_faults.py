@@ -187,7 +187,7 @@ FAULTS = {
         r"by warp \d's WGMMA, which is in no group to wait for: wgmma.commit_group is missing",
     ),
     77: Fault("divergent_warp", r"executes bar.sync, and other lanes of its warp execute bar.sync elsewhere"),
-    78: Fault("divergent_warp", r"executes wgmma.fence, and other lanes of its warp execute wgmma.fence else"),
+    78: Fault("divergent_warp", r"executes wgmma.fence, and other lanes of its warp execute wgmma.fence"),
     76: Fault("block_ended", r"the block ends, and nothing makes sure that thread 7 of block [01] has done"),
     61: Fault("missing_wgmma_fence", r"wgmma after accumulator register 2 was written behind wgmma.fence"),
 }

@@ -387,6 +387,8 @@ const char* refused(int64_t which, const float* tensor) {
             return launch(fault, {.blocks = 1, .threads = 128, .shared_bytes = 232449}, 0, map, nullptr);
         case 108:
             return launch(fault, {.blocks = 3, .threads = 128, .cluster = 2}, 0, map, nullptr);
+        case 113:
+            return launch(fault, {.blocks = 16, .threads = 128, .cluster = 16}, 0, map, nullptr);
         case 109:
             return launch(fault, {.blocks = int64_t{1} << 31, .threads = 128}, 0, map, nullptr);
         case 110:

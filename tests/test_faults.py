@@ -237,6 +237,7 @@ REFUSALS = {
     107: "232449 bytes of shared memory a block; Hopper has 232448",
     108: "3 blocks in clusters of 2",
     109: "more than 2^31 - 1 blocks",
+    113: "clusters of 16 blocks; more than 8 need cudaFuncAttributeNonPortableClusterSizeAllowed",
     110: "a 64-byte-swizzled box row has 80 bytes",
     111: "a 32-byte-swizzled box row has 48 bytes",
     112: "emulator: not a fault, whatever the words",

@@ -1,5 +1,7 @@
 // Small kernels that each misuse the machine in one way. The emulator must report which (test_faults.py); there must be
 // a kernel for each kind of fault in the table in ref/emulator/core/fault.hpp.
+#include <algorithm>
+
 #include "launch.cuh"
 #include "layout.cuh"
 #include "ptx.cuh"
@@ -309,8 +311,55 @@ __global__ void fault(int which, const __grid_constant__ TensorMap map, float* t
             if (lane == 0) ptx::mbarrier_wait_parity(barrier, 0);
             multiply(d, tile, tile);
             return ptx::wgmma_wait_group<0>();
+        case 69:  // an index outside a local array
+            d[*tensor == 0.0f ? kN / 2 : 0] = 1.0f;
+            return sink(d[0]);
+        case 70: {  // accumulators that were never initialised
+            float sum[kN / 2];
+            ptx::wgmma_fence();
+            ptx::wgmma<kN>(sum, tile, tile, 1);
+            ptx::wgmma_commit_group();
+            return ptx::wgmma_wait_group<0>();
+        }
+        case 73:  // no commit, so that the wait waits for nothing
+            ptx::wgmma_fence();
+            ptx::wgmma<kN>(d, tile, tile, 0);
+            ptx::wgmma_wait_group<0>();
+            return sink(d[0]);
+        case 74:  // the same, and then what the WGMMA reads is overwritten
+            ptx::wgmma_fence();
+            ptx::wgmma<kN>(d, tile, tile, 0);
+            ptx::wgmma_wait_group<0>();
+            __syncthreads();
+            return ptx::st_shared(smem, 1.0f);
+        case 75:  // two warpgroups meet at one barrier, each for itself
+            ptx::st_shared(smem + threadIdx.x * 4, 1.0f);
+            ptx::bar_sync(1, 128);
+            return sink(ptx::ld_shared<float>(smem + (threadIdx.x ^ 127) * 4));
+        case 76:  // a relaxed arrival at the end: the other block's store may come after this block's end
+            ptx::barrier_cluster_arrive();
+            ptx::barrier_cluster_wait();
+            if (threadIdx.x == 7) ptx::st_shared_cluster(ptx::mapa(smem, 1 - ptx::cluster_ctarank()), float4{});
+            __syncwarp();
+            ptx::barrier_cluster_arrive_relaxed();
+            return ptx::barrier_cluster_wait();
+        case 77:  // a warp has diverged: its halves execute the same barrier in two places
+            if (lane < 16)
+                ptx::bar_sync(1, 128);
+            else
+                ptx::bar_sync(1, 128);
+            return;
+        case 78:  // the same, of an instruction that lanes do not wait for
+            if (lane < 16)
+                ptx::wgmma_fence();
+            else
+                ptx::wgmma_fence();
+            return;
     }
 }
+
+// A kernel whose threads have 128 registers each, however it is launched.
+__global__ void __launch_bounds__(256, 2) bounded() { ptx::setmaxnreg_inc<136>(); }
 
 // Refusals by the host's side: no kernel runs.
 const char* refused(int64_t which, const float* tensor) {
@@ -338,6 +387,8 @@ const char* refused(int64_t which, const float* tensor) {
             return launch(fault, {.blocks = 1, .threads = 128, .shared_bytes = 232449}, 0, map, nullptr);
         case 108:
             return launch(fault, {.blocks = 3, .threads = 128, .cluster = 2}, 0, map, nullptr);
+        case 113:
+            return launch(fault, {.blocks = 16, .threads = 128, .cluster = 16}, 0, map, nullptr);
         case 109:
             return launch(fault, {.blocks = int64_t{1} << 31, .threads = 128}, 0, map, nullptr);
         case 110:
@@ -355,10 +406,15 @@ extern "C" const char* gemm_ladder_launch(const FaultArgs* args) {
     const Swizzle swizzle = args->fault == 31 ? Swizzle::k64B : args->fault == 32 ? Swizzle::k32B : Swizzle::k128B;
     const uint32_t columns = 4u << static_cast<int>(swizzle);  // the floats of a swizzled row
     if (auto error = tensor_map_2d(&map, args->tensor, 64, 64, 64, 64, columns, swizzle)) return error;
-    const bool two = args->fault == 45 || args->fault == 46 || args->fault == 64 || args->fault == 66;
+    if (args->fault == 71) return launch(bounded, {.blocks = 1, .threads = 128});
+    if (args->fault == 72) return launch(bounded, {.blocks = 1, .threads = 512});
+    const int64_t pairs[] = {45, 46, 64, 66, 76};
+    const bool two = std::ranges::count(pairs, args->fault) > 0;
     const uint32_t cluster = two ? 2 : 1;
     const LaunchConfig config{.blocks = cluster,
-                              .threads = args->fault == 2 ? 64u : 128u,
+                              .threads = args->fault == 2    ? 64u
+                                         : args->fault == 75 ? 256u
+                                                             : 128u,
                               .shared_bytes = kBarrier + 24,
                               .cluster = cluster,
                               .early = args->fault >= 49 && args->fault <= 52};

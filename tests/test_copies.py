@@ -280,7 +280,7 @@ FAULTS = {
     20: ("misaligned", "cp.async.bulk between shared memory 0x408 and global memory that is 0 bytes behind"),
     21: ("misaligned", "cp.async.bulk of 24 bytes: a multiple of 16 is needed"),
     22: ("global_out_of_bounds", r"load reads 16 bytes at tensor\[64, 0\], outside tensor"),
-    23: ("missing_proxy_fence", "cp.async.bulk reads shared memory at 0x400 that thread 0 wrote"),
+    23: ("missing_proxy_fence", "cp.async.bulk reads shared memory at 0x400 that thread 0 of block 0 wrote"),
     24: ("read_during_load", "reads (bytes that|shared memory at 0x400, which) a TMA load"),
     25: ("mbarrier_not_visible", "TMA load on mbarrier 0x4400"),
     26: ("invalid_operand", "completes bytes on an mbarrier of block 1: the two must be of one block"),

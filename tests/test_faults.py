@@ -105,16 +105,16 @@ FAULTS = {
     34: Fault("misaligned", r"ld.shared of 16 bytes at 0x404, which is not a multiple of 16", address=0x404),
     38: Fault(
         "missing_proxy_fence",
-        r"wgmma \([AB]\) reads shared memory at 0x400 that thread 0 wrote without fence.proxy.async",
+        r"wgmma \([AB]\) reads shared memory at 0x400 that thread 0 of block 0 wrote without fence",
         address=0x400,
     ),
     39: Fault(
         "missing_proxy_fence",
-        r"TMA store reads shared memory at 0x400 that thread 37 wrote without fence.proxy.async",
+        r"TMA store reads shared memory at 0x400 that thread 37 of block 0 wrote without fence.proxy.async",
         address=0x400,
     ),
     40: Fault("missing_wgmma_fence", r"wgmma without wgmma.fence after the accumulators were last touched"),
-    41: Fault("unfinished_wgmma", r"exits with WGMMAs in flight: commit them and wait for them"),
+    41: Fault("unfinished_wgmma", r"exits with WGMMAs in flight: wgmma.wait_group is missing"),
     43: Fault(
         "mbarrier_not_visible",
         r"TMA load on mbarrier 0x4400, which the copy engine cannot see: fence.mbarrier_init after",
@@ -126,6 +126,11 @@ FAULTS = {
         address=0x4400,
     ),
     45: Fault("block_not_started", r"reaches into block [01] of its cluster, which may not have begun"),
+    46: Fault(
+        "block_ended",
+        r"reaches into block 1 of its cluster, which has already ended|"
+        r"the block ends, and nothing makes sure that thread 0 of block 0 has done by then what it does to",
+    ),
     49: Fault(
         "missing_dependency_wait",
         r"warp 2, lane 0: TMA load before griddepcontrol.wait, in a kernel that may begin before",
@@ -150,21 +155,40 @@ FAULTS = {
     60: Fault("accumulator_read", r"reads accumulator register 1 while a WGMMA that adds to it is in flight"),
     62: Fault(
         "data_race",
-        r"(reads|writes) shared memory at 0x400, which thread \d+ has (written|read), and nothing",
+        r"(reads|writes) shared memory at 0x400, which thread \d+ of block 0 has (written|read), and nothing",
     ),
     63: Fault(
         "data_race",
-        r"TMA load overwrites shared memory at 0x\w+, which thread \d+ has read, and nothing orders",
+        r"TMA load overwrites shared memory at 0x\w+, which thread \d+ of block 0 has read, and nothing",
     ),
     64: Fault(
-        "data_race", r"reads shared memory at 0x400, which thread 0 has written, and nothing orders the two"
+        "data_race",
+        r"reads shared memory at 0x400, which thread 0 of block 0 has written, and",
     ),
     65: Fault("mbarrier_reinitialised", r"mbarrier.init of mbarrier 0x4400 \(full 3\), which is", 0x4400),
     66: Fault("written_twice", r"writes T\[0, 5\], which block [01] has written: nothing orders the two"),
     67: Fault(
-        "missing_proxy_fence", r"TMA load overwrites shared memory at 0x400 that thread 0 wrote", 0x400
+        "missing_proxy_fence",
+        r"TMA load overwrites shared memory at 0x400 that thread 0 of block 0 wrote",
+        0x400,
     ),
     68: Fault("read_during_load", r"wgmma \(A\) reads shared memory at 0x\w+(, which| while) a TMA load"),
+    69: Fault("array_out_of_bounds", r"index 4 of an array of type 'float \[4\]'"),
+    70: Fault(
+        "uninitialised_register", r"wgmma adds to accumulator register 0, which nothing has initialised"
+    ),
+    71: Fault(
+        "deadlock", r"wait for setmaxnreg.inc 136: each thread has 128 registers, as __launch_bounds__"
+    ),
+    72: Fault("invalid_operand", r"512 threads a block; the kernel's __launch_bounds__ promises at most 256"),
+    73: Fault("accumulator_read", r"as wgmma.commit_group is missing"),
+    74: Fault(
+        "released_too_early",
+        r"by warp \d's WGMMA, which is in no group to wait for: wgmma.commit_group is missing",
+    ),
+    77: Fault("divergent_warp", r"executes bar.sync, and other lanes of its warp execute bar.sync elsewhere"),
+    78: Fault("divergent_warp", r"executes wgmma.fence, and other lanes of its warp execute wgmma.fence"),
+    76: Fault("block_ended", r"the block ends, and nothing makes sure that thread 7 of block [01] has done"),
     61: Fault("missing_wgmma_fence", r"wgmma after accumulator register 2 was written behind wgmma.fence"),
 }
 # The text of the line of faults.cu that the error names.
@@ -199,9 +223,7 @@ RACES = {
     42: Fault(
         "unfinished_store", r"exits while a TMA store may still read shared memory: wait_group.read first"
     ),
-    46: Fault(
-        "block_ended", r"reaches into block 1 of its cluster, which has already ended", address=0x2000400
-    ),
+    75: Fault("data_race", r"; barrier 1 was completed by warps [0-7 ]+, of several warpgroups: do two"),
 }
 POLLS_FOR_A_LOAD, PREFETCHES, HIDES_ITS_FAULT = 26, 47, 48
 REFUSALS = {
@@ -215,10 +237,23 @@ REFUSALS = {
     107: "232449 bytes of shared memory a block; Hopper has 232448",
     108: "3 blocks in clusters of 2",
     109: "more than 2^31 - 1 blocks",
+    113: "clusters of 16 blocks; more than 8 need cudaFuncAttributeNonPortableClusterSizeAllowed",
     110: "a 64-byte-swizzled box row has 80 bytes",
     111: "a 32-byte-swizzled box row has 48 bytes",
     112: "emulator: not a fault, whatever the words",
 }
+
+
+NO_ONE_ADDRESS = (
+    *(
+        "block_not_started",
+        "block_ended",
+        "written_twice",
+        "data_race",
+        "read_during_load",
+        "released_too_early",
+    ),
+)
 
 
 def check(error: gl.EmulatorError, fault: Fault) -> None:
@@ -226,7 +261,7 @@ def check(error: gl.EmulatorError, fault: Fault) -> None:
     assert re.fullmatch(fault.what, error.what)
     assert re.search(fault.message, str(error))
     in_host_memory = re.search("global memory|outside T|local memory", str(error))
-    elsewhere = fault.what in ("block_not_started", "written_twice", "data_race", "read_during_load")
+    elsewhere = fault.what in NO_ONE_ADDRESS
     assert error.address == fault.address or elsewhere or in_host_memory
     if thread := re.match(r"emulator: block (\d+), warp (\d+), lane (\d+): ", str(error)):
         assert (error.block, error.warp, error.lane) == tuple(map(int, thread.groups()))

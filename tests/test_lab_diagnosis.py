@@ -102,6 +102,7 @@ SECOND_TILE = np.s_[64:128, 128:256]
 MISTAKES = {
     "were never written": placed(np.s_[64:], UNWRITTEN),
     "are zeros": placed(np.s_[:, 256:], 0),
+    "are of a register that nothing has initialised": placed(np.s_[:, 256:], 0xFEFF),
     "are NaN": placed(np.s_[3:5], 0x7FFF),
     r"are rounded to BF16 toward zero": (OPERANDS.exact().astype(np.float32).view(np.uint32) >> 16).astype(
         np.uint16

@@ -55,8 +55,16 @@ _HOOKS = (
     "-D__assert_fail=emulator_assert_fail",  # a failed assert() ends the kernel, not the process
     "-D__assert_rtn=emulator_assert_rtn",  # as it is called on macOS
 )
-_HOOKS_OF_GCC = ("--param=tsan-instrument-func-entry-exit=0",)
+# A variable that nothing has initialised holds the same in every build: core/wgmma.hpp knows it.
+_PATTERN = "-ftrivial-auto-var-init=pattern"
+_HOOKS_OF_GCC = (
+    "--param=tsan-instrument-func-entry-exit=0",  # no call for every function's entry
+    "-fsanitize=bounds",  # one for an index outside an array
+    "-fno-crossjumping",  # two lines' calls of one function stay two calls
+    "-fno-tree-tail-merge",
+)
 _HOOKS_OF_CLANG = (
+    "-fsanitize=array-bounds",
     "-fsanitize-coverage=func,trace-pc-guard,trace-loads,trace-stores",
     *("-mllvm", "-tsan-instrument-memory-accesses=0"),
     *("-mllvm", "-tsan-instrument-func-entry-exit=0"),
@@ -190,6 +198,7 @@ class Job:
             flags += _CORE_FLAGS
         if core:
             flags += (*_HOOKS, *(_HOOKS_OF_GCC if toolchain.is_gcc(cxx.identity) else _HOOKS_OF_CLANG))
+            flags += (_PATTERN,) * toolchain.fills_variables(cxx.identity)
         headers = included(text, include_dirs)
         if path == _CORE:
             # Its file is called what the loader knows it by, so two versions can be loaded in one process.

@@ -1,11 +1,12 @@
 """CUDA C++ that no C++ compiler reads, written in C++ that means the same on the emulator.
 
-Everything else of CUDA is macros and functions in ref/emulator. Here are the two constructs that are not:
+Everything else of CUDA is macros and functions in ref/emulator. Here are the constructs that are not:
 
     __shared__ float tile[32][33];      a variable that each thread block has one of
     extern __shared__ uint8_t all[];    a block's dynamic shared memory
     kernel<<<grid, block>>>(a, b);      a launch
 
+What a kernel promises by __launch_bounds__ is written once more, as a call at its beginning.
 Lines keep their numbers. Declarations in included files are not rewritten, so a kernel's __shared__ variables
 belong into its .cu file.
 """
@@ -48,7 +49,7 @@ def rewritten(text: str, label: str) -> str:
     Raises:
         InputError: inline PTX, or a __shared__ declaration that cannot be understood.
     """
-    if not re.search(r"__shared__|<<<|\basm\b|__asm__|TensorMap|CUtensorMap", text):
+    if not re.search(r"__shared__|__launch_bounds__|<<<|\basm\b|__asm__|TensorMap|CUtensorMap", text):
         return text
     tokens = [token for token in _tokens(text) if token.kind != "space"]
     _check_tensor_maps(text, tokens, label)
@@ -71,6 +72,8 @@ def rewritten(text: str, label: str) -> str:
             continue
         if token.text == "<<<":
             edits += _launch(tokens, at)
+        if token.text == "__launch_bounds__":
+            edits += _bounds(tokens, at)
         if token.text == "{":
             scopes.append(_scope(tokens, at))
         elif token.text == "}" and scopes:
@@ -256,6 +259,19 @@ def _launch(tokens: list[_Token], at: int) -> list[tuple[int, int, str]]:
         (tokens[at].begin, tokens[at].end, ", "),
         (tokens[end].begin, tokens[end].end, ")"),
     ]
+
+
+def _bounds(tokens: list[_Token], at: int) -> list[tuple[int, int, str]]:
+    """The edit that gives a kernel's bounds to emulator::launch_bounds, where its body begins."""
+    end = _matching(tokens, at + 1)
+    begin = next((i for i in range(end + 1, len(tokens)) if tokens[i].text in ("(", ";")), None)
+    if begin is None or tokens[begin].text == ";":
+        return []
+    body = _matching(tokens, begin) + 1
+    if body >= len(tokens) or tokens[body].text != "{":  # a declaration
+        return []
+    place, bounds = tokens[body].end, _joined(tokens[at + 2 : end])
+    return [(place, place, f" emulator::launch_bounds({bounds});")]
 
 
 def _edited(text: str, edits: list[tuple[int, int, str]]) -> str:

@@ -170,6 +170,12 @@ def is_gcc(identity: str) -> bool:
     return "Free Software Foundation" in identity
 
 
+def fills_variables(identity: str) -> bool:
+    """Whether a compiler has -ftrivial-auto-var-init: clang, and GCC from 12 on."""
+    version = re.search(r"\) (\d+)\.", identity)
+    return not is_gcc(identity) or (version is not None and int(version[1]) >= 12)
+
+
 def host_compiler() -> str:
     """What nvcc's host compiler says of itself: $NVCC_CCBIN, $CC (torch passes it on), or gcc from PATH.
 

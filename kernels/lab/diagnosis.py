@@ -18,6 +18,7 @@ from gemm_ladder.lab.operands import Operands
 ENOUGH = 0.9  # the share of the wrong values that a guess has to explain
 SAMPLE = 192  # wrong values on which the products with mistakes are compared
 FEWEST = 4  # with fewer wrong values, one of the many guesses would fit by chance
+UNINITIALISED = 0xFEFF  # BF16 bits of what g++ puts into a variable that nothing initialises: -1.7e38
 TILE = 64, 128  # the part of D that is explained alone where no guess explains all
 
 
@@ -68,6 +69,7 @@ def _guesses(
     unwritten = never_written(bits)
     yield Guess("were never written", float(unwritten.mean()))
     yield Guess("are zeros", float(((bits & 0x7FFF) == 0).mean()))
+    yield Guess("are of a register that nothing has initialised", float((bits == UNINITIALISED).mean()))
     nan = float((np.isnan(values(bits)) & ~unwritten).mean())
     yield Guess("are NaN, which no value that belongs there can make", nan)
     if nan > 1 - ENOUGH or unwritten.mean() > 1 - ENOUGH:

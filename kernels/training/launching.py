@@ -83,7 +83,14 @@ def run(config: Config | None, call: CheckedCall, num_sms: int = 0) -> None:
         _begin(call)
         if kernel:
             args = arguments(call, num_sms or EMULATED_SMS)
-            if error := emulator.launch(kernel, args):
+            tensors = {
+                "A": call.a,
+                "A's scales": call.sfa,
+                "B": call.b,
+                "B's scales": call.sfb,
+                "D": call.d,
+            }
+            if error := emulator.launch(kernel, args, tensors, once={"D"}):
                 raise LaunchError(f"{NAME}: {error}")
         return
     device = call.d.device

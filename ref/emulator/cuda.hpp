@@ -39,6 +39,9 @@ __attribute__((always_inline)) inline const Indices& indices() {
     return *reinterpret_cast<const Indices*>((here | (kStackBytes - 1)) + 1 - sizeof(Indices));
 }
 
+// What __launch_bounds__ promises of a launch: every thread executes this first (kernels/build/plain_cpp.py).
+void launch_bounds(int64_t threads, int64_t blocks_an_sm = 1, int64_t cluster = 0);
+
 }  // namespace emulator
 
 #define threadIdx (emulator::indices().thread)

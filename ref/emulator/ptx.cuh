@@ -23,15 +23,18 @@ namespace emulator {
 
 // The instructions that are templates for a kernel, for any size.
 uint64_t shuffle(uint64_t bits, int lane);
-void set_registers(int registers, bool increase);
+void set_registers(int registers, bool increase, int line);
 void store_shared(uint32_t address, const void* value, uint32_t bytes);
 void load_shared(uint32_t address, void* value, uint32_t bytes);
 void wait_stores(std::size_t groups, bool read_only);
-void wait_wgmma(int in_flight);
+void wait_wgmma(int in_flight, int line);
 
 }  // namespace emulator
 
 namespace ptx {
+
+// `line` is the kernel's line that calls. All lanes of a warp must execute an .aligned instruction together, so all
+// must come from one line.
 
 // ---------------------------------------------------------------------------------------------- thread identity
 
@@ -48,12 +51,12 @@ T shfl_sync_idx(T value, int lane) {
     return value;
 }
 template <int kRegisters>
-void setmaxnreg_inc() {
-    emulator::set_registers(kRegisters, true);
+void setmaxnreg_inc(int line = __builtin_LINE()) {
+    emulator::set_registers(kRegisters, true, line);
 }
 template <int kRegisters>
-void setmaxnreg_dec() {
-    emulator::set_registers(kRegisters, false);
+void setmaxnreg_dec(int line = __builtin_LINE()) {
+    emulator::set_registers(kRegisters, false, line);
 }
 
 // -------------------------------------------------------------------------------------------- conversions
@@ -88,16 +91,16 @@ T ld_shared(uint32_t address) {
     return value;
 }
 void st_shared_cluster(uint32_t address, float4 value);
-void stmatrix_x4(uint32_t address, uint32_t r0, uint32_t r1, uint32_t r2, uint32_t r3);
+void stmatrix_x4(uint32_t address, uint32_t r0, uint32_t r1, uint32_t r2, uint32_t r3, int line = __builtin_LINE());
 void fence_proxy_async();
 
 // --------------------------------------------------------------------------------------- execution barriers
 
-void bar_sync(uint32_t id, uint32_t threads);
+void bar_sync(uint32_t id, uint32_t threads, int line = __builtin_LINE());
 void bar_arrive(uint32_t id, uint32_t threads);
-void barrier_cluster_arrive();
-void barrier_cluster_arrive_relaxed();
-void barrier_cluster_wait();
+void barrier_cluster_arrive(int line = __builtin_LINE());
+void barrier_cluster_arrive_relaxed(int line = __builtin_LINE());
+void barrier_cluster_wait(int line = __builtin_LINE());
 
 // ------------------------------------------------------------------------------------- kernels of one stream
 
@@ -144,11 +147,11 @@ template <int N>
 void wgmma(float (&d)[N / 2], uint64_t desc_a, uint64_t desc_b, int scale_d) {
     wgmma<Type::f32, Type::e4m3, Type::e4m3, N>(d, desc_a, desc_b, scale_d);
 }
-void wgmma_fence();
-void wgmma_commit_group();
+void wgmma_fence(int line = __builtin_LINE());
+void wgmma_commit_group(int line = __builtin_LINE());
 template <int kGroups>
-void wgmma_wait_group() {
-    emulator::wait_wgmma(kGroups);
+void wgmma_wait_group(int line = __builtin_LINE()) {
+    emulator::wait_wgmma(kGroups, line);
 }
 
 }  // namespace ptx

@@ -77,6 +77,7 @@ inline Block& remote_block(uint32_t address) {
     if (!block.live)
         fail_at(Fault::block_ended, address, "reaches into block %lld of its cluster, which has already ended",
                 static_cast<long long>(block.index));
+    if (&block != self().block) block.visits[self().number] = self().moment;
     return block;
 }
 
@@ -133,6 +134,23 @@ inline uint64_t arrive(Block& block, uint32_t offset, uint32_t bytes, uint32_t c
     return state;
 }
 
+// A phase of a named barrier is about to complete. If it is for whole warpgroups, and some warps of one and some of
+// another complete it, then two groups share the barrier, which is likely a mistake: the next fault mentions it.
+inline void look_for_mixture(Block& block, uint32_t id) {
+    NamedBarrier& barrier = block.barriers[id];
+    const bool whole = barrier.threads % 128 == 0 && !barrier.everyone && !barrier.handed;
+    int parts = 0;
+    for (uint32_t warps = barrier.warps; warps; warps >>= 4) parts += (warps & 15) != 0;
+    if (whole && parts * 128 > static_cast<int>(barrier.threads)) {
+        block.mixed_barrier = "; barrier " + std::to_string(id) + " was completed by warps";
+        for (int warp = 0; warp < 32; ++warp)
+            if (barrier.warps >> warp & 1) block.mixed_barrier += " " + std::to_string(warp);
+        block.mixed_barrier += ", of several warpgroups: do two groups share it?";
+    }
+    barrier.warps = 0;
+    barrier.handed = false;
+}
+
 // bar.sync (wait) and bar.arrive of one thread. `threads` is 0 for __syncthreads: all that have not exited. Returns how
 // many of the threads have voted yes.
 inline uint32_t named_barrier(uint32_t id, uint32_t threads, bool wait, bool vote = false) {
@@ -151,9 +169,14 @@ inline uint32_t named_barrier(uint32_t id, uint32_t threads, bool wait, bool vot
     barrier.threads = threads;
     barrier.everyone = everyone;
     barrier.votes += vote;
+    barrier.warps |= 1u << thread.warp();
+    barrier.handed |= !wait;
     current_cluster->release(barrier.told);
     const uint64_t generation = barrier.generation;
-    if (++barrier.arrived == threads) complete(barrier);
+    if (++barrier.arrived == threads) {
+        look_for_mixture(*thread.block, id);
+        complete(barrier);
+    }
     if (!wait) return current_cluster->maybe_yield(), 0;
     while (barrier.generation == generation) current_cluster->block_on(barrier.waiters, {"named barrier", id});
     current_cluster->acquire(barrier.completed);

@@ -171,6 +171,7 @@ class Cluster {
     void reset(int64_t cluster);
     dim3 index_of_block(int64_t cluster, uint32_t rank) const;
     void exit_checks(Thread& thread);
+    void check_visits(const Block& block);
     void release_those_who_wait_for(Thread& thread);
     Thread* pick();
     void complete_one(std::vector<Work>& from);
@@ -216,6 +217,14 @@ class Cluster {
     std::optional<FaultReport> fault_;
 };
 
+inline ThreadName name_of_thread(uint32_t number) {
+    const auto threads = static_cast<uint32_t>(current_cluster->shape().threads);
+    ThreadName name;
+    std::snprintf(name.text, sizeof name.text, "thread %u of block %lld", number % threads,
+                  static_cast<long long>(current_cluster->blocks[number / threads].index));
+    return name;
+}
+
 struct Stopped {};  // thrown by fail_at() when no thread is running
 
 // Notes a fault of the running thread, after which the scheduler ends the run. Not of self(): a signal handler runs on
@@ -231,8 +240,12 @@ inline void note(Fault what, uint64_t address, const void* other, const char* te
 
 [[noreturn]] inline void report(Fault what, uint64_t address, const void* other, const char* format,
                                 va_list arguments) {
-    char text[512];
-    std::vsnprintf(text, sizeof text, format, arguments);
+    char text[768];
+    std::vsnprintf(text, sizeof text - 256, format, arguments);
+    const int64_t block = current_thread ? current_thread->block->index : current_cluster->issuer().block;
+    if (what == Fault::data_race || what == Fault::missing_proxy_fence || what == Fault::released_too_early)
+        for (const Block& one : current_cluster->blocks)
+            if (one.index == block) std::strncat(text, one.mixed_barrier.c_str(), 255);
     if (!current_thread) {
         current_cluster->stop({what, text, current_cluster->issuer(), address});
         throw Stopped{};
@@ -296,6 +309,26 @@ inline const Slots& exchange(const char* what, std::initializer_list<uint64_t> d
     return slots;
 }
 
+// An .aligned instruction of one lane, in a line of the kernel: all lanes of the warp must come to it in the same one.
+// Otherwise the warp has diverged, and PTX does not say what the instruction does.
+inline void together(const char* what, int line) {
+    const Thread& thread = self();
+    const auto warp = static_cast<std::size_t>(thread.warp());
+    Aligned& met = thread.block->aligned[warp];
+    if (met.lanes >> thread.lane() & 1)
+        met.lanes = 0;  // the others have gone on, past a barrier that had enough threads
+    if (met.lanes && (met.line != line || std::strcmp(met.what, what) != 0))
+        fail_race(
+            Fault::divergent_warp, 0, met.from,
+            "executes %s, and other lanes of its warp execute %s elsewhere: the warp has diverged, and all its lanes "
+            "must execute such an instruction together",
+            what, met.what);
+    if (!met.lanes) met = {what, line, 0, thread.from};
+    met.lanes |= 1u << thread.lane();
+    const uint32_t alive = thread.block->alive[warp];
+    if ((met.lanes & alive) == alive) met.lanes = 0;
+}
+
 // Records an instruction of a whole warp once, when lane 0 executes it.
 inline void record_warp(Event kind, uint32_t address = 0, int64_t value = 0) {
     if (self().lane() == 0) current_cluster->record(kind, *self().block, self().index, address, value);
@@ -312,6 +345,11 @@ inline dim3 Cluster::index_of_block(int64_t cluster, uint32_t rank) const {
     const dim3 outer = at(static_cast<uint64_t>(cluster), {grid.x / size.x, grid.y / size.y, grid.z / size.z});
     const dim3 inner = at(rank, size);
     return {outer.x * size.x + inner.x, outer.y * size.y + inner.y, outer.z * size.z + inner.z};
+}
+
+// The registers that each of a block's threads begins with, of those that the block may have.
+inline int registers_of_thread(int64_t registers, int64_t threads) {
+    return static_cast<int>(std::min<int64_t>(255, registers / threads) / 8 * 8);
 }
 
 inline void Cluster::reset(int64_t cluster) {
@@ -336,7 +374,7 @@ inline void Cluster::reset(int64_t cluster) {
     for (uint32_t& priority : priority_) priority = random_.below(1 << 16);
 
     const int warps = shape_.threads / 32;
-    const int registers = std::min(255, shape_.registers / shape_.threads) / 8 * 8;
+    const int registers = registers_of_thread(shape_.registers, shape_.threads);
     for (int rank = 0; rank < shape_.size; ++rank) {
         Block& block = blocks[rank];
         SharedMemory memory = std::move(block.memory);  // its buffers serve again
@@ -349,8 +387,9 @@ inline void Cluster::reset(int64_t cluster) {
         block.memory.reset(shape_.shared_bytes);
         block.exchanges.resize(warps);
         block.alive.assign(warps, ~0u);
+        block.aligned.assign(warps, {});
         block.registers.assign(warps, {registers});
-        block.free_registers = shape_.registers - static_cast<int64_t>(registers) * shape_.threads;
+        block.free_registers = 0;  // setmaxnreg can only take what another warp has given back
         block.live = shape_.threads;
         block.wgmmas.resize(warps);
         block.warpgroup_wgmmas.resize((warps + 3) / 4);
@@ -479,11 +518,27 @@ inline void Cluster::release_those_who_wait_for(Thread& thread) {
         if (barrier.everyone && barrier.arrived && --barrier.threads == barrier.arrived) complete(barrier);
 }
 
+// A block ends: a thread of it must know that whatever other blocks did to its shared memory came before.
+inline void Cluster::check_visits(const Block& block) {
+    for (const auto& [visitor, number] : block.visits) {
+        const Moment moment{visitor, number};
+        if (number == 0 ||
+            std::ranges::any_of(block.threads, [&](const Thread* thread) { return knows(thread->known, moment); }))
+            continue;
+        fail(Fault::block_ended,
+             "the block ends, and nothing makes sure that %s has done by then what it does to the block's shared "
+             "memory: barrier.cluster.arrive (not relaxed) and wait at the end",
+             name_of_thread(visitor).text);
+    }
+}
+
 inline void Cluster::exit_checks(Thread& thread) {
     Block& block = *thread.block;
     if (thread.lane() == 0) record(Event::thread_exit, block, thread.index);
     if (!thread.accumulators.empty())
-        fail(Fault::unfinished_wgmma, "exits with WGMMAs in flight: commit them and wait for them");
+        fail(Fault::unfinished_wgmma, "exits with WGMMAs in flight: %s is missing",
+             thread.wgmma_groups.empty() || thread.wgmma_groups.back() < thread.wgmmas ? "wgmma.commit_group"
+                                                                                       : "wgmma.wait_group");
     for (const auto& group : thread.store_groups)
         for (const auto& store : group)
             if (!store->has_read)
@@ -498,6 +553,7 @@ inline void Cluster::exit_checks(Thread& thread) {
     if (--block.live == 0 && block.loads_in_flight)
         fail(Fault::unfinished_load, "the block ends while %d TMA loads into its shared memory are in flight",
              block.loads_in_flight);
+    if (!block.live) check_visits(block);
     if (!block.live && std::ranges::none_of(block.threads, &Thread::dependency_waited))
         fail(Fault::missing_dependency_wait,
              "the block ends without griddepcontrol.wait, in a kernel that may begin before the one ahead has ended");
@@ -560,6 +616,14 @@ inline std::string Cluster::reason(const Thread& thread) {
                       name_of(block, thread.wait.address).c_str(), static_cast<long long>(thread.wait.value),
                       static_cast<long long>(barrier.phase), static_cast<long long>(barrier.pending),
                       static_cast<long long>(barrier.count), bytes.c_str());
+        return text;
+    }
+    if (what == "setmaxnreg") {
+        std::snprintf(text, sizeof text,
+                      "setmaxnreg.inc %u: each thread has %lld registers, as __launch_bounds__ leaves it, and of those "
+                      "that setmaxnreg.dec has given back only %lld are left",
+                      thread.wait.address, static_cast<long long>(thread.wait.value),
+                      static_cast<long long>(block.free_registers));
         return text;
     }
     if (what == "named barrier") {

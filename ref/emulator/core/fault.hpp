@@ -23,6 +23,7 @@ namespace emulator {
     /* WGMMA accumulators */                                                                                        \
     X(missing_wgmma_fence)     /* no wgmma.fence since the accumulators were last touched */                        \
     X(accumulator_overwritten) /* a thread has written an accumulator of a WGMMA in flight */                       \
+    X(uninitialised_register)  /* a matrix instruction reads registers that nothing has initialised */              \
     X(accumulator_read)        /* a thread reads an accumulator of a WGMMA in flight */                             \
     /* Work that is unfinished when a thread or a block ends */                                                     \
     X(unfinished_wgmma)  /* a thread exits before it has waited for its WGMMAs */                                   \
@@ -47,6 +48,7 @@ namespace emulator {
     X(block_ended)         /* another block of the cluster is used after it has ended */                            \
     /* Global memory, and code that a CPU cannot execute */                                                         \
     X(global_out_of_bounds) /* an access to global memory outside the tensors that the launch was given */          \
+    X(array_out_of_bounds)  /* an index outside an array, such as one of local memory */                            \
     X(written_twice)        /* two thread blocks write one element of a tensor, in no particular order */           \
     X(crashed)              /* a signal, such as one for an address that does not exist */                          \
     /* Operands */                                                                                                  \
@@ -87,6 +89,15 @@ struct FaultReport {
     const void* from = nullptr;   // where in the kernel's machine code; nullptr: not known
     const void* other = nullptr;  // the other place that takes part in it, if there is one
 };
+
+// How messages name the thread of that number in the cluster: its number in its block, and the block.
+struct ThreadName {
+    char text[48];
+};
+ThreadName name_of_thread(uint32_t number);
+
+// Of what may still read shared memory at an address: which it is, and what it lacks. As the end of a message.
+std::string reader_of(const class SharedMemory& memory, uint32_t address);
 
 // End the run with such a report (cluster.hpp); `format` and the arguments after it are printf's.
 [[noreturn]] void fail_at(Fault what, uint64_t address, const char* format, ...);

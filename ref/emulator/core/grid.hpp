@@ -59,7 +59,7 @@ const char* run_grid(const LaunchConfig& config, const GridShape& grid, const Ca
                                static_cast<int>(config.cluster),
                                static_cast<int>(config.threads),
                                config.shared_bytes,
-                               static_cast<int>(65536 / config.blocks_an_sm),
+                               static_cast<int>(kRegisters / config.blocks_an_sm),
                                config.early};
     Launch launch{session.config, {session.config.tensors, session.config.tensor_count, call}};
     const std::vector<int64_t> order = shuffled(clusters, session.config.seed);

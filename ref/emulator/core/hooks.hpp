@@ -1,7 +1,8 @@
-// What a kernel's own loads and stores call. A kernel is compiled by g++ with -fsanitize=thread, which puts a call
-// before every access to memory that is not a register. clang++ leaves out those to most local arrays, so its calls are
-// those of -fsanitize-coverage=trace-loads,trace-stores. Here are the functions called, so nothing of a sanitizer's
-// library is linked: an access outside the launch's tensors is reported before it happens, and a loop without end ends.
+// What a kernel's own loads, stores and loops call. A kernel is compiled by g++ with -fsanitize=thread, which puts a
+// call before every access to memory that is not a register. clang++ leaves out those to most local arrays, so its
+// calls are those of -fsanitize-coverage=trace-loads,trace-stores. With -fsanitize=bounds there is one where an index
+// lies outside an array. Here are the functions called, so nothing of a sanitizer's library is linked: an access
+// outside the launch's tensors is reported before it happens, and a loop without end ends.
 #pragma once
 
 #include "cluster.hpp"
@@ -26,9 +27,12 @@ namespace emulator {
         const auto begin = reinterpret_cast<uintptr_t>(accumulator.home);
         const std::size_t size = accumulator.count * sizeof(float);
         if (address + bytes <= begin || address >= begin + size) continue;
+        const bool committed = !thread.wgmma_groups.empty() && thread.wgmma_groups.back() > accumulator.last_op;
         fail(write ? Fault::accumulator_overwritten : Fault::accumulator_read,
-             "%s accumulator register %zu while a WGMMA that adds to it is in flight: wgmma.wait_group first",
-             write ? "writes" : "reads", (std::max(address, begin) - begin) / sizeof(float));
+             "%s accumulator register %zu while a WGMMA that adds to it is in flight: %s", write ? "writes" : "reads",
+             (std::max(address, begin) - begin) / sizeof(float),
+             committed ? "wgmma.wait_group first"
+                       : "it is in no group that wgmma.wait_group could wait for, as wgmma.commit_group is missing");
     }
     if (write) thread.written_since_fence.emplace_back(address, bytes);
 }
@@ -47,6 +51,28 @@ namespace emulator {
     thread.from = from;
     fail_at(Fault::written_twice, address, "writes %s, which block %lld has written: nothing orders the two",
             memory.element(address, thread.last_tensor).c_str(), static_cast<long long>(*other));
+}
+
+// What a compiler says of an index outside an array (-fsanitize=bounds), as UndefinedBehaviorSanitizer's library reads
+// it.
+struct IndexType {
+    uint16_t kind, info;  // an integer: 0, and whether it is signed in bit 0, the logarithm of its bits above that
+    char name[1];
+};
+struct IndexOutside {
+    const char* file;
+    uint32_t line, column;
+    const IndexType *array, *index;
+};
+[[gnu::noinline]] inline void index_outside(const IndexOutside& what, uintptr_t index, const void* from) {
+    if (!Stacks::holds(reinterpret_cast<uintptr_t>(__builtin_frame_address(0)))) return;  // the launcher
+    Thread& thread = self();
+    thread.from = from;
+    auto number = static_cast<int64_t>(index);
+    if (const int bits = 1 << (what.index->info >> 1); what.index->info & 1 && bits < 64)
+        number = static_cast<int64_t>(index << (64 - bits)) >> (64 - bits);
+    fail(Fault::array_out_of_bounds, "index %lld of an array of type %s", static_cast<long long>(number),
+         what.array->name);
 }
 
 // Not the thread's stack, nor the tensor that it used last.
@@ -132,6 +158,9 @@ void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 void __tsan_vptr_update(void**, void*) {}
 void __tsan_vptr_read(void**) {}
+void __ubsan_handle_out_of_bounds(void* what, uintptr_t index) {
+    emulator::index_outside(*static_cast<emulator::IndexOutside*>(what), index, __builtin_return_address(0));
+}
 void __tsan_read_range(void* address, std::size_t bytes) {
     emulator::access(address, bytes, false, __builtin_return_address(0));
 }

@@ -8,10 +8,29 @@
 
 namespace emulator {
 
+// A kernel with __launch_bounds__ is compiled for as many registers as its bounds leave a thread, however it is
+// launched.
+void launch_bounds(int64_t threads, int64_t blocks_an_sm, int64_t cluster) {
+    EMULATOR_ENTER;
+    const Cluster::Shape& shape = current_cluster->shape();
+    Block& block = *self().block;
+    if (block.bounded) return;
+    if (shape.threads > threads)
+        fail(Fault::invalid_operand, "%d threads a block; the kernel's __launch_bounds__ promises at most %lld",
+             shape.threads, static_cast<long long>(threads));
+    if (cluster > 0 && shape.size > cluster)
+        fail(Fault::invalid_operand, "%d blocks a cluster; the kernel's __launch_bounds__ promises at most %lld",
+             shape.size, static_cast<long long>(cluster));
+    block.bounded = true;
+    const int registers = registers_of_thread(kRegisters / std::max<int64_t>(blocks_an_sm, 1), threads);
+    for (std::vector<int>& of_warp : block.registers) of_warp = {registers};
+}
+
 // setmaxnreg, once for each warp: registers are given back at once; to take more, a warp waits until the block has
 // enough free. The warps of a warpgroup must all ask for the same number.
-void set_registers(int registers, bool increase) {
+void set_registers(int registers, bool increase, int line) {
     EMULATOR_ENTER;
+    together("setmaxnreg", line);
     if (registers % 8 || registers < 24 || registers > 256)
         fail(Fault::invalid_operand, "setmaxnreg %d: a multiple of 8 from 24 to 256 is needed", registers);
     Thread& thread = self();
@@ -30,7 +49,7 @@ void set_registers(int registers, bool increase) {
         fail(Fault::invalid_operand, "setmaxnreg.%s %d while the warp has %d registers a thread",
              increase ? "inc" : "dec", registers, had);
     while (32 * (registers - had) > block.free_registers)
-        current_cluster->block_on(block.register_waiters, {"setmaxnreg.inc: no registers are free"});
+        current_cluster->block_on(block.register_waiters, {"setmaxnreg", static_cast<uint32_t>(registers), had});
     block.free_registers -= 32 * (registers - had);
     record_warp(Event::setmaxnreg, 0, registers);
     current_cluster->wake(block.register_waiters);
@@ -136,8 +155,9 @@ void st_shared_cluster(uint32_t address, float4 value) {
     emulator::remote_block(address).memory.write(address & emulator::kOffsetMask, &value, sizeof value, actor);
     actor.unfenced = std::move(own);
 }
-void stmatrix_x4(uint32_t address, uint32_t r0, uint32_t r1, uint32_t r2, uint32_t r3) {
+void stmatrix_x4(uint32_t address, uint32_t r0, uint32_t r1, uint32_t r2, uint32_t r3, int line) {
     EMULATOR_ENTER;
+    emulator::together("stmatrix", line);
     const auto& lanes = emulator::exchange("stmatrix", {address, r0, r1, r2, r3});
     const uint32_t tile = laneid() / 8, row = laneid() % 8;  // the row that this lane's address is for
     uint4 data;
@@ -157,24 +177,28 @@ void fence_proxy_async() {
 
 // --------------------------------------------------------------------------------------- execution barriers
 
-void bar_sync(uint32_t id, uint32_t threads) {
+void bar_sync(uint32_t id, uint32_t threads, int line) {
     EMULATOR_ENTER;
+    emulator::together("bar.sync", line);
     emulator::named_barrier(id, emulator::counted(id, threads), true);
 }
 void bar_arrive(uint32_t id, uint32_t threads) {
     EMULATOR_ENTER;
     emulator::named_barrier(id, emulator::counted(id, threads), false);
 }
-void barrier_cluster_arrive() {
+void barrier_cluster_arrive(int line) {
     EMULATOR_ENTER;
+    emulator::together("barrier.cluster.arrive", line);
     emulator::arrive_at_cluster();
 }
-void barrier_cluster_arrive_relaxed() {
+void barrier_cluster_arrive_relaxed(int line) {
     EMULATOR_ENTER;
+    emulator::together("barrier.cluster.arrive", line);
     emulator::arrive_at_cluster(true, false);
 }
-void barrier_cluster_wait() {
+void barrier_cluster_wait(int line) {
     EMULATOR_ENTER;
+    emulator::together("barrier.cluster.wait", line);
     emulator::wait_for_cluster();
 }
 
@@ -300,15 +324,17 @@ void cp_async_bulk_commit_group() {
 
 // --------------------------------------------------------------------------------------------------- WGMMA
 
-void wgmma_fence() {
+void wgmma_fence(int line) {
     EMULATOR_ENTER;
+    emulator::together("wgmma.fence", line);
     emulator::exchange("wgmma.fence", {});
     self().wgmma_fenced = true;
     self().written_since_fence.clear();
     emulator::record_warp(Event::wgmma_fence);
 }
-void wgmma_commit_group() {
+void wgmma_commit_group(int line) {
     EMULATOR_ENTER;
+    emulator::together("wgmma.commit_group", line);
     emulator::exchange("wgmma.commit_group", {});
     self().wgmma_groups.push_back(self().wgmmas);
     emulator::record_warp(Event::wgmma_commit, 0, static_cast<int64_t>(self().wgmma_groups.size()) - 1);

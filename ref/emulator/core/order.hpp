@@ -19,8 +19,8 @@ struct Moment {  // of a thread, by its number in the cluster; number 0 of a mom
     uint32_t thread = 0, number = 0;
 };
 
-// For each thread of the cluster, the last moment that is known. Many threads share one, so it is never changed. All who
-// share it run on one OS thread. Barriers make new ones all the time, so their memory is kept for the next.
+// For each thread of the cluster, the last moment that is known. Many threads share one, so it is never changed. All
+// who share it run on one OS thread. Barriers make new ones all the time, so their memory is kept for the next.
 class Known {
   public:
     using Moments = std::vector<uint32_t>;

@@ -122,8 +122,8 @@ class SharedMemory {
         for (uint32_t word = at / kWord; word < (at + kChunk) / kWord; ++word)
             if (writer_[word] && !published_by_another(word, issuer))
                 fail_at(Fault::missing_proxy_fence, address,
-                        "%s reads shared memory at 0x%x that thread %u wrote without fence.proxy.async", who, address,
-                        writer_[word] - 1);
+                        "%s reads shared memory at 0x%x that %s wrote without fence.proxy.async", who, address,
+                        name_of_thread(writer_[word] - 1).text);
         Chunk chunk;
         std::memcpy(chunk.data(), &async_[at], kChunk);
         return chunk;
@@ -271,7 +271,8 @@ class SharedMemory {
     // knows of that: PTX asks for a proxy fence somewhere on the way from the write to the access, not of the writer.
     bool published_by_another(uint32_t word, const Known& issuer) {
         for (const Fence& fence : fences_) {
-            if (!fence.when.number || !knows(fence.known, written_[entry(word)].by) || !knows(issuer, fence.when)) continue;
+            if (!fence.when.number || !knows(fence.known, written_[entry(word)].by) || !knows(issuer, fence.when))
+                continue;
             publish_word(word);
             return true;
         }
@@ -336,15 +337,15 @@ class SharedMemory {
     }
     [[gnu::noinline]] void write_race(uint32_t word, bool writes, const Written& written) const {
         fail_race(Fault::data_race, word * kWord + kSharedBase, written.from,
-                  "%s shared memory at 0x%x, which thread %u has written, and nothing orders the two: a barrier is "
+                  "%s shared memory at 0x%x, which %s has written, and nothing orders the two: a barrier is "
                   "missing between them",
-                  writes ? "writes" : "reads", word * kWord + kSharedBase, written.by.thread);
+                  writes ? "writes" : "reads", word * kWord + kSharedBase, name_of_thread(written.by.thread).text);
     }
     [[gnu::noinline]] void read_race(uint32_t word, const Moment& reader) const {
         fail_race(Fault::data_race, word * kWord + kSharedBase, nullptr,
-                  "writes shared memory at 0x%x, which thread %u has read, and nothing orders the two: a barrier is "
+                  "writes shared memory at 0x%x, which %s has read, and nothing orders the two: a barrier is "
                   "missing between them",
-                  word * kWord + kSharedBase, reader.thread);
+                  word * kWord + kSharedBase, name_of_thread(reader.thread).text);
     }
     // A TMA load is issued: every thread that has used what it overwrites must be known to have done so.
     void order_load(uint32_t at, ChunkState& state, const Actor& actor) {
@@ -360,17 +361,17 @@ class SharedMemory {
             const Moment* reader = unknown_reader(word, actor);
             if (!reader && actor.comes_after(written_[word].by)) continue;
             fail_race(Fault::data_race, address, reader ? nullptr : written_[word].from,
-                      "TMA load overwrites shared memory at 0x%x, which thread %u has %s, and nothing orders the two: "
+                      "TMA load overwrites shared memory at 0x%x, which %s has %s, and nothing orders the two: "
                       "__syncwarp() before one lane's arrival for its warp, or an arrival of each lane",
-                      address, reader ? reader->thread : written_[word].by.thread, reader ? "read" : "written");
+                      address, name_of_thread(reader ? reader->thread : written_[word].by.thread).text,
+                      reader ? "read" : "written");
         }
         for (uint32_t word = first; word < first + kChunkWords; ++word)
             if (writer_[word] && !published_by_another(word, actor.known))
-                fail_race(
-                    Fault::missing_proxy_fence, word * kWord + kSharedBase, written_[entry(word)].from,
-                    "TMA load overwrites shared memory at 0x%x that thread %u wrote without fence.proxy.async: the "
-                    "store may come after the load",
-                    word * kWord + kSharedBase, writer_[word] - 1);
+                fail_race(Fault::missing_proxy_fence, word * kWord + kSharedBase, written_[entry(word)].from,
+                          "TMA load overwrites shared memory at 0x%x that %s wrote without fence.proxy.async: the "
+                          "store may come after the load",
+                          word * kWord + kSharedBase, name_of_thread(writer_[word] - 1).text);
         for (uint32_t word = first; word < end; ++word) {
             written_[word] = {};
             forget_readers(word);
@@ -451,8 +452,8 @@ class SharedMemory {
                     address);
         if (state.reading || (regions_[at / kRegion].reading && read_by_wgmma(at / kChunk * kChunk)))
             fail_at(Fault::released_too_early, address,
-                    "%s overwrites 0x%x while a WGMMA or a TMA store may still read it: released too early", who,
-                    address);
+                    "%s overwrites 0x%x while a WGMMA or a TMA store may still read it: released too early%s", who,
+                    address, reader_of(*this, address).c_str());
         const uint32_t first = at % kChunk;  // a write is aligned to its size, so it ends in this chunk
         for (uint32_t half = first / kMbarrier; half <= (first + bytes - 1) / kMbarrier; ++half)
             if (state.mbarrier[half])

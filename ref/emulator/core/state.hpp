@@ -24,6 +24,8 @@ using Waiters = std::vector<Thread*>;
 
 constexpr uint32_t kTicks = 1 << 14;  // loads and stores of a thread, without an instruction, before others may run
 
+constexpr int kRegisters = 65536;  // of an SM, 32 bits each
+
 struct Wait {                    // what a thread waits for
     const char* what = nullptr;  // nullptr = not waiting
     uint32_t address = 0;        // mbarrier address or barrier number
@@ -44,6 +46,8 @@ struct Mbarrier {
 struct NamedBarrier {
     uint32_t threads = 0, arrived = 0;
     bool everyone = false;  // __syncthreads: all threads that have not exited
+    bool handed = false;    // whether some only arrive in this phase
+    uint32_t warps = 0;     // that have arrived in this phase, a bit for each
     Told told;
     Known completed;
     uint32_t votes = 0, result = 0;  // threads that have said yes, until and at the last completion
@@ -64,6 +68,13 @@ struct Exchange {
     Told told;
     Known completed;
     Waiters waiters;
+};
+
+struct Aligned {  // an .aligned instruction, and the lanes that have come to it
+    const char* what = nullptr;
+    int line = 0;
+    uint32_t lanes = 0;
+    const void* from = nullptr;
 };
 
 // The accumulators of a warp while WGMMAs are working on them: 16 rows of n.
@@ -183,8 +194,10 @@ struct Block {
     std::map<uint32_t, Mbarrier> mbarriers;
     std::map<uint32_t, std::string> names;  // that the kernel has given them
     std::array<NamedBarrier, 16> barriers;
+    std::string mixed_barrier;  // what is odd about a phase of a named barrier that threads of two groups completed
     std::vector<std::map<uint32_t, Exchange>> exchanges;  // of each warp, by the lanes that take part
     std::vector<uint32_t> alive;                          // of each warp, a bit for each lane
+    std::vector<Aligned> aligned;                         // of each warp
     std::vector<WgmmaQueue> wgmmas;                       // of each warp
     // Of each warpgroup: WGMMAs not yet issued by all four warps, and how many have.
     std::vector<std::map<int64_t, std::pair<WgmmaForm, int>>> warpgroup_wgmmas;
@@ -194,8 +207,11 @@ struct Block {
     // Of each warp: registers a thread, at the start and after each setmaxnreg.
     std::vector<std::vector<int>> registers;
     int64_t free_registers = 0;
+    bool bounded = false;  // whether a thread has executed launch_bounds()
     Waiters register_waiters;
     int live = 0;  // threads that have not exited
+    std::map<uint32_t, uint32_t>
+        visits;  // of each thread of another block, the moment when it last reached into this one
     int loads_in_flight = 0;
     std::vector<Thread*> threads;
 };

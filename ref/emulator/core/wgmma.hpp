@@ -127,6 +127,33 @@ inline void execute_next_wgmma(Block& block, int warp) {
                             op.form.a_in_registers ? 0 : Descriptor(op.form.desc_a).start, op.form.n);
 }
 
+inline std::string reader_of(const SharedMemory& memory, uint32_t address) {
+    const auto reads = [chunk = (address - kSharedBase) / SharedMemory::kChunk *
+                                SharedMemory::kChunk](const Footprint* operand) {
+        return operand && std::ranges::find(operand->chunks, chunk) != operand->chunks.end();
+    };
+    for (Block& block : current_cluster->blocks) {
+        if (&block.memory != &memory) continue;
+        for (std::size_t warp = 0; warp < block.wgmmas.size(); ++warp) {
+            const WgmmaQueue& queue = block.wgmmas[warp];
+            for (std::size_t i = 0; i < queue.ops.size(); ++i) {
+                if (!reads(queue.ops[i].footprint_a) && !reads(queue.ops[i].footprint_b)) continue;
+                const auto& groups = block.threads[warp * 32]->wgmma_groups;
+                const bool committed = !groups.empty() && groups.back() > queue.retired + static_cast<int64_t>(i);
+                return ", by warp " + std::to_string(warp) + "'s WGMMA, which " +
+                       (committed ? "wgmma.wait_group has not waited for"
+                                  : "is in no group to wait for: wgmma.commit_group is missing");
+            }
+        }
+        for (const Thread* thread : block.threads)
+            for (const auto& store : thread->stores)
+                if (!store->has_read)
+                    return ", by thread " + std::to_string(thread->index) +
+                           "'s TMA store, if it is the one that is in no group: cp.async.bulk.commit_group is missing";
+    }
+    return "";
+}
+
 // All four warps of a warpgroup must issue the same WGMMA: the first to issue it is what the others are compared with.
 inline void check_warpgroup(Block& block, int warp, int64_t number, const WgmmaForm& form) {
     auto& issued = block.warpgroup_wgmmas[static_cast<std::size_t>(warp / 4)];
@@ -137,6 +164,20 @@ inline void check_warpgroup(Block& block, int warp, int64_t number, const WgmmaF
              "wgmma number %lld differs from the one that another warp of its warpgroup issued",
              static_cast<long long>(number));
     if (++warps == 4) issued.erase(found);
+}
+
+// What a compiler puts into a variable that nothing has initialised (-ftrivial-auto-var-init=pattern): a float of
+// -1.7e38, or a NaN, that no computation is likely to give.
+#ifdef __clang__
+constexpr uint32_t kUninitialised = 0xFFFFFFFF;
+#else
+constexpr uint32_t kUninitialised = 0xFEFEFEFE;
+#endif
+inline void check_initialised(const uint32_t* registers, std::size_t count, const char* who, const char* what) {
+    const uint32_t* found = std::find(registers, registers + count, kUninitialised);
+    if (found != registers + count)
+        fail(Fault::uninitialised_register, "%s %s register %lld, which nothing has initialised", who, what,
+             static_cast<long long>(found - registers));
 }
 
 // wgmma reads and writes registers some time later, so what a thread did to them before must lie before wgmma.fence.
@@ -180,6 +221,7 @@ void issue_wgmma(const MatrixKind& kind, uint32_t* d, int64_t n, const uint32_t*
         if (!thread.wgmma_fenced)
             fail(Fault::missing_wgmma_fence, "wgmma without wgmma.fence after the accumulators were last touched");
         check_fenced(thread, d, count, "accumulator");
+        if (scale_d) check_initialised(d, count, "wgmma adds to", "accumulator");
         if (!op.accumulators) op.accumulators = queue.take_tile(count * 32 * sizeof(uint32_t));
         ++op.accumulators->lanes;
         if (scale_d)
@@ -195,6 +237,7 @@ void issue_wgmma(const MatrixKind& kind, uint32_t* d, int64_t n, const uint32_t*
     accumulator->last_op = number;
     if (a) {
         check_fenced(thread, a, 4, "A's");
+        check_initialised(a, 4, "wgmma reads", "A's");
         std::copy_n(a, 4, op.a[lane].begin());
     }
     if (lane == 0) cluster.record(Event::wgmma, block, thread.index, a ? 0 : Descriptor(desc_a).start, n);
@@ -220,8 +263,9 @@ void issue_wgmma(const MatrixKind& kind, uint32_t* d, int64_t n, const uint32_t*
 }
 
 // wgmma.wait_group of one lane: its warp goes on when at most `in_flight` of its groups are unfinished.
-void wait_wgmma(int in_flight) {
+void wait_wgmma(int in_flight, int line) {
     EMULATOR_ENTER;
+    together("wgmma.wait_group", line);
     Cluster& cluster = *current_cluster;
     Thread& thread = self();
     Block& block = *thread.block;
@@ -269,6 +313,9 @@ void mma_sync(const MatrixKind& kind, uint32_t* d, const uint32_t* a, const uint
     const Thread& thread = self();
     if (!current_cluster->config().mma) fail(Fault::unsupported, "mma.sync: no tensor core was configured");
     const bool halves = kind.d == ptx::Type::f16;
+    check_initialised(a, 4, "mma.sync reads", "A's");
+    check_initialised(b, 2, "mma.sync reads", "B's");
+    check_initialised(d, halves ? 2 : 4, "mma.sync adds to", "accumulator");
     const auto pair = [](uint32_t low, uint32_t high) { return static_cast<uint64_t>(high) << 32 | low; };
     const Slots& lanes = exchange("mma.sync", {pair(a[0], a[1]), pair(a[2], a[3]), pair(b[0], b[1]), pair(d[0], d[1]),
                                                halves ? 0 : pair(d[2], d[3])});

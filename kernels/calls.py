@@ -9,6 +9,8 @@ refuses or converts, and `ops.run` computes.
 
 from __future__ import annotations
 
+import numbers
+
 from gemm_ladder import checks, ops, settings
 from gemm_ladder.arguments import MAX_SIZE, Kind
 from gemm_ladder.errors import InputError
@@ -103,6 +105,13 @@ def _run(kind: Kind, lhs: object, rhs: object, out: object, rows: object = None,
     ops.run(checks.call(kind, lhs, rhs, out, rows), expected_m)
 
 
+def is_recipe(given: object, needed: tuple[int, ...]) -> bool:
+    """Whether a recipe is this one, as a tuple or a list of whole numbers."""
+    if not isinstance(given, (tuple, list)) or not all(isinstance(one, numbers.Integral) for one in given):
+        return False
+    return tuple(given) == needed
+
+
 def check_options(
     c: object, recipe: object, recipe_a: object, recipe_b: object, alpha: object, epilogue: object
 ) -> None:
@@ -118,11 +127,13 @@ def check_options(
         ("recipe_a", recipe_a, (1, 128)),
         ("recipe_b", recipe_b, (128, 128)),
     ):
-        if given is not None and not (isinstance(given, (tuple, list)) and tuple(given) == needed):
-            raise InputError(f"{name} is {given!r}; {needed} or None is needed")
-    if alpha is not None and alpha != 1:
+        if given is not None and not is_recipe(given, needed):
+            shown = " ".join(repr(given).split())  # a tensor's has several lines
+            raise InputError(f"{name} is {shown}; {needed} or None is needed")
+    if alpha is not None and not (isinstance(alpha, numbers.Real) and alpha == 1):
+        given = alpha if isinstance(alpha, numbers.Real) else f"of type {type(alpha).__name__}"
         raise InputError(
-            f"alpha is {alpha}; 1 or None is needed: the product is not scaled as a whole on Hopper"
+            f"alpha is {given}; 1 or None is needed: the product is not scaled as a whole on Hopper"
         )
     if epilogue is not None:
         raise InputError("epilogue is given; None is needed: there are no epilogues on Hopper")

@@ -7,6 +7,7 @@ from gemm_ladder import checks, ops, scales
 from gemm_ladder.arguments import SCALE_BLOCK, TMA_ALIGNMENT, ceil_div
 from gemm_ladder.errors import InputError
 from gemm_ladder.ref import layouts
+from gemm_ladder.settings import whole_number
 
 __all__ = [
     "ceil_div",
@@ -107,6 +108,9 @@ def transform_sf_into_required_layout(
     Raises:
         InputError: the recipe, the type or the shape is another.
     """
+    mn, k = whole_number("mn", mn), whole_number("k", k)
+    if not isinstance(recipe, (tuple, list)):
+        raise InputError(f"recipe is of type {type(recipe).__name__}; a tuple of two or three ints is needed")
     granularity = tuple(recipe)
     if len(granularity) == 3:
         if is_sfa is None:
@@ -161,6 +165,7 @@ def get_tma_aligned_size(x: int, element_size: int) -> int:
     Raises:
         InputError: element_size is no divisor of 16.
     """
+    x, element_size = whole_number("x", x), whole_number("element_size", element_size)
     if element_size < 1 or TMA_ALIGNMENT % element_size:
         raise InputError(f"element_size is {element_size}; a divisor of {TMA_ALIGNMENT} is needed")
     return layouts.tma_aligned_size(x, element_size)

@@ -92,6 +92,8 @@ def pack_ue8m0_to_int(x: torch.Tensor) -> torch.Tensor:
     if not isinstance(x, torch.Tensor) or x.dtype != torch.float32 or x.dim() == 0 or x.shape[-1] % 4:
         given = f"{x.dtype} {list(x.shape)}" if isinstance(x, torch.Tensor) else f"of type {type(x).__name__}"
         raise InputError(f"x is {given}; float32 with a multiple of 4 numbers in a row is needed")
+    if not x.numel():
+        return x.new_empty((*x.shape[:-1], x.shape[-1] // 4), dtype=torch.int32)
     bits = x.contiguous().view(torch.int32)
     if ((bits < 0) | (bits & 0x7FFFFF != 0)).any():
         raise InputError("x has a number that is no power of two; ceil_to_ue8m0 makes one of each")

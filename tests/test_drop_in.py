@@ -254,6 +254,57 @@ def test_count_bytes():
         count_bytes(x, 3)
 
 
+X, SF = torch.ones(3, 128), torch.ones(3, 1)
+MISTAKEN: dict[str, tuple[Callable[[], object], str]] = {
+    "recipe": (
+        lambda: gl.transform_sf_into_required_layout(SF, 3, 128, None),
+        "recipe is of type NoneType; a tuple of two or three ints is needed",
+    ),
+    "mn": (
+        lambda: gl.transform_sf_into_required_layout(SF, "3", 128, (1, 128)),
+        "mn is of type str; an int is needed",
+    ),
+    "element_size": (
+        lambda: gl.get_tma_aligned_size(5, None),
+        "element_size is of type NoneType; an int is needed",
+    ),
+    "gran_k": (
+        lambda: utils.per_token_cast_to_fp8(X, gran_k=2.5),
+        "gran_k is of type float; an int is needed",
+    ),
+    "layout": (
+        lambda: utils.per_block_cast_to_fp8(X.to_sparse()),
+        "x has layout torch.sparse_coo; a dense tensor (torch.strided) is needed",
+    ),
+    "dims": (
+        lambda: utils.per_custom_dims_cast_to_fp8(X, "a"),
+        "dims is 'a'; a tuple of dimensions is needed",
+    ),
+    "alpha": (
+        lambda: gl.fp8_gemm_nt((X, SF), (X, SF), X, alpha=SF),
+        "alpha is of type Tensor; 1 or None is needed: the product is not scaled as a whole on Hopper",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKEN)
+def test_mistaken_arguments(name: str) -> None:
+    call, message = MISTAKEN[name]
+    with pytest.raises(InputError) as refused:
+        call()
+    assert str(refused.value) == message
+
+
+def test_recipes_of_tensors() -> None:
+    with pytest.raises(InputError, match=r"^recipe is \(1, tensor.*\); \(1, 128, 128\) or None is needed$"):
+        gl.fp8_gemm_nt((X, SF), (X, SF), X, recipe=(1, SF, 128))
+
+
+def test_nothing_to_pack() -> None:
+    for shape in ((3, 0), (0, 4)):
+        assert utils.pack_ue8m0_to_int(torch.empty(shape)).shape == (shape[0], shape[1] // 4)
+
+
 def test_equal_bits() -> None:
     x = torch.arange(6.0).view(2, 3)
     y = x.clone()

@@ -15,6 +15,7 @@ from typing import TypeAlias, cast
 import torch
 from gemm_ladder import checks, settings
 from gemm_ladder.arguments import K_MULTIPLE, SCALE_BLOCK
+from gemm_ladder.calls import is_recipe
 from gemm_ladder.checks import grouped
 from gemm_ladder.errors import InputError
 from gemm_ladder.ops import compiling, seen
@@ -26,9 +27,9 @@ Pair: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 def asks_for_this(recipe: object, recipe_a: object, recipe_b: object) -> bool:
     """Whether the recipes of `fp8_gemm_nt` say that both operands have a scale for each 1x128 run."""
-    if _is(recipe, RECIPE):
+    if is_recipe(recipe, RECIPE):
         return recipe_a is None and recipe_b is None
-    return recipe is None and _is(recipe_a, (1, SCALE_BLOCK)) and _is(recipe_b, (1, SCALE_BLOCK))
+    return recipe is None and is_recipe(recipe_a, (1, SCALE_BLOCK)) and is_recipe(recipe_b, (1, SCALE_BLOCK))
 
 
 def gemm(a: object, b: object, d: object, c: object = None) -> None:
@@ -118,7 +119,7 @@ def k_grouped_fp8_gemm_nt_contiguous(
         ...     return torch.cat([x.flatten() for x, _ in groups]), torch.cat([sf.T for _, sf in groups]).T
         >>> gemm_ladder.k_grouped_fp8_gemm_nt_contiguous(cast(64), cast(96), d, ks)
     """
-    if not _is(recipe, RECIPE):
+    if not is_recipe(recipe, RECIPE):
         raise InputError(f"recipe is {recipe!r}; {RECIPE} is needed")
     if use_psum_layout:
         raise InputError("use_psum_layout is True; False is needed: the k of each group in ks")
@@ -198,7 +199,3 @@ def _one(name: str, value: object, other: str, same: object) -> object:
     if value is not None and same is not None:
         raise InputError(f"{name} and {other} are both given; one, two names of one thing, is needed")
     return same if value is None else value
-
-
-def _is(recipe: object, needed: tuple[int, ...]) -> bool:
-    return isinstance(recipe, (tuple, list)) and tuple(recipe) == needed

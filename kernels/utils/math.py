@@ -11,6 +11,7 @@ from gemm_ladder.arguments import SCALE_BLOCK, align, ceil_div
 from gemm_ladder.errors import InputError
 from gemm_ladder.ref.fp8 import E4M3_MAX
 from gemm_ladder.scales import pack_ue8m0_to_int, unpack_ue8m0_from_int
+from gemm_ladder.settings import whole_number
 
 __all__ = [
     "align",
@@ -114,6 +115,10 @@ def per_custom_dims_cast_to_fp8(
     if not isinstance(x, torch.Tensor) or x.dtype not in _CAST_FROM or not x.numel():
         given = f"{x.dtype} {list(x.shape)}" if isinstance(x, torch.Tensor) else f"of type {type(x).__name__}"
         raise InputError(f"x is {given}; float32, bfloat16 or float16 with an element is needed")
+    if x.layout != torch.strided:
+        raise InputError(f"x has layout {x.layout}; a dense tensor (torch.strided) is needed")
+    if not isinstance(dims, Sequence) or not all(isinstance(one, int) for one in dims):
+        raise InputError(f"dims is {dims!r}; a tuple of dimensions is needed")
     if wrong := [one for one in dims if not 0 <= one < x.dim()]:
         raise InputError(f"dims has {wrong[0]}; a dimension from 0 to {x.dim() - 1} is needed")
     values = x.detach().float()
@@ -205,7 +210,9 @@ def _blocks(
     if not isinstance(x, torch.Tensor) or x.dim() != 2 or x.dtype not in _CAST_FROM:
         given = f"{x.dtype} {list(x.shape)}" if isinstance(x, torch.Tensor) else f"of type {type(x).__name__}"
         raise InputError(f"x is {given}; a float32, bfloat16 or float16 matrix is needed")
-    if gran_k < 1:
+    if x.layout != torch.strided:
+        raise InputError(f"x has layout {x.layout}; a dense tensor (torch.strided) is needed")
+    if whole_number("gran_k", gran_k) < 1:
         raise InputError(f"gran_k is {gran_k}; 1 or more is needed")
     rows, columns = x.shape
     padded = F.pad(x.detach().float(), (0, -columns % gran_k, 0, -rows % gran_rows))

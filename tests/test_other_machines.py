@@ -17,7 +17,7 @@ FAULTS = ["crashed", "crashed", "crashed", "endless_loop", "global_out_of_bounds
 
 
 def output(compiler: str, folder: Path, run: list[str], monkeypatch: pytest.MonkeyPatch) -> str:
-    """What the driver prints. Its parts are three libraries and programs, compiled with the flags of a build."""
+    """What the driver prints: a program and two libraries, compiled with the flags of a build."""
     monkeypatch.setenv("CXX", compiler)
     kernel = build.Job.of(rungs["s3_tma"].path, "emulator")
     assert kernel.core

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,8 @@ _OWN = Path("/proc/self/cgroup")
 
 def cpus() -> int:
     """The number of CPUs, at least 1. A container that is given 2.5 CPUs counts as 3."""
-    return max(1, min(len(os.sched_getaffinity(0)), *(math.ceil(quota) for quota in _quotas()), 1 << 20))
+    here = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, min(here, *(math.ceil(quota) for quota in _quotas()), 1 << 20))
 
 
 def _quotas() -> Iterator[float]:

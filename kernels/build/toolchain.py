@@ -86,7 +86,9 @@ def find_torch() -> Torch:
     """The installed torch, without importing it. Raises ToolchainError where there is none that is whole."""
     spec = importlib.util.find_spec("torch")
     if spec is None or not spec.origin:
-        raise ToolchainError("torch is not installed, and kernels are built with it", f"{PIP} torch")
+        raise ToolchainError(
+            "torch is not installed, and kernels for a GPU are built with it", f"{PIP} torch"
+        )
     folder = Path(spec.origin).parent
     try:
         text = (folder / "version.py").read_text(encoding="utf-8")

@@ -71,7 +71,7 @@ def test_machine_with_everything(machine: pytest.MonkeyPatch, capsys: pytest.Cap
             "find_torch",
             fails("torch: it is not installed", "pip install torch"),
             "-> pip install torch",
-            False,
+            True,
             False,
         ),
         (

@@ -17,7 +17,7 @@ FAULTS = ["crashed", "crashed", "crashed", "endless_loop", "global_out_of_bounds
 
 
 def output(compiler: str, folder: Path, run: list[str], monkeypatch: pytest.MonkeyPatch) -> str:
-    """What the driver prints. It, the emulator and a kernel are compiled with the flags of a build."""
+    """What the driver prints: a program and two libraries, compiled with the flags of a build."""
     monkeypatch.setenv("CXX", compiler)
     kernel = build.Job.of(rungs["s3_tma"].path, "emulator")
     assert kernel.core

@@ -85,12 +85,12 @@ def test_unusable_toolkits_are_named(bare: Path, tmp_path: Path, monkeypatch: py
 
 
 def test_cxx_compiler_is_found_or_asked_for(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(build.ToolchainError, match=r"no C\+\+ compiler on PATH: install g\+\+ 10"):
+    with pytest.raises(build.ToolchainError, match=r"no C\+\+ compiler on PATH: install g\+\+ 11"):
         build.find_cxx()
     script(bare / "clang++", 'echo "clang version 18.1"')
     assert build.find_cxx().version == "clang version 18.1"
     script(bare / "g++", 'case "$*" in *-std=c++20*) exit 1;; esac; echo "g++ 9.4.0"')
-    with pytest.raises(build.ToolchainError, match=r"g\+\+ 9\.4\.0\) does not compile C\+\+20: g\+\+ 10 or"):
+    with pytest.raises(build.ToolchainError, match=r"g\+\+ 9\.4\.0\) does not compile C\+\+20: g\+\+ 11 or"):
         build.find_cxx()
     monkeypatch.setenv("CXX", "clang++ -m64")
     assert build.find_cxx().command == (str(bare / "clang++"), "-m64")
@@ -153,7 +153,7 @@ def test_answers_are_remembered_until_the_compiler_changes(
 def test_missing_torch_and_cpu_torch(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(build.ToolchainError, match="torch is not installed"):
-        build.compile("int x;\n", target="emulator")
+        build.compile("int x;\n", target="cuda")
     monkeypatch.undo()
 
     package = tmp_path / "torch"
@@ -163,12 +163,20 @@ def test_missing_torch_and_cpu_torch(bare: Path, tmp_path: Path, monkeypatch: py
     with pytest.raises(
         build.ToolchainError, match=r"has no version\.py that can be read: .*--force-reinstall"
     ):
-        build.compile("int x;\n", target="emulator")
+        build.compile("int x;\n", target="cuda")
     (package / "version.py").write_text(
         "__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\nhip = None\n"
     )
     with pytest.raises(build.ToolchainError, match=r"torch 2\.13\.0\+cpu is built without CUDA"):
         build.compile("int x;\n", target="cuda")
+
+
+def test_a_clang_that_is_too_old_is_refused(bare: Path) -> None:
+    script(bare / "c++", 'case "$*" in *trace-loads*) exit 1;; esac; echo "clang version 13.0.1"')
+    with pytest.raises(build.ToolchainError, match=r"version 13\.0\.1.*clang\+\+ 14 or newer is needed"):
+        build.find_cxx()
+    script(bare / "c++", 'echo "clang version 14.0.6"')
+    assert build.find_cxx().version == "clang version 14.0.6"
 
 
 def test_ninja_is_found_beside_python(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import functools
 import math
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,8 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 def cpus() -> int:
     """The number of CPUs, at least 1. A container that is given 2.5 CPUs counts as 3."""
-    return max(1, min(len(os.sched_getaffinity(0)), *(math.ceil(quota) for quota in _quotas()), 1 << 20))
+    here = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, min(here, *(math.ceil(quota) for quota in _quotas()), 1 << 20))
 
 
 @functools.cache

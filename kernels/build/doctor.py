@@ -23,8 +23,9 @@ from gemm_ladder import build
 from gemm_ladder.arguments import HOPPER
 from gemm_ladder.build import BuildError, ToolchainError, cache, folders, toolchain
 
-# What the emulator needs besides torch and a compiler: import name, and what pip calls it.
-_PACKAGES = {"numpy": "numpy", "numba": "numba", "ml_dtypes": "ml_dtypes", "setuptools": "setuptools"}
+# What the emulator needs besides a compiler: import name, and what pip calls it.
+_PACKAGES = {"numpy": "numpy", "numba": "numba", "ml_dtypes": "ml_dtypes"}
+_TO_BUILD_WITH_TORCH = {"setuptools": "setuptools"}  # and ninja; without torch, the compiler alone builds
 _TRIALS = {
     "emulator": """
 #include "launch.cuh"
@@ -123,13 +124,19 @@ def _attempt(name: str, needed_by: Literal["emulator", "cuda", ""], find: Callab
 
 
 def _python() -> Check:
-    supported = sys.version_info >= (3, 10) and sys.platform == "linux"
+    supported = (
+        sys.version_info >= (3, 10)
+        and sys.platform in ("linux", "darwin")
+        and platform.machine() in ("x86_64", "aarch64", "arm64")
+    )
     found = f"{platform.python_version()}, {sys.platform} {platform.machine()}, {sys.executable}"
-    return Check("Python", supported, found, "Python 3.10 or newer on Linux is needed.", "emulator")
+    needed = "Python 3.10 or newer is needed, on Linux (in Windows: WSL) or macOS, on x86-64 or 64-bit Arm."
+    return Check("Python", supported, found, needed, "emulator")
 
 
 def _packages() -> Check:
-    missing = [pip for name, pip in _PACKAGES.items() if importlib.util.find_spec(name) is None]
+    needed = _PACKAGES | (_TO_BUILD_WITH_TORCH if toolchain.torch_if_any() else {})
+    missing = [pip for name, pip in needed.items() if importlib.util.find_spec(name) is None]
     if missing:
         return Check(
             "packages",
@@ -138,7 +145,7 @@ def _packages() -> Check:
             f"{toolchain.PIP} {' '.join(missing)}",
             "emulator",
         )
-    return Check("packages", True, ", ".join(_PACKAGES), needed_by="emulator")
+    return Check("packages", True, ", ".join(needed), needed_by="emulator")
 
 
 def _torch() -> Check:
@@ -146,19 +153,20 @@ def _torch() -> Check:
         torch = toolchain.find_torch()
         return f"{torch.version}, {f'built for CUDA {torch.cuda}' if torch.links_cuda else 'without CUDA'}"
 
-    return _attempt("torch", "emulator", find)
+    return _attempt("torch", "cuda", find)
 
 
 def _compiler() -> Check:
     def find() -> str:
         cxx = toolchain.find_cxx()
-        return f"{cxx.version}, {' '.join(cxx.command)}, has C++20"
+        return f"{cxx.version}, {' '.join(cxx.command)}, has what the emulator needs"
 
     return _attempt("C++ compiler", "emulator", find)
 
 
 def _ninja() -> Check:
-    return _attempt("ninja", "emulator", lambda: str(toolchain.find_ninja()))
+    needed_by: Literal["emulator", "cuda"] = "emulator" if toolchain.torch_if_any() else "cuda"
+    return _attempt("ninja", needed_by, lambda: str(toolchain.find_ninja()))
 
 
 def _cache_folder() -> Check:

@@ -10,6 +10,7 @@ import platform
 import re
 import shlex
 import signal
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,17 +66,23 @@ _HOOKS_OF_GCC = (
 )
 _HOOKS_OF_CLANG = (
     "-fsanitize=array-bounds",
-    "-fsanitize-coverage=func,trace-pc-guard,trace-loads,trace-stores",
+    toolchain.TRACED,
     *("-mllvm", "-tsan-instrument-memory-accesses=0"),
     *("-mllvm", "-tsan-instrument-func-entry-exit=0"),
 )
 _CORE_FLAGS = ("-O3",)  # the emulator itself is compiled once, so it may take longer
+_MACOS = sys.platform == "darwin"
+# What these flags ask for is how macOS links anyway.
 _LINK_FLAGS = (
-    "-Wl,--as-needed",  # torch puts its libraries on the line; the kernels use none of them
-    "-lstdc++",  # before torch's: libc10 exports some of its functions and would become a dependency
-    "-Wl,--no-undefined",  # a missing definition is an error now, not at the first call
-    "-Wl,-Bsymbolic",  # two libraries of one process do not take each other's functions
-    "-pthread",
+    ()
+    if _MACOS
+    else (
+        "-Wl,--as-needed",  # torch puts its libraries on the line; the kernels use none of them
+        "-lstdc++",  # before torch's: libc10 exports some of its functions and would become a dependency
+        "-Wl,--no-undefined",  # a missing definition is an error now, not at the first call
+        "-Wl,-Bsymbolic",  # two libraries of one process do not take each other's functions
+        "-pthread",
+    )
 )
 # What can change a compiler's output without being on its command line.
 _VARIABLES = (
@@ -142,7 +149,7 @@ class Job:
     cxx: toolchain.Cxx
     cuda: toolchain.Cuda | None
     host: str  # what nvcc's host compiler says of itself
-    torch: toolchain.Torch
+    torch: toolchain.Torch | None  # whose load_inline builds; without it the C++ compiler is called directly
     sass_pass: SassPass | None
     core: Job | None = None  # the emulator's own library, which a kernel's library for the emulator calls
 
@@ -183,8 +190,8 @@ class Job:
         if target == "emulator" and path != _CORE:
             core = cls.of(_CORE, "emulator")
             text = plain_cpp.rewritten(text, label)
-        torch = toolchain.find_torch()
-        if target == "cuda" and not torch.links_cuda:
+        torch = toolchain.find_torch() if target == "cuda" else toolchain.torch_if_any()
+        if target == "cuda" and torch and not torch.links_cuda:
             raise ToolchainError(
                 f"torch {torch.version} is built without CUDA, which a kernel for the GPU is linked with",
                 "install a torch that is built with it (pytorch.org); the emulator works with either.",
@@ -232,7 +239,7 @@ class Job:
             "include_dirs": [str(folder) for folder in self.include_dirs],
             "cxx": self.cxx.identity,
             "cuda": self.cuda and [self.cuda.identity, self.host],
-            "torch": self.torch.version,  # load_inline has flags of its own
+            "torch": self.torch and self.torch.version,  # load_inline has flags of its own
             "variables": [os.environ.get(variable) for variable in _VARIABLES],
             "sass_pass": self.sass_pass and self.sass_pass.id,
             "core": self.core and self.core.key(),
@@ -263,16 +270,18 @@ class Job:
 
     def _request(self, private: Path, folder: Path, core: Path | None) -> dict[str, object]:
         """The request for worker.run()."""
-        flags = [_quote(flag) for flag in self.flags]
-        flags += [f"-I{_quote(str(directory))}" for directory in self.include_dirs]
+        flags = [*self.flags, *(f"-I{directory}" for directory in self.include_dirs)]
         link_flags = list(_LINK_FLAGS)
         if core:
-            # By this path no name needs quotes. The library has no path of the core in it: whoever loads it
-            # has loaded the core before (Built.lib), and the worker finds it by LD_LIBRARY_PATH.
+            # By this path no name needs quotes. On Linux the library has no path of the core in it: whoever
+            # loads it has loaded the core before (Built.lib), and the worker finds it by LD_LIBRARY_PATH.
             (private / "core").symlink_to(core.parent)
             link_flags.append(f"../core/{core.name}")
+            if _MACOS:  # beside the library in the cache, and here
+                link_flags += [f"-Wl,-rpath,@loader_path/../{name}" for name in (core.parent.name, "core")]
         if self.label == str(_CORE):
-            link_flags.append(f"-Wl,-soname,{self.name}.so")
+            named = "-install_name,@rpath/" if _MACOS else "-soname,"
+            link_flags.append(f"-Wl,{named}{self.name}.so")
         text = f"#line 1 {json.dumps(self.label, ensure_ascii=False)}\n{self.text}"
         # g++ shares inline variables between the libraries of a process, also between two versions of one.
         unshared = "-fno-gnu-unique"
@@ -285,7 +294,7 @@ class Job:
             # PyPI's toolkit has libcudart.so.13 and no libcudart.so, the name that a linker looks for.
             (private / "lib").mkdir()
             (private / "lib" / "libcudart.so").symlink_to(self.cuda.cudart)
-            link_flags += [f"-L{os.path.join(os.pardir, 'lib')}", _quote(f"-Wl,-rpath,{self.cuda.libraries}")]
+            link_flags += [f"-L{os.path.join(os.pardir, 'lib')}", f"-Wl,-rpath,{self.cuda.libraries}"]
         return {
             **sources,
             "name": self.name,
@@ -293,7 +302,7 @@ class Job:
             "cxx_flags": [] if self.cuda else flags,
             "cuda_flags": flags if self.cuda else [],
             "link_flags": link_flags,
-            "torch_libraries": _quote(str(self.torch.folder / "lib")),
+            "torch_libraries": str(self.torch.folder / "lib") if self.torch else None,
         }
 
     def _environment(self, private: Path) -> dict[str, str]:
@@ -305,17 +314,18 @@ class Job:
         # gets another name, relative to the build's folder, where the worker runs.
         if self.cuda:
             environment["CUDA_HOME"] = str(self.cuda.home)
-            if _quote(str(self.cuda.home)) != str(self.cuda.home):
+            if worker.quoted(str(self.cuda.home)) != str(self.cuda.home):
                 (private / "cuda").symlink_to(self.cuda.home)
                 environment["CUDA_HOME"] = os.path.join(os.pardir, "cuda")
         environment["CXX"] = self.cxx.command[0]
-        if _quote(self.cxx.command[0]) != shlex.join(self.cxx.command):
+        if worker.quoted(self.cxx.command[0]) != shlex.join(self.cxx.command):
             script = f'#!/bin/sh\nexec {shlex.join(self.cxx.command)} "$@"\n'
             (private / "cxx").write_bytes(os.fsencode(script))
             (private / "cxx").chmod(0o755)
             environment["CXX"] = os.path.join(os.pardir, "cxx")
-        ninja = str(toolchain.find_ninja().parent)
-        environment["PATH"] = os.pathsep.join(filter(None, [environment.get("PATH"), ninja]))
+        if self.torch:
+            ninja = str(toolchain.find_ninja().parent)
+            environment["PATH"] = os.pathsep.join(filter(None, [environment.get("PATH"), ninja]))
         # There a killed compiler's temporary files go with the folder. nvcc does not quote these names.
         environment["TMPDIR"] = str(private) if worker.is_plain(str(private)) else worker.HERE + "/.."
         environment["TORCH_CUDA_ARCH_LIST"] = "9.0a"  # torch 2.8 does not look for the GPU in _FLAGS
@@ -390,8 +400,3 @@ def _check_utf8(path: Path) -> None:
 
 def _digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _quote(flag: str) -> str:
-    """A flag, quoted for the shell and then for ninja."""
-    return shlex.quote(flag).replace("$", "$$")

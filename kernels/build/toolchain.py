@@ -1,4 +1,5 @@
-"""Finding the compilers: C++ for the emulator, nvcc for the GPU, and the torch whose load_inline drives both.
+"""Finding the compilers: C++ for the emulator, nvcc for the GPU, and the torch whose load_inline drives them.
+Without torch, the C++ compiler alone builds for the emulator.
 
 Nothing here imports torch or touches a GPU. What a compiler says about itself costs a process to ask, so the
 answer is kept on disk, under the compiler's path, size and time of change.
@@ -28,6 +29,9 @@ PIP = f"{shlex.quote(sys.executable)} -m pip install"  # a bare pip may be anoth
 PIP_CUDA = f"{PIP} 'gemm-ladder[cuda]'"
 SYSTEM_CUDA = Path("/usr/local/cuda")
 
+_NEEDED = "g++ 11 or clang++ 14 or newer is needed (set CXX to choose one)."
+# By which clang++ tells the emulator of each load and store of a kernel (ref/emulator/core/hooks.hpp).
+TRACED = "-fsanitize-coverage=func,trace-pc-guard,trace-loads,trace-stores"
 # C++20 as far as the emulator uses it: older compilers take the flag and lack the headers.
 _CXX20 = (
     "#include <bit>\n#include <concepts>\n#include <span>\n"
@@ -82,7 +86,9 @@ def find_torch() -> Torch:
     """The installed torch, without importing it. Raises ToolchainError where there is none that is whole."""
     spec = importlib.util.find_spec("torch")
     if spec is None or not spec.origin:
-        raise ToolchainError("torch is not installed, and kernels are built with it", f"{PIP} torch")
+        raise ToolchainError(
+            "torch is not installed, and kernels for a GPU are built with it", f"{PIP} torch"
+        )
     folder = Path(spec.origin).parent
     try:
         text = (folder / "version.py").read_text(encoding="utf-8")
@@ -93,6 +99,14 @@ def find_torch() -> Torch:
     version = re.search(r"^__version__\s*=\s*'([^']+)'", text, re.M)
     cuda = re.search(r"^cuda\b[^=]*=\s*'([^']+)'", text, re.M)
     return Torch(version[1] if version else "unknown", cuda[1] if cuda else None, folder)
+
+
+def torch_if_any() -> Torch | None:
+    """As find_torch(), or None."""
+    try:
+        return find_torch()
+    except ToolchainError:
+        return None
 
 
 def find_ninja() -> Path:
@@ -124,7 +138,12 @@ def find_cxx() -> Cxx:
         if _ask([*argv, "-std=c++20", "-fsyntax-only", "-x", "c++", "-"], stdin=_CXX20) is None:
             raise ToolchainError(
                 f"{shlex.join(argv)} ({version.splitlines()[0]}) does not compile C++20",
-                "g++ 10 or clang++ 12 or newer is needed (set CXX to choose one).",
+                _NEEDED,
+            )
+        if "clang" in version and _ask([*argv, TRACED, "-fsyntax-only", "-x", "c++", "-"], "") is None:
+            raise ToolchainError(
+                f"{shlex.join(argv)} ({version.splitlines()[0]}) does not know {TRACED}",
+                _NEEDED,
             )
         return Cxx(argv, version.splitlines()[0], f"{shlex.join(argv)}\n{version}")
     if chosen:
@@ -133,8 +152,9 @@ def find_cxx() -> Cxx:
         )
     raise ToolchainError(
         "There is no C++ compiler on PATH",
-        "install g++ 10 or newer "
-        "(Debian and Ubuntu: apt install g++; conda: conda install gxx_linux-64), or set CXX.",
+        "install g++ 11 or newer "
+        "(Debian and Ubuntu: apt install g++; conda: conda install gxx_linux-64; macOS: xcode-select "
+        "--install), or set CXX.",
     )
 
 

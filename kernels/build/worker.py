@@ -1,4 +1,5 @@
-"""One build by torch's load_inline, in a process of its own: run() starts the process, _main() runs in it.
+"""One build in a process of its own: run() starts the process, _main() runs in it. It is done by torch's
+load_inline or, where there is no torch, by the C++ compiler alone, which builds all but kernels for a GPU.
 
 load_inline shows its compiler's output only by printing it, takes settings from the environment and from
 module globals, is not safe in threads, and loads what it has built. In a process of its own none of that
@@ -8,12 +9,14 @@ reaches the caller, and what was printed is the log.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import inspect
 import json
 import logging
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,7 +28,8 @@ from typing import Any
 _running: set[subprocess.Popen[bytes]] = set()
 _ended = False
 
-HERE = "/proc/self/cwd"  # the folder that a process runs in, by a name that needs no quotes
+# The folder that a process runs in, by a name that needs no quotes; macOS has none that is absolute.
+HERE = "/proc/self/cwd" if sys.platform == "linux" else os.curdir
 
 
 def is_plain(path: str) -> bool:
@@ -37,7 +41,8 @@ def run(request: dict[str, Any], environment: dict[str, str], output: Path) -> t
     """Run one build: (exit status, negative for a signal; all that was printed, by way of the file `output`).
 
     request: name, folder, cxx_source, cuda_source or None, cxx_flags, cuda_flags, link_flags and
-    torch_libraries, which are load_inline's arguments except for the last, torch's lib folder.
+    torch_libraries, which are load_inline's arguments, with flags not quoted, except for the last: torch's
+    lib folder, or None where there is no torch.
     It runs in `folder`. It ends when this process ends, also when this process is killed.
     """
     # -I: no script folder in sys.path, where a module of ours could be taken for one of Python's.
@@ -74,6 +79,11 @@ def run(request: dict[str, Any], environment: dict[str, str], output: Path) -> t
     return code, output.read_text(encoding="utf-8", errors="replace")
 
 
+def quoted(flag: str) -> str:
+    """A flag, quoted for the shell and then for ninja."""
+    return shlex.quote(flag).replace("$", "$$")
+
+
 def end_all() -> None:
     """End all builds of this process, and those that begin from now on."""
     global _ended
@@ -106,6 +116,34 @@ def _main() -> None:
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.path[:] = request["sys_path"]
+    if request["torch_libraries"] is None:
+        _with_compiler(request)
+    else:
+        _with_torch(request)
+    # Taking torch apart, as an ordinary exit does, takes 0.4 s, and nothing in this process needs it.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _with_compiler(request: dict[str, Any]) -> None:
+    """Compile, link and load the library as load_inline does, without torch."""
+    compiler, name = os.environ["CXX"], request["name"]
+    Path("main.cpp").write_text(request["cxx_source"], encoding="utf-8")
+    for command in (
+        [compiler, *request["cxx_flags"], "-fPIC", "-c", "main.cpp", "-o", "main.o"],
+        [compiler, "main.o", "-shared", *request["link_flags"], "-o", f"{name}.so"],
+    ):
+        print(shlex.join(command), flush=True)
+        if code := subprocess.run(command, stdin=subprocess.DEVNULL).returncode:
+            sys.exit(f"{compiler} ends with status {code}")
+    try:
+        ctypes.CDLL(os.path.abspath(f"{name}.so"))
+    except OSError as error:
+        sys.exit(f"OSError: {error}")
+
+
+def _with_torch(request: dict[str, Any]) -> None:
     gc.disable()  # importing torch makes many objects and no garbage: a seventh of its time is collections
     logging.disable(logging.WARNING)  # torch warns at import that it sees no GPU, as is intended here
     warnings.simplefilter("ignore")
@@ -115,15 +153,15 @@ def _main() -> None:
     if "no_implicit_headers" not in inspect.signature(cpp_extension.load_inline).parameters:
         sys.exit(f"torch {torch.__version__} is too old: its load_inline has no no_implicit_headers.")
     # torch puts this on the link line unquoted, and it may have a space in it.
-    cpp_extension.TORCH_LIB_PATH = request["torch_libraries"]
+    cpp_extension.TORCH_LIB_PATH = quoted(request["torch_libraries"])
     try:
         cpp_extension.load_inline(
             name=request["name"],
             cpp_sources=[request["cxx_source"]],
             cuda_sources=[request["cuda_source"]] if request["cuda_source"] is not None else [],
-            extra_cflags=request["cxx_flags"],
-            extra_cuda_cflags=request["cuda_flags"],
-            extra_ldflags=request["link_flags"],
+            extra_cflags=[quoted(flag) for flag in request["cxx_flags"]],
+            extra_cuda_cflags=[quoted(flag) for flag in request["cuda_flags"]],
+            extra_ldflags=[quoted(flag) for flag in request["link_flags"]],
             # Ninja and what it starts run in the folder too, so each of them finds it under that name.
             build_directory=request["folder"] if is_plain(request["folder"]) else HERE,
             is_python_module=False,
@@ -134,10 +172,6 @@ def _main() -> None:
         # The compiler's own output is printed already; what the loader says is the cause of torch's error.
         cause = f": {error.__cause__}" if isinstance(error, OSError) and error.__cause__ else ""
         sys.exit(f"{type(error).__name__}: {error}{cause}")
-    # Taking torch apart, as an ordinary exit does, takes 0.4 s, and nothing in this process needs it.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
 
 
 def _end_with_parent() -> None:

@@ -24,9 +24,12 @@ TIMED = ((4096, 7168, 2048), (128, 7168, 2048))  # m, n, k: of prefill and of de
 
 
 def has_hopper() -> bool:
-    """Whether there is a Hopper GPU."""
-    import torch
-    from gemm_ladder.measure import session
+    """Whether there is a Hopper GPU, and a torch to use it."""
+    try:
+        import torch
+        from gemm_ladder.measure import session
+    except ImportError:
+        return False
 
     return torch.cuda.is_available() and session.find_gpu()[0] is not None
 

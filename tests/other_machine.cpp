@@ -2,6 +2,7 @@
 // test_other_machines.py compiles it for this machine and for another one, and compares the outputs.
 #include <cinttypes>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
@@ -19,18 +20,32 @@ namespace {
 
 float value_of[256];  // of each E4M3 code
 
-// The tensor core's arithmetic is Numba's machine code, which there is only for the machine that Python runs on. This
-// one adds FP32 numbers, which is enough to see that both machines do the same. It is no part of a kernel, whose
-// accesses to memory are counted.
-[[gnu::no_sanitize_thread]] int64_t multiply(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t rows, int64_t n,
-                                             int64_t k, const uint8_t* a, const uint8_t* b, void* sums) {
-    for (int64_t row = 0; row < rows; ++row)
+// The tensor core's arithmetic is Numba's machine code, which there is only for the machine that Python runs on. These
+// two add FP32 numbers, which is enough to see that both machines do the same: decode gives the numbers of B's codes in
+// groups of 32 columns, and multiply adds a's products with them. They are no part of a kernel, whose accesses to
+// memory are counted.
+constexpr int64_t kGroup = 32, kInstructionK = 32;
+[[gnu::no_sanitize_thread]] int64_t at(int64_t column, int64_t k) {
+    return (column / kGroup * kInstructionK + k) * kGroup + column % kGroup;
+}
+[[gnu::no_sanitize_thread]] void decode(int64_t n, const uint8_t* b, float* values, int8_t*) {
+    for (int64_t column = 0; column < n; ++column)
+        for (int64_t k = 0; k < kInstructionK; ++k) values[at(column, k)] = value_of[b[column * kInstructionK + k]];
+}
+[[gnu::no_sanitize_thread]] void multiply(int64_t m, int64_t n, const uint8_t* a, const float* values, const int8_t*,
+                                          float* sums) {
+    for (int64_t row = 0; row < m; ++row)
         for (int64_t column = 0; column < n; ++column) {
-            float sum = static_cast<float*>(sums)[row * n + column];
-            for (int64_t i = 0; i < k; ++i) sum += value_of[a[row * k + i]] * value_of[b[column * k + i]];
-            static_cast<float*>(sums)[row * n + column] = sum;
+            float sum = sums[row * n + column];
+            for (int64_t k = 0; k < kInstructionK; ++k)
+                sum += value_of[a[row * kInstructionK + k]] * values[at(column, k)];
+            sums[row * n + column] = sum;
         }
-    return 0;
+}
+
+int64_t no_mma(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, const uint8_t*, const uint8_t*,
+               void*) {
+    std::abort();  // WGMMA of other types than FP8
 }
 
 EmulatorConfig seeded(uint64_t seed, const std::vector<EmulatorTensor>& tensors = {}) {
@@ -38,7 +53,9 @@ EmulatorConfig seeded(uint64_t seed, const std::vector<EmulatorTensor>& tensors 
             .record = 0,
             .threads = 1,
             .max_steps = 0,
-            .mma = multiply,
+            .mma = no_mma,
+            .decode = decode,
+            .multiply = multiply,
             .dry = 0,
             .tensors = tensors.data(),
             .tensor_count = static_cast<int64_t>(tensors.size())};

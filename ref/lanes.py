@@ -4,6 +4,9 @@ Numba's compiler turns some loops into vector instructions, and misses the loops
 which take most of an emulated kernel's time. There each step is written down as one operation on 32 numbers.
 LLVM compiles it for the CPU at hand: FP32 numbers take two instructions with AVX-512, four with AVX2 and
 eight with NEON.
+
+NOTES: Numba's cache on disk looks at the file of a compiled function alone. After a change of this file,
+touch tensor_core.py, or what was compiled before is used.
 """
 
 from __future__ import annotations

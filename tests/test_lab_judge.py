@@ -49,6 +49,24 @@ def test_the_first_rung_is_right_with_other_bits() -> None:
     assert "FP32 additions in the order of k" in verdict.sentence
 
 
+def test_every_case_runs_before_one_runs_again() -> None:
+    class Enough(Exception):
+        pass
+
+    ran: list[list[str]] = []
+
+    def tick(text: str) -> None:
+        if ", seed " in text:
+            ran.append(text.split(", seed "))
+        if len(ran) == 2 * len(FEW):
+            raise Enough
+
+    with pytest.raises(Enough):
+        gl.judge(gl.rungs["s2_wgmma"].path, seconds=600, device="cpu", cases=FEW, tick=tick)
+    assert [name for name, _ in ran] == 2 * list(FEW)
+    assert [int(seed) for _, seed in ran] == list(range(2 * len(FEW)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rung", ("s1_naive", *ON_TENSOR_CORES))
 def test_a_rung_is_right_in_every_case(rung: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from gemm_ladder.arguments import GemmArgs
 from gemm_ladder.cli import main
-from gemm_ladder.lab import literals, template
+from gemm_ladder.lab import literals, speed, template
 from gemm_ladder.lab.operands import normal
 from gemm_ladder.lab.tensor_maps import TensorMap
 
@@ -272,3 +273,18 @@ def test_the_command(tmp_path: Path, source: str) -> None:
     assert wrong.returncode == 1 and wrong.stdout.startswith("WRONG: mine at 64 x 128 x 256"), wrong.stdout
     refused = command("judge", source)
     assert refused.returncode == 2 and "has no gemm_ladder_launch" in refused.stderr
+
+
+# -------------------------------------------------------------------------------------------------- lab speed
+
+
+def test_speed(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+    monkeypatch.setattr(speed, "PRODUCTS", (("s2_wgmma", 64, 128, 128), ("s3_tma", 64, 128, 128)))
+    assert main(["lab", "speed", "--runs", "2", "--threads", "1"]) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == f"{speed.cpu_name()}, 1 threads; seconds for 10^9 multiply-adds:"
+    row = re.compile(r"  (\w+) +64 x 128 x 128 +(\S+) s of CPU time +(\S+) s on the wall")
+    found = [row.fullmatch(line) for line in lines]
+    assert all(found) and [one[1] for one in found] == ["s2_wgmma", "s3_tma"]
+    assert all(float(one[2]) > 0 and float(one[3]) > 0 for one in found)
+    assert "runs is 0; a positive number is needed" in refusal(capsys, "speed", "--runs", "0")

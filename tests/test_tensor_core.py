@@ -216,6 +216,25 @@ def test_cfunc_is_wgmma(category, m, n):
     assert bits_of(d) == bits_of(tensor_core.wgmma(a, b, acc))
 
 
+@pytest.mark.parametrize("n", [8, 40, 64])
+def test_cfuncs_that_decode_and_multiply(n):
+    """b is decoded once, and two parts of a are multiplied by it."""
+    a, b, acc = inputs("NaN operands", 32, n)
+    decode, multiply = tensor_core.decoding_addresses()
+    columns = -(-n // tensor_core.LANES) * tensor_core.LANES
+    values, exponents = np.full((columns, 32), np.nan, np.float32), np.full((columns, 32), 99, np.int8)
+    address, number = ctypes.c_void_p, ctypes.c_int64
+    ctypes.CFUNCTYPE(None, number, *[address] * 3)(decode)(
+        n, b.ctypes.data, values.ctypes.data, exponents.ctypes.data
+    )
+    d = acc.copy()
+    for rows in (slice(0, 16), slice(16, 32)):
+        ctypes.CFUNCTYPE(None, number, number, *[address] * 4)(multiply)(
+            16, n, a[rows].ctypes.data, values.ctypes.data, exponents.ctypes.data, d[rows].ctypes.data
+        )
+    assert bits_of(d) == bits_of(tensor_core.wgmma(a, b, acc))
+
+
 def test_cfunc_from_many_threads():
     wgmma = WGMMA(tensor_core.cfunc_address())  # ctypes drops the GIL during a call
     problems = [inputs(category, 64, n) for category in CATEGORIES for n in (8, 64, 256)]

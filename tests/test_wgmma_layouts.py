@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from gemm_ladder import lab
+from gemm_ladder.errors import EmulatorError
 from gemm_ladder.ref import layouts, mma
 from instruction_units import run_unit, schedules
 
@@ -89,3 +91,45 @@ def test_both_mn_major(machine: str) -> None:
 def test_negated_operands(machine: str, unit: int, sign: int) -> None:
     for out in run(machine, unit, (1, False), (1, False)):
         np.testing.assert_array_equal(out, expected(sign))
+
+
+BESIDE = r"""
+#include "ptx.cuh"
+#include "layout.cuh"
+
+// A WGMMA reads bytes 0 to 31 of each row, and thread 0 writes 16 bytes of row 0 before the wait.
+__global__ void beside(float* out, int byte) {
+    const uint32_t a = ptx::shared_memory(), b = a + 8192;  // 64 and 8 rows of 128 bytes, swizzled
+    for (int i = threadIdx.x; i < 9216 / 16; i += 128) ptx::st_shared(a + i * 16, uint4{0x38383838, 0, 0, 0});
+    ptx::fence_proxy_async();
+    __syncthreads();
+    float d[4] = {};
+    ptx::wgmma_fence();
+    ptx::wgmma<8>(d, smem_descriptor(a), smem_descriptor(b), 0);
+    ptx::wgmma_commit_group();
+    if (threadIdx.x == 0) ptx::st_shared(a + byte, uint4{0, 0, 0, 0});
+    ptx::wgmma_wait_group<0>();
+    out[threadIdx.x] = d[0];
+}
+"""
+
+
+def beside(byte: int, seed: int) -> np.ndarray:
+    out = np.zeros(128, np.float32)
+    lab.run(BESIDE, out, byte, block=128, shared_bytes=9216, seed=seed)
+    return out
+
+
+@pytest.mark.parametrize("byte", [32, 96, 112])
+def test_a_write_beside_an_operand(byte):
+    """The same 1024 bytes hold what the WGMMA reads and what it does not."""
+    expected = beside(byte, seed=0)
+    assert all(np.array_equal(beside(byte, seed), expected) for seed in range(1, 8))
+
+
+@pytest.mark.parametrize("byte", [0, 16])
+def test_a_write_over_an_operand(byte):
+    for seed in range(8):
+        with pytest.raises(EmulatorError, match="while a WGMMA or a TMA store may still read it") as caught:
+            beside(byte, seed)
+        assert caught.value.what == "released_too_early"

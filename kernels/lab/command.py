@@ -1,9 +1,10 @@
-"""python -m gemm_ladder lab: run any kernel, judge a rung, begin a new one, see what a kernel did.
+"""python -m gemm_ladder lab: run any kernel, judge a rung, begin a new one, see what a kernel did, how fast.
 
 python -m gemm_ladder lab run my.cu --grid 4 --block 128 float32[64,64]=normal float32[64,64]=nan 64
 python -m gemm_ladder lab new my_rung.cu --from s3_tma
 python -m gemm_ladder lab judge my_rung.cu
 python -m gemm_ladder lab view s4_tma_multicast -o view.html
+python -m gemm_ladder lab speed
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from gemm_ladder.arguments import N_MULTIPLE, SCALE_BLOCK
 from gemm_ladder.errors import EmulatorError, InputError
 from gemm_ladder.lab import judging, literals, running, template
+from gemm_ladder.lab.speed import add_speed
 from gemm_ladder.lab.viewer.command import add_view
 
 if TYPE_CHECKING:
@@ -299,4 +301,4 @@ def _new(arguments: argparse.Namespace) -> int:
 
 # The sub-commands, in the order in which help lists them: each adds its parser, whose default `run` carries
 # it out.
-COMMANDS: tuple[Callable[[Subparsers], None], ...] = (add_run, add_judge, add_new, add_view)
+COMMANDS: tuple[Callable[[Subparsers], None], ...] = (add_run, add_judge, add_new, add_view, add_speed)

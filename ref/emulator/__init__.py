@@ -175,6 +175,15 @@ class LaunchConfig(ctypes.Structure):
     ]
 
 
+def arithmetic() -> dict[str, int]:
+    """The addresses of the functions that multiply matrices, as fields of EmulatorConfig.
+
+    The first call of a process compiles them, or loads what an earlier process has compiled.
+    """
+    decode, multiply = tensor_core.decoding_addresses()
+    return {"mma": mma.cfunc_address(), "decode": decode, "multiply": multiply}
+
+
 class Run:
     """What the launches inside one `with emulator(...)` block did.
 
@@ -216,7 +225,6 @@ class Run:
     def _configure(self, library: ctypes.CDLL, tensors: Mapping[str, Tensor], once: Collection[str]) -> None:
         known = [_Tensor.of(name, tensor, name in once) for name, tensor in tensors.items()]
         self._tensors = (_Tensor * len(known))(*known)  # which the library reads until the launch has ended
-        decode, multiply = tensor_core.decoding_addresses()
         library.emulator_configure(
             ctypes.byref(
                 _Config(
@@ -224,12 +232,10 @@ class Run:
                     record=self.record,
                     threads=self.threads or 0,
                     max_steps=self.max_steps or 0,
-                    mma=mma.cfunc_address(),
-                    decode=decode,
-                    multiply=multiply,
                     dry=self.dry,
                     tensors=ctypes.addressof(self._tensors),
                     tensor_count=len(known),
+                    **arithmetic(),
                 )
             )
         )

@@ -26,17 +26,23 @@ inline uint32_t __float_as_uint(float x) {
 namespace emulator {
 
 // Every CUDA thread runs on a stack of its own, of kStackBytes and aligned to that. Its indices lie at the top of the
-// stack, so a thread finds them by its stack pointer alone.
-constexpr uintptr_t kStackBytes = 256 * 1024;
+// stack, so a thread finds them by its stack pointer alone. Were all tops at the same distance from a multiple of
+// kStackBytes, the bytes that are used most would share a few lines of the caches. So each of kColours neighbouring
+// stacks ends kColourBytes below the one before.
+constexpr uintptr_t kStackBytes = 256 * 1024, kColours = 64, kColourBytes = 1024 + 64;
 struct alignas(64) Indices {
     dim3 thread, block, block_size, grid_size;
     uint32_t lane, rank;  // in the warp, and in the cluster
     void* state;          // the emulator's own
 };
 static_assert(sizeof(Indices) == 64);
+// Those of the stack that holds this address.
+__attribute__((always_inline)) inline Indices& indices_of(uintptr_t address) {
+    const uintptr_t colour = address / kStackBytes % kColours * kColourBytes;
+    return *reinterpret_cast<Indices*>((address | (kStackBytes - 1)) + 1 - sizeof(Indices) - colour);
+}
 __attribute__((always_inline)) inline const Indices& indices() {
-    const auto here = reinterpret_cast<uintptr_t>(__builtin_frame_address(0));
-    return *reinterpret_cast<const Indices*>((here | (kStackBytes - 1)) + 1 - sizeof(Indices));
+    return indices_of(reinterpret_cast<uintptr_t>(__builtin_frame_address(0)));
 }
 
 // What __launch_bounds__ promises of a launch: every thread executes this first (kernels/build/plain_cpp.py).

@@ -127,10 +127,10 @@ inline uint64_t arrive(Block& block, uint32_t offset, uint32_t bytes, uint32_t c
                 static_cast<long long>(barrier.phase));
     barrier.pending -= count;
     if (drops) barrier.count -= count;
-    current_cluster->release(barrier.told);
-    current_cluster->record(Event::mbarrier_arrive, *thread.block, thread.index, address, barrier.pending);
+    thread.cluster->release(barrier.told);
+    thread.cluster->record(Event::mbarrier_arrive, *thread.block, thread.index, address, barrier.pending);
     settle(barrier, block, offset);
-    current_cluster->maybe_yield();
+    thread.cluster->maybe_yield();
     return state;
 }
 
@@ -171,15 +171,15 @@ inline uint32_t named_barrier(uint32_t id, uint32_t threads, bool wait, bool vot
     barrier.votes += vote;
     barrier.warps |= 1u << thread.warp();
     barrier.handed |= !wait;
-    current_cluster->release(barrier.told);
+    thread.cluster->release(barrier.told);
     const uint64_t generation = barrier.generation;
     if (++barrier.arrived == threads) {
         look_for_mixture(*thread.block, id);
         complete(barrier);
     }
-    if (!wait) return current_cluster->maybe_yield(), 0;
-    while (barrier.generation == generation) current_cluster->block_on(barrier.waiters, {"named barrier", id});
-    current_cluster->acquire(barrier.completed);
+    if (!wait) return thread.cluster->maybe_yield(), 0;
+    while (barrier.generation == generation) thread.cluster->block_on(barrier.waiters, {"named barrier", id});
+    thread.cluster->acquire(barrier.completed);
     record_warp(Event::bar_pass, 0, id);
     return barrier.result;
 }

@@ -275,13 +275,13 @@ inline void complete(NamedBarrier& barrier) {
     barrier.result = barrier.votes;
     barrier.votes = 0;
     ++barrier.generation;
-    current_cluster->wake(barrier.waiters);
+    self().cluster->wake(barrier.waiters);
 }
 inline void complete(Exchange& exchange) {
     exchange.arrived = 0;
     exchange.completed = exchange.told.take();
     ++exchange.generation;
-    current_cluster->wake(exchange.waiters);
+    self().cluster->wake(exchange.waiters);
 }
 
 // Each lane of the mask gives its `data` and gets the data of all of them. `what` is the instruction's name.
@@ -331,7 +331,7 @@ inline void together(const char* what, int line) {
 
 // Records an instruction of a whole warp once, when lane 0 executes it.
 inline void record_warp(Event kind, uint32_t address = 0, int64_t value = 0) {
-    if (self().lane() == 0) current_cluster->record(kind, *self().block, self().index, address, value);
+    if (self().lane() == 0) self().cluster->record(kind, *self().block, self().index, address, value);
 }
 
 // The place of number `number` in a box of that size, x running fastest.

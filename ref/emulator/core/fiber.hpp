@@ -154,7 +154,7 @@ class Fiber {
     Fiber(const Fiber&) = delete;
     Fiber& operator=(const Fiber&) = delete;
 
-    Indices& indices() { return *reinterpret_cast<Indices*>(stack_ + kStackBytes - sizeof(Indices)); }
+    Indices& indices() { return indices_of(reinterpret_cast<uintptr_t>(stack_)); }
     bool guards(uintptr_t address) const { return address - reinterpret_cast<uintptr_t>(stack_) < Stacks::page(); }
     bool owns(uintptr_t address) const { return address - reinterpret_cast<uintptr_t>(stack_) < kStackBytes; }
 
@@ -182,11 +182,6 @@ class Fiber {
     void* resumer() const { return resumer_; }
 
   private:
-    // All stacks begin at the same distance from a large power of two, so their hottest bytes would share a few lines
-    // of the caches. Therefore each of kColours neighbouring stacks begins kColourBytes lower than the one before.
-    static constexpr std::size_t kColours = 64, kColourBytes = 1024 + 64;
-    std::size_t colour() const { return reinterpret_cast<uintptr_t>(stack_) / kStackBytes % kColours * kColourBytes; }
-
     static void enter() {
         Fiber* fiber = starting_;
         fiber->function_(fiber->argument_);
@@ -198,8 +193,7 @@ class Fiber {
     void* first_frame() {
         constexpr std::size_t kWords = kSavedRegisters + 2;
         static_assert(sizeof(Indices) % 16 == 0 && kWords % 2 == 0);
-        static_assert(kColourBytes % 16 == 0);
-        auto* frame = reinterpret_cast<uintptr_t*>(stack_ + kStackBytes - sizeof(Indices) - colour()) - kWords;
+        auto* frame = reinterpret_cast<uintptr_t*>(&indices()) - kWords;
         std::fill_n(frame, kWords, uintptr_t{0});
         frame[kReturnsAt] = reinterpret_cast<uintptr_t>(&Fiber::enter);
         return frame;

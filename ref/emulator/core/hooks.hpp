@@ -45,7 +45,7 @@ namespace emulator {
 }
 
 [[gnu::noinline]] inline void write_global(Thread& thread, uintptr_t address, std::size_t bytes, const void* from) {
-    const GlobalMemory& memory = *current_cluster->memory;
+    const GlobalMemory& memory = *thread.cluster->memory;
     const std::optional<int64_t> other = memory.write(address, bytes, thread.last_tensor, thread.block->index);
     if (!other) return;
     thread.from = from;
@@ -78,7 +78,7 @@ struct IndexOutside {
 // Not the thread's stack, nor the tensor that it used last.
 [[gnu::noinline]] inline void access_elsewhere(Thread& thread, uintptr_t address, std::size_t bytes, bool write) {
     if (Block* block = holder(address)) return use_shared(*block, address, bytes, write);
-    const GlobalMemory& memory = *current_cluster->memory;
+    const GlobalMemory& memory = *thread.cluster->memory;
     if (!memory.known()) return;
     if (!memory.find(address, bytes, thread.last_tensor)) {
         if (memory.holds(address)) return;
@@ -107,7 +107,7 @@ struct IndexOutside {
     }
     if (++thread->ticks > kTicks) [[unlikely]]
         tick_over(*thread, from);
-    const GlobalMemory& memory = *current_cluster->memory;
+    const GlobalMemory& memory = *thread->cluster->memory;
     if (memory.is_tensor(address, bytes, thread->last_tensor) && thread->dependency_waited) [[likely]] {
         if (write) [[unlikely]]
             write_global(*thread, address, bytes, from);

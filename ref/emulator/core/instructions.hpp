@@ -262,13 +262,13 @@ void mbarrier_arrive_expect_tx(uint32_t address, uint32_t bytes) {
 }
 void mbarrier_wait_parity(uint32_t address, uint32_t parity) {
     EMULATOR_ENTER;
+    emulator::Cluster& cluster = *self().cluster;
     emulator::Block& block = *self().block;
     emulator::Mbarrier& barrier = emulator::mbarrier(block, address, "mbarrier.try_wait");
-    current_cluster->record(Event::mbarrier_wait, block, self().index, address, parity);
-    while ((barrier.phase & 1) == (parity & 1))
-        current_cluster->block_on(barrier.waiters, {"mbarrier", address, parity});
-    current_cluster->acquire(barrier.completed);
-    current_cluster->record(Event::mbarrier_pass, block, self().index, address, parity);
+    cluster.record(Event::mbarrier_wait, block, self().index, address, parity);
+    while ((barrier.phase & 1) == (parity & 1)) cluster.block_on(barrier.waiters, {"mbarrier", address, parity});
+    cluster.acquire(barrier.completed);
+    cluster.record(Event::mbarrier_pass, block, self().index, address, parity);
 }
 
 bool mbarrier_test_wait_parity(uint32_t address, uint32_t parity) {

@@ -104,9 +104,18 @@ class SharedMemory {
     }
     // fence.proxy.async by a thread: its own writes become visible to the async proxy.
     void publish(Actor& actor) {
-        for (const Words& words : actor.unfenced)
-            for (uint32_t word = words.first; word < words.first + words.count; ++word)
-                if (writer_[word] == actor.number + 1) publish_word(word);  // no other thread has overwritten it since
+        for (const Words& words : actor.unfenced) {
+            // Words that another thread has overwritten since are not this one's to publish.
+            const auto mine = [&](uint32_t word) { return writer_[word] == actor.number + 1; };
+            const uint32_t first = words.first;
+            if (words.count == kChunkWords && first % kChunkWords == 0 && mine(first) && mine(first + 1) &&
+                mine(first + 2) && mine(first + 3)) {
+                publish<kChunkWords>(first);
+                continue;
+            }
+            for (uint32_t word = first; word < first + words.count; ++word)
+                if (mine(word)) publish<1>(word);
+        }
         actor.unfenced.clear();
         if (fences_.size() <= actor.number) fences_.resize(actor.number + 1);
         fences_[actor.number] = {actor.now(), actor.known};
@@ -260,12 +269,14 @@ class SharedMemory {
         std::fill(read_.begin() + begin / kWord, read_.begin() + end / kWord, Moment{});
         std::fill(reader_of_.begin() + begin / kWord, reader_of_.begin() + end / kWord, 0);
     }
-    void publish_word(uint32_t word) {
-        Region& region = regions_[word / (kRegion / kWord)];
-        --region.unfenced;
+    // Words of one region, all of which have a writer_.
+    template <uint32_t kWords>
+    void publish(uint32_t first) {
+        Region& region = regions_[first / (kRegion / kWord)];
+        region.unfenced -= kWords;
         ++region.version;
-        writer_[word] = 0;
-        std::memcpy(&async_[word * kWord], &generic_[word * kWord], kWord);
+        std::fill_n(writer_.begin() + first, kWords, 0u);
+        std::memcpy(&async_[first * kWord], &generic_[first * kWord], kWords * kWord);
     }
     // Whether a thread that knows of the write has executed fence.proxy.async, and the issuer of an asynchronous access
     // knows of that: PTX asks for a proxy fence somewhere on the way from the write to the access, not of the writer.
@@ -273,7 +284,7 @@ class SharedMemory {
         for (const Fence& fence : fences_) {
             if (!fence.when.number || !knows(fence.known, written_[entry(word)].by) || !knows(issuer, fence.when))
                 continue;
-            publish_word(word);
+            publish<1>(word);
             return true;
         }
         return false;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <span>
 
 #include "../cp_async_bulk.cuh"
 #include "barriers.hpp"
@@ -123,9 +124,8 @@ inline SharedTransfer bytes_of(const char* who, uint32_t shared, void* global, u
 
 // What the copy engine reads or writes in global memory for the block must be part of a tensor. `number`: the tensor
 // that the last bytes were part of.
-inline void check_global(const Block& block, const uint8_t* global, std::size_t bytes, std::size_t& number, bool write,
-                         bool once) {
-    const GlobalMemory& memory = *current_cluster->memory;
+inline void check_global(const GlobalMemory& memory, const Block& block, const uint8_t* global, std::size_t bytes,
+                         std::size_t& number, bool write, bool once) {
     if (!memory.known()) return;
     const auto address = reinterpret_cast<uintptr_t>(global);
     if (!memory.is_tensor(address, bytes, number) && !memory.find(address, bytes, number))
@@ -141,11 +141,11 @@ inline void check_global(const Block& block, const uint8_t* global, std::size_t 
                 memory.element(address, number).c_str(), static_cast<long long>(*other));
 }
 
-// A load into one block (a multicast is one of these for each block). `read` gives the 16 bytes of a piece, some time
-// later. Its first rows may land, and complete their bytes on the mbarrier, before the rest do; `landed` is called at
-// the end.
+// A load into one block (a multicast is one of these for each block). `read` has the pieces that it is given land, some
+// time later. The first rows may land, and complete their bytes on the mbarrier, before the rest do; `landed` is called
+// at the end.
 inline void load(Block& block, const SharedTransfer& transfer, uint32_t barrier_address,
-                 const std::function<Chunk(const Piece&)>& read, const std::function<void()>& landed = {}) {
+                 const std::function<void(std::span<const Piece>)>& read, const std::function<void()>& landed = {}) {
     Cluster& cluster = *current_cluster;
     if (!mbarrier(block, barrier_address, "TMA load").visible)
         fail_at(Fault::mbarrier_not_visible, barrier_address,
@@ -157,8 +157,7 @@ inline void load(Block& block, const SharedTransfer& transfer, uint32_t barrier_
     const auto land = [&cluster, &block, transfer, barrier_address, read, landed, known = self().known, moment](
                           uint32_t first, uint32_t last) {
         const std::size_t in_row = transfer->pieces.size() / transfer->rows;
-        for (std::size_t i = first * in_row; i < last * in_row; ++i)
-            block.memory.land(transfer->pieces[i].shared, read(transfer->pieces[i]));
+        read(std::span(transfer->pieces).subspan(first * in_row, (last - first) * in_row));
         if (last == transfer->rows) {
             --block.loads_in_flight;
             cluster.record(Event::tma_load_landed, block, -1, transfer->shared, transfer->bytes());
@@ -183,11 +182,17 @@ inline void load_global(const SharedTransfer& transfer, uint32_t mbarrier, uint3
     for (uint32_t rank = 0; rank < 16; ++rank) {
         if (!(mask >> rank & 1)) continue;
         Block& block = remote_block((transfer->shared & kOffsetMask) | (rank + 1) << kRankShift);
-        load(block, transfer, mbarrier, [&block, tensor = std::size_t{0}](const Piece& piece) mutable {
-            Chunk chunk{};  // elements outside the tensor arrive as zeros
-            if (piece.bytes) check_global(block, piece.global, piece.bytes, tensor, false, false);
-            if (piece.bytes) std::memcpy(&chunk[piece.begin], piece.global, piece.bytes);
-            return chunk;
+        load(block, transfer, mbarrier, [&block, &memory = *thread.cluster->memory](std::span<const Piece> pieces) {
+            std::size_t tensor = 0;
+            for (const Piece& piece : pieces) {
+                Chunk chunk{};  // elements outside the tensor arrive as zeros
+                if (piece.bytes) check_global(memory, block, piece.global, piece.bytes, tensor, false, false);
+                if (piece.bytes == sizeof chunk)
+                    std::memcpy(chunk.data(), piece.global, sizeof chunk);
+                else if (piece.bytes)
+                    std::memcpy(&chunk[piece.begin], piece.global, piece.bytes);
+                block.memory.land(piece.shared, chunk);
+            }
         });
     }
     current_cluster->maybe_yield();
@@ -216,8 +221,9 @@ inline void load_shared(uint32_t remote, uint32_t shared, uint32_t bytes, uint32
     for (uint32_t at = 0; at < bytes; at += 16) transfer->pieces.push_back({transfer->shared + at, nullptr, 0, 16});
     for (uint32_t at = 0; at < bytes; at += 16) from.memory.begin_read(shared + at, kWho);
     current_cluster->record(Event::tma_load, from, thread.index, remote, bytes);
-    const auto read = [&from, shared, begin = transfer->shared, known = thread.known](const Piece& piece) {
-        return from.memory.async_read(shared + piece.shared - begin, kWho, known);
+    const auto read = [&from, &to, shared, begin = transfer->shared, known = thread.known](auto pieces) {
+        for (const Piece& piece : pieces)
+            to.memory.land(piece.shared, from.memory.async_read(shared + piece.shared - begin, kWho, known));
     };
     const auto landed = [&from, shared, bytes] {
         for (uint32_t at = 0; at < bytes; at += 16) from.memory.end_read(shared + at);
@@ -258,7 +264,7 @@ inline void store(const SharedTransfer& transfer, std::optional<Combination> com
         for (std::size_t i = 0; i < transfer->pieces.size(); ++i) {
             const Piece& piece = transfer->pieces[i];
             if (!piece.bytes) continue;
-            check_global(block, piece.global, piece.bytes, tensor, true, !combination);
+            check_global(*cluster.memory, block, piece.global, piece.bytes, tensor, true, !combination);
             const uint8_t* from = &(*data)[i][piece.begin];
             if (combination)
                 reduce(combination->reduction, combination->element, piece.global, from, piece.bytes);

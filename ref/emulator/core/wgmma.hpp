@@ -194,8 +194,8 @@ inline void check_fenced(const Thread& thread, const uint32_t* registers, std::s
 void issue_wgmma(const MatrixKind& kind, uint32_t* d, int64_t n, const uint32_t* a, uint64_t desc_a, uint64_t desc_b,
                  bool scale_d) {
     EMULATOR_ENTER;
-    Cluster& cluster = *current_cluster;
     Thread& thread = self();
+    Cluster& cluster = *thread.cluster;
     Block& block = *thread.block;
     const int warp = thread.warp();
     if (static_cast<int>(block.threads.size()) < (warp / 4 + 1) * 128)
@@ -266,8 +266,8 @@ void issue_wgmma(const MatrixKind& kind, uint32_t* d, int64_t n, const uint32_t*
 void wait_wgmma(int in_flight, int line) {
     EMULATOR_ENTER;
     together("wgmma.wait_group", line);
-    Cluster& cluster = *current_cluster;
     Thread& thread = self();
+    Cluster& cluster = *thread.cluster;
     Block& block = *thread.block;
     if (thread.lane() == 0) cluster.record(Event::wgmma_wait, block, thread.index, 0, in_flight);
     const auto groups = static_cast<int64_t>(thread.wgmma_groups.size());

@@ -223,6 +223,9 @@ __global__ void fault(int which, const __grid_constant__ TensorMap map, float* t
         case 52:  // a kernel that may begin early reads global memory as ordinary C++ does
             d[0] = tensor[threadIdx.x];
             return ptx::griddepcontrol_wait();
+        case 79:  // a thread reads although only others have waited, and nothing orders it after them
+            if (threadIdx.x == 70) d[0] = tensor[0];
+            return ptx::griddepcontrol_wait();
         case 53:  // a read behind the tensor's end
             if (threadIdx.x == 70) d[0] = tensor[64 * 64 + 2];
             return sink(d[0]);
@@ -417,7 +420,7 @@ extern "C" const char* gemm_ladder_launch(const FaultArgs* args) {
                                                              : 128u,
                               .shared_bytes = kBarrier + 24,
                               .cluster = cluster,
-                              .early = args->fault >= 49 && args->fault <= 52};
+                              .early = (args->fault >= 49 && args->fault <= 52) || args->fault == 79};
     if (args->fault == 48) {  // a fault whose message the launcher hides
         launch(fault, config, 21, map, args->tensor);
         return "something went wrong";

@@ -226,11 +226,13 @@ def listed() -> dict[tuple[str, str, str], str]:
     """Why each known survivor is no fault, by Mutant.key.
 
     The file has paragraphs: a reason, in lines that begin with "#", and the mutants that it is about, each as
-    "file | before | after".
+    "file | before | after". Lines that begin with "##" are about the file.
     """
     reasons: dict[tuple[str, str, str], str] = {}
     reason, ended = "", True
     for line in LIST.read_text(encoding="utf-8").splitlines():
+        if line.startswith("##"):
+            continue
         if line.startswith("#"):
             reason = line[1:].strip() if ended else f"{reason} {line[1:].strip()}"
             ended = False

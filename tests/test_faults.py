@@ -139,6 +139,7 @@ FAULTS = {
     50: Fault("missing_dependency_wait", r"TMA store before griddepcontrol.wait", address=0x400),
     51: Fault("missing_dependency_wait", r"the block ends without griddepcontrol.wait"),
     52: Fault("missing_dependency_wait", r"uses global memory before griddepcontrol.wait"),
+    79: Fault("missing_dependency_wait", r"warp 2, lane 6: uses global memory before griddepcontrol.wait"),
     53: Fault(
         "global_out_of_bounds",
         r"warp 2, lane 6: reads 4 bytes at T\[64, 2\], outside T of shape 64 x 64: 8 bytes behind its end",

@@ -224,3 +224,32 @@ def test_a_rung_without_its_guard_is_named(rung: str, guard: str, replacement: s
     verdict = gl.judge(source.replace(guard, replacement), seconds=20)
     assert not verdict.right
     assert "global_out_of_bounds" in str(verdict) or "outside" in str(verdict)
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        "__global__ void __launch_bounds__(128, 2) bounded(int* x) { x[threadIdx.x] = 1; }",
+        "__global__ __launch_bounds__(kThreads) void bounded(int* x) { x[threadIdx.x] = 1; }",
+        "template <int kN>\n__global__ void __launch_bounds__(kN * 2)\n    of(int* x);\n"
+        "template <int kN>\n__global__ void __launch_bounds__(kN * 2)\n    of(int* x) { x[0] = kN; }\n"
+        "template __global__ void of<64>(int*);\n"
+        "__global__ void __launch_bounds__(128, 1, 1) bounded(int* x) { x[threadIdx.x] = 1; }",
+    ],
+)
+def test_a_launch_that_the_bounds_do_not_allow(kernel: str) -> None:
+    x = np.zeros(256, np.int32)
+    source = f"#include <cuda_runtime.h>\nconstexpr int kThreads = 128;\n{kernel}"
+    lab.run(source, x, kernel="bounded", block=128)
+    assert x[:128].all()
+    with pytest.raises(EmulatorError, match=r"256 threads a block; the kernel's __launch_bounds__ .* 128"):
+        lab.run(source, x, kernel="bounded", block=256)
+
+
+def test_an_index_outside_a_shared_array_is_named() -> None:
+    kernel = TRANSPOSE.replace("tile[threadIdx.x][threadIdx.y]", "tile[threadIdx.x][threadIdx.y + 2]")
+    x, y = np.ones((64, 64), np.float32), np.zeros((64, 64), np.float32)
+    with pytest.raises(
+        EmulatorError, match=r"index 33 of an array of type 'float \[33\]' \(transpose.cu:7\)"
+    ):
+        lab.run(kernel, x, y, grid=(2, 2), block=(32, 32))

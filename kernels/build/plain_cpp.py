@@ -264,11 +264,10 @@ def _launch(tokens: list[_Token], at: int) -> list[tuple[int, int, str]]:
 def _bounds(tokens: list[_Token], at: int) -> list[tuple[int, int, str]]:
     """The edit that gives a kernel's bounds to emulator::launch_bounds, where its body begins."""
     end = _matching(tokens, at + 1)
-    begin = next((i for i in range(end + 1, len(tokens)) if tokens[i].text in ("(", ";")), None)
-    if begin is None or tokens[begin].text == ";":
-        return []
-    body = _matching(tokens, begin) + 1
-    if body >= len(tokens) or tokens[body].text != "{":  # a declaration
+    body = end + 1
+    while body < len(tokens) and tokens[body].text not in (";", "{"):
+        body = _matching(tokens, body) + 1 if tokens[body].text == "(" else body + 1
+    if body >= len(tokens) or tokens[body].text == ";":  # a declaration
         return []
     place, bounds = tokens[body].end, _joined(tokens[at + 2 : end])
     return [(place, place, f" emulator::launch_bounds({bounds});")]

@@ -39,7 +39,7 @@ namespace emulator {
 
 // Global memory, before the kernel ahead has ended.
 [[gnu::noinline]] inline void access_early(uintptr_t address) {
-    if (std::ranges::any_of(self().block->threads, &Thread::dependency_waited)) return;
+    if (knows_dependency(self())) return;
     fail_at(Fault::missing_dependency_wait, address,
             "uses global memory before griddepcontrol.wait, in a kernel that may begin before the one ahead has ended");
 }

@@ -210,7 +210,9 @@ void barrier_cluster_wait(int line) {
 void griddepcontrol_launch_dependents() {}
 void griddepcontrol_wait() {
     EMULATOR_ENTER;
-    self().dependency_waited = true;
+    emulator::Thread& thread = self();
+    if (!thread.dependency_waited) thread.dependency_moment = thread.now();
+    thread.dependency_waited = true;
 }
 
 // ----------------------------------------------------------------------------------------------- mbarriers

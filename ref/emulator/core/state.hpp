@@ -1,6 +1,7 @@
 // The state of the emulated blocks and threads: barriers, registers, and the asynchronous work that they have issued.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <deque>
 #include <functional>
@@ -174,6 +175,7 @@ struct Thread : Actor {
     bool cluster_pending = false;  // arrived at the cluster barrier and not yet waited
     bool wgmma_fenced = false;
     bool dependency_waited = false;         // has executed griddepcontrol.wait, or the kernel was not launched early
+    Moment dependency_moment;               // when
     int64_t wgmmas = 0, wgmmas_waited = 0;  // issued by this lane, and waited for
     std::vector<int64_t> wgmma_groups;      // the value of `wgmmas` at each commit
     std::vector<Accumulator> accumulators;
@@ -215,6 +217,14 @@ struct Block {
     int loads_in_flight = 0;
     std::vector<Thread*> threads;
 };
+
+// Whether the kernel ahead is known to have ended: the thread has waited for it, or a thread of its block has, of whose
+// wait it knows. Where the order is not followed, any thread's wait will do.
+inline bool knows_dependency(const Thread& thread) {
+    return thread.dependency_waited || std::ranges::any_of(thread.block->threads, [&](const Thread* other) {
+               return other->dependency_waited && (thread.moment == 0 || knows(thread.known, other->dependency_moment));
+           });
+}
 
 inline Place Thread::place() const { return {block->index, warp(), lane()}; }
 

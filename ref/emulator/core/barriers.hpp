@@ -153,7 +153,11 @@ inline uint32_t named_barrier(uint32_t id, uint32_t threads, bool wait, bool vot
     barrier.votes += vote;
     current_cluster->release(barrier.told);
     const uint64_t generation = barrier.generation;
-    if (++barrier.arrived == threads) complete(barrier);
+    ++barrier.arrived;
+    // bar.sync counts warps: the last warp of a block counts for 32 threads, however many it has.
+    if (!everyone && thread.index + 1 == static_cast<int>(thread.block->threads.size()))
+        barrier.arrived += static_cast<uint32_t>(31 - thread.lane());
+    if (barrier.arrived == threads) complete(barrier);
     if (!wait) return current_cluster->maybe_yield(), 0;
     while (barrier.generation == generation) current_cluster->block_on(barrier.waiters, {"named barrier", id});
     current_cluster->acquire(barrier.completed);

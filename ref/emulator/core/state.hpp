@@ -66,6 +66,11 @@ struct Exchange {
     Waiters waiters;
 };
 
+struct Convergence {  // lanes of a warp that have asked at one place who is with them (active_lanes)
+    uint32_t arrived = 0;
+    std::array<uint32_t, 32> together{};  // for each lane, the answer; 0: none yet
+};
+
 struct Accumulator {  // a thread's registers while WGMMAs are working on them
     uint32_t* home;
     std::vector<uint32_t> value;
@@ -146,6 +151,7 @@ struct Thread : Actor {
 
     int warp() const { return index / 32; }
     int lane() const { return index % 32; }
+    inline uint32_t lanes() const;  // of its warp: a bit for each
     Place place() const;
 };
 
@@ -157,8 +163,9 @@ struct Block {
     std::map<uint32_t, std::string> names;  // that the kernel has given them
     std::array<NamedBarrier, 16> barriers;
     std::vector<std::map<uint32_t, Exchange>> exchanges;  // of each warp, by the lanes that take part
-    std::vector<uint32_t> alive;                          // of each warp, a bit for each lane
-    std::vector<WgmmaQueue> wgmmas;                       // of each warp
+    std::map<std::pair<std::size_t, const void*>, Convergence> convergences;  // by warp and place in the kernel
+    std::vector<uint32_t> alive;                                              // of each warp, a bit for each lane
+    std::vector<WgmmaQueue> wgmmas;                                           // of each warp
     // Of each warpgroup: WGMMAs not yet issued by all four warps, and how many have.
     std::vector<std::map<int64_t, std::pair<WgmmaForm, int>>> warpgroup_wgmmas;
     std::map<int, MmaResult> mmas;  // of each warp
@@ -171,6 +178,9 @@ struct Block {
     std::vector<Thread*> threads;
 };
 
+// The lanes of a warp, a bit for each: the last warp of a block may have fewer than 32.
+inline uint32_t lanes_of(int warp, int threads) { return threads >= 32 * (warp + 1) ? ~0u : (1u << threads % 32) - 1; }
+inline uint32_t Thread::lanes() const { return lanes_of(warp(), static_cast<int>(block->threads.size())); }
 inline Place Thread::place() const { return {block->index, warp(), lane()}; }
 
 }  // namespace emulator

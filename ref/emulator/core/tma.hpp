@@ -124,8 +124,8 @@ inline SharedTransfer bytes_of(const char* who, uint32_t shared, void* global, u
 // What the copy engine reads or writes in global memory for the block must be part of a tensor.
 inline void check_global(const Block& block, const uint8_t* global, std::size_t bytes, bool write, bool once) {
     const GlobalMemory& memory = *current_cluster->memory;
-    if (!memory.known()) return;
     const auto address = reinterpret_cast<uintptr_t>(global);
+    if (!memory.known() || memory.holds(address)) return;
     std::size_t number = 0;
     if (!memory.find(address, bytes, number))
         fail_at(Fault::global_out_of_bounds, address, "TMA %s %zu bytes at %s: %s",
@@ -135,9 +135,7 @@ inline void check_global(const Block& block, const uint8_t* global, std::size_t 
                       : "the tensor map describes more than there is");
     if (!once) return;
     if (const auto other = memory.write(address, bytes, number, block.index))
-        fail_at(Fault::written_twice, address,
-                "TMA store writes %s, which block %lld has written: nothing orders the two",
-                memory.element(address, number).c_str(), static_cast<long long>(*other));
+        fail_at(Fault::written_twice, address, "TMA store writes %s", memory.conflict(address, number, *other).c_str());
 }
 
 // A load into one block (a multicast is one of these for each block). `read` gives the 16 bytes of a piece, some time

@@ -1,5 +1,5 @@
 """What gemm_ladder raises. A message is one sentence: what was given and what is needed. A BuildError's goes
-on with the compiler's whole output, a ToolchainError's with what was found and cannot be used.
+on with what the compiler says, a ToolchainError's with what was found and cannot be used.
 
 GemmLadderError
 ├── InputError (ValueError, and RuntimeError, which DeepGEMM raises)
@@ -18,10 +18,15 @@ as well. Every error can be pickled, so a process pool hands it on.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gemm_ladder.lab.recording import Recording
+
+_AROUND = re.compile(
+    r"\[\d+/\d+\] |FAILED:|ninja: build stopped|RuntimeError: Error building extension|Traceback "
+)
 
 
 class GemmLadderError(Exception):
@@ -111,7 +116,17 @@ class BuildError(GemmLadderError, RuntimeError):
         self.log = log
 
     def __str__(self) -> str:
-        return f"{self.sentence}\n{self.log}" if self.log else self.sentence
+        return f"{self.sentence}\n{_said(self.log)}" if self.log else self.sentence
+
+
+def _said(log: str) -> str:
+    """What the compiler says in the log of a build, without what ninja and torch write around it."""
+    kept, command = [], False
+    for line in log.splitlines():
+        if not command and not _AROUND.match(line):
+            kept.append(line)
+        command = line.startswith("FAILED:")  # then comes the compiler's command
+    return "\n".join(kept) if any(kept) else log
 
 
 def one_line(error: BaseException) -> str:

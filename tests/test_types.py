@@ -36,8 +36,8 @@ STRICT = (
         f"gemm_ladder.lab.{module}"
         for module in (
             *("agreement", "arrays", "cases", "command", "diagnosis", "given", "judging", "judging_on_gpu"),
-            *("literals", "mistakes", "operands", "places", "running", "surroundings", "template"),
-            *("tensor_maps", "verdicts"),
+            *("literals", "mistakes", "operands", "parameters", "places", "running", "sources"),
+            *("surroundings", "template", "tensor_maps", "verdicts"),
         )
     ),
 )

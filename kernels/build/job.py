@@ -50,6 +50,7 @@ _FLAGS = {
 # lines of its machine code. None of them is for the linker, so no sanitizer is linked.
 _HOOKS = (
     "-fsanitize=thread",  # clang: for copies and atomics alone
+    "-fsanitize=alignment",
     "-fno-optimize-sibling-calls",  # a call's return address is the place of the call
     "-fno-finite-loops",  # a loop without end stays one
     "-g1",
@@ -164,14 +165,11 @@ class Job:
         sass_pass: SassPass | None = None,
     ) -> Job:
         """The build that build.load()'s arguments ask for. Raises InputError or ToolchainError."""
-        defines = defines or {}
         if target not in _FLAGS:
             raise InputError(f'target is {target!r}, and must be "cuda", "emulator" or "host".')
         if isinstance(extra_flags, str):
             raise InputError(f"extra_flags is the string {extra_flags!r}, and must be a sequence of flags.")
-        for macro in defines:
-            if not re.fullmatch(r"[A-Za-z_]\w*", macro):
-                raise InputError(f"defines has {macro!r}, which is not a macro's name.")
+        values = macros(defines)
         if "-I" in extra_flags:
             raise InputError("extra_flags has -I apart from its folder: write the two as one flag.")
         path = _as_path(source)
@@ -196,7 +194,6 @@ class Job:
                 f"torch {torch.version} is built without CUDA, which a kernel for the GPU is linked with",
                 "install a torch that is built with it (pytorch.org); the emulator works with either.",
             )
-        values = {macro: int(value) if isinstance(value, bool) else value for macro, value in defines.items()}
         cxx = toolchain.find_cxx()
         flags = (*_FLAGS[target], *(f"-D{macro}={values[macro]}" for macro in sorted(values)), *extra_flags)
         if target == "emulator":
@@ -345,6 +342,25 @@ class Job:
             return f"{self.label} ({self.target}) builds, but the library cannot be loaded:"
         compiler = f"nvcc {self.cuda.version}" if self.cuda else self.cxx.version
         return f"{self.label} ({self.target}) does not build with {compiler}:"
+
+
+def own_headers(text: str, beside: Path | None = None) -> list[str]:
+    """The headers of ours that a source includes itself, but for those that the folder `beside` has too."""
+    names = [quoted or angled for _, quoted, angled, _ in _includes(text)]
+    folders = (_REF / "emulator", KERNELS / "include")
+    return [
+        name
+        for name in names
+        if any((folder / name).is_file() for folder in folders) and not (beside and (beside / name).is_file())
+    ]
+
+
+def macros(defines: Mapping[str, str | int] | None) -> dict[str, str | int]:
+    """The macros by name, with numbers for bools. Raises InputError for what is not a macro's name."""
+    for macro in defines or {}:
+        if not re.fullmatch(r"[A-Za-z_]\w*", macro):
+            raise InputError(f"defines has {macro!r}, which is not a macro's name.")
+    return {name: int(value) if isinstance(value, bool) else value for name, value in (defines or {}).items()}
 
 
 def included(text: str, include_dirs: Sequence[Path]) -> dict[str, str]:

@@ -53,6 +53,7 @@ def rewritten(text: str, label: str) -> str:
         return text
     tokens = [token for token in _tokens(text) if token.kind != "space"]
     _check_tensor_maps(text, tokens, label)
+    clusters = _cluster_dims(tokens)
     edits: list[tuple[int, int, str]] = []
     scopes: list[str] = []
     at = statement = 0
@@ -71,7 +72,7 @@ def rewritten(text: str, label: str) -> str:
             at = statement = end + 1
             continue
         if token.text == "<<<":
-            edits += _launch(tokens, at)
+            edits += _launch(tokens, at, clusters)
         if token.text == "__launch_bounds__":
             edits += _bounds(tokens, at)
         if token.text == "{":
@@ -239,7 +240,25 @@ def _joined(tokens: list[_Token]) -> str:
     return re.sub(r"\s*(::|[<>\[\]*])\s*", r"\1", " ".join(token.text for token in tokens))
 
 
-def _launch(tokens: list[_Token], at: int) -> list[tuple[int, int, str]]:
+def _cluster_dims(tokens: list[_Token]) -> dict[str, str]:
+    """What the __cluster_dims__ of each kernel says, by the kernel's name."""
+    found = {}
+    for index, token in enumerate(tokens[:-1]):
+        if token.text != "__cluster_dims__" or tokens[index + 1].text != "(":
+            continue
+        end = _matching(tokens, index + 1)
+        after = end + 1
+        while after < len(tokens) and tokens[after].text not in (";", "{"):
+            if tokens[after].text == "(":
+                if tokens[after - 1].text != "__launch_bounds__":
+                    found[tokens[after - 1].text] = _joined(tokens[index + 2 : end])
+                    break
+                after = _matching(tokens, after)
+            after += 1
+    return found
+
+
+def _launch(tokens: list[_Token], at: int, clusters: dict[str, str]) -> list[tuple[int, int, str]]:
     """The edits that turn kernel<<<...>>>(arguments) into a call of emulator::start."""
     begin = at - 1
     if tokens[begin].text == ">":  # template arguments
@@ -249,13 +268,14 @@ def _launch(tokens: list[_Token], at: int) -> list[tuple[int, int, str]]:
             begin -= 1
             if depth == 0:
                 break
+    cluster = f"dim3({clusters.get(tokens[begin].text, '1')})"
     while begin >= 2 and tokens[begin - 1].text == "::":
         begin -= 2
     end = next((i for i in range(at, len(tokens)) if tokens[i].text == ">>>"), None)
     if end is None:
         return []
     return [
-        (tokens[begin].begin, tokens[begin].begin, "emulator::start("),
+        (tokens[begin].begin, tokens[begin].begin, f"emulator::start({cluster}, "),
         (tokens[at].begin, tokens[at].end, ", "),
         (tokens[end].begin, tokens[end].end, ")"),
     ]

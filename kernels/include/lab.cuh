@@ -1,6 +1,15 @@
-// What gemm_ladder.lab puts behind a kernel's source: it starts the kernel with arguments that Python packs, and tells
-// Python what the kernel's parameters are. The same for the GPU and for the emulator.
+// What gemm_ladder.lab puts around a kernel's source: it starts the kernel with arguments that Python packs, and tells
+// Python what the kernel's parameters are. The same for the GPU and for the emulator. It is included before the source,
+// so that no macro of the source meets it; the LAB_ macros stand behind the source.
 #pragma once
+
+// torch builds extensions without the operators and conversions of CUDA's 16-bit types; a kernel may want them.
+#undef __CUDA_NO_HALF_OPERATORS__
+#undef __CUDA_NO_HALF_CONVERSIONS__
+#undef __CUDA_NO_HALF2_OPERATORS__
+#undef __CUDA_NO_BFLOAT16_CONVERSIONS__
+
+#include <cuda_runtime.h>
 
 #include <cstdint>
 #include <launch.cuh>  // in <>: the emulator must find its own, and quotes would find the one beside this file
@@ -14,6 +23,11 @@ struct LabLaunch {
     void* stream;                            // cudaStream_t; the emulator ignores it
     void** arguments;                        // one pointer for each parameter, to its value
 };
+
+struct __half;  // of cuda_fp16.h, cuda_bf16.h and cuda_fp8.h, which the source may include
+struct __nv_bfloat16;
+struct __nv_fp8_e4m3;
+struct __nv_fp8_e5m2;
 
 namespace lab {
 
@@ -35,14 +49,39 @@ constexpr const char* kind_of() {
         return "struct";
 }
 
+// What a pointer points to, as far as an array's dtype can be compared with it.
+struct Item {
+    const char* kind;  // "float", "signed", "unsigned", a name of NumPy's, or "" for anything else
+    int64_t bytes;
+};
+template <typename T>
+constexpr Item item_of() {
+    using Pointee = std::remove_cv_t<std::remove_pointer_t<T>>;
+    if constexpr (std::is_same_v<Pointee, __half>)
+        return {"float16", 2};
+    else if constexpr (std::is_same_v<Pointee, __nv_bfloat16>)
+        return {"bfloat16", 2};
+    else if constexpr (std::is_same_v<Pointee, __nv_fp8_e4m3>)
+        return {"float8_e4m3fn", 1};
+    else if constexpr (std::is_same_v<Pointee, __nv_fp8_e5m2>)
+        return {"float8_e5m2", 1};
+    else if constexpr (std::is_pointer_v<T> && std::is_arithmetic_v<Pointee>)
+        return {kind_of<std::conditional_t<std::is_same_v<Pointee, bool>, unsigned char, Pointee>>(), sizeof(Pointee)};
+    else
+        return {"", 0};
+}
+
 struct Parameter {
     const char* kind;  // nullptr: there is no such parameter
     int64_t bytes;
+    Item item;
 };
 
 template <typename... Params>
 Parameter parameter(void (*)(Params...), int64_t index) {
-    const Parameter all[] = {{kind_of<std::remove_cv_t<Params>>(), sizeof(Params)}..., {nullptr, 0}};
+    const Parameter all[] = {
+        {kind_of<std::remove_cv_t<Params>>(), sizeof(Params), item_of<std::remove_cv_t<Params>>()}...,
+        {nullptr, 0, {"", 0}}};
     return all[index < static_cast<int64_t>(sizeof...(Params)) ? index : sizeof...(Params)];
 }
 
@@ -59,9 +98,27 @@ const char* start(void (*kernel)(Params...), const LabLaunch& launch) {
 }  // namespace lab
 
 // `...` is the kernel's name, with its template arguments.
-#define LAB_KERNEL(...)                                                                                         \
-    extern "C" const char* gemm_ladder_launch(const LabLaunch* args) { return lab::start(__VA_ARGS__, *args); } \
-    extern "C" lab::Parameter gemm_ladder_parameter(int64_t index) { return lab::parameter(__VA_ARGS__, index); }
+#define LAB_KERNEL(...)                                                                                     \
+    extern "C" const char* gemm_ladder_launch(const LabLaunch* _l) { return lab::start(__VA_ARGS__, *_l); } \
+    extern "C" lab::Parameter gemm_ladder_parameter(int64_t _i) { return lab::parameter(__VA_ARGS__, _i); }
+
+// What the kernel's __cluster_dims__ says.
+#define LAB_CLUSTER(...)                                \
+    extern "C" void gemm_ladder_cluster(uint32_t* _c) { \
+        const dim3 _d(__VA_ARGS__);                     \
+        _c[0] = _d.x, _c[1] = _d.y, _c[2] = _d.z;       \
+    }
+
+// Copies an array to a __device__ or __constant__ variable of the source, or back. The variable is number `number` of
+// those that Python names.
+#define LAB_SYMBOL(number, ...)                                                                                       \
+    extern "C" int64_t gemm_ladder_symbol_bytes_##number() { return static_cast<int64_t>(sizeof(__VA_ARGS__)); }      \
+    extern "C" const char* gemm_ladder_symbol_##number(void* _a, bool _back) {                                        \
+        const cudaError_t _e = _back                                                                                  \
+                                   ? cudaMemcpyFromSymbol(_a, __VA_ARGS__, sizeof(__VA_ARGS__), 0, cudaMemcpyDefault) \
+                                   : cudaMemcpyToSymbol(__VA_ARGS__, _a, sizeof(__VA_ARGS__), 0, cudaMemcpyDefault);  \
+        return _e == cudaSuccess ? nullptr : cudaGetErrorString(_e);                                                  \
+    }
 
 // A tensor of one to five dimensions, the contiguous one first. Sizes, strides and boxes are in elements.
 struct LabTensor {

@@ -30,11 +30,21 @@ def item_bytes(array: Array) -> int:
     return array.itemsize
 
 
+def dtype_name(array: Array) -> str:
+    """Such as "float32" or "bfloat16", alike for NumPy and torch."""
+    return str(array.dtype).removeprefix("torch.")
+
+
 def strides(array: Array) -> tuple[int, ...]:
     """In elements."""
     if isinstance(array, np.ndarray):
         return tuple(stride // array.itemsize for stride in array.strides)
     return tuple(array.stride())
+
+
+def is_contiguous(array: Array) -> bool:
+    """Whether its elements lie one behind the other."""
+    return array.flags.c_contiguous if isinstance(array, np.ndarray) else array.is_contiguous()
 
 
 def bits(array: Array) -> bytes:

@@ -94,10 +94,11 @@ def add_launch(parser: argparse.ArgumentParser) -> None:
     for name, default, what in (
         ("grid", "1", "blocks of the grid"),
         ("block", "128", "threads of a block"),
-        ("cluster", "1", "blocks of a cluster"),
+        ("cluster", None, "blocks of a cluster"),
     ):
+        said = default or "what __cluster_dims__ says, or 1"
         parser.add_argument(
-            f"--{name}", default=default, metavar="X[,Y[,Z]]", help=f"{what} (default: {default})"
+            f"--{name}", default=default, metavar="X[,Y[,Z]]", help=f"{what} (default: {said})"
         )
     parser.add_argument(
         "--shared", type=int, default=0, metavar="BYTES", help="dynamic shared memory of a block (default: 0)"
@@ -143,7 +144,9 @@ def build_options(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _dim(name: str, text: str) -> list[int]:
+def _dim(name: str, text: str | None) -> list[int] | None:
+    if text is None:
+        return None
     sizes = text.split(",")
     if not 1 <= len(sizes) <= 3 or not all(size.isascii() and size.isdigit() for size in sizes):
         raise InputError(f"{name} is {text!r}; a positive number, or up to three, are needed, as in 4,2.")

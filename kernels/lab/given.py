@@ -12,7 +12,7 @@ from gemm_ladder import build
 from gemm_ladder.arguments import TMA_ALIGNMENT, GemmArgs, align
 from gemm_ladder.errors import InputError
 from gemm_ladder.lab.cases import Case
-from gemm_ladder.lab.running import source_text
+from gemm_ladder.lab.sources import source_text
 
 ENTRY = "gemm_ladder_launch"
 

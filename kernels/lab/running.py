@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import re
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,8 +14,26 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from gemm_ladder import build
 from gemm_ladder.errors import EmulatorError, InputError, LaunchError
-from gemm_ladder.lab.arrays import assign, bits, copied, is_array, on_gpu, pointer
+from gemm_ladder.lab.arrays import (
+    assign,
+    bits,
+    copied,
+    is_array,
+    is_contiguous,
+    item_bytes,
+    on_gpu,
+    pointer,
+)
+from gemm_ladder.lab.parameters import Moved, described, holds_array, packed, parameters_of
 from gemm_ladder.lab.recording import Recording
+from gemm_ladder.lab.sources import (
+    check_template,
+    cluster_dims,
+    only_kernel,
+    parameter_names,
+    source_text,
+    whole_text,
+)
 from gemm_ladder.lab.tensor_maps import TensorMap
 from gemm_ladder.ref import emulator
 
@@ -26,11 +43,6 @@ if TYPE_CHECKING:
 
 Dim = int | Sequence[int]
 Device = Literal["cpu", "cuda"]
-
-_KERNEL = re.compile(
-    r"__global__(?:\s+(?:static|inline|extern|\"C\"|void|__launch_bounds__\s*\((?:[^()]|\([^()]*\))*\)"
-    r"|__cluster_dims__\s*\([^()]*\)))*\s+(\w+)\s*\("
-)
 
 
 class _Launch(ctypes.Structure):
@@ -44,12 +56,6 @@ class _Launch(ctypes.Structure):
         ("stream", ctypes.c_void_p),
         ("arguments", ctypes.POINTER(ctypes.c_void_p)),
     )
-
-
-class _Parameter(ctypes.Structure):
-    """struct lab::Parameter of include/lab.cuh"""
-
-    _fields_ = (("kind", ctypes.c_char_p), ("bytes", ctypes.c_int64))
 
 
 @dataclass
@@ -117,7 +123,7 @@ def run(
     *args: Any,
     grid: Dim = 1,
     block: Dim = 128,
-    cluster: Dim = 1,
+    cluster: Dim | None = None,
     shared_bytes: int = 0,
     kernel: str | None = None,
     device: Device | None = None,
@@ -126,6 +132,7 @@ def run(
     defines: Mapping[str, str | int] | None = None,
     include: Sequence[str | Path] = (),
     several_writers: Collection[str] = (),
+    symbols: Mapping[str, Array] | None = None,
     threads: int | None = None,
     max_steps: int | None = None,
 ) -> Result:
@@ -137,7 +144,7 @@ def run(
         args: the kernel's arguments: NumPy arrays or torch tensors for pointers (the kernel writes into
             them), numbers, `lab.tensor_map(...)`, and ctypes structures for structs.
         grid, block, cluster: blocks of the grid, threads of a block, blocks of a cluster: a number, or up to
-            three for x, y and z.
+            three for x, y and z. Without `cluster` it is what the kernel's __cluster_dims__ says, or 1.
         shared_bytes: dynamic shared memory of a block.
         kernel: the kernel's name, with template arguments if it is a template; None: the source's only one.
         device: "cpu" for the emulator, "cuda" for a Hopper GPU; None: where the arrays are. NumPy arrays and
@@ -147,6 +154,8 @@ def run(
         include: further folders for #include.
         several_writers: names of parameters whose elements more than one thread block may write without
             atomics; elsewhere that is a fault on the emulator.
+        symbols: arrays for __device__ and __constant__ variables of the source, by name: copied to them
+            before the launch, and back after it.
 
     Raises:
         InputError: the arguments do not suit the kernel.
@@ -156,7 +165,18 @@ def run(
             `record` its `recording` has what happened until then.
     """
     launch = _Prepared(
-        source, args, grid, block, cluster, shared_bytes, kernel, device, defines, include, several_writers
+        source,
+        args,
+        grid,
+        block,
+        cluster,
+        shared_bytes,
+        kernel,
+        device,
+        defines,
+        include,
+        several_writers,
+        symbols,
     )
     result = launch.run(seed, record, threads, max_steps)
     if result.printed:
@@ -170,12 +190,13 @@ def sweep(
     seeds: int | Sequence[int] = 20,
     grid: Dim = 1,
     block: Dim = 128,
-    cluster: Dim = 1,
+    cluster: Dim | None = None,
     shared_bytes: int = 0,
     kernel: str | None = None,
     defines: Mapping[str, str | int] | None = None,
     include: Sequence[str | Path] = (),
     several_writers: Collection[str] = (),
+    symbols: Mapping[str, Array] | None = None,
     threads: int | None = None,
     max_steps: int | None = None,
 ) -> Sweep:
@@ -190,7 +211,18 @@ def sweep(
         As `run`, except for EmulatorError: faults are in the result.
     """
     launch = _Prepared(
-        source, args, grid, block, cluster, shared_bytes, kernel, "cpu", defines, include, several_writers
+        source,
+        args,
+        grid,
+        block,
+        cluster,
+        shared_bytes,
+        kernel,
+        "cpu",
+        defines,
+        include,
+        several_writers,
+        symbols,
     )
     chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     before = [copied(array) for array in launch.arrays]
@@ -223,25 +255,30 @@ class _Prepared:
         args: Sequence[Any],
         grid: Dim,
         block: Dim,
-        cluster: Dim,
+        cluster: Dim | None,
         shared_bytes: int,
         kernel: str | None,
         device: Device | None,
         defines: Mapping[str, str | int] | None,
         include: Sequence[str | Path],
         several_writers: Collection[str],
+        symbols: Mapping[str, Array] | None,
     ) -> None:
-        self.shape = [_dim("grid", grid), _dim("block", block), _dim("cluster", cluster)]
-        for axis, blocks, size in zip("xyz", self.shape[0], self.shape[2], strict=True):
-            if blocks % size:
-                raise InputError(
-                    f"grid has {blocks} blocks along {axis}; a multiple of cluster's {size} is needed."
-                )
+        self.shape = [_dim("grid", grid), _dim("block", block), _dim("cluster", cluster or 1)]
+        self._check_clusters()
         if not isinstance(shared_bytes, int) or shared_bytes < 0:
             raise InputError(f"shared_bytes is {shared_bytes!r}; a number of bytes is needed.")
         self.shared_bytes = shared_bytes
         self.args = list(args)
-        self.arrays = [one.array if isinstance(one, TensorMap) else one for one in args if _holds_array(one)]
+        self.arrays = [one.array if isinstance(one, TensorMap) else one for one in args if holds_array(one)]
+        self.symbols = dict(symbols or {})
+        for name, array in self.symbols.items():
+            if not re.fullmatch(r"\w+(::\w+)*", name) or not is_array(array):
+                raise InputError(
+                    f"symbols has {name!r}: {described(array)}; the names of __device__ or __constant__ "
+                    "variables, and an array for each, are needed."
+                )
+        self.arrays += self.symbols.values()
         if device not in (None, "cpu", "cuda"):
             raise InputError(f'device is {device!r}; "cpu" or "cuda" is needed.')
         where = {on_gpu(array) for array in self.arrays}
@@ -252,11 +289,21 @@ class _Prepared:
         self.device: Device = device or ("cuda" if where == {True} else "cpu")
         text, path = source_text(source)
         self.text = text
-        self.kernel = kernel or _only_kernel(text)
+        self.kernel = kernel or only_kernel(text)
+        check_template(text, self.kernel)
         self.name = path.stem if path else re.sub(r"\W+", "_", self.kernel)[:64]
-        self.library = _build(text, path, self.name, self.kernel, self.device, defines, include)
-        self.parameters = list(_parameters(self.library))
-        self.names = _parameter_names(text, self.kernel, len(self.parameters))
+        dims = cluster_dims(text, self.kernel) if cluster is None else None
+        source = whole_text(text, path, f"{self.name}.cu", self.kernel, dims, defines, list(self.symbols))
+        folders = [*include, *([path.parent] if path else [])]
+        self.library = _build(source, self.name, self.device, folders)
+        if dims:
+            size = (ctypes.c_uint32 * 3)()
+            self.library.gemm_ladder_cluster(size)
+            self.shape[2] = list(size)
+            self._check_clusters()
+        self._check_symbols()
+        self.parameters = list(parameters_of(self.library))
+        self.names = parameter_names(text, self.kernel, len(self.parameters))
         for name in several_writers:
             if name not in self.names:
                 raise InputError(
@@ -269,12 +316,41 @@ class _Prepared:
                 f"{', '.join(self.names)}."
             )
 
+    def _check_clusters(self) -> None:
+        for axis, blocks, size in zip("xyz", self.shape[0], self.shape[2], strict=True):
+            if blocks % size:
+                raise InputError(
+                    f"grid has {blocks} blocks along {axis}; a multiple of cluster's {size} is needed."
+                )
+
+    def _check_symbols(self) -> None:
+        for number, (name, array) in enumerate(self.symbols.items()):
+            size = self.library[f"gemm_ladder_symbol_bytes_{number}"]
+            size.restype = ctypes.c_int64
+            given = item_bytes(array) * int(np.prod(array.shape, dtype=np.int64))
+            if size() != given or not is_contiguous(array):
+                raise InputError(f"The array for {name} has {given} bytes; {size()} without gaps are needed.")
+
+    def _copy_symbols(self, back: bool) -> None:
+        """Copy the arrays to the kernel's variables, or back."""
+        for number, (name, array) in enumerate(self.symbols.items()):
+            copy = self.library[f"gemm_ladder_symbol_{number}"]
+            copy.restype, copy.argtypes = ctypes.c_char_p, [ctypes.c_void_p, ctypes.c_bool]
+            if said := copy(pointer(array), back):
+                raise LaunchError(f"{name}: {said.decode()}")
+
     def run(self, seed: int, record: bool, threads: int | None, max_steps: int | None) -> Result:
-        if self.device == "cuda":
-            return self._on_gpu()
+        self._copy_symbols(back=False)
+        result = (
+            self._on_gpu() if self.device == "cuda" else self._on_emulator(seed, record, threads, max_steps)
+        )
+        self._copy_symbols(back=True)
+        return result
+
+    def _on_emulator(self, seed: int, record: bool, threads: int | None, max_steps: int | None) -> Result:
         tensors = {}
         for name, one in zip(self.names, self.args, strict=True):
-            if _holds_array(one):
+            if holds_array(one):
                 tensors[name] = one.array if isinstance(one, TensorMap) else one
         launch, _kept = self._launch(self.args, None)
         started = time.perf_counter()
@@ -307,7 +383,7 @@ class _Prepared:
             return copies[-1][1]
 
         args = [
-            _Moved(one, there(one.array))
+            Moved(one, there(one.array))
             if isinstance(one, TensorMap)
             else there(one)
             if is_array(one)
@@ -333,25 +409,13 @@ class _Prepared:
     def _launch(self, args: Sequence[Any], stream: int | None) -> tuple[_Launch, list[Any]]:
         """The launcher's argument, and what has to live as long as it."""
         values = [
-            _packed(one, name, *parameter, self.library)
+            packed(one, name, parameter, self.library)
             for one, name, parameter in zip(args, self.names, self.parameters, strict=True)
         ]
         pointers = (ctypes.c_void_p * max(len(values), 1))(*(ctypes.addressof(value) for value in values))
         shape = [(ctypes.c_uint32 * 3)(*size) for size in self.shape]
         arguments = ctypes.cast(pointers, ctypes.POINTER(ctypes.c_void_p))
         return _Launch(*shape, self.shared_bytes, stream, arguments), [values, pointers]
-
-
-@dataclass
-class _Moved:
-    """A tensor map whose array is a copy on a GPU."""
-
-    map: TensorMap
-    array: Any
-
-
-def _holds_array(value: Any) -> bool:
-    return isinstance(value, TensorMap) or is_array(value)
 
 
 def _dim(name: str, given: Dim) -> list[int]:
@@ -361,128 +425,10 @@ def _dim(name: str, given: Dim) -> list[int]:
     return sizes + [1] * (3 - len(sizes))
 
 
-def source_text(source: str | Path) -> tuple[str, Path | None]:
-    if isinstance(source, str) and ("\n" in source or not source.endswith((".cu", ".cuh"))):
-        return source, None
-    path = Path(source).absolute()
-    if not path.is_file():
-        raise InputError(f"The source {path} does not exist.")
-    return path.read_text(encoding="utf-8"), path
-
-
-def _only_kernel(text: str) -> str:
-    kernels = list(dict.fromkeys(_KERNEL.findall(text)))
-    if len(kernels) != 1:
-        found = f"has the kernels {', '.join(kernels)}" if kernels else "has no __global__ function"
-        raise InputError(f"The source {found}; name one with kernel=.")
-    return str(kernels[0])
-
-
-def _build(
-    text: str,
-    path: Path | None,
-    name: str,
-    kernel: str,
-    device: Device,
-    defines: Mapping[str, str | int] | None,
-    include: Sequence[str | Path],
-) -> ctypes.CDLL:
-    folders = [*include, *([path.parent] if path else [])]
-    line = f'#line 1 "{path}"' if path else "#line 1"
-    # A rung has a launcher of its own, which stays beside the lab's by another name.
-    text = (
-        f"#define gemm_ladder_launch launch_of_the_source\n{line}\n{text}\n#undef gemm_ladder_launch\n"
-        f'#include "lab.cuh"\nLAB_KERNEL({kernel})\n'
-    )
+def _build(text: str, name: str, device: Device, folders: Sequence[str | Path]) -> ctypes.CDLL:
     return build.load(
         text,
         target="cuda" if device == "cuda" else "emulator",
         name=name,
-        defines=defines,
         extra_flags=[f"-I{Path(folder).absolute()}" for folder in folders],
     ).lib
-
-
-@functools.cache
-def _parameters(library: ctypes.CDLL) -> tuple[tuple[str, int], ...]:
-    """The kind and the bytes of each of the kernel's parameters."""
-    function = library.gemm_ladder_parameter
-    function.restype, function.argtypes = _Parameter, [ctypes.c_int64]
-
-    def each() -> Iterator[tuple[str, int]]:
-        index = 0
-        while (found := function(index)).kind is not None:
-            yield found.kind.decode(), found.bytes
-            index += 1
-
-    return tuple(each())
-
-
-def _parameter_names(text: str, kernel: str, count: int) -> list[str]:
-    """As the source has them, for messages."""
-    base = kernel.split("<")[0].split("::")[-1]
-    for found in _KERNEL.finditer(text):
-        if found[1] != base:
-            continue
-        depth, begin = 1, found.end()
-        end = begin
-        while end < len(text) and depth:
-            depth += (text[end] in "([{") - (text[end] in ")]}")
-            end += 1
-        listed = re.sub(r"//[^\n]*|/\*.*?\*/|<[^<>]*>", "", text[begin : end - 1], flags=re.S)
-        names = [
-            re.findall(r"\w+", one.split("=")[0])[-1] for one in listed.split(",") if re.search(r"\w", one)
-        ]
-        if len(names) == count:
-            return names
-    return [f"argument {index}" for index in range(count)]
-
-
-def _packed(value: Any, name: str, kind: str, size: int, library: ctypes.CDLL) -> Any:
-    """The value of one parameter as ctypes holds it. Raises InputError where it does not suit."""
-    needed = {
-        "tensor map": "a lab.tensor_map(...)",
-        "pointer": "an array, or None for a null pointer,",
-        "float": "a number",
-        "bool": "a bool",
-        "signed": "an integer",
-        "unsigned": "an integer that is not negative",
-        "struct": f"a ctypes structure of {size} bytes",
-    }[kind]
-    refusal = InputError(f"{name} is {_described(value)}; {needed} is needed.")
-    if kind == "tensor map":
-        moved = value if isinstance(value, _Moved) else _Moved(value, getattr(value, "array", None))
-        if not isinstance(moved.map, TensorMap):
-            raise refusal
-        return moved.map.encode(library, size, moved.array)
-    if kind == "pointer":
-        if value is None or is_array(value):
-            return ctypes.c_void_p(None if value is None else pointer(value))
-        raise refusal
-    if kind == "struct":
-        if not isinstance(value, ctypes.Structure) or ctypes.sizeof(value) != size:
-            raise refusal
-        return value
-    if (is_array(value) and np.prod(value.shape, dtype=int) != 1) or isinstance(
-        value, (str, bytes, TensorMap)
-    ):
-        raise refusal
-    try:
-        if kind == "float":
-            return (ctypes.c_float if size == 4 else ctypes.c_double)(float(value))
-        number = int(value)
-        if number != value:
-            raise refusal
-    except (TypeError, ValueError):
-        raise refusal from None
-    low = -(2 ** (8 * size - 1)) if kind == "signed" else 0
-    high = 2 ** (8 * size - (kind == "signed")) if kind != "bool" else 2
-    if not low <= number < high:
-        raise InputError(f"{name} is {number}; an integer from {low} to {high - 1} is needed.")
-    return (ctypes.c_char * size).from_buffer_copy(
-        number.to_bytes(size, sys.byteorder, signed=kind == "signed")
-    )
-
-
-def _described(value: Any) -> str:
-    return f"an array of shape {tuple(value.shape)}" if is_array(value) else repr(value)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gemm_ladder.errors import InputError
-from gemm_ladder.lab.arrays import item_bytes, on_gpu, pointer, strides
+from gemm_ladder.lab.arrays import dtype_name, item_bytes, on_gpu, pointer, strides
 
 if TYPE_CHECKING:
     from gemm_ladder.lab.arrays import Array
@@ -105,7 +105,7 @@ def tensor_map(array: Array, box: Sequence[int], swizzle: int = 0, element: str 
             f"array has shape {shape} and strides {strides(array)}; one to five dimensions, with the "
             "elements of the last one side by side, are needed."
         )
-    dtype = str(array.dtype).removeprefix("torch.")
+    dtype = dtype_name(array)
     known = _OF_DTYPE.get(dtype, "u8" if dtype.startswith("float8") else None)
     if known is None:
         raise InputError(f"array is of dtype {dtype}; one of {', '.join(_OF_DTYPE)} or FP8 is needed.")

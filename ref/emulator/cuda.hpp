@@ -10,6 +10,8 @@
 #include "copies.hpp"
 #include "cuda_vectors.hpp"
 
+#define __CUDA_ARCH__ 900  // kernels are compiled once, for the device
+#define __CUDA_ARCH_FEAT_SM90_ALL 1
 #define __global__
 #define __device__
 #define __host__

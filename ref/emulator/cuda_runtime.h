@@ -1,15 +1,16 @@
-// What a kernel that includes <cuda_runtime.h> may use of CUDA C++, for the emulator: the device side. nvcc makes these
-// functions known without an #include as well; here a file has to include this one.
+// What a kernel that includes <cuda_runtime.h> may use of CUDA C++, for the emulator. The host side and the functions
+// of numbers are in cuda_host.hpp and cuda_math.hpp.
 #pragma once
 
-#include <algorithm>
 #include <bit>
 #include <cassert>
-#include <cmath>
 #include <cstdio>
+#include <ctime>
 #include <type_traits>
 
 #include "cuda.hpp"
+#include "cuda_host.hpp"
+#include "cuda_math.hpp"
 
 #define __constant__
 #define __noinline__ __attribute__((noinline))
@@ -17,9 +18,8 @@
 #define __cluster_dims__(...)
 #define __maxnreg__(...)
 #define __restrict__ __restrict
-#define warpSize 32
 
-using cudaStream_t = void*;
+inline constexpr int warpSize = 32;
 
 void __syncthreads();
 int __syncthreads_count(int predicate);
@@ -47,8 +47,11 @@ uint32_t shared_address(const void* pointer);
 void* shared_pointer(uint32_t address);
 [[gnu::format(printf, 1, 2)]] int print(const char* format, ...);
 [[noreturn]] void trap(const char* what);
-uint64_t clock();
+uint64_t steps();
 void sleep();
+uint32_t active_lanes();
+bool is_shared(const void* pointer);
+bool is_local(const void* pointer);
 
 template <typename T>
 T& shared(const void* key, std::size_t alignment = 1) {
@@ -70,7 +73,9 @@ T from_bits(uint64_t bits) {
 }
 template <typename T>
 T atomic(T* address, AtomicOp op, T operand, T compare = {}) {
-    static_assert(sizeof(T) == 4 || sizeof(T) == 8, "32 or 64 bits");
+    static_assert(std::is_arithmetic_v<T> && (sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 2),
+                  "an atomic operation on this type: CUDA has them for integers, float and double, vectors of floats, "
+                  "and the types of cuda_fp16.h and cuda_bf16.h");
     constexpr Number number = std::is_floating_point_v<T> ? Number::kFloat
                               : std::is_signed_v<T>       ? Number::kSigned
                                                           : Number::kUnsigned;
@@ -90,6 +95,9 @@ T shuffled(unsigned mask, T value, int width, Source source) {
 #define printf(...) emulator::print(__VA_ARGS__)
 
 // ------------------------------------------------------------------------------------------------------------- warps
+
+// The lanes that have come here together: those of a branch, and not those that wait elsewhere or have exited.
+inline unsigned __activemask() { return emulator::active_lanes(); }
 
 inline unsigned __ballot_sync(unsigned mask, int predicate) {
     const emulator::Lanes lanes = emulator::gather("vote.sync", mask, predicate != 0);
@@ -170,6 +178,9 @@ template <typename T>
 T atomicAdd(T* address, std::type_identity_t<T> value) {
     return emulator::atomic(address, emulator::AtomicOp::kAdd, value);
 }
+// Each element is added by itself; the whole vector is not one atomic operation. Of global memory alone.
+float2 atomicAdd(float2* address, float2 value);
+float4 atomicAdd(float4* address, float4 value);
 template <typename T>
 T atomicSub(T* address, std::type_identity_t<T> value) {
     return emulator::atomic(address, emulator::AtomicOp::kAdd, static_cast<T>(0 - value));
@@ -209,89 +220,77 @@ inline unsigned atomicDec(unsigned* address, unsigned limit) {
     return emulator::atomic(address, emulator::AtomicOp::kDecrement, limit);
 }
 
+// With the scope of a thread block, or of all devices and the host.
+#define EMULATOR_SCOPES(name)                    \
+    template <typename... Arguments>             \
+    auto name##_block(Arguments... arguments) {  \
+        return name(arguments...);               \
+    }                                            \
+    template <typename... Arguments>             \
+    auto name##_system(Arguments... arguments) { \
+        return name(arguments...);               \
+    }
+EMULATOR_SCOPES(atomicAdd)
+EMULATOR_SCOPES(atomicSub)
+EMULATOR_SCOPES(atomicExch)
+EMULATOR_SCOPES(atomicCAS)
+EMULATOR_SCOPES(atomicMin)
+EMULATOR_SCOPES(atomicMax)
+EMULATOR_SCOPES(atomicAnd)
+EMULATOR_SCOPES(atomicOr)
+EMULATOR_SCOPES(atomicXor)
+EMULATOR_SCOPES(atomicInc)
+EMULATOR_SCOPES(atomicDec)
+#undef EMULATOR_SCOPES
+
 // ------------------------------------------------------------------------------------------------------------ memory
 
 inline std::size_t __cvta_generic_to_shared(const void* pointer) { return emulator::shared_address(pointer); }
 inline void* __cvta_shared_to_generic(std::size_t address) {
     return emulator::shared_pointer(static_cast<uint32_t>(address));
 }
-template <typename T>
-T __ldg(const T* address) {
-    return *address;
-}
-template <typename T>
-T __ldcg(const T* address) {
-    return *address;
-}
-template <typename T>
-T __ldcs(const T* address) {
-    return *address;
-}
-template <typename T>
-void __stcg(T* address, T value) {
-    *address = value;
-}
-template <typename T>
-void __stcs(T* address, T value) {
-    *address = value;
+// With hints for caches, which are not modelled.
+#define EMULATOR_LOAD(name)    \
+    template <typename T>      \
+    T name(const T* address) { \
+        return *address;       \
+    }
+#define EMULATOR_STORE(name)                               \
+    template <typename T>                                  \
+    void name(T* address, std::type_identity_t<T> value) { \
+        *address = value;                                  \
+    }
+EMULATOR_LOAD(__ldg)
+EMULATOR_LOAD(__ldca)
+EMULATOR_LOAD(__ldcg)
+EMULATOR_LOAD(__ldcs)
+EMULATOR_LOAD(__ldlu)
+EMULATOR_LOAD(__ldcv)
+EMULATOR_STORE(__stwb)
+EMULATOR_STORE(__stcg)
+EMULATOR_STORE(__stcs)
+EMULATOR_STORE(__stwt)
+#undef EMULATOR_LOAD
+#undef EMULATOR_STORE
+// Of a generic pointer. Constants lie in global memory here.
+inline unsigned __isShared(const void* pointer) { return emulator::is_shared(pointer); }
+inline unsigned __isLocal(const void* pointer) { return emulator::is_local(pointer); }
+inline unsigned __isGlobal(const void* pointer) {
+    return !emulator::is_shared(pointer) && !emulator::is_local(pointer);
 }
 inline void __threadfence_block() {}
 inline void __threadfence() {}
 inline void __threadfence_system() {}
 
-// ----------------------------------------------------------------------------------------------------------- numbers
+// ----------------------------------------------------------------------------------------------------------- others
 
-template <typename T, typename U>
-constexpr std::common_type_t<T, U> min(T a, U b) {
-    return static_cast<std::common_type_t<T, U>>(a) < static_cast<std::common_type_t<T, U>>(b) ? a : b;
-}
-template <typename T, typename U>
-constexpr std::common_type_t<T, U> max(T a, U b) {
-    return static_cast<std::common_type_t<T, U>>(a) > static_cast<std::common_type_t<T, U>>(b) ? a : b;
-}
-inline int __popc(unsigned x) { return std::popcount(x); }
-inline int __popcll(unsigned long long x) { return std::popcount(x); }
-inline int __clz(int x) { return std::countl_zero(static_cast<unsigned>(x)); }
-inline int __clzll(long long x) { return std::countl_zero(static_cast<unsigned long long>(x)); }
-inline int __ffs(int x) { return x ? std::countr_zero(static_cast<unsigned>(x)) + 1 : 0; }
-inline int __ffsll(long long x) { return x ? std::countr_zero(static_cast<unsigned long long>(x)) + 1 : 0; }
-inline unsigned __brev(unsigned x) {
-    unsigned reversed = 0;
-    for (int bit = 0; bit < 32; ++bit) reversed |= (x >> bit & 1) << (31 - bit);
-    return reversed;
-}
-inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
-    const uint64_t bytes = static_cast<uint64_t>(y) << 32 | x;
-    unsigned result = 0;
-    for (int i = 0; i < 4; ++i) result |= static_cast<unsigned>(bytes >> (selector >> 4 * i & 7) * 8 & 0xFF) << 8 * i;
-    return result;
-}
-inline unsigned __umulhi(unsigned x, unsigned y) { return static_cast<unsigned>(static_cast<uint64_t>(x) * y >> 32); }
-inline int __mulhi(int x, int y) { return static_cast<int>(static_cast<int64_t>(x) * y >> 32); }
-inline int __float_as_int(float x) { return std::bit_cast<int>(x); }
-inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
-inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
-inline float __fmaf_rn(float x, float y, float z) { return std::fma(x, y, z); }
-inline float __fadd_rn(float x, float y) { return x + y; }
-inline float __fsub_rn(float x, float y) { return x - y; }
-inline float __fmul_rn(float x, float y) { return x * y; }
-inline float __fdiv_rn(float x, float y) { return x / y; }
-inline float __saturatef(float x) { return x > 0.0f ? std::min(x, 1.0f) : 0.0f; }
-inline float __int2float_rn(int x) { return static_cast<float>(x); }
-inline int __float2int_rn(float x) { return static_cast<int>(std::nearbyint(x)); }
-inline int __float2int_rz(float x) { return static_cast<int>(x); }
-// These are approximations on a GPU; here they are as exact as the C library's functions, so bits can differ.
-inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
-inline float __frsqrt_rn(float x) { return 1.0f / std::sqrt(x); }
-inline float __expf(float x) { return std::exp(x); }
-inline float exp10f(float x) { return std::pow(10.0f, x); }
-inline float __logf(float x) { return std::log(x); }
-inline float __log2f(float x) { return std::log2(x); }
-inline float __powf(float x, float y) { return std::pow(x, y); }
-inline float __sinf(float x) { return std::sin(x); }
-inline float __cosf(float x) { return std::cos(x); }
-inline float __fdividef(float x, float y) { return x / y; }
+#if !__has_builtin(__builtin_assume)  // clang has it
+#define __builtin_assume(condition) ((condition) ? (void)0 : __builtin_unreachable())
+#endif
+#define __nv_assume __builtin_assume
 
-inline long long clock64() { return static_cast<long long>(emulator::clock()); }
+// Steps of the emulator, not cycles.
+inline long long clock64() { return static_cast<long long>(emulator::steps()); }
+#define clock() (static_cast<clock_t>(emulator::steps()))
 inline void __nanosleep(unsigned) { emulator::sleep(); }
 [[noreturn]] inline void __trap() { emulator::trap("__trap()"); }

@@ -16,7 +16,7 @@ struct GridShape {
 // A kernel with its arguments, which live as long as the launch.
 struct Call {
     const void* kernel;  // its address
-    void (*run)(const Call& call);
+    void (*run)(const void* kernel, const void* arguments);
     const void* arguments;
     std::size_t bytes;  // of the arguments
 };
@@ -28,9 +28,9 @@ const char* run_grid(const LaunchConfig& config, const GridShape& shape, const C
 template <typename... Params>
 const char* run_kernel(void (*kernel)(Params...), const LaunchConfig& config, const GridShape& shape,
                        const std::tuple<Params...>& arguments) {
-    const auto run = [](const Call& call) {
-        std::apply(reinterpret_cast<void (*)(Params...)>(const_cast<void*>(call.kernel)),
-                   *static_cast<const std::tuple<Params...>*>(call.arguments));
+    const auto run = [](const void* kernel, const void* arguments) {
+        std::apply(reinterpret_cast<void (*)(Params...)>(const_cast<void*>(kernel)),
+                   *static_cast<const std::tuple<Params...>*>(arguments));
     };
     return run_grid(config, shape, {reinterpret_cast<const void*>(kernel), run, &arguments, sizeof arguments});
 }

@@ -94,5 +94,11 @@ def _addr2line(library: str, places: list[int]) -> dict[int, tuple[str, int]]:
         if re.fullmatch(r"0x[0-9a-f]+", text):  # -a: the address comes before its lines
             place = int(text, 16)
         elif (matched := re.match(r"(.*[^?]):(\d+)", text)) and not Path(matched[1]).is_relative_to(HERE):
-            found.setdefault(place, (matched[1], int(matched[2])))
+            found.setdefault(place, (_named(matched[1], library), int(matched[2])))
     return found
+
+
+def _named(file: str, library: str) -> str:
+    """The name that the kernel's #line gives its file. What -fsanitize=alignment adds has the name under
+    which torch compiled the file instead, with the same line numbers."""
+    return f"{Path(library).stem}.cu" if Path(file).name == "main.cpp" else file

@@ -173,7 +173,11 @@ inline uint32_t named_barrier(uint32_t id, uint32_t threads, bool wait, bool vot
     barrier.handed |= !wait;
     thread.cluster->release(barrier.told);
     const uint64_t generation = barrier.generation;
-    if (++barrier.arrived == threads) {
+    ++barrier.arrived;
+    // bar.sync counts warps: the last warp of a block counts for 32 threads, however many it has.
+    if (!everyone && thread.index + 1 == static_cast<int>(thread.block->threads.size()))
+        barrier.arrived += static_cast<uint32_t>(31 - thread.lane());
+    if (barrier.arrived == threads) {
         look_for_mixture(*thread.block, id);
         complete(barrier);
     }

@@ -32,7 +32,8 @@ struct Work {  // asynchronous work, and the thread that issued it
 struct Launch {
     EmulatorConfig config;
     GlobalMemory memory;
-    std::atomic<uint64_t> progress{0};  // rises when any thread of the launch has executed an instruction
+    std::atomic<int64_t> failed{INT64_MAX};  // of the clusters that were at fault, the first in the launch's order
+    std::atomic<uint64_t> progress{0};       // rises when any thread of the launch has executed an instruction
     // Called by a cluster that may wait for one that has not begun yet.
     std::function<void()> begin_another{};
     std::mutex printing;
@@ -43,7 +44,8 @@ class Cluster {
   public:
     struct Shape {
         GridShape grid;
-        int size, threads;  // blocks of a cluster, threads of a block
+        int size, threads;                                 // blocks of a cluster, threads of a block
+        int warps() const { return (threads + 31) / 32; }  // of a block
         uint32_t shared_bytes;
         int registers;  // 32-bit ones, a block
         bool early;     // LaunchConfig::early
@@ -59,7 +61,8 @@ class Cluster {
     }
 
     // Runs one cluster to its end. Returns the fault that ended it, or nothing.
-    std::optional<FaultReport> run(int64_t cluster, const Call& call);
+    // `place` is its place in the order in which the launch's clusters begin.
+    std::optional<FaultReport> run(int64_t cluster, const Call& call, int64_t place);
 
     uint64_t steps() const { return step_; }
     uint64_t turn() const { return turn_; }  // rises whenever a thread is given its turn
@@ -92,7 +95,10 @@ class Cluster {
     }
     // With a probability of one in eight, another thread may run before the calling one goes on.
     void maybe_yield() {
-        if (!random_.chance(128)) return;
+        if (random_.chance(128)) yield();
+    }
+    // Another thread may run before the calling one goes on.
+    void yield() {
         runnable_.push_back(&self());
         self().fiber.suspend();
     }
@@ -108,6 +114,7 @@ class Cluster {
     // A thread has used memory kTicks times without an instruction. It may compute, or read the same again and again
     // until another thread has written it: that one may be of this cluster, or of one that has not begun.
     void spin() {
+        if (self().doubtful) SharedMemory::settle(self());
         const uint64_t progress = publish_progress();
         if (progress != seen_progress_) seen_progress_ = progress, spins_ = 0;
         if (++spins_ > kSpins)
@@ -121,7 +128,7 @@ class Cluster {
     // The calling thread tells a barrier what it has done. In large clusters too many threads would have to be kept in
     // mind for each other, so there all of them know everything.
     void release(Told& told) {
-        if (orders()) self().release(told, threads_.size());
+        if (orders()) self().release(told, numbers());
     }
     // The calling thread is told what a barrier was told.
     void acquire(const Known& told) { joined_.tell(self().known, told); }
@@ -130,8 +137,10 @@ class Cluster {
     Moment next_load() {
         if (!orders()) return {};
         const auto warp = self().number / 32;
-        return {static_cast<uint32_t>(threads_.size()) + warp, ++loads_[warp]};
+        return {numbers() + warp, ++loads_[warp]};
     }
+    // The cluster's threads have numbers below this one (Actor::number): 32 for each warp, also for an incomplete one.
+    uint32_t numbers() const { return static_cast<uint32_t>(shape_.size * shape_.warps() * 32); }
     bool orders() const { return threads_.size() <= kOrdered; }
     // A kernel's printf.
     void print(const char* text) {
@@ -140,6 +149,8 @@ class Cluster {
     }
     // A thread calls the emulator, from the place `from` in the kernel's machine code.
     void enter(Thread& thread, const void* from) {
+        if (thread.doubtful) [[unlikely]]
+            SharedMemory::settle(thread);
         thread.from = from;
         thread.ticks = 0;
         ++instructions_;
@@ -186,9 +197,10 @@ class Cluster {
     }
     bool idle() const { return runnable_.empty() || polls_ > kPatience; }
 
-    static constexpr int64_t kPatience = 100000;   // polls in vain, of all threads together
-    static constexpr int64_t kStarving = 1000;     // after so many, all threads advance alike
-    static constexpr std::size_t kOrdered = 4096;  // threads of a cluster
+    static constexpr int64_t kPatience = 100000;    // polls in vain, of all threads together
+    static constexpr int64_t kStarving = 1000;      // after so many, all threads advance alike
+    static constexpr std::size_t kOrdered = 4096;   // threads of a cluster
+    static constexpr uint64_t kOvertime = 1 << 14;  // times 64 steps, after another cluster's fault
     static constexpr int64_t kSpins = 1 << 15, kFewSpins = 64;
 
     Shape shape_;
@@ -303,7 +315,8 @@ inline const Slots& exchange(const char* what, std::initializer_list<uint64_t> d
     std::ranges::copy(data, slots[static_cast<std::size_t>(thread.lane())].begin());
     exchange.arrived |= 1u << thread.lane();
     if (orders) cluster.release(exchange.told);
-    if (exchange.arrived == (ignores_exited ? mask & thread.block->alive[warp] : mask)) complete(exchange);
+    const uint32_t awaited = ignores_exited ? thread.block->alive[warp] : thread.lanes();
+    if (exchange.arrived == (mask & awaited)) complete(exchange);
     while (exchange.generation <= generation) cluster.block_on(exchange.waiters, {what});
     if (orders) cluster.acquire(exchange.completed);
     return slots;
@@ -369,11 +382,11 @@ inline void Cluster::reset(int64_t cluster) {
     priorities_ = random_.chance(512);
     lazy_stores_ = random_.chance(512);
     elected_lane_ = static_cast<int>(random_.below(32));
-    priority_.assign(threads_.size() / 32, 0);
-    loads_.assign(threads_.size() / 32, 0);
+    priority_.assign(numbers() / 32, 0);
+    loads_.assign(numbers() / 32, 0);
     for (uint32_t& priority : priority_) priority = random_.below(1 << 16);
 
-    const int warps = shape_.threads / 32;
+    const int warps = shape_.warps();
     const int registers = registers_of_thread(shape_.registers, shape_.threads);
     for (int rank = 0; rank < shape_.size; ++rank) {
         Block& block = blocks[rank];
@@ -386,7 +399,7 @@ inline void Cluster::reset(int64_t cluster) {
                                           (block_index.y + static_cast<int64_t>(shape_.grid.grid.y) * block_index.z);
         block.memory.reset(shape_.shared_bytes);
         block.exchanges.resize(warps);
-        block.alive.assign(warps, ~0u);
+        for (int warp = 0; warp < warps; ++warp) block.alive.push_back(lanes_of(warp, shape_.threads));
         block.aligned.assign(warps, {});
         block.registers.assign(warps, {registers});
         block.free_registers = 0;  // setmaxnreg can only take what another warp has given back
@@ -407,12 +420,13 @@ inline void Cluster::reset(int64_t cluster) {
                                       &thread};
             thread.finished = false;
             thread.wait = {};
-            thread.number = static_cast<uint32_t>(rank * shape_.threads + i);
+            thread.number = static_cast<uint32_t>(rank * warps * 32 + i);
             thread.moment = orders() ? 1 : 0;  // moment 0 lies before everything
             thread.known.reset();
             thread.from = nullptr;
             thread.ticks = 0;
             thread.unfenced.clear();
+            thread.doubtful = false;
             thread.cluster_generation = 0;
             thread.cluster_pending = thread.wgmma_fenced = false;
             thread.dependency_waited = !shape_.early;
@@ -435,7 +449,7 @@ inline void Cluster::reset(int64_t cluster) {
     cluster_completed.reset();
 }
 
-inline std::optional<FaultReport> Cluster::run(int64_t cluster, const Call& call) {
+inline std::optional<FaultReport> Cluster::run(int64_t cluster, const Call& call, int64_t place) {
     current_cluster = this;
     reset(cluster);
     call_ = &call;
@@ -445,15 +459,22 @@ inline std::optional<FaultReport> Cluster::run(int64_t cluster, const Call& call
                 auto* me = static_cast<Cluster*>(argument);
                 Thread& thread = self();
                 if (thread.lane() == 0) me->record(Event::thread_start, *thread.block, thread.index);
-                me->call_->run(*me->call_);
+                me->call_->run(me->call_->kernel, me->call_->arguments);
                 me->exit_checks(thread);
             },
             this);
     try {
         std::size_t alive = threads_.size();
+        uint64_t overtime = 0;
         while (alive > 0 && !fault_) {
             ++step_;
-            if (step_ % 64 == 0) publish_progress();
+            if (step_ % 64 == 0) {
+                publish_progress();
+                // A cluster that has ended by a fault may hold a lock that this one waits for.
+                if (const int64_t failed = launch_.failed;
+                    failed < place || (failed != INT64_MAX && ++overtime > kOvertime))
+                    break;
+            }
             if (config_.max_steps && step_ > static_cast<uint64_t>(config_.max_steps)) {
                 stop({Fault::step_limit, "no end after " + std::to_string(config_.max_steps) + " steps", {}, 0});
             } else if (!pending_.empty() && (idle() || random_.chance(async_chance_))) {
@@ -470,8 +491,8 @@ inline std::optional<FaultReport> Cluster::run(int64_t cluster, const Call& call
                 current_thread = nullptr;
             }
         }
-        while (!pending_.empty() && !fault_) complete_one(pending_);
-        while (!patient_.empty() && !fault_) complete_one(patient_);
+        while (alive == 0 && !pending_.empty() && !fault_) complete_one(pending_);
+        while (alive == 0 && !patient_.empty() && !fault_) complete_one(patient_);
     } catch (const Stopped&) {
     }
     current_thread = nullptr;
@@ -484,7 +505,7 @@ inline Thread* Cluster::pick() {
     // The thread with the highest priority of four chosen at random; but many threads that poll must not starve the one
     // that they wait for.
     if (priorities_ && polls_ <= kStarving) {
-        const auto priority = [&](std::size_t i) { return priority_[(runnable_[i] - threads_.data()) / 32]; };
+        const auto priority = [&](std::size_t i) { return priority_[runnable_[i]->number / 32]; };
         for (int i = 0; i < 3; ++i) {
             const std::size_t other = random_.below(static_cast<uint32_t>(runnable_.size()));
             if (priority(other) > priority(best)) best = other;
@@ -534,6 +555,7 @@ inline void Cluster::check_visits(const Block& block) {
 
 inline void Cluster::exit_checks(Thread& thread) {
     Block& block = *thread.block;
+    if (thread.doubtful) SharedMemory::settle(thread);
     if (thread.lane() == 0) record(Event::thread_exit, block, thread.index);
     if (!thread.accumulators.empty())
         fail(Fault::unfinished_wgmma, "exits with WGMMAs in flight: %s is missing",

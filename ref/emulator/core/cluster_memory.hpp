@@ -131,6 +131,7 @@ uint32_t cluster_nctarank() { return static_cast<uint32_t>(current_cluster->shap
 bool elect_sync(uint32_t mask, uint32_t& leader) {
     EMULATOR_ENTER;
     emulator::exchange("elect.sync", {}, mask);
+    mask &= self().lanes();
     int skip = current_cluster->elected_lane() % std::popcount(mask);
     for (leader = 0; !(mask >> leader & 1) || skip--;) ++leader;
     return self().lane() == static_cast<int>(leader);

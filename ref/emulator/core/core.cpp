@@ -5,6 +5,7 @@
 #include "fragments.hpp"
 #include "grid.hpp"
 #include "hooks.hpp"
+#include "host.hpp"
 #include "instructions.hpp"
 #include "mbarrier.hpp"
 #include "plain.hpp"

@@ -14,7 +14,7 @@ void access_outside(uintptr_t address, std::size_t bytes, bool write);
 
 // The moment of a thread's last asynchronous write.
 inline Moment last_write(const Thread& thread) {
-    const auto threads = static_cast<uint32_t>(current_cluster->blocks.size() * thread.block->threads.size());
+    const uint32_t threads = current_cluster->numbers();
     return {threads + threads / 32 + thread.number, thread.async_writes.issued};  // behind threads and warps' loads
 }
 
@@ -76,8 +76,7 @@ void copy_async(uint32_t shared, const void* global, uint32_t size, uint32_t byt
     if (!thread.dependency_waited)
         fail_at(Fault::missing_dependency_wait, shared,
                 "cp.async before griddepcontrol.wait, in a kernel that may begin before the one ahead has ended");
-    const GlobalMemory& memory = *current_cluster->memory;
-    if (bytes && memory.known() && !memory.find(address, bytes, thread.last_tensor))
+    if (bytes && !current_cluster->memory->allows(address, bytes, thread.last_tensor))
         access_outside(address, bytes, false);
     thread.async_writes.open.push_back(begin_write(*thread.block, shared, size, [global, size, bytes](uint8_t* data) {
         std::memset(data, 0, size);

@@ -38,9 +38,8 @@ inline thread_local LaunchConfig launched{};  // of this OS thread's last launch
 const char* run_grid(const LaunchConfig& config, const GridShape& grid, const Call& call) {
     if (config.blocks == 0) return nullptr;
     if (config.blocks > INT32_MAX) return refuse("more than 2^31 - 1 blocks");
-    if (config.threads == 0 || config.threads % 32 || config.threads > 1024)
-        return refuse("a block of " + std::to_string(config.threads) +
-                      " threads; a multiple of 32 up to 1024 is needed");
+    if (config.threads == 0 || config.threads > 1024)
+        return refuse("a block of " + std::to_string(config.threads) + " threads; 1 to 1024 are needed");
     // An SM reserves 1024 bytes more for each of its blocks, which the blocks cannot use.
     const uint32_t limit = (kSharedLimit + 1024) / config.blocks_an_sm - 1024;
     if (config.shared_bytes > limit)
@@ -63,7 +62,7 @@ const char* run_grid(const LaunchConfig& config, const GridShape& grid, const Ca
                                config.early};
     Launch launch{session.config, {session.config.tensors, session.config.tensor_count, call}};
     const std::vector<int64_t> order = shuffled(clusters, session.config.seed);
-    std::atomic<int64_t> next{0}, failed{clusters};
+    std::atomic<int64_t> next{0};
     std::vector<std::vector<EmulatorEvent>> events(session.config.record ? static_cast<std::size_t>(clusters) : 0);
     std::vector<std::pair<int64_t, FaultReport>> faults;  // with the cluster's place in the order
     std::mutex mutex;
@@ -76,20 +75,20 @@ const char* run_grid(const LaunchConfig& config, const GridShape& grid, const Ca
             const Signals signals;
             Cluster cluster(shape, launch);
             const Watchdog::Watching watching(watchdog, cluster);
-            for (int64_t i; (i = next++) < clusters && i < failed;) {
+            for (int64_t i; (i = next++) < clusters && i < launch.failed;) {
                 const int64_t index = order[static_cast<std::size_t>(i)];
-                const std::optional<FaultReport> fault = cluster.run(index, call);
+                const std::optional<FaultReport> fault = cluster.run(index, call, i);
                 const std::lock_guard lock(mutex);
                 steps += cluster.steps();
                 if (!events.empty()) events[static_cast<std::size_t>(index)] = std::move(cluster.events);
                 if (!fault) continue;
                 faults.emplace_back(i, *fault);
-                failed = std::min<int64_t>(failed, i);
+                launch.failed = std::min<int64_t>(launch.failed, i);
             }
         } catch (const std::exception& error) {
             const std::lock_guard lock(mutex);
             faults.emplace_back(-1, FaultReport{Fault::host, error.what(), {}, 0});
-            failed = -1;
+            launch.failed = -1;
         }
     };
     const int64_t cores =
@@ -116,8 +115,8 @@ const char* run_grid(const LaunchConfig& config, const GridShape& grid, const Ca
     dladdr(call.kernel, &found);
     session.library = found.dli_fname ? found.dli_fname : "";
     session.library_begin = reinterpret_cast<uintptr_t>(found.dli_fbase);
-    session.steps = steps;
-    session.printed = launch.printed;
+    session.steps += steps;  // of all kernels that one launcher starts
+    session.printed += launch.printed;
     for (const auto& of_cluster : events)
         session.events.insert(session.events.end(), of_cluster.begin(), of_cluster.end());
     if (faults.empty()) return nullptr;

@@ -10,6 +10,9 @@
 
 namespace emulator {
 
+constexpr uintptr_t kNull = 1 << 16;        // addresses below are a null pointer's, with an index
+constexpr uintptr_t kNearShared = 1 << 16;  // so near an array in shared memory is meant
+
 [[gnu::noinline]] void access_outside(uintptr_t address, std::size_t bytes, bool write) {
     const GlobalMemory& memory = *current_cluster->memory;
     for (const auto& other : self().block->threads)
@@ -17,7 +20,17 @@ namespace emulator {
             fail_at(Fault::global_out_of_bounds, address,
                     "%s local memory of thread %d, which only that thread can use", write ? "writes" : "reads",
                     other->index);
-    fail_at(Fault::global_out_of_bounds, address, "%s %zu bytes at %s", write ? "writes" : "reads", bytes,
+    const char* does = write ? "writes" : "reads";
+    if (address < kNull)
+        fail_at(Fault::global_out_of_bounds, address, "%s %zu bytes at address 0x%llx: by way of a null pointer", does,
+                bytes, static_cast<unsigned long long>(address));
+    SharedMemory& shared = self().block->memory;
+    const auto begin = reinterpret_cast<uintptr_t>(shared.pointer(0)), end = begin + kSharedLimit;
+    if (address - (begin - kNearShared) < kSharedLimit + 2 * kNearShared)
+        fail_at(Fault::out_of_bounds, address, "%s %zu bytes of shared memory, %llu bytes %s the block's", does, bytes,
+                static_cast<unsigned long long>(address < begin ? begin - address : address - end),
+                address < begin ? "before the begin of" : "behind the end of");
+    fail_at(Fault::global_out_of_bounds, address, "%s %zu bytes at %s", does, bytes,
             memory.describe(address, bytes).c_str());
 }
 
@@ -49,8 +62,7 @@ namespace emulator {
     const std::optional<int64_t> other = memory.write(address, bytes, thread.last_tensor, thread.block->index);
     if (!other) return;
     thread.from = from;
-    fail_at(Fault::written_twice, address, "writes %s, which block %lld has written: nothing orders the two",
-            memory.element(address, thread.last_tensor).c_str(), static_cast<long long>(*other));
+    fail_at(Fault::written_twice, address, "writes %s", memory.conflict(address, thread.last_tensor, *other).c_str());
 }
 
 // What a compiler says of an index outside an array (-fsanitize=bounds), as UndefinedBehaviorSanitizer's library reads
@@ -131,6 +143,43 @@ struct IndexOutside {
 
 }  // namespace emulator
 
+// What -fsanitize=alignment calls: a pointer to a type is used that is not a multiple of the type's alignment, which
+// stops a GPU.
+struct EmulatorAlignment {  // as the compiler lays it out
+    struct {
+        const char* file;
+        uint32_t line, column;
+    } place;
+    const struct {
+        uint16_t kind, info;
+        char name[1];  // in quotes
+    }* type;
+    uint8_t log_alignment, check;  // `check`: 0 for a load, 1 for a store, others for references and members
+};
+
+[[gnu::noinline]] inline void emulator_misaligned(const EmulatorAlignment& use, const void* pointer, const void* from) {
+    if (!emulator::Stacks::holds(reinterpret_cast<uintptr_t>(__builtin_frame_address(0)))) return;
+    emulator::Thread& thread = emulator::self();
+    thread.cluster->enter(thread, from);
+    const auto address = reinterpret_cast<uintptr_t>(pointer);
+    std::string where;
+    std::size_t number = 0;
+    if (const emulator::Block* block = emulator::holder(address)) {
+        char text[48];
+        std::snprintf(text, sizeof text, "shared memory at 0x%x", block->memory.address_of(address));
+        where = text;
+    } else if (const emulator::GlobalMemory& memory = *emulator::current_cluster->memory;
+               memory.find(address, 1, number)) {
+        where = memory.element(address, number);
+    }
+    if (where.empty()) where = "an address";
+    emulator::fail_at(emulator::Fault::misaligned, address, "%s a %s at %s, which is not a multiple of %d bytes",
+                      use.check == 0   ? "loads"
+                      : use.check == 1 ? "stores"
+                                       : "uses",
+                      use.type->name, where.c_str(), 1 << use.log_alignment);
+}
+
 #define EMULATOR_ACCESS(name, bytes, write) \
     extern "C" void name(void* address) { emulator::access(address, bytes, write, __builtin_return_address(0)); }
 #define EMULATOR_ACCESSES(bytes)                                         \
@@ -153,6 +202,9 @@ EMULATOR_ACCESSES(16)
 #undef EMULATOR_ACCESS
 
 extern "C" {
+void __ubsan_handle_type_mismatch_v1(const EmulatorAlignment* use, void* pointer) {
+    emulator_misaligned(*use, pointer, __builtin_return_address(0));
+}
 void __tsan_init() {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}

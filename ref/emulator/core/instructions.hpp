@@ -136,7 +136,7 @@ using emulator::self;
 bool elect_sync() {
     EMULATOR_ENTER;
     emulator::exchange("elect.sync", {});
-    return self().lane() == current_cluster->elected_lane();
+    return self().lane() == current_cluster->elected_lane() % std::popcount(self().lanes());
 }
 
 // ------------------------------------------------------------------------------------------ shared memory

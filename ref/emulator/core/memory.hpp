@@ -8,7 +8,10 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <deque>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -28,10 +31,41 @@ struct EmulatorTensor {
 
 namespace emulator {
 
+// What launchers have taken by cudaMalloc and not given back. A launch may use it beside its tensors.
+class Allocations {
+  public:
+    static void add(void* memory, std::size_t bytes) {
+        const std::lock_guard lock(mutex_);
+        all_[reinterpret_cast<uintptr_t>(memory)] = {bytes, ++count_};
+    }
+    static bool remove(void* memory) {
+        const std::lock_guard lock(mutex_);
+        return all_.erase(reinterpret_cast<uintptr_t>(memory));
+    }
+    static void list(std::vector<EmulatorTensor>& tensors, std::deque<std::string>& names) {
+        const std::lock_guard lock(mutex_);
+        for (const auto& [begin, one] : all_) {
+            names.push_back("cudaMalloc_" + std::to_string(one.number));
+            const auto bytes = static_cast<int64_t>(one.bytes);
+            tensors.push_back({names.back().c_str(), begin, bytes, 1, 1, 0, {bytes}, {1}});
+        }
+    }
+
+  private:
+    struct Allocation {
+        std::size_t bytes;
+        int number;  // in the order of the calls
+    };
+    static inline std::map<uintptr_t, Allocation> all_;
+    static inline int count_ = 0;
+    static inline std::mutex mutex_;
+};
+
 class GlobalMemory {
   public:
     GlobalMemory(const EmulatorTensor* tensors, int64_t count, const Call& call)
-        : tensors_(tensors, tensors + count), call_(call), call_address_(reinterpret_cast<uintptr_t>(&call)) {
+        : tensors_(tensors, tensors + count), call_(call) {
+        if (count) Allocations::list(tensors_, names_);
         Dl_info found;
         if (dladdr(call.kernel, &found)) image_ = found.dli_fbase;
         writers_.resize(tensors_.size());
@@ -77,10 +111,23 @@ class GlobalMemory {
         return tensors_[number].name + index(tensors_[number], address);
     }
 
-    // Whether it is one of the kernel's arguments or a constant of its library.
+    // What is wrong with a write to an element that thread block number `other` has written.
+    std::string conflict(uintptr_t address, std::size_t number, int64_t other) const {
+        return element(address, number) + ", which block " + std::to_string(other) +
+               " has written: nothing orders the two that the emulator knows of (where atomics do, as in a lock, "
+               "lab.run's several_writers=[\"" +
+               tensors_[number].name + "\"] allows it)";
+    }
+
+    // Whether it is one of the kernel's arguments, or a variable or constant of its library.
     bool holds(uintptr_t address) const {
         return address - reinterpret_cast<uintptr_t>(call_.arguments) < call_.bytes ||
-               address - call_address_ < sizeof call_ || runs(reinterpret_cast<const void*>(address));
+               runs(reinterpret_cast<const void*>(address));
+    }
+
+    // Whether a kernel may use the bytes; if they are a tensor's, `number` is that one's.
+    bool allows(uintptr_t address, std::size_t bytes, std::size_t& number) const {
+        return !known() || find(address, bytes, number) || holds(address);
     }
 
     // Says where the bytes lie: the element that the nearest tensor would have there, and how far outside it is.
@@ -124,10 +171,10 @@ class GlobalMemory {
     }
 
     std::vector<EmulatorTensor> tensors_;
+    std::deque<std::string> names_;                      // of allocations
     using Writers = std::vector<std::atomic<uint32_t>>;  // for each element: 1 + the block that wrote it last; 0 = none
     std::vector<std::unique_ptr<Writers>> writers_;
     Call call_;
-    uintptr_t call_address_;
     const void* image_ = nullptr;
 };
 

@@ -154,6 +154,7 @@ struct Actor {
     uint32_t moment = 1;
     Known known;
     const void* from = nullptr;   // the place in the kernel's machine code that called the emulator last
+    bool doubtful = false;        // its last store is a race if it changes what lies there (SharedMemory::doubt)
     std::vector<Words> unfenced;  // written since the last fence.proxy.async
 
     Moment now() const { return {number, moment}; }

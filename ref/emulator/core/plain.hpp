@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdarg>
+#include <utility>
 
 #include "../cooperative_groups.h"
 #include "cluster.hpp"
@@ -18,6 +19,28 @@ Lanes gather(const char* what, unsigned mask, uint64_t bits) {
     return lanes;
 }
 
+// On a GPU the lanes of a branch execute it together. Here each lane runs by itself, so a lane that asks who is with it
+// waits until all lanes of its warp have come to the same place, or for kTurns turns: those that are elsewhere then
+// wait for something, have exited, or are on another way.
+uint32_t active_lanes() {
+    EMULATOR_ENTER;
+    constexpr int kTurns = 64;
+    Thread& thread = self();
+    Block& block = *thread.block;
+    const auto warp = static_cast<std::size_t>(thread.warp()), lane = static_cast<std::size_t>(thread.lane());
+    Convergence& here = block.convergences[{warp, thread.from}];
+    here.arrived |= 1u << lane;
+    here.together[lane] = 0;
+    for (int turn = 0; turn < kTurns && !here.together[lane] && here.arrived != block.alive[warp]; ++turn)
+        current_cluster->yield();
+    if (!here.together[lane]) {
+        const uint32_t all = std::exchange(here.arrived, 0);
+        for (std::size_t one = 0; one < 32; ++one)
+            if (all >> one & 1) here.together[one] = all;
+    }
+    return here.together[lane];
+}
+
 // ------------------------------------------------------------------------------------------------ shared memory
 
 // The block of the calling thread's cluster in whose shared memory a pointer lies; nullptr if in none.
@@ -30,11 +53,18 @@ inline Block* holder(uintptr_t pointer) {
 }
 
 void* shared_variable(const void* key, std::size_t bytes, std::size_t alignment) {
+    self().from = __builtin_return_address(0);
     SharedMemory& memory = self().block->memory;
     const auto offset = memory.variable(key, static_cast<uint32_t>(bytes), static_cast<uint32_t>(alignment));
     if (!offset)
         fail(Fault::out_of_bounds, "a __shared__ variable of %zu bytes: the block's shared memory has no room for it",
              bytes);
+    if (memory.variables_bytes() > kSharedUnasked)
+        fail(Fault::out_of_bounds,
+             "a __shared__ variable of %zu bytes: with it the block has %u bytes of them, and nvcc refuses more than "
+             "%u; "
+             "larger arrays have to be dynamic (extern __shared__, and the launch says their bytes)",
+             bytes, memory.variables_bytes(), kSharedUnasked);
     return memory.pointer(*offset);
 }
 void* dynamic_shared_memory() { return self().block->memory.pointer(0); }
@@ -49,6 +79,8 @@ uint32_t shared_address(const void* pointer) {
     const uint32_t shared = block->memory.address_of(address);
     return block == self().block ? shared : at_rank(shared, static_cast<uint32_t>(block->rank));
 }
+bool is_shared(const void* pointer) { return holder(reinterpret_cast<uintptr_t>(pointer)); }
+bool is_local(const void* pointer) { return Stacks::holds(reinterpret_cast<uintptr_t>(pointer)); }
 void* shared_pointer(uint32_t address) {
     EMULATOR_ENTER;
     return remote_block(address).memory.pointer((address & kOffsetMask) - kSharedBase);
@@ -128,7 +160,7 @@ void use_atomically(void* pointer, std::size_t bytes) {
                 bytes);
     if (Block* block = holder(address))
         use_shared(*block, address, bytes, true, true);
-    else if (current_cluster->memory->known() && !current_cluster->memory->find(address, bytes, self().last_tensor))
+    else if (!current_cluster->memory->allows(address, bytes, self().last_tensor))
         access_outside(address, bytes, true);
     current_cluster->maybe_yield();
 }
@@ -137,6 +169,7 @@ uint64_t atomic(void* pointer, std::size_t bytes, AtomicOp op, Number number, ui
     EMULATOR_ENTER;
     use_atomically(pointer, bytes);
     const bool wide = bytes == 8;
+    if (bytes == 2) return atomic_of<uint16_t, uint16_t>(pointer, op, operand, compare);
     switch (number) {
         case Number::kFloat:
             return wide ? atomic_of<double, uint64_t>(pointer, op, operand, compare)
@@ -148,6 +181,31 @@ uint64_t atomic(void* pointer, std::size_t bytes, AtomicOp op, Number number, ui
             return wide ? atomic_of<uint64_t, uint64_t>(pointer, op, operand, compare)
                         : atomic_of<uint32_t, uint32_t>(pointer, op, operand, compare);
     }
+}
+
+// red.global.add.v2.f32 and .v4.f32.
+template <typename Vector>
+Vector add_vector(Vector* pointer, const Vector& value, const void* from) {
+    Thread& thread = self();
+    thread.cluster->enter(thread, from);
+    const auto address = reinterpret_cast<uintptr_t>(pointer);
+    if (address % sizeof(Vector))
+        fail_at(Fault::misaligned, address, "atomicAdd of %zu bytes at an address that is no multiple of it",
+                sizeof(Vector));
+    if (holder(address))
+        fail_at(Fault::invalid_operand, address, "atomicAdd of a vector in shared memory; global memory is needed");
+    if (!current_cluster->memory->allows(address, sizeof(Vector), thread.last_tensor))
+        access_outside(address, sizeof(Vector), true);
+    Vector old;
+    for (std::size_t at = 0; at < sizeof(Vector); at += sizeof(float)) {
+        uint32_t operand;
+        std::memcpy(&operand, reinterpret_cast<const char*>(&value) + at, sizeof operand);
+        const auto before = static_cast<uint32_t>(
+            atomic_of<float, uint32_t>(reinterpret_cast<char*>(pointer) + at, AtomicOp::kAdd, operand, 0));
+        std::memcpy(reinterpret_cast<char*>(&old) + at, &before, sizeof before);
+        current_cluster->maybe_yield();
+    }
+    return old;
 }
 
 // ------------------------------------------------------------------------------------------------------- others
@@ -177,7 +235,7 @@ void trap(const char* what) {
     fail(Fault::crashed, "executes %s", what);
 }
 
-uint64_t clock() { return current_cluster->steps(); }
+uint64_t steps() { return current_cluster ? current_cluster->steps() : 0; }  // 0: on the host
 void sleep() {
     EMULATOR_ENTER;
     current_cluster->maybe_yield();
@@ -207,6 +265,13 @@ extern "C" [[noreturn]] void emulator_assert_fail(const char* assertion, const c
 extern "C" [[noreturn]] void emulator_assert_rtn(const char* function, const char* file, int line,
                                                  const char* assertion) {
     emulator::failed_assert(assertion, file, static_cast<unsigned>(line), function);
+}
+
+float2 atomicAdd(float2* address, float2 value) {
+    return emulator::add_vector(address, value, __builtin_return_address(0));
+}
+float4 atomicAdd(float4* address, float4 value) {
+    return emulator::add_vector(address, value, __builtin_return_address(0));
 }
 
 int __syncthreads_count(int predicate) {

@@ -126,6 +126,7 @@ struct Session {
     uintptr_t library_begin = 0;
     std::string printed;  // by the kernel's printf
     std::string refusal;  // the launcher's last objection to its arguments
+    int error = 0;        // a cudaError_t: what cudaGetLastError() is to return
 };
 inline thread_local Session session;
 

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <optional>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "fault.hpp"
@@ -16,9 +17,10 @@
 
 namespace emulator {
 
-constexpr uint32_t kSharedBase = 1024;     // where dynamic shared memory starts; so 0 is never a valid address
-constexpr uint32_t kSharedLimit = 232448;  // the most dynamic shared memory a Hopper block can have
-constexpr uint32_t kRankShift = 24;        // shared::cluster addresses: block rank + 1 above these bits
+constexpr uint32_t kSharedBase = 1024;          // where dynamic shared memory starts; so 0 is never a valid address
+constexpr uint32_t kSharedLimit = 232448;       // the most dynamic shared memory a Hopper block can have
+constexpr uint32_t kSharedUnasked = 48 * 1024;  // what a block can have without cudaFuncSetAttribute
+constexpr uint32_t kRankShift = 24;             // shared::cluster addresses: block rank + 1 above these bits
 constexpr uint32_t kOffsetMask = (1u << kRankShift) - 1;
 using Chunk = std::array<uint8_t, 16>;
 
@@ -66,6 +68,9 @@ class SharedMemory {
         return variables_begin_;
     }
 
+    // The bytes of the __shared__ variables, with what lies between them.
+    uint32_t variables_bytes() const { return kSharedLimit - variables_begin_; }
+
     // ---- Pointers, as plain C++ uses them
     uint8_t* pointer(uint32_t offset) { return generic_.data() + offset; }
     bool holds(uintptr_t address) const {
@@ -100,7 +105,19 @@ class SharedMemory {
         writable(at, bytes, address, "st.shared");
         order(at, bytes, true, actor);
         std::memcpy(&generic_[at], data, bytes);
+        if (actor.doubtful) [[unlikely]]
+            settle(actor);
         mark(at, bytes, actor);
+    }
+    // A thread's last store had no order with an earlier one of the same place. It is a race only if it has written
+    // another value: what several threads set to one value has that value afterwards, whoever was the last. The hook of
+    // a store is called before the store, so this is asked as soon as the thread does anything that the emulator sees.
+    [[gnu::noinline]] static void settle(Actor& actor) {
+        actor.doubtful = false;
+        const Doubt doubt = *std::exchange(doubt_, std::nullopt);
+        if (std::memcmp(&doubt.memory->generic_[doubt.at], doubt.before.data(), doubt.bytes) == 0) return;
+        actor.from = doubt.from;
+        doubt.memory->write_race(doubt.word, true, doubt.earlier);
     }
     // fence.proxy.async by a thread: its own writes become visible to the async proxy.
     void publish(Actor& actor) {
@@ -237,6 +254,14 @@ class SharedMemory {
         Moment by;
         const void* from = nullptr;  // the place in the kernel
     };
+    struct Doubt {
+        const SharedMemory* memory;
+        uint32_t word, at, bytes;
+        Chunk before;  // what lay there
+        Written earlier;
+        const void* from;
+    };
+    static inline thread_local std::optional<Doubt> doubt_;  // of the thread that runs: Actor::doubtful
     struct ChunkState {
         uint16_t reading = 0;                             // number of TMA stores that may still read it
         bool landing = false;                             // a TMA load is on its way
@@ -292,6 +317,8 @@ class SharedMemory {
 
     // A thread loads or stores: whatever it conflicts with must lie before.
     void order(uint32_t at, uint32_t bytes, bool writes, Actor& actor) {
+        if (actor.doubtful) [[unlikely]]
+            settle(actor);
         if (actor.moment == 0) return;
         const uint32_t end = (at + bytes + kWord - 1) / kWord;
         for (uint32_t word = at / kWord; word < end;) {
@@ -300,18 +327,21 @@ class SharedMemory {
             const bool whole = next - word == kChunkWords;
             if (!whole && !state.split) split(state, word / kChunkWords * kChunkWords);
             if (whole && !state.split)
-                order_word(word, state, writes, actor);
+                order_word(word, state, writes, actor, at, bytes);
             else
-                for (uint32_t part = word; part < next; ++part) order_word(part, state, writes, actor);
+                for (uint32_t part = word; part < next; ++part) order_word(part, state, writes, actor, at, bytes);
             if (whole && writes) state.split = false;
             word = next;
         }
     }
-    void order_word(uint32_t word, ChunkState& state, bool writes, Actor& actor) {
+    void order_word(uint32_t word, ChunkState& state, bool writes, Actor& actor, uint32_t at, uint32_t bytes) {
         const Moment now = actor.now();
         Written& written = written_[word];
         if (!actor.comes_after(state.loaded)) load_race(word, writes, state);
-        if (!actor.comes_after(written.by)) write_race(word, writes, written);
+        if (!actor.comes_after(written.by)) {
+            if (!writes || bytes > kChunk) write_race(word, writes, written);
+            doubt(word, at, bytes, written, actor);
+        }
         state.touched = true;
         if (writes) {
             if (reader_of_[word] || !actor.comes_after(read_[word]))
@@ -338,6 +368,12 @@ class SharedMemory {
     // The word whose entries in written_, read_ and reader_of_ are those of this word.
     uint32_t entry(uint32_t word) const {
         return state_[word / kChunkWords].split ? word : word / kChunkWords * kChunkWords;
+    }
+    [[gnu::noinline]] void doubt(uint32_t word, uint32_t at, uint32_t bytes, const Written& earlier, Actor& actor) {
+        if (actor.doubtful) return;
+        actor.doubtful = true;
+        doubt_ = {this, word, at, bytes, {}, earlier, actor.from};
+        std::memcpy(doubt_->before.data(), &generic_[at], bytes);
     }
     [[gnu::noinline]] void load_race(uint32_t word, bool writes, const ChunkState& state) const {
         fail_race(writes ? Fault::write_during_load : Fault::read_during_load, word * kWord + kSharedBase,

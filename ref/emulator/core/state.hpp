@@ -71,6 +71,11 @@ struct Exchange {
     Waiters waiters;
 };
 
+struct Convergence {  // lanes of a warp that have asked at one place who is with them (active_lanes)
+    uint32_t arrived = 0;
+    std::array<uint32_t, 32> together{};  // for each lane, the answer; 0: none yet
+};
+
 struct Aligned {  // an .aligned instruction, and the lanes that have come to it
     const char* what = nullptr;
     int line = 0;
@@ -186,6 +191,7 @@ struct Thread : Actor {
 
     int warp() const { return index / 32; }
     int lane() const { return index % 32; }
+    inline uint32_t lanes() const;  // of its warp: a bit for each
     Place place() const;
 };
 
@@ -198,9 +204,10 @@ struct Block {
     std::array<NamedBarrier, 16> barriers;
     std::string mixed_barrier;  // what is odd about a phase of a named barrier that threads of two groups completed
     std::vector<std::map<uint32_t, Exchange>> exchanges;  // of each warp, by the lanes that take part
-    std::vector<uint32_t> alive;                          // of each warp, a bit for each lane
-    std::vector<Aligned> aligned;                         // of each warp
-    std::vector<WgmmaQueue> wgmmas;                       // of each warp
+    std::map<std::pair<std::size_t, const void*>, Convergence> convergences;  // by warp and place in the kernel
+    std::vector<uint32_t> alive;                                              // of each warp, a bit for each lane
+    std::vector<Aligned> aligned;                                             // of each warp
+    std::vector<WgmmaQueue> wgmmas;                                           // of each warp
     // Of each warpgroup: WGMMAs not yet issued by all four warps, and how many have.
     std::vector<std::map<int64_t, std::pair<WgmmaForm, int>>> warpgroup_wgmmas;
     std::array<DecodedOperand, 8> decoded;
@@ -218,6 +225,9 @@ struct Block {
     std::vector<Thread*> threads;
 };
 
+// The lanes of a warp, a bit for each: the last warp of a block may have fewer than 32.
+inline uint32_t lanes_of(int warp, int threads) { return threads >= 32 * (warp + 1) ? ~0u : (1u << threads % 32) - 1; }
+inline uint32_t Thread::lanes() const { return lanes_of(warp(), static_cast<int>(block->threads.size())); }
 // Whether the kernel ahead is known to have ended: the thread has waited for it, or a thread of its block has, of whose
 // wait it knows. Where the order is not followed, any thread's wait will do.
 inline bool knows_dependency(const Thread& thread) {

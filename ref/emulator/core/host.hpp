@@ -1,0 +1,155 @@
+// The functions that ../cuda_host.hpp declares: what a launcher does on the host.
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+
+#include "../cuda_host.hpp"
+#include "grid.hpp"
+
+namespace emulator {
+
+inline cudaError_t failed(cudaError_t error) {
+    session.error = error;
+    return error;
+}
+// What a GPU would report of the kernels that were launched before.
+inline cudaError_t outcome() { return session.fault ? failed(cudaErrorLaunchFailure) : cudaSuccess; }
+
+// The dynamic shared memory that a kernel may be given, where cudaFuncSetAttribute has said so.
+inline std::mutex allowed_mutex;
+inline std::map<const void*, int> allowed_bytes;
+
+cudaError_t allow(const void* kernel, cudaFuncAttribute attribute, int value) {
+    if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
+    if (value < 0 || value > static_cast<int>(kSharedLimit)) return failed(cudaErrorInvalidValue);
+    const std::lock_guard lock(allowed_mutex);
+    allowed_bytes[kernel] = value;
+    return cudaSuccess;
+}
+
+void start_from_host(const HostLaunch& launch, const void* kernel,
+                     void (*run)(const void* kernel, const void* arguments), const void* arguments, std::size_t bytes) {
+    if (outcome() != cudaSuccess) return;
+    const auto size = [](const dim3& box) { return static_cast<int64_t>(box.x) * box.y * box.z; };
+    const auto multiple = [](uint32_t blocks, uint32_t cluster) { return blocks && cluster && blocks % cluster == 0; };
+    const dim3 &grid = launch.grid, &cluster = launch.cluster;
+    {
+        const std::lock_guard lock(allowed_mutex);
+        const auto found = allowed_bytes.find(kernel);
+        const std::size_t most =
+            found == allowed_bytes.end() ? kSharedUnasked : static_cast<std::size_t>(found->second);
+        if (launch.shared_bytes > std::max<std::size_t>(most, kSharedUnasked)) {
+            failed(cudaErrorInvalidValue);
+            return;
+        }
+    }
+    if (!multiple(grid.x, cluster.x) || !multiple(grid.y, cluster.y) || !multiple(grid.z, cluster.z)) {
+        failed(cudaErrorInvalidConfiguration);
+        return;
+    }
+    const LaunchConfig config{.blocks = size(grid),
+                              .threads = static_cast<uint32_t>(std::min<int64_t>(size(launch.block), UINT32_MAX)),
+                              .shared_bytes = static_cast<uint32_t>(launch.shared_bytes),
+                              .stream = launch.stream,
+                              .cluster = static_cast<uint32_t>(size(cluster))};
+    if (run_grid(config, {grid, launch.block, cluster}, {kernel, run, arguments, bytes}) && !session.fault)
+        failed(cudaErrorInvalidConfiguration);
+    outcome();
+}
+
+cudaError_t allocate(void** memory, std::size_t bytes) {
+    if (outcome() != cudaSuccess) return cudaErrorLaunchFailure;
+    constexpr std::size_t kAlignment = 256;
+    *memory = bytes ? std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment) : nullptr;
+    if (bytes && !*memory) return failed(cudaErrorMemoryAllocation);
+    if (bytes) std::memset(*memory, 0xFF, bytes);  // NaN, whatever floating-point type it is read as
+    if (bytes) Allocations::add(*memory, bytes);
+    return cudaSuccess;
+}
+
+cudaError_t copy_to(void* to, std::size_t size, std::size_t offset, const void* from, std::size_t bytes) {
+    if (offset > size || bytes > size - offset) return failed(cudaErrorInvalidValue);
+    std::memcpy(static_cast<char*>(to) + offset, from, bytes);
+    return outcome();
+}
+cudaError_t copy_from(void* to, const void* from, std::size_t size, std::size_t offset, std::size_t bytes) {
+    if (offset > size || bytes > size - offset) return failed(cudaErrorInvalidValue);
+    std::memcpy(to, static_cast<const char*>(from) + offset, bytes);
+    return outcome();
+}
+
+}  // namespace emulator
+
+cudaError_t cudaGetLastError() {
+    const auto error = static_cast<cudaError_t>(emulator::session.error);
+    emulator::session.error = cudaSuccess;
+    emulator::outcome();
+    return error;
+}
+cudaError_t cudaPeekAtLastError() { return static_cast<cudaError_t>(emulator::session.error); }
+const char* cudaGetErrorName(cudaError_t error) {
+    switch (error) {
+#define EMULATOR_NAMED(name) \
+    case name:               \
+        return #name
+        EMULATOR_NAMED(cudaSuccess);
+        EMULATOR_NAMED(cudaErrorInvalidValue);
+        EMULATOR_NAMED(cudaErrorMemoryAllocation);
+        EMULATOR_NAMED(cudaErrorInvalidConfiguration);
+        EMULATOR_NAMED(cudaErrorInvalidDevice);
+        EMULATOR_NAMED(cudaErrorLaunchFailure);
+#undef EMULATOR_NAMED
+    }
+    return "unrecognized error code";
+}
+const char* cudaGetErrorString(cudaError_t error) {
+    switch (error) {
+        case cudaSuccess:
+            return "no error";
+        case cudaErrorInvalidValue:
+            return "invalid argument";
+        case cudaErrorMemoryAllocation:
+            return "out of memory";
+        case cudaErrorInvalidConfiguration:
+            return "invalid configuration argument";
+        case cudaErrorInvalidDevice:
+            return "invalid device ordinal";
+        case cudaErrorLaunchFailure:
+            return "unspecified launch failure";
+    }
+    return "unrecognized error code";
+}
+
+cudaError_t cudaFree(void* memory) {
+    if (memory && !emulator::Allocations::remove(memory)) return emulator::failed(cudaErrorInvalidValue);
+    std::free(memory);
+    return emulator::outcome();
+}
+cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind) {
+    if (bytes && (!to || !from)) return emulator::failed(cudaErrorInvalidValue);
+    if (bytes) std::memmove(to, from, bytes);
+    return emulator::outcome();
+}
+cudaError_t cudaMemset(void* memory, int value, std::size_t bytes) {
+    if (bytes && !memory) return emulator::failed(cudaErrorInvalidValue);
+    if (bytes) std::memset(memory, value, bytes);
+    return emulator::outcome();
+}
+cudaError_t cudaDeviceSynchronize() { return emulator::outcome(); }
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
+    if (device) return emulator::failed(cudaErrorInvalidDevice);
+    *properties = {.name = "the emulated Hopper SM",
+                   .major = 9,
+                   .minor = 0,
+                   .multiProcessorCount = emulator::kResident,
+                   .warpSize = 32,
+                   .maxThreadsPerBlock = 1024,
+                   .totalGlobalMem = std::size_t{80} << 30,
+                   .sharedMemPerBlock = emulator::kSharedUnasked,
+                   .sharedMemPerBlockOptin = emulator::kSharedLimit,
+                   .sharedMemPerMultiprocessor = emulator::kSharedLimit + 1024};
+    return cudaSuccess;
+}

@@ -1,0 +1,4 @@
+// CUDA's <device_atomic_functions.h> for the emulator, where cuda_runtime.h has all of it.
+#pragma once
+
+#include "cuda_runtime.h"

@@ -126,14 +126,16 @@ inline SharedTransfer bytes_of(const char* who, uint32_t shared, void* global, u
 // that the last bytes were part of.
 inline void check_global(const GlobalMemory& memory, const Block& block, const uint8_t* global, std::size_t bytes,
                          std::size_t& number, bool write, bool once) {
+    if (!memory.known()) return;
     const auto address = reinterpret_cast<uintptr_t>(global);
-    if (!memory.known() || memory.holds(address)) return;
-    if (!memory.is_tensor(address, bytes, number) && !memory.find(address, bytes, number))
+    if (!memory.is_tensor(address, bytes, number) && !memory.find(address, bytes, number)) {
+        if (memory.holds(address)) return;
         fail_at(Fault::global_out_of_bounds, address, "TMA %s %zu bytes at %s: %s",
                 write ? "store writes" : "load reads", bytes, memory.describe(address, bytes).c_str(),
                 write ? "the tensor map describes more than there is, or the last row ends inside these 16 bytes, "
                         "which are written whole"
                       : "the tensor map describes more than there is");
+    }
     if (!once) return;
     if (const auto other = memory.write(address, bytes, number, block.index))
         fail_at(Fault::written_twice, address, "TMA store writes %s", memory.conflict(address, number, *other).c_str());

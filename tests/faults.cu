@@ -333,7 +333,7 @@ const char* refused(int64_t which, const float* tensor) {
         case 105:
             return box(tensor, 64, 64, 64, 64, 64, Swizzle::k128B);
         case 106:
-            return launch(fault, {.blocks = 1, .threads = 100}, 0, map, nullptr);
+            return launch(fault, {.blocks = 1, .threads = 1025}, 0, map, nullptr);
         case 107:
             return launch(fault, {.blocks = 1, .threads = 128, .shared_bytes = 232449}, 0, map, nullptr);
         case 108:

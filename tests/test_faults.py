@@ -149,7 +149,9 @@ FAULTS = {
         r"warp 2, lane 6: writes 4 bytes at T\[-1, 63\], outside T of shape 64 x 64: 4 bytes before",
     ),
     55: Fault("global_out_of_bounds", r"reads local memory of thread \d+, which only that thread can use"),
-    56: Fault("endless_loop", r"warp 2, lane 6: has run for seconds without an instruction: an endless loop"),
+    56: Fault(
+        "endless_loop", r"warp 2, lane 6: has run for a second without an instruction: an endless loop"
+    ),
     57: Fault("endless_loop", r"has run for long without an instruction, and nothing else happens meanwhile"),
     58: Fault("crashed", r"has used up its stack"),
     59: Fault("crashed", r"warp 2, lane 6: reaches code that is not to be reached"),
@@ -234,7 +236,7 @@ REFUSALS = {
     103: "a box is 1 to 256 elements along each dimension",
     104: "a box row of 12 bytes is not a multiple of 16",
     105: "a 128-byte-swizzled box row has 256 bytes",
-    106: "a block of 100 threads; a multiple of 32 up to 1024 is needed",
+    106: "a block of 1025 threads; 1 to 1024 are needed",
     107: "232449 bytes of shared memory a block; Hopper has 232448",
     108: "3 blocks in clusters of 2",
     109: "more than 2^31 - 1 blocks",

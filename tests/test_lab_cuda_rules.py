@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from gemm_ladder import lab
 from gemm_ladder.errors import BuildError, EmulatorError, InputError
+from gemm_ladder.ref import emulator
 
 HEADER = "#include <cuda_runtime.h>\n"
 
@@ -253,3 +257,24 @@ def test_where_a_stray_access_lies() -> None:
     assert "writes 4 bytes of shared memory, 0 bytes behind the end of the block's" in str(one)
     one = fault("__global__ void k(float* y, const float* x) { y[0] = x[3]; }\n", y, None, block=1)
     assert one.what == "global_out_of_bounds" and "at address 0xc: by way of a null pointer" in str(one)
+
+
+# ------------------------------------------------------------------------------------------------- the README
+
+
+def test_the_examples_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
+    readme = Path(emulator.__file__).with_name("README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.S)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block, {})
+    sound = "20 schedules: no fault, and the same result each time."
+    assert capsys.readouterr().out.splitlines() == [sound, sound, "True"]
+    broken = blocks[0].replace("    __syncthreads();\n", "")
+    broken = "\n".join(line for line in broken.splitlines() if not line.startswith("lab.run"))
+    assert len(broken.splitlines()) == len(blocks[0].splitlines()) - 2
+    exec(broken, {})
+    said = capsys.readouterr().out
+    assert (
+        "20 of 20 schedules: data_race. " in said and "nothing orders the two: a barrier is missing" in said
+    )

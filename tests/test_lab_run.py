@@ -75,6 +75,7 @@ def test_what_a_kernel_wrote(source: str, tmp_path: Path, capsys: Output) -> Non
     assert shown.startswith("The emulator: ") and "64 steps" in shown
     assert "0: float32[64]=arange           as it was" in shown
     assert "60 of 64 values written; 4 NaN; -147.5 to -0, mean -73.75; begins -0, -2.5, -5" in shown
+    assert "[0. 1. 2." not in shown, "x is as it was"
     assert "-145.  -147.5" in shown and f"Written: {saved}" in shown
     with np.load(saved) as after:
         np.testing.assert_array_equal(after["arg1"][:60], -2.5 * np.arange(60))

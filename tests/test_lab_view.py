@@ -517,7 +517,8 @@ def test_stepper_at_a_fault() -> None:
 def test_terminal() -> None:
     terminal = Terminal(lab.Stepper(recorded("s3_tma")))
     terminal.stdout = io.StringIO()
-    for line in ("n mbarrier_phase", "", "b", "s", "n nonsense", "end", "source", "what"):
+    lines = ("n mbarrier_phase", "", "b", "s", "n nonsense", "w 0", "where 99", "where", "barrier full 0")
+    for line in (*lines, "barrier none", "end", "source", "what"):
         terminal.onecmd(line)
     said = terminal.stdout.getvalue()
     for words in (
@@ -526,9 +527,13 @@ def test_terminal() -> None:
         "kind is 'nonsense'",
         "no source line",
         "not a command",
+        "warp is 99 of block 0",
+        "where needs a warp's number",
+        "full 0: phase 1, ",
+        "none",
     ):
         assert words in said
-    assert terminal.onecmd("quit")
+    assert terminal.onecmd("quit") and terminal.onecmd("q")
 
 
 # ----------------------------------------------------------------------------------------------- command

@@ -76,7 +76,7 @@ def add_run(subparsers: Subparsers) -> None:
         "--device", choices=("cpu", "cuda"), default="cpu", help="cpu: the emulator (default)"
     )
     parser.add_argument("--seeds", type=int, metavar="N", help="launch it on N schedules of the emulator")
-    parser.add_argument("--print", action="store_true", help="print the arrays after the launch")
+    parser.add_argument("--print", action="store_true", help="print the arrays that the launch has changed")
     parser.add_argument(
         "--save", type=Path, metavar="FILE.npz", help="write the arrays after the launch to FILE"
     )
@@ -170,7 +170,7 @@ def _run(arguments: argparse.Namespace) -> int:
     status = 0
     if arguments.seeds is not None:
         seeds = range(arguments.seed, arguments.seed + arguments.seeds)
-        found = running.sweep(arguments.source, *given.values, seeds=seeds, **options)
+        found = running.sweep(arguments.source, *given.values, seeds=seeds, tick=_ticker(), **options)
         print(found)
         status = 0 if found.sound else 1
     else:
@@ -195,7 +195,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 print(f"Written: {arguments.record}")
     for name, array in given.arrays.items():
         print(f"  {summary(name, before[name], array)}")
-        if arguments.print:
+        if arguments.print and _changed(before[name], array):
             print(np.array2string(array, threshold=2000, max_line_width=110))
     if arguments.save:
         saved: dict[str, Any] = {_key(name): _saved(array) for name, array in given.arrays.items()}
@@ -206,8 +206,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def summary(name: str, before: np.ndarray, after: np.ndarray) -> str:
     """What became of an array, in a line."""
-    bits = f"u{after.itemsize}"
-    changed = int((before.view(bits) != after.view(bits)).sum())
+    changed = _changed(before, after)
     said = f"{name:30} "
     if not changed:
         return f"{said} as it was"
@@ -220,6 +219,12 @@ def summary(name: str, before: np.ndarray, after: np.ndarray) -> str:
         said += f"; {finite.min():.6g} to {finite.max():.6g}, mean {finite.mean():.6g}"
     first = ", ".join(f"{one:.6g}" for one in numbers.ravel()[:CHANGED])
     return f"{said}; begins {first}"
+
+
+def _changed(before: np.ndarray, after: np.ndarray) -> int:
+    """How many elements have other bits."""
+    bits = f"u{after.itemsize}"
+    return int((before.view(bits) != after.view(bits)).sum())
 
 
 def _key(name: str) -> str:

@@ -113,14 +113,15 @@ def packed(value: Any, name: str, parameter: _Kind, library: ctypes.CDLL) -> Any
 def _check_dtype(value: Any, name: str, parameter: _Kind) -> None:
     """Raise InputError for an array whose elements are not what the kernel's pointer points to.
 
-    A pointer to unsigned integers takes any elements of that size, because kernels take BF16 and FP8 as bits.
+    A pointer to unsigned integers takes any elements of that size, and every pointer unsigned integers of its
+    size, because BF16 and FP8 are often passed as bits.
     What a pointer to void, to a vector or to another struct points to is not known.
     """
     if value is None or not parameter.item:
         return
     dtype, bits = dtype_name(value), 8 * parameter.item_bytes
     needed = {
-        "float": (f"float{bits}",),
+        "float": (f"float{bits}", f"uint{bits}"),
         "signed": (f"int{bits}", f"uint{bits}", *(["bool"] if bits == 8 else [])),
         "unsigned": (f"uint{bits}", dtype) if item_bytes(value) == parameter.item_bytes else (f"uint{bits}",),
     }.get(parameter.item, (parameter.item, f"uint{bits}"))

@@ -6,7 +6,7 @@ import ctypes
 import re
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -199,12 +199,14 @@ def sweep(
     symbols: Mapping[str, Array] | None = None,
     threads: int | None = None,
     max_steps: int | None = None,
+    tick: Callable[[str], None] = lambda text: None,
 ) -> Sweep:
     """Launch a kernel on the emulator with many seeds: many orders of its threads, and other moments at which
     asynchronous copies and matrix products happen.
 
     Args:
         seeds: how many, from 0 on, or which.
+        tick: called before each launch with a word on which one it is.
         The others are as for `run`. The arrays end with the results of the first seed without a fault.
 
     Raises:
@@ -228,7 +230,8 @@ def sweep(
     before = [copied(array) for array in launch.arrays]
     found = Sweep(len(chosen))
     first: list[Array] | None = None
-    for seed in chosen:
+    for number, seed in enumerate(chosen):
+        tick(f"schedule {number + 1} of {len(chosen)}, {len(found.faults)} with a fault")
         for array, values in zip(launch.arrays, before, strict=True):
             assign(array, values)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cmd
 import html
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,7 +64,7 @@ class Stepper:
         """Go to the next event; where there is none, stay.
 
         Args:
-            kind: of the event, such as "mbarrier_phase": a name from ref/emulator/core/record.hpp.
+            kind: of the event, such as "mbarrier_phase" or "wgmma"; another word is refused with a list.
             warp: of the thread block.
             block: the thread block.
 
@@ -221,7 +222,7 @@ class Stepper:
 class Terminal(cmd.Cmd):
     """Commands for a Stepper: what `python -m gemm_ladder lab step` reads."""
 
-    intro = "Enter steps to the next event; help lists the commands."
+    intro = "Enter steps to the next event; help lists the commands (n, b, s, w, q are short)."
     prompt = "> "
 
     def __init__(self, stepper: Stepper) -> None:
@@ -244,6 +245,27 @@ class Terminal(cmd.Cmd):
         """state: what all warps do, all mbarriers, and what shared memory holds."""
         print(self.stepper.state(), file=self.stdout)
 
+    def do_where(self, line: str) -> None:
+        """where WARP [BLOCK]: what a warp does or waits for, and since when."""
+        numbers = line.split()
+        if not 1 <= len(numbers) <= 2 or not all(number.isdigit() for number in numbers):
+            print("where needs a warp's number, and may have a block's.", file=self.stdout)
+            return
+        self._answer(lambda: self.stepper.where(*map(int, numbers)))
+
+    def do_barrier(self, line: str) -> None:
+        """barrier NAME or ADDRESS: an mbarrier's phase, pending arrivals and bytes to come."""
+        name = line.strip()
+        address = int(name, 0) if re.fullmatch(r"0x[0-9a-fA-F]+|\d+", name) else name
+
+        def said() -> str:
+            state = self.stepper.barrier(address)
+            if state is None:
+                return f"{name} has not been initialised yet."
+            return f"{name}: phase {state.phase}, {state.pending} pending, {state.bytes} bytes to come"
+
+        self._answer(said)
+
     def do_source(self, line: str) -> None:
         """source: the source text around the event."""
         print(self.stepper.source(8) or "The event has no source line.", file=self.stdout)
@@ -258,13 +280,22 @@ class Terminal(cmd.Cmd):
         self.do_next("")
         return False
 
-    def default(self, line: str) -> None:
-        short = {"n": self.do_next, "b": self.do_back, "s": self.do_state}
+    def default(self, line: str) -> bool | None:  # type: ignore[override] # cmd's returns what a command does
+        short: dict[str, Callable[[str], bool | None]] = {
+            **{"n": self.do_next, "b": self.do_back, "s": self.do_state, "w": self.do_where},
+            "q": self.do_quit,
+        }
         command, _, rest = line.partition(" ")
         if command in short:
-            short[command](rest)
-        else:
-            print(f"{command!r} is not a command; help lists them.", file=self.stdout)
+            return short[command](rest)
+        print(f"{command!r} is not a command; help lists them.", file=self.stdout)
+        return None
+
+    def _answer(self, said: Callable[[], str]) -> None:
+        try:
+            print(said(), file=self.stdout)
+        except InputError as error:
+            print(error, file=self.stdout)
 
     def _step(self, go: Callable[[str | None, int | None], Stepper], line: str) -> None:
         words = line.split()

@@ -107,7 +107,7 @@ class Signals {
             if (!thread || !current_cluster->memory->runs(from) || !dladdr(from, &found) || !found.dli_sname) return;
             thread->from = from;
             return end(interrupted, Fault::endless_loop, 0,
-                       "has run for seconds without an instruction: an endless loop");
+                       "has run for a second without an instruction: an endless loop");
         }
         if (!thread) {  // not in a kernel: the signal happens again, with the handler that was there before
             for (std::size_t i = 0; i < kSignals.size(); ++i)
@@ -175,7 +175,7 @@ class Watchdog {
     };
 
   private:
-    static constexpr double kSeconds = 3;
+    static constexpr double kSeconds = 1;
     struct Watched {
         const Cluster* cluster;
         pthread_t thread;
@@ -200,7 +200,7 @@ class Watchdog {
 
     void watch() {
         std::unique_lock lock(mutex_);
-        while (!wake_.wait_for(lock, std::chrono::milliseconds(500), [this] { return ended_; })) {
+        while (!wake_.wait_for(lock, std::chrono::milliseconds(250), [this] { return ended_; })) {
             for (Watched& one : watched_) {
                 const uint64_t turn = one.cluster->turn();
                 const double now = cpu_seconds(one.thread);

@@ -10,8 +10,8 @@
 
 namespace emulator {
 
-constexpr uintptr_t kNull = 1 << 16;        // addresses below are a null pointer's, with an index
-constexpr uintptr_t kNearShared = 1 << 16;  // so near an array in shared memory is meant
+constexpr uintptr_t kNull = 1 << 16;       // addresses below are a null pointer's, with an index
+constexpr uint64_t kNearShared = 1 << 16;  // so near an array in shared memory is meant
 
 [[gnu::noinline]] void access_outside(uintptr_t address, std::size_t bytes, bool write) {
     const GlobalMemory& memory = *current_cluster->memory;
@@ -26,10 +26,10 @@ constexpr uintptr_t kNearShared = 1 << 16;  // so near an array in shared memory
                 bytes, static_cast<unsigned long long>(address));
     SharedMemory& shared = self().block->memory;
     const auto begin = reinterpret_cast<uintptr_t>(shared.pointer(0)), end = begin + kSharedLimit;
-    if (address - (begin - kNearShared) < kSharedLimit + 2 * kNearShared)
+    const uint64_t far = address < begin ? begin - address : address - end;
+    if (far < std::min(kNearShared, memory.nearest(address, bytes)))
         fail_at(Fault::out_of_bounds, address, "%s %zu bytes of shared memory, %llu bytes %s the block's", does, bytes,
-                static_cast<unsigned long long>(address < begin ? begin - address : address - end),
-                address < begin ? "before the begin of" : "behind the end of");
+                static_cast<unsigned long long>(far), address < begin ? "before the begin of" : "behind the end of");
     fail_at(Fault::global_out_of_bounds, address, "%s %zu bytes at %s", does, bytes,
             memory.describe(address, bytes).c_str());
 }

@@ -130,14 +130,17 @@ class GlobalMemory {
         return !known() || find(address, bytes, number) || holds(address);
     }
 
+    // How many bytes the nearest tensor is away.
+    uint64_t nearest(uintptr_t address, std::size_t bytes) const {
+        uint64_t least = UINT64_MAX;
+        for (const EmulatorTensor& tensor : tensors_) least = std::min(least, distance(tensor, address, bytes));
+        return least;
+    }
+
     // Says where the bytes lie: the element that the nearest tensor would have there, and how far outside it is.
     std::string describe(uintptr_t address, std::size_t bytes) const {
-        const auto distance = [&](const EmulatorTensor& tensor) -> uint64_t {
-            const uint64_t end = tensor.begin + static_cast<uint64_t>(tensor.bytes);
-            if (address < tensor.begin) return tensor.begin - address;
-            return address + bytes > end ? address + bytes - end : 0;
-        };
-        const EmulatorTensor& tensor = *std::ranges::min_element(tensors_, {}, distance);
+        const EmulatorTensor& tensor =
+            *std::ranges::min_element(tensors_, {}, [&](const auto& one) { return distance(one, address, bytes); });
         std::string shape;
         for (int i = 0; i < tensor.dimensions; ++i) shape += (i ? " x " : "") + std::to_string(tensor.shape[i]);
         std::string text = tensor.name + index(tensor, address) + ", outside " + tensor.name + " of shape " + shape;
@@ -148,6 +151,11 @@ class GlobalMemory {
     }
 
   private:
+    static uint64_t distance(const EmulatorTensor& tensor, uintptr_t address, std::size_t bytes) {
+        const uint64_t end = tensor.begin + static_cast<uint64_t>(tensor.bytes);
+        if (address < tensor.begin) return tensor.begin - address;
+        return address + bytes > end ? address + bytes - end : 0;
+    }
     static bool within(const EmulatorTensor& tensor, uintptr_t address, std::size_t bytes) {
         return address >= tensor.begin && address + bytes <= tensor.begin + static_cast<uint64_t>(tensor.bytes);
     }

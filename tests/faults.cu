@@ -358,6 +358,11 @@ __global__ void fault(int which, const __grid_constant__ TensorMap map, float* t
             else
                 ptx::wgmma_fence();
             return;
+        case 80:  // one lane of each warp waits for an arrival that never comes, and the others for that lane
+            if (threadIdx.x == 0) ptx::mbarrier_init(barrier, 1);
+            __syncthreads();
+            if (lane == 0) ptx::mbarrier_wait_parity(barrier, 0);
+            return __syncwarp();
     }
 }
 

@@ -115,14 +115,7 @@ BUGS = [
         "no barrier between the stores and the tensor core",
         "ptx::fence_proxy_async();\n__syncthreads();",
         "ptx::fence_proxy_async();",
-        [UNFENCED, TOO_EARLY, WRONG],
-    ),
-    Bug(
-        "s2_wgmma",
-        "the next tile is stored while this one is being read",
-        "total[i]);\n__syncthreads();",
-        "total[i]);",
-        [UNFENCED, TOO_EARLY, WRONG],
+        [RACE],
     ),
     Bug(
         "s2_wgmma",
@@ -310,7 +303,7 @@ BUGS = [
         "results leave before all warps have written them",
         "ptx::fence_proxy_async();\n        ptx::bar_sync(1 + consumer, kWarpgroup);",
         "ptx::fence_proxy_async();",
-        [UNFENCED_STORE, TOO_EARLY, WRONG],
+        [RACE],
     ),
     Bug(
         "s5_warp_specialized",

@@ -52,8 +52,14 @@ FAULTS = {
     14: ("global_out_of_bounds", r"reads 16 bytes at tensor\[64, 0\], outside tensor of shape 64 x 64"),
     15: ("invalid_operand", "cp.async of 8 bytes, of which 9 are to be copied: at most 8 are"),
     16: ("missing_proxy_fence", r"wgmma .* reads shared memory at 0x\w+ that thread"),
-    17: ("too_many_arrivals", "cp.async.mbarrier.arrive on mbarrier 0x4400 more often than its count of 1"),
-    18: ("released_too_early", "st.shared overwrites 0x400 while a WGMMA or a TMA store may still read it"),
+    17: (
+        "too_many_arrivals",
+        "cp.async.mbarrier.arrive on mbarrier 0x4400 .full 0. more often than its count of 1",
+    ),
+    18: (
+        "released_too_early",
+        "st.shared overwrites shared memory at 0x400, which a WGMMA of warps 0 to 3 may still read",
+    ),
 }
 
 

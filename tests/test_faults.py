@@ -35,7 +35,7 @@ FAULTS = {
     ),
     2: Fault("divergent_warpgroup", r"wgmma needs a whole warpgroup: four warps, the first a multiple of 4"),
     3: Fault(
-        "divergent_warpgroup", r"the block ends with a wgmma that only some warps of a warpgroup issued"
+        "divergent_warpgroup", r"a warp has ended without a wgmma that other warps of its warpgroup issued"
     ),
     4: Fault(
         "accumulator_overwritten", r"writes accumulator register 0 while a WGMMA that adds to it is in flight"
@@ -85,7 +85,7 @@ FAULTS = {
     ),
     25: Fault(
         "endless_polling",
-        r"polls an mbarrier for ever: nothing is on its way and no other thread makes progress",
+        r"polls mbarrier 0x4400 \(empty 0\) for ever: nothing is on its way and no other thread makes",
         address=0x4400,
     ),
     28: Fault(
@@ -122,7 +122,7 @@ FAULTS = {
     ),
     44: Fault(
         "too_many_arrivals",
-        r"arrives on mbarrier 0x4400 more often than its count of 1 in phase 0",
+        r"arrives on mbarrier 0x4400 \(full 0\) more often than its count of 1 in phase 0: the count is",
         address=0x4400,
     ),
     45: Fault("block_not_started", r"reaches into block [01] of its cluster, which may not have begun"),
@@ -187,7 +187,7 @@ FAULTS = {
     73: Fault("accumulator_read", r"as wgmma.commit_group is missing"),
     74: Fault(
         "released_too_early",
-        r"by warp \d's WGMMA, which is in no group to wait for: wgmma.commit_group is missing",
+        r"which a WGMMA of warps 0 to 3 may still read: it is not committed, .* wgmma.commit_group is missing",
     ),
     77: Fault("divergent_warp", r"executes bar.sync, and other lanes of its warp execute bar.sync elsewhere"),
     78: Fault("divergent_warp", r"executes wgmma.fence, and other lanes of its warp execute wgmma.fence"),
@@ -220,7 +220,7 @@ RACES = {
     ),
     37: Fault(
         "released_too_early",
-        r"st.shared overwrites 0x600 while a WGMMA or a TMA store may still read it: released too early",
+        r"st.shared overwrites shared memory at 0x600, which a TMA store of warp 0 may still read: cp.async",
         address=0x600,
     ),
     42: Fault(
@@ -324,6 +324,19 @@ def test_a_fault_of_asynchronous_work_names_the_thread_that_issued_it() -> None:
 def test_a_deadlock_has_no_single_place() -> None:
     error = caught(7)
     assert (error.block, error.warp, error.lane, error.address) == (None, None, None, None)
+
+
+def test_a_deadlock_says_which_lanes_wait_and_has_a_line() -> None:
+    error = caught(80)
+    assert error.what == "deadlock"
+    assert re.search(
+        r"block 0, warps 0 \(lane 0\) 1 \(lane 0\).* wait for mbarrier 0x4400 \(empty 0\)", str(error)
+    )
+    assert re.search(
+        r"block 0, warps 0 \(lanes 1 to 31\) 1 \(lanes 1 to 31\).* wait for bar.warp.sync", str(error)
+    )
+    file, number = error.line.split(":")
+    assert file == SOURCE.name and "mbarrier_wait_parity" in SOURCE.read_text().splitlines()[int(number) - 1]
 
 
 def test_the_address_of_a_prefetch_is_in_global_memory() -> None:

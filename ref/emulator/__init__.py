@@ -142,10 +142,14 @@ class _Fault(ctypes.Structure):
         library = self.library.decode() if self.library else ""
         line = source_lines.line(library, self.offset) if library and self.offset else None
         other = source_lines.line(library, self.other) if library and self.other else None
-        where = f"{line}; the other place: {other}" if other else line
+        where = source_lines.with_callers(library, self.offset) if line else None
+        if other:
+            where = f"{where}; the other place: {source_lines.with_callers(library, self.other)}"
+        if self.what == b"deadlock":  # whose message has the lines already
+            where = None
         message = re.sub(
             r" \{\+(0x[0-9a-f]+)\}",
-            lambda found: f" ({source_lines.line(library, int(found[1], 16)) or 'unknown line'})",
+            lambda found: f" ({source_lines.with_callers(library, int(found[1], 16)) or 'unknown line'})",
             self.message.decode(),
         )
         return EmulatorError(

@@ -13,7 +13,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 
 _BACK = (1, 0, 2, 4, 8, 16, 32)
-_known: dict[tuple[str, int], tuple[str, int] | None] = {}
+_known: dict[tuple[str, int], list[tuple[str, int]]] = {}
 
 
 class _Symbol(ctypes.Structure):
@@ -69,18 +69,29 @@ def lines(library: str, wanted: Iterable[int]) -> dict[int, tuple[str, int] | No
         answers = _addr2line(library, [offset - back for offset in missing for back in _BACK])
         for offset in missing:
             found = (answers.get(offset - back) for back in _BACK)
-            _known[library, offset] = next(filter(None, found), None)
-    return {offset: _known[library, offset] for offset in chosen}
+            _known[library, offset] = next(filter(None, found), [])
+    return {offset: next(iter(_known[library, offset]), None) for offset in chosen}
 
 
 def line(library: str, offset: int) -> str | None:
     """As lines(), of one call, and without the file's folder: such as "s2_wgmma.cu:65"."""
-    found = lines(library, [offset])[offset]
-    return f"{Path(found[0]).name}:{found[1]}" if found else None
+    return _short(found) if (found := lines(library, [offset])[offset]) else None
 
 
-def _addr2line(library: str, places: list[int]) -> dict[int, tuple[str, int]]:
-    """The innermost line outside the emulator of each place; those without one are left out."""
+def with_callers(library: str, offset: int) -> str | None:
+    """As line(), and the lines that call the functions which the compiler has copied in there: such as
+    "tile.cuh:4, called at gemm.cu:30". A function that is not copied in has no caller's line.
+    """
+    lines(library, [offset])
+    return ", called at ".join(map(_short, _known[library, offset])) or None
+
+
+def _short(place: tuple[str, int]) -> str:
+    return f"{Path(place[0]).name}:{place[1]}"
+
+
+def _addr2line(library: str, places: list[int]) -> dict[int, list[tuple[str, int]]]:
+    """The lines outside the emulator of each place, the innermost first; places without one are left out."""
     asked = "".join(f"{place:#x}\n" for place in places)
     try:
         answered = subprocess.run(
@@ -88,13 +99,13 @@ def _addr2line(library: str, places: list[int]) -> dict[int, tuple[str, int]]:
         )
     except (OSError, subprocess.TimeoutExpired):
         return {}
-    found: dict[int, tuple[str, int]] = {}
+    found: dict[int, list[tuple[str, int]]] = {}
     place = 0
     for text in answered.stdout.splitlines():
         if re.fullmatch(r"0x[0-9a-f]+", text):  # -a: the address comes before its lines
             place = int(text, 16)
         elif (matched := re.match(r"(.*[^?]):(\d+)", text)) and not Path(matched[1]).is_relative_to(HERE):
-            found.setdefault(place, (_named(matched[1], library), int(matched[2])))
+            found.setdefault(place, []).append((_named(matched[1], library), int(matched[2])))
     return found
 
 

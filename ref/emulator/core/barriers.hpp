@@ -31,15 +31,37 @@ inline Mbarrier& mbarrier(Block& block, uint32_t address, const char* who) {
             address, static_cast<long long>(block.index), others.c_str());
 }
 
-// How an mbarrier is called in messages: its address, and the name that the kernel has given it.
+// How an mbarrier is called in messages: its address, and the name that the kernel has given it. One without a name is
+// "full" if it has expected bytes, and "empty" if threads have only waited for it, counted in the order of addresses,
+// as kernels/timeline/spans.py does for pages.
 std::string name_of(const Block& block, uint32_t address) {
     char text[128];
-    const auto found = block.names.find(address);
-    if (found == block.names.end())
-        std::snprintf(text, sizeof text, "mbarrier 0x%x", address);
-    else
-        std::snprintf(text, sizeof text, "mbarrier 0x%x (%s)", address, found->second.c_str());
-    return text;
+    std::snprintf(text, sizeof text, "mbarrier 0x%x", address);
+    if (const auto given = block.names.find(address); given != block.names.end())
+        return text + (" (" + given->second + ")");
+    const auto kind = [](const Mbarrier& barrier) {
+        return barrier.expects ? "full" : barrier.waited_for ? "empty" : nullptr;
+    };
+    const auto found = block.mbarriers.find(address);
+    const char* const mine = found == block.mbarriers.end() ? nullptr : kind(found->second);
+    if (!mine) return text;
+    const auto before =
+        std::count_if(block.mbarriers.begin(), found, [&](const auto& other) { return kind(other.second) == mine; });
+    return text + (" (" + (mine + (" " + std::to_string(before)) + ")"));
+}
+
+// Why a thread may not know that a TMA load has landed that completes on this mbarrier.
+std::string why_not_landed(const SharedMemory& memory, uint32_t mbarrier) {
+    const Block& block =
+        *std::ranges::find_if(current_cluster->blocks, [&](const Block& block) { return &block.memory == &memory; });
+    const std::string name = name_of(block, mbarrier);
+    const auto found = block.mbarriers.find(mbarrier);
+    if (found != block.mbarriers.end() && (found->second.early || found->second.loading > found->second.bytes))
+        return "the phases of " + name +
+               " do not wait for all of its loads: they expect fewer bytes than the loads bring, or count fewer "
+               "arrivals than there are";
+    return "this thread has not waited for " + name +
+           ", on which the load completes, nor met a thread that has (__syncwarp() after one lane's wait)";
 }
 
 // Completes the phase if nothing is outstanding: the barrier then begins its next phase and its waiters go on.
@@ -47,6 +69,7 @@ inline void settle(Mbarrier& barrier, Block& block, uint32_t address) {
     if (barrier.pending || barrier.bytes) return;
     current_cluster->record(Event::mbarrier_phase, block, -1, address, barrier.phase);
     ++barrier.phase;
+    barrier.early |= barrier.loading > 0;
     barrier.pending = barrier.count;
     barrier.completed = barrier.told.take();
     current_cluster->wake(barrier.waiters);
@@ -100,6 +123,7 @@ inline void add_bytes(Block& block, Mbarrier& barrier, uint32_t offset, uint32_t
     if (barrier.bytes >= 1 << 20)
         fail_at(Fault::too_many_bytes, address, "%s expects %lld bytes; the transaction count ends at 2^20 - 1",
                 name_of(block, offset).c_str(), static_cast<long long>(barrier.bytes));
+    barrier.expects = true;
     current_cluster->record(Event::mbarrier_expect_tx, *self().block, self().index, address, bytes);
 }
 
@@ -122,9 +146,12 @@ inline uint64_t arrive(Block& block, uint32_t offset, uint32_t bytes, uint32_t c
         fail_at(Fault::invalid_operand, address, "mbarrier.arrive with a count of %u: 1 to 2^20 - 1 is needed", count);
     if (bytes) add_bytes(block, barrier, offset, address, bytes);
     if (barrier.pending < count)
-        fail_at(Fault::too_many_arrivals, address, "arrives on %s more often than its count of %lld in phase %lld",
-                name_of(block, offset).c_str(), static_cast<long long>(barrier.count),
-                static_cast<long long>(barrier.phase));
+        fail_at(
+            Fault::too_many_arrivals, address,
+            "arrives on %s more often than its count of %lld in phase %lld: the count is too small, or this arrival "
+            "is meant for the next phase, because a stage is used again before a wait for its release",
+            name_of(block, offset).c_str(), static_cast<long long>(barrier.count),
+            static_cast<long long>(barrier.phase));
     barrier.pending -= count;
     if (drops) barrier.count -= count;
     thread.cluster->release(barrier.told);

@@ -107,7 +107,8 @@ class Cluster {
     void poll(uint32_t address) {
         if (++polls_ > kPatience && pending_.empty() && patient_.empty())
             fail_at(Fault::endless_polling, address,
-                    "polls an mbarrier for ever: nothing is on its way and no other thread makes progress");
+                    "polls %s for ever: nothing is on its way and no other thread makes progress",
+                    name_of(*self().block, address).c_str());
         runnable_.push_back(&self());
         self().fiber.suspend();
     }
@@ -132,13 +133,30 @@ class Cluster {
     }
     // The calling thread is told what a barrier was told.
     void acquire(const Known& told) { joined_.tell(self().known, told); }
-    // The moment of a TMA load that the calling thread issues. Loads are another actor than the thread, one for each
-    // warp: who knows that a load was issued does not know that it has landed.
-    Moment next_load() {
-        if (!orders()) return {};
-        const auto warp = self().number / 32;
-        return {numbers() + warp, ++loads_[warp]};
+    // What is asynchronous is another actor than the thread that issues it, one of each kind for each warp: who knows
+    // that a load was issued does not know that it has landed. Of a warpgroup, it is the first warp's.
+    enum class Unit : uint32_t { load, store, wgmma_commit, wgmma_wait, thread_writes };
+    uint32_t actor(Unit unit, uint32_t of) const {
+        return static_cast<uint32_t>(numbers() + static_cast<uint32_t>(unit) * loads_.size()) + of;
     }
+    Moment moment(Unit unit, uint32_t warp, int64_t number) const {
+        if (!orders()) return {};
+        return {actor(unit, warp), static_cast<uint32_t>(number)};
+    }
+    // Of a TMA load, or of a TMA store, that the calling thread issues.
+    Moment next_load() { return moment(Unit::load, self().number / 32, ++loads_[self().number / 32]); }
+    Moment next_store() { return moment(Unit::store, self().number / 32, ++stores_[self().number / 32]); }
+    // A thread, or a warp, learns of `moment`. `told` is where others who learn of the same find it.
+    void learn(Known& known, const Moment& moment, Known& told) {
+        if (!moment.number) return;
+        if (!knows(told, moment) || told->size() != moment.thread + 1 || told->back() != moment.number) {
+            Told only;
+            only.join(nullptr, moment, 0);
+            told = only.take();
+        }
+        joined_.tell(known, told);
+    }
+    void join(Known& known, const Known& more) { joined_.tell(known, more); }
     // The cluster's threads have numbers below this one (Actor::number): 32 for each warp, also for an incomplete one.
     uint32_t numbers() const { return static_cast<uint32_t>(shape_.size * shape_.warps() * 32); }
     bool orders() const { return threads_.size() <= kOrdered; }
@@ -186,7 +204,7 @@ class Cluster {
     void release_those_who_wait_for(Thread& thread);
     Thread* pick();
     void complete_one(std::vector<Work>& from);
-    std::string deadlock() const;
+    FaultReport deadlock() const;
     static std::string reason(const Thread& thread);
     uint64_t publish_progress() {
         if (instructions_ != published_) {
@@ -223,7 +241,7 @@ class Cluster {
     int64_t spins_ = 0;  // times that threads of this cluster have called spin() since the launch made progress
     std::atomic<uint64_t> turn_{0};
     Joined joined_;
-    std::vector<uint32_t> loads_;  // that each warp has issued
+    std::vector<uint32_t> loads_, stores_;  // that each warp has issued
     uint64_t instructions_ = 0, published_ = 0, seen_progress_ = 0;
     Place issuer_;  // of the asynchronous work that was begun last
     std::optional<FaultReport> fault_;
@@ -280,6 +298,12 @@ inline void note(Fault what, uint64_t address, const void* other, const char* te
 
 // Every function that a kernel calls begins with this: it notes the place of the call.
 #define EMULATOR_ENTER ::emulator::self().cluster->enter(::emulator::self(), __builtin_return_address(0))
+
+// Of a warp of the calling thread's warpgroup.
+[[noreturn]] inline void fail_without_wgmma() {
+    fail(Fault::divergent_warpgroup,
+         "a warp has ended without a wgmma that other warps of its warpgroup issued: all four issue it");
+}
 
 inline void complete(NamedBarrier& barrier) {
     barrier.arrived = 0;
@@ -384,6 +408,7 @@ inline void Cluster::reset(int64_t cluster) {
     elected_lane_ = static_cast<int>(random_.below(32));
     priority_.assign(numbers() / 32, 0);
     loads_.assign(numbers() / 32, 0);
+    stores_ = loads_;
     for (uint32_t& priority : priority_) priority = random_.below(1 << 16);
 
     const int warps = shape_.warps();
@@ -406,6 +431,7 @@ inline void Cluster::reset(int64_t cluster) {
         block.live = shape_.threads;
         block.wgmmas.resize(warps);
         block.warpgroup_wgmmas.resize((warps + 3) / 4);
+        block.wgmma_progress.resize((warps + 3) / 4);
         for (int i = 0; i < shape_.threads; ++i) {
             Thread& thread = threads_[rank * shape_.threads + i];
             thread.block = &block;
@@ -482,7 +508,7 @@ inline std::optional<FaultReport> Cluster::run(int64_t cluster, const Call& call
             } else if (idle() && !patient_.empty()) {
                 complete_one(patient_);
             } else if (runnable_.empty()) {
-                stop({Fault::deadlock, deadlock(), {}, 0});  // several threads wait, so no one place is at fault
+                stop(deadlock());
             } else {
                 current_thread = pick();
                 turn_.store(turn_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
@@ -572,6 +598,10 @@ inline void Cluster::exit_checks(Thread& thread) {
     --cluster_live;
     complete_cluster_barrier();
     release_those_who_wait_for(thread);
+    const auto warp = static_cast<std::size_t>(thread.warp());
+    const auto& issued = block.warpgroup_wgmmas[warp / 4];
+    if (!block.alive[warp] && !issued.empty() && issued.rbegin()->first >= block.wgmmas[warp].issued)
+        fail_without_wgmma();
     if (--block.live == 0 && block.loads_in_flight)
         fail(Fault::unfinished_load, "the block ends while %d TMA loads into its shared memory are in flight",
              block.loads_in_flight);
@@ -579,9 +609,6 @@ inline void Cluster::exit_checks(Thread& thread) {
     if (!block.live && std::ranges::none_of(block.threads, &Thread::dependency_waited))
         fail(Fault::missing_dependency_wait,
              "the block ends without griddepcontrol.wait, in a kernel that may begin before the one ahead has ended");
-    for (const auto& issued : block.warpgroup_wgmmas)
-        if (!block.live && !issued.empty())
-            fail(Fault::divergent_warpgroup, "the block ends with a wgmma that only some warps of a warpgroup issued");
     for (std::size_t warp = 0; !block.live && warp < block.registers.size(); ++warp)
         if (block.registers[warp].size() != block.registers[warp / 4 * 4].size())
             fail(Fault::divergent_warpgroup,
@@ -600,13 +627,32 @@ inline std::string place_of(const void* from) {
     return text;
 }
 
-// Which warps wait for what: a line for all that wait alike.
-inline std::string Cluster::deadlock() const {
-    std::map<std::string, std::map<int64_t, std::vector<int>>> waiting;  // reason: block: warps
+// Such as " 0 1 2 (lanes 0 to 3) 3", of the warps' lanes that wait; `alive`: those of each warp that have not exited.
+inline std::string list_warps(const std::map<int, uint32_t>& warps, const std::vector<uint32_t>& alive) {
+    std::string text;
+    for (const auto& [warp, lanes] : warps) {
+        text += " " + std::to_string(warp);
+        if (lanes == alive[static_cast<std::size_t>(warp)]) continue;
+        const int first = std::countr_zero(lanes), last = 31 - std::countl_zero(lanes);
+        if (first == last)
+            text += " (lane " + std::to_string(first) + ")";
+        else if (std::popcount(lanes) == last - first + 1)
+            text += " (lanes " + std::to_string(first) + " to " + std::to_string(last) + ")";
+        else
+            text += " (" + std::to_string(std::popcount(lanes)) + " of its lanes)";
+    }
+    return text;
+}
+
+// Which warps wait for what: a line for all that wait alike. Several threads wait, so no one of them is at fault; the
+// report's line is that of the first.
+inline FaultReport Cluster::deadlock() const {
+    std::map<std::string, std::map<const Block*, std::map<int, uint32_t>>> waiting;  // reason: block: warp: lanes
+    const void* from = nullptr;
     for (const Thread& thread : threads_) {
         if (thread.finished) continue;
-        auto& warps = waiting[reason(thread) + place_of(thread.from)][thread.block->index];
-        if (warps.empty() || warps.back() != thread.warp()) warps.push_back(thread.warp());
+        if (!from) from = thread.from;
+        waiting[reason(thread) + place_of(thread.from)][thread.block][thread.warp()] |= 1u << thread.lane();
     }
     std::string text = "deadlock in cluster " + std::to_string(index_) + " after " + std::to_string(step_) + " steps:";
     for (const auto& [what, blocks] : waiting) {
@@ -614,14 +660,14 @@ inline std::string Cluster::deadlock() const {
         const char* separator = "";
         std::size_t many = 0;
         for (const auto& [block, warps] : blocks) {
-            text += separator + ("block " + std::to_string(block)) + (warps.size() > 1 ? ", warps" : ", warp");
-            for (const int warp : warps) text += " " + std::to_string(warp);
+            text += separator + ("block " + std::to_string(block->index)) + (warps.size() > 1 ? ", warps" : ", warp") +
+                    list_warps(warps, block->alive);
             separator = ", ";
             many += warps.size();
         }
         text += (many > 1 ? " wait for " : " waits for ") + what;
     }
-    return text;
+    return {Fault::deadlock, text, {}, 0, from};
 }
 
 inline std::string Cluster::reason(const Thread& thread) {

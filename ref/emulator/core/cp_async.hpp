@@ -14,8 +14,7 @@ void access_outside(uintptr_t address, std::size_t bytes, bool write);
 
 // The moment of a thread's last asynchronous write.
 inline Moment last_write(const Thread& thread) {
-    const uint32_t threads = current_cluster->numbers();
-    return {threads + threads / 32 + thread.number, thread.async_writes.issued};  // behind threads and warps' loads
+    return {current_cluster->actor(Cluster::Unit::thread_writes, thread.number), thread.async_writes.issued};
 }
 
 // The actor of the calling thread's asynchronous writes. Its next write is a moment of its own, and it knows what the

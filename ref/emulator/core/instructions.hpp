@@ -62,7 +62,11 @@ void wait_stores(std::size_t groups, bool read_only) {
     auto& committed = self().store_groups;
     const std::size_t done = committed.size() > groups ? committed.size() - groups : 0;
     for (std::size_t i = 0; i < done; ++i)
-        for (const auto& store : committed[i]) read_only ? store->read() : store->write();
+        for (const auto& store : committed[i]) {
+            read_only ? store->read() : store->write();
+            Known told;
+            current_cluster->learn(self().known, store->done, told);
+        }
     if (!read_only) committed.erase(committed.begin(), committed.begin() + static_cast<std::ptrdiff_t>(done));
 }
 
@@ -267,6 +271,7 @@ void mbarrier_wait_parity(uint32_t address, uint32_t parity) {
     emulator::Cluster& cluster = *self().cluster;
     emulator::Block& block = *self().block;
     emulator::Mbarrier& barrier = emulator::mbarrier(block, address, "mbarrier.try_wait");
+    barrier.waited_for = true;
     cluster.record(Event::mbarrier_wait, block, self().index, address, parity);
     while ((barrier.phase & 1) == (parity & 1)) cluster.block_on(barrier.waiters, {"mbarrier", address, parity});
     cluster.acquire(barrier.completed);
@@ -276,7 +281,8 @@ void mbarrier_wait_parity(uint32_t address, uint32_t parity) {
 bool mbarrier_test_wait_parity(uint32_t address, uint32_t parity) {
     EMULATOR_ENTER;
     current_cluster->maybe_yield();
-    const emulator::Mbarrier& barrier = emulator::mbarrier(*self().block, address, "mbarrier.test_wait");
+    emulator::Mbarrier& barrier = emulator::mbarrier(*self().block, address, "mbarrier.test_wait");
+    barrier.waited_for = true;
     const bool completed = (barrier.phase & 1) != (parity & 1);
     if (completed)
         current_cluster->acquire(barrier.completed);
@@ -339,6 +345,7 @@ void wgmma_commit_group(int line) {
     emulator::together("wgmma.commit_group", line);
     emulator::exchange("wgmma.commit_group", {});
     self().wgmma_groups.push_back(self().wgmmas);
+    emulator::commit_wgmmas(self(), self().wgmmas);
     emulator::record_warp(Event::wgmma_commit, 0, static_cast<int64_t>(self().wgmma_groups.size()) - 1);
 }
 

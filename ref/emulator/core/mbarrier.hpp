@@ -10,7 +10,8 @@ namespace emulator {
 inline bool phase_completed(uint32_t address, const char* who, bool (*completed)(const Mbarrier&, uint64_t),
                             uint64_t of) {
     current_cluster->maybe_yield();
-    const Mbarrier& barrier = mbarrier(*self().block, address, who);
+    Mbarrier& barrier = mbarrier(*self().block, address, who);
+    barrier.waited_for = true;
     if (!completed(barrier, of)) return current_cluster->poll(address), false;
     current_cluster->acquire(barrier.completed);
     return true;

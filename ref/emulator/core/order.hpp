@@ -147,6 +147,33 @@ struct Words {  // of shared memory, neighbours
     uint32_t first, count;
 };
 
+// Those who issue an asynchronous access: a thread, or the lanes of a warp, which do so together. What any of them has
+// done or been told lies before it.
+struct Issuer {
+    const Known& known;
+    uint32_t first, count = 1;  // numbers of these threads in the cluster
+
+    bool comes_after(const Moment& earlier) const {
+        return earlier.number == 0 || earlier.thread - first < count || knows(known, earlier);
+    }
+};
+
+// How far a warpgroup has come with its WGMMAs, counted from its first one.
+struct WgmmaProgress {
+    int64_t committed = 0, waited = 0;  // by any of its warps
+    Known told_committed, told_waited;  // what a thread learns by the commit, and by the wait
+};
+
+// A read of shared memory by a WGMMA or the copy engine. That it was issued (a WGMMA: committed) and that it is done
+// are moments of their own: who knows of the first need not know of the second.
+struct AsyncRead {
+    const char* who = nullptr;
+    const void* from = nullptr;  // the place in the kernel
+    int warp = -1;               // that issued it; of a WGMMA, the first of its warpgroup
+    Moment issued, done;
+    const WgmmaProgress* progress = nullptr;  // of a WGMMA's warpgroup
+};
+
 // A thread, as shared memory knows it.
 struct Actor {
     uint32_t number = 0;  // in the cluster
@@ -158,6 +185,7 @@ struct Actor {
     std::vector<Words> unfenced;  // written since the last fence.proxy.async
 
     Moment now() const { return {number, moment}; }
+    Issuer issuer() const { return {known, number}; }
     bool comes_after(const Moment& earlier) const {
         return earlier.number == 0 || earlier.thread == number || knows(known, earlier);
     }

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <optional>
+#include <string>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -24,11 +25,15 @@ constexpr uint32_t kRankShift = 24;             // shared::cluster addresses: bl
 constexpr uint32_t kOffsetMask = (1u << kRankShift) - 1;
 using Chunk = std::array<uint8_t, 16>;
 
+class SharedMemory;
+std::string why_not_landed(const SharedMemory& memory, uint32_t mbarrier);  // barriers.hpp
+
 // The chunks of a WGMMA's operand.
 struct Footprint {
     std::vector<uint32_t> chunks;   // offsets, in the order of Operand::for_each_chunk
     std::vector<uint32_t> regions;  // of shared memory, that they lie in
     uint32_t readers = 0;           // WGMMAs that may still read them
+    Moment noted;                   // AsyncRead::done of the last one of these
 };
 
 class SharedMemory {
@@ -42,6 +47,7 @@ class SharedMemory {
         written_.resize(kSharedLimit / kWord);
         read_.resize(kSharedLimit / kWord);
         reader_of_.resize(kSharedLimit / kWord);
+        bytes_of_.resize(kSharedLimit / kWord);
         state_.resize(kSharedLimit / kChunk);
         bytes_ = bytes;
         clear(0, (bytes + kChunk - 1) / kChunk * kChunk);
@@ -49,6 +55,7 @@ class SharedMemory {
         variables_.clear();
         readers_.clear();
         free_readers_.clear();
+        free_bytes_.clear();
         fences_.clear();
         regions_.assign(kSharedLimit / kRegion, {});
         footprints_.clear();
@@ -81,11 +88,11 @@ class SharedMemory {
     }
     // A load or store by way of a pointer, of any size and alignment.
     void use(uint32_t address, uint32_t bytes, bool writes, Actor& actor, bool atomic = false) {
-        const uint32_t at = inside(address, bytes, writes ? "st.shared" : "ld.shared");
+        const uint32_t at = inside(address, bytes, writes ? kStore : "ld.shared");
         for (uint32_t chunk = at / kChunk; chunk <= (at + bytes - 1) / kChunk; ++chunk) {
             const uint32_t first = std::max(at, chunk * kChunk), last = std::min(at + bytes, (chunk + 1) * kChunk);
             if (writes)
-                writable(first, last - first, first + kSharedBase, "st.shared");
+                writable(first, last - first, first + kSharedBase, kStore, actor);
             else
                 readable(first, first + kSharedBase);
         }
@@ -101,8 +108,8 @@ class SharedMemory {
         std::memcpy(data, &generic_[at], bytes);
     }
     void write(uint32_t address, const void* data, uint32_t bytes, Actor& actor) {
-        const uint32_t at = check(address, bytes, "st.shared");
-        writable(at, bytes, address, "st.shared");
+        const uint32_t at = check(address, bytes, kStore);
+        writable(at, bytes, address, kStore, actor);
         order(at, bytes, true, actor);
         std::memcpy(&generic_[at], data, bytes);
         if (actor.doubtful) [[unlikely]]
@@ -115,9 +122,9 @@ class SharedMemory {
     [[gnu::noinline]] static void settle(Actor& actor) {
         actor.doubtful = false;
         const Doubt doubt = *std::exchange(doubt_, std::nullopt);
-        if (std::memcmp(&doubt.memory->generic_[doubt.at], doubt.before.data(), doubt.bytes) == 0) return;
+        if (std::memcmp(&doubt.memory->generic_[doubt.use.at], doubt.before.data(), doubt.use.bytes) == 0) return;
         actor.from = doubt.from;
-        doubt.memory->write_race(doubt.word, true, doubt.earlier);
+        doubt.memory->write_race(doubt.at, true, doubt.earlier);
     }
     // fence.proxy.async by a thread: its own writes become visible to the async proxy.
     void publish(Actor& actor) {
@@ -146,7 +153,7 @@ class SharedMemory {
             fail_at(Fault::read_during_load, address,
                     "%s reads shared memory at 0x%x while a TMA load is still writing it", who, address);
         for (uint32_t word = at / kWord; word < (at + kChunk) / kWord; ++word)
-            if (writer_[word] && !published_by_another(word, issuer))
+            if (writer_[word] && !published_by_another(word, {issuer, 0, 0}))
                 fail_at(Fault::missing_proxy_fence, address,
                         "%s reads shared memory at 0x%x that %s wrote without fence.proxy.async", who, address,
                         name_of_thread(writer_[word] - 1).text);
@@ -155,13 +162,15 @@ class SharedMemory {
         return chunk;
     }
     // A load has been issued: until it lands, no one may read or write this chunk, and it holds NaN.
-    void begin_load(uint32_t address, const Actor& actor, const Moment& load) {
+    void begin_load(uint32_t address, const Actor& actor, const Moment& load, uint32_t mbarrier) {
         const uint32_t at = check(address, kChunk, "TMA load");
-        writable(at, kChunk, address, "TMA load");
+        writable(at, kChunk, address, "TMA load", actor);
         ChunkState& state = state_[at / kChunk];
         order_load(at, state, actor);
+        state.read = {};
         state.loaded = load;
         state.loaded_from = actor.from;
+        state.loaded_on = mbarrier;
         std::memset(&generic_[at], 0xFF, kChunk);
         std::memset(&async_[at], 0xFF, kChunk);
         state.landing = true;
@@ -175,10 +184,10 @@ class SharedMemory {
         const uint32_t at = check(address, kChunk, who);
         const ChunkState& state = state_[at / kChunk];
         if (state.landing || actor.comes_after(state.loaded)) return;
+        const std::string cause = why_not_landed(*this, state.loaded_on);
         fail_race(Fault::read_during_load, address, state.loaded_from,
-                  "%s reads shared memory at 0x%x, which a TMA load may still be writing: this lane has not waited for "
-                  "the load's mbarrier, nor met a lane that has (__syncwarp after one lane's wait)",
-                  who, address);
+                  "%s reads shared memory at 0x%x, which a TMA load may still be writing: %s", who, address,
+                  cause.c_str());
     }
     void land(uint32_t address, const Chunk& chunk) {
         const uint32_t at = address - kSharedBase;  // checked when the load began
@@ -193,8 +202,13 @@ class SharedMemory {
         --region.landing;
         ++region.version;
     }
-    // A TMA store reads this chunk at some moment between begin_read and end_read.
-    void begin_read(uint32_t address, const char* who) { ++state_[check(address, kChunk, who) / kChunk].reading; }
+    // A TMA store reads this chunk at some moment between begin_read and end_read. What threads have stored there must
+    // lie before `issuer`.
+    void begin_read(uint32_t address, const AsyncRead& read, const Issuer& issuer) {
+        const uint32_t at = check(address, kChunk, read.who);
+        ++state_[at / kChunk].reading;
+        order_async_read(at, read, issuer);
+    }
     void end_read(uint32_t address) { --state_[(address - kSharedBase) / kChunk].reading; }
 
     // ---- The operands of WGMMAs. They are read so often that what is known of a region stands for its chunks.
@@ -211,7 +225,13 @@ class SharedMemory {
         return footprint;
     }
     // A WGMMA reads the operand at some moment between begin_read and end_read.
-    void begin_read(Footprint& operand) {
+    void begin_read(Footprint& operand, const AsyncRead& read, const Issuer& issuer) {
+        const bool touched =
+            std::ranges::any_of(operand.regions, [this](uint32_t region) { return regions_[region].touched; });
+        // The warps of a warpgroup read the same B: where threads have stored nothing, one of them stands for all.
+        if (touched || operand.noted.number != read.done.number || operand.noted.thread != read.done.thread)
+            for (const uint32_t at : operand.chunks) order_async_read(at, read, issuer);
+        operand.noted = read.done;
         ++operand.readers;
         for (const uint32_t region : operand.regions) ++regions_[region].reading;
     }
@@ -250,15 +270,21 @@ class SharedMemory {
   private:
     static constexpr uint32_t kWord = 4, kMbarrier = 8, kChunkWords = kChunk / kWord;
     static constexpr uint32_t kRegion = 1024;  // one atom of the 128-byte swizzle
-    struct Written {
+    static constexpr const char* kStore = "st.shared";
+    struct Access {
         Moment by;
         const void* from = nullptr;  // the place in the kernel
     };
+    struct Use {  // a thread's load or store
+        uint32_t at, bytes;
+        bool writes;
+    };
     struct Doubt {
         const SharedMemory* memory;
-        uint32_t word, at, bytes;
+        uint32_t at;  // the first place without an order
+        Use use;
         Chunk before;  // what lay there
-        Written earlier;
+        Access earlier;
         const void* from;
     };
     static inline thread_local std::optional<Doubt> doubt_;  // of the thread that runs: Actor::doubtful
@@ -269,6 +295,8 @@ class SharedMemory {
         bool split = false;                               // its words were used one by one; false: all four alike
         Moment loaded;                                    // of the last TMA load, which those know who waited for it
         const void* loaded_from = nullptr;                // by which place in the kernel
+        uint32_t loaded_on = 0;                           // the mbarrier on which it completes
+        AsyncRead read;                                   // the last one of these, since the chunk was written
         std::array<bool, kChunk / kMbarrier> mbarrier{};  // whether each half of the chunk is an mbarrier
     };
 
@@ -276,6 +304,7 @@ class SharedMemory {
         uint32_t reading = 0;   // number of WGMMAs that may still read some of its chunks
         uint32_t landing = 0;   // chunks into which a TMA load is on its way
         uint32_t unfenced = 0;  // words that have a writer_
+        uint32_t touched = 0;   // chunks that are touched
         uint64_t version = 0;   // rises with each change of async_
     };
     struct Hash {
@@ -290,9 +319,10 @@ class SharedMemory {
         std::fill(async_.begin() + begin, async_.begin() + end, 0xFF);
         std::fill(writer_.begin() + begin / kWord, writer_.begin() + end / kWord, 0);
         std::fill(state_.begin() + begin / kChunk, state_.begin() + end / kChunk, ChunkState{});
-        std::fill(written_.begin() + begin / kWord, written_.begin() + end / kWord, Written{});
-        std::fill(read_.begin() + begin / kWord, read_.begin() + end / kWord, Moment{});
+        std::fill(written_.begin() + begin / kWord, written_.begin() + end / kWord, Access{});
+        std::fill(read_.begin() + begin / kWord, read_.begin() + end / kWord, Access{});
         std::fill(reader_of_.begin() + begin / kWord, reader_of_.begin() + end / kWord, 0);
+        std::fill(bytes_of_.begin() + begin / kWord, bytes_of_.begin() + end / kWord, 0);
     }
     // Words of one region, all of which have a writer_.
     template <uint32_t kWords>
@@ -305,14 +335,64 @@ class SharedMemory {
     }
     // Whether a thread that knows of the write has executed fence.proxy.async, and the issuer of an asynchronous access
     // knows of that: PTX asks for a proxy fence somewhere on the way from the write to the access, not of the writer.
-    bool published_by_another(uint32_t word, const Known& issuer) {
+    bool published_by_another(uint32_t word, const Issuer& issuer) {
         for (const Fence& fence : fences_) {
-            if (!fence.when.number || !knows(fence.known, written_[entry(word)].by) || !knows(issuer, fence.when))
-                continue;
+            if (!fence.when.number || !issuer.comes_after(fence.when)) continue;
+            bool known = true;
+            for_each_entry(word, [&](uint32_t entry, uint32_t) { known &= knows(fence.known, written_[entry].by); });
+            if (!known) continue;
             publish<1>(word);
             return true;
         }
         return false;
+    }
+
+    // An asynchronous read is issued: of what threads have stored, its issuer must know.
+    void order_async_read(uint32_t at, const AsyncRead& read, const Issuer& issuer) {
+        if (!read.done.number) return;
+        ChunkState& state = state_[at / kChunk];
+        if (state.read.done.number != read.done.number || state.read.done.thread != read.done.thread) state.read = read;
+        if (!state.touched) return;
+        for (uint32_t word = at / kWord; word < (at + kChunk) / kWord; ++word)
+            if (writer_[word]) published_by_another(word, issuer);  // the issuer's own fences count
+        for_each_entry_of(at, state, [&](uint32_t entry, uint32_t address) {
+            const Access& written = written_[entry];
+            if (issuer.comes_after(written.by)) return;
+            fail_race(Fault::data_race, address, written.from,
+                      "%s reads shared memory at 0x%x, which %s has written, and nothing orders the two: a "
+                      "barrier is missing between the store and the %s",
+                      read.who, address, name_of_thread(written.by.thread).text, read.who);
+        });
+    }
+    // A store or a TMA load (`who`) overwrites what an asynchronous read need not have read yet: its wait does not lie
+    // before. A thread that does not even know that the read was issued has met no barrier since.
+    [[noreturn, gnu::noinline]] void overwritten(uint32_t address, const char* who, const AsyncRead& read,
+                                                 const Actor& actor) const {
+        char reader[64];
+        if (read.progress)
+            std::snprintf(reader, sizeof reader, "a WGMMA of warps %d to %d", read.warp, read.warp + 3);
+        else
+            std::snprintf(reader, sizeof reader, "a %s of warp %d", read.who, read.warp);
+        const bool own = read.warp == (read.progress ? actor.index / 128 * 4 : actor.index / 32);
+        const bool races = who == kStore && !own && !actor.comes_after(read.issued);
+        const char* cause =
+            "cp.async.bulk.wait_group.read by the thread that issued it, and a barrier behind that, come first";
+        if (read.progress && actor.comes_after(read.issued))
+            cause =
+                "it is committed, and the arrival or barrier that says that it is done came before wgmma.wait_group, "
+                "or the wait's N leaves it in flight";
+        else if (read.progress && read.progress->committed < read.done.number)
+            cause =
+                "it is not committed, so that a wait waits for nothing: wgmma.commit_group is missing, or a wait for "
+                "the arrival that follows the WGMMA";
+        else if (read.progress)
+            cause =
+                "nothing tells this thread that it is done: a wait for the stage's empty mbarrier is missing, or that "
+                "one's count is too small to include the warpgroup's arrival";
+        fail_race(races ? Fault::data_race : Fault::released_too_early, address, read.from,
+                  races ? "%s overwrites shared memory at 0x%x, which %s reads, and nothing orders the two: %s"
+                        : "%s overwrites shared memory at 0x%x, which %s may still read: %s",
+                  who, address, reader, cause);
     }
 
     // A thread loads or stores: whatever it conflicts with must lie before.
@@ -320,137 +400,197 @@ class SharedMemory {
         if (actor.doubtful) [[unlikely]]
             settle(actor);
         if (actor.moment == 0) return;
-        const uint32_t end = (at + bytes + kWord - 1) / kWord;
-        for (uint32_t word = at / kWord; word < end;) {
-            ChunkState& state = state_[word / kChunkWords];
-            const uint32_t next = std::min(end, (word / kChunkWords + 1) * kChunkWords);
-            const bool whole = next - word == kChunkWords;
-            if (!whole && !state.split) split(state, word / kChunkWords * kChunkWords);
-            if (whole && !state.split)
-                order_word(word, state, writes, actor, at, bytes);
+        const Use use{at, bytes, writes};
+        for (uint32_t begin = at; begin < at + bytes;) {
+            ChunkState& state = state_[begin / kChunk];
+            const uint32_t next = std::min(at + bytes, (begin / kChunk + 1) * kChunk);
+            if (next - begin == kChunk && !state.split)
+                order_entry(begin / kWord, begin, state, use, actor);
             else
-                for (uint32_t part = word; part < next; ++part) order_word(part, state, writes, actor, at, bytes);
-            if (whole && writes) state.split = false;
-            word = next;
+                order_words(state, begin, next, use, actor);
+            begin = next;
         }
     }
-    void order_word(uint32_t word, ChunkState& state, bool writes, Actor& actor, uint32_t at, uint32_t bytes) {
-        const Moment now = actor.now();
-        Written& written = written_[word];
-        if (!actor.comes_after(state.loaded)) load_race(word, writes, state);
+    // From here on each word of the chunk is kept by itself, until the chunk is written whole.
+    void order_words(ChunkState& state, uint32_t begin, uint32_t end, const Use& use, Actor& actor) {
+        if (!state.split) split_chunk(state, begin / kChunk * kChunkWords);
+        for (uint32_t at = begin; at < end;) {
+            const uint32_t word = at / kWord, next = std::min((word + 1) * kWord, end);
+            if (next - at == kWord && !bytes_of_[word])
+                order_entry(word, at, state, use, actor);
+            else
+                order_bytes(word, at, next, state, use, actor);
+            at = next;
+        }
+        if (use.writes && end - begin == kChunk) state.split = false;
+    }
+    // What is known of the chunk, the word, or the byte at `at`.
+    void order_entry(uint32_t entry, uint32_t at, ChunkState& state, const Use& use, Actor& actor) {
+        Access& written = written_[entry];
+        if (!actor.comes_after(state.loaded)) load_race(at, use.writes, state);
         if (!actor.comes_after(written.by)) {
-            if (!writes || bytes > kChunk) write_race(word, writes, written);
-            doubt(word, at, bytes, written, actor);
+            if (!use.writes || use.bytes > kChunk) write_race(at, use.writes, written);
+            doubt(at, use, written, actor);
         }
-        state.touched = true;
-        if (writes) {
-            if (reader_of_[word] || !actor.comes_after(read_[word]))
-                if (const Moment* reader = unknown_reader(word, actor)) read_race(word, *reader);
-            written = {now, actor.from};
-            forget_readers(word);
-        } else if (actor.comes_after(read_[word]) && !reader_of_[word]) {
-            read_[word] = now;
+        if (!state.touched) {
+            state.touched = true;
+            ++regions_[at / kRegion].touched;
+        }
+        if (use.writes) {
+            if (reader_of_[entry] || !actor.comes_after(read_[entry].by))
+                if (const Access* reader = unknown_reader(entry, actor)) read_race(at, *reader);
+            written = {actor.now(), actor.from};
+            forget_readers(entry);
+        } else if (actor.comes_after(read_[entry].by) && !reader_of_[entry]) {
+            read_[entry] = {actor.now(), actor.from};
         } else {
-            add_reader(word, now);
+            add_reader(entry, {actor.now(), actor.from});
         }
     }
-    // From here on each word of the chunk that begins with this one is kept by itself.
-    void split(ChunkState& state, uint32_t first) {
+    // A word that is used in pieces has an entry for each of its bytes, behind those of the words, until it is written
+    // whole.
+    [[gnu::noinline]] void order_bytes(uint32_t word, uint32_t begin, uint32_t end, ChunkState& state, const Use& use,
+                                       Actor& actor) {
+        if (!bytes_of_[word]) split_word(word);
+        for (uint32_t at = begin; at < end; ++at) order_entry(bytes_of_[word] + at % kWord, at, state, use, actor);
+        if (use.writes && end - begin == kWord) unite(word);
+    }
+    void split_chunk(ChunkState& state, uint32_t first) {
         state.split = true;
-        for (uint32_t word = first + 1; word < first + kChunkWords; ++word) {
-            written_[word] = written_[first];
-            read_[word] = read_[first];
-            if (!reader_of_[first]) continue;
-            add_reader(word, {});
-            readers_[reader_of_[word] - 1] = readers_[reader_of_[first] - 1];
-        }
+        for (uint32_t word = first + 1; word < first + kChunkWords; ++word) copy_entry(first, word);
     }
-    // The word whose entries in written_, read_ and reader_of_ are those of this word.
+    void copy_entry(uint32_t from, uint32_t to) {
+        written_[to] = written_[from];
+        read_[to] = read_[from];
+        reader_of_[to] = 0;
+        if (!reader_of_[from]) return;
+        add_reader(to, {});
+        readers_[reader_of_[to] - 1] = readers_[reader_of_[from] - 1];
+    }
+    void split_word(uint32_t word) {
+        if (free_bytes_.empty()) {
+            free_bytes_.push_back(static_cast<uint32_t>(written_.size()));
+            written_.resize(written_.size() + kWord);
+            read_.resize(written_.size());
+            reader_of_.resize(written_.size());
+        }
+        const uint32_t first = free_bytes_.back();
+        free_bytes_.pop_back();
+        for (uint32_t entry = first; entry < first + kWord; ++entry) copy_entry(word, entry);
+        bytes_of_[word] = first;
+    }
+    // The bytes' entries become the word's again; they all say the same.
+    void unite(uint32_t word) {
+        const uint32_t first = std::exchange(bytes_of_[word], 0);
+        if (!first) return;
+        written_[word] = written_[first];
+        forget_readers(word);
+        for (uint32_t entry = first; entry < first + kWord; ++entry) forget_readers(entry);
+        free_bytes_.push_back(first);
+    }
+    // The entry in written_, read_ and reader_of_ of a word without bytes: the first word's is that of a whole chunk.
     uint32_t entry(uint32_t word) const {
         return state_[word / kChunkWords].split ? word : word / kChunkWords * kChunkWords;
     }
-    [[gnu::noinline]] void doubt(uint32_t word, uint32_t at, uint32_t bytes, const Written& earlier, Actor& actor) {
+    [[gnu::noinline]] void doubt(uint32_t at, const Use& use, const Access& earlier, Actor& actor) {
         if (actor.doubtful) return;
         actor.doubtful = true;
-        doubt_ = {this, word, at, bytes, {}, earlier, actor.from};
-        std::memcpy(doubt_->before.data(), &generic_[at], bytes);
+        doubt_ = {this, at, use, {}, earlier, actor.from};
+        std::memcpy(doubt_->before.data(), &generic_[use.at], use.bytes);
     }
-    [[gnu::noinline]] void load_race(uint32_t word, bool writes, const ChunkState& state) const {
-        fail_race(writes ? Fault::write_during_load : Fault::read_during_load, word * kWord + kSharedBase,
-                  state.loaded_from,
-                  "%s shared memory at 0x%x, which a TMA load may still be writing: this thread has not waited for the "
-                  "load's mbarrier, nor met a thread that has",
-                  writes ? "writes" : "reads", word * kWord + kSharedBase);
+    // Calls visit(entry, address) for the word, or for each of its bytes.
+    template <typename Visit>
+    void for_each_entry(uint32_t word, const Visit& visit) const {
+        const uint32_t first = bytes_of_[word], address = word * kWord + kSharedBase;
+        if (!first) return visit(entry(word), address);
+        for (uint32_t i = 0; i < kWord; ++i) visit(first + i, address + i);
     }
-    [[gnu::noinline]] void write_race(uint32_t word, bool writes, const Written& written) const {
-        fail_race(Fault::data_race, word * kWord + kSharedBase, written.from,
+    // The same for the chunk, or for each of its words.
+    template <typename Visit>
+    void for_each_entry_of(uint32_t at, const ChunkState& state, const Visit& visit) const {
+        if (!state.split) return visit(at / kWord, at + kSharedBase);
+        for (uint32_t word = at / kWord; word < (at + kChunk) / kWord; ++word) for_each_entry(word, visit);
+    }
+    [[gnu::noinline]] void load_race(uint32_t at, bool writes, const ChunkState& state) const {
+        const std::string cause = why_not_landed(*this, state.loaded_on);
+        fail_race(writes ? Fault::write_during_load : Fault::read_during_load, at + kSharedBase, state.loaded_from,
+                  "%s shared memory at 0x%x, which a TMA load may still be writing: %s", writes ? "writes" : "reads",
+                  at + kSharedBase, cause.c_str());
+    }
+    [[gnu::noinline]] void write_race(uint32_t at, bool writes, const Access& written) const {
+        fail_race(Fault::data_race, at + kSharedBase, written.from,
                   "%s shared memory at 0x%x, which %s has written, and nothing orders the two: a barrier is "
                   "missing between them",
-                  writes ? "writes" : "reads", word * kWord + kSharedBase, name_of_thread(written.by.thread).text);
+                  writes ? "writes" : "reads", at + kSharedBase, name_of_thread(written.by.thread).text);
     }
-    [[gnu::noinline]] void read_race(uint32_t word, const Moment& reader) const {
-        fail_race(Fault::data_race, word * kWord + kSharedBase, nullptr,
+    [[gnu::noinline]] void read_race(uint32_t at, const Access& reader) const {
+        fail_race(Fault::data_race, at + kSharedBase, reader.from,
                   "writes shared memory at 0x%x, which %s has read, and nothing orders the two: a barrier is "
                   "missing between them",
-                  word * kWord + kSharedBase, name_of_thread(reader.thread).text);
+                  at + kSharedBase, name_of_thread(reader.by.thread).text);
     }
     // A TMA load is issued: every thread that has used what it overwrites must be known to have done so.
     void order_load(uint32_t at, ChunkState& state, const Actor& actor) {
         if (!actor.comes_after(state.loaded))
-            fail_race(Fault::data_race, at + kSharedBase, state.loaded_from,
-                      "TMA load overwrites shared memory at 0x%x, which another thread's TMA load has filled, and "
-                      "nothing orders the two",
-                      at + kSharedBase);
+            fail_race(
+                Fault::data_race, at + kSharedBase, state.loaded_from,
+                "TMA load overwrites shared memory at 0x%x, which an earlier TMA load has filled, and nothing orders "
+                "the two: a wait for the arrival that releases the stage is missing",
+                at + kSharedBase);
         if (!state.touched) return;
-        const uint32_t first = at / kWord, end = first + (state.split ? kChunkWords : 1);
-        for (uint32_t word = first; word < end; ++word) {
-            const uint32_t address = word * kWord + kSharedBase;
-            const Moment* reader = unknown_reader(word, actor);
-            if (!reader && actor.comes_after(written_[word].by)) continue;
-            fail_race(Fault::data_race, address, reader ? nullptr : written_[word].from,
+        for_each_entry_of(at, state, [&](uint32_t entry, uint32_t address) {
+            const Access* reader = unknown_reader(entry, actor);
+            const Access& written = written_[entry];
+            if (!reader && actor.comes_after(written.by)) return;
+            fail_race(Fault::data_race, address, reader ? reader->from : written.from,
                       "TMA load overwrites shared memory at 0x%x, which %s has %s, and nothing orders the two: "
                       "__syncwarp() before one lane's arrival for its warp, or an arrival of each lane",
-                      address, name_of_thread(reader ? reader->thread : written_[word].by.thread).text,
+                      address, name_of_thread(reader ? reader->by.thread : written.by.thread).text,
                       reader ? "read" : "written");
-        }
+        });
+        const uint32_t first = at / kWord;
         for (uint32_t word = first; word < first + kChunkWords; ++word)
-            if (writer_[word] && !published_by_another(word, actor.known))
-                fail_race(Fault::missing_proxy_fence, word * kWord + kSharedBase, written_[entry(word)].from,
+            if (writer_[word] && !published_by_another(word, actor.issuer()))
+                fail_race(Fault::missing_proxy_fence, word * kWord + kSharedBase,
+                          written_[bytes_of_[word] ? bytes_of_[word] : entry(word)].from,
                           "TMA load overwrites shared memory at 0x%x that %s wrote without fence.proxy.async: the "
                           "store may come after the load",
                           word * kWord + kSharedBase, name_of_thread(writer_[word] - 1).text);
-        for (uint32_t word = first; word < end; ++word) {
+        for (uint32_t word = first; word < first + (state.split ? kChunkWords : 1); ++word) {
+            unite(word);
             written_[word] = {};
             forget_readers(word);
         }
         state.split = false;
         state.touched = false;
+        --regions_[at / kRegion].touched;
     }
-    const Moment* unknown_reader(uint32_t word, const Actor& actor) const {
-        if (!actor.comes_after(read_[word])) return &read_[word];
-        if (!reader_of_[word]) return nullptr;
-        for (const Moment& reader : readers_[reader_of_[word] - 1])
-            if (!actor.comes_after(reader)) return &reader;
+    const Access* unknown_reader(uint32_t entry, const Actor& actor) const {
+        if (!actor.comes_after(read_[entry].by)) return &read_[entry];
+        if (!reader_of_[entry]) return nullptr;
+        for (const Access& reader : readers_[reader_of_[entry] - 1])
+            if (!actor.comes_after(reader.by)) return &reader;
         return nullptr;
     }
-    // Of many threads that read one word and do not know of each other, the last one of each of kReaders warps is kept.
-    void add_reader(uint32_t word, const Moment& reader) {
-        if (!reader_of_[word]) {
+    // Of many threads that read one entry and do not know of each other, the last one of each of kReaders warps is
+    // kept.
+    void add_reader(uint32_t entry, const Access& reader) {
+        if (!reader_of_[entry]) {
             if (free_readers_.empty()) {
                 readers_.emplace_back();
                 free_readers_.push_back(static_cast<uint32_t>(readers_.size()));
             }
-            reader_of_[word] = free_readers_.back();
+            reader_of_[entry] = free_readers_.back();
             free_readers_.pop_back();
-            readers_[reader_of_[word] - 1] = {};
+            readers_[reader_of_[entry] - 1] = {};
         }
-        readers_[reader_of_[word] - 1][reader.thread / 32 % kReaders] = reader;
+        readers_[reader_of_[entry] - 1][reader.by.thread / 32 % kReaders] = reader;
     }
-    void forget_readers(uint32_t word) {
-        read_[word] = {};
-        if (!reader_of_[word]) return;
-        free_readers_.push_back(reader_of_[word]);
-        reader_of_[word] = 0;
+    void forget_readers(uint32_t entry) {
+        read_[entry] = {};
+        if (!reader_of_[entry]) return;
+        free_readers_.push_back(reader_of_[entry]);
+        reader_of_[entry] = 0;
     }
 
     void mark(uint32_t at, uint32_t bytes, Actor& actor) {
@@ -492,11 +632,12 @@ class SharedMemory {
                     address, bytes);
         return at;
     }
-    void writable(uint32_t at, uint32_t bytes, uint32_t address, const char* who) const {
+    void writable(uint32_t at, uint32_t bytes, uint32_t address, const char* who, const Actor& actor) const {
         const ChunkState& state = state_[at / kChunk];
         if (state.landing)
             fail_at(Fault::write_during_load, address, "%s writes 0x%x while a TMA load is still writing it", who,
                     address);
+        if (!actor.comes_after(state.read.done)) overwritten(address, who, state.read, actor);
         if (state.reading || (regions_[at / kRegion].reading && read_by_wgmma(at / kChunk * kChunk)))
             fail_at(Fault::released_too_early, address,
                     "%s overwrites 0x%x while a WGMMA or a TMA store may still read it: released too early%s", who,
@@ -511,11 +652,14 @@ class SharedMemory {
     std::vector<std::pair<const void*, uint32_t>> variables_;
     std::vector<uint8_t> generic_, async_;
     std::vector<uint32_t> writer_;  // for each word: 1 + the thread whose store is not fenced yet; 0 = none
-    std::vector<Written> written_;  // for each word, by a thread's own store
-    std::vector<Moment> read_;      // for each word, by a thread's own load, since it was written
+    // The following have an entry for each word, and behind those for each byte of words that are used in pieces.
+    std::vector<Access> written_;  // by a thread's own store
+    std::vector<Access> read_;     // by a thread's own load, since it was written
     static constexpr uint32_t kReaders = 16;
-    std::vector<std::array<Moment, kReaders>> readers_;
-    std::vector<uint32_t> free_readers_, reader_of_;  // 1 + index in readers_; reader_of_ for each word, 0 = none
+    std::vector<std::array<Access, kReaders>> readers_;
+    std::vector<uint32_t> free_readers_, reader_of_;  // 1 + index in readers_; reader_of_ for each entry, 0 = none
+    std::vector<uint32_t> bytes_of_;                  // for each word: its first byte's entry; 0 = it has none
+    std::vector<uint32_t> free_bytes_;                // the first entries of groups of four that no word has
     struct Fence {
         Moment when;
         Known known;

@@ -37,6 +37,9 @@ struct Wait {                    // what a thread waits for
 struct Mbarrier {
     int64_t count = 0, pending = 0, bytes = 0;
     int64_t phase = 0;
+    int64_t loading = 0;                       // bytes of TMA loads that have not landed
+    bool expects = false, waited_for = false;  // whether it has ever been told of bytes; whether a thread has waited
+    bool early = false;                        // whether a phase has completed while some had not
     bool visible = false;  // whether fence.mbarrier_init (or fence.proxy.async) has followed mbarrier.init
     int initialiser = 0;   // the thread that executed mbarrier.init: only its fence makes the barrier visible
     Told told;             // by those who have arrived, in this phase
@@ -112,12 +115,13 @@ struct WgmmaOp {
     AccumulatorTile* accumulators = nullptr;
     Footprint *footprint_a = nullptr, *footprint_b = nullptr;  // a: nullptr if A is in registers
     std::vector<std::array<uint32_t, 4>> a;                    // of each lane, if A is in registers
-    Known known;                                               // what the lane knew that issued it last
+    Known known;                                               // what its lanes knew that issued it
 };
 
 struct WgmmaQueue {                                 // the WGMMAs that a warp has issued, in order
     std::deque<WgmmaOp> ops;                        // ops[0] is number `retired`
     int64_t issued = 0, executed = 0, retired = 0;  // by all 32 lanes; by the tensor core; by the wait of all 32 lanes
+    int64_t read = 0;                               // that a wait of any of the warpgroup's warps says are done
     Waiters waiters;
     std::deque<AccumulatorTile> tiles;
     std::vector<AccumulatorTile*> free_tiles;
@@ -146,6 +150,7 @@ struct MmaResult {  // of a warp's mma.sync: the accumulators, row by row, and t
 };
 
 struct Store {  // a TMA store on its way
+    Moment done;
     std::function<void()> read, write;
     bool has_read = false, has_written = false;
 };
@@ -210,6 +215,7 @@ struct Block {
     std::vector<WgmmaQueue> wgmmas;                                           // of each warp
     // Of each warpgroup: WGMMAs not yet issued by all four warps, and how many have.
     std::vector<std::map<int64_t, std::pair<WgmmaForm, int>>> warpgroup_wgmmas;
+    std::vector<WgmmaProgress> wgmma_progress;  // of each warpgroup
     std::array<DecodedOperand, 8> decoded;
     std::size_t next_decoded = 0;   // the one that the next operand replaces
     std::map<int, MmaResult> mmas;  // of each warp

@@ -145,15 +145,17 @@ inline void check_global(const GlobalMemory& memory, const Block& block, const u
 // time later. The first rows may land, and complete their bytes on the mbarrier, before the rest do; `landed` is called
 // at the end.
 inline void load(Block& block, const SharedTransfer& transfer, uint32_t barrier_address,
-                 const std::function<void(std::span<const Piece>)>& read, const std::function<void()>& landed = {}) {
+                 const std::function<void(std::span<const Piece>)>& read, const std::function<void()>& landed = {},
+                 const Moment& moment = current_cluster->next_load()) {
     Cluster& cluster = *current_cluster;
-    if (!mbarrier(block, barrier_address, "TMA load").visible)
+    Mbarrier& barrier = mbarrier(block, barrier_address, "TMA load");
+    if (!barrier.visible)
         fail_at(Fault::mbarrier_not_visible, barrier_address,
                 "TMA load on mbarrier 0x%x, which the copy engine cannot see: fence.mbarrier_init after mbarrier.init",
                 barrier_address);
-    const Moment moment = cluster.next_load();
-    for (const Piece& piece : transfer->pieces) block.memory.begin_load(piece.shared, self(), moment);
+    for (const Piece& piece : transfer->pieces) block.memory.begin_load(piece.shared, self(), moment, barrier_address);
     ++block.loads_in_flight;
+    barrier.loading += transfer->bytes();
     const auto land = [&cluster, &block, transfer, barrier_address, read, landed, known = self().known, moment](
                           uint32_t first, uint32_t last) {
         const std::size_t in_row = transfer->pieces.size() / transfer->rows;
@@ -164,6 +166,7 @@ inline void load(Block& block, const SharedTransfer& transfer, uint32_t barrier_
             if (landed) landed();
         }
         const auto bytes = static_cast<uint32_t>((last - first) * in_row) * SharedMemory::kChunk;
+        mbarrier(block, barrier_address, "TMA load").loading -= bytes;
         complete_bytes(block, barrier_address, bytes, known, moment);
     };
     const uint32_t split = cluster.random().chance(512) ? cluster.random().below(transfer->rows) : 0;
@@ -211,6 +214,16 @@ inline Block& check_shared(const char* who, uint32_t remote, uint32_t shared, ui
     return to;
 }
 
+// The thread issues a copy of `bytes` bytes of its block's shared memory; `done`: the moment that its end is.
+inline void begin_read(const Thread& thread, const char* who, uint32_t shared, uint32_t bytes, const Moment& done) {
+    const AsyncRead reads{who, thread.from, thread.warp(), thread.now(), done};
+    SharedMemory& memory = thread.block->memory;
+    for (uint32_t at = 0; at < bytes; at += SharedMemory::kChunk) {
+        memory.wait_for_load(shared + at, who, thread);
+        memory.begin_read(shared + at, reads, thread.issuer());
+    }
+}
+
 // From the calling thread's block to a block of the cluster, whose mbarrier counts the bytes.
 inline void load_shared(uint32_t remote, uint32_t shared, uint32_t bytes, uint32_t mbarrier) {
     static constexpr char kWho[] = "cp.async.bulk to block";
@@ -219,7 +232,8 @@ inline void load_shared(uint32_t remote, uint32_t shared, uint32_t bytes, uint32
     Block& to = check_shared(kWho, remote, shared, bytes, mbarrier);
     auto transfer = std::make_shared<Transfer>(Transfer{kWho, remote & kOffsetMask, bytes / 16, {}});
     for (uint32_t at = 0; at < bytes; at += 16) transfer->pieces.push_back({transfer->shared + at, nullptr, 0, 16});
-    for (uint32_t at = 0; at < bytes; at += 16) from.memory.begin_read(shared + at, kWho);
+    const Moment moment = current_cluster->next_load();
+    begin_read(thread, kWho, shared, bytes, moment);
     current_cluster->record(Event::tma_load, from, thread.index, remote, bytes);
     const auto read = [&from, &to, shared, begin = transfer->shared, known = thread.known](auto pieces) {
         for (const Piece& piece : pieces)
@@ -228,7 +242,7 @@ inline void load_shared(uint32_t remote, uint32_t shared, uint32_t bytes, uint32
     const auto landed = [&from, shared, bytes] {
         for (uint32_t at = 0; at < bytes; at += 16) from.memory.end_read(shared + at);
     };
-    load(to, transfer, mbarrier & kOffsetMask, read, landed);
+    load(to, transfer, mbarrier & kOffsetMask, read, landed, moment);
     current_cluster->maybe_yield();
 }
 
@@ -245,7 +259,9 @@ inline void store(const SharedTransfer& transfer, std::optional<Combination> com
     Block& block = *thread.block;
     auto store = std::make_shared<Store>();
     auto data = std::make_shared<std::vector<Chunk>>();
-    for (const Piece& piece : transfer->pieces) block.memory.begin_read(piece.shared, transfer->who);
+    store->done = cluster.next_store();
+    for (const Piece& piece : transfer->pieces)
+        begin_read(thread, transfer->who, piece.shared, SharedMemory::kChunk, store->done);
     store->read = [&cluster, &block, data, transfer, known = thread.known, store = store.get()] {
         if (store->has_read) return;
         store->has_read = true;
@@ -337,9 +353,9 @@ void reduce_shared(Reduction reduction, Element element, uint32_t remote, uint32
     if (!mbarrier(to, counted, kWho).visible)
         fail_at(Fault::mbarrier_not_visible, barrier, "%s %d on %s before fence.mbarrier_init made it visible", kWho,
                 to.rank, name_of(to, counted).c_str());
-    for (uint32_t at = 0; at < bytes; at += 16) from.memory.begin_read(shared + at, kWho);
-    ++to.loads_in_flight;
     const Moment moment = cluster.next_load();
+    begin_read(thread, kWho, shared, bytes, moment);
+    ++to.loads_in_flight;
     cluster.record(Event::tma_load, from, thread.index, remote, bytes);
     cluster.later(thread.place(), [=, &cluster, &from, &to, known = thread.known] {
         for (uint32_t at = 0; at < bytes; at += 16) {

@@ -190,6 +190,19 @@ inline void check_fenced(const Thread& thread, const uint32_t* registers, std::s
                  static_cast<long long>((std::max(address, begin) - begin) / sizeof(uint32_t)));
 }
 
+// The number in the cluster of the first warp of a thread's warpgroup.
+inline uint32_t first_warp(const Thread& thread) {
+    return (thread.number - static_cast<uint32_t>(thread.index % 128)) / 32;
+}
+
+// wgmma.commit_group of one lane, of its first `count` WGMMAs.
+inline void commit_wgmmas(Thread& thread, int64_t count) {
+    WgmmaProgress& progress = thread.block->wgmma_progress[static_cast<std::size_t>(thread.warp() / 4)];
+    progress.committed = std::max(progress.committed, count);
+    const Moment moment = current_cluster->moment(Cluster::Unit::wgmma_commit, first_warp(thread), count);
+    current_cluster->learn(thread.known, moment, progress.told_committed);
+}
+
 // One lane issues a WGMMA. When the last of the warp's 32 lanes has done so, the tensor core may execute it.
 void issue_wgmma(const MatrixKind& kind, uint32_t* d, int64_t n, const uint32_t* a, uint64_t desc_a, uint64_t desc_b,
                  bool scale_d) {
@@ -247,19 +260,56 @@ void issue_wgmma(const MatrixKind& kind, uint32_t* d, int64_t n, const uint32_t*
     const Operand operand_b{kWgmmaB, desc_b, kind.options.mn_major_b, 0, static_cast<uint32_t>(n)};
     if (!a) block.memory.wait_for_load(operand_a.begin(), kWgmmaA, thread);
     block.memory.wait_for_load(operand_b.begin(), kWgmmaB, thread);
+    cluster.join(op.known, thread.known);
     if (++op.lanes == 32) {
         ++queue.issued;
-        op.known = thread.known;
         op.footprint_a = a ? nullptr : &block.memory.footprint(operand_a);
         op.footprint_b = &block.memory.footprint(operand_b);
-        if (!a) block.memory.begin_read(*op.footprint_a);
-        block.memory.begin_read(*op.footprint_b);
+        AsyncRead reads{kWgmmaA,
+                        thread.from,
+                        warp / 4 * 4,
+                        cluster.moment(Cluster::Unit::wgmma_commit, first_warp(thread), number + 1),
+                        cluster.moment(Cluster::Unit::wgmma_wait, first_warp(thread), number + 1),
+                        &block.wgmma_progress[static_cast<std::size_t>(warp / 4)]};
+        const Issuer lanes{op.known, thread.number / 32 * 32, 32};
+        if (!a) block.memory.begin_read(*op.footprint_a, reads, lanes);
+        reads.who = kWgmmaB;
+        block.memory.begin_read(*op.footprint_b, reads, lanes);
         cluster.later({block.index, warp, -1}, [&block, &queue, warp] {
             if (queue.executed < queue.issued) execute_next_wgmma(block, warp);
         });
         cluster.wake(queue.waiters);
     }
     cluster.maybe_yield();
+}
+
+// A wgmma-group is of the warpgroup, and is complete when all four warps' parts are. So who waits for it waits for the
+// other warps, too, and one warp's wait is enough to release what all four have read.
+inline void finish_wgmmas(Thread& thread, int64_t target) {
+    Block& block = *thread.block;
+    const int first = thread.warp() / 4 * 4;
+    for (int warp = first; warp < first + 4; ++warp) {
+        WgmmaQueue& queue = block.wgmmas[static_cast<std::size_t>(warp)];
+        while (queue.issued < target) {
+            if (!block.alive[static_cast<std::size_t>(warp)]) fail_without_wgmma();
+            current_cluster->block_on(queue.waiters, {"the rest of its warpgroup to issue a wgmma"});
+        }
+        while (queue.executed < target) execute_next_wgmma(block, warp);
+    }
+    WgmmaProgress& progress = block.wgmma_progress[static_cast<std::size_t>(first / 4)];
+    progress.waited = std::max(progress.waited, target);
+    const Moment moment = current_cluster->moment(Cluster::Unit::wgmma_wait, first_warp(thread), target);
+    current_cluster->learn(thread.known, moment, progress.told_waited);
+}
+
+// Of the warp's warpgroup, the first `target` WGMMAs read no more.
+inline void end_reads(Block& block, int of, int64_t target) {
+    for (int warp = of / 4 * 4; warp < of / 4 * 4 + 4; ++warp)
+        for (WgmmaQueue& queue = block.wgmmas[static_cast<std::size_t>(warp)]; queue.read < target; ++queue.read) {
+            const WgmmaOp& done = queue.ops[static_cast<std::size_t>(queue.read - queue.retired)];
+            if (done.footprint_a) block.memory.end_read(*done.footprint_a);
+            block.memory.end_read(*done.footprint_b);
+        }
 }
 
 // wgmma.wait_group of one lane: its warp goes on when at most `in_flight` of its groups are unfinished.
@@ -273,14 +323,11 @@ void wait_wgmma(int in_flight, int line) {
     const auto groups = static_cast<int64_t>(thread.wgmma_groups.size());
     if (groups > in_flight) {
         const int64_t target = thread.wgmma_groups[static_cast<std::size_t>(groups - in_flight - 1)];
+        finish_wgmmas(thread, target);
         WgmmaQueue& queue = block.wgmmas[static_cast<std::size_t>(thread.warp())];
-        while (queue.issued < target) cluster.block_on(queue.waiters, {"the rest of its warp to issue a wgmma"});
-        while (queue.executed < target) execute_next_wgmma(block, thread.warp());
         for (; thread.wgmmas_waited < target; ++thread.wgmmas_waited) {
             if (++queue.ops[static_cast<std::size_t>(thread.wgmmas_waited - queue.retired)].waited < 32) continue;
-            const WgmmaOp& done = queue.ops.front();
-            if (done.footprint_a) block.memory.end_read(*done.footprint_a);
-            block.memory.end_read(*done.footprint_b);
+            end_reads(block, thread.warp(), queue.retired + 1);
             queue.ops.pop_front();
             ++queue.retired;
         }

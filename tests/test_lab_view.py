@@ -529,7 +529,7 @@ def test_terminal() -> None:
         "not a command",
         "warp is 99 of block 0",
         "where needs a warp's number",
-        "full 0: phase 1, ",
+        "full 0: phase ",
         "none",
     ):
         assert words in said

@@ -70,15 +70,16 @@ cudaError_t allocate(void** memory, std::size_t bytes) {
     return cudaSuccess;
 }
 
+// The lab fills variables between launches, so an earlier launch's fault does not count here.
 cudaError_t copy_to(void* to, std::size_t size, std::size_t offset, const void* from, std::size_t bytes) {
     if (offset > size || bytes > size - offset) return failed(cudaErrorInvalidValue);
     std::memcpy(static_cast<char*>(to) + offset, from, bytes);
-    return outcome();
+    return cudaSuccess;
 }
 cudaError_t copy_from(void* to, const void* from, std::size_t size, std::size_t offset, std::size_t bytes) {
     if (offset > size || bytes > size - offset) return failed(cudaErrorInvalidValue);
     std::memcpy(to, static_cast<const char*>(from) + offset, bytes);
-    return outcome();
+    return cudaSuccess;
 }
 
 }  // namespace emulator

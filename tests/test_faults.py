@@ -187,7 +187,7 @@ FAULTS = {
     73: Fault("accumulator_read", r"as wgmma.commit_group is missing"),
     74: Fault(
         "released_too_early",
-        r"which a WGMMA of warps 0 to 3 may still read: it is not committed, .* wgmma.commit_group is missing",
+        r"a WGMMA of warps 0 to 3 may still read: it is not committed, .* wgmma.commit_group is missing",
     ),
     77: Fault("divergent_warp", r"executes bar.sync, and other lanes of its warp execute bar.sync elsewhere"),
     78: Fault("divergent_warp", r"executes wgmma.fence, and other lanes of its warp execute wgmma.fence"),

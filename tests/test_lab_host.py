@@ -138,7 +138,7 @@ POINTERS = """
 #include <cuda_runtime.h>
 struct Mine { int a; };
 __global__ void k(const float* f, int* s, uint16_t* u, double* d, const Mine* m, void* v, bool* b,
-                  float4* f4) {}
+                  float4* f4, const uint8_t* bytes) {}
 """
 
 
@@ -159,12 +159,13 @@ __global__ void k(const float* f, int* s, uint16_t* u, double* d, const Mine* m,
         (4, "float64", None),
         (5, "int8", None),
         (6, "bool", None),
-        (6, "int32", "b is int32; uint8, or another dtype of 8 bits, is needed"),
+        (6, "int32", "b is int32; bool is needed"),
         (7, "float32", None),
+        (8, "float64", None),
     ],
 )
 def test_dtypes(index: int, dtype: str, said: str | None) -> None:
-    args: list[np.ndarray | None] = [None] * 8
+    args: list[np.ndarray | None] = [None] * 9
     args[index] = np.zeros(4, ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     if said is None:
         lab.run(POINTERS, *args)

@@ -66,7 +66,7 @@ constexpr Item item_of() {
     else if constexpr (std::is_same_v<Pointee, __nv_fp8_e5m2>)
         return {"float8_e5m2", 1};
     else if constexpr (std::is_pointer_v<T> && std::is_arithmetic_v<Pointee>)
-        return {kind_of<std::conditional_t<std::is_same_v<Pointee, bool>, unsigned char, Pointee>>(), sizeof(Pointee)};
+        return {kind_of<Pointee>(), sizeof(Pointee)};
     else
         return {"", 0};
 }

@@ -113,11 +113,11 @@ def packed(value: Any, name: str, parameter: _Kind, library: ctypes.CDLL) -> Any
 def _check_dtype(value: Any, name: str, parameter: _Kind) -> None:
     """Raise InputError for an array whose elements are not what the kernel's pointer points to.
 
-    A pointer to unsigned integers takes any elements of that size, and every pointer unsigned integers of its
-    size, because BF16 and FP8 are often passed as bits.
-    What a pointer to void, to a vector or to another struct points to is not known.
+    A pointer to bytes takes any elements, one to larger unsigned integers any elements of that size, and
+    every pointer unsigned integers of its size, because BF16 and FP8 are often passed as bits. What a pointer
+    to void, to a vector or to another struct points to is not known.
     """
-    if value is None or not parameter.item:
+    if value is None or not parameter.item or (parameter.item == "unsigned" and parameter.item_bytes == 1):
         return
     dtype, bits = dtype_name(value), 8 * parameter.item_bytes
     needed = {

@@ -28,8 +28,11 @@ class Stacks {
         if (!begin_) reserve();
         if (used_ == bytes_) throw std::bad_alloc();
         auto* stack = reinterpret_cast<char*>(begin_ + used_);
-        // The lowest page stays inaccessible: an overflow stops there, not in the neighbour's stack.
-        if (mprotect(stack + page(), kStackBytes - page(), PROT_READ | PROT_WRITE)) throw std::bad_alloc();
+        // The lowest page stays inaccessible: an overflow stops there, not in the neighbour's stack. But every such
+        // page is an entry in the process's table of memory areas, of which Linux allows 65530 for everything, so
+        // stacks beyond kGuarded have none.
+        const std::size_t guard = used_ < kGuarded * kStackBytes ? page() : 0;
+        if (mprotect(stack + guard, kStackBytes - guard, PROT_READ | PROT_WRITE)) throw std::bad_alloc();
         used_ += kStackBytes;
         return stack;
     }
@@ -62,6 +65,7 @@ class Stacks {
 #else
     static constexpr int kNoReserve = 0;
 #endif
+    static constexpr std::size_t kGuarded = 4096;
     static inline uintptr_t begin_ = 0;
     static inline std::size_t bytes_ = 0, used_ = 0;
     static inline std::vector<char*> free_;

@@ -130,6 +130,6 @@ def test_a_write_beside_an_operand(byte):
 @pytest.mark.parametrize("byte", [0, 16])
 def test_a_write_over_an_operand(byte):
     for seed in range(8):
-        with pytest.raises(EmulatorError, match="while a WGMMA or a TMA store may still read it") as caught:
+        with pytest.raises(EmulatorError, match="which a WGMMA of warps 0 to 3 may still read") as caught:
             beside(byte, seed)
         assert caught.value.what == "released_too_early"

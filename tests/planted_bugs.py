@@ -87,7 +87,6 @@ PROMOTION = (
     "#pragma unroll\n        for (int i = 0; i < kRegisters; ++i) "
     "total[i] = fmaf(partial[i], i / 2 % 2 ? scale1 : scale0, total[i]);\n"
 )
-RELEASE = "        if (ptx::laneid() == 0) ptx::mbarrier_arrive(ring.stage + kEmpty);\n"
 # In s5, the line after the release of the stage.
 RELEASED = "                        ring.advance();\n"
 READ_SCALES_A = (
@@ -181,8 +180,8 @@ BUGS = [
         [
             Symptom(
                 "deadlock",
-                r"block 0, warp 0 waits for mbarrier 0x\w+ to complete a phase of parity 0: "
-                r"it is in phase 0 with 4 of 4",
+                r"block 0, warp 0 \(lane 0\) waits for mbarrier 0x\w+ \(empty 1\) to complete a phase of "
+                r"parity 0: it is in phase 0 with 4 of 4",
             )
         ],
     ),
@@ -192,13 +191,6 @@ BUGS = [
         "ptx::mbarrier_wait_parity(next.stage + kEmpty, next.parity ^ 1);",
         "",
         [*LOADING, TOO_EARLY, DEADLOCK, WRONG],
-    ),
-    Bug(
-        "s3_tma",
-        "a stage is released before its WGMMAs have read it",
-        f"{WAIT}        __syncwarp();\n{RELEASE}",
-        f"__syncwarp();\n{RELEASE}        {WAIT}",
-        [TOO_EARLY],
     ),
     Bug(
         "s3_tma",

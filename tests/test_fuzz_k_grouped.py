@@ -1,5 +1,5 @@
-"""Calls that are grouped along K, at random: any m, any n and k that are taken, by both generations' functions,
-with other strides and types of scales, and C of every kind.
+"""Calls that are grouped along K, at random: any m, and n and k that are taken, by both generations'
+functions, with other strides and types of scales, and C of every kind.
 
 What is right is computed. What is wrong is refused in one sentence, before anything is written.
 """

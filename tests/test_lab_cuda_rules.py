@@ -251,7 +251,14 @@ def test_more_static_shared_memory_than_nvcc_allows() -> None:
 
 def test_where_a_stray_access_lies() -> None:
     y = np.zeros(64, np.float32)
-    stray = "__global__ void k(float* y) { __shared__ float s[32]; s[threadIdx.x + 32] = 1; y[0] = s[0]; }\n"
+    stray = """
+__global__ void k(float* y) {
+    __shared__ float s[32];
+    float* p = s;  // an index of s itself would be an array's
+    p[threadIdx.x + 32] = 1;
+    y[0] = s[0];
+}
+"""
     one = fault(stray, y, block=1)
     assert one.what == "out_of_bounds"
     assert "writes 4 bytes of shared memory, 0 bytes behind the end of the block's" in str(one)

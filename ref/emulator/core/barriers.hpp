@@ -86,7 +86,8 @@ inline void complete_bytes(Block& block, uint32_t address, uint32_t bytes, const
 }
 
 // The block that a shared::cluster address names; an address without a rank is the calling thread's own block.
-inline Block& remote_block(uint32_t address) {
+// `lands`: for the copy engine, whose bytes that block counts (Block::loads_in_flight), so it need not know the thread.
+inline Block& remote_block(uint32_t address, bool lands = false) {
     const int rank = static_cast<int>(address >> kRankShift) - 1;
     if (rank < 0) return *self().block;
     if (rank >= current_cluster->shape().size)
@@ -100,7 +101,7 @@ inline Block& remote_block(uint32_t address) {
     if (!block.live)
         fail_at(Fault::block_ended, address, "reaches into block %lld of its cluster, which has already ended",
                 static_cast<long long>(block.index));
-    if (&block != self().block) block.visits[self().number] = self().moment;
+    if (&block != self().block && !lands) block.visits[self().number] = self().moment;
     return block;
 }
 

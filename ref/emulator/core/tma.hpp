@@ -184,7 +184,7 @@ inline void load_global(const SharedTransfer& transfer, uint32_t mbarrier, uint3
     current_cluster->record(Event::tma_load, *thread.block, thread.index, transfer->shared, transfer->bytes());
     for (uint32_t rank = 0; rank < 16; ++rank) {
         if (!(mask >> rank & 1)) continue;
-        Block& block = remote_block((transfer->shared & kOffsetMask) | (rank + 1) << kRankShift);
+        Block& block = remote_block((transfer->shared & kOffsetMask) | (rank + 1) << kRankShift, true);
         load(block, transfer, mbarrier, [&block, &memory = *thread.cluster->memory](std::span<const Piece> pieces) {
             std::size_t tensor = 0;
             for (const Piece& piece : pieces) {
@@ -203,8 +203,8 @@ inline void load_global(const SharedTransfer& transfer, uint32_t mbarrier, uint3
 
 // What a copy between blocks of the cluster is told. The mbarrier is of the block that it goes to.
 inline Block& check_shared(const char* who, uint32_t remote, uint32_t shared, uint32_t bytes, uint32_t mbarrier) {
-    Block& to = remote_block(remote);
-    if (&remote_block(mbarrier) != &to)
+    Block& to = remote_block(remote, true);
+    if (&remote_block(mbarrier, true) != &to)
         fail_at(Fault::invalid_operand, mbarrier,
                 "%s %d completes bytes on an mbarrier of block %d: the two must be of one block", who, to.rank,
                 remote_block(mbarrier).rank);

@@ -420,9 +420,10 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
-# A warp that is ahead stores the next tile while another warp's part of a WGMMA still reads this one. Which
-# fault is named depends on who is caught first: the store that comes too early, or the read that meets a
-# store without a fence. A GPU would often give the right answer.
+# Nothing goes wrong, and that is no luck: the four warps of a warpgroup issue a WGMMA together, PTX makes its
+# group one "per warpgroup", and a wait for it is a wait for the parts of all four. So a warp that is ahead
+# knows that this tile has been read. With a second warpgroup in the block it would not: its WGMMAs are other
+# ones. The barrier stays, because a kernel that grows should not depend on how many warps it has.
 # </details>
 #
 # **5.** Every WGMMA adds to what is there: `scale_d` is always 1.

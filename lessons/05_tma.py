@@ -515,9 +515,10 @@ workbench.break_it("s3_tma", problem, (WAIT + RELEASE, RELEASE + WAIT))
 
 # %% [markdown]
 # <details><summary>Why</summary>
-# The stage is refilled while the tensor core may still read it. Not every schedule shows it: the stage's
-# next load is ordered only one turn later, and often the WGMMAs are over by then. A test that runs once may
-# pass for years.
+# Here it is right all the same. The thread that refills the stage belongs to the warpgroup that reads it: it
+# loads one turn later, behind its own wait, and that is a wait for the WGMMAs of all four warps. It would be
+# wrong as soon as somebody else loads, who knows of the WGMMAs only what the arrivals say: a warp that does
+# nothing but load, two lessons on. So a kernel releases a stage behind the wait, always.
 # </details>
 #
 # **5.** A's tensor map forgets the swizzle.

@@ -40,6 +40,7 @@ from gemm_ladder.checks.layouts import DIMENSIONS, DTYPES, ROWS, SCALES, needed_
 from gemm_ladder.checks.products import CheckedCall, call, described, operands
 from gemm_ladder.checks.rules import (
     aligned,
+    dense,
     disjoint,
     dtype,
     gapless,
@@ -65,6 +66,7 @@ __all__ = [
     "CheckedCall",
     "aligned",
     "call",
+    "dense",
     "described",
     "disjoint",
     "dtype",

@@ -47,10 +47,15 @@ def tensors(named: Mapping[str, object]) -> dict[str, torch.Tensor]:
             raise InputError(f"{name} is a parameter without a shape yet; an initialized one is needed")
         if tensor.is_nested:
             raise InputError(f"{name} is a nested tensor, of several shapes; one of a single shape is needed")
-        if tensor.layout != torch.strided:
-            raise InputError(f"{name} has layout {tensor.layout}; a dense tensor (torch.strided) is needed")
+        dense(name, tensor)
         found[name] = tensor
     return found
+
+
+def dense(name: str, tensor: torch.Tensor) -> None:
+    """Refuse a sparse tensor."""
+    if tensor.layout != torch.strided:
+        raise InputError(f"{name} has layout {tensor.layout}; a dense tensor (torch.strided) is needed")
 
 
 def is_distributed(tensor: object) -> bool:

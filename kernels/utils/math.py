@@ -115,8 +115,7 @@ def per_custom_dims_cast_to_fp8(
     if not isinstance(x, torch.Tensor) or x.dtype not in _CAST_FROM or not x.numel():
         given = f"{x.dtype} {list(x.shape)}" if isinstance(x, torch.Tensor) else f"of type {type(x).__name__}"
         raise InputError(f"x is {given}; float32, bfloat16 or float16 with an element is needed")
-    if x.layout != torch.strided:
-        raise InputError(f"x has layout {x.layout}; a dense tensor (torch.strided) is needed")
+    checks.dense("x", x)
     if not isinstance(dims, Sequence) or not all(isinstance(one, int) for one in dims):
         raise InputError(f"dims is {dims!r}; a tuple of dimensions is needed")
     if wrong := [one for one in dims if not 0 <= one < x.dim()]:
@@ -210,8 +209,7 @@ def _blocks(
     if not isinstance(x, torch.Tensor) or x.dim() != 2 or x.dtype not in _CAST_FROM:
         given = f"{x.dtype} {list(x.shape)}" if isinstance(x, torch.Tensor) else f"of type {type(x).__name__}"
         raise InputError(f"x is {given}; a float32, bfloat16 or float16 matrix is needed")
-    if x.layout != torch.strided:
-        raise InputError(f"x has layout {x.layout}; a dense tensor (torch.strided) is needed")
+    checks.dense("x", x)
     if whole_number("gran_k", gran_k) < 1:
         raise InputError(f"gran_k is {gran_k}; 1 or more is needed")
     rows, columns = x.shape

@@ -22,6 +22,15 @@ from torch.utils.flop_counter import FlopCounterMode
 EXPECTED_M, NUM_SMS = 7, 99
 HINTED = ("masked", "psum")  # the layouts whose calls have an expected m
 
+PUBLIC = {
+    "dense": gl.fp8_gemm_nt,
+    "contiguous": gl.m_grouped_fp8_gemm_nt_contiguous,
+    "masked": gl.m_grouped_fp8_gemm_nt_masked,
+    "psum": functools.partial(
+        gl.m_grouped_fp8_gemm_nt_contiguous, use_psum_layout=True, expected_m_for_psum_layout=EXPECTED_M
+    ),
+}
+
 CPU = torch.device("cpu")
 
 notes: list[dict[str, int]] = []
@@ -40,14 +49,22 @@ def names(structure: type[ctypes.Structure]) -> list[str]:
     return [field[0] for base in reversed(structure.__mro__) for field in base.__dict__.get("_fields_", ())]
 
 
-@pytest.fixture(autouse=True)
-def no_plans():
+@pytest.fixture(autouse=True, params=["torch's C++ functions", "Python's functions"])
+def no_plans(request):
+    """Every test runs with and without what torch may lack."""
     assert fast_path.load(), "fast_path.cpp is not built"
+    api = fast_path._api()
+    for field in (*fast_path._TORCH_CPP, *fast_path._OFFSETS):
+        assert getattr(api, field), f"this torch lacks {field}"
+        if request.param == "Python's functions":
+            setattr(api, field, 0)
+    fast_path._library.gemm_ladder_queue_fill(ctypes.byref(api))
     fast_path.forget()
     notes.clear()
     answer[0] = None
     yield
     fast_path.forget()
+    fast_path._library.gemm_ladder_queue_fill(ctypes.byref(fast_path._api()))
 
 
 def call_of(layout: str, m: int = M) -> Arguments:
@@ -65,10 +82,15 @@ def add(layout: str, m: int | None = None, n: int = N, k: int = K, last: int = 0
 
 def queue(layout: str, arguments: Arguments) -> dict[str, int] | None:
     """The arguments of the launch, or None if nothing was launched."""
-    further = (EXPECTED_M,) if layout in HINTED else ()
-    result = fast_path.queue[layout](*arguments.values(), *further)
-    assert (result, len(notes)) in ((None, 1), (False, 0))
+    result = ask(layout, arguments)
+    assert (result, len(notes)) in ((None, 1), (False, 0), (True, 0))
     return notes.pop() if notes else None
+
+
+def ask(layout: str, arguments: Arguments) -> fast_path.Queued:
+    """What the fast path answers."""
+    further = (EXPECTED_M,) if layout in HINTED else ()
+    return fast_path.queue[layout](*arguments.values(), *further)
 
 
 @pytest.mark.parametrize(
@@ -331,15 +353,7 @@ def test_plans_are_for_settings():
 @pytest.mark.parametrize("layout", KINDS)
 def test_the_api_uses_the_fast_path(layout, monkeypatch):
     """The API uses the fast path, except where the contents of a grouped layout are to be checked."""
-    by_ends = functools.partial(
-        gl.m_grouped_fp8_gemm_nt_contiguous, use_psum_layout=True, expected_m_for_psum_layout=EXPECTED_M
-    )
-    function = {
-        "dense": gl.fp8_gemm_nt,
-        "contiguous": gl.m_grouped_fp8_gemm_nt_contiguous,
-        "masked": gl.m_grouped_fp8_gemm_nt_masked,
-        "psum": by_ends,
-    }[layout]
+    function = PUBLIC[layout]
     further = (EXPECTED_M,) if layout == "masked" else ()
     call = call_of(layout)
     add(layout)
@@ -353,6 +367,56 @@ def test_the_api_uses_the_fast_path(layout, monkeypatch):
     if layout != "dense":
         function(*call.values(), *further)
         assert not notes
+
+
+@pytest.mark.parametrize("layout", KINDS)
+def test_scales_by_rows(layout):
+    """Where A's scales have other strides, a call is asked again with a copy, without the checks."""
+    further = (EXPECTED_M,) if layout == "masked" else ()
+    add(layout)
+    call = call_of(layout)
+    copies = []
+    with pytest.MonkeyPatch.context() as patch:
+        copy = scales.mn_major
+        patch.setattr(scales, "mn_major", lambda sfa: copies.append(copy(sfa)) or copies[-1])
+        patch.setattr(checks, "call", None)
+        for change in (torch.Tensor.contiguous, wider(4), lambda x: torch.complex(x, -x).conj().imag):
+            values = call["lhs"][1].clone()
+            call.change("sfa", lambda x, change=change: change(x).copy_(x))
+            PUBLIC[layout](*call.values(), *further)
+            assert notes.pop()["sfa"] == copies[-1].data_ptr()
+            assert torch.equal(copies.pop(), values) and not notes
+
+
+@pytest.mark.parametrize("layout", KINDS)
+def test_scales_by_rows_that_are_no_operands(layout):
+    """What else is wrong with them is left to the checks, as is a call that is not plain otherwise."""
+    call = call_of(layout)
+    call.change("sfa", torch.Tensor.contiguous)
+    assert ask(layout, call) is False  # no plan
+    add(layout)
+    assert ask(layout, call) is True and not notes
+    sfa = call["lhs"][1]
+    memory = call["out"].view(torch.float32).flatten()
+    for change in (
+        lambda x: x.to(torch.bfloat16),
+        lambda x: x[..., :1],
+        lambda x: x.expand(2, *x.shape),
+        lambda x: x.to("meta"),
+        lambda x: x.as_subclass(Derived),
+        lambda x: x.clone().requires_grad_(),
+        lambda x: memory[: x.numel()].view(x.shape),  # overlaps the output
+        lambda x: shrunk(x.clone()),
+    ):
+        call.change("sfa", lambda _, change=change: change(sfa))
+        assert ask(layout, call) is False and not notes
+
+
+def shrunk(x: torch.Tensor) -> torch.Tensor:
+    """A tensor whose storage has lost its last byte."""
+    storage = x.untyped_storage()
+    storage.resize_(storage.nbytes() - 1)
+    return x
 
 
 @pytest.mark.parametrize("layout", KINDS)

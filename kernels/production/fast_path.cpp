@@ -2,10 +2,12 @@
 // launch the kernel.
 //
 // fast_path.py fills in Api and calls the functions exported below. Nothing is refused here: for a call that is not
-// plain, or has no plan yet, the result is False, and Python then checks, converts or refuses it. Only stable functions
-// of CPython and torch are used, and by address, so neither's headers are needed: this file compiles in a second.
+// plain, or has no plan yet, the result is False, and Python then checks, converts or refuses it. Functions of CPython
+// and torch are used by address, so neither's headers are needed: this file compiles in a second. They are stable ones,
+// but for three of torch that save a microsecond, and whose work Python's do where torch does not have them.
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <map>
 #include <unordered_map>
 
@@ -50,8 +52,12 @@ struct Api {
     bool (*gradients)();                                 // whether operations are recorded for autograd
     Status (*stream)(int32_t, void**);
     Status (*current_device)(int32_t*);  // cudaGetDevice
+    // Of torch's C++ interface, or nullptr: TensorImpl::requires_grad, profilerEnabled and bump_version, which throws
+    bool (*needs_gradient)(const Tensor*);
+    bool (*profiler_runs)();
+    void (*bump_version)(Tensor* const*);
     // Objects that live as long as the process
-    Object *none, *no;
+    Object *none, *no, *yes;
     Object *tuple, *tensor, *parameter;  // exact types: a subclass of Tensor may behave differently
     Object *cdata, *requires_grad;       // attribute names
     // Functions of torch: the innermost transform of torch.func or None; how many modes see every operation; whether a
@@ -59,6 +65,7 @@ struct Api {
     Object *transform, *modes, *profiled, *increment_version;
     // torch's numbers for its dtypes and for the device type
     int64_t e4m3, fp32, int32, bf16, cuda;
+    int64_t cdata_at;  // where torch's objects have the attribute `cdata`, in bytes; 0: not known
 };
 Api api;
 
@@ -92,27 +99,56 @@ bool has_type(Object* object, Object* type) {
     return its == type;
 }
 
-bool is(Object* object, Object* attribute, Object* expected) {
-    Object* const value = api.get_attr(object, attribute);
-    if (value) api.dec_ref(value);  // if it is the expected one, somebody else holds a reference
-    return value == expected;
+// The tensor of an object of torch's own classes; nullptr if an exception is set.
+Tensor* tensor_of(Object* object) {
+    Tensor* tensor = nullptr;
+    if (api.cdata_at) {
+        std::memcpy(&tensor, reinterpret_cast<const char*>(object) + api.cdata_at, sizeof tensor);
+    } else if (Object* const address = api.get_attr(object, api.cdata)) {
+        tensor = static_cast<Tensor*>(api.as_pointer(address));
+        api.dec_ref(address);
+    }
+    return tensor;
+}
+
+bool requires_grad(Object* object) {
+    if (api.needs_gradient) return api.needs_gradient(tensor_of(object));
+    Object* const value = api.get_attr(object, api.requires_grad);
+    if (value) api.dec_ref(value);  // if it is False, somebody else holds a reference
+    return value != api.no;
+}
+
+bool profiler_runs() {
+    if (api.profiler_runs) return api.profiler_runs();
+    Object* const runs = api.call(api.profiled, nullptr);
+    if (runs) api.dec_ref(runs);
+    return runs != api.no;
 }
 
 // Whether nobody wants to see the call before it runs. In a transform of torch.func tensors of torch's own class may
 // stand for others, and have an address at which there is nothing. A mode or a profiler sees what goes through torch's
 // dispatcher, which Python then calls.
 bool unseen() {
+    if (profiler_runs()) return false;
     Object* const transform = api.call(api.transform, nullptr);
     Object* const modes = api.call(api.modes, nullptr);
-    Object* const profiled = api.call(api.profiled, nullptr);
-    const bool none = transform == api.none && modes && api.as_int64(modes) == 0 && profiled == api.no;
-    for (Object* const one : {transform, modes, profiled})
+    const bool none = transform == api.none && modes && api.as_int64(modes) == 0;
+    for (Object* const one : {transform, modes})
         if (one) api.dec_ref(one);
     return none;
 }
 
 // Counts a write of a tensor; false if torch does not allow one.
 bool increment_version(Object* tensor) {
+    if (api.bump_version) {
+        try {
+            Tensor* const its = tensor_of(tensor);
+            api.bump_version(&its);
+            return true;
+        } catch (...) {
+            return false;
+        }
+    }
     Object* const tensors = api.pack(1, tensor);  // the function's only argument
     Object* const arguments = tensors ? api.pack(1, tensors) : nullptr;
     Object* const done = arguments ? api.call(api.increment_version, arguments) : nullptr;
@@ -130,26 +166,30 @@ struct View {
     // Reads `object`'s fields; false if it is not a tensor that can be read, and then an exception may be set.
     bool see(Object* object) {
         if (!has_type(object, api.tensor) && !has_type(object, api.parameter)) return false;
-        Object* const address = api.get_attr(object, api.cdata);
-        if (!address) return false;
-        Tensor* const tensor = static_cast<Tensor*>(api.as_pointer(address));
-        api.dec_ref(address);
-        return !api.data(&tensor, &data) && !api.sizes(&tensor, &size) && !api.strides(&tensor, &stride) &&
+        Tensor* const tensor = tensor_of(object);
+        return tensor && !api.data(&tensor, &data) && !api.sizes(&tensor, &size) && !api.strides(&tensor, &stride) &&
                !api.dimensions(&tensor, &dimensions) && !api.dtype(&tensor, &dtype) &&
                !api.device_type(&tensor, &device_type) && !api.device_index(&tensor, &device) &&
                !api.storage_size(&tensor, &storage) && !api.storage_offset(&tensor, &offset);
     }
     // Whether all of its elements, of so many bytes each, are in its storage, which may have been made smaller.
-    bool is_stored(int64_t element) const {
-        int64_t last = offset;
+    bool is_stored(int64_t element) const { return (offset + span()) * element <= storage; }
+    // The elements from its first to its last, with those between its rows.
+    int64_t span() const {
+        int64_t last = 0;
         for (int i = 0; i < dimensions; ++i) last += (size[i] - 1) * stride[i];
-        return (last + 1) * element <= storage;
+        return last + 1;
     }
     // Whether it has this type and these sizes and strides, whose first element, the groups', counts only if `many`.
+    // The stride of a dimension of size 1 does not matter.
     bool is(int64_t type, bool many, const int64_t (&sizes)[3], const int64_t (&strides)[3]) const {
+        bool same = has_sizes(type, many, sizes);
+        for (int i = 0; same && i < dimensions; ++i) same = stride[i] == strides[i + !many];
+        return same;
+    }
+    bool has_sizes(int64_t type, bool many, const int64_t (&sizes)[3]) const {
         bool same = dtype == type && dimensions == 2 + many;
-        for (int i = 0; same && i < dimensions; ++i)
-            same = size[i] == sizes[i + !many] && stride[i] == strides[i + !many];
+        for (int i = 0; same && i < dimensions; ++i) same = size[i] == sizes[i + !many];
         return same;
     }
     // The elements from row to row of matrices, as arguments.row_stride finds them.
@@ -172,20 +212,23 @@ struct Pair {
     View &of, &scales;
 };
 
-// Finds a plain call's arguments and its plan; false if the call is not plain or has no plan.
-bool find(Kind kind, Object* lhs, Object* rhs, Object* out, Object* layout, int64_t expected_m, GroupedArgs& args,
-          Plan& plan, View& d) {
+enum class Found { kNothing, kScalesToConvert, kPlan };
+
+// Finds a plain call's arguments and its plan. kNothing: the call is not plain or has no plan; kScalesToConvert: it is
+// and has, but for the strides of A's scales, and nothing was found but `d`.
+Found find(Kind kind, Object* lhs, Object* rhs, Object* out, Object* layout, int64_t expected_m, GroupedArgs& args,
+           Plan& plan, View& d) {
     View a, sfa, b, sfb, rows;
     const bool gradients = api.gradients();
     for (const auto& [pair, of, scales] : {Pair{lhs, a, sfa}, Pair{rhs, b, sfb}}) {
-        if (!has_type(pair, api.tuple) || api.tuple_size(pair) != 2) return false;
-        if (!of.see(api.tuple_item(pair, 0)) || !scales.see(api.tuple_item(pair, 1))) return false;
+        if (!has_type(pair, api.tuple) || api.tuple_size(pair) != 2) return Found::kNothing;
+        if (!of.see(api.tuple_item(pair, 0)) || !scales.see(api.tuple_item(pair, 1))) return Found::kNothing;
         for (int i = 0; gradients && i < 2; ++i)
-            if (!is(api.tuple_item(pair, i), api.requires_grad, api.no)) return false;
+            if (requires_grad(api.tuple_item(pair, i))) return Found::kNothing;
     }
-    if (!d.see(out) || (kind != kDense && !rows.see(layout))) return false;
+    if (!d.see(out) || (kind != kDense && !rows.see(layout))) return Found::kNothing;
     const bool many_a = kind == kMasked, many_b = kind != kDense;
-    if (a.dimensions != 2 + many_a || b.dimensions != 2 + many_b) return false;
+    if (a.dimensions != 2 + many_a || b.dimensions != 2 + many_b) return Found::kNothing;
     const int64_t m = a.size[many_a], k = a.size[many_a + 1], n = b.size[many_b], groups = many_b ? b.size[0] : 1;
     const int64_t groups_a = many_a ? groups : 1, counted = kind == kContiguous ? m : groups;
     const int64_t blocks_k = ceil_div(k, kScaleK), blocks_n = ceil_div(n, kScaleN), pitch = ceil_div(m, 4) * 4;
@@ -193,7 +236,7 @@ bool find(Kind kind, Object* lhs, Object* rhs, Object* out, Object* layout, int6
     if (!m || !n || !k || !a.has_rows(api.e4m3, many_a, groups, m, k, 1) ||
         !b.has_rows(api.e4m3, many_b, groups, n, k, 1) || d.dimensions != a.dimensions ||
         !d.has_rows(api.bf16, many_a, groups, m, n, sizeof(uint16_t)))
-        return false;
+        return Found::kNothing;
     const int64_t pitch_a = a.row_stride(), pitch_b = b.row_stride(), pitch_d = d.row_stride();
     const char *begin = d.data, *end = begin + ((rows_a - 1) * pitch_d + n) * sizeof(uint16_t);
     const auto beside = [&](const View& view, int64_t bytes, int alignment) {
@@ -201,25 +244,29 @@ bool find(Kind kind, Object* lhs, Object* rhs, Object* out, Object* layout, int6
                reinterpret_cast<uintptr_t>(view.data) % alignment == 0 &&
                (view.data >= end || view.data + bytes <= begin);
     };
-    if (!sfa.is(api.fp32, many_a, {groups, m, blocks_k}, {pitch * blocks_k, 1, pitch}) ||
+    const bool converted = sfa.is(api.fp32, many_a, {groups, m, blocks_k}, {pitch * blocks_k, 1, pitch});
+    if (!(converted || sfa.has_sizes(api.fp32, many_a, {groups, m, blocks_k})) ||
         !sfb.is(api.fp32, many_b, {groups, blocks_n, blocks_k}, {blocks_n * blocks_k, blocks_k, 1}) || !begin ||
         reinterpret_cast<uintptr_t>(begin) % 16)
-        return false;
-    if (!beside(a, (rows_a - 1) * pitch_a + k, 16) || !beside(sfa, groups_a * pitch * blocks_k * sizeof(float), 16) ||
+        return Found::kNothing;
+    if (!beside(a, (rows_a - 1) * pitch_a + k, 16) ||
+        !beside(sfa, converted ? groups_a * pitch * blocks_k * sizeof(float) : sfa.span() * sizeof(float),
+                converted ? 16 : alignof(float)) ||
         !beside(b, (rows_b - 1) * pitch_b + k, 16) || !beside(sfb, groups * blocks_n * blocks_k * sizeof(float), 16))
-        return false;
+        return Found::kNothing;
     if (many_b && (rows.dtype != api.int32 || rows.dimensions != 1 || rows.size[0] != counted || rows.stride[0] != 1 ||
                    !beside(rows, counted * sizeof(int32_t), 4)))
-        return false;
+        return Found::kNothing;
     if (!a.is_stored(1) || !sfa.is_stored(sizeof(float)) || !b.is_stored(1) || !sfb.is_stored(sizeof(float)) ||
         !d.is_stored(sizeof(uint16_t)) || (many_b && !rows.is_stored(sizeof(int32_t))))
-        return false;
-    if (!is(out, api.requires_grad, api.no)) return false;
+        return Found::kNothing;
+    if (requires_grad(out)) return Found::kNothing;
     const auto weight =
         plans.find({kind, d.device_type, d.device, n, k, groups, expected_m, num_sms_set, alignment_set});
-    if (weight == plans.end()) return false;
+    if (weight == plans.end()) return Found::kNothing;
     const auto found = weight->second.lower_bound(m);
-    if (found == weight->second.end() || m < found->second.first) return false;
+    if (found == weight->second.end() || m < found->second.first) return Found::kNothing;
+    if (!converted) return Found::kScalesToConvert;
     plan = found->second;
     args = {{reinterpret_cast<const uint8_t*>(a.data), reinterpret_cast<const float*>(sfa.data),
              reinterpret_cast<const uint8_t*>(b.data), reinterpret_cast<const float*>(sfb.data),
@@ -230,20 +277,24 @@ bool find(Kind kind, Object* lhs, Object* rhs, Object* out, Object* layout, int6
             many_b ? reinterpret_cast<const int32_t*>(rows.data) : nullptr,
             groups,
             groups_a};
-    return true;
+    return Found::kPlan;
 }
 
-// Returns None if the call was queued, False if it was not, or bytes with the error text of a failed launch.
+// Returns None if the call was queued, False if it was not, True if it would be with A's scales converted, or bytes
+// with the error text of a failed launch.
 Object* queue(Kind kind, Object* lhs, Object* rhs, Object* out, Object* layout, int64_t expected_m) {
     GroupedArgs args;
     Plan plan;
     View d;
     int32_t current;
     Object* result = api.no;
-    if (unseen() && find(kind, lhs, rhs, out, layout, expected_m, args, plan, d) &&
-        (d.device_type != api.cuda ||
-         (!api.current_device(&current) && current == d.device && !api.stream(current, &args.stream))) &&
-        increment_version(out)) {
+    const Found found = unseen() ? find(kind, lhs, rhs, out, layout, expected_m, args, plan, d) : Found::kNothing;
+    if (found == Found::kScalesToConvert) {
+        result = api.yes;
+    } else if (found == Found::kPlan &&
+               (d.device_type != api.cuda ||
+                (!api.current_device(&current) && current == d.device && !api.stream(current, &args.stream))) &&
+               increment_version(out)) {
         void* const thread = api.save_thread();  // a launch waits while the stream's queue is full
         const char* const error = plan.launcher(&args);
         api.restore_thread(thread);

@@ -1,9 +1,10 @@
 """The fast path of a call to its launch: operands checked, plan looked up, kernel launched, all in C++.
 
 `queue` has a function for each kind. It takes a call's operands, and returns None where the call is queued;
-bytes, the reason, where its launch was refused; and False where nothing was done, because the operands are
-not plain or nobody has added a plan for their sizes. Such a call goes through `gemm_ladder.checks`, which
-finds what is wrong or converts scales, and `launching`, which adds the plan. So nothing is accepted here that
+bytes, the reason, where its launch was refused; True where nothing was done, but would be if A's scales had
+the strides that TMA reads; and False where nothing was done, because the operands are not plain or nobody has
+added a plan for their sizes. Such a call goes through `gemm_ladder.checks`, which finds what is wrong or
+converts other scales, and `launching`, which adds the plan. So nothing is accepted here that
 is not accepted there. Besides the launch itself the fast path takes a microsecond; in Python it took ten.
 
 Operands are plain if the pairs are tuples, the tensors of torch's own class, and their dtypes, shapes,
@@ -73,10 +74,17 @@ _TORCH = {
     "storage_offset": "aoti_torch_get_storage_offset",
     "gradients": "aoti_torch_grad_mode_is_enabled",
 }
+# They may be missing.
+_TORCH_CPP = {
+    "needs_gradient": "_ZNK3c1010TensorImpl13requires_gradEv",
+    "profiler_runs": "_ZN5torch8profiler4impl15profilerEnabledEv",
+    "bump_version": "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE",
+}
 _CUDA = {"stream": "aoti_torch_get_current_cuda_stream", "current_device": "cudaGetDevice"}
 _OBJECTS = {
     "none": None,
     "no": False,
+    "yes": True,
     "tuple": tuple,
     "tensor": torch.Tensor,
     "parameter": torch.nn.Parameter,
@@ -94,14 +102,15 @@ _NUMBERS = {
     "bf16": "aoti_torch_dtype_bfloat16",
     "cuda": "aoti_torch_device_type_cuda",
 }
+_OFFSETS = ("cdata_at",)
 
 
 class Api(ctypes.Structure):
     """struct Api of fast_path.cpp"""
 
     _fields_ = tuple(
-        (name, ctypes.c_int64 if name in _NUMBERS else ctypes.c_void_p)
-        for name in (*_PYTHON, *_TORCH, *_CUDA, *_OBJECTS, *_NUMBERS)
+        (name, ctypes.c_int64 if name in (*_NUMBERS, *_OFFSETS) else ctypes.c_void_p)
+        for name in (*_PYTHON, *_TORCH, *_CUDA, *_TORCH_CPP, *_OBJECTS, *_NUMBERS, *_OFFSETS)
     )
 
 
@@ -248,9 +257,24 @@ def _api() -> Api:
         for library, names in libraries
         for field, name in names.items()
     }
+    for field, name in _TORCH_CPP.items():
+        with contextlib.suppress(AttributeError):
+            functions[field] = ctypes.cast(getattr(_torch("cpu"), name), ctypes.c_void_p)
     objects = {field: id(value) for field, value in _OBJECTS.items()}  # they live as long as this module does
     numbers = {field: getattr(_torch("cpu"), name)() for field, name in _NUMBERS.items()}
-    return Api(**functions, **objects, **numbers)
+    return Api(**functions, **objects, **numbers, cdata_at=_offset_of_cdata())
+
+
+def _offset_of_cdata() -> int:
+    """Where a tensor's object has the address that its attribute `_cdata` reads, which takes a tenth of a
+    microsecond a tensor. 0 if it is not at one and the same place in tensors and parameters."""
+    found = []
+    for tensor in (torch.empty(0), torch.nn.Parameter(torch.empty(0))):
+        words = type(tensor).__basicsize__ // ctypes.sizeof(ctypes.c_void_p)
+        content = (ctypes.c_size_t * words).from_address(id(tensor))
+        found.append([place for place in range(words) if content[place] == tensor._cdata])
+    first, second = found
+    return ctypes.sizeof(ctypes.c_void_p) * first[0] if first == second and len(first) == 1 else 0
 
 
 @functools.cache

@@ -90,6 +90,13 @@ __device__ __forceinline__ uint16_t cvt_rn_satfinite_e4m3x2_f32(float high, floa
     return pair;
 }
 
+// "Floating Point Instructions: rcp.approx.ftz.f32". 1 / x to within the last bit.
+__device__ __forceinline__ float rcp_approx_ftz_f32(float x) {
+    float inverse;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(x));
+    return inverse;
+}
+
 // ------------------------------------------------------------------------------------------ shared memory
 
 // The address of the CTA's dynamic shared memory, a multiple of 1024.

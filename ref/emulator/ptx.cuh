@@ -88,6 +88,9 @@ inline uint16_t cvt_rn_satfinite_e4m3x2_f32(float high, float low) {
     return static_cast<uint16_t>(round(high) << 8 | round(low));
 }
 
+// Rounded once, which a GPU does not promise: its result may differ in the last bit.
+inline float rcp_approx_ftz_f32(float x) { return 1.0f / x; }
+
 // ------------------------------------------------------------------------------------------ shared memory
 
 uint32_t shared_memory();

@@ -114,6 +114,8 @@ class Placed:
         codes, scales = (one.cpu().numpy() for one in (self.out.codes.view(torch.uint8), self.out.scales))
         want_codes, want_scales = expected(self.call)
         written = np.ones(self.call.m, bool)
+        if self.call.ks is not None:
+            codes, want_codes = in_groups(codes, want_codes, self.call.ks.tolist())
         for group in range(len(codes)):
             if self.call.counts is not None:
                 written = np.arange(self.call.m) < self.call.counts[group].item()
@@ -130,6 +132,19 @@ class Placed:
                 sizes[2] = one.stride(1)  # the padding of its rows belongs to the result, too
             around.as_strided(sizes, one.stride(), MARGIN).fill_(float(canary))
             assert (around == float(canary)).all(), "written around a result"
+
+
+def in_groups(found: np.ndarray, whole: np.ndarray, ks: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Codes with `ks`, [1, k, m], as found and as expected: the groups' matrices [k, ks] one after the other,
+    and after them canaries."""
+    _, k, m = whole.shape
+    begin, parts = 0, []
+    for said in ks:
+        end = min(begin + max(said, 0) // 128 * 128, m)
+        parts.append(whole[0, :, begin:end].reshape(-1))
+        begin = end
+    parts.append(np.full(k * (m - begin), CODE, np.uint8))
+    return found.reshape(1, 1, -1), np.concatenate(parts).reshape(1, 1, -1)
 
 
 def weight_for(kind: Before, k: int, dtype: torch.dtype, device: str) -> dict[str, object]:

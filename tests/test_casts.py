@@ -14,6 +14,7 @@ from gemm_ladder import lab
 from gemm_ladder.casts import eager, functions, launching, operands
 from gemm_ladder.casts.kernel import INPUTS, KERNELS, KINDS, Before, Kernel, Kind
 from gemm_ladder.errors import BuildError, InputError
+from gemm_ladder.sass import disassembly
 from torch._subclasses import FakeTensorMode
 
 CASTS = sorted({(kernel.kind, kernel.before) for kernel in KERNELS})
@@ -88,6 +89,19 @@ def test_gather(kind: Kind, before: Before, machine: str) -> None:
     empty.check()
 
 
+@pytest.mark.parametrize("before", ["nothing", "silu_and_mul"])
+def test_grouped_along_k(before: Before, machine: str) -> None:
+    """Each group's codes are a matrix of their own. Counts may be nonsense: nothing outside is written."""
+    m, k = 640, 136
+    x = numbers((m, columns(before, k)), BF16).to(DEVICE[machine])
+    for ks in ([256, 0, 128, 256], [128, 200, -5, 2**31 - 1, 128], [], [-(2**31), 127, 384]):
+        cast = place(
+            "per_channel_turned", before, x, k, ks=torch.tensor(ks, dtype=torch.int32, device=x.device)
+        )
+        cast.run()
+        cast.check()
+
+
 @pytest.mark.parametrize("before", ["nothing", "silu_and_mul", "rms_norm"])
 def test_masked(before: Before, machine: str) -> None:
     """Rows that do not count are neither read, which would be NaN, nor written; counts may be nonsense."""
@@ -147,6 +161,14 @@ def test_results_are_operands(device: str) -> None:
     pairs = gl.per_channel_group_quant_fp8(dy), gl.per_channel_group_quant_fp8(x)
     gl.fp8_gemm_nt(*pairs, gradient, recipe=(1, 1, 128))
     assert gl.calc_diff(gradient, dy.T @ x) < 1e-3
+    ks = [256, 0, 128]
+    tokens, others = (torch.randn(384, n, generator=generator).to(device) for n in (128, 144))
+    sums = torch.zeros(3, 128, 144, device=device)
+    counts = torch.tensor(ks, dtype=torch.int32, device=device)
+    pairs = (gl.per_channel_group_quant_fp8(one, ks=counts) for one in (tokens, others))
+    gl.k_grouped_fp8_gemm_nt_contiguous(*pairs, sums, ks, counts, c=sums)
+    expected = [one.T @ other for one, other in zip(tokens.split(ks), others.split(ks), strict=True)]
+    assert gl.calc_diff(sums, torch.stack(expected)) < 1e-3
     rows = torch.full((256,), -1, dtype=torch.int32, device=device)
     rows[:50] = torch.arange(50, 0, -1)
     rows[128:140] = torch.arange(12)
@@ -167,7 +189,7 @@ def test_operators(name: str, device: str) -> None:
     weight = torch.ones(272, device=device) if "rms_norm" in name else None
     rows = torch.tensor([3, -1, 5], dtype=torch.int32, device=device)
     operator = getattr(torch.ops.gemm_ladder, name).default
-    for arguments in ((x, weight, 1e-6, True, None, None), (x, weight, 1e-6, False, rows, None)):
+    for arguments in ((x, weight, 1e-6, True, None, None, None), (x, weight, 1e-6, False, rows, None, None)):
         found = torch.library.opcheck(operator, arguments)
         assert set(found.values()) == {"SUCCESS"} and len(found) >= 4
 
@@ -252,6 +274,12 @@ REFUSED = {
     "masked_m has shape [4]; [2] is needed": lambda: gl.per_token_group_quant_fp8(
         X.view(2, 2, 6), masked_m=INT
     ),
+    "ks is given for codes that are not transposed; transposed=True": lambda: gl.per_channel_group_quant_fp8(
+        X, transposed=False, ks=INT
+    ),
+    "there are 4 rows; with ks a multiple of 128 is needed": lambda: gl.per_channel_group_quant_fp8(
+        X, ks=INT
+    ),
     "x is on cpu and rows on meta; one device": lambda: gl.per_token_group_quant_fp8(X, rows=INT.to("meta")),
 }
 
@@ -323,6 +351,32 @@ def test_a_kernel_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert launching.why_not(kernel, cuda) == f"{kernel.name} could not be built"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", [one for one in KERNELS if one.dtype == BF16], ids=lambda one: one.name)
+def test_machine_code(kernel: Kernel) -> None:
+    """Nothing is spilled, and where rows lie at multiples of 16 bytes they are loaded so."""
+    try:
+        gl.build.find_cuda()
+    except gl.build.ToolchainError as error:
+        pytest.skip(f"needs nvcc: {error}")
+    if disassembly.find_cuobjdump() is None:
+        pytest.skip("needs cuobjdump: pip install nvidia-cuda-cuobjdump")
+    built = kernel.compile("cuda")
+    for name, used in disassembly.resources(built.log).items():
+        assert (used.stack_frame, used.spill_stores, used.spill_loads) == (0, 0, 0), name
+    wide = []
+    for name, instructions in disassembly.disassemble(built.path).items():
+        opcodes = [one.opcode for one in instructions]
+        in_pieces = "LDG.E.128" in opcodes
+        wide.append(in_pieces)
+        assert in_pieces != ("LDG.E.U16" in opcodes), name
+        stored = (
+            "STG.E.128" if kernel.kind == "per_channel_turned" else "STG.E.64" if in_pieces else "STG.E.U8"
+        )
+        assert stored in opcodes, name
+    assert wide.count(False) == 1 and wide.count(True) >= 1
 
 
 def test_kinds_have_names() -> None:

@@ -28,9 +28,11 @@ struct CastParams {
     const void* weight;     // [k], of x's type; RMSNorm only
     const int32_t* rows;    // [m]: which row of x each row is made of; null: row i of row i
     const int32_t* counts;  // [groups]: how many rows of a group are cast; null: m
-    uint8_t* codes;         // E4M3 [groups, m, k], or turned: [groups, k, m]
+    const int32_t* ks;      // [ks_count]: of turned codes, how many of m belong to each group
+    uint8_t* codes;         // E4M3 [groups, m, k]; turned [groups, k, m], or with ks each group's [k, ks] in turn
     float* scales;
     int64_t groups, x_rows, m, k;
+    int64_t ks_count;  // -1: there are no ks, and all rows belong together
     int64_t x_group, x_row, x_column;
     int64_t codes_group, codes_row;
     int64_t scale_group, scale_row, scale_column;  // strides of the scales [groups, rows, columns] of m x k
@@ -83,12 +85,22 @@ __device__ __forceinline__ Piece<kInput> load_piece(const void* x, int64_t eleme
     return piece;
 }
 
-// Where row `row` of a group begins in x, or -1 if it is a row of zeros: it is below the last one, or made of a row
-// that x does not have.
-__device__ __forceinline__ int64_t begin_of_row(const CastParams& p, int64_t group, int64_t row) {
-    if (row >= p.m) return -1;
-    const int64_t from = p.rows ? p.rows[row] : row;
-    return from < 0 || from >= p.x_rows ? -1 : group * p.x_group + from * p.x_row;
+// Where some rows of a group begin in x: row_of(i) for each i. It is -1 for a row of zeros: one from `end` on, or one
+// that is made of a row that x does not have. All indices are loaded before the first is used.
+template <int kRows, typename RowOf>
+__device__ __forceinline__ void find_rows(const CastParams& p, int64_t group, int64_t end, RowOf row_of,
+                                          int64_t (&begins)[kRows]) {
+    if (p.rows) {
+        int32_t indices[kRows];
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) indices[i] = row_of(i) < end ? p.rows[row_of(i)] : -1;
+#pragma unroll
+        for (int i = 0; i < kRows; ++i)
+            begins[i] = indices[i] < 0 || indices[i] >= p.x_rows ? -1 : indices[i] * p.x_row;
+    } else {
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) begins[i] = row_of(i) < end ? group * p.x_group + row_of(i) * p.x_row : -1;
+    }
 }
 
 // How many numbers of the piece that begins at column `column` lie inside the row.

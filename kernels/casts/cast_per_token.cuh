@@ -58,9 +58,11 @@ __global__ void __launch_bounds__(kThreads) fp8_cast_per_token(const CastParams 
     int64_t rows = group < p.groups ? p.m : 0;  // of the group that are cast
     if (p.counts && rows && p.counts[group] < rows) rows = p.counts[group];
     Piece<kInput> pieces[kRows][kParts], ups[kBefore == Before::kSiluAndMul ? kRows : 1][kParts];
+    int64_t begins[kRows];
+    find_rows(p, group, rows, [&](int i) { return first + i; }, begins);
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-        const int64_t begin = first + i < rows ? begin_of_row(p, group, first + i) : -1;
+        const int64_t begin = begins[i];
 #pragma unroll
         for (int j = 0; j < kParts; ++j) {
             const int count = begin < 0 ? 0 : counts[j];

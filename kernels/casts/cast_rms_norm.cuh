@@ -14,7 +14,9 @@ __global__ void __launch_bounds__(kThreads) fp8_cast_rms_norm(const CastParams p
     ptx::griddepcontrol_launch_dependents();
     ptx::griddepcontrol_wait();
     if (p.counts && row >= p.counts[group]) return;
-    const int64_t begin = begin_of_row(p, group, row);
+    int64_t begins[1];
+    find_rows(p, group, p.m, [&](int) { return row; }, begins);
+    const int64_t begin = begins[0];
     const int64_t passes = ceil_div(p.k, kThreads * kPiece);
     const auto column_of = [&](int64_t pass) { return (pass * kThreads + threadIdx.x) * kPiece; };
     const auto load = [&](const void* from, int64_t offset, int64_t pass, int64_t stride) {

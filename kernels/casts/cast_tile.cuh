@@ -24,13 +24,35 @@ constexpr int kOffsetInverse = kWarps * kTile * 4;  // in shared memory, after t
 constexpr int kOffsetCodes = kOffsetInverse + kTile * 4;
 constexpr int kSharedBytes = kOffsetCodes + kTile * kTile;
 
+// The CTAs that an SM is to hold at least: as many as the registers allow that their tiles need.
+constexpr int ctas_an_sm(Input input, Before before, bool vector) {
+    return !vector ? 1 : before == Before::kNothing && input != Input::kFp32 ? 3 : 2;
+}
+
 // The address, in a turned tile's shared memory, of word `word` of column `column`.
 __device__ __forceinline__ uint32_t turned(uint32_t column, uint32_t word) {
     return column * kTile + 4 * (word ^ 2 * (column / kPiece));
 }
 
+// The matrix [k, rows] that turned codes of row `row` belong to: all of them, or a group's. Groups are whole tiles, and
+// whatever the counts say, they lie in the m rows one after the other.
+struct Turned {
+    int64_t begin, rows;  // the first row, and how many; none if the row belongs to no group
+};
+__device__ __forceinline__ Turned group_of(const CastParams& p, int64_t row) {
+    if (p.ks_count < 0) return {0, p.codes_row};
+    int64_t begin = 0;
+    for (int64_t i = 0; i < p.ks_count; ++i) {
+        const int64_t left = p.m - begin, said = p.ks[i] / kTile * kTile;
+        const int64_t rows = said < 0 ? 0 : said < left ? said : left;
+        if (row < begin + rows) return {begin, rows};
+        begin += rows;
+    }
+    return {row, 0};
+}
+
 template <Input kInput, Before kBefore, Share kShare, bool kVector>
-__global__ void __launch_bounds__(kThreads, 2) fp8_cast_tile(const CastParams p) {
+__global__ void __launch_bounds__(kThreads, ctas_an_sm(kInput, kBefore, kVector)) fp8_cast_tile(const CastParams p) {
     const int64_t across = ceil_div(p.k, kTile), down = ceil_div(p.m, kTile);
     const uint32_t lines = blockIdx.x / static_cast<uint32_t>(across), group = lines / static_cast<uint32_t>(down);
     const int64_t tile_row = lines - group * down, tile_column = blockIdx.x - lines * across;
@@ -46,13 +68,15 @@ __global__ void __launch_bounds__(kThreads, 2) fp8_cast_tile(const CastParams p)
     ptx::griddepcontrol_launch_dependents();
     ptx::griddepcontrol_wait();
     constexpr Input kHeld = kBefore == Before::kNothing ? kInput : Input::kFp32;
+    int64_t begins[kPieces];
+    find_rows(p, group, p.m, [&](int i) { return tile_row * kTile + row_here(i); }, begins);
     Piece<kHeld> pieces[kPieces];
 #pragma unroll
     for (int half = 0; half < kPieces; half += kQuad) {
         Piece<kInput> loaded[kQuad], ups[kBefore == Before::kSiluAndMul ? kQuad : 1];
 #pragma unroll
         for (int i = 0; i < kQuad; ++i) {
-            const int64_t begin = begin_of_row(p, group, tile_row * kTile + row_here(half + i));
+            const int64_t begin = begins[half + i];
             const int numbers = begin < 0 ? 0 : count;
             loaded[i] = load_piece<kInput, kVector>(p.x, begin + column * p.x_column, p.x_column, numbers);
             if constexpr (kBefore == Before::kSiluAndMul)
@@ -134,15 +158,17 @@ __global__ void __launch_bounds__(kThreads, 2) fp8_cast_tile(const CastParams p)
                                codes_of(pieces[half][e] * inverses[e], pieces[half + 1][e] * inverses[e],
                                         pieces[half + 2][e] * inverses[e], pieces[half + 3][e] * inverses[e]));
         __syncthreads();
+        const Turned matrix = group_of(p, tile_row * kTile);
         constexpr int kChunks = kTile / 16;  // of a column
         for (int i = threadIdx.x; i < kTile * kChunks; i += kThreads) {
             const uint32_t here = i / kChunks, chunk = i % kChunks, swapped = here / kPiece;
             const int64_t of = tile_column * kTile + here, row = tile_row * kTile + 16 * chunk;
-            if (of >= p.k || row >= p.codes_row) continue;  // codes_row is a multiple of 16
+            if (of >= p.k || row >= matrix.begin + matrix.rows) continue;  // whose rows are a multiple of 16
             // The XOR exchanges 16-byte chunks, and in every other group of 8 columns the halves of a chunk.
             uint4 words = ptx::ld_shared<uint4>(tile + here * kTile + 16 * (chunk ^ swapped / 2));
             if (swapped % 2) words = {words.z, words.w, words.x, words.y};
-            *reinterpret_cast<uint4*>(p.codes + group * p.codes_group + of * p.codes_row + row) = words;
+            *reinterpret_cast<uint4*>(p.codes + group * p.codes_group + p.k * matrix.begin + of * matrix.rows + row -
+                                      matrix.begin) = words;
         }
     }
 }

@@ -62,7 +62,10 @@ def run(call: CheckedCast, out: Results) -> None:
     for group, codes, scales in zip(_numbers(call), out.codes, out.scales, strict=True):
         if kind in ("per_channel", "per_channel_turned"):
             found, of_runs = blocks(group.mT, 1, SCALE_BLOCK, call.use_ue8m0)
-            codes.copy_(found if kind == "per_channel_turned" else found.mT)
+            if call.ks is None:
+                codes.copy_(found if kind == "per_channel_turned" else found.mT)
+            else:
+                _write_groups(codes.view(-1), found, call.ks.tolist())
             scales.copy_(of_runs.mT)
         else:
             found, of_runs = blocks(
@@ -70,6 +73,15 @@ def run(call: CheckedCast, out: Results) -> None:
             )
             codes.copy_(found)
             scales.copy_(of_runs)
+
+
+def _write_groups(out: torch.Tensor, codes: torch.Tensor, ks: list[int]) -> None:
+    """Write the matrices [k, ks[group]] that codes [k, m] are made of into `out`, one after the other."""
+    (k, m), begin = codes.shape, 0
+    for said in ks:
+        end = min(begin + max(said, 0) // SCALE_BLOCK * SCALE_BLOCK, m)
+        out[k * begin : k * end].copy_(codes[:, begin:end].reshape(-1))
+        begin = end
 
 
 def _numbers(call: CheckedCast) -> torch.Tensor:

@@ -57,7 +57,7 @@ def per_token_group_quant_fp8(
     Raises:
         InputError: a tensor is not of these types, shapes and devices.
     """
-    return _call("per_token", "nothing", x, None, 0.0, use_ue8m0, rows, masked_m)
+    return _call("per_token", "nothing", x, None, 0.0, use_ue8m0, rows, masked_m, None)
 
 
 def silu_and_mul_per_token_group_quant_fp8(
@@ -78,7 +78,7 @@ def silu_and_mul_per_token_group_quant_fp8(
     Raises:
         InputError: as there, or x has an odd number of columns.
     """
-    return _call("per_token", "silu_and_mul", x, None, 0.0, use_ue8m0, rows, masked_m)
+    return _call("per_token", "silu_and_mul", x, None, 0.0, use_ue8m0, rows, masked_m, None)
 
 
 def rms_norm_per_token_group_quant_fp8(
@@ -103,7 +103,7 @@ def rms_norm_per_token_group_quant_fp8(
     Raises:
         InputError: as there, or weight or eps is not as above.
     """
-    return _call("per_token", "rms_norm", x, weight, eps, use_ue8m0, rows, masked_m)
+    return _call("per_token", "rms_norm", x, weight, eps, use_ue8m0, rows, masked_m, None)
 
 
 def per_block_quant_fp8(x: torch.Tensor, use_ue8m0: bool = False, rows: torch.Tensor | None = None) -> Pair:
@@ -120,7 +120,7 @@ def per_block_quant_fp8(x: torch.Tensor, use_ue8m0: bool = False, rows: torch.Te
     Raises:
         InputError: as `per_token_group_quant_fp8`.
     """
-    return _call("per_block", "nothing", x, None, 0.0, use_ue8m0, rows, None)
+    return _call("per_block", "nothing", x, None, 0.0, use_ue8m0, rows, None, None)
 
 
 def silu_and_mul_per_block_quant_fp8(
@@ -137,11 +137,15 @@ def silu_and_mul_per_block_quant_fp8(
     Raises:
         InputError: as there, or x has an odd number of columns.
     """
-    return _call("per_block", "silu_and_mul", x, None, 0.0, use_ue8m0, rows, None)
+    return _call("per_block", "silu_and_mul", x, None, 0.0, use_ue8m0, rows, None, None)
 
 
 def per_channel_group_quant_fp8(
-    x: torch.Tensor, use_ue8m0: bool = False, rows: torch.Tensor | None = None, transposed: bool = True
+    x: torch.Tensor,
+    use_ue8m0: bool = False,
+    rows: torch.Tensor | None = None,
+    transposed: bool = True,
+    ks: torch.Tensor | None = None,
 ) -> Pair:
     """The cast for weight gradients: a scale for each run of 128 of a column.
 
@@ -149,21 +153,28 @@ def per_channel_group_quant_fp8(
         x: float32, bfloat16 or float16 [k, n] or [groups, k, n], of any strides; k counts the tokens.
         use_ue8m0, rows: as for `per_token_group_quant_fp8`.
         transposed: give the result as the products with FP32 output take it, with the tokens side by side.
+        ks: int32 [groups], contiguous, on x's device: give it as the products that are grouped along K take
+            it. Group g has the next ks[g] rows of the matrix [k, n], a multiple of 128.
 
     Returns:
         If transposed, float8_e4m3fn [(groups,) n, k], rows align(k, 16) apart, and its scales, float32
         [(groups,) n, ceil(k / 128)], MN-major and TMA-aligned. Otherwise the same numbers as
-        [(groups,) k, n], contiguous, and [(groups,) ceil(k / 128), n], rows align(n, 4) apart.
+        [(groups,) k, n], contiguous, and [(groups,) ceil(k / 128), n], rows align(n, 4) apart. With ks the
+        codes are one-dimensional: the [n, ks[g]] of the groups, each contiguous, one after the other.
 
     Raises:
         InputError: as `per_token_group_quant_fp8`.
     """
     kind: Kind = "per_channel_turned" if transposed else "per_channel"
-    return _call(kind, "nothing", x, None, 0.0, use_ue8m0, rows, None)
+    return _call(kind, "nothing", x, None, 0.0, use_ue8m0, rows, None, ks)
 
 
 def silu_and_mul_per_channel_group_quant_fp8(
-    x: torch.Tensor, use_ue8m0: bool = False, rows: torch.Tensor | None = None, transposed: bool = True
+    x: torch.Tensor,
+    use_ue8m0: bool = False,
+    rows: torch.Tensor | None = None,
+    transposed: bool = True,
+    ks: torch.Tensor | None = None,
 ) -> Pair:
     """SiLU of x's first half times its second half, in FP32, and the cast for weight gradients of that.
 
@@ -177,7 +188,7 @@ def silu_and_mul_per_channel_group_quant_fp8(
         InputError: as there, or x has an odd number of columns.
     """
     kind: Kind = "per_channel_turned" if transposed else "per_channel"
-    return _call(kind, "silu_and_mul", x, None, 0.0, use_ue8m0, rows, None)
+    return _call(kind, "silu_and_mul", x, None, 0.0, use_ue8m0, rows, None, ks)
 
 
 def run(call: operands.CheckedCast, mn_major: bool) -> operands.Results:
@@ -234,7 +245,7 @@ def _define(kind: Kind, before: Before) -> None:
 
     ops.define(
         f"{_operator(kind, before)}(Tensor x, Tensor? weight, float eps, bool use_ue8m0, Tensor? rows, "
-        "Tensor? masked_m) -> (Tensor, Tensor)",
+        "Tensor? masked_m, Tensor? ks) -> (Tensor, Tensor)",
         bound(_compute),
         bound(_fake),
     )

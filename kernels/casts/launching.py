@@ -28,12 +28,14 @@ class Params(ctypes.Structure):
         ("weight", ctypes.c_void_p),
         ("rows", ctypes.c_void_p),
         ("counts", ctypes.c_void_p),
+        ("ks", ctypes.c_void_p),
         ("codes", ctypes.c_void_p),
         ("scales", ctypes.c_void_p),
         ("groups", ctypes.c_int64),
         ("x_rows", ctypes.c_int64),
         ("m", ctypes.c_int64),
         ("k", ctypes.c_int64),
+        ("ks_count", ctypes.c_int64),
         ("x_group", ctypes.c_int64),
         ("x_row", ctypes.c_int64),
         ("x_column", ctypes.c_int64),
@@ -55,18 +57,20 @@ class Args(ctypes.Structure):
 
 def arguments(call: CheckedCast, out: Results, num_sms: int, stream: int = 0) -> Args:
     """The arguments of a launch. The struct keeps no tensor alive."""
-    address = [None if one is None else one.data_ptr() for one in (call.weight, call.rows, call.counts)]
+    optional = (call.weight, call.rows, call.counts, call.ks)
+    addresses = [None if one is None else one.data_ptr() for one in optional]
     groups, x_rows, _ = call.x.shape
     return Args(
         Params(
             call.x.data_ptr(),
-            *address,
+            *addresses,
             out.codes.data_ptr(),
             out.scales.data_ptr(),
             groups,
             x_rows,
             call.m,
             call.k,
+            -1 if call.ks is None else len(call.ks),
             *call.x.stride(),
             *out.codes.stride()[:2],
             *out.scales.stride(),
@@ -94,7 +98,12 @@ def run(call: CheckedCast, out: Results, num_sms: int = 0) -> None:
         return
     if not call.x.is_cuda:
         tensors = {"x": call.x, "the codes": _whole(out.codes), "the scales": out.scales}
-        for name, one in (("weight", call.weight), ("rows", call.rows), ("masked_m", call.counts)):
+        for name, one in (
+            ("weight", call.weight),
+            ("rows", call.rows),
+            ("masked_m", call.counts),
+            ("ks", call.ks),
+        ):
             if one is not None:
                 tensors[name] = one
         args = arguments(call, out, num_sms or EMULATED_SMS)

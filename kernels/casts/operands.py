@@ -8,6 +8,9 @@
               at here: the kernel does that
     masked_m  int32 [groups], contiguous: how many rows of each group are cast, per token. Other rows are
               neither read nor written. x has three dimensions then
+    ks        int32 [groups], contiguous: how many rows of x, one after the other, belong to each group of
+              transposed codes: multiples of 128, smaller ones count as the next below. x is a matrix then,
+              whose rows are a multiple of 128. Codes of rows of no group are not written
 
 Each refusal is one sentence that says what was given and what is needed.
 """
@@ -33,7 +36,7 @@ class CheckedCast(NamedTuple):
     Attributes:
         kernel: which.
         x: [groups, rows of x, k or 2 k].
-        weight, rows, counts: as above, or None.
+        weight, rows, counts, ks: as above, or None; counts is masked_m.
         m, k: of each group of the result.
         epsilon: of RMSNorm.
         use_ue8m0: whether scales are rounded up to powers of two.
@@ -44,6 +47,7 @@ class CheckedCast(NamedTuple):
     weight: torch.Tensor | None
     rows: torch.Tensor | None
     counts: torch.Tensor | None
+    ks: torch.Tensor | None
     m: int
     k: int
     epsilon: float
@@ -54,7 +58,8 @@ class Results(NamedTuple):
     """What a cast writes.
 
     Attributes:
-        codes: float8_e4m3fn [groups, m, k], contiguous; turned: [groups, k, m], rows align(m, 16) apart.
+        codes: float8_e4m3fn [groups, m, k], contiguous; turned: [groups, k, m], rows align(m, 16) apart; with
+            ks the memory of a [1, k, m] that holds each group's [k, ks[group]] in turn.
         scales: float32 [groups, rows, columns] of m x k, in units of what shares a scale.
     """
 
@@ -71,14 +76,15 @@ def check(
     use_ue8m0: object = False,
     rows: object = None,
     masked_m: object = None,
+    ks: object = None,
 ) -> CheckedCast:
     """Check a cast's arguments.
 
     Raises:
         InputError: the first thing found wrong.
     """
-    call = described(kind, before, x, weight, eps, use_ue8m0, rows, masked_m)
-    tensors = {"x": call.x, "weight": call.weight, "rows": call.rows, "masked_m": call.counts}
+    call = described(kind, before, x, weight, eps, use_ue8m0, rows, masked_m, ks)
+    tensors = {"x": call.x, "weight": call.weight, "rows": call.rows, "masked_m": call.counts, "ks": call.ks}
     for name, tensor in tensors.items():
         if tensor is not None:
             checks.has_memory(name, tensor)
@@ -94,9 +100,10 @@ def described(
     use_ue8m0: object = False,
     rows: object = None,
     masked_m: object = None,
+    ks: object = None,
 ) -> CheckedCast:
     """As `check`, by what can be said of tensors without memory."""
-    optional = {"weight": weight, "rows": rows, "masked_m": masked_m}
+    optional = {"weight": weight, "rows": rows, "masked_m": masked_m, "ks": ks}
     given = checks.tensors({"x": x} | {name: one for name, one in optional.items() if one is not None})
     checks.same_device(given)
     matrix = given["x"]
@@ -124,6 +131,13 @@ def described(
         _indices("masked_m", counts, "groups")
         groups, *_ = checks.sizes("x", matrix, "groups", "m", "k")
         checks.shape("masked_m", counts, (groups,), f"[groups] for x's {groups} groups")
+    if (of_groups := given.get("ks")) is not None:
+        _indices("ks", of_groups, "groups")
+        checks.sizes("x", matrix, "k", "n")
+        if kind != "per_channel_turned":
+            raise InputError("ks is given for codes that are not transposed; transposed=True is needed")
+        if m % SCALE_BLOCK:
+            raise InputError(f"there are {m} rows; with ks a multiple of {SCALE_BLOCK} is needed")
     for name, size in (("m", m), ("k", k)):
         if size > MAX_SIZE:
             raise InputError(f"{name} is {size}; at most 2^31 - 1 is needed")
@@ -137,6 +151,7 @@ def described(
         None if norm is None else norm.detach().resolve_neg().contiguous(),
         index,
         counts,
+        of_groups,
         m,
         k,
         float(eps),
@@ -182,6 +197,8 @@ def as_returned(call: CheckedCast, found: Sequence[torch.Tensor], grouped: bool)
     """The codes and scales as callers get them: without groups if x had none, and turned scales as the codes
     are, [k, runs of m]."""
     codes, scale = found
+    if call.ks is not None:
+        return codes.view(-1), scale[0].mT
     if call.kernel.kind == "per_channel_turned":
         scale = scale.mT
     return (codes, scale) if grouped else (codes[0], scale[0])

@@ -71,12 +71,15 @@ def by_case(data: CastsFile, l2: str) -> dict[tuple[str, int, int], dict[str, Ca
 def table(data: CastsFile) -> list[list[str]]:
     """The times as cells; the first row is the header."""
     impls = [name for name in LABELS if any(row["impl"] == name for row in data["rows"])]
-    cells = [["cast", "m x k", "L2", *(f"{LABELS[name]}, us" for name in impls), "of the copy's rate"]]
+    names = [f"{LABELS[name]}, us" for name in impls]
+    cells = [["cast", "m x k", "L2", *names, "of the copy's rate", "times an empty kernel"]]
     for l2 in ("dirty", "clean", "graph"):
         for (name, m, k), rows in by_case(data, l2).items():
             us = [f"{rows[impl]['us']:.2f}" if impl in rows else "-" for impl in impls]
-            share = f"{rows['copy']['us'] / rows['casts']['us']:.0%}" if "copy" in rows else "-"
-            cells.append([words(name), f"{m} x {k}", l2, *us, share])
+            ours = rows["casts"]["us"] if "casts" in rows else None
+            share = f"{rows['copy']['us'] / ours:.0%}" if ours and "copy" in rows else "-"
+            times = f"{ours / rows['empty']['us']:.2f}" if ours and "empty" in rows else "-"
+            cells.append([words(name), f"{m} x {k}", l2, *us, share, times])
     return cells
 
 

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from gemm_ladder.arguments import SCALE_BLOCK, ceil_div
 from gemm_ladder.casts.operands import CheckedCast, Results
-from gemm_ladder.ref import activations
 from gemm_ladder.ref.fp8 import E4M3_MAX
 
 SMALLEST_AMAX = 1e-4  # so that a block of zeros gets a scale other than 0
@@ -96,6 +95,8 @@ def _numbers(call: CheckedCast) -> torch.Tensor:
             x = x.new_zeros(1, call.m, x.shape[2])
     if call.kernel.before == "nothing":
         return x
+    from gemm_ladder.ref import activations  # here: it takes Numba, which no other cast needs
+
     if call.kernel.before == "silu_and_mul":
         gate, up = x[..., : call.k], x[..., call.k :]
         if x.is_cuda:

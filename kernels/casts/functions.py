@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import torch
 from gemm_ladder import ops
-from gemm_ladder.casts import eager, launching, operands
+from gemm_ladder.casts import eager, operands
 from gemm_ladder.casts.kernel import KERNELS, Before, Kind
 
 __all__ = [
@@ -198,12 +198,21 @@ def run(call: operands.CheckedCast, mn_major: bool) -> operands.Results:
         mn_major: as for operands.results().
     """
     out = operands.results(call, mn_major)
-    if out.codes.numel():
-        if launching.why_not(call.kernel, call.x.device) is None:
-            launching.run(call, out)
-        else:
-            eager.run(call, out)
+    if out.codes.numel() and not _done_by_kernel(call, out):
+        eager.run(call, out)
     return out
+
+
+def _done_by_kernel(call: operands.CheckedCast, out: operands.Results) -> bool:
+    """Have the kernel do a cast, if it can."""
+    if not call.x.is_cuda:
+        return False
+    from gemm_ladder.casts import launching  # here: a cast on the CPU needs none of it
+
+    if launching.why_not(call.kernel, call.x.device):
+        return False
+    launching.run(call, out)
+    return True
 
 
 def _call(kind: Kind, before: Before, x: torch.Tensor, *given: object) -> Pair:

@@ -243,14 +243,20 @@ def measure_one(
             calls[name] = call
     for call in calls.values():
         call()
-    for (name, l2), us in times(calls, timer, m <= GRAPH_ROWS, problem.x.device).items():
+    found = times(calls, timer)
+    for name, call in calls.items() if m <= GRAPH_ROWS else ():
+        try:
+            found[name, "graph"] = timing.graph_times([call] * GRAPH_CALLS, problem.x.device)
+        except RuntimeError as error:  # it cannot be captured
+            result.missing.append({"impl": name, "shape": f"{where} in a graph", "reason": one_line(error)})
+    for (name, l2), us in found.items():
         result.rows.append(row(cast, m, k, name, l2, us))
 
 
 def times(
-    calls: dict[str, Call], timer: timing.KernelTimer, in_graph: bool, device: torch.device
+    calls: dict[str, Call], timer: timing.KernelTimer
 ) -> dict[tuple[str, timing.State], Sequence[float]]:
-    """Microseconds of each call, by implementation and state, of the better of two passes."""
+    """Microseconds of each call, by implementation and state of L2, of the better of two passes."""
     found: dict[tuple[str, timing.State], Sequence[float]] = {}
     for order in (list(calls), list(calls)[::-1]):
         plan: list[tuple[str, timing.L2]] = [(name, l2) for name in order for l2 in timing.L2_STATES]
@@ -258,9 +264,6 @@ def times(
         for key, us in zip(plan, timer.batch(jobs), strict=True):
             if key not in found or np.median(us) < np.median(found[key]):
                 found[key] = us
-    if in_graph:
-        for name, call in calls.items():
-            found[name, "graph"] = timing.graph_times([call] * GRAPH_CALLS, device)
     return found
 
 

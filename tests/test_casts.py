@@ -204,7 +204,9 @@ def test_torch_sees_the_functions(device: str) -> None:
         return codes.float() * scales.repeat_interleave(128, 1)[:, :136]
 
     torch._dynamo.reset()
-    assert torch.equal(torch.compile(used, backend="aot_eager", fullgraph=True)(x), used(x))
+    for given in (x, x.clone().requires_grad_()):
+        found = torch.compile(used, backend="aot_eager", fullgraph=True)(given)
+        assert torch.equal(found, used(x)) and not found.requires_grad and not used(given).requires_grad
     with torch.profiler.profile() as profile:
         codes, scales = gl.silu_and_mul_per_token_group_quant_fp8(x)
     names = [one.key for one in profile.key_averages()]

@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kThreads) fp8_cast_rms_norm(const CastParams p
     };
 
     // The sum of the squares.
-    Piece<kInput> held[kHeld ? kHeld : 1];
+    Piece<kInput> held[kHeld ? kHeld : 1], weights[kHeld ? kHeld : 1];
     float sum = 0;
     const auto add = [&](const Piece<kInput>& piece) {
         for (int i = 0; i < kPiece; ++i) sum = __fmaf_rn(piece[i], piece[i], sum);
@@ -33,6 +33,8 @@ __global__ void __launch_bounds__(kThreads) fp8_cast_rms_norm(const CastParams p
     if constexpr (kHeld != 0) {
 #pragma unroll
         for (int pass = 0; pass < kHeld; ++pass) held[pass] = load(p.x, begin, pass, p.x_column);
+#pragma unroll
+        for (int pass = 0; pass < kHeld; ++pass) weights[pass] = load(p.weight, 0, pass, 1);
 #pragma unroll
         for (int pass = 0; pass < kHeld; ++pass) add(held[pass]);
     } else {
@@ -46,9 +48,8 @@ __global__ void __launch_bounds__(kThreads) fp8_cast_rms_norm(const CastParams p
     const float inverse_root = __frcp_rn(__fsqrt_rn(__fdiv_rn(whole, static_cast<float>(p.k)) + p.epsilon));
 
     // The cast. All lanes take part in the shuffles, also those beyond the row's end, which have zeros.
-    const auto cast = [&](const Piece<kInput>& piece, int64_t pass) {
+    const auto cast = [&](const Piece<kInput>& piece, const Piece<kInput>& weight, int64_t pass) {
         const int64_t column = column_of(pass);
-        const Piece<kInput> weight = load(p.weight, 0, pass, 1);
         Piece<Input::kFp32> numbers[1];
         for (int i = 0; i < kPiece; ++i) numbers[0].words[i] = __float_as_uint(piece[i] * inverse_root * weight[i]);
         const int count = inside(p, column);
@@ -66,8 +67,9 @@ __global__ void __launch_bounds__(kThreads) fp8_cast_rms_norm(const CastParams p
     };
     if constexpr (kHeld != 0) {
 #pragma unroll
-        for (int pass = 0; pass < kHeld; ++pass) cast(held[pass], pass);
+        for (int pass = 0; pass < kHeld; ++pass) cast(held[pass], weights[pass], pass);
     } else {
-        for (int64_t pass = 0; pass < passes; ++pass) cast(load(p.x, begin, pass, p.x_column), pass);
+        for (int64_t pass = 0; pass < passes; ++pass)
+            cast(load(p.x, begin, pass, p.x_column), load(p.weight, 0, pass, 1), pass);
     }
 }

@@ -13,7 +13,7 @@ captured, torch's own operators compute SiLU and RMSNorm, which may differ in th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 
 import torch
 from gemm_ladder import ops
@@ -215,27 +215,25 @@ def _done_by_kernel(call: operands.CheckedCast, out: operands.Results) -> bool:
     return True
 
 
-def _call(kind: Kind, before: Before, x: torch.Tensor, *given: object) -> Pair:
-    """A cast; through its operator where torch compiles, or somebody wants to see it."""
-    if ops.compiling() or ops.seen(x, *given):
-        operator = getattr(torch.ops.gemm_ladder, _operator(kind, before))
-        found: Pair = operator(x.detach() if isinstance(x, torch.Tensor) else x, *given)
-    else:
-        found = _compute(kind, before, x, *given)
+def _call(kind: Kind, before: Before, *given: object) -> Pair:
+    """A cast, without a history for autograd; through its operator where torch compiles, or somebody wants to
+    see it."""
+    if not (ops.compiling() or ops.seen(*given)):
+        return _compute(kind, before, *given)
+    detached = [one.detach() if isinstance(one, torch.Tensor) else one for one in given]
+    found: Pair = getattr(torch.ops.gemm_ladder, _operator(kind, before))(*detached)
     return found
 
 
-def _compute(kind: Kind, before: Before, x: torch.Tensor, *given: object) -> Pair:
-    call = operands.check(kind, before, x, *given)
-    codes, scales = operands.as_returned(call, run(call, True), x.dim() == 3)
-    return codes, scales
+def _compute(kind: Kind, before: Before, *given: object) -> Pair:
+    call = operands.check(kind, before, *given)
+    return operands.as_returned(call, run(call, True))
 
 
-def _fake(kind: Kind, before: Before, x: torch.Tensor, *given: object) -> Pair:
+def _fake(kind: Kind, before: Before, *given: object) -> Pair:
     """The results without memory."""
-    call = operands.described(kind, before, x, *given)
-    codes, scales = operands.as_returned(call, operands.results(call, True), x.dim() == 3)
-    return codes, scales
+    call = operands.described(kind, before, *given)
+    return operands.as_returned(call, operands.results(call, True))
 
 
 def _operator(kind: Kind, before: Before) -> str:
@@ -249,14 +247,11 @@ def _operator(kind: Kind, before: Before) -> str:
 def _define(kind: Kind, before: Before) -> None:
     """Register the operator of a cast."""
 
-    def bound(function: Callable[..., Pair]) -> Callable[..., Pair]:
-        return lambda x, *given: function(kind, before, x, *given)
-
     ops.define(
         f"{_operator(kind, before)}(Tensor x, Tensor? weight, float eps, bool use_ue8m0, Tensor? rows, "
         "Tensor? masked_m, Tensor? ks) -> (Tensor, Tensor)",
-        bound(_compute),
-        bound(_fake),
+        functools.partial(_compute, kind, before),
+        functools.partial(_fake, kind, before),
     )
 
 

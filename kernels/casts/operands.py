@@ -18,7 +18,6 @@ Each refusal is one sentence that says what was given and what is needed.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,6 +36,7 @@ class CheckedCast(NamedTuple):
         kernel: which.
         x: [groups, rows of x, k or 2 k].
         weight, rows, counts, ks: as above, or None; counts is masked_m.
+        grouped: whether x was given with groups.
         m, k: of each group of the result.
         epsilon: of RMSNorm.
         use_ue8m0: whether scales are rounded up to powers of two.
@@ -48,6 +48,7 @@ class CheckedCast(NamedTuple):
     rows: torch.Tensor | None
     counts: torch.Tensor | None
     ks: torch.Tensor | None
+    grouped: bool
     m: int
     k: int
     epsilon: float
@@ -152,6 +153,7 @@ def described(
         index,
         counts,
         of_groups,
+        matrix.dim() == 3,
         m,
         k,
         float(eps),
@@ -193,12 +195,12 @@ def results(call: CheckedCast, mn_major: bool) -> Results:
     )
 
 
-def as_returned(call: CheckedCast, found: Sequence[torch.Tensor], grouped: bool) -> tuple[torch.Tensor, ...]:
+def as_returned(call: CheckedCast, out: Results) -> tuple[torch.Tensor, torch.Tensor]:
     """The codes and scales as callers get them: without groups if x had none, and turned scales as the codes
     are, [k, runs of m]."""
-    codes, scale = found
-    if call.ks is not None:
-        return codes.view(-1), scale[0].mT
+    codes, found = out
     if call.kernel.kind == "per_channel_turned":
-        scale = scale.mT
-    return (codes, scale) if grouped else (codes[0], scale[0])
+        found = found.mT
+    if call.ks is not None:
+        return codes.view(-1), found[0]
+    return (codes, found) if call.grouped else (codes[0], found[0])

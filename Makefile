@@ -26,6 +26,7 @@ measure: $(VENV)/installed-test
 	$(BIN)/python -m gemm_ladder production
 	$(BIN)/python -m gemm_ladder everywhere
 	$(BIN)/python -m gemm_ladder training
+	$(BIN)/python -m gemm_ladder casts
 	$(BIN)/python -m gemm_ladder interleave
 	$(BIN)/python -m gemm_ladder host
 	$(BIN)/python -m gemm_ladder timeline all --json figures/data/timeline.json

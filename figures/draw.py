@@ -8,6 +8,7 @@ Needs matplotlib and nothing else: no GPU, no compiler, no gemm_ladder. The file
     data/everywhere.json   the same at the weights of public models (python -m gemm_ladder everywhere)
     data/training.json     the training kernels beside DeepGEMM's (python -m gemm_ladder training)
     data/host.json         what a call costs the host (python -m gemm_ladder host)
+    data/casts.json        the casts to FP8 beside a copy and libraries (python -m gemm_ladder casts)
     data/interleave.json   rung 6 in each of its modes (python -m gemm_ladder interleave)
     data/cards.json        what each rung is made of, and what limits it (python -m gemm_ladder cards)
     data/timeline.json     who did what, and when (python -m gemm_ladder timeline all --json ...)
@@ -29,7 +30,7 @@ HERE = Path(__file__).resolve().parent
 def main(root: Path = HERE.parent) -> None:
     """Write figures/*.png, figures/cards/*.md and the tables of the two READMEs under `root`, from the data
     under it. What is made from a file that is not there is left as it is."""
-    from . import everywhere, host, ladder, production, readme, roofline, rung_cards, timeline
+    from . import casts, everywhere, host, ladder, production, readme, roofline, rung_cards, timeline
 
     figures = root / "figures"
     data = recorded(figures / "data")
@@ -43,6 +44,8 @@ def main(root: Path = HERE.parent) -> None:
         pictures["everywhere"] = everywhere.picture(data["everywhere"])
     if "host" in data:
         pictures["host"] = host.picture(data["host"])
+    if "casts" in data:
+        pictures["casts"] = casts.picture(data["casts"])
     for name, picture in pictures.items():
         picture.savefig(figures / f"{name}.png", dpi=130, metadata={"Software": None})
     timeline.draw(root)
@@ -60,12 +63,13 @@ def main(root: Path = HERE.parent) -> None:
 def recorded(folder: Path) -> dict[str, Any]:
     """The files in `folder` that tables and pictures are made of, as far as they are there, by name without
     .json."""
-    from . import everywhere, host, measured, rung_cards
+    from . import casts, everywhere, host, measured, rung_cards
 
     loaders: dict[str, Callable[[Path], Any]] = {
         **dict.fromkeys(("ladder", "production", "training", "interleave"), measured.load),
         "everywhere": everywhere.load,
         "host": host.load,
+        "casts": casts.load,
         "cards": rung_cards.load,
     }
     paths = {name: folder / f"{name}.json" for name in loaders}

@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from . import everywhere, host, production
+from . import casts, everywhere, host, production
 from .measured import CEILING, Series, name_of, provenance, series, sizes_of
-from .rows import HostFile, TimesFile
+from .rows import CastsFile, HostFile, TimesFile
 from .rung_cards import resources_table, rungs_table
 from .tables import markdown, table, under
 
@@ -42,6 +42,8 @@ def figures_readme(text: str, data: Mapping[str, Any]) -> str:
         bodies["everywhere"] = everywhere_table(data["everywhere"])
     if "host" in data:
         bodies["host"] = host_table(data["host"])
+    if "casts" in data:
+        bodies["casts"] = casts_table(data["casts"])
     if "training" in data:
         bodies["training"] = training_table(data["training"])
     if "interleave" in data:
@@ -96,6 +98,16 @@ def everywhere_table(data: Any) -> str:
 def host_table(data: HostFile) -> str:
     """The table `host`."""
     return f"{markdown(host.table(data))}\n\n{under(host.provenance(data, protocol=True))}"
+
+
+def casts_table(data: CastsFile) -> str:
+    """The table `casts`, below the picture."""
+    alt = "The time of each cast beside a copy of as many bytes, an empty kernel and other libraries"
+    notes = [
+        "Of the copy's rate: the copy's time over ours.",
+        *casts.provenance(data, protocol=True),
+    ]
+    return f"![{alt}](casts.png)\n\n{markdown(casts.table(data))}\n\n{under(notes)}"
 
 
 def training_table(data: TimesFile) -> str:

@@ -146,6 +146,25 @@ class HostRow(TypedDict):
     us_p90: float
 
 
+class CastRow(TypedDict):
+    """A cast to FP8 of [m, k] in BF16: casts.json.
+
+    cast is a gemm_ladder.measure.casts.Cast by its name. impl is "casts", "copy" (of as many bytes), "empty"
+    (a kernel that does nothing) or a library. l2 is "dirty", "clean" or, in a CUDA graph of calls on the same
+    tensors, "graph". us is the median; gb_s is 0 for the empty kernel.
+    """
+
+    cast: str
+    m: int
+    k: int
+    impl: str
+    l2: str
+    us: float
+    us_p10: float
+    us_p90: float
+    gb_s: float
+
+
 class _EmulatedRun(TypedDict):
     impl: str
     m: int
@@ -308,6 +327,12 @@ class HostFile(TypedDict):
     schema: int
     meta: HostMeta
     rows: list[HostRow]
+
+
+class CastsFile(TypedDict):
+    schema: int
+    meta: TimesMeta
+    rows: list[CastRow]
 
 
 class CardsFile(TypedDict):

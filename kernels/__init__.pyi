@@ -25,6 +25,15 @@ from .api import (
 )
 from .api import m_grouped_gemm_fp8_fp8_bf16_nt_masked as m_grouped_gemm_fp8_fp8_bf16_nt_masked
 from .arguments import ceil_div as ceil_div
+from .casts.functions import per_block_quant_fp8 as per_block_quant_fp8
+from .casts.functions import per_channel_group_quant_fp8 as per_channel_group_quant_fp8
+from .casts.functions import per_token_group_quant_fp8 as per_token_group_quant_fp8
+from .casts.functions import rms_norm_per_token_group_quant_fp8 as rms_norm_per_token_group_quant_fp8
+from .casts.functions import silu_and_mul_per_block_quant_fp8 as silu_and_mul_per_block_quant_fp8
+from .casts.functions import (
+    silu_and_mul_per_channel_group_quant_fp8 as silu_and_mul_per_channel_group_quant_fp8,
+)
+from .casts.functions import silu_and_mul_per_token_group_quant_fp8 as silu_and_mul_per_token_group_quant_fp8
 from .drop_in import install_as_deep_gemm as install_as_deep_gemm
 from .errors import EmulatorError as EmulatorError
 from .errors import GemmLadderError as GemmLadderError

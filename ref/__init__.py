@@ -1,6 +1,7 @@
 """What the right answer is, in Python.
 
     fp8          E4M3, and the casts that make the operands
+    activations  what may come before a cast: SiLU-and-multiply, RMSNorm
     gemm         the product in float64: rung s0_numpy
     tensor_core  the product as a Hopper tensor core computes it, bit for bit
     lanes        vectors of the CPU, for tensor_core's inner loops

@@ -1,4 +1,4 @@
-"""FP8 E4M3, and the two casts that make DeepSeek-V3's operands.
+"""FP8 E4M3, and the casts that make DeepSeek-V3's operands.
 
 E4M3 is `s eeee mmm`: (-1)^s * 1.mmm * 2^(e - 7), or (-1)^s * 0.mmm * 2^-6 where e = 0. It has no infinity;
 `s 1111 111` is NaN, so the largest number is 448. The type is ml_dtypes.float8_e4m3fn, byte for byte
@@ -6,7 +6,13 @@ torch.float8_e4m3fn.
 
 An operand is a pair (codes, scales): A [m, k] has one FP32 scale for each run of 128 along k, B [n, k] one
 for each block of 128 x 128, and an element's value is its code's times its scale. The casts follow DeepGEMM's
-(its utils/math.py) operation by operation, so their bits are the same.
+(its utils/math.py) operation by operation, so their bits are the same. Weight gradients sum over the tokens,
+so their operands have one scale for each run of 128 down a column.
+
+Every input has a defined result. What shares a scale with a NaN becomes NaN, and so does the scale. With an
+infinity and no NaN, the scale is infinity, infinities become NaN, and all other numbers 0 with their signs
+kept. Where all numbers are 0, or so small that the largest is below 1e-4, the scale is that of 1e-4. A NaN is
+the code 0x7F, the one that a GPU's conversion gives.
 """
 
 from __future__ import annotations
@@ -20,6 +26,7 @@ E4M3_MAX = 448.0
 
 # As in DeepGEMM: a block of zeros needs a scale above 0, because values are divided by it.
 _SMALLEST_AMAX = 1e-4
+_NAN_CODE = 0x7F
 _VALUES = np.arange(256, dtype=np.uint8).view(E4M3).astype(np.float32)
 
 
@@ -39,10 +46,11 @@ def decode(codes: np.ndarray) -> np.ndarray:
 def encode(x: np.ndarray) -> np.ndarray:
     """The E4M3 codes, uint8, nearest to `x` (float32 or float64, any shape); ties go to the even code.
 
-    Magnitudes beyond 448, infinity included, become 448, as in the GPU's conversion (cvt.rn.satfinite). NaN
-    stays NaN.
+    Magnitudes beyond 448, infinity included, become 448, and NaN of either sign 0x7F, as in the GPU's
+    conversion (cvt.rn.satfinite).
     """
-    return np.clip(narrow(x), -E4M3_MAX, E4M3_MAX).astype(E4M3).view(np.uint8)
+    codes = np.clip(narrow(x), -E4M3_MAX, E4M3_MAX).astype(E4M3).view(np.uint8)
+    return np.where(np.isnan(x), np.uint8(_NAN_CODE), codes)
 
 
 def narrow(x: np.ndarray) -> np.ndarray:
@@ -89,6 +97,21 @@ def per_block_cast_to_fp8(
         E4M3 [n, k] and its scales, float32 [ceil(n / gran_k), ceil(k / gran_k)].
     """
     return _cast(x, gran_k, gran_k, use_ue8m0)
+
+
+def per_channel_cast_to_fp8(
+    x: np.ndarray, use_ue8m0: bool = False, gran_k: int = SCALE_BLOCK
+) -> tuple[np.ndarray, np.ndarray]:
+    """The cast for weight gradients: as for A, with one scale for each run of `gran_k` rows of a column.
+
+    Args:
+        x: float32 [k, n].
+
+    Returns:
+        E4M3 [k, n] and its scales, float32 [ceil(k / gran_k), n].
+    """
+    codes, scales = _cast(np.asarray(x).T, 1, gran_k, use_ue8m0)
+    return np.ascontiguousarray(codes.T), np.ascontiguousarray(scales.T)
 
 
 def dequantize_lhs(a: np.ndarray, sfa: np.ndarray) -> np.ndarray:
@@ -138,8 +161,10 @@ def _cast(x: np.ndarray, gran_rows: int, gran_k: int, use_ue8m0: bool) -> tuple[
     scales = amax / np.float32(E4M3_MAX)
     if use_ue8m0:
         fraction, exponent = np.frexp(scales)  # fraction in [1/2, 1), and 1/2 for a power of two
-        scales = np.ldexp(np.float32(1), exponent - (fraction == 0.5))
-    codes = encode(blocks * (np.float32(1) / scales)).reshape(padded.shape)
+        powers = np.ldexp(np.float32(1), exponent - (fraction == 0.5))
+        scales = np.where(np.isfinite(scales), powers, scales)
+    with np.errstate(invalid="ignore"):  # infinity times 0 is NaN
+        codes = encode(blocks * (np.float32(1) / scales)).reshape(padded.shape)
     return codes[:rows, :columns].copy().view(E4M3), scales.reshape(block_rows, block_columns)
 
 

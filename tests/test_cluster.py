@@ -36,7 +36,7 @@ def test_lanes(machine: str) -> None:
     values = np.random.default_rng(0).integers(0, 2**32, 64, np.uint32)
     values[32:] = values[32::1] % 3 + 4  # the second warp: few different values
     values[33::2] = 5  # and its odd lanes: one
-    expected = np.zeros((64, 14), np.uint32)
+    expected = np.zeros((64, 15), np.uint32)
     for thread in range(64):
         group = [t for t in range(64) if t // 32 == thread // 32 and t % 2 == thread % 2]
         of = values[group]
@@ -51,8 +51,10 @@ def test_lanes(machine: str) -> None:
             (len(odd) == len(group)) + 2 * bool(odd),
             1,
         ]
-    for out in run(machine, 1, (64, 14), values, block=64):
+        expected[thread, 14] = values[thread ^ 2]
+    for out in run(machine, 1, (64, 15), values, block=64):
         np.testing.assert_array_equal(out[:, :11], expected[:, :11])
+        np.testing.assert_array_equal(out[:, 14], expected[:, 14])
         assert out[:, 12].all() and (out[:, 13] == 1).all()  # one leader, which belongs to the mask
         assert out[:, 11].sum() == 4
 

@@ -203,15 +203,26 @@ def test_conversions(machine: str) -> None:
             np.array([0x3F808000, 0x3F818000, 0x7F7FFFFF, 0x00008000], np.uint32).view(
                 np.float32
             ),  # ties, overflow
+            np.array(
+                [448, 464, 465, 480, np.inf, -np.inf, -0.0, 2**-6, 2**-10, 3 * 2**-10, 17, 19, -(2**-7), 0]
+            ),
+            rng.normal(size=4094) * np.exp2(rng.integers(-12, 10, 4094)),
         ]
-    )
-    out = np.zeros(256 + floats.size // 2, np.uint32)
+    ).astype(np.float32)
+    pairs = floats.size // 2
+    out = np.zeros(256 + pairs + pairs // 2 + floats.size, np.uint32)
     run_unit(machine, 9, out, floats, columns=floats.size)
     np.testing.assert_array_equal(out[:256].view(np.float32), fp8.decode(np.arange(256, dtype=np.uint8)))
     with np.errstate(invalid="ignore"):
         expected = gemm.to_bf16(floats.astype(np.float64)).view(np.uint16)
     expected[np.isnan(floats)] = 0x7FFF
-    np.testing.assert_array_equal(out[256:].view(np.uint16), expected)
+    np.testing.assert_array_equal(out[256 : 256 + pairs].view(np.uint16), expected)
+    codes, inverses = np.split(out[256 + pairs :], [pairs // 2])
+    np.testing.assert_array_equal(codes.view(np.uint8), fp8.encode(floats))
+    normal = (np.abs(floats) > 2.0**-126) & (np.abs(floats) < 2.0**125)
+    np.testing.assert_allclose(
+        inverses.view(np.float32)[normal], 1 / floats[normal].astype(np.float64), rtol=2.0**-23
+    )
 
 
 def test_vector_stores_to_this_blocks_and_to_the_other_blocks_shared_memory(machine: str) -> None:

@@ -1,4 +1,4 @@
-"""E4M3 codes and the two casts, compared with exact arithmetic and with torch."""
+"""E4M3 codes and the casts, compared with exact arithmetic and with torch."""
 
 from __future__ import annotations
 
@@ -158,6 +158,33 @@ def test_casts_use_the_whole_range_and_err_by_half_a_step(kind):
     assert (np.abs(values - x) <= np.maximum(np.abs(x) * 2.0**-4, step * 2.0**-10) * (1 + 1e-5)).all()
     largest = np.abs(fp8.decode(codes))[:, :128]
     assert (largest.max(axis=1) == 448).all() if rows == 1 else largest[:128].max() == 448
+
+
+@pytest.mark.parametrize("use_ue8m0", [False, True])
+def test_zeros_nan_and_infinities(use_ue8m0):
+    """What a run of 128 becomes is what the module's head says."""
+    x = np.zeros((5, 128), np.float32)
+    x[1, :3] = np.inf, -2, 3
+    x[2, :3] = -np.inf, np.inf, -0.0
+    x[3, :3] = -np.nan, np.inf, 7
+    x[4, :3] = 1e-6, -1e-8, 0
+    codes, scales = fp8.per_token_cast_to_fp8(x, use_ue8m0)
+    smallest = np.float32(2.0**-22 if use_ue8m0 else np.float32(1e-4) / np.float32(448))
+    np.testing.assert_array_equal(
+        scales[:, 0], np.array([smallest, np.inf, np.inf, np.nan, smallest], np.float32)
+    )
+    codes = codes.view(np.uint8)
+    assert not codes[0].any() and (codes[3] == 0x7F).all()
+    assert codes[1, :4].tolist() == [0x7F, 0x80, 0, 0] and codes[2, :4].tolist() == [0x7F, 0x7F, 0x80, 0]
+    assert np.array_equal(codes[4], fp8.encode(x[4] * (np.float32(1) / smallest)))
+
+
+def test_per_channel_is_per_token_of_the_transpose():
+    x = np.random.default_rng(4).normal(size=(300, 5)).astype(np.float32)
+    codes, scales = fp8.per_channel_cast_to_fp8(x, True)
+    turned, of_rows = fp8.per_token_cast_to_fp8(x.T, True)
+    assert codes.shape == x.shape and scales.shape == (3, 5)
+    assert np.array_equal(codes.T.view(np.uint8), turned.view(np.uint8)) and np.array_equal(scales.T, of_rows)
 
 
 def test_a_smaller_granularity():

@@ -10,6 +10,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDERS = {"kernels": "gemm_ladder", "ref": "gemm_ladder.ref", "figures": "gemm_ladder.figures"}
 ROOMS = (
     "build",
+    "casts",
     "checks",
     "lab",
     "measure",

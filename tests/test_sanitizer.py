@@ -10,7 +10,10 @@ from pathlib import Path
 
 import gemm_ladder as gl
 import pytest
+import torch
 from families import FAMILIES, name
+from gemm_ladder.casts.kernel import KERNELS as KERNELS_OF_CASTS
+from gemm_ladder.casts.kernel import Kernel
 from gemm_ladder.production.config import Config
 from training_cases import CONFIGS as TRAINING_CONFIGS
 
@@ -44,6 +47,20 @@ for shape, ks in (((300, 264), 400), ((136, 72), [128, 0, 384, 256])):
     call = place(shape, ks, "cuda", "d")
     run(config, call, num_sms=2)
     call.check()
+"""
+CAST = """
+import sys
+import torch
+from cast_cases import Placed, columns, numbers, spaced, weight_for
+kind, before = sys.argv[1:]
+for m, k, gap, rows in ((130, 264, 8, None), (20, 137, 3, None), (1500, 2048, 0, None), (140, 136, 8, 12)):
+    x = spaced(numbers((rows or m, columns(before, k)), torch.bfloat16), "cuda", gap)
+    given = weight_for(before, k, x.dtype, "cuda")
+    if rows:
+        given["rows"] = torch.arange(-5, m - 5, dtype=torch.int32, device="cuda") * 3
+    cast = Placed.of(kind, before, x, True, **given)
+    cast.run()
+    cast.check()
 """
 TOOLS = ("memcheck", "racecheck", "synccheck")
 
@@ -95,3 +112,16 @@ def test_production_is_clean(config: Config, tool: str) -> None:
 def test_training_is_clean(index: int, tool: str) -> None:
     TRAINING_CONFIGS[index].compile("cuda")
     check(tool, TRAINING, str(index))
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize(
+    "kernel",
+    [kernel for kernel in KERNELS_OF_CASTS if kernel.dtype == torch.bfloat16],
+    ids=lambda one: one.name,
+)
+def test_casts_are_clean(kernel: Kernel, tool: str) -> None:
+    kernel.compile("cuda")
+    check(tool, CAST, kernel.kind, kernel.before)

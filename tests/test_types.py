@@ -30,6 +30,7 @@ STRICT = (
         f"gemm_ladder.training.{module}"
         for module in ("candidates", "config", "launching", "operands", "products")
     ),
+    *(f"gemm_ladder.casts.{module}" for module in ("eager", "functions", "kernel", "launching", "operands")),
     *("gemm_ladder.production.tuner", "gemm_ladder.build", "gemm_ladder.build.library"),
     "gemm_ladder.lab",
     *(

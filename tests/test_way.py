@@ -12,7 +12,8 @@ TEXT = (KERNELS / "README.md").read_text()
 TASKS = (
     *("add a rung", "add a case that every rung, and every judged kernel, has to compute"),
     *("have the judge name another mistake", "change a tile shape"),
-    *("change a training kernel, its tiles or their choice", "change which kernel a shape gets"),
+    *("change a training kernel, its tiles or their choice", "change a cast, or add what comes before one"),
+    "change which kernel a shape gets",
     "add an instruction",
     *("add a peer", "change what a call accepts", "change how a kernel is built or cached"),
     "change what is built before a call needs it",

@@ -154,13 +154,18 @@ __global__ void remote_arrive(uint8_t* out) {
     ptx::barrier_cluster_wait();
 }
 
-// 9: every E4M3 byte as FP32; every pair of floats as BF16.
+// 9: every E4M3 byte as FP32; every pair of floats as BF16, and as E4M3; every float's inverse.
 __global__ void conversions(const uint8_t* in, uint8_t* out, int64_t count) {
     reinterpret_cast<float*>(out)[threadIdx.x] = ptx::cvt_f32_e4m3(static_cast<uint8_t>(threadIdx.x));
     const float* floats = reinterpret_cast<const float*>(in);
     uint32_t* pairs = reinterpret_cast<uint32_t*>(out) + 256;
-    for (int64_t i = threadIdx.x; i < count / 2; i += blockDim.x)
+    uint16_t* bytes = reinterpret_cast<uint16_t*>(pairs + count / 2);
+    for (int64_t i = threadIdx.x; i < count / 2; i += blockDim.x) {
         pairs[i] = ptx::cvt_rn_bf16x2_f32(floats[2 * i + 1], floats[2 * i]);
+        bytes[i] = ptx::cvt_rn_satfinite_e4m3x2_f32(floats[2 * i + 1], floats[2 * i]);
+    }
+    float* inverses = reinterpret_cast<float*>(bytes + count / 2);
+    for (int64_t i = threadIdx.x; i < count; i += blockDim.x) inverses[i] = ptx::rcp_approx_ftz_f32(floats[i]);
 }
 
 // 11: each thread of a cluster of two stores four floats at once in its own block's shared memory and in the other's.

@@ -25,12 +25,12 @@ __device__ void identity(uint32_t* out) {
     out[1] = ptx::cluster_nctarank();
 }
 
-// out[thread][14]: what the lanes of a mask do; their values are in[thread].
+// out[thread][15]: what the lanes of a mask do; their values are in[thread].
 template <uint32_t mask>
 __device__ void lanes(const uint32_t* in, uint32_t* out) {
     const uint32_t lane = ptx::laneid(), value = in[threadIdx.x];
     const auto number = static_cast<int32_t>(value);
-    out += threadIdx.x * 14;
+    out += threadIdx.x * 15;
     out[0] = ptx::redux_sync_add(mask, value);
     out[1] = ptx::redux_sync_min(mask, value);
     out[2] = static_cast<uint32_t>(ptx::redux_sync_max(mask, number));
@@ -46,6 +46,7 @@ __device__ void lanes(const uint32_t* in, uint32_t* out) {
     out[11] = ptx::elect_sync(mask, leader);
     out[12] = leader % 2 == lane % 2 && leader < 32;
     out[13] = ptx::redux_sync_add(mask, out[11]);
+    out[14] = ptx::shfl_sync_bfly(mask, value, 2);
 }
 
 // Each thread of a cluster of two stores values of every width into the other block, and the other loads what it has

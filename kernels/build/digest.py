@@ -23,7 +23,14 @@ KERNELS = Path(__file__).resolve().parents[1]
 # Below kernels/. Not covered: measure/*.cu, which probe the hardware and are no kernels of the ladder; the
 # emulator's headers, which no GPU runs; fast_path.cpp, which runs on the host; and the choice of a
 # configuration, because the recorded files name the configurations that ran.
-SOURCES = ("stages/*.cu", "include/*.cuh", "production/*.cuh", "training/*.cuh", "sass/ffma.py")
+SOURCES = (
+    "stages/*.cu",
+    "include/*.cuh",
+    "production/*.cuh",
+    "training/*.cuh",
+    "casts/*.cuh",
+    "sass/ffma.py",
+)
 
 _SUFFIX = r"(?:[A-Za-z_]\w*)?"  # of a user-defined literal
 # The longest first: a lexer takes as many characters as make a token, so `a ++b` is not `a + +b`.

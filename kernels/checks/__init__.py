@@ -54,6 +54,7 @@ from gemm_ladder.checks.rules import (
     same_device,
     shape,
     sizes,
+    stands_for_others,
     tensors,
     two_dimensions,
 )
@@ -83,6 +84,7 @@ __all__ = [
     "same_device",
     "shape",
     "sizes",
+    "stands_for_others",
     "supported",
     "tensors",
     "two_dimensions",

@@ -176,6 +176,11 @@ def has_memory(name: str, tensor: torch.Tensor) -> None:
         )
 
 
+def stands_for_others(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has no memory of its own, or one stands for it inside of a transform of torch.func."""
+    return isinstance(tensor, FakeTensor) or any(holds(tensor) for holds in _WRAPPED.values())
+
+
 def in_no_transform(name: str, tensor: torch.Tensor) -> None:
     """Refuse a tensor that stands for others inside of a transform of torch.func."""
     for transform, holds in _WRAPPED.items():

@@ -82,6 +82,21 @@ __device__ __forceinline__ uint32_t cvt_rn_bf16x2_f32(float high, float low) {
     return pair;
 }
 
+// "Data Movement and Conversion Instructions: cvt". Two FP32 to a pair of E4M3, round to nearest even; what is beyond
+// 448 becomes 448, and NaN 0x7F. `low` goes to bits 0-7.
+__device__ __forceinline__ uint16_t cvt_rn_satfinite_e4m3x2_f32(float high, float low) {
+    uint16_t pair;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+
+// "Floating Point Instructions: rcp.approx.ftz.f32". 1 / x to within the last bit.
+__device__ __forceinline__ float rcp_approx_ftz_f32(float x) {
+    float inverse;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(x));
+    return inverse;
+}
+
 // ------------------------------------------------------------------------------------------ shared memory
 
 // The address of the CTA's dynamic shared memory, a multiple of 1024.

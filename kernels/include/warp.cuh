@@ -32,6 +32,12 @@ __device__ __forceinline__ uint32_t redux_sync_xor(uint32_t mask, uint32_t value
     return __reduce_xor_sync(mask, value);
 }
 
+// "shfl.sync". Each lane gets the value of the lane whose number differs from its own in the bits of `lanes`.
+template <typename T>
+__device__ __forceinline__ T shfl_sync_bfly(uint32_t mask, T value, int lanes) {
+    return __shfl_xor_sync(mask, value, lanes);
+}
+
 // "match.sync". The lanes that have the same value; and the mask if all have the same, else 0. T has 4 or 8 bytes.
 template <typename T>
 __device__ __forceinline__ uint32_t match_any_sync(uint32_t mask, T value) {

@@ -1,13 +1,20 @@
-"""The casts that make the operands, on the tensors' device: the same bits as `gemm_ladder.ref.fp8` gives."""
+"""The casts that make the operands, on the tensors' device: the same bits as `gemm_ladder.ref.fp8` gives.
+
+On a Hopper GPU those whose groups are 128 long, or 128 x 128, are done by the kernels of `gemm_ladder.casts`,
+whose functions also give scales in the layout that the products take, and do what comes before a cast.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from gemm_ladder import checks, ops
 from gemm_ladder.arguments import SCALE_BLOCK, align, ceil_div
+from gemm_ladder.casts import eager, functions, operands
+from gemm_ladder.casts.kernel import Kind
 from gemm_ladder.errors import InputError
 from gemm_ladder.ref.fp8 import E4M3_MAX
 from gemm_ladder.scales import pack_ue8m0_to_int, unpack_ue8m0_from_int
@@ -27,7 +34,7 @@ __all__ = [
 ]
 
 _CAST_FROM = (torch.float32, torch.bfloat16, torch.float16)
-_SMALLEST_AMAX = 1e-4  # so that a block of zeros gets a scale other than 0
+CASTS: tuple[Kind, ...] = ("per_token", "per_block", "per_channel")
 
 
 def per_token_cast_to_fp8(
@@ -123,10 +130,10 @@ def per_custom_dims_cast_to_fp8(
     values = x.detach().float()
     covered = [one for one in range(x.dim()) if one not in set(dims)]
     amax = values.abs().amax(dim=covered, keepdim=True) if covered else values.abs()
-    scales = amax.clamp(min=_SMALLEST_AMAX) / E4M3_MAX
+    scales = amax.clamp(min=eager.SMALLEST_AMAX) / E4M3_MAX
     if use_ue8m0:
-        scales = _round_up_to_power_of_two(scales)
-    return (values * (1 / scales)).to(torch.float8_e4m3fn), scales.squeeze()
+        scales = eager.round_up_to_power_of_two(scales)
+    return eager.to_e4m3(values * (1 / scales)), scales.squeeze()
 
 
 def cast_back_from_fp8(
@@ -168,68 +175,59 @@ def ceil_to_ue8m0(x: torch.Tensor) -> torch.Tensor:
     if not isinstance(x, torch.Tensor) or x.dtype not in _CAST_FROM:
         given = x.dtype if isinstance(x, torch.Tensor) else f"of type {type(x).__name__}"
         raise InputError(f"x is {given}; a float32, bfloat16 or float16 tensor is needed")
-    return _round_up_to_power_of_two(x.float())
+    return eager.round_up_to_power_of_two(x.float())
 
 
-def _cast(which: str, x: torch.Tensor, use_ue8m0: bool, gran_k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """One of CASTS. It is an operator of torch where somebody wants to see it; torch.compile sees what it is
-    made of, and makes one kernel of that."""
-    if not ops.compiling() and ops.seen(x):
-        found: tuple[torch.Tensor, torch.Tensor] = getattr(torch.ops.gemm_ladder, f"{which}_cast_to_fp8")(
-            x, use_ue8m0, gran_k
+def _cast(which: Kind, x: torch.Tensor, use_ue8m0: bool, gran_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A cast. It is an operator of torch where somebody wants to see it. Compiled, it is the operator where a
+    kernel may do it, and else what it is made of, which torch.compile makes one kernel of."""
+    if (ops.compiling() and x.is_cuda) or (not ops.compiling() and ops.seen(x)):
+        operator = getattr(torch.ops.gemm_ladder, f"{which}_cast_to_fp8")
+        found: tuple[torch.Tensor, torch.Tensor] = operator(
+            x.detach() if isinstance(x, torch.Tensor) else x, use_ue8m0, gran_k
         )
         return found
-    return CASTS[which](x, use_ue8m0, gran_k)
+    return (_by_operators if ops.compiling() else _by_kernel)(which, x, use_ue8m0, gran_k)
 
 
-def _per_token(x: torch.Tensor, use_ue8m0: bool, gran_k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return _blocks(x, 1, gran_k, use_ue8m0)
-
-
-def _per_block(x: torch.Tensor, use_ue8m0: bool, gran_k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return _blocks(x, gran_k, gran_k, use_ue8m0)
-
-
-def _per_channel(x: torch.Tensor, use_ue8m0: bool, gran_k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    turned = x.T if isinstance(x, torch.Tensor) and x.dim() == 2 else x
-    codes, scales = _blocks(turned, 1, gran_k, use_ue8m0)
-    return codes.T.contiguous(), scales.T.contiguous()
-
-
-CASTS = {"per_token": _per_token, "per_block": _per_block, "per_channel": _per_channel}
-for _name, _function in CASTS.items():
-    ops.define(
-        f"{_name}_cast_to_fp8(Tensor x, bool use_ue8m0, int gran_k) -> (Tensor, Tensor)", _function, _function
-    )
-
-
-def _blocks(
-    x: torch.Tensor, gran_rows: int, gran_k: int, use_ue8m0: bool
+def _by_kernel(
+    which: Kind, x: torch.Tensor, use_ue8m0: bool, gran_k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """A cast by its kernel where there is one, else by torch's operators."""
+    _check(x, gran_k)
+    if gran_k == SCALE_BLOCK and x.is_cuda and x.numel() and not checks.stands_for_others(x):
+        call = operands.check(which, "nothing", x, use_ue8m0=use_ue8m0)
+        codes, scales = functions.run(call, mn_major=False)
+        return codes[0], scales[0]
+    return _by_operators(which, x, use_ue8m0, gran_k)
+
+
+def _by_operators(
+    which: Kind, x: torch.Tensor, use_ue8m0: bool, gran_k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    _check(x, gran_k)
+    if which == "per_channel":
+        codes, scales = eager.blocks(x.T, 1, gran_k, use_ue8m0)
+        return codes.T.contiguous(), scales.T.contiguous()
+    return eager.blocks(x, 1 if which == "per_token" else gran_k, gran_k, use_ue8m0)
+
+
+def _check(x: torch.Tensor, gran_k: int) -> None:
     if not isinstance(x, torch.Tensor) or x.dim() != 2 or x.dtype not in _CAST_FROM:
         given = f"{x.dtype} {list(x.shape)}" if isinstance(x, torch.Tensor) else f"of type {type(x).__name__}"
         raise InputError(f"x is {given}; a float32, bfloat16 or float16 matrix is needed")
     checks.dense("x", x)
     if whole_number("gran_k", gran_k) < 1:
         raise InputError(f"gran_k is {gran_k}; 1 or more is needed")
-    rows, columns = x.shape
-    padded = F.pad(x.detach().float(), (0, -columns % gran_k, 0, -rows % gran_rows))
-    block_rows, block_columns = ceil_div(rows, gran_rows), ceil_div(columns, gran_k)
-    blocks = padded.view(block_rows, gran_rows, block_columns, gran_k)
-    if blocks.numel():
-        amax = blocks.abs().amax(dim=(1, 3), keepdim=True).clamp(min=_SMALLEST_AMAX)
-    else:  # amax refuses it
-        amax = blocks.new_empty(block_rows, 1, block_columns, 1)
-    scales = amax / E4M3_MAX
-    if use_ue8m0:
-        scales = _round_up_to_power_of_two(scales)
-    codes = (blocks * (1 / scales)).to(torch.float8_e4m3fn).view(padded.shape)
-    return codes[:rows, :columns].contiguous(), scales.view(block_rows, block_columns)
 
 
-def _round_up_to_power_of_two(x: torch.Tensor) -> torch.Tensor:
-    """The next power of two, for normal positive float32; NaN and infinity stay. It is done on the bits, as
-    log2 would round."""
-    mantissa = 0x7FFFFF
-    power = ((x.view(torch.int32) + mantissa) & ~mantissa).view(torch.float32)
-    return torch.where(x.isfinite(), power, x)
+def _define(which: Kind) -> None:
+    ops.define(
+        f"{which}_cast_to_fp8(Tensor x, bool use_ue8m0, int gran_k) -> (Tensor, Tensor)",
+        functools.partial(_by_kernel, which),
+        functools.partial(_by_operators, which),
+    )
+
+
+for _which in CASTS:
+    _define(_which)

@@ -76,6 +76,21 @@ inline uint32_t cvt_rn_bf16x2_f32(float high, float low) {
     return round(high) << 16 | round(low);
 }
 
+inline uint16_t cvt_rn_satfinite_e4m3x2_f32(float high, float low) {
+    const auto round = [](float x) -> uint32_t {
+        if (std::isnan(x)) return 0x7F;
+        const uint32_t bits = __float_as_uint(x), sign = bits >> 24 & 0x80;
+        const float magnitude = std::fabs(x);
+        if (magnitude >= 448.0f) return sign | 0x7E;
+        if (magnitude < 0x1p-6f) return sign | static_cast<uint32_t>(std::nearbyint(magnitude * 0x1p9f));
+        return sign | ((((bits & 0x7FFFFFFF) + 0x7FFFF + (bits >> 20 & 1)) >> 20) - (120 << 3));  // ties to even
+    };
+    return static_cast<uint16_t>(round(high) << 8 | round(low));
+}
+
+// Rounded once, which a GPU does not promise: its result may differ in the last bit.
+inline float rcp_approx_ftz_f32(float x) { return 1.0f / x; }
+
 // ------------------------------------------------------------------------------------------ shared memory
 
 uint32_t shared_memory();

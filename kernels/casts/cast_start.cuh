@@ -1,0 +1,95 @@
+// The launchers of the casts: one function for each kind of cast, which chooses among its kernels by what the tensors
+// allow. A library has the kernels of one kind, one activation and one type of x.
+#pragma once
+
+#include "cast_per_token.cuh"
+#include "cast_rms_norm.cuh"
+#include "cast_tile.cuh"
+#include "launch.cuh"
+
+// The argument of a launcher, filled in by Python (launching.py).
+struct CastArgs {
+    CastParams params;
+    int64_t num_sms;
+    void* stream;  // cudaStream_t; ignored by the emulator
+};
+
+enum class Kind { kToken, kBlock, kColumn, kColumnTurned };
+
+// Whether rows can be loaded and stored in pieces: each begins at a multiple of 16 bytes, and has whole pieces.
+template <Input kInput>
+bool in_pieces(const CastParams& p, bool turned) {
+    const int64_t bytes = Piece<kInput>::kBytes;
+    const auto whole = [](int64_t size, int64_t of) { return size % of == 0; };
+    return whole(p.k, kPiece) && p.x_column == 1 && whole(reinterpret_cast<int64_t>(p.x), 16) &&
+           whole(reinterpret_cast<int64_t>(p.weight), 16) && whole(p.x_row * bytes, 16) &&
+           whole(p.x_group * bytes, 16) && whole(p.k * bytes, 16) &&
+           (turned || (whole(p.codes_row, kPiece) && whole(p.codes_group, kPiece) &&
+                       whole(reinterpret_cast<int64_t>(p.codes), kPiece)));
+}
+
+template <typename Kernel>
+const char* start_kernel(Kernel kernel, const CastArgs& args, int64_t blocks, uint32_t shared_bytes) {
+    return launch(
+        kernel,
+        {.blocks = blocks, .threads = kThreads, .shared_bytes = shared_bytes, .stream = args.stream, .early = true},
+        args.params);
+}
+
+template <Input kInput, Before kBefore, bool kVector, int kRows>
+const char* start_runs(const CastArgs& args) {
+    const CastParams& p = args.params;
+    const int64_t units = p.groups * ceil_div(p.m, kRows) * ceil_div(p.k, kScaleK);
+    return start_kernel(fp8_cast_per_token<kInput, kBefore, kVector, kRows>, args,
+                        ceil_div(units, kThreads / kRunLanes), 0);
+}
+
+template <Input kInput, Before kBefore>
+const char* start_per_token(const CastArgs& args) {
+    constexpr int kMostRows = kBefore == Before::kSiluAndMul || kInput == Input::kFp32 ? 2 : 4;
+    constexpr int64_t kThreadsAnSm = 2048;
+    const CastParams& p = args.params;
+    const int64_t runs = p.groups * p.m * ceil_div(p.k, kScaleK);
+    if (runs > INT32_MAX) return "more than 2^31 - 1 runs of 128 numbers";
+    if (!in_pieces<kInput>(p, false)) return start_runs<kInput, kBefore, false, 1>(args);
+    // So few runs that all are in flight at once.
+    if (runs * kRunLanes <= args.num_sms * kThreadsAnSm) return start_runs<kInput, kBefore, true, 1>(args);
+    return start_runs<kInput, kBefore, true, kMostRows>(args);
+}
+
+template <Input kInput, Before kBefore, Share kShare>
+const char* start_tile(const CastArgs& args) {
+    constexpr bool kTurned = kShare == Share::kColumnTurned;
+    const CastParams& p = args.params;
+    const int64_t tiles = p.groups * ceil_div(p.m, kTile) * ceil_div(p.k, kTile);
+    const uint32_t shared = kTurned ? kSharedBytes : kShare == Share::kColumn ? kOffsetCodes : kWarps * 4;
+    return in_pieces<kInput>(p, kTurned)
+               ? start_kernel(fp8_cast_tile<kInput, kBefore, kShare, true>, args, tiles, shared)
+               : start_kernel(fp8_cast_tile<kInput, kBefore, kShare, false>, args, tiles, shared);
+}
+
+template <Input kInput>
+const char* start_rms_norm(const CastArgs& args) {
+    constexpr uint32_t kShared = kThreads / 32 * 4;
+    const CastParams& p = args.params;
+    const int64_t blocks = p.groups * p.m, passes = ceil_div(p.k, kThreads * kPiece);
+    if (!in_pieces<kInput>(p, false)) return start_kernel(fp8_cast_rms_norm<kInput, false, 0>, args, blocks, kShared);
+    if (passes <= 1) return start_kernel(fp8_cast_rms_norm<kInput, true, 1>, args, blocks, kShared);
+    if (passes <= 2) return start_kernel(fp8_cast_rms_norm<kInput, true, 2>, args, blocks, kShared);
+    if (passes <= 4) return start_kernel(fp8_cast_rms_norm<kInput, true, 4>, args, blocks, kShared);
+    return start_kernel(fp8_cast_rms_norm<kInput, true, 0>, args, blocks, kShared);
+}
+
+template <Kind kKind, Before kBefore, Input kInput>
+const char* start_cast(const CastArgs& args) {
+    if constexpr (kBefore == Before::kRmsNorm)
+        return start_rms_norm<kInput>(args);
+    else if constexpr (kKind == Kind::kToken)
+        return start_per_token<kInput, kBefore>(args);
+    else if constexpr (kKind == Kind::kBlock)
+        return start_tile<kInput, kBefore, Share::kBlock>(args);
+    else if constexpr (kKind == Kind::kColumn)
+        return start_tile<kInput, kBefore, Share::kColumn>(args);
+    else
+        return start_tile<kInput, kBefore, Share::kColumnTurned>(args);
+}

@@ -1,0 +1,164 @@
+"""The kernels of the casts: loaded once, and launched, on a GPU or on the emulator."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import warnings
+
+import torch
+from gemm_ladder import launch as launches
+from gemm_ladder.arguments import EMULATED_SMS, HOPPER
+from gemm_ladder.casts.kernel import Kernel
+from gemm_ladder.casts.operands import CheckedCast, Results
+from gemm_ladder.errors import BuildError, LaunchError, ToolchainError, one_line
+from gemm_ladder.ref import emulator
+from gemm_ladder.settings import num_sms_limit
+
+NAME = "a cast"  # in errors
+
+_libraries: dict[Kernel, ctypes.CDLL | None] = {}  # None: it could not be built
+
+
+class Params(ctypes.Structure):
+    """struct CastParams of cast_numbers.cuh"""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p),
+        ("rows", ctypes.c_void_p),
+        ("counts", ctypes.c_void_p),
+        ("ks", ctypes.c_void_p),
+        ("codes", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("groups", ctypes.c_int64),
+        ("x_rows", ctypes.c_int64),
+        ("m", ctypes.c_int64),
+        ("k", ctypes.c_int64),
+        ("ks_count", ctypes.c_int64),
+        ("x_group", ctypes.c_int64),
+        ("x_row", ctypes.c_int64),
+        ("x_column", ctypes.c_int64),
+        ("codes_group", ctypes.c_int64),
+        ("codes_row", ctypes.c_int64),
+        ("scale_group", ctypes.c_int64),
+        ("scale_row", ctypes.c_int64),
+        ("scale_column", ctypes.c_int64),
+        ("epsilon", ctypes.c_float),
+        ("power_of_two", ctypes.c_bool),
+    )
+
+
+class Args(ctypes.Structure):
+    """struct CastArgs of cast_start.cuh"""
+
+    _fields_ = (("params", Params), ("num_sms", ctypes.c_int64), ("stream", ctypes.c_void_p))
+
+
+def arguments(call: CheckedCast, out: Results, num_sms: int, stream: int = 0) -> Args:
+    """The arguments of a launch. The struct keeps no tensor alive."""
+    optional = (call.weight, call.rows, call.counts, call.ks)
+    addresses = [None if one is None else one.data_ptr() for one in optional]
+    groups, x_rows, _ = call.x.shape
+    return Args(
+        Params(
+            call.x.data_ptr(),
+            *addresses,
+            out.codes.data_ptr(),
+            out.scales.data_ptr(),
+            groups,
+            x_rows,
+            call.m,
+            call.k,
+            -1 if call.ks is None else len(call.ks),
+            *call.x.stride(),
+            *out.codes.stride()[:2],
+            *out.scales.stride(),
+            call.epsilon,
+            call.use_ue8m0,
+        ),
+        num_sms,
+        stream,
+    )
+
+
+def run(call: CheckedCast, out: Results, num_sms: int = 0) -> None:
+    """Run a cast where its tensors are: on the emulator, or queued on the current stream of their GPU.
+
+    Args:
+        out: is written.
+        num_sms: of which a launch takes the size that suits it; 0: all of the GPU's, EMULATED_SMS of the
+            emulator's.
+
+    Raises:
+        LaunchError: the launch is refused. EmulatorError: the emulator found the kernel at fault.
+        gemm_ladder.build.ToolchainError, BuildError: the kernel could not be compiled.
+    """
+    if not out.codes.numel():
+        return
+    if not call.x.is_cuda:
+        tensors = {"x": call.x, "the codes": _whole(out.codes), "the scales": out.scales}
+        for name, one in (
+            ("weight", call.weight),
+            ("rows", call.rows),
+            ("masked_m", call.counts),
+            ("ks", call.ks),
+        ):
+            if one is not None:
+                tensors[name] = one
+        args = arguments(call, out, num_sms or EMULATED_SMS)
+        error = emulator.launch(_emulated(call.kernel), args, tensors, once={"the codes", "the scales"})
+        if error:
+            raise LaunchError(f"{NAME}: {error}")
+        return
+    device = call.x.device
+    with torch.cuda.device(device):
+        library = _libraries.get(call.kernel) or load(call.kernel)
+        stream = torch.cuda.current_stream(device).cuda_stream
+        args = arguments(call, out, launches.usable_sms(device, num_sms or num_sms_limit()), stream)
+        if message := launches.launcher(library)(ctypes.addressof(args)):
+            raise LaunchError(f"{NAME}: {message.decode()}")
+
+
+def _whole(codes: torch.Tensor) -> torch.Tensor:
+    """The codes with what lies between their rows."""
+    return codes.as_strided((*codes.shape[:2], codes.stride(1)), codes.stride())
+
+
+def load(kernel: Kernel) -> ctypes.CDLL:
+    """A library for the GPU, compiled if it is not in the cache, and loaded."""
+    library = _libraries[kernel] = kernel.compile("cuda").lib
+    return library
+
+
+@functools.cache
+def _is_hopper(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) == HOPPER
+
+
+def why_not(kernel: Kernel, device: torch.device) -> str | None:
+    """Why a cast on a device cannot be done by its kernel; None if it can. The kernel is loaded then.
+
+    A kernel that cannot be built is tried once in a process, and a warning says why it was not.
+    """
+    if device.type != "cuda":
+        return f"the tensors are on {device}"
+    if not _is_hopper(device):
+        return f"{device} is no Hopper GPU"
+    if kernel not in _libraries:
+        if torch.cuda.is_current_stream_capturing():  # to load a library would break the capture
+            return f"a CUDA graph is being captured and {kernel.name} is not loaded"
+        try:
+            load(kernel)
+        except (BuildError, ToolchainError) as error:
+            _libraries[kernel] = None
+            warnings.warn(
+                f"{kernel.name} cannot be built, and torch's own operators do its work: {one_line(error)}",
+                stacklevel=2,
+            )
+    return None if _libraries[kernel] else f"{kernel.name} could not be built"
+
+
+@functools.lru_cache(maxsize=256)
+def _emulated(kernel: Kernel) -> ctypes.CDLL:
+    return kernel.compile("emulator").lib

@@ -1,0 +1,206 @@
+"""What a cast accepts, checked before anything runs, and the tensors that it returns.
+
+    x         float32, bfloat16 or float16 [m, k] or [groups, m, k], of any strides; ahead of
+              SiLU-and-multiply [..., 2 k], the gates before the numbers that they multiply
+    weight    of RMSNorm: [k], of x's type
+    rows      int32 [m'], contiguous: which row of x each of m' rows is made of. x is a matrix then. A row
+              whose index is not one of x's, such as -1, is cast as a row of zeros. The indices are not looked
+              at here: the kernel does that
+    masked_m  int32 [groups], contiguous: how many rows of each group are cast, per token. Other rows are
+              neither read nor written. x has three dimensions then
+    ks        int32 [groups], contiguous: how many rows of x, one after the other, belong to each group of
+              transposed codes: multiples of 128, smaller ones count as the next below. x is a matrix then,
+              whose rows are a multiple of 128. Codes of rows of no group are not written
+
+Each refusal is one sentence that says what was given and what is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from gemm_ladder import checks, scales
+from gemm_ladder.arguments import K_MULTIPLE, MAX_SIZE, SCALE_BLOCK, align, ceil_div
+from gemm_ladder.casts.kernel import INPUTS, Before, Kernel, Kind
+from gemm_ladder.errors import InputError
+
+E4M3 = torch.float8_e4m3fn
+
+
+class CheckedCast(NamedTuple):
+    """A cast that passed.
+
+    Attributes:
+        kernel: which.
+        x: [groups, rows of x, k or 2 k].
+        weight, rows, counts, ks: as above, or None; counts is masked_m.
+        grouped: whether x was given with groups.
+        m, k: of each group of the result.
+        epsilon: of RMSNorm.
+        use_ue8m0: whether scales are rounded up to powers of two.
+    """
+
+    kernel: Kernel
+    x: torch.Tensor
+    weight: torch.Tensor | None
+    rows: torch.Tensor | None
+    counts: torch.Tensor | None
+    ks: torch.Tensor | None
+    grouped: bool
+    m: int
+    k: int
+    epsilon: float
+    use_ue8m0: bool
+
+
+class Results(NamedTuple):
+    """What a cast writes.
+
+    Attributes:
+        codes: float8_e4m3fn [groups, m, k], contiguous; turned: [groups, k, m], rows align(m, 16) apart; with
+            ks the memory of a [1, k, m] that holds each group's [k, ks[group]] in turn.
+        scales: float32 [groups, rows, columns] of m x k, in units of what shares a scale.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+
+
+def check(
+    kind: Kind,
+    before: Before,
+    x: object,
+    weight: object = None,
+    eps: object = 0.0,
+    use_ue8m0: object = False,
+    rows: object = None,
+    masked_m: object = None,
+    ks: object = None,
+) -> CheckedCast:
+    """Check a cast's arguments.
+
+    Raises:
+        InputError: the first thing found wrong.
+    """
+    call = described(kind, before, x, weight, eps, use_ue8m0, rows, masked_m, ks)
+    tensors = {"x": call.x, "weight": call.weight, "rows": call.rows, "masked_m": call.counts, "ks": call.ks}
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            checks.has_memory(name, tensor)
+    return call
+
+
+def described(
+    kind: Kind,
+    before: Before,
+    x: object,
+    weight: object = None,
+    eps: object = 0.0,
+    use_ue8m0: object = False,
+    rows: object = None,
+    masked_m: object = None,
+    ks: object = None,
+) -> CheckedCast:
+    """As `check`, by what can be said of tensors without memory."""
+    optional = {"weight": weight, "rows": rows, "masked_m": masked_m, "ks": ks}
+    given = checks.tensors({"x": x} | {name: one for name, one in optional.items() if one is not None})
+    checks.same_device(given)
+    matrix = given["x"]
+    if matrix.dtype not in INPUTS or matrix.dim() not in (2, 3):
+        raise InputError(
+            f"x is {matrix.dtype} {list(matrix.shape)}; a float32, bfloat16 or float16 matrix, or three "
+            "dimensions with groups, are needed"
+        )
+    m, k = matrix.shape[-2:]
+    if before == "silu_and_mul":
+        if k % 2:
+            raise InputError(
+                f"x has {k} columns; an even number, for gates and what they multiply, is needed"
+            )
+        k //= 2
+    if (norm := given.get("weight")) is not None:
+        checks.dtype("weight", norm, matrix.dtype)
+        checks.shape("weight", norm, (k,), f"[k] for x's k = {k}")
+    if not isinstance(eps, (int, float)) or not math.isfinite(eps) or eps < 0:
+        raise InputError(f"eps is {eps!r}; a number, 0 or larger, is needed")
+    if (index := given.get("rows")) is not None:
+        (m,) = _indices("rows", index, "m")
+        checks.sizes("x", matrix, "m", "k")
+    if (counts := given.get("masked_m")) is not None:
+        _indices("masked_m", counts, "groups")
+        groups, *_ = checks.sizes("x", matrix, "groups", "m", "k")
+        checks.shape("masked_m", counts, (groups,), f"[groups] for x's {groups} groups")
+    if (of_groups := given.get("ks")) is not None:
+        _indices("ks", of_groups, "groups")
+        checks.sizes("x", matrix, "k", "n")
+        if kind != "per_channel_turned":
+            raise InputError("ks is given for codes that are not transposed; transposed=True is needed")
+        if m % SCALE_BLOCK:
+            raise InputError(f"there are {m} rows; with ks a multiple of {SCALE_BLOCK} is needed")
+    for name, size in (("m", m), ("k", k)):
+        if size > MAX_SIZE:
+            raise InputError(f"{name} is {size}; at most 2^31 - 1 is needed")
+    groups = matrix.shape[0] if matrix.dim() == 3 else 1
+    if (runs := groups * m * ceil_div(k, SCALE_BLOCK)) > MAX_SIZE:
+        raise InputError(f"x has {runs} runs of {SCALE_BLOCK} numbers; at most 2^31 - 1 are needed")
+    detached = matrix.detach().resolve_neg()
+    return CheckedCast(
+        Kernel(kind, before, matrix.dtype),
+        detached if matrix.dim() == 3 else detached[None],
+        None if norm is None else norm.detach().resolve_neg().contiguous(),
+        index,
+        counts,
+        of_groups,
+        matrix.dim() == 3,
+        m,
+        k,
+        float(eps),
+        bool(use_ue8m0),
+    )
+
+
+def _indices(name: str, tensor: torch.Tensor, dimension: str) -> tuple[int, ...]:
+    checks.dtype(name, tensor, torch.int32)
+    found = checks.sizes(name, tensor, dimension)
+    checks.gapless(name, tensor)
+    return found
+
+
+def results(call: CheckedCast, mn_major: bool) -> Results:
+    """New tensors for a cast, not initialised.
+
+    Args:
+        mn_major: lay the scales out as the products take them: those of tokens and channels "MN-major,
+            TMA-aligned", those of blocks contiguous. Otherwise all are contiguous.
+    """
+    kind, groups, m, k, device = call.kernel.kind, len(call.x), call.m, call.k, call.x.device
+    if kind == "per_channel_turned":
+        codes = torch.empty(groups, k, align(m, K_MULTIPLE), dtype=E4M3, device=device)[..., :m]
+    else:
+        codes = torch.empty(groups, m, k, dtype=E4M3, device=device)
+    rows = m if kind == "per_token" else ceil_div(m, SCALE_BLOCK)
+    columns = ceil_div(k, SCALE_BLOCK) if kind in ("per_token", "per_block") else k
+    if not mn_major or kind == "per_block":
+        strides: tuple[int, ...] = (rows * columns, columns, 1)
+    elif kind == "per_token":
+        strides = scales.mn_major_strides((groups, rows, columns))
+    else:
+        by_group, of_channel, of_run = scales.mn_major_strides((groups, columns, rows))
+        strides = (by_group, of_run, of_channel)
+    return Results(
+        codes,
+        torch.empty_strided((groups, rows, columns), strides, dtype=torch.float32, device=device),
+    )
+
+
+def as_returned(call: CheckedCast, out: Results) -> tuple[torch.Tensor, torch.Tensor]:
+    """The codes and scales as callers get them: without groups if x had none, and turned scales as the codes
+    are, [k, runs of m]."""
+    codes, found = out
+    if call.kernel.kind == "per_channel_turned":
+        found = found.mT
+    if call.ks is not None:
+        return codes.view(-1), found[0]
+    return (codes, found) if call.grouped else (codes[0], found[0])

@@ -1,0 +1,362 @@
+"""python -m gemm_ladder casts: the casts to FP8, beside a copy of as many bytes, an empty kernel and peers.
+
+Needs a Hopper GPU. Each cast's bits are compared with the reference's, then it is timed: alone, with L2 cold,
+and where m is small also in a CUDA graph of calls back to back. In a checkout, figures/data/casts.json is
+renewed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import functools
+import importlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import gemm_ladder
+import numpy as np
+import torch
+import torch.nn.functional as F
+from gemm_ladder import build, launch
+from gemm_ladder.arguments import SCALE_BLOCK, ceil_div
+from gemm_ladder.casts import eager, functions, launching, operands
+from gemm_ladder.casts.kernel import Before, Kernel, Kind
+from gemm_ladder.errors import InputError, LaunchError, one_line
+from gemm_ladder.figures import casts as figure
+from gemm_ladder.figures import tables
+from gemm_ladder.figures.rows import CastRow
+from gemm_ladder.measure import records, session, timing
+from gemm_ladder.measure.peers import Call
+
+RECORD = "casts.json"
+OURS, COPY, EMPTY = "casts", "copy", "empty"
+EXPERTS = 8  # that get each token, where rows are gathered
+EPSILON = 1e-6
+GRAPH_ROWS, GRAPH_CALLS = 64, 50  # up to which m, and how many calls, a graph is measured
+CHECKED_ROWS = 128
+PEER_ERROR = 0.05  # a peer's result, relative to what it casts: E4M3's steps allow 0.036
+PROTOCOL = (
+    "kernel time from the CUDA profiler (sum of the call's kernels); BF16, normal numbers; median of "
+    f"{timing.MAX_CALLS} calls in two passes of opposite order, of which the better counts, all in one "
+    f"process; before every call a memset of {timing.BATCH_FLUSH_BYTES >> 20} MiB (dirty) and, for the clean "
+    f"rows, a read of them; graph: a CUDA graph of {GRAPH_CALLS} calls on the same tensors, its time over "
+    "the calls; copy: torch's copy of as many bytes, half of them read and half written; gb_s counts what "
+    f"has to move, a gathered row each time; a gather makes {EXPERTS} rows of each token; torch, "
+    "torch_compile: the same work by torch's operators, in BF16 until the cast"
+)
+
+
+@dataclass(frozen=True)
+class Cast:
+    """A cast that is measured: of [m, k] in BF16."""
+
+    kind: Kind
+    before: Before = "nothing"
+    gather: bool = False
+
+    def __str__(self) -> str:
+        before = "" if self.before == "nothing" else f"{self.before}_"
+        return f"{'gather_' * self.gather}{before}{self.kind}"
+
+    @property
+    def kernel(self) -> Kernel:
+        return Kernel(self.kind, self.before, torch.bfloat16)
+
+    def bytes(self, m: int, k: int) -> int:
+        """What has to move: BF16 read, FP8 and scales written, indices and weights read."""
+        columns = 2 * k if self.before == "silu_and_mul" else k
+        scales = {
+            "per_token": m * ceil_div(k, SCALE_BLOCK),
+            "per_block": ceil_div(m, SCALE_BLOCK) * ceil_div(k, SCALE_BLOCK),
+        }.get(self.kind, ceil_div(m, SCALE_BLOCK) * k)
+        others = 4 * m * self.gather + 2 * k * (self.before == "rms_norm")
+        return 2 * m * columns + m * k + 4 * scales + others
+
+
+CASTS = (
+    Cast("per_token"),
+    Cast("per_block"),
+    Cast("per_channel"),
+    Cast("per_channel_turned"),
+    Cast("per_token", "silu_and_mul"),
+    Cast("per_token", "rms_norm"),
+    Cast("per_token", gather=True),
+    Cast("per_channel_turned", "silu_and_mul"),
+)
+SHAPES = ((64, 7168), (4096, 7168), (16384, 7168))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `casts`. Returns 0, or 1 where a result is wrong.
+
+    Raises:
+        GemmLadderError: there is no Hopper GPU, or an argument is not usable.
+        gemm_ladder.build.ToolchainError, BuildError: a kernel cannot be built.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m gemm_ladder casts",
+        description="Check and time the casts to FP8 beside a copy, an empty kernel and other libraries.",
+    )
+    named = ", ".join(map(str, CASTS))
+    parser.add_argument("--casts", default="all", metavar="NAME,...", help=f"some of {named}")
+    parser.add_argument("--shapes", metavar="MxK,...", help="others than the recorded ones")
+    parser.add_argument("--no-peers", action="store_true", help="time no other library")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the measurements to FILE")
+    arguments = parser.parse_args(argv)
+    chosen, shapes = chosen_casts(arguments.casts), chosen_shapes(arguments.shapes)
+    device, found = session.need_gpu("what is measured is time", arguments.json)
+    print(f"Found {found}: every cast is checked, then timed.\n")
+    result = on_gpu(chosen, shapes, device, not arguments.no_peers)
+    if result.rows:
+        print(tables.plain(figure.table(result.data)))
+    session.show_measured(result, ())
+    whole = (set(chosen), set(shapes)) == (set(CASTS), set(SHAPES)) and not arguments.no_peers
+    session.keep(result, arguments.json, whole, RECORD, "every cast, shape and peer at once")
+    return 1 if result.wrong else 0
+
+
+def chosen_casts(text: str) -> list[Cast]:
+    """The casts that `text` names. Raises InputError for another name."""
+    named = {str(one): one for one in CASTS}
+    words = [*named] if text == "all" else [word.strip() for word in text.split(",")]
+    if unknown := [word for word in words if word not in named]:
+        raise InputError(f"{unknown[0]!r} is no cast; all, or some of {', '.join(named)} are needed")
+    return [named[word] for word in words]
+
+
+def chosen_shapes(text: str | None) -> list[tuple[int, int]]:
+    """The shapes (m, k) that `text` names. Raises InputError where it names none."""
+    if text is None:
+        return [*SHAPES]
+    found = []
+    for word in text.split(","):
+        sizes = [int(size) for size in word.split("x") if size.isdigit() and int(size)]
+        if len(sizes) != word.count("x") + 1 or len(sizes) != 2:
+            raise InputError(f"{word!r} is no shape; MxK is needed, such as 4096x7168")
+        found.append((sizes[0], sizes[1]))
+    return found
+
+
+def on_gpu(
+    chosen: Sequence[Cast], shapes: Sequence[tuple[int, int]], device: torch.device, peers: bool
+) -> session.Measured[CastRow]:
+    """Build the kernels, then check and time every cast."""
+    meta = {**records.machine(device, timing.BATCH_FLUSH_BYTES), "protocol": PROTOCOL}
+    result: session.Measured[CastRow] = session.Measured(meta=meta)
+    with torch.cuda.device(device):
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda kernel: kernel.compile("cuda"), {one.kernel for one in chosen}))
+        timer = timing.KernelTimer(device)
+        each = [(cast, shape) for shape in shapes for cast in chosen]
+        with session.progress(each, "casts") as (bar, status):
+            for cast, (m, k) in bar:
+                status(f"{cast} {m}x{k}")
+                measure_one(Problem(cast, m, k, device), timer, peers, result)
+    return result
+
+
+class Problem:
+    """A cast's operands."""
+
+    def __init__(self, cast: Cast, m: int, k: int, device: torch.device) -> None:
+        self.cast, self.m, self.k = cast, m, k
+        generator = torch.Generator(device).manual_seed(0)
+        rows = ceil_div(m, EXPERTS) if cast.gather else m
+        columns = 2 * k if cast.before == "silu_and_mul" else k
+        self.x = torch.randn(rows, columns, generator=generator, device=device).bfloat16()
+        self.weight = torch.randn(k, generator=generator, device=device).bfloat16()
+        order = torch.randperm(m, generator=generator, device=device)
+        self.rows = (order % rows).int() if cast.gather else None
+
+    def checked(self, x: torch.Tensor, rows: torch.Tensor | None) -> operands.CheckedCast:
+        """The call of gemm_ladder.casts."""
+        norm = {"weight": self.weight.to(x.device), "eps": EPSILON} if self.cast.before == "rms_norm" else {}
+        return operands.check(self.cast.kind, self.cast.before, x, rows=rows, **norm)
+
+    def ours(self) -> Call:
+        cast, given = self.cast, {"rows": self.rows}
+        if cast.before == "rms_norm":
+            given |= {"weight": self.weight, "eps": EPSILON}
+        if "channel" in cast.kind:
+            given["transposed"] = cast.kind.endswith("turned")
+        function = getattr(gemm_ladder, figure.function_of(str(cast)))
+        return functools.partial(function, self.x, **given)
+
+    def numbers(self) -> torch.Tensor:
+        """[m, k]: what is cast, by torch's operators."""
+        x = self.x if self.rows is None else self.x[self.rows]
+        if self.cast.before == "silu_and_mul":
+            return F.silu(x[:, : self.k]) * x[:, self.k :]
+        if self.cast.before == "rms_norm":
+            return F.rms_norm(x, (self.k,), self.weight, EPSILON)
+        return x
+
+    def by_torch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The whole cast by torch's operators."""
+        numbers = self.numbers()
+        if "channel" not in self.cast.kind:
+            rows = 1 if self.cast.kind == "per_token" else SCALE_BLOCK
+            return eager.blocks(numbers, rows, SCALE_BLOCK, False)
+        codes, scales = eager.blocks(numbers.T, 1, SCALE_BLOCK, False)
+        return codes if self.cast.kind.endswith("turned") else codes.T.contiguous(), scales
+
+    def wrong(self) -> str | None:
+        """What is wrong with the first rows of our result, compared bit by bit with the reference."""
+        part = CHECKED_ROWS
+        out = functions.run(self.checked(self.x, self.rows), mn_major=True)
+        if self.rows is None:
+            on_cpu = self.checked(self.x[:part].cpu(), None)
+        else:
+            on_cpu = self.checked(self.x.cpu(), self.rows[:part].cpu())
+        expected = operands.results(on_cpu, mn_major=True)
+        eager.run(on_cpu, expected)
+        rows = slice(on_cpu.m)
+        codes = out.codes[..., rows] if self.cast.kind.endswith("turned") else out.codes[:, rows]
+        scales = out.scales[:, : expected.scales.shape[1]]
+        if not torch.equal(codes.cpu().view(torch.uint8), expected.codes.view(torch.uint8)):
+            return "its codes are not the reference's"
+        return None if torch.equal(scales.cpu(), expected.scales) else "its scales are not the reference's"
+
+
+def measure_one(
+    problem: Problem, timer: timing.KernelTimer, peers: bool, result: session.Measured[CastRow]
+) -> None:
+    """Check and time one cast at one shape."""
+    cast, m, k = problem.cast, problem.m, problem.k
+    where = f"{cast} {m}x{k}"
+    if reason := launching.why_not(cast.kernel, problem.x.device):
+        raise LaunchError(reason)
+    if reason := problem.wrong():
+        result.wrong.append(f"{where}: {reason}")
+        return
+    calls: dict[str, Call] = {OURS: problem.ours(), COPY: copy_of(cast.bytes(m, k)), EMPTY: empty(problem)}
+    for name, make in PEERS.items() if peers else ():
+        try:
+            call = make(problem)
+            check_peer(problem, call)
+        except Exception as error:  # a library may refuse with any exception
+            result.missing.append({"impl": name, "shape": where, "reason": one_line(error)})
+        else:
+            calls[name] = call
+    for call in calls.values():
+        call()
+    found = times(calls, timer)
+    for name, call in calls.items() if m <= GRAPH_ROWS else ():
+        try:
+            found[name, "graph"] = timing.graph_times([call] * GRAPH_CALLS, problem.x.device)
+        except RuntimeError as error:  # it cannot be captured
+            result.missing.append({"impl": name, "shape": f"{where} in a graph", "reason": one_line(error)})
+    for (name, l2), us in found.items():
+        result.rows.append(row(cast, m, k, name, l2, us))
+
+
+def times(
+    calls: dict[str, Call], timer: timing.KernelTimer
+) -> dict[tuple[str, timing.State], Sequence[float]]:
+    """Microseconds of each call, by implementation and state of L2, of the better of two passes."""
+    found: dict[tuple[str, timing.State], Sequence[float]] = {}
+    for order in (list(calls), list(calls)[::-1]):
+        plan: list[tuple[str, timing.L2]] = [(name, l2) for name in order for l2 in timing.L2_STATES]
+        jobs = [timing.Job(calls[name], l2, timing.MAX_CALLS) for name, l2 in plan]
+        for key, us in zip(plan, timer.batch(jobs), strict=True):
+            if key not in found or np.median(us) < np.median(found[key]):
+                found[key] = us
+    return found
+
+
+def row(cast: Cast, m: int, k: int, impl: str, l2: timing.State, us: Sequence[float]) -> CastRow:
+    """One row of figures/data/casts.json."""
+    p10, median, p90 = (float(value) for value in np.percentile(us, [10, 50, 90]))
+    return {
+        "cast": str(cast),
+        "m": m,
+        "k": k,
+        "impl": impl,
+        "l2": l2,
+        "us": round(median, 3),
+        "us_p10": round(p10, 3),
+        "us_p90": round(p90, 3),
+        "gb_s": 0.0 if impl == EMPTY else round(cast.bytes(m, k) / median / 1e3, 1),
+    }
+
+
+# ------------------------------------------------------------------------------------------------------ peers
+
+
+def copy_of(moved: int) -> Call:
+    """A copy that moves so many bytes: half of them are read, half written."""
+    source = torch.ones(moved // 2, dtype=torch.uint8, device="cuda")
+    return functools.partial(torch.empty_like(source).copy_, source)
+
+
+def empty(problem: Problem) -> Call:
+    """An empty kernel with as many thread blocks as the GPU has SMs."""
+
+    class Args(ctypes.Structure):
+        _fields_ = (("blocks", ctypes.c_int64), ("stream", ctypes.c_void_p))
+
+    library = build.load(Path(__file__).with_name("empty.cu"), target="cuda").lib
+    entry, blocks = launch.launcher(library), launch.usable_sms(problem.x.device)
+
+    def call() -> None:
+        args = Args(blocks, torch.cuda.current_stream().cuda_stream)
+        if message := entry(ctypes.addressof(args)):
+            raise LaunchError(message.decode())
+
+    return call
+
+
+def torch_compile(problem: Problem) -> Call:
+    """torch's operators, compiled by torch, which compiles one function a few times at most."""
+    torch._dynamo.reset()
+    return torch.compile(problem.by_torch, dynamic=False)
+
+
+def vllm(problem: Problem) -> Call:
+    """vLLM's cast per token."""
+    utils = importlib.import_module("vllm.model_executor.layers.quantization.utils.fp8_utils")
+    return _per_token_only(
+        problem, lambda x: utils.per_token_group_quant_fp8(x, SCALE_BLOCK, column_major_scales=True)
+    )
+
+
+def sglang(problem: Problem) -> Call:
+    """SGLang's cast per token."""
+    utils = importlib.import_module("sglang.srt.layers.quantization.fp8_kernel")
+    return _per_token_only(
+        problem,
+        lambda x: utils.sglang_per_token_group_quant_fp8(
+            x, SCALE_BLOCK, column_major_scales=True, scale_tma_aligned=True
+        ),
+    )
+
+
+def _per_token_only(problem: Problem, cast: Callable[[torch.Tensor], object]) -> Call:
+    if problem.cast != Cast("per_token"):
+        raise InputError("its cast per token alone is compared")
+    return functools.partial(cast, problem.x)
+
+
+PEERS: dict[str, Callable[[Problem], Call]] = {
+    "torch": lambda problem: problem.by_torch,
+    "torch_compile": torch_compile,
+    "vllm": vllm,
+    "sglang": sglang,
+}
+
+
+def check_peer(problem: Problem, call: Call) -> None:
+    """Raise InputError where a peer's codes times its scales are not what was to be cast."""
+    codes, scales = call()
+    numbers = problem.numbers().float()
+    if "channel" in problem.cast.kind:  # of which some are transposed: here all are
+        numbers = numbers.T
+        codes = codes if codes.shape == numbers.shape else codes.T
+        scales = scales if len(scales) == len(codes) else scales.T
+    by_rows = scales if len(scales) == len(codes) else scales.repeat_interleave(SCALE_BLOCK, 0)[: len(codes)]
+    found = codes.float() * by_rows.repeat_interleave(SCALE_BLOCK, 1)[:, : codes.shape[1]]
+    if (error := ((found - numbers).norm() / numbers.norm()).item()) > PEER_ERROR:
+        raise InputError(f"its relative error is {error:.2g}; at most {PEER_ERROR} is needed")

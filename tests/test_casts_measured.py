@@ -1,0 +1,124 @@
+"""Measuring the casts: what is checked, what is recorded, what is drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gemm_ladder.cli import main
+from gemm_ladder.errors import InputError
+from gemm_ladder.figures import casts as figure
+from gemm_ladder.figures import draw, measured, readme
+from gemm_ladder.measure import casts, records, session, timing
+
+SMALL = (40, 256)
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("cast", casts.CASTS, ids=str)
+def test_ours_and_torchs_are_right(cast: casts.Cast) -> None:
+    """And what is not right is found."""
+    problem = casts.Problem(cast, *SMALL, CPU)
+    assert problem.wrong() is None
+    casts.check_peer(problem, problem.ours())
+    casts.check_peer(problem, problem.by_torch)
+    codes, scales = problem.by_torch()
+    with pytest.raises(InputError, match="its relative error is"):
+        casts.check_peer(problem, lambda: (codes, 1.1 * scales))
+
+
+def test_a_wrong_result_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = casts.Problem(casts.CASTS[0], *SMALL, CPU)
+    right = casts.functions.run
+
+    def wrong(*given: object, **options: object) -> object:
+        out = right(*given, **options)
+        out.codes.view(torch.uint8)[0, 3, 5] ^= 1
+        return out
+
+    monkeypatch.setattr(casts.functions, "run", wrong)
+    assert problem.wrong() == "its codes are not the reference's"
+
+
+def test_bytes() -> None:
+    """Against the tensors themselves."""
+    for cast in casts.CASTS:
+        problem = casts.Problem(cast, *SMALL, CPU)
+        out = casts.operands.results(problem.checked(problem.x, problem.rows), mn_major=False)
+        read = problem.x.nbytes * (casts.EXPERTS if cast.gather else 1)
+        others = problem.rows.nbytes if cast.gather else problem.weight.nbytes * (cast.before == "rms_norm")
+        assert cast.bytes(*SMALL) == read + out.codes.numel() + out.scales.nbytes + others
+
+
+def made_up() -> dict[str, object]:
+    """A record with every cast, shape, state and implementation."""
+    meta = dict.fromkeys(measured.META_FIELDS, "1") | {"gpu": "GPU", "sources": "abcdef" * 10 + "0123"}
+    rows = [
+        casts.row(cast, m, k, impl, l2, [1.0 + index, 2.0 + index, 4.0 + index])
+        for cast in casts.CASTS
+        for m, k in casts.SHAPES
+        for l2 in timing.L2_STATES
+        for index, impl in enumerate(figure.LABELS)
+        if impl != "sglang" or cast == casts.CASTS[0]
+    ]
+    return {"schema": measured.SCHEMA, "meta": meta, "rows": rows}
+
+
+def test_the_record_is_drawn(tmp_path: Path) -> None:
+    data, path = made_up(), tmp_path / "casts.json"
+    records.save(data, path)
+    assert figure.load(path) == data
+    assert draw.recorded(tmp_path) == {"casts": data}
+    cells = figure.table(figure.load(path))
+    assert len(cells) == 1 + 2 * len(casts.CASTS) * len(casts.SHAPES)
+    assert cells[1][:4] == ["per token", "64 x 7168", "dirty", "2.00"] and cells[1][-2:] == ["150%", "0.50"]
+    assert "-" not in cells[1] and "-" in cells[-1]
+    assert figure.picture(data).axes
+    text = "<!-- table-casts:begin -->\n<!-- table-casts:end -->"
+    assert "SiLU-and-multiply, per channel, transposed" in readme.figures_readme(text, {"casts": data})
+
+
+def test_times_take_the_better_pass() -> None:
+    class Timer:
+        def __init__(self) -> None:
+            self.passes = 0
+
+        def batch(self, jobs: list[timing.Job]) -> list[list[float]]:
+            self.passes += 1
+            return [[float(self.passes)] * job.calls for job in jobs]
+
+    found = casts.times({"a": list, "b": list}, Timer())
+    assert set(found) == {(name, l2) for name in "ab" for l2 in timing.L2_STATES}
+    assert all(np.median(us) == 1 for us in found.values())
+
+
+def test_choices() -> None:
+    assert casts.chosen_casts("all") == [*casts.CASTS]
+    assert casts.chosen_casts("per_block, gather_per_token") == [casts.CASTS[1], casts.CASTS[6]]
+    assert casts.chosen_shapes("64x7168,1x8") == [(64, 7168), (1, 8)]
+    for text in ("64", "0x4", "ax4", "1x2x3"):
+        with pytest.raises(InputError, match="is no shape; MxK is needed"):
+            casts.chosen_shapes(text)
+    with pytest.raises(InputError, match="'per_row' is no cast; all, or some of per_token, per_block"):
+        casts.chosen_casts("per_row")
+
+
+def test_without_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "find_gpu", lambda: (None, "no GPU"))
+    assert main(["casts"]) == 2
+    expected = "gemm_ladder: found no GPU; what is measured is time, and a Hopper GPU is needed\n"
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.gpu
+def test_a_measurement(tmp_path: Path) -> None:
+    """Of one small cast, without peers."""
+    path = tmp_path / "casts.json"
+    assert (
+        main(["casts", "--casts", "per_token", "--shapes", "64x512", "--no-peers", "--json", str(path)]) == 0
+    )
+    rows = figure.load(path)["rows"]
+    assert {row["impl"] for row in rows} == {"casts", "copy", "empty"}
+    assert {row["l2"] for row in rows} == {"dirty", "clean", "graph"} and all(row["us"] > 0 for row in rows)

@@ -31,11 +31,16 @@ def blocks(
         amax = parts.abs().amax(dim=(1, 3), keepdim=True).clamp(min=SMALLEST_AMAX)
     else:  # amax refuses it
         amax = parts.new_empty(block_rows, 1, block_columns, 1)
-    scales = amax / E4M3_MAX
+    scales = over_e4m3_max(amax)
     if use_ue8m0:
         scales = round_up_to_power_of_two(scales)
     codes = to_e4m3(parts * (1 / scales)).view(padded.shape)
     return codes[:rows, :columns].contiguous(), scales.view(block_rows, block_columns)
+
+
+def over_e4m3_max(amax: torch.Tensor) -> torch.Tensor:
+    """amax / 448, rounded once. On a GPU, torch multiplies by a number's reciprocal, which rounds twice."""
+    return amax / amax.new_full((), E4M3_MAX)
 
 
 def to_e4m3(x: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,6 @@ from gemm_ladder.arguments import SCALE_BLOCK, align, ceil_div
 from gemm_ladder.casts import eager, functions, operands
 from gemm_ladder.casts.kernel import Kind
 from gemm_ladder.errors import InputError
-from gemm_ladder.ref.fp8 import E4M3_MAX
 from gemm_ladder.scales import pack_ue8m0_to_int, unpack_ue8m0_from_int
 from gemm_ladder.settings import whole_number
 
@@ -130,7 +129,7 @@ def per_custom_dims_cast_to_fp8(
     values = x.detach().float()
     covered = [one for one in range(x.dim()) if one not in set(dims)]
     amax = values.abs().amax(dim=covered, keepdim=True) if covered else values.abs()
-    scales = amax.clamp(min=eager.SMALLEST_AMAX) / E4M3_MAX
+    scales = eager.over_e4m3_max(amax.clamp(min=eager.SMALLEST_AMAX))
     if use_ue8m0:
         scales = eager.round_up_to_power_of_two(scales)
     return eager.to_e4m3(values * (1 / scales)), scales.squeeze()

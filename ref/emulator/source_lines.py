@@ -86,6 +86,16 @@ def with_callers(library: str, offset: int) -> str | None:
     return ", called at ".join(map(_short, _known[library, offset])) or None
 
 
+def named(library: str, text: str) -> str:
+    """A text of the emulator's, in which places in a library's machine code stand as " {+0x12ab}", with their
+    lines instead (with_callers): such as " (gemm.cu:30)"."""
+    return re.sub(
+        r" \{\+(0x[0-9a-f]+)\}",
+        lambda found: f" ({with_callers(library, int(found[1], 16)) or 'unknown line'})",
+        text,
+    )
+
+
 def _short(place: tuple[str, int]) -> str:
     return f"{Path(place[0]).name}:{place[1]}"
 

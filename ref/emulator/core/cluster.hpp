@@ -7,6 +7,7 @@
 #include <bit>
 #include <cstdarg>
 #include <cstdio>
+#include <map>
 #include <mutex>
 #include <optional>
 
@@ -36,8 +37,9 @@ struct Launch {
     std::atomic<uint64_t> progress{0};       // rises when any thread of the launch has executed an instruction
     // Called by a cluster that may wait for one that has not begun yet.
     std::function<void()> begin_another{};
-    std::mutex printing;
+    std::mutex printing;  // for what follows
     std::string printed{};
+    std::map<std::string, std::string> notes{};  // by what each begins with, its end
 };
 
 class Cluster {
@@ -165,6 +167,14 @@ class Cluster {
         const std::lock_guard lock(launch_.printing);
         launch_.printed += text;
     }
+    // A sentence on what is legal and likely a mistake. Of those that begin alike one is kept, whatever the order of
+    // the clusters.
+    void note(const std::string& begin, const std::string& end) {
+        const std::lock_guard lock(launch_.printing);
+        std::string& known = launch_.notes.try_emplace(begin, end).first->second;
+        known = std::min(known, end);
+    }
+    Layouts layouts;
     // A thread calls the emulator, from the place `from` in the kernel's machine code.
     void enter(Thread& thread, const void* from) {
         if (thread.doubtful) [[unlikely]]
@@ -625,6 +635,13 @@ inline std::string place_of(const void* from) {
                   static_cast<unsigned long long>(reinterpret_cast<uintptr_t>(from) -
                                                   reinterpret_cast<uintptr_t>(found.dli_fbase)));
     return text;
+}
+
+// The calling thread executes an instruction that reads a tile otherwise than a TMA load has laid it out.
+inline void note_misfit(const std::string& who, const char* what, const std::optional<Layouts::Misfit>& misfit) {
+    if (!misfit || !current_cluster->orders()) return;
+    current_cluster->note(who + place_of(self().from) + what + misfit->before + place_of(misfit->layout->from),
+                          misfit->after);
 }
 
 // Such as " 0 1 2 (lanes 0 to 3) 3", of the warps' lanes that wait; `alive`: those of each warp that have not exited.

@@ -117,6 +117,7 @@ const char* run_grid(const LaunchConfig& config, const GridShape& grid, const Ca
     session.library_begin = reinterpret_cast<uintptr_t>(found.dli_fbase);
     session.steps += steps;  // of all kernels that one launcher starts
     session.printed += launch.printed;
+    for (const auto& [begin, end] : launch.notes) session.notes.push_back(begin + end);
     for (const auto& of_cluster : events)
         session.events.insert(session.events.end(), of_cluster.begin(), of_cluster.end());
     if (faults.empty()) return nullptr;
@@ -170,6 +171,11 @@ void emulator_configure(const EmulatorConfig* config) {
     emulator::launched = {};
 }
 const char* emulator_printed() { return emulator::session.printed.c_str(); }
+// The notes of the last launch, one after another; nullptr behind the last.
+const char* emulator_note(int64_t number) {
+    const auto& notes = emulator::session.notes;
+    return number < static_cast<int64_t>(notes.size()) ? notes[static_cast<std::size_t>(number)].c_str() : nullptr;
+}
 void emulator_launched(LaunchConfig* out) { *out = emulator::launched; }
 int64_t emulator_steps() { return static_cast<int64_t>(emulator::session.steps); }
 int64_t emulator_events(const EmulatorEvent** out) {

@@ -124,9 +124,10 @@ struct Session {
     std::optional<FaultReport> fault;
     std::string library;  // the path of the kernel's
     uintptr_t library_begin = 0;
-    std::string printed;  // by the kernel's printf
-    std::string refusal;  // the launcher's last objection to its arguments
-    int error = 0;        // a cudaError_t: what cudaGetLastError() is to return
+    std::string printed;             // by the kernel's printf
+    std::vector<std::string> notes;  // on what is legal and likely a mistake
+    std::string refusal;             // the launcher's last objection to its arguments
+    int error = 0;                   // a cudaError_t: what cudaGetLastError() is to return
 };
 inline thread_local Session session;
 

@@ -265,6 +265,16 @@ class SharedMemory {
         state_[at / kChunk].mbarrier[at % kChunk / kMbarrier] = is;
     }
 
+    // Whether a thread has stored something in this chunk since the last TMA load filled it.
+    bool has_stored(uint32_t address) const {
+        const uint32_t at = (address - kSharedBase) / kChunk * kChunk;
+        const ChunkState& state = state_[at / kChunk];
+        bool stored = false;
+        if (state.touched)
+            for_each_entry_of(at, state, [&](uint32_t entry, uint32_t) { stored |= written_[entry].by.number != 0; });
+        return stored;
+    }
+
     static constexpr uint32_t kChunk = sizeof(Chunk);
 
   private:

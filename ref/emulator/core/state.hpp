@@ -13,6 +13,7 @@
 #include "../mma.cuh"
 #include "fault.hpp"
 #include "fiber.hpp"
+#include "layouts.hpp"
 #include "memory.hpp"
 #include "shared_memory.hpp"
 
@@ -204,6 +205,7 @@ struct Block {
     int rank = 0;
     int64_t index = 0;
     SharedMemory memory;
+    LayoutNumbers layouts;
     std::map<uint32_t, Mbarrier> mbarriers;
     std::map<uint32_t, std::string> names;  // that the kernel has given them
     std::array<NamedBarrier, 16> barriers;

@@ -139,12 +139,21 @@ def spans(events: Iterable[Event], until: float | None = None, everyone: bool = 
 
 
 def barrier_names(events: Sequence[Event]) -> dict[int, str]:
-    """The mbarriers of one thread block by address: "full" for those that expect bytes, "empty" for the
-    others that a warp waits for, each counted from 0 in the order of the addresses."""
-    full = sorted({event.address for event in events if event.kind == "mbarrier_expect_tx"})
-    waited = {event.address for event in events if event.kind == "mbarrier_wait"}
-    names = {address: f"full {stage}" for stage, address in enumerate(full)}
-    return names | {address: f"empty {stage}" for stage, address in enumerate(sorted(waited - set(full)))}
+    """The mbarriers of one thread block by address: "full" for those that expect bytes, "empty" for those
+    that only warps wait for which expect bytes on others, each counted from 0 in the order of the addresses;
+    of others that a warp waits for, the address."""
+    expecting = [event for event in events if event.kind == "mbarrier_expect_tx"]
+    loaders = {event.warp for event in expecting}
+    waiting: dict[int, set[int]] = defaultdict(set)
+    for event in events:
+        if event.kind == "mbarrier_wait":
+            waiting[event.address].add(event.warp)
+    full = sorted({event.address for event in expecting})
+    empty = sorted(address for address in waiting.keys() - set(full) if waiting[address] <= loaders)
+    names = {address: f"mbarrier 0x{address:x}" for address in waiting}
+    for kind, addresses in (("full", full), ("empty", empty)):
+        names |= {address: f"{kind} {stage}" for stage, address in enumerate(addresses)}
+    return names
 
 
 def _block(block: int, events: Sequence[Event], until: float | None, everyone: bool) -> Iterator[Span]:

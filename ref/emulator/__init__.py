@@ -135,15 +135,18 @@ class _Fault(ctypes.Structure):
         ("library", ctypes.c_char_p),
         ("offset", ctypes.c_uint64),  # 0: not known
         ("other", ctypes.c_uint64),
+        ("callers", ctypes.c_uint64 * 8),  # 0 behind the last
     ]
 
     def error(self) -> EmulatorError:
         library = self.library.decode() if self.library else ""
-        line = source_lines.line(library, self.offset) if library and self.offset else None
-        other = source_lines.line(library, self.other) if library and self.other else None
-        where = source_lines.with_callers(library, self.offset) if line else None
+        callers = [caller for caller in self.callers if caller]
+        chain = source_lines.chain(library, self.offset, *callers) if library and self.offset else []
+        others = source_lines.chain(library, self.other) if library and self.other else []
+        line, other = (next(iter(places), None) for places in (chain, others))
+        where = source_lines.joined(chain) if chain else None
         if other:
-            where = f"{where}; the other place: {source_lines.with_callers(library, self.other)}"
+            where = f"{where}; the other place: {source_lines.joined(others)}"
         if self.what == b"deadlock":  # whose message has the lines already
             where = None
         message = source_lines.named(library, self.message.decode())

@@ -11,6 +11,7 @@
 #include "cuda.hpp"
 #include "cuda_host.hpp"
 #include "cuda_math.hpp"
+#include "shared_variable.hpp"
 
 #define __constant__
 #define __noinline__ __attribute__((noinline))
@@ -41,7 +42,7 @@ struct Lanes {
 Lanes gather(const char* what, unsigned mask, uint64_t bits);
 // The old value; both are the value's bits.
 uint64_t atomic(void* address, std::size_t bytes, AtomicOp op, Number number, uint64_t operand, uint64_t compare);
-void* shared_variable(const void* key, std::size_t bytes, std::size_t alignment);
+void* shared_variable(const SharedVariable& variable, std::size_t alignment);
 void* dynamic_shared_memory();
 uint32_t shared_address(const void* pointer);
 void* shared_pointer(uint32_t address);
@@ -54,8 +55,8 @@ bool is_shared(const void* pointer);
 bool is_local(const void* pointer);
 
 template <typename T>
-T& shared(const void* key, std::size_t alignment = 1) {
-    return *static_cast<T*>(shared_variable(key, sizeof(T), std::max(alignof(T), alignment)));
+T& shared(const SharedVariable& variable, std::size_t alignment = 1) {
+    return *static_cast<T*>(shared_variable(variable, std::max(alignof(T), alignment)));
 }
 
 template <typename T>

@@ -2,6 +2,8 @@
 // them runs next and when asynchronous work happens.
 #pragma once
 
+#include <unwind.h>
+
 #include <algorithm>
 #include <atomic>
 #include <bit>
@@ -72,6 +74,7 @@ class Cluster {
     std::vector<Block> blocks;
     const GlobalMemory* memory;
     const EmulatorConfig& config() const { return config_; }
+    const Call& call() const { return *call_; }
     const Shape& shape() const { return shape_; }
     int elected_lane() const { return elected_lane_; }
     Place issuer() const { return issuer_; }
@@ -269,28 +272,55 @@ struct Stopped {};  // thrown by fail_at() when no thread is running
 
 // Notes a fault of the running thread, after which the scheduler ends the run. Not of self(): a signal handler runs on
 // a stack of its own.
-inline void note(Fault what, uint64_t address, const void* other, const char* text) {
+inline void note(Fault what, uint64_t address, const void* other, const std::string& text,
+                 std::vector<const void*> callers = {}) {
     const Thread& thread = *current_thread;
     const Place place = thread.place();
     char where[96];
     std::snprintf(where, sizeof where, "block %lld, warp %d, lane %d: ", static_cast<long long>(place.block),
                   place.warp, place.lane);
-    current_cluster->stop({what, std::string(where) + text, place, address, thread.from, other});
+    current_cluster->stop({what, where + text, place, address, thread.from, other, std::move(callers)});
+}
+
+// Where the functions were called that the running thread is in, up to the kernel, the innermost first. Functions that
+// the compiler has copied into others have no call.
+inline std::vector<const void*> callers() {
+    std::vector<const void*> found;
+    _Unwind_Backtrace(
+        [](_Unwind_Context* frame, void* into) {
+            auto& found = *static_cast<std::vector<const void*>*>(into);
+            const auto* place = reinterpret_cast<const void*>(_Unwind_GetIP(frame));
+            const auto* function = reinterpret_cast<const void*>(_Unwind_GetRegionStart(frame));
+            if (current_cluster->memory->runs(place))
+                found.push_back(place);
+            else if (!found.empty())
+                return _URC_END_OF_STACK;
+            return function == current_cluster->call().kernel ? _URC_END_OF_STACK : _URC_NO_REASON;
+        },
+        &found);
+    // A store may be found at fault only when its thread does something else: then it is elsewhere by now.
+    if (found.empty() || found.front() != current_thread->from) return {};
+    found.erase(found.begin());
+    return found;
 }
 
 [[noreturn]] inline void report(Fault what, uint64_t address, const void* other, const char* format,
                                 va_list arguments) {
-    char text[768];
-    std::vsnprintf(text, sizeof text - 256, format, arguments);
-    const int64_t block = current_thread ? current_thread->block->index : current_cluster->issuer().block;
-    if (what == Fault::data_race || what == Fault::missing_proxy_fence || what == Fault::released_too_early)
-        for (const Block& one : current_cluster->blocks)
-            if (one.index == block) std::strncat(text, one.mixed_barrier.c_str(), 255);
+    char text[512];
+    std::vsnprintf(text, sizeof text, format, arguments);
+    const int64_t index = current_thread ? current_thread->block->index : current_cluster->issuer().block;
+    const auto block = std::ranges::find(current_cluster->blocks, index, &Block::index);
+    std::string message = text;
+    if (block != current_cluster->blocks.end()) {
+        if (what == Fault::data_race || what == Fault::missing_proxy_fence || what == Fault::released_too_early)
+            message += block->mixed_barrier;
+        message = with_names(message, [&](uint64_t at) { return block->memory.name_at(at); });
+    }
     if (!current_thread) {
-        current_cluster->stop({what, text, current_cluster->issuer(), address});
+        current_cluster->stop({what, message, current_cluster->issuer(), address});
         throw Stopped{};
     }
-    note(what, address, other, text);
+    note(what, address, other, message, callers());
     current_thread->fiber.suspend();  // for good
     __builtin_unreachable();
 }

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <iterator>
 #include <string>
+#include <vector>
 
 namespace emulator {
 
@@ -85,9 +86,10 @@ struct FaultReport {
     Fault what;
     std::string message;
     Place place;
-    uint64_t address;             // in shared memory, or in global memory; 0: not known
-    const void* from = nullptr;   // where in the kernel's machine code; nullptr: not known
-    const void* other = nullptr;  // the other place that takes part in it, if there is one
+    uint64_t address;                    // in shared memory, or in global memory; 0: not known
+    const void* from = nullptr;          // where in the kernel's machine code; nullptr: not known
+    const void* other = nullptr;         // the other place that takes part in it, if there is one
+    std::vector<const void*> callers{};  // where the functions were called that `from` is in, the innermost first
 };
 
 // How messages name the thread of that number in the cluster: its number in its block, and the block.
@@ -119,4 +121,5 @@ struct EmulatorFault {
     int32_t warp, lane;
     const char* library;     // where in the machine code: a library's path, and an offset in it; or nullptr
     uint64_t offset, other;  // places in its machine code; 0: not known
+    uint64_t callers[8];     // the first of FaultReport::callers; 0 behind the last
 };

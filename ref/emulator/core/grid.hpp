@@ -186,7 +186,7 @@ const char* emulator_event_name(int32_t kind) { return emulator::event_name(kind
 // Whether the last launch was stopped by a fault of its kernel, and which.
 bool emulator_fault(EmulatorFault* out) {
     if (!emulator::session.fault) return false;
-    const auto& [what, message, place, address, from, other] = *emulator::session.fault;
+    const auto& [what, message, place, address, from, other, callers] = *emulator::session.fault;
     const auto offset = [](const void* place) {
         return place ? reinterpret_cast<uintptr_t>(place) - emulator::session.library_begin : 0;
     };
@@ -198,7 +198,10 @@ bool emulator_fault(EmulatorFault* out) {
             place.lane,
             emulator::session.library.c_str(),
             offset(from),
-            offset(other)};
+            offset(other),
+            {}};
+    for (std::size_t i = 0; i < std::min(callers.size(), std::size(out->callers)); ++i)
+        out->callers[i] = offset(callers[i]);
     return true;
 }
 const char* emulator_fault_name(int32_t fault) { return emulator::fault_name(fault); }

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "fault.hpp"
+#include "names.hpp"
 #include "operand.hpp"
 #include "order.hpp"
 
@@ -61,20 +62,28 @@ class SharedMemory {
         footprints_.clear();
     }
 
-    // The offset of a __shared__ variable, which `key` stands for. The variables lie at the end of shared memory, so
+    // The offset of a __shared__ variable. The variables lie at the end of shared memory, so
     // what a kernel writes behind its dynamic shared memory does not land in one. Returns nothing if there is no room.
-    std::optional<uint32_t> variable(const void* key, uint32_t bytes, uint32_t alignment) {
+    std::optional<uint32_t> variable(const SharedVariable& variable, uint32_t alignment) {
         for (const auto& [known, offset] : variables_)
-            if (known == key) return offset;
+            if (known == &variable) return offset;
+        const auto bytes = static_cast<uint32_t>(variable.bytes);
         alignment = std::max(alignment, kChunk);
         if (bytes + alignment > variables_begin_ - std::min(bytes_, variables_begin_)) return std::nullopt;
         const uint32_t end = variables_begin_;
         variables_begin_ = (variables_begin_ - bytes) / alignment * alignment;
         clear(variables_begin_, end);
-        variables_.emplace_back(key, variables_begin_);
+        variables_.emplace_back(&variable, variables_begin_);
         return variables_begin_;
     }
 
+    // What a place in a __shared__ variable is called, such as "tile[3][5]"; "" for any other place.
+    std::string name_at(uint64_t address) const {
+        const uint64_t at = address - kSharedBase;
+        for (const auto& [variable, offset] : variables_)
+            if (at >= offset && at - offset < variable->bytes) return place_in(*variable, at - offset);
+        return "";
+    }
     // The bytes of the __shared__ variables, with what lies between them.
     uint32_t variables_bytes() const { return kSharedLimit - variables_begin_; }
 
@@ -659,7 +668,7 @@ class SharedMemory {
     }
 
     uint32_t bytes_ = 0, variables_begin_ = kSharedLimit;
-    std::vector<std::pair<const void*, uint32_t>> variables_;
+    std::vector<std::pair<const SharedVariable*, uint32_t>> variables_;
     std::vector<uint8_t> generic_, async_;
     std::vector<uint32_t> writer_;  // for each word: 1 + the thread whose store is not fenced yet; 0 = none
     // The following have an entry for each word, and behind those for each byte of words that are used in pieces.

@@ -38,13 +38,14 @@ struct Wait {                    // what a thread waits for
 struct Mbarrier {
     int64_t count = 0, pending = 0, bytes = 0;
     int64_t phase = 0;
-    int64_t loading = 0;                       // bytes of TMA loads that have not landed
-    bool expects = false, waited_for = false;  // whether it has ever been told of bytes; whether a thread has waited
-    bool early = false;                        // whether a phase has completed while some had not
-    bool visible = false;  // whether fence.mbarrier_init (or fence.proxy.async) has followed mbarrier.init
-    int initialiser = 0;   // the thread that executed mbarrier.init: only its fence makes the barrier visible
-    Told told;             // by those who have arrived, in this phase
-    Known completed;       // what those who wait for the last phase are told
+    int64_t loading = 0;      // bytes of TMA loads that have not landed
+    bool expects = false;     // whether it has ever been told of bytes
+    uint32_t waited_for = 0;  // the warps whose threads have waited for it, a bit for each
+    bool early = false;       // whether a phase has completed while some had not
+    bool visible = false;     // whether fence.mbarrier_init (or fence.proxy.async) has followed mbarrier.init
+    int initialiser = 0;      // the thread that executed mbarrier.init: only its fence makes the barrier visible
+    Told told;                // by those who have arrived, in this phase
+    Known completed;          // what those who wait for the last phase are told
     Waiters waiters;
 };
 
@@ -208,6 +209,7 @@ struct Block {
     LayoutNumbers layouts;
     std::map<uint32_t, Mbarrier> mbarriers;
     std::map<uint32_t, std::string> names;  // that the kernel has given them
+    uint32_t loaders = 0;                   // the warps that have told an mbarrier of bytes, a bit for each
     std::array<NamedBarrier, 16> barriers;
     std::string mixed_barrier;  // what is odd about a phase of a named barrier that threads of two groups completed
     std::vector<std::map<uint32_t, Exchange>> exchanges;  // of each warp, by the lanes that take part

@@ -8,7 +8,8 @@ does not need to know which machine was recorded. A span belongs to an actor of 
                     issue     the warp requests a stage's loads from the copy engine
                     promote   from the end of a WGMMA group until the warp's next wait or next WGMMA group
                     store     results to shared memory and to the copy engine; in kernels without TMA stores:
-                              the last promotion and the stores to global memory
+                              the last promotion and the stores to global memory, as far as the emulator has
+                              recorded them
     the tensor core, working for a warp
                     multiply  from the fence before a group's first WGMMA until the warp has waited for it
     a stage of the copy engine
@@ -38,7 +39,7 @@ WAITS = {
 }
 _ISSUES = ("mbarrier_expect_tx", "tma_load")
 _STORES = ("fence_proxy_async", "tma_store")
-_ENDS = ("cluster_wait", "thread_exit")
+_ENDS = ("cluster_wait", "thread_exit", "global_store")
 _KINDS = {*WAITS, *WAITS.values(), *_ISSUES, *_STORES, *_ENDS, "thread_start", "wgmma_fence"}
 
 
@@ -223,7 +224,11 @@ def _activity(
             what, on = "wait", _waits_for(last, names)
         elif next_.kind in _ISSUES:
             what = "issue"
-        elif next_.kind in _STORES or (last.kind == "wgmma_pass" and next_.kind in _ENDS):
+        elif (
+            last.kind == "global_store"
+            or next_.kind in _STORES
+            or (last.kind == "wgmma_pass" and next_.kind in _ENDS)
+        ):
             what = "store"
         elif last.kind == "wgmma_pass":
             what = "promote"

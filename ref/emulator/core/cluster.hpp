@@ -184,6 +184,7 @@ class Cluster {
             SharedMemory::settle(thread);
         thread.from = from;
         thread.ticks = 0;
+        thread.stored = false;
         ++instructions_;
     }
     // `work` happens at some later moment, in no particular order. Patient work, which is TMA stores, may be put off
@@ -491,6 +492,7 @@ inline void Cluster::reset(int64_t cluster) {
             thread.known.reset();
             thread.from = nullptr;
             thread.ticks = 0;
+            thread.stored = false;
             thread.unfenced.clear();
             thread.doubtful = false;
             thread.cluster_generation = 0;

@@ -82,7 +82,8 @@ namespace emulator {
     X(cluster_arrive)       /*                                               */  \
     X(cluster_pass)         /*                                               */  \
     X(setmaxnreg)           /* value = registers a thread                    */  \
-    X(stmatrix)             /* address of lane 0's row                       */
+    X(stmatrix)             /* address of lane 0's row                       */  \
+    X(global_store)         /* first of lane 0 after an instruction; value = bytes */
 
 enum class Event : int32_t {
 #define X(name) name,

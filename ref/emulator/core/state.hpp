@@ -181,6 +181,7 @@ struct Thread : Actor {
     bool finished = false;
     Wait wait;
     uint32_t ticks = 0;           // loads and stores since then
+    bool stored = false;          // whether one of these was a store to global memory
     std::size_t last_tensor = 0;  // of GlobalMemory, that it used last
 
     uint64_t cluster_generation = 0;

@@ -36,7 +36,8 @@ enum class Number { kUnsigned, kSigned, kFloat };
 
 // What every lane of the mask has given, by lane: a copy, because a kernel reads no memory of the emulator's.
 struct Lanes {
-    uint64_t values[32];
+    uint64_t values[32];  // of lanes that have given none, all bits: NaN as a floating-point number
+    unsigned present;     // the lanes that have given one; others of the mask have exited
     uint64_t operator[](unsigned lane) const { return values[lane]; }
 };
 Lanes gather(const char* what, unsigned mask, uint64_t bits);
@@ -104,7 +105,7 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
     const emulator::Lanes lanes = emulator::gather("vote.sync", mask, predicate != 0);
     unsigned votes = 0;
     for (unsigned lane = 0; lane < 32; ++lane)
-        if (mask >> lane & 1 && lanes[lane]) votes |= 1u << lane;
+        if (lanes.present >> lane & 1 && lanes[lane]) votes |= 1u << lane;
     return votes;
 }
 inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, !predicate) == 0; }
@@ -131,7 +132,7 @@ unsigned __match_any_sync(unsigned mask, T value) {
     const emulator::Lanes lanes = emulator::gather("match.sync", mask, emulator::to_bits(value));
     unsigned same = 0;
     for (unsigned lane = 0; lane < 32; ++lane)
-        if (mask >> lane & 1 && lanes[lane] == emulator::to_bits(value)) same |= 1u << lane;
+        if (lanes.present >> lane & 1 && lanes[lane] == emulator::to_bits(value)) same |= 1u << lane;
     return same;
 }
 template <typename T>
@@ -144,10 +145,10 @@ template <typename T, typename Combine>
 T emulator_reduce(unsigned mask, T value, Combine combine) {
     static_assert(std::is_integral_v<T> && sizeof(T) == 4, "a 32-bit integer");
     const emulator::Lanes lanes = emulator::gather("redux.sync", mask, emulator::to_bits(value));
-    const auto first = static_cast<unsigned>(std::countr_zero(mask));
+    const auto first = static_cast<unsigned>(std::countr_zero(lanes.present));
     T result = emulator::from_bits<T>(lanes[first]);
     for (unsigned lane = first + 1; lane < 32; ++lane)
-        if (mask >> lane & 1) result = combine(result, emulator::from_bits<T>(lanes[lane]));
+        if (lanes.present >> lane & 1) result = combine(result, emulator::from_bits<T>(lanes[lane]));
     return result;
 }
 template <typename T>

@@ -262,10 +262,15 @@ class Cluster {
 };
 
 inline ThreadName name_of_thread(uint32_t number) {
-    const auto threads = static_cast<uint32_t>(current_cluster->shape().threads);
+    const auto of_a_block = static_cast<uint32_t>(current_cluster->shape().warps()) * 32;
+    const uint32_t first_write = current_cluster->actor(Cluster::Unit::thread_writes, 0);
+    const bool writes = number >= first_write;
+    if (writes) number -= first_write;
     ThreadName name;
-    std::snprintf(name.text, sizeof name.text, "thread %u of block %lld", number % threads,
-                  static_cast<long long>(current_cluster->blocks[number / threads].index));
+    std::snprintf(name.text, sizeof name.text, "%sthread %u of block %lld",
+                  writes ? "an asynchronous copy or store of " : "", number % of_a_block,
+                  static_cast<long long>(current_cluster->blocks[number / of_a_block].index));
+    name.asynchronous = writes;
     return name;
 }
 
@@ -355,7 +360,7 @@ inline void complete(NamedBarrier& barrier) {
     self().cluster->wake(barrier.waiters);
 }
 inline void complete(Exchange& exchange) {
-    exchange.arrived = 0;
+    exchange.gave = std::exchange(exchange.arrived, 0);
     exchange.completed = exchange.told.take();
     ++exchange.generation;
     self().cluster->wake(exchange.waiters);

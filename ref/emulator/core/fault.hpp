@@ -92,9 +92,16 @@ struct FaultReport {
     std::vector<const void*> callers{};  // where the functions were called that `from` is in, the innermost first
 };
 
-// How messages name the thread of that number in the cluster: its number in its block, and the block.
+// How messages name the actor of that number in the cluster, a thread or what a thread has issued: the thread's number
+// in its block, and the block.
 struct ThreadName {
-    char text[48];
+    char text[96];
+    bool asynchronous;  // not the thread's own access, but a cp.async or a st.async of it
+    // What is missing between its write and another access.
+    const char* missing() const {
+        return asynchronous ? "a wait for it (cp.async.wait_group, or for its mbarrier), or a barrier after that wait,"
+                            : "a barrier";
+    }
 };
 ThreadName name_of_thread(uint32_t number);
 

@@ -14,8 +14,11 @@ namespace emulator {
 Lanes gather(const char* what, unsigned mask, uint64_t bits) {
     EMULATOR_ENTER;
     const Slots& slots = exchange(what, {bits}, mask, true);
+    const Thread& thread = self();
     Lanes lanes;
-    for (unsigned lane = 0; lane < 32; ++lane) lanes.values[lane] = slots[lane][0];
+    lanes.present = thread.block->exchanges[static_cast<std::size_t>(thread.warp())][mask].gave;
+    for (unsigned lane = 0; lane < 32; ++lane)
+        lanes.values[lane] = lanes.present >> lane & 1 ? slots[lane][0] : ~uint64_t{0};
     return lanes;
 }
 

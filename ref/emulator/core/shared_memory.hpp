@@ -537,10 +537,11 @@ class SharedMemory {
                   at + kSharedBase, cause.c_str());
     }
     [[gnu::noinline]] void write_race(uint32_t at, bool writes, const Access& written) const {
+        const ThreadName writer = name_of_thread(written.by.thread);
         fail_race(Fault::data_race, at + kSharedBase, written.from,
-                  "%s shared memory at 0x%x, which %s has written, and nothing orders the two: a barrier is "
-                  "missing between them",
-                  writes ? "writes" : "reads", at + kSharedBase, name_of_thread(written.by.thread).text);
+                  "%s shared memory at 0x%x, which %s has written, and nothing orders the two: %s is missing between "
+                  "them",
+                  writes ? "writes" : "reads", at + kSharedBase, writer.text, writer.missing());
     }
     [[gnu::noinline]] void read_race(uint32_t at, const Access& reader) const {
         fail_race(Fault::data_race, at + kSharedBase, reader.from,
@@ -554,7 +555,7 @@ class SharedMemory {
             fail_race(
                 Fault::data_race, at + kSharedBase, state.loaded_from,
                 "TMA load overwrites shared memory at 0x%x, which an earlier TMA load has filled, and nothing orders "
-                "the two: a wait for the arrival that releases the stage is missing",
+                "the two: a wait for the arrivals that release the stage is missing, or their mbarrier counts too few",
                 at + kSharedBase);
         if (!state.touched) return;
         for_each_entry_of(at, state, [&](uint32_t entry, uint32_t address) {

@@ -69,6 +69,7 @@ struct Exchange {
     const char* what = nullptr;
     bool ignores_exited = false;  // whether lanes that have exited are not waited for
     uint32_t arrived = 0;         // a bit for each lane
+    uint32_t gave = 0;            // the lanes that had arrived when the last one was complete
     uint64_t generation = 0;
     Slots slots[2];
     Told told;

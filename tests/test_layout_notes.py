@@ -99,6 +99,20 @@ def test_another_stride() -> None:
     assert f"(product.cu:{line('  // B')}): row 32 at byte 0 of K is row 0 at byte 0" in of_b  # A runs into B
 
 
+def test_a_tile_that_is_read_from_its_middle_on() -> None:
+    """32 rows too far: half of B's tile, and what lies behind it."""
+    behind = "if (threadIdx.x == 0) { ptx::mbarrier_arrive_expect_tx(full, 64 * 128);"
+    behind += " ptx::cp_async_bulk_tensor_2d(smem + 2 * 64 * 128, &a, full, 0, 0); }"
+    behind += " ptx::mbarrier_wait_parity(full, 1);"
+    (note,), right = product(CHANGE_B="+ (32 * 128 >> 4)", AFTER_LOAD=behind)
+    assert not right
+    assert re.search(
+        r"reads its B by a descriptor that begins inside of the tile of a TMA load \(product.cu:13\), "
+        "at its row 32, and from row 32 on is in another tile$",
+        note,
+    )
+
+
 def test_what_threads_have_stored_may_lie_as_they_like() -> None:
     """They lay out again what a load without a swizzle has brought, for WGMMAs with one."""
     again = """

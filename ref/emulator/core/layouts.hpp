@@ -84,7 +84,7 @@ class Layouts {
             if (memory.has_stored(address) || memory.has_stored(known.address)) return;
             found = describe(operand, layout, known, piece);
         });
-        return found;
+        return found || operand.mn_major ? found : runs_on(operand, boxes);
     }
 
     // Whether the eight rows of a matrix, which ldmatrix reads, are eight rows of a box, and not all of them from the
@@ -125,6 +125,22 @@ class Layouts {
             layouts_.push_back(layout);
         }
         return static_cast<uint16_t>(index + 1);
+    }
+
+    // An operand of several boxes has whole boxes, or a part of the last. One that begins inside of its first box and
+    // runs on into another is likely at a wrong address.
+    std::optional<Misfit> runs_on(const Operand& operand,
+                                  const std::map<std::pair<uint16_t, uint32_t>, Piece>& boxes) const {
+        const auto row = [](const auto& box) { return box.second.row; };
+        if (boxes.empty()) return std::nullopt;
+        const auto first = std::ranges::min_element(boxes, {}, row), last = std::ranges::max_element(boxes, {}, row);
+        const Piece &begin = first->second, &next = last->second;
+        if (first->first.first == last->first.first || begin.row == next.row || begin.spot.row <= begin.row)
+            return std::nullopt;
+        return Misfit{&layouts_[first->first.first - 1u],
+                      " by a descriptor that begins inside of the tile of a TMA load",
+                      ", at its row " + std::to_string(begin.spot.row) + ", and from row " +
+                          std::to_string(operand.first + next.row) + " on is in another tile"};
     }
 
     static Misfit describe(const Operand& operand, const Layout& layout, const Piece& known, const Piece& piece) {

@@ -159,8 +159,8 @@ class SharedMemory {
     Chunk async_read(uint32_t address, const char* who, const Known& issuer) {
         const uint32_t at = check(address, kChunk, who);
         if (state_[at / kChunk].landing)
-            fail_at(Fault::read_during_load, address,
-                    "%s reads shared memory at 0x%x while a TMA load is still writing it", who, address);
+            fail_race(Fault::read_during_load, address, state_[at / kChunk].loaded_from,
+                      "%s reads shared memory at 0x%x while a TMA load is still writing it", who, address);
         for (uint32_t word = at / kWord; word < (at + kChunk) / kWord; ++word)
             if (writer_[word] && !published_by_another(word, {issuer, 0, 0}))
                 fail_at(Fault::missing_proxy_fence, address,
@@ -555,7 +555,8 @@ class SharedMemory {
             fail_race(
                 Fault::data_race, at + kSharedBase, state.loaded_from,
                 "TMA load overwrites shared memory at 0x%x, which an earlier TMA load has filled, and nothing orders "
-                "the two: a wait for the arrivals that release the stage is missing, or their mbarrier counts too few",
+                "the two: a wait for the arrivals that release the stage is missing, or their mbarrier counts too few, "
+                "or the two tiles overlap",
                 at + kSharedBase);
         if (!state.touched) return;
         for_each_entry_of(at, state, [&](uint32_t entry, uint32_t address) {
@@ -631,9 +632,9 @@ class SharedMemory {
     }
     void readable(uint32_t at, uint32_t address) const {
         if (state_[at / kChunk].landing)
-            fail_at(Fault::read_during_load, address,
-                    "ld.shared at 0x%x reads bytes that a TMA load is still writing: wait for its mbarrier first",
-                    address);
+            fail_race(Fault::read_during_load, address, state_[at / kChunk].loaded_from,
+                      "ld.shared at 0x%x reads bytes that a TMA load is still writing: wait for its mbarrier first",
+                      address);
     }
     // The offset of an address that lies in the dynamic shared memory, or among the variables.
     uint32_t inside(uint32_t address, uint32_t bytes, const char* who) const {
@@ -655,8 +656,8 @@ class SharedMemory {
     void writable(uint32_t at, uint32_t bytes, uint32_t address, const char* who, const Actor& actor) const {
         const ChunkState& state = state_[at / kChunk];
         if (state.landing)
-            fail_at(Fault::write_during_load, address, "%s writes 0x%x while a TMA load is still writing it", who,
-                    address);
+            fail_race(Fault::write_during_load, address, state.loaded_from,
+                      "%s writes 0x%x while a TMA load is still writing it", who, address);
         if (!actor.comes_after(state.read.done)) overwritten(address, who, state.read, actor);
         if (state.reading || (regions_[at / kRegion].reading && read_by_wgmma(at / kChunk * kChunk)))
             fail_at(Fault::released_too_early, address,

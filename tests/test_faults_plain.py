@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from fault_kernels import PLAIN
 from gemm_ladder import lab
 
 SOURCE = Path(__file__).with_name("faults_plain.cu")
@@ -51,6 +52,10 @@ FAULTS = (
     Fault("array_out_of_bounds", r"index 4 of an array of type 'float \[4\]'"),
 )
 BY_ONE_THREAD = ("tensor[", "while (threadIdx", "not to be reached")  # thread 70, which is lane 6 of warp 2
+
+
+def test_each_kind_is_tested() -> None:
+    assert {fault.what for fault in FAULTS} == PLAIN
 
 
 @pytest.mark.parametrize("which", range(len(FAULTS)))

@@ -57,12 +57,13 @@ class Layouts {
 
     // Whether the chunks of a WGMMA's operand lie otherwise in the boxes than its descriptor has them. An operand is
     // looked at once for each layout that it meets.
-    std::optional<Misfit> misfit(const Operand& operand, const Footprint& footprint, const LayoutNumbers& numbers,
+    std::optional<Misfit> misfit(const Operand& operand, Footprint& footprint, const LayoutNumbers& numbers,
                                  const SharedMemory& memory) {
         if (numbers.empty()) return std::nullopt;
         const auto number = [&](uint32_t offset) { return numbers[offset / SharedMemory::kChunk]; };
         const uint16_t first = number(footprint.chunks.front()), last = number(footprint.chunks.back());
-        if (!first && !last) return std::nullopt;
+        const uint32_t both = static_cast<uint32_t>(first) << 16 | last;
+        if (both == std::exchange(footprint.laid_out, both) || !both) return std::nullopt;
         if (!seen_.emplace(operand.bits, operand.first, operand.last, operand.mn_major, first, last).second)
             return std::nullopt;
         // Within one slab of one box, row r of the operand has to be row r + const, and its bytes likewise.

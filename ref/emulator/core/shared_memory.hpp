@@ -35,6 +35,7 @@ struct Footprint {
     std::vector<uint32_t> regions;  // of shared memory, that they lie in
     uint32_t readers = 0;           // WGMMAs that may still read them
     Moment noted;                   // AsyncRead::done of the last one of these
+    uint32_t laid_out = 0;          // the layouts that it was compared with last (layouts.hpp)
 };
 
 class SharedMemory {

@@ -13,6 +13,8 @@ from gemm_ladder.ref import emulator
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCE = REPOSITORY / "tests" / "faults.cu"
+# The kinds of fault that faults_plain.cu has, and faults.cu has not.
+PLAIN = {"global_out_of_bounds", "endless_loop", "crashed", "written_twice", "array_out_of_bounds"}
 
 
 class FaultArgs(ctypes.Structure):

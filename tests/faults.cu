@@ -1,5 +1,5 @@
 // Small kernels that each misuse the machine in one way. The emulator must report which (test_faults.py); there must be
-// a kernel for each kind of fault in the table in ref/emulator/core/fault.hpp.
+// a kernel for each kind of fault in the table in ref/emulator/core/fault.hpp, here or in faults_plain.cu.
 #include <algorithm>
 
 #include "launch.cuh"
@@ -29,9 +29,6 @@ __device__ void load(uint32_t shared, uint32_t barrier, const TensorMap& map) {
 
 // A use of a value that no compiler removes.
 __device__ void sink(float value) { [[maybe_unused]] volatile float used = value; }
-
-// Uses up a stack.
-__device__ int recurse(volatile int depth) { return depth ? recurse(depth + 1) + 1 : 0; }
 
 __global__ void fault(int which, const __grid_constant__ TensorMap map, float* tensor) {
     const uint32_t smem = ptx::shared_memory(), barrier = smem + kBarrier;
@@ -226,27 +223,6 @@ __global__ void fault(int which, const __grid_constant__ TensorMap map, float* t
         case 79:  // a thread reads although only others have waited, and nothing orders it after them
             if (threadIdx.x == 70) d[0] = tensor[0];
             return ptx::griddepcontrol_wait();
-        case 53:  // a read behind the tensor's end
-            if (threadIdx.x == 70) d[0] = tensor[64 * 64 + 2];
-            return sink(d[0]);
-        case 54:  // a write before its begin
-            if (threadIdx.x == 70) tensor[-1] = 1.0f;
-            return;
-        case 55:  // a lane reads another one's local variable
-            return sink(*reinterpret_cast<float*>(ptx::shfl_sync_idx(reinterpret_cast<uint64_t>(d), 9)));
-        case 56:  // a loop without end
-            while (threadIdx.x == 70) {
-            }
-            return;
-        case 57:  // a loop that waits for a number in global memory, which nobody writes
-            while (*static_cast<volatile float*>(tensor) == 0.0f) {
-            }
-            return;
-        case 58:  // a recursion without end
-            return sink(static_cast<float>(recurse(1)));
-        case 59:  // code that is not to be reached
-            if (threadIdx.x == 70) __builtin_trap();
-            return;
         case 60:  // an accumulator is read while its WGMMA is in flight
             multiply(d, tile, tile);
             sink(d[1]);
@@ -300,9 +276,6 @@ __global__ void fault(int which, const __grid_constant__ TensorMap map, float* t
             ptx::mbarrier_init(barrier, 1);
             ptx::name_mbarrier(barrier, "full", 3);
             return ptx::mbarrier_init(barrier, 1);
-        case 66:  // two blocks write one element
-            if (threadIdx.x == 70) tensor[5] = 1.0f;
-            return;
         case 67:  // a TMA load over what a thread has stored without a fence
             if (threadIdx.x) return;
             ptx::st_shared(smem, 1.0f);
@@ -314,9 +287,6 @@ __global__ void fault(int which, const __grid_constant__ TensorMap map, float* t
             if (lane == 0) ptx::mbarrier_wait_parity(barrier, 0);
             multiply(d, tile, tile);
             return ptx::wgmma_wait_group<0>();
-        case 69:  // an index outside a local array
-            d[*tensor == 0.0f ? kN / 2 : 0] = 1.0f;
-            return sink(d[0]);
         case 70: {  // accumulators that were never initialised
             float sum[kN / 2];
             ptx::wgmma_fence();
@@ -369,54 +339,14 @@ __global__ void fault(int which, const __grid_constant__ TensorMap map, float* t
 // A kernel whose threads have 128 registers each, however it is launched.
 __global__ void __launch_bounds__(256, 2) bounded() { ptx::setmaxnreg_inc<136>(); }
 
-// Refusals by the host's side: no kernel runs.
-const char* refused(int64_t which, const float* tensor) {
-    TensorMap map;
-    const auto box = [&](const float* base, int64_t rows, int64_t columns, int64_t stride, uint32_t box_rows,
-                         uint32_t box_columns, Swizzle swizzle) {
-        return tensor_map_2d(&map, base, rows, columns, stride, box_rows, box_columns, swizzle);
-    };
-    switch (which) {
-        case 100:
-            return box(tensor + 1, 64, 32, 64, 64, 32, Swizzle::k128B);
-        case 101:
-            return box(tensor, 64, 32, 33, 64, 32, Swizzle::k128B);
-        case 102:
-            return box(tensor, 0, 32, 64, 64, 32, Swizzle::k128B);
-        case 103:
-            return box(tensor, 64, 32, 64, 257, 32, Swizzle::k128B);
-        case 104:
-            return box(tensor, 64, 32, 64, 64, 3, Swizzle::kNone);
-        case 105:
-            return box(tensor, 64, 64, 64, 64, 64, Swizzle::k128B);
-        case 106:
-            return launch(fault, {.blocks = 1, .threads = 1025}, 0, map, nullptr);
-        case 107:
-            return launch(fault, {.blocks = 1, .threads = 128, .shared_bytes = 232449}, 0, map, nullptr);
-        case 108:
-            return launch(fault, {.blocks = 3, .threads = 128, .cluster = 2}, 0, map, nullptr);
-        case 113:
-            return launch(fault, {.blocks = 16, .threads = 128, .cluster = 16}, 0, map, nullptr);
-        case 109:
-            return launch(fault, {.blocks = int64_t{1} << 31, .threads = 128}, 0, map, nullptr);
-        case 110:
-            return box(tensor, 64, 64, 64, 64, 20, Swizzle::k64B);
-        case 111:
-            return box(tensor, 64, 64, 64, 64, 12, Swizzle::k32B);
-        default:
-            return "emulator: not a fault, whatever the words";
-    }
-}
-
 extern "C" const char* gemm_ladder_launch(const FaultArgs* args) {
-    if (args->fault >= 100) return refused(args->fault, args->tensor);
     TensorMap map;
     const Swizzle swizzle = args->fault == 31 ? Swizzle::k64B : args->fault == 32 ? Swizzle::k32B : Swizzle::k128B;
     const uint32_t columns = 4u << static_cast<int>(swizzle);  // the floats of a swizzled row
     if (auto error = tensor_map_2d(&map, args->tensor, 64, 64, 64, 64, columns, swizzle)) return error;
     if (args->fault == 71) return launch(bounded, {.blocks = 1, .threads = 128});
     if (args->fault == 72) return launch(bounded, {.blocks = 1, .threads = 512});
-    const int64_t pairs[] = {45, 46, 64, 66, 76};
+    const int64_t pairs[] = {45, 46, 64, 76};
     const bool two = std::ranges::count(pairs, args->fault) > 0;
     const uint32_t cluster = two ? 2 : 1;
     const LaunchConfig config{.blocks = cluster,

@@ -180,7 +180,7 @@ BUGS = [
         [
             Symptom(
                 "deadlock",
-                r"block 0, warp 0 \(lane 0\) waits for mbarrier 0x\w+ \(empty 1\) to complete a phase of "
+                r"block 0, warp 0 \(lane 0\) waits for mbarrier 0x\w+ to complete a phase of "
                 r"parity 0: it is in phase 0 with 4 of 4",
             )
         ],

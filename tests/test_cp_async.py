@@ -45,13 +45,19 @@ def test_wgmma_of_copied_bytes(machine: str) -> None:
 
 
 FAULTS = {
-    10: ("data_race", "reads shared memory at 0x400, which thread"),  # not waited for
+    10: (  # not waited for
+        "data_race",
+        "reads shared memory at 0x400, which an asynchronous copy or store of thread .*cp.async.wait_group",
+    ),
     11: ("data_race", "(reads|writes) shared memory at 0x400, which thread"),  # waited for, without a barrier
     12: ("misaligned", "st.shared of 16 bytes at 0x408, which is not a multiple of 16"),
     13: ("misaligned", "cp.async of 16 bytes from an address that is no multiple of 16"),
     14: ("global_out_of_bounds", r"reads 16 bytes at tensor\[64, 0\], outside tensor of shape 64 x 64"),
     15: ("invalid_operand", "cp.async of 8 bytes, of which 9 are to be copied: at most 8 are"),
-    16: ("missing_proxy_fence", r"wgmma .* reads shared memory at 0x\w+ that thread"),
+    16: (
+        "missing_proxy_fence",
+        r"wgmma .* reads shared memory at 0x\w+ that an asynchronous copy or store of thread",
+    ),
     17: (
         "too_many_arrivals",
         "cp.async.mbarrier.arrive on mbarrier 0x4400 .full 0. more often than its count of 1",

@@ -32,17 +32,17 @@ STORES_TILE = "ptx::st_shared(smem + i * 4, 0u)"
 FAULTS = {
     0: Fault(
         "data_race",
-        r"writes shared memory at 0x\w+, which thread \d+ of block \d+ has written",
+        r"writes shared memory at 0x\w+ \(bytes\[\d+\]\), which thread \d+ of block \d+ has written",
         ("bytes[t / 2]",) * 2,
     ),
     1: Fault(
         "data_race",
-        r"(reads|writes) shared memory at 0x\w+, which thread \d+ of block \d+ has (written|read)",
+        r"(reads|writes) shared memory at 0x\w+ \(halves\[\d+\]\), which thread \d+ of block \d+ has (wr|re)",
         ("halves[t", "halves[t"),
     ),
     2: Fault(
         "data_race",
-        r"writes shared memory at 0x\w+, which thread \d+ of block \d+ has written",
+        r"writes shared memory at 0x\w+ \(halves\[\d+\]\), which thread \d+ of block \d+ has written",
         ("halves[", "halves["),
     ),
     3: Fault("data_race", f"{STORED}|{TAKEN}", (f"{WGMMA}|{STORES_TILE}",) * 2),

@@ -253,3 +253,26 @@ def test_an_index_outside_a_shared_array_is_named() -> None:
         EmulatorError, match=r"index 33 of an array of type 'float \[33\]' \(transpose.cu:7\)"
     ):
         lab.run(kernel, x, y, grid=(2, 2), block=(32, 32))
+
+
+EXITED = """
+#include <cuda_runtime.h>
+__global__ void exited(unsigned* out) {
+    const unsigned lane = threadIdx.x;
+    unsigned last = 0;
+    for (int round = 0; round < 3; ++round) last = __ballot_sync(~0u, 1);
+    if (lane >= 8) return;
+    out[lane * 4] = __ballot_sync(~0u, 1);
+    out[lane * 4 + 1] = __reduce_add_sync(~0u, lane + 1);
+    out[lane * 4 + 2] = __shfl_xor_sync(~0u, lane, 8);
+    out[lane * 4 + 3] = __match_any_sync(~0u, 7) + 0 * last;
+}
+"""
+
+
+def test_lanes_that_have_exited_give_nothing() -> None:
+    """They are not waited for, vote no, and add nothing; what a shuffle takes from one is all bits."""
+    out = np.zeros((8, 4), np.uint32)
+    found = lab.sweep(EXITED, out, block=32, seeds=8)
+    assert found.sound
+    assert (out == [0xFF, 36, 0xFFFFFFFF, 0xFF]).all()

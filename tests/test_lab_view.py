@@ -3,85 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import io
-import json
 import re
 from pathlib import Path
 
 import gemm_ladder as gl
 import numpy as np
 import pytest
-from browser import BROWSER, DRIVER, Browser
-from gemm_ladder import build, checks, lab, launch
+from gemm_ladder import build, lab
 from gemm_ladder.errors import InputError
-from gemm_ladder.lab.recording import Recording
 from gemm_ladder.lab.viewer.command import add_view
 from gemm_ladder.lab.viewer.differences import differences
 from gemm_ladder.lab.viewer.history import History
 from gemm_ladder.lab.viewer.sentences import SENTENCES, sentence
 from gemm_ladder.lab.viewer.stepper import Terminal
-from gemm_ladder.measure.problems import make_problem
-from gemm_ladder.measure.shapes import Shape
-
-SHAPES = {"s3_tma": Shape(64, 128, 768), "s4_tma_multicast": Shape(128, 128, 768)}
-FULL_WAIT = "ptx::mbarrier_wait_parity(ring.stage + kFull, ring.parity);"
-# What is done to s3, and the fault that follows.
-BROKEN = {
-    "a wait removed": (FULL_WAIT, "", "read_during_load"),
-    "a wrong parity": (FULL_WAIT, FULL_WAIT.replace("parity)", "parity ^ (block > 2))"), "deadlock"),
-}
-# As the kernels have them: a stage of s3 and s4, its bytes, and where it begins.
-STAGE_BYTES = 64 * 128 + 128 * 128 + 64 * 4
-STAGES = [1024 + stage * 25600 for stage in range(4)]
-BARRIER = 24832  # behind the stage's data: full; 16 bytes further: empty
-
-SMALL = """
-#include "ptx.cuh"
-__global__ void twice(float* x, int n) {
-    int i = blockIdx.x * blockDim.x + threadIdx.x;
-    __syncthreads();
-    if (i < n) x[i] *= 2;
-}
-"""
-
-
-SEED = 0  # with which a warp gets further than its removed wait before the fault
-
-
-@functools.cache
-def recorded(name: str, seed: int = SEED, edit: str = "") -> Recording:
-    """A run of a rung, with one of BROKEN's edits."""
-    problem = make_problem(SHAPES[name], "cpu")
-    operands = (problem.a, problem.sfa), (problem.b, problem.sfb), problem.output()
-    text = gl.rungs[name].source
-    if edit:
-        assert BROKEN[edit][0] in text
-        text = text.replace(BROKEN[edit][0], BROKEN[edit][1], 1)
-    library = build.load(text if edit else gl.rungs[name].path, target="emulator", name=name).lib
-    with gl.emulator(seed=seed, record=True) as run:
-        run.texts[f"{name}.cu"] = text
-        try:
-            launch.on_emulator(name, library, checks.operands("dense", *operands))
-        except gl.EmulatorError as fault:
-            assert fault.what == BROKEN[edit][2]
-        else:
-            assert not edit
-    return Recording.of(run)
-
-
-@functools.cache
-def history(name: str, seed: int = SEED, edit: str = "") -> History:
-    return History(recorded(name, seed, edit), 0)
-
-
-def data_of(written: Path) -> dict:
-    """The data in a page."""
-    (found,) = re.findall(
-        r'<script type="application/json" id="data">(.*?)</script>', written.read_text(), re.S
-    )
-    return json.loads(found)
-
+from view_runs import BARRIER, FULL_WAIT, SEED, SHAPES, SMALL, STAGE_BYTES, STAGES, data_of, history, recorded
 
 # ------------------------------------------------------------------------------------------------ lines
 
@@ -294,171 +230,6 @@ def test_every_kind_of_event_has_a_sentence() -> None:
         kinds.append(name.decode())
     assert list(SENTENCES) == kinds
     assert sentence("a new kind", "0x10", 3) == "a new kind: 0x10, value 3"
-
-
-# ------------------------------------------------------------------------------------------------- page
-
-
-def test_the_page_is_one_file_with_all_events(tmp_path: Path) -> None:
-    recording = recorded("s4_tma_multicast")
-    written = lab.view(recording, path=tmp_path / "s4.html")
-    text = written.read_text()
-    assert list(tmp_path.iterdir()) == [written]
-    source = gl.rungs["s4_tma_multicast"].source
-    around = text.replace(json.dumps(source)[1:-1].replace("<", "\\u003c"), "")
-    assert not re.search(r"https?:|src=|@import|url\(|<link[^>]+href=\"(?!data:)", around)
-    data = data_of(written)
-    (cluster,) = data["runs"][0]["clusters"]
-    for column in ("step", "block", "thread", "address", "value"):
-        assert cluster[column] == recording.events[column].tolist()
-    assert [cluster["kinds"][kind] for kind in cluster["kind"]] == recording.events["kind"].tolist()
-    assert data["files"] == {"s4_tma_multicast.cu": source}
-    assert len(cluster["line"]) == len(cluster["at"]) == len(cluster["cause"]) == len(recording.events)
-    assert len(cluster["shown"]) < len(recording.events) / 3
-
-
-def test_a_page_of_a_result_and_of_an_error(tmp_path: Path) -> None:
-    right = lab.run(SMALL, np.ones(256, np.float32), 256, grid=2, record=True)
-    with pytest.raises(gl.EmulatorError) as caught:
-        lab.run(SMALL, np.ones(256, np.float32), 300, grid=3, record=True)
-    written = lab.view(right, caught.value, tmp_path / "two.html", names=["right", "broken"])
-    runs = data_of(written)["runs"]
-    assert [run["name"] for run in runs] == ["right", "broken"]
-    assert runs[0]["fault"] is None and runs[1]["fault"]["what"] == "global_out_of_bounds"
-    assert runs[1]["fault"]["text"] == str(caught.value) and runs[1]["fault"]["line"] == "twice.cu:6"
-    assert runs[1]["clusters"][0]["blocks"] == [caught.value.block] == [2]
-    assert data_of(written)["files"] == {"twice.cu": SMALL}
-
-
-def test_pages_that_cannot_be_written(tmp_path: Path) -> None:
-    result = lab.run(SMALL, np.ones(128, np.float32), 128, record=True)
-    unrecorded = lab.run(SMALL, np.ones(128, np.float32), 128)
-    for arguments, words in (
-        ((unrecorded,), "holds no events"),
-        ((result, unrecorded), "holds no events"),
-        ((result, "x.html"), "a second run is needed"),
-        ((result, None, tmp_path / "no" / "x.html"), "cannot be written"),
-    ):
-        with pytest.raises(InputError, match=words):
-            lab.view(*arguments)
-    with pytest.raises(InputError, match="holds one launch"):
-        lab.view(result, path=tmp_path / "x.html", launch=1)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_source_text_cannot_end_the_script(tmp_path: Path) -> None:
-    text = SMALL.replace("__syncthreads();", "__syncthreads();  // </script><b>")
-    result = lab.run(text, np.ones(128, np.float32), 128, record=True)
-    assert data_of(lab.view(result, path=tmp_path / "x.html"))["files"] == {"twice.cu": text}
-
-
-# ----------------------------------------------------------------------------------------------- browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if DRIVER is None or BROWSER is None:
-        pytest.skip("needs chromium and chromedriver: apt-get install chromium chromium-driver")
-    with Browser() as opened:
-        yield opened
-
-
-@pytest.mark.parametrize(
-    ("name", "edit"), [*((name, "") for name in SHAPES), *(("s3_tma", edit) for edit in BROKEN)]
-)
-def test_the_page_in_a_browser(browser: Browser, tmp_path: Path, name: str, edit: str) -> None:
-    """Loads without a complaint, steps, and says of warps what Python says."""
-    found = history(name, 7 if edit == "a wrong parity" else SEED, edit)
-    browser.open(lab.view(found.recording, path=tmp_path / "x.html"))
-    if edit:
-        assert found.recording.fault.what in browser.run(
-            "return document.querySelector('.head .fault').textContent"
-        )
-        assert str(found.recording.fault) in browser.run("return document.getElementById('now').textContent")
-        browser.run("viewer.select(0)")
-    shown = np.flatnonzero(found.shown).tolist()
-    assert browser.run("return viewer.event") == shown[0]
-    for expected in shown[1:4]:
-        browser.press("right")
-        assert browser.run("return viewer.event") == expected
-    browser.press("left")
-    assert browser.run("return viewer.event") == shown[2]
-    waits = [event for event in shown if found.kind[event] == "mbarrier_wait"]
-    browser.run(f"viewer.select({waits[0]})")
-    browser.press("right", "shift")
-    assert browser.run("return viewer.event") == waits[1]
-    for event in range(0, len(found) - 1, len(found) // 23):  # at the last one the fault's line is shown
-        browser.run(f"viewer.select({event})")
-        assert browser.run("return viewer.sentence") == found.sentence(event)
-        for block, warp in found.warps:
-            assert browser.run(f"return viewer.where('{block}/{warp}')") == found.where(block, warp, event)
-        place = found.lines[event]
-        if place:
-            line = browser.run("return document.querySelector('.code .current').textContent")
-            text = found.recording.text(place[0]).splitlines()[place[1] - 1]
-            assert line == f"{place[1]}{text}"
-    assert browser.complaints() == []
-
-
-def test_a_click_shows_the_line(browser: Browser, tmp_path: Path) -> None:
-    """A click into a warp's row selects its event there, and the source shows that event's line."""
-    found = history("s3_tma")
-    browser.open(lab.view(found.recording, path=tmp_path / "x.html"))
-    event = next(
-        i for i, kind in enumerate(found.kind) if kind == "wgmma_commit" and found.thread[i] // 32 == 1
-    )
-    x, y = browser.run(f"""
-        const box = viewer.panel.canvas.getBoundingClientRect(), {{cluster}} = viewer.panel;
-        const row = cluster.rows[cluster.rowOf({event})];
-        return [box.left + new Scale(viewer.begin, viewer.end, box.width).x(cluster.step[{event}]),
-                box.top + row.top + row.height / 2];""")
-    browser.click(x, y)
-    selected = browser.run("return viewer.event")
-    assert found.thread[selected] // 32 == 1
-    assert abs(found.step[selected] - found.step[event]) <= found.step[-1] / 500
-    line = browser.run("return document.querySelector('.code .current i').textContent")
-    assert line == str(found.lines[selected][1])
-    rows = browser.run("return document.querySelector('#events .current').textContent")
-    assert found.sentence(selected) in rows
-    assert browser.complaints() == []
-
-
-def test_search_theme_and_help(browser: Browser, tmp_path: Path) -> None:
-    found = history("s3_tma")
-    browser.open(lab.view(found.recording, path=tmp_path / "x.html"), "?theme=light")
-    browser.press("/")
-    for letter in "commits":
-        browser.press(letter)
-    browser.press("\ue007")
-    assert browser.run("return viewer.event") == found.kind.index("wgmma_commit")
-    browser.press("\ue00c")  # Escape
-    browser.press("t")
-    assert browser.run("return document.documentElement.classList.contains('dark')")
-    begin, end = browser.run("return [viewer.begin, viewer.end]")
-    browser.press("+")
-    assert browser.run("return viewer.end - viewer.begin") == pytest.approx((end - begin) / 2)
-    browser.press("?")
-    assert browser.run("return document.getElementById('keys').open")
-    assert browser.complaints() == []
-
-
-def test_two_runs_in_a_browser(browser: Browser, tmp_path: Path) -> None:
-    right, broken = history("s3_tma"), history("s3_tma", SEED, "a wait removed")
-    browser.open(lab.view(right.recording, broken.recording, tmp_path / "x.html"))
-    assert browser.run("return viewer.panels.length") == 2
-    assert browser.run("return viewer.active") == 1  # it begins at the fault
-    mine, theirs = differences(right, broken)
-    assert browser.run("return viewer.panels.map((panel) => panel.cluster.differs)") == [mine, theirs]
-    browser.run("viewer.select(0)")
-    browser.press("d")
-    assert browser.run("return viewer.event") in theirs
-    assert "first differs" in browser.run("return document.getElementById('now').textContent")
-    step = broken.step[browser.run("return viewer.event")]
-    other = browser.run("return viewer.panels[0].event")
-    assert right.step[other] <= step < right.step[other + 1]
-    browser.press("r")
-    assert browser.run("return viewer.active") == 0
-    assert browser.complaints() == []
 
 
 # ----------------------------------------------------------------------------------------------- stepper

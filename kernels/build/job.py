@@ -62,6 +62,7 @@ _PATTERN = "-ftrivial-auto-var-init=pattern"
 _HOOKS_OF_GCC = (
     "--param=tsan-instrument-func-entry-exit=0",  # no call for every function's entry
     "-fsanitize=bounds",  # one for an index outside an array
+    "-fno-partial-inlining",  # no part of a function becomes one that it calls
     "-fno-crossjumping",  # two lines' calls of one function stay two calls
     "-fno-tree-tail-merge",
 )

@@ -188,8 +188,8 @@ def _declaration(tokens: list[_Token], local: bool, place: str) -> str:
             )
             continue
         full = f"{kind}{'*' * len(stars)}{dimensions}"
-        key = f"static const char emulator_key_{name} = 0;"
-        body = f"emulator::shared<{full}>(&emulator_key_{name}, {alignment})"
+        key = f'static constexpr auto emulator_about_{name} = emulator::SharedVariable::of<{full}>("{name}");'
+        body = f"emulator::shared<{full}>(emulator_about_{name}, {alignment})"
         lines.append(
             f"{key} auto& {name} = {body};"
             if local

@@ -1,12 +1,12 @@
 """The lab: any CUDA kernel for Hopper, run from its own source on the CPU emulator or on a GPU, and judged.
 
-What belongs here: running a kernel with arrays (`running`, `sources`, `parameters`, `arrays`,
-`tensor_maps`), trying many schedules of it, what a launch leaves behind (`recording`) and the room that
-shows it (`viewer`); saying whether a rung is right (`judging`, `judging_on_gpu`, `verdicts`): the
-products that it has to compute (`operands`, `cases`), the poison around them (`surroundings`), what
-counts as right (`agreement`), where and what wrong values are (`places`, `diagnosis`, `mistakes`); how
-fast the emulator is (`speed`); and the command (`command`, `literals`, `template`). What does not: the
-emulator itself (`gemm_ladder.ref.emulator`), building a library (`gemm_ladder.build`), and the rungs.
+What belongs here: running a kernel with arrays (`running`, `launching`, `results`, `sources`, `parameters`,
+`arrays`, `tensor_maps`), trying many schedules of it, what a launch leaves behind (`recording`) and the room
+that shows it (`viewer`); saying whether a rung is right (`judging`, `judging_on_gpu`, `verdicts`): the
+products that it has to compute (`operands`, `cases`), the poison around them (`surroundings`), what counts as
+right (`agreement`), where and what wrong values are (`places`, `diagnosis`, `mistakes`); how fast the
+emulator is (`speed`); and the command (`command`, `literals`, `template`). What does not: the emulator itself
+(`gemm_ladder.ref.emulator`), building a library (`gemm_ladder.build`), and the rungs.
 
     from gemm_ladder import lab
     lab.run("my.cu", x, out, 64, grid=4, block=128)  # NumPy arrays: the emulator
@@ -22,14 +22,17 @@ fault that it names.
 """
 
 from gemm_ladder.lab.judging import judge
+from gemm_ladder.lab.launching import Options
 from gemm_ladder.lab.recording import Recording
-from gemm_ladder.lab.running import Result, Sweep, run, sweep
+from gemm_ladder.lab.results import Result, Sweep
+from gemm_ladder.lab.running import run, sweep
 from gemm_ladder.lab.tensor_maps import TensorMap, tensor_map
 from gemm_ladder.lab.verdicts import Verdict
 from gemm_ladder.lab.viewer.page import view
 from gemm_ladder.lab.viewer.stepper import Stepper
 
 __all__ = [
+    "Options",
     "Recording",
     "Result",
     "Stepper",

@@ -146,7 +146,7 @@ class _Emulated:
     def _outcome(self, case: Case, seed: int) -> Wrong | None:
         """What is wrong with one launch; a refusal is noted."""
         try:
-            said, found, trespassed = launch(self.library, case, seed)
+            said, found, trespassed, notes = launch(self.library, case, seed)
         except EmulatorError as fault:
             return _fault(case, seed, fault)
         if said is not None:
@@ -154,7 +154,10 @@ class _Emulated:
             return None
         if trespassed:
             return Wrong(case, seed, trespassed, (("case", case.reaches),))
-        return self.bits.wrong(case, seed, found)
+        wrong = self.bits.wrong(case, seed, found)
+        if wrong and notes:
+            wrong = dataclasses.replace(wrong, details=(*wrong.details, *(("note", note) for note in notes)))
+        return wrong
 
     def _with_more_seeds(self, wrong: Wrong) -> Wrong:
         """The same, with the number of schedules that show it, and how to run it again."""
@@ -203,17 +206,20 @@ def _on_emulator(
     return verdict
 
 
-def launch(library: ctypes.CDLL, case: Case, seed: int) -> tuple[str | None, np.ndarray, str | None]:
-    """One launch on the emulator: the launcher's refusal, D, and where something was written besides D.
+def launch(
+    library: ctypes.CDLL, case: Case, seed: int
+) -> tuple[str | None, np.ndarray, str | None, list[str]]:
+    """One launch on the emulator: the launcher's refusal, D, where something was written besides D, and the
+    emulator's notes (`emulator.Run`).
 
     Raises EmulatorError: the kernel is at fault.
     """
     placed = surround(case.operands)
-    with emulator.emulator(seed=seed):
+    with emulator.emulator(seed=seed) as run:
         said = emulator.launch(
             library, arguments(case, _pointers(placed), EMULATED_SMS), _tensors(placed, case.m)
         )
-    return said, placed.out.copy(), trespass(placed.around)
+    return said, placed.out.copy(), trespass(placed.around), run.notes
 
 
 def _pointers(placed: Surrounded) -> dict[str, int]:

@@ -8,7 +8,8 @@ does not need to know which machine was recorded. A span belongs to an actor of 
                     issue     the warp requests a stage's loads from the copy engine
                     promote   from the end of a WGMMA group until the warp's next wait or next WGMMA group
                     store     results to shared memory and to the copy engine; in kernels without TMA stores:
-                              the last promotion and the stores to global memory
+                              the last promotion and the stores to global memory, as far as the emulator has
+                              recorded them
     the tensor core, working for a warp
                     multiply  from the fence before a group's first WGMMA until the warp has waited for it
     a stage of the copy engine
@@ -38,7 +39,7 @@ WAITS = {
 }
 _ISSUES = ("mbarrier_expect_tx", "tma_load")
 _STORES = ("fence_proxy_async", "tma_store")
-_ENDS = ("cluster_wait", "thread_exit")
+_ENDS = ("cluster_wait", "thread_exit", "global_store")
 _KINDS = {*WAITS, *WAITS.values(), *_ISSUES, *_STORES, *_ENDS, "thread_start", "wgmma_fence"}
 
 
@@ -139,12 +140,21 @@ def spans(events: Iterable[Event], until: float | None = None, everyone: bool = 
 
 
 def barrier_names(events: Sequence[Event]) -> dict[int, str]:
-    """The mbarriers of one thread block by address: "full" for those that expect bytes, "empty" for the
-    others that a warp waits for, each counted from 0 in the order of the addresses."""
-    full = sorted({event.address for event in events if event.kind == "mbarrier_expect_tx"})
-    waited = {event.address for event in events if event.kind == "mbarrier_wait"}
-    names = {address: f"full {stage}" for stage, address in enumerate(full)}
-    return names | {address: f"empty {stage}" for stage, address in enumerate(sorted(waited - set(full)))}
+    """The mbarriers of one thread block by address: "full" for those that expect bytes, "empty" for those
+    that only warps wait for which expect bytes on others, each counted from 0 in the order of the addresses;
+    of others that a warp waits for, the address."""
+    expecting = [event for event in events if event.kind == "mbarrier_expect_tx"]
+    loaders = {event.warp for event in expecting}
+    waiting: dict[int, set[int]] = defaultdict(set)
+    for event in events:
+        if event.kind == "mbarrier_wait":
+            waiting[event.address].add(event.warp)
+    full = sorted({event.address for event in expecting})
+    empty = sorted(address for address in waiting.keys() - set(full) if waiting[address] <= loaders)
+    names = {address: f"mbarrier 0x{address:x}" for address in waiting}
+    for kind, addresses in (("full", full), ("empty", empty)):
+        names |= {address: f"{kind} {stage}" for stage, address in enumerate(addresses)}
+    return names
 
 
 def _block(block: int, events: Sequence[Event], until: float | None, everyone: bool) -> Iterator[Span]:
@@ -214,7 +224,11 @@ def _activity(
             what, on = "wait", _waits_for(last, names)
         elif next_.kind in _ISSUES:
             what = "issue"
-        elif next_.kind in _STORES or (last.kind == "wgmma_pass" and next_.kind in _ENDS):
+        elif (
+            last.kind == "global_store"
+            or next_.kind in _STORES
+            or (last.kind == "wgmma_pass" and next_.kind in _ENDS)
+        ):
             what = "store"
         elif last.kind == "wgmma_pass":
             what = "promote"

@@ -20,7 +20,6 @@ import contextlib
 import contextvars
 import ctypes
 import functools
-import re
 from collections.abc import Collection, Iterator, Mapping
 from numbers import Integral
 from typing import TYPE_CHECKING
@@ -136,22 +135,21 @@ class _Fault(ctypes.Structure):
         ("library", ctypes.c_char_p),
         ("offset", ctypes.c_uint64),  # 0: not known
         ("other", ctypes.c_uint64),
+        ("callers", ctypes.c_uint64 * 8),  # 0 behind the last
     ]
 
     def error(self) -> EmulatorError:
         library = self.library.decode() if self.library else ""
-        line = source_lines.line(library, self.offset) if library and self.offset else None
-        other = source_lines.line(library, self.other) if library and self.other else None
-        where = source_lines.with_callers(library, self.offset) if line else None
+        callers = [caller for caller in self.callers if caller]
+        chain = source_lines.chain(library, self.offset, *callers) if library and self.offset else []
+        others = source_lines.chain(library, self.other) if library and self.other else []
+        line, other = (next(iter(places), None) for places in (chain, others))
+        where = source_lines.joined(chain) if chain else None
         if other:
-            where = f"{where}; the other place: {source_lines.with_callers(library, self.other)}"
+            where = f"{where}; the other place: {source_lines.joined(others)}"
         if self.what == b"deadlock":  # whose message has the lines already
             where = None
-        message = re.sub(
-            r" \{\+(0x[0-9a-f]+)\}",
-            lambda found: f" ({source_lines.with_callers(library, int(found[1], 16)) or 'unknown line'})",
-            self.message.decode(),
-        )
+        message = source_lines.named(library, self.message.decode())
         return EmulatorError(
             f"{message} ({where})" if where else message,
             line=line,
@@ -195,6 +193,8 @@ class Run:
         seed, record, threads, max_steps, dry: as given to `emulator`.
         steps: int, scheduler steps of all clusters of all launches together.
         printed: str, the output of the kernels' printf.
+        notes: list of str, sentences on what the kernels did that is legal and likely a mistake, such as
+            reading a tile with another swizzle than it was loaded with.
         launches: list of LaunchConfig, one for each launch.
         libraries: list of str, the path of each launch's library.
         texts: dict of str, source texts of these kernels that are in no file, by their names in line tables.
@@ -214,6 +214,7 @@ class Run:
         self.seed, self.record, self.threads, self.max_steps, self.dry = seed, record, threads, max_steps, dry
         self.steps = 0
         self.printed = ""
+        self.notes: list[str] = []
         self.launches: list[LaunchConfig] = []
         self.libraries: list[str] = []
         self.texts: dict[str, str] = {}
@@ -247,6 +248,10 @@ class Run:
     def _collect(self, library: ctypes.CDLL) -> None:
         self.steps += library.emulator_steps()
         self.printed += library.emulator_printed().decode(errors="replace")
+        number = 0
+        while (note := library.emulator_note(number)) is not None:
+            self.notes.append(source_lines.named(library._name, note.decode()))
+            number += 1
         if self.record:
             self._events.append(_read_events(library, len(self.launches)))
         config = LaunchConfig()
@@ -371,6 +376,8 @@ def _declare(library: ctypes.CDLL) -> None:
     library.emulator_configure.restype = None
     library.emulator_launched.restype = None
     library.emulator_printed.restype = ctypes.c_char_p
+    library.emulator_note.restype = ctypes.c_char_p
+    library.emulator_note.argtypes = [ctypes.c_int64]
     library.emulator_fault.restype = ctypes.c_bool
     library.emulator_steps.restype = ctypes.c_int64
     library.emulator_events.restype = ctypes.c_int64

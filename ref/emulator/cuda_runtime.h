@@ -11,6 +11,7 @@
 #include "cuda.hpp"
 #include "cuda_host.hpp"
 #include "cuda_math.hpp"
+#include "shared_variable.hpp"
 
 #define __constant__
 #define __noinline__ __attribute__((noinline))
@@ -35,13 +36,14 @@ enum class Number { kUnsigned, kSigned, kFloat };
 
 // What every lane of the mask has given, by lane: a copy, because a kernel reads no memory of the emulator's.
 struct Lanes {
-    uint64_t values[32];
+    uint64_t values[32];  // of lanes that have given none, all bits: NaN as a floating-point number
+    unsigned present;     // the lanes that have given one; others of the mask have exited
     uint64_t operator[](unsigned lane) const { return values[lane]; }
 };
 Lanes gather(const char* what, unsigned mask, uint64_t bits);
 // The old value; both are the value's bits.
 uint64_t atomic(void* address, std::size_t bytes, AtomicOp op, Number number, uint64_t operand, uint64_t compare);
-void* shared_variable(const void* key, std::size_t bytes, std::size_t alignment);
+void* shared_variable(const SharedVariable& variable, std::size_t alignment);
 void* dynamic_shared_memory();
 uint32_t shared_address(const void* pointer);
 void* shared_pointer(uint32_t address);
@@ -54,8 +56,8 @@ bool is_shared(const void* pointer);
 bool is_local(const void* pointer);
 
 template <typename T>
-T& shared(const void* key, std::size_t alignment = 1) {
-    return *static_cast<T*>(shared_variable(key, sizeof(T), std::max(alignof(T), alignment)));
+T& shared(const SharedVariable& variable, std::size_t alignment = 1) {
+    return *static_cast<T*>(shared_variable(variable, std::max(alignof(T), alignment)));
 }
 
 template <typename T>
@@ -103,7 +105,7 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
     const emulator::Lanes lanes = emulator::gather("vote.sync", mask, predicate != 0);
     unsigned votes = 0;
     for (unsigned lane = 0; lane < 32; ++lane)
-        if (mask >> lane & 1 && lanes[lane]) votes |= 1u << lane;
+        if (lanes.present >> lane & 1 && lanes[lane]) votes |= 1u << lane;
     return votes;
 }
 inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, !predicate) == 0; }
@@ -130,7 +132,7 @@ unsigned __match_any_sync(unsigned mask, T value) {
     const emulator::Lanes lanes = emulator::gather("match.sync", mask, emulator::to_bits(value));
     unsigned same = 0;
     for (unsigned lane = 0; lane < 32; ++lane)
-        if (mask >> lane & 1 && lanes[lane] == emulator::to_bits(value)) same |= 1u << lane;
+        if (lanes.present >> lane & 1 && lanes[lane] == emulator::to_bits(value)) same |= 1u << lane;
     return same;
 }
 template <typename T>
@@ -143,10 +145,10 @@ template <typename T, typename Combine>
 T emulator_reduce(unsigned mask, T value, Combine combine) {
     static_assert(std::is_integral_v<T> && sizeof(T) == 4, "a 32-bit integer");
     const emulator::Lanes lanes = emulator::gather("redux.sync", mask, emulator::to_bits(value));
-    const auto first = static_cast<unsigned>(std::countr_zero(mask));
+    const auto first = static_cast<unsigned>(std::countr_zero(lanes.present));
     T result = emulator::from_bits<T>(lanes[first]);
     for (unsigned lane = first + 1; lane < 32; ++lane)
-        if (mask >> lane & 1) result = combine(result, emulator::from_bits<T>(lanes[lane]));
+        if (lanes.present >> lane & 1) result = combine(result, emulator::from_bits<T>(lanes[lane]));
     return result;
 }
 template <typename T>

@@ -73,21 +73,28 @@ def lines(library: str, wanted: Iterable[int]) -> dict[int, tuple[str, int] | No
     return {offset: next(iter(_known[library, offset]), None) for offset in chosen}
 
 
-def line(library: str, offset: int) -> str | None:
-    """As lines(), of one call, and without the file's folder: such as "s2_wgmma.cu:65"."""
-    return _short(found) if (found := lines(library, [offset])[offset]) else None
-
-
-def with_callers(library: str, offset: int) -> str | None:
-    """As line(), and the lines that call the functions which the compiler has copied in there: such as
-    "tile.cuh:4, called at gemm.cu:30". A function that is not copied in has no caller's line.
+def chain(library: str, *offsets: int) -> list[str]:
+    """As lines(), without folders, such as "s2_wgmma.cu:65": the line of a call, then the lines that call the
+    functions which the compiler has copied in there, then the same of each further call, which has called
+    the function before it. A call that no tool can place has no line here.
     """
-    lines(library, [offset])
-    return ", called at ".join(map(_short, _known[library, offset])) or None
+    lines(library, offsets)
+    return [f"{Path(file).name}:{number}" for offset in offsets for file, number in _known[library, offset]]
 
 
-def _short(place: tuple[str, int]) -> str:
-    return f"{Path(place[0]).name}:{place[1]}"
+def joined(places: list[str]) -> str:
+    """A chain in words, such as "tile.cuh:4, called at gemm.cu:30"."""
+    return ", called at ".join(places)
+
+
+def named(library: str, text: str) -> str:
+    """A text of the emulator's, in which places in a library's machine code stand as " {+0x12ab}", with their
+    lines instead (chain): such as " (gemm.cu:30)"."""
+    return re.sub(
+        r" \{\+(0x[0-9a-f]+)\}",
+        lambda found: f" ({joined(chain(library, int(found[1], 16))) or 'unknown line'})",
+        text,
+    )
 
 
 def _addr2line(library: str, places: list[int]) -> dict[int, list[tuple[str, int]]]:

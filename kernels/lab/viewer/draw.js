@@ -12,7 +12,7 @@ let patterns = {};
 function readColours() {
   const style = getComputedStyle(document.documentElement);
   for (const name of ["back", "panel", "text", "faint", "rule", "cursor", "band", "band-odd", "wait", "issue", "multiply",
-                      "promote", "store", "loading", "full", "read", "done", "written", "conflict", "fault", "arrived",
+                      "compute", "store", "loading", "full", "read", "done", "written", "conflict", "fault", "arrived",
                       "bytes", "mark"])
     colours[name] = style.getPropertyValue(`--${name}`).trim();
   patterns = {};

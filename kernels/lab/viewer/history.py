@@ -232,8 +232,9 @@ class History:
                 continue
             block, address = key = self.target(event)
             if key not in found:
-                name = names.get(block, {}).get(address, "mbarrier")
-                found[key] = Barrier(block, address, f"{name} (0x{address:x})")
+                here = f"0x{address:x}"
+                name = names.get(block, {}).get(address, f"mbarrier {here}")
+                found[key] = Barrier(block, address, name if here in name else f"{name} ({here})")
             barrier = found[key]
             before = barrier.states[-1] if barrier.states else BarrierState(event, 0, 0, 0)
             if kind == "mbarrier_init":

@@ -1,7 +1,7 @@
 """One HTML page that shows what a kernel did: page.html with its style, its program and the events in it.
 
-page.css is the style; the program is model.js, what the events say of a moment, draw.js, and page.js, what
-keys and the mouse do.
+page.css is the style; the program is model.js, what the events say of a moment, draw.js, beside.js, what
+stands beside the timelines, panels.js, a panel for each run, and page.js, what keys do.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Viewable = Recording | Recorded | Run
 
 HERE = Path(__file__).resolve().parent
-PROGRAM = ("model.js", "draw.js", "page.js")  # in this order
+PROGRAM = ("model.js", "draw.js", "beside.js", "panels.js", "page.js")  # in this order
 MAX_EVENTS = 100_000  # of a run in a page; the first cluster that is shown may have more
 
 
@@ -101,8 +101,9 @@ def page_data(recordings: Sequence[Recording], names: Sequence[str] = ()) -> dic
         for index, history in enumerate(chosen[0]):
             if (place := others.get(history.cluster)) is not None:
                 mine, theirs = differences(history, chosen[1][place])
-                runs[0]["clusters"][index]["differs"] = mine
-                runs[1]["clusters"][place]["differs"] = theirs
+                pair = runs[0]["clusters"][index], runs[1]["clusters"][place]
+                pair[0]["differs"], pair[1]["differs"] = mine, theirs
+                _share_roles(*pair)
     return {
         "runs": runs,
         "files": files,
@@ -113,6 +114,25 @@ def page_data(recordings: Sequence[Recording], names: Sequence[str] = ()) -> dic
         "arrives": sentences.ARRIVES,
         "states": STATES,
     }
+
+
+def _share_roles(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """A warp of a run that stopped early may have shown less of its role than in the other run: if it has not
+    ended, it gets the role that it has there."""
+    for unfinished, known in ((one, other), (other, one)):
+        roles = {(block, warp): role for block, warp, role in known["warps"]}
+        exit_kind = unfinished["kinds"].index("thread_exit") if "thread_exit" in unfinished["kinds"] else -1
+        ended = {
+            (block, thread // 32)
+            for block, thread, kind in zip(
+                unfinished["block"], unfinished["thread"], unfinished["kind"], strict=True
+            )
+            if kind == exit_kind
+        }
+        for warp in unfinished["warps"]:
+            place = warp[0], warp[1]
+            if place not in ended and roles.get(place, "").startswith("consumer"):
+                warp[2] = roles[place]
 
 
 def _histories(recording: Recording, first: int | None) -> list[History]:
@@ -186,8 +206,13 @@ def _cluster(
         | {"states": [list(state) for state in one.states]}
         for one in history.places
     ]
+    # What FP8 kernels do between two groups of WGMMAs is the promotion; of others the page cannot know.
+    names_of = {"promote": "compute"}
     spans = [
-        [span.block, span.index, span.unit == TENSOR_CORE, span.what, span.on, span.begin, span.end]
+        [
+            *(span.block, span.index, span.unit == TENSOR_CORE),
+            *(names_of.get(span.what, span.what), span.on, span.begin, span.end),
+        ]
         for span in history.spans
         if span.unit in (WARP, TENSOR_CORE)
     ]

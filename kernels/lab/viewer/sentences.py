@@ -33,6 +33,7 @@ SENTENCES = {
     "cluster_pass": "passes the cluster barrier",
     "setmaxnreg": "setmaxnreg: {value} registers a thread",
     "stmatrix": "stmatrix to {at}",
+    "global_store": "stores to global memory, {value} bytes at first",
 }
 OTHER = "{kind}: {at}, value {value}"  # a kind that is not in the table
 

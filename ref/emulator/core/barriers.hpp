@@ -31,22 +31,26 @@ inline Mbarrier& mbarrier(Block& block, uint32_t address, const char* who) {
             address, static_cast<long long>(block.index), others.c_str());
 }
 
-// How an mbarrier is called in messages: its address, and the name that the kernel has given it. One without a name is
-// "full" if it has expected bytes, and "empty" if threads have only waited for it, counted in the order of addresses,
-// as kernels/timeline/spans.py does for pages.
+// How an mbarrier is called in messages: its address, and the name that the kernel has given it, or the __shared__
+// variable that it is. Of one without a name it is said what it is for, where the run has shown that: "full" if it has
+// been told of bytes, "empty" if only warps have waited for it that tell others of bytes, counted in the order of
+// addresses, as kernels/timeline/spans.py does for pages.
 std::string name_of(const Block& block, uint32_t address) {
     char text[128];
     std::snprintf(text, sizeof text, "mbarrier 0x%x", address);
     if (const auto given = block.names.find(address); given != block.names.end())
         return text + (" (" + given->second + ")");
-    const auto kind = [](const Mbarrier& barrier) {
-        return barrier.expects ? "full" : barrier.waited_for ? "empty" : nullptr;
+    if (const std::string variable = block.memory.name_at(address); !variable.empty())
+        return text + (" (" + variable + ")");
+    const auto role = [&block](const Mbarrier& barrier) {
+        if (barrier.expects) return "full";
+        return barrier.waited_for && !(barrier.waited_for & ~block.loaders) ? "empty" : nullptr;
     };
     const auto found = block.mbarriers.find(address);
-    const char* const mine = found == block.mbarriers.end() ? nullptr : kind(found->second);
+    const char* const mine = found == block.mbarriers.end() ? nullptr : role(found->second);
     if (!mine) return text;
     const auto before =
-        std::count_if(block.mbarriers.begin(), found, [&](const auto& other) { return kind(other.second) == mine; });
+        std::count_if(block.mbarriers.begin(), found, [&](const auto& other) { return role(other.second) == mine; });
     return text + (" (" + (mine + (" " + std::to_string(before)) + ")"));
 }
 
@@ -125,6 +129,7 @@ inline void add_bytes(Block& block, Mbarrier& barrier, uint32_t offset, uint32_t
         fail_at(Fault::too_many_bytes, address, "%s expects %lld bytes; the transaction count ends at 2^20 - 1",
                 name_of(block, offset).c_str(), static_cast<long long>(barrier.bytes));
     barrier.expects = true;
+    self().block->loaders |= 1u << self().warp();
     current_cluster->record(Event::mbarrier_expect_tx, *self().block, self().index, address, bytes);
 }
 

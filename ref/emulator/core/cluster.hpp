@@ -2,11 +2,14 @@
 // them runs next and when asynchronous work happens.
 #pragma once
 
+#include <unwind.h>
+
 #include <algorithm>
 #include <atomic>
 #include <bit>
 #include <cstdarg>
 #include <cstdio>
+#include <map>
 #include <mutex>
 #include <optional>
 
@@ -36,8 +39,9 @@ struct Launch {
     std::atomic<uint64_t> progress{0};       // rises when any thread of the launch has executed an instruction
     // Called by a cluster that may wait for one that has not begun yet.
     std::function<void()> begin_another{};
-    std::mutex printing;
+    std::mutex printing;  // for what follows
     std::string printed{};
+    std::map<std::string, std::string> notes{};  // by what each begins with, its end
 };
 
 class Cluster {
@@ -70,6 +74,7 @@ class Cluster {
     std::vector<Block> blocks;
     const GlobalMemory* memory;
     const EmulatorConfig& config() const { return config_; }
+    const Call& call() const { return *call_; }
     const Shape& shape() const { return shape_; }
     int elected_lane() const { return elected_lane_; }
     Place issuer() const { return issuer_; }
@@ -165,12 +170,21 @@ class Cluster {
         const std::lock_guard lock(launch_.printing);
         launch_.printed += text;
     }
+    // A sentence on what is legal and likely a mistake. Of those that begin alike one is kept, whatever the order of
+    // the clusters.
+    void note(const std::string& begin, const std::string& end) {
+        const std::lock_guard lock(launch_.printing);
+        std::string& known = launch_.notes.try_emplace(begin, end).first->second;
+        known = std::min(known, end);
+    }
+    Layouts layouts;
     // A thread calls the emulator, from the place `from` in the kernel's machine code.
     void enter(Thread& thread, const void* from) {
         if (thread.doubtful) [[unlikely]]
             SharedMemory::settle(thread);
         thread.from = from;
         thread.ticks = 0;
+        thread.stored = false;
         ++instructions_;
     }
     // `work` happens at some later moment, in no particular order. Patient work, which is TMA stores, may be put off
@@ -248,10 +262,15 @@ class Cluster {
 };
 
 inline ThreadName name_of_thread(uint32_t number) {
-    const auto threads = static_cast<uint32_t>(current_cluster->shape().threads);
+    const auto of_a_block = static_cast<uint32_t>(current_cluster->shape().warps()) * 32;
+    const uint32_t first_write = current_cluster->actor(Cluster::Unit::thread_writes, 0);
+    const bool writes = number >= first_write;
+    if (writes) number -= first_write;
     ThreadName name;
-    std::snprintf(name.text, sizeof name.text, "thread %u of block %lld", number % threads,
-                  static_cast<long long>(current_cluster->blocks[number / threads].index));
+    std::snprintf(name.text, sizeof name.text, "%sthread %u of block %lld",
+                  writes ? "an asynchronous copy or store of " : "", number % of_a_block,
+                  static_cast<long long>(current_cluster->blocks[number / of_a_block].index));
+    name.asynchronous = writes;
     return name;
 }
 
@@ -259,28 +278,55 @@ struct Stopped {};  // thrown by fail_at() when no thread is running
 
 // Notes a fault of the running thread, after which the scheduler ends the run. Not of self(): a signal handler runs on
 // a stack of its own.
-inline void note(Fault what, uint64_t address, const void* other, const char* text) {
+inline void note(Fault what, uint64_t address, const void* other, const std::string& text,
+                 std::vector<const void*> callers = {}) {
     const Thread& thread = *current_thread;
     const Place place = thread.place();
     char where[96];
     std::snprintf(where, sizeof where, "block %lld, warp %d, lane %d: ", static_cast<long long>(place.block),
                   place.warp, place.lane);
-    current_cluster->stop({what, std::string(where) + text, place, address, thread.from, other});
+    current_cluster->stop({what, where + text, place, address, thread.from, other, std::move(callers)});
+}
+
+// Where the functions were called that the running thread is in, up to the kernel, the innermost first. Functions that
+// the compiler has copied into others have no call.
+inline std::vector<const void*> callers() {
+    std::vector<const void*> found;
+    _Unwind_Backtrace(
+        [](_Unwind_Context* frame, void* into) {
+            auto& found = *static_cast<std::vector<const void*>*>(into);
+            const auto* place = reinterpret_cast<const void*>(_Unwind_GetIP(frame));
+            const auto* function = reinterpret_cast<const void*>(_Unwind_GetRegionStart(frame));
+            if (current_cluster->memory->runs(place))
+                found.push_back(place);
+            else if (!found.empty())
+                return _URC_END_OF_STACK;
+            return function == current_cluster->call().kernel ? _URC_END_OF_STACK : _URC_NO_REASON;
+        },
+        &found);
+    // A store may be found at fault only when its thread does something else: then it is elsewhere by now.
+    if (found.empty() || found.front() != current_thread->from) return {};
+    found.erase(found.begin());
+    return found;
 }
 
 [[noreturn]] inline void report(Fault what, uint64_t address, const void* other, const char* format,
                                 va_list arguments) {
-    char text[768];
-    std::vsnprintf(text, sizeof text - 256, format, arguments);
-    const int64_t block = current_thread ? current_thread->block->index : current_cluster->issuer().block;
-    if (what == Fault::data_race || what == Fault::missing_proxy_fence || what == Fault::released_too_early)
-        for (const Block& one : current_cluster->blocks)
-            if (one.index == block) std::strncat(text, one.mixed_barrier.c_str(), 255);
+    char text[512];
+    std::vsnprintf(text, sizeof text, format, arguments);
+    const int64_t index = current_thread ? current_thread->block->index : current_cluster->issuer().block;
+    const auto block = std::ranges::find(current_cluster->blocks, index, &Block::index);
+    std::string message = text;
+    if (block != current_cluster->blocks.end()) {
+        if (what == Fault::data_race || what == Fault::missing_proxy_fence || what == Fault::released_too_early)
+            message += block->mixed_barrier;
+        message = with_names(message, [&](uint64_t at) { return block->memory.name_at(at); });
+    }
     if (!current_thread) {
-        current_cluster->stop({what, text, current_cluster->issuer(), address});
+        current_cluster->stop({what, message, current_cluster->issuer(), address});
         throw Stopped{};
     }
-    note(what, address, other, text);
+    note(what, address, other, message, callers());
     current_thread->fiber.suspend();  // for good
     __builtin_unreachable();
 }
@@ -314,7 +360,7 @@ inline void complete(NamedBarrier& barrier) {
     self().cluster->wake(barrier.waiters);
 }
 inline void complete(Exchange& exchange) {
-    exchange.arrived = 0;
+    exchange.gave = std::exchange(exchange.arrived, 0);
     exchange.completed = exchange.told.take();
     ++exchange.generation;
     self().cluster->wake(exchange.waiters);
@@ -451,6 +497,7 @@ inline void Cluster::reset(int64_t cluster) {
             thread.known.reset();
             thread.from = nullptr;
             thread.ticks = 0;
+            thread.stored = false;
             thread.unfenced.clear();
             thread.doubtful = false;
             thread.cluster_generation = 0;
@@ -625,6 +672,13 @@ inline std::string place_of(const void* from) {
                   static_cast<unsigned long long>(reinterpret_cast<uintptr_t>(from) -
                                                   reinterpret_cast<uintptr_t>(found.dli_fbase)));
     return text;
+}
+
+// The calling thread executes an instruction that reads a tile otherwise than a TMA load has laid it out.
+inline void note_misfit(const std::string& who, const char* what, const std::optional<Layouts::Misfit>& misfit) {
+    if (!misfit || !current_cluster->orders()) return;
+    current_cluster->note(who + place_of(self().from) + what + misfit->before + place_of(misfit->layout->from),
+                          misfit->after);
 }
 
 // Such as " 0 1 2 (lanes 0 to 3) 3", of the warps' lanes that wait; `alive`: those of each warp that have not exited.

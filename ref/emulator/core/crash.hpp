@@ -82,6 +82,7 @@ class Signals {
 
   private:
     static constexpr std::size_t kBytes = 64 * 1024;
+    static constexpr int kWithoutSymbol = 3;
     static constexpr std::array kSignals{SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, kTooLong};
 
     static const char* reason(int signal) {
@@ -96,15 +97,25 @@ class Signals {
         }
     }
 
+    // A jump from the kernel to the emulator has no symbol and no source line, so a later signal is waited for. But a
+    // function that is static has no symbol either: it is where signals find the thread again and again.
+    static bool is_function(const void* from) {
+        static thread_local uint64_t turn = 0;
+        static thread_local int without = 0;
+        Dl_info found;
+        if (dladdr(from, &found) && found.dli_sname) return true;
+        if (turn != current_cluster->turn()) without = 0;
+        turn = current_cluster->turn();
+        return ++without > kWithoutSymbol;
+    }
+
     static void handle(int signal, siginfo_t* info, void* context) {
         const Interrupted interrupted(context);
         Thread* thread = current_thread;
         const auto* from = reinterpret_cast<const void*>(static_cast<uintptr_t>(interrupted.instruction()));
         if (signal == kTooLong) {
-            // The emulator's own code, which holds locks, is not left, and a jump to it has no source line: a later
-            // signal finds the kernel's.
-            Dl_info found;
-            if (!thread || !current_cluster->memory->runs(from) || !dladdr(from, &found) || !found.dli_sname) return;
+            // The emulator's own code, which holds locks, is not left: a later signal finds the kernel's.
+            if (!thread || !current_cluster->memory->runs(from) || !is_function(from)) return;
             thread->from = from;
             return end(interrupted, Fault::endless_loop, 0,
                        "has run for a second without an instruction: an endless loop");

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <iterator>
 #include <string>
+#include <vector>
 
 namespace emulator {
 
@@ -85,14 +86,22 @@ struct FaultReport {
     Fault what;
     std::string message;
     Place place;
-    uint64_t address;             // in shared memory, or in global memory; 0: not known
-    const void* from = nullptr;   // where in the kernel's machine code; nullptr: not known
-    const void* other = nullptr;  // the other place that takes part in it, if there is one
+    uint64_t address;                    // in shared memory, or in global memory; 0: not known
+    const void* from = nullptr;          // where in the kernel's machine code; nullptr: not known
+    const void* other = nullptr;         // the other place that takes part in it, if there is one
+    std::vector<const void*> callers{};  // where the functions were called that `from` is in, the innermost first
 };
 
-// How messages name the thread of that number in the cluster: its number in its block, and the block.
+// How messages name the actor of that number in the cluster, a thread or what a thread has issued: the thread's number
+// in its block, and the block.
 struct ThreadName {
-    char text[48];
+    char text[96];
+    bool asynchronous;  // not the thread's own access, but a cp.async or a st.async of it
+    // What is missing between its write and another access.
+    const char* missing() const {
+        return asynchronous ? "a wait for it (cp.async.wait_group, or for its mbarrier), or a barrier after that wait,"
+                            : "a barrier";
+    }
 };
 ThreadName name_of_thread(uint32_t number);
 
@@ -119,4 +128,5 @@ struct EmulatorFault {
     int32_t warp, lane;
     const char* library;     // where in the machine code: a library's path, and an offset in it; or nullptr
     uint64_t offset, other;  // places in its machine code; 0: not known
+    uint64_t callers[8];     // the first of FaultReport::callers; 0 behind the last
 };

@@ -13,9 +13,15 @@ void load_tiles(uint32_t* r, int tiles, bool transpose, uint32_t address) {
     const auto lane = static_cast<std::size_t>(thread.lane()), count = static_cast<std::size_t>(tiles);
     std::array<uint64_t, 2> row{};
     if (lane < 8 * count) thread.block->memory.read(address, row.data(), sizeof row, thread);
-    const Slots& lanes = exchange("ldmatrix", {row[0], row[1], count, transpose});
+    const Slots& lanes = exchange("ldmatrix", {row[0], row[1], count, transpose, address});
     if (lanes[0][2] != count || lanes[0][3] != transpose)
         fail(Fault::divergent_warp, "executes an ldmatrix that differs from its warp's");
+    for (std::size_t tile = 0; tile < count && lane == 0; ++tile) {
+        std::array<uint32_t, 8> rows;
+        for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<uint32_t>(lanes[tile * 8 + i][4]);
+        note_misfit("an ldmatrix", " reads the eight rows of one matrix",
+                    current_cluster->layouts.misfit(rows, thread.block->layouts, thread.block->memory));
+    }
     for (std::size_t tile = 0; tile < count; ++tile) {
         uint16_t halves[2];
         for (std::size_t half = 0; half < 2; ++half) {

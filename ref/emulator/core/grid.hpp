@@ -117,6 +117,7 @@ const char* run_grid(const LaunchConfig& config, const GridShape& grid, const Ca
     session.library_begin = reinterpret_cast<uintptr_t>(found.dli_fbase);
     session.steps += steps;  // of all kernels that one launcher starts
     session.printed += launch.printed;
+    for (const auto& [begin, end] : launch.notes) session.notes.push_back(begin + end);
     for (const auto& of_cluster : events)
         session.events.insert(session.events.end(), of_cluster.begin(), of_cluster.end());
     if (faults.empty()) return nullptr;
@@ -170,6 +171,11 @@ void emulator_configure(const EmulatorConfig* config) {
     emulator::launched = {};
 }
 const char* emulator_printed() { return emulator::session.printed.c_str(); }
+// The notes of the last launch, one after another; nullptr behind the last.
+const char* emulator_note(int64_t number) {
+    const auto& notes = emulator::session.notes;
+    return number < static_cast<int64_t>(notes.size()) ? notes[static_cast<std::size_t>(number)].c_str() : nullptr;
+}
 void emulator_launched(LaunchConfig* out) { *out = emulator::launched; }
 int64_t emulator_steps() { return static_cast<int64_t>(emulator::session.steps); }
 int64_t emulator_events(const EmulatorEvent** out) {
@@ -180,7 +186,7 @@ const char* emulator_event_name(int32_t kind) { return emulator::event_name(kind
 // Whether the last launch was stopped by a fault of its kernel, and which.
 bool emulator_fault(EmulatorFault* out) {
     if (!emulator::session.fault) return false;
-    const auto& [what, message, place, address, from, other] = *emulator::session.fault;
+    const auto& [what, message, place, address, from, other, callers] = *emulator::session.fault;
     const auto offset = [](const void* place) {
         return place ? reinterpret_cast<uintptr_t>(place) - emulator::session.library_begin : 0;
     };
@@ -192,7 +198,10 @@ bool emulator_fault(EmulatorFault* out) {
             place.lane,
             emulator::session.library.c_str(),
             offset(from),
-            offset(other)};
+            offset(other),
+            {}};
+    for (std::size_t i = 0; i < std::min(callers.size(), std::size(out->callers)); ++i)
+        out->callers[i] = offset(callers[i]);
     return true;
 }
 const char* emulator_fault_name(int32_t fault) { return emulator::fault_name(fault); }

@@ -58,6 +58,11 @@ constexpr uint64_t kNearShared = 1 << 16;  // so near an array in shared memory 
 }
 
 [[gnu::noinline]] inline void write_global(Thread& thread, uintptr_t address, std::size_t bytes, const void* from) {
+    if (!thread.stored && thread.lane() == 0 && thread.cluster->config().record) {
+        thread.stored = true;
+        thread.from = from;
+        thread.cluster->record(Event::global_store, *thread.block, thread.index, 0, static_cast<int64_t>(bytes));
+    }
     const GlobalMemory& memory = *thread.cluster->memory;
     const std::optional<int64_t> other = memory.write(address, bytes, thread.last_tensor, thread.block->index);
     if (!other) return;

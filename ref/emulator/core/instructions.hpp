@@ -271,7 +271,7 @@ void mbarrier_wait_parity(uint32_t address, uint32_t parity) {
     emulator::Cluster& cluster = *self().cluster;
     emulator::Block& block = *self().block;
     emulator::Mbarrier& barrier = emulator::mbarrier(block, address, "mbarrier.try_wait");
-    barrier.waited_for = true;
+    barrier.waited_for |= 1u << self().warp();
     cluster.record(Event::mbarrier_wait, block, self().index, address, parity);
     while ((barrier.phase & 1) == (parity & 1)) cluster.block_on(barrier.waiters, {"mbarrier", address, parity});
     cluster.acquire(barrier.completed);
@@ -282,7 +282,7 @@ bool mbarrier_test_wait_parity(uint32_t address, uint32_t parity) {
     EMULATOR_ENTER;
     current_cluster->maybe_yield();
     emulator::Mbarrier& barrier = emulator::mbarrier(*self().block, address, "mbarrier.test_wait");
-    barrier.waited_for = true;
+    barrier.waited_for |= 1u << self().warp();
     const bool completed = (barrier.phase & 1) != (parity & 1);
     if (completed)
         current_cluster->acquire(barrier.completed);

@@ -11,7 +11,7 @@ inline bool phase_completed(uint32_t address, const char* who, bool (*completed)
                             uint64_t of) {
     current_cluster->maybe_yield();
     Mbarrier& barrier = mbarrier(*self().block, address, who);
-    barrier.waited_for = true;
+    barrier.waited_for |= 1u << self().warp();
     if (!completed(barrier, of)) return current_cluster->poll(address), false;
     current_cluster->acquire(barrier.completed);
     return true;

@@ -37,6 +37,8 @@ struct Descriptor {
                         row % rows * 2);
     }
 
+    uint32_t swizzle_bytes() const { return swizzle ? row_bytes() : 0; }
+
   private:
     uint32_t row_bytes() const { return 256u >> swizzle; }  // 128, 64, 32
     uint32_t swizzled(uint32_t address) const { return address ^ ((address >> 7 & (row_bytes() / 16 - 1)) << 4); }

@@ -14,8 +14,11 @@ namespace emulator {
 Lanes gather(const char* what, unsigned mask, uint64_t bits) {
     EMULATOR_ENTER;
     const Slots& slots = exchange(what, {bits}, mask, true);
+    const Thread& thread = self();
     Lanes lanes;
-    for (unsigned lane = 0; lane < 32; ++lane) lanes.values[lane] = slots[lane][0];
+    lanes.present = thread.block->exchanges[static_cast<std::size_t>(thread.warp())][mask].gave;
+    for (unsigned lane = 0; lane < 32; ++lane)
+        lanes.values[lane] = lanes.present >> lane & 1 ? slots[lane][0] : ~uint64_t{0};
     return lanes;
 }
 
@@ -52,19 +55,19 @@ inline Block* holder(uintptr_t pointer) {
     return nullptr;
 }
 
-void* shared_variable(const void* key, std::size_t bytes, std::size_t alignment) {
+void* shared_variable(const SharedVariable& variable, std::size_t alignment) {
     self().from = __builtin_return_address(0);
     SharedMemory& memory = self().block->memory;
-    const auto offset = memory.variable(key, static_cast<uint32_t>(bytes), static_cast<uint32_t>(alignment));
+    const auto offset = memory.variable(variable, static_cast<uint32_t>(alignment));
     if (!offset)
         fail(Fault::out_of_bounds, "a __shared__ variable of %zu bytes: the block's shared memory has no room for it",
-             bytes);
+             variable.bytes);
     if (memory.variables_bytes() > kSharedUnasked)
         fail(Fault::out_of_bounds,
              "a __shared__ variable of %zu bytes: with it the block has %u bytes of them, and nvcc refuses more than "
              "%u; "
              "larger arrays have to be dynamic (extern __shared__, and the launch says their bytes)",
-             bytes, memory.variables_bytes(), kSharedUnasked);
+             variable.bytes, memory.variables_bytes(), kSharedUnasked);
     return memory.pointer(*offset);
 }
 void* dynamic_shared_memory() { return self().block->memory.pointer(0); }

@@ -82,7 +82,8 @@ namespace emulator {
     X(cluster_arrive)       /*                                               */  \
     X(cluster_pass)         /*                                               */  \
     X(setmaxnreg)           /* value = registers a thread                    */  \
-    X(stmatrix)             /* address of lane 0's row                       */
+    X(stmatrix)             /* address of lane 0's row                       */  \
+    X(global_store)         /* first of lane 0 after an instruction; value = bytes */
 
 enum class Event : int32_t {
 #define X(name) name,
@@ -124,9 +125,10 @@ struct Session {
     std::optional<FaultReport> fault;
     std::string library;  // the path of the kernel's
     uintptr_t library_begin = 0;
-    std::string printed;  // by the kernel's printf
-    std::string refusal;  // the launcher's last objection to its arguments
-    int error = 0;        // a cudaError_t: what cudaGetLastError() is to return
+    std::string printed;             // by the kernel's printf
+    std::vector<std::string> notes;  // on what is legal and likely a mistake
+    std::string refusal;             // the launcher's last objection to its arguments
+    int error = 0;                   // a cudaError_t: what cudaGetLastError() is to return
 };
 inline thread_local Session session;
 

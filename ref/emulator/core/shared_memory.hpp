@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "fault.hpp"
+#include "names.hpp"
 #include "operand.hpp"
 #include "order.hpp"
 
@@ -34,6 +35,7 @@ struct Footprint {
     std::vector<uint32_t> regions;  // of shared memory, that they lie in
     uint32_t readers = 0;           // WGMMAs that may still read them
     Moment noted;                   // AsyncRead::done of the last one of these
+    uint32_t laid_out = 0;          // the layouts that it was compared with last (layouts.hpp)
 };
 
 class SharedMemory {
@@ -61,20 +63,28 @@ class SharedMemory {
         footprints_.clear();
     }
 
-    // The offset of a __shared__ variable, which `key` stands for. The variables lie at the end of shared memory, so
+    // The offset of a __shared__ variable. The variables lie at the end of shared memory, so
     // what a kernel writes behind its dynamic shared memory does not land in one. Returns nothing if there is no room.
-    std::optional<uint32_t> variable(const void* key, uint32_t bytes, uint32_t alignment) {
+    std::optional<uint32_t> variable(const SharedVariable& variable, uint32_t alignment) {
         for (const auto& [known, offset] : variables_)
-            if (known == key) return offset;
+            if (known == &variable) return offset;
+        const auto bytes = static_cast<uint32_t>(variable.bytes);
         alignment = std::max(alignment, kChunk);
         if (bytes + alignment > variables_begin_ - std::min(bytes_, variables_begin_)) return std::nullopt;
         const uint32_t end = variables_begin_;
         variables_begin_ = (variables_begin_ - bytes) / alignment * alignment;
         clear(variables_begin_, end);
-        variables_.emplace_back(key, variables_begin_);
+        variables_.emplace_back(&variable, variables_begin_);
         return variables_begin_;
     }
 
+    // What a place in a __shared__ variable is called, such as "tile[3][5]"; "" for any other place.
+    std::string name_at(uint64_t address) const {
+        const uint64_t at = address - kSharedBase;
+        for (const auto& [variable, offset] : variables_)
+            if (at >= offset && at - offset < variable->bytes) return place_in(*variable, at - offset);
+        return "";
+    }
     // The bytes of the __shared__ variables, with what lies between them.
     uint32_t variables_bytes() const { return kSharedLimit - variables_begin_; }
 
@@ -150,8 +160,8 @@ class SharedMemory {
     Chunk async_read(uint32_t address, const char* who, const Known& issuer) {
         const uint32_t at = check(address, kChunk, who);
         if (state_[at / kChunk].landing)
-            fail_at(Fault::read_during_load, address,
-                    "%s reads shared memory at 0x%x while a TMA load is still writing it", who, address);
+            fail_race(Fault::read_during_load, address, state_[at / kChunk].loaded_from,
+                      "%s reads shared memory at 0x%x while a TMA load is still writing it", who, address);
         for (uint32_t word = at / kWord; word < (at + kChunk) / kWord; ++word)
             if (writer_[word] && !published_by_another(word, {issuer, 0, 0}))
                 fail_at(Fault::missing_proxy_fence, address,
@@ -263,6 +273,16 @@ class SharedMemory {
     void mark_mbarrier(uint32_t address, bool is = true) {
         const uint32_t at = check(address, kMbarrier, "mbarrier.init");
         state_[at / kChunk].mbarrier[at % kChunk / kMbarrier] = is;
+    }
+
+    // Whether a thread has stored something in this chunk since the last TMA load filled it.
+    bool has_stored(uint32_t address) const {
+        const uint32_t at = (address - kSharedBase) / kChunk * kChunk;
+        const ChunkState& state = state_[at / kChunk];
+        bool stored = false;
+        if (state.touched)
+            for_each_entry_of(at, state, [&](uint32_t entry, uint32_t) { stored |= written_[entry].by.number != 0; });
+        return stored;
     }
 
     static constexpr uint32_t kChunk = sizeof(Chunk);
@@ -518,10 +538,11 @@ class SharedMemory {
                   at + kSharedBase, cause.c_str());
     }
     [[gnu::noinline]] void write_race(uint32_t at, bool writes, const Access& written) const {
+        const ThreadName writer = name_of_thread(written.by.thread);
         fail_race(Fault::data_race, at + kSharedBase, written.from,
-                  "%s shared memory at 0x%x, which %s has written, and nothing orders the two: a barrier is "
-                  "missing between them",
-                  writes ? "writes" : "reads", at + kSharedBase, name_of_thread(written.by.thread).text);
+                  "%s shared memory at 0x%x, which %s has written, and nothing orders the two: %s is missing between "
+                  "them",
+                  writes ? "writes" : "reads", at + kSharedBase, writer.text, writer.missing());
     }
     [[gnu::noinline]] void read_race(uint32_t at, const Access& reader) const {
         fail_race(Fault::data_race, at + kSharedBase, reader.from,
@@ -535,7 +556,8 @@ class SharedMemory {
             fail_race(
                 Fault::data_race, at + kSharedBase, state.loaded_from,
                 "TMA load overwrites shared memory at 0x%x, which an earlier TMA load has filled, and nothing orders "
-                "the two: a wait for the arrival that releases the stage is missing",
+                "the two: a wait for the arrivals that release the stage is missing, or their mbarrier counts too few, "
+                "or the two tiles overlap",
                 at + kSharedBase);
         if (!state.touched) return;
         for_each_entry_of(at, state, [&](uint32_t entry, uint32_t address) {
@@ -611,9 +633,9 @@ class SharedMemory {
     }
     void readable(uint32_t at, uint32_t address) const {
         if (state_[at / kChunk].landing)
-            fail_at(Fault::read_during_load, address,
-                    "ld.shared at 0x%x reads bytes that a TMA load is still writing: wait for its mbarrier first",
-                    address);
+            fail_race(Fault::read_during_load, address, state_[at / kChunk].loaded_from,
+                      "ld.shared at 0x%x reads bytes that a TMA load is still writing: wait for its mbarrier first",
+                      address);
     }
     // The offset of an address that lies in the dynamic shared memory, or among the variables.
     uint32_t inside(uint32_t address, uint32_t bytes, const char* who) const {
@@ -635,8 +657,8 @@ class SharedMemory {
     void writable(uint32_t at, uint32_t bytes, uint32_t address, const char* who, const Actor& actor) const {
         const ChunkState& state = state_[at / kChunk];
         if (state.landing)
-            fail_at(Fault::write_during_load, address, "%s writes 0x%x while a TMA load is still writing it", who,
-                    address);
+            fail_race(Fault::write_during_load, address, state.loaded_from,
+                      "%s writes 0x%x while a TMA load is still writing it", who, address);
         if (!actor.comes_after(state.read.done)) overwritten(address, who, state.read, actor);
         if (state.reading || (regions_[at / kRegion].reading && read_by_wgmma(at / kChunk * kChunk)))
             fail_at(Fault::released_too_early, address,
@@ -649,7 +671,7 @@ class SharedMemory {
     }
 
     uint32_t bytes_ = 0, variables_begin_ = kSharedLimit;
-    std::vector<std::pair<const void*, uint32_t>> variables_;
+    std::vector<std::pair<const SharedVariable*, uint32_t>> variables_;
     std::vector<uint8_t> generic_, async_;
     std::vector<uint32_t> writer_;  // for each word: 1 + the thread whose store is not fenced yet; 0 = none
     // The following have an entry for each word, and behind those for each byte of words that are used in pieces.

@@ -13,6 +13,7 @@
 #include "../mma.cuh"
 #include "fault.hpp"
 #include "fiber.hpp"
+#include "layouts.hpp"
 #include "memory.hpp"
 #include "shared_memory.hpp"
 
@@ -37,13 +38,14 @@ struct Wait {                    // what a thread waits for
 struct Mbarrier {
     int64_t count = 0, pending = 0, bytes = 0;
     int64_t phase = 0;
-    int64_t loading = 0;                       // bytes of TMA loads that have not landed
-    bool expects = false, waited_for = false;  // whether it has ever been told of bytes; whether a thread has waited
-    bool early = false;                        // whether a phase has completed while some had not
-    bool visible = false;  // whether fence.mbarrier_init (or fence.proxy.async) has followed mbarrier.init
-    int initialiser = 0;   // the thread that executed mbarrier.init: only its fence makes the barrier visible
-    Told told;             // by those who have arrived, in this phase
-    Known completed;       // what those who wait for the last phase are told
+    int64_t loading = 0;      // bytes of TMA loads that have not landed
+    bool expects = false;     // whether it has ever been told of bytes
+    uint32_t waited_for = 0;  // the warps whose threads have waited for it, a bit for each
+    bool early = false;       // whether a phase has completed while some had not
+    bool visible = false;     // whether fence.mbarrier_init (or fence.proxy.async) has followed mbarrier.init
+    int initialiser = 0;      // the thread that executed mbarrier.init: only its fence makes the barrier visible
+    Told told;                // by those who have arrived, in this phase
+    Known completed;          // what those who wait for the last phase are told
     Waiters waiters;
 };
 
@@ -67,6 +69,7 @@ struct Exchange {
     const char* what = nullptr;
     bool ignores_exited = false;  // whether lanes that have exited are not waited for
     uint32_t arrived = 0;         // a bit for each lane
+    uint32_t gave = 0;            // the lanes that had arrived when the last one was complete
     uint64_t generation = 0;
     Slots slots[2];
     Told told;
@@ -179,6 +182,7 @@ struct Thread : Actor {
     bool finished = false;
     Wait wait;
     uint32_t ticks = 0;           // loads and stores since then
+    bool stored = false;          // whether one of these was a store to global memory
     std::size_t last_tensor = 0;  // of GlobalMemory, that it used last
 
     uint64_t cluster_generation = 0;
@@ -204,8 +208,10 @@ struct Block {
     int rank = 0;
     int64_t index = 0;
     SharedMemory memory;
+    LayoutNumbers layouts;
     std::map<uint32_t, Mbarrier> mbarriers;
     std::map<uint32_t, std::string> names;  // that the kernel has given them
+    uint32_t loaders = 0;                   // the warps that have told an mbarrier of bytes, a bit for each
     std::array<NamedBarrier, 16> barriers;
     std::string mixed_barrier;  // what is odd about a phase of a named barrier that threads of two groups completed
     std::vector<std::map<uint32_t, Exchange>> exchanges;  // of each warp, by the lanes that take part

@@ -23,6 +23,7 @@ struct Transfer {
     const char* who;
     uint32_t shared, rows;  // rows: of which some may land before others
     std::vector<Piece> pieces;
+    std::optional<Layout> layout{};  // in shared memory, of a box
 
     uint32_t bytes() const { return static_cast<uint32_t>(pieces.size()) * SharedMemory::kChunk; }
 };
@@ -78,6 +79,7 @@ inline SharedTransfer box_of(const TensorMap& map, const char* who, uint32_t sha
     const int64_t row_end = store ? (map.size[0] + in_piece - 1) / in_piece * in_piece : map.size[0];
     auto transfer = std::make_shared<Transfer>(Transfer{who, shared, 1, {}});
     for (int i = 1; i < map.rank; ++i) transfer->rows *= map.box[i];
+    transfer->layout = Layout{shared, row_bytes, map.rank > 1 ? map.box[1] : 1, map.swizzle, self().from};
     transfer->pieces.reserve(transfer->rows * row_bytes / SharedMemory::kChunk);
     for (uint32_t row = 0; row < transfer->rows; ++row) {
         uint8_t* base = map.base;
@@ -154,6 +156,7 @@ inline void load(Block& block, const SharedTransfer& transfer, uint32_t barrier_
                 "TMA load on mbarrier 0x%x, which the copy engine cannot see: fence.mbarrier_init after mbarrier.init",
                 barrier_address);
     for (const Piece& piece : transfer->pieces) block.memory.begin_load(piece.shared, self(), moment, barrier_address);
+    cluster.layouts.note_load(block.layouts, transfer->shared, transfer->bytes(), transfer->layout);
     ++block.loads_in_flight;
     barrier.loading += transfer->bytes();
     const auto land = [&cluster, &block, transfer, barrier_address, read, landed, known = self().known, moment](

@@ -265,6 +265,11 @@ void issue_wgmma(const MatrixKind& kind, uint32_t* d, int64_t n, const uint32_t*
         ++queue.issued;
         op.footprint_a = a ? nullptr : &block.memory.footprint(operand_a);
         op.footprint_b = &block.memory.footprint(operand_b);
+        const auto misfit = [&](const Operand& operand, Footprint& footprint) {
+            return cluster.layouts.misfit(operand, footprint, block.layouts, block.memory);
+        };
+        if (!a) note_misfit("a WGMMA", " reads its A", misfit(operand_a, *op.footprint_a));
+        note_misfit("a WGMMA", " reads its B", misfit(operand_b, *op.footprint_b));
         AsyncRead reads{kWgmmaA,
                         thread.from,
                         warp / 4 * 4,

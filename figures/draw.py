@@ -9,7 +9,7 @@ Needs matplotlib and nothing else: no GPU, no compiler, no gemm_ladder. The file
     data/training.json     the training kernels beside DeepGEMM's (python -m gemm_ladder training)
     data/host.json         what a call costs the host (python -m gemm_ladder host)
     data/casts.json        the casts to FP8 beside a copy and libraries (python -m gemm_ladder casts)
-    data/interleave.json   rung 6 in each of its modes (python -m gemm_ladder interleave)
+    data/interleave.json   rung 8 in each of its modes (python -m gemm_ladder interleave)
     data/cards.json        what each rung is made of, and what limits it (python -m gemm_ladder cards)
     data/timeline.json     who did what, and when (python -m gemm_ladder timeline all --json ...)
 

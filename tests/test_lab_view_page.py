@@ -21,11 +21,11 @@ from view_runs import BROKEN, SEED, SHAPES, SMALL, data_of, history, recorded
 
 
 def test_the_page_is_one_file_with_all_events(tmp_path: Path) -> None:
-    recording = recorded("s4_tma_multicast")
-    written = lab.view(recording, path=tmp_path / "s4.html")
+    recording = recorded("s5_tma_multicast")
+    written = lab.view(recording, path=tmp_path / "s5.html")
     text = written.read_text()
     assert list(tmp_path.iterdir()) == [written]
-    source = gl.rungs["s4_tma_multicast"].source
+    source = gl.rungs["s5_tma_multicast"].source
     around = text.replace(json.dumps(source)[1:-1].replace("<", "\\u003c"), "")
     assert not re.search(r"https?:|src=|@import|url\(|<link[^>]+href=\"(?!data:)", around)
     data = data_of(written)
@@ -33,7 +33,7 @@ def test_the_page_is_one_file_with_all_events(tmp_path: Path) -> None:
     for column in ("step", "block", "thread", "address", "value"):
         assert cluster[column] == recording.events[column].tolist()
     assert [cluster["kinds"][kind] for kind in cluster["kind"]] == recording.events["kind"].tolist()
-    assert data["files"] == {"s4_tma_multicast.cu": source}
+    assert data["files"] == {"s5_tma_multicast.cu": source}
     assert len(cluster["line"]) == len(cluster["at"]) == len(cluster["cause"]) == len(recording.events)
     assert len(cluster["shown"]) < len(recording.events) / 3
 
@@ -85,7 +85,7 @@ def browser():
 
 
 @pytest.mark.parametrize(
-    ("name", "edit"), [*((name, "") for name in SHAPES), *(("s3_tma", edit) for edit in BROKEN)]
+    ("name", "edit"), [*((name, "") for name in SHAPES), *(("s4_tma", edit) for edit in BROKEN)]
 )
 def test_the_page_in_a_browser(browser: Browser, tmp_path: Path, name: str, edit: str) -> None:
     """Loads without a complaint, steps, and says of warps what Python says."""
@@ -123,7 +123,7 @@ def test_the_page_in_a_browser(browser: Browser, tmp_path: Path, name: str, edit
 
 def test_a_click_shows_the_line(browser: Browser, tmp_path: Path) -> None:
     """A click into a warp's row selects its event there, and the source shows that event's line."""
-    found = history("s3_tma")
+    found = history("s4_tma")
     browser.open(lab.view(found.recording, path=tmp_path / "x.html"))
     event = next(
         i for i, kind in enumerate(found.kind) if kind == "wgmma_commit" and found.thread[i] // 32 == 1
@@ -145,7 +145,7 @@ def test_a_click_shows_the_line(browser: Browser, tmp_path: Path) -> None:
 
 
 def test_search_theme_and_help(browser: Browser, tmp_path: Path) -> None:
-    found = history("s3_tma")
+    found = history("s4_tma")
     browser.open(lab.view(found.recording, path=tmp_path / "x.html"), "?theme=light")
     browser.press("/")
     for letter in "commits":
@@ -164,7 +164,7 @@ def test_search_theme_and_help(browser: Browser, tmp_path: Path) -> None:
 
 
 def test_two_runs_in_a_browser(browser: Browser, tmp_path: Path) -> None:
-    right, broken = history("s3_tma"), history("s3_tma", SEED, "a wait removed")
+    right, broken = history("s4_tma"), history("s4_tma", SEED, "a wait removed")
     browser.open(lab.view(right.recording, broken.recording, tmp_path / "x.html"))
     assert browser.run("return viewer.panels.length") == 2
     assert browser.run("return viewer.active") == 1  # it begins at the fault
@@ -183,7 +183,7 @@ def test_two_runs_in_a_browser(browser: Browser, tmp_path: Path) -> None:
 
 
 def test_what_a_key_has_no_other_answer_to_is_said(browser: Browser, tmp_path: Path) -> None:
-    browser.open(lab.view(recorded("s3_tma"), path=tmp_path / "x.html"))
+    browser.open(lab.view(recorded("s4_tma"), path=tmp_path / "x.html"))
     said = "return document.getElementById('said').textContent"
     assert browser.run(said) == ""
     for key, words in (
@@ -196,7 +196,7 @@ def test_what_a_key_has_no_other_answer_to_is_said(browser: Browser, tmp_path: P
         assert words in browser.run(said)
         browser.press("right")
         assert browser.run(said) == ""
-    browser.open(lab.view(recorded("s3_tma"), recorded("s3_tma"), tmp_path / "x.html"))
+    browser.open(lab.view(recorded("s4_tma"), recorded("s4_tma"), tmp_path / "x.html"))
     browser.press("d")
     assert "the same in the same order" in browser.run(said)
     assert browser.complaints() == []
@@ -204,7 +204,7 @@ def test_what_a_key_has_no_other_answer_to_is_said(browser: Browser, tmp_path: P
 
 def test_a_warp_has_one_role_in_two_runs_of_a_program(tmp_path: Path) -> None:
     """Although it is at fault before its first product: alone, such a warp has only loaded."""
-    right = recorded("s3_tma")
+    right = recorded("s4_tma")
     early = np.flatnonzero(right.events["kind"] == "wgmma_fence")[0] - 1
     cut = dataclasses.replace(right, events=right.events[: early + 1])
     roles = [
@@ -232,7 +232,7 @@ def test_plain_stores_to_global_memory_are_shown(tmp_path: Path) -> None:
 
 def test_only_fp8_kernels_promote(browser: Browser, tmp_path: Path) -> None:
     """So the page calls what a warp does after a WGMMA group by what it can know."""
-    written = lab.view(recorded("s3_tma"), path=tmp_path / "x.html")
+    written = lab.view(recorded("s4_tma"), path=tmp_path / "x.html")
     assert {span[3] for span in data_of(written)["runs"][0]["clusters"][0]["spans"]} >= {"compute", "store"}
     browser.open(written)
     legend = browser.run("return document.getElementById('legend').textContent")

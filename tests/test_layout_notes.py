@@ -192,7 +192,7 @@ def test_a_sweep_and_the_command_say_it_too(
 
 def test_the_judge_says_it_of_a_wrong_result() -> None:
     """Of a rung whose tensor map of A has no swizzle."""
-    text = gl.rungs["s3_tma"].path.read_text()
+    text = gl.rungs["s4_tma"].path.read_text()
     changed = re.sub(r"(tensor_map_2d\(&map_a,.*)Swizzle::k128B", r"\1Swizzle::kNone", text)
     assert changed != text
     verdict = gl.judge(changed, seconds=2, device="cpu", cases=["one_tile"])

@@ -14,14 +14,14 @@ from gemm_ladder.lab.viewer.history import History
 from gemm_ladder.measure.problems import make_problem
 from gemm_ladder.measure.shapes import Shape
 
-SHAPES = {"s3_tma": Shape(64, 128, 768), "s4_tma_multicast": Shape(128, 128, 768)}
+SHAPES = {"s4_tma": Shape(64, 128, 768), "s5_tma_multicast": Shape(128, 128, 768)}
 FULL_WAIT = "ptx::mbarrier_wait_parity(ring.stage + kFull, ring.parity);"
-# What is done to s3, and the fault that follows.
+# What is done to s4, and the fault that follows.
 BROKEN = {
     "a wait removed": (FULL_WAIT, "", "read_during_load"),
     "a wrong parity": (FULL_WAIT, FULL_WAIT.replace("parity)", "parity ^ (block > 2))"), "deadlock"),
 }
-# As the kernels have them: a stage of s3 and s4, its bytes, and where it begins.
+# As the kernels have them: a stage of s4 and s5, its bytes, and where it begins.
 STAGE_BYTES = 64 * 128 + 128 * 128 + 64 * 4
 STAGES = [1024 + stage * 25600 for stage in range(4)]
 BARRIER = 24832  # behind the stage's data: full; 16 bytes further: empty

@@ -74,7 +74,7 @@ def lines(library: str, wanted: Iterable[int]) -> dict[int, tuple[str, int] | No
 
 
 def chain(library: str, *offsets: int) -> list[str]:
-    """As lines(), without folders, such as "s2_wgmma.cu:65": the line of a call, then the lines that call the
+    """As lines(), without folders, such as "s3_wgmma.cu:65": the line of a call, then the lines that call the
     functions which the compiler has copied in there, then the same of each further call, which has called
     the function before it. A call that no tool can place has no line here.
     """

@@ -214,7 +214,7 @@ class Rungs(Mapping[str, Rung]):
 
 
 # What the rungs from s2 on need of n and k. s7 and s9 store D by TMA, which needs rows of a multiple of 16
-# bytes, of 8 BF16 numbers. s2 to s5 have the same rule, so that all of them run the same shapes. k is a whole
+# bytes, of 8 BF16 numbers. s2 to s6 have the same rule, so that all of them run the same shapes. k is a whole
 # number of K blocks, each of which is promoted.
 WHOLE_BLOCKS = {"n_multiple": N_MULTIPLE, "k_multiple": SCALE_BLOCK}
 
@@ -238,8 +238,13 @@ rungs = Rungs(
         **WHOLE_BLOCKS,
     ),
     Rung(
+        "s6_warp_specialized",
+        "a producer warp, two consumer warpgroups, registers moved between them",
+        **WHOLE_BLOCKS,
+    ),
+    Rung(
         "s7_persistent",
-        "producer warp, two consumer warpgroups, persistent tiles, TMA store",
+        "persistent blocks, two tile shapes, TMA store",
         **WHOLE_BLOCKS,
     ),
     InterleavedRung(

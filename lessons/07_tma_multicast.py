@@ -550,7 +550,7 @@ load_b = """
 # %% tags=["check"]
 lines = rung.source.splitlines(keepends=True)
 first = next(i for i, line in enumerate(lines) if "rank = ptx::cluster_ctarank" in line)
-last = next(i for i, line in enumerate(lines) if "next.stage + kScalesA, &map_sfa" in line)
+last = next(i for i, line in enumerate(lines) if "next.stage + kScaleA, &map_sfa" in line)
 workbench.check_rung("s5_tma_multicast", problem, ("".join(lines[first:last]), load_b))
 
 # %% [markdown]

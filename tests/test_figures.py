@@ -28,7 +28,7 @@ OTHERS = {
 FILES = sorted(set(DATA.glob("*.json")) - OTHERS)
 RUNGS = (
     *("s1_naive", "s2_tiled", "s3_wgmma", "s4_tma", "s5_tma_multicast"),
-    *("s7_persistent", "s8_ffma_interleave"),
+    *("s6_warp_specialized", "s7_persistent", "s8_ffma_interleave"),
 )
 
 

@@ -26,7 +26,7 @@ from gemm_ladder.ref import emulator
 from planted_bugs import BUGS, WIDE, Bug, code
 
 ON_CUDA_CORES = ("s1_naive", "s2_tiled")
-ON_TENSOR_CORES = ("s3_wgmma", "s4_tma", "s5_tma_multicast", "s7_persistent")
+ON_TENSOR_CORES = ("s3_wgmma", "s4_tma", "s5_tma_multicast", "s6_warp_specialized", "s7_persistent")
 FEW = ("one_tile", "two_k_blocks", "one_row", "5_k_blocks", "narrow", "ragged_65", "not_finite")
 
 

@@ -90,6 +90,7 @@ WGMMA_N = {
     "s3_wgmma": [128],
     "s4_tma": [128],
     "s5_tma_multicast": [128],
+    "s6_warp_specialized": [128],
     "s7_persistent": [128, 192],
 }
 

@@ -36,13 +36,12 @@ rung = gl.rungs["s6_warp_specialized"]
 # %% [markdown]
 # ## What limited the rung below
 #
-# In s5 a block has one warpgroup. Here are the blocks of a cluster of it, as the emulator ran them: look at
-# one block's warps. Orange and green alternate: nothing is multiplied while the warpgroup promotes. In
-# between, the first warp also asks the copy engine for the next stage. An SM has room for a second block,
+# In s5 a block has one warpgroup. Orange and green alternate: nothing is multiplied while it promotes. In
+# between, its first warp also asks the copy engine for the next stage. An SM has room for a second block,
 # which may multiply while this one promotes, but nothing arranges it.
 #
-# Below it is the new rung. Before you run the cell: which of the two has times in which neither tensor core
-# nor FFMAs are busy, and why?
+# The cell draws a block of s5, as the emulator ran it, and below it one of the new rung. Before you run it:
+# one warpgroup loads in the new rung, and two multiply. What will be different in the picture?
 
 # %%
 drawing_warps.before_after(

@@ -275,6 +275,8 @@ tflops = {
     one.impl: one.tflops[size] for one in measured.series(measured.recorded(), "dirty") if size in one.tflops
 }
 print(f"{tflops[rung.name] / tflops['s7_persistent']:.3f} times as fast as s7_persistent")
+if measured.recorded()["meta"]["sources"] != build.sources_digest():
+    print("These times are of earlier kernel sources: the rung may have been built in another mode.")
 print(*notes, sep="\n")
 
 # %% [markdown]
@@ -317,8 +319,9 @@ print(f"kernel sources {meta['sources'][:12]}")
 # The last line is the answer, and the rung is built that way. Look at the lines of the picture again: what is
 # won is won at the large shapes. Full changes little, because the compiler does nearly that by itself.
 #
-# Against rung s7 alone you would see only what the pass adds to what the compiler has done; against off alone,
-# you would also count what everybody with such a compiler has already. A measurement of an idea needs both.
+# Against rung s7 alone you would see only what the pass adds to what the compiler has done; against off
+# alone, you would also count what everybody with such a compiler has already. A measurement of an idea
+# needs both.
 #
 # ## What limits it now
 #

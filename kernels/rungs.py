@@ -213,38 +213,48 @@ class Rungs(Mapping[str, Rung]):
         return f"Rungs({', '.join(self._by_name)})"
 
 
-# What the rungs on the tensor cores need of n and k. s7 and s9 store D by TMA, which needs rows of a multiple
-# of 16 bytes, of 8 BF16 numbers. s3 to s5 have the same rule, so that all of them run the same shapes. k is a
-# whole number of K blocks, each of which is promoted.
-TENSOR_CORES = {"n_multiple": N_MULTIPLE, "k_multiple": SCALE_BLOCK}
+# What the rungs from s2 on need of n and k. s7 and s9 store D by TMA, which needs rows of a multiple of 16
+# bytes, of 8 BF16 numbers. s2 to s6 have the same rule, so that all of them run the same shapes. k is a whole
+# number of K blocks, each of which is promoted.
+WHOLE_BLOCKS = {"n_multiple": N_MULTIPLE, "k_multiple": SCALE_BLOCK}
 
 rungs = Rungs(
     NumpyRung("s0_numpy", "what is computed"),
     Rung("s1_naive", "one thread per output, CUDA cores"),
     Rung(
+        "s2_tiled",
+        "tiles in shared memory and in registers, 128-bit loads",
+        **WHOLE_BLOCKS,
+    ),
+    Rung(
         "s3_wgmma",
         "tensor cores: swizzled shared memory, descriptors, promotion",
-        **TENSOR_CORES,
+        **WHOLE_BLOCKS,
     ),
-    Rung("s4_tma", "the copy engine and a ring of mbarriers", **TENSOR_CORES),
+    Rung("s4_tma", "the copy engine and a ring of mbarriers", **WHOLE_BLOCKS),
     Rung(
         "s5_tma_multicast",
         "two blocks share one operand's loads",
-        **TENSOR_CORES,
+        **WHOLE_BLOCKS,
+    ),
+    Rung(
+        "s6_warp_specialized",
+        "a producer warp, two consumer warpgroups, registers moved between them",
+        **WHOLE_BLOCKS,
     ),
     Rung(
         "s7_persistent",
-        "producer warp, two consumer warpgroups, persistent tiles, TMA store",
-        **TENSOR_CORES,
+        "persistent blocks, two tile shapes, TMA store",
+        **WHOLE_BLOCKS,
     ),
     InterleavedRung(
         "s8_ffma_interleave",
         "the same source; the promotion FFMAs' control bits rewritten in the machine code",
-        **TENSOR_CORES,
+        **WHOLE_BLOCKS,
     ),
     ProductionRung(
         "s9_production",
         "n and k as compile-time constants, chosen configuration, grouped layouts",
-        **TENSOR_CORES,
+        **WHOLE_BLOCKS,
     ),
 )

@@ -159,7 +159,7 @@ print(
 
 # %%
 size = (4096, 7168, 16384)
-notes = drawing.bars(["s1_naive", "s3_wgmma", "cublaslt_tensorwise"], size, marked="s1_naive")
+notes = drawing.bars(["s1_naive", "s2_tiled", "cublaslt_tensorwise"], size, marked="s1_naive")
 recorded = {one.impl: one for one in measured.series(measured.recorded(), "dirty")}
 naive, ceiling = recorded["s1_naive"].tflops[size], recorded["cublaslt_tensorwise"].tflops[size]
 print(f"The ceiling is {ceiling / naive:.0f} times as fast.")
@@ -237,8 +237,7 @@ workbench.card("s1_naive")
 
 # %% [markdown]
 # Two cures are old. Load a tile once into the **shared memory** of a block and let all of its threads use it;
-# and let each thread make many outputs. The next rung has both, and a third: it leaves the multiplying to the
-# tensor cores.
+# and let each thread make many outputs. The next rung has both.
 #
 # ## Break it
 #
@@ -338,4 +337,4 @@ workbench.check(
 )
 
 # %% [markdown]
-# Next: [the tensor cores](04_wgmma.ipynb).
+# Next: [tiles in shared memory and in registers](03_tiled.ipynb).

@@ -26,7 +26,7 @@ import numpy as np
 from gemm_ladder.figures import measured, rung_cards
 from gemm_ladder.ref import fp8, gemm, layouts, metrics
 from gemm_ladder.timeline import spans
-from workshop import drawing, workbench
+from workshop import drawing, drawing_shared, workbench
 
 drawing.style()
 rung = gl.rungs["s3_wgmma"]
@@ -34,20 +34,13 @@ rung = gl.rungs["s3_wgmma"]
 # %% [markdown]
 # ## What limited the rung below
 #
-# [Rung s1](02_naive.ipynb) loads two bytes for each multiplication, and uses each byte once. On its card,
-# FFMA is the instruction that multiplies and adds; the others serve it:
+# [Rung s2](03_tiled.ipynb) has its operands at hand, and nearly everything that it issues is an FFMA. An FFMA
+# is 32 multiplications and additions, one for each thread of a warp, and an SM issues four a cycle. That is
+# where it ends. A WGMMA is one instruction, too, which four warps issue together:
 
 # %%
-workbench.card("s1_naive")
-
-# %% [markdown]
-# It has no timeline: nothing in it goes on beside the threads. You computed the cure in its last exercise: a
-# tile of outputs, whose operands are loaded once for all of it.
-
-# %%
-for rows, columns in ((1, 1), (64, 128)):
-    intensity = 2 * rows * columns / (rows + columns)
-    print(f"tile {rows:2} x {columns:3}: {intensity:6.2f} operations for each byte loaded")
+for name, fmas, warps in (("FFMA", 32, 1), ("WGMMA of 64 x 128 x 32", 64 * 128 * 32, 4)):
+    print(f"{name:22} {fmas // warps:6} multiplications and additions for each instruction of a warp")
 
 # %% [markdown]
 # ## The idea
@@ -65,31 +58,27 @@ drawing.wgmma_tile(128)
 #
 # ## The change to the file
 #
-# Lines with `-` are rung s1's, lines with `+` are new.
+# Lines with `-` are rung s2's, lines with `+` are new.
 
 # %%
-workbench.diff("s1_naive", "s3_wgmma")
+workbench.diff("s2_tiled", "s3_wgmma")
 
 # %% [markdown]
 # It reads more easily after the next five sections, which take its new words one by one.
 #
 # ## 1. Where a byte lies: the swizzle
 #
-# Shared memory has 32 **banks**, each 4 bytes wide: address 0 to 3 belong to bank 0, 4 to 7 to bank 1, and
-# after bank 31 it starts over. A bank gives one word at a time. Threads that want different words of one bank
-# take turns.
+# The 32 banks of shared memory are those of [lesson 03](03_tiled.ipynb): threads that want different words of
+# one bank take turns. FP8 stays as it is now, without a conversion, and K is contiguous, as in global memory.
 #
 # A row of a tile has 128 bytes, which is all 32 banks once. A tensor core reads the *same* 16 bytes of k, a
 # **chunk**, of eight rows at a time. How many turns does that take?
 
+
 # %%
-BANKS, WORD = drawing.BANKS, drawing.BANK_BYTES
-
-
 def turns(offsets):
-    """How many turns it takes to read 16 bytes at each of these offsets at once."""
-    words = np.unique(np.asarray(offsets)[:, np.newaxis] // WORD + np.arange(4))
-    return np.bincount(words % BANKS).max()
+    """How many turns it takes to read 16 bytes, four words, at each of these offsets at once."""
+    return drawing_shared.turns(offsets, words=4)
 
 
 row = np.arange(8)
@@ -310,7 +299,7 @@ print("k = 200:", rung.supports(64, 128, 200))
 # %%
 size = (4096, 7168, 16384)
 notes = drawing.bars(
-    ["s1_naive", "s3_wgmma", "cublaslt_blockwise", "cublaslt_tensorwise"], size, marked="s3_wgmma"
+    ["s1_naive", "s2_tiled", "s3_wgmma", "cublaslt_blockwise", "cublaslt_tensorwise"], size, marked="s3_wgmma"
 )
 tflops = {
     one.impl: one.tflops[size] for one in measured.series(measured.recorded(), "dirty") if size in one.tflops

@@ -434,7 +434,7 @@ for orders, (length, waited) in products("s4_tma").items():
 # Where the warp orders loads, it hardly waits for the product at its end: the tensor core was ready before
 # the warp came to look, and had nothing more to do for this block. So two jobs delay the next product, the
 # ordering and the promotion, because those who do them are those who start it. The cure is to give the jobs
-# to different warps; that is [rung s7](09_persistent.ipynb).
+# to different warps; that is [rung s6](08_warp_specialized.ipynb).
 #
 # There is a second suspect, which is cheaper to remove. Each block loads its own tiles:
 

@@ -389,9 +389,9 @@ drawing_tma.gpu_timeline("s5_tma_multicast")
 # The two blocks are on two SMs; each SM holds a second block, which the picture leaves out. They keep step,
 # because each waits for the other's warps; otherwise this is s4's picture. While a product runs, the warp
 # orders loads; after it, the warp promotes, and its tensor core waits. The cure is to give the loading to a
-# warp that does nothing else, and to let two warpgroups multiply and promote in turns. That is
-# [rung s7](09_persistent.ipynb). It keeps the multicast. And its blocks live as long as the kernel, so
-# that the meetings at their beginning and end are paid once, not once a tile.
+# warp that does nothing else, and to let two warpgroups multiply and promote in turns. That is [rung
+# s6](08_warp_specialized.ipynb). It keeps the multicast. And the blocks of the rung after it live as long
+# as the kernel, so that the meetings at their beginning and end are paid once, not once a tile.
 #
 # The card:
 
@@ -550,8 +550,8 @@ load_b = """
 # %% tags=["check"]
 lines = rung.source.splitlines(keepends=True)
 first = next(i for i, line in enumerate(lines) if "rank = ptx::cluster_ctarank" in line)
-last = next(i for i, line in enumerate(lines) if "next.stage + kScalesA, &map_sfa" in line)
+last = next(i for i, line in enumerate(lines) if "next.stage + kScaleA, &map_sfa" in line)
 workbench.check_rung("s5_tma_multicast", problem, ("".join(lines[first:last]), load_b))
 
 # %% [markdown]
-# Next: [a warp for the loads, two warpgroups for the rest](09_persistent.ipynb).
+# Next: [a warp for the loads, two warpgroups for the rest](08_warp_specialized.ipynb).

@@ -9,12 +9,14 @@
 # ---
 
 # %% [markdown]
-# # Rung s7: warps with different jobs
+# # Rung s7: blocks that stay
 #
-# Up to rung s5 every warp does everything: it asks for loads, multiplies, promotes, stores. In
-# [s7_persistent.cu](../kernels/stages/s7_persistent.cu) one warp only loads, and eight only
-# multiply and promote. Around this one idea other things change: who has how many registers, how B's scales
-# arrive, how results leave, how long a block lives, and in which order tiles come.
+# Rung s6 has a producer and two consumers, and lets them go after one tile. In
+# [s7_persistent.cu](../kernels/stages/s7_persistent.cu) they stay, and walk from tile to tile. With that
+# come a buffer from which the copy engine stores a tile while the next one is multiplied, B's scales by
+# TMA, and a second shape of tiles.
+#
+# You need [lesson 08](08_warp_specialized.ipynb).
 
 # %%
 from gemm_ladder.figures import lessons
@@ -34,9 +36,18 @@ rung = gl.rungs["s7_persistent"]
 # %% [markdown]
 # ## What limited the rung below
 #
-# This is a block of rung s5, and below it one of rung s7, recorded on a GPU while they computed the same
-# product. Look at the upper one first. Of each role you see the first warp; in s5 all warps have the same
-# role, and it is called consumer 0.
+# A block of s6 begins with an empty ring, and ends with a store during which nothing is multiplied. Here it
+# is, and below it the new rung, on the emulator: an order, without durations.
+
+# %%
+drawing_warps.before_after(
+    drawing_warps.on_emulator("s6_warp_specialized"), drawing_warps.on_emulator("s7_persistent")
+)
+
+# %% [markdown]
+# And recorded on a GPU, a block of s5 and one of s7 while they computed the same product. Of each role you
+# see the first warp; in s5 all warps have the same role, and it is called consumer 0. The block of s5 makes
+# one tile and ends; the block of s7 goes on to its next.
 
 # %%
 below, mine = drawing_warps.on_gpu("s5_tma_multicast"), drawing_warps.on_gpu("s7_persistent")
@@ -48,136 +59,24 @@ if below and mine:
         print(f"    {beside:.0%} of the promotion beside another warpgroup's WGMMAs, of this block")
 
 # %% [markdown]
-# In s5 the block has one warpgroup, so orange and green alternate: nothing is multiplied while it promotes.
-# In between, the first warp also asks the copy engine for the next stage. The block makes one tile and ends;
-# the block of s7 goes on to its next. An SM has room for a second block of s5, which is not in the picture.
-# It may multiply while this one promotes, but nothing sees to it.
-#
-# The emulator shows the same order of things, without durations:
-
-# %%
-drawing_warps.before_after(
-    drawing_warps.on_emulator("s5_tma_multicast"), drawing_warps.on_emulator("s7_persistent")
-)
-
-# %% [markdown]
-# The tile was a limit too. Count the operations for each byte that a block asks L2 for. Of the operand that
-# is shared it asks for half; the neighbour asks for the other half, and multicasts it.
-
-# %%
-for name, rows, columns, fetched in (("s5", 64, 128, 64 + 128 / 2), ("s7", 256, 128, 256 / 2 + 128)):
-    print(
-        f"{name}: tile {rows:3} x {columns}, "
-        f"{2 * rows * columns / fetched:.0f} operations for each byte asked for"
-    )
-
-# %% [markdown]
-# A larger tile needs more registers, and section 1 shows why s5 could not have them. Its card:
-
-# %%
-workbench.card("s5_tma_multicast")
-
-# %% [markdown]
-# ## The idea
-#
-# **Warp specialisation**: a warp gets a job, and keeps it. The **producer** walks around the ring of stages
-# and fills them. Two warpgroups, the **consumers**, walk around the same ring and empty them. They meet at
-# the mbarriers of [rung s4](06_tma.ipynb), `full` and `empty`, and nowhere else. Nobody tells the two
-# consumers to take turns. But each waits for its own products only, so while one promotes, the other can have
-# the tensor cores.
-#
-# Record a run, and draw who asks for a stage and who reads which rows of it:
-
-# %%
-with gl.emulator(seed=20, record=True) as run:
-    workbench.multiply(rung, workbench.problem(m=768, n=128, k=512), "cpu")
-drawing_warps.roles(run.events)
-
-# %% [markdown]
-# A consumer has two slices of 64 rows, one after the other. Both consumers read all of B's tile, which is
-# loaded once for 256 rows.
-#
 # ## The change to the file
 #
-# It is the largest of the ladder. Scroll through it now, and read it after the next six sections.
+# A line that only moved to the right is not shown as changed. Scroll through it now, and read it after the
+# next four sections.
 
 # %%
-workbench.diff("s5_tma_multicast", "s7_persistent", context=1)
+workbench.diff("s6_warp_specialized", "s7_persistent", context=1)
 
 # %% [markdown]
-# ## 1. Who has how many registers: `setmaxnreg`
+# The constants are in a `struct` now, because there are two sets of them: `Kernel<256, 128, 3>` and
+# `Kernel<128, 192, 4>`.
 #
-# Count what a consumer's thread must hold: the sums of its part of the tile, and the partial sums of the
-# slice that is being multiplied.
-
-# %%
-total = 256 * 128 // 256  # of the tile, for each of the consumers' threads
-partial = 64 * 128 // 128  # of the slice, for each of the warpgroup's threads
-print(f"total: {total} registers, partial: {partial}, together {total + partial}")
-registers = 65536  # of an SM: "Technical Specifications per Compute Capability", CUDA C++ Programming Guide
-threads = 384  # three warpgroups
-at_launch = registers // threads // 8 * 8  # registers are given out in eights
-print(f"a block of {threads} threads that has the whole SM: {at_launch} for each thread")
-
-# %% [markdown]
-# That is too little, by far: addresses, scales and counters come on top. And a producer needs almost none. A
-# kernel is launched with one number for all threads, but **`setmaxnreg`** changes it while it runs. A
-# warpgroup executes it as a whole: `setmaxnreg.dec` gives registers back, `setmaxnreg.inc` takes some, and
-# waits until there are enough. Here it is alone, on the emulator:
-
-# %%
-BUDGET = """
-__global__ void __launch_bounds__(384, 1) budget(const void* in, uint32_t* out) {
-    if (threadIdx.x < 128) ptx::setmaxnreg_dec<40>();
-    else ptx::setmaxnreg_inc<232>();
-    out[threadIdx.x] = 1;
-}
-"""
-run = workbench.try_kernel(BUDGET, np.zeros(384, np.uint32), threads=384, seed=1, device="cpu")
-drawing_warps.registers(run.events, at_launch)
-
-# %% [markdown]
-# Nobody can take before somebody has given: what the rounding to eights leaves over is not enough for one
-# warp. In the end:
-
-# %%
-left_over, more = registers - threads * at_launch, 32 * (232 - at_launch)
-print(f"left over at the launch: {left_over}; a warp that takes needs {more} more")
-print(f"128 x 40 + 256 x 232 = {128 * 40 + 256 * 232} of {registers}")
-
-# %% [markdown]
-# The number is a multiple of 8 from 24 to 256, and part of the instruction: the compiler has to know it, and
-# `__launch_bounds__(384, 1)` tells it what the launch begins with. All warps of a warpgroup must ask for the
-# same. That is why the producer has a warpgroup of its own, of which three warps do nothing.
+# ## 1. B's scales come by TMA too
 #
-# ## 2. One thread asks
-#
-# A TMA load is *one* thread's instruction. If 32 threads executed it, there would be 32 copies. The kernel
-# takes the simplest way to choose one, `if (threadIdx.x == 0)`. The instruction made for choosing, which you
-# will meet in [rung s9](12_production.ipynb) and in other kernels, is **`elect.sync`**. It is true in one
-# lane of the warp, and you are not told which. The emulator lets the seed decide:
-
-# %%
-for seed in range(3):
-    out = np.zeros(64, np.uint32)
-    workbench.try_kernel(
-        "__global__ void elected(const void* in, uint32_t* out) { out[threadIdx.x] = ptx::elect_sync(); }",
-        out,
-        threads=64,
-        seed=seed,
-    )
-    print(f"seed {seed}: threads {np.flatnonzero(out)}")
-
-# %% [markdown]
-# Where a thread asks and later waits for what it asked, the way a consumer does with its stores, it must be
-# the same thread both times. `threadIdx.x` makes that plain.
-#
-# ## 3. B's scales come by TMA too
-#
-# In s5 every thread read B's scale from global memory, in every block of k. Here the producer orders it with
-# the rest of the stage. A scale has 4 bytes, and the copy engine has a smallest measure: a box's row has a
-# multiple of 16 bytes, and begins at a multiple of 16. So a box has four scales, and the wanted one is
-# somewhere in it. Load the box that has scale 6; then try one that begins there:
+# In s6 every consumer thread read B's scale from global memory, in every block of k. Here the producer
+# orders it with the rest of the stage. A scale has 4 bytes, and the copy engine has a smallest measure: a
+# box's row has a multiple of 16 bytes, and begins at a multiple of 16. So a box has four scales, and the
+# wanted one is somewhere in it. Load the box that has scale 6; then try one that begins there:
 
 # %%
 SCALES = """
@@ -216,9 +115,9 @@ except gl.EmulatorError as error:
 # In shared memory every box begins at a multiple of 128. That is `kScalePitch`: the tile of 192 columns needs
 # two of B's scales, and so two boxes, 128 bytes apart. The consumers look for theirs at `in_box`.
 #
-# ## 4. From registers to shared memory: `stmatrix`
+# ## 2. From registers to shared memory: `stmatrix`
 #
-# In s5 each thread wrote its results to global memory, two BF16 at a time, in rows eight apart. Here they go
+# In s6 each thread wrote its results to global memory, two BF16 at a time, in rows eight apart. Here they go
 # to shared memory first, and the copy engine takes them from there.
 #
 # **`stmatrix`** is one warp's instruction. Its `x4` form writes four tiles of 8 x 8 elements of 16 bits. It
@@ -325,7 +224,7 @@ for words, offset in (("as the rows come", plain), ("swizzled", place)):
 # So the swizzle is what avoids the conflicts. What stmatrix saves is instructions: one in place of four, with
 # one address in place of four.
 #
-# ## 5. From shared memory to D: the TMA store
+# ## 3. From shared memory to D: the TMA store
 #
 # The copy engine also goes the other way. **`cp_async_bulk_tensor_2d_store`** takes a box from shared memory
 # and writes it to a matrix that a tensor map describes. It undoes the swizzle, and leaves out what lies
@@ -396,7 +295,7 @@ for name, source in (("wait_group", STORE), ("wait_group.read", read)):
 # %% [markdown]
 # Here is the kernel's `store`, with all of it. The wait comes *before* the buffer is written again, a whole
 # tile later: so much time the copy engine has. The other wait, for D itself, comes once, at the end of
-# `consume`.
+# the consumers' road.
 
 # %%
 workbench.code(rung.source, "static __device__ void store", "^    }")
@@ -409,7 +308,7 @@ drawing_warps.stores(run.events)
 # %% [markdown]
 # The emulator makes the copy engine late on purpose, and each time by another while.
 #
-# ## 6. Blocks that stay: the persistent loop
+# ## 4. Blocks that stay: the persistent loop
 #
 # The stages and the buffer for results fill the shared memory of an SM, so one block fits, not two. If it
 # ended after its tile, the next one would begin with an empty ring. So a block stays and walks through many
@@ -492,24 +391,13 @@ for m, n in ((4096, 7168), (4096, 4096), (4096, 2112), (64, 7168)):
 # %% [markdown]
 # ## The kernel
 #
-# First the branch: two roads that meet again at the end only.
+# The roads are those of s6, with a loop over tiles around each. First the producer's, then the consumers'.
 
 # %%
-workbench.code(rung.source, "if \\(threadIdx.x < kWarpgroup\\) {", "^    }$")
-
-# %% [markdown]
-# The producer's road. At its own `full` it expects all of A's tile, though it asks for half: the neighbour
-# multicasts the other half.
+workbench.code(rung.source, "if \\(threadIdx.x < kWarpgroup\\) {", "^        } else {$")
 
 # %%
-workbench.code(rung.source, "static __device__ void produce", "^    }")
-
-# %% [markdown]
-# The consumers'. Each warp reports that it has finished with a stage, at both blocks of the cluster, right
-# after the last product that reads it, and before the promotion.
-
-# %%
-workbench.code(rung.source, "static __device__ void consume", "^    }")
+workbench.code(rung.source, "^        } else {$", "^        }$")
 
 # %% [markdown]
 # Run it, check it:
@@ -532,7 +420,7 @@ print(
 # %%
 size = (4096, 7168, 16384)
 notes = drawing.bars(
-    [*list(gl.rungs)[1:6], "cublaslt_blockwise", "cublaslt_tensorwise"],
+    [*list(gl.rungs)[1:8], "cublaslt_blockwise", "cublaslt_tensorwise"],
     size,
     marked=rung.name,
 )
@@ -546,9 +434,9 @@ print(*notes, sep="\n")
 # %% [markdown]
 # ## What limits it now
 #
-# Go back to the first picture, its lower half. Where one consumer has a gap between its orange bars, the
-# other often has a bar: that is what this rung is for. What remains are the times in which *both* have a gap.
-# Sort them by what the consumers do meanwhile:
+# Go back to the picture of the GPU, its lower half. Where one consumer has a gap between its orange bars,
+# the other often has a bar: that is what warps with different jobs are for. What remains are the times in
+# which *both* have a gap. Sort them by what the consumers do meanwhile:
 
 # %%
 if mine:
@@ -594,41 +482,17 @@ workbench.card("s7_persistent")
 problem = workbench.problem(m=768, n=128, k=512)
 
 # %% [markdown]
-# **1.** The consumers ask for 248 registers.
-
-# %%
-workbench.break_it("s7_persistent", problem, ("setmaxnreg_inc<232>", "setmaxnreg_inc<248>"))
-
-# %% [markdown]
-# <details><summary>Why</summary>
-# 128 x 40 + 256 x 248 = 68608, more than there are. The last warps wait for registers that nobody will give
-# back. Nothing else is wrong, and on a GPU nobody would tell you: the kernel would not end.
-# </details>
-#
-# **2.** The whole producer warp produces, not one thread.
-
-# %%
-workbench.break_it(
-    "s7_persistent", problem, ("if (threadIdx.x == 0) K::produce", "if (threadIdx.x < 32) K::produce")
-)
-
-# %% [markdown]
-# <details><summary>Why</summary>
-# `full` was made for one arrival. The second lane of the warp arrives again; or it comes first that it asks
-# for a load to where the first lane's load has not landed yet.
-# </details>
-#
-# **3.** No fence between the results and the copy engine.
+# **1.** No fence between the results and the copy engine.
 
 # %%
 workbench.break_it("s7_persistent", problem, ("ptx::fence_proxy_async();", ""))
 
 # %% [markdown]
 # <details><summary>Why</summary>
-# As in section 5. A GPU may well write the right D, or what lay in the buffer before.
+# As in section 3. A GPU may well write the right D, or what lay in the buffer before.
 # </details>
 #
-# **4.** Nobody waits before writing the store's buffer again.
+# **2.** Nobody waits before writing the store's buffer again.
 
 # %%
 workbench.break_it(
@@ -642,21 +506,7 @@ workbench.break_it(
 # although the emulator makes the copy engine late on purpose.
 # </details>
 #
-# **5.** `empty` is made for the warps of one consumer.
-
-# %%
-workbench.break_it(
-    "s7_persistent", problem, ("kCluster * kConsumers * kWarpgroup / 32", "kCluster * kWarpgroup / 32")
-)
-
-# %% [markdown]
-# <details><summary>Why</summary>
-# A stage counts as empty when half of the warps have finished with it: those of the neighbour will do. Then
-# the producer announces bytes at `full` again while its own last ones are still on their way, one arrival too
-# many, or it fills a stage that others still read. Which comes first depends on the schedule.
-# </details>
-#
-# **6.** The consumers begin every tile at the ring's first stage.
+# **3.** The consumers begin every tile at the ring's first stage.
 
 # %%
 stores = "store(total, map_d, consumer, tile_m, tile_n);"
@@ -671,24 +521,7 @@ workbench.break_it("s7_persistent", problem, (stores, stores + " ring = Ring();"
 #
 # ## Exercises
 #
-# **1.** The register budget. One warpgroup produces, with `producer` registers a thread, and `consumers`
-# warpgroups multiply. What is the largest number that they can ask for? A multiple of 8, and 256 at most.
-
-
-# %% tags=["exercise"]
-def largest(consumers, producer):
-    return 65536 // (128 * (consumers + 1))
-
-
-# %% tags=["check"]
-workbench.check(
-    largest,
-    lambda consumers, producer: min(256, (65536 // 128 - producer) // consumers // 8 * 8),
-    [(2, 40), (2, 24), (1, 40), (3, 32), (3, 24)],
-)
-
-# %% [markdown]
-# **2.** The walk. Which tile of m and which pair of n has number `pair`, if `group` tiles of m come at a
+# **1.** The walk. Which tile of m and which pair of n has number `pair`, if `group` tiles of m come at a
 # time? Mind the last group, which may have fewer. Return (tile_m, pair_n).
 
 
@@ -703,7 +536,7 @@ cases += [(49, 10, 5, 8), (300, 16, 28, 8)]
 workbench.check(walk_to, lambda pair, *of: tuple(map(int, drawing_tiles.order(*of)[pair])), cases)
 
 # %% [markdown]
-# **3.** Warp `warp` of a consumer writes columns `column` to `column + 15` of its 16 rows into a box of 64 x
+# **2.** Warp `warp` of a consumer writes columns `column` to `column + 15` of its 16 rows into a box of 64 x
 # 64, by one `stmatrix.x4`. `column` is a multiple of 16. At which offset in the box does lane `lane`'s row of
 # 16 bytes begin?
 
@@ -725,7 +558,7 @@ workbench.check(
 )
 
 # %% [markdown]
-# **4.** What stands in `store` between the writing of shared memory and the one thread that starts the copy
+# **3.** What stands in `store` between the writing of shared memory and the one thread that starts the copy
 # engine? Write the lines. Consumer `consumer` has the named barrier 1 + consumer to itself.
 
 # %% tags=["exercise"]
@@ -737,3 +570,6 @@ lines = rung.source.splitlines(keepends=True)
 fence = next(i for i, line in enumerate(lines) if "ptx::fence_proxy_async();" in line)
 barrier = next(i for i in range(fence, len(lines)) if "ptx::bar_sync(" in lines[i])
 workbench.check_rung("s7_persistent", problem, ("".join(lines[fence : barrier + 1]), between))
+
+# %% [markdown]
+# Next: [two bits of an instruction](10_ffma_interleave.ipynb).

@@ -341,7 +341,7 @@ def gemm_1d1d(a: np.ndarray, sfa: np.ndarray, b: np.ndarray, sfb: np.ndarray) ->
 
 
 def cuda_core_gemm(a: np.ndarray, sfa: np.ndarray, b: np.ndarray, sfb: np.ndarray) -> np.ndarray:
-    """As `gemm`, but with the bits of s1_naive: partial = fmaf(a, b, partial) in k order from +0."""
+    """As `gemm`, with the bits of s1_naive and s2_tiled: partial = fmaf(a, b, partial) in k order from +0."""
 
     def cuda_core_block(a, b, partial):
         _fma_block(fp8.decode(a), np.ascontiguousarray(fp8.decode(b).T), partial)

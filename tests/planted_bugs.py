@@ -67,6 +67,7 @@ SHAPES = {
     "s3_wgmma": (64, 128),
     "s4_tma": (64, 128),
     "s5_tma_multicast": (128, 128),
+    "s6_warp_specialized": (256, 256),
     "s7_persistent 256x128": (512, 128),
     WIDE: (256, 264),
 }
@@ -277,6 +278,41 @@ BUGS = [
         [Symptom("block_ended", r"block [01] of its cluster|the block ends"), Symptom("unfinished_load")],
     ),
     Bug(
+        "s6_warp_specialized",
+        "the block's two consumers share one warpgroup's rows",
+        "const int row = consumer * kWgmmaM + accumulator_row",
+        "const int row = accumulator_row",
+        [WRONG],
+    ),
+    Bug(
+        "s6_warp_specialized",
+        "more registers are asked for than there are",
+        "ptx::setmaxnreg_dec<40>();",
+        "ptx::setmaxnreg_dec<56>();",
+        [Symptom("deadlock", r"block [01], warps? .* waits? for setmaxnreg.inc 232: each thread has")],
+    ),
+    Bug(
+        "s6_warp_specialized",
+        "a stage is released before its WGMMAs have read it",
+        [f"{WAIT}if (slice == kSlices - 1) {{", "ring.advance();\n}\n"],
+        ["if (slice == kSlices - 1) {", f"ring.advance();\n}}\n{WAIT}"],
+        [TOO_EARLY],
+    ),
+    Bug(
+        "s6_warp_specialized",
+        "a stage is treated as free when one consumer has finished with it",
+        "kCluster * kConsumers * kWarpgroup / 32);",
+        "kCluster * kWarpgroup / 32);",
+        [MORE_OFTEN, *LOADING, TOO_EARLY, DEADLOCK, WRONG],
+    ),
+    Bug(
+        "s6_warp_specialized",
+        "the block ends while the other block still sends to it",
+        "}\n__syncwarp();\nptx::barrier_cluster_arrive();\nptx::barrier_cluster_wait();\n}",
+        "}\n}",
+        [Symptom("block_ended"), Symptom("unfinished_load")],
+    ),
+    Bug(
         "s7_persistent",
         "results are overwritten while the copy engine still reads them",
         "if (thread == 0) ptx::cp_async_bulk_wait_group_read<0>();",
@@ -314,7 +350,7 @@ BUGS = [
     Bug(
         "s7_persistent",
         "the producer does not wait for an empty stage",
-        "ptx::mbarrier_wait_parity(ring.stage + kEmpty, ring.parity ^ 1);",
+        "ptx::mbarrier_wait_parity(next.stage + kEmpty, next.parity ^ 1);",
         "",
         [MORE_OFTEN, *LOADING, TOO_EARLY, DEADLOCK, WRONG],
     ),

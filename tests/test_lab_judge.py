@@ -25,7 +25,8 @@ from gemm_ladder.measure import session
 from gemm_ladder.ref import emulator
 from planted_bugs import BUGS, WIDE, Bug, code
 
-ON_TENSOR_CORES = ("s3_wgmma", "s4_tma", "s5_tma_multicast", "s7_persistent")
+ON_CUDA_CORES = ("s1_naive", "s2_tiled")
+ON_TENSOR_CORES = ("s3_wgmma", "s4_tma", "s5_tma_multicast", "s6_warp_specialized", "s7_persistent")
 FEW = ("one_tile", "two_k_blocks", "one_row", "5_k_blocks", "narrow", "ragged_65", "not_finite")
 
 
@@ -40,10 +41,11 @@ def test_a_rung_is_right(rung: str) -> None:
     assert verdict.judged and not verdict.refused and not verdict.wrong
 
 
-def test_the_first_rung_is_right_with_other_bits() -> None:
-    """It adds in FP32: not bit for bit the tensor cores' product, but within the bounds."""
-    few = ("one_row", "5_k_blocks", "narrow", "subnormal", "uneven_tiny")
-    verdict = gl.judge(gl.rungs["s1_naive"].path, seconds=3, device="cpu", cases=few)
+@pytest.mark.parametrize(("rung", "uneven"), [("s1_naive", ["uneven_tiny"]), ("s2_tiled", [])])
+def test_the_first_rungs_are_right_with_other_bits(rung: str, uneven: list[str]) -> None:
+    """They add in FP32: not bit for bit the tensor cores' product, but within the bounds."""
+    few = ("one_row", "5_k_blocks", "narrow", "subnormal", *uneven)
+    verdict = gl.judge(gl.rungs[rung].path, seconds=3, device="cpu", cases=few)
     assert verdict.right and verdict.arithmetic == "CUDA cores", verdict
     assert "within the rungs' error bounds, not the tensor cores' bit for bit" in verdict.sentence
     assert "FP32 additions in the order of k" in verdict.sentence
@@ -68,7 +70,7 @@ def test_every_case_runs_before_one_runs_again() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rung", ("s1_naive", *ON_TENSOR_CORES))
+@pytest.mark.parametrize("rung", (*ON_CUDA_CORES, *ON_TENSOR_CORES))
 def test_a_rung_is_right_in_every_case(rung: str) -> None:
     verdict = gl.judge(gl.rungs[rung].path, seconds=40, device="cpu")
     assert verdict.right, verdict

@@ -243,7 +243,7 @@ def test_every_copy_has_the_rungs_code(rung: str) -> None:
     [
         ("my_rung.txt", "s4_tma", "a name such as my_rung.cu is needed"),
         ("my-rung.cu", "s4_tma", "a name such as my_rung.cu is needed"),
-        ("x.cu", "s9_production", "is not one .cu file of its own; one of s1_naive, s3_wgmma"),
+        ("x.cu", "s9_production", "is not one .cu file of its own; one of s1_naive, s2_tiled"),
         ("x.cu", "s9", "'s9' is not a rung's name"),
         ("none/x.cu", "s4_tma", "cannot be written (No such file or directory)"),
     ],

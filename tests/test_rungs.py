@@ -242,7 +242,7 @@ def test_supports():
 
 
 def test_the_ladder():
-    assert list(gl.rungs)[:3] == ["s0_numpy", "s1_naive", "s3_wgmma"]
+    assert list(gl.rungs)[:3] == ["s0_numpy", "s1_naive", "s2_tiled"]
     for rung in RUNGS:
         assert gl.rungs[rung.name] is rung
         assert rung.idea and rung.source == rung.path.read_text()
@@ -255,7 +255,7 @@ def test_unknown_rung():
     with pytest.raises(KeyError) as error:
         gl.rungs["s9_magic"]
     assert isinstance(error.value, gl.GemmLadderError)
-    assert "'s9_magic'" in str(error.value) and "s0_numpy, s1_naive, s3_wgmma" in str(error.value)
+    assert "'s9_magic'" in str(error.value) and "s0_numpy, s1_naive, s2_tiled" in str(error.value)
     assert "s9_magic" not in gl.rungs and gl.rungs.get("s9_magic") is None
 
 

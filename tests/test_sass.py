@@ -13,7 +13,8 @@ import pytest
 from gemm_ladder.sass import disassembly
 
 STAGES = sorted((Path(gl.__file__).parent / "stages").glob("*.cu"))
-TENSOR_CORE_STAGES = [path for path in STAGES if path.stem != "s1_naive"]
+ON_CUDA_CORES = [path for path in STAGES if path.stem in ("s1_naive", "s2_tiled")]
+TENSOR_CORE_STAGES = [path for path in STAGES if path not in ON_CUDA_CORES]
 
 
 def name(path: Path) -> str:
@@ -89,6 +90,7 @@ WGMMA_N = {
     "s3_wgmma": [128],
     "s4_tma": [128],
     "s5_tma_multicast": [128],
+    "s6_warp_specialized": [128],
     "s7_persistent": [128, 192],
 }
 
@@ -117,10 +119,20 @@ def test_copy_engine(disassembled, path):
         assert (disassembly.count(instructions)["UTMASTG"] > 0) == (rung >= "s7"), kernel
 
 
-def test_naive_uses_no_tensor_core(disassembled):
-    for instructions in disassembled(STAGES[0]).values():
+@pytest.mark.parametrize("path", ON_CUDA_CORES, ids=name)
+def test_no_tensor_core(disassembled, path):
+    for instructions in disassembled(path).values():
         assert disassembly.count(instructions)["QGMMA"] == 0
         assert disassembly.count(instructions)["FFMA"] > 0
+
+
+def test_wide_loads_of_the_tiled_rung(disassembled):
+    """128 bits at a time from global and from shared memory; 16 FFMAs for a load from shared memory."""
+    (instructions,) = disassembled(STAGES[1]).values()
+    tiles = [one.opcode for one in instructions if one.mnemonic in ("LDS", "LDG") and one.opcode != "LDG.E"]
+    assert {opcode.removesuffix(".CONSTANT") for opcode in tiles} == {"LDS.128", "LDG.E.128"}
+    found = disassembly.count(instructions)
+    assert found["FFMA"] >= 16 * found["LDS"] > 0
 
 
 def test_finds_what_it_looks_for(compiled):

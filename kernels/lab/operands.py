@@ -17,7 +17,11 @@ from gemm_ladder.ref import fp8, gemm, tensor_core
 Arithmetic = Literal["tensor core", "CUDA cores", "float64"]
 
 # The rungs whose product is not the tensor cores'.
-OTHER_ARITHMETIC: dict[str, Arithmetic] = {"s0_numpy": "float64", "s1_naive": "CUDA cores"}
+OTHER_ARITHMETIC: dict[str, Arithmetic] = {
+    "s0_numpy": "float64",
+    "s1_naive": "CUDA cores",
+    "s2_tiled": "CUDA cores",
+}
 
 FP8_NAN = 0x7F
 ONE = 0x38  # E4M3 of 1.0

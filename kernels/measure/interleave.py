@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     device, _ = session.need_gpu("the modes differ in speed alone", arguments.json)
     base = rungs["s8_ffma_interleave"]
-    chosen = [dataclasses.replace(base, name=f"s6_{name}", mode=mode) for name, mode in MODES.items()]
+    chosen = [dataclasses.replace(base, name=f"s8_{name}", mode=mode) for name, mode in MODES.items()]
     result = ladder_rows.on_gpu(chosen, SHAPES, ("dirty",), device, others={})
     session.show_measured(result, ("dirty",))
     session.keep(result, arguments.json, whole=True, record="interleave.json")

@@ -31,8 +31,8 @@ constexpr int kStages = 4;
 constexpr uint32_t kBytesA = kTileM * kTileK;  // (kTileM, kTileK)
 constexpr uint32_t kBytesB = kTileN * kTileK;  // (kTileN, kTileK)
 constexpr uint32_t kBytesScales = kTileM * sizeof(float);
-constexpr uint32_t kB = kBytesA, kScalesA = kB + kBytesB;
-constexpr uint32_t kFull = kScalesA + kBytesScales, kEmpty = kFull + 16;
+constexpr uint32_t kB = kBytesA, kScaleA = kB + kBytesB;
+constexpr uint32_t kFull = kScaleA + kBytesScales, kEmpty = kFull + 16;
 constexpr uint32_t kBytesStage = ceil_div(kEmpty + 16, 1024) * 1024;
 constexpr uint32_t kSharedBytes = kStages * kBytesStage;
 
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         ptx::mbarrier_arrive_expect_tx(full, kBytesA + kBytesB + kBytesScales);
         ptx::cp_async_bulk_tensor_2d(next.stage, &map_a, full, block * kTileK, tile_m);
         ptx::cp_async_bulk_tensor_2d(next.stage + kB, &map_b, full, block * kTileK, tile_n);
-        ptx::cp_async_bulk_tensor_2d(next.stage + kScalesA, &map_sfa, full, tile_m, block);
+        ptx::cp_async_bulk_tensor_2d(next.stage + kScaleA, &map_sfa, full, tile_m, block);
         next.advance();
     };
     if (threadIdx.x == 0)
@@ -99,8 +99,8 @@ __global__ void __launch_bounds__(kThreads, 2)
         ptx::wgmma_commit_group();
         if (threadIdx.x == 0 && block + kStages - 1 < blocks) load(block + kStages - 1);
 
-        const float scale0 = ptx::ld_shared<float>(ring.stage + kScalesA + row0 * sizeof(float)) * sfb[block];
-        const float scale1 = ptx::ld_shared<float>(ring.stage + kScalesA + row1 * sizeof(float)) * sfb[block];
+        const float scale0 = ptx::ld_shared<float>(ring.stage + kScaleA + row0 * sizeof(float)) * sfb[block];
+        const float scale1 = ptx::ld_shared<float>(ring.stage + kScaleA + row1 * sizeof(float)) * sfb[block];
 
         // The stage is released before the promotion: the WGMMAs have read it, and the promotion works on registers.
         ptx::wgmma_wait_group<0>();

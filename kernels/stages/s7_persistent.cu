@@ -1,14 +1,12 @@
-// Rung 7: warps with different jobs.
+// Rung 7: CTAs that compute many tiles, of two shapes, and a copy engine that stores them.
 //
 //   python -m gemm_ladder compare --rungs s7_persistent --shapes 256x256x256
 //
-// CTAs are persistent: each computes many tiles. Tiles that run at the same time lie close together, so that L2 serves
-// most loads. Tiles are 256 x 128, or 128 x 192 where waves of those are expected to take less time in all
-// (gemm_ladder_launch, at the end). For each tile
-//   1. the producer, one thread of warpgroup 0, loads K block after K block into the ring of stages. It runs ahead into
-//      the next tile while the previous one is being stored. The cluster's two CTAs multicast A to each other;
-//   2. two consumer warpgroups multiply and promote, so that while one promotes on the CUDA cores, the other has the
-//      tensor cores. setmaxnreg moves registers to them from the producer's warpgroup;
+// There are as many CTAs as SMs, and each computes one tile after another. Tiles are 256 x 128, or 128 x 192 where
+// waves of those are expected to take less time in all (gemm_ladder_launch, at the end). For each tile
+//   1. the producer loads K block after K block, as in rung 6, and the scales of B as well. It runs ahead into the next
+//      tile while the previous one is being stored;
+//   2. the two consumer warpgroups multiply and promote, as in rung 6;
 //   3. each consumer packs its results into shared memory (stmatrix), and the copy engine stores them.
 //
 // The mbarriers of one CTA; its neighbour's are the mirror image.
@@ -27,13 +25,12 @@
 #include "ptx.cuh"
 
 constexpr int kTileK = kScaleK;
-constexpr int kCluster = 2;  // two CTAs compute tiles side by side, and share A
-constexpr uint16_t kEveryBlock = (1 << kCluster) - 1;
-
 constexpr int kWarpgroup = 128;
 constexpr int kConsumers = 2;  // warpgroups
 constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
-constexpr int kSliceM = kConsumers * kWgmmaM;  // a tile is one or two slices of 128 rows; each consumer has 64 of each
+constexpr int kSliceM = kConsumers * kWgmmaM;  // rows of a tile are in slices of 128: each consumer has 64 of each
+constexpr int kCluster = 2;                    // two CTAs compute tiles side by side, and share A
+constexpr uint16_t kEveryBlock = (1 << kCluster) - 1;
 constexpr int kStoreN = kSwizzleRow / sizeof(uint16_t);     // columns of D in a swizzled row: 64
 constexpr uint32_t kBytesStoreBox = kWgmmaM * kSwizzleRow;  // (kWgmmaM, kStoreN): one TMA store
 // Rasterisation: clusters go down a band 8 tiles tall before they go right. Tiles that run at the same time then load
@@ -101,36 +98,118 @@ struct Kernel {
         }
     };
 
-    // ---- The producer
-    static __device__ void produce(const TensorMap* map_a, const TensorMap* map_b, const TensorMap* map_sfa,
-                                   const TensorMap* map_sfb, const GemmArgs& p) {
-        const uint32_t rank = ptx::cluster_ctarank();
-        const int blocks = static_cast<int>(p.k / kScaleK);
-        Tiles tiles(p);
-        Ring ring;
-        for (int tile_m, tile_n; tiles.next(tile_m, tile_n);) {
-            const uint32_t sfb = tile_n / kScaleN * blocks;
-#pragma unroll 1
-            for (int block = 0; block < blocks; ++block, ring.advance()) {
-                const uint32_t full = ring.stage + kFull;
-                ptx::mbarrier_wait_parity(ring.stage + kEmpty, ring.parity ^ 1);
-                ptx::mbarrier_arrive_expect_tx(full, kBytesA + kBytesB + kBytesScales);
-                ptx::cp_async_bulk_tensor_2d_multicast(ring.stage + rank * (kBytesA / kCluster), map_a, full,
-                                                       block * kTileK, tile_m + rank * (kTileM / kCluster),
-                                                       kEveryBlock);
-                ptx::cp_async_bulk_tensor_2d(ring.stage + kB, map_b, full, block * kTileK, tile_n);
-                ptx::cp_async_bulk_tensor_2d(ring.stage + kScaleA, map_sfa, full, tile_m, block);
-                // Out-of-bounds scales only affect columns >= n, which are never stored.
-                for (int i = 0; i < kScalesB; ++i)
-                    ptx::cp_async_bulk_tensor_2d(ring.stage + kScaleB + i * kScalePitch, map_sfb, full,
-                                                 (sfb + i * blocks + block) / kScaleBox * kScaleBox, 0);
+    static __device__ void run(const TensorMap& map_a, const TensorMap& map_b, const TensorMap& map_sfa,
+                               const TensorMap& map_sfb, const TensorMap& map_d, const GemmArgs& p) {
+        // ---- Prologue: initialise the mbarriers
+        if (threadIdx.x == 0) {
+            for (int stage = 0; stage < kStages; ++stage) {
+                ptx::mbarrier_init(smem_stage(stage) + kFull, 1);  // the producer's expect_tx
+                ptx::mbarrier_init(smem_stage(stage) + kEmpty, kCluster * kConsumers * kWarpgroup / 32);
             }
+            ptx::fence_mbarrier_init();
         }
+        __syncwarp();
+        ptx::barrier_cluster_arrive();  // both CTAs' mbarriers exist before either CTA sends
+        ptx::barrier_cluster_wait();
+
+        // ---- The producer, warpgroup 0. A fresh mbarrier is in phase 0, so waiting for the other parity returns at
+        // once: the first kStages loads do not wait.
+        if (threadIdx.x < kWarpgroup) {
+            ptx::setmaxnreg_dec<40>();
+            if (threadIdx.x == 0) {
+                const uint32_t rank = ptx::cluster_ctarank();
+                const int blocks = static_cast<int>(p.k / kScaleK);
+                Tiles tiles(p);
+                Ring next;  // the stage to load
+                for (int tile_m, tile_n; tiles.next(tile_m, tile_n);) {
+                    const uint32_t sfb = tile_n / kScaleN * blocks;
+#pragma unroll 1
+                    for (int block = 0; block < blocks; ++block, next.advance()) {
+                        const uint32_t full = next.stage + kFull;
+                        ptx::mbarrier_wait_parity(next.stage + kEmpty, next.parity ^ 1);
+                        ptx::mbarrier_arrive_expect_tx(full, kBytesA + kBytesB + kBytesScales);
+                        ptx::cp_async_bulk_tensor_2d_multicast(next.stage + rank * (kBytesA / kCluster), &map_a, full,
+                                                               block * kTileK, tile_m + rank * (kTileM / kCluster),
+                                                               kEveryBlock);
+                        ptx::cp_async_bulk_tensor_2d(next.stage + kB, &map_b, full, block * kTileK, tile_n);
+                        ptx::cp_async_bulk_tensor_2d(next.stage + kScaleA, &map_sfa, full, tile_m, block);
+                        // Out-of-bounds scales only affect columns >= n, which are never stored.
+                        for (int i = 0; i < kScalesB; ++i)
+                            ptx::cp_async_bulk_tensor_2d(next.stage + kScaleB + i * kScalePitch, &map_sfb, full,
+                                                         (sfb + i * blocks + block) / kScaleBox * kScaleBox, 0);
+                    }
+                }
+            }
+        } else {
+            // ---- The consumers, the other two. The shuffle tells the compiler that all lanes have the same number.
+            ptx::setmaxnreg_inc<232>();
+            const int consumer = ptx::shfl_sync_idx(threadIdx.x / kWarpgroup, 0) - 1;
+            // A thread's accumulators belong to two rows of each WGMMA tile, this one and the one 8 below, and each row
+            // of A has its own scale.
+            const int row = consumer * kWgmmaM + accumulator_row(threadIdx.x % kWarpgroup, 0);
+            const int blocks = static_cast<int>(p.k / kScaleK);
+            Tiles tiles(p);
+            Ring ring;  // the stage to multiply
+            for (int tile_m, tile_n; tiles.next(tile_m, tile_n);) {
+                const uint32_t sfb = tile_n / kScaleN * blocks;
+
+                // ---- Main loop: one K block at a time
+                // (kSlices, kWgmmaM, kTileN) and (kWgmmaM, kTileN), spread over the warpgroup's threads
+                float total[kSlices][kRegisters] = {}, partial[kRegisters];
+#pragma unroll kUnroll
+                for (int block = 0; block < blocks; ++block) {
+                    ptx::mbarrier_wait_parity(ring.stage + kFull, ring.parity);
+                    const uint64_t desc_a = smem_descriptor(ring.stage + consumer * kWgmmaM * kSwizzleRow);
+                    const uint64_t desc_b = smem_descriptor(ring.stage + kB);
+                    // Scales are loaded before the first WGMMA: loading them after it would delay the second slice's
+                    // WGMMAs.
+                    float scale_a[kSlices][2], scale_b[kSegments];
+#pragma unroll
+                    for (int i = 0; i < kSlices * 2; ++i) {
+                        const uint32_t in_tile = (i / 2 * kSliceM + row + i % 2 * 8) * sizeof(float);
+                        scale_a[i / 2][i % 2] = ptx::ld_shared<float>(ring.stage + kScaleA + in_tile);
+                    }
+#pragma unroll
+                    for (int i = 0; i < kSegments; ++i) {
+                        const int which = (tile_n % kScaleN + i * kStoreN) / kScaleN;
+                        const uint32_t in_box = (sfb + which * blocks + block) % kScaleBox * sizeof(float);
+                        scale_b[i] = ptx::ld_shared<float>(ring.stage + kScaleB + which * kScalePitch + in_box);
+                    }
+#pragma unroll
+                    for (int slice = 0; slice < kSlices; ++slice) {
+                        const uint64_t slice_a = advance(desc_a, slice * kSliceM * kSwizzleRow);
+                        ptx::wgmma_fence();
+#pragma unroll
+                        for (int k = 0; k < kTileK; k += kWgmmaK)
+                            ptx::wgmma<kTileN>(partial, advance(slice_a, k), advance(desc_b, k), k != 0);
+                        ptx::wgmma_commit_group();
+                        ptx::wgmma_wait_group<0>();
+                        if (slice == kSlices - 1) {
+                            __syncwarp();
+                            if (ptx::laneid() < kCluster)
+                                ptx::mbarrier_arrive_cluster(ptx::mapa(ring.stage + kEmpty, ptx::laneid()));
+                            ring.advance();
+                        }
+#pragma unroll
+                        for (int i = 0; i < kRegisters; ++i) {
+                            const float scale = scale_a[slice][i / 2 % 2] * scale_b[i * 2 / kStoreN % kSegments];
+                            total[slice][i] = fmaf(partial[i], scale, total[slice][i]);
+                        }
+                    }
+                }
+                store(total, map_d, consumer, tile_m, tile_n);
+            }
+            if (threadIdx.x % kWarpgroup == 0) ptx::cp_async_bulk_wait_group_read<0>();
+        }
+
+        __syncwarp();
+        ptx::barrier_cluster_arrive();  // no CTA exits while its neighbour may still send to it
+        ptx::barrier_cluster_wait();
     }
 
     // ---- A consumer's epilogue: its results go to shared memory, swizzled, and from there to D. The copy engine reads
     // them while the next tile is being multiplied.
-    static __device__ void store(const float (&total)[kSlices][kRegisters], const TensorMap* map_d, int consumer,
+    static __device__ void store(const float (&total)[kSlices][kRegisters], const TensorMap& map_d, int consumer,
                                  int tile_m, int tile_n) {
         const int thread = threadIdx.x % kWarpgroup;
         if (thread == 0) ptx::cp_async_bulk_wait_group_read<0>();  // the previous tile's stores read this buffer
@@ -142,69 +221,11 @@ struct Kernel {
         ptx::bar_sync(1 + consumer, kWarpgroup);
         if (thread == 0) {
             for (int box = 0; box < kBoxes; ++box)
-                ptx::cp_async_bulk_tensor_2d_store(map_d, smem_d(consumer) + box * kBytesStoreBox,
+                ptx::cp_async_bulk_tensor_2d_store(&map_d, smem_d(consumer) + box * kBytesStoreBox,
                                                    tile_n + box * kStoreN % kTileN,
                                                    tile_m + box * kStoreN / kTileN * kSliceM + consumer * kWgmmaM);
             ptx::cp_async_bulk_commit_group();
         }
-    }
-
-    // ---- A consumer
-    static __device__ void consume(const TensorMap* map_d, const GemmArgs& p, int consumer) {
-        const int blocks = static_cast<int>(p.k / kScaleK);
-        // A thread's accumulators belong to two rows of each WGMMA tile, this one and the one 8 below, and each row of
-        // A has its own scale.
-        const int row = consumer * kWgmmaM + accumulator_row(threadIdx.x % kWarpgroup, 0);
-        Tiles tiles(p);
-        Ring ring;
-        for (int tile_m, tile_n; tiles.next(tile_m, tile_n);) {
-            const uint32_t sfb = tile_n / kScaleN * blocks;
-            // (kSlices, kWgmmaM, kTileN) and (kWgmmaM, kTileN), spread over the warpgroup's threads
-            float total[kSlices][kRegisters] = {}, partial[kRegisters];
-#pragma unroll kUnroll
-            for (int block = 0; block < blocks; ++block) {
-                ptx::mbarrier_wait_parity(ring.stage + kFull, ring.parity);
-                const uint64_t desc_a = smem_descriptor(ring.stage + consumer * kWgmmaM * kSwizzleRow);
-                const uint64_t desc_b = smem_descriptor(ring.stage + kB);
-                // Scales are loaded before the first WGMMA: loading them after it would delay the second slice's
-                // WGMMAs.
-                float scale_a[kSlices][2], scale_b[kSegments];
-#pragma unroll
-                for (int i = 0; i < kSlices * 2; ++i)
-                    scale_a[i / 2][i % 2] = ptx::ld_shared<float>(ring.stage + kScaleA +
-                                                                  (i / 2 * kSliceM + row + i % 2 * 8) * sizeof(float));
-#pragma unroll
-                for (int i = 0; i < kSegments; ++i) {
-                    const int which = (tile_n % kScaleN + i * kStoreN) / kScaleN;
-                    const uint32_t in_box = (sfb + which * blocks + block) % kScaleBox;
-                    scale_b[i] =
-                        ptx::ld_shared<float>(ring.stage + kScaleB + which * kScalePitch + in_box * sizeof(float));
-                }
-#pragma unroll
-                for (int slice = 0; slice < kSlices; ++slice) {
-                    ptx::wgmma_fence();
-#pragma unroll
-                    for (int k = 0; k < kTileK; k += kWgmmaK)
-                        ptx::wgmma<kTileN>(partial, advance(desc_a, slice * kSliceM * kSwizzleRow + k),
-                                           advance(desc_b, k), k != 0);
-                    ptx::wgmma_commit_group();
-                    ptx::wgmma_wait_group<0>();
-                    if (slice == kSlices - 1) {
-                        __syncwarp();
-                        if (ptx::laneid() < kCluster)
-                            ptx::mbarrier_arrive_cluster(ptx::mapa(ring.stage + kEmpty, ptx::laneid()));
-                        ring.advance();
-                    }
-#pragma unroll
-                    for (int i = 0; i < kRegisters; ++i)
-                        total[slice][i] =
-                            fmaf(partial[i], scale_a[slice][i / 2 % 2] * scale_b[i * 2 / kStoreN % kSegments],
-                                 total[slice][i]);
-                }
-            }
-            store(total, map_d, consumer, tile_m, tile_n);
-        }
-        if (threadIdx.x % kWarpgroup == 0) ptx::cp_async_bulk_wait_group_read<0>();
     }
 };
 
@@ -213,32 +234,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     s7_persistent(const __grid_constant__ TensorMap map_a, const __grid_constant__ TensorMap map_b,
                   const __grid_constant__ TensorMap map_sfa, const __grid_constant__ TensorMap map_sfb,
                   const __grid_constant__ TensorMap map_d, const GemmArgs p) {
-    using K = Kernel<kTileM, kTileN, kStages>;
-    // ---- Prologue: initialise the mbarriers
-    if (threadIdx.x == 0) {
-        for (int stage = 0; stage < kStages; ++stage) {
-            ptx::mbarrier_init(K::smem_stage(stage) + K::kFull, 1);  // the producer's expect_tx
-            ptx::mbarrier_init(K::smem_stage(stage) + K::kEmpty, kCluster * kConsumers * kWarpgroup / 32);
-        }
-        ptx::fence_mbarrier_init();
-    }
-    __syncwarp();
-    ptx::barrier_cluster_arrive();  // both CTAs' mbarriers exist before either CTA sends
-    ptx::barrier_cluster_wait();
-
-    // ---- Roles: warpgroup 0 is the producer's, the others are the consumers
-    if (threadIdx.x < kWarpgroup) {
-        ptx::setmaxnreg_dec<40>();
-        if (threadIdx.x == 0) K::produce(&map_a, &map_b, &map_sfa, &map_sfb, p);
-    } else {
-        ptx::setmaxnreg_inc<232>();
-        // The shuffle tells the compiler that all lanes have the same number.
-        K::consume(&map_d, p, ptx::shfl_sync_idx(threadIdx.x / kWarpgroup, 0) - 1);
-    }
-
-    __syncwarp();
-    ptx::barrier_cluster_arrive();  // no CTA exits while its neighbour may still send to it
-    ptx::barrier_cluster_wait();
+    Kernel<kTileM, kTileN, kStages>::run(map_a, map_b, map_sfa, map_sfb, map_d, p);
 }
 
 template <int kTileM, int kTileN, int kStages>

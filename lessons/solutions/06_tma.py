@@ -26,7 +26,7 @@ loads = """
         ptx::mbarrier_arrive_expect_tx(full, kBytesA + kBytesB + kBytesScales);
         ptx::cp_async_bulk_tensor_2d(next.stage, &map_a, full, block * kTileK, tile_m);
         ptx::cp_async_bulk_tensor_2d(next.stage + kB, &map_b, full, block * kTileK, tile_n);
-        ptx::cp_async_bulk_tensor_2d(next.stage + kScalesA, &map_sfa, full, tile_m, block);
+        ptx::cp_async_bulk_tensor_2d(next.stage + kScaleA, &map_sfa, full, tile_m, block);
 """
 
 

@@ -1,12 +1,6 @@
 # Lesson 09: what belongs in its exercise cells, in their order.
 
 # %%
-def largest(consumers, producer):
-    for_each = (65536 - 128 * producer) // (128 * consumers)
-    return min(256, for_each // 8 * 8)
-
-
-# %%
 def walk_to(pair, tiles_m, pairs_n, group):
     first = pair // (group * pairs_n) * group  # the tile of m that the group begins with
     inside = pair % (group * pairs_n)

@@ -1,6 +1,6 @@
-"""The pictures of lesson 09 that show who does what and when: timelines, roles, registers, a tile's way out.
+"""The pictures of lessons 08 and 09: who does what and when. Timelines, roles, registers, a tile's way out.
 
-What they show is recorded: the emulator's events, and figures/data. The other pictures of the lesson are in
+What they show is recorded: the emulator's events, and figures/data. The other pictures of lesson 09 are in
 drawing_tiles.py.
 """
 
@@ -170,7 +170,7 @@ def _block_0(events: np.ndarray) -> np.ndarray:
 
 
 def roles(events: np.ndarray) -> None:
-    """One block of s7: who fills a stage, who reads which part of it, and whose rows of D that gives.
+    """One block of s6 or s7: who fills a stage, who reads which part of it, and whose rows of D that gives.
 
     Args:
         events: `Run.events` of a recorded run of the kernel with tiles of 256 x 128.
@@ -217,9 +217,7 @@ def roles(events: np.ndarray) -> None:
         axes.text(10.5, above, words, ha="center", va="bottom", size=8, color=colour)
     arrow = {"arrowstyle": "->", "linewidth": 1.2, "color": INK}
     axes.annotate("", (28.8, top + slabs * height / 2), (24.6, top + slabs * height / 2), arrowprops=arrow)
-    axes.set_title(
-        "One block of s7, as recorded: a warp that loads, eight that multiply, three that do nothing"
-    )
+    axes.set_title("One block, as recorded: a warp that loads, eight that multiply, three that do nothing")
     plt.show()
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from gemm_ladder import arguments, build
 from gemm_ladder.figures import measured, rung_cards
+from gemm_ladder.lab.operands import OTHER_ARITHMETIC
 from gemm_ladder.measure.variants import changed
 from gemm_ladder.ref import emulator, fp8, tensor_core
 from gemm_ladder.ref.gemm import BF16
@@ -77,7 +78,8 @@ def multiply(rung: Rung, of: Problem, device: str = DEVICE) -> np.ndarray:
 
 def expected(rung: str, of: Problem) -> np.ndarray:
     """The BF16 numbers, bit for bit, that the rung s1_naive or one of those above it must give."""
-    model = tensor_core.cuda_core_gemm if rung == "s1_naive" else tensor_core.gemm
+    on_cuda_cores = OTHER_ARITHMETIC.get(rung) == "CUDA cores"
+    model = tensor_core.cuda_core_gemm if on_cuda_cores else tensor_core.gemm
     return model(*of.arrays).view(BF16)
 
 
@@ -276,12 +278,24 @@ def code(text: str, begin: str, end: str) -> Text:
 
 
 def diff(below: str, rung: str, context: int = 3) -> Text:
-    """The change from one rung's file to the next one's, as the files are now."""
+    """The change from one rung's file to the next one's, as the files are now.
+
+    A line that only moved to the right or to the left counts as the same.
+    """
     old, new = gl.rungs[below], gl.rungs[rung]
-    lines = difflib.unified_diff(
-        old.source.splitlines(), new.source.splitlines(), old.path.name, new.path.name, lineterm="", n=context
-    )
-    text = "\n".join(lines)
+    before, after = old.source.splitlines(), new.source.splitlines()
+    bare = [[line.strip() for line in lines] for lines in (before, after)]
+    found = [f"--- {old.path.name}", f"+++ {new.path.name}"]
+    for group in difflib.SequenceMatcher(None, *bare, autojunk=False).get_grouped_opcodes(context):
+        (_, i, _, j, _), (_, _, i_end, _, j_end) = group[0], group[-1]
+        found.append(f"@@ -{i + 1},{i_end - i} +{j + 1},{j_end - j} @@")
+        for what, begin, end, now, until in group:
+            if what == "equal":
+                found += [f" {line}" for line in after[now:until]]
+            else:
+                found += [f"-{line}" for line in before[begin:end]]
+                found += [f"+{line}" for line in after[now:until]]
+    text = "\n".join(found)
     return Text(f"```diff\n{text}\n```", text)
 
 

@@ -1,0 +1,399 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Rung s2: tiles in shared memory and in registers
+#
+# [s2_tiled.cu](../kernels/stages/s2_tiled.cu) computes the same sums as s1_naive, in the same order, with the
+# same instruction, `fmaf`. All that changes is where the operands are when that instruction wants them. You
+# will predict what that is worth before you look.
+#
+# You need [lesson 02](02_naive.ipynb). From here on every rung is written for whole blocks of 128 along k.
+
+# %%
+from gemm_ladder.figures import lessons
+
+lessons.enter()  # makes this folder the working directory, wherever Jupyter was started
+
+import gemm_ladder as gl
+import numpy as np
+from gemm_ladder.figures import measured
+from gemm_ladder.ref import gemm, metrics
+from workshop import drawing, drawing_shared, workbench
+
+drawing.style()
+rung = gl.rungs["s2_tiled"]
+
+# %% [markdown]
+# ## What limited the rung below
+#
+# The card of s1_naive names one unit, L1, at 98 % of its peak. A line of L1 has 128 bytes, and to answer a
+# load the cache has to find every line that the warp touches. Suppose that it finds one line a cycle. A warp
+# of s1_naive touches one line for A and 32 for B, and with them its 32 threads do one `fmaf` each. What would
+# that allow? Work it out on paper first: 132 SMs, at 1.98 GHz, an operation being a multiplication or an
+# addition.
+
+# %%
+SMS, CLOCK = 132, 1.98e9  # of an H100; the clock is the highest that it runs at
+
+lines, fmas = 1 + 32, 32
+size = (4096, 7168, 16384)
+recorded = {one.impl: one.tflops for one in measured.series(measured.recorded(), "dirty")}
+print(f"predicted: {SMS * CLOCK * 2 * fmas / lines / 1e12:.3f} TFLOPS")
+print(f"measured:  {recorded['s1_naive'][size]:.3f} TFLOPS")
+
+# %% [markdown]
+# One guess about one unit explains the whole kernel. So there are two things to do: ask the cache for fewer
+# lines, and use what it hands over more than once.
+#
+# ## A model, one term for each unit
+#
+# An SM has four units that a kernel on the CUDA cores can fill. Each does so much in a cycle:
+#
+# | unit | in a cycle, on each SM |
+# |---|---|
+# | FP32 pipe | 128 `fmaf` |
+# | issue slots | 4 instructions, each for a warp of 32 threads |
+# | shared memory | 128 bytes: 32 banks of 4 |
+# | L1, on a load from global memory | one line found (the guess that has just held) |
+#
+# They work at the same time. So count, for one `fmaf`, how much of each it takes, and the unit that takes the
+# longest says how fast the kernel can be. Here is that for s1_naive and for three steps from there to s2.
+#
+# 1. **A tile in shared memory.** A block of 32 x 32 threads loads 32 rows of A and of B once, and all of its
+#    threads read them from shared memory: two numbers for each `fmaf`. Threads of a warp that want the same
+#    number get it in the same turn.
+# 2. **A tile in registers.** A thread makes 8 x 8 outputs. For each k it reads 8 numbers of A and 8 of B, and
+#    does 64 `fmaf` with them.
+# 3. **128-bit loads.** One instruction reads four of those numbers.
+#
+# Which unit limits each of them? Decide before you run the cell; then see which guess was wrong.
+
+# %%
+UNITS = {"FP32 pipe": 128, "issue slots": 4, "shared memory": 128, "L1": 1}
+
+
+def cycles(fmas, instructions, shared_bytes, lines):
+    """Cycles that each unit of an SM needs for this much work of one warp; `fmas` counts threads."""
+    work = {"FP32 pipe": fmas, "issue slots": instructions, "shared memory": shared_bytes, "L1": lines}
+    return {unit: work[unit] / UNITS[unit] for unit in UNITS}
+
+
+def bound(name, fmas, **work):
+    """Print the most TFLOPS that the fullest unit allows."""
+    needed = cycles(fmas, **work)
+    unit = max(needed, key=needed.get)
+    tflops = SMS * CLOCK * 2 * fmas / needed[unit] / 1e12
+    print(f"{name:24} {tflops:5.1f} TFLOPS at most, limited by the {unit}")
+    return tflops
+
+
+# A warp, one k. Instructions of s1: two loads, two conversions of two instructions each, one fmaf.
+bound("s1_naive", 32, instructions=7, shared_bytes=0, lines=33)
+# The 32 threads read one number of A and 32 of B: 128 bytes each time, as all banks work for each load.
+bound("tile in shared memory", 32, instructions=3, shared_bytes=2 * 128, lines=0)
+bound("tile in registers", 32 * 64, instructions=16 + 64, shared_bytes=16 * 128, lines=0)
+vectorised = bound("128-bit loads", 32 * 64, instructions=4 + 64, shared_bytes=4 * 128, lines=0)
+
+# %% [markdown]
+# A tile in shared memory moves the limit from L1 to shared memory, which is faster; but an `fmaf` that reads
+# two numbers from there leaves the FP32 pipe idle seven cycles in eight. A tile in registers is what feeds
+# it: a thread with 8 x 8 outputs does 64 `fmaf` for 16 numbers, 4 for each; with R x R it would be R / 2.
+# What bounds R is the number of registers, 255 for each thread.
+#
+# The last two lines of the model assume something that is not free: that shared memory serves a warp's load
+# in one cycle for every 128 bytes. Section 2 sees to that.
+#
+# ## The idea
+#
+# A block of 256 threads makes a tile of 128 x 128. Sixteen of k are in shared memory at a time. A thread's 8
+# rows and its 8 columns are two **quads** each, 64 apart; a quad is what a 128-bit load reads.
+
+# %%
+drawing_shared.tile(thread=45)
+
+# %% [markdown]
+# ## The change to the file
+#
+# Lines with `-` are rung s1's, lines with `+` are new.
+
+# %%
+workbench.diff("s1_naive", "s2_tiled")
+
+# %% [markdown]
+# Read it in this order:
+#
+# - `tile_a` and `tile_b` are **`__shared__`**: each block has one, and all of its threads can read and write
+#   it. Both exist twice, for two steps of k.
+# - `load` reads 16 bytes of one row, for one thread. `store` converts them and writes 16 numbers to shared
+#   memory.
+# - **`__syncthreads`** is a barrier: no thread of the block goes on before all have arrived, and what was
+#   written before it can be read behind it.
+# - In the main loop `next` is loaded *before* the 16 steps of k that do not need it. A load from global
+#   memory takes hundreds of cycles; they pass while the thread multiplies.
+# - The promotion is what it was, 64 times.
+#
+# ## 1. What a block asks of the cache
+#
+# **Coalescing**, in lesson 02, was about the 32-byte sectors that a warp's load touches. Here a thread loads
+# 16 bytes of a row of its own, so a warp touches 32 lines, and half of each sector is of use at once; the
+# other half is what the next step asks for, and it is in L1 by then. How many lines are that for each `fmaf`?
+
+# %%
+loads = 8 * 8  # 8 warps, one load each for 16 of k, 8 times for a block of 128
+per_block_of_k = {"s1_naive": 128 * 128 * 128 / 32 * 33, "s2_tiled": loads * 32}
+for name, lines in per_block_of_k.items():
+    print(f"{name}: {lines:8.0f} lines found for a tile of 128 x 128 and 128 of k")
+busy = per_block_of_k["s2_tiled"] / (128 * 128 * 128 / UNITS["FP32 pipe"])
+print(f"L1 is busy for {busy:.0%} of the time that the FP32 pipe needs")
+
+# %% [markdown]
+# So the loads may stay as they are: they are no longer what counts. If neighbours in a warp loaded neighbours
+# along k, they would ask for fewer lines, and the stores below would then want the same banks.
+#
+# ## 2. Banks
+#
+# Shared memory has 32 **banks**, each 4 bytes wide: address 0 to 3 belong to bank 0, 4 to 7 to bank 1, and
+# after bank 31 it starts over. A bank gives one word at a time. Threads that want different words of one bank
+# take turns; threads that want the same word get it together.
+#
+# A 128-bit load wants four banks for each thread, so eight threads fill all 32. In s2, eight neighbours in a
+# warp have eight neighbouring quads of columns. The obvious way to share out the columns is another: the
+# first eight for the first thread, the next eight for the next. What do the first eight threads touch, each
+# way, when they read the first half of their columns?
+
+# %%
+WORD = 4  # bytes
+thread = np.arange(8)
+as_it_is, obvious = 4 * thread * WORD, 8 * thread * WORD
+drawing_shared.banks({"quads, as in s2": (as_it_is, 4), "eight columns in a row": (obvious, 4)})
+
+# %% [markdown]
+# Two turns, so twice the time in shared memory, and the same result. Nothing but a count, or a profiler,
+# shows it.
+#
+# Stores have banks too. `tile[k][row]` has K first, so the 32 threads of a warp, with a row each, store to 32
+# neighbours. Had the tile kept A's own order, a row with its 16 of k, then:
+
+# %%
+lane = np.arange(32)
+for name, offsets in {"tile[k][row]": lane * WORD, "tile[row][k]": lane * 16 * WORD}.items():
+    print(f"{name}: {drawing_shared.turns(offsets, 1)} turns for a warp's store")
+
+# %% [markdown]
+# ## Run it, check it
+#
+# D has more than one tile each way here, and neither m nor n is a multiple of 128.
+
+# %%
+problem = workbench.problem(m=150, n=136, k=256)
+d = workbench.multiply(rung, problem)
+exact = gemm.dense(*problem.arrays)
+print("relative error:                 ", metrics.relative_error(d, exact))
+print("largest relative error of a row:", metrics.max_row_error(d, exact))
+print(
+    "s1_naive's bits:                ",
+    workbench.difference(d, workbench.expected("s1_naive", problem)) is None,
+)
+print("k = 200:", rung.supports(64, 128, 200))
+
+# %% [markdown]
+# The bits are those of s1. Each thread adds its products in the order of k, whoever loaded them.
+#
+# ## How fast it is: first the prediction
+#
+# The model's last line left out what comes in every step of 16 of k, and every block of 128. Count a warp's
+# instructions for 16 of k, from the source:
+
+# %%
+multiply = 16 * (64 + 4)  # fmaf, and the 128-bit loads
+convert = 16 * 4  # for each number: shift its byte down, to FP16, to FP32, store
+other = 40  # the load, the loop, addresses, and 1/8 of the promotion
+per_step = multiply + convert + other
+fmas = 16 * 64 * 32
+tile_m = tile_n = 128
+needed = cycles(8 * fmas, 8 * per_step, 8 * 16 * (4 + 1) * 128, 8 * 32)
+for unit, count in needed.items():
+    print(f"{unit:14} {count:6.0f} cycles for 16 of k of a tile")
+tiles = -(-size[0] // tile_m) * -(-size[1] // tile_n)
+waves = -(-tiles // SMS)
+print(f"{tiles} tiles on {SMS} SMs: {waves} waves, of which {tiles / SMS / waves:.0%} is work")
+fullest = max(needed.values())
+predicted = SMS * CLOCK * 2 * 8 * fmas / fullest * tiles / SMS / waves / 1e12
+print(f"predicted: {predicted:.0f} TFLOPS, {predicted / recorded['s1_naive'][size]:.0f} times s1_naive")
+
+# %% [markdown]
+# An SM has room for one such block, because of the registers, and so for two warps at each of its four
+# schedulers. While both wait at `__syncthreads`, or for a number from shared memory, nothing is issued. The
+# model does not know that: it is the most that there can be. Write down what you expect of it, and look:
+
+# %%
+notes = drawing.bars(["s1_naive", "s2_tiled", "s3_wgmma", "cublaslt_tensorwise"], size, marked="s2_tiled")
+if size in recorded.get("s2_tiled", {}):
+    print(
+        f"measured: {recorded['s2_tiled'][size]:.1f} TFLOPS, {recorded['s2_tiled'][size] / predicted:.0%}",
+        end=" ",
+    )
+    print("of what was predicted")
+else:
+    print("s2_tiled has not been measured on a GPU yet.")
+print(*notes, sep="\n")
+
+# %% [markdown]
+# And this is what the compiler made of it. 219 registers: 64 for `partial` and 64 for `total`, because a
+# block of 128 has to be scaled before it is added; 16 for the numbers of one k, and as many for those of the
+# next.
+
+# %%
+workbench.card("s2_tiled")
+
+# %% [markdown]
+# ## What limits it now
+#
+# By the model it is the issue slots and the FP32 pipe: nearly everything that an SM issues is already an
+# `fmaf`. A larger tile or a better order would gain a few per cent. With this instruction the end is near:
+
+# %%
+print(f"the FP32 pipes of all SMs: {SMS * CLOCK * 2 * UNITS['FP32 pipe'] / 1e12:.0f} TFLOPS")
+print(f"cuBLASLt, on the tensor cores: {recorded['cublaslt_tensorwise'][size]:.0f} TFLOPS")
+
+# %% [markdown]
+# What is left is another instruction: one for a whole tile. The next rung has it. Shared memory stays, and so
+# do its banks; the conversion to FP32 goes.
+#
+# ## Break it
+#
+# Predict each symptom before you run the cell.
+
+# %%
+problem = workbench.problem(m=130, n=136, k=256)
+
+# %% [markdown]
+# **1.** No `__syncthreads` at the end of a step.
+
+# %%
+SYNC = "            __syncthreads();  // the next step is stored, and this one's place may be overwritten\n"
+workbench.break_it("s2_tiled", problem, (SYNC, ""), seeds=4)
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# Nothing says that a number has been stored before another thread reads it, or read before it is overwritten.
+# The emulator names the first two such accesses. On a GPU the result is right as long as the warps happen to
+# keep step: on some days.
+# </details>
+#
+# **2.** One place in shared memory and not two: `step % 2` is 0. All barriers stay.
+
+# %%
+workbench.break_it(
+    "s2_tiled",
+    problem,
+    ("tile_a[step % 2] : tile_b[step % 2]", "tile_a[0] : tile_b[0]"),
+    ("tile_a[step % 2][k]", "tile_a[0][k]"),
+    ("tile_b[step % 2][k]", "tile_b[0][k]"),
+    seeds=4,
+)
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# A fast thread stores the next step where a slow one still reads this step. With one place you need two
+# barriers: one behind the last read, one behind the stores.
+# </details>
+#
+# **3.** A thread has eight neighbouring rows, and eight neighbouring columns.
+
+# %%
+workbench.break_it(
+    "s2_tiled",
+    problem,
+    ("return i / kQuad * kHalf + quad * kQuad + i % kQuad;", "return quad * kPerThread + i;"),
+    seeds=4,
+)
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# Who makes which output is nobody's business but the kernel's. It is right, and slower: section 2. The
+# emulator counts no turns.
+# </details>
+#
+# **4.** `inside` is always true.
+
+# %%
+workbench.break_it(
+    "s2_tiled",
+    problem,
+    ("const bool inside = row < (loads_a ? p.m : p.n);", "const bool inside = true;"),
+    seeds=4,
+)
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# m = 130 leaves 126 rows of the second tile without a row of A, and n = 136 does the same to B. What the
+# threads load there belongs to nobody, or to somebody else.
+# </details>
+#
+# ## Exercises
+#
+# **1.** The multiplication is missing. `a` has the thread's eight numbers of A for this k, `b` those of B.
+# Write the two loops and the line in them, for `partial`, [kPerThread][kPerThread]. (`#pragma unroll` before
+# each loop has the compiler use registers; here it may be left out.)
+
+# %% tags=["exercise"]
+multiply = "partial[0][0] += a[0];"
+
+# %% tags=["check"]
+loops = """#pragma unroll
+                for (int i = 0; i < kPerThread; ++i)
+#pragma unroll
+                    for (int j = 0; j < kPerThread; ++j) partial[i][j] = fmaf(a[i], b[j], partial[i][j]);
+"""
+workbench.check_rung("s2_tiled", problem, (loops, multiply + "\n"), seeds=4)
+
+# %% [markdown]
+# **2.** The store to shared memory is missing, too: byte i of a row's 16 bytes is in `word`, at bits `i % 4 *
+# 8`. Write the line that converts it and puts it where `load_quads` will look for it.
+
+# %% tags=["exercise"]
+put = "tile[0][line] = static_cast<float>(word);"
+
+# %% tags=["check"]
+stored = "tile[i][line] = ptx::cvt_f32_e4m3(static_cast<uint8_t>(word >> i % 4 * 8));"
+workbench.check_rung("s2_tiled", problem, (stored, put), seeds=4)
+
+# %% [markdown]
+# **3.** A thread makes R x R outputs, and reads its 2 R numbers for each k by loads of `width` numbers. What
+# share of the instructions, `fmaf` and loads alone, is `fmaf`?
+
+
+# %% tags=["exercise"]
+def share(r, width):
+    return 0.5
+
+
+# %% tags=["check"]
+cases = [(1, 1), (4, 1), (4, 4), (8, 1), (8, 4), (16, 4)]
+workbench.check(share, lambda r, width: r * r / (r * r + 2 * r / width), cases)
+
+# %% [markdown]
+# **4.** How many turns does a warp's store take, if each thread stores one word, thread i at word `i *
+# stride`?
+
+
+# %% tags=["exercise"]
+def strided(stride):
+    return 1
+
+
+# %% tags=["check"]
+strides = [(1,), (2,), (3,), (4,), (16,), (32,), (33,), (48,)]
+workbench.check(strided, lambda stride: drawing_shared.turns(np.arange(32) * stride * WORD, 1), strides)
+
+# %% [markdown]
+# Next: [the tensor cores](04_wgmma.ipynb).

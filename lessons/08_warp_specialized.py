@@ -1,0 +1,376 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Rung s6: warps with different jobs
+#
+# Up to rung s5 every warp does everything: it asks for loads, multiplies, promotes, stores. In
+# [s6_warp_specialized.cu](../kernels/stages/s6_warp_specialized.cu) one warp only loads, and eight only
+# multiply and promote. For that, threads get different numbers of registers, and a tile can be four times
+# as large.
+#
+# You need [lesson 06](06_tma.ipynb) for the mbarriers and [lesson 07](07_tma_multicast.ipynb) for the
+# cluster.
+
+# %%
+from gemm_ladder.figures import lessons
+
+lessons.enter()  # makes this folder the working directory, wherever Jupyter was started
+
+import gemm_ladder as gl
+import numpy as np
+from gemm_ladder.figures import measured, timeline
+from gemm_ladder.ref import gemm, layouts, metrics
+from workshop import drawing, drawing_warps, workbench
+
+drawing.style()
+rung = gl.rungs["s6_warp_specialized"]
+
+# %% [markdown]
+# ## What limited the rung below
+#
+# In s5 a block has one warpgroup. Orange and green alternate: nothing is multiplied while it promotes. In
+# between, its first warp also asks the copy engine for the next stage. An SM has room for a second block,
+# which may multiply while this one promotes, but nothing arranges it.
+#
+# The cell draws a block of s5, as the emulator ran it, and below it one of the new rung. Before you run it:
+# one warpgroup loads in the new rung, and two multiply. What will be different in the picture?
+
+# %%
+drawing_warps.before_after(
+    drawing_warps.on_emulator("s5_tma_multicast"), drawing_warps.on_emulator("s6_warp_specialized")
+)
+
+# %% [markdown]
+# On the emulator this is an order, without durations. On a GPU it has durations, too:
+
+# %%
+below, mine = drawing_warps.on_gpu("s5_tma_multicast"), drawing_warps.on_gpu("s6_warp_specialized")
+if below and mine:
+    drawing_warps.before_after(below, mine, until=min(rows[0]["until"] for rows in (below, mine)))
+    for rows in (below, mine):
+        busy, beside = timeline.overlap(rows)
+        print(f"{rows[0]['rung']}: WGMMAs in flight {busy:.0%} of the time,")
+        print(f"    {beside:.0%} of the promotion beside another warpgroup's WGMMAs, of this block")
+else:
+    print("This rung's timeline has not been recorded on a GPU yet.")
+
+# %% [markdown]
+# The tile was a limit too. Count the operations for each byte that a block asks L2 for. Of the operand that
+# is shared it asks for half; the neighbour asks for the other half, and multicasts it.
+
+# %%
+for name, rows, columns, fetched in (("s5", 64, 128, 64 + 128 / 2), ("s6", 256, 128, 256 / 2 + 128)):
+    print(
+        f"{name}: tile {rows:3} x {columns}, "
+        f"{2 * rows * columns / fetched:.0f} operations for each byte asked for"
+    )
+
+# %% [markdown]
+# A larger tile needs more registers, and section 1 shows why s5 could not have them. Its card:
+
+# %%
+workbench.card("s5_tma_multicast")
+
+# %% [markdown]
+# ## The idea
+#
+# **Warp specialisation**: a warp gets a job, and keeps it. The **producer** walks around the ring of stages
+# and fills them. Two warpgroups, the **consumers**, walk around the same ring and empty them. They meet at
+# the mbarriers of [rung s4](06_tma.ipynb), `full` and `empty`, and nowhere else. Nobody tells the two
+# consumers to take turns. But each waits for its own products only, so while one promotes, the other can have
+# the tensor cores.
+#
+# Record a run, and draw who asks for a stage and who reads which rows of it:
+
+# %%
+with gl.emulator(seed=20, record=True) as run:
+    workbench.multiply(rung, workbench.problem(m=768, n=128, k=512), "cpu")
+drawing_warps.roles(run.events)
+
+# %% [markdown]
+# A consumer has two slices of 64 rows, one after the other. Both consumers read all of B's tile, which is
+# loaded once for 256 rows.
+#
+# ## The change to the file
+#
+# Lines with `-` are rung s5's, lines with `+` are new; a line that only moved to the right is not shown as
+# changed. Read it after the next two sections.
+
+# %%
+workbench.diff("s5_tma_multicast", "s6_warp_specialized")
+
+# %% [markdown]
+# `find_tile` is not about warps. It says which tile is a block's: pairs of tiles side by side, which share A,
+# in an order that [the next lesson](09_persistent.ipynb) looks at.
+#
+# ## 1. Who has how many registers: `setmaxnreg`
+#
+# Count what a consumer's thread must hold: the sums of its part of the tile, and the partial sums of the
+# slice that is being multiplied.
+
+# %%
+total = 256 * 128 // 256  # of the tile, for each of the consumers' threads
+partial = 64 * 128 // 128  # of the slice, for each of the warpgroup's threads
+print(f"total: {total} registers, partial: {partial}, together {total + partial}")
+registers = 65536  # of an SM: "Technical Specifications per Compute Capability", CUDA C++ Programming Guide
+threads = 384  # three warpgroups
+at_launch = registers // threads // 8 * 8  # registers are given out in eights
+print(f"a block of {threads} threads that has the whole SM: {at_launch} for each thread")
+
+# %% [markdown]
+# That is too little, by far: addresses, scales and counters come on top. And a producer needs almost none. A
+# kernel is launched with one number for all threads, but **`setmaxnreg`** changes it while it runs. A
+# warpgroup executes it as a whole: `setmaxnreg.dec` gives registers back, `setmaxnreg.inc` takes some, and
+# waits until there are enough. Here it is alone, on the emulator:
+
+# %%
+BUDGET = """
+__global__ void __launch_bounds__(384, 1) budget(const void* in, uint32_t* out) {
+    if (threadIdx.x < 128) ptx::setmaxnreg_dec<40>();
+    else ptx::setmaxnreg_inc<232>();
+    out[threadIdx.x] = 1;
+}
+"""
+run = workbench.try_kernel(BUDGET, np.zeros(384, np.uint32), threads=384, seed=1, device="cpu")
+drawing_warps.registers(run.events, at_launch)
+
+# %% [markdown]
+# Nobody can take before somebody has given: what the rounding to eights leaves over is not enough for one
+# warp. In the end:
+
+# %%
+left_over, more = registers - threads * at_launch, 32 * (232 - at_launch)
+print(f"left over at the launch: {left_over}; a warp that takes needs {more} more")
+print(f"128 x 40 + 256 x 232 = {128 * 40 + 256 * 232} of {registers}")
+
+# %% [markdown]
+# The number is a multiple of 8 from 24 to 256, and part of the instruction: the compiler has to know it, and
+# `__launch_bounds__(384, 1)` tells it what the launch begins with. All warps of a warpgroup must ask for the
+# same. That is why the producer has a warpgroup of its own, of which three warps do nothing.
+#
+# ## 2. One thread asks
+#
+# A TMA load is *one* thread's instruction. If 32 threads executed it, there would be 32 copies. The kernel
+# takes the simplest way to choose one, `if (threadIdx.x == 0)`. The instruction made for choosing, which you
+# will meet in [rung s9](12_production.ipynb) and in other kernels, is **`elect.sync`**. It is true in one
+# lane of the warp, and you are not told which. The emulator lets the seed decide:
+
+# %%
+for seed in range(3):
+    out = np.zeros(64, np.uint32)
+    workbench.try_kernel(
+        "__global__ void elected(const void* in, uint32_t* out) { out[threadIdx.x] = ptx::elect_sync(); }",
+        out,
+        threads=64,
+        seed=seed,
+    )
+    print(f"seed {seed}: threads {np.flatnonzero(out)}")
+
+# %% [markdown]
+# ## The kernel
+#
+# Two roads that meet again at the end only. First the producer's. It has no `if (block + kStages - 1 <
+# blocks)` any more and no K blocks to count ahead: it goes on until a stage is not empty, and waits there.
+# At its own `full` it expects all of A's tile, though it asks for half: the neighbour multicasts the other
+# half.
+
+# %%
+workbench.code(rung.source, "if \\(threadIdx.x < kWarpgroup\\) {", "^    } else {$")
+
+# %% [markdown]
+# The consumers'. Each warp reports that it has finished with a stage, at both blocks of the cluster, right
+# after the last product that reads it, and before the promotion.
+
+# %%
+workbench.code(rung.source, "^    } else {$", "^    }$")
+
+# %% [markdown]
+# Run it, check it:
+
+# %%
+problem = workbench.problem(m=600, n=328, k=640)  # ragged: tiles with 88 rows, and with 72 columns
+d = workbench.multiply(rung, problem)
+exact = gemm.dense(*problem.arrays)
+print("relative error:                 ", metrics.relative_error(d, exact))
+print("of the definition, as BF16:     ", metrics.relative_error(gemm.to_bf16(exact), exact))
+print("largest relative error of a row:", metrics.max_row_error(d, exact))
+print(
+    "the expected bits:              ",
+    workbench.difference(d, workbench.expected(rung.name, problem)) is None,
+)
+
+# %% [markdown]
+# ## How fast it is
+
+# %%
+size = (4096, 7168, 16384)
+notes = drawing.bars(
+    [*list(gl.rungs)[1:7], "cublaslt_blockwise", "cublaslt_tensorwise"], size, marked=rung.name
+)
+tflops = {
+    one.impl: one.tflops[size] for one in measured.series(measured.recorded(), "dirty") if size in one.tflops
+}
+if rung.name in tflops:
+    print(f"{tflops[rung.name] / tflops['s5_tma_multicast']:.2f} times as fast as s5_tma_multicast,")
+    print(f"{tflops[rung.name] / tflops['cublaslt_tensorwise']:.0%} of the ceiling")
+else:
+    print("s6_warp_specialized has not been measured on a GPU yet.")
+print(*notes, sep="\n")
+
+# %% [markdown]
+# ## What limits it now
+#
+# A block has all of an SM: of its shared memory the ring takes most, of its registers the consumers. So there
+# is no second block that could multiply while this one begins or ends. Beginning, it waits for its first
+# stage; ending, it stores its tile, and its tensor cores have nothing to do. How much is that? Let a stage
+# arrive a microsecond after it was asked for, and let the store take another; a block of 128 along k takes
+# what the tensor cores need for it. Predict for which of DeepSeek-V3's k it matters.
+
+# %%
+RATE = 4096 * 2  # operations of a cycle and SM, of FP8
+CLOCK = 1.755e9  # about what an H100 runs at when its tensor cores are busy
+for k in (512, 2048, 7168, 16384):
+    multiply = 2 * 256 * 128 * k / RATE / CLOCK * 1e6
+    print(
+        f"k = {k:5}: {multiply:5.1f} us of WGMMAs for a tile, "
+        f"{2 / (2 + multiply):.0%} of the time without any"
+    )
+
+# %% [markdown]
+# A short k pays a lot. The next rung's blocks stay: while one tile is stored, the next one is loaded.
+
+# %%
+workbench.card("s6_warp_specialized")
+
+# %% [markdown]
+# ## Break it
+#
+# Predict, then run. The problem has two tiles below each other, each of which has a neighbour past the end.
+
+# %%
+problem = workbench.problem(m=512, n=128, k=768)
+
+# %% [markdown]
+# **1.** The consumers ask for 248 registers.
+
+# %%
+workbench.break_it("s6_warp_specialized", problem, ("setmaxnreg_inc<232>", "setmaxnreg_inc<248>"))
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# 128 x 40 + 256 x 248 = 68608, more than there are. The last warps wait for registers that nobody will give
+# back. Nothing else is wrong, and on a GPU nobody would tell you: the kernel would not end.
+# </details>
+#
+# **2.** The whole producer warp produces, not one thread.
+
+# %%
+workbench.break_it(
+    "s6_warp_specialized",
+    problem,
+    (
+        "        if (threadIdx.x == 0) {\n            const uint32_t rank",
+        "        if (threadIdx.x < 32) {\n            const uint32_t rank",
+    ),
+)
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# `full` was made for one arrival. The second lane of the warp arrives again; or it comes first that it asks
+# for a load to where the first lane's load has not landed yet.
+# </details>
+#
+# **3.** `empty` is made for the warps of one consumer.
+
+# %%
+workbench.break_it(
+    "s6_warp_specialized", problem, ("kCluster * kConsumers * kWarpgroup / 32", "kCluster * kWarpgroup / 32")
+)
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# A stage counts as empty when half of the warps have finished with it: those of the neighbour will do. Then
+# the producer announces bytes at `full` again while its own last ones are still on their way, one arrival too
+# many, or it fills a stage that others still read. Which comes first depends on the schedule.
+# </details>
+#
+# **4.** Both consumers have the first 64 rows of a slice.
+
+# %%
+workbench.break_it(
+    "s6_warp_specialized",
+    problem,
+    ("const int row = consumer * kWgmmaM + accumulator_row", "const int row = accumulator_row"),
+)
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# Each multiplies its own rows, but takes the first consumer's scales, and stores where the first one stores.
+# The rows of the second consumer are never written: D was full of NaN before.
+# </details>
+#
+# ## Exercises
+#
+# **1.** The register budget. One warpgroup produces, with `producer` registers a thread, and `consumers`
+# warpgroups multiply. What is the largest number that they can ask for? A multiple of 8, and 256 at most.
+
+
+# %% tags=["exercise"]
+def largest(consumers, producer):
+    return 65536 // (128 * (consumers + 1))
+
+
+# %% tags=["check"]
+workbench.check(
+    largest,
+    lambda consumers, producer: min(256, (65536 // 128 - producer) // consumers // 8 * 8),
+    [(2, 40), (2, 24), (1, 40), (3, 32), (3, 24)],
+)
+
+# %% [markdown]
+# **2.** What the producer does with a stage before it asks for its loads is missing. Write the two lines:
+# wait until `next.stage` is empty, and announce at `full` how many bytes will come.
+
+# %% tags=["exercise"]
+announce = """
+"""
+
+# %% tags=["check"]
+lines = rung.source.splitlines(keepends=True)
+wait = next(i for i, line in enumerate(lines) if "ptx::mbarrier_wait_parity(next.stage" in line)
+workbench.check_rung("s6_warp_specialized", problem, ("".join(lines[wait : wait + 2]), announce))
+
+# %% [markdown]
+# **3.** Which row of the tile is in register `i` of slice `slice` of thread `thread` of consumer
+# `consumer`? `layouts.wgmma_accumulator(128)` gives rows and columns of one WGMMA's accumulators, each
+# [thread, register].
+
+
+# %% tags=["exercise"]
+def tile_row(consumer, slice, thread, i):
+    rows, _ = layouts.wgmma_accumulator(128)
+    return int(rows[thread, i])
+
+
+# %% tags=["check"]
+fragment = layouts.wgmma_accumulator(128)[0]
+cases = [
+    (consumer, slice, thread, i)
+    for consumer in (0, 1)
+    for slice in (0, 1)
+    for thread, i in ((0, 0), (37, 2), (127, 63))
+]
+workbench.check(
+    tile_row, lambda consumer, slice, thread, i: int(128 * slice + 64 * consumer + fragment[thread, i]), cases
+)
+
+# %% [markdown]
+# Next: [blocks that stay](09_persistent.ipynb).

@@ -129,7 +129,8 @@ class Layouts {
     }
 
     // An operand of several boxes has whole boxes, or a part of the last. One that begins inside of its first box and
-    // runs on into another is likely at a wrong address.
+    // runs on into another is likely at a wrong address. (It may also run on into the rest of an older load: a kernel
+    // that needs only the first rows can load a smaller box.)
     std::optional<Misfit> runs_on(const Operand& operand,
                                   const std::map<std::pair<uint16_t, uint32_t>, Piece>& boxes) const {
         const auto row = [](const auto& box) { return box.second.row; };
@@ -138,8 +139,9 @@ class Layouts {
         const Piece &begin = first->second, &next = last->second;
         if (first->first.first == last->first.first || begin.row == next.row || begin.spot.row <= begin.row)
             return std::nullopt;
-        return Misfit{&layouts_[first->first.first - 1u],
-                      " by a descriptor that begins inside of the tile of a TMA load",
+        const Layout &box = layouts_[first->first.first - 1u], &other = layouts_[last->first.first - 1u];
+        if (other.begin <= box.begin) return std::nullopt;  // an older, larger box, of which the rest is still there
+        return Misfit{&box, " by a descriptor that begins inside of the tile of a TMA load",
                       ", at its row " + std::to_string(begin.spot.row) + ", and from row " +
                           std::to_string(operand.first + next.row) + " on is in another tile"};
     }

@@ -907,7 +907,7 @@ print(f"on this machine, now: {words}: {whole / quick:.0f} times as fast")
 workbench.code(queue_cpp, "const auto weight =", "^}$")
 
 # %%
-workbench.code(queue_cpp, "if \\(unseen\\(\\)", "if \\(error\\)")
+workbench.code(queue_cpp, "const Found found = unseen", "if \\(error\\)")
 
 # %% [markdown]
 # What it comes to on a host with a GPU, beside PyTorch's own functions, and what the first call of a kernel

@@ -97,15 +97,7 @@ def run(call: CheckedCast, out: Results, num_sms: int = 0) -> None:
     if not out.codes.numel():
         return
     if not call.x.is_cuda:
-        tensors = {"x": call.x, "the codes": _whole(out.codes), "the scales": out.scales}
-        for name, one in (
-            ("weight", call.weight),
-            ("rows", call.rows),
-            ("masked_m", call.counts),
-            ("ks", call.ks),
-        ):
-            if one is not None:
-                tensors[name] = one
+        tensors = {**call.tensors, "the codes": _whole(out.codes), "the scales": out.scales}
         args = arguments(call, out, num_sms or EMULATED_SMS)
         error = emulator.launch(_emulated(call.kernel), args, tensors, once={"the codes", "the scales"})
         if error:

@@ -54,6 +54,13 @@ class CheckedCast(NamedTuple):
     epsilon: float
     use_ue8m0: bool
 
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Those that were given, by their names in messages."""
+        masked_m = self.counts
+        named = {"x": self.x, "weight": self.weight, "rows": self.rows, "masked_m": masked_m, "ks": self.ks}
+        return {name: one for name, one in named.items() if one is not None}
+
 
 class Results(NamedTuple):
     """What a cast writes.
@@ -85,10 +92,8 @@ def check(
         InputError: the first thing found wrong.
     """
     call = described(kind, before, x, weight, eps, use_ue8m0, rows, masked_m, ks)
-    tensors = {"x": call.x, "weight": call.weight, "rows": call.rows, "masked_m": call.counts, "ks": call.ks}
-    for name, tensor in tensors.items():
-        if tensor is not None:
-            checks.has_memory(name, tensor)
+    for name, tensor in call.tensors.items():
+        checks.has_memory(name, tensor)
     return call
 
 

@@ -4,8 +4,8 @@
 bytes, the reason, where its launch was refused; True where nothing was done, but would be if A's scales had
 the strides that TMA reads; and False where nothing was done, because the operands are not plain or nobody has
 added a plan for their sizes. Such a call goes through `gemm_ladder.checks`, which finds what is wrong or
-converts other scales, and `launching`, which adds the plan. So nothing is accepted here that
-is not accepted there. Besides the launch itself the fast path takes a microsecond; in Python it took ten.
+converts other scales, and `launching`, which adds the plan. So nothing is accepted here that is not accepted
+there. Besides the launch itself the fast path takes a microsecond; in Python it took ten.
 
 Operands are plain if the pairs are tuples, the tensors of torch's own class, and their dtypes, shapes,
 strides and addresses need no conversion, on the current device, with nothing for autograd to record. A call

@@ -85,11 +85,11 @@ class Cluster {
         Thread& thread = self();
         waiters.push_back(&thread);
         thread.wait = wait;
-        thread.fiber.suspend();
+        stop(thread);
         thread.wait = {};
     }
     void wake(Waiters& waiters) {
-        runnable_.insert(runnable_.end(), waiters.begin(), waiters.end());
+        for (const Thread* thread : waiters) ready_.add(*thread);
         waiters.clear();
         polls_ = 0;
     }
@@ -99,8 +99,8 @@ class Cluster {
     }
     // Another thread may run before the calling one goes on.
     void yield() {
-        runnable_.push_back(&self());
-        self().fiber.suspend();
+        ready_.add(self());
+        stop(self());
     }
     // A thread has tested an mbarrier in vain. Threads that poll stay runnable, so after kPatience polls in a row
     // without any other progress the scheduler does asynchronous work; if there is none, they would poll for ever.
@@ -109,13 +109,12 @@ class Cluster {
             fail_at(Fault::endless_polling, address,
                     "polls %s for ever: nothing is on its way and no other thread makes progress",
                     name_of(*self().block, address).c_str());
-        runnable_.push_back(&self());
-        self().fiber.suspend();
+        yield();
     }
     // A thread has used memory kTicks times without an instruction. It may compute, or read the same again and again
     // until another thread has written it: that one may be of this cluster, or of one that has not begun.
     void spin() {
-        if (self().doubtful) SharedMemory::settle(self());
+        if (self().doubtful) Accesses::settle(self());
         const uint64_t progress = publish_progress();
         if (progress != seen_progress_) seen_progress_ = progress, spins_ = 0;
         if (++spins_ > kSpins)
@@ -123,8 +122,7 @@ class Cluster {
                  "has run for long without an instruction, and nothing else happens meanwhile: an endless loop");
         if (spins_ % kFewSpins == 0) launch_.begin_another();
         polls_ += kPatience / kFewSpins;
-        runnable_.push_back(&self());
-        self().fiber.suspend();
+        yield();
     }
     // The calling thread tells a barrier what it has done. In large clusters too many threads would have to be kept in
     // mind for each other, so there all of them know everything.
@@ -168,7 +166,7 @@ class Cluster {
     // A thread calls the emulator, from the place `from` in the kernel's machine code.
     void enter(Thread& thread, const void* from) {
         if (thread.doubtful) [[unlikely]]
-            SharedMemory::settle(thread);
+            Accesses::settle(thread);
         thread.from = from;
         thread.ticks = 0;
         ++instructions_;
@@ -179,7 +177,7 @@ class Cluster {
         (patient && lazy_stores_ ? patient_ : pending_).push_back({std::move(work), issuer});
     }
     Random& random() { return random_; }
-    void stop(FaultReport fault) {
+    void end_with(FaultReport fault) {
         if (!fault_) fault_ = std::move(fault);
     }
 
@@ -202,7 +200,16 @@ class Cluster {
     void exit_checks(Thread& thread);
     void check_visits(const Block& block);
     void release_those_who_wait_for(Thread& thread);
-    Thread* pick();
+    // The calling thread stops until it is resumed. The next one of the turn goes on in its place.
+    void stop(Thread& thread) {
+        if (Thread* next = next_in_turn())
+            thread.fiber.hand_over(next->fiber);
+        else
+            thread.fiber.suspend();
+    }
+    Thread* next_in_turn();
+    void begin_turn();
+    std::size_t run_turn();
     void complete_one(std::vector<Work>& from);
     FaultReport deadlock() const;
     static std::string reason(const Thread& thread);
@@ -213,12 +220,19 @@ class Cluster {
         }
         return launch_.progress.load(std::memory_order_relaxed);
     }
-    bool idle() const { return runnable_.empty() || polls_ > kPatience; }
+    bool at_step_limit() const { return config_.max_steps && step_ >= static_cast<uint64_t>(config_.max_steps); }
+    uint32_t first_lane() const {  // of turn_lanes_, from turn_begin_ on
+        const uint32_t from_begin = turn_lanes_ >> turn_begin_ << turn_begin_;
+        return static_cast<uint32_t>(std::countr_zero(from_begin ? from_begin : turn_lanes_));
+    }
+    bool idle() const { return ready_.empty() || polls_ > kPatience; }
 
     static constexpr int64_t kPatience = 100000;    // polls in vain, of all threads together
     static constexpr int64_t kStarving = 1000;      // after so many, all threads advance alike
     static constexpr std::size_t kOrdered = 4096;   // threads of a cluster
-    static constexpr uint64_t kOvertime = 1 << 14;  // times 64 steps, after another cluster's fault
+    static constexpr uint64_t kRounds = 16;         // of the scheduler, until it looks at the other clusters
+    static constexpr uint64_t kOvertime = 1 << 14;  // times kRounds, after another cluster's fault
+    static constexpr uint32_t kOneLane = 128;       // probability, in 1024ths, that one lane has a turn alone
     static constexpr int64_t kSpins = 1 << 15, kFewSpins = 64;
 
     Shape shape_;
@@ -227,7 +241,11 @@ class Cluster {
     int64_t index_ = 0;
     const Call* call_ = nullptr;
     std::vector<Thread> threads_;  // those of a block, and of a warp, are neighbours
-    std::vector<Thread*> runnable_;
+    Ready ready_;
+    // The lanes of a warp that have their turn one after another: the first one of the warp, those that have not had it
+    // yet, and the lane that it began with.
+    Thread* turn_warp_ = nullptr;
+    uint32_t turn_lanes_ = 0, turn_begin_ = 0;
     std::vector<Work> pending_, patient_;
     Random random_{0};
     // Chosen by the seed, for the whole run:
@@ -265,7 +283,7 @@ inline void note(Fault what, uint64_t address, const void* other, const char* te
     char where[96];
     std::snprintf(where, sizeof where, "block %lld, warp %d, lane %d: ", static_cast<long long>(place.block),
                   place.warp, place.lane);
-    current_cluster->stop({what, std::string(where) + text, place, address, thread.from, other});
+    current_cluster->end_with({what, std::string(where) + text, place, address, thread.from, other});
 }
 
 [[noreturn]] inline void report(Fault what, uint64_t address, const void* other, const char* format,
@@ -277,7 +295,7 @@ inline void note(Fault what, uint64_t address, const void* other, const char* te
         for (const Block& one : current_cluster->blocks)
             if (one.index == block) std::strncat(text, one.mixed_barrier.c_str(), 255);
     if (!current_thread) {
-        current_cluster->stop({what, text, current_cluster->issuer(), address});
+        current_cluster->end_with({what, text, current_cluster->issuer(), address});
         throw Stopped{};
     }
     note(what, address, other, text);
@@ -347,23 +365,24 @@ inline const Slots& exchange(const char* what, std::initializer_list<uint64_t> d
 }
 
 // An .aligned instruction of one lane, in a line of the kernel: all lanes of the warp must come to it in the same one.
-// Otherwise the warp has diverged, and PTX does not say what the instruction does.
+// Otherwise the warp has diverged, and PTX does not say what the instruction does. A lane need not wait for the others
+// here: each one's first such instruction is compared with the others' first, and so on.
 inline void together(const char* what, int line) {
-    const Thread& thread = self();
+    Thread& thread = self();
     const auto warp = static_cast<std::size_t>(thread.warp());
-    Aligned& met = thread.block->aligned[warp];
-    if (met.lanes >> thread.lane() & 1)
-        met.lanes = 0;  // the others have gone on, past a barrier that had enough threads
-    if (met.lanes && (met.line != line || std::strcmp(met.what, what) != 0))
+    AlignedQueue& queue = thread.block->aligned[warp];
+    const auto place = static_cast<std::size_t>(thread.aligned++ - queue.first);
+    if (place == queue.met.size()) queue.met.push_back({what, line, 0, thread.from});
+    Aligned& met = queue.met[place];
+    if (met.line != line || (met.what != what && std::strcmp(met.what, what) != 0))
         fail_race(
             Fault::divergent_warp, 0, met.from,
             "executes %s, and other lanes of its warp execute %s elsewhere: the warp has diverged, and all its lanes "
             "must execute such an instruction together",
             what, met.what);
-    if (!met.lanes) met = {what, line, 0, thread.from};
     met.lanes |= 1u << thread.lane();
     const uint32_t alive = thread.block->alive[warp];
-    if ((met.lanes & alive) == alive) met.lanes = 0;
+    for (; !queue.met.empty() && (queue.met.front().lanes & alive) == alive; ++queue.first) queue.met.pop_front();
 }
 
 // Records an instruction of a whole warp once, when lane 0 executes it.
@@ -395,7 +414,7 @@ inline void Cluster::reset(int64_t cluster) {
     polls_ = spins_ = 0;
     fault_.reset();
     events.clear();
-    runnable_.clear();
+    ready_.reset(numbers() / 32);
     pending_.clear();
     patient_.clear();
     random_ = Random(config_.seed * 0x2545F4914F6CDD1D + static_cast<uint64_t>(cluster));
@@ -454,6 +473,7 @@ inline void Cluster::reset(int64_t cluster) {
             thread.unfenced.clear();
             thread.doubtful = false;
             thread.cluster_generation = 0;
+            thread.aligned = 0;
             thread.cluster_pending = thread.wgmma_fenced = false;
             thread.dependency_waited = !shape_.early;
             thread.wgmmas = thread.wgmmas_waited = 0;
@@ -464,7 +484,7 @@ inline void Cluster::reset(int64_t cluster) {
             thread.store_groups.clear();
             thread.async_writes = {};
             block.threads.push_back(&thread);
-            runnable_.push_back(&thread);
+            ready_.add(thread);
         }
     }
     cluster_arrived = 0;
@@ -491,31 +511,25 @@ inline std::optional<FaultReport> Cluster::run(int64_t cluster, const Call& call
             this);
     try {
         std::size_t alive = threads_.size();
-        uint64_t overtime = 0;
+        uint64_t overtime = 0, rounds = 0;
         while (alive > 0 && !fault_) {
-            ++step_;
-            if (step_ % 64 == 0) {
+            if (++rounds % kRounds == 0) {
                 publish_progress();
                 // A cluster that has ended by a fault may hold a lock that this one waits for.
                 if (const int64_t failed = launch_.failed;
                     failed < place || (failed != INT64_MAX && ++overtime > kOvertime))
                     break;
             }
-            if (config_.max_steps && step_ > static_cast<uint64_t>(config_.max_steps)) {
-                stop({Fault::step_limit, "no end after " + std::to_string(config_.max_steps) + " steps", {}, 0});
-            } else if (!pending_.empty() && (idle() || random_.chance(async_chance_))) {
+            if (at_step_limit())
+                end_with({Fault::step_limit, "no end after " + std::to_string(config_.max_steps) + " steps", {}, 0});
+            else if (!pending_.empty() && (idle() || random_.chance(async_chance_)))
                 complete_one(pending_);
-            } else if (idle() && !patient_.empty()) {
+            else if (idle() && !patient_.empty())
                 complete_one(patient_);
-            } else if (runnable_.empty()) {
-                stop(deadlock());
-            } else {
-                current_thread = pick();
-                turn_.store(turn_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
-                current_thread->fiber.resume();
-                alive -= current_thread->finished;
-                current_thread = nullptr;
-            }
+            else if (ready_.empty())
+                end_with(deadlock());
+            else
+                alive -= run_turn();
         }
         while (alive == 0 && !pending_.empty() && !fault_) complete_one(pending_);
         while (alive == 0 && !patient_.empty() && !fault_) complete_one(patient_);
@@ -526,24 +540,52 @@ inline std::optional<FaultReport> Cluster::run(int64_t cluster, const Call& call
     return fault_;
 }
 
-inline Thread* Cluster::pick() {
-    std::size_t best = random_.below(static_cast<uint32_t>(runnable_.size()));
-    // The thread with the highest priority of four chosen at random; but many threads that poll must not starve the one
+// Chooses a warp whose lanes have their turn: all of them that can go on, or sometimes only one.
+inline void Cluster::begin_turn() {
+    const auto count = static_cast<uint32_t>(ready_.warps().size());
+    std::size_t best = random_.below(count);
+    // The warp with the highest priority of four chosen at random; but many threads that poll must not starve the one
     // that they wait for.
     if (priorities_ && polls_ <= kStarving) {
-        const auto priority = [&](std::size_t i) { return priority_[runnable_[i]->number / 32]; };
+        const auto priority = [&](std::size_t i) { return priority_[ready_.warps()[i]]; };
         for (int i = 0; i < 3; ++i) {
-            const std::size_t other = random_.below(static_cast<uint32_t>(runnable_.size()));
+            const std::size_t other = random_.below(count);
             if (priority(other) > priority(best)) best = other;
         }
     }
-    Thread* thread = runnable_[best];
-    runnable_[best] = runnable_.back();
-    runnable_.pop_back();
-    return thread;
+    const uint32_t warp = ready_.warps()[best], warps = static_cast<uint32_t>(shape_.warps());
+    turn_warp_ = &threads_[warp / warps * static_cast<uint32_t>(shape_.threads) + warp % warps * 32];
+    turn_lanes_ = ready_.lanes(best);
+    turn_begin_ = random_.below(32);
+    if (random_.chance(kOneLane)) turn_lanes_ = 1u << first_lane();
+    ready_.take(best, turn_lanes_);
+}
+
+// Of the lanes of the turn, the next one, which now has its turn; nullptr: there is none.
+inline Thread* Cluster::next_in_turn() {
+    if (!turn_lanes_ || at_step_limit()) return nullptr;
+    const uint32_t lane = first_lane();
+    turn_lanes_ &= ~(1u << lane);
+    if (turn_lanes_) turn_warp_[first_lane()].fiber.prefetch();
+    ++step_;
+    turn_.store(turn_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+    return current_thread = &turn_warp_[lane];
+}
+
+// Returns how many threads have finished.
+inline std::size_t Cluster::run_turn() {
+    std::size_t finished = 0;
+    begin_turn();
+    while (Thread* thread = fault_ ? nullptr : next_in_turn()) {
+        thread->fiber.resume();
+        finished += current_thread->finished;  // which need not be `thread`: Fiber::hand_over
+    }
+    current_thread = nullptr;
+    return finished;
 }
 
 inline void Cluster::complete_one(std::vector<Work>& from) {
+    ++step_;
     const std::size_t i = random_.below(static_cast<uint32_t>(from.size()));
     const Work work = std::move(from[i]);
     from[i] = std::move(from.back());
@@ -581,7 +623,7 @@ inline void Cluster::check_visits(const Block& block) {
 
 inline void Cluster::exit_checks(Thread& thread) {
     Block& block = *thread.block;
-    if (thread.doubtful) SharedMemory::settle(thread);
+    if (thread.doubtful) Accesses::settle(thread);
     if (thread.lane() == 0) record(Event::thread_exit, block, thread.index);
     if (!thread.accumulators.empty())
         fail(Fault::unfinished_wgmma, "exits with WGMMAs in flight: %s is missing",

@@ -169,14 +169,24 @@ class Fiber {
         fresh_ = true;
     }
 
-    // Runs the fiber until it suspends or its function returns.
+    // Runs the fiber until it, or one that it has handed over to, suspends or its function returns.
     void resume() {
-        if (fresh_) {
-            fresh_ = false;
-            starting_ = this;
-            self_ = first_frame();
-        }
+        prepare();
         switch_stack(&resumer_, self_);
+    }
+
+    // Called on the fiber: stops it, and `next` goes on in its place, until that one suspends. The two have often
+    // stopped in the same functions, and then the processor predicts their returns.
+    void hand_over(Fiber& next) {
+        next.prepare();
+        next.resumer_ = resumer_;
+        switch_stack(&self_, next.self_);
+    }
+
+    // Fetches what a fiber that has stopped needs first into the caches.
+    void prefetch() const {
+        for (std::size_t line = 0; line < kPrefetchedLines; ++line)
+            __builtin_prefetch(static_cast<char*>(self_) + line * 64);
     }
 
     // Called on the fiber: stops it and returns from the resume() that was running it.
@@ -186,6 +196,14 @@ class Fiber {
     void* resumer() const { return resumer_; }
 
   private:
+    static constexpr std::size_t kPrefetchedLines = 8;
+
+    void prepare() {
+        if (!fresh_) return;
+        fresh_ = false;
+        starting_ = this;
+        self_ = first_frame();
+    }
     static void enter() {
         Fiber* fiber = starting_;
         fiber->function_(fiber->argument_);

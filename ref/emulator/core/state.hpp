@@ -85,6 +85,10 @@ struct Aligned {  // an .aligned instruction, and the lanes that have come to it
     uint32_t lanes = 0;
     const void* from = nullptr;
 };
+struct AlignedQueue {  // those of a warp that some lanes have come to, and others not yet
+    std::deque<Aligned> met;
+    int64_t first = 0;  // the number of met[0], counted from the warp's first one
+};
 
 // The accumulators of a warp while WGMMAs are working on them: 16 rows of n.
 struct AccumulatorTile {
@@ -116,12 +120,12 @@ struct WgmmaOp {
     Footprint *footprint_a = nullptr, *footprint_b = nullptr;  // a: nullptr if A is in registers
     std::vector<std::array<uint32_t, 4>> a;                    // of each lane, if A is in registers
     Known known;                                               // what its lanes knew that issued it
+    Known waited_for_loads;  // what the last of them knew; it had waited for the TMA loads of the operands
 };
 
 struct WgmmaQueue {                                 // the WGMMAs that a warp has issued, in order
     std::deque<WgmmaOp> ops;                        // ops[0] is number `retired`
     int64_t issued = 0, executed = 0, retired = 0;  // by all 32 lanes; by the tensor core; by the wait of all 32 lanes
-    int64_t read = 0;                               // that a wait of any of the warpgroup's warps says are done
     Waiters waiters;
     std::deque<AccumulatorTile> tiles;
     std::vector<AccumulatorTile*> free_tiles;
@@ -181,13 +185,14 @@ struct Thread : Actor {
     uint32_t ticks = 0;           // loads and stores since then
     std::size_t last_tensor = 0;  // of GlobalMemory, that it used last
 
+    int64_t aligned = 0;  // number of .aligned instructions that it has come to
     uint64_t cluster_generation = 0;
     bool cluster_pending = false;  // arrived at the cluster barrier and not yet waited
     bool wgmma_fenced = false;
-    bool dependency_waited = false;         // has executed griddepcontrol.wait, or the kernel was not launched early
-    Moment dependency_moment;               // when
-    int64_t wgmmas = 0, wgmmas_waited = 0;  // issued by this lane, and waited for
-    std::vector<int64_t> wgmma_groups;      // the value of `wgmmas` at each commit
+    bool dependency_waited = false;     // has executed griddepcontrol.wait, or the kernel was not launched early
+    Moment dependency_moment;           // when
+    int64_t wgmmas_waited = 0;          // of Actor::wgmmas, those that this lane has waited for
+    std::vector<int64_t> wgmma_groups;  // the value of `wgmmas` at each commit
     std::vector<Accumulator> accumulators;
     std::vector<std::pair<uintptr_t, std::size_t>> written_since_fence;  // local variables: addresses and bytes
     std::vector<std::shared_ptr<Store>> stores;                          // since the last commit
@@ -211,7 +216,7 @@ struct Block {
     std::vector<std::map<uint32_t, Exchange>> exchanges;  // of each warp, by the lanes that take part
     std::map<std::pair<std::size_t, const void*>, Convergence> convergences;  // by warp and place in the kernel
     std::vector<uint32_t> alive;                                              // of each warp, a bit for each lane
-    std::vector<Aligned> aligned;                                             // of each warp
+    std::vector<AlignedQueue> aligned;                                        // of each warp
     std::vector<WgmmaQueue> wgmmas;                                           // of each warp
     // Of each warpgroup: WGMMAs not yet issued by all four warps, and how many have.
     std::vector<std::map<int64_t, std::pair<WgmmaForm, int>>> warpgroup_wgmmas;
@@ -241,6 +246,32 @@ inline bool knows_dependency(const Thread& thread) {
                return other->dependency_waited && (thread.moment == 0 || knows(thread.known, other->dependency_moment));
            });
 }
+
+// The threads that can go on.
+class Ready {
+  public:
+    void reset(std::size_t warps) {
+        lanes_.assign(warps, 0);
+        warps_.clear();
+    }
+    void add(const Thread& thread) {
+        uint32_t& lanes = lanes_[thread.number / 32];
+        if (!lanes) warps_.push_back(thread.number / 32);
+        lanes |= 1u << thread.number % 32;
+    }
+    bool empty() const { return warps_.empty(); }
+    // The warps that have some, in no particular order.
+    const std::vector<uint32_t>& warps() const { return warps_; }
+    uint32_t lanes(std::size_t i) const { return lanes_[warps_[i]]; }  // of warps()[i], a bit for each
+    void take(std::size_t i, uint32_t lanes) {
+        if (lanes_[warps_[i]] &= ~lanes) return;
+        warps_[i] = warps_.back();
+        warps_.pop_back();
+    }
+
+  private:
+    std::vector<uint32_t> lanes_, warps_;
+};
 
 inline Place Thread::place() const { return {block->index, warp(), lane()}; }
 

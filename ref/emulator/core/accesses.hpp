@@ -19,18 +19,15 @@ class Accesses {
   public:
     // There are no accesses yet.
     void reset() {
-        written_.resize(kSharedLimit / kWord);
-        read_.resize(kSharedLimit / kWord);
-        reader_of_.resize(kSharedLimit / kWord);
-        bytes_of_.resize(kSharedLimit / kWord);
-        chunks_.resize(kSharedLimit / kChunk);
+        entries_.resize(kChunks + kWords);
+        bytes_of_.resize(kWords);
+        chunks_.resize(kChunks);
         regions_.resize(kRegions);
         for (uint32_t region = 0; region < kRegions; ++region) {
             if (!regions_[region].used) continue;
             const uint32_t word = region * kRegionWords, chunk = region * (kRegion / kChunk);
-            std::fill_n(written_.begin() + word, kRegionWords, Access{});
-            std::fill_n(read_.begin() + word, kRegionWords, Access{});
-            std::fill_n(reader_of_.begin() + word, kRegionWords, 0);
+            std::fill_n(entries_.begin() + chunk, kRegion / kChunk, Entry{});
+            std::fill_n(entries_.begin() + kChunks + word, kRegionWords, Entry{});
             std::fill_n(bytes_of_.begin() + word, kRegionWords, 0);
             std::fill_n(chunks_.begin() + chunk, kRegion / kChunk, ChunkState{});
             regions_[region] = {};
@@ -52,7 +49,7 @@ class Accesses {
             ChunkState& state = chunks_[begin / kChunk];
             const uint32_t next = std::min(at + bytes, (begin / kChunk + 1) * kChunk);
             if (next - begin == kChunk && !state.split)
-                order_entry(begin / kWord, begin, state, use, actor);
+                order_entry(begin / kChunk, begin, state, use, actor);
             else
                 order_words(state, begin, next, use, actor);
             begin = next;
@@ -75,7 +72,7 @@ class Accesses {
     bool order_read(uint32_t at, const char* who, const Issuer& issuer) const {
         bool told = true;
         for_each_entry_of(at, [&](uint32_t entry, uint32_t address) {
-            const Access& written = written_[entry];
+            const Access& written = entries_[entry].written;
             if (written.by.number == 0 || knows(issuer.known, written.by)) return;
             told = false;
             if (!issuer.comes_after(written.by))
@@ -89,8 +86,8 @@ class Accesses {
     // A TMA load is issued: every thread that has used the chunk must be known to have done so.
     void order_load(uint32_t at, const Actor& actor) const {
         for_each_entry_of(at, [&](uint32_t entry, uint32_t address) {
-            const Access* reader = unknown_reader(entry, actor);
-            const Access& written = written_[entry];
+            const Access* reader = unknown_reader(entries_[entry], actor);
+            const Access& written = entries_[entry].written;
             if (!reader && actor.comes_after(written.by)) return;
             fail_race(Fault::data_race, address, reader ? reader->from : written.from,
                       "TMA load overwrites shared memory at 0x%x, which %s has %s, and nothing orders the two: "
@@ -102,12 +99,12 @@ class Accesses {
     // The load's data takes the place of what threads have stored.
     void forget(uint32_t at) {
         ChunkState& state = chunks_[at / kChunk];
-        const uint32_t first = at / kWord;
-        for (uint32_t word = first; word < first + (state.split ? kChunkWords : 1); ++word) {
-            unite(word);
-            written_[word] = {};
-            forget_readers(word);
-        }
+        if (state.split)
+            for (uint32_t word = at / kWord; word < (at + kChunk) / kWord; ++word) {
+                unite(word);
+                clear(entries_[kChunks + word]);
+            }
+        clear(entries_[at / kChunk]);
         state = {};
         --regions_[at / kRegion].touched;
     }
@@ -115,18 +112,23 @@ class Accesses {
     // Whether all that was stored in the word is known.
     bool knows_stores(uint32_t word, const Known& known) const {
         bool all = true;
-        for_each_entry(word, [&](uint32_t entry, uint32_t) { all &= knows(known, written_[entry].by); });
+        for_each_entry(word, [&](uint32_t entry, uint32_t) { all &= knows(known, entries_[entry].written.by); });
         return all;
     }
     // The place in the kernel that stored the word, or its first byte.
     const void* stored_from(uint32_t word) const {
-        return written_[bytes_of_[word] ? bytes_of_[word] : entry(word)].from;
+        return entries_[bytes_of_[word] ? bytes_of_[word] : entry(word)].written.from;
     }
 
   private:
     struct Access {
         Moment by;
         const void* from = nullptr;  // the place in the kernel
+    };
+    struct Entry {             // what is known of a place
+        Access written;        // by a thread's own store
+        Access read;           // by a thread's own load, since it was written
+        uint32_t readers = 0;  // 1 + index in readers_, if several threads have read it that do not know of each other
     };
     struct Use {  // a thread's load or store
         uint32_t at, bytes;
@@ -152,23 +154,23 @@ class Accesses {
 
     // From here on each word of the chunk is kept by itself, until the chunk is written whole.
     void order_words(ChunkState& state, uint32_t begin, uint32_t end, const Use& use, Actor& actor) {
-        if (!state.split) split_chunk(state, begin / kChunk * kChunkWords);
+        if (!state.split) split_chunk(state, begin / kChunk);
         for (uint32_t at = begin; at < end;) {
             const uint32_t word = at / kWord, next = std::min((word + 1) * kWord, end);
             if (next - at == kWord && !bytes_of_[word])
-                order_entry(word, at, state, use, actor);
+                order_entry(kChunks + word, at, state, use, actor);
             else
                 order_bytes(word, at, next, state, use, actor);
             at = next;
         }
-        if (use.writes && end - begin == kChunk) state.split = false;
+        if (use.writes && end - begin == kChunk) unite_chunk(state, begin / kChunk);
     }
     // What is known of the chunk, the word, or the byte at `at`.
-    void order_entry(uint32_t entry, uint32_t at, ChunkState& state, const Use& use, Actor& actor) {
-        Access& written = written_[entry];
-        if (!actor.comes_after(written.by)) {
-            if (!use.writes || use.bytes > kChunk) write_race(at, use.writes, written);
-            doubt(at, use, written, actor);
+    void order_entry(uint32_t number, uint32_t at, ChunkState& state, const Use& use, Actor& actor) {
+        Entry& entry = entries_[number];
+        if (!actor.comes_after(entry.written.by)) {
+            if (!use.writes || use.bytes > kChunk) write_race(at, use.writes, entry.written);
+            doubt(at, use, entry.written, actor);
         }
         Region& region = regions_[at / kRegion];
         if (!state.touched) {
@@ -177,13 +179,13 @@ class Accesses {
             ++region.touched;
         }
         if (use.writes) {
-            if (reader_of_[entry] || !actor.comes_after(read_[entry].by))
+            if (entry.readers || !actor.comes_after(entry.read.by))
                 if (const Access* reader = unknown_reader(entry, actor)) read_race(at, *reader);
-            written = {actor.now(), actor.from};
+            clear(entry);
+            entry.written = {actor.now(), actor.from};
             ++region.stores;
-            forget_readers(entry);
-        } else if (actor.comes_after(read_[entry].by) && !reader_of_[entry]) {
-            read_[entry] = {actor.now(), actor.from};
+        } else if (actor.comes_after(entry.read.by) && !entry.readers) {
+            entry.read = {actor.now(), actor.from};
         } else {
             add_reader(entry, {actor.now(), actor.from});
         }
@@ -196,42 +198,46 @@ class Accesses {
         for (uint32_t at = begin; at < end; ++at) order_entry(bytes_of_[word] + at % kWord, at, state, use, actor);
         if (use.writes && end - begin == kWord) unite(word);
     }
-    void split_chunk(ChunkState& state, uint32_t first) {
+    void split_chunk(ChunkState& state, uint32_t chunk) {
         state.split = true;
-        for (uint32_t word = first + 1; word < first + kChunkWords; ++word) copy_entry(first, word);
+        for (uint32_t word = chunk * kChunkWords; word < (chunk + 1) * kChunkWords; ++word)
+            copy_entry(chunk, kChunks + word);
+        clear(entries_[chunk]);
+    }
+    // All words have been written alike.
+    void unite_chunk(ChunkState& state, uint32_t chunk) {
+        state.split = false;
+        entries_[chunk] = entries_[kChunks + chunk * kChunkWords];
     }
     void copy_entry(uint32_t from, uint32_t to) {
-        written_[to] = written_[from];
-        read_[to] = read_[from];
-        reader_of_[to] = 0;
-        if (!reader_of_[from]) return;
-        add_reader(to, {});
-        readers_[reader_of_[to] - 1] = readers_[reader_of_[from] - 1];
+        entries_[to] = entries_[from];
+        entries_[to].readers = 0;
+        if (!entries_[from].readers) return;
+        add_reader(entries_[to], {});
+        readers_[entries_[to].readers - 1] = readers_[entries_[from].readers - 1];
     }
     void split_word(uint32_t word) {
         if (free_bytes_.empty()) {
-            free_bytes_.push_back(static_cast<uint32_t>(written_.size()));
-            written_.resize(written_.size() + kWord);
-            read_.resize(written_.size());
-            reader_of_.resize(written_.size());
+            free_bytes_.push_back(static_cast<uint32_t>(entries_.size()));
+            entries_.resize(entries_.size() + kWord);
         }
         const uint32_t first = free_bytes_.back();
         free_bytes_.pop_back();
-        for (uint32_t entry = first; entry < first + kWord; ++entry) copy_entry(word, entry);
+        for (uint32_t entry = first; entry < first + kWord; ++entry) copy_entry(kChunks + word, entry);
         bytes_of_[word] = first;
     }
     // The bytes' entries become the word's again; they all say the same.
     void unite(uint32_t word) {
         const uint32_t first = std::exchange(bytes_of_[word], 0);
         if (!first) return;
-        written_[word] = written_[first];
-        forget_readers(word);
-        for (uint32_t entry = first; entry < first + kWord; ++entry) forget_readers(entry);
+        clear(entries_[kChunks + word]);
+        entries_[kChunks + word].written = entries_[first].written;
+        for (uint32_t entry = first; entry < first + kWord; ++entry) clear(entries_[entry]);
         free_bytes_.push_back(first);
     }
-    // The entry in written_, read_ and reader_of_ of a word without bytes: the first word's is that of a whole chunk.
+    // The number of the entry of a word without bytes: its own, or that of its chunk.
     uint32_t entry(uint32_t word) const {
-        return chunks_[word / kChunkWords].split ? word : word / kChunkWords * kChunkWords;
+        return chunks_[word / kChunkWords].split ? kChunks + word : word / kChunkWords;
     }
     [[gnu::noinline]] static void doubt(uint32_t at, const Use& use, const Access& earlier, Actor& actor) {
         if (actor.doubtful) return;
@@ -249,7 +255,7 @@ class Accesses {
     // The same for the chunk, or for each of its words.
     template <typename Visit>
     void for_each_entry_of(uint32_t at, const Visit& visit) const {
-        if (!chunks_[at / kChunk].split) return visit(at / kWord, at + kSharedBase);
+        if (!chunks_[at / kChunk].split) return visit(at / kChunk, at + kSharedBase);
         for (uint32_t word = at / kWord; word < (at + kChunk) / kWord; ++word) for_each_entry(word, visit);
     }
     [[gnu::noinline]] static void write_race(uint32_t at, bool writes, const Access& written) {
@@ -264,45 +270,44 @@ class Accesses {
                   "missing between them",
                   at + kSharedBase, name_of_thread(reader.by.thread).text);
     }
-    const Access* unknown_reader(uint32_t entry, const Actor& actor) const {
-        if (!actor.comes_after(read_[entry].by)) return &read_[entry];
-        if (!reader_of_[entry]) return nullptr;
-        for (const Access& reader : readers_[reader_of_[entry] - 1])
+    const Access* unknown_reader(const Entry& entry, const Actor& actor) const {
+        if (!actor.comes_after(entry.read.by)) return &entry.read;
+        if (!entry.readers) return nullptr;
+        for (const Access& reader : readers_[entry.readers - 1])
             if (!actor.comes_after(reader.by)) return &reader;
         return nullptr;
     }
-    // Of many threads that read one entry and do not know of each other, the last one of each of kReaders warps is
+    // Of many threads that read one place and do not know of each other, the last one of each of kReaders warps is
     // kept.
-    void add_reader(uint32_t entry, const Access& reader) {
-        if (!reader_of_[entry]) {
+    void add_reader(Entry& entry, const Access& reader) {
+        if (!entry.readers) {
             if (free_readers_.empty()) {
                 readers_.emplace_back();
                 free_readers_.push_back(static_cast<uint32_t>(readers_.size()));
             }
-            reader_of_[entry] = free_readers_.back();
+            entry.readers = free_readers_.back();
             free_readers_.pop_back();
-            readers_[reader_of_[entry] - 1] = {};
+            readers_[entry.readers - 1].fill({});
         }
-        readers_[reader_of_[entry] - 1][reader.by.thread / 32 % kReaders] = reader;
+        readers_[entry.readers - 1][reader.by.thread / 32 % kReaders] = reader;
     }
-    void forget_readers(uint32_t entry) {
-        read_[entry] = {};
-        if (!reader_of_[entry]) return;
-        free_readers_.push_back(reader_of_[entry]);
-        reader_of_[entry] = 0;
+    void clear(Entry& entry) {
+        if (entry.readers) free_readers_.push_back(entry.readers);
+        entry = {};
     }
 
+    static constexpr uint32_t kChunks = kSharedLimit / kChunk, kWords = kSharedLimit / kWord;
     static inline thread_local std::optional<Doubt> doubt_;  // of the thread that runs: Actor::doubtful
     std::vector<ChunkState> chunks_;
     std::vector<Region> regions_;
-    // The following have an entry for each word, and behind those for each byte of words that are used in pieces.
-    std::vector<Access> written_;  // by a thread's own store
-    std::vector<Access> read_;     // by a thread's own load, since it was written
+    // Of each chunk, behind those of each word of chunks that are used in words, and behind those of each byte of words
+    // that are used in pieces.
+    std::vector<Entry> entries_;
     static constexpr uint32_t kReaders = 16;
     std::vector<std::array<Access, kReaders>> readers_;
-    std::vector<uint32_t> free_readers_, reader_of_;  // 1 + index in readers_; reader_of_ for each entry, 0 = none
-    std::vector<uint32_t> bytes_of_;                  // for each word: its first byte's entry; 0 = it has none
-    std::vector<uint32_t> free_bytes_;                // the first entries of groups of four that no word has
+    std::vector<uint32_t> free_readers_;  // numbers for Entry::readers that no entry has
+    std::vector<uint32_t> bytes_of_;      // for each word: its first byte's entry; 0 = it has none
+    std::vector<uint32_t> free_bytes_;    // the first entries of groups of four that no word has
 };
 
 }  // namespace emulator

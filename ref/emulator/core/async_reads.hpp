@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "fault.hpp"
@@ -27,8 +28,9 @@ struct Footprint {
 // WGMMAs read operands so often that what is known of a region stands for its chunks.
 class AsyncReads {
   public:
-    // There are no reads. Operands that are known stay so: `keep_operands`.
+    // There are no reads. `keep_operands`: the next kernel is likely to have those that are known.
     void reset(bool keep_operands) {
+        keep_operands &= footprints_.size() < kMostOperands;
         chunks_.resize(kSharedLimit / kChunk);
         regions_.resize(kRegions);
         for (uint32_t number = 0; number < kRegions; ++number) {
@@ -50,15 +52,14 @@ class AsyncReads {
     // check(address) is the offset of a chunk.
     template <typename Check>
     Footprint& footprint(const Operand& operand, const Check& check) {
-        const auto [found, is_new] = footprints_.try_emplace(operand);
-        Footprint& footprint = found->second;
-        if (!is_new) return footprint;
+        if (const auto found = footprints_.find(operand); found != footprints_.end()) return found->second;
+        Footprint made;
         operand.for_each_chunk([&](uint32_t address, uint32_t, uint32_t) {
-            footprint.chunks.push_back(check(address));
-            const uint32_t region = footprint.chunks.back() / kRegion;
-            if (std::ranges::find(footprint.regions, region) == footprint.regions.end())
-                footprint.regions.push_back(region);
+            made.chunks.push_back(check(address));
+            const uint32_t region = made.chunks.back() / kRegion;
+            if (std::ranges::find(made.regions, region) == made.regions.end()) made.regions.push_back(region);
         });
+        Footprint& footprint = footprints_.emplace(operand, std::move(made)).first->second;
         for (const uint32_t region : footprint.regions) regions_[region].operands.push_back(&footprint);
         return footprint;
     }
@@ -144,6 +145,7 @@ class AsyncReads {
         return std::ranges::find(operand.reads, progress, &AsyncRead::progress);
     }
 
+    static constexpr std::size_t kMostOperands = 4096;
     std::vector<Copies> chunks_;
     std::vector<Region> regions_;
     std::vector<AsyncRead> copies_;

@@ -40,6 +40,27 @@ struct Launch {
     std::string printed{};
 };
 
+// Shared memories that no cluster uses: their buffers, of some megabytes, serve the next launch.
+class SharedMemories {
+  public:
+    static SharedMemory take() {
+        const std::lock_guard lock(mutex_);
+        if (spare_.empty()) return {};
+        SharedMemory memory = std::move(spare_.back());
+        spare_.pop_back();
+        return memory;
+    }
+    static void give_back(SharedMemory memory) {
+        const std::lock_guard lock(mutex_);
+        if (spare_.size() < kMost) spare_.push_back(std::move(memory));
+    }
+
+  private:
+    static constexpr std::size_t kMost = 32;
+    static inline std::mutex mutex_;
+    static inline std::vector<SharedMemory> spare_;
+};
+
 class Cluster {
   public:
     struct Shape {
@@ -58,7 +79,13 @@ class Cluster {
           config_(launch.config),
           threads_(static_cast<std::size_t>(shape.size * shape.threads)) {
         blocks.resize(shape.size);
+        for (Block& block : blocks) block.memory = SharedMemories::take();
     }
+    ~Cluster() {
+        for (Block& block : blocks) SharedMemories::give_back(std::move(block.memory));
+    }
+    Cluster(const Cluster&) = delete;
+    Cluster& operator=(const Cluster&) = delete;
 
     // Runs one cluster to its end. Returns the fault that ended it, or nothing.
     // `place` is its place in the order in which the launch's clusters begin.
@@ -202,6 +229,8 @@ class Cluster {
     void release_those_who_wait_for(Thread& thread);
     // The calling thread stops until it is resumed. The next one of the turn goes on in its place.
     void stop(Thread& thread) {
+        if (thread.overdue) [[unlikely]]
+            thread.overdue = false, thread.watch();
         if (Thread* next = next_in_turn())
             thread.fiber.hand_over(next->fiber);
         else
@@ -272,6 +301,8 @@ inline ThreadName name_of_thread(uint32_t number) {
                   static_cast<long long>(current_cluster->blocks[number / threads].index));
     return name;
 }
+
+constexpr const char* kEndless = "has run for a second without an instruction: an endless loop";
 
 struct Stopped {};  // thrown by fail_at() when no thread is running
 
@@ -370,10 +401,9 @@ inline const Slots& exchange(const char* what, std::initializer_list<uint64_t> d
 inline void together(const char* what, int line) {
     Thread& thread = self();
     const auto warp = static_cast<std::size_t>(thread.warp());
-    AlignedQueue& queue = thread.block->aligned[warp];
-    const auto place = static_cast<std::size_t>(thread.aligned++ - queue.first);
-    if (place == queue.met.size()) queue.met.push_back({what, line, 0, thread.from});
-    Aligned& met = queue.met[place];
+    NumberedQueue<Aligned>& queue = thread.block->aligned[warp];
+    const int64_t number = thread.aligned++;
+    Aligned& met = number == queue.end() ? queue.push_back({what, line, 0, thread.from}) : queue[number];
     if (met.line != line || (met.what != what && std::strcmp(met.what, what) != 0))
         fail_race(
             Fault::divergent_warp, 0, met.from,
@@ -382,7 +412,7 @@ inline void together(const char* what, int line) {
             what, met.what);
     met.lanes |= 1u << thread.lane();
     const uint32_t alive = thread.block->alive[warp];
-    for (; !queue.met.empty() && (queue.met.front().lanes & alive) == alive; ++queue.first) queue.met.pop_front();
+    while (!queue.empty() && (queue.front().lanes & alive) == alive) queue.pop_front();
 }
 
 // Records an instruction of a whole warp once, when lane 0 executes it.
@@ -474,7 +504,7 @@ inline void Cluster::reset(int64_t cluster) {
             thread.doubtful = false;
             thread.cluster_generation = 0;
             thread.aligned = 0;
-            thread.cluster_pending = thread.wgmma_fenced = false;
+            thread.cluster_pending = thread.wgmma_fenced = thread.watched = thread.overdue = false;
             thread.dependency_waited = !shape_.early;
             thread.wgmmas = thread.wgmmas_waited = 0;
             thread.wgmma_groups.clear();

@@ -151,6 +151,17 @@ emulator_resume_stack:
 #undef EMULATOR_BEGIN
 #undef EMULATOR_END
 
+// An address in the stack that the caller runs on. Unlike __builtin_frame_address, it makes no frame.
+[[gnu::always_inline]] inline uintptr_t stack_pointer() {
+    uintptr_t pointer;
+#ifdef __x86_64__
+    __asm__("mov %%rsp, %0" : "=r"(pointer));
+#else
+    __asm__("mov %0, sp" : "=r"(pointer));
+#endif
+    return pointer;
+}
+
 class Fiber {
   public:
     Fiber() : stack_(Stacks::take()) {}

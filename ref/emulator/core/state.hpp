@@ -79,15 +79,35 @@ struct Convergence {  // lanes of a warp that have asked at one place who is wit
     std::array<uint32_t, 32> together{};  // for each lane, the answer; 0: none yet
 };
 
+// A queue whose elements keep their numbers: the first one that it ever had is number 0. It is often empty, or nearly.
+template <typename T>
+class NumberedQueue {
+  public:
+    int64_t begin() const { return over_ + static_cast<int64_t>(begin_); }
+    int64_t end() const { return over_ + static_cast<int64_t>(all_.size()); }
+    bool empty() const { return begin_ == all_.size(); }
+    T& operator[](int64_t number) { return all_[static_cast<std::size_t>(number - over_)]; }
+    T& front() { return all_[begin_]; }
+    T& push_back(T element) { return all_.emplace_back(std::move(element)); }
+    void pop_front() {
+        if (++begin_ < all_.size() && begin_ < kKept) return;
+        over_ += static_cast<int64_t>(begin_);
+        all_.erase(all_.begin(), all_.begin() + static_cast<std::ptrdiff_t>(begin_));
+        begin_ = 0;
+    }
+
+  private:
+    static constexpr std::size_t kKept = 64;  // elements that are no longer in the queue
+    std::vector<T> all_;
+    std::size_t begin_ = 0;
+    int64_t over_ = 0;  // elements that have been in front of all_
+};
+
 struct Aligned {  // an .aligned instruction, and the lanes that have come to it
     const char* what = nullptr;
     int line = 0;
     uint32_t lanes = 0;
     const void* from = nullptr;
-};
-struct AlignedQueue {  // those of a warp that some lanes have come to, and others not yet
-    std::deque<Aligned> met;
-    int64_t first = 0;  // the number of met[0], counted from the warp's first one
 };
 
 // The accumulators of a warp while WGMMAs are working on them: 16 rows of n.
@@ -123,9 +143,9 @@ struct WgmmaOp {
     Known waited_for_loads;  // what the last of them knew; it had waited for the TMA loads of the operands
 };
 
-struct WgmmaQueue {                                 // the WGMMAs that a warp has issued, in order
-    std::deque<WgmmaOp> ops;                        // ops[0] is number `retired`
-    int64_t issued = 0, executed = 0, retired = 0;  // by all 32 lanes; by the tensor core; by the wait of all 32 lanes
+struct WgmmaQueue {                    // the WGMMAs that a warp has issued, in order
+    NumberedQueue<WgmmaOp> ops;        // until all 32 lanes have waited for them
+    int64_t issued = 0, executed = 0;  // by all 32 lanes; by the tensor core
     Waiters waiters;
     std::deque<AccumulatorTile> tiles;
     std::vector<AccumulatorTile*> free_tiles;
@@ -189,6 +209,8 @@ struct Thread : Actor {
     uint64_t cluster_generation = 0;
     bool cluster_pending = false;  // arrived at the cluster barrier and not yet waited
     bool wgmma_fenced = false;
+    bool watched = false;  // whether its local variables are: since wgmma.fence, and while accumulators are in flight
+    bool overdue = false;  // whether it has run for so long that it has to end at the next access to memory
     bool dependency_waited = false;     // has executed griddepcontrol.wait, or the kernel was not launched early
     Moment dependency_moment;           // when
     int64_t wgmmas_waited = 0;          // of Actor::wgmmas, those that this lane has waited for
@@ -199,6 +221,7 @@ struct Thread : Actor {
     std::vector<std::vector<std::shared_ptr<Store>>> store_groups;
     AsyncWrites async_writes;
 
+    void watch() { watched = wgmma_fenced || !accumulators.empty(); }
     int warp() const { return index / 32; }
     int lane() const { return index % 32; }
     inline uint32_t lanes() const;  // of its warp: a bit for each
@@ -216,8 +239,8 @@ struct Block {
     std::vector<std::map<uint32_t, Exchange>> exchanges;  // of each warp, by the lanes that take part
     std::map<std::pair<std::size_t, const void*>, Convergence> convergences;  // by warp and place in the kernel
     std::vector<uint32_t> alive;                                              // of each warp, a bit for each lane
-    std::vector<AlignedQueue> aligned;                                        // of each warp
-    std::vector<WgmmaQueue> wgmmas;                                           // of each warp
+    std::vector<NumberedQueue<Aligned>> aligned;  // of each warp, those that not all of its lanes have come to
+    std::vector<WgmmaQueue> wgmmas;               // of each warp
     // Of each warpgroup: WGMMAs not yet issued by all four warps, and how many have.
     std::vector<std::map<int64_t, std::pair<WgmmaForm, int>>> warpgroup_wgmmas;
     std::vector<WgmmaProgress> wgmma_progress;  // of each warpgroup

@@ -187,7 +187,10 @@ inline void load_global(const SharedTransfer& transfer, uint32_t mbarrier, uint3
         Block& block = remote_block((transfer->shared & kOffsetMask) | (rank + 1) << kRankShift, true);
         load(block, transfer, mbarrier, [&block, &memory = *thread.cluster->memory](std::span<const Piece> pieces) {
             std::size_t tensor = 0;
-            for (const Piece& piece : pieces) {
+            constexpr std::size_t kAhead = 16;  // pieces that are fetched into the caches before they are read
+            for (std::size_t i = 0; i < pieces.size(); ++i) {
+                const Piece& piece = pieces[i];
+                if (i + kAhead < pieces.size()) __builtin_prefetch(pieces[i + kAhead].global);
                 if (piece.bytes) check_global(memory, block, piece.global, piece.bytes, tensor, false, false);
                 if (piece.bytes == kChunk) {
                     block.memory.land(piece.shared, piece.global);

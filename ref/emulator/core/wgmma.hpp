@@ -99,7 +99,7 @@ inline const DecodedOperand& decoded_b(Block& block, const WgmmaOp& op) {
 
 inline void execute_next_wgmma(Block& block, int warp) {
     WgmmaQueue& queue = block.wgmmas[static_cast<std::size_t>(warp)];
-    const WgmmaOp& op = queue.ops[static_cast<std::size_t>(queue.executed - queue.retired)];
+    const WgmmaOp& op = queue.ops[queue.executed];
     const MatrixKind& kind = op.form.kind;
     const ptx::WgmmaOptions& options = kind.options;
     const auto n = static_cast<std::size_t>(op.form.n);
@@ -214,15 +214,14 @@ void issue_wgmma(const MatrixKind& kind, uint32_t* d, int64_t n, const uint32_t*
     if (!cluster.config().mma) fail(Fault::unsupported, "wgmma: no tensor core was configured");
     WgmmaQueue& queue = block.wgmmas[static_cast<std::size_t>(warp)];
     const int64_t number = thread.wgmmas++;
-    const auto place = static_cast<std::size_t>(number - queue.retired);
     const WgmmaForm form{kind, n, desc_a, desc_b, scale_d, a != nullptr};
-    const bool is_first = place == queue.ops.size();
+    const bool is_first = number == queue.ops.end();
     if (is_first) {
         check_warpgroup(block, warp, number, form);
-        queue.ops.push_back({.form = form});
-        if (a) queue.ops.back().a.resize(32);
+        WgmmaOp& op = queue.ops.push_back({.form = form});
+        if (a) op.a.resize(32);
     }
-    WgmmaOp& op = queue.ops[place];
+    WgmmaOp& op = queue.ops[number];
     if (!(op.form == form))
         fail(Fault::divergent_warp, "wgmma number %lld differs from its warp's", static_cast<long long>(number));
 
@@ -280,9 +279,9 @@ void issue_wgmma(const MatrixKind& kind, uint32_t* d, int64_t n, const uint32_t*
 inline void end_reads(Block& block, int first_warp, int64_t target) {
     const WgmmaProgress* progress = &block.wgmma_progress[static_cast<std::size_t>(first_warp / 4)];
     for (int warp = first_warp; warp < first_warp + 4; ++warp) {
-        const WgmmaQueue& queue = block.wgmmas[static_cast<std::size_t>(warp)];
+        WgmmaQueue& queue = block.wgmmas[static_cast<std::size_t>(warp)];
         for (int64_t number = progress->waited; number < target; ++number) {
-            const WgmmaOp& done = queue.ops[static_cast<std::size_t>(number - queue.retired)];
+            const WgmmaOp& done = queue.ops[number];
             if (done.footprint_a) block.memory.end_read(*done.footprint_a, progress);
             block.memory.end_read(*done.footprint_b, progress);
         }
@@ -294,7 +293,8 @@ inline void end_reads(Block& block, int first_warp, int64_t target) {
 inline void finish_wgmmas(Thread& thread, int64_t target) {
     Block& block = *thread.block;
     const int first = thread.warp() / 4 * 4;
-    for (int warp = first; warp < first + 4; ++warp) {
+    WgmmaProgress& progress = block.wgmma_progress[static_cast<std::size_t>(first / 4)];
+    for (int warp = first; warp < first + 4 && progress.waited < target; ++warp) {
         WgmmaQueue& queue = block.wgmmas[static_cast<std::size_t>(warp)];
         while (queue.issued < target) {
             if (!block.alive[static_cast<std::size_t>(warp)]) fail_without_wgmma();
@@ -302,7 +302,6 @@ inline void finish_wgmmas(Thread& thread, int64_t target) {
         }
         while (queue.executed < target) execute_next_wgmma(block, warp);
     }
-    WgmmaProgress& progress = block.wgmma_progress[static_cast<std::size_t>(first / 4)];
     if (progress.waited < target) end_reads(block, first, target);
     progress.waited = std::max(progress.waited, target);
     const Moment moment = current_cluster->moment(Cluster::Unit::wgmma_wait, first_warp(thread), target);
@@ -323,9 +322,7 @@ void wait_wgmma(int in_flight, int line) {
         finish_wgmmas(thread, target);
         WgmmaQueue& queue = block.wgmmas[static_cast<std::size_t>(thread.warp())];
         for (; thread.wgmmas_waited < target; ++thread.wgmmas_waited) {
-            if (++queue.ops[static_cast<std::size_t>(thread.wgmmas_waited - queue.retired)].waited < 32) continue;
-            queue.ops.pop_front();
-            ++queue.retired;
+            if (++queue.ops[thread.wgmmas_waited].waited == 32) queue.ops.pop_front();
         }
         std::erase_if(thread.accumulators, [&](const Accumulator& accumulator) {
             if (accumulator.last_op >= target) return false;
@@ -345,6 +342,7 @@ void wait_wgmma(int in_flight, int line) {
             thread.wgmma_fenced = false;
             return true;
         });
+        thread.watch();
     }
     if (thread.lane() == 0) cluster.record(Event::wgmma_pass, block, thread.index, 0, in_flight);
 }

@@ -19,7 +19,7 @@
 #include <system_error>
 #include <thread>
 
-#include "cluster.hpp"
+#include "reports.hpp"
 
 namespace emulator {
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../fragments.cuh"
-#include "cluster.hpp"
+#include "lanes.hpp"
 
 namespace emulator {
 

@@ -5,7 +5,7 @@
 // outside the launch's tensors is reported before it happens, and a loop without end ends.
 #pragma once
 
-#include "cluster.hpp"
+#include "lanes.hpp"
 #include "plain.hpp"
 
 namespace emulator {

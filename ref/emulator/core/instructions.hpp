@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../ptx.cuh"
-#include "cluster.hpp"
+#include "lanes.hpp"
 #include "tma.hpp"
 #include "wgmma.hpp"
 

@@ -259,6 +259,16 @@ struct Block {
     std::vector<Thread*> threads;
 };
 
+// The place of number `number` in a box of that size, x running fastest.
+inline dim3 at(uint64_t number, const dim3& size) {
+    return {static_cast<uint32_t>(number % size.x), static_cast<uint32_t>(number / size.x % size.y),
+            static_cast<uint32_t>(number / size.x / size.y)};
+}
+
+// The registers that each of a block's threads begins with, of those that the block may have.
+inline int registers_of_thread(int64_t registers, int64_t threads) {
+    return static_cast<int>(std::min<int64_t>(255, registers / threads) / 8 * 8);
+}
 // The lanes of a warp, a bit for each: the last warp of a block may have fewer than 32.
 inline uint32_t lanes_of(int warp, int threads) { return threads >= 32 * (warp + 1) ? ~0u : (1u << threads % 32) - 1; }
 inline uint32_t Thread::lanes() const { return lanes_of(warp(), static_cast<int>(block->threads.size())); }

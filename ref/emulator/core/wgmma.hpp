@@ -8,7 +8,7 @@
 #include <type_traits>
 
 #include "../ptx.cuh"
-#include "cluster.hpp"
+#include "lanes.hpp"
 
 namespace emulator {
 

@@ -209,13 +209,14 @@ class SharedMemory {
     // The last lane has issued it: what threads have stored there must lie before.
     void order_read(Footprint& operand, const char* who, const Issuer& issuer) {
         uint64_t stores = 0;
-        bool touched = false;
+        bool touched = false, unfenced = false;
         for (const uint32_t region : operand.regions) {
             stores += accesses_.stores(region);
             touched |= accesses_.touched_region(region);
+            unfenced |= regions_[region].unfenced != 0;
         }
-        if (!touched || (operand.checked_stores == stores && operand.checked && operand.checked == issuer.known))
-            return;
+        const bool is_known = operand.checked && operand.checked == issuer.known && operand.checked_stores == stores;
+        if (!touched || (is_known && !unfenced)) return;
         bool told = true;
         for (const uint32_t at : operand.chunks)
             if (accesses_.touched(at)) told &= order_read(at, who, issuer);

@@ -1,4 +1,4 @@
-"""What the emulator says in clusters of more than 4096 threads, where it does not follow the accesses' order."""
+"""What the emulator says in clusters of more than 4096 threads, in which it follows no order of accesses."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 // functions): calls of these functions. CUDA's own atomics are in plain.hpp.
 #pragma once
 
-#include "cluster.hpp"
+#include "lanes.hpp"
 #include "plain.hpp"
 
 namespace emulator {

@@ -1,7 +1,7 @@
 // Mbarriers and named barriers: arriving, completing a phase, and reaching another block of the cluster.
 #pragma once
 
-#include "cluster.hpp"
+#include "lanes.hpp"
 
 namespace emulator {
 

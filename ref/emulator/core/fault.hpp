@@ -105,10 +105,7 @@ struct ThreadName {
 };
 ThreadName name_of_thread(uint32_t number);
 
-// Of what may still read shared memory at an address: which it is, and what it lacks. As the end of a message.
-std::string reader_of(const class SharedMemory& memory, uint32_t address);
-
-// End the run with such a report (cluster.hpp); `format` and the arguments after it are printf's.
+// End the run with such a report (reports.hpp); `format` and the arguments after it are printf's.
 [[noreturn]] void fail_at(Fault what, uint64_t address, const char* format, ...);
 // Of two places in the kernel: the calling thread's, and `other`'s.
 [[noreturn]] void fail_race(Fault what, uint64_t address, const void* other, const char* format, ...);

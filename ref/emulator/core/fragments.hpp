@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../fragments.cuh"
-#include "cluster.hpp"
+#include "lanes.hpp"
 
 namespace emulator {
 
@@ -32,7 +32,7 @@ void load_tiles(uint32_t* r, int tiles, bool transpose, uint32_t address) {
         }
         std::memcpy(&r[tile], halves, sizeof r[tile]);
     }
-    if (thread.wgmma_fenced || !thread.accumulators.empty())  // as the kernel's own writes are noted (hooks.hpp)
+    if (thread.watched)  // as the kernel's own writes are noted (hooks.hpp)
         thread.written_since_fence.emplace_back(reinterpret_cast<uintptr_t>(r), count * sizeof(uint32_t));
 }
 

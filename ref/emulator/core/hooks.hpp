@@ -5,7 +5,7 @@
 // outside the launch's tensors is reported before it happens, and a loop without end ends.
 #pragma once
 
-#include "cluster.hpp"
+#include "lanes.hpp"
 #include "plain.hpp"
 
 namespace emulator {
@@ -111,14 +111,23 @@ struct IndexOutside {
     current_cluster->spin();
 }
 
-[[gnu::always_inline]] inline void access(void* pointer, std::size_t bytes, bool write, void* from) {
-    const auto address = reinterpret_cast<uintptr_t>(pointer);
+// Whether the address is in the stack of the calling thread, which need not be told of it. Most accesses are of local
+// variables, so this is all that their hook does.
+[[gnu::always_inline]] inline bool is_own_variable(uintptr_t address, uintptr_t here) {
+    return (address ^ here) < kStackBytes && Stacks::holds(here) &&
+           !static_cast<Thread*>(indices_of(here).state)->watched;
+}
+
+[[gnu::noinline]] inline void access_any(uintptr_t address, std::size_t bytes, bool write, void* from) {
     const auto here = reinterpret_cast<uintptr_t>(__builtin_frame_address(0));
     if (!Stacks::holds(here)) return;  // the launcher, which runs on no fiber
     auto* thread = static_cast<Thread*>(indices().state);
-    if (((address ^ here) & ~(kStackBytes - 1)) == 0) {  // its own stack
-        if (!thread->wgmma_fenced && thread->accumulators.empty()) [[likely]]
-            return;
+    if (thread->overdue) [[unlikely]] {
+        thread->from = from;
+        fail(Fault::endless_loop, kEndless);
+    }
+    if ((address ^ here) < kStackBytes) {
+        if (!thread->watched) return;
         thread->from = from;
         return touch_accumulator(*thread, address, bytes, write);
     }
@@ -132,6 +141,12 @@ struct IndexOutside {
     }
     thread->from = from;
     access_elsewhere(*thread, address, bytes, write);
+}
+
+[[gnu::always_inline]] inline void access(void* pointer, std::size_t bytes, bool write, void* from) {
+    const auto address = reinterpret_cast<uintptr_t>(pointer);
+    if (is_own_variable(address, stack_pointer())) return;
+    access_any(address, bytes, write, from);
 }
 
 [[gnu::always_inline]] inline void* copy(void* to, const void* bytes_from, std::size_t bytes, void* from) {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../ptx.cuh"
-#include "cluster.hpp"
+#include "lanes.hpp"
 #include "tma.hpp"
 #include "wgmma.hpp"
 
@@ -335,15 +335,13 @@ void cp_async_bulk_commit_group() {
 void wgmma_fence(int line) {
     EMULATOR_ENTER;
     emulator::together("wgmma.fence", line);
-    emulator::exchange("wgmma.fence", {});
-    self().wgmma_fenced = true;
+    self().wgmma_fenced = self().watched = true;
     self().written_since_fence.clear();
     emulator::record_warp(Event::wgmma_fence);
 }
 void wgmma_commit_group(int line) {
     EMULATOR_ENTER;
     emulator::together("wgmma.commit_group", line);
-    emulator::exchange("wgmma.commit_group", {});
     self().wgmma_groups.push_back(self().wgmmas);
     emulator::commit_wgmmas(self(), self().wgmmas);
     emulator::record_warp(Event::wgmma_commit, 0, static_cast<int64_t>(self().wgmma_groups.size()) - 1);

@@ -6,8 +6,8 @@
 #include <utility>
 
 #include "../cooperative_groups.h"
-#include "cluster.hpp"
 #include "instructions.hpp"
+#include "lanes.hpp"
 
 namespace emulator {
 

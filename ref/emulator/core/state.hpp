@@ -82,6 +82,30 @@ struct Convergence {  // lanes of a warp that have asked at one place who is wit
     std::array<uint32_t, 32> together{};  // for each lane, the answer; 0: none yet
 };
 
+// A queue whose elements keep their numbers: the first one that it ever had is number 0. It is often empty, or nearly.
+template <typename T>
+class NumberedQueue {
+  public:
+    int64_t begin() const { return over_ + static_cast<int64_t>(begin_); }
+    int64_t end() const { return over_ + static_cast<int64_t>(all_.size()); }
+    bool empty() const { return begin_ == all_.size(); }
+    T& operator[](int64_t number) { return all_[static_cast<std::size_t>(number - over_)]; }
+    T& front() { return all_[begin_]; }
+    T& push_back(T element) { return all_.emplace_back(std::move(element)); }
+    void pop_front() {
+        if (++begin_ < all_.size() && begin_ < kKept) return;
+        over_ += static_cast<int64_t>(begin_);
+        all_.erase(all_.begin(), all_.begin() + static_cast<std::ptrdiff_t>(begin_));
+        begin_ = 0;
+    }
+
+  private:
+    static constexpr std::size_t kKept = 64;  // elements that are no longer in the queue
+    std::vector<T> all_;
+    std::size_t begin_ = 0;
+    int64_t over_ = 0;  // elements that have been in front of all_
+};
+
 struct Aligned {  // an .aligned instruction, and the lanes that have come to it
     const char* what = nullptr;
     int line = 0;
@@ -119,12 +143,12 @@ struct WgmmaOp {
     Footprint *footprint_a = nullptr, *footprint_b = nullptr;  // a: nullptr if A is in registers
     std::vector<std::array<uint32_t, 4>> a;                    // of each lane, if A is in registers
     Known known;                                               // what its lanes knew that issued it
+    Known waited_for_loads;  // what the last of them knew; it had waited for the TMA loads of the operands
 };
 
-struct WgmmaQueue {                                 // the WGMMAs that a warp has issued, in order
-    std::deque<WgmmaOp> ops;                        // ops[0] is number `retired`
-    int64_t issued = 0, executed = 0, retired = 0;  // by all 32 lanes; by the tensor core; by the wait of all 32 lanes
-    int64_t read = 0;                               // that a wait of any of the warpgroup's warps says are done
+struct WgmmaQueue {                    // the WGMMAs that a warp has issued, in order
+    NumberedQueue<WgmmaOp> ops;        // until all 32 lanes have waited for them
+    int64_t issued = 0, executed = 0;  // by all 32 lanes; by the tensor core
     Waiters waiters;
     std::deque<AccumulatorTile> tiles;
     std::vector<AccumulatorTile*> free_tiles;
@@ -185,19 +209,23 @@ struct Thread : Actor {
     bool stored = false;          // whether one of these was a store to global memory
     std::size_t last_tensor = 0;  // of GlobalMemory, that it used last
 
+    int64_t aligned = 0;  // number of .aligned instructions that it has come to
     uint64_t cluster_generation = 0;
     bool cluster_pending = false;  // arrived at the cluster barrier and not yet waited
     bool wgmma_fenced = false;
-    bool dependency_waited = false;         // has executed griddepcontrol.wait, or the kernel was not launched early
-    Moment dependency_moment;               // when
-    int64_t wgmmas = 0, wgmmas_waited = 0;  // issued by this lane, and waited for
-    std::vector<int64_t> wgmma_groups;      // the value of `wgmmas` at each commit
+    bool watched = false;  // whether its local variables are: since wgmma.fence, and while accumulators are in flight
+    bool overdue = false;  // whether it has run for so long that it has to end at the next access to memory
+    bool dependency_waited = false;     // has executed griddepcontrol.wait, or the kernel was not launched early
+    Moment dependency_moment;           // when
+    int64_t wgmmas_waited = 0;          // of Actor::wgmmas, those that this lane has waited for
+    std::vector<int64_t> wgmma_groups;  // the value of `wgmmas` at each commit
     std::vector<Accumulator> accumulators;
     std::vector<std::pair<uintptr_t, std::size_t>> written_since_fence;  // local variables: addresses and bytes
     std::vector<std::shared_ptr<Store>> stores;                          // since the last commit
     std::vector<std::vector<std::shared_ptr<Store>>> store_groups;
     AsyncWrites async_writes;
 
+    void watch() { watched = wgmma_fenced || !accumulators.empty(); }
     int warp() const { return index / 32; }
     int lane() const { return index % 32; }
     inline uint32_t lanes() const;  // of its warp: a bit for each
@@ -217,8 +245,8 @@ struct Block {
     std::vector<std::map<uint32_t, Exchange>> exchanges;  // of each warp, by the lanes that take part
     std::map<std::pair<std::size_t, const void*>, Convergence> convergences;  // by warp and place in the kernel
     std::vector<uint32_t> alive;                                              // of each warp, a bit for each lane
-    std::vector<Aligned> aligned;                                             // of each warp
-    std::vector<WgmmaQueue> wgmmas;                                           // of each warp
+    std::vector<NumberedQueue<Aligned>> aligned;  // of each warp, those that not all of its lanes have come to
+    std::vector<WgmmaQueue> wgmmas;               // of each warp
     // Of each warpgroup: WGMMAs not yet issued by all four warps, and how many have.
     std::vector<std::map<int64_t, std::pair<WgmmaForm, int>>> warpgroup_wgmmas;
     std::vector<WgmmaProgress> wgmma_progress;  // of each warpgroup
@@ -237,6 +265,16 @@ struct Block {
     std::vector<Thread*> threads;
 };
 
+// The place of number `number` in a box of that size, x running fastest.
+inline dim3 at(uint64_t number, const dim3& size) {
+    return {static_cast<uint32_t>(number % size.x), static_cast<uint32_t>(number / size.x % size.y),
+            static_cast<uint32_t>(number / size.x / size.y)};
+}
+
+// The registers that each of a block's threads begins with, of those that the block may have.
+inline int registers_of_thread(int64_t registers, int64_t threads) {
+    return static_cast<int>(std::min<int64_t>(255, registers / threads) / 8 * 8);
+}
 // The lanes of a warp, a bit for each: the last warp of a block may have fewer than 32.
 inline uint32_t lanes_of(int warp, int threads) { return threads >= 32 * (warp + 1) ? ~0u : (1u << threads % 32) - 1; }
 inline uint32_t Thread::lanes() const { return lanes_of(warp(), static_cast<int>(block->threads.size())); }
@@ -247,6 +285,32 @@ inline bool knows_dependency(const Thread& thread) {
                return other->dependency_waited && (thread.moment == 0 || knows(thread.known, other->dependency_moment));
            });
 }
+
+// The threads that can go on.
+class Ready {
+  public:
+    void reset(std::size_t warps) {
+        lanes_.assign(warps, 0);
+        warps_.clear();
+    }
+    void add(const Thread& thread) {
+        uint32_t& lanes = lanes_[thread.number / 32];
+        if (!lanes) warps_.push_back(thread.number / 32);
+        lanes |= 1u << thread.number % 32;
+    }
+    bool empty() const { return warps_.empty(); }
+    // The warps that have some, in no particular order.
+    const std::vector<uint32_t>& warps() const { return warps_; }
+    uint32_t lanes(std::size_t i) const { return lanes_[warps_[i]]; }  // of warps()[i], a bit for each
+    void take(std::size_t i, uint32_t lanes) {
+        if (lanes_[warps_[i]] &= ~lanes) return;
+        warps_[i] = warps_.back();
+        warps_.pop_back();
+    }
+
+  private:
+    std::vector<uint32_t> lanes_, warps_;
+};
 
 inline Place Thread::place() const { return {block->index, warp(), lane()}; }
 

@@ -25,7 +25,7 @@ struct Transfer {
     std::vector<Piece> pieces;
     std::optional<Layout> layout{};  // in shared memory, of a box
 
-    uint32_t bytes() const { return static_cast<uint32_t>(pieces.size()) * SharedMemory::kChunk; }
+    uint32_t bytes() const { return static_cast<uint32_t>(pieces.size()) * kChunk; }
 };
 using SharedTransfer = std::shared_ptr<const Transfer>;
 
@@ -75,12 +75,12 @@ inline void check_box(const TensorMap& map, const char* who, uint32_t shared, co
 inline SharedTransfer box_of(const TensorMap& map, const char* who, uint32_t shared, const Coordinates& at,
                              bool store) {
     const uint32_t element = element_bytes(map.element), row_bytes = map.box[0] * element;
-    const int64_t in_piece = SharedMemory::kChunk / element;
+    const int64_t in_piece = kChunk / element;
     const int64_t row_end = store ? (map.size[0] + in_piece - 1) / in_piece * in_piece : map.size[0];
     auto transfer = std::make_shared<Transfer>(Transfer{who, shared, 1, {}});
     for (int i = 1; i < map.rank; ++i) transfer->rows *= map.box[i];
     transfer->layout = Layout{shared, row_bytes, map.rank > 1 ? map.box[1] : 1, map.swizzle, self().from};
-    transfer->pieces.reserve(transfer->rows * row_bytes / SharedMemory::kChunk);
+    transfer->pieces.reserve(transfer->rows * row_bytes / kChunk);
     for (uint32_t row = 0; row < transfer->rows; ++row) {
         uint8_t* base = map.base;
         bool outside = false;
@@ -90,7 +90,7 @@ inline SharedTransfer box_of(const TensorMap& map, const char* who, uint32_t sha
             outside |= place < 0 || place >= map.size[i];
             base += place * map.stride[i];
         }
-        for (uint32_t byte = 0; byte < row_bytes; byte += SharedMemory::kChunk) {
+        for (uint32_t byte = 0; byte < row_bytes; byte += kChunk) {
             uint32_t address = shared + row * row_bytes + byte;
             if (map.swizzle) address ^= address >> 3 & (map.swizzle - 16);
             const int64_t column = at.at[0] + static_cast<int64_t>(byte / element);
@@ -155,7 +155,7 @@ inline void load(Block& block, const SharedTransfer& transfer, uint32_t barrier_
         fail_at(Fault::mbarrier_not_visible, barrier_address,
                 "TMA load on mbarrier 0x%x, which the copy engine cannot see: fence.mbarrier_init after mbarrier.init",
                 barrier_address);
-    for (const Piece& piece : transfer->pieces) block.memory.begin_load(piece.shared, self(), moment, barrier_address);
+    block.memory.begin_load(transfer->pieces, self(), moment, barrier_address);
     cluster.layouts.note_load(block.layouts, transfer->shared, transfer->bytes(), transfer->layout);
     ++block.loads_in_flight;
     barrier.loading += transfer->bytes();
@@ -168,7 +168,7 @@ inline void load(Block& block, const SharedTransfer& transfer, uint32_t barrier_
             cluster.record(Event::tma_load_landed, block, -1, transfer->shared, transfer->bytes());
             if (landed) landed();
         }
-        const auto bytes = static_cast<uint32_t>((last - first) * in_row) * SharedMemory::kChunk;
+        const auto bytes = static_cast<uint32_t>((last - first) * in_row) * kChunk;
         mbarrier(block, barrier_address, "TMA load").loading -= bytes;
         complete_bytes(block, barrier_address, bytes, known, moment);
     };
@@ -190,14 +190,18 @@ inline void load_global(const SharedTransfer& transfer, uint32_t mbarrier, uint3
         Block& block = remote_block((transfer->shared & kOffsetMask) | (rank + 1) << kRankShift, true);
         load(block, transfer, mbarrier, [&block, &memory = *thread.cluster->memory](std::span<const Piece> pieces) {
             std::size_t tensor = 0;
-            for (const Piece& piece : pieces) {
-                Chunk chunk{};  // elements outside the tensor arrive as zeros
+            constexpr std::size_t kAhead = 16;  // pieces that are fetched into the caches before they are read
+            for (std::size_t i = 0; i < pieces.size(); ++i) {
+                const Piece& piece = pieces[i];
+                if (i + kAhead < pieces.size()) __builtin_prefetch(pieces[i + kAhead].global);
                 if (piece.bytes) check_global(memory, block, piece.global, piece.bytes, tensor, false, false);
-                if (piece.bytes == sizeof chunk)
-                    std::memcpy(chunk.data(), piece.global, sizeof chunk);
-                else if (piece.bytes)
-                    std::memcpy(&chunk[piece.begin], piece.global, piece.bytes);
-                block.memory.land(piece.shared, chunk);
+                if (piece.bytes == kChunk) {
+                    block.memory.land(piece.shared, piece.global);
+                    continue;
+                }
+                Chunk chunk{};  // elements outside the tensor arrive as zeros
+                if (piece.bytes) std::memcpy(&chunk[piece.begin], piece.global, piece.bytes);
+                block.memory.land(piece.shared, chunk.data());
             }
         });
     }
@@ -219,12 +223,7 @@ inline Block& check_shared(const char* who, uint32_t remote, uint32_t shared, ui
 
 // The thread issues a copy of `bytes` bytes of its block's shared memory; `done`: the moment that its end is.
 inline void begin_read(const Thread& thread, const char* who, uint32_t shared, uint32_t bytes, const Moment& done) {
-    const AsyncRead reads{who, thread.from, thread.warp(), thread.now(), done};
-    SharedMemory& memory = thread.block->memory;
-    for (uint32_t at = 0; at < bytes; at += SharedMemory::kChunk) {
-        memory.wait_for_load(shared + at, who, thread);
-        memory.begin_read(shared + at, reads, thread.issuer());
-    }
+    thread.block->memory.begin_read(shared, bytes, {who, thread.from, thread.warp(), thread.now(), done}, thread);
 }
 
 // From the calling thread's block to a block of the cluster, whose mbarrier counts the bytes.
@@ -240,7 +239,7 @@ inline void load_shared(uint32_t remote, uint32_t shared, uint32_t bytes, uint32
     current_cluster->record(Event::tma_load, from, thread.index, remote, bytes);
     const auto read = [&from, &to, shared, begin = transfer->shared, known = thread.known](auto pieces) {
         for (const Piece& piece : pieces)
-            to.memory.land(piece.shared, from.memory.async_read(shared + piece.shared - begin, kWho, known));
+            to.memory.land(piece.shared, from.memory.async_read(shared + piece.shared - begin, kWho, known).data());
     };
     const auto landed = [&from, shared, bytes] {
         for (uint32_t at = 0; at < bytes; at += 16) from.memory.end_read(shared + at);
@@ -263,8 +262,7 @@ inline void store(const SharedTransfer& transfer, std::optional<Combination> com
     auto store = std::make_shared<Store>();
     auto data = std::make_shared<std::vector<Chunk>>();
     store->done = cluster.next_store();
-    for (const Piece& piece : transfer->pieces)
-        begin_read(thread, transfer->who, piece.shared, SharedMemory::kChunk, store->done);
+    for (const Piece& piece : transfer->pieces) begin_read(thread, transfer->who, piece.shared, kChunk, store->done);
     store->read = [&cluster, &block, data, transfer, known = thread.known, store = store.get()] {
         if (store->has_read) return;
         store->has_read = true;
@@ -365,7 +363,7 @@ void reduce_shared(Reduction reduction, Element element, uint32_t remote, uint32
             const Chunk data = from.memory.async_read(shared + at, kWho, known);
             Chunk sum = to.memory.async_read(begin + at, kWho, known);
             reduce(reduction, element, sum.data(), data.data(), sizeof sum);
-            to.memory.land(begin + at, sum);
+            to.memory.land(begin + at, sum.data());
             from.memory.end_read(shared + at);
         }
         --to.loads_in_flight;

@@ -152,7 +152,9 @@ FAULTS = {
     56: Fault(
         "endless_loop", r"warp 2, lane 6: has run for a second without an instruction: an endless loop"
     ),
-    57: Fault("endless_loop", r"has run for long without an instruction, and nothing else happens meanwhile"),
+    57: Fault(
+        "endless_loop", r"has run for long without an instruction that changes anything, and nothing else"
+    ),
     58: Fault("crashed", r"has used up its stack"),
     59: Fault("crashed", r"warp 2, lane 6: reaches code that is not to be reached"),
     60: Fault("accumulator_read", r"reads accumulator register 1 while a WGMMA that adds to it is in flight"),

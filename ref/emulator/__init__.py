@@ -271,8 +271,9 @@ def emulator(
     Args:
         seed: the schedule, 0 to 2^64 - 1. The result of a correct kernel does not depend on it.
         record: keep every event (slower, and some 200 bytes an event).
-        threads: the most OS threads to use; each runs one cluster at a time. None: one for each core. Changes
-            the time only.
+        threads: OS threads; each runs one cluster at a time. None: one for each core. Where a thread waits
+            in a loop for another cluster that has not begun, one more is started. Fewer take longer; what a
+            correct kernel computes does not depend on them.
         max_steps: a cluster that takes more scheduler steps is stopped, with an error. None: no limit.
         dry: run no kernel; Run.launches still holds what the launchers asked for.
 

@@ -33,7 +33,9 @@ struct Launch {
     EmulatorConfig config;
     GlobalMemory memory;
     std::atomic<int64_t> failed{INT64_MAX};  // of the clusters that were at fault, the first in the launch's order
-    std::atomic<uint64_t> progress{0};       // rises when any thread of the launch has executed an instruction
+    // Rise when any thread of the launch has executed an instruction that does more than look at memory; and one that
+    // does more than meet other threads, too.
+    std::atomic<uint64_t> progress{0}, changes{0};
     // Called by a cluster that may wait for one that has not begun yet.
     std::function<void()> begin_another{};
     std::mutex printing;
@@ -105,22 +107,30 @@ class Cluster {
     // A thread has tested an mbarrier in vain. Threads that poll stay runnable, so after kPatience polls in a row
     // without any other progress the scheduler does asynchronous work; if there is none, they would poll for ever.
     void poll(uint32_t address) {
-        if (++polls_ > kPatience && pending_.empty() && patient_.empty())
-            fail_at(Fault::endless_polling, address,
-                    "polls %s for ever: nothing is on its way and no other thread makes progress",
-                    name_of(*self().block, address).c_str());
+        if (++polls_ > kPatience && pending_.empty() && patient_.empty()) {
+            if (std::ranges::all_of(runnable_, &Thread::polls))
+                fail_at(Fault::endless_polling, address,
+                        "polls %s for ever: nothing is on its way and no other thread makes progress",
+                        name_of(*self().block, address).c_str());
+            polls_ = 0;  // one of the others may wait for another cluster, and spin() says if it does so for ever
+        }
+        self().polls = true;
         runnable_.push_back(&self());
         self().fiber.suspend();
+        self().polls = false;
     }
-    // A thread has used memory kTicks times without an instruction. It may compute, or read the same again and again
-    // until another thread has written it: that one may be of this cluster, or of one that has not begun.
+    // A thread has used memory kTicks times without an instruction that changes anything. It may compute, or read the
+    // same again and again until another thread has written it: that one may be of this cluster, or of one that has
+    // not begun.
     void spin() {
         if (self().doubtful) SharedMemory::settle(self());
         const uint64_t progress = publish_progress();
         if (progress != seen_progress_) seen_progress_ = progress, spins_ = 0;
         if (++spins_ > kSpins)
-            fail(Fault::endless_loop,
-                 "has run for long without an instruction, and nothing else happens meanwhile: an endless loop");
+            fail(
+                Fault::endless_loop,
+                "has run for long without an instruction that changes anything, and nothing else happens meanwhile: an "
+                "endless loop");
         if (spins_ % kFewSpins == 0) launch_.begin_another();
         polls_ += kPatience / kFewSpins;
         runnable_.push_back(&self());
@@ -172,6 +182,23 @@ class Cluster {
         thread.from = from;
         thread.ticks = 0;
         ++instructions_;
+        ++changes_;
+    }
+    // The same, by an instruction at which threads meet. Alone it changes nothing that a loop could wait for.
+    void meet(Thread& thread, const void* from) {
+        enter(thread, from);
+        --changes_;
+    }
+    // The same, by an instruction that only looks whether others have changed something, or waits a while. In a loop it
+    // is as a load, but takes longer.
+    void look(Thread& thread, const void* from) {
+        if (thread.doubtful) [[unlikely]]
+            SharedMemory::settle(thread);
+        thread.from = from;
+        constexpr uint32_t kLoads = 4;  // that take as long
+        if ((thread.ticks += kLoads) <= kTicks) return;
+        thread.ticks = 0;
+        spin();
     }
     // `work` happens at some later moment, in no particular order. Patient work, which is TMA stores, may be put off
     // for as long as anything else can be done, because no thread has to see a store finish in order to go on.
@@ -206,12 +233,24 @@ class Cluster {
     void complete_one(std::vector<Work>& from);
     FaultReport deadlock() const;
     static std::string reason(const Thread& thread);
-    uint64_t publish_progress() {
-        if (instructions_ != published_) {
-            published_ = instructions_;
-            return launch_.progress.fetch_add(1, std::memory_order_relaxed) + 1;
-        }
-        return launch_.progress.load(std::memory_order_relaxed);
+    uint64_t publish_progress() { return publish(instructions_, published_, launch_.progress); }
+    static uint64_t publish(uint64_t mine, uint64_t& published, std::atomic<uint64_t>& of_launch) {
+        if (std::exchange(published, mine) != mine) return of_launch.fetch_add(1, std::memory_order_relaxed) + 1;
+        return of_launch.load(std::memory_order_relaxed);
+    }
+    // Threads may meet again and again, for example at __syncthreads() in a loop that waits for a number in memory.
+    void end_if_nothing_changes(const Thread* last) {
+        const uint64_t changes = publish(changes_, published_changes_, launch_.changes);
+        if (changes != seen_changes_) seen_changes_ = changes, still_since_ = step_;
+        if (step_ - still_since_ < kStill || !last) return;
+        char where[96];
+        const Place place = last->place();
+        std::snprintf(where, sizeof where, "block %lld, warp %d, lane %d: ", static_cast<long long>(place.block),
+                      place.warp, place.lane);
+        stop(
+            {Fault::endless_loop,
+             std::string(where) + "meets other threads again and again, and nothing changes meanwhile: an endless loop",
+             place, 0, last->from});
     }
     bool idle() const { return runnable_.empty() || polls_ > kPatience; }
 
@@ -220,6 +259,7 @@ class Cluster {
     static constexpr std::size_t kOrdered = 4096;   // threads of a cluster
     static constexpr uint64_t kOvertime = 1 << 14;  // times 64 steps, after another cluster's fault
     static constexpr int64_t kSpins = 1 << 15, kFewSpins = 64;
+    static constexpr uint64_t kStill = 1 << 26;  // steps
 
     Shape shape_;
     Launch& launch_;
@@ -243,7 +283,9 @@ class Cluster {
     Joined joined_;
     std::vector<uint32_t> loads_, stores_;  // that each warp has issued
     uint64_t instructions_ = 0, published_ = 0, seen_progress_ = 0;
-    Place issuer_;  // of the asynchronous work that was begun last
+    uint64_t changes_ = 0, published_changes_ = 0, seen_changes_ = 0;
+    uint64_t still_since_ = 0;  // the step at which seen_changes_ was new
+    Place issuer_;              // of the asynchronous work that was begun last
     std::optional<FaultReport> fault_;
 };
 
@@ -298,6 +340,8 @@ inline void note(Fault what, uint64_t address, const void* other, const char* te
 
 // Every function that a kernel calls begins with this: it notes the place of the call.
 #define EMULATOR_ENTER ::emulator::self().cluster->enter(::emulator::self(), __builtin_return_address(0))
+#define EMULATOR_MEET ::emulator::self().cluster->meet(::emulator::self(), __builtin_return_address(0))
+#define EMULATOR_LOOK ::emulator::self().cluster->look(::emulator::self(), __builtin_return_address(0))
 
 // Of a warp of the calling thread's warpgroup.
 [[noreturn]] inline void fail_without_wgmma() {
@@ -391,7 +435,7 @@ inline int registers_of_thread(int64_t registers, int64_t threads) {
 
 inline void Cluster::reset(int64_t cluster) {
     index_ = cluster;
-    step_ = 0;
+    step_ = still_since_ = 0;
     polls_ = spins_ = 0;
     fault_.reset();
     events.clear();
@@ -451,6 +495,7 @@ inline void Cluster::reset(int64_t cluster) {
             thread.known.reset();
             thread.from = nullptr;
             thread.ticks = 0;
+            thread.polls = false;
             thread.unfenced.clear();
             thread.doubtful = false;
             thread.cluster_generation = 0;
@@ -492,10 +537,12 @@ inline std::optional<FaultReport> Cluster::run(int64_t cluster, const Call& call
     try {
         std::size_t alive = threads_.size();
         uint64_t overtime = 0;
+        const Thread* last = nullptr;
         while (alive > 0 && !fault_) {
             ++step_;
             if (step_ % 64 == 0) {
                 publish_progress();
+                end_if_nothing_changes(last);
                 // A cluster that has ended by a fault may hold a lock that this one waits for.
                 if (const int64_t failed = launch_.failed;
                     failed < place || (failed != INT64_MAX && ++overtime > kOvertime))
@@ -514,6 +561,7 @@ inline std::optional<FaultReport> Cluster::run(int64_t cluster, const Call& call
                 turn_.store(turn_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
                 current_thread->fiber.resume();
                 alive -= current_thread->finished;
+                last = current_thread;
                 current_thread = nullptr;
             }
         }
@@ -549,6 +597,7 @@ inline void Cluster::complete_one(std::vector<Work>& from) {
     from[i] = std::move(from.back());
     from.pop_back();
     polls_ = 0;
+    ++changes_;
     issuer_ = work.issuer;
     work.run();
 }
@@ -595,6 +644,7 @@ inline void Cluster::exit_checks(Thread& thread) {
     if (!thread.stores.empty()) fail(Fault::uncommitted_store, "exits with a TMA store that was never committed");
     thread.finished = true;
     ++instructions_;
+    ++changes_;
     --cluster_live;
     complete_cluster_barrier();
     release_those_who_wait_for(thread);

@@ -110,7 +110,7 @@ inline void load_boxes(uint32_t shared, const TensorMap& map, uint32_t mbarrier,
 }
 
 uint64_t shuffle(uint64_t bits, int lane) {
-    EMULATOR_ENTER;
+    EMULATOR_MEET;
     return exchange("shfl.sync", {bits}, ~0u, true)[static_cast<std::size_t>(lane % 32)][0];
 }
 
@@ -119,7 +119,7 @@ void store_shared(uint32_t address, const void* value, uint32_t bytes) {
     self().block->memory.write(address, value, bytes, self());
 }
 void load_shared(uint32_t address, void* value, uint32_t bytes) {
-    EMULATOR_ENTER;
+    EMULATOR_LOOK;
     self().block->memory.read(address, value, bytes, self());
 }
 
@@ -138,7 +138,7 @@ using emulator::self;
 
 // Any lane may be elected; the seed says which, for the whole run.
 bool elect_sync() {
-    EMULATOR_ENTER;
+    EMULATOR_MEET;
     emulator::exchange("elect.sync", {});
     return self().lane() == current_cluster->elected_lane() % std::popcount(self().lanes());
 }
@@ -172,7 +172,7 @@ void stmatrix_x4(uint32_t address, uint32_t r0, uint32_t r1, uint32_t r2, uint32
     self().block->memory.write(address, &data, sizeof data, self());
 }
 void fence_proxy_async() {
-    EMULATOR_ENTER;
+    EMULATOR_MEET;
     emulator::record_warp(Event::fence_proxy_async);
     self().block->memory.publish(self());
     for (auto& [address, barrier] : self().block->mbarriers)
@@ -182,26 +182,26 @@ void fence_proxy_async() {
 // --------------------------------------------------------------------------------------- execution barriers
 
 void bar_sync(uint32_t id, uint32_t threads, int line) {
-    EMULATOR_ENTER;
+    EMULATOR_MEET;
     emulator::together("bar.sync", line);
     emulator::named_barrier(id, emulator::counted(id, threads), true);
 }
 void bar_arrive(uint32_t id, uint32_t threads) {
-    EMULATOR_ENTER;
+    EMULATOR_MEET;
     emulator::named_barrier(id, emulator::counted(id, threads), false);
 }
 void barrier_cluster_arrive(int line) {
-    EMULATOR_ENTER;
+    EMULATOR_MEET;
     emulator::together("barrier.cluster.arrive", line);
     emulator::arrive_at_cluster();
 }
 void barrier_cluster_arrive_relaxed(int line) {
-    EMULATOR_ENTER;
+    EMULATOR_MEET;
     emulator::together("barrier.cluster.arrive", line);
     emulator::arrive_at_cluster(true, false);
 }
 void barrier_cluster_wait(int line) {
-    EMULATOR_ENTER;
+    EMULATOR_MEET;
     emulator::together("barrier.cluster.wait", line);
     emulator::wait_for_cluster();
 }
@@ -250,7 +250,7 @@ void name_mbarrier(uint32_t address, const char* name, int index) {
     self().block->names[address] = index < 0 ? name : name + (" " + std::to_string(index));
 }
 void fence_mbarrier_init() {
-    EMULATOR_ENTER;
+    EMULATOR_MEET;
     for (auto& [address, barrier] : self().block->mbarriers)
         if (barrier.initialiser == self().index) barrier.visible = true;
 }
@@ -279,7 +279,7 @@ void mbarrier_wait_parity(uint32_t address, uint32_t parity) {
 }
 
 bool mbarrier_test_wait_parity(uint32_t address, uint32_t parity) {
-    EMULATOR_ENTER;
+    EMULATOR_LOOK;
     current_cluster->maybe_yield();
     emulator::Mbarrier& barrier = emulator::mbarrier(*self().block, address, "mbarrier.test_wait");
     barrier.waited_for = true;
@@ -352,10 +352,10 @@ void wgmma_commit_group(int line) {
 }  // namespace ptx
 
 void __syncthreads() {
-    EMULATOR_ENTER;
+    EMULATOR_MEET;
     emulator::named_barrier(0, 0, true);
 }
 void __syncwarp() {
-    EMULATOR_ENTER;
+    EMULATOR_MEET;
     emulator::exchange("bar.warp.sync", {}, ~0u, true, true);
 }

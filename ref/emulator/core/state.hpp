@@ -23,7 +23,8 @@ struct Block;
 struct Thread;
 using Waiters = std::vector<Thread*>;
 
-constexpr uint32_t kTicks = 1 << 14;  // loads and stores of a thread, without an instruction, before others may run
+// Loads and stores of a thread, without an instruction that changes anything, before others may run.
+constexpr uint32_t kTicks = 1 << 14;
 
 constexpr int kRegisters = 65536;  // of an SM, 32 bits each
 
@@ -178,7 +179,8 @@ struct Thread : Actor {
     Cluster* cluster = nullptr;
     bool finished = false;
     Wait wait;
-    uint32_t ticks = 0;           // loads and stores since then
+    uint32_t ticks = 0;           // loads and stores since its last instruction that changed something
+    bool polls = false;           // has tested an mbarrier in vain, and not run since
     std::size_t last_tensor = 0;  // of GlobalMemory, that it used last
 
     uint64_t cluster_generation = 0;

@@ -71,6 +71,9 @@ EVENT = np.dtype(
 )
 
 
+PIECE = 16  # bytes that a TMA store writes as one
+
+
 class _Config(ctypes.Structure):
     """struct EmulatorConfig"""
 
@@ -100,6 +103,7 @@ class _Tensor(ctypes.Structure):
         ("once", ctypes.c_int32),
         ("shape", ctypes.c_int64 * 8),
         ("strides", ctypes.c_int64 * 8),
+        ("padding", ctypes.c_int64),
     ]
 
     @classmethod
@@ -111,16 +115,30 @@ class _Tensor(ctypes.Structure):
             begin, strides = tensor.data_ptr(), list(tensor.stride())
         shape = [int(size) for size in tensor.shape]
         span = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+        size = span * tensor.itemsize if 0 not in shape else 0
         return cls(
             name=name.encode(),
             begin=begin,
-            bytes=span * tensor.itemsize if 0 not in shape else 0,
+            bytes=size,
             item=tensor.itemsize,
             dimensions=len(shape),
             once=once,
             shape=(ctypes.c_int64 * 8)(*shape),
             strides=(ctypes.c_int64 * 8)(*strides),
+            padding=max(0, min(_end_of_memory(tensor) - begin - size, PIECE - 1)),
         )
+
+
+def _end_of_memory(tensor: Tensor) -> int:
+    """The end of the memory of which a tensor is a part, such as the columns of a larger array; that of the
+    tensor's storage, or of the array that a NumPy array is a view of."""
+    if not isinstance(tensor, np.ndarray):
+        storage = tensor.untyped_storage()
+        return storage.data_ptr() + storage.nbytes()
+    whole = tensor
+    while isinstance(whole.base, np.ndarray):
+        whole = whole.base
+    return whole.ctypes.data + whole.nbytes if whole.flags.c_contiguous else 0
 
 
 class _Fault(ctypes.Structure):

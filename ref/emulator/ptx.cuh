@@ -156,5 +156,4 @@ void wgmma_wait_group(int line = __builtin_LINE()) {
 
 }  // namespace ptx
 
-void __syncthreads();
 void __syncwarp();

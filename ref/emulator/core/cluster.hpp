@@ -75,6 +75,12 @@ class Cluster {
     const Shape& shape() const { return shape_; }
     int elected_lane() const { return elected_lane_; }
     Place issuer() const { return issuer_; }
+    // The asynchronous instruction that is being carried out (Issued), and the place in the kernel that issued it.
+    struct Instruction {
+        Place issuer;
+        const void* from = nullptr;
+    };
+    Instruction instruction;
 
     // ---- What the instructions use
     void record(Event kind, const Block& block, int thread, uint32_t address = 0, int64_t value = 0) {
@@ -117,7 +123,6 @@ class Cluster {
         self().polls = true;
         runnable_.push_back(&self());
         self().fiber.suspend();
-        self().polls = false;
     }
     // A thread has used memory kTicks times without an instruction that changes anything. It may compute, or read the
     // same again and again until another thread has written it: that one may be of this cluster, or of one that has
@@ -181,6 +186,7 @@ class Cluster {
             SharedMemory::settle(thread);
         thread.from = from;
         thread.ticks = 0;
+        thread.polls = false;
         ++instructions_;
         ++changes_;
     }
@@ -191,9 +197,11 @@ class Cluster {
     }
     // The same, by an instruction that only looks whether others have changed something, or waits a while. In a loop it
     // is as a load, but takes longer.
-    void look(Thread& thread, const void* from) {
+    // `polls`: it tests an mbarrier, as a thread may that poll() has stopped before.
+    void look(Thread& thread, const void* from, bool polls = false) {
         if (thread.doubtful) [[unlikely]]
             SharedMemory::settle(thread);
+        thread.polls &= polls;
         thread.from = from;
         constexpr uint32_t kLoads = 4;  // that take as long
         if ((thread.ticks += kLoads) <= kTicks) return;
@@ -243,14 +251,10 @@ class Cluster {
         const uint64_t changes = publish(changes_, published_changes_, launch_.changes);
         if (changes != seen_changes_) seen_changes_ = changes, still_since_ = step_;
         if (step_ - still_since_ < kStill || !last) return;
-        char where[96];
         const Place place = last->place();
-        std::snprintf(where, sizeof where, "block %lld, warp %d, lane %d: ", static_cast<long long>(place.block),
-                      place.warp, place.lane);
-        stop(
-            {Fault::endless_loop,
-             std::string(where) + "meets other threads again and again, and nothing changes meanwhile: an endless loop",
-             place, 0, last->from});
+        stop({Fault::endless_loop,
+              where(place) + "meets other threads again and again, and nothing changes meanwhile: an endless loop",
+              place, 0, last->from});
     }
     bool idle() const { return runnable_.empty() || polls_ > kPatience; }
 
@@ -289,13 +293,36 @@ class Cluster {
     std::optional<FaultReport> fault_;
 };
 
+// The thread that has this number in the cluster, or whose asynchronous writes have it.
+inline const Thread& thread_of(uint32_t number) {
+    if (const uint32_t first = current_cluster->actor(Cluster::Unit::thread_writes, 0); number >= first)
+        number -= first;
+    const auto of_block = static_cast<uint32_t>(current_cluster->shape().warps() * 32);
+    return *current_cluster->blocks[number / of_block].threads[number % of_block];
+}
+
 inline ThreadName name_of_thread(uint32_t number) {
-    const auto threads = static_cast<uint32_t>(current_cluster->shape().threads);
+    const Thread& thread = thread_of(number);
     ThreadName name;
-    std::snprintf(name.text, sizeof name.text, "thread %u of block %lld", number % threads,
-                  static_cast<long long>(current_cluster->blocks[number / threads].index));
+    std::snprintf(name.text, sizeof name.text, "thread %d of block %lld", thread.index,
+                  static_cast<long long>(thread.block->index));
     return name;
 }
+
+// While an object of this class lives, a fault is one of the asynchronous instruction that was issued there, whoever
+// carries it out: the scheduler, or a thread that waits for it.
+class Issued {
+  public:
+    Issued(const Place& issuer, const void* from)
+        : cluster_(*current_cluster), before_(std::exchange(cluster_.instruction, {issuer, from})) {}
+    ~Issued() { cluster_.instruction = before_; }
+    Issued(const Issued&) = delete;
+    Issued& operator=(const Issued&) = delete;
+
+  private:
+    Cluster& cluster_;
+    Cluster::Instruction before_;
+};
 
 struct Stopped {};  // thrown by fail_at() when no thread is running
 
@@ -304,25 +331,25 @@ struct Stopped {};  // thrown by fail_at() when no thread is running
 inline void note(Fault what, uint64_t address, const void* other, const char* text) {
     const Thread& thread = *current_thread;
     const Place place = thread.place();
-    char where[96];
-    std::snprintf(where, sizeof where, "block %lld, warp %d, lane %d: ", static_cast<long long>(place.block),
-                  place.warp, place.lane);
-    current_cluster->stop({what, std::string(where) + text, place, address, thread.from, other});
+    current_cluster->stop({what, where(place) + text, place, address, thread.from, other});
 }
 
 [[noreturn]] inline void report(Fault what, uint64_t address, const void* other, const char* format,
                                 va_list arguments) {
     char text[768];
     std::vsnprintf(text, sizeof text - 256, format, arguments);
-    const int64_t block = current_thread ? current_thread->block->index : current_cluster->issuer().block;
+    const Cluster::Instruction& issued = current_cluster->instruction;
+    const Place place = issued.from      ? issued.issuer
+                        : current_thread ? current_thread->place()
+                                         : current_cluster->issuer();
     if (what == Fault::data_race || what == Fault::missing_proxy_fence || what == Fault::released_too_early)
         for (const Block& one : current_cluster->blocks)
-            if (one.index == block) std::strncat(text, one.mixed_barrier.c_str(), 255);
-    if (!current_thread) {
-        current_cluster->stop({what, text, current_cluster->issuer(), address});
-        throw Stopped{};
-    }
-    note(what, address, other, text);
+            if (one.index == place.block) std::strncat(text, one.mixed_barrier.c_str(), 255);
+    if (issued.from || !current_thread)
+        current_cluster->stop({what, where(place) + text, place, address, issued.from, other});
+    else
+        note(what, address, other, text);
+    if (!current_thread) throw Stopped{};
     current_thread->fiber.suspend();  // for good
     __builtin_unreachable();
 }
@@ -342,6 +369,7 @@ inline void note(Fault what, uint64_t address, const void* other, const char* te
 #define EMULATOR_ENTER ::emulator::self().cluster->enter(::emulator::self(), __builtin_return_address(0))
 #define EMULATOR_MEET ::emulator::self().cluster->meet(::emulator::self(), __builtin_return_address(0))
 #define EMULATOR_LOOK ::emulator::self().cluster->look(::emulator::self(), __builtin_return_address(0))
+#define EMULATOR_POLL ::emulator::self().cluster->look(::emulator::self(), __builtin_return_address(0), true)
 
 // Of a warp of the calling thread's warpgroup.
 [[noreturn]] inline void fail_without_wgmma() {
@@ -349,11 +377,23 @@ inline void note(Fault what, uint64_t address, const void* other, const char* te
          "a warp has ended without a wgmma that other warps of its warpgroup issued: all four issue it");
 }
 
+// A named barrier counts warps, 32 threads each, however many have not exited: whether the thread, which has arrived or
+// exits, is the last of its warp that was awaited. Returns true if the barrier has all its threads now.
+inline bool count_warp(NamedBarrier& barrier, const Thread& thread) {
+    const auto warp = static_cast<std::size_t>(thread.warp());
+    if (!barrier.lanes[warp] || thread.block->alive[warp] & ~barrier.lanes[warp]) return false;
+    barrier.lanes[warp] = 0;
+    barrier.phases[warp] = barrier.generation;
+    barrier.arrived += 32;
+    return barrier.arrived == barrier.threads;
+}
 inline void complete(NamedBarrier& barrier) {
     barrier.arrived = 0;
     barrier.completed = barrier.told.take();
     barrier.result = barrier.votes;
     barrier.votes = 0;
+    barrier.warps = 0;
+    barrier.handed = false;
     ++barrier.generation;
     self().cluster->wake(barrier.waiters);
 }
@@ -438,6 +478,7 @@ inline void Cluster::reset(int64_t cluster) {
     step_ = still_since_ = 0;
     polls_ = spins_ = 0;
     fault_.reset();
+    instruction = {};
     events.clear();
     runnable_.clear();
     pending_.clear();
@@ -471,6 +512,7 @@ inline void Cluster::reset(int64_t cluster) {
         for (int warp = 0; warp < warps; ++warp) block.alive.push_back(lanes_of(warp, shape_.threads));
         block.aligned.assign(warps, {});
         block.registers.assign(warps, {registers});
+        block.set_registers_at.assign(warps, nullptr);
         block.free_registers = 0;  // setmaxnreg can only take what another warp has given back
         block.live = shape_.threads;
         block.wgmmas.resize(warps);
@@ -504,6 +546,7 @@ inline void Cluster::reset(int64_t cluster) {
             thread.wgmmas = thread.wgmmas_waited = 0;
             thread.wgmma_groups.clear();
             thread.accumulators.clear();
+            thread.rested.clear();
             thread.written_since_fence.clear();
             thread.stores.clear();
             thread.store_groups.clear();
@@ -611,20 +654,23 @@ inline void Cluster::release_those_who_wait_for(Thread& thread) {
         if (exchange.arrived && exchange.ignores_exited && exchange.arrived == (mask & block.alive[warp]))
             complete(exchange);
     for (NamedBarrier& barrier : block.barriers)
-        if (barrier.everyone && barrier.arrived && --barrier.threads == barrier.arrived) complete(barrier);
+        if (barrier.everyone && barrier.arrived && --barrier.threads == barrier.arrived)
+            complete(barrier);
+        else if (count_warp(barrier, thread))
+            complete(barrier);
 }
 
 // A block ends: a thread of it must know that whatever other blocks did to its shared memory came before.
 inline void Cluster::check_visits(const Block& block) {
-    for (const auto& [visitor, number] : block.visits) {
-        const Moment moment{visitor, number};
-        if (number == 0 ||
+    for (const auto& [visitor, visit] : block.visits) {
+        const Moment moment{visitor, visit.first};
+        if (visit.first == 0 ||
             std::ranges::any_of(block.threads, [&](const Thread* thread) { return knows(thread->known, moment); }))
             continue;
-        fail(Fault::block_ended,
-             "the block ends, and nothing makes sure that %s has done by then what it does to the block's shared "
-             "memory: barrier.cluster.arrive (not relaxed) and wait at the end",
-             name_of_thread(visitor).text);
+        fail_race(Fault::block_ended, 0, visit.second,
+                  "the block ends, and nothing makes sure that %s has done by then what it does to the block's shared "
+                  "memory: barrier.cluster.arrive (not relaxed) and wait at the end",
+                  name_of_thread(visitor).text);
     }
 }
 
@@ -632,16 +678,23 @@ inline void Cluster::exit_checks(Thread& thread) {
     Block& block = *thread.block;
     if (thread.doubtful) SharedMemory::settle(thread);
     if (thread.lane() == 0) record(Event::thread_exit, block, thread.index);
-    if (!thread.accumulators.empty())
+    if (!thread.accumulators.empty()) {
+        const Issued wgmma(thread.place(), thread.accumulators.back().from);
         fail(Fault::unfinished_wgmma, "exits with WGMMAs in flight: %s is missing",
              thread.wgmma_groups.empty() || thread.wgmma_groups.back() < thread.wgmmas ? "wgmma.commit_group"
                                                                                        : "wgmma.wait_group");
+    }
     for (const auto& group : thread.store_groups)
         for (const auto& store : group)
-            if (!store->has_read)
+            if (!store->has_read) {
+                const Issued issued(thread.place(), store->from);
                 fail(Fault::unfinished_store,
                      "exits while a TMA store may still read shared memory: wait_group.read first");
-    if (!thread.stores.empty()) fail(Fault::uncommitted_store, "exits with a TMA store that was never committed");
+            }
+    if (!thread.stores.empty()) {
+        const Issued issued(thread.place(), thread.stores.front()->from);
+        fail(Fault::uncommitted_store, "exits with a TMA store that was never committed");
+    }
     thread.finished = true;
     ++instructions_;
     ++changes_;
@@ -652,17 +705,24 @@ inline void Cluster::exit_checks(Thread& thread) {
     const auto& issued = block.warpgroup_wgmmas[warp / 4];
     if (!block.alive[warp] && !issued.empty() && issued.rbegin()->first >= block.wgmmas[warp].issued)
         fail_without_wgmma();
-    if (--block.live == 0 && block.loads_in_flight)
-        fail(Fault::unfinished_load, "the block ends while %d TMA loads into its shared memory are in flight",
-             block.loads_in_flight);
+    if (--block.live == 0 && !block.loads.empty()) {
+        const Load& load = block.loads.front();
+        const Issued issued(load.issuer, load.from);
+        fail(Fault::unfinished_load,
+             "block %lld ends while %zu TMA loads into its shared memory are in flight: this one completes on %s",
+             static_cast<long long>(block.index), block.loads.size(), name_of(block, load.mbarrier).c_str());
+    }
     if (!block.live) check_visits(block);
     if (!block.live && std::ranges::none_of(block.threads, &Thread::dependency_waited))
         fail(Fault::missing_dependency_wait,
              "the block ends without griddepcontrol.wait, in a kernel that may begin before the one ahead has ended");
     for (std::size_t warp = 0; !block.live && warp < block.registers.size(); ++warp)
-        if (block.registers[warp].size() != block.registers[warp / 4 * 4].size())
+        if (const std::size_t first = warp / 4 * 4; block.registers[warp].size() != block.registers[first].size()) {
+            const std::size_t did = block.registers[warp].size() > block.registers[first].size() ? warp : first;
+            const Issued issued({block.index, static_cast<int>(did), -1}, block.set_registers_at[did]);
             fail(Fault::divergent_warpgroup,
                  "the block ends with a setmaxnreg that only some warps of a warpgroup executed");
+        }
 }
 
 // A place in the kernel's machine code. Python puts the source line there.
@@ -738,16 +798,19 @@ inline std::string Cluster::reason(const Thread& thread) {
     }
     if (what == "setmaxnreg") {
         std::snprintf(text, sizeof text,
-                      "setmaxnreg.inc %u: each thread has %lld registers, as __launch_bounds__ leaves it, and of those "
-                      "that setmaxnreg.dec has given back only %lld are left",
+                      "setmaxnreg.inc %u: each thread has %lld registers, as __launch_bounds__ leaves it, so a warp "
+                      "needs %lld more, and of those that setmaxnreg.dec has given back %lld are left",
                       thread.wait.address, static_cast<long long>(thread.wait.value),
+                      32 * (thread.wait.address - static_cast<long long>(thread.wait.value)),
                       static_cast<long long>(block.free_registers));
         return text;
     }
     if (what == "named barrier") {
         const NamedBarrier& barrier = block.barriers[thread.wait.address];
-        std::snprintf(text, sizeof text, "barrier %u, where %u of %u threads have arrived", thread.wait.address,
-                      barrier.arrived, barrier.threads);
+        const auto ended = static_cast<int>(block.threads.size()) - block.live;
+        std::snprintf(text, sizeof text, "barrier %u, where %u of %u threads have arrived%s", thread.wait.address,
+                      barrier.arrived, barrier.threads,
+                      ended ? (" (" + std::to_string(ended) + " of the block's have ended)").c_str() : "");
         return text;
     }
     return what;

@@ -75,7 +75,7 @@ void store_async(uint32_t address, const void* value, uint32_t bytes, uint32_t m
     Chunk chunk;
     std::memcpy(chunk.data(), value, bytes);
     begin_write(
-        block, address & kOffsetMask, bytes,
+        "st.async", block, address & kOffsetMask, bytes,
         [&block, address, chunk, bytes](uint8_t* data) {
             check_live(block, address, "st.async");
             std::memcpy(data, chunk.data(), bytes);
@@ -83,6 +83,8 @@ void store_async(uint32_t address, const void* value, uint32_t bytes, uint32_t m
         [&block, mbarrier, bytes, known = self().known](const Moment& when) {
             complete_bytes(block, mbarrier & kOffsetMask, bytes, known, when);
         });
+    AsyncWrites& writes = self().async_writes;
+    writes.stores[writes.issued] = {&block, mbarrier & kOffsetMask};
     current_cluster->maybe_yield();
 }
 
@@ -97,7 +99,8 @@ void reduce_async(uint32_t address, Element element, Reduction reduction, const 
     Chunk chunk;
     std::memcpy(chunk.data(), value, bytes);
     Actor writer = next_writer();
-    const auto land = [=, &block, known = self().known]() mutable {
+    const auto land = [=, &block, known = self().known, issuer = self().place()]() mutable {
+        const Issued issued(issuer, writer.from);
         check_live(block, address, "red.async");
         block.memory.use(at, bytes, true, writer, true);
         reduce(reduction, element, block.memory.pointer(at - kSharedBase), chunk.data(), bytes);

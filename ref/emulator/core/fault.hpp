@@ -81,6 +81,14 @@ struct Place {
     int warp = -1, lane = -1;
 };
 
+// Such as "block 0, warp 1, lane 5: ", as messages begin; nothing if the place is not known.
+inline std::string where(const Place& place) {
+    if (place.block < 0) return "";
+    std::string text = "block " + std::to_string(place.block) + ", warp " + std::to_string(place.warp);
+    if (place.lane >= 0) text += ", lane " + std::to_string(place.lane);
+    return text + ": ";
+}
+
 struct FaultReport {
     Fault what;
     std::string message;
@@ -90,7 +98,8 @@ struct FaultReport {
     const void* other = nullptr;  // the other place that takes part in it, if there is one
 };
 
-// How messages name the thread of that number in the cluster: its number in its block, and the block.
+// How messages name the thread of that number in the cluster, or the thread whose asynchronous writes have that number:
+// its number in its block, and the block.
 struct ThreadName {
     char text[48];
 };

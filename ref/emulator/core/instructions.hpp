@@ -44,10 +44,13 @@ void set_registers(int registers, bool increase, int line) {
         if (block.registers[other].size() > mine.size() && block.registers[other][mine.size()] != registers)
             fail(Fault::divergent_warpgroup, "setmaxnreg %d, where warp %zu of its warpgroup asked for %d", registers,
                  other, block.registers[other][mine.size()]);
+    const char* reason = mine.size() == 1 ? "as its __launch_bounds__, or else the block's size, leaves it"
+                                          : "as its setmaxnreg before this one left it";
     mine.push_back(registers);
+    block.set_registers_at[warp] = thread.from;
     if (increase ? registers < had : registers > had)
-        fail(Fault::invalid_operand, "setmaxnreg.%s %d while the warp has %d registers a thread",
-             increase ? "inc" : "dec", registers, had);
+        fail(Fault::invalid_operand, "setmaxnreg.%s %d while the warp has %d registers a thread, %s",
+             increase ? "inc" : "dec", registers, had, reason);
     while (32 * (registers - had) > block.free_registers)
         current_cluster->block_on(block.register_waiters, {"setmaxnreg", static_cast<uint32_t>(registers), had});
     block.free_registers -= 32 * (registers - had);
@@ -63,6 +66,7 @@ void wait_stores(std::size_t groups, bool read_only) {
     const std::size_t done = committed.size() > groups ? committed.size() - groups : 0;
     for (std::size_t i = 0; i < done; ++i)
         for (const auto& store : committed[i]) {
+            store->waited_for = true;
             read_only ? store->read() : store->write();
             Known told;
             current_cluster->learn(self().known, store->done, told);
@@ -111,7 +115,7 @@ inline void load_boxes(uint32_t shared, const TensorMap& map, uint32_t mbarrier,
 
 uint64_t shuffle(uint64_t bits, int lane) {
     EMULATOR_MEET;
-    return exchange("shfl.sync", {bits}, ~0u, true)[static_cast<std::size_t>(lane % 32)][0];
+    return exchange("shfl.sync.idx", {bits}, ~0u, true)[static_cast<std::size_t>(lane % 32)][0];
 }
 
 void store_shared(uint32_t address, const void* value, uint32_t bytes) {
@@ -169,7 +173,7 @@ void stmatrix_x4(uint32_t address, uint32_t r0, uint32_t r1, uint32_t r2, uint32
     for (uint32_t i = 0; i < 4; ++i) words[i] = static_cast<uint32_t>(lanes[row * 4 + i][1 + tile]);
     std::memcpy(&data, words, sizeof data);
     emulator::record_warp(Event::stmatrix, address);
-    self().block->memory.write(address, &data, sizeof data, self());
+    self().block->memory.write(address, &data, sizeof data, self(), "stmatrix");
 }
 void fence_proxy_async() {
     EMULATOR_MEET;
@@ -279,16 +283,14 @@ void mbarrier_wait_parity(uint32_t address, uint32_t parity) {
 }
 
 bool mbarrier_test_wait_parity(uint32_t address, uint32_t parity) {
-    EMULATOR_LOOK;
+    EMULATOR_POLL;
     current_cluster->maybe_yield();
     emulator::Mbarrier& barrier = emulator::mbarrier(*self().block, address, "mbarrier.test_wait");
     barrier.waited_for = true;
-    const bool completed = (barrier.phase & 1) != (parity & 1);
-    if (completed)
-        current_cluster->acquire(barrier.completed);
-    else
-        current_cluster->poll(address);
-    return completed;
+    if ((barrier.phase & 1) == (parity & 1)) return current_cluster->poll(address), false;
+    current_cluster->acquire(barrier.completed);
+    self().polls = false;
+    return true;
 }
 
 // --------------------------------------------------------------------------------------------- copy engine
@@ -338,6 +340,7 @@ void wgmma_fence(int line) {
     emulator::exchange("wgmma.fence", {});
     self().wgmma_fenced = true;
     self().written_since_fence.clear();
+    self().rested.clear();
     emulator::record_warp(Event::wgmma_fence);
 }
 void wgmma_commit_group(int line) {
@@ -351,8 +354,9 @@ void wgmma_commit_group(int line) {
 
 }  // namespace ptx
 
-void __syncthreads() {
+void __syncthreads(int line) {
     EMULATOR_MEET;
+    emulator::together("__syncthreads()", line);
     emulator::named_barrier(0, 0, true);
 }
 void __syncwarp() {

@@ -289,16 +289,19 @@ float4 atomicAdd(float4* address, float4 value) {
     return emulator::add_vector(address, value, __builtin_return_address(0));
 }
 
-int __syncthreads_count(int predicate) {
+int __syncthreads_count(int predicate, int line) {
     EMULATOR_MEET;
+    emulator::together("__syncthreads_count()", line);
     return static_cast<int>(emulator::named_barrier(0, 0, true, predicate != 0));
 }
-int __syncthreads_and(int predicate) {
+int __syncthreads_and(int predicate, int line) {
     EMULATOR_MEET;
+    emulator::together("__syncthreads_and()", line);
     return emulator::named_barrier(0, 0, true, predicate == 0) == 0;
 }
-int __syncthreads_or(int predicate) {
+int __syncthreads_or(int predicate, int line) {
     EMULATOR_MEET;
+    emulator::together("__syncthreads_or()", line);
     return emulator::named_barrier(0, 0, true, predicate != 0) != 0;
 }
 void __syncwarp(unsigned mask) {

@@ -27,6 +27,14 @@ using Chunk = std::array<uint8_t, 16>;
 
 class SharedMemory;
 std::string why_not_landed(const SharedMemory& memory, uint32_t mbarrier);  // barriers.hpp
+std::string who_writes(const Moment& by);                                   // these are in causes.hpp
+std::string missing_after(const Moment& by);
+bool is_asynchronous(const Moment& by);
+std::string why_loaded_again(const Moment& earlier, const Actor& actor);
+std::string who_loads(const Moment& load);
+std::string who_reads(const SharedMemory& memory, const AsyncRead& read);
+std::string why_not_read(const SharedMemory& memory, const AsyncRead& read);
+std::string name_of_mbarrier(const SharedMemory& memory, uint32_t address);
 
 // The chunks of a WGMMA's operand.
 struct Footprint {
@@ -88,28 +96,28 @@ class SharedMemory {
     }
     // A load or store by way of a pointer, of any size and alignment.
     void use(uint32_t address, uint32_t bytes, bool writes, Actor& actor, bool atomic = false) {
-        const uint32_t at = inside(address, bytes, writes ? kStore : "ld.shared");
+        const uint32_t at = inside(address, bytes, writes ? kStore : kLoad);
         for (uint32_t chunk = at / kChunk; chunk <= (at + bytes - 1) / kChunk; ++chunk) {
             const uint32_t first = std::max(at, chunk * kChunk), last = std::min(at + bytes, (chunk + 1) * kChunk);
             if (writes)
                 writable(first, last - first, first + kSharedBase, kStore, actor);
             else
-                readable(first, first + kSharedBase);
+                readable(first, first + kSharedBase, kLoad);
         }
         if (!atomic) order(at, bytes, writes, actor);
         if (writes) mark(at, bytes, actor);
     }
 
     // ---- Generic proxy: ld.shared and st.shared. A written word is marked with its thread until that thread's fence.
-    void read(uint32_t address, void* data, uint32_t bytes, Actor& actor) {
-        const uint32_t at = check(address, bytes, "ld.shared");
-        readable(at, address);
+    void read(uint32_t address, void* data, uint32_t bytes, Actor& actor, const char* who = kLoad) {
+        const uint32_t at = check(address, bytes, who);
+        readable(at, address, who);
         order(at, bytes, false, actor);
         std::memcpy(data, &generic_[at], bytes);
     }
-    void write(uint32_t address, const void* data, uint32_t bytes, Actor& actor) {
-        const uint32_t at = check(address, bytes, kStore);
-        writable(at, bytes, address, kStore, actor);
+    void write(uint32_t address, const void* data, uint32_t bytes, Actor& actor, const char* who = kStore) {
+        const uint32_t at = check(address, bytes, who);
+        writable(at, bytes, address, who, actor);
         order(at, bytes, true, actor);
         std::memcpy(&generic_[at], data, bytes);
         if (actor.doubtful) [[unlikely]]
@@ -150,21 +158,23 @@ class SharedMemory {
     Chunk async_read(uint32_t address, const char* who, const Known& issuer) {
         const uint32_t at = check(address, kChunk, who);
         if (state_[at / kChunk].landing)
-            fail_at(Fault::read_during_load, address,
-                    "%s reads shared memory at 0x%x while a TMA load is still writing it", who, address);
+            fail_race(Fault::read_during_load, address, state_[at / kChunk].loaded_from,
+                      "%s reads shared memory at 0x%x while a TMA load is still writing it: wait for %s first", who,
+                      address, name_of_mbarrier(*this, state_[at / kChunk].loaded_on).c_str());
         for (uint32_t word = at / kWord; word < (at + kChunk) / kWord; ++word)
             if (writer_[word] && !published_by_another(word, {issuer, 0, 0}))
-                fail_at(Fault::missing_proxy_fence, address,
-                        "%s reads shared memory at 0x%x that %s wrote without fence.proxy.async", who, address,
-                        name_of_thread(writer_[word] - 1).text);
+                fail_race(Fault::missing_proxy_fence, address,
+                          written_[bytes_of_[word] ? bytes_of_[word] : entry(word)].from,
+                          "%s reads shared memory at 0x%x that %s wrote without fence.proxy.async", who, address,
+                          name_of_thread(writer_[word] - 1).text);
         Chunk chunk;
         std::memcpy(chunk.data(), &async_[at], kChunk);
         return chunk;
     }
     // A load has been issued: until it lands, no one may read or write this chunk, and it holds NaN.
     void begin_load(uint32_t address, const Actor& actor, const Moment& load, uint32_t mbarrier) {
-        const uint32_t at = check(address, kChunk, "TMA load");
-        writable(at, kChunk, address, "TMA load", actor);
+        const uint32_t at = check(address, kChunk, kTmaLoad);
+        writable(at, kChunk, address, kTmaLoad, actor);
         ChunkState& state = state_[at / kChunk];
         order_load(at, state, actor);
         state.read = {};
@@ -270,7 +280,7 @@ class SharedMemory {
   private:
     static constexpr uint32_t kWord = 4, kMbarrier = 8, kChunkWords = kChunk / kWord;
     static constexpr uint32_t kRegion = 1024;  // one atom of the 128-byte swizzle
-    static constexpr const char* kStore = "st.shared";
+    static constexpr const char *kStore = "st.shared", *kLoad = "ld.shared", *kTmaLoad = "TMA load";
     struct Access {
         Moment by;
         const void* from = nullptr;  // the place in the kernel
@@ -292,6 +302,7 @@ class SharedMemory {
         uint16_t reading = 0;                             // number of TMA stores that may still read it
         bool landing = false;                             // a TMA load is on its way
         bool touched = false;                             // by a thread's own load or store, since the last TMA load
+        bool read_twice = false;                          // by WGMMAs of which the second came after the first's end
         bool split = false;                               // its words were used one by one; false: all four alike
         Moment loaded;                                    // of the last TMA load, which those know who waited for it
         const void* loaded_from = nullptr;                // by which place in the kernel
@@ -351,7 +362,11 @@ class SharedMemory {
     void order_async_read(uint32_t at, const AsyncRead& read, const Issuer& issuer) {
         if (!read.done.number) return;
         ChunkState& state = state_[at / kChunk];
-        if (state.read.done.number != read.done.number || state.read.done.thread != read.done.thread) state.read = read;
+        if (state.read.done.number != read.done.number || state.read.done.thread != read.done.thread) {
+            state.read_twice = read.progress && state.read.progress == read.progress && state.read.done.number &&
+                               knows(issuer.known, state.read.done);
+            state.read = read;
+        }
         if (!state.touched) return;
         for (uint32_t word = at / kWord; word < (at + kChunk) / kWord; ++word)
             if (writer_[word]) published_by_another(word, issuer);  // the issuer's own fences count
@@ -359,40 +374,46 @@ class SharedMemory {
             const Access& written = written_[entry];
             if (issuer.comes_after(written.by)) return;
             fail_race(Fault::data_race, address, written.from,
-                      "%s reads shared memory at 0x%x, which %s has written, and nothing orders the two: a "
-                      "barrier is missing between the store and the %s",
-                      read.who, address, name_of_thread(written.by.thread).text, read.who);
+                      "%s reads shared memory at 0x%x, which %s, and nothing orders the two: %s", read.who, address,
+                      who_writes(written.by).c_str(), missing_after(written.by).c_str());
         });
     }
     // A store or a TMA load (`who`) overwrites what an asynchronous read need not have read yet: its wait does not lie
     // before. A thread that does not even know that the read was issued has met no barrier since.
-    [[noreturn, gnu::noinline]] void overwritten(uint32_t address, const char* who, const AsyncRead& read,
+    [[noreturn, gnu::noinline]] void overwritten(uint32_t address, const char* who, const ChunkState& state,
                                                  const Actor& actor) const {
-        char reader[64];
-        if (read.progress)
-            std::snprintf(reader, sizeof reader, "a WGMMA of warps %d to %d", read.warp, read.warp + 3);
-        else
-            std::snprintf(reader, sizeof reader, "a %s of warp %d", read.who, read.warp);
+        const AsyncRead& read = state.read;
+        const std::string reader = who_reads(*this, read);
         const bool own = read.warp == (read.progress ? actor.index / 128 * 4 : actor.index / 32);
-        const bool races = who == kStore && !own && !actor.comes_after(read.issued);
-        const char* cause =
-            "cp.async.bulk.wait_group.read by the thread that issued it, and a barrier behind that, come first";
-        if (read.progress && actor.comes_after(read.issued))
+        const bool races = who != kTmaLoad && !own && !actor.comes_after(read.issued);
+        std::string cause;
+        if (!read.progress)
+            cause = why_not_read(*this, read);
+        else if (who == kTmaLoad && !state.loaded.number && !state.touched)
+            cause =
+                "nothing had filled it when the WGMMA was issued: its wait for the stage's full mbarrier is missing, "
+                "or "
+                "has the wrong parity";
+        else if (who == kTmaLoad && state.read_twice)
+            cause =
+                "an earlier WGMMA had read the same and was done, so this one came before its load: its wait for the "
+                "stage's full mbarrier is missing, or has the wrong parity";
+        else if (actor.comes_after(read.issued))
             cause =
                 "it is committed, and the arrival or barrier that says that it is done came before wgmma.wait_group, "
                 "or the wait's N leaves it in flight";
-        else if (read.progress && read.progress->committed < read.done.number)
+        else if (read.progress->committed < read.done.number)
             cause =
                 "it is not committed, so that a wait waits for nothing: wgmma.commit_group is missing, or a wait for "
                 "the arrival that follows the WGMMA";
-        else if (read.progress)
+        else
             cause =
                 "nothing tells this thread that it is done: a wait for the stage's empty mbarrier is missing, or that "
                 "one's count is too small to include the warpgroup's arrival";
         fail_race(races ? Fault::data_race : Fault::released_too_early, address, read.from,
                   races ? "%s overwrites shared memory at 0x%x, which %s reads, and nothing orders the two: %s"
                         : "%s overwrites shared memory at 0x%x, which %s may still read: %s",
-                  who, address, reader, cause);
+                  who, address, reader.c_str(), cause.c_str());
     }
 
     // A thread loads or stores: whatever it conflicts with must lie before.
@@ -519,9 +540,8 @@ class SharedMemory {
     }
     [[gnu::noinline]] void write_race(uint32_t at, bool writes, const Access& written) const {
         fail_race(Fault::data_race, at + kSharedBase, written.from,
-                  "%s shared memory at 0x%x, which %s has written, and nothing orders the two: a barrier is "
-                  "missing between them",
-                  writes ? "writes" : "reads", at + kSharedBase, name_of_thread(written.by.thread).text);
+                  "%s shared memory at 0x%x, which %s, and nothing orders the two: %s", writes ? "writes" : "reads",
+                  at + kSharedBase, who_writes(written.by).c_str(), missing_after(written.by).c_str());
     }
     [[gnu::noinline]] void read_race(uint32_t at, const Access& reader) const {
         fail_race(Fault::data_race, at + kSharedBase, reader.from,
@@ -534,19 +554,23 @@ class SharedMemory {
         if (!actor.comes_after(state.loaded))
             fail_race(
                 Fault::data_race, at + kSharedBase, state.loaded_from,
-                "TMA load overwrites shared memory at 0x%x, which an earlier TMA load has filled, and nothing orders "
-                "the two: a wait for the arrival that releases the stage is missing",
-                at + kSharedBase);
+                "TMA load overwrites shared memory at 0x%x, which an earlier TMA load has filled, that of %s, and "
+                "nothing orders the two: %s",
+                at + kSharedBase, who_loads(state.loaded).c_str(), why_loaded_again(state.loaded, actor).c_str());
         if (!state.touched) return;
         for_each_entry_of(at, state, [&](uint32_t entry, uint32_t address) {
             const Access* reader = unknown_reader(entry, actor);
             const Access& written = written_[entry];
             if (!reader && actor.comes_after(written.by)) return;
+            const std::string who =
+                reader ? std::string(name_of_thread(reader->by.thread).text) + " has read" : who_writes(written.by);
+            const std::string cause =
+                is_asynchronous(written.by) && !reader
+                    ? missing_after(written.by)
+                    : "__syncwarp() before one lane's arrival for its warp, or an arrival of each lane";
             fail_race(Fault::data_race, address, reader ? reader->from : written.from,
-                      "TMA load overwrites shared memory at 0x%x, which %s has %s, and nothing orders the two: "
-                      "__syncwarp() before one lane's arrival for its warp, or an arrival of each lane",
-                      address, name_of_thread(reader ? reader->by.thread : written.by.thread).text,
-                      reader ? "read" : "written");
+                      "TMA load overwrites shared memory at 0x%x, which %s, and nothing orders the two: %s", address,
+                      who.c_str(), cause.c_str());
         });
         const uint32_t first = at / kWord;
         for (uint32_t word = first; word < first + kChunkWords; ++word)
@@ -609,11 +633,11 @@ class SharedMemory {
             return entry.second.readers && std::ranges::find(entry.second.chunks, chunk) != entry.second.chunks.end();
         });
     }
-    void readable(uint32_t at, uint32_t address) const {
-        if (state_[at / kChunk].landing)
-            fail_at(Fault::read_during_load, address,
-                    "ld.shared at 0x%x reads bytes that a TMA load is still writing: wait for its mbarrier first",
-                    address);
+    void readable(uint32_t at, uint32_t address, const char* who) const {
+        if (const ChunkState& state = state_[at / kChunk]; state.landing)
+            fail_race(Fault::read_during_load, address, state.loaded_from,
+                      "%s at 0x%x reads bytes that a TMA load is still writing: wait for %s first", who, address,
+                      name_of_mbarrier(*this, state.loaded_on).c_str());
     }
     // The offset of an address that lies in the dynamic shared memory, or among the variables.
     uint32_t inside(uint32_t address, uint32_t bytes, const char* who) const {
@@ -634,10 +658,15 @@ class SharedMemory {
     }
     void writable(uint32_t at, uint32_t bytes, uint32_t address, const char* who, const Actor& actor) const {
         const ChunkState& state = state_[at / kChunk];
+        if (state.landing && who == kTmaLoad)
+            fail_race(Fault::write_during_load, address, state.loaded_from,
+                      "TMA load writes 0x%x while an earlier TMA load is still writing it, that of %s: %s", address,
+                      who_loads(state.loaded).c_str(), why_loaded_again(state.loaded, actor).c_str());
         if (state.landing)
-            fail_at(Fault::write_during_load, address, "%s writes 0x%x while a TMA load is still writing it", who,
-                    address);
-        if (!actor.comes_after(state.read.done)) overwritten(address, who, state.read, actor);
+            fail_race(Fault::write_during_load, address, state.loaded_from,
+                      "%s writes 0x%x while a TMA load is still writing it: wait for %s first", who, address,
+                      name_of_mbarrier(*this, state.loaded_on).c_str());
+        if (!actor.comes_after(state.read.done)) overwritten(address, who, state, actor);
         if (state.reading || (regions_[at / kRegion].reading && read_by_wgmma(at / kChunk * kChunk)))
             fail_at(Fault::released_too_early, address,
                     "%s overwrites 0x%x while a WGMMA or a TMA store may still read it: released too early%s", who,
@@ -645,7 +674,9 @@ class SharedMemory {
         const uint32_t first = at % kChunk;  // a write is aligned to its size, so it ends in this chunk
         for (uint32_t half = first / kMbarrier; half <= (first + bytes - 1) / kMbarrier; ++half)
             if (state.mbarrier[half])
-                fail_at(Fault::mbarrier_overwritten, address, "%s overwrites the mbarrier near 0x%x", who, address);
+                fail_at(Fault::mbarrier_overwritten, address, "%s of %u bytes at 0x%x overwrites %s", who, bytes,
+                        address,
+                        name_of_mbarrier(*this, at / kChunk * kChunk + half * kMbarrier + kSharedBase).c_str());
     }
 
     uint32_t bytes_ = 0, variables_begin_ = kSharedLimit;

@@ -101,6 +101,7 @@ inline const DecodedOperand& decoded_b(Block& block, const WgmmaOp& op) {
 inline void execute_next_wgmma(Block& block, int warp) {
     WgmmaQueue& queue = block.wgmmas[static_cast<std::size_t>(warp)];
     const WgmmaOp& op = queue.ops[static_cast<std::size_t>(queue.executed - queue.retired)];
+    const Issued issued({block.index, warp, -1}, op.from);
     const MatrixKind& kind = op.form.kind;
     const ptx::WgmmaOptions& options = kind.options;
     const auto n = static_cast<std::size_t>(op.form.n);
@@ -190,6 +191,18 @@ inline void check_fenced(const Thread& thread, const uint32_t* registers, std::s
                  static_cast<long long>((std::max(address, begin) - begin) / sizeof(uint32_t)));
 }
 
+// A lane issues a WGMMA without wgmma.fence. Where other lanes of its warp are in one, or come to one before they come
+// to the WGMMA, the fence is there, and the warp has diverged.
+inline void check_fence_of_others(const Thread& thread) {
+    const Aligned& met = thread.block->aligned[static_cast<std::size_t>(thread.warp())];
+    constexpr int kTurns = 256;
+    for (int turn = 0; turn < kTurns && !met.lanes; ++turn) current_cluster->yield();
+    if (met.lanes && !(met.lanes >> thread.lane() & 1) && !std::strcmp(met.what, "wgmma.fence"))
+        fail_race(Fault::divergent_warp, 0, met.from,
+                  "executes wgmma without wgmma.fence, which other lanes of its warp execute: all lanes must execute "
+                  "it together");
+}
+
 // The number in the cluster of the first warp of a thread's warpgroup.
 inline uint32_t first_warp(const Thread& thread) {
     return (thread.number - static_cast<uint32_t>(thread.index % 128)) / 32;
@@ -231,15 +244,20 @@ void issue_wgmma(const MatrixKind& kind, uint32_t* d, int64_t n, const uint32_t*
     const auto count = static_cast<std::size_t>(kind.d == ptx::Type::f16 ? n / 4 : n / 2);
     auto accumulator = std::ranges::find(thread.accumulators, d, &Accumulator::home);
     if (accumulator == thread.accumulators.end()) {
-        if (!thread.wgmma_fenced)
+        const auto same = [&](const Accumulator& one) {
+            return one.home == d && one.count == count && one.type == kind.d;
+        };
+        if (!std::erase_if(thread.rested, same) && !thread.wgmma_fenced) {
+            check_fence_of_others(thread);
             fail(Fault::missing_wgmma_fence, "wgmma without wgmma.fence after the accumulators were last touched");
+        }
         check_fenced(thread, d, count, "accumulator");
         if (scale_d) check_initialised(d, count, "wgmma adds to", "accumulator");
         if (!op.accumulators) op.accumulators = queue.take_tile(count * 32 * sizeof(uint32_t));
         ++op.accumulators->lanes;
         if (scale_d)
             move_accumulators<true>(kind.d, lane, static_cast<std::size_t>(n), d, op.accumulators->rows.data());
-        thread.accumulators.push_back({d, count, op.accumulators, kind.d, 0});
+        thread.accumulators.push_back({d, count, op.accumulators, kind.d, 0, nullptr});
         accumulator = std::prev(thread.accumulators.end());
         std::fill_n(d, count, poison(kind.d));
     }
@@ -248,6 +266,7 @@ void issue_wgmma(const MatrixKind& kind, uint32_t* d, int64_t n, const uint32_t*
         fail(Fault::divergent_warp, "wgmma number %lld has other accumulators in flight than its warp's",
              static_cast<long long>(number));
     accumulator->last_op = number;
+    accumulator->from = thread.from;
     if (a) {
         check_fenced(thread, a, 4, "A's");
         check_initialised(a, 4, "wgmma reads", "A's");
@@ -263,6 +282,7 @@ void issue_wgmma(const MatrixKind& kind, uint32_t* d, int64_t n, const uint32_t*
     cluster.join(op.known, thread.known);
     if (++op.lanes == 32) {
         ++queue.issued;
+        op.from = thread.from;
         op.footprint_a = a ? nullptr : &block.memory.footprint(operand_a);
         op.footprint_b = &block.memory.footprint(operand_b);
         AsyncRead reads{kWgmmaA,
@@ -347,6 +367,7 @@ void wait_wgmma(int in_flight, int line) {
                                      accumulator.home, tile.rows.data());
             if (--tile.lanes == 0) queue.free_tiles.push_back(&tile);
             thread.wgmma_fenced = false;
+            thread.rested.push_back(accumulator);
             return true;
         });
     }

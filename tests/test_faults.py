@@ -231,7 +231,7 @@ RACES = {
     ),
     37: Fault(
         "released_too_early",
-        r"st.shared overwrites shared memory at 0x600, which a TMA store of warp 0 may still read: the thread that",
+        r"st.shared overwrites shared memory at 0x600, which a TMA store of warp 0 may still read: the",
         address=0x600,
     ),
     42: Fault(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from gemm_ladder import build
-from gemm_ladder.errors import EmulatorError, InputError, LaunchError
+from gemm_ladder.errors import BuildError, EmulatorError, InputError, LaunchError
 from gemm_ladder.lab.arrays import (
     assign,
     bits,
@@ -26,6 +26,7 @@ from gemm_ladder.lab.arrays import (
 )
 from gemm_ladder.lab.parameters import Moved, described, holds_array, packed, parameters_of
 from gemm_ladder.lab.recording import Recording
+from gemm_ladder.lab.refusals import explain
 from gemm_ladder.lab.sources import (
     check_template,
     cluster_dims,
@@ -298,7 +299,11 @@ class _Prepared:
         dims = cluster_dims(text, self.kernel) if cluster is None else None
         source = whole_text(text, path, f"{self.name}.cu", self.kernel, dims, defines, list(self.symbols))
         folders = [*include, *([path.parent] if path else [])]
-        self.library = _build(source, self.name, self.device, folders)
+        try:
+            self.library = _build(source, self.name, self.device, folders)
+        except BuildError as error:
+            explain(text, self.kernel, error)
+            raise
         if dims:
             size = (ctypes.c_uint32 * 3)()
             self.library.gemm_ladder_cluster(size)

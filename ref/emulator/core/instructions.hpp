@@ -151,7 +151,7 @@ bool elect_sync() {
 
 uint32_t shared_memory() { return emulator::kSharedBase; }
 uint32_t mapa(uint32_t address, uint32_t rank) {
-    EMULATOR_ENTER;
+    EMULATOR_LOOK;
     return emulator::at_rank(address, rank);
 }
 void st_shared_cluster(uint32_t address, float4 value) {

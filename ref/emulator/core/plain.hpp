@@ -70,7 +70,7 @@ void* shared_variable(const void* key, std::size_t bytes, std::size_t alignment)
 void* dynamic_shared_memory() { return self().block->memory.pointer(0); }
 
 uint32_t shared_address(const void* pointer) {
-    EMULATOR_ENTER;
+    EMULATOR_LOOK;
     const auto address = reinterpret_cast<uintptr_t>(pointer);
     const Block* block = holder(address);
     if (!block)
@@ -82,16 +82,16 @@ uint32_t shared_address(const void* pointer) {
 bool is_shared(const void* pointer) { return holder(reinterpret_cast<uintptr_t>(pointer)); }
 bool is_local(const void* pointer) { return Stacks::holds(reinterpret_cast<uintptr_t>(pointer)); }
 void* shared_pointer(uint32_t address) {
-    EMULATOR_ENTER;
+    EMULATOR_LOOK;
     return remote_block(address).memory.pointer((address & kOffsetMask) - kSharedBase);
 }
 void* pointer_at_rank(const void* pointer, unsigned rank) {
-    EMULATOR_ENTER;
+    EMULATOR_LOOK;
     const uint32_t address = self().block->memory.address_of(reinterpret_cast<uintptr_t>(pointer));
     return remote_block(at_rank(address, rank)).memory.pointer(address - kSharedBase);
 }
 unsigned rank_of_pointer(const void* pointer) {
-    EMULATOR_ENTER;
+    EMULATOR_LOOK;
     const Block* block = holder(reinterpret_cast<uintptr_t>(pointer));
     if (!block) fail(Fault::invalid_operand, "query_shared_rank of a pointer that is not into shared memory");
     return static_cast<unsigned>(block->rank);

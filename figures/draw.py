@@ -8,7 +8,7 @@ Needs matplotlib and nothing else: no GPU, no compiler, no gemm_ladder. The file
     data/everywhere.json   the same at the weights of public models (python -m gemm_ladder everywhere)
     data/training.json     the training kernels beside DeepGEMM's (python -m gemm_ladder training)
     data/host.json         what a call costs the host (python -m gemm_ladder host)
-    data/interleave.json   rung 6 in each of its modes (python -m gemm_ladder interleave)
+    data/interleave.json   rung 8 in each of its modes (python -m gemm_ladder interleave)
     data/cards.json        what each rung is made of, and what limits it (python -m gemm_ladder cards)
     data/timeline.json     who did what, and when (python -m gemm_ladder timeline all --json ...)
 

@@ -14,7 +14,7 @@ from .measured import CEILING, PEERS, Series, name_of, provenance
 from .rows import TimedRow, TimesFile
 from .sheet import INK, MUTED, frame, sheet
 
-RUNG = "s7_production"
+RUNG = "s9_production"
 BLOCK_SCALED = ("cublaslt_blockwise", "deep_gemm")  # these compute the same product
 CEILINGS = ("cublaslt_tensorwise", "torch_grouped")
 KINDS = ("dense", "contiguous", "masked")

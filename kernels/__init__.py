@@ -8,7 +8,7 @@ The top rung, to use in place of DeepGEMM, by the names of either generation (`g
 All rungs, to read and to compare:
 
     import gemm_ladder as gl
-    rung = gl.rungs["s2_wgmma"]
+    rung = gl.rungs["s3_wgmma"]
     rung(lhs=(a, sfa), rhs=(b, sfb), out=d)     # CPU tensors: the emulator; Hopper tensors: the GPU
     with gl.emulator(seed=7, record=True) as run:
         rung((a, sfa), (b, sfb), d)

@@ -59,7 +59,7 @@ class EmulatorError(GemmLadderError, RuntimeError):
             deadlock has several, and a WGMMA is issued by a whole warp.
         address: int, the address at fault, in shared memory (with the rank of the block, if the instruction
             takes a shared::cluster address) or in global memory. None where it has none.
-        line: str, the line of the kernel's source, such as "s2_wgmma.cu:65"; None where it is not known.
+        line: str, the line of the kernel's source, such as "s3_wgmma.cu:65"; None where it is not known.
         other_line: str, that of the other access of a data race; None where it is not known.
         recording: `gemm_ladder.lab`'s record of the launch up to the fault, which `lab.view` shows; None
             unless `lab.run` was asked to record.

@@ -136,20 +136,20 @@ class NumpyRung(Rung):
 
 @dataclasses.dataclass(frozen=True)
 class InterleavedRung(Rung):
-    """s6: the source of the rung below; for a GPU, its machine code is rewritten (`gemm_ladder.sass.ffma`).
+    """s8: the source of the rung below; for a GPU, its machine code is rewritten (`gemm_ladder.sass.ffma`).
 
     The emulator runs the rung below as it is: the bits that are rewritten have no meaning there.
 
     Attributes:
         mode: how the promotion's FFMAs yield: a mode of `gemm_ladder.sass.ffma`. To compare modes, make other
-            rungs: dataclasses.replace(rung, name="s6_off", mode="off").
+            rungs: dataclasses.replace(rung, name="s8_off", mode="off").
     """
 
     mode: ffma.Mode = ffma.DEFAULT_MODE
 
     @property
     def path(self) -> Path:
-        return super().path.with_name("s5_warp_specialized.cu")
+        return super().path.with_name("s7_persistent.cu")
 
     def build(self, target: Literal["cuda", "emulator"]) -> Built:
         from gemm_ladder import build
@@ -160,7 +160,7 @@ class InterleavedRung(Rung):
 
 
 class ProductionRung(Rung):
-    """s7: the kernels that `gemm_ladder.api` calls, configured for the shape."""
+    """s9: the kernels that `gemm_ladder.api` calls, configured for the shape."""
 
     @property
     def path(self) -> Path:
@@ -213,8 +213,8 @@ class Rungs(Mapping[str, Rung]):
         return f"Rungs({', '.join(self._by_name)})"
 
 
-# What the rungs on the tensor cores need of n and k. s5 and s7 store D by TMA, which needs rows of a multiple
-# of 16 bytes, of 8 BF16 numbers. s2 to s4 have the same rule, so that all of them run the same shapes. k is a
+# What the rungs on the tensor cores need of n and k. s7 and s9 store D by TMA, which needs rows of a multiple
+# of 16 bytes, of 8 BF16 numbers. s3 to s5 have the same rule, so that all of them run the same shapes. k is a
 # whole number of K blocks, each of which is promoted.
 TENSOR_CORES = {"n_multiple": N_MULTIPLE, "k_multiple": SCALE_BLOCK}
 
@@ -222,28 +222,28 @@ rungs = Rungs(
     NumpyRung("s0_numpy", "what is computed"),
     Rung("s1_naive", "one thread per output, CUDA cores"),
     Rung(
-        "s2_wgmma",
+        "s3_wgmma",
         "tensor cores: swizzled shared memory, descriptors, promotion",
         **TENSOR_CORES,
     ),
-    Rung("s3_tma", "the copy engine and a ring of mbarriers", **TENSOR_CORES),
+    Rung("s4_tma", "the copy engine and a ring of mbarriers", **TENSOR_CORES),
     Rung(
-        "s4_tma_multicast",
+        "s5_tma_multicast",
         "two blocks share one operand's loads",
         **TENSOR_CORES,
     ),
     Rung(
-        "s5_warp_specialized",
+        "s7_persistent",
         "producer warp, two consumer warpgroups, persistent tiles, TMA store",
         **TENSOR_CORES,
     ),
     InterleavedRung(
-        "s6_ffma_interleave",
+        "s8_ffma_interleave",
         "the same source; the promotion FFMAs' control bits rewritten in the machine code",
         **TENSOR_CORES,
     ),
     ProductionRung(
-        "s7_production",
+        "s9_production",
         "n and k as compile-time constants, chosen configuration, grouped layouts",
         **TENSOR_CORES,
     ),

@@ -99,10 +99,10 @@ for rung in gl.rungs.values():
 lhs = workbench.tensor(a), workbench.tensor(sfa)
 rhs = workbench.tensor(b), workbench.tensor(sfb)
 d = torch.empty(64, 256, dtype=torch.bfloat16, device=workbench.DEVICE)
-gl.rungs["s2_wgmma"](lhs, rhs, d)
+gl.rungs["s3_wgmma"](lhs, rhs, d)
 
 rounded = gemm.to_bf16(exact).astype(np.float64)
-print("s2_wgmma against the definition:       ", metrics.relative_error(d.cpu().double().numpy(), exact))
+print("s3_wgmma against the definition:       ", metrics.relative_error(d.cpu().double().numpy(), exact))
 print("the definition, itself rounded to BF16:", metrics.relative_error(rounded, exact))
 
 # %% [markdown]
@@ -118,7 +118,7 @@ on_cpu = workbench.Problem(a, sfa, b, sfb)
 results = []
 for seed in range(3):
     with gl.emulator(seed=seed, record=True) as run:
-        results.append(workbench.multiply(gl.rungs["s2_wgmma"], on_cpu, "cpu"))
+        results.append(workbench.multiply(gl.rungs["s3_wgmma"], on_cpu, "cpu"))
     print(f"seed {seed}: {run.steps} steps of the scheduler, {len(run.events)} events")
 print(
     "the same bits each time:",
@@ -136,14 +136,14 @@ for kind, count in zip(*np.unique(run.events["kind"], return_counts=True), stric
 # %% [markdown]
 # The emulator is not kind. Where the hardware promises nothing, it does the worst that is allowed: it lets a
 # copy arrive late, and shows a write to nobody who has not been told of it. So a mistake that a GPU forgives
-# on most days has a symptom here, and often a name. Take one line out of `s2_wgmma`, the fence between
+# on most days has a symptom here, and often a name. Take one line out of `s3_wgmma`, the fence between
 # writing shared memory and letting the tensor core read it:
 
 # %%
-workbench.break_it("s2_wgmma", on_cpu, ("ptx::fence_proxy_async();", ""))
+workbench.break_it("s3_wgmma", on_cpu, ("ptx::fence_proxy_async();", ""))
 
 # %% [markdown]
-# [Lesson 03](03_wgmma.ipynb) says what that fence is. You will often do this: predict what a fault does,
+# [Lesson 04](04_wgmma.ipynb) says what that fence is. You will often do this: predict what a fault does,
 # plant it, and see whether you were right.
 #
 # ## How fast
@@ -188,7 +188,7 @@ def tflops(m, n, k, us):
 
 
 # %% tags=["check"]
-rows = [row for row in measured.load(measured.DATA / "ladder.json")["rows"] if row["impl"] == "s2_wgmma"]
+rows = [row for row in measured.load(measured.DATA / "ladder.json")["rows"] if row["impl"] == "s3_wgmma"]
 workbench.check(
     tflops,
     lambda m, n, k, us: 2 * m * n * k / (us * 1e-6) / 1e12,

@@ -272,7 +272,7 @@ plt.show()
 # ## On matrices that look real
 #
 # These are made, not a model's, but made to look like one's; a trained model's are in [the lesson on
-# precision](04_precision.ipynb). The weights have heavier tails than normal numbers (Student's t), rows of
+# precision](05_precision.ipynb). The weights have heavier tails than normal numbers (Student's t), rows of
 # different sizes, and one in 20000 is far out. The activations have channels of very different sizes, a few
 # of them enormous. The last column is the error of their product.
 
@@ -315,13 +315,13 @@ for name, cast_a, cast_b in (
 #
 # Why 128, and not 32 or 512? Shorter runs follow the numbers more closely, but each costs a promotion; and
 # there is another reason, in how tensor cores add, which [the lesson on
-# precision](04_precision.ipynb) shows.
+# precision](05_precision.ipynb) shows.
 #
 # ## How A's scales lie in memory
 #
 # A kernel's tile has 64 rows or more, and for one block of k it needs the scales of all of its rows. So the
 # kernels want them with m contiguous, each column padded to a multiple of 16 bytes, as the [copy
-# engine](05_tma.ipynb) demands.
+# engine](06_tma.ipynb) demands.
 
 # %%
 scales = np.arange(10, dtype=np.float32).reshape(5, 2)  # m = 5, two blocks of k

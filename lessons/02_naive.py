@@ -159,7 +159,7 @@ print(
 
 # %%
 size = (4096, 7168, 16384)
-notes = drawing.bars(["s1_naive", "s2_wgmma", "cublaslt_tensorwise"], size, marked="s1_naive")
+notes = drawing.bars(["s1_naive", "s3_wgmma", "cublaslt_tensorwise"], size, marked="s1_naive")
 recorded = {one.impl: one for one in measured.series(measured.recorded(), "dirty")}
 naive, ceiling = recorded["s1_naive"].tflops[size], recorded["cublaslt_tensorwise"].tflops[size]
 print(f"The ceiling is {ceiling / naive:.0f} times as fast.")
@@ -338,4 +338,4 @@ workbench.check(
 )
 
 # %% [markdown]
-# Next: [the tensor cores](03_wgmma.ipynb).
+# Next: [the tensor cores](04_wgmma.ipynb).

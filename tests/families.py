@@ -108,7 +108,7 @@ def run_dense(
     with gl.emulator(seed=seed):
         launching.launch(config, placed.lhs, placed.rhs, placed.out, num_sms=num_sms)
     if config.share != "K" or exact:
-        np.testing.assert_array_equal(placed.bits(), operands.expected_bits("s7_production"))
+        np.testing.assert_array_equal(placed.bits(), operands.expected_bits("s9_production"))
     else:
         found = (placed.bits().astype(np.uint32) << 16).view(np.float32)
         assert metrics.max_row_error(found, operands.exact()) < 1e-2

@@ -53,7 +53,7 @@ def call(rung: str, m: int, at_end: bool) -> None:
 if __name__ == "__main__":
     faulthandler.enable()
     for at_end in (True, False):
-        for m in (68, 300):  # s5 uses another tile for each
+        for m in (68, 300):  # s7 uses another tile for each
             print(f"{m} rows, the tensors {'end' if at_end else 'begin'} at a fence", flush=True)
             call(sys.argv[1], m, at_end)
     print("done")

@@ -1,7 +1,7 @@
 """Compiles a mutant, and runs it in a process of its own on many schedules, until it shows that it is wrong.
 
-    python tests/mutation_runs.py s3_tma production    all mutants of these kernels (no name: of all kernels)
-    python tests/mutation_runs.py --part 5 s3_tma      about every fifth of them
+    python tests/mutation_runs.py s4_tma production    all mutants of these kernels (no name: of all kernels)
+    python tests/mutation_runs.py --part 5 s4_tma      about every fifth of them
 
 prints how each mutant ended, and the figures; those that nothing shows are to be listed, with the reason, in
 tests/data/surviving_mutants.txt.

@@ -84,11 +84,11 @@ def _dense(name: str, m: int, n: int, k: int, num_sms: int) -> Callable[[ctypes.
 
 RUNGS = (
     _rung("s1_naive", (11, 40, 200, 1), (8, 136, 128, 1), (3, 7, 300, 1)),
-    _rung("s2_wgmma", (70, 136, 384, 1), (1, 264, 256, 1), (192, 72, 128, 1)),
-    _rung("s3_tma", (70, 136, 768, 1), (1, 264, 256, 1), (192, 72, 1280, 1)),
-    _rung("s4_tma_multicast", (130, 136, 768, 1), (1, 264, 256, 1), (300, 72, 1280, 1)),
+    _rung("s3_wgmma", (70, 136, 384, 1), (1, 264, 256, 1), (192, 72, 128, 1)),
+    _rung("s4_tma", (70, 136, 768, 1), (1, 264, 256, 1), (192, 72, 1280, 1)),
+    _rung("s5_tma_multicast", (130, 136, 768, 1), (1, 264, 256, 1), (300, 72, 1280, 1)),
     _rung(
-        "s5_warp_specialized",
+        "s7_persistent",
         (300, 264, 384, 4),  # 128 x 192, and several tiles for each block
         (520, 136, 384, 4),  # 256 x 128
         (1130, 520, 128, 4),  # 128 x 192 in bands of 8 tiles, the last one lower

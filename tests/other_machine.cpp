@@ -1,4 +1,4 @@
-// A program that runs rung s3 and kernels that crash on the emulator, and prints what came of it:
+// A program that runs rung s4 and kernels that crash on the emulator, and prints what came of it:
 // test_other_machines.py compiles it for this machine and for another one, and compares the outputs.
 #include <cinttypes>
 #include <cstdio>

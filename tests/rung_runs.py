@@ -14,7 +14,7 @@ RUNGS = list(gl.rungs.values())
 KERNELS = [rung for rung in RUNGS if rung.path.suffix in (".cu", ".cuh")]
 DEVICE = {"emulator": "cpu", "gpu": "cuda"}
 
-# s5's two tiles. Their launches differ in the bytes of shared memory. A cluster computes two side by side.
+# s7's two tiles. Their launches differ in the bytes of shared memory. A cluster computes two side by side.
 TALL, WIDE = (256, 128), (128, 192)
 TILES = {219136: TALL, 217088: WIDE}  # bytes of shared memory per CTA
 

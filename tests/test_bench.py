@@ -123,7 +123,7 @@ def test_other_arguments() -> None:
 
 
 def test_whether_fp8_pays() -> None:
-    ours = {"s7_production": 10.0}
+    ours = {"s9_production": 10.0}
     assert verdicts.pays(ours | {"cublas_bf16": 19.0}) == "FP8 pays, 1.90 times as fast as BF16"
     assert verdicts.pays(ours | {"cublas_bf16": 8.0}) == "FP8 does not pay, BF16 is 1.25 times as fast"
     assert verdicts.pays(ours | {"cublas_bf16": 10.1}) == "FP8 and BF16 take the same time"
@@ -131,7 +131,7 @@ def test_whether_fp8_pays() -> None:
 
 
 def test_against_whom() -> None:
-    us = {"s7_production": 10.0, "deep_gemm": 9.0, "cublaslt_blockwise": 20.0, "cublaslt_tensorwise": 5.0}
+    us = {"s9_production": 10.0, "deep_gemm": 9.0, "cublaslt_blockwise": 20.0, "cublaslt_tensorwise": 5.0}
     assert verdicts.against(us) == (
         "gemm_ladder wins against cuBLASLt (10 us against 20), loses to DeepGEMM (10 us against 9)"
     )
@@ -139,7 +139,7 @@ def test_against_whom() -> None:
     assert verdicts.against(us) == (
         "gemm_ladder is level with cuBLASLt (10 us against 9.9) and DeepGEMM (10 us against 10.05)"
     )
-    assert verdicts.against({"s7_production": 1.0}) == "no library with the same scales was measured"
+    assert verdicts.against({"s9_production": 1.0}) == "no library with the same scales was measured"
 
 
 def test_what_bounds_it() -> None:
@@ -214,16 +214,16 @@ CHOSEN = [
 
 @pytest.mark.parametrize("impls", [4, 1])
 def test_the_picture(impls: int) -> None:
-    names = ("s7_production", "deep_gemm", "cublaslt_blockwise", "cublas_bf16")[:impls]
+    names = ("s9_production", "deep_gemm", "cublaslt_blockwise", "cublas_bf16")[:impls]
     texts = pictures.texts(figure.picture(made_up(CHOSEN, *names)))
     pictures.check(texts)
     assert "1 x 24576 x 16384" in {text for text, _ in texts}
 
 
 def test_the_table() -> None:
-    data = made_up([DENSE], "s7_production", "deep_gemm", "cublas_bf16")
+    data = made_up([DENSE], "s9_production", "deep_gemm", "cublas_bf16")
     for row in data["rows"]:
-        row["us"] = {"s7_production": 10.0, "deep_gemm": 9.0, "cublas_bf16": 20.0}[row["impl"]]
+        row["us"] = {"s9_production": 10.0, "deep_gemm": 9.0, "cublas_bf16": 20.0}[row["impl"]]
     head, row = figure.table(data, "graph")
     assert len(head) == len(row)
     assert row[:2] == ["64 x 2112 x 7168", "10"]

@@ -21,10 +21,8 @@ from gemm_ladder.sass import disassembly
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECORD = REPOSITORY / "figures" / "data" / "cards.json"
 COMPILED = [rung for rung in rungs.values() if rung.name != "s0_numpy"]
-RAW_PAGE = (
-    Path(__file__).parent / "data" / "ncu_raw.csv"
-)  # s5_warp_specialized on an H100; one metric missing
-# Of a rung's file, what can be read in one sitting: lines of code, and lines in all, which for s5 include the
+RAW_PAGE = Path(__file__).parent / "data" / "ncu_raw.csv"  # s7_persistent on an H100; one metric missing
+# Of a rung's file, what can be read in one sitting: lines of code, and lines in all, which for s7 include the
 # diagram of its mbarriers.
 MAX_CODE, MAX_LINES = 250, 280
 
@@ -54,7 +52,7 @@ def test_the_record_is_of_these_kernels(collected: dict) -> None:
 
 def test_every_rung_can_be_read_in_one_sitting(collected: dict) -> None:
     for row in collected["rows"]:
-        assert 0 < row["lines"] <= (MAX_CODE if row["rung"] != "s7_production" else 320), row["rung"]
+        assert 0 < row["lines"] <= (MAX_CODE if row["rung"] != "s9_production" else 320), row["rung"]
         if row["file"].endswith(".cu"):
             assert len((REPOSITORY / row["file"]).read_text().splitlines()) <= MAX_LINES, row["rung"]
 
@@ -65,7 +63,7 @@ def test_every_rung_says_what_it_changes(collected: dict) -> None:
     assert [row["below"] for row in collected["rows"]] == [None, None, *names[1:-1]]
     for row in collected["rows"][2:]:
         assert 0 < row["added"] <= row["lines"] and row["removed"] >= 0, row["rung"]
-    (interleaved,) = [row for row in collected["rows"] if row["rung"] == "s6_ffma_interleave"]
+    (interleaved,) = [row for row in collected["rows"] if row["rung"] == "s8_ffma_interleave"]
     assert (interleaved["added"], interleaved["removed"]) == (interleaved["lines"], 0)
 
 
@@ -85,7 +83,7 @@ def test_what_is_collected(collected: dict) -> None:
             )
             assert (row["stages"] is not None) == (counts["SYNCS"] > 0) == (counts["UTMALDG"] > 0)
             assert (row["cluster"] > 1) == (counts["UTMALDG, multicast"] > 0)
-    top = rows["s5_warp_specialized"]
+    top = rows["s7_persistent"]
     assert top["stages"] == "3, 4" and set(top["sass"]) == {"256, 128, 3", "128, 192, 4"}
     assert len(top["setmaxnreg"]) == 2 and all(counts["UTMASTG"] > 0 for counts in top["sass"].values())
     # 128 threads give registers back, and the others take no more than there are.
@@ -95,8 +93,8 @@ def test_what_is_collected(collected: dict) -> None:
 
 def test_the_launch_is_read_from_the_kernel(collected: dict) -> None:
     """It is what the launcher asks for, not a constant beside it."""
-    config = cards.launch_config(rungs["s4_tma_multicast"])
-    row = next(row for row in collected["rows"] if row["rung"] == "s4_tma_multicast")
+    config = cards.launch_config(rungs["s5_tma_multicast"])
+    row = next(row for row in collected["rows"] if row["rung"] == "s5_tma_multicast")
     assert (config.threads, config.shared_bytes, config.cluster) == (
         row["threads"],
         row["shared_dynamic"],
@@ -177,10 +175,10 @@ def fake_ncu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_profile(fake_ncu) -> None:
     log = fake_ncu(f"if '--import' in sys.argv: print(open({str(RAW_PAGE)!r}).read())")
-    assert ncu.profile(rungs["s6_ffma_interleave"])["tensor"] == 73.9
+    assert ncu.profile(rungs["s8_ffma_interleave"])["tensor"] == 73.9
     first, second = map(json.loads, log.read_text().splitlines())
-    assert first[first.index("--kernel-name") + 1] == "regex:^s5_warp_specialized", "the kernel's own name"
-    assert first[-3:] == ["-m", "gemm_ladder.measure.ncu", "s6_ffma_interleave"]
+    assert first[first.index("--kernel-name") + 1] == "regex:^s7_persistent", "the kernel's own name"
+    assert first[-3:] == ["-m", "gemm_ladder.measure.ncu", "s8_ffma_interleave"]
     asked = first[first.index("--metrics") + 1].split(",")
     assert set(asked) <= set(RAW_PAGE.read_text().splitlines()[0].strip('"').split('","'))
     assert second[second.index("--import") + 1] == first[first.index("--export") + 1]
@@ -189,7 +187,7 @@ def test_profile(fake_ncu) -> None:
 def test_ncus_error_is_passed_on(fake_ncu) -> None:
     fake_ncu("print('==PROF== Connected\\n==ERROR== No permission\\n'); sys.exit(1)")
     with pytest.raises(GemmLadderError, match=r"^ncu fails: ==ERROR== No permission$"):
-        ncu.profile(rungs["s2_wgmma"])
+        ncu.profile(rungs["s3_wgmma"])
 
 
 def test_no_ncu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +238,7 @@ def test_limit(figures: dict, sentence: str) -> None:
 # ------------------------------------------------------------------------------------------------ the command
 
 
-def record(name: str = "s2_wgmma", **meta: object) -> dict:
+def record(name: str = "s3_wgmma", **meta: object) -> dict:
     """cards.json of one made-up rung."""
     row = dict.fromkeys(rung_cards.ROW_FIELDS) | {
         **{
@@ -278,9 +276,9 @@ def profiled() -> dict:
 
 
 def test_a_card() -> None:
-    text = rung_cards.cards(profiled())["s2_wgmma"]
+    text = rung_cards.cards(profiled())["s3_wgmma"]
     for line in (
-        "# s2_wgmma",
+        "# s3_wgmma",
         "An idea: [kernels/stages/x.cu](../../kernels/stages/x.cu)",
         "| changed, against s1_naive | +10 -3 |",
         "| registers a thread | 168 (40, 232) |",
@@ -295,7 +293,7 @@ def test_a_card() -> None:
     ):
         assert line in text.splitlines(), line
     assert "nvcc 13.0.88; 2025-01-02, kernel sources abababababab." in text
-    assert "ncu has not been run on this kernel." in rung_cards.cards(record())["s2_wgmma"]
+    assert "ncu has not been run on this kernel." in rung_cards.cards(record())["s3_wgmma"]
 
 
 def times(sources: str) -> dict:
@@ -308,17 +306,17 @@ def times(sources: str) -> dict:
     row = {"kind": "dense", "l2": "dirty", "m": m, "n": n, "k": k}
     rows = [
         {**row, "impl": impl, "tflops": t}
-        for impl, t in (("s2_wgmma", 300.0), ("cublaslt_tensorwise", 1500.0))
+        for impl, t in (("s3_wgmma", 300.0), ("cublaslt_tensorwise", 1500.0))
     ]
     return {"schema": 1, "meta": meta | {"sources": sources}, "rows": rows}
 
 
 def test_the_tables_of_rungs() -> None:
-    line = "| [s2_wgmma](kernels/stages/x.cu) | an idea | 30 | {} | {} |"
+    line = "| [s3_wgmma](kernels/stages/x.cu) | an idea | 30 | {} | {} |"
     assert line.format(300, "20%") in rung_cards.rungs_table(record(), times("ab" * 32))
     assert line.format("-", "-") in rung_cards.rungs_table(record(), None)
 
-    line = "| [s2_wgmma](cards/s2_wgmma.md) | 30 | +10 -3 | 168 (40, 232) | 1.0 KiB | 128 | - |"
+    line = "| [s3_wgmma](cards/s3_wgmma.md) | 30 | +10 -3 | 168 (40, 232) | 1.0 KiB | 128 | - |"
     fresh, alone = (rung_cards.resources_table(record(), ladder) for ladder in (times("ab" * 32), None))
     assert line in fresh and line in alone and "have changed" not in fresh + alone
     assert "The kernels have changed between the two" in rung_cards.resources_table(
@@ -348,8 +346,8 @@ def test_the_command_renews_record_cards_and_table(
 ) -> None:
     assert main(["cards"]) == 0
     assert rung_cards.load(checkout / "figures" / "data" / "cards.json") == record()
-    assert (checkout / "figures" / "cards" / "s2_wgmma.md").read_text() == rung_cards.cards(record())[
-        "s2_wgmma"
+    assert (checkout / "figures" / "cards" / "s3_wgmma.md").read_text() == rung_cards.cards(record())[
+        "s3_wgmma"
     ]
     assert "| an idea | 30 |" in (checkout / "README.md").read_text()
     assert "| 30 | +10 -3 |" in (checkout / "figures" / "README.md").read_text()
@@ -370,7 +368,7 @@ def test_ncus_figures_are_kept_only_for_the_same_kernels(
     new = rung_cards.load(path)
     assert new == (profiled() if kept else record())
     printed = capsys.readouterr().out
-    assert ("s2_wgmma: Limited by L2" in printed) == kept and ("ncu's figures are dropped" in printed) != kept
+    assert ("s3_wgmma: Limited by L2" in printed) == kept and ("ncu's figures are dropped" in printed) != kept
 
 
 def test_ncu_needs_a_gpu(
@@ -395,4 +393,4 @@ def test_an_installed_package_keeps_nothing(
 @pytest.mark.gpu
 def test_the_program_that_ncu_looks_at() -> None:
     """It launches the rung without an error."""
-    subprocess.run([sys.executable, "-m", "gemm_ladder.measure.ncu", "s2_wgmma"], check=True)
+    subprocess.run([sys.executable, "-m", "gemm_ladder.measure.ncu", "s3_wgmma"], check=True)

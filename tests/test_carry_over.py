@@ -119,8 +119,8 @@ def test_machine_code_decides_where_it_is_compared(repository: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "old", "new", "differing"),
     [
-        ("stages/s3_tma.cu", "tiles_m", "rows_of_tiles", []),
-        ("stages/s3_tma.cu", "% tiles_m", "% (tiles_m + 1)", ["s3_tma"]),
+        ("stages/s4_tma.cu", "tiles_m", "rows_of_tiles", []),
+        ("stages/s4_tma.cu", "% tiles_m", "% (tiles_m + 1)", ["s4_tma"]),
         ("production/scheduler.cuh", "units_m_", "units_down_", []),
         (
             "production/scheduler.cuh",
@@ -128,7 +128,7 @@ def test_machine_code_decides_where_it_is_compared(repository: Path) -> None:
             "tile.rows = tile.padded = rows_ - row - 1",
             ["production"],
         ),
-        ("include/layout.cuh", "(thread % 32) / 4", "(thread % 32) / 2", ["s3_tma", "production"]),
+        ("include/layout.cuh", "(thread % 32) / 4", "(thread % 32) / 2", ["s4_tma", "production"]),
     ],
 )
 def test_machine_code_is_compared(
@@ -140,7 +140,7 @@ def test_machine_code_is_compared(
     except ToolchainError as error:
         pytest.skip(f"needs nvcc: {error}")
     source = Config.of("masked", 512, 512, 64, 64).source()
-    monkeypatch.setattr(same_code, "_rungs", lambda: iter([("s3_tma", "stages/s3_tma.cu")]))
+    monkeypatch.setattr(same_code, "_rungs", lambda: iter([("s4_tma", "stages/s4_tma.cu")]))
     monkeypatch.setattr(same_code, "_production", lambda: iter([("production", source)]))
     for name in ("stages", "include", "production"):
         shutil.copytree(digest.KERNELS / name, tmp_path / name)

@@ -132,10 +132,10 @@ def test_three_states(result: run.Run, cell: Cell) -> None:
     assert cells.measure_cell(cell, store(), how(timer), result) is None
     assert not result.wrong and len(timer.asked) == 1
     found = {(row["impl"], row["l2"]): row for row in result.rows}
-    assert {impl for impl, _ in found} == {"s7_production", "cublas_bf16"}
+    assert {impl for impl, _ in found} == {"s9_production", "cublas_bf16"}
     assert {l2 for _, l2 in found} == set(timing.STATES) and len(found) == len(result.rows) == 6
-    assert found["s7_production", "dirty"]["us"] == 100.0, "the better of two passes"
-    graph = found["s7_production", "graph"]
+    assert found["s9_production", "dirty"]["us"] == 100.0, "the better of two passes"
+    graph = found["s9_production", "graph"]
     assert (graph["us"], graph["us_p10"], graph["us_p90"]) == (100.0, 90.0, 120.0)
     for row in result.rows:
         assert tuple(row) == run.COLUMNS and key_of(row) == run.key(cell)
@@ -176,7 +176,7 @@ def test_a_peer_that_cannot_be_captured(result: run.Run, monkeypatch: pytest.Mon
     monkeypatch.setattr(timing, "graph_times", capture)
     cells.measure_cell(DENSE, store(), how(), result)
     assert {(row["impl"], row["l2"]) for row in result.rows} == {
-        *(("s7_production", state) for state in timing.STATES),
+        *(("s9_production", state) for state in timing.STATES),
         *(("cublas_bf16", state) for state in ("dirty", "clean")),
     }
     reasons = {one["impl"]: one["reason"] for one in result.missing}
@@ -193,7 +193,7 @@ def test_one_that_the_profiler_loses(result: run.Run) -> None:
     timer = Timer(lose)
     cells.measure_cell(DENSE, store(), how(timer, ("dirty", "clean")), result)
     assert timer.asked == [8, 4, 4]
-    assert {row["impl"] for row in result.rows} == {"s7_production"}
+    assert {row["impl"] for row in result.rows} == {"s9_production"}
     assert {"impl": "cublas_bf16", "shape": str(DENSE), "reason": "lost"} in result.missing
 
 
@@ -225,7 +225,7 @@ def test_a_peer_that_faults_is_named_and_skipped(
     assert "illegal memory access" in fault["reason"] and not result.rows and not result.wrong
     faults.clear()
     assert cells.measure_cell(DENSE, store(), how(), result, {fault["impl"]}) is None
-    assert {row["impl"] for row in result.rows} == {"s7_production", "cublas_bf16"}
+    assert {row["impl"] for row in result.rows} == {"s9_production", "cublas_bf16"}
     (missing,) = [one for one in result.missing if one["impl"] == "deep_gemm"]
     assert missing["reason"].startswith("its kernel faults: ")
 
@@ -236,8 +236,8 @@ def test_ours_that_faults_is_wrong(result: run.Run, faults: list, monkeypatch: p
 
     monkeypatch.setattr(gemm_ladder, "fp8_gemm_nt", fail)
     fault = cells.measure_cell(DENSE, store(), how(), result)
-    assert fault and fault["impl"] == "s7_production" and len(result.wrong) == 1
-    assert "s7_production fails at 33x136x256: CUDA error" in result.wrong[0]
+    assert fault and fault["impl"] == "s9_production" and len(result.wrong) == 1
+    assert "s9_production fails at 33x136x256: CUDA error" in result.wrong[0]
 
 
 def test_a_fault_while_all_are_timed_is_found_one_by_one(result: run.Run, faults: list) -> None:

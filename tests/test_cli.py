@@ -84,7 +84,7 @@ def test_help(capsys: Output) -> None:
     with pytest.raises(SystemExit) as exit:
         main(["compare", "--help"])
     assert exit.value.code == 0
-    assert "s2_wgmma" in capsys.readouterr().out
+    assert "s3_wgmma" in capsys.readouterr().out
 
 
 def test_unknown_option(capsys: Output) -> None:
@@ -96,14 +96,14 @@ def test_unknown_option(capsys: Output) -> None:
 
 @pytest.mark.usefixtures("no_gpu")
 def test_emulator(capsys: Output) -> None:
-    assert main(["compare", "--rungs", "s0_numpy,s1_naive,s2_wgmma", "--shapes", "64x128x256,8x10x128"]) == 0
+    assert main(["compare", "--rungs", "s0_numpy,s1_naive,s3_wgmma", "--shapes", "64x128x256,8x10x128"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("Found no CUDA GPU that torch can use: every rung runs on the emulator")
     lines = [
-        line for line in printed.splitlines() if line.startswith(("s0_numpy ", "s1_naive ", "s2_wgmma "))
+        line for line in printed.splitlines() if line.startswith(("s0_numpy ", "s1_naive ", "s3_wgmma "))
     ]
     assert len(lines) == 6 and sum(line.endswith("right") for line in lines) == 5
-    assert "not run: s2_wgmma is given n = 10; a multiple of 8 is needed" in lines[-1]
+    assert "not run: s3_wgmma is given n = 10; a multiple of 8 is needed" in lines[-1]
     here, recorded = printed.split("RECORDED, not measured here: ")
     assert "TFLOPS" not in here
     assert "TFLOPS on NVIDIA H100" in recorded and "4096 x 7168 x 16384" in recorded
@@ -114,17 +114,17 @@ def test_emulator(capsys: Output) -> None:
 @pytest.mark.usefixtures("no_gpu")
 def test_json_of_the_emulator(capsys: Output, tmp_path: Path) -> None:
     path = tmp_path / "x.json"
-    arguments = ["--rungs", "s0_numpy,s2_wgmma", "--shapes", "64x128x256,8x10x128", "--json", str(path)]
+    arguments = ["--rungs", "s0_numpy,s3_wgmma", "--shapes", "64x128x256,8x10x128", "--json", str(path)]
     assert main(["compare", *arguments]) == 0
     printed = capsys.readouterr().out
     assert "What the emulator ran is kept; no GPU was timed." in printed and f"Written: {path}" in printed
     data = json.loads(path.read_text())
     assert data["meta"]["machine"] == "emulator" and len(data["meta"]["sources"]) == 64
     ran, refused = data["rows"][2:]
-    assert (ran["impl"], ran["m"], ran["n"], ran["k"]) == ("s2_wgmma", 64, 128, 256)
+    assert (ran["impl"], ran["m"], ran["n"], ran["k"]) == ("s3_wgmma", 64, 128, 256)
     assert (ran["outcome"], ran["reason"], ran["verdict"]) == ("right", None, "right")
     assert 0 < ran["relative_error"] < 3e-3 and ran["seconds"] >= 0
-    reason = "s2_wgmma is given n = 10; a multiple of 8 is needed"
+    reason = "s3_wgmma is given n = 10; a multiple of 8 is needed"
     assert (refused["outcome"], refused["reason"]) == ("not run", reason)
     assert refused["verdict"] == f"not run: {reason}" and "seconds" not in refused
 

@@ -107,17 +107,17 @@ def test_show_measured(capsys: pytest.CaptureFixture[str]) -> None:
     result.rows = [records.row("s1_naive", SMALL, "dirty", timing.Timing(1.0, 1.0, 1.0), 0.001)]
     result.errors = {
         "s1_naive": problems.Errors(0.001, 0.01),
-        "s2_wgmma": problems.Errors(float("nan"), 1.0),
+        "s3_wgmma": problems.Errors(float("nan"), 1.0),
     }
     for shape in (SMALL, RAGGED):
         result.miss("deep_gemm", shape, "no such library")
-    result.wrong = ["s2_wgmma is wrong"]
+    result.wrong = ["s3_wgmma is wrong"]
     session.show_measured(result, ["dirty", "clean"])
     printed = capsys.readouterr().out
     assert "TFLOPS, L2 cold and dirty" in printed and "cold and clean" not in printed
     assert "1.00e-03  1.00e-02  right" in printed and "nan  1.00e+00  WRONG" in printed
     assert "deep_gemm at 2 shapes: no such library" in printed
-    assert printed.endswith("s2_wgmma is wrong\n")
+    assert printed.endswith("s3_wgmma is wrong\n")
 
 
 # --------------------------------------------------------------------------------------- what is kept
@@ -141,7 +141,7 @@ def a_result() -> session.Measured:
     )
     for l2 in ("dirty", "clean"):
         for shape in DEEPSEEK_V3:
-            result.rows.append(records.row("s2_wgmma", shape, l2, timing.Timing(9.0, 8.0, 10.0), 0.001))
+            result.rows.append(records.row("s3_wgmma", shape, l2, timing.Timing(9.0, 8.0, 10.0), 0.001))
     return result
 
 

@@ -278,6 +278,6 @@ def test_the_number_of_os_threads_changes_nothing() -> None:
     for threads in (1, 2, 5):
         out = torch.empty(192, 256, dtype=torch.bfloat16)
         with gl.emulator(seed=3, record=True, threads=threads) as run:
-            gl.rungs["s2_wgmma"](tuple(lhs), tuple(rhs), out)
+            gl.rungs["s3_wgmma"](tuple(lhs), tuple(rhs), out)
         runs.append((out.view(torch.int16).numpy().tobytes(), run.steps, run.events.tobytes()))
     assert runs[0] == runs[1] == runs[2]

@@ -237,5 +237,5 @@ def test_on_gpu(tmp_path: Path) -> None:
     chosen = [*SMALL, dataclasses.replace(DENSE, shape=Shape(1, 512, 1024))]
     result = run.measure(chosen, timing.STATES, device, tmp_path / "x.json")
     assert not result.wrong and not result.faults and result.unfinished == 0
-    ours = [(key_of(row), row["l2"]) for row in result.rows if row["impl"] == "s7_production"]
+    ours = [(key_of(row), row["l2"]) for row in result.rows if row["impl"] == "s9_production"]
     assert len(ours) == 3 * len(chosen)

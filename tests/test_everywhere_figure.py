@@ -21,7 +21,7 @@ def made_up(chosen: list[Cell], *impls: str) -> Any:
     return invented(chosen, impls, random.Random(1), (-0.2, 0.3), grid.about())
 
 
-IMPLS = ("s7_production", "deep_gemm", "cublaslt_blockwise", "cublaslt_tensorwise", "cublas_bf16")
+IMPLS = ("s9_production", "deep_gemm", "cublaslt_blockwise", "cublaslt_tensorwise", "cublas_bf16")
 
 
 def test_the_picture_of_the_subset(tmp_path: Path) -> None:
@@ -39,9 +39,9 @@ def test_the_picture_of_the_subset(tmp_path: Path) -> None:
 
 
 def test_ratios_and_their_summary() -> None:
-    data = made_up([DENSE, CONTIGUOUS], "s7_production", "deep_gemm", "cublaslt_blockwise")
+    data = made_up([DENSE, CONTIGUOUS], "s9_production", "deep_gemm", "cublaslt_blockwise")
     for row in data["rows"]:
-        row["us"] = {"s7_production": 10.0, "deep_gemm": 8.0, "cublaslt_blockwise": 20.0}[row["impl"]]
+        row["us"] = {"s9_production": 10.0, "deep_gemm": 8.0, "cublaslt_blockwise": 20.0}[row["impl"]]
         if row["kind"] == "contiguous" and row["impl"] == "deep_gemm":
             row["us"] = 30.0
     dense, contiguous = figure.ratios(data, "graph")
@@ -83,4 +83,4 @@ def test_the_record_if_there_is_one() -> None:
         )
         assert row["rows"] == sum(cell.counts) and row["us"] > 0 and row["l2"] in figure.STATES
         assert row["tflops"] == pytest.approx(cell.flops / row["us"] / 1e6, rel=2e-3)
-        assert row["rel_err"] <= 5e-3 or row["impl"] != "s7_production"
+        assert row["rel_err"] <= 5e-3 or row["impl"] != "s9_production"

@@ -1,4 +1,4 @@
-"""The FFMA pass on a freshly compiled s5, read again by cuobjdump: what each mode changes, what is refused.
+"""The FFMA pass on a freshly compiled s7, read again by cuobjdump: what each mode changes, what is refused.
 
 No GPU is needed. What the bits gain in time is measured on one.
 """
@@ -19,7 +19,7 @@ from gemm_ladder.errors import InputError
 from gemm_ladder.production.config import Config
 from gemm_ladder.sass import disassembly, ffma
 
-RUNG = gl.rungs["s6_ffma_interleave"]
+RUNG = gl.rungs["s8_ffma_interleave"]
 MODES = ("compiler", "off", "full", Fraction(9, 16))
 REWRITING = MODES[1:]
 FFMA_SLOT = 1  # of the three sources, the one with the scale
@@ -43,7 +43,7 @@ def library() -> bytes:
 @pytest.fixture
 def file(tmp_path: Path, library: bytes) -> Path:
     """A copy of it, to be rewritten."""
-    path = tmp_path / "s6.so"
+    path = tmp_path / "s8.so"
     path.write_bytes(library)
     return path
 
@@ -51,7 +51,7 @@ def file(tmp_path: Path, library: bytes) -> Path:
 @pytest.fixture(scope="module")
 def disassembled(library: bytes, tmp_path_factory: pytest.TempPathFactory):
     """disassembled(mode) -> the kernels' instructions in that mode"""
-    return in_every_mode(library, tmp_path_factory.mktemp("sass") / "s6.so").__getitem__
+    return in_every_mode(library, tmp_path_factory.mktemp("sass") / "s8.so").__getitem__
 
 
 def in_every_mode(library: bytes, path: Path) -> dict:
@@ -376,7 +376,7 @@ def test_refuses_what_else_nvcc_makes(tmp_path, source, flags, message):
 
 def test_refuses_the_emulator(tmp_path):
     path = tmp_path / "emulator.so"
-    path.write_bytes(gl.rungs["s2_wgmma"].build("emulator").path.read_bytes())
+    path.write_bytes(gl.rungs["s3_wgmma"].build("emulator").path.read_bytes())
     refused(path, "0 sections .nv_fatbin")
 
 
@@ -463,6 +463,6 @@ def test_ids_name_the_mode():
 
 
 def test_the_emulator_runs_the_rung_below():
-    below = gl.rungs["s5_warp_specialized"]
+    below = gl.rungs["s7_persistent"]
     assert RUNG.source == below.source
     assert RUNG.build("emulator").path == below.build("emulator").path

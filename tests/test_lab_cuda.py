@@ -204,18 +204,18 @@ def test_inline_ptx_is_refused_with_its_line() -> None:
 
 
 def test_a_tensor_map_has_to_be_a_grid_constant() -> None:
-    source = gl.rungs["s3_tma"].source.replace(
+    source = gl.rungs["s4_tma"].source.replace(
         "const __grid_constant__ TensorMap map_b", "const TensorMap map_b"
     )
     with pytest.raises(InputError, match=r"map_b, a tensor map, is a parameter without __grid_constant__"):
-        lab.run(source, kernel="s3_tma")
+        lab.run(source, kernel="s4_tma")
 
 
 @pytest.mark.parametrize(
     ("rung", "guard", "replacement"),
     [
         ("s1_naive", "if (row >= p.m || column >= p.n) return;", ""),
-        ("s2_wgmma", "const bool inside = row + r + i * kRowsPerStep < rows;", "const bool inside = true;"),
+        ("s3_wgmma", "const bool inside = row + r + i * kRowsPerStep < rows;", "const bool inside = true;"),
     ],
 )
 def test_a_rung_without_its_guard_is_named(rung: str, guard: str, replacement: str) -> None:

@@ -25,7 +25,7 @@ from gemm_ladder.measure import session
 from gemm_ladder.ref import emulator
 from planted_bugs import BUGS, WIDE, Bug, code
 
-ON_TENSOR_CORES = ("s2_wgmma", "s3_tma", "s4_tma_multicast", "s5_warp_specialized")
+ON_TENSOR_CORES = ("s3_wgmma", "s4_tma", "s5_tma_multicast", "s7_persistent")
 FEW = ("one_tile", "two_k_blocks", "one_row", "5_k_blocks", "narrow", "ragged_65", "not_finite")
 
 
@@ -62,7 +62,7 @@ def test_every_case_runs_before_one_runs_again() -> None:
             raise Enough
 
     with pytest.raises(Enough):
-        gl.judge(gl.rungs["s2_wgmma"].path, seconds=600, device="cpu", cases=FEW, tick=tick)
+        gl.judge(gl.rungs["s3_wgmma"].path, seconds=600, device="cpu", cases=FEW, tick=tick)
     assert [name for name, _ in ran] == 2 * list(FEW)
     assert [int(seed) for _, seed in ran] == list(range(2 * len(FEW)))
 
@@ -77,7 +77,7 @@ def test_a_rung_is_right_in_every_case(rung: str) -> None:
         assert verdict.runs >= 2 * len(CASES)
 
 
-# ---------------------------------------------------------------------- what is wrong, by mistakes in rung s3
+# ---------------------------------------------------------------------- what is wrong, by mistakes in rung s4
 
 STORED = "ptx::cvt_rn_bf16x2_f32(total[i + 1], total[i])"
 LOAD_A = "&map_a, full, block * kTileK, tile_m)"
@@ -129,13 +129,13 @@ NAMES = list(VARIANTS)
 
 
 def planted_source() -> str:
-    """Rung s3 with each of the mistakes in it, all in one library, which `planted` chooses from."""
-    source = gl.rungs["s3_tma"].source
+    """Rung s4 with each of the mistakes in it, all in one library, which `planted` chooses from."""
+    source = gl.rungs["s4_tma"].source
     variants, calls = [], []
     for index, replaced in enumerate(VARIANTS.values()):
         body = source.replace("gemm_ladder_launch", f"launch_{index}")
         for old, new in replaced.items():
-            assert old in body, f"s3_tma has changed: {old}"
+            assert old in body, f"s4_tma has changed: {old}"
             body = body.replace(old, new)
         body = "\n".join(line for line in body.splitlines() if not line.startswith("#include"))
         variants.append(f"namespace variant_{index} {{\n{body}\n}}")
@@ -219,13 +219,13 @@ def bug(kernel: str, wrong: str) -> Bug:
 @pytest.mark.parametrize(
     ("planted_bug", "said"),
     [
-        (bug("s2_wgmma", "the stores are not swizzled"), "as if A and B are swizzled by the writer alone"),
+        (bug("s3_wgmma", "the stores are not swizzled"), "as if A and B are swizzled by the writer alone"),
         (
-            bug("s2_wgmma", "the descriptor's stride byte offset is half of what it should be"),
+            bug("s3_wgmma", "the descriptor's stride byte offset is half of what it should be"),
             "of other columns: column 8 has those of column 4",
         ),
         (
-            bug("s3_tma", "the producer does not wait for an empty stage"),
+            bug("s4_tma", "the producer does not wait for an empty stage"),
             r"\(5_k_blocks\)|\(6_k_blocks\)",  # once the ring of four stages comes round
         ),
         (
@@ -260,7 +260,7 @@ def test_a_planted_bug(planted_bug: Bug, said: str) -> None:
 )
 def test_refusals(options: dict[str, Any], said: str) -> None:
     with pytest.raises(gl.GemmLadderError) as refusal:
-        gl.judge(**{"source": gl.rungs["s2_wgmma"].path, **options})
+        gl.judge(**{"source": gl.rungs["s3_wgmma"].path, **options})
     assert said in str(refusal.value) and "\n" not in str(refusal.value)
 
 
@@ -318,7 +318,7 @@ def test_surroundings() -> None:
 def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "find_gpu", lambda: (None, "no CUDA GPU that torch can use"))
     with pytest.raises(gl.GemmLadderError, match="a Hopper GPU is needed to judge a kernel there"):
-        gl.judge(gl.rungs["s2_wgmma"].path, device="cuda")
+        gl.judge(gl.rungs["s3_wgmma"].path, device="cuda")
 
 
 @pytest.mark.usefixtures("fake_gpu")
@@ -339,13 +339,13 @@ def test_on_a_pretended_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(launch, "launcher", launcher)
     monkeypatch.setattr(judging_on_gpu, "TIMED", ((64, 128, 128),))
-    monkeypatch.setattr(judging_on_gpu, "rungs", {"s2_wgmma": gl.rungs["s2_wgmma"]})
+    monkeypatch.setattr(judging_on_gpu, "rungs", {"s3_wgmma": gl.rungs["s3_wgmma"]})
     path = tmp_path / "mine.cu"
-    path.write_text(gl.rungs["s3_tma"].source)
+    path.write_text(gl.rungs["s4_tma"].source)
     verdict = gl.judge(path, device="cuda", cases=FEW)
     assert verdict.right and verdict.runs == judging_on_gpu.REPEATS * len(FEW), verdict
     assert "in 7 shapes and 21 runs on a GPU" in verdict.sentence
-    assert "64 x 128 x 128: mine (yours) 100 us, s2_wgmma 100 us" in str(verdict)
+    assert "64 x 128 x 128: mine (yours) 100 us, s3_wgmma 100 us" in str(verdict)
 
     path.write_text(path.read_text().replace("advance(desc_b, k)", "desc_b"))
     verdict = gl.judge(path, device="cuda", cases=FEW)
@@ -364,8 +364,8 @@ def test_on_a_pretended_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_on_a_gpu(tmp_path: Path) -> None:
     """Right there too, and timed beside the rungs."""
     path = tmp_path / "mine.cu"
-    path.write_text(gl.rungs["s4_tma_multicast"].source)
+    path.write_text(gl.rungs["s5_tma_multicast"].source)
     verdict = gl.judge(path, seconds=1, cases=FEW)
-    assert verdict.right and {"mine (yours)", "s3_tma"} <= verdict.times.keys(), verdict
+    assert verdict.right and {"mine (yours)", "s4_tma"} <= verdict.times.keys(), verdict
     for m, n, k in judging_on_gpu.TIMED:
         assert f"{m} x {n} x {k}: " in str(verdict)

@@ -218,16 +218,16 @@ def test_other_arguments(tmp_path: Path) -> None:
 
 def test_a_new_rung(tmp_path: Path, capsys: Output) -> None:
     path = tmp_path / "my_rung.cu"
-    assert main(["lab", "new", str(path), "--from", "s3_tma"]) == 0
+    assert main(["lab", "new", str(path), "--from", "s4_tma"]) == 0
     assert f"Next: python -m gemm_ladder lab judge {path}" in capsys.readouterr().out
     text = path.read_text()
     assert text.startswith(
-        "// my_rung: TODO: what it adds to s3_tma (the copy engine, and a ring of mbarriers)"
+        "// my_rung: TODO: what it adds to s4_tma (the copy engine, and a ring of mbarriers)"
     )
     assert "python -m gemm_ladder lab judge my_rung.cu" in text and "compare --rungs" not in text
     assert "    my_rung(const __grid_constant__" in text and "launch(my_rung," in text
     assert all(len(line) <= 120 for line in text.splitlines())
-    assert "exists; a name that does not is needed" in refusal(capsys, "new", str(path), "--from", "s3_tma")
+    assert "exists; a name that does not is needed" in refusal(capsys, "new", str(path), "--from", "s4_tma")
     assert path.read_text() == text
 
 
@@ -244,11 +244,11 @@ def test_every_copy_has_the_rungs_code(rung: str) -> None:
 @pytest.mark.parametrize(
     ("path", "rung", "said"),
     [
-        ("my_rung.txt", "s3_tma", "a name such as my_rung.cu is needed"),
-        ("my-rung.cu", "s3_tma", "a name such as my_rung.cu is needed"),
-        ("x.cu", "s7_production", "is not one .cu file of its own; one of s1_naive, s2_wgmma"),
+        ("my_rung.txt", "s4_tma", "a name such as my_rung.cu is needed"),
+        ("my-rung.cu", "s4_tma", "a name such as my_rung.cu is needed"),
+        ("x.cu", "s9_production", "is not one .cu file of its own; one of s1_naive, s3_wgmma"),
         ("x.cu", "s9", "'s9' is not a rung's name"),
-        ("none/x.cu", "s3_tma", "cannot be written (No such file or directory)"),
+        ("none/x.cu", "s4_tma", "cannot be written (No such file or directory)"),
     ],
 )
 def test_new_refuses(tmp_path: Path, capsys: Output, path: str, rung: str, said: str) -> None:
@@ -268,7 +268,7 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
 def test_the_command(tmp_path: Path, source: str) -> None:
     """From a new rung to a verdict, right and wrong, by the command."""
     path = tmp_path / "mine.cu"
-    assert command("new", str(path), "--from", "s2_wgmma").returncode == 0
+    assert command("new", str(path), "--from", "s3_wgmma").returncode == 0
     judge = ("judge", str(path), "--device", "cpu", "--seconds", "3", "--cases", "one_tile,two_k_blocks")
     right = command(*judge)
     assert right.returncode == 0 and right.stdout.startswith("RIGHT: mine: its product is"), right.stderr
@@ -283,12 +283,12 @@ def test_the_command(tmp_path: Path, source: str) -> None:
 
 
 def test_speed(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
-    monkeypatch.setattr(speed, "PRODUCTS", (("s2_wgmma", 64, 128, 128), ("s3_tma", 64, 128, 128)))
+    monkeypatch.setattr(speed, "PRODUCTS", (("s3_wgmma", 64, 128, 128), ("s4_tma", 64, 128, 128)))
     assert main(["lab", "speed", "--runs", "2", "--threads", "1"]) == 0
     first, *lines = capsys.readouterr().out.splitlines()
     assert first == f"{speed.cpu_name()}, 1 threads; seconds for 10^9 multiply-adds:"
     row = re.compile(r"  (\w+) +64 x 128 x 128 +(\S+) s of CPU time +(\S+) s on the wall")
     found = [row.fullmatch(line) for line in lines]
-    assert all(found) and [one[1] for one in found] == ["s2_wgmma", "s3_tma"]
+    assert all(found) and [one[1] for one in found] == ["s3_wgmma", "s4_tma"]
     assert all(float(one[2]) > 0 and float(one[3]) > 0 for one in found)
     assert "runs is 0; a positive number is needed" in refusal(capsys, "speed", "--runs", "0")

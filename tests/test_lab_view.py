@@ -24,14 +24,14 @@ from gemm_ladder.lab.viewer.stepper import Terminal
 from gemm_ladder.measure.problems import make_problem
 from gemm_ladder.measure.shapes import Shape
 
-SHAPES = {"s3_tma": Shape(64, 128, 768), "s4_tma_multicast": Shape(128, 128, 768)}
+SHAPES = {"s4_tma": Shape(64, 128, 768), "s5_tma_multicast": Shape(128, 128, 768)}
 FULL_WAIT = "ptx::mbarrier_wait_parity(ring.stage + kFull, ring.parity);"
-# What is done to s3, and the fault that follows.
+# What is done to s4, and the fault that follows.
 BROKEN = {
     "a wait removed": (FULL_WAIT, "", "read_during_load"),
     "a wrong parity": (FULL_WAIT, FULL_WAIT.replace("parity)", "parity ^ (block > 2))"), "deadlock"),
 }
-# As the kernels have them: a stage of s3 and s4, its bytes, and where it begins.
+# As the kernels have them: a stage of s4 and s5, its bytes, and where it begins.
 STAGE_BYTES = 64 * 128 + 128 * 128 + 64 * 4
 STAGES = [1024 + stage * 25600 for stage in range(4)]
 BARRIER = 24832  # behind the stage's data: full; 16 bytes further: empty
@@ -175,7 +175,7 @@ def test_a_barrier_at_chosen_events(name: str) -> None:
 @pytest.mark.parametrize("name", SHAPES)
 def test_stages_are_loaded_read_and_loaded_again(name: str) -> None:
     found = history(name)
-    boxes = {"s3_tma": 3, "s4_tma_multicast": 4}[name]  # s4's B comes in two halves, one from each block
+    boxes = {"s4_tma": 3, "s5_tma_multicast": 4}[name]  # s5's B comes in two halves, one from each block
     assert [(one.block, one.name) for one in found.places] == [
         (block, f"stage {stage}") for block in found.blocks for stage in range(4)
     ]
@@ -197,7 +197,7 @@ def test_stages_are_loaded_read_and_loaded_again(name: str) -> None:
 
 def test_a_multicast_load_reaches_both_blocks() -> None:
     """The half of B that a block loads begins to load the stage of its neighbour too."""
-    found = history("s4_tma_multicast")
+    found = history("s5_tma_multicast")
     halves = {0: STAGES[0] + 8192, 1: STAGES[0] + 16384}
     for issuer, address in halves.items():
         request = next(
@@ -213,7 +213,7 @@ def test_a_multicast_load_reaches_both_blocks() -> None:
 
 
 def test_where_a_warp_waits() -> None:
-    found = history("s3_tma")
+    found = history("s4_tma")
     wait = next(
         i for i, kind in enumerate(found.kind) if kind == "mbarrier_wait" and found.thread[i] // 32 == 2
     )
@@ -234,7 +234,7 @@ def test_where_a_warp_waits() -> None:
 
 def test_a_warp_waits_for_what_its_pass_names() -> None:
     """Just before a pass its phase is complete; at the wait's own time the sentence says what is missing."""
-    found = history("s4_tma_multicast")
+    found = history("s5_tma_multicast")
     checked = 0
     for event, kind in enumerate(found.kind):
         if kind == "mbarrier_pass" and found.cause[event] >= 0:
@@ -248,7 +248,7 @@ def test_a_warp_waits_for_what_its_pass_names() -> None:
 
 def test_where_a_broken_run_ends() -> None:
     """The consumers do not wait for their stage: a WGMMA reads while the load is on its way."""
-    found, broken = history("s3_tma"), history("s3_tma", SEED, "a wait removed")
+    found, broken = history("s4_tma"), history("s4_tma", SEED, "a wait removed")
     fault = broken.recording.fault
     assert fault.what == "read_during_load" and broken.recording.faulty_cluster() == 0
     last = len(broken) - 1
@@ -264,7 +264,7 @@ def test_where_a_broken_run_ends() -> None:
 
 
 def test_where_a_deadlock_ends() -> None:
-    broken = history("s3_tma", 7, "a wrong parity")
+    broken = history("s4_tma", 7, "a wrong parity")
     last = len(broken) - 1
     full = STAGES[3] + BARRIER
     assert broken.recording.fault.what == "deadlock"
@@ -281,14 +281,14 @@ def test_where_a_deadlock_ends() -> None:
 
 def test_schedules_of_a_correct_kernel_do_not_differ() -> None:
     """Although its lanes have their turns in another order."""
-    first, second = history("s4_tma_multicast", 2), history("s4_tma_multicast", 3)
+    first, second = history("s5_tma_multicast", 2), history("s5_tma_multicast", 3)
     assert first.kind != second.kind
     assert differences(first, second) == ([], [])
-    assert differences(history("s3_tma"), history("s3_tma")) == ([], [])
+    assert differences(history("s4_tma"), history("s4_tma")) == ([], [])
 
 
 def test_every_kind_of_event_has_a_sentence() -> None:
-    library = build.load(gl.rungs["s3_tma"].path, target="emulator").lib
+    library = build.load(gl.rungs["s4_tma"].path, target="emulator").lib
     kinds = []
     while (name := library.emulator_event_name(len(kinds))) is not None:
         kinds.append(name.decode())
@@ -300,11 +300,11 @@ def test_every_kind_of_event_has_a_sentence() -> None:
 
 
 def test_the_page_is_one_file_with_all_events(tmp_path: Path) -> None:
-    recording = recorded("s4_tma_multicast")
-    written = lab.view(recording, path=tmp_path / "s4.html")
+    recording = recorded("s5_tma_multicast")
+    written = lab.view(recording, path=tmp_path / "s5.html")
     text = written.read_text()
     assert list(tmp_path.iterdir()) == [written]
-    source = gl.rungs["s4_tma_multicast"].source
+    source = gl.rungs["s5_tma_multicast"].source
     around = text.replace(json.dumps(source)[1:-1].replace("<", "\\u003c"), "")
     assert not re.search(r"https?:|src=|@import|url\(|<link[^>]+href=\"(?!data:)", around)
     data = data_of(written)
@@ -312,7 +312,7 @@ def test_the_page_is_one_file_with_all_events(tmp_path: Path) -> None:
     for column in ("step", "block", "thread", "address", "value"):
         assert cluster[column] == recording.events[column].tolist()
     assert [cluster["kinds"][kind] for kind in cluster["kind"]] == recording.events["kind"].tolist()
-    assert data["files"] == {"s4_tma_multicast.cu": source}
+    assert data["files"] == {"s5_tma_multicast.cu": source}
     assert len(cluster["line"]) == len(cluster["at"]) == len(cluster["cause"]) == len(recording.events)
     assert len(cluster["shown"]) < len(recording.events) / 3
 
@@ -364,7 +364,7 @@ def browser():
 
 
 @pytest.mark.parametrize(
-    ("name", "edit"), [*((name, "") for name in SHAPES), *(("s3_tma", edit) for edit in BROKEN)]
+    ("name", "edit"), [*((name, "") for name in SHAPES), *(("s4_tma", edit) for edit in BROKEN)]
 )
 def test_the_page_in_a_browser(browser: Browser, tmp_path: Path, name: str, edit: str) -> None:
     """Loads without a complaint, steps, and says of warps what Python says."""
@@ -402,7 +402,7 @@ def test_the_page_in_a_browser(browser: Browser, tmp_path: Path, name: str, edit
 
 def test_a_click_shows_the_line(browser: Browser, tmp_path: Path) -> None:
     """A click into a warp's row selects its event there, and the source shows that event's line."""
-    found = history("s3_tma")
+    found = history("s4_tma")
     browser.open(lab.view(found.recording, path=tmp_path / "x.html"))
     event = next(
         i for i, kind in enumerate(found.kind) if kind == "wgmma_commit" and found.thread[i] // 32 == 1
@@ -424,7 +424,7 @@ def test_a_click_shows_the_line(browser: Browser, tmp_path: Path) -> None:
 
 
 def test_search_theme_and_help(browser: Browser, tmp_path: Path) -> None:
-    found = history("s3_tma")
+    found = history("s4_tma")
     browser.open(lab.view(found.recording, path=tmp_path / "x.html"), "?theme=light")
     browser.press("/")
     for letter in "commits":
@@ -443,7 +443,7 @@ def test_search_theme_and_help(browser: Browser, tmp_path: Path) -> None:
 
 
 def test_two_runs_in_a_browser(browser: Browser, tmp_path: Path) -> None:
-    right, broken = history("s3_tma"), history("s3_tma", SEED, "a wait removed")
+    right, broken = history("s4_tma"), history("s4_tma", SEED, "a wait removed")
     browser.open(lab.view(right.recording, broken.recording, tmp_path / "x.html"))
     assert browser.run("return viewer.panels.length") == 2
     assert browser.run("return viewer.active") == 1  # it begins at the fault
@@ -465,7 +465,7 @@ def test_two_runs_in_a_browser(browser: Browser, tmp_path: Path) -> None:
 
 
 def test_stepper() -> None:
-    found = history("s3_tma")
+    found = history("s4_tma")
     step = lab.Stepper(found.recording)
     assert step.event == 0 and step.barrier("full 0") is None and step.stage(0) is None
     step.next("mbarrier_phase")
@@ -479,7 +479,7 @@ def test_stepper() -> None:
         .where(3)
         .startswith(f"runs; last, at step {found.step[step.event]}: issues a WGMMA")
     )
-    assert step.line == "s3_tma.cu:" + str(found.lines[step.event][1])
+    assert step.line == "s4_tma.cu:" + str(found.lines[step.event][1])
     assert f"> {found.lines[step.event][1]:4}" in step.source()
     assert "issues a WGMMA" in repr(step) and step.line in repr(step)
     assert "stage 0: " not in step._repr_html_() and "stage 0</td>" in step._repr_html_()
@@ -499,7 +499,7 @@ def test_stepper() -> None:
 
 
 def test_stepper_stops_once_for_a_warp() -> None:
-    recording = recorded("s3_tma")
+    recording = recorded("s4_tma")
     for every_lane, stops in ((False, 6), (True, 6 * 32)):  # one wait for each K block
         step, seen = lab.Stepper(recording, every_lane=every_lane), []
         while not seen or seen[-1] != step.event:
@@ -509,13 +509,13 @@ def test_stepper_stops_once_for_a_warp() -> None:
 
 
 def test_stepper_at_a_fault() -> None:
-    step = lab.Stepper(recorded("s3_tma", 7, "a wrong parity")).to_fault()
+    step = lab.Stepper(recorded("s4_tma", 7, "a wrong parity")).to_fault()
     assert "The run ended in a fault: emulator: deadlock" in repr(step)
     assert "parity 1 (it is in phase 1" in step.where(0)
 
 
 def test_terminal() -> None:
-    terminal = Terminal(lab.Stepper(recorded("s3_tma")))
+    terminal = Terminal(lab.Stepper(recorded("s4_tma")))
     terminal.stdout = io.StringIO()
     lines = ("n mbarrier_phase", "", "b", "s", "n nonsense", "w 0", "where 99", "where", "barrier full 0")
     for line in (*lines, "barrier none", "end", "source", "what"):
@@ -548,19 +548,19 @@ def command(*words: str) -> int:
 
 def test_command_of_a_rung_against_a_changed_copy(tmp_path: Path, capsys) -> None:
     changed = tmp_path / "mine.cu"
-    changed.write_text(gl.rungs["s3_tma"].source.replace(FULL_WAIT, "", 1))
+    changed.write_text(gl.rungs["s4_tma"].source.replace(FULL_WAIT, "", 1))
     written = tmp_path / "two.html"
-    assert command("view", "s3_tma", "--seed", str(SEED), "--against", str(changed), "-o", str(written)) == 0
+    assert command("view", "s4_tma", "--seed", str(SEED), "--against", str(changed), "-o", str(written)) == 0
     assert "Written" in capsys.readouterr().out
     first, second = data_of(written)["runs"]
-    assert (first["name"], second["name"]) == ("s3_tma.cu, seed 0", "mine.cu, seed 0")
+    assert (first["name"], second["name"]) == ("s4_tma.cu, seed 0", "mine.cu, seed 0")
     assert first["fault"] is None and second["fault"]["what"] == "read_during_load"
     assert first["clusters"][0]["differs"] and second["clusters"][0]["differs"]
 
 
 def test_command_of_two_seeds(tmp_path: Path) -> None:
     written = tmp_path / "two.html"
-    assert command("view", "s3_tma", "--seed", "1", "--against", "2", "-o", str(written)) == 0
+    assert command("view", "s4_tma", "--seed", "1", "--against", "2", "-o", str(written)) == 0
     assert [run["seed"] for run in data_of(written)["runs"]] == [1, 2]
 
 
@@ -586,10 +586,10 @@ def test_commands_that_are_refused(tmp_path: Path) -> None:
         ((str(tmp_path / "none.cu"),), "does not exist"),
         ((str(tmp_path / "nothing.py"),), "launches no kernel"),
         ((str(tmp_path / "kernel.cu"),), "a Python script"),
-        (("s3_tma", "--shape", "64x128x128,64x128x256"), "one shape"),
+        (("s4_tma", "--shape", "64x128x128,64x128x256"), "one shape"),
     ):
         with pytest.raises(InputError, match=reason):
             command("view", *words, "-o", str(tmp_path / "x.html"))
     with pytest.raises(gl.errors.UnknownRungError):
-        command("view", "s3", "-o", str(tmp_path / "x.html"))
+        command("view", "s4", "-o", str(tmp_path / "x.html"))
     assert not (tmp_path / "x.html").exists()

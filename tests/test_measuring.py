@@ -204,15 +204,15 @@ def test_measure_shape() -> None:
         "cublaslt_tensorwise": unscaled,
         "cublas_bf16": peers.cublas_bf16,
     }
-    result = measured([rungs["s1_naive"], rungs["s2_wgmma"]], others, RAGGED)
+    result = measured([rungs["s1_naive"], rungs["s3_wgmma"]], others, RAGGED)
     assert not result.wrong
     assert {(row["impl"], row["l2"]) for row in result.rows} == {
         (impl, l2) for impl in ("s1_naive", "cublaslt_tensorwise", "cublas_bf16") for l2 in ("dirty", "clean")
     }
     assert all(0 < row["rel_err"] < 1e-2 for row in result.rows)
     missing = {miss["impl"]: miss["reason"] for miss in result.missing}
-    assert missing.keys() == {"s2_wgmma", "refuses", "another"}
-    assert missing["refuses"] == "not this one" and "multiple of 128" in missing["s2_wgmma"]
+    assert missing.keys() == {"s3_wgmma", "refuses", "another"}
+    assert missing["refuses"] == "not this one" and "multiple of 128" in missing["s3_wgmma"]
     assert missing["another"].startswith("its result is another")
     measurements.check(result.data, "result")
     assert result.data["meta"]["not_measured"] == result.missing
@@ -236,7 +236,7 @@ def test_a_kernel_that_faults_is_wrong_and_ends_the_measurement() -> None:
             raise RuntimeError("CUDA error: an illegal memory access was encountered\nand much advice")
 
     result = session.Measured()
-    goes_on = ladder_rows.measure_shape(SMALL, [Faulting(), rungs["s2_wgmma"]], {}, how(one_us), result)
+    goes_on = ladder_rows.measure_shape(SMALL, [Faulting(), rungs["s3_wgmma"]], {}, how(one_us), result)
     assert not goes_on and not result.rows and result.errors == {}
     assert result.wrong == [
         "s1_naive fails at 64x128x256: CUDA error: an illegal memory access was encountered and much advice",
@@ -274,9 +274,9 @@ def test_a_rung_whose_timing_fails_is_wrong(when: str, monkeypatch: pytest.Monke
             raise timing.ProfilerError("lost")
         return [1.0] * calls
 
-    bad, result = rungs["s2_wgmma"], session.Measured()
+    bad, result = rungs["s3_wgmma"], session.Measured()
     assert ladder_rows.measure_shape(SMALL, [bad, rungs["s1_naive"]], {}, how(timer), result)
-    assert result.wrong == ["s2_wgmma fails at 64x128x256 while it is timed: lost"]
+    assert result.wrong == ["s3_wgmma fails at 64x128x256 while it is timed: lost"]
     assert not result.missing
     assert {row["impl"] for row in result.rows} == {"s1_naive"}
 
@@ -296,7 +296,7 @@ def test_a_fault_while_timing_is_blamed_on_the_first_that_fails(monkeypatch: pyt
 
     monkeypatch.setattr(timing, "synchronize", broken)
     result = session.Measured()
-    ladder = [rungs["s1_naive"], rungs["s2_wgmma"]]
+    ladder = [rungs["s1_naive"], rungs["s3_wgmma"]]
     others = {"cublas_bf16": peers.cublas_bf16}
     assert not ladder_rows.measure_shape(SMALL, ladder, others, how(timer), result)
     assert result.wrong == [
@@ -369,7 +369,7 @@ def test_the_arrival_moves_behind_the_stores() -> None:
     assert after[at - 1].strip().startswith(arrive)
     assert after.index("    __syncwarp();", at - 4) < at
     with pytest.raises(ValueError, match="does not end with"):
-        fences.arrive_after_stores(changed("s3_tma"))
+        fences.arrive_after_stores(changed("s4_tma"))
 
 
 # ---------------------------------------------------------------------------------------- with a GPU

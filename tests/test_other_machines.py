@@ -20,7 +20,7 @@ def output(compiler: str, folder: Path, run: list[str], monkeypatch: pytest.Monk
     """What the driver prints: a program and two libraries, compiled with the flags of a build."""
     monkeypatch.setenv("CXX", compiler)
     monkeypatch.setattr(job.cpus, "vector_flags", tuple)  # they are this machine's
-    kernel = build.Job.of(rungs["s3_tma"].path, "emulator")
+    kernel = build.Job.of(rungs["s4_tma"].path, "emulator")
     assert kernel.core
     folder.mkdir()
 

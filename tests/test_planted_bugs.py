@@ -111,7 +111,7 @@ def test_a_rung_without_a_bug_is_right_on_every_schedule(kernel: str) -> None:
 
 
 def test_each_shape_selects_another_tile() -> None:
-    """Otherwise one kernel of s5 would go untested."""
+    """Otherwise one kernel of s7 would go untested."""
     asked = []
     for kernel, (m, n) in SHAPES.items():
         with gl.emulator(dry=True) as run:

@@ -1,6 +1,6 @@
 """The production kernels themselves, on both machines: every family of configurations, hostile layouts, fuzz.
 
-test_rungs.py has what s7_production has in common with the other rungs, test_api.py the public functions.
+test_rungs.py has what s9_production has in common with the other rungs, test_api.py the public functions.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def calls() -> dict:
     """host.json with made-up times."""
     rows = {
         "call": ("fp8_gemm_nt", "m_grouped_fp8_gemm_nt_masked", *list(host.LABELS)[:5]),
-        **dict.fromkeys(list(host.LABELS)[5:], ("s7_production",)),
+        **dict.fromkeys(list(host.LABELS)[5:], ("s9_production",)),
     }
     size = {"call": 10.0, "first_build": 8e6, "cached_load": 2500.0, "first_call": 9e3}
     size |= {"one_core_call": 4e6, "warm_up": 9e6, "cached_warm_up": 2e5}

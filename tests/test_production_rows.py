@@ -51,7 +51,7 @@ def test_numbers_of_valid_rows() -> None:
 def test_operations_and_bytes_count_valid_rows() -> None:
     us = 100.0
     for product in SMALL:
-        row = records.row("s7_production", product, "dirty", timing.Timing(us, us, us), 0.001)
+        row = records.row("s9_production", product, "dirty", timing.Timing(us, us, us), 0.001)
         assert tuple(row) == measurements.ROW_FIELDS
         assert (row["kind"], row["groups"], row["m"], row["n"], row["k"]) == (*product[:2], *product.shape)
         _, n, k = product.shape
@@ -147,16 +147,16 @@ def measured(product: Product) -> session.Measured:
 @pytest.mark.parametrize("product", SMALL, ids=str)
 def test_measure_row(product: Product) -> None:
     result = measured(product)
-    assert not result.wrong and result.errors.keys() == {"s7_production"}
+    assert not result.wrong and result.errors.keys() == {"s9_production"}
     measurements.check(result.data, "result")
     found = {(row["impl"], row["l2"]): row for row in result.rows}
-    for impl, most in {"s7_production": 5e-3, "cublas_bf16": 1e-2}.items():
+    for impl, most in {"s9_production": 5e-3, "cublas_bf16": 1e-2}.items():
         for l2 in timing.L2_STATES:
             assert found[impl, l2]["kind"] == product.kind and 0 < found[impl, l2]["rel_err"] < most
     missing = {miss["impl"]: miss["reason"] for miss in result.missing}
     assert missing["deep_gemm"] == "No module named 'deep_gemm'"
     assert {name for name, _ in found} | missing.keys() == {
-        *("s7_production", *peers.PEERS),
+        *("s9_production", *peers.PEERS),
         *(["torch_grouped"] if product.kind == "contiguous" else []),
     }
 
@@ -180,8 +180,8 @@ def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(gemm_ladder, "m_grouped_fp8_gemm_nt_masked", wrong)
     result = measured(SMALL[2])
-    assert "s7_production" not in {row["impl"] for row in result.rows}
-    assert len(result.wrong) == 1 and result.wrong[0].startswith("s7_production is wrong at masked:2x40x128x")
+    assert "s9_production" not in {row["impl"] for row in result.rows}
+    assert len(result.wrong) == 1 and result.wrong[0].startswith("s9_production is wrong at masked:2x40x128x")
 
 
 def test_a_call_that_fails_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +190,7 @@ def test_a_call_that_fails_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(gemm_ladder, "fp8_gemm_nt", fails)
     result = measured(SMALL[0])
-    assert result.wrong == ["s7_production fails at 64x128x256: the production kernel: too many resources"]
+    assert result.wrong == ["s9_production fails at 64x128x256: the production kernel: too many resources"]
     assert {row["impl"] for row in result.rows} >= {"cublas_bf16"}
 
 
@@ -219,7 +219,7 @@ def test_some_rows_of_the_table(
     for words in (
         "L2 cold and clean:",
         "2 of 40 x 128 x 384",
-        "s7_production",
+        "s9_production",
         "left as they are",
         "Written",
     ):
@@ -241,7 +241,7 @@ def test_the_whole_table_is_kept(compiled: list, monkeypatch: pytest.MonkeyPatch
     assert [whole for (_, _, whole), _ in kept] == [True, False, True]
     assert all(options == {"record": "production.json"} for _, options in kept)
     rows = kept[0][0][0].rows
-    assert {(row["kind"], row["l2"]) for row in rows if row["impl"] == "s7_production"} == {
+    assert {(row["kind"], row["l2"]) for row in rows if row["impl"] == "s9_production"} == {
         (product.kind, l2) for product in SMALL for l2 in ("dirty", "clean")
     }
 
@@ -282,6 +282,6 @@ def test_on_gpu() -> None:
     result = production_rows.on_gpu(SMALL, ["dirty"], device)
     assert not result.wrong
     measurements.check(result.data, "result")
-    assert [row["kind"] for row in result.rows if row["impl"] == "s7_production"] == [
+    assert [row["kind"] for row in result.rows if row["impl"] == "s9_production"] == [
         product.kind for product in SMALL
     ]

@@ -70,10 +70,10 @@ def check_bits(rung: Rung, case: Case, machine: str) -> None:
 
 @pytest.mark.parametrize(("cases", "num_sms"), [(CASES, EMULATED_SMS), (GPU_CASES, 132), (GPU_CASES, 78)])
 def test_cases_reach_both_tiles(cases, num_sms):
-    """Each case takes the s5 tile that its name says, and with both tiles some CTAs compute several."""
+    """Each case takes the s7 tile that its name says, and with both tiles some CTAs compute several."""
     several = set()
     for case in cases:
-        config = launched(gl.rungs["s5_warp_specialized"], case.m, case.n, case.k, num_sms)
+        config = launched(gl.rungs["s7_persistent"], case.m, case.n, case.k, num_sms)
         tile = TILES[config.shared_bytes]
         assert tile == (TALL if case.name.startswith("tall") else WIDE), case.name
         pairs = -(-case.m // tile[0]) * -(-case.n // (2 * tile[1]))
@@ -225,11 +225,11 @@ def test_refuses_what_it_does_not_support(rung, machine):
 
 
 def test_supports():
-    s1, s2 = gl.rungs["s1_naive"], gl.rungs["s2_wgmma"]
+    s1, s3 = gl.rungs["s1_naive"], gl.rungs["s3_wgmma"]
     assert s1.supports(0, 1, 1) is None and s1.supports(3, 5, 7) is None
-    assert s2.supports(0, 8, 128) is None and s2.supports(1, 2112, 7168) is None
-    assert s2.supports(5, 100, 256) == "s2_wgmma is given n = 100; a multiple of 8 is needed"
-    assert s2.supports(5, 128, 200) == "s2_wgmma is given k = 200; a multiple of 128 is needed"
+    assert s3.supports(0, 8, 128) is None and s3.supports(1, 2112, 7168) is None
+    assert s3.supports(5, 100, 256) == "s3_wgmma is given n = 100; a multiple of 8 is needed"
+    assert s3.supports(5, 128, 200) == "s3_wgmma is given k = 200; a multiple of 128 is needed"
     for rung in RUNGS:
         assert "n >= 1" in rung.supports(1, 0, 128)
         assert "m >= 0" in rung.supports(-1, 8, 128)
@@ -242,12 +242,12 @@ def test_supports():
 
 
 def test_the_ladder():
-    assert list(gl.rungs)[:3] == ["s0_numpy", "s1_naive", "s2_wgmma"]
+    assert list(gl.rungs)[:3] == ["s0_numpy", "s1_naive", "s3_wgmma"]
     for rung in RUNGS:
         assert gl.rungs[rung.name] is rung
         assert rung.idea and rung.source == rung.path.read_text()
-        elsewhere = {name: "gemm" for name in ("s0_numpy", "s7_production")}
-        elsewhere["s6_ffma_interleave"] = "s5_warp_specialized"
+        elsewhere = {name: "gemm" for name in ("s0_numpy", "s9_production")}
+        elsewhere["s8_ffma_interleave"] = "s7_persistent"
         assert rung.path.stem == elsewhere.get(rung.name, rung.name)
 
 
@@ -255,7 +255,7 @@ def test_unknown_rung():
     with pytest.raises(KeyError) as error:
         gl.rungs["s9_magic"]
     assert isinstance(error.value, gl.GemmLadderError)
-    assert "'s9_magic'" in str(error.value) and "s0_numpy, s1_naive, s2_wgmma" in str(error.value)
+    assert "'s9_magic'" in str(error.value) and "s0_numpy, s1_naive, s3_wgmma" in str(error.value)
     assert "s9_magic" not in gl.rungs and gl.rungs.get("s9_magic") is None
 
 

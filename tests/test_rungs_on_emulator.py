@@ -17,7 +17,7 @@ from rung_runs import KERNELS, TALL, TILES, WIDE, launched, run
 
 SEEDS = int(os.environ.get("GEMM_LADDER_SEEDS", "40"))
 
-# Ten K blocks go around a ring of four stages two and a half times. Three pairs of s5's tiles, tall or wide,
+# Ten K blocks go around a ring of four stages two and a half times. Three pairs of s7's tiles, tall or wide,
 # are one more than the clusters that the emulated SMs hold, so that a persistent CTA computes a second tile.
 SEEDED = {TALL: (520, 136, 1280), WIDE: (300, 264, 1280)}
 
@@ -27,12 +27,12 @@ SEEDED = {TALL: (520, 136, 1280), WIDE: (300, 264, 1280)}
     [
         pytest.param(rung, tile, id=f"{rung.name}-{tile[0]}x{tile[1]}")
         for rung in KERNELS
-        for tile in (SEEDED if rung.path.stem == "s5_warp_specialized" else [TALL])
+        for tile in (SEEDED if rung.path.stem == "s7_persistent" else [TALL])
     ],
 )
 def test_every_seed_gives_the_same_bits(rung, tile):
     """Seeds change the order of threads and the delays, not the result. GEMM_LADDER_SEEDS: how many seeds."""
-    if rung.path.stem == "s5_warp_specialized":
+    if rung.path.stem == "s7_persistent":
         assert TILES[launched(rung, *SEEDED[tile], EMULATED_SMS).shared_bytes] == tile
     operands = normal(np.random.default_rng(13), *SEEDED[tile])
     expected = operands.expected_bits(rung.name)
@@ -52,7 +52,7 @@ TINY = normal(np.random.default_rng(14), 8, 8, 128)
 
 def test_events_say_what_happened():
     """Four tiles, two K blocks: each of four warps issues 2 * 4 WGMMAs, and its tensor core executes them."""
-    recorded = record(gl.rungs["s2_wgmma"], normal(np.random.default_rng(19), 100, 136, 256))
+    recorded = record(gl.rungs["s3_wgmma"], normal(np.random.default_rng(19), 100, 136, 256))
     events = recorded.events
     names = ("launch", "step", "cluster", "block", "thread", "kind", "address", "value", "offset")
     assert events.dtype.names == names
@@ -71,9 +71,9 @@ def test_events_say_what_happened():
 def test_launches_of_one_block_are_kept_apart():
     placed = place(TINY)
     with gl.emulator(seed=1, record=True) as recorded:
-        gl.rungs["s2_wgmma"](placed.lhs, placed.rhs, placed.out)
+        gl.rungs["s3_wgmma"](placed.lhs, placed.rhs, placed.out)
         alone = recorded.events, recorded.steps
-        gl.rungs["s2_wgmma"](placed.lhs, placed.rhs, placed.out)
+        gl.rungs["s3_wgmma"](placed.lhs, placed.rhs, placed.out)
     assert recorded.steps == 2 * alone[1]
     assert set(recorded.events["launch"]) == {0, 1}
     assert (recorded.events[: len(alone[0])] == alone[0]).all()
@@ -82,13 +82,13 @@ def test_launches_of_one_block_are_kept_apart():
 def test_nothing_is_recorded_by_default():
     placed = place(TINY)
     with gl.emulator(seed=1) as recorded:
-        gl.rungs["s2_wgmma"](placed.lhs, placed.rhs, placed.out)
+        gl.rungs["s3_wgmma"](placed.lhs, placed.rhs, placed.out)
     assert recorded.steps > 0 and len(recorded.events) == 0
 
 
 def test_threads_have_their_own_emulator():
     """Python threads run at the same time, and each has its own seed and record."""
-    rung = gl.rungs["s2_wgmma"]
+    rung = gl.rungs["s3_wgmma"]
     expected = {seed: record(rung, TINY, seed=seed) for seed in range(4)}
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda seed: record(rung, TINY, seed=seed), range(4)))
@@ -98,7 +98,7 @@ def test_threads_have_their_own_emulator():
 
 
 def test_contexts_nest():
-    rung = gl.rungs["s2_wgmma"]
+    rung = gl.rungs["s3_wgmma"]
     placed = place(TINY)
     with gl.emulator(seed=1) as outer:
         with gl.emulator(seed=2, record=True) as inner:

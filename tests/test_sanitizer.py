@@ -17,7 +17,7 @@ from training_cases import CONFIGS as TRAINING_CONFIGS
 KERNELS = [name for name, rung in gl.rungs.items() if rung.path.suffix == ".cu"]
 
 # Ragged in m and n, several tiles; ten blocks of k turn a ring of four stages twice and a half. With many
-# rows s5 takes its other tile on a GPU of 78 to 132 SMs.
+# rows s7 takes its other tile on a GPU of 78 to 132 SMs.
 SHAPES = {"few rows": (300, 264, 1280), "many rows": (8500, 136, 640)}
 RUNG = """
 import sys
@@ -72,7 +72,7 @@ def check(tool: str, program: str, *arguments: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("tool", TOOLS)
 @pytest.mark.parametrize(
-    ("rung", "rows"), [*((rung, "few rows") for rung in KERNELS), ("s5_warp_specialized", "many rows")]
+    ("rung", "rows"), [*((rung, "few rows") for rung in KERNELS), ("s7_persistent", "many rows")]
 )
 def test_clean(rung: str, rows: str, tool: str) -> None:
     gl.rungs[rung].build("cuda")  # outside: the sanitizer would follow the compiler too

@@ -86,10 +86,10 @@ def test_tensor_cores(disassembled, path):
 
 # The n of a WGMMA in each of a rung's kernels: one kernel, or one for each of its tiles.
 WGMMA_N = {
-    "s2_wgmma": [128],
-    "s3_tma": [128],
-    "s4_tma_multicast": [128],
-    "s5_warp_specialized": [128, 192],
+    "s3_wgmma": [128],
+    "s4_tma": [128],
+    "s5_tma_multicast": [128],
+    "s7_persistent": [128, 192],
 }
 
 
@@ -108,13 +108,13 @@ def test_one_kernel_a_tile(compiled, disassembled, path):
 
 @pytest.mark.parametrize("path", STAGES, ids=name)
 def test_copy_engine(disassembled, path):
-    """Loads through tensor maps from s3 on, one of them multicast from s4 on, and stores in s5."""
+    """Loads through tensor maps from s4 on, one of them multicast from s5 on, and stores in s7."""
     rung = path.stem
-    plain = {"UTMALDG.2D"} if rung >= "s3" else set()
-    multicast = {"UTMALDG.2D.MULTICAST"} if rung >= "s4" else set()
+    plain = {"UTMALDG.2D"} if rung >= "s4" else set()
+    multicast = {"UTMALDG.2D.MULTICAST"} if rung >= "s5" else set()
     for kernel, instructions in disassembled(path).items():
         assert {i.opcode for i in instructions if i.mnemonic == "UTMALDG"} == plain | multicast, kernel
-        assert (disassembly.count(instructions)["UTMASTG"] > 0) == (rung >= "s5"), kernel
+        assert (disassembly.count(instructions)["UTMASTG"] > 0) == (rung >= "s7"), kernel
 
 
 def test_naive_uses_no_tensor_core(disassembled):

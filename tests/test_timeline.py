@@ -237,7 +237,7 @@ def test_timelines_of_the_emulator(name: str, seed: int) -> None:
             assert len(products) == commits.sum() > 0
     roles = {span.role for span in found if span.unit == WARP}
     one = {"consumer 0"}
-    assert roles == (one if name != "s5_warp_specialized" else {*one, "consumer 1", "producer"})
+    assert roles == (one if name != "s7_persistent" else {*one, "consumer 1", "producer"})
 
 
 def test_products_in_flight_at_the_same_time() -> None:
@@ -308,13 +308,13 @@ def test_command_writes_trace_data_and_picture(tmp_path: Path, capsys: pytest.Ca
     files = {option: tmp_path / f"{option}.out" for option in ("trace", "json", "picture")}
     files["picture"] = tmp_path / "picture.png"
     options = [word for option, path in files.items() for word in (f"--{option}", str(path))]
-    assert main(["timeline", "s3_tma", "--machine", "emulator", "--shape", "64x128x384", *options]) == 0
+    assert main(["timeline", "s4_tma", "--machine", "emulator", "--shape", "64x128x384", *options]) == 0
     printed = capsys.readouterr().out
-    assert "s3_tma at 64 x 128 x 384 on the emulator" in printed and "copy engine, stage 2" in printed
+    assert "s4_tma at 64 x 128 x 384 on the emulator" in printed and "copy engine, stage 2" in printed
     trace = json.loads(files["trace"].read_text())
     check_trace(trace)
     assert sum(event["name"] == "multiply" for event in trace["traceEvents"]) == 4 * 3
-    assert trace["otherData"]["seed"] == timeline.CASES["s3_tma"].seed
+    assert trace["otherData"]["seed"] == timeline.CASES["s4_tma"].seed
     data = figure.load(files["json"])
     assert {row["unit"] for row in data["rows"]} == {WARP, TENSOR_CORE, COPY_ENGINE}
     assert sum(len(row["spans"]) for row in data["rows"] if row["unit"] == TENSOR_CORE) == 3
@@ -326,7 +326,7 @@ def test_trace_names_blocks_and_times_in_microseconds() -> None:
         Span(0, WARP, 4, "consumer 0", "wait", 0.5, 2.0, on="full 1"),
         Span(0, COPY_ENGINE, 1, "copy engine", "load", 0.25, 2.0, bytes=4096),
     ]
-    trace = chrome_trace(found, {0: 17}, {"rung": "s5"})
+    trace = chrome_trace(found, {0: 17}, {"rung": "s7"})
     check_trace(trace)
     words = [event["args"].get("name") for event in trace["traceEvents"] if event["ph"] == "M"]
     assert words == ["block 0, SM 17", "copy engine, stage 1", None, "consumer 0, warp 4", None]
@@ -338,16 +338,16 @@ def test_trace_names_blocks_and_times_in_microseconds() -> None:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["s2_wgmma"], "s2_wgmma has no timeline; one of s3_tma,"),
+        (["s3_wgmma"], "s3_wgmma has no timeline; one of s4_tma,"),
         (["s9"], "'s9' is not a rung's name; one of s0_numpy, s1_naive,"),
-        (["s3_tma", "--machine", "gpu"], "found no CUDA GPU that torch can use; a Hopper GPU is needed for"),
-        (["s3_tma", "--shape", "64x128"], "'64x128' is not a shape; MxNxK is needed"),
-        (["s3_tma", "--shape", "8x8x128,8x8x256"], "one shape is needed"),
-        (["s3_tma", "--shape", "64x128x100"], "k = 100; a multiple of 128 is needed"),
-        (["s3_tma", "--shape", "4096x7168x16384"], "the emulator takes at most"),
-        (["s3_tma", "--seed", "-1"], "seed is -1; an integer from 0 to 2^64 - 1 is needed"),
+        (["s4_tma", "--machine", "gpu"], "found no CUDA GPU that torch can use; a Hopper GPU is needed for"),
+        (["s4_tma", "--shape", "64x128"], "'64x128' is not a shape; MxNxK is needed"),
+        (["s4_tma", "--shape", "8x8x128,8x8x256"], "one shape is needed"),
+        (["s4_tma", "--shape", "64x128x100"], "k = 100; a multiple of 128 is needed"),
+        (["s4_tma", "--shape", "4096x7168x16384"], "the emulator takes at most"),
+        (["s4_tma", "--seed", "-1"], "seed is -1; an integer from 0 to 2^64 - 1 is needed"),
         (
-            ["s3_tma", "--trace", "none/x.json"],
+            ["s4_tma", "--trace", "none/x.json"],
             "--trace none/x.json is in no folder; one that exists is needed",
         ),
         (["all"], "timeline all is for --json alone; a rung's name is needed for the other options"),
@@ -371,7 +371,7 @@ def test_refusals(
 
 def test_a_zero_shape_is_refused() -> None:
     with pytest.raises(InputError, match="m >= 0"):
-        timeline.take("s3_tma", "emulator", None, timeline.Shape(-1, 8, 128))
+        timeline.take("s4_tma", "emulator", None, timeline.Shape(-1, 8, 128))
 
 
 # ------------------------------------------------------------------------------------- the data, the pictures
@@ -379,7 +379,7 @@ def test_a_zero_shape_is_refused() -> None:
 
 def row(unit: str, index: int, role: str, found: list[list], block: int = 0, sm: int | None = 3) -> dict:
     """A made-up row of figures/data/timeline.json."""
-    head = {"rung": "s5", "machine": "emulator" if sm is None else "gpu", "m": 4096, "n": 7168, "k": 16384}
+    head = {"rung": "s7", "machine": "emulator" if sm is None else "gpu", "m": 4096, "n": 7168, "k": 16384}
     actor = {"block": block, "sm": sm, "unit": unit, "index": index, "role": role}
     return {**head, "until": 9.0, "us": 99.5, "stamped_us": 101.0, **actor, "spans": found}
 

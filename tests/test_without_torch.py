@@ -21,9 +21,9 @@ operands = normal(np.random.default_rng(3), 64, 128, 256)
 sfa, d = np.ascontiguousarray(operands.sfa.T), np.zeros((64, 128), np.uint16)
 arrays = (operands.a, sfa, operands.b, operands.sfb, d)
 args = GemmArgs(*(array.ctypes.data for array in arrays), 64, 128, 256, 64, 4)
-said = gl.ref.emulator.launch(gl.rungs["s2_wgmma"].build("emulator").lib, args)
+said = gl.ref.emulator.launch(gl.rungs["s3_wgmma"].build("emulator").lib, args)
 assert said is None, said
-np.testing.assert_array_equal(d, operands.expected_bits("s2_wgmma"))
+np.testing.assert_array_equal(d, operands.expected_bits("s3_wgmma"))
 
 x, y = np.arange(32, dtype=np.float32), np.zeros(32, np.float32)
 source = '''
@@ -33,7 +33,7 @@ __global__ void twice(const float* x, float* y) { y[threadIdx.x] = 2 * x[threadI
 assert lab.sweep(source, x, y, block=32, seeds=3).sound
 np.testing.assert_array_equal(y, 2 * x)
 
-verdict = gl.judge(gl.rungs["s3_tma"].path, n_multiple=8, k_multiple=128, seconds=5)
+verdict = gl.judge(gl.rungs["s4_tma"].path, n_multiple=8, k_multiple=128, seconds=5)
 assert verdict.right and verdict.runs > 3, verdict
 assert "torch" not in sys.modules
 """

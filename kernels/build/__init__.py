@@ -7,7 +7,7 @@ the kernels' sources (`digest`). What does not: what a kernel computes, how it i
 reading its machine code (`gemm_ladder.sass`).
 
     from gemm_ladder import build
-    built = build.load(folder / "s2_wgmma.cu", target="emulator")
+    built = build.load(folder / "s3_wgmma.cu", target="emulator")
     built.lib.gemm_ladder_launch(...)
 
 Importing this needs neither torch nor a GPU nor a compiler.

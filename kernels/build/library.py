@@ -1,6 +1,6 @@
 """From a kernel's source text to a loaded library: torch's load_inline behind a cache.
 
-    built = build.load(folder / "s2_wgmma.cu", target="emulator")
+    built = build.load(folder / "s3_wgmma.cu", target="emulator")
     built.lib.gemm_ladder_launch(...)
 
 The same .cu text has two targets: "cuda" (nvcc, sm_90a) and "emulator" (the C++ compiler, with ref/emulator's

@@ -58,7 +58,7 @@ class Case:
 # Whole and ragged tiles of m and n, and from one to seventeen K blocks. All n are multiples of 8, and all k
 # of 128, which every rung supports; n > 128 crosses into another row of B's scales.
 #
-# s5 takes the tiles that need less time, here on the emulator's four SMs: of 256 x 128 in the cases named
+# s7 takes the tiles that need less time, here on the emulator's four SMs: of 256 x 128 in the cases named
 # tall, else of 128 x 192, inside which B's scale changes. The groups have more than 8 tiles of m, the last
 # of them ragged, and two pairs of n; an odd number of pairs leaves a cluster with one more than the other.
 CASES = (

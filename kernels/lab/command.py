@@ -1,9 +1,9 @@
 """python -m gemm_ladder lab: run any kernel, judge a rung, begin a new one, see what a kernel did, how fast.
 
 python -m gemm_ladder lab run my.cu --grid 4 --block 128 float32[64,64]=normal float32[64,64]=nan 64
-python -m gemm_ladder lab new my_rung.cu --from s3_tma
+python -m gemm_ladder lab new my_rung.cu --from s4_tma
 python -m gemm_ladder lab judge my_rung.cu
-python -m gemm_ladder lab view s4_tma_multicast -o view.html
+python -m gemm_ladder lab view s5_tma_multicast -o view.html
 python -m gemm_ladder lab speed
 """
 

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 # Rungs whose kernels spend their time in different ways, and products that take each a tenth of a second.
 PRODUCTS = (
-    ("s2_wgmma", 256, 512, 1024),
-    ("s3_tma", 256, 512, 1024),
-    ("s5_warp_specialized", 512, 512, 1024),
-    ("s7_production", 512, 512, 1024),
+    ("s3_wgmma", 256, 512, 1024),
+    ("s4_tma", 256, 512, 1024),
+    ("s7_persistent", 512, 512, 1024),
+    ("s9_production", 512, 512, 1024),
 )
 
 

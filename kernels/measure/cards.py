@@ -33,7 +33,7 @@ from gemm_ladder.sass import disassembly, ffma
 
 PROTOCOL = (
     "A line is changed if it is not in the longest common subsequence of the two files' lines of code; "
-    "s6_ffma_interleave is the file of the rung below plus ffma.py, and only ffma.py's lines are counted"
+    "s8_ffma_interleave is the file of the rung below plus ffma.py, and only ffma.py's lines are counted"
 )
 
 
@@ -177,7 +177,7 @@ def launch_config(rung: Rung) -> LaunchConfig:
 
 
 def own_file(rung: Rung) -> Path:
-    """The rung's file. That of s6_ffma_interleave is the pass over the machine code of the rung below."""
+    """The rung's file. That of s8_ffma_interleave is the pass over the machine code of the rung below."""
     return Path(ffma.__file__).resolve() if isinstance(rung, InterleavedRung) else rung.path
 
 

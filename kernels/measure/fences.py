@@ -1,4 +1,4 @@
-"""python -m gemm_ladder fences: what fences cost rung s4.
+"""python -m gemm_ladder fences: what fences cost rung s5.
 
 Three variants of the rung are compared: their machine code, which needs nvcc and cuobjdump, and their times,
 which need a Hopper GPU. Both are written to figures/data/fences.json. Without cuobjdump, or without a GPU,
@@ -28,7 +28,7 @@ from gemm_ladder.measure.variants import ChangedRung, changed
 from gemm_ladder.rungs import Rung
 from gemm_ladder.sass import disassembly
 
-RUNG = "s4_tma_multicast"
+RUNG = "s5_tma_multicast"
 SHAPES = (Shape(4096, 32768, 512), Shape(4096, 7168, 2048), Shape(4096, 7168, 16384))
 CALLS = 15
 SHOWN = ("QGMMA", "SYNCS.ARRIVE.TRANS64.RED", "STG", "MEMBAR.ALL.GPU", "UCGABAR")  # begins of opcodes
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argparse.ArgumentParser(
         prog="python -m gemm_ladder fences",
-        description="Renew figures/data/fences.json: what fences cost rung s4, in machine code and in time.",
+        description="Renew figures/data/fences.json: what fences cost rung s5, in machine code and in time.",
     ).parse_args(argv)
     checkout = records.checkout_root()
     if checkout is None:

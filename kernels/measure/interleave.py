@@ -1,6 +1,6 @@
 """python -m gemm_ladder interleave: what the control bits of the promotion's FFMAs are worth.
 
-Needs a Hopper GPU. Rung 6 is timed in each of its modes, which give the same results, so only time is
+Needs a Hopper GPU. Rung 8 is timed in each of its modes, which give the same results, so only time is
 compared. In a checkout, figures/data/interleave.json and its table are renewed.
 """
 
@@ -27,12 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="python -m gemm_ladder interleave",
-        description="Time s6_ffma_interleave in each of its modes, at DeepSeek-V3's shapes with m = 4096.",
+        description="Time s8_ffma_interleave in each of its modes, at DeepSeek-V3's shapes with m = 4096.",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the measurements to FILE")
     arguments = parser.parse_args(argv)
     device, _ = session.need_gpu("the modes differ in speed alone", arguments.json)
-    base = rungs["s6_ffma_interleave"]
+    base = rungs["s8_ffma_interleave"]
     chosen = [dataclasses.replace(base, name=f"s6_{name}", mode=mode) for name, mode in MODES.items()]
     result = ladder_rows.on_gpu(chosen, SHAPES, ("dirty",), device, others={})
     session.show_measured(result, ("dirty",))

@@ -1,6 +1,6 @@
 """What Nsight Compute (ncu) reports about a rung's kernel, for one launch at one shape.
 
-    python -m gemm_ladder.measure.ncu s2_wgmma      the program that ncu profiles: it launches that rung
+    python -m gemm_ladder.measure.ncu s3_wgmma      the program that ncu profiles: it launches that rung
 
 To read all counters ncu replays the kernel several times, with empty caches each time; the clocks are left as
 they are. The metrics are those of NVIDIA's "Nsight Compute Profiling Guide" that an H100 has.

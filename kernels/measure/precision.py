@@ -4,15 +4,15 @@
     python -m gemm_ladder precision --emulator   short k on the emulator: prints, writes nothing
 
 Two problems of 64 x 64 with k up to 65536 and all scales 1 (`operands`) are multiplied in two ways: by
-s2_wgmma, whose text is changed to write FP32 and to promote every 128, 512 or 2048 of k, or never; and by
+s3_wgmma, whose text is changed to write FP32 and to promote every 128, 512 or 2048 of k, or never; and by
 torch._scaled_mm with one scale per tensor, with and without use_fast_accum. cuBLAS may split a long k among
 thread blocks where m and n are small, which makes its sums shorter. So it also multiplies them as the corner
 of 2048 x 2048 matrices.
 
 Rows of kind "error" have the error of the 64 x 64 results against float64, and how many of them have the bits
 of ref/tensor_core.py's model promoting every `model` of k (0: never); for cuBLAS, the one of MODELS that fits
-best. Rows of kind "time" are of the changed s2_wgmma, writing BF16, at a shape of the ladder. The exit status
-is 1 if a result of s2_wgmma differs from the model's.
+best. Rows of kind "time" are of the changed s3_wgmma, writing BF16, at a shape of the ladder. The exit status
+is 1 if a result of s3_wgmma differs from the model's.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def model(a: np.ndarray, b: np.ndarray, promotion: int, ends: tuple[int, ...]) -
 
 
 def changed(promotion: int, fp32: bool) -> str:
-    """The text of s2_wgmma, changed to promote every `promotion` of k, and to write FP32 if `fp32`."""
-    text = rungs["s2_wgmma"].source
+    """The text of s3_wgmma, changed to promote every `promotion` of k, and to write FP32 if `fp32`."""
+    text = rungs["s3_wgmma"].source
     blocks = promotion // fp8.SCALE_BLOCK or 1 << 40
     changes = []
     if blocks > 1:
@@ -96,7 +96,7 @@ def changed(promotion: int, fp32: bool) -> str:
         ]
     for old, new in changes:
         if text.count(old) != 1:
-            raise ValueError(f"s2_wgmma has {old!r} {text.count(old)} times; once is needed")
+            raise ValueError(f"s3_wgmma has {old!r} {text.count(old)} times; once is needed")
         text = text.replace(old, new)
     return text
 
@@ -106,7 +106,7 @@ def last(blocks: int) -> str:
 
 
 def library(promotion: int, fp32: bool, target: build.Target) -> ctypes.CDLL:
-    name = f"s2_wgmma_{promotion}_{'fp32' if fp32 else 'bf16'}"
+    name = f"s3_wgmma_{promotion}_{'fp32' if fp32 else 'bf16'}"
     loaded = build.load(changed(promotion, fp32), target=target, name=name).lib
     loaded.gemm_ladder_launch.restype = ctypes.c_char_p
     return loaded
@@ -129,7 +129,7 @@ def build_all() -> None:
     """Compile everything that runs on the GPU, at the same time."""
     with ThreadPoolExecutor() as pool:
         jobs = [pool.submit(library, *each, "cuda") for each in itertools.product(PROMOTIONS, (True, False))]
-        jobs.append(pool.submit(rungs["s2_wgmma"].build, "cuda"))
+        jobs.append(pool.submit(rungs["s3_wgmma"].build, "cuda"))
         for job in jobs:
             job.result()
 
@@ -138,7 +138,7 @@ def to_fp8(codes: np.ndarray, device: str) -> torch.Tensor:
     return torch.from_numpy(codes).view(torch.float8_e4m3fn).to(device)
 
 
-def s2_wgmma(promotion: int, device: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+def s3_wgmma(promotion: int, device: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     lib = library(promotion, True, "cuda" if device == "cuda" else "emulator")
 
     def multiply(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -205,10 +205,10 @@ def error_row(
 
 
 def errors(device: str) -> Iterator[PrecisionError]:
-    """Rows of kind "error": for each k all products with scales of 1, then the unchanged s2_wgmma on cast
+    """Rows of kind "error": for each k all products with scales of 1, then the unchanged s3_wgmma on cast
     data."""
     all_k = ALL_K if device == "cuda" else EMULATED_K
-    runs = [("s2_wgmma", M, promotion, s2_wgmma(promotion, device)) for promotion in PROMOTIONS]
+    runs = [("s3_wgmma", M, promotion, s3_wgmma(promotion, device)) for promotion in PROMOTIONS]
     if device == "cuda":
         for fast, of in itertools.product((True, False), (M, CORNER_OF)):
             name = f"scaled_mm_{'fast' if fast else 'slow'}"
@@ -226,19 +226,19 @@ def errors(device: str) -> Iterator[PrecisionError]:
 
 
 def as_it_is(data: str, k: int, x: np.ndarray, y: np.ndarray, device: str) -> PrecisionError:
-    """A row about the unchanged s2_wgmma: the same numbers, each row times another power of e, cast with
+    """A row about the unchanged s3_wgmma: the same numbers, each row times another power of e, cast with
     scales."""
     factors = np.exp(np.linspace(-3, 3, M))[:, np.newaxis]
     (a, sfa), (b, sfb) = fp8.per_token_cast_to_fp8(x * factors), fp8.per_block_cast_to_fp8(y * factors[::-1])
     d = torch.full((M, N), torch.nan, dtype=torch.bfloat16, device=device)
     tensors = [torch.from_numpy(np.ascontiguousarray(each)).to(device) for each in (sfa, sfb)]
     codes = [to_fp8(each.view(np.uint8), device) for each in (a, b)]
-    rungs["s2_wgmma"]((codes[0], tensors[0]), (codes[1], tensors[1]), d)
+    rungs["s3_wgmma"]((codes[0], tensors[0]), (codes[1], tensors[1]), d)
     bits = d.view(torch.int16).cpu().numpy().view(np.uint16)
     exact = gemm.dense(a, sfa, b, sfb)
     results = {"128": tensor_core.gemm(a, sfa, b, sfb).view(gemm.BF16), "exact": exact}
-    row = error_row(data, k, "s2_wgmma", M, 128, bits.view(gemm.BF16), results)
-    row["impl"] = "s2_wgmma, 1x128 and 128x128 scales"
+    row = error_row(data, k, "s3_wgmma", M, 128, bits.view(gemm.BF16), results)
+    row["impl"] = "s3_wgmma, 1x128 and 128x128 scales"
     return row
 
 
@@ -258,7 +258,7 @@ def times() -> Iterator[PrecisionTime]:
             "m": TIMED.m,
             "n": TIMED.n,
             "k": TIMED.k,
-            "impl": "s2_wgmma",
+            "impl": "s3_wgmma",
             "promotion": int(name),
             "l2": l2,
             "us": round(found.us, 3),
@@ -284,7 +284,7 @@ def describe(row: PrecisionError) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns 0 if every result of s2_wgmma is the model's, 1 if not."""
+    """Returns 0 if every result of s3_wgmma is the model's, 1 if not."""
     parser = argparse.ArgumentParser(
         prog="python -m gemm_ladder precision",
         description="Measure what late promotion loses in precision, and what promoting costs in time.",

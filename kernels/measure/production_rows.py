@@ -26,9 +26,9 @@ from gemm_ladder.production import launching
 from gemm_ladder.production.config import Config
 from gemm_ladder.settings import num_sms_limit
 
-RUNG = "s7_production"
+RUNG = "s9_production"
 PROTOCOL = (
-    "s7_production is called through gemm_ladder's public functions; in a grouped row a group has about m "
+    "s9_production is called through gemm_ladder's public functions; in a grouped row a group has about m "
     "valid rows: their number is drawn uniformly from 0.7 m to 1.3 m with seed 0 (masked: there is room for "
     f"{MASKED_MAX_M}), and TFLOPS and GB/s count valid rows only; cuBLASLt and cuBLAS compute a grouped row "
     "as one dense product for each group, with its rows padded to a multiple of 128; rel_err of a grouped "

@@ -1,11 +1,11 @@
-// Rung 7, the production kernel: rung 5, with n, k and the configuration (config.cuh) as compile-time constants, and
+// Rung 9, the production kernel: rung 7, with n, k and the configuration (config.cuh) as compile-time constants, and
 // with the grouped layouts. m, the number of groups and the number of SMs are arguments of a launch.
 //
-//   python -m gemm_ladder compare --rungs s7_production --shapes 256x256x256
+//   python -m gemm_ladder compare --rungs s9_production --shapes 256x256x256
 //
 // D[m, n] = sum_k A[m, k] * sfa[m, k / 128] * B[n, k] * sfb[n / 128, k / 128], for one matrix or for groups of them.
 //
-// The steps are rung 5's. For each tile that scheduler.cuh gives this CTA
+// The steps are rung 7's. For each tile that scheduler.cuh gives this CTA
 //   1. the producer, one elected thread of warp 0, loads K block after K block into the ring of stages. With the first
 //      of them it also loads the tile's scales of B, for all K blocks at once: produce();
 //   2. the consumer warpgroups multiply and promote, slice after slice: consume(), multiply_block();
@@ -429,7 +429,7 @@ struct Gemm : Geometry<kC>, SharedMemory<kC> {
 
 template <Config kC>
 __global__ void __launch_bounds__(Gemm<kC>::kThreads, kC.blocks_an_sm)
-    s7_production_fp8_gemm(const __grid_constant__ Parts<kC> parts) {
+    s9_production_fp8_gemm(const __grid_constant__ Parts<kC> parts) {
     using G = Gemm<kC>;
     using Tail = Gemm<exchanged(kC)>;
     // ---- Prologue. The head of this file explains griddepcontrol, and the cluster barrier's steps here, in reduce()

@@ -1,4 +1,4 @@
-"""Rung 6: rewrites the promotion's machine code in the built library.
+"""Rung 8: rewrites the promotion's machine code in the built library.
 
 A promotion is a run of FFMAs, one for each accumulator of a thread. While one warpgroup promotes, the other
 one should have the tensor cores. Some of an instruction's 128 bits are the compiler's hints to the scheduler:
@@ -9,7 +9,7 @@ one should have the tensor cores. Some of an instruction's 128 bits are the comp
 FFMAs that multiply by the same scale can keep it by reuse. Such an FFMA does not yield, because the kept
 value would be lost. DeepGEMM makes every second one yield instead of keeping the scale. It does so in the
 machine code, because nvcc did not (interleave_ffma.py, 2025; NVIDIA does not document these bits). ptxas has
-since learnt to do it. s5_warp_specialized has 736 promotion FFMAs, ten runs of 64 and one of 96; in each mode
+since learnt to do it. s7_persistent has 736 promotion FFMAs, ten runs of 64 and one of 96; in each mode
 this many yield, and this many keep the scale:
 
     mode                                           yield   reuse the scale
@@ -21,7 +21,7 @@ this many yield, and this many keep the scale:
         rest "off" (DeepGEMM's last choice)
 
 This pass keeps a scale only if the very next instruction reads it; ptxas also keeps it past instructions of
-other kinds. (In s2 to s4, nvcc 13.0 makes no FFMA yield.)
+other kinds. (In s3 to s5, nvcc 13.0 makes no FFMA yield.)
 
 The pass changes those two bits of those instructions, in place. It reads the host library (ELF), the fat
 binary in it, the machine code file in that (ELF again) and the kernel's instructions. If it does not
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 Mode = str | float | Fraction  # "off", "compiler", "full", or the fraction of every run that is interleaved
 
-DEFAULT_MODE: Mode = "full"  # what s6_ffma_interleave is built with
+DEFAULT_MODE: Mode = "full"  # what s8_ffma_interleave is built with
 
 _YIELD = 1 << 64 + 45  # stored inverted
 _REUSE = (1 << 64 + 58, 1 << 64 + 59)  # of the first and of the second source: one of them is the scale

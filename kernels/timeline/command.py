@@ -1,6 +1,6 @@
-"""python -m gemm_ladder timeline: who loads, multiplies, promotes and waits in a rung (from s3 on), and when.
+"""python -m gemm_ladder timeline: who loads, multiplies, promotes and waits in a rung (from s4 on), and when.
 
-    python -m gemm_ladder timeline s5_warp_specialized --trace s5.json --picture s5.png
+    python -m gemm_ladder timeline s7_persistent --trace s7.json --picture s7.png
     python -m gemm_ladder timeline all --json timeline.json       the content of figures/data/timeline.json
 
 On a GPU a run is recorded by stamps (`gemm_ladder.timeline.stamps`), in microseconds; on the emulator in
@@ -39,7 +39,7 @@ class Case(NamedTuple):
     """What is recorded of a rung.
 
     Attributes:
-        gpu, emulator: the shapes. They are large enough that a thread block of s5 computes more than one
+        gpu, emulator: the shapes. They are large enough that a thread block of s7 computes more than one
             tile.
         seed: of the emulator's schedule; one with which copies and WGMMAs complete early.
         blocks: the thread blocks; None for block 0 and, on a GPU, those that share its SM.
@@ -55,13 +55,13 @@ class Case(NamedTuple):
 
 _GPU = Shape(4096, 7168, 1024)
 CASES = {
-    "s3_tma": Case(_GPU, Shape(64, 128, 1024), 54, None, 12),
-    "s4_tma_multicast": Case(_GPU, Shape(128, 128, 1024), 14, (0, 1), 12),
-    "s5_warp_specialized": Case(_GPU, Shape(512, 512, 512), 20, (0,), 20),
+    "s4_tma": Case(_GPU, Shape(64, 128, 1024), 54, None, 12),
+    "s5_tma_multicast": Case(_GPU, Shape(128, 128, 1024), 14, (0, 1), 12),
+    "s7_persistent": Case(_GPU, Shape(512, 512, 512), 20, (0,), 20),
 }
 RECORDED = tuple(CASES)
-# s6 has no timeline: its pass does not recognise the machine code of a kernel with stamps, and the timeline
-# would be that of s5.
+# s8 has no timeline: its pass does not recognise the machine code of a kernel with stamps, and the timeline
+# would be that of s7.
 
 PROTOCOL = (
     "one launch after others; the first warp of each role; spans [what, begin, end] that end by `until`, "
@@ -247,7 +247,7 @@ def _shape(text: str) -> Shape:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m gemm_ladder timeline",
-        description="Record who loads, multiplies, promotes and waits in a rung (from s3 on), and when.",
+        description="Record who loads, multiplies, promotes and waits in a rung (from s4 on), and when.",
     )
     parser.add_argument("rung", metavar="RUNG", help=f"{', '.join(CASES)}, or all (with --json)")
     parser.add_argument(

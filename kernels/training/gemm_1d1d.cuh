@@ -7,7 +7,7 @@
 // group. The kernel is persistent, and one launch walks all groups' tiles. The tensor maps of every group are
 // parameters of the launch: k is known on the host, so nothing has to be encoded on the GPU.
 //
-// The steps are those of rung s5_warp_specialized. For each tile
+// The steps are those of rung s7_persistent. For each tile
 //   1. the producer, one elected thread of warp 0, loads K block after K block into the ring of stages: the tiles of A
 //      and B and their scales, of which a K block has tile_m and tile_n. Where k ends inside a K block, the copy engine
 //      fills the rest with zeros;

@@ -1,4 +1,4 @@
-"""One promotion of rung s5 as machine code, in each mode of rung s6, for readers without nvcc.
+"""One promotion of rung s7 as machine code, in each mode of rung s8, for readers without nvcc.
 
     python lessons/data/promotion.py
 

@@ -166,7 +166,7 @@ def naive_block(tile_m: int, tile_n: int) -> None:
 
 
 def wgmma_tile(n: int) -> None:
-    """One block of K in s2_wgmma: A's and B's tiles in shared memory, four steps of 32 along k; D's tile."""
+    """One block of K in s3_wgmma: A's and B's tiles in shared memory, four steps of 32 along k; D's tile."""
     _, axes = plt.subplots(figsize=(9, 5.2))
     _canvas(axes, 34, 21, "")
     size = 2.0  # drawing units for 32 of k; rows are drawn 1 for 16

@@ -1,4 +1,4 @@
-"""The pictures of lesson 06: what a cluster of two blocks loads and releases, and what that costs.
+"""The pictures of lesson 07: what a cluster of two blocks loads and releases, and what that costs.
 
 Each is drawn from what a run of the emulator recorded, or from figures/data.
 """

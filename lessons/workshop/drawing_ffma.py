@@ -1,4 +1,4 @@
-"""The pictures of lesson 08: the bits of an FFMA, a promotion in several modes, what the modes are worth.
+"""The pictures of lesson 10: the bits of an FFMA, a promotion in several modes, what the modes are worth.
 
 What they show is machine code that nvcc made, and figures/data.
 """
@@ -101,7 +101,7 @@ def runs(of_mode: Mapping[str, Sequence[ffma.Ffma]]) -> None:
     plt.show()
 
 
-def modes(data: Mapping[str, Any], base: str = "s6_compiler") -> None:
+def modes(data: Mapping[str, Any], base: str = "s8_compiler") -> None:
     """figures/data/interleave.json: each mode's time against the mode `base`, by shape, with p10 to p90."""
     times = {(row["impl"], (row["m"], row["n"], row["k"])): row for row in data["rows"]}
     names = [name for name in dict.fromkeys(name for name, _ in times) if name != base]
@@ -129,7 +129,7 @@ def modes(data: Mapping[str, Any], base: str = "s6_compiler") -> None:
     handles.append(Patch(color="#ececec"))
     labels.append("the compiler's own, 10th to 90th")
     axes.legend(handles, labels, loc="lower right", bbox_to_anchor=(1, 1), ncols=4, borderaxespad=0)
-    axes.set_title("Modes of s6: left is faster", pad=6)
+    axes.set_title("Modes of s8: left is faster", pad=6)
     plt.show()
 
 

@@ -140,7 +140,7 @@ def reach(
             axes.plot(rows, tflops, color=colour, linewidth=width, label=name)
         for kind, (colour, mark) in marks.items():
             here = [row for row in measured if row["kind"] == kind and (row["n"], row["k"]) == (n, k)]
-            mine = [(row["m"], row["tflops"]) for row in here if row["impl"] == "s7_production"]
+            mine = [(row["m"], row["tflops"]) for row in here if row["impl"] == "s9_production"]
             if mine:
                 axes.plot(*zip(*mine, strict=True), mark, color=colour, label=f"measured, {kind}")
         axes.set_xscale("log", base=2)

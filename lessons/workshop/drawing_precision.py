@@ -106,7 +106,7 @@ def errors(
                 *zip(*points.items(), strict=True), color=COLOURS[every], linewidth=1.4, label=name(every)
             )
             mine = [row for row in recorded if row["data"] == data and row["out"] == "fp32"]
-            found = [x for x in mine if x["impl"] == "s2_wgmma" and x["promotion"] == every]
+            found = [x for x in mine if x["impl"] == "s3_wgmma" and x["promotion"] == every]
             label = "the same, of an H100" if not every else None
             style = {"color": COLOURS[every], "markerfacecolor": "none", "markersize": 6, "linestyle": "none"}
             if found:

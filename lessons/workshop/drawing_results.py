@@ -1,4 +1,4 @@
-"""The pictures of lesson 11: measurements, looked at from several sides. All numbers are in figures/data."""
+"""The pictures of lesson 13: measurements, looked at from several sides. All numbers are in figures/data."""
 
 from __future__ import annotations
 
@@ -301,5 +301,5 @@ def fullness(points: Mapping[str, tuple[float, float]]) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.set_xlabel("of the SMs' time, the part that makes wanted outputs, by its tiles")
-    axes.set_title("s7_production, part of the ceiling")
+    axes.set_title("s9_production, part of the ceiling")
     plt.show()

@@ -1,4 +1,4 @@
-"""The pictures of lesson 07 that show a tile's way out: stmatrix, its banks, and the order of tiles.
+"""The pictures of lesson 09 that show a tile's way out: stmatrix, its banks, and the order of tiles.
 
 What they show is what a kernel wrote on the emulator, or computed by gemm_ladder.ref.layouts and `order`,
 which the lesson compares with the kernel's own.

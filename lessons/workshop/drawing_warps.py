@@ -1,4 +1,4 @@
-"""The pictures of lesson 07 that show who does what and when: timelines, roles, registers, a tile's way out.
+"""The pictures of lesson 09 that show who does what and when: timelines, roles, registers, a tile's way out.
 
 What they show is recorded: the emulator's events, and figures/data. The other pictures of the lesson are in
 drawing_tiles.py.
@@ -116,7 +116,7 @@ def _height(row: Mapping[str, Any]) -> float:
 
 
 def stores(events: np.ndarray) -> None:
-    """What becomes of a tile, from a recorded run of s5 on the emulator: block 0, consumer 0.
+    """What becomes of a tile, from a recorded run of s7 on the emulator: block 0, consumer 0.
 
     Args:
         events: `Run.events`, of a schedule in which a tile is in D before the next one's store is asked for.
@@ -170,7 +170,7 @@ def _block_0(events: np.ndarray) -> np.ndarray:
 
 
 def roles(events: np.ndarray) -> None:
-    """One block of s5: who fills a stage, who reads which part of it, and whose rows of D that gives.
+    """One block of s7: who fills a stage, who reads which part of it, and whose rows of D that gives.
 
     Args:
         events: `Run.events` of a recorded run of the kernel with tiles of 256 x 128.
@@ -218,7 +218,7 @@ def roles(events: np.ndarray) -> None:
     arrow = {"arrowstyle": "->", "linewidth": 1.2, "color": INK}
     axes.annotate("", (28.8, top + slabs * height / 2), (24.6, top + slabs * height / 2), arrowprops=arrow)
     axes.set_title(
-        "One block of s5, as recorded: a warp that loads, eight that multiply, three that do nothing"
+        "One block of s7, as recorded: a warp that loads, eight that multiply, three that do nothing"
     )
     plt.show()
 

@@ -1,4 +1,4 @@
-"""What lesson 10 has that is not a picture: production kernels of any configuration, changed, in parts."""
+"""What lesson 12 has that is not a picture: production kernels of any configuration, changed, in parts."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def break_it(
 
     `right` is the D to compare with; None: the bits that a kernel which does not split K gives.
     """
-    right = workbench.expected("s7_production", of) if right is None else right
+    right = workbench.expected("s9_production", of) if right is None else right
     workbench.show_symptoms(symptoms(changed(config, *changes), of, right, range(seeds)), workbench.fault)
 
 

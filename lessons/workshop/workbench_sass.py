@@ -1,4 +1,4 @@
-"""What lesson 08 has that is not a picture: rung s5's machine code, built here, or as it was recorded.
+"""What lesson 10 has that is not a picture: rung s7's machine code, built here, or as it was recorded.
 
 Machine code needs nvcc and cuobjdump, but no GPU. Without them the lesson reads data/promotion.json, which
 `python lessons/data/promotion.py` writes.
@@ -21,13 +21,13 @@ from gemm_ladder.sass import disassembly, ffma
 from workshop import workbench
 
 RECORDED = Path(__file__).resolve().parents[1] / "data" / "promotion.json"
-RUNG = gl.rungs["s6_ffma_interleave"]
+RUNG = gl.rungs["s8_ffma_interleave"]
 YIELDING = range(1, 12)  # with another stall the bit has another meaning
 SHOWN = "256, 128, 3"  # template arguments of the kernel whose first promotion is looked at
 
 
 def read() -> dict[str, Any]:
-    """Build s5 and read its machine code; what promotion.json holds, but for its "meta".
+    """Build s7 and read its machine code; what promotion.json holds, but for its "meta".
 
     Returns:
         "bytes", of the library; "kernels", for each its template arguments, its place in the library in bytes
@@ -103,7 +103,7 @@ class Code:
 
 @functools.cache
 def code() -> Code:
-    """Rung s5's machine code: built here, or recorded where nvcc is missing or unknown to the pass."""
+    """Rung s7's machine code: built here, or recorded where nvcc is missing or unknown to the pass."""
     try:
         return Code(read(), f"built here, by nvcc {build.find_cuda().version}")
     except (build.ToolchainError, ffma.UnknownCodeError) as error:

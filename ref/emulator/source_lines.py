@@ -74,7 +74,7 @@ def lines(library: str, wanted: Iterable[int]) -> dict[int, tuple[str, int] | No
 
 
 def line(library: str, offset: int) -> str | None:
-    """As lines(), of one call, and without the file's folder: such as "s2_wgmma.cu:65"."""
+    """As lines(), of one call, and without the file's folder: such as "s3_wgmma.cu:65"."""
     return _short(found) if (found := lines(library, [offset])[offset]) else None
 
 

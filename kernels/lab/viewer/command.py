@@ -1,8 +1,8 @@
 """python -m gemm_ladder lab view and lab step: see what a kernel did on the emulator.
 
-    python -m gemm_ladder lab view s3_tma -o s3.html                  a rung
-    python -m gemm_ladder lab view s3_tma --against my_s3.cu          a rung beside a changed copy of it
-    python -m gemm_ladder lab view s3_tma --seed 1 --against 2        two schedules
+    python -m gemm_ladder lab view s4_tma -o s4.html                  a rung
+    python -m gemm_ladder lab view s4_tma --against my_s3.cu          a rung beside a changed copy of it
+    python -m gemm_ladder lab view s4_tma --seed 1 --against 2        two schedules
     python -m gemm_ladder lab view my_script.py                       what a Python script launches
     python -m gemm_ladder lab step my_script.py                       the same, in the terminal
 
@@ -26,7 +26,7 @@ from gemm_ladder.lab.recording import Recording
 from gemm_ladder.ref import emulator
 
 # Small shapes: one cluster's tiles, and one and a half turns of the ring of stages.
-SHAPES = {"s3_tma": "64x128x768", "s5_warp_specialized": "512x256x512", "s6_ffma_interleave": "512x256x512"}
+SHAPES = {"s4_tma": "64x128x768", "s7_persistent": "512x256x512", "s8_ffma_interleave": "512x256x512"}
 SHAPE = "128x128x768"
 
 

@@ -116,7 +116,7 @@ class Stepper:
 
     @property
     def line(self) -> str | None:
-        """The source line of the event, such as "s3_tma.cu:91"."""
+        """The source line of the event, such as "s4_tma.cu:91"."""
         found = self.history.lines[self.event]
         return f"{Path(found[0]).name}:{found[1]}" if found else None
 

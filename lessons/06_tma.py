@@ -1,0 +1,633 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Rung s4: the copy engine and a ring of mbarriers
+#
+# [s4_tma.cu](../kernels/stages/s4_tma.cu) copies nothing itself. One thread asks the **copy engine**,
+# called **TMA** (tensor memory accelerator), for whole tiles; the engine writes them to shared memory, and
+# tells everybody who waits. Shared memory holds four tiles of each operand, so the next ones arrive while
+# this one is multiplied. The new difficulty is to know *when*: when a tile is there, and when its place is
+# free again. One object answers both, the **mbarrier**, and most of this lesson is about it.
+
+# %%
+from gemm_ladder.figures import lessons
+
+lessons.enter()  # makes this folder the working directory, wherever Jupyter was started
+
+import gemm_ladder as gl
+import numpy as np
+from gemm_ladder.figures import measured, rung_cards, timeline
+from gemm_ladder.ref import gemm, layouts, metrics
+from gemm_ladder.timeline import spans
+from workshop import drawing, drawing_tma, workbench, workbench_tma
+
+drawing.style()
+rung = gl.rungs["s4_tma"]
+
+# %% [markdown]
+# ## What limited the rung below
+#
+# [Rung s3](04_wgmma.ipynb) copies, then multiplies, then promotes. Here are two of its warps, over four
+# blocks of k. White is their own work, copying and promoting:
+
+# %%
+with gl.emulator(seed=2, record=True) as run:
+    workbench.multiply(gl.rungs["s3_wgmma"], workbench.problem(64, 128, 512), "cpu")
+
+
+def first_warps(run, warps):
+    """What the first warps and their parts of the tensor core do, and the copy engine."""
+    found = spans.spans(spans.of_emulator(run.events))
+    return [span for span in found if span.unit == spans.COPY_ENGINE or span.index < warps]
+
+
+found = first_warps(run, 2)
+drawing.timeline(found, max(span.end for span in found), "s3_wgmma: copy, multiply, promote, and again")
+
+# %% [markdown]
+# The copying is work of the threads, and every byte passes through a register on its way. Without it a
+# thread needs fewer of them:
+
+# %%
+TILE_M, TILE_N, TILE_K, THREADS = 64, 128, 128, 128  # of s3 and s4 alike
+each = (TILE_M + TILE_N) * TILE_K // THREADS
+print(f"a thread copies {each} bytes a block of k: {each // 16} loads, {each // 16} stores, 16 bytes each")
+cards = {row["rung"]: row for row in rung_cards.load(measured.DATA / "cards.json")["rows"]}
+for name in ("s3_wgmma", "s4_tma"):
+    print(f"{name}: {cards[name]['registers']} registers a thread")
+
+# %% [markdown]
+# All of rung s3's card:
+
+# %%
+workbench.card("s3_wgmma")
+
+# %% [markdown]
+# ## The idea
+#
+# Let an engine copy, straight from global memory to shared memory. A thread gives it an order and goes on.
+# And because nobody stands by while it works, order early: shared memory is a **ring** of four **stages**,
+# each with room for one block of k. While one is multiplied, the engine fills the other three.
+
+# %%
+problem = workbench.problem(TILE_M, TILE_N, 8 * TILE_K)
+with gl.emulator(seed=17, record=True) as run:
+    workbench.multiply(rung, problem, "cpu")
+drawing_tma.ring_memory(run.events, ("A", "B", "scales of A"))
+
+# %% [markdown]
+# At its end, a stage has two mbarriers. `full` says that its bytes have arrived, `empty` that everybody is
+# done with them. Here is how a run of eight blocks of k used the ring. Find block 4: it goes where block 0
+# was, after that one has been released and long before it is needed.
+
+# %%
+drawing_tma.ring_use(run.events, "s4_tma: the ring")
+
+# %% [markdown]
+# How many stages should there be?
+
+
+# %%
+def ring_of(stages):
+    source = workbench.changed("s4_tma", ("kStages = 4;", f"kStages = {stages};"))
+    with gl.emulator(seed=17, record=True) as run:
+        workbench.multiply(source, problem, "cpu")
+    drawing_tma.ring_use(run.events, f"{stages} stages")
+
+
+workbench.slider(ring_of, stages=(2, 6))
+
+# %% [markdown]
+# ## The change to the file
+#
+# Lines with `-` are rung s3's, lines with `+` are new.
+
+# %%
+workbench.diff("s3_wgmma", "s4_tma")
+
+# %% [markdown]
+# Gone: `copy_tile`, the swizzle's arithmetic, the fence between the proxies, and both `__syncthreads` of
+# the loop. What came instead, one at a time:
+#
+# ## 1. An mbarrier, alone
+#
+# An **mbarrier** is 8 bytes of shared memory. `mbarrier_init` gives it a count. It is in a **phase**, phase
+# 0 at first, and knows how many arrivals are still **pending**. Each `mbarrier_arrive` takes one off. With
+# the last, the phase is complete; the next one begins, with the full count pending again.
+#
+# Three warps arrive once a phase, and wait for its end:
+
+# %%
+ONE_BARRIER = """
+__global__ void one_barrier(const void* in, void* out) {
+    const uint32_t barrier = ptx::shared_memory(), warp = threadIdx.x / 32;
+    if (threadIdx.x == 0) ptx::mbarrier_init(barrier, 3);
+    __syncthreads();
+    if (ptx::laneid() == 0)
+        for (uint32_t phase = 0; phase < 2; ++phase) {
+            ptx::mbarrier_arrive(barrier);
+            ptx::mbarrier_wait_parity(barrier, phase % 2);
+        }
+}
+"""
+
+
+def one_barrier(source, **options):
+    return workbench.try_kernel(source, np.zeros(1, np.uint32), threads=96, shared_bytes=1024, **options)
+
+
+run = one_barrier(ONE_BARRIER, seed=3)
+workbench_tma.tell(run, {0: "barrier"})
+
+# %% [markdown]
+# A waiting thread does not name the phase, only its **parity**: 0 for phases 0, 2, 4, ..., 1 for the
+# others. `mbarrier_wait_parity(barrier, p)` lets pass whoever finds the barrier in a phase of the *other*
+# parity: then the last phase of parity p is over.
+#
+# One bit is enough as long as nobody is a whole phase behind. Let warp 2 only wait, and the other two make
+# the phases without it:
+
+# %%
+without_it = ONE_BARRIER.replace("barrier, 3", "barrier, 2").replace(
+    "ptx::mbarrier_arrive", "if (warp < 2) ptx::mbarrier_arrive"
+)
+for seed in range(6):
+    try:
+        one_barrier(without_it, seed=seed, device="cpu")
+        print(f"schedule {seed}: went well")
+    except gl.EmulatorError as error:
+        print(f"schedule {seed}: {error}")
+
+# %% [markdown]
+# Where it hangs, it looked too late: phase 1 was over as well, so the barrier was in phase 2, whose parity
+# is that of phase 0, and nobody is left to change that. In the kernels nobody can be left behind: the next
+# phase of a barrier cannot end before everybody who waits for this one has gone on and done something.
+#
+# What does a barrier that nobody has used answer? `mbarrier_test_wait_parity` asks without waiting:
+
+# %%
+out = np.zeros((2, 2), np.uint32)
+workbench.try_kernel(
+    """
+__global__ void fresh(const void* in, uint32_t* out) {
+    const uint32_t barrier = ptx::shared_memory();
+    if (threadIdx.x) return;
+    ptx::mbarrier_init(barrier, 1);
+    for (int row = 0; row < 2; ++row) {
+        for (uint32_t parity = 0; parity < 2; ++parity)
+            out[row * 2 + parity] = ptx::mbarrier_test_wait_parity(barrier, parity);
+        ptx::mbarrier_arrive(barrier);
+    }
+}
+""",
+    out,
+    threads=32,
+    shared_bytes=1024,
+)
+for when, (zero, one) in zip(("fresh, in phase 0:", "after an arrival, in phase 1:"), out, strict=True):
+    print(f"{when:30} parity 0 {'passes' if zero else 'waits'}, parity 1 {'passes' if one else 'waits'}")
+
+# %% [markdown]
+# A fresh barrier lets parity 1 pass, as if a phase -1 had been completed. So whoever fills stages can begin
+# with `parity ^ 1` and needs no special case for the first round: every stage is free.
+#
+# ## 2. Bytes count too
+#
+# Threads arrive; bytes do not. So an mbarrier counts them apart.
+# `mbarrier_arrive_expect_tx(barrier, bytes)` announces so many bytes and arrives; the copy engine takes off
+# what it has written. A phase is complete when no arrival is pending *and* no byte is missing. This second
+# number is the **transaction count**.
+#
+# Ask for a box of 8 rows of 128 bytes. What the engine needs to know of the tensor stands in a **tensor
+# map**, which the host makes and hands to the kernel as a `__grid_constant__`, so that the engine finds it;
+# the kernel says only where.
+
+# %%
+ONE_BOX = """
+__global__ void one_box(const __grid_constant__ TensorMap map, int x, int y, uint32_t* out) {
+    const uint32_t box = ptx::shared_memory(), full = box + 8 * 128;
+    if (threadIdx.x == 0) {
+        ptx::mbarrier_init(full, 1);
+        ptx::fence_mbarrier_init();
+        ptx::mbarrier_arrive_expect_tx(full, 8 * 128);
+        ptx::cp_async_bulk_tensor_2d(box, &map, full, x, y);
+    }
+    __syncthreads();
+    ptx::mbarrier_wait_parity(full, 0);
+    for (int i = threadIdx.x; i < 8 * 128 / 4; i += 32) out[i] = ptx::ld_shared<uint32_t>(box + 4 * i);
+}
+"""
+
+
+def one_box(tensor, at, swizzle="k128B", **options):
+    """The box of 8 x 128 bytes at (x, y) as it lies in shared memory, and what the emulator recorded."""
+    shared = np.zeros((8, 128), np.uint8)
+    run = workbench_tma.try_box(ONE_BOX, shared.view(np.uint32), tensor, (8, 128), at, swizzle, **options)
+    return shared, run
+
+
+tensor = drawing_tma.numbered(rows=12, columns=240)  # each 16 bytes hold their own number
+shared, run = one_box(tensor, at=(32, 2), seed=17)
+workbench_tma.tell(run, {0: "box", 1024: "full"})
+
+# %% [markdown]
+# The bytes come in pieces, here in two. Nobody needs to know: the phase is complete with the last of them.
+#
+# `fence_mbarrier_init` is what the copy engine needs to see the barrier at all: a thread has made it, and
+# the engine goes by the [other proxy](04_wgmma.ipynb).
+#
+# ## 3. The tensor map and its box
+#
+# Here is what s4's host code says: the address, rows and columns, elements from row to row, the box, and
+# the swizzle.
+
+# %%
+workbench.code(rung.source, "TensorMap map_a, map_b", "return error;$")
+
+# %% [markdown]
+# The engine does with it what `copy_tile` did thread by thread. It works out the addresses, and it puts
+# each chunk of 16 bytes where the 128-byte swizzle wants it, so that the tile is ready for a WGMMA:
+
+# %%
+drawing_tma.box(tensor, (32, 2), shared)
+plain, _ = one_box(tensor, (32, 2), swizzle="kNone")
+r, byte = np.arange(8)[:, np.newaxis], np.arange(128)
+print(
+    "as layouts.swizzle_128b says:", np.array_equal(shared.reshape(-1)[layouts.swizzle_128b(r, byte)], plain)
+)
+
+# %% [markdown]
+# And a box may stick out. What is outside the tensor arrives as zeros, and *counts like any other byte*:
+# the kernel announces 1024 bytes, wherever the box is. Zeros add nothing to a product, so a ragged edge
+# needs no code at all.
+
+# %%
+shared, _ = one_box(tensor, at=(176, 8))
+drawing_tma.box(tensor, (176, 8), shared)
+
+# %% [markdown]
+# Move it. x moves by chunks here, because the engine wants a box to begin at a multiple of 16 bytes.
+
+
+# %%
+def move(chunk, row):
+    drawing_tma.box(tensor, (16 * chunk, row), one_box(tensor, (16 * chunk, row))[0])
+
+
+workbench.slider(move, chunk=(-4, 12), row=(-4, 10))
+
+# %% [markdown]
+# The rest of the price list: the base and the distance from row to row are multiples of 16 bytes, a box has
+# at most 256 elements along each dimension, and a swizzled box's row at most 128 bytes. The encoder refuses
+# what it cannot do:
+
+# %%
+for columns, swizzle, box_columns in ((240, "k128B", 256), (250, "kNone", 128), (240, "kNone", 120)):
+    try:
+        workbench_tma.try_box(
+            ONE_BOX,
+            np.zeros(256, np.uint32),
+            np.zeros((12, columns), np.uint8),
+            (8, box_columns),
+            (0, 0),
+            swizzle,
+        )
+    except gl.GemmLadderError as error:
+        print(error)
+
+# %% [markdown]
+# This is why the kernels take A's scales with m padded to a multiple of 4: a row of floats that long is a
+# multiple of 16 bytes.
+#
+# ## 4. A ring of two, through time
+#
+# Now put it together. Rung s4 with two stages instead of four, four blocks of k. For each of the ring's
+# mbarriers: the pending arrivals, the bytes to come, and who waits.
+
+# %%
+two_stages = workbench.changed("s4_tma", ("kStages = 4;", "kStages = 2;"))
+with gl.emulator(seed=20, record=True) as run:
+    workbench.multiply(two_stages, workbench.problem(TILE_M, TILE_N, 4 * TILE_K), "cpu")
+drawing_tma.barriers(run.events, "Two stages, four blocks of k: the ring's mbarriers")
+
+# %% [markdown]
+# Read `full 0` from the left. Thread 0 announces the bytes and arrives: nothing is pending any more, but
+# the phase goes on until the bytes are there. Its end lets the four warps pass, and they multiply. When a
+# warp is done, it arrives on `empty 0`; the fourth arrival ends *that* phase, and only then does thread 0
+# announce the next block of k on `full 0`. The two barriers of a stage take turns, and so do their
+# parities.
+#
+# ## The kernel
+#
+# Now it can be read. First what fills a stage:
+
+# %%
+workbench.code(rung.source, "---- Loading, by thread 0", "load\\(block\\);$")
+
+# %% [markdown]
+# `next` is a place in the ring and a parity, which flips when the ring begins anew. The thread waits until
+# the stage is empty, announces all three boxes' bytes at once, and orders them. The coordinates are
+# elements: of A and B (k, row), of the scales (row, block of k). The first `kStages - 1` blocks are ordered
+# before the loop.
+#
+# And what empties it:
+
+# %%
+workbench.code(rung.source, "for \\(int block = 0; block < blocks; \\+\\+block, ring", "^    }")
+
+# %% [markdown]
+# - Everybody waits for `full`. After that wait the bytes are visible to the WGMMA, without a fence between
+#   proxies: the copy engine wrote them, not a thread.
+# - Thread 0 orders block `block + kStages - 1` *while* this block's WGMMAs run. It goes where block - 1
+#   was, which all warps have released, or are about to.
+# - The scales are read from shared memory before the stage is released.
+# - After `wgmma_wait_group<0>` the tensor core reads the stage no more. `__syncwarp` makes sure that every
+#   lane has read its scales; then one lane arrives for its warp.
+# - The promotion needs registers only, so it comes *after* the release.
+#
+# Run it, check it:
+
+# %%
+problem = workbench.problem(m=70, n=136, k=768)  # ragged, and six blocks of k turn the ring once and a half
+d = workbench.multiply(rung, problem)
+exact = gemm.dense(*problem.arrays)
+print("relative error:                 ", metrics.relative_error(d, exact))
+print("of the definition, as BF16:     ", metrics.relative_error(gemm.to_bf16(exact), exact))
+print("largest relative error of a row:", metrics.max_row_error(d, exact))
+print(
+    "the expected bits:              ",
+    workbench.difference(d, workbench.expected(rung.name, problem)) is None,
+)
+print("k = 200:", rung.supports(64, 128, 200))
+
+# %% [markdown]
+# The expected bits are rung s3's, too: the same sums in the same order.
+#
+# ## How fast it is
+
+# %%
+size = (4096, 7168, 16384)
+notes = drawing.bars(
+    ["s1_naive", "s3_wgmma", "s4_tma", "cublaslt_blockwise", "cublaslt_tensorwise"], size, marked="s4_tma"
+)
+tflops = {
+    one.impl: one.tflops[size] for one in measured.series(measured.recorded(), "dirty") if size in one.tflops
+}
+print(f"{tflops['s4_tma'] / tflops['s3_wgmma']:.1f} times as fast as s3_wgmma,")
+print(f"{tflops['s4_tma'] / tflops['cublaslt_tensorwise']:.0%} of the ceiling")
+print(*notes, sep="\n")
+
+# %% [markdown]
+# ## What limits it now
+#
+# Warp 0 again, and the copy engine:
+
+# %%
+with gl.emulator(seed=20, record=True) as run:
+    workbench.multiply(rung, workbench.problem(TILE_M, TILE_N, 8 * TILE_K), "cpu")
+found = first_warps(run, 1)
+drawing.timeline(found, max(span.end for span in found), "s4_tma: eight blocks of k")
+
+# %% [markdown]
+# The loads have left the warps and lie beside the products. The promotion has not: while a warp promotes,
+# the tensor core still has nothing to do for it. The emulator's steps are no durations. These are, from a
+# GPU, of two blocks that share an SM:
+
+# %%
+drawing_tma.gpu_timeline("s4_tma")
+
+# %% [markdown]
+# The long wait is for the first load. After it, the warp hardly waits for `full` here: look at its second
+# job instead. The first products of a block have a blue bar below them: its first thread waits for an empty
+# stage, announces, orders three boxes. The last ones have none, as everything has been ordered. Compare how
+# long they take, and how long the warp then still waits for the tensor core:
+
+
+# %%
+def products(rung_name):
+    """Mean ns of a product and of the wait at its end: where loads were ordered meanwhile, and where not."""
+    data = timeline.load(measured.DATA / "timeline.json")
+    rows = [row for row in data["rows"] if row["rung"] == rung_name and row["machine"] == "gpu"]
+    found = {True: [], False: []}
+    for block in {row["block"] for row in rows}:
+        of = {row["unit"]: row["spans"] for row in rows if row["block"] == block}
+        for _, begin, end in (span for span in of["tensor core"] if span[0] == "multiply"):
+            orders = any(what == "issue" and begin < b < end for what, b, _ in of["warp"])
+            waited = sum(e - b for what, b, e in of["warp"] if what == "wait" and begin < b and e == end)
+            found[orders].append((1000 * (end - begin), 1000 * waited))
+    return {orders: np.mean(times, axis=0) for orders, times in found.items()}
+
+
+for orders, (length, waited) in products("s4_tma").items():
+    words = "the warp orders loads meanwhile" if orders else "it has nothing else to do"
+    print(f"{words:32} a product takes {length:4.0f} ns, its last {waited:3.0f} of them waiting")
+
+# %% [markdown]
+# Where the warp orders loads, it hardly waits for the product at its end: the tensor core was ready before
+# the warp came to look, and had nothing more to do for this block. So two jobs delay the next product, the
+# ordering and the promotion, because those who do them are those who start it. The cure is to give the jobs
+# to different warps; that is [rung s7](09_persistent.ipynb).
+#
+# There is a second suspect, which is cheaper to remove. Each block loads its own tiles:
+
+# %%
+m, n, k = size
+asked = (m // TILE_M) * (n // TILE_N) * (TILE_M + TILE_N) * k
+microseconds = 2 * m * n * k / tflops["s4_tma"] / 1e6
+print(f"A and B have {(m + n) * k / 1e6:.0f} MB; the blocks ask for {asked / 1e9:.1f} GB of them,")
+print(f"{asked / microseconds / 1e6:.1f} TB/s")
+
+# %% [markdown]
+# An H100 SXM's memory gives 3.35 TB/s at most (NVIDIA's data sheet), so most of this comes from L2. And
+# blocks that lie below each other ask for the same tile of B. The next rung lets two of them share it.
+#
+# The card:
+
+# %%
+workbench.card("s4_tma")
+
+# %% [markdown]
+# ## Break it
+#
+# Predict, then run. Each cell plants one fault in the kernel and runs it under eight schedules.
+
+# %%
+problem = workbench.problem(m=64, n=128, k=768)
+
+# %% [markdown]
+# **1.** Who multiplies waits for the wrong parity of `full`.
+
+# %%
+workbench.break_it(
+    "s4_tma", problem, ("ring.stage + kFull, ring.parity);", "ring.stage + kFull, ring.parity ^ 1);")
+)
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# On a fresh barrier the wrong parity passes at once, so the warps use a stage whose bytes are still on
+# their way. Its scales are read first. On a GPU the answer would be made of whatever was in shared memory,
+# now and then the right thing.
+# </details>
+#
+# **2.** Who loads waits for the wrong parity of `empty`.
+
+# %%
+workbench.break_it(
+    "s4_tma", problem, ("next.stage + kEmpty, next.parity ^ 1);", "next.stage + kEmpty, next.parity);")
+)
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# The first load waits for somebody to release a stage that nobody has filled. The other warps wait for the
+# load, and this warp's other lanes for their lane 0. A GPU would hang without a word; the emulator tells
+# which warp waits at which barrier, and what the barrier still lacks.
+# </details>
+#
+# **3.** The barrier is told to expect 16 bytes too many.
+
+# %%
+workbench.break_it(
+    "s4_tma", problem, ("kBytesA + kBytesB + kBytesScales);", "kBytesA + kBytesB + kBytesScales + 16);")
+)
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# All bytes land, no arrival is pending, and the phase is never complete: 16 bytes are still to come. So it
+# goes when a tile is made smaller and its count of bytes is not.
+# </details>
+#
+# **4.** A warp releases the stage before it has waited for its WGMMAs.
+
+# %%
+WAIT = "        ptx::wgmma_wait_group<0>();\n"
+RELEASE = (
+    "        __syncwarp();\n        if (ptx::laneid() == 0) ptx::mbarrier_arrive(ring.stage + kEmpty);\n"
+)
+workbench.break_it("s4_tma", problem, (WAIT + RELEASE, RELEASE + WAIT))
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# Here it is right all the same. The thread that refills the stage belongs to the warpgroup that reads it: it
+# loads one turn later, behind its own wait, and that is a wait for the WGMMAs of all four warps. It would be
+# wrong as soon as somebody else loads, who knows of the WGMMAs only what the arrivals say: a warp that does
+# nothing but load, two lessons on. So a kernel releases a stage behind the wait, always.
+# </details>
+#
+# **5.** A's tensor map forgets the swizzle.
+
+# %%
+workbench.break_it(
+    "s4_tma", problem, ("p.k, kTileM, kTileK, Swizzle::k128B", "p.k, kTileM, kTileK, Swizzle::kNone")
+)
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# The engine writes A's rows as they come, and the descriptor still says 128-byte swizzle: products of the
+# wrong k are added, as in [the last lesson](04_wgmma.ipynb). Rows with r mod 8 = 0 are as they should be.
+# </details>
+#
+# **6.** `fence_mbarrier_init` is gone.
+
+# %%
+workbench.break_it("s4_tma", problem, ("ptx::fence_mbarrier_init();", ""))
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# The copy engine is asked to count on a barrier that was never made visible to it.
+# </details>
+#
+# ## Exercises
+#
+# **1.** What an mbarrier does, as a function. It was made with `count`; the `events` are pairs: ("arrive",
+# 0), ("expect", count), which announces bytes and arrives, and ("land", count). Return (phase, pending
+# arrivals, bytes to come).
+
+
+# %% tags=["exercise"]
+def mbarrier(count, events):
+    phase, pending, to_come = 0, count, 0
+    for event, _size in events:
+        if event == "arrive":
+            pending -= 1
+    return phase, pending, to_come
+
+
+# %% tags=["check"]
+def right(count, events):
+    phase, pending, to_come = 0, count, 0
+    for event, size in events:
+        pending -= event != "land"
+        to_come += {"arrive": 0, "expect": size, "land": -size}[event]
+        if pending == 0 and to_come == 0:
+            phase, pending = phase + 1, count
+    return phase, pending, to_come
+
+
+arrive = ("arrive", 0)
+cases = [
+    (2, [arrive]),
+    (2, [arrive, arrive]),
+    (2, [arrive, arrive, arrive]),
+    (1, [("expect", 1024)]),
+    (1, [("expect", 1024), ("land", 768)]),
+    (1, [("expect", 1024), ("land", 768), ("land", 256)]),
+    (2, [("expect", 64), ("land", 64)]),
+    (1, [("expect", 64), ("land", 64), ("expect", 32)]),
+]
+workbench.check(mbarrier, right, cases)
+
+# %% [markdown]
+# **2.** A ring of `stages` stages. For block of k number `block`: which stage is it in, for which parity of
+# `full` does one wait to multiply it, and for which parity of `empty` to load it?
+
+
+# %% tags=["exercise"]
+def waits(block, stages):
+    stage, full, empty = block, 0, 1
+    return stage, full, empty
+
+
+# %% tags=["check"]
+cases = [(0, 4), (3, 4), (4, 4), (7, 4), (8, 4), (1, 1), (5, 3), (100, 7)]
+workbench.check(waits, lambda b, s: (b % s, b // s % 2, 1 - b // s % 2), cases)
+
+# %% [markdown]
+# **3.** The loads are missing from the kernel. Write what stands between the wait for an empty stage and
+# `next.advance()`. The check tells you what the emulator says.
+
+# %% tags=["exercise"]
+loads = """
+"""
+
+# %% tags=["check"]
+lines = rung.source.splitlines(keepends=True)
+first = next(i for i, line in enumerate(lines) if "mbarrier_arrive_expect_tx" in line)
+last = next(i for i, line in enumerate(lines) if "next.advance();" in line)
+workbench.check_rung("s4_tma", problem, ("".join(lines[first:last]), loads))
+
+# %% [markdown]
+# **4.** How many stages are enough? A load takes `latency` from the order to the last byte, a block of k
+# keeps the tensor core and the warps for `block`. In the ring, block i + stages - 1 is ordered when block i
+# begins. Return the smallest number of stages with which no block has to wait for its load, once the ring
+# is full.
+
+
+# %% tags=["exercise"]
+def stages_needed(latency, block):
+    return 2
+
+
+# %% tags=["check"]
+cases = [(100, 100), (101, 100), (1000, 300), (1600, 650), (2000, 500)]
+workbench.check(stages_needed, lambda latency, block: -(-latency // block) + 1, cases)
+
+# %% [markdown]
+# Next: [two blocks share a load](07_tma_multicast.ipynb).

@@ -1,0 +1,557 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Rung s5: two blocks share one operand's loads
+#
+# [s5_tma_multicast.cu](../kernels/stages/s5_tma_multicast.cu) changes some twenty lines of rung s4. Two
+# blocks that need the same tile of B load half of it each, and the copy engine writes each half to both.
+# This lesson is about the machinery of that, **clusters** and **multicast**, which later rungs keep. It is
+# also about an expectation, and how to measure whether it comes true.
+
+# %%
+from gemm_ladder.figures import lessons
+
+lessons.enter()  # makes this folder the working directory, wherever Jupyter was started
+
+import textwrap
+
+import gemm_ladder as gl
+import numpy as np
+from gemm_ladder.figures import measured
+from gemm_ladder.ref import gemm, metrics
+from workshop import drawing, drawing_cluster, drawing_tma, workbench, workbench_tma
+
+drawing.style()
+rung = gl.rungs["s5_tma_multicast"]
+
+# %% [markdown]
+# ## What limited the rung below
+#
+# [Rung s4](06_tma.ipynb) left two suspects. One is in its timeline: the warps that start the products also
+# order loads and promote. The other is the traffic from L2. Its card, and its timeline on a GPU:
+
+# %%
+workbench.card("s4_tma")
+
+# %%
+drawing_tma.gpu_timeline("s4_tma")
+
+# %% [markdown]
+# How much traffic is it? Count what one tile asks for, each block of k:
+
+# %%
+TILE_M, TILE_N, TILE_K = 64, 128, 128  # of s4 and s5 alike
+tile = {"A": TILE_M * TILE_K, "B": TILE_N * TILE_K}
+for operand, count in tile.items():
+    print(f"{operand}: {count:6,} bytes, {count / sum(tile.values()):.0%}")
+operations = 2 * TILE_M * TILE_N * TILE_K
+print(f"{operations / sum(tile.values()):.1f} operations for each byte asked of L2,")
+print(f"{operations / (tile['A'] + tile['B'] / 2):.1f} if two blocks shared B")
+
+# %% [markdown]
+# A larger tile would do the same, but its accumulators need registers that one warpgroup does not have. Two
+# blocks have twice as many.
+#
+# ## The idea
+#
+# Hopper can start blocks in **clusters**: the blocks of a cluster run at the same time, in one part of the
+# chip, and reach each other's shared memory. And the copy engine can **multicast**: read a box once, and
+# write it to several blocks of the cluster. Here two blocks make tiles that lie below each other. Their
+# tile of B is the same.
+
+# %%
+problem = workbench.problem(2 * TILE_M, TILE_N, 8 * TILE_K)
+with gl.emulator(seed=17, record=True) as run:
+    workbench.multiply(rung, problem, "cpu")
+drawing_cluster.multicast(run.events, ("A", "B, rows 0 to 63", "B, rows 64 to 127", "scales"))
+
+# %% [markdown]
+# Everything in the picture is read from a run of the emulator: what each block ordered, where it landed,
+# and who arrived where. Blue is block 0's doing, orange block 1's. Two things are new for each block:
+#
+# - It expects all of B's bytes, and orders half of them. The other half comes unasked.
+# - What it orders is also written into its neighbour's stage. So it may order only when *both* stages are
+#   free: every warp arrives at both blocks' `empty`, and each `empty` counts the warps of both.
+#
+# ## The change to the file
+#
+# Lines with `-` are rung s4's, lines with `+` are new.
+
+# %%
+workbench.diff("s4_tma", "s5_tma_multicast")
+
+# %% [markdown]
+# The new words, one at a time:
+#
+# ## 1. The neighbour's shared memory
+#
+# **`cluster_ctarank`** says which block of its cluster a block is (the hardware's name for a block is CTA).
+# **`mapa`** takes an address of shared memory, and makes of it the same place in another block. Such an
+# address is good for few things; arriving at an mbarrier is one, **`mbarrier_arrive_cluster`**.
+#
+# **`barrier_cluster_arrive`** and **`barrier_cluster_wait`** are a `__syncthreads` for the whole cluster,
+# in two halves. Here each block makes a barrier, arrives at its neighbour's, and waits for its own:
+
+# %%
+MEET = """
+    ptx::barrier_cluster_arrive();
+    ptx::barrier_cluster_wait();
+"""
+NEXT_DOOR = """
+__global__ void next_door(const __grid_constant__ TensorMap map, int x, int y, uint32_t* out) {
+    const uint32_t barrier = ptx::shared_memory(), rank = ptx::cluster_ctarank();
+    const uint32_t there = ptx::mapa(barrier, rank ^ 1);
+    if (threadIdx.x == 0) {
+        ptx::mbarrier_init(barrier, 1);
+        ptx::fence_mbarrier_init();
+    }
+    __syncwarp();
+""" + MEET + """
+    if (threadIdx.x == 0) ptx::mbarrier_arrive_cluster(there);
+    ptx::mbarrier_wait_parity(barrier, 0);
+    out[2 * rank] = barrier;
+    out[2 * rank + 1] = there;
+}
+"""  # fmt: skip
+tensor = drawing_tma.numbered(rows=16, columns=128)
+out = np.zeros((2, 2), np.uint32)
+run = workbench_tma.try_box(NEXT_DOOR, out, tensor, (8, 128), cluster=2, seed=2)
+workbench_tma.tell(run, {0: "barrier"})
+for rank, (here, there) in enumerate(out):
+    print(f"block {rank}: its barrier is at 0x{here:x}, its neighbour's at 0x{there:x}")
+
+# %% [markdown]
+# They meet because a block may otherwise reach for a barrier that its neighbour has not made yet:
+
+# %%
+for seed in range(4):
+    try:
+        workbench_tma.try_box(
+            NEXT_DOOR.replace(MEET, ""), out, tensor, (8, 128), cluster=2, seed=seed, device="cpu"
+        )
+        print(f"schedule {seed}: went well")
+    except gl.EmulatorError as error:
+        print(f"schedule {seed}: {error}")
+
+# %% [markdown]
+# And they have to meet again at the end, if something is still on its way to the neighbour that the
+# neighbour does not wait for: a block that has ended has no shared memory any more. Here each block waits
+# for the only arrival that it gets. The kernel's last arrivals are waited for by nobody, and so it has a
+# second meeting.
+#
+# ## 2. One load, two blocks
+#
+# **`cp_async_bulk_tensor_2d_multicast`** has one operand more than the load that you know: a mask, with a
+# bit for each block of the cluster. The bytes land at the *same place* in each of these blocks, and count
+# on the barrier at the *same place* in each. Block 0 orders; the mask says for whom:
+
+# %%
+SHARE = """
+__global__ void share(const __grid_constant__ TensorMap map, int mask, int y, uint32_t* out) {
+    const uint32_t box = ptx::shared_memory(), full = box + 8 * 128, rank = ptx::cluster_ctarank();
+    if (threadIdx.x == 0) {
+        ptx::mbarrier_init(full, 1);
+        ptx::fence_mbarrier_init();
+    }
+    __syncwarp();
+""" + MEET + """
+    const bool mine = mask >> rank & 1;
+    if (threadIdx.x == 0 && mine) ptx::mbarrier_arrive_expect_tx(full, 8 * 128);
+    if (threadIdx.x == 0 && rank == 0) ptx::cp_async_bulk_tensor_2d_multicast(box, &map, full, 0, y, mask);
+    if (mine) {
+        ptx::mbarrier_wait_parity(full, 0);
+        for (int i = threadIdx.x; i < 256; i += 32)
+            out[256 * rank + i] = ptx::ld_shared<uint32_t>(box + 4 * i);
+    }
+}
+"""  # fmt: skip
+for mask in (0b11, 0b10):
+    got = np.zeros((2, 8, 128), np.uint8)
+    run = workbench_tma.try_box(
+        SHARE, got.view(np.uint32), tensor, (8, 128), (mask, 0), "kNone", cluster=2, seed=2
+    )
+    has = [f"block {block}" for block in (0, 1) if np.array_equal(got[block], tensor[:8])]
+    print(f"mask {mask:02b}, the box is in {' and '.join(has)}:")
+    workbench_tma.tell(run, {0: "box", 1024: "full"})
+
+# %% [markdown]
+# The engine is asked once. Each block that gets the box has announced its bytes on its own barrier; nobody
+# does that for it. With mask 10, block 0 orders something that it does not get.
+#
+# ## The kernel
+#
+# What fills a stage:
+
+# %%
+workbench.code(rung.source, "const auto load = ", "^    };")
+
+# %% [markdown]
+# Block `rank` loads rows `64 * rank` to `64 * rank + 63` of the tile of B, to the place where these rows
+# belong, in both blocks: `next.stage + kB + rank * 8192` is a multiple of 1024, so each half is swizzled as
+# if it were part of the whole, and the descriptors need not know.
+#
+# `full` expects what lands in *this* block, whoever ordered it. The neighbour's half may even land before
+# this block has announced anything. That does no harm: the phase also needs this block's arrival, which comes
+# with the announcement.
+#
+# What releases it:
+
+# %%
+workbench.code(rung.source, "ptx::wgmma_wait_group<0>\\(\\);", "mbarrier_arrive_cluster")
+
+# %% [markdown]
+# Lane 0 arrives at block 0's barrier, lane 1 at block 1's; for one of them `mapa` leads home. `empty` was
+# made for 8 arrivals, 4 warps of 2 blocks.
+#
+# Run it, check it:
+
+# %%
+problem = workbench.problem(m=150, n=136, k=768)  # three tiles of m: the fourth block has nothing but zeros
+d = workbench.multiply(rung, problem)
+exact = gemm.dense(*problem.arrays)
+print("relative error:                 ", metrics.relative_error(d, exact))
+print("of the definition, as BF16:     ", metrics.relative_error(gemm.to_bf16(exact), exact))
+print("largest relative error of a row:", metrics.max_row_error(d, exact))
+print(
+    "the expected bits:              ",
+    workbench.difference(d, workbench.expected(rung.name, problem)) is None,
+)
+
+# %% [markdown]
+# An odd number of tiles is filled up: a cluster is never half. The last block loads zeros, multiplies them,
+# and writes nothing; it must not leave, because its neighbour counts on its half of B.
+#
+# ## Bytes through L2
+#
+# Does it do what it is meant to? Two tiles, one below the other, made by each rung and recorded:
+
+# %%
+problem = workbench.problem(2 * TILE_M, TILE_N, 8 * TILE_K)
+runs = {}
+for name in ("s4_tma", rung.name):
+    with gl.emulator(seed=17, record=True) as run:
+        workbench.multiply(gl.rungs[name], problem, "cpu")
+    runs[name] = run.events
+drawing_cluster.traffic_bars(runs)
+asked = {name: sum(drawing_cluster.traffic(events)["asked"].values()) for name, events in runs.items()}
+print(f"s5 asks for {asked[rung.name] / asked['s4_tma']:.0%} of what s4 asks for")
+
+# %% [markdown]
+# The same bytes land; fewer are asked for. B has gone through L2 once instead of twice.
+#
+# ## How fast it is
+
+# %%
+size = (4096, 7168, 16384)
+notes = drawing.bars(
+    ["s1_naive", "s3_wgmma", "s4_tma", "s5_tma_multicast", "cublaslt_blockwise", "cublaslt_tensorwise"],
+    size,
+    marked="s5_tma_multicast",
+)
+series = {one.impl: one.tflops for one in measured.series(measured.recorded(), "dirty")}
+s4, s5 = series["s4_tma"], series["s5_tma_multicast"]
+print(f"{s5[size] / s4[size] - 1:+.1%} against s4_tma at this shape")
+print(*notes, sep="\n")
+
+# %% [markdown]
+# A third of the traffic is gone. If that traffic had been all that limits s4, s5 would be half as fast again:
+# two thirds of the bytes, two thirds of the time. What about the other shapes? Where there are many tiles,
+# count also how much longer *one* takes. An SM makes two at a time:
+
+# %%
+sms = measured.load(measured.DATA / "ladder.json")["meta"]["num_sms"]
+ratios = sorted((s5[one] / s4[one], one) for one in s5)
+print(f"faster than s4_tma at {sum(ratio > 1 for ratio, _ in ratios)} of {len(ratios)} shapes")
+for ratio, shape in (ratios[0], ratios[-1]):
+    print(f"{ratio - 1:+.1%} at {' x '.join(map(str, shape))}")
+for words, some in (
+    ("k up to 2048", [ratio for ratio, shape in ratios if shape[2] <= 2048]),
+    ("longer k", [ratio for ratio, shape in ratios if shape[2] > 2048]),
+):
+    print(f"{np.exp(np.mean(np.log(some))) - 1:+.1%} for {words}, geometric mean of {len(some)} shapes")
+
+
+def lost_a_tile(m, n, k):
+    """Microseconds that a tile takes longer than in s4; None where each SM makes only a few."""
+    rounds = -(-m // TILE_M) * -(-n // TILE_N) / (2 * sms)
+    if rounds > 4:
+        return 2 * m * n * k / 1e6 * (1 / s5[m, n, k] - 1 / s4[m, n, k]) / rounds
+    return None
+
+
+lost = {shape: lost_a_tile(*shape) for shape in s5}
+drawing_cluster.against(
+    "s5_tma_multicast", "s4_tma", {shape: us for shape, us in lost.items() if us is not None}
+)
+
+# %% [markdown]
+# Say plainly what you see, also where it is not what you hoped for. This is how to read it:
+#
+# - **Long sums**, at the right of the first picture, are where the traffic of the loop counts most. The
+#   farther the dots stay below one and a half, the less was the traffic s4's limit, and the more the other
+#   suspect.
+# - **Short sums**, at the left, are where counts what a tile pays once, at its beginning and its end. If each
+#   block of k took longer, dots of the second picture would rise with k: from left to right a tile has 32
+#   times as many blocks. If they do not rise, what is lost is lost once a tile.
+# - Where m = 64, half of each cluster multiplies zeros as well.
+#
+# ## A fence that nobody wrote
+#
+# What does s5 pay once a tile, and s4 does not? Both meetings of the cluster. Here is what the compiler made
+# of the kernel. Of its machine code only these instructions are shown, in their order; it is
+# [recorded](../kernels/measure/fences.py), because your machine may not have the compiler.
+
+# %%
+fences = measured.load(measured.DATA / "fences.json", meta=())
+WORDS = {
+    "QGMMA": "WGMMA",
+    "SYNCS": "mbarrier.arrive",  # at a neighbour's barrier, or at its own by the same way
+    "STG": "store",
+    "MEMBAR": "FENCE",
+    "UCGABAR_ARV": "cluster.arrive",
+    "UCGABAR_WAIT": "cluster.wait",
+}
+variants = fences["code"]["variants"]
+for variant, instructions in variants.items():
+    words = [(WORDS[opcode.partition(".")[0]], count) for opcode, count in instructions]
+    line = ", ".join(f"{count} x {word}" if count > 1 else word for word, count in words)
+    print(f"{variant}:\n{textwrap.fill(line, 105, initial_indent='    ', subsequent_indent='    ')}\n")
+print(f"nvcc {fences['code']['nvcc']}, kernel sources {fences['code']['sources'][:12]}")
+
+# %% [markdown]
+# The loop over k is there five times: four turns at a time, and once for the turns that remain. What the
+# listings call a fence is `MEMBAR.ALL.GPU`, a **memory barrier**: it holds a warp until all that it has
+# written can be seen, here by the whole GPU. Nobody wrote one into the kernel. It is part of
+# `barrier.cluster.arrive.release`: whoever has waited at the cluster's barrier may rely on seeing what was
+# written before. At the first meeting nothing has been written to global memory yet, and there is little to
+# wait for.
+#
+# The second listing is a variant, the way in which one would write it first: the last meeting as the last
+# thing, behind the stores of D. Then every warp waits until its part of the result could be seen by all SMs,
+# and its block keeps its place on the SM meanwhile; though nobody in the cluster reads D. So the kernel
+# arrives before the stores: a block that has released its last stage has nothing more to send to its
+# neighbour, and may say so at once, store D, and only then wait.
+#
+# May it say so even earlier, before its loop over k? **Predict** what happens.
+
+# %%
+ARRIVE = "    ptx::barrier_cluster_arrive();"
+before, _, after = rung.source.rpartition(ARRIVE)
+begin, _, loop = before.rpartition("#pragma unroll 4")
+earlier = f"{begin}    __syncwarp();\n{ARRIVE}\n#pragma unroll 4{loop}{after}"
+workbench.break_it(rung.name, workbench.problem(m=150, n=136, k=768), (rung.source, earlier), seeds=16)
+
+# %% [markdown]
+# <details><summary>Why?</summary>
+#
+# A block has arrived before it has multiplied, so its neighbour, if it is ahead, waits for nobody at the end
+# and leaves. Then halves of B, and arrivals, are sent to a block that is no longer there.
+# </details>
+#
+# The third listing goes the opposite way. PTX can give *each* arrival the strength of the meeting:
+# `mbarrier.arrive.release.cluster`. That sounds like the careful choice, and it puts a fence into every turn
+# of the loop, between the product and its promotion. The kernel's arrivals have none. They need none: the
+# warps have only read the stage, so there is nothing to be made visible.
+#
+# How long the three take on a GPU, in microseconds:
+
+# %%
+timed = measured.series(fences, "dirty") if fences["rows"] else []
+for shape in measured.sizes_of(timed):
+    print(" x ".join(map(str, shape)))
+    for one in timed:
+        print(f"    {2 * np.prod(shape) / one.tflops[shape] / 1e6:8.1f}  {one.impl}")
+for line in measured.provenance(timed):
+    print(line.partition(": ")[2])
+if not timed:
+    print("Not measured yet. On a machine with a Hopper GPU: python -m gemm_ladder fences")
+
+# %% [markdown]
+# Keep the method: where a change may cost what it should not, read the machine code. The source does not say
+# that there is a memory barrier.
+#
+# ## What limits it now
+#
+# The suspect that remains: those who start the products do other work in between. On a GPU:
+
+# %%
+drawing_tma.gpu_timeline("s5_tma_multicast")
+
+# %% [markdown]
+# The two blocks are on two SMs; each SM holds a second block, which the picture leaves out. They keep step,
+# because each waits for the other's warps; otherwise this is s4's picture. While a product runs, the warp
+# orders loads; after it, the warp promotes, and its tensor core waits. The cure is to give the loading to a
+# warp that does nothing else, and to let two warpgroups multiply and promote in turns. That is
+# [rung s7](09_persistent.ipynb). It keeps the multicast. And its blocks live as long as the kernel, so
+# that the meetings at their beginning and end are paid once, not once a tile.
+#
+# The card:
+
+# %%
+workbench.card("s5_tma_multicast")
+
+# %% [markdown]
+# ## Break it
+#
+# Predict, then run. Each cell plants one fault in the kernel and runs it under eight schedules.
+
+# %%
+problem = workbench.problem(m=128, n=128, k=768)
+
+# %% [markdown]
+# **1.** The warps release a stage to block 0 only.
+
+# %%
+workbench.break_it(
+    "s5_tma_multicast",
+    problem,
+    ("ptx::mapa(ring.stage + kEmpty, ptx::laneid())", "ptx::mapa(ring.stage + kEmpty, 0)"),
+)
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# Two lanes of each warp of each block arrive at the same barrier: 16 arrivals where 8 are a phase. So block 0
+# takes a stage for free when half of the warps have released it, and orders the next tile into both blocks.
+# Block 1, whom nobody tells, would wait for ever; the emulator stops at the first fault.
+# </details>
+#
+# **2.** `empty` counts this block's own warps only.
+
+# %%
+workbench.break_it(
+    "s5_tma_multicast", problem, ("kEmpty, kCluster * kThreads / 32);", "kEmpty, kThreads / 32);")
+)
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# Eight warps still arrive, so a phase is over after any four of them: the neighbour's, perhaps, while the
+# own ones still multiply; or the own ones, while the neighbour's still read what is about to be overwritten.
+# </details>
+#
+# **3.** A block expects only the bytes that it has ordered itself.
+
+# %%
+workbench.break_it(
+    "s5_tma_multicast",
+    problem,
+    ("kBytesA + kBytesB + kBytesScales);", "kBytesA + kBytesB / kCluster + kBytesScales);"),
+)
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# The neighbour's half counts on this barrier, announced or not. A phase may be over before all bytes have
+# come, or the count may step past zero, and then no phase ever ends.
+# </details>
+#
+# **4.** Both halves are loaded to the same place.
+
+# %%
+workbench.break_it(
+    "s5_tma_multicast", problem, ("next.stage + kB + rank * (kBytesB / kCluster)", "next.stage + kB")
+)
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# Two loads write the same bytes at the same time, in both blocks, and nobody writes the others.
+# </details>
+#
+# **5.** No cluster barrier at the start; a `__syncthreads`, as in rung s4.
+
+# %%
+workbench.break_it(
+    "s5_tma_multicast",
+    problem,
+    ("ptx::barrier_cluster_arrive();", "__syncthreads();"),  # the first of two
+    ("ptx::barrier_cluster_wait();", ""),
+    seeds=16,
+)
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# A load reaches the neighbour before its barriers are there, or before it has begun at all. On a GPU the
+# neighbour is mostly ready in time, which is what makes this one hard to find by testing. The emulator asks
+# whether the blocks have met.
+# </details>
+#
+# **6.** Nobody waits for the other at the end.
+
+# %%
+workbench.break_it(
+    "s5_tma_multicast", problem, ("ptx::barrier_cluster_wait();  // no CTA exits", "// no CTA exits")
+)
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# The slower block's last arrivals go to a block that may have ended. The faster one's result is written by
+# then, so a test that looks at D alone may never notice.
+# </details>
+#
+# ## Exercises
+#
+# **1.** A tile of `tile_m` x `tile_n`, and a cluster of `blocks` blocks that lie below each other and share
+# B. How many bytes does one block ask of L2 for 128 of k, A and B together?
+
+
+# %% tags=["exercise"]
+def asked_of_l2(tile_m, tile_n, blocks):
+    return 128 * (tile_m + tile_n)
+
+
+# %% tags=["check"]
+cases = [(64, 128, 1), (64, 128, 2), (64, 128, 4), (128, 128, 2), (256, 128, 2)]
+workbench.check(asked_of_l2, lambda m, n, c: 128 * (m + n / c), cases)
+
+# %% [markdown]
+# **2.** Which operand should a cluster of two share, if it may choose? Return "A" (the blocks lie side by
+# side), "B" (below each other), or "either": what asks least of L2.
+
+
+# %% tags=["exercise"]
+def share(tile_m, tile_n):
+    return "B"
+
+
+# %% tags=["check"]
+cases = [(64, 128), (128, 128), (256, 128), (128, 192), (192, 128)]
+workbench.check(share, lambda m, n: "either" if m == n else "A" if m > n else "B", cases)
+
+# %% [markdown]
+# **3.** Clusters of any size: block `rank` of `blocks` loads its part of B's tile of 128 rows for all of
+# them. Return (the first row of B that it loads, counted from the tile's; the offset from `kB` where it
+# lands, in bytes; the mask; how many arrivals `empty` counts).
+
+
+# %% tags=["exercise"]
+def part(rank, blocks):
+    return 0, 0, 1, 4
+
+
+# %% tags=["check"]
+cases = [(0, 1), (0, 2), (1, 2), (3, 4), (5, 8)]
+workbench.check(part, lambda r, c: (128 // c * r, 128 // c * r * 128, 2**c - 1, 4 * c), cases)
+
+# %% [markdown]
+# **4.** The multicast is missing from the kernel. Write the line or lines that load B. The check tells you
+# what the emulator says.
+
+# %% tags=["exercise"]
+load_b = """
+        ptx::cp_async_bulk_tensor_2d(next.stage + kB, &map_b, full, block * kTileK, tile_n);
+"""
+
+# %% tags=["check"]
+lines = rung.source.splitlines(keepends=True)
+first = next(i for i, line in enumerate(lines) if "rank = ptx::cluster_ctarank" in line)
+last = next(i for i, line in enumerate(lines) if "next.stage + kScalesA, &map_sfa" in line)
+workbench.check_rung("s5_tma_multicast", problem, ("".join(lines[first:last]), load_b))
+
+# %% [markdown]
+# Next: [a warp for the loads, two warpgroups for the rest](09_persistent.ipynb).

@@ -1,0 +1,739 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Rung s7: warps with different jobs
+#
+# Up to rung s5 every warp does everything: it asks for loads, multiplies, promotes, stores. In
+# [s7_persistent.cu](../kernels/stages/s7_persistent.cu) one warp only loads, and eight only
+# multiply and promote. Around this one idea other things change: who has how many registers, how B's scales
+# arrive, how results leave, how long a block lives, and in which order tiles come.
+
+# %%
+from gemm_ladder.figures import lessons
+
+lessons.enter()  # makes this folder the working directory, wherever Jupyter was started
+
+import gemm_ladder as gl
+import numpy as np
+from gemm_ladder.arguments import GemmArgs
+from gemm_ladder.figures import measured, timeline
+from gemm_ladder.ref import gemm, layouts, metrics
+from workshop import drawing, drawing_tiles, drawing_warps, workbench
+
+drawing.style()
+rung = gl.rungs["s7_persistent"]
+
+# %% [markdown]
+# ## What limited the rung below
+#
+# This is a block of rung s5, and below it one of rung s7, recorded on a GPU while they computed the same
+# product. Look at the upper one first. Of each role you see the first warp; in s5 all warps have the same
+# role, and it is called consumer 0.
+
+# %%
+below, mine = drawing_warps.on_gpu("s5_tma_multicast"), drawing_warps.on_gpu("s7_persistent")
+if below and mine:
+    drawing_warps.before_after(below, mine, until=min(rows[0]["until"] for rows in (below, mine)))
+    for rows in (below, mine):
+        busy, beside = timeline.overlap(rows)
+        print(f"{rows[0]['rung']}: WGMMAs in flight {busy:.0%} of the time,")
+        print(f"    {beside:.0%} of the promotion beside another warpgroup's WGMMAs, of this block")
+
+# %% [markdown]
+# In s5 the block has one warpgroup, so orange and green alternate: nothing is multiplied while it promotes.
+# In between, the first warp also asks the copy engine for the next stage. The block makes one tile and ends;
+# the block of s7 goes on to its next. An SM has room for a second block of s5, which is not in the picture.
+# It may multiply while this one promotes, but nothing sees to it.
+#
+# The emulator shows the same order of things, without durations:
+
+# %%
+drawing_warps.before_after(
+    drawing_warps.on_emulator("s5_tma_multicast"), drawing_warps.on_emulator("s7_persistent")
+)
+
+# %% [markdown]
+# The tile was a limit too. Count the operations for each byte that a block asks L2 for. Of the operand that
+# is shared it asks for half; the neighbour asks for the other half, and multicasts it.
+
+# %%
+for name, rows, columns, fetched in (("s5", 64, 128, 64 + 128 / 2), ("s7", 256, 128, 256 / 2 + 128)):
+    print(
+        f"{name}: tile {rows:3} x {columns}, "
+        f"{2 * rows * columns / fetched:.0f} operations for each byte asked for"
+    )
+
+# %% [markdown]
+# A larger tile needs more registers, and section 1 shows why s5 could not have them. Its card:
+
+# %%
+workbench.card("s5_tma_multicast")
+
+# %% [markdown]
+# ## The idea
+#
+# **Warp specialisation**: a warp gets a job, and keeps it. The **producer** walks around the ring of stages
+# and fills them. Two warpgroups, the **consumers**, walk around the same ring and empty them. They meet at
+# the mbarriers of [rung s4](06_tma.ipynb), `full` and `empty`, and nowhere else. Nobody tells the two
+# consumers to take turns. But each waits for its own products only, so while one promotes, the other can have
+# the tensor cores.
+#
+# Record a run, and draw who asks for a stage and who reads which rows of it:
+
+# %%
+with gl.emulator(seed=20, record=True) as run:
+    workbench.multiply(rung, workbench.problem(m=768, n=128, k=512), "cpu")
+drawing_warps.roles(run.events)
+
+# %% [markdown]
+# A consumer has two slices of 64 rows, one after the other. Both consumers read all of B's tile, which is
+# loaded once for 256 rows.
+#
+# ## The change to the file
+#
+# It is the largest of the ladder. Scroll through it now, and read it after the next six sections.
+
+# %%
+workbench.diff("s5_tma_multicast", "s7_persistent", context=1)
+
+# %% [markdown]
+# ## 1. Who has how many registers: `setmaxnreg`
+#
+# Count what a consumer's thread must hold: the sums of its part of the tile, and the partial sums of the
+# slice that is being multiplied.
+
+# %%
+total = 256 * 128 // 256  # of the tile, for each of the consumers' threads
+partial = 64 * 128 // 128  # of the slice, for each of the warpgroup's threads
+print(f"total: {total} registers, partial: {partial}, together {total + partial}")
+registers = 65536  # of an SM: "Technical Specifications per Compute Capability", CUDA C++ Programming Guide
+threads = 384  # three warpgroups
+at_launch = registers // threads // 8 * 8  # registers are given out in eights
+print(f"a block of {threads} threads that has the whole SM: {at_launch} for each thread")
+
+# %% [markdown]
+# That is too little, by far: addresses, scales and counters come on top. And a producer needs almost none. A
+# kernel is launched with one number for all threads, but **`setmaxnreg`** changes it while it runs. A
+# warpgroup executes it as a whole: `setmaxnreg.dec` gives registers back, `setmaxnreg.inc` takes some, and
+# waits until there are enough. Here it is alone, on the emulator:
+
+# %%
+BUDGET = """
+__global__ void __launch_bounds__(384, 1) budget(const void* in, uint32_t* out) {
+    if (threadIdx.x < 128) ptx::setmaxnreg_dec<40>();
+    else ptx::setmaxnreg_inc<232>();
+    out[threadIdx.x] = 1;
+}
+"""
+run = workbench.try_kernel(BUDGET, np.zeros(384, np.uint32), threads=384, seed=1, device="cpu")
+drawing_warps.registers(run.events, at_launch)
+
+# %% [markdown]
+# Nobody can take before somebody has given: what the rounding to eights leaves over is not enough for one
+# warp. In the end:
+
+# %%
+left_over, more = registers - threads * at_launch, 32 * (232 - at_launch)
+print(f"left over at the launch: {left_over}; a warp that takes needs {more} more")
+print(f"128 x 40 + 256 x 232 = {128 * 40 + 256 * 232} of {registers}")
+
+# %% [markdown]
+# The number is a multiple of 8 from 24 to 256, and part of the instruction: the compiler has to know it, and
+# `__launch_bounds__(384, 1)` tells it what the launch begins with. All warps of a warpgroup must ask for the
+# same. That is why the producer has a warpgroup of its own, of which three warps do nothing.
+#
+# ## 2. One thread asks
+#
+# A TMA load is *one* thread's instruction. If 32 threads executed it, there would be 32 copies. The kernel
+# takes the simplest way to choose one, `if (threadIdx.x == 0)`. The instruction made for choosing, which you
+# will meet in [rung s9](12_production.ipynb) and in other kernels, is **`elect.sync`**. It is true in one
+# lane of the warp, and you are not told which. The emulator lets the seed decide:
+
+# %%
+for seed in range(3):
+    out = np.zeros(64, np.uint32)
+    workbench.try_kernel(
+        "__global__ void elected(const void* in, uint32_t* out) { out[threadIdx.x] = ptx::elect_sync(); }",
+        out,
+        threads=64,
+        seed=seed,
+    )
+    print(f"seed {seed}: threads {np.flatnonzero(out)}")
+
+# %% [markdown]
+# Where a thread asks and later waits for what it asked, the way a consumer does with its stores, it must be
+# the same thread both times. `threadIdx.x` makes that plain.
+#
+# ## 3. B's scales come by TMA too
+#
+# In s5 every thread read B's scale from global memory, in every block of k. Here the producer orders it with
+# the rest of the stage. A scale has 4 bytes, and the copy engine has a smallest measure: a box's row has a
+# multiple of 16 bytes, and begins at a multiple of 16. So a box has four scales, and the wanted one is
+# somewhere in it. Load the box that has scale 6; then try one that begins there:
+
+# %%
+SCALES = """
+__global__ void __launch_bounds__(32) scales(const __grid_constant__ TensorMap map, float* out) {
+    const uint32_t box = ptx::shared_memory(), full = box + kScalePitch;
+    if (threadIdx.x == 0) {
+        ptx::mbarrier_init(full, 1);
+        ptx::fence_mbarrier_init();
+        ptx::mbarrier_arrive_expect_tx(full, kScaleBox * sizeof(float));
+        ptx::cp_async_bulk_tensor_2d(box, &map, full, 6 / kScaleBox * kScaleBox, 0);
+    }
+    __syncwarp();
+    ptx::mbarrier_wait_parity(full, 0);
+    if (threadIdx.x < kScaleBox) out[threadIdx.x] = ptx::ld_shared<float>(box + threadIdx.x * sizeof(float));
+}
+
+// The host's part: the scales are one row, of ten.
+using Scales = void (*)(TensorMap, float*);
+const char* launch(Scales kernel, LaunchConfig config, const void* in, void* out) {
+    TensorMap map;
+    const float* scales = static_cast<const float*>(in);
+    if (auto error = tensor_map_2d(&map, scales, 1, 10, 12, 1, kScaleBox, Swizzle::kNone)) return error;
+    return launch(kernel, config, map, static_cast<float*>(out));
+}
+"""
+ten, box = np.arange(10, dtype=np.float32), np.zeros(4, np.float32)
+workbench.try_kernel(SCALES, box, ten, threads=32, shared_bytes=256)
+print(f"the box: {box}; scale 6 is at {6 % 4}")
+try:
+    begins_there = SCALES.replace("6 / kScaleBox * kScaleBox", "6")
+    workbench.try_kernel(begins_there, box, ten, threads=32, shared_bytes=256, device="cpu")
+except gl.EmulatorError as error:
+    print(error)
+
+# %% [markdown]
+# In shared memory every box begins at a multiple of 128. That is `kScalePitch`: the tile of 192 columns needs
+# two of B's scales, and so two boxes, 128 bytes apart. The consumers look for theirs at `in_box`.
+#
+# ## 4. From registers to shared memory: `stmatrix`
+#
+# In s5 each thread wrote its results to global memory, two BF16 at a time, in rows eight apart. Here they go
+# to shared memory first, and the copy engine takes them from there.
+#
+# **`stmatrix`** is one warp's instruction. Its `x4` form writes four tiles of 8 x 8 elements of 16 bits. It
+# takes from each lane four registers with two elements each, and one address. Let each lane write who it is,
+# and look at what lies where:
+
+# %%
+tile = np.zeros((16, 16), np.uint16)
+workbench.try_kernel(
+    """
+__global__ void one_stmatrix(const void* in, uint32_t* out) {
+    const uint32_t tile = ptx::shared_memory(), lane = ptx::laneid();
+    const auto mine = [&](uint32_t i) { return (lane << 8 | (2 * i + 1)) << 16 | (lane << 8 | 2 * i); };
+    ptx::stmatrix_x4(tile + lane % 16 * 32 + lane / 16 * 16, mine(0), mine(1), mine(2), mine(3));
+    __syncwarp();
+    for (int i = lane; i < 128; i += 32) out[i] = ptx::ld_shared<uint32_t>(tile + i * 4);
+}
+""",
+    tile,
+    threads=32,
+    shared_bytes=16 * 32,
+)
+drawing_tiles.stmatrix(tile >> 8, tile & 0xFF)
+
+# %% [markdown]
+# A register is a pair of neighbours, its low half on the left. The registers are distributed as in the
+# accumulator fragment of [rung s3](04_wgmma.ipynb): lane 0 has columns 0 and 1 of row 0, then of row 8, then
+# columns 8 and 9 of both. So a warp can hand over its fragment as it is, rounded to BF16. The addresses are
+# distributed in another way: lane i says where row i mod 16 of the left or of the right half begins. Check
+# the first claim for a whole warp:
+
+# %%
+rows, columns = layouts.wgmma_accumulator(16)
+held = np.array(
+    [[tile[r, c] for r, c in zip(*pair, strict=True)] for pair in zip(rows[:32], columns[:32], strict=True)]
+)
+print("as the fragment:", np.array_equal(held, np.arange(32)[:, np.newaxis] << 8 | np.arange(8)))
+
+# %% [markdown]
+# The function that the kernel calls is `store_shared`. It writes **boxes** of 64 x 64 elements, rows of 128
+# bytes, with the swizzle that you know from the operands.
+
+# %%
+epilogue = (rung.path.parents[1] / "include" / "epilogue.cuh").read_text()
+workbench.code(epilogue, "^template", "^}")
+
+# %% [markdown]
+# Run it on sums that say where they belong, the row in one run and the column in another, and find out at
+# which byte each element lies:
+
+# %%
+EPILOGUE = """#include "epilogue.cuh"
+__global__ void epilogue(const float* in, uint32_t* out) {
+    const uint32_t box = ptx::shared_memory();
+    float d[32];
+    for (int i = 0; i < 32; ++i) d[i] = in[threadIdx.x * 32 + i];
+    store_shared<64, 64>(box, d);
+    __syncthreads();
+    for (int i = threadIdx.x; i < 64 * 32; i += 128) out[i] = ptx::ld_shared<uint32_t>(box + i * 4);
+}
+"""
+found = []
+for what in layouts.wgmma_accumulator(64):
+    out = np.zeros(64 * 64, np.uint16)
+    workbench.try_kernel(EPILOGUE, out, what.astype(np.float32), shared_bytes=64 * 128)
+    found.append((out.astype(np.uint32) << 16).view(np.float32).astype(int))  # BF16: a float's upper half
+place = np.empty((64, 64), int)
+place[tuple(found)] = 2 * np.arange(64 * 64)
+row, column = np.arange(64)[:, np.newaxis], np.arange(64)
+print("as layouts.swizzle_128b says:", np.array_equal(place, layouts.swizzle_128b(row, 2 * column)))
+
+# %% [markdown]
+# Each 8 x 8 tile of a stmatrix is eight rows of 16 bytes. In rows of 128 bytes they would all meet in the
+# same four banks. Where the kernel puts them, they go through all of the 32:
+
+# %%
+drawing_tiles.store_banks(place, marked=2)
+
+# %%
+workbench.slider(lambda marked: drawing_tiles.store_banks(place, marked), marked=(0, 7))
+
+
+# %% [markdown]
+# Without stmatrix, a thread would store its pairs with ordinary stores of 4 bytes. Count the turns for a tile
+# of 16 x 16, by the rule of [rung s3](04_wgmma.ipynb): words of one bank take turns.
+
+
+# %%
+def turns(offsets, size):
+    """How many turns it takes to write `size` bytes at each of these offsets at once."""
+    words = np.unique(np.asarray(offsets)[:, np.newaxis] // 4 + np.arange(size // 4))
+    return np.bincount(words % drawing.BANKS).max()
+
+
+plain = layouts.SWIZZLE_ROW * row + 2 * column
+lane = np.arange(32)
+for words, offset in (("as the rows come", plain), ("swizzled", place)):
+    pairs = [offset[rows[:32, i], columns[:32, i]] for i in range(0, 8, 2)]
+    tiles = [offset[8 * (t % 2) + np.arange(8), 8 * (t // 2)] for t in range(4)]
+    print(f"{words}: 4 stores of 4 bytes a lane, {sum(turns(one, 4) for one in pairs)} turns;", end=" ")
+    print(f"1 stmatrix, {sum(turns(one, 16) for one in tiles)} turns")
+
+# %% [markdown]
+# So the swizzle is what avoids the conflicts. What stmatrix saves is instructions: one in place of four, with
+# one address in place of four.
+#
+# ## 5. From shared memory to D: the TMA store
+#
+# The copy engine also goes the other way. **`cp_async_bulk_tensor_2d_store`** takes a box from shared memory
+# and writes it to a matrix that a tensor map describes. It undoes the swizzle, and leaves out what lies
+# outside of the matrix. Alone, with a matrix of 40 x 80 and a box of 64 x 64 at column 32:
+
+# %%
+STORE = """
+__global__ void __launch_bounds__(128) store(const __grid_constant__ TensorMap map, const uint16_t* in) {
+    const uint32_t box = ptx::shared_memory();
+    for (int i = threadIdx.x; i < 64 * 8; i += 128)  // 16 bytes at a time
+        ptx::st_shared(box + swizzle_128b(i * 16), reinterpret_cast<const uint4*>(in)[i]);
+    ptx::fence_proxy_async();
+    ptx::bar_sync(1, 128);
+    if (threadIdx.x == 0) {
+        ptx::cp_async_bulk_tensor_2d_store(&map, box, 32, 0);
+        ptx::cp_async_bulk_commit_group();
+        ptx::cp_async_bulk_wait_group<0>();
+    }
+}
+
+// The host's part: it describes the matrix to the copy engine.
+using Store = void (*)(TensorMap, const uint16_t*);
+const char* launch(Store kernel, LaunchConfig config, const void* in, void* out) {
+    TensorMap map;
+    if (auto error = tensor_map_2d(&map, static_cast<uint16_t*>(out), 40, 80, 80, 64, 64, Swizzle::k128B))
+        return error;
+    return launch(kernel, config, map, static_cast<const uint16_t*>(in));
+}
+"""
+box, d = np.arange(1, 64 * 64 + 1, dtype=np.uint16), np.zeros((40, 80), np.uint16)
+workbench.try_kernel(STORE, d, box, shared_bytes=64 * 128)
+print("columns 32 to 79 are the box:  ", np.array_equal(d[:, 32:], box.reshape(64, 64)[:40, :48]))
+print("columns 0 to 31 are untouched: ", not d[:, :32].any())
+
+# %% [markdown]
+# Around it stand four things, and each is needed:
+#
+# - **`fence_proxy_async`**, by every thread that wrote: the copy engine reads by the async proxy, and the
+#   threads wrote by the generic one.
+# - **`bar_sync(id, threads)`**: a barrier for some of the block's threads. Only when all 128 have fenced may
+#   one of them ask for the store. `__syncthreads` would wait for the producer, which never comes.
+# - **`cp_async_bulk_commit_group`** closes a group of this thread's stores. No mbarrier is involved.
+# - **`cp_async_bulk_wait_group<N>`** waits until at most N groups are unfinished. Its **`.read`** form waits
+#   only until they have *read* shared memory, which comes earlier, and is enough to write there again.
+#
+# The fence first: leave it out.
+
+# %%
+try:
+    workbench.try_kernel(
+        STORE.replace("    ptx::fence_proxy_async();\n", ""), d, box, shared_bytes=64 * 128, device="cpu"
+    )
+except gl.EmulatorError as error:
+    print(error)
+
+# %% [markdown]
+# Then the two kinds of waiting. After `.read` the buffer may be written again, and D may still be without its
+# results. Without `.read`, D has them too. In the events you see all three moments:
+
+# %%
+read = STORE.replace("cp_async_bulk_wait_group<0>", "cp_async_bulk_wait_group_read<0>")
+for name, source in (("wait_group", STORE), ("wait_group.read", read)):
+    run = workbench.try_kernel(source, d, box, shared_bytes=64 * 128, seed=3, device="cpu")
+    kinds = ("tma_store", "tma_store_read", "tma_store_written", "thread_exit")
+    order = [str(event["kind"]) for event in run.events if event["kind"] in kinds and event["thread"] <= 0]
+    print(f"{name + ':':16}", " -> ".join(order))
+
+# %% [markdown]
+# Here is the kernel's `store`, with all of it. The wait comes *before* the buffer is written again, a whole
+# tile later: so much time the copy engine has. The other wait, for D itself, comes once, at the end of
+# `consume`.
+
+# %%
+workbench.code(rung.source, "static __device__ void store", "^    }")
+
+# %%
+with gl.emulator(seed=29, record=True) as run:
+    workbench.multiply(rung, workbench.problem(m=1280, n=128, k=512), "cpu")
+drawing_warps.stores(run.events)
+
+# %% [markdown]
+# The emulator makes the copy engine late on purpose, and each time by another while.
+#
+# ## 6. Blocks that stay: the persistent loop
+#
+# The stages and the buffer for results fill the shared memory of an SM, so one block fits, not two. If it
+# ended after its tile, the next one would begin with an empty ring. So a block stays and walks through many
+# tiles: it is **persistent**. The launcher starts as many clusters as there is room for, a block on each SM,
+# and `Tiles` says which tiles are whose:
+
+# %%
+workbench.code(rung.source, "struct Tiles", "^    };")
+
+# %% [markdown]
+# Producer and consumers each have their own `Tiles` and their own `Ring`. Both give the same sequence to all,
+# so nobody has to tell the others which tile comes next. The producer runs ahead into the next tile as soon
+# as a stage is empty, while the consumers still store the last one.
+#
+# Let the kernel's own code list all tiles of a product:
+
+# %%
+WALK = (
+    "__global__ void walk(const GemmArgs* in, int* out);\n"
+    + rung.source.split('extern "C"')[0]
+    + """
+__global__ void walk(const GemmArgs* in, int* out) {
+    Kernel<256, 128, 3>::Tiles tiles(*in);
+    if (threadIdx.x == 0)
+        for (int i = 0; i < tiles.pairs; ++i) tiles.pair = i, tiles.next(out[2 * i], out[2 * i + 1]);
+}
+"""
+)
+m, n, k = 4096, 7168, 16384
+tiles_m, pairs_n = m // 256, n // 256
+walk = np.zeros((tiles_m * pairs_n, 2), np.int32)
+workbench.try_kernel(WALK, walk, np.frombuffer(bytes(GemmArgs(m=m, n=n, k=k)), np.uint8), threads=32)
+print("the first pairs of tiles, by row and column of D:", *map(tuple, walk[:10].tolist()))
+print(
+    "in the order of the pictures below:",
+    np.array_equal(walk // 256, drawing_tiles.order(tiles_m, pairs_n, group=8)),
+)
+
+# %% [markdown]
+# Why eight tiles down before one to the right? What runs at the same time reads at the same time, and what
+# one cluster has fetched from memory, others find in **L2**, the cache that all SMs share. All clusters
+# together make one pair of tiles each: a **wave**. Orange is the first wave, and the line is where the walk
+# begins. A pair needs 256 rows of A and 256 of B. How many *different* rows does the wave read?
+
+# %%
+clusters = measured.load(measured.DATA / "ladder.json")["meta"]["num_sms"] // 2
+drawing_tiles.tile_orders((1, 8, 16), tiles_m, pairs_n, clusters)
+for group in (1, 8, 16):
+    asked, different = drawing_tiles.footprint(drawing_tiles.order(tiles_m, pairs_n, group), clusters)
+    print(
+        f"{group:2} at a time: {asked} rows asked for, {different} different: "
+        f"{1 - different / asked:.0%} can come from L2"
+    )
+
+# %% [markdown]
+# The squarer the wave's shape, the fewer rows. For every width:
+
+# %%
+drawing_tiles.footprints(tiles_m, pairs_n, clusters)
+
+# %%
+workbench.slider(
+    lambda group: drawing_tiles.tile_orders((group,), tiles_m, pairs_n, clusters), group=(1, tiles_m)
+)
+
+# %% [markdown]
+# This counts what the wave shares if its clusters go along k together. The GPU does not promise that they do.
+#
+# Waves also say which tile is best. The last one takes as long as the others, however few tiles it has. The
+# launcher compares 256 x 128 with 128 x 192, wave for wave, and takes what ends first:
+
+# %%
+for m, n in ((4096, 7168), (4096, 4096), (4096, 2112), (64, 7168)):
+    for tile_m, tile_n in ((256, 128), (128, 192)):
+        pairs = -(-m // tile_m) * -(-n // (2 * tile_n))
+        waves = -(-pairs // clusters)
+        time = waves * tile_m * tile_n / (256 * 128)
+        print(f"{m} x {n}, tiles of {tile_m} x {tile_n}: {pairs / clusters:.2f} waves, time {time:g}")
+
+# %% [markdown]
+# ## The kernel
+#
+# First the branch: two roads that meet again at the end only.
+
+# %%
+workbench.code(rung.source, "if \\(threadIdx.x < kWarpgroup\\) {", "^    }$")
+
+# %% [markdown]
+# The producer's road. At its own `full` it expects all of A's tile, though it asks for half: the neighbour
+# multicasts the other half.
+
+# %%
+workbench.code(rung.source, "static __device__ void produce", "^    }")
+
+# %% [markdown]
+# The consumers'. Each warp reports that it has finished with a stage, at both blocks of the cluster, right
+# after the last product that reads it, and before the promotion.
+
+# %%
+workbench.code(rung.source, "static __device__ void consume", "^    }")
+
+# %% [markdown]
+# Run it, check it:
+
+# %%
+problem = workbench.problem(m=600, n=328, k=640)  # ragged: tiles with 88 rows, and with 72 columns
+d = workbench.multiply(rung, problem)
+exact = gemm.dense(*problem.arrays)
+print("relative error:                 ", metrics.relative_error(d, exact))
+print("of the definition, as BF16:     ", metrics.relative_error(gemm.to_bf16(exact), exact))
+print("largest relative error of a row:", metrics.max_row_error(d, exact))
+print(
+    "the expected bits:              ",
+    workbench.difference(d, workbench.expected(rung.name, problem)) is None,
+)
+
+# %% [markdown]
+# ## How fast it is
+
+# %%
+size = (4096, 7168, 16384)
+notes = drawing.bars(
+    [*list(gl.rungs)[1:6], "cublaslt_blockwise", "cublaslt_tensorwise"],
+    size,
+    marked=rung.name,
+)
+tflops = {
+    one.impl: one.tflops[size] for one in measured.series(measured.recorded(), "dirty") if size in one.tflops
+}
+print(f"{tflops['s7_persistent'] / tflops['s5_tma_multicast']:.2f} times as fast as s5_tma_multicast,")
+print(f"{tflops['s7_persistent'] / tflops['cublaslt_tensorwise']:.0%} of the ceiling")
+print(*notes, sep="\n")
+
+# %% [markdown]
+# ## What limits it now
+#
+# Go back to the first picture, its lower half. Where one consumer has a gap between its orange bars, the
+# other often has a bar: that is what this rung is for. What remains are the times in which *both* have a gap.
+# Sort them by what the consumers do meanwhile:
+
+# %%
+if mine:
+    consumers = {row["role"] for row in mine if row["unit"] == "tensor core"}
+    products = [span for row in mine for span in row["spans"] if span[0] == "multiply"]
+    clock = np.linspace(min(begin for _, begin, _ in products), max(end for *_, end in products), 20001)
+
+    def doing(what):
+        """Whether a consumer's first warp, or the tensor core for it, does this: at each moment."""
+        spans = [span for row in mine if row["role"] in consumers for span in row["spans"] if span[0] == what]
+        return np.any([(clock >= begin) & (clock < end) for _, begin, end in spans], axis=0)
+
+    idle = ~doing("multiply")
+    promoting, storing, waiting = (doing(what) for what in ("promote", "store", "wait"))
+    print(f"no product in flight: {idle.mean():.0%} of the time; then")
+    for words, moments in {
+        "a consumer promotes": promoting,
+        "none promotes, one stores its tile": ~promoting & storing,
+        "neither, and one waits at least": ~promoting & ~storing & waiting,
+        "they are between two steps": ~promoting & ~storing & ~waiting,
+    }.items():
+        print(f"  {moments[idle].mean():4.0%}  {words}")
+
+# %% [markdown]
+# With no product in flight, a consumer that waits does so for a load, or at the barriers around its store.
+# The product of the recording has a short k: after eight blocks the next tile begins, and all SMs store and
+# load at about the same time. That weighs more here than in the product of the bars above.
+#
+# The promotion itself is a run of FFMAs, one for each accumulator. An SM has four schedulers, and each issues
+# for warps of both consumers: FFMAs of the one that promotes, WGMMAs of the one that could have the tensor
+# cores. When both have something to issue, which goes first? The program cannot say. But the machine code has
+# a bit for it, and that is the [next rung](10_ffma_interleave.ipynb).
+
+# %%
+workbench.card("s7_persistent")
+
+# %% [markdown]
+# ## Break it
+#
+# Predict, then run. The problem has three pairs of tiles for two clusters, so one cluster makes two.
+
+# %%
+problem = workbench.problem(m=768, n=128, k=512)
+
+# %% [markdown]
+# **1.** The consumers ask for 248 registers.
+
+# %%
+workbench.break_it("s7_persistent", problem, ("setmaxnreg_inc<232>", "setmaxnreg_inc<248>"))
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# 128 x 40 + 256 x 248 = 68608, more than there are. The last warps wait for registers that nobody will give
+# back. Nothing else is wrong, and on a GPU nobody would tell you: the kernel would not end.
+# </details>
+#
+# **2.** The whole producer warp produces, not one thread.
+
+# %%
+workbench.break_it(
+    "s7_persistent", problem, ("if (threadIdx.x == 0) K::produce", "if (threadIdx.x < 32) K::produce")
+)
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# `full` was made for one arrival. The second lane of the warp arrives again; or it comes first that it asks
+# for a load to where the first lane's load has not landed yet.
+# </details>
+#
+# **3.** No fence between the results and the copy engine.
+
+# %%
+workbench.break_it("s7_persistent", problem, ("ptx::fence_proxy_async();", ""))
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# As in section 5. A GPU may well write the right D, or what lay in the buffer before.
+# </details>
+#
+# **4.** Nobody waits before writing the store's buffer again.
+
+# %%
+workbench.break_it(
+    "s7_persistent", problem, ("if (thread == 0) ptx::cp_async_bulk_wait_group_read<0>();", "")
+)
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# Only the cluster with two tiles can fail, and only if the copy engine is late: a whole tile has been
+# multiplied in between. Such a fault passes many tests. Look at how many of these schedules find nothing,
+# although the emulator makes the copy engine late on purpose.
+# </details>
+#
+# **5.** `empty` is made for the warps of one consumer.
+
+# %%
+workbench.break_it(
+    "s7_persistent", problem, ("kCluster * kConsumers * kWarpgroup / 32", "kCluster * kWarpgroup / 32")
+)
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# A stage counts as empty when half of the warps have finished with it: those of the neighbour will do. Then
+# the producer announces bytes at `full` again while its own last ones are still on their way, one arrival too
+# many, or it fills a stage that others still read. Which comes first depends on the schedule.
+# </details>
+#
+# **6.** The consumers begin every tile at the ring's first stage.
+
+# %%
+stores = "store(total, map_d, consumer, tile_m, tile_n);"
+workbench.break_it("s7_persistent", problem, (stores, stores + " ring = Ring();"))
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# The producer's walk goes on where it was: with four blocks of k and three stages, the second tile begins at
+# stage 1. The consumers look at stage 0 with parity 0, a phase that has long passed, so they do not wait.
+# With k = 384 both would be at stage 0 again, in a phase of the other parity.
+# </details>
+#
+# ## Exercises
+#
+# **1.** The register budget. One warpgroup produces, with `producer` registers a thread, and `consumers`
+# warpgroups multiply. What is the largest number that they can ask for? A multiple of 8, and 256 at most.
+
+
+# %% tags=["exercise"]
+def largest(consumers, producer):
+    return 65536 // (128 * (consumers + 1))
+
+
+# %% tags=["check"]
+workbench.check(
+    largest,
+    lambda consumers, producer: min(256, (65536 // 128 - producer) // consumers // 8 * 8),
+    [(2, 40), (2, 24), (1, 40), (3, 32), (3, 24)],
+)
+
+# %% [markdown]
+# **2.** The walk. Which tile of m and which pair of n has number `pair`, if `group` tiles of m come at a
+# time? Mind the last group, which may have fewer. Return (tile_m, pair_n).
+
+
+# %% tags=["exercise"]
+def walk_to(pair, tiles_m, pairs_n, group):
+    return pair % tiles_m, pair // tiles_m
+
+
+# %% tags=["check"]
+cases = [(pair, *of) for of in ((16, 28, 8), (10, 5, 8), (3, 4, 8), (7, 3, 1)) for pair in (0, 2, 5, 9, 11)]
+cases += [(49, 10, 5, 8), (300, 16, 28, 8)]
+workbench.check(walk_to, lambda pair, *of: tuple(map(int, drawing_tiles.order(*of)[pair])), cases)
+
+# %% [markdown]
+# **3.** Warp `warp` of a consumer writes columns `column` to `column + 15` of its 16 rows into a box of 64 x
+# 64, by one `stmatrix.x4`. `column` is a multiple of 16. At which offset in the box does lane `lane`'s row of
+# 16 bytes begin?
+
+
+# %% tags=["exercise"]
+def address(warp, lane, column):
+    row = 16 * warp + lane % 8
+    return 128 * row + 2 * column
+
+
+# %% tags=["check"]
+cases = [(warp, lane, column) for warp in (0, 3) for column in (0, 16, 48) for lane in (0, 1, 9, 16, 30)]
+workbench.check(
+    address,
+    lambda warp, lane, column: int(
+        layouts.swizzle_128b(16 * warp + lane % 16, 2 * (column + lane // 16 * 8))
+    ),
+    cases,
+)
+
+# %% [markdown]
+# **4.** What stands in `store` between the writing of shared memory and the one thread that starts the copy
+# engine? Write the lines. Consumer `consumer` has the named barrier 1 + consumer to itself.
+
+# %% tags=["exercise"]
+between = """
+"""
+
+# %% tags=["check"]
+lines = rung.source.splitlines(keepends=True)
+fence = next(i for i, line in enumerate(lines) if "ptx::fence_proxy_async();" in line)
+barrier = next(i for i in range(fence, len(lines)) if "ptx::bar_sync(" in lines[i])
+workbench.check_rung("s7_persistent", problem, ("".join(lines[fence : barrier + 1]), between))

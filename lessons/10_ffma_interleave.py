@@ -1,0 +1,502 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Rung s8: two bits of an instruction
+#
+# This rung does not change a line of the source. It takes the library that the compiler made of
+# [s7_persistent.cu](../kernels/stages/s7_persistent.cu), finds the promotions in its machine
+# code, and rewrites two bits of their instructions. What these bits say cannot be said in CUDA, nor in PTX.
+#
+# You will read machine code, see what a compiler does by itself, and measure against that, not against what
+# it did once.
+
+# %%
+from gemm_ladder.figures import lessons
+
+lessons.enter()  # makes this folder the working directory, wherever Jupyter was started
+
+import dataclasses
+
+import gemm_ladder as gl
+import numpy as np
+from gemm_ladder import build
+from gemm_ladder.figures import measured, rung_cards, timeline
+from gemm_ladder.measure.interleave import MODES
+from gemm_ladder.ref import gemm, metrics
+from gemm_ladder.sass import ffma
+from workshop import drawing, drawing_ffma, drawing_warps, workbench, workbench_sass
+
+drawing.style()
+rung = gl.rungs["s8_ffma_interleave"]
+
+# %% [markdown]
+# ## What limited the rung below
+#
+# In [rung s7](09_persistent.ipynb) one consumer promotes while the other has the tensor cores. Here is
+# a piece of its recording on a GPU, closer:
+
+# %%
+rows = drawing_warps.on_gpu("s7_persistent")
+if rows:
+    products = sorted(span[1] for row in rows for span in row["spans"] if span[0] == "multiply")
+    drawing_warps.closer(rows, products[6], products[18])
+    print(f"{timeline.overlap(rows)[1]:.0%} of the promotion lies beside the other consumer's WGMMAs")
+
+# %% [markdown]
+# Green should lie beside orange: then the promotion costs nothing. How much of the time would that need?
+# Count cycles for one slice, 64 x 128 of D and 128 of k.
+
+# %%
+TENSOR = 8192  # FP8 operations a cycle and SM: the H100's dense peak, over its SMs and its clock
+LANES = 128  # FFMAs a cycle and SM: "Arithmetic Instructions", CUDA C++ Programming Guide
+m, n, k = 64, 128, 128
+print(f"at the least: WGMMAs {2 * m * n * k // TENSOR} cycles, promotion {m * n // LANES} cycles")
+for what in ("multiply", "promote") if rows else ():
+    spans = [end - begin for row in rows for kind, begin, end in row["spans"] if kind == what]
+    print(f"recorded, {what}: {np.median(spans) * rows[0]['sm_mhz']:.0f} cycles, median")
+
+# %% [markdown]
+# By the first line there is room for it, four times over. What is recorded is longer: the recording itself
+# takes time, the consumers share the tensor cores, and the warps share what issues instructions. An SM has
+# four schedulers; each has one warp of each consumer, and issues one instruction a cycle. Through a promotion
+# a scheduler issues nothing but FFMAs, if it is let. A consumer that could start its next WGMMAs needs a few
+# issue slots at that moment, of the same schedulers.
+#
+# The card of s7:
+
+# %%
+workbench.card("s7_persistent")
+
+# %% [markdown]
+# ## The idea
+#
+# The compiler's output for an NVIDIA GPU is called **SASS**. An instruction has 128 bits, and some of them
+# are no part of the operation: they are the compiler's word to the scheduler, the **control bits**. Two
+# matter here:
+#
+# - **yield**: prefer another warp for the next instruction.
+# - **reuse**: keep the register that this instruction reads in a certain place, since the next one reads it
+#   there again. That saves a read of the register file.
+#
+# They exclude each other. If another warp comes between, what was kept may be lost. A promotion multiplies
+# many accumulators with the same scale, one FFMA after the other, so a compiler likes to keep the scale, and
+# then the run does not yield. The authors of DeepGEMM found that it pays to give up every second reuse for a
+# yield. Because the compiler of their day did not do it, they did it in the machine code:
+# [interleave_ffma.py](https://github.com/deepseek-ai/DeepGEMM), 2025.
+# [ffma.py](../kernels/sass/ffma.py) is this ladder's pass.
+#
+# NVIDIA does not document these bits. What is said of them here was found by others, by experiment: see
+# [CuAssembler](https://github.com/cloudcores/CuAssembler) and DeepGEMM.
+#
+# ## The change to the file
+#
+# There is none:
+
+# %%
+print(rung.path.name, "is the file of", gl.rungs["s7_persistent"].path.stem)
+print(rung.path == gl.rungs["s7_persistent"].path)
+
+# %% [markdown]
+# The difference is in the library. Build s7 and read it: a promotion with the WGMMAs before it. `QGMMA` is
+# the WGMMA of 8-bit numbers, `WARPGROUP.DEPBAR` the wait for it.
+
+# %%
+code = workbench_sass.code()
+print(code.origin)
+before = code.instructions("compiler")
+print(*map(workbench_sass.line, before), sep="\n")
+
+# %% [markdown]
+# In the first QGMMA, `RZ, !UPT` is `scale_d` = 0: it starts from zero. The yields at the right are not in
+# cuobjdump's text. They are read from the bits, as the next section shows.
+#
+# ## 1. The bits of an FFMA
+#
+# **FFMA** Rd, Ra, Rb, Rc is Rd = Ra Rb + Rc. In a promotion Ra is one of the WGMMA's accumulators, Rb the
+# scale, and Rc and Rd are one register, the total. Take the first of the run:
+
+# %%
+first = next(one for one in before if one.mnemonic == "FFMA")
+drawing_ffma.instruction(first.word, title="The first FFMA: " + workbench_sass.line(first, width=0))
+
+# %% [markdown]
+# - **stall**: after how many cycles this warp's next instruction may be issued.
+# - **yield** is stored inverted: 0 is yes. With a stall of 0, or of 12 and more, it means something else.
+# - **write barrier** and **read barrier**: one of six counters, which an instruction of unknown duration
+#   releases when it has written its result, or read its operands; 7 is none. An FFMA's duration is known.
+# - **wait mask**: the counters that it waits for.
+# - **reuse**: a bit for each source. The scale is the second.
+#
+# Now the same FFMA as rung s8 would have it if nothing yielded. Framed: what is different.
+
+# %%
+off = [one for one in code.instructions("off") if one.mnemonic == "FFMA"]
+drawing_ffma.instruction(first.word, off[0].word, title=f"{workbench_sass.line(off[0])}, in mode off")
+
+# %% [markdown]
+# That is all that the pass ever changes: these two bits.
+
+# %%
+compiled = [one for one in before if one.mnemonic == "FFMA"]
+
+
+def compare(i):
+    drawing_ffma.instruction(compiled[i].word, off[i].word, title=workbench_sass.line(off[i]))
+
+
+workbench.slider(compare, i=(0, len(compiled) - 1))
+
+# %% [markdown]
+# ## 2. What the compiler does by itself
+#
+# `yield` and `reuse` of a whole promotion, in four modes:
+#
+# - **off**: nothing yields, and every scale that the next instruction reads again is kept.
+# - **compiler**: as it came.
+# - **9/16**: the first 9/16 of the run as in full, the rest as in off. This was DeepGEMM's last choice.
+# - **full**: the first use of a scale in the run, and every second one after it, yields. This was its first.
+
+# %%
+TITLES = {name: name.replace("_of_", "/") for name in MODES}
+drawing_ffma.runs({TITLES[name]: code.run(name) for name in MODES})
+
+# %% [markdown]
+# Compare the second line with the last. Which compiler it is stands above: nvcc 13.0 makes the pattern of
+# DeepGEMM by itself, up to a few instructions at the ends of runs. nvcc 12.8 and those before it let none
+# yield. In numbers, for both kernels of the library:
+
+# %%
+for name, mode in code.data["modes"].items():
+    counts = f"{mode['yields']:3} FFMAs yield, {mode['reuses']:3} keep the scale"
+    print(f"{TITLES[name]:8}: {counts}; {mode['changed']:3} bytes changed")
+
+# %% [markdown]
+# It does not do it everywhere. These are the FFMAs of each rung, from the cards:
+
+# %%
+cards = rung_cards.load(measured.DATA / "cards.json")
+for row in cards["rows"]:
+    if row["sass"]:
+        ffmas, yielding = (
+            sum(kernel[key] for kernel in row["sass"].values()) for key in ("FFMA", "FFMA, yielding")
+        )
+        print(f"{row['rung']:20} {ffmas:4} FFMAs, {yielding:3} of them yield")
+
+# %% [markdown]
+# So an honest measurement goes both ways: add the interleaving, as DeepGEMM did, and take away what the
+# compiler has put there.
+#
+# ## 3. Finding them in the file
+#
+# A library is an ELF file. In one of its sections lies a **fat binary**, in that another ELF file with the
+# machine code, in that a section for each kernel. `ffma.kernels` finds them, and `ffma.promotions` finds the
+# runs: FFMAs between WGMMAs, as many as these have accumulators.
+
+# %%
+print(f"the library: {code.data['bytes']} bytes")
+for kernel in code.data["kernels"]:
+    begin, end, lengths = kernel["begin"], kernel["end"], kernel["runs"]
+    print(f"kernel <{kernel['of']}>: bytes {begin} to {end}, {(end - begin) // 16} instructions,")
+    print(f"    {len(lengths)} promotion(s), of {', '.join(map(str, sorted(set(lengths))))} FFMAs")
+
+# %% [markdown]
+# The kernel with tiles of 256 x 128 has more promotions because its loop is unrolled, and because each of its
+# consumers has two slices.
+#
+# Writing into machine code is easy to get wrong, and what goes wrong is silent. So the pass asks first. A run
+# must multiply each accumulator once, and all by the same few scales; no FFMA may have a modifier, or a stall
+# for which the yield bit has another meaning. And it looks afterwards: nothing but the two bits may differ,
+# and every scale that is kept must be read by the very next instruction. If anything is not so, the file
+# stays as it was. These are the questions:
+
+# %%
+workbench_sass.of_pass("^def _checked", "^    return run")
+
+# %% [markdown]
+# ## 4. The rewriting
+#
+# For each FFMA of a run it decides two things, whether it yields, and whether it keeps the scale:
+
+# %%
+workbench_sass.of_pass("^def _controls", "^        yield ffma")
+
+# %% [markdown]
+# The first eight, from the compiler's to off:
+
+# %%
+start = before.index(compiled[0])
+part = slice(start, start + 8)
+workbench_sass.change(before[part], code.instructions("off")[part])
+
+# %% [markdown]
+# ... and all that changes from the compiler's to full:
+
+# %%
+pairs = zip(before, code.instructions("full"), strict=True)
+different = [pair for pair in pairs if pair[0].word != pair[1].word]
+workbench_sass.change(*zip(*different, strict=True)) if different else print("nothing, in this run")
+
+# %% [markdown]
+# ## The kernel
+#
+# The emulator runs source, not SASS. To it s8 is s7, and all modes are the same; on a GPU this cell runs the
+# rewritten code. Yields and reuse decide *when* things happen, so the bits of D must be the same.
+
+# %%
+problem = workbench.problem(m=600, n=328, k=640)  # ragged: tiles with 88 rows, and with 72 columns
+right = workbench.expected(rung.name, problem)
+for name, mode in MODES.items():
+    d = workbench.multiply(dataclasses.replace(rung, name=f"s6_{name}", mode=mode), problem)
+    print(f"{TITLES[name]:8}: the expected bits:", workbench.difference(d, right) is None)
+print("relative error:", metrics.relative_error(d, gemm.dense(*problem.arrays)))
+print("where:", "on the GPU" if workbench.HOPPER else "on the emulator")
+
+# %% [markdown]
+# ## How fast it is
+#
+# The rung is built in one of the modes. Beside the other rungs:
+
+# %%
+built = next(name for name, mode in MODES.items() if mode == ffma.DEFAULT_MODE)
+print("mode:", TITLES[built])
+size = (4096, 7168, 16384)
+ladder = [*list(gl.rungs)[1:7], "cublaslt_blockwise", "cublaslt_tensorwise"]
+notes = drawing.bars(ladder, size, marked=rung.name)
+tflops = {
+    one.impl: one.tflops[size] for one in measured.series(measured.recorded(), "dirty") if size in one.tflops
+}
+print(f"{tflops[rung.name] / tflops['s7_persistent']:.3f} times as fast as s7_persistent")
+print(*notes, sep="\n")
+
+# %% [markdown]
+# Two numbers do not tell whether a small difference is one. This is each mode against the compiler's own
+# code, measured in one process:
+
+# %%
+data = measured.load(measured.DATA / "interleave.json")
+drawing_ffma.modes(data)
+
+# %% [markdown]
+# Where a line does not touch the grey band, the difference is larger than the spread of the calls. Count:
+
+# %%
+times = {(row["impl"], (row["m"], row["n"], row["k"])): row for row in data["rows"]}
+shapes = list(dict.fromkeys(shape for _, shape in times))
+mean = {"compiler": 0.0}
+for name in ("off", "full", "9_of_16"):
+    mine, base = ([times[f"s6_{mode}", shape] for shape in shapes] for mode in (name, "compiler"))
+    ratio = [one["us"] / other["us"] for one, other in zip(mine, base, strict=True)]
+    mean[name] = np.exp(np.mean(np.log(ratio))) - 1
+    slower = sum(one["us_p10"] > other["us_p90"] for one, other in zip(mine, base, strict=True))
+    faster = sum(one["us_p90"] < other["us_p10"] for one, other in zip(mine, base, strict=True))
+    print(f"{TITLES[name]:5} {mean[name]:+5.1%} time, geometric mean; by more than the spread", end=" ")
+    print(f"faster at {faster} and slower at {slower} of {len(shapes)} shapes")
+best = min(mean, key=mean.get)
+print(f"So: without any yield, {mean['off']:+.1%}; as the rung is built, {mean[built]:+.1%};", end=" ")
+print(f"the best of these modes, {TITLES[best]}, {mean[best]:+.1%}.")
+meta = data["meta"]
+print(f"{meta['gpu']}, driver {meta['driver']}, nvcc {meta['nvcc']}; {meta['date']}, ", end="")
+print(f"kernel sources {meta['sources'][:12]}")
+
+# %% [markdown]
+# Read it line by line:
+#
+# - **off** says what yielding is worth at all. A compiler that does not do it gives you code like this.
+# - **full** says what DeepGEMM's first pass still adds, where the compiler makes nearly the same code.
+# - **9/16** says whether yielding all the way is too much.
+#
+# The last line is the answer. Against rung s7 alone you would see only what the pass adds to what the
+# compiler has done; against off alone, you would also count what everybody with such a compiler has already.
+# A measurement of an idea needs both.
+#
+# ## What limits it now
+#
+# Leave the instructions, and look at the shapes. This is the rung against the ceiling, which has no block
+# scales and no promotion:
+
+# %%
+notes = drawing_ffma.of_ceiling(rung.name)
+print(*notes, sep="\n")
+
+# %% [markdown]
+# The short bars are where D is small: two sizes of tile, made for large m, cannot fit all shapes. Do what the
+# launcher does, and count:
+
+# %%
+sms = data["meta"]["num_sms"]
+for m, n in ((64, 2112), (64, 7168), (4096, 2112), (4096, 7168)):
+    pairs = {tile: -(-m // tile[0]) * -(-n // (2 * tile[1])) for tile in ((256, 128), (128, 192))}
+    tile = min(pairs, key=lambda tile: -(-pairs[tile] // (sms // 2)) * tile[0] * tile[1])
+    computed = 2 * pairs[tile] * tile[0] * tile[1]
+    print(
+        f"{m} x {n}: tiles of {tile[0]} x {tile[1]}, {min(sms, 2 * pairs[tile])} of {sms} SMs have one;",
+        end=" ",
+    )
+    print(f"{m * n / computed:.0%} of what they compute is D")
+
+# %% [markdown]
+# Idle SMs, and rows of tiles that go nowhere. The [next rung](12_production.ipynb) is a kernel whose tile,
+# stages and clusters are chosen for the shape. The card of this one:
+
+# %%
+workbench.card(rung.name)
+
+# %% [markdown]
+# ## Break it
+#
+# The emulator cannot help: it has no machine code. Here the pass itself must say no. Predict what it objects
+# to.
+#
+# **1.** The FFMA before the scale changes is told to keep it.
+
+# %%
+run = code.run("off")
+last = next(i for i in range(len(run)) if run[i].scale != run[i + 1].scale)
+YIELD, REUSE = 1 << 109, 1 << 123  # yield is stored inverted
+
+
+def objects_to(run):
+    """What the pass finds wrong with a run, by number."""
+    found = ffma.wrong_reuse(run)
+    return [run.index(one) for one in found] or "nothing"
+
+
+kept = [dataclasses.replace(one, word=one.word | REUSE) if i == last else one for i, one in enumerate(run)]
+print("before:", objects_to(run), " after:", objects_to(kept))
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# The next FFMA reads another scale in that place. What a GPU does with a register that is kept and not read
+# is not documented, so the pass takes no chance.
+# </details>
+#
+# **2.** Nobody gives up the reuse: in mode full all yields stay, and every scale is kept as in mode off.
+
+# %%
+both = [
+    dataclasses.replace(one, word=one.word & ~YIELD if interleaved.yields else one.word)
+    for one, interleaved in zip(run, code.run("full"), strict=True)
+]
+print("it objects to", objects_to(both))
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# These yield and keep at the same time. Another warp may come between, and overwrite what was kept: then the
+# next FFMA would multiply with some other number. Nothing would crash.
+# </details>
+#
+# **3.** A scale is computed as fmaf(a, b, 0), which is an FFMA too, in place of a multiplication.
+
+# %%
+product = "scale_a[slice][i / 2 % 2] * scale_b[i * 2 / kStoreN % kSegments]"
+fused = "fmaf(scale_a[slice][i / 2 % 2], scale_b[i * 2 / kStoreN % kSegments], 0.0f)"
+changed = workbench.changed("s7_persistent", (product, fused)).source
+workbench_sass.refused(lambda: build.compile(changed, target="cuda", sass_pass=ffma.sass_pass("full")))
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# D would have the same bits. But now there are FFMAs between the WGMMAs that are no promotion, and a yield
+# there might be as good or as bad as anywhere: the pass only touches what it has understood.
+# </details>
+#
+# **4.** nvcc compresses the machine code.
+
+# %%
+text, flags = rung.source, ["--compress-mode=size"]
+workbench_sass.refused(
+    lambda: build.compile(text, target="cuda", extra_flags=flags, sass_pass=ffma.sass_pass("full"))
+)
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# Without compression an instruction can be changed in place, and nothing else moves. The pass says that it
+# cannot, where it would otherwise find no FFMA.
+# </details>
+#
+# ## Exercises
+#
+# **1.** Read the control bits of instruction number `i` of the listing. `words[i]` has its 128 bits. Return
+# (stall, whether it yields, the four bits of reuse).
+
+# %%
+words = [one.word for one in before]
+
+
+# %% tags=["exercise"]
+def control(i):
+    high = words[i] >> 64
+    return high >> 41, False, 0
+
+
+# %% tags=["check"]
+workbench.check(
+    control,
+    lambda i: (before[i].stall, before[i].yields, before[i].reuse),
+    [(i,) for i in range(0, len(words), 3)],
+)
+
+# %% [markdown]
+# **2.** May an FFMA keep its scale? `gap` is how many bytes behind it the next FFMA stands, `scale` and
+# `next_scale` are the registers that the two read, `destination` is the register that the first one writes.
+
+
+# %% tags=["exercise"]
+def keeps(gap, scale, next_scale, destination):
+    return True
+
+
+# %% tags=["check"]
+def right(gap, scale, next_scale, destination):
+    """As the pass has it."""
+    one = ffma.Ffma(address=0, word=scale << 32 | destination << 16)
+    return ffma.may_reuse(one, ffma.Ffma(address=gap, word=next_scale << 32))
+
+
+cases = [(16, 200, 200, 195), (16, 200, 203, 195), (48, 200, 200, 195), (16, 200, 200, 200), (16, 7, 7, 8)]
+workbench.check(keeps, right, cases)
+
+# %% [markdown]
+# **3.** Does FFMA number `i` of the run yield, if the first `sixteenths` sixteenths of the run are
+# interleaved? `scales[i]` is the register with its scale.
+
+# %%
+scales = [one.scale for one in code.run("compiler")]
+
+
+# %% tags=["exercise"]
+def yields(i, sixteenths):
+    return i < sixteenths
+
+
+# %% tags=["check"]
+mode_of = {0: "off", 9: "9_of_16", 16: "full"}
+cases = [(i, sixteenths) for sixteenths in mode_of for i in (0, 1, 2, 17, 31, 32, 33, 34, 35, 36, 38, 63)]
+workbench.check(yields, lambda i, sixteenths: code.run(mode_of[sixteenths])[i].yields, cases)
+
+# %% [markdown]
+# **4.** A slice of 64 rows and `columns` columns, and 128 of k. Return the least cycles that its WGMMAs take,
+# and the share of a scheduler's issue slots, in these cycles, that its promotion's FFMAs need.
+
+
+# %% tags=["exercise"]
+def cycles(columns):
+    return 0, 0.0
+
+
+# %% tags=["check"]
+workbench.check(
+    cycles,
+    lambda columns: (
+        2 * 64 * columns * 128 / TENSOR,
+        64 * columns / LANES / (2 * 64 * columns * 128 / TENSOR),
+    ),
+    [(64,), (128,), (192,), (256,)],
+)

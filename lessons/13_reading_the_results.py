@@ -1,0 +1,589 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Reading the results
+#
+# Every lesson ended with a speed. This one is about the speeds themselves: what exactly was measured, what a
+# number may be compared with, what it could have been at best, and how a true number misleads. All of it is
+# in [figures/data](../figures/data): you can answer each question below from the files.
+
+# %%
+from gemm_ladder.figures import lessons
+
+lessons.enter()  # makes this folder the working directory, wherever Jupyter was started
+
+import math
+import statistics
+
+import gemm_ladder as gl
+import numpy as np
+import torch
+from gemm_ladder.arguments import H100_SMS
+from gemm_ladder.figures import draw, measured, production, roofline
+from gemm_ladder.measure import peers, problems, timing
+from gemm_ladder.measure.shapes import Shape
+from gemm_ladder.production import prediction
+from gemm_ladder.production.launching import configuration
+from gemm_ladder.testing import calc_diff
+from workshop import drawing, drawing_results, workbench
+
+drawing.style()
+
+# %% [markdown]
+# ## One row
+#
+# A file has rows, and a **meta** that says where they come from. Without the meta a time is a number.
+
+# %%
+data = measured.load(measured.DATA / "ladder.json")
+for field in ("gpu", "num_sms", "power_limit_w", "driver", "cuda", "torch", "date"):
+    print(f"{field:14} {data['meta'][field]}")
+print(f"{'sources':14} {data['meta']['sources'][:12]}, a hash of the kernels' tokens")
+
+# %%
+row = next(row for row in data["rows"] if row["impl"] == "s9_production")
+for field, value in row.items():
+    print(f"{field:8} {value}")
+
+# %% [markdown]
+# - **us**: microseconds, the median of some calls; **us_p10** and **us_p90**: a tenth of the calls was
+#   faster, a tenth slower.
+# - **tflops** and **gb_s** follow from the time: operations, and the bytes that have to move *at least*, by
+#   the shape alone. A kernel that moves more bytes gets no credit for them.
+# - **rel_err**: how far the result was from the reference. A time of a wrong result is not kept.
+# - **l2**: the state of the cache before each call. It comes next but one.
+#
+# Check the two that follow, for all rows:
+
+# %%
+worst = 0.0
+for row in data["rows"]:
+    shape = Shape(row["m"], row["n"], row["k"])
+    tflops = shape.flops / row["us"] / 1e6
+    gb_s = peers.bytes_moved(row["impl"], shape) / row["us"] / 1e3
+    rounding = 0.05 / row["gb_s"]  # gb_s has one decimal place, and s1 moves few bytes a second
+    worst = max(worst, abs(tflops / row["tflops"] - 1), abs(gb_s / row["gb_s"] - 1) - rounding)
+print(f"{len(data['rows'])} rows; the largest difference: {worst:.3%}")
+
+# %% [markdown]
+# ## How a time is taken
+#
+# The protocol, in the file's own words:
+
+# %%
+workbench.Text("> " + data["meta"]["protocol"])
+
+# %% [markdown]
+# **Kernel time.** The CUDA profiler reports when each kernel began and ended on the GPU. The host's share and
+# the gaps between kernels are not in it; [lesson 12](12_production.ipynb) has the host's share. A call may be
+# several kernels, and their times are added. To find them, a small kernel runs before and after each call as
+# a marker. Try the function that reads the profiler's list:
+
+# %%
+seen = [
+    ("memset", 2700.0),  # makes L2 cold
+    ("spin_kernel", 1.0),
+    ("gemm", 10.0),
+    ("spin_kernel", 1.0),
+    ("memset", 2700.0),
+    ("spin_kernel", 1.0),
+    ("split_k_gemm", 6.0),
+    ("reduce", 3.0),
+    ("spin_kernel", 1.0),
+]
+print("microseconds of the calls:", timing.between_markers(seen, calls=2))
+
+# %% [markdown]
+# What if you time only the kernel whose name says gemm? Then a library that splits K, and adds up the parts
+# in a second kernel, looks faster than it is. And what if the profiler loses an event, which happens?
+
+# %%
+try:
+    timing.between_markers(seen[:3] + seen[4:], calls=2)
+except gl.GemmLadderError as error:
+    print(error)
+
+# %% [markdown]
+# **A cold L2.** In a model, other layers run between two calls of a product, and its weights have left the
+# cache. A benchmark that calls the same product again and again finds them there. So before each call 8 GB
+# are written. That leaves L2 full of lines that memory does not have yet, **dirty** lines, and the kernel
+# that comes next has to wait while they are written back. With 1 GB *read* afterwards, L2 is cold but
+# **clean**.
+#
+# Predict: which products take longer with L2 dirty, and by how much?
+
+# %%
+drawing_results.states(["s9_production", "cublaslt_blockwise", "s3_wgmma"])
+
+# %% [markdown]
+# <details><summary>Why</summary>
+# A line leaves L2 when another one needs its place. So what has to be written back is bounded by what the
+# product reads and writes, and by the size of L2. A product of few rows reads much for its time; a small
+# square reads little; and one of a millisecond does not see a cost that is bounded.
+# </details>
+#
+# Neither state is the right one. But a number with one of them must not stand beside a number with the other:
+
+# %%
+dirty, clean = drawing_results.times("s9_production"), drawing_results.times("s9_production", "clean")
+theirs = drawing_results.times("cublaslt_blockwise"), drawing_results.times("cublaslt_blockwise", "clean")
+shape = max(dirty, key=lambda shape: dirty[shape] / clean[shape])
+print(f"s9_production against cuBLASLt at {drawing_results.name(shape)}:")
+print(f"    both dirty                     {theirs[0][shape] / dirty[shape]:.2f}")
+print(f"    both clean                     {theirs[1][shape] / clean[shape]:.2f}")
+print(f"    ours clean, theirs dirty       {theirs[0][shape] / clean[shape]:.2f}")
+
+# %% [markdown]
+# **Random numbers.** Operands of zeros would not do. Fewer bits change in the multipliers, the GPU needs less
+# power, and where power sets the clock, it runs faster ([Horace
+# He](https://www.thonking.ai/p/strangely-matrix-multiplications) measured that). This GPU may draw as many
+# watts as `power_limit_w` says, and where a product reaches that limit, a kernel that needs less energy is a
+# faster kernel.
+#
+# **Two passes.** All implementations run in one process, in two passes of opposite order, and the better pass
+# counts. Try `measure` with GPUs that are made up. On both of them "first" and "second" are equally fast: 100
+# us. The one is slow until it has worked for a while, the other slows down while it works.
+
+
+# %%
+class MadeUp:
+    """A timer: call after call it takes 100 us, times what `factor` says of the calls before it."""
+
+    def __init__(self, factor):
+        self.factor, self.before = factor, 0
+
+    def __call__(self, call, l2, calls):
+        times = [100 * self.factor(self.before + i) for i in range(calls)]
+        self.before += calls
+        return times
+
+
+gpus = {
+    "slow to start": lambda call: 1 + 0.2 * math.exp(-call / 10),
+    "slows down": lambda call: 1.1 - 0.1 * math.exp(-call / 10),
+}
+for words, factor in gpus.items():
+    one_pass = MadeUp(factor)
+    medians = [statistics.median(one_pass(None, "dirty", 20)) for _ in range(2)]
+    calls = {"first": None, "second": None}
+    both, _ = timing.measure(calls, dict.fromkeys(calls, 20), ("dirty",), MadeUp(factor))
+    print(f"{words:14} one pass:   first {medians[0]:5.1f} us, second {medians[1]:5.1f} us")
+    first, second = (both[name, "dirty"].us for name in calls)
+    print(f"{'':14} two passes: first {first:5.1f} us, second {second:5.1f} us")
+
+# %% [markdown]
+# Two passes cure what makes a GPU slow for a while. They do not cure what favours whoever ran first. Against
+# that helps what stands between the calls: 8 GB of memset, which takes longer than most products and keeps
+# the GPU in the same state for all. No protocol cures everything, which is why it is written down.
+#
+# **Clocks.** Nobody pins the clock: the GPU is measured as its users have it. It chooses the clock itself, as
+# high as its power limit and its temperature let it. A time does not say what the clock was, but TFLOPS say
+# what it was *at least*: the tensor cores of an SM do no more than 8192 operations a cycle.
+
+# %%
+best = {
+    row["impl"]: row["tflops"]
+    for row in drawing_results.rows()
+    if drawing_results.size(row) == (4096, 7168, 16384)
+}
+best["the data sheet"] = drawing_results.SHEET_TFLOPS
+for impl in ("cublas_bf16", "cublaslt_blockwise", "s9_production", "cublaslt_tensorwise", "the data sheet"):
+    a_cycle = prediction.WGMMA_FLOPS // (2 if impl == "cublas_bf16" else 1)  # BF16: half as many
+    clock = best[impl] * 1e6 / (a_cycle * data["meta"]["num_sms"])
+    print(f"{impl:20} {best[impl]:5.0f} TFLOPS need {clock:5.0f} MHz, if no cycle is lost")
+
+# %% [markdown]
+# Two kernels with the same products to make, one at a higher clock than the other, are both "full": the one
+# that moves fewer bytes and issues fewer other instructions has more of the power left for the tensor cores.
+#
+# ## How much a number moves
+#
+# The same kernel does not take the same time twice. Inside a run:
+
+# %%
+drawing_results.spreads()
+
+# %% [markdown]
+# From run to run it is another matter. The libraries were measured twice, in two runs:
+
+# %%
+for name in ("ladder.json", "production.json"):
+    meta = measured.load(measured.DATA / name)["meta"]
+    print(f"{name:11} {meta['gpu']}, driver {meta['driver']}, torch {meta['torch']}; {meta['date']}")
+again = drawing_results.two_runs(["cublas_bf16", "cublaslt_blockwise", "cublaslt_tensorwise"])
+ratios = [ratio for values in again.values() for ratio in values]
+noise = float(np.percentile([abs(ratio - 1) for ratio in ratios], 90))
+most = max(abs(ratio - 1) for ratio in ratios)
+print(f"9 of 10 shapes moved by less than {noise:.1%}, none by more than {most:.1%}")
+
+# %% [markdown]
+# This is what a difference has to be compared with. Take rung s8, whose modes differ in some control bits, in
+# the file [interleave.json](../figures/data/interleave.json), where all were measured in one run. Is one of
+# them faster than what the compiler made?
+
+# %%
+modes = measured.load(measured.DATA / "interleave.json")["rows"]
+at = {(drawing_results.size(row), row["impl"]): row for row in modes}
+print(f"from run to run: {noise:.1%}")
+for size, mode in at:
+    if mode == "s8_compiler":
+        continue
+    mine, base = at[size, mode], at[size, "s8_compiler"]
+    apart = mine["us_p90"] < base["us_p10"] or mine["us_p10"] > base["us_p90"]
+    change = mine["us"] / base["us"] - 1
+    words = "percentiles " + ("apart  " if apart else "overlap")
+    words += f", {'more' if abs(change) > noise else 'less'} than from run to run"
+    print(f"{drawing_results.name(size):>20} {mode:10} {change:+6.2%}, {words}")
+
+# %% [markdown]
+# Differences inside one run may be smaller than those between runs and yet be real: the percentiles are
+# apart. But one below both is not a result. "No difference" is a result, too; [lesson
+# 10](10_ffma_interleave.ipynb) is about this one.
+#
+# So the tables here show a library from the same run as the kernels, or not at all. Where only a time of
+# another run can be had, it has to be brought to this run by **yardsticks**: what other libraries took in
+# this run over what they took in that one.
+#
+# ## What is possible: the roofline
+#
+# A product has to move its operands and its result, and to multiply. **Operations a byte**, its *intensity*,
+# is the number of the one over the number of the other, and a property of the shape. Times memory's bandwidth
+# it is a speed that no kernel exceeds; the tensor cores' own speed is another. The lower one is the **roof**.
+#
+# Which bandwidth, which speed? The data sheet's (dotted), or what has been reached: a copy, and the product
+# with one scale per tensor, on this very GPU?
+
+# %%
+impls = [name for name in gl.rungs if name != "s0_numpy"] + ["cublaslt_tensorwise"]
+sizes = [(64, 7168, 16384), (512, 512, 512), (4096, 32768, 512), (4096, 7168, 16384)]
+drawing_results.roofline(sizes, impls)
+print(f"data sheet: {drawing_results.SHEET_TB_S} TB/s, {drawing_results.SHEET_TFLOPS} TFLOPS")
+print(f"reached:    {roofline.COPY_TB_S} TB/s, {drawing_results.ceiling():.0f} TFLOPS")
+
+# %% [markdown]
+# Read it column by column.
+#
+# - Under the slope only bytes help. A kernel near it is done, however few TFLOPS it has.
+# - Under the flat part only a busier tensor core helps.
+# - A column far from both, like the small square, is limited by neither: too few tiles to fill the GPU, and a
+#   time so short that starting and ending is most of it. No roof knows that.
+#
+# The data sheet's flat roof is out of reach for every kernel here: it assumes the highest clock, and under
+# full load the power limit does not allow that clock. So "percent of peak" says little, and the lessons use
+# "percent of the ceiling".
+
+# %%
+SIZES = sorted(drawing_results.times("s9_production"))
+workbench.slider(
+    lambda shape: drawing_results.roofline([tuple(map(int, shape.split(" x ")))], impls),
+    shape=[drawing_results.name(size) for size in SIZES],
+)
+
+# %% [markdown]
+# The same for the top rung at every shape, as a part of its roof:
+
+# %%
+drawing_results.of_the_roof("s9_production")
+
+# %% [markdown]
+# Before you say that a kernel reaches only half of what is possible: would another be faster? The roof is a
+# bound, not a promise. Look for the best library at the same shape before you answer.
+#
+# ## What the tiles allow: waves
+#
+# Between the roof and the time lies something that you can compute: how full the waves are ([lesson
+# 12](12_production.ipynb)). For the shapes with many rows, the part of the SMs' time that makes outputs
+# somebody wants, against the part of the ceiling that was measured:
+
+# %%
+points = {}
+for (m, n, k), us in drawing_results.times("s9_production").items():
+    if m < 2048:
+        continue
+    one = configuration("dense", m, n, k, 1, None, H100_SMS, data["meta"]["gpu"])  # what a call runs
+    parts = one.parts(m, H100_SMS)  # the last rows may have another tile
+    tiles = [(part.units(rows), part.tile_m * part.tile_n) for part, rows in parts]
+    full = m * n / (prediction.busy(tiles, one.at_once(H100_SMS)) * H100_SMS)
+    part = 2 * m * n * k / us / 1e6 / drawing_results.ceiling()
+    points[drawing_results.name((m, n, k))] = full, part
+drawing_results.fullness(points)
+
+# %% [markdown]
+# On the dotted line a kernel would lose nothing but its empty waves. A dot far below it loses something else:
+# with k = 512 the output is as large as it is elsewhere, but there is little to multiply while it leaves.
+#
+# ## Pictures that mislead
+#
+# The same four numbers:
+
+# %%
+shape = (4096, 7168, 16384)
+drawing_results.three_axes(
+    ["s7_persistent", "s9_production", "cublaslt_blockwise", "cublaslt_tensorwise"], shape
+)
+
+# %% [markdown]
+# All three are right. The length of a bar is compared with other bars' lengths, so a bar has to begin at
+# zero, and the one in the middle tells a lie that the one on the left does not. A logarithmic axis is for
+# numbers that differ by factors, as from s1 to s9; here it hides what there is to see.
+#
+# The ladder's own figure has both: bars, logarithmic, where s1 has to be in sight, and lines from zero. Look
+# at it with these questions: which panels can be compared with each other? Where do lines cross, and what
+# does a line *between* two shapes mean? (Nothing: it leads the eye.)
+#
+# ![The ladder: TFLOPS by shape and by size](../figures/ladder.png)
+#
+# ## Ratios
+#
+# "How many times as fast" is a ratio, and 2 and 1/2 have to look equally far from 1: so the axis is
+# logarithmic, or the bars begin at 1. The dashed line is the **geometric mean**, the mean on that axis.
+
+# %%
+found = drawing_results.ratios("s9_production", "cublaslt_blockwise")
+
+# %% [markdown]
+# Why not the ordinary mean? Compute it in both directions:
+
+# %%
+there, back = list(found.values()), [1 / ratio for ratio in found.values()]
+for words, mean in (("ordinary", statistics.fmean), ("geometric", statistics.geometric_mean)):
+    s9, cublaslt = mean(there), mean(back)
+    print(
+        f"{words:9} mean: s9 is {s9:.3f} times as fast, cuBLASLt {cublaslt:.3f}; product {s9 * cublaslt:.3f}"
+    )
+
+# %% [markdown]
+# With the ordinary mean both can be "faster on average". The geometric mean of the one direction is the
+# inverse of the other's. Yet it is one number about a set of shapes that somebody chose. See what other sets
+# give:
+
+# %%
+sets = {
+    "all shapes": list(found),
+    "64 rows": [shape for shape in found if shape[0] == 64],
+    "4096 rows": [shape for shape in found if shape[0] == 4096 and not measured.is_square(shape)],
+    "squares": [shape for shape in found if measured.is_square(shape)],
+    "the best three": sorted(found, key=found.get)[-3:],
+}
+for words, shapes in sets.items():
+    print(f"{words:15} {statistics.geometric_mean(found[shape] for shape in shapes):.3f}")
+
+# %% [markdown]
+# ## The whole table
+#
+# [production.json](../figures/data) has every product of DeepSeek-V3, grouped ones too, and for each the best
+# implementation of the *same* product that could be found, not the one that is easiest to beat. One with a
+# scale per tensor is not among them: it computes something else.
+
+# %%
+recorded = draw.recorded(measured.DATA)
+if "production" in recorded:
+    everything = recorded["production"]
+    rows = production.compared(everything, "dirty")
+    print(*production.summary(rows), sep="\n")
+else:
+    print("Not measured yet. On a machine with a Hopper GPU: python -m gemm_ladder production")
+drawing_results.page(production.picture(everything)) if "production" in recorded else None
+
+# %% [markdown]
+# And all of its rows, and the rungs, under the roof:
+
+# %%
+ladder = measured.recorded()
+drawing_results.page(roofline.roofline(everything, ladder)) if "production" in recorded else None
+
+# %% [markdown]
+# A last look at the table: which shapes lose? Those are the ones to ask about first. A table in which
+# nothing loses may be a table from which something was taken.
+#
+# ## How to doubt a benchmark
+#
+# Each of the next cells takes a true measurement and makes a wrong claim of it. Say what is wrong before you
+# open the fold.
+#
+# **1.** "Our kernel reaches more TFLOPS than any library here."
+
+# %%
+lookup = {(row["impl"], drawing_results.size(row)): row["tflops"] for row in drawing_results.rows()}
+shape = max(found, key=found.get)
+print(f"at {drawing_results.name(shape)}:")
+for impl in ("s9_production", "cublas_bf16"):
+    print(f"    {impl:13} {lookup[impl, shape]:4.0f} TFLOPS")
+
+# %% [markdown]
+# <details><summary>What is wrong</summary>
+# Three things. The shape is the one with the best ratio. The peer computes in BF16, on tensor cores that do
+# half as many operations a cycle, and moves twice the bytes. And there are other peers in the same file. Ask
+# for the strongest peer, at the shapes that you use.
+# </details>
+#
+# **2.** "Masked, 4096 rows of which 256 count: 16 times the TFLOPS." Count the operations of all rows, and of
+# those that count:
+
+# %%
+us, groups, rows_held, rows_counted, n, k = 40.0, 4, 4096, 256, 4096, 7168  # a made-up time
+for words, m in (("all rows", rows_held), ("rows that count", rows_counted)):
+    print(f"{words:16} {2 * groups * m * n * k / us / 1e6:8.0f} TFLOPS")
+
+# %% [markdown]
+# <details><summary>What is wrong</summary>
+# Rows that nobody multiplies are not operations. The first number is above every roof: that is how you
+# notice. In production.json, operations and bytes are those of the rows that count.
+# </details>
+#
+# **3.** "Its result is right: the difference is below 0.001." One row of 4096 is wrong, by a factor of 2:
+
+# %%
+rng = np.random.default_rng(0)
+reference = torch.from_numpy(rng.standard_normal((4096, 256)))
+wrong = reference.clone()
+wrong[1234] *= 2
+print(f"calc_diff, over the whole matrix: {calc_diff(wrong, reference):.2g}")
+print(
+    "problems.errors:",
+    problems.errors(wrong, reference),
+    "right:",
+    problems.errors(wrong, reference).right,
+)
+
+# %% [markdown]
+# <details><summary>What is wrong</summary>
+# One number over a matrix averages a wrong row away. `problems.errors` also takes the worst element, over
+# its row's own size. A fast kernel that forgets the last tile is fast.
+# </details>
+#
+# **4.** "1000 calls took 4 ms by the host's clock: 4 us a call." No GPU is needed to see how that comes
+# about. This is a GPU that takes 50 us for a call, and a host that takes 4 us to queue one:
+
+# %%
+host_us, kernel_us, calls = 4.0, 50.0, 1000
+host_now, gpu_free = 0.0, 0.0
+for _ in range(calls):
+    host_now += host_us
+    gpu_free = max(gpu_free, host_now) + kernel_us
+print(f"stopped when the last call was queued:   {host_now / calls:5.1f} us a call")
+print(f"stopped when the GPU had finished:       {gpu_free / calls:5.1f} us a call")
+
+# %% [markdown]
+# <details><summary>What is wrong</summary>
+# A call returns when it is queued. Without waiting for the GPU (`torch.cuda.synchronize()`), you time the
+# host. With it, and one call at a time, you time both, one after the other. With many calls in a row and one
+# wait at the end, the longer of both; a little less if kernels may begin before those ahead have ended, as
+# [rung s9](12_production.ipynb)'s do. And with all of them the same product is called again and again, with
+# L2 warm.
+# </details>
+#
+# **5.** "2 % faster", with the times of two runs, ten calls each, the fastest taken.
+#
+# <details><summary>What is wrong</summary>
+# Perhaps nothing; but look at what the libraries moved by from run to run, above. And the fastest of ten is
+# the luckiest: it gets better the more often you try, so the one who tries more wins. Take the median, one
+# run, both orders, and show the spread.
+# </details>
+#
+# A list to go through, with any benchmark, this one too:
+#
+# - Is the result right, element by element? Was it checked in the run that was timed?
+# - Which GPU, power limit, driver, versions, date? Which source, by its hash?
+# - Kernel time, or a call's? Which state of L2? Which data?
+# - Which operations and bytes are counted?
+# - Who are the peers, how new, and do they compute the same?
+# - Who chose the shapes, and where does it lose?
+# - How much does a number move from call to call, and from run to run?
+#
+# ## Exercises
+#
+# **1.** The roof: at m x n x k, with memory of `tb_s` TB/s and tensor cores of `peak` TFLOPS, how many TFLOPS
+# are possible? Count the bytes as the data does: A and B of one byte an element, D of two, A's scales of four
+# bytes for each row and 128 of k, B's for each 128 of n and of k.
+
+
+# %% tags=["exercise"]
+def roof(m, n, k, tb_s, peak):
+    return peak
+
+
+# %% tags=["check"]
+def right_roof(m, n, k, tb_s, peak):
+    shape = Shape(m, n, k)
+    return min(peak, tb_s * shape.flops / shape.bytes)
+
+
+workbench.check(roof, right_roof, [(*size, 3.0, 1600.0) for size in SIZES])
+
+# %% [markdown]
+# **2.** One time out of two passes. `passes` has two lists of microseconds; return what stands in the data as
+# us, us_p10 and us_p90: of the pass with the better median.
+
+
+# %% tags=["exercise"]
+def result(passes):
+    return min(map(min, passes)), 0.0, 0.0
+
+
+# %% tags=["check"]
+def right_result(passes):
+    left = iter(passes)
+    timings, _ = timing.measure({"call": None}, {"call": 1}, ("dirty",), lambda call, l2, calls: next(left))
+    return tuple(timings["call", "dirty"])
+
+
+rng = np.random.default_rng(1)
+cases = [[10 + offset + rng.exponential(size=5) for offset in (0.0, shift)] for shift in (0.5, -0.5, 0.05)]
+workbench.check(result, right_result, [([times.round(1).tolist() for times in case],) for case in cases])
+
+# %% [markdown]
+# **3.** The markers. `kernels` is a list of (name, microseconds) in the order in which they ran. Return the
+# time of each call: the sum of what ran between one "spin_kernel" and the next, every second time.
+
+
+# %% tags=["exercise"]
+def call_times(kernels):
+    return [us for name, us in kernels if "gemm" in name]
+
+
+# %% tags=["check"]
+workbench.check(
+    call_times,
+    lambda kernels: timing.between_markers(kernels, sum(name == "spin_kernel" for name, _ in kernels) // 2),
+    [(seen,), (seen[:4],), ([*seen[:3], ("copy", 2.0), *seen[3:]],)],
+)
+
+# %% [markdown]
+# **4.** A peer was measured in another run: `theirs_then` microseconds. `yardsticks` has, for each of some
+# other libraries, what it took in that run and in this one: (then, now). Ours takes `ours_now`. How many
+# times as fast as the peer are we, the peer brought to this run by the geometric mean of its yardsticks?
+
+
+# %% tags=["exercise"]
+def ratio(ours_now, theirs_then, yardsticks):
+    return theirs_then / ours_now
+
+
+# %% tags=["check"]
+def right_ratio(ours_now, theirs_then, yardsticks):
+    logarithms = [math.log(now / then) for then, now in yardsticks]
+    return theirs_then * math.exp(sum(logarithms) / len(logarithms)) / ours_now
+
+
+workbench.check(
+    ratio,
+    right_ratio,
+    [
+        (10.0, 11.0, [(8.0, 8.0), (20.0, 20.0)]),
+        (10.0, 11.0, [(8.0, 8.4), (20.0, 20.2)]),
+        (92.0, 97.5, [(70.0, 69.3), (150.0, 152.0)]),
+    ],
+)
+
+# %% [markdown]
+# That was the last lesson. What you have read is in [kernels](../kernels/stages); what was tried and did not
+# work in [NOTES.md](../kernels/production/NOTES.md). The next idea is yours.

@@ -12,9 +12,9 @@ from gemm_ladder import lab
 SOURCE = Path(__file__).with_name("large_clusters.cu")
 SEEDS = 3
 MESSAGES = {
-    0: "a WGMMA of warps 0 to 3 may still read: it is committed",
-    1: "a WGMMA of warps 0 to 3 may still read: it is not committed",
-    2: "a TMA store of warp 0 may still read: cp.async.bulk.wait_group.read",
+    0: r"a WGMMA of warps 0 to 3 of block \d may still read: it is committed",
+    1: r"a WGMMA of warps 0 to 3 of block \d may still read: it is not committed",
+    2: r"a TMA store of warp 0 of block \d may still read: the thread that issued it has not waited",
 }
 
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -14,6 +15,11 @@
 #include "shared_layout.hpp"
 
 namespace emulator {
+
+// These are in causes.hpp.
+std::string who_writes(const Moment& by);
+std::string missing_after(const Moment& by);
+bool is_asynchronous(const Moment& by);
 
 class Accesses {
   public:
@@ -83,9 +89,8 @@ class Accesses {
             told = false;
             if (!issuer.comes_after(written.by))
                 fail_race(Fault::data_race, address, written.from,
-                          "%s reads shared memory at 0x%x, which %s has written, and nothing orders the two: a "
-                          "barrier is missing between the store and the %s",
-                          who, address, name_of_thread(written.by.thread).text, who);
+                          "%s reads shared memory at 0x%x, which %s, and nothing orders the two: %s", who, address,
+                          who_writes(written.by).c_str(), missing_after(written.by).c_str());
         });
         return told;
     }
@@ -95,11 +100,15 @@ class Accesses {
             const Access* reader = unknown_reader(entries_[entry], actor);
             const Access& written = entries_[entry].written;
             if (!reader && actor.comes_after(written.by)) return;
+            const std::string who =
+                reader ? std::string(name_of_thread(reader->by.thread).text) + " has read" : who_writes(written.by);
+            const std::string cause =
+                is_asynchronous(written.by) && !reader
+                    ? missing_after(written.by)
+                    : "__syncwarp() before one lane's arrival for its warp, or an arrival of each lane";
             fail_race(Fault::data_race, address, reader ? reader->from : written.from,
-                      "TMA load overwrites shared memory at 0x%x, which %s has %s, and nothing orders the two: "
-                      "__syncwarp() before one lane's arrival for its warp, or an arrival of each lane",
-                      address, name_of_thread(reader ? reader->by.thread : written.by.thread).text,
-                      reader ? "read" : "written");
+                      "TMA load overwrites shared memory at 0x%x, which %s, and nothing orders the two: %s", address,
+                      who.c_str(), cause.c_str());
         });
     }
     // The load's data takes the place of what threads have stored.
@@ -265,11 +274,9 @@ class Accesses {
         for (uint32_t word = at / kWord; word < (at + kChunk) / kWord; ++word) for_each_entry(word, visit);
     }
     [[gnu::noinline]] static void write_race(uint32_t at, bool writes, const Access& written) {
-        const ThreadName writer = name_of_thread(written.by.thread);
         fail_race(Fault::data_race, at + kSharedBase, written.from,
-                  "%s shared memory at 0x%x, which %s has written, and nothing orders the two: %s is missing between "
-                  "them",
-                  writes ? "writes" : "reads", at + kSharedBase, writer.text, writer.missing());
+                  "%s shared memory at 0x%x, which %s, and nothing orders the two: %s", writes ? "writes" : "reads",
+                  at + kSharedBase, who_writes(written.by).c_str(), missing_after(written.by).c_str());
     }
     [[gnu::noinline]] static void read_race(uint32_t at, const Access& reader) {
         fail_race(Fault::data_race, at + kSharedBase, reader.from,

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdio>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -72,7 +71,12 @@ class AsyncReads {
         const uint32_t running = last == operand.reads.end() ? 0 : last->running;
         AsyncRead& noted = last == operand.reads.end() ? operand.reads.emplace_back() : *last;
         const bool is_new = noted.number < read.number;  // and not another warp's part of the same WGMMA
-        if (is_new) noted = read;
+        if (is_new) {
+            const bool again = noted.number && noted.number <= read.progress->waited && noted.load == read.load;
+            const int64_t before = noted.number;
+            noted = read;
+            noted.again = again ? before : 0;
+        }
         noted.running = running + 1;
         for (const uint32_t number : operand.regions) {
             Region& region = regions_[number];
@@ -126,6 +130,18 @@ class AsyncReads {
         return nullptr;
     }
 
+    // Whether an earlier WGMMA had read both operands of this one and was done, and no TMA load has come between.
+    bool reads_again(const AsyncRead& read) const {
+        int operands = 0;
+        for (const auto& [operand, footprint] : footprints_)
+            for (const AsyncRead& one : footprint.reads) {
+                if (one.progress != read.progress || one.number != read.number) continue;
+                if (one.again != read.again) return false;
+                ++operands;
+            }
+        return read.again && operands > 1;
+    }
+
   private:
     struct Copies {         // reads of a chunk by the copy engine
         uint32_t last = 0;  // number of the last one; 0: none
@@ -153,38 +169,5 @@ class AsyncReads {
     std::vector<AsyncRead> copies_;
     std::unordered_map<Operand, Footprint, Hash> footprints_;
 };
-
-// A store or a TMA load (`who`) overwrites what an asynchronous read need not have read yet: its wait does not lie
-// before. A thread that does not even know that the read was issued has met no barrier since.
-[[noreturn, gnu::noinline]] inline void overwritten(uint32_t address, const char* who, const AsyncRead& read,
-                                                    const Actor& actor) {
-    char reader[64];
-    if (read.progress)
-        std::snprintf(reader, sizeof reader, "a WGMMA of warps %d to %d", read.warp, read.warp + 3);
-    else
-        std::snprintf(reader, sizeof reader, "a %s of warp %d", read.who, read.warp);
-    // A thread that has issued the WGMMA itself knows of it.
-    const bool own = read.progress ? read.warp == actor.index / 128 * 4 && actor.wgmmas >= read.number
-                                   : read.warp == actor.index / 32;
-    const bool races = who == kStore && !own && !actor.comes_after(read.issued);
-    const char* cause =
-        "cp.async.bulk.wait_group.read by the thread that issued it, and a barrier behind that, come first";
-    if (read.progress && read.progress->committed < read.number)
-        cause =
-            "it is not committed, so that a wait waits for nothing: wgmma.commit_group is missing, or a wait for "
-            "the arrival that follows the WGMMA";
-    else if (read.progress && actor.comes_after(read.issued))
-        cause =
-            "it is committed, and the arrival or barrier that says that it is done came before wgmma.wait_group, "
-            "or the wait's N leaves it in flight";
-    else if (read.progress)
-        cause =
-            "nothing tells this thread that it is done: a wait for the stage's empty mbarrier is missing, or that "
-            "one's count is too small to include the warpgroup's arrival";
-    fail_race(races ? Fault::data_race : Fault::released_too_early, address, read.from,
-              races ? "%s overwrites shared memory at 0x%x, which %s reads, and nothing orders the two: %s"
-                    : "%s overwrites shared memory at 0x%x, which %s may still read: %s",
-              who, address, reader, cause);
-}
 
 }  // namespace emulator

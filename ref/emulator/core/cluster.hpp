@@ -34,7 +34,9 @@ struct Launch {
     EmulatorConfig config;
     GlobalMemory memory;
     std::atomic<int64_t> failed{INT64_MAX};  // of the clusters that were at fault, the first in the launch's order
-    std::atomic<uint64_t> progress{0};       // rises when any thread of the launch has executed an instruction
+    // Rise when any thread of the launch has executed an instruction that does more than look at memory; and one that
+    // does more than meet other threads, too.
+    std::atomic<uint64_t> progress{0}, changes{0};
     // Called by a cluster that may wait for one that has not begun yet.
     std::function<void()> begin_another{};
     std::mutex printing;  // for what follows
@@ -103,6 +105,12 @@ class Cluster {
     const Shape& shape() const { return shape_; }
     int elected_lane() const { return elected_lane_; }
     Place issuer() const { return issuer_; }
+    // The asynchronous instruction that is being carried out (Issued), and the place in the kernel that issued it.
+    struct Instruction {
+        Place issuer;
+        const void* from = nullptr;
+    };
+    Instruction instruction;
 
     // ---- What the instructions use
     void record(Event kind, const Block& block, int thread, uint32_t address = 0, int64_t value = 0) {
@@ -135,21 +143,28 @@ class Cluster {
     // A thread has tested an mbarrier in vain. Threads that poll stay runnable, so after kPatience polls in a row
     // without any other progress the scheduler does asynchronous work; if there is none, they would poll for ever.
     void poll(uint32_t address) {
-        if (++polls_ > kPatience && pending_.empty() && patient_.empty())
-            fail_at(Fault::endless_polling, address,
-                    "polls %s for ever: nothing is on its way and no other thread makes progress",
-                    name_of(*self().block, address).c_str());
+        if (++polls_ > kPatience && pending_.empty() && patient_.empty()) {
+            if (others_poll())
+                fail_at(Fault::endless_polling, address,
+                        "polls %s for ever: nothing is on its way and no other thread makes progress",
+                        name_of(*self().block, address).c_str());
+            polls_ = 0;  // one of the others may wait for another cluster, and spin() says if it does so for ever
+        }
+        self().polls = true;
         yield();
     }
-    // A thread has used memory kTicks times without an instruction. It may compute, or read the same again and again
-    // until another thread has written it: that one may be of this cluster, or of one that has not begun.
+    // A thread has used memory kTicks times without an instruction that changes anything. It may compute, or read the
+    // same again and again until another thread has written it: that one may be of this cluster, or of one that has
+    // not begun.
     void spin() {
         if (self().doubtful) Accesses::settle(self());
         const uint64_t progress = publish_progress();
         if (progress != seen_progress_) seen_progress_ = progress, spins_ = 0;
         if (++spins_ > kSpins)
-            fail(Fault::endless_loop,
-                 "has run for long without an instruction, and nothing else happens meanwhile: an endless loop");
+            fail(
+                Fault::endless_loop,
+                "has run for long without an instruction that changes anything, and nothing else happens meanwhile: an "
+                "endless loop");
         if (spins_ % kFewSpins == 0) launch_.begin_another();
         polls_ += kPatience / kFewSpins;
         yield();
@@ -174,6 +189,7 @@ class Cluster {
     // Of a TMA load, or of a TMA store, that the calling thread issues.
     Moment next_load() { return moment(Unit::load, self().number / 32, ++loads_[self().number / 32]); }
     Moment next_store() { return moment(Unit::store, self().number / 32, ++stores_[self().number / 32]); }
+    int64_t stores_issued() const { return stores_[self().number / 32]; }  // by its warp
     // A thread, or a warp, learns of `moment`. `told` is where others who learn of the same find it.
     void learn(Known& known, const Moment& moment, Known& told) {
         if (!moment.number) return;
@@ -207,8 +223,27 @@ class Cluster {
             Accesses::settle(thread);
         thread.from = from;
         thread.ticks = 0;
-        thread.stored = false;
+        thread.stored = thread.polls = false;
         ++instructions_;
+        ++changes_;
+    }
+    // The same, by an instruction at which threads meet. Alone it changes nothing that a loop could wait for.
+    void meet(Thread& thread, const void* from) {
+        enter(thread, from);
+        --changes_;
+    }
+    // The same, by an instruction that only looks whether others have changed something, or waits a while. In a loop it
+    // is as a load, but takes longer. `polls`: it tests an mbarrier, as a thread may that poll() has stopped before.
+    void look(Thread& thread, const void* from, bool polls = false) {
+        if (thread.doubtful) [[unlikely]]
+            Accesses::settle(thread);
+        thread.polls &= polls;
+        thread.stored = false;
+        thread.from = from;
+        constexpr uint32_t kLoads = 4;  // that take as long
+        if ((thread.ticks += kLoads) <= kTicks) return;
+        thread.ticks = 0;
+        spin();
     }
     // `work` happens at some later moment, in no particular order. Patient work, which is TMA stores, may be put off
     // for as long as anything else can be done, because no thread has to see a store finish in order to go on.
@@ -248,18 +283,31 @@ class Cluster {
         else
             thread.fiber.suspend();
     }
+    Thread* first_of_warp(uint32_t warp) {  // of the cluster's
+        const auto warps = static_cast<uint32_t>(shape_.warps());
+        return &threads_[warp / warps * static_cast<uint32_t>(shape_.threads) + warp % warps * 32];
+    }
+    bool others_poll();
     Thread* next_in_turn();
     void begin_turn();
     std::size_t run_turn();
     void complete_one(std::vector<Work>& from);
     FaultReport deadlock() const;
     static std::string reason(const Thread& thread);
-    uint64_t publish_progress() {
-        if (instructions_ != published_) {
-            published_ = instructions_;
-            return launch_.progress.fetch_add(1, std::memory_order_relaxed) + 1;
-        }
-        return launch_.progress.load(std::memory_order_relaxed);
+    uint64_t publish_progress() { return publish(instructions_, published_, launch_.progress); }
+    static uint64_t publish(uint64_t mine, uint64_t& published, std::atomic<uint64_t>& of_launch) {
+        if (std::exchange(published, mine) != mine) return of_launch.fetch_add(1, std::memory_order_relaxed) + 1;
+        return of_launch.load(std::memory_order_relaxed);
+    }
+    // Threads may meet again and again, for example at __syncthreads() in a loop that waits for a number in memory.
+    void end_if_nothing_changes() {
+        const uint64_t changes = publish(changes_, published_changes_, launch_.changes);
+        if (changes != seen_changes_) seen_changes_ = changes, still_since_ = step_;
+        if (step_ - still_since_ < kStill || !last_) return;
+        const Place place = last_->place();
+        end_with({Fault::endless_loop,
+                  where(place) + "meets other threads again and again, and nothing changes meanwhile: an endless loop",
+                  place, 0, last_->from});
     }
     bool at_step_limit() const { return config_.max_steps && step_ >= static_cast<uint64_t>(config_.max_steps); }
     uint32_t first_lane() const {  // of turn_lanes_, from turn_begin_ on
@@ -275,6 +323,7 @@ class Cluster {
     static constexpr uint64_t kOvertime = 1 << 14;  // times kRounds, after another cluster's fault
     static constexpr uint32_t kOneLane = 128;       // probability, in 1024ths, that one lane has a turn alone
     static constexpr int64_t kSpins = 1 << 15, kFewSpins = 64;
+    static constexpr uint64_t kStill = 1 << 26;  // steps
 
     Shape shape_;
     Launch& launch_;
@@ -287,6 +336,7 @@ class Cluster {
     // yet, and the lane that it began with.
     Thread* turn_warp_ = nullptr;
     uint32_t turn_lanes_ = 0, turn_begin_ = 0;
+    const Thread* last_ = nullptr;  // of the turn before
     std::vector<Work> pending_, patient_;
     Random random_{0};
     // Chosen by the seed, for the whole run:
@@ -302,7 +352,9 @@ class Cluster {
     Joined joined_;
     std::vector<uint32_t> loads_, stores_;  // that each warp has issued
     uint64_t instructions_ = 0, published_ = 0, seen_progress_ = 0;
-    Place issuer_;  // of the asynchronous work that was begun last
+    uint64_t changes_ = 0, published_changes_ = 0, seen_changes_ = 0;
+    uint64_t still_since_ = 0;  // the step at which seen_changes_ was new
+    Place issuer_;              // of the asynchronous work that was begun last
     std::optional<FaultReport> fault_;
 };
 

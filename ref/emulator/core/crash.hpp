@@ -173,7 +173,7 @@ class Watchdog {
       public:
         Watching(Watchdog& watchdog, const Cluster& cluster) : watchdog_(watchdog), cluster_(cluster) {
             const std::lock_guard lock(watchdog_.mutex_);
-            watchdog_.watched_.push_back({&cluster, pthread_self(), 0, 0});
+            watchdog_.watched_.push_back({&cluster, pthread_self(), 0, cpu_seconds(pthread_self())});
         }
         ~Watching() {
             const std::lock_guard lock(watchdog_.mutex_);

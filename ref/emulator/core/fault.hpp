@@ -82,6 +82,14 @@ struct Place {
     int warp = -1, lane = -1;
 };
 
+// Such as "block 0, warp 1, lane 5: ", as messages begin; nothing if the place is not known.
+inline std::string where(const Place& place) {
+    if (place.block < 0) return "";
+    std::string text = "block " + std::to_string(place.block) + ", warp " + std::to_string(place.warp);
+    if (place.lane >= 0) text += ", lane " + std::to_string(place.lane);
+    return text + ": ";
+}
+
 struct FaultReport {
     Fault what;
     std::string message;
@@ -92,16 +100,10 @@ struct FaultReport {
     std::vector<const void*> callers{};  // where the functions were called that `from` is in, the innermost first
 };
 
-// How messages name the actor of that number in the cluster, a thread or what a thread has issued: the thread's number
-// in its block, and the block.
+// How messages name the thread of that number in the cluster, or the thread whose asynchronous writes have that number:
+// its number in its block, and the block.
 struct ThreadName {
-    char text[96];
-    bool asynchronous;  // not the thread's own access, but a cp.async or a st.async of it
-    // What is missing between its write and another access.
-    const char* missing() const {
-        return asynchronous ? "a wait for it (cp.async.wait_group, or for its mbarrier), or a barrier after that wait,"
-                            : "a barrier";
-    }
+    char text[48];
 };
 ThreadName name_of_thread(uint32_t number);
 

@@ -7,6 +7,9 @@ namespace emulator {
 
 // Every function that a kernel calls begins with this: it notes the place of the call.
 #define EMULATOR_ENTER ::emulator::self().cluster->enter(::emulator::self(), __builtin_return_address(0))
+#define EMULATOR_MEET ::emulator::self().cluster->meet(::emulator::self(), __builtin_return_address(0))
+#define EMULATOR_LOOK ::emulator::self().cluster->look(::emulator::self(), __builtin_return_address(0))
+#define EMULATOR_POLL ::emulator::self().cluster->look(::emulator::self(), __builtin_return_address(0), true)
 
 // Of a warp of the calling thread's warpgroup.
 [[noreturn]] inline void fail_without_wgmma() {
@@ -14,11 +17,23 @@ namespace emulator {
          "a warp has ended without a wgmma that other warps of its warpgroup issued: all four issue it");
 }
 
+// A named barrier counts warps, 32 threads each, however many have not exited: whether the thread, which has arrived or
+// exits, is the last of its warp that was awaited. Returns true if the barrier has all its threads now.
+inline bool count_warp(NamedBarrier& barrier, const Thread& thread) {
+    const auto warp = static_cast<std::size_t>(thread.warp());
+    if (!barrier.lanes[warp] || thread.block->alive[warp] & ~barrier.lanes[warp]) return false;
+    barrier.lanes[warp] = 0;
+    barrier.phases[warp] = barrier.generation;
+    barrier.arrived += 32;
+    return barrier.arrived == barrier.threads;
+}
 inline void complete(NamedBarrier& barrier) {
     barrier.arrived = 0;
     barrier.completed = barrier.told.take();
     barrier.result = barrier.votes;
     barrier.votes = 0;
+    barrier.warps = 0;
+    barrier.handed = false;
     ++barrier.generation;
     self().cluster->wake(barrier.waiters);
 }

@@ -184,8 +184,12 @@ struct AsyncRead {
     int warp = -1;               // that issued it; of a WGMMA, the first of its warpgroup
     Moment issued, done;
     const WgmmaProgress* progress = nullptr;  // of a WGMMA's warpgroup
-    int64_t number = 0;                       // of a WGMMA, counted from its warpgroup's first one, which is 1
-    uint32_t running = 0;                     // its parts, one of each warp, that are not known to be done
+    // Of a WGMMA, counted from its warpgroup's first one, which is 1; of a TMA store, from its warp's; 0: of another.
+    int64_t number = 0;
+    uint32_t load = 0;  // of a WGMMA: the TMA load that had filled the operand
+    // The number of an earlier WGMMA of the warpgroup that had read the same operand, of the same load, and was done.
+    int64_t again = 0;
+    uint32_t running = 0;  // its parts, one of each warp, that are not known to be done
 };
 
 // A thread, as shared memory knows it.

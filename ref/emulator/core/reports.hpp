@@ -13,18 +13,36 @@
 
 namespace emulator {
 
+// The thread that has this number in the cluster, or whose asynchronous writes have it.
+inline const Thread& thread_of(uint32_t number) {
+    if (const uint32_t first = current_cluster->actor(Cluster::Unit::thread_writes, 0); number >= first)
+        number -= first;
+    const auto of_block = static_cast<uint32_t>(current_cluster->shape().warps() * 32);
+    return *current_cluster->blocks[number / of_block].threads[number % of_block];
+}
+
 inline ThreadName name_of_thread(uint32_t number) {
-    const auto of_a_block = static_cast<uint32_t>(current_cluster->shape().warps()) * 32;
-    const uint32_t first_write = current_cluster->actor(Cluster::Unit::thread_writes, 0);
-    const bool writes = number >= first_write;
-    if (writes) number -= first_write;
+    const Thread& thread = thread_of(number);
     ThreadName name;
-    std::snprintf(name.text, sizeof name.text, "%sthread %u of block %lld",
-                  writes ? "an asynchronous copy or store of " : "", number % of_a_block,
-                  static_cast<long long>(current_cluster->blocks[number / of_a_block].index));
-    name.asynchronous = writes;
+    std::snprintf(name.text, sizeof name.text, "thread %d of block %lld", thread.index,
+                  static_cast<long long>(thread.block->index));
     return name;
 }
+
+// While an object of this class lives, a fault is one of the asynchronous instruction that was issued there, whoever
+// carries it out: the scheduler, or a thread that waits for it.
+class Issued {
+  public:
+    Issued(const Place& issuer, const void* from)
+        : cluster_(*current_cluster), before_(std::exchange(cluster_.instruction, {issuer, from})) {}
+    ~Issued() { cluster_.instruction = before_; }
+    Issued(const Issued&) = delete;
+    Issued& operator=(const Issued&) = delete;
+
+  private:
+    Cluster& cluster_;
+    Cluster::Instruction before_;
+};
 
 // A place in the kernel's machine code. Python puts the source line there.
 inline std::string place_of(const void* from) {
@@ -55,10 +73,7 @@ inline void note(Fault what, uint64_t address, const void* other, const std::str
                  std::vector<const void*> callers = {}) {
     const Thread& thread = *current_thread;
     const Place place = thread.place();
-    char where[96];
-    std::snprintf(where, sizeof where, "block %lld, warp %d, lane %d: ", static_cast<long long>(place.block),
-                  place.warp, place.lane);
-    current_cluster->end_with({what, where + text, place, address, thread.from, other, std::move(callers)});
+    current_cluster->end_with({what, where(place) + text, place, address, thread.from, other, std::move(callers)});
 }
 
 // Where the functions were called that the running thread is in, up to the kernel, the innermost first. Functions that
@@ -85,21 +100,24 @@ inline std::vector<const void*> callers() {
 
 [[noreturn]] inline void report(Fault what, uint64_t address, const void* other, const char* format,
                                 va_list arguments) {
-    char text[512];
+    char text[768];
     std::vsnprintf(text, sizeof text, format, arguments);
-    const int64_t index = current_thread ? current_thread->block->index : current_cluster->issuer().block;
-    const auto block = std::ranges::find(current_cluster->blocks, index, &Block::index);
+    const Cluster::Instruction& issued = current_cluster->instruction;
+    const Place place = issued.from      ? issued.issuer
+                        : current_thread ? current_thread->place()
+                                         : current_cluster->issuer();
+    const auto block = std::ranges::find(current_cluster->blocks, place.block, &Block::index);
     std::string message = text;
     if (block != current_cluster->blocks.end()) {
         if (what == Fault::data_race || what == Fault::missing_proxy_fence || what == Fault::released_too_early)
             message += block->mixed_barrier;
         message = with_names(message, [&](uint64_t at) { return block->memory.name_at(at); });
     }
-    if (!current_thread) {
-        current_cluster->end_with({what, message, current_cluster->issuer(), address});
-        throw Stopped{};
-    }
-    note(what, address, other, message, callers());
+    if (issued.from || !current_thread)
+        current_cluster->end_with({what, where(place) + message, place, address, issued.from, other});
+    else
+        note(what, address, other, message, callers());
+    if (!current_thread) throw Stopped{};
     current_thread->fiber.suspend();  // for good
     __builtin_unreachable();
 }

@@ -15,9 +15,11 @@ inline dim3 Cluster::index_of_block(int64_t cluster, uint32_t rank) const {
 
 inline void Cluster::reset(int64_t cluster) {
     index_ = cluster;
-    step_ = 0;
+    step_ = still_since_ = 0;
     polls_ = spins_ = 0;
+    last_ = nullptr;
     fault_.reset();
+    instruction = {};
     events.clear();
     ready_.reset(numbers() / 32);
     pending_.clear();
@@ -51,6 +53,7 @@ inline void Cluster::reset(int64_t cluster) {
         for (int warp = 0; warp < warps; ++warp) block.alive.push_back(lanes_of(warp, shape_.threads));
         block.aligned.assign(warps, {});
         block.registers.assign(warps, {registers});
+        block.set_registers_at.assign(warps, nullptr);
         block.free_registers = 0;  // setmaxnreg can only take what another warp has given back
         block.live = shape_.threads;
         block.wgmmas.resize(warps);
@@ -75,7 +78,7 @@ inline void Cluster::reset(int64_t cluster) {
             thread.known.reset();
             thread.from = nullptr;
             thread.ticks = 0;
-            thread.stored = false;
+            thread.stored = thread.polls = false;
             thread.unfenced.clear();
             thread.doubtful = false;
             thread.cluster_generation = 0;
@@ -85,6 +88,7 @@ inline void Cluster::reset(int64_t cluster) {
             thread.wgmmas = thread.wgmmas_waited = 0;
             thread.wgmma_groups.clear();
             thread.accumulators.clear();
+            thread.rested.clear();
             thread.written_since_fence.clear();
             thread.stores.clear();
             thread.store_groups.clear();
@@ -121,6 +125,7 @@ inline std::optional<FaultReport> Cluster::run(int64_t cluster, const Call& call
         while (alive > 0 && !fault_) {
             if (++rounds % kRounds == 0) {
                 publish_progress();
+                end_if_nothing_changes();
                 // A cluster that has ended by a fault may hold a lock that this one waits for.
                 if (const int64_t failed = launch_.failed;
                     failed < place || (failed != INT64_MAX && ++overtime > kOvertime))
@@ -159,12 +164,23 @@ inline void Cluster::begin_turn() {
             if (priority(other) > priority(best)) best = other;
         }
     }
-    const uint32_t warp = ready_.warps()[best], warps = static_cast<uint32_t>(shape_.warps());
-    turn_warp_ = &threads_[warp / warps * static_cast<uint32_t>(shape_.threads) + warp % warps * 32];
+    turn_warp_ = first_of_warp(ready_.warps()[best]);
     turn_lanes_ = ready_.lanes(best);
     turn_begin_ = random_.below(32);
     if (random_.chance(kOneLane)) turn_lanes_ = 1u << first_lane();
     ready_.take(best, turn_lanes_);
+}
+
+// Whether all threads that can go on poll mbarriers, but for the calling one.
+inline bool Cluster::others_poll() {
+    const auto poll = [](const Thread* warp, uint32_t lanes) {
+        for (; lanes; lanes &= lanes - 1)
+            if (!warp[std::countr_zero(lanes)].polls) return false;
+        return true;
+    };
+    for (std::size_t i = 0; i < ready_.warps().size(); ++i)
+        if (!poll(first_of_warp(ready_.warps()[i]), ready_.lanes(i))) return false;
+    return poll(turn_warp_, turn_lanes_);
 }
 
 // Of the lanes of the turn, the next one, which now has its turn; nullptr: there is none.
@@ -186,7 +202,7 @@ inline std::size_t Cluster::run_turn() {
         thread->fiber.resume();
         finished += current_thread->finished;  // which need not be `thread`: Fiber::hand_over
     }
-    current_thread = nullptr;
+    last_ = std::exchange(current_thread, nullptr);
     return finished;
 }
 
@@ -197,6 +213,7 @@ inline void Cluster::complete_one(std::vector<Work>& from) {
     from[i] = std::move(from.back());
     from.pop_back();
     polls_ = 0;
+    ++changes_;
     issuer_ = work.issuer;
     work.run();
 }

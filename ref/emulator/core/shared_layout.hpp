@@ -18,6 +18,7 @@ constexpr uint32_t kRegion = 1024, kRegionWords = kRegion / kWord;  // a region 
 constexpr uint32_t kRegions = kSharedLimit / kRegion;
 static_assert(kSharedLimit % kRegion == 0);
 
-constexpr const char* kStore = "st.shared";  // a thread's store, in messages
+// In messages: a thread's load and store, and what the copy engine brings.
+constexpr const char *kLoad = "ld.shared", *kStore = "st.shared", *kTmaLoad = "TMA load";
 
 }  // namespace emulator

@@ -23,6 +23,12 @@ namespace emulator {
 
 class SharedMemory;
 std::string why_not_landed(const SharedMemory& memory, uint32_t mbarrier);  // barriers.hpp
+std::string why_loaded_again(const Moment& earlier, const Actor& actor);    // these are in causes.hpp
+std::string who_loads(const Moment& load);
+std::string name_of_writer(uint32_t number);
+std::string name_of_mbarrier(const SharedMemory& memory, uint32_t address);
+[[noreturn]] void overwritten(const SharedMemory& memory, uint32_t address, const char* who, const AsyncRead& read,
+                              const Actor& actor);
 
 class SharedMemory {
   public:
@@ -81,28 +87,28 @@ class SharedMemory {
     }
     // A load or store by way of a pointer, of any size and alignment.
     void use(uint32_t address, uint32_t bytes, bool writes, Actor& actor, bool atomic = false) {
-        const uint32_t at = inside(address, bytes, writes ? kStore : "ld.shared");
+        const uint32_t at = inside(address, bytes, writes ? kStore : kLoad);
         for (uint32_t chunk = at / kChunk; chunk <= (at + bytes - 1) / kChunk; ++chunk) {
             const uint32_t first = std::max(at, chunk * kChunk), last = std::min(at + bytes, (chunk + 1) * kChunk);
             if (writes)
                 writable(first, last - first, first + kSharedBase, kStore, actor);
             else
-                readable(first, first + kSharedBase, actor);
+                readable(first, first + kSharedBase, kLoad, actor);
         }
         if (!atomic) order(at, bytes, writes, actor);
         if (writes) mark(at, bytes, actor);
     }
 
     // ---- Generic proxy: ld.shared and st.shared. A written word is marked with its thread until that thread's fence.
-    void read(uint32_t address, void* data, uint32_t bytes, Actor& actor) {
-        const uint32_t at = check(address, bytes, "ld.shared");
-        readable(at, address, actor);
+    void read(uint32_t address, void* data, uint32_t bytes, Actor& actor, const char* who = kLoad) {
+        const uint32_t at = check(address, bytes, who);
+        readable(at, address, who, actor);
         order(at, bytes, false, actor);
         std::memcpy(data, &generic_[at], bytes);
     }
-    void write(uint32_t address, const void* data, uint32_t bytes, Actor& actor) {
-        const uint32_t at = check(address, bytes, kStore);
-        writable(at, bytes, address, kStore, actor);
+    void write(uint32_t address, const void* data, uint32_t bytes, Actor& actor, const char* who = kStore) {
+        const uint32_t at = check(address, bytes, who);
+        writable(at, bytes, address, who, actor);
         order(at, bytes, true, actor);
         std::memcpy(&generic_[at], data, bytes);
         if (actor.doubtful) [[unlikely]]
@@ -134,12 +140,13 @@ class SharedMemory {
         const uint32_t at = check(address, kChunk, who);
         if (state_[at / kChunk].landing)
             fail_race(Fault::read_during_load, address, loads_[state_[at / kChunk].load].from,
-                      "%s reads shared memory at 0x%x while a TMA load is still writing it", who, address);
+                      "%s reads shared memory at 0x%x while a TMA load is still writing it: wait for %s first", who,
+                      address, name_of_mbarrier(*this, loads_[state_[at / kChunk].load].mbarrier).c_str());
         for (uint32_t word = at / kWord; word < (at + kChunk) / kWord; ++word)
             if (writer_[word] && !published_by_another(word, {issuer, 0, 0}))
-                fail_at(Fault::missing_proxy_fence, address,
-                        "%s reads shared memory at 0x%x that %s wrote without fence.proxy.async", who, address,
-                        name_of_thread(writer_[word] - 1).text);
+                fail_race(Fault::missing_proxy_fence, address, accesses_.stored_from(word),
+                          "%s reads shared memory at 0x%x that %s wrote without fence.proxy.async", who, address,
+                          name_of_writer(writer_[word] - 1).c_str());
         Chunk chunk;
         std::memcpy(chunk.data(), &async_[at], kChunk);
         return chunk;
@@ -153,12 +160,13 @@ class SharedMemory {
         uint32_t last_region = kRegions, last_load = 0;
         bool unread = false;
         for (const auto& piece : pieces) {
-            const uint32_t at = check(piece.shared, kChunk, "TMA load"), region = at / kRegion;
+            const uint32_t at = check(piece.shared, kChunk, kTmaLoad), region = at / kRegion;
             if (region != last_region) unread = reads_.done(region, actor);
             last_region = region;
-            writable(at, kChunk, piece.shared, "TMA load", actor, unread);
+            writable(at, kChunk, piece.shared, kTmaLoad, actor, unread);
             ChunkState& state = state_[at / kChunk];
-            if (state.load != last_load && !actor.comes_after(loads_[state.load].done)) load_race(at, state);
+            if (state.load != last_load && !actor.comes_after(loads_[state.load].done))
+                load_race(at, loads_[state.load], actor);
             last_load = state.load;
             if (accesses_.touched(at)) order_load(at, actor);
             state.load = number;
@@ -214,7 +222,10 @@ class SharedMemory {
         return reads_.footprint(operand, [&](uint32_t address) { return check(address, kChunk, operand.who); });
     }
     // The first lane of a warp issues a WGMMA, which reads the operand at some moment between begin_read and end_read.
-    void begin_read(Footprint& operand, const AsyncRead& read) { reads_.begin(operand, read); }
+    void begin_read(Footprint& operand, AsyncRead read) {
+        read.load = state_[operand.chunks.front() / kChunk].load;
+        reads_.begin(operand, read);
+    }
     // The last lane has issued it: what threads have stored there must lie before.
     void order_read(Footprint& operand, const char* who, const Issuer& issuer) {
         uint64_t stores = 0;
@@ -252,6 +263,12 @@ class SharedMemory {
         for (std::size_t i = 0; i < operand.chunks.size(); ++i) visit(i, &async_[operand.chunks[i]]);
     }
 
+    // Whether a TMA load has filled this chunk, or a thread has used it.
+    bool filled(uint32_t address) const {
+        const uint32_t at = address - kSharedBase;
+        return state_[at / kChunk].load || accesses_.touched(at);
+    }
+    bool reads_again(const AsyncRead& read) const { return reads_.reads_again(read); }
     // Whether a thread has stored something in this chunk since the last TMA load filled it.
     bool has_stored(uint32_t address) const { return accesses_.stored((address - kSharedBase) / kChunk * kChunk); }
 
@@ -322,7 +339,7 @@ class SharedMemory {
                 fail_race(Fault::missing_proxy_fence, word * kWord + kSharedBase, accesses_.stored_from(word),
                           "TMA load overwrites shared memory at 0x%x that %s wrote without fence.proxy.async: the "
                           "store may come after the load",
-                          word * kWord + kSharedBase, name_of_thread(writer_[word] - 1).text);
+                          word * kWord + kSharedBase, name_of_writer(writer_[word] - 1).c_str());
         accesses_.forget(at);
     }
     // A thread loads or stores: whatever it conflicts with must lie before.
@@ -342,12 +359,23 @@ class SharedMemory {
                   "%s shared memory at 0x%x, which a TMA load may still be writing: %s", writes ? "writes" : "reads",
                   at + kSharedBase, cause.c_str());
     }
-    [[noreturn, gnu::noinline]] void load_race(uint32_t at, const ChunkState& state) const {
-        fail_race(Fault::data_race, at + kSharedBase, loads_[state.load].from,
-                  "TMA load overwrites shared memory at 0x%x, which an earlier TMA load has filled, and nothing orders "
-                  "the two: a wait for the arrivals that release the stage is missing, or their mbarrier counts too "
-                  "few, or the two tiles overlap",
-                  at + kSharedBase);
+    [[noreturn, gnu::noinline]] void load_race(uint32_t at, const Load& load, const Actor& actor) const {
+        fail_race(Fault::data_race, at + kSharedBase, load.from,
+                  "TMA load overwrites shared memory at 0x%x, which an earlier TMA load has filled, that of %s, and "
+                  "nothing orders the two: %s",
+                  at + kSharedBase, who_loads(load.done).c_str(), why_loaded_again(load.done, actor).c_str());
+    }
+
+    // A store or a TMA load (`who`) writes what a TMA load has not written yet.
+    [[noreturn, gnu::noinline]] void already_landing(uint32_t address, const char* who, const Load& load,
+                                                     const Actor& actor) const {
+        if (who == kTmaLoad)
+            fail_race(Fault::write_during_load, address, load.from,
+                      "TMA load writes 0x%x while an earlier TMA load is still writing it, that of %s: %s", address,
+                      who_loads(load.done).c_str(), why_loaded_again(load.done, actor).c_str());
+        fail_race(Fault::write_during_load, address, load.from,
+                  "%s writes 0x%x while a TMA load is still writing it: wait for %s first", who, address,
+                  name_of_mbarrier(*this, load.mbarrier).c_str());
     }
 
     void mark(uint32_t at, uint32_t bytes, Actor& actor) {
@@ -361,12 +389,13 @@ class SharedMemory {
         }
         if (is_new) actor.unfenced.push_back({first, end - first});
     }
-    void readable(uint32_t at, uint32_t address, const Actor& actor) const {
+    void readable(uint32_t at, uint32_t address, const char* who, const Actor& actor) const {
         if (!state_[at / kChunk].landing) return;
-        if (!actor.comes_after(loads_[state_[at / kChunk].load].done)) use_race(at, false);
-        fail_race(Fault::read_during_load, address, loads_[state_[at / kChunk].load].from,
-                  "ld.shared at 0x%x reads bytes that a TMA load is still writing: wait for its mbarrier first",
-                  address);
+        const Load& load = loads_[state_[at / kChunk].load];
+        if (!actor.comes_after(load.done)) use_race(at, false);
+        fail_race(Fault::read_during_load, address, load.from,
+                  "%s at 0x%x reads bytes that a TMA load is still writing: wait for %s first", who, address,
+                  name_of_mbarrier(*this, load.mbarrier).c_str());
     }
     // The offset of an address that lies in the dynamic shared memory, or among the variables.
     uint32_t inside(uint32_t address, uint32_t bytes, const char* who) const {
@@ -389,15 +418,15 @@ class SharedMemory {
     void writable(uint32_t at, uint32_t bytes, uint32_t address, const char* who, const Actor& actor,
                   bool unread = false) const {
         const ChunkState& state = state_[at / kChunk];
-        if (state.landing)
-            fail_race(Fault::write_during_load, address, loads_[state.load].from,
-                      "%s writes 0x%x while a TMA load is still writing it", who, address);
+        if (state.landing) already_landing(address, who, loads_[state.load], actor);
         if (!unread)
-            if (const AsyncRead* read = reads_.unfinished(at, actor)) overwritten(address, who, *read, actor);
+            if (const AsyncRead* read = reads_.unfinished(at, actor)) overwritten(*this, address, who, *read, actor);
         const uint32_t first = at % kChunk;  // a write is aligned to its size, so it ends in this chunk
         for (uint32_t half = first / kMbarrier; half <= (first + bytes - 1) / kMbarrier; ++half)
             if (state.mbarrier[half])
-                fail_at(Fault::mbarrier_overwritten, address, "%s overwrites the mbarrier near 0x%x", who, address);
+                fail_at(Fault::mbarrier_overwritten, address, "%s of %u bytes at 0x%x overwrites %s", who, bytes,
+                        address,
+                        name_of_mbarrier(*this, at / kChunk * kChunk + half * kMbarrier + kSharedBase).c_str());
     }
 
     uint32_t bytes_ = 0, variables_begin_ = kSharedLimit;

@@ -24,7 +24,8 @@ struct Block;
 struct Thread;
 using Waiters = std::vector<Thread*>;
 
-constexpr uint32_t kTicks = 1 << 14;  // loads and stores of a thread, without an instruction, before others may run
+// Loads and stores of a thread, without an instruction that changes anything, before others may run.
+constexpr uint32_t kTicks = 1 << 14;
 
 constexpr int kRegisters = 65536;  // of an SM, 32 bits each
 
@@ -54,6 +55,9 @@ struct NamedBarrier {
     bool everyone = false;  // __syncthreads: all threads that have not exited
     bool handed = false;    // whether some only arrive in this phase
     uint32_t warps = 0;     // that have arrived in this phase, a bit for each
+    // Of each warp: the lanes that have arrived since the warp as a whole did, and the phase in which that was.
+    std::array<uint32_t, 32> lanes{};
+    std::array<uint64_t, 32> phases{};
     Told told;
     Known completed;
     uint32_t votes = 0, result = 0;  // threads that have said yes, until and at the last completion
@@ -125,6 +129,7 @@ struct Accumulator {    // a thread's part of it
     AccumulatorTile* tile;
     ptx::Type type;
     int64_t last_op;
+    const void* from;  // the place in the kernel that issued that
 };
 
 struct WgmmaForm {  // what all lanes of a warpgroup must agree on
@@ -143,7 +148,8 @@ struct WgmmaOp {
     Footprint *footprint_a = nullptr, *footprint_b = nullptr;  // a: nullptr if A is in registers
     std::vector<std::array<uint32_t, 4>> a;                    // of each lane, if A is in registers
     Known known;                                               // what its lanes knew that issued it
-    Known waited_for_loads;  // what the last of them knew; it had waited for the TMA loads of the operands
+    Known waited_for_loads;      // what the last of them knew; it had waited for the TMA loads of the operands
+    const void* from = nullptr;  // the place in the kernel that issued it
 };
 
 struct WgmmaQueue {                    // the WGMMAs that a warp has issued, in order
@@ -178,8 +184,18 @@ struct MmaResult {  // of a warp's mma.sync: the accumulators, row by row, and t
 
 struct Store {  // a TMA store on its way
     Moment done;
+    int64_t number = 0;  // counted from its warp's first one, which is 1
     std::function<void()> read, write;
     bool has_read = false, has_written = false;
+    bool waited_for = false;     // by its thread, at least for the read
+    const void* from = nullptr;  // the place in the kernel that issued it
+};
+
+struct Load {  // a TMA load on its way into a block's shared memory
+    uint64_t number;
+    Place issuer;
+    const void* from;   // the place in the kernel that issued it
+    uint32_t mbarrier;  // on which it completes
 };
 
 struct AsyncWrite {  // a cp.async or st.async on its way
@@ -191,8 +207,10 @@ struct AsyncWrites {  // of one thread
         std::vector<std::shared_ptr<AsyncWrite>> copies;
         Moment last;
     };
-    uint32_t issued = 0;
-    std::vector<std::shared_ptr<AsyncWrite>> open;  // copies since the last commit
+    uint32_t issued = 0, committed = 0, waited = 0;  // the numbers of their last ones
+    uint32_t arrived = 0, arrived_on = 0;            // the last one before a cp.async.mbarrier.arrive; its mbarrier
+    std::map<uint32_t, std::pair<Block*, uint32_t>> stores;  // the numbers of st.asyncs: where their mbarriers are
+    std::vector<std::shared_ptr<AsyncWrite>> open;           // copies since the last commit
     std::deque<Group> groups;
     // What the thread's next write knows; and what the thread knew, and its moment, when that was computed.
     Known known, thread_knew;
@@ -205,27 +223,30 @@ struct Thread : Actor {
     Cluster* cluster = nullptr;
     bool finished = false;
     Wait wait;
-    uint32_t ticks = 0;           // loads and stores since then
-    bool stored = false;          // whether one of these was a store to global memory
+    uint32_t ticks = 0;           // loads and stores since its last instruction that changed something
+    bool polls = false;           // has tested an mbarrier in vain, and done nothing else since
+    bool stored = false;          // whether it has stored to global memory since its last instruction
     std::size_t last_tensor = 0;  // of GlobalMemory, that it used last
 
     int64_t aligned = 0;  // number of .aligned instructions that it has come to
     uint64_t cluster_generation = 0;
     bool cluster_pending = false;  // arrived at the cluster barrier and not yet waited
     bool wgmma_fenced = false;
-    bool watched = false;  // whether its local variables are: since wgmma.fence, and while accumulators are in flight
-    bool overdue = false;  // whether it has run for so long that it has to end at the next access to memory
-    bool dependency_waited = false;     // has executed griddepcontrol.wait, or the kernel was not launched early
-    Moment dependency_moment;           // when
-    int64_t wgmmas_waited = 0;          // of Actor::wgmmas, those that this lane has waited for
+    // Whether its local variables are: since wgmma.fence, while accumulators are in flight, and until they are touched.
+    bool watched = false;
+    bool overdue = false;            // whether it has run for so long that it has to end at the next access to memory
+    bool dependency_waited = false;  // has executed griddepcontrol.wait, or the kernel was not launched early
+    Moment dependency_moment;        // when
+    int64_t wgmmas_waited = 0;       // of Actor::wgmmas, those that this lane has waited for
     std::vector<int64_t> wgmma_groups;  // the value of `wgmmas` at each commit
     std::vector<Accumulator> accumulators;
+    std::vector<Accumulator> rested;  // those that it has waited for and not touched since, nor fenced
     std::vector<std::pair<uintptr_t, std::size_t>> written_since_fence;  // local variables: addresses and bytes
     std::vector<std::shared_ptr<Store>> stores;                          // since the last commit
     std::vector<std::vector<std::shared_ptr<Store>>> store_groups;
     AsyncWrites async_writes;
 
-    void watch() { watched = wgmma_fenced || !accumulators.empty(); }
+    void watch() { watched = wgmma_fenced || !accumulators.empty() || !rested.empty(); }
     int warp() const { return index / 32; }
     int lane() const { return index % 32; }
     inline uint32_t lanes() const;  // of its warp: a bit for each
@@ -255,13 +276,19 @@ struct Block {
     std::map<int, MmaResult> mmas;  // of each warp
     // Of each warp: registers a thread, at the start and after each setmaxnreg.
     std::vector<std::vector<int>> registers;
+    std::vector<const void*> set_registers_at;  // the place in the kernel of each warp's last setmaxnreg
     int64_t free_registers = 0;
     bool bounded = false;  // whether a thread has executed launch_bounds()
     Waiters register_waiters;
     int live = 0;  // threads that have not exited
-    std::map<uint32_t, uint32_t>
-        visits;  // of each thread of another block, the moment when it last reached into this one
-    int loads_in_flight = 0;
+    // Of each thread of another block, the moment when it last reached into this one, and the place in the kernel.
+    std::map<uint32_t, std::pair<uint32_t, const void*>> visits;
+    std::vector<Load> loads;  // that are in flight
+    uint64_t loads_issued = 0;
+
+    void end_load(uint64_t number) {
+        std::erase_if(loads, [number](const Load& load) { return load.number == number; });
+    }
     std::vector<Thread*> threads;
 };
 

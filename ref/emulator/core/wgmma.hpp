@@ -100,6 +100,7 @@ inline const DecodedOperand& decoded_b(Block& block, const WgmmaOp& op) {
 inline void execute_next_wgmma(Block& block, int warp) {
     WgmmaQueue& queue = block.wgmmas[static_cast<std::size_t>(warp)];
     const WgmmaOp& op = queue.ops[queue.executed];
+    const Issued issued({block.index, warp, -1}, op.from);
     const MatrixKind& kind = op.form.kind;
     const ptx::WgmmaOptions& options = kind.options;
     const auto n = static_cast<std::size_t>(op.form.n);
@@ -160,6 +161,29 @@ inline void check_fenced(const Thread& thread, const uint32_t* registers, std::s
             fail(Fault::missing_wgmma_fence,
                  "wgmma after %s register %lld was written behind wgmma.fence: fence after that", what,
                  static_cast<long long>((std::max(address, begin) - begin) / sizeof(uint32_t)));
+}
+
+// A lane issues a WGMMA without wgmma.fence. Where other lanes of its warp have come to one in the place of its next
+// aligned instruction, or come to it soon, the fence is there, and the warp has diverged.
+inline void check_fence_of_others(const Thread& thread) {
+    NumberedQueue<Aligned>& queue = thread.block->aligned[static_cast<std::size_t>(thread.warp())];
+    constexpr int kTurns = 256;
+    for (int turn = 0; turn < kTurns && thread.aligned == queue.end(); ++turn) current_cluster->yield();
+    if (thread.aligned != queue.end() && !std::strcmp(queue[thread.aligned].what, "wgmma.fence"))
+        fail_race(Fault::divergent_warp, 0, queue[thread.aligned].from,
+                  "executes wgmma without wgmma.fence, which other lanes of its warp execute: all lanes must execute "
+                  "it together");
+}
+
+// A lane issues a WGMMA on accumulators that no WGMMA in flight has. PTX asks for wgmma.fence, unless nothing has
+// touched them since the wait for one of the same shape.
+inline void check_fence(Thread& thread, ptx::Type type, const uint32_t* d, std::size_t count) {
+    const auto same = [&](const Accumulator& one) { return one.home == d && one.count == count && one.type == type; };
+    if (!std::erase_if(thread.rested, same) && !thread.wgmma_fenced) {
+        check_fence_of_others(thread);
+        fail(Fault::missing_wgmma_fence, "wgmma without wgmma.fence after the accumulators were last touched");
+    }
+    check_fenced(thread, d, count, "accumulator");
 }
 
 // The number in the cluster of the first warp of a thread's warpgroup.
@@ -227,31 +251,30 @@ void issue_wgmma(const MatrixKind& kind, uint32_t* d, int64_t n, const uint32_t*
         fail(Fault::divergent_warpgroup, "wgmma needs a whole warpgroup: four warps, the first a multiple of 4");
     if (!cluster.config().mma) fail(Fault::unsupported, "wgmma: no tensor core was configured");
     WgmmaQueue& queue = block.wgmmas[static_cast<std::size_t>(warp)];
+    const auto lane = static_cast<std::size_t>(thread.lane());
+    const auto count = static_cast<std::size_t>(kind.d == ptx::Type::f16 ? n / 4 : n / 2);
+    auto accumulator = std::ranges::find(thread.accumulators, d, &Accumulator::home);
+    const bool is_fresh = accumulator == thread.accumulators.end();
+    if (is_fresh) check_fence(thread, kind.d, d, count);  // before the warp is told of the WGMMA, as others may go on
     const int64_t number = thread.wgmmas++;
     const WgmmaForm form{kind, n, desc_a, desc_b, scale_d, a != nullptr};
     const bool is_first = number == queue.ops.end();
     if (is_first) {
         check_warpgroup(block, warp, number, form);
-        WgmmaOp& op = queue.ops.push_back({.form = form});
+        WgmmaOp& op = queue.ops.push_back({.form = form, .from = thread.from});
         if (a) op.a.resize(32);
     }
     WgmmaOp& op = queue.ops[number];
     if (!(op.form == form))
         fail(Fault::divergent_warp, "wgmma number %lld differs from its warp's", static_cast<long long>(number));
 
-    const auto lane = static_cast<std::size_t>(thread.lane());
-    const auto count = static_cast<std::size_t>(kind.d == ptx::Type::f16 ? n / 4 : n / 2);
-    auto accumulator = std::ranges::find(thread.accumulators, d, &Accumulator::home);
-    if (accumulator == thread.accumulators.end()) {
-        if (!thread.wgmma_fenced)
-            fail(Fault::missing_wgmma_fence, "wgmma without wgmma.fence after the accumulators were last touched");
-        check_fenced(thread, d, count, "accumulator");
+    if (is_fresh) {
         if (scale_d) check_initialised(d, count, "wgmma adds to", "accumulator");
         if (!op.accumulators) op.accumulators = queue.take_tile(count * 32 * sizeof(uint32_t));
         ++op.accumulators->lanes;
         if (scale_d)
             move_accumulators<true>(kind.d, lane, static_cast<std::size_t>(n), d, op.accumulators->rows.data());
-        thread.accumulators.push_back({d, count, op.accumulators, kind.d, 0});
+        thread.accumulators.push_back({d, count, op.accumulators, kind.d, 0, nullptr});
         accumulator = std::prev(thread.accumulators.end());
         std::fill_n(d, count, poison(kind.d));
     }
@@ -260,6 +283,7 @@ void issue_wgmma(const MatrixKind& kind, uint32_t* d, int64_t n, const uint32_t*
         fail(Fault::divergent_warp, "wgmma number %lld has other accumulators in flight than its warp's",
              static_cast<long long>(number));
     accumulator->last_op = number;
+    accumulator->from = thread.from;
     if (a) {
         check_fenced(thread, a, 4, "A's");
         check_initialised(a, 4, "wgmma reads", "A's");
@@ -355,6 +379,7 @@ void wait_wgmma(int in_flight, int line) {
                                      accumulator.home, tile.rows.data());
             if (--tile.lanes == 0) queue.free_tiles.push_back(&tile);
             thread.wgmma_fenced = false;
+            thread.rested.push_back(accumulator);
             return true;
         });
         thread.watch();

@@ -96,6 +96,8 @@ def provenance(data: CastsFile, protocol: bool = False) -> list[str]:
 
 def picture(data: CastsFile) -> Any:
     """A matplotlib Figure: a panel for each shape, in it a line for each cast, on it every time."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     cases = by_case(data, STATE)
     shapes = list(dict.fromkeys((m, k) for _, m, k in cases))
     names = list(dict.fromkeys(name for name, *_ in cases))
@@ -103,12 +105,12 @@ def picture(data: CastsFile) -> Any:
     panel, gap = LINE * len(names), 0.6
     figure, bottom, top = sheet(
         9,
-        len(shapes) * (panel + gap),
+        len(shapes) * (panel + gap) - gap / 2,
         "Casts to FP8",
         "Kernel time of one call, BF16 input, L2 cold and dirty; a copy moves as many bytes",
         ["Medians; logarithmic.", *provenance(data)],
     )
-    inch = (top - bottom) / (len(shapes) * (panel + gap))
+    inch = (top - bottom) / (len(shapes) * (panel + gap) - gap / 2)
     for index, (m, k) in enumerate(shapes):
         low = top - ((index + 1) * panel + index * gap) * inch
         axes = figure.add_axes((0.3, low, 0.64, panel * inch))
@@ -124,8 +126,9 @@ def picture(data: CastsFile) -> Any:
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xscale("log")
         axes.set_title(f"{m} x {k}, microseconds", loc="left", size=9, color=MUTED)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("{x:g}")
         frame(axes, "both", 7.5)
         if index == 0:
             above = {"loc": "lower right", "bbox_to_anchor": (1.02, 1.08), "ncols": len(impls)}

@@ -26,6 +26,7 @@ COMMANDS = {
     "calibrate": "measure thousands of configurations, and learn from them how to choose (Hopper GPU)",
     "explain": "say which production kernel a product gets, and how fast it should be; needs no GPU",
     "tune": "measure which production kernel is the fastest for a product, and keep the answer (Hopper GPU)",
+    "lessons": "lay out your own copy of the lessons, without outputs and answers, and say how far you are",
     "doctor": "say what this machine has, what it lacks and how to get it",
 }
 
@@ -49,6 +50,7 @@ MODULES = {
     "calibrate": "measure.calibrate",
     "explain": "production.explain",
     "tune": "production.tuner",
+    "lessons": "figures.lessons",
     "doctor": "build.doctor",
 }
 

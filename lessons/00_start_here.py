@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from gemm_ladder.figures import measured
 from gemm_ladder.ref import fp8, gemm, metrics
-from workshop import drawing, workbench
+from workshop import drawing, exercises, workbench
 
 drawing.style()
 print("The kernels run on", "this machine's Hopper GPU." if workbench.HOPPER else "the emulator.")
@@ -137,14 +137,22 @@ for kind, count in zip(*np.unique(run.events["kind"], return_counts=True), stric
 # The emulator is not kind. Where the hardware promises nothing, it does the worst that is allowed: it lets a
 # copy arrive late, and shows a write to nobody who has not been told of it. So a mistake that a GPU forgives
 # on most days has a symptom here, and often a name. Take one line out of `s3_wgmma`, the fence between
-# writing shared memory and letting the tensor core read it:
+# writing shared memory and letting the tensor core read it.
+#
+# Guess first: what will come of it, and which line of [s3_wgmma.cu](../kernels/stages/s3_wgmma.cu) is it? Put
+# your guess in place of the two `None`, some words of the line and one of the four outcomes. The cell after
+# it shows both. If you have no guess, run them as they are.
 
-# %%
-workbench.break_it("s3_wgmma", on_cpu, ("ptx::fence_proxy_async();", ""))
+# %% tags=["guess"]
+exercises.guess_break("00.break1", line=None, then=None)
+
+# %% tags=["break"]
+workbench.break_it("s3_wgmma", on_cpu, ("ptx::fence_proxy_async();", ""), guess="00.break1")
 
 # %% [markdown]
 # [Lesson 04](04_wgmma.ipynb) says what that fence is. You will often do this: predict what a fault does,
-# plant it, and see whether you were right.
+# plant it, and see whether you were right. A broken kernel runs in a process of its own, so neither a crash
+# nor a hang takes your variables along.
 #
 # ## How fast
 #
@@ -155,12 +163,21 @@ workbench.break_it("s3_wgmma", on_cpu, ("ptx::fence_proxy_async();", ""))
 # The unit is **TFLOPS**: $10^{12}$ floating-point operations a second, where one multiplication and one
 # addition are two. The ceiling, with a star in the pictures, is cuBLASLt with one scale for a whole matrix.
 # That is not the same product: it has no promotion.
+#
+# How many times as fast as the naive kernel, `s1_naive`, is the last rung, `s9_production`? Guess.
+
+# %% tags=["guess"]
+exercises.guess("00.ladder", None)
 
 # %%
 size = (4096, 7168, 16384)
 impls = [name for name in gl.rungs if name != "s0_numpy"] + ["cublaslt_blockwise", "cublaslt_tensorwise"]
 for line in drawing.bars(impls, size):
     print(line)
+speeds = {
+    one.impl: one.tflops[size] for one in measured.series(measured.recorded(), "dirty") if size in one.tflops
+}
+exercises.found("00.ladder", speeds["s9_production"] / speeds["s1_naive"], "times as fast")
 
 # %% [markdown]
 # The axis is logarithmic: from one labelled tick to the next is ten times as fast.
@@ -173,8 +190,14 @@ for line in drawing.bars(impls, size):
 # 3. The new instructions, each tried alone.
 # 4. The kernel, run and checked; its speed; what holds it back now.
 # 5. **Break it**: predict what a fault does, then plant it.
-# 6. **Exercises**. You change a cell, the cell below says "Right" or what is wrong. Solutions are in the
-#    folder [solutions](solutions), under the lesson's name.
+# 6. **Exercises**. You change a cell, the cell below says "Right" or what is wrong. `exercises.hint("00.1")`
+#    gives a hint on the first exercise below, and each further call another one: a nudge, the idea, nearly
+#    the line. After the third, `exercises.answer("00.1")` shows the answer.
+#
+# To work in a copy of the lessons, without outputs and answers, which remembers what you have solved and
+# guessed, say `python -m gemm_ladder lessons start DIR`; `python -m gemm_ladder lessons progress DIR` tells
+# what comes next. In a copy, the cells that break a kernel are folded, so that you can guess the line: run
+# them as they are, and unfold them afterwards.
 #
 # ## Exercises
 #
@@ -188,12 +211,7 @@ def tflops(m, n, k, us):
 
 
 # %% tags=["check"]
-rows = [row for row in measured.load(measured.DATA / "ladder.json")["rows"] if row["impl"] == "s3_wgmma"]
-workbench.check(
-    tflops,
-    lambda m, n, k, us: 2 * m * n * k / (us * 1e-6) / 1e12,
-    [(row["m"], row["n"], row["k"], row["us"]) for row in rows],
-)
+exercises.check("00.1", tflops)
 
 # %% [markdown]
 # **2.** Which two scales belong to the product of A[i, k] and B[j, k]? Return their indices: a pair for
@@ -206,11 +224,7 @@ def scales_of(i, j, k):
 
 
 # %% tags=["check"]
-workbench.check(
-    scales_of,
-    lambda i, j, k: ((i, k // 128), (j // 128, k // 128)),
-    [(0, 0, 0), (5, 7, 127), (5, 7, 128), (63, 127, 255), (200, 128, 640), (3, 400, 1000)],
-)
+exercises.check("00.2", scales_of)
 
 # %% [markdown]
 # Next: [the numbers themselves](01_fp8_numbers.ipynb).

@@ -23,7 +23,7 @@ import numpy as np
 from gemm_ladder.figures import measured
 from gemm_ladder.ref import fp8, gemm, layouts, metrics
 from matplotlib import pyplot as plt
-from workshop import drawing, workbench
+from workshop import drawing, exercises, workbench
 
 drawing.style()
 np.set_printoptions(precision=4, suppress=True, linewidth=100)
@@ -220,7 +220,11 @@ for k in (128, 512, 2048, 8192):
 # decides the scale of everything that shares it. What happens to the others?
 #
 # With 8-bit integers the answer is well known: they lose their bits. E4M3 is a floating-point format. Before
-# you run the cell, guess: how large may an outlier be, if one scale covers the whole matrix?
+# you run the cell, guess: how many times as large as the rest may an outlier be, if one scale covers the
+# whole matrix, until the error of the others has doubled?
+
+# %% tags=["guess"]
+exercises.guess("01.outlier", None)
 
 
 # %%
@@ -246,12 +250,16 @@ base = rng.standard_normal((128, 1024))
 ordinary = np.arange(1024) != 77  # column 77 is the outlier
 casts = {"INT8, one scale": int8_per_tensor, "E4M3, one scale": per_tensor, "E4M3, 1x128": by_1x128}
 _, axes = plt.subplots(figsize=(9, 3.2))
+doubled = {}  # by cast, the first factor at which the error has doubled
 for (name, cast), colour in zip(casts.items(), ("#9a9a9a", drawing.ORANGE, drawing.BLUE), strict=True):
     errors = []
     for factor in factors:
         x = np.where(ordinary, base, factor * base)
         errors.append(metrics.relative_error(cast(x)[:, ordinary], base[:, ordinary]))
     axes.plot(factors, errors, marker="o", markersize=3, color=colour, label=name)
+    doubled[name] = next(
+        (x for x, error in zip(factors, errors, strict=True) if error > 2 * errors[0]), np.inf
+    )
     at = [f"{factor:g}: {errors[int(np.log2(factor))]:.3f}" for factor in (1, 16, 256, 4096, 65536)]
     print(f"{name:16} {'   '.join(at)}")
 axes.set_xscale("log", base=2)
@@ -260,6 +268,7 @@ axes.set_xlabel("how many times larger one of 1024 columns is")
 axes.set_title("Relative error of the other columns")
 axes.legend()
 plt.show()
+exercises.found("01.outlier", doubled["E4M3, one scale"], "times, with E4M3")
 
 # %% [markdown]
 # Integers fail early. E4M3 with one scale holds on until the ordinary numbers reach the subnormal region, and
@@ -345,11 +354,7 @@ def decode(code):
 
 
 # %% tags=["check"]
-workbench.check(
-    decode,
-    lambda code: float(fp8.decode(np.uint8(code))),
-    [(code,) for code in range(256) if code & 0x7F != 0x7F],
-)
+exercises.check("01.1", decode)
 
 # %% [markdown]
 # **2.** The scales of 128x128 blocks: a float for each block of `x`, whose sides are multiples of 128, such
@@ -362,18 +367,7 @@ def block_scales(x):
 
 
 # %% tags=["check"]
-matrices = [rng.standard_normal((128 * rows, 128 * columns)) for rows, columns in ((1, 1), (2, 3), (3, 1))]
-
-
-def block_scales_of_matrix(index):
-    return block_scales(matrices[index])
-
-
-workbench.check(
-    block_scales_of_matrix,
-    lambda index: fp8.per_block_cast_to_fp8(matrices[index])[1],
-    [(index,) for index in range(len(matrices))],
-)
+exercises.check("01.2", block_scales)
 
 # %% [markdown]
 # **3.** Break it: a colleague's cast divides by a scale that is eight times too small. Predict the relative
@@ -383,11 +377,7 @@ workbench.check(
 predicted = 0.0
 
 # %% tags=["check"]
-truth = metrics.relative_error(there_and_back(block, 8 * fp8.E4M3_MAX), block)
-if abs(predicted - truth) <= 0.1 * truth:
-    print(f"Right: {truth:.3f}.")
-else:
-    print(f"Not yet: {predicted:.3f} is too {'small' if predicted < truth else 'large'}.")
+exercises.check("01.3", predicted)
 
 # %% [markdown]
 # Next: [the product on a GPU, the simplest way](02_naive.ipynb).

@@ -26,7 +26,7 @@ import numpy as np
 from gemm_ladder.figures import measured
 from gemm_ladder.ref import fp8, gemm, metrics
 from matplotlib import pyplot as plt
-from workshop import drawing, workbench
+from workshop import drawing, exercises, workbench
 
 drawing.style()
 rung = gl.rungs["s1_naive"]
@@ -156,13 +156,18 @@ print(
 # the GPU.
 #
 # ## How fast it is
+#
+# How many times as fast is the ceiling, NVIDIA's library on the tensor cores? Guess.
+
+# %% tags=["guess"]
+exercises.guess("02.ceiling", None)
 
 # %%
 size = (4096, 7168, 16384)
 notes = drawing.bars(["s1_naive", "s2_tiled", "cublaslt_tensorwise"], size, marked="s1_naive")
 recorded = {one.impl: one for one in measured.series(measured.recorded(), "dirty")}
 naive, ceiling = recorded["s1_naive"].tflops[size], recorded["cublaslt_tensorwise"].tflops[size]
-print(f"The ceiling is {ceiling / naive:.0f} times as fast.")
+exercises.found("02.ceiling", ceiling / naive, "times as fast")
 print(*notes, sep="\n")
 
 # %% [markdown]
@@ -249,12 +254,16 @@ problem = workbench.problem(m=24, n=256, k=512)
 # %% [markdown]
 # **1.** `partial` is set to zero once, before the loop over blocks, and not in each of its turns.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("02.break1", line=None, then=None)
+
+# %% tags=["break"]
 workbench.break_it(
     "s1_naive",
     problem,
     ("        float partial = 0.0f;\n", ""),
     ("    float total = 0.0f;\n", "    float total = 0.0f, partial = 0.0f;\n"),
+    guess="02.break1",
 )
 
 # %% [markdown]
@@ -265,8 +274,13 @@ workbench.break_it(
 #
 # **2.** The row of B's scales is forgotten: `sfb` starts at the first row for every column.
 
-# %%
-workbench.break_it("s1_naive", problem, ("p.sfb + column / kScaleK * ceil_div(p.k, kScaleK)", "p.sfb"))
+# %% tags=["guess"]
+exercises.guess_break("02.break2", line=None, then=None)
+
+# %% tags=["break"]
+workbench.break_it(
+    "s1_naive", problem, ("p.sfb + column / kScaleK * ceil_div(p.k, kScaleK)", "p.sfb"), guess="02.break2"
+)
 
 # %% [markdown]
 # <details><summary>Why</summary>
@@ -276,7 +290,10 @@ workbench.break_it("s1_naive", problem, ("p.sfb + column / kScaleK * ceil_div(p.
 #
 # **3.** A multiplication and an addition, each rounded, in place of the inner `fmaf`.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("02.break3", line=None, then=None)
+
+# %% tags=["break"]
 workbench.break_it(
     "s1_naive",
     problem,
@@ -284,6 +301,7 @@ workbench.break_it(
         "partial = fmaf(ptx::cvt_f32_e4m3(a[k]), ptx::cvt_f32_e4m3(b[k]), partial);",
         "{ volatile float x = ptx::cvt_f32_e4m3(a[k]) * ptx::cvt_f32_e4m3(b[k]); partial = x + partial; }",
     ),
+    guess="02.break3",
 )
 
 # %% [markdown]
@@ -302,8 +320,7 @@ workbench.break_it(
 promotion = "total += partial;"
 
 # %% tags=["check"]
-line = "total = fmaf(partial, p.sfa[block * p.sfa_stride + row] * sfb[block], total);"
-workbench.check_rung("s1_naive", problem, (line, promotion))
+exercises.check("02.1", promotion)
 
 # %% [markdown]
 # **2.** Which thread of which block computes D[i, j] where D has n columns? Return (block, thread).
@@ -317,8 +334,7 @@ def who(i, j, n):
 
 
 # %% tags=["check"]
-cases = [(0, 0, 64), (9, 40, 64), (9, 40, 128), (63, 149, 150), (8, 0, 33)]
-workbench.check(who, lambda i, j, n: (i // 8 * -(-n // 32) + j // 32, i % 8 * 32 + j % 32), cases)
+exercises.check("02.2", who)
 
 # %% [markdown]
 # **3.** Suppose a block loaded a tile of `rows` x `columns` outputs' operands into shared memory, each byte
@@ -332,9 +348,7 @@ def intensity(rows, columns):
 
 
 # %% tags=["check"]
-workbench.check(
-    intensity, lambda r, c: 2 * r * c / (r + c), [(1, 1), (8, 32), (64, 128), (128, 128), (256, 128)]
-)
+exercises.check("02.3", intensity)
 
 # %% [markdown]
 # Next: [tiles in shared memory and in registers](03_tiled.ipynb).

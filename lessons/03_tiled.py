@@ -26,7 +26,7 @@ import gemm_ladder as gl
 import numpy as np
 from gemm_ladder.figures import measured
 from gemm_ladder.ref import gemm, metrics
-from workshop import drawing, drawing_shared, workbench
+from workshop import drawing, drawing_shared, exercises, workbench
 
 drawing.style()
 rung = gl.rungs["s2_tiled"]
@@ -38,7 +38,10 @@ rung = gl.rungs["s2_tiled"]
 # load the cache has to find every line that the warp touches. Suppose that it finds one line a cycle. A warp
 # of s1_naive touches one line for A and 32 for B, and with them its 32 threads do one `fmaf` each. What would
 # that allow? Work it out on paper first: 132 SMs, at 1.98 GHz, an operation being a multiplication or an
-# addition.
+# addition. How many TFLOPS?
+
+# %% tags=["guess"]
+exercises.guess("03.lines", None)
 
 # %%
 SMS, CLOCK = 132, 1.98e9  # of an H100; the clock is the highest that it runs at
@@ -46,7 +49,7 @@ SMS, CLOCK = 132, 1.98e9  # of an H100; the clock is the highest that it runs at
 lines, fmas = 1 + 32, 32
 size = (4096, 7168, 16384)
 recorded = {one.impl: one.tflops for one in measured.series(measured.recorded(), "dirty")}
-print(f"predicted: {SMS * CLOCK * 2 * fmas / lines / 1e12:.3f} TFLOPS")
+exercises.found("03.lines", SMS * CLOCK * 2 * fmas / lines / 1e12, "TFLOPS, by this guess about L1")
 print(f"measured:  {recorded['s1_naive'][size]:.3f} TFLOPS")
 
 # %% [markdown]
@@ -74,33 +77,39 @@ print(f"measured:  {recorded['s1_naive'][size]:.3f} TFLOPS")
 #    does 64 `fmaf` with them.
 # 3. **128-bit loads.** One instruction reads four of those numbers.
 #
-# Which unit limits each of them? Decide before you run the cell; then see which guess was wrong.
+# Which unit limits each of them? Decide before you run the next cell but one; then see which guess was wrong.
+
+# %% tags=["guess"]
+UNITS = {"FP32 pipe": 128, "issue slots": 4, "shared memory": 128, "L1": 1}
+exercises.guess("03.shared", None, *UNITS)
+exercises.guess("03.registers", None, *UNITS)
+exercises.guess("03.vector", None, *UNITS)
+
 
 # %%
-UNITS = {"FP32 pipe": 128, "issue slots": 4, "shared memory": 128, "L1": 1}
-
-
 def cycles(fmas, instructions, shared_bytes, lines):
     """Cycles that each unit of an SM needs for this much work of one warp; `fmas` counts threads."""
     work = {"FP32 pipe": fmas, "issue slots": instructions, "shared memory": shared_bytes, "L1": lines}
     return {unit: work[unit] / UNITS[unit] for unit in UNITS}
 
 
-def bound(name, fmas, **work):
-    """Print the most TFLOPS that the fullest unit allows."""
+def bound(name, fmas, guess="", **work):
+    """Print the most TFLOPS that the fullest unit allows, and that unit beside the guess."""
     needed = cycles(fmas, **work)
     unit = max(needed, key=needed.get)
     tflops = SMS * CLOCK * 2 * fmas / needed[unit] / 1e12
     print(f"{name:24} {tflops:5.1f} TFLOPS at most, limited by the {unit}")
+    if guess:
+        exercises.found(guess, unit)
     return tflops
 
 
 # A warp, one k. Instructions of s1: two loads, two conversions of two instructions each, one fmaf.
 bound("s1_naive", 32, instructions=7, shared_bytes=0, lines=33)
 # The 32 threads read one number of A and 32 of B: 128 bytes each time, as all banks work for each load.
-bound("tile in shared memory", 32, instructions=3, shared_bytes=2 * 128, lines=0)
-bound("tile in registers", 32 * 64, instructions=16 + 64, shared_bytes=16 * 128, lines=0)
-vectorised = bound("128-bit loads", 32 * 64, instructions=4 + 64, shared_bytes=4 * 128, lines=0)
+bound("tile in shared memory", 32, "03.shared", instructions=3, shared_bytes=2 * 128, lines=0)
+bound("tile in registers", 32 * 64, "03.registers", instructions=16 + 64, shared_bytes=16 * 128, lines=0)
+vectorised = bound("128-bit loads", 32 * 64, "03.vector", instructions=4 + 64, shared_bytes=4 * 128, lines=0)
 
 # %% [markdown]
 # A tile in shared memory moves the limit from L1 to shared memory, which is faster; but an `fmaf` that reads
@@ -232,7 +241,10 @@ print(f"predicted: {predicted:.0f} TFLOPS, {predicted / recorded['s1_naive'][siz
 # %% [markdown]
 # An SM has room for one such block, because of the registers, and so for two warps at each of its four
 # schedulers. While both wait at `__syncthreads`, or for a number from shared memory, nothing is issued. The
-# model does not know that: it is the most that there can be. Write down what you expect of it, and look:
+# model does not know that: it is the most that there can be. How many TFLOPS do you expect of it?
+
+# %% tags=["guess"]
+exercises.guess("03.measured", None)
 
 # %%
 notes = drawing.bars(["s1_naive", "s2_tiled", "s3_wgmma", "cublaslt_tensorwise"], size, marked="s2_tiled")
@@ -242,6 +254,7 @@ if size in recorded.get("s2_tiled", {}):
         end=" ",
     )
     print("of what was predicted")
+    exercises.found("03.measured", recorded["s2_tiled"][size], "TFLOPS")
 else:
     print("s2_tiled has not been measured on a GPU yet.")
 print(*notes, sep="\n")
@@ -278,9 +291,12 @@ problem = workbench.problem(m=130, n=136, k=256)
 # %% [markdown]
 # **1.** No `__syncthreads` at the end of a step.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("03.break1", line=None, then=None)
+
+# %% tags=["break"]
 SYNC = "            __syncthreads();  // the next step is stored, and this one's place may be overwritten\n"
-workbench.break_it("s2_tiled", problem, (SYNC, ""), seeds=4)
+workbench.break_it("s2_tiled", problem, (SYNC, ""), seeds=4, guess="03.break1")
 
 # %% [markdown]
 # <details><summary>Why</summary>
@@ -291,7 +307,10 @@ workbench.break_it("s2_tiled", problem, (SYNC, ""), seeds=4)
 #
 # **2.** One place in shared memory and not two: `step % 2` is 0. All barriers stay.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("03.break2", line=None, then=None)
+
+# %% tags=["break"]
 workbench.break_it(
     "s2_tiled",
     problem,
@@ -299,6 +318,7 @@ workbench.break_it(
     ("tile_a[step % 2][k]", "tile_a[0][k]"),
     ("tile_b[step % 2][k]", "tile_b[0][k]"),
     seeds=4,
+    guess="03.break2",
 )
 
 # %% [markdown]
@@ -309,12 +329,16 @@ workbench.break_it(
 #
 # **3.** A thread has eight neighbouring rows, and eight neighbouring columns.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("03.break3", line=None, then=None)
+
+# %% tags=["break"]
 workbench.break_it(
     "s2_tiled",
     problem,
     ("return i / kQuad * kHalf + quad * kQuad + i % kQuad;", "return quad * kPerThread + i;"),
     seeds=4,
+    guess="03.break3",
 )
 
 # %% [markdown]
@@ -325,12 +349,16 @@ workbench.break_it(
 #
 # **4.** `inside` is always true.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("03.break4", line=None, then=None)
+
+# %% tags=["break"]
 workbench.break_it(
     "s2_tiled",
     problem,
     ("const bool inside = row < (loads_a ? p.m : p.n);", "const bool inside = true;"),
     seeds=4,
+    guess="03.break4",
 )
 
 # %% [markdown]
@@ -349,12 +377,7 @@ workbench.break_it(
 multiply = "partial[0][0] += a[0];"
 
 # %% tags=["check"]
-loops = """#pragma unroll
-                for (int i = 0; i < kPerThread; ++i)
-#pragma unroll
-                    for (int j = 0; j < kPerThread; ++j) partial[i][j] = fmaf(a[i], b[j], partial[i][j]);
-"""
-workbench.check_rung("s2_tiled", problem, (loops, multiply + "\n"), seeds=4)
+exercises.check("03.1", multiply)
 
 # %% [markdown]
 # **2.** The store to shared memory is missing, too: byte i of a row's 16 bytes is in `word`, at bits `i % 4 *
@@ -364,8 +387,7 @@ workbench.check_rung("s2_tiled", problem, (loops, multiply + "\n"), seeds=4)
 put = "tile[0][line] = static_cast<float>(word);"
 
 # %% tags=["check"]
-stored = "tile[i][line] = ptx::cvt_f32_e4m3(static_cast<uint8_t>(word >> i % 4 * 8));"
-workbench.check_rung("s2_tiled", problem, (stored, put), seeds=4)
+exercises.check("03.2", put)
 
 # %% [markdown]
 # **3.** A thread makes R x R outputs, and reads its 2 R numbers for each k by loads of `width` numbers. What
@@ -378,8 +400,7 @@ def share(r, width):
 
 
 # %% tags=["check"]
-cases = [(1, 1), (4, 1), (4, 4), (8, 1), (8, 4), (16, 4)]
-workbench.check(share, lambda r, width: r * r / (r * r + 2 * r / width), cases)
+exercises.check("03.3", share)
 
 # %% [markdown]
 # **4.** How many turns does a warp's store take, if each thread stores one word, thread i at word `i *
@@ -392,8 +413,7 @@ def strided(stride):
 
 
 # %% tags=["check"]
-strides = [(1,), (2,), (3,), (4,), (16,), (32,), (33,), (48,)]
-workbench.check(strided, lambda stride: drawing_shared.turns(np.arange(32) * stride * WORD, 1), strides)
+exercises.check("03.4", strided)
 
 # %% [markdown]
 # Next: [the tensor cores](04_wgmma.ipynb).

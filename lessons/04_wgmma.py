@@ -26,7 +26,7 @@ import numpy as np
 from gemm_ladder.figures import measured, rung_cards
 from gemm_ladder.ref import fp8, gemm, layouts, metrics
 from gemm_ladder.timeline import spans
-from workshop import drawing, drawing_shared, workbench
+from workshop import drawing, drawing_shared, exercises, workbench
 
 drawing.style()
 rung = gl.rungs["s3_wgmma"]
@@ -72,7 +72,10 @@ workbench.diff("s2_tiled", "s3_wgmma")
 # one bank take turns. FP8 stays as it is now, without a conversion, and K is contiguous, as in global memory.
 #
 # A row of a tile has 128 bytes, which is all 32 banks once. A tensor core reads the *same* 16 bytes of k, a
-# **chunk**, of eight rows at a time. How many turns does that take?
+# **chunk**, of eight rows at a time. How many turns does that take, if the rows lie one after the other?
+
+# %% tags=["guess"]
+exercises.guess("04.turns", None)
 
 
 # %%
@@ -85,6 +88,7 @@ row = np.arange(8)
 for chunk in (0, 2):
     plain, swizzled = 128 * row + 16 * chunk, layouts.swizzle_128b(row, 16 * chunk)
     print(f"chunk {chunk} of rows 0 to 7: {turns(plain)} turns as the rows come, {turns(swizzled)} swizzled")
+exercises.found("04.turns", int(turns(plain)), "turns as the rows come")
 
 # %% [markdown]
 # The **128-byte swizzle** puts chunk c of row r at place c XOR (r mod 8). A row keeps its chunks, in another
@@ -295,6 +299,12 @@ print("k = 200:", rung.supports(64, 128, 200))
 
 # %% [markdown]
 # ## How fast it is
+#
+# An instruction of a warp does 2048 times as much as an FFMA. How many times as fast as s1_naive is the
+# kernel?
+
+# %% tags=["guess"]
+exercises.guess("04.faster", None)
 
 # %%
 size = (4096, 7168, 16384)
@@ -304,7 +314,7 @@ notes = drawing.bars(
 tflops = {
     one.impl: one.tflops[size] for one in measured.series(measured.recorded(), "dirty") if size in one.tflops
 }
-print(f"{tflops['s3_wgmma'] / tflops['s1_naive']:.0f} times as fast as s1_naive,")
+exercises.found("04.faster", tflops["s3_wgmma"] / tflops["s1_naive"], "times as fast as s1_naive")
 print(f"{tflops['s3_wgmma'] / tflops['cublaslt_tensorwise']:.0%} of the ceiling")
 print(*notes, sep="\n")
 
@@ -354,9 +364,12 @@ problem = workbench.problem(m=64, n=128, k=512)
 # %% [markdown]
 # **1.** The threads store the tile without the swizzle; the descriptor still says 128-byte swizzle.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("04.break1", line=None, then=None)
+
+# %% tags=["break"]
 plain = "((r + i * kRowsPerStep) * kSwizzleRow + chunk * kChunk)"
-workbench.break_it("s3_wgmma", problem, (f"swizzle_128b{plain}", plain))
+workbench.break_it("s3_wgmma", problem, (f"swizzle_128b{plain}", plain), guess="04.break1")
 
 # %% [markdown]
 # <details><summary>Why</summary>
@@ -368,11 +381,15 @@ workbench.break_it("s3_wgmma", problem, (f"swizzle_128b{plain}", plain))
 #
 # **2.** B's descriptor has half the stride byte offset: 512.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("04.break2", line=None, then=None)
+
+# %% tags=["break"]
 workbench.break_it(
     "s3_wgmma",
     problem,
     ("desc_b = smem_descriptor(smem_b);", "desc_b = smem_descriptor(smem_b) ^ (96ull << 32);"),
+    guess="04.break2",
 )
 
 # %% [markdown]
@@ -383,13 +400,16 @@ workbench.break_it(
 #
 # **3.** The accumulators are promoted before the wait.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("04.break3", line=None, then=None)
+
+# %% tags=["break"]
 WAIT = "        ptx::wgmma_wait_group<0>();\n"
 PROMOTE = (
     "#pragma unroll\n        for (int i = 0; i < kRegisters; ++i) "
     "total[i] = fmaf(partial[i], i / 2 % 2 ? scale1 : scale0, total[i]);\n"
 )
-workbench.break_it("s3_wgmma", problem, (WAIT + PROMOTE, PROMOTE + WAIT))
+workbench.break_it("s3_wgmma", problem, (WAIT + PROMOTE, PROMOTE + WAIT), guess="04.break3")
 
 # %% [markdown]
 # <details><summary>Why</summary>
@@ -400,11 +420,15 @@ workbench.break_it("s3_wgmma", problem, (WAIT + PROMOTE, PROMOTE + WAIT))
 #
 # **4.** The `__syncthreads` at the end of the loop is gone.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("04.break4", line=None, then=None)
+
+# %% tags=["break"]
 workbench.break_it(
     "s3_wgmma",
     problem,
     ("__syncthreads();  // the next copy must not overwrite a tile that is still being read", ""),
+    guess="04.break4",
 )
 
 # %% [markdown]
@@ -417,8 +441,11 @@ workbench.break_it(
 #
 # **5.** Every WGMMA adds to what is there: `scale_d` is always 1.
 
-# %%
-workbench.break_it("s3_wgmma", problem, ("k != 0);", "1);"))
+# %% tags=["guess"]
+exercises.guess_break("04.break5", line=None, then=None)
+
+# %% tags=["break"]
+workbench.break_it("s3_wgmma", problem, ("k != 0);", "1);"), guess="04.break5")
 
 # %% [markdown]
 # <details><summary>Why</summary>
@@ -437,8 +464,7 @@ def swizzle(row, byte):
 
 
 # %% tags=["check"]
-cases = [(row, byte) for row in (0, 1, 7, 8, 13, 63) for byte in (0, 5, 16, 100, 127)]
-workbench.check(swizzle, lambda row, byte: int(layouts.swizzle_128b(row, byte)), cases)
+exercises.check("04.1", swizzle)
 
 # %% [markdown]
 # **2.** The descriptor of a tile at `address`, with the 128-byte swizzle: an integer of 64 bits.
@@ -450,12 +476,7 @@ def descriptor(address):
 
 
 # %% tags=["check"]
-def fields(address):
-    """The answer, decoded: easier to read than 64 bits."""
-    return layouts.SmemDescriptor.decode(descriptor(address))
-
-
-workbench.check(fields, layouts.SmemDescriptor, [(0,), (1024,), (9216,), (1024 * 200,)])
+exercises.check("04.2", descriptor)
 
 # %% [markdown]
 # **3.** Which element of the tile does thread `thread` of the warpgroup hold in register `i`? Return (row,
@@ -468,9 +489,7 @@ def element(thread, i):
 
 
 # %% tags=["check"]
-rows, columns = layouts.wgmma_accumulator(128)
-cases = [(thread, i) for thread in (0, 3, 4, 31, 32, 77, 127) for i in (0, 1, 2, 3, 4, 30, 63)]
-workbench.check(element, lambda thread, i: (int(rows[thread, i]), int(columns[thread, i])), cases)
+exercises.check("04.3", element)
 
 # %% [markdown]
 # **4.** What stands between the copying and the first WGMMA is missing from the kernel. Write the lines. The
@@ -481,10 +500,7 @@ between = """
 """
 
 # %% tags=["check"]
-lines = rung.source.splitlines(keepends=True)
-first = next(i for i, line in enumerate(lines) if "fence_proxy_async" in line)
-last = next(i for i, line in enumerate(lines) if "wgmma_fence" in line)
-workbench.check_rung("s3_wgmma", problem, ("".join(lines[first : last + 1]), between))
+exercises.check("04.4", between)
 
 # %% [markdown]
 # Next: [what 14 bits do to long sums](05_precision.ipynb).

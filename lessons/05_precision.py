@@ -28,7 +28,7 @@ import numpy as np
 from gemm_ladder.figures import measured
 from gemm_ladder.ref import fp8, gemm, metrics, tensor_core
 from matplotlib import pyplot as plt
-from workshop import drawing, drawing_precision, workbench
+from workshop import drawing, drawing_precision, exercises, workbench
 
 drawing.style()
 rung = gl.rungs["s3_wgmma"]
@@ -243,6 +243,10 @@ print(
 # are NVIDIA's library on the same GPU, with one scale for a whole matrix. It has an option, *fast
 # accumulation*: guess what it is.
 
+# %% tags=["guess"]
+PROMOTIONS = (128, 512, 2048, 0)
+exercises.guess("05.fast", None, *map(drawing_precision.name, PROMOTIONS))
+
 # %%
 path = measured.DATA / "precision.json"
 recorded, timed = [], []
@@ -251,7 +255,6 @@ if path.exists():
     recorded = [row for row in data["rows"] if row["kind"] == "error"]
     timed = [row for row in data["rows"] if row["kind"] == "time"]
 
-PROMOTIONS = (128, 512, 2048, 0)
 computed = {
     kind: {
         every: {k: metrics.relative_error(d, exact(kind, k)) for k, d in sums(kind, every).items()}
@@ -276,6 +279,8 @@ if recorded:
         same = sum(row["equal"] == row["compared"] for row in rows)
         names = " or ".join(drawing_precision.name(every) for every in models) or "any interval tried"
         print(f"cuBLASLt, {words}: at {same} of {len(rows)} long k all bits are the model's, {names}.")
+        if impl == "scaled_mm_fast":
+            exercises.found("05.fast", names)
 else:
     print("The H100's results are not recorded yet: the lines are the model's alone.")
 
@@ -365,7 +370,11 @@ drawing_precision.activations(activation, tokens, (826, 906), 48)
 # everything around it. The weights have an outlier too, in the same column. So at every `[CLS]` one product
 # is far larger than all others, and the sum that it is in, in column 99 of D, aligns everything to it.
 #
-# Before you run the cell: which of these casts will suffer?
+# Before you run the cells: which of these casts will suffer most?
+
+# %% tags=["guess"]
+NAMES = ("INT8, one scale each", "INT8, 1x128", "E4M3, one scale each", "E4M3, 1x128 and 128x128")
+exercises.guess("05.suffers", None, *NAMES)
 
 
 # %%
@@ -411,6 +420,7 @@ def typical(x, magnitudes):
 
 
 full = activation @ weight.T
+medians = {}
 heads = ("activations", "all but 1%", "weights", "product", "its median row")
 print(f"{'relative error of':26}" + "".join(f"{head:>15}" for head in heads))
 for name, (of_a, of_b) in CASTS.items():
@@ -423,7 +433,9 @@ for name, (of_a, of_b) in CASTS.items():
         metrics.relative_error(d, full),
         np.median(row_errors(d, full)),
     )
+    medians[name] = errors[-1]
     print(f"{name:26}" + "".join(f"{error:15.4f}" for error in errors))
+exercises.found("05.suffers", max(medians, key=medians.get))
 
 # %% [markdown]
 # Three things:
@@ -509,7 +521,10 @@ problem = workbench.problem(m=64, n=128, k=512)
 # %% [markdown]
 # **1.** The kernel promotes at the end only, as it did above. Predict: a small error, or a large one?
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("05.break1", line=None, then=None)
+
+# %% tags=["break"]
 workbench.break_it(
     "s3_wgmma",
     problem,
@@ -518,6 +533,7 @@ workbench.break_it(
         "ptx::wgmma_wait_group<0>();\n",
         "ptx::wgmma_wait_group<0>();\n        if (block == p.k / kScaleK - 1)\n",
     ),
+    guess="05.break1",
 )
 
 # %% [markdown]
@@ -529,7 +545,10 @@ workbench.break_it(
 # **2.** The sum is multiplied by the scales and then added, in two steps, each with a rounding, instead of by
 # one `fmaf`. The formula is the same.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("05.break2", line=None, then=None)
+
+# %% tags=["break"]
 workbench.break_it(
     "s3_wgmma",
     problem,
@@ -537,6 +556,7 @@ workbench.break_it(
         "fmaf(partial[i], i / 2 % 2 ? scale1 : scale0, total[i])",
         "fmaf(partial[i] * (i / 2 % 2 ? scale1 : scale0), 1.0f, total[i])",
     ),
+    guess="05.break2",
 )
 
 # %% [markdown]
@@ -546,7 +566,11 @@ workbench.break_it(
 # which finds every other fault at once, could not be used. So the order of the operations is written down.
 # </details>
 #
-# **3.** The total is kept in BF16: after each promotion its lower 16 bits are cleared.
+# **3.** The total is kept in BF16: after each promotion its lower 16 bits are cleared. How many times as
+# large is the error at k = 4096 then?
+
+# %% tags=["guess"]
+exercises.guess("05.break3", None)
 
 # %%
 line = "total[i] = fmaf(partial[i], i / 2 % 2 ? scale1 : scale0, total[i]);"
@@ -556,13 +580,14 @@ short = (
     + " uint32_t bits; memcpy(&bits, &total[i], 4); bits &= 0xffff0000u; memcpy(&total[i], &bits, 4); }"
 )
 cut_total = workbench.changed("s3_wgmma", (line, short))
+errors = {}
 for k in (512, 4096):
     of = workbench.problem(m=64, n=64, k=k)
     right = gemm.dense(*of.arrays)
     for name, kernel in (("FP32 total", rung), ("BF16 total", cut_total)):
-        print(
-            f"k = {k:4}, {name}: {metrics.relative_error(workbench.multiply(kernel, of, 'cpu'), right):.4f}"
-        )
+        errors[name] = metrics.relative_error(workbench.multiply(kernel, of, "cpu"), right)
+        print(f"k = {k:4}, {name}: {errors[name]:.4f}")
+exercises.found("05.break3", errors["BF16 total"] / errors["FP32 total"], "times as large at k = 4096")
 
 # %% [markdown]
 # <details><summary>Why</summary>
@@ -581,8 +606,7 @@ def taken(x, largest):
 
 
 # %% tags=["check"]
-cases = [(3.0, 14), (-3.0625, 14), (3.0, 10), (0.4375, 10), (-0.4375, 12), (200704.0, 31), (1.0, -3)]
-workbench.check(taken, lambda x, largest: cut(x, largest - 13), cases)
+exercises.check("05.1", taken)
 
 # %% [markdown]
 # **2.** All products are equal to $2^j$, and the tensor core adds them without end. Where does the sum stop?
@@ -595,16 +619,7 @@ def stops_at(j):
 
 
 # %% tags=["check"]
-def tried(j):
-    """On the model: 64 products of 2^j at a time, until nothing changes."""
-    a, b = (fp8.encode(np.full((1, 2048), 2.0**half)) for half in (j // 2, j - j // 2))
-    acc, last = np.zeros((1, 1), np.float32), None
-    while last is None or acc != last:
-        last, acc = acc, tensor_core.chain(a, b, acc)
-    return float(acc[0, 0])
-
-
-workbench.check(stops_at, tried, [(0,), (1,), (4,), (-6,)])
+exercises.check("05.2", stops_at)
 
 # %% [markdown]
 # **3.** All of A and B is 1, and a kernel promotes every `longest` of k, a multiple of 128. What is the
@@ -614,14 +629,7 @@ workbench.check(stops_at, tried, [(0,), (1,), (4,), (-6,)])
 longest = 0
 
 # %% tags=["check"]
-acc, exact_until = np.zeros((1, 1), np.float32), 0
-run = fp8.encode(np.ones((1, 128)))
-while (acc := tensor_core.chain(run, run, acc)) == exact_until + 128:
-    exact_until += 128
-if longest == exact_until:
-    print("Right: from there on the sum stands still.")
-else:
-    print(f"Not yet: {longest} is too {'small' if longest < exact_until else 'large'}.")
+exercises.check("05.3", longest)
 
 # %% [markdown]
 # **4.** A kernel multiplies numbers of 4 bits, and its tensor cores are twice as fast. It promotes every
@@ -634,7 +642,7 @@ def part(every):
 
 
 # %% tags=["check"]
-workbench.check(part, lambda every: (1 / 128) / (every / 8192), [(32,), (64,), (128,), (512,)])
+exercises.check("05.4", part)
 
 # %% [markdown]
 # Next: [the copy engine](06_tma.ipynb).

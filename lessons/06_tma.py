@@ -27,7 +27,7 @@ import numpy as np
 from gemm_ladder.figures import measured, rung_cards, timeline
 from gemm_ladder.ref import gemm, layouts, metrics
 from gemm_ladder.timeline import spans
-from workshop import drawing, drawing_tma, workbench, workbench_tma
+from workshop import drawing, drawing_tma, exercises, workbench, workbench_tma
 
 drawing.style()
 rung = gl.rungs["s4_tma"]
@@ -171,7 +171,11 @@ for seed in range(6):
 # is that of phase 0, and nobody is left to change that. In the kernels nobody can be left behind: the next
 # phase of a barrier cannot end before everybody who waits for this one has gone on and done something.
 #
-# What does a barrier that nobody has used answer? `mbarrier_test_wait_parity` asks without waiting:
+# What does a barrier that nobody has used answer? `mbarrier_test_wait_parity` asks without waiting. Which
+# parity lets a thread pass, before anybody has arrived?
+
+# %% tags=["guess"]
+exercises.guess("06.fresh", None, "parity 0", "parity 1", "both", "neither")
 
 # %%
 out = np.zeros((2, 2), np.uint32)
@@ -194,6 +198,8 @@ __global__ void fresh(const void* in, uint32_t* out) {
 )
 for when, (zero, one) in zip(("fresh, in phase 0:", "after an arrival, in phase 1:"), out, strict=True):
     print(f"{when:30} parity 0 {'passes' if zero else 'waits'}, parity 1 {'passes' if one else 'waits'}")
+answers = {(0, 0): "neither", (1, 0): "parity 0", (0, 1): "parity 1", (1, 1): "both"}
+exercises.found("06.fresh", answers[tuple(map(int, out[0]))])
 
 # %% [markdown]
 # A fresh barrier lets parity 1 pass, as if a phase -1 had been completed. So whoever fills stages can begin
@@ -372,6 +378,12 @@ print("k = 200:", rung.supports(64, 128, 200))
 # The expected bits are rung s3's, too: the same sums in the same order.
 #
 # ## How fast it is
+#
+# The loads hide behind the products now, and the promotion does not. How many times as fast as s3_wgmma is
+# it?
+
+# %% tags=["guess"]
+exercises.guess("06.faster", None)
 
 # %%
 size = (4096, 7168, 16384)
@@ -381,7 +393,7 @@ notes = drawing.bars(
 tflops = {
     one.impl: one.tflops[size] for one in measured.series(measured.recorded(), "dirty") if size in one.tflops
 }
-print(f"{tflops['s4_tma'] / tflops['s3_wgmma']:.1f} times as fast as s3_wgmma,")
+exercises.found("06.faster", tflops["s4_tma"] / tflops["s3_wgmma"], "times as fast as s3_wgmma")
 print(f"{tflops['s4_tma'] / tflops['cublaslt_tensorwise']:.0%} of the ceiling")
 print(*notes, sep="\n")
 
@@ -465,9 +477,15 @@ problem = workbench.problem(m=64, n=128, k=768)
 # %% [markdown]
 # **1.** Who multiplies waits for the wrong parity of `full`.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("06.break1", line=None, then=None)
+
+# %% tags=["break"]
 workbench.break_it(
-    "s4_tma", problem, ("ring.stage + kFull, ring.parity);", "ring.stage + kFull, ring.parity ^ 1);")
+    "s4_tma",
+    problem,
+    ("ring.stage + kFull, ring.parity);", "ring.stage + kFull, ring.parity ^ 1);"),
+    guess="06.break1",
 )
 
 # %% [markdown]
@@ -479,9 +497,15 @@ workbench.break_it(
 #
 # **2.** Who loads waits for the wrong parity of `empty`.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("06.break2", line=None, then=None)
+
+# %% tags=["break"]
 workbench.break_it(
-    "s4_tma", problem, ("next.stage + kEmpty, next.parity ^ 1);", "next.stage + kEmpty, next.parity);")
+    "s4_tma",
+    problem,
+    ("next.stage + kEmpty, next.parity ^ 1);", "next.stage + kEmpty, next.parity);"),
+    guess="06.break2",
 )
 
 # %% [markdown]
@@ -493,9 +517,15 @@ workbench.break_it(
 #
 # **3.** The barrier is told to expect 16 bytes too many.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("06.break3", line=None, then=None)
+
+# %% tags=["break"]
 workbench.break_it(
-    "s4_tma", problem, ("kBytesA + kBytesB + kBytesScales);", "kBytesA + kBytesB + kBytesScales + 16);")
+    "s4_tma",
+    problem,
+    ("kBytesA + kBytesB + kBytesScales);", "kBytesA + kBytesB + kBytesScales + 16);"),
+    guess="06.break3",
 )
 
 # %% [markdown]
@@ -506,12 +536,15 @@ workbench.break_it(
 #
 # **4.** A warp releases the stage before it has waited for its WGMMAs.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("06.break4", line=None, then=None)
+
+# %% tags=["break"]
 WAIT = "        ptx::wgmma_wait_group<0>();\n"
 RELEASE = (
     "        __syncwarp();\n        if (ptx::laneid() == 0) ptx::mbarrier_arrive(ring.stage + kEmpty);\n"
 )
-workbench.break_it("s4_tma", problem, (WAIT + RELEASE, RELEASE + WAIT))
+workbench.break_it("s4_tma", problem, (WAIT + RELEASE, RELEASE + WAIT), guess="06.break4")
 
 # %% [markdown]
 # <details><summary>Why</summary>
@@ -523,9 +556,15 @@ workbench.break_it("s4_tma", problem, (WAIT + RELEASE, RELEASE + WAIT))
 #
 # **5.** A's tensor map forgets the swizzle.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("06.break5", line=None, then=None)
+
+# %% tags=["break"]
 workbench.break_it(
-    "s4_tma", problem, ("p.k, kTileM, kTileK, Swizzle::k128B", "p.k, kTileM, kTileK, Swizzle::kNone")
+    "s4_tma",
+    problem,
+    ("p.k, kTileM, kTileK, Swizzle::k128B", "p.k, kTileM, kTileK, Swizzle::kNone"),
+    guess="06.break5",
 )
 
 # %% [markdown]
@@ -536,8 +575,11 @@ workbench.break_it(
 #
 # **6.** `fence_mbarrier_init` is gone.
 
-# %%
-workbench.break_it("s4_tma", problem, ("ptx::fence_mbarrier_init();", ""))
+# %% tags=["guess"]
+exercises.guess_break("06.break6", line=None, then=None)
+
+# %% tags=["break"]
+workbench.break_it("s4_tma", problem, ("ptx::fence_mbarrier_init();", ""), guess="06.break6")
 
 # %% [markdown]
 # <details><summary>Why</summary>
@@ -561,28 +603,7 @@ def mbarrier(count, events):
 
 
 # %% tags=["check"]
-def right(count, events):
-    phase, pending, to_come = 0, count, 0
-    for event, size in events:
-        pending -= event != "land"
-        to_come += {"arrive": 0, "expect": size, "land": -size}[event]
-        if pending == 0 and to_come == 0:
-            phase, pending = phase + 1, count
-    return phase, pending, to_come
-
-
-arrive = ("arrive", 0)
-cases = [
-    (2, [arrive]),
-    (2, [arrive, arrive]),
-    (2, [arrive, arrive, arrive]),
-    (1, [("expect", 1024)]),
-    (1, [("expect", 1024), ("land", 768)]),
-    (1, [("expect", 1024), ("land", 768), ("land", 256)]),
-    (2, [("expect", 64), ("land", 64)]),
-    (1, [("expect", 64), ("land", 64), ("expect", 32)]),
-]
-workbench.check(mbarrier, right, cases)
+exercises.check("06.1", mbarrier)
 
 # %% [markdown]
 # **2.** A ring of `stages` stages. For block of k number `block`: which stage is it in, for which parity of
@@ -596,8 +617,7 @@ def waits(block, stages):
 
 
 # %% tags=["check"]
-cases = [(0, 4), (3, 4), (4, 4), (7, 4), (8, 4), (1, 1), (5, 3), (100, 7)]
-workbench.check(waits, lambda b, s: (b % s, b // s % 2, 1 - b // s % 2), cases)
+exercises.check("06.2", waits)
 
 # %% [markdown]
 # **3.** The loads are missing from the kernel. Write what stands between the wait for an empty stage and
@@ -608,10 +628,7 @@ loads = """
 """
 
 # %% tags=["check"]
-lines = rung.source.splitlines(keepends=True)
-first = next(i for i, line in enumerate(lines) if "mbarrier_arrive_expect_tx" in line)
-last = next(i for i, line in enumerate(lines) if "next.advance();" in line)
-workbench.check_rung("s4_tma", problem, ("".join(lines[first:last]), loads))
+exercises.check("06.3", loads)
 
 # %% [markdown]
 # **4.** How many stages are enough? A load takes `latency` from the order to the last byte, a block of k
@@ -626,8 +643,7 @@ def stages_needed(latency, block):
 
 
 # %% tags=["check"]
-cases = [(100, 100), (101, 100), (1000, 300), (1600, 650), (2000, 500)]
-workbench.check(stages_needed, lambda latency, block: -(-latency // block) + 1, cases)
+exercises.check("06.4", stages_needed)
 
 # %% [markdown]
 # Next: [two blocks share a load](07_tma_multicast.ipynb).

@@ -27,7 +27,7 @@ import gemm_ladder as gl
 import numpy as np
 from gemm_ladder.figures import measured
 from gemm_ladder.ref import gemm, metrics
-from workshop import drawing, drawing_cluster, drawing_tma, workbench, workbench_tma
+from workshop import drawing, drawing_cluster, drawing_tma, exercises, workbench, workbench_tma
 
 drawing.style()
 rung = gl.rungs["s5_tma_multicast"]
@@ -248,6 +248,12 @@ print(f"s5 asks for {asked[rung.name] / asked['s4_tma']:.0%} of what s4 asks for
 # The same bytes land; fewer are asked for. B has gone through L2 once instead of twice.
 #
 # ## How fast it is
+#
+# By how many per cent is it faster than s4_tma at this shape, where sums are long? Slower is a number below
+# 0.
+
+# %% tags=["guess"]
+exercises.guess("07.faster", None)
 
 # %%
 size = (4096, 7168, 16384)
@@ -258,7 +264,7 @@ notes = drawing.bars(
 )
 series = {one.impl: one.tflops for one in measured.series(measured.recorded(), "dirty")}
 s4, s5 = series["s4_tma"], series["s5_tma_multicast"]
-print(f"{s5[size] / s4[size] - 1:+.1%} against s4_tma at this shape")
+exercises.found("07.faster", 100 * (s5[size] / s4[size] - 1), "per cent faster than s4_tma")
 print(*notes, sep="\n")
 
 # %% [markdown]
@@ -342,12 +348,19 @@ print(f"nvcc {fences['code']['nvcc']}, kernel sources {fences['code']['sources']
 #
 # May it say so even earlier, before its loop over k? **Predict** what happens.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("07.early", line=None, then=None)
+
+# %% tags=["break"]
 ARRIVE = "    ptx::barrier_cluster_arrive();"
-before, _, after = rung.source.rpartition(ARRIVE)
-begin, _, loop = before.rpartition("#pragma unroll 4")
-earlier = f"{begin}    __syncwarp();\n{ARRIVE}\n#pragma unroll 4{loop}{after}"
-workbench.break_it(rung.name, workbench.problem(m=150, n=136, k=768), (rung.source, earlier), seeds=16)
+workbench.break_it(
+    rung.name,
+    workbench.problem(m=150, n=136, k=768),
+    (f"{ARRIVE}  // before the stores: its release would wait for them to reach memory\n", ""),
+    ("#pragma unroll 4", f"    __syncwarp();\n{ARRIVE}\n#pragma unroll 4"),
+    seeds=16,
+    guess="07.early",
+)
 
 # %% [markdown]
 # <details><summary>Why?</summary>
@@ -409,11 +422,15 @@ problem = workbench.problem(m=128, n=128, k=768)
 # %% [markdown]
 # **1.** The warps release a stage to block 0 only.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("07.break1", line=None, then=None)
+
+# %% tags=["break"]
 workbench.break_it(
     "s5_tma_multicast",
     problem,
     ("ptx::mapa(ring.stage + kEmpty, ptx::laneid())", "ptx::mapa(ring.stage + kEmpty, 0)"),
+    guess="07.break1",
 )
 
 # %% [markdown]
@@ -425,9 +442,15 @@ workbench.break_it(
 #
 # **2.** `empty` counts this block's own warps only.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("07.break2", line=None, then=None)
+
+# %% tags=["break"]
 workbench.break_it(
-    "s5_tma_multicast", problem, ("kEmpty, kCluster * kThreads / 32);", "kEmpty, kThreads / 32);")
+    "s5_tma_multicast",
+    problem,
+    ("kEmpty, kCluster * kThreads / 32);", "kEmpty, kThreads / 32);"),
+    guess="07.break2",
 )
 
 # %% [markdown]
@@ -438,11 +461,15 @@ workbench.break_it(
 #
 # **3.** A block expects only the bytes that it has ordered itself.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("07.break3", line=None, then=None)
+
+# %% tags=["break"]
 workbench.break_it(
     "s5_tma_multicast",
     problem,
     ("kBytesA + kBytesB + kBytesScales);", "kBytesA + kBytesB / kCluster + kBytesScales);"),
+    guess="07.break3",
 )
 
 # %% [markdown]
@@ -453,9 +480,15 @@ workbench.break_it(
 #
 # **4.** Both halves are loaded to the same place.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("07.break4", line=None, then=None)
+
+# %% tags=["break"]
 workbench.break_it(
-    "s5_tma_multicast", problem, ("next.stage + kB + rank * (kBytesB / kCluster)", "next.stage + kB")
+    "s5_tma_multicast",
+    problem,
+    ("next.stage + kB + rank * (kBytesB / kCluster)", "next.stage + kB"),
+    guess="07.break4",
 )
 
 # %% [markdown]
@@ -465,13 +498,17 @@ workbench.break_it(
 #
 # **5.** No cluster barrier at the start; a `__syncthreads`, as in rung s4.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("07.break5", line=None, then=None)
+
+# %% tags=["break"]
 workbench.break_it(
     "s5_tma_multicast",
     problem,
     ("ptx::barrier_cluster_arrive();", "__syncthreads();"),  # the first of two
     ("ptx::barrier_cluster_wait();", ""),
     seeds=16,
+    guess="07.break5",
 )
 
 # %% [markdown]
@@ -483,9 +520,15 @@ workbench.break_it(
 #
 # **6.** Nobody waits for the other at the end.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("07.break6", line=None, then=None)
+
+# %% tags=["break"]
 workbench.break_it(
-    "s5_tma_multicast", problem, ("ptx::barrier_cluster_wait();  // no CTA exits", "// no CTA exits")
+    "s5_tma_multicast",
+    problem,
+    ("ptx::barrier_cluster_wait();  // no CTA exits", "// no CTA exits"),
+    guess="07.break6",
 )
 
 # %% [markdown]
@@ -506,8 +549,7 @@ def asked_of_l2(tile_m, tile_n, blocks):
 
 
 # %% tags=["check"]
-cases = [(64, 128, 1), (64, 128, 2), (64, 128, 4), (128, 128, 2), (256, 128, 2)]
-workbench.check(asked_of_l2, lambda m, n, c: 128 * (m + n / c), cases)
+exercises.check("07.1", asked_of_l2)
 
 # %% [markdown]
 # **2.** Which operand should a cluster of two share, if it may choose? Return "A" (the blocks lie side by
@@ -520,8 +562,7 @@ def share(tile_m, tile_n):
 
 
 # %% tags=["check"]
-cases = [(64, 128), (128, 128), (256, 128), (128, 192), (192, 128)]
-workbench.check(share, lambda m, n: "either" if m == n else "A" if m > n else "B", cases)
+exercises.check("07.2", share)
 
 # %% [markdown]
 # **3.** Clusters of any size: block `rank` of `blocks` loads its part of B's tile of 128 rows for all of
@@ -535,8 +576,7 @@ def part(rank, blocks):
 
 
 # %% tags=["check"]
-cases = [(0, 1), (0, 2), (1, 2), (3, 4), (5, 8)]
-workbench.check(part, lambda r, c: (128 // c * r, 128 // c * r * 128, 2**c - 1, 4 * c), cases)
+exercises.check("07.3", part)
 
 # %% [markdown]
 # **4.** The multicast is missing from the kernel. Write the line or lines that load B. The check tells you
@@ -548,10 +588,7 @@ load_b = """
 """
 
 # %% tags=["check"]
-lines = rung.source.splitlines(keepends=True)
-first = next(i for i, line in enumerate(lines) if "rank = ptx::cluster_ctarank" in line)
-last = next(i for i, line in enumerate(lines) if "next.stage + kScaleA, &map_sfa" in line)
-workbench.check_rung("s5_tma_multicast", problem, ("".join(lines[first:last]), load_b))
+exercises.check("07.4", load_b)
 
 # %% [markdown]
 # Next: [a warp for the loads, two warpgroups for the rest](08_warp_specialized.ipynb).

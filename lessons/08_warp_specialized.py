@@ -28,7 +28,7 @@ import gemm_ladder as gl
 import numpy as np
 from gemm_ladder.figures import measured, timeline
 from gemm_ladder.ref import gemm, layouts, metrics
-from workshop import drawing, drawing_warps, workbench
+from workshop import drawing, drawing_warps, exercises, workbench
 
 drawing.style()
 rung = gl.rungs["s6_warp_specialized"]
@@ -232,17 +232,24 @@ print(*notes, sep="\n")
 # is no second block that could multiply while this one begins or ends. Beginning, it waits for its first
 # stage; ending, it stores its tile, and its tensor cores have nothing to do. How much is that? Let a stage
 # arrive a microsecond after it was asked for, and let the store take another; a block of 128 along k takes
-# what the tensor cores need for it. Predict for which of DeepSeek-V3's k it matters.
+# what the tensor cores need for it. Predict: for how many of DeepSeek-V3's four k, 512, 2048, 7168 and 16384,
+# is it more than a tenth of the time?
+
+# %% tags=["guess"]
+exercises.guess("08.edges", None)
 
 # %%
 RATE = 4096 * 2  # operations of a cycle and SM, of FP8
 CLOCK = 1.755e9  # about what an H100 runs at when its tensor cores are busy
+matters = 0
 for k in (512, 2048, 7168, 16384):
     multiply = 2 * 256 * 128 * k / RATE / CLOCK * 1e6
     print(
         f"k = {k:5}: {multiply:5.1f} us of WGMMAs for a tile, "
         f"{2 / (2 + multiply):.0%} of the time without any"
     )
+    matters += 2 / (2 + multiply) > 0.1
+exercises.found("08.edges", matters, "of the four")
 
 # %% [markdown]
 # A short k pays a lot. The next rung's blocks stay: while one tile is stored, the next one is loaded.
@@ -261,8 +268,13 @@ problem = workbench.problem(m=512, n=128, k=768)
 # %% [markdown]
 # **1.** The consumers ask for 248 registers.
 
-# %%
-workbench.break_it("s6_warp_specialized", problem, ("setmaxnreg_inc<232>", "setmaxnreg_inc<248>"))
+# %% tags=["guess"]
+exercises.guess_break("08.break1", line=None, then=None)
+
+# %% tags=["break"]
+workbench.break_it(
+    "s6_warp_specialized", problem, ("setmaxnreg_inc<232>", "setmaxnreg_inc<248>"), guess="08.break1"
+)
 
 # %% [markdown]
 # <details><summary>Why</summary>
@@ -272,7 +284,10 @@ workbench.break_it("s6_warp_specialized", problem, ("setmaxnreg_inc<232>", "setm
 #
 # **2.** The whole producer warp produces, not one thread.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("08.break2", line=None, then=None)
+
+# %% tags=["break"]
 workbench.break_it(
     "s6_warp_specialized",
     problem,
@@ -280,6 +295,7 @@ workbench.break_it(
         "        if (threadIdx.x == 0) {\n            const uint32_t rank",
         "        if (threadIdx.x < 32) {\n            const uint32_t rank",
     ),
+    guess="08.break2",
 )
 
 # %% [markdown]
@@ -290,9 +306,15 @@ workbench.break_it(
 #
 # **3.** `empty` is made for the warps of one consumer.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("08.break3", line=None, then=None)
+
+# %% tags=["break"]
 workbench.break_it(
-    "s6_warp_specialized", problem, ("kCluster * kConsumers * kWarpgroup / 32", "kCluster * kWarpgroup / 32")
+    "s6_warp_specialized",
+    problem,
+    ("kCluster * kConsumers * kWarpgroup / 32", "kCluster * kWarpgroup / 32"),
+    guess="08.break3",
 )
 
 # %% [markdown]
@@ -304,11 +326,15 @@ workbench.break_it(
 #
 # **4.** Both consumers have the first 64 rows of a slice.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("08.break4", line=None, then=None)
+
+# %% tags=["break"]
 workbench.break_it(
     "s6_warp_specialized",
     problem,
     ("const int row = consumer * kWgmmaM + accumulator_row", "const int row = accumulator_row"),
+    guess="08.break4",
 )
 
 # %% [markdown]
@@ -329,11 +355,7 @@ def largest(consumers, producer):
 
 
 # %% tags=["check"]
-workbench.check(
-    largest,
-    lambda consumers, producer: min(256, (65536 // 128 - producer) // consumers // 8 * 8),
-    [(2, 40), (2, 24), (1, 40), (3, 32), (3, 24)],
-)
+exercises.check("08.1", largest)
 
 # %% [markdown]
 # **2.** What the producer does with a stage before it asks for its loads is missing. Write the two lines:
@@ -344,9 +366,7 @@ announce = """
 """
 
 # %% tags=["check"]
-lines = rung.source.splitlines(keepends=True)
-wait = next(i for i, line in enumerate(lines) if "ptx::mbarrier_wait_parity(next.stage" in line)
-workbench.check_rung("s6_warp_specialized", problem, ("".join(lines[wait : wait + 2]), announce))
+exercises.check("08.2", announce)
 
 # %% [markdown]
 # **3.** Which row of the tile is in register `i` of slice `slice` of thread `thread` of consumer
@@ -361,16 +381,7 @@ def tile_row(consumer, slice, thread, i):
 
 
 # %% tags=["check"]
-fragment = layouts.wgmma_accumulator(128)[0]
-cases = [
-    (consumer, slice, thread, i)
-    for consumer in (0, 1)
-    for slice in (0, 1)
-    for thread, i in ((0, 0), (37, 2), (127, 63))
-]
-workbench.check(
-    tile_row, lambda consumer, slice, thread, i: int(128 * slice + 64 * consumer + fragment[thread, i]), cases
-)
+exercises.check("08.3", tile_row)
 
 # %% [markdown]
 # Next: [blocks that stay](09_persistent.ipynb).

@@ -28,7 +28,7 @@ import numpy as np
 from gemm_ladder.arguments import GemmArgs
 from gemm_ladder.figures import measured, timeline
 from gemm_ladder.ref import gemm, layouts, metrics
-from workshop import drawing, drawing_tiles, drawing_warps, workbench
+from workshop import drawing, drawing_tiles, drawing_warps, exercises, workbench
 
 drawing.style()
 rung = gl.rungs["s7_persistent"]
@@ -416,6 +416,11 @@ print(
 
 # %% [markdown]
 # ## How fast it is
+#
+# How many times as fast as s5_tma_multicast is it? Guess.
+
+# %% tags=["guess"]
+exercises.guess("09.faster", None)
 
 # %%
 size = (4096, 7168, 16384)
@@ -427,7 +432,7 @@ notes = drawing.bars(
 tflops = {
     one.impl: one.tflops[size] for one in measured.series(measured.recorded(), "dirty") if size in one.tflops
 }
-print(f"{tflops['s7_persistent'] / tflops['s5_tma_multicast']:.2f} times as fast as s5_tma_multicast,")
+exercises.found("09.faster", tflops["s7_persistent"] / tflops["s5_tma_multicast"], "times as fast as s5")
 print(f"{tflops['s7_persistent'] / tflops['cublaslt_tensorwise']:.0%} of the ceiling")
 print(*notes, sep="\n")
 
@@ -484,8 +489,11 @@ problem = workbench.problem(m=768, n=128, k=512)
 # %% [markdown]
 # **1.** No fence between the results and the copy engine.
 
-# %%
-workbench.break_it("s7_persistent", problem, ("ptx::fence_proxy_async();", ""))
+# %% tags=["guess"]
+exercises.guess_break("09.break1", line=None, then=None)
+
+# %% tags=["break"]
+workbench.break_it("s7_persistent", problem, ("ptx::fence_proxy_async();", ""), guess="09.break1")
 
 # %% [markdown]
 # <details><summary>Why</summary>
@@ -494,9 +502,15 @@ workbench.break_it("s7_persistent", problem, ("ptx::fence_proxy_async();", ""))
 #
 # **2.** Nobody waits before writing the store's buffer again.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("09.break2", line=None, then=None)
+
+# %% tags=["break"]
 workbench.break_it(
-    "s7_persistent", problem, ("if (thread == 0) ptx::cp_async_bulk_wait_group_read<0>();", "")
+    "s7_persistent",
+    problem,
+    ("if (thread == 0) ptx::cp_async_bulk_wait_group_read<0>();", ""),
+    guess="09.break2",
 )
 
 # %% [markdown]
@@ -508,9 +522,12 @@ workbench.break_it(
 #
 # **3.** The consumers begin every tile at the ring's first stage.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("09.break3", line=None, then=None)
+
+# %% tags=["break"]
 stores = "store(total, map_d, consumer, tile_m, tile_n);"
-workbench.break_it("s7_persistent", problem, (stores, stores + " ring = Ring();"))
+workbench.break_it("s7_persistent", problem, (stores, stores + " ring = Ring();"), guess="09.break3")
 
 # %% [markdown]
 # <details><summary>Why</summary>
@@ -531,9 +548,7 @@ def walk_to(pair, tiles_m, pairs_n, group):
 
 
 # %% tags=["check"]
-cases = [(pair, *of) for of in ((16, 28, 8), (10, 5, 8), (3, 4, 8), (7, 3, 1)) for pair in (0, 2, 5, 9, 11)]
-cases += [(49, 10, 5, 8), (300, 16, 28, 8)]
-workbench.check(walk_to, lambda pair, *of: tuple(map(int, drawing_tiles.order(*of)[pair])), cases)
+exercises.check("09.1", walk_to)
 
 # %% [markdown]
 # **2.** Warp `warp` of a consumer writes columns `column` to `column + 15` of its 16 rows into a box of 64 x
@@ -548,14 +563,7 @@ def address(warp, lane, column):
 
 
 # %% tags=["check"]
-cases = [(warp, lane, column) for warp in (0, 3) for column in (0, 16, 48) for lane in (0, 1, 9, 16, 30)]
-workbench.check(
-    address,
-    lambda warp, lane, column: int(
-        layouts.swizzle_128b(16 * warp + lane % 16, 2 * (column + lane // 16 * 8))
-    ),
-    cases,
-)
+exercises.check("09.2", address)
 
 # %% [markdown]
 # **3.** What stands in `store` between the writing of shared memory and the one thread that starts the copy
@@ -566,10 +574,7 @@ between = """
 """
 
 # %% tags=["check"]
-lines = rung.source.splitlines(keepends=True)
-fence = next(i for i, line in enumerate(lines) if "ptx::fence_proxy_async();" in line)
-barrier = next(i for i in range(fence, len(lines)) if "ptx::bar_sync(" in lines[i])
-workbench.check_rung("s7_persistent", problem, ("".join(lines[fence : barrier + 1]), between))
+exercises.check("09.3", between)
 
 # %% [markdown]
 # Next: [two bits of an instruction](10_ffma_interleave.ipynb).

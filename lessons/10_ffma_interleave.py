@@ -32,7 +32,7 @@ from gemm_ladder.figures import measured, rung_cards, timeline
 from gemm_ladder.measure.interleave import MODES
 from gemm_ladder.ref import gemm, metrics
 from gemm_ladder.sass import ffma
-from workshop import drawing, drawing_ffma, drawing_warps, workbench, workbench_sass
+from workshop import drawing, drawing_ffma, drawing_warps, exercises, workbench, workbench_sass
 
 drawing.style()
 rung = gl.rungs["s8_ffma_interleave"]
@@ -262,8 +262,11 @@ print("where:", "on the GPU" if workbench.HOPPER else "on the emulator")
 # %% [markdown]
 # ## How fast it is
 #
-# The rung is built in the mode that wins; which one that is, and by how much, comes below. Beside the other
-# rungs:
+# The rung is built in the mode that wins, by the mean over all shapes. Which of the four is it? Guess; by how
+# much it wins comes below. Beside the other rungs:
+
+# %% tags=["guess"]
+exercises.guess("10.mode", None, *TITLES.values())
 
 # %%
 built = next(name for name, mode in MODES.items() if mode == ffma.DEFAULT_MODE)
@@ -305,6 +308,7 @@ for name in ("off", "full", "9_of_16"):
 best = min(mean, key=mean.get)
 print(f"So: without any yield, {mean['off']:+.1%}; as the rung is built, {mean[built]:+.1%};", end=" ")
 print(f"the best of these modes, {TITLES[best]}, {mean[best]:+.1%}.")
+exercises.found("10.mode", TITLES[best])
 meta = data["meta"]
 print(f"{meta['gpu']}, driver {meta['driver']}, nvcc {meta['nvcc']}; {meta['date']}, ", end="")
 print(f"kernel sources {meta['sources'][:12]}")
@@ -363,7 +367,11 @@ workbench.card(rung.name)
 #
 # **1.** The FFMA before the scale changes is told to keep it.
 
-# %%
+# %% tags=["guess"]
+OBJECTIONS = ("to nothing", "to one FFMA", "to every FFMA that yields", "to all of them")
+exercises.guess("10.break1", None, *OBJECTIONS)
+
+# %% tags=["break"]
 run = code.run("off")
 last = next(i for i in range(len(run)) if run[i].scale != run[i + 1].scale)
 YIELD, REUSE = 1 << 109, 1 << 123  # yield is stored inverted
@@ -375,8 +383,17 @@ def objects_to(run):
     return [run.index(one) for one in found] or "nothing"
 
 
+def in_words(run):
+    """The one of OBJECTIONS that the pass has."""
+    wrong = {id(one) for one in ffma.wrong_reuse(run)}
+    yielding = {id(one) for one in run if one.yields}
+    sets = (set(), wrong if len(wrong) == 1 else None, yielding, {id(one) for one in run})
+    return OBJECTIONS[sets.index(wrong)] if wrong in sets else "to some others"
+
+
 kept = [dataclasses.replace(one, word=one.word | REUSE) if i == last else one for i, one in enumerate(run)]
 print("before:", objects_to(run), " after:", objects_to(kept))
+exercises.found("10.break1", in_words(kept))
 
 # %% [markdown]
 # <details><summary>Why</summary>
@@ -386,12 +403,16 @@ print("before:", objects_to(run), " after:", objects_to(kept))
 #
 # **2.** Nobody gives up the reuse: in mode full all yields stay, and every scale is kept as in mode off.
 
-# %%
+# %% tags=["guess"]
+exercises.guess("10.break2", None, *OBJECTIONS)
+
+# %% tags=["break"]
 both = [
     dataclasses.replace(one, word=one.word & ~YIELD if interleaved.yields else one.word)
     for one, interleaved in zip(run, code.run("full"), strict=True)
 ]
 print("it objects to", objects_to(both))
+exercises.found("10.break2", in_words(both))
 
 # %% [markdown]
 # <details><summary>Why</summary>
@@ -399,13 +420,19 @@ print("it objects to", objects_to(both))
 # next FFMA would multiply with some other number. Nothing would crash.
 # </details>
 #
-# **3.** A scale is computed as fmaf(a, b, 0), which is an FFMA too, in place of a multiplication.
+# **3.** A scale is computed as fmaf(a, b, 0), which is an FFMA too, in place of a multiplication. Does the
+# pass rewrite the promotion even so?
 
-# %%
+# %% tags=["guess"]
+exercises.guess("10.break3", None, "it rewrites", "it refuses")
+
+# %% tags=["break"]
 product = "scale_a[slice][i / 2 % 2] * scale_b[i * 2 / kStoreN % kSegments]"
 fused = "fmaf(scale_a[slice][i / 2 % 2], scale_b[i * 2 / kStoreN % kSegments], 0.0f)"
 changed = workbench.changed("s7_persistent", (product, fused)).source
-workbench_sass.refused(lambda: build.compile(changed, target="cuda", sass_pass=ffma.sass_pass("full")))
+workbench_sass.refused(
+    lambda: build.compile(changed, target="cuda", sass_pass=ffma.sass_pass("full")), guess="10.break3"
+)
 
 # %% [markdown]
 # <details><summary>Why</summary>
@@ -415,10 +442,14 @@ workbench_sass.refused(lambda: build.compile(changed, target="cuda", sass_pass=f
 #
 # **4.** nvcc compresses the machine code.
 
-# %%
+# %% tags=["guess"]
+exercises.guess("10.break4", None, "it rewrites", "it refuses")
+
+# %% tags=["break"]
 text, flags = rung.source, ["--compress-mode=size"]
 workbench_sass.refused(
-    lambda: build.compile(text, target="cuda", extra_flags=flags, sass_pass=ffma.sass_pass("full"))
+    lambda: build.compile(text, target="cuda", extra_flags=flags, sass_pass=ffma.sass_pass("full")),
+    guess="10.break4",
 )
 
 # %% [markdown]
@@ -443,11 +474,7 @@ def control(i):
 
 
 # %% tags=["check"]
-workbench.check(
-    control,
-    lambda i: (before[i].stall, before[i].yields, before[i].reuse),
-    [(i,) for i in range(0, len(words), 3)],
-)
+exercises.check("10.1", control)
 
 # %% [markdown]
 # **2.** May an FFMA keep its scale? `gap` is how many bytes behind it the next FFMA stands, `scale` and
@@ -460,14 +487,7 @@ def keeps(gap, scale, next_scale, destination):
 
 
 # %% tags=["check"]
-def right(gap, scale, next_scale, destination):
-    """As the pass has it."""
-    one = ffma.Ffma(address=0, word=scale << 32 | destination << 16)
-    return ffma.may_reuse(one, ffma.Ffma(address=gap, word=next_scale << 32))
-
-
-cases = [(16, 200, 200, 195), (16, 200, 203, 195), (48, 200, 200, 195), (16, 200, 200, 200), (16, 7, 7, 8)]
-workbench.check(keeps, right, cases)
+exercises.check("10.2", keeps)
 
 # %% [markdown]
 # **3.** Does FFMA number `i` of the run yield, if the first `sixteenths` sixteenths of the run are
@@ -483,9 +503,7 @@ def yields(i, sixteenths):
 
 
 # %% tags=["check"]
-mode_of = {0: "off", 9: "9_of_16", 16: "full"}
-cases = [(i, sixteenths) for sixteenths in mode_of for i in (0, 1, 2, 17, 31, 32, 33, 34, 35, 36, 38, 63)]
-workbench.check(yields, lambda i, sixteenths: code.run(mode_of[sixteenths])[i].yields, cases)
+exercises.check("10.3", yields)
 
 # %% [markdown]
 # **4.** A slice of 64 rows and `columns` columns, and 128 of k. Return the least cycles that its WGMMAs take,
@@ -498,11 +516,4 @@ def cycles(columns):
 
 
 # %% tags=["check"]
-workbench.check(
-    cycles,
-    lambda columns: (
-        2 * 64 * columns * 128 / TENSOR,
-        64 * columns / LANES / (2 * 64 * columns * 128 / TENSOR),
-    ),
-    [(64,), (128,), (192,), (256,)],
-)
+exercises.check("10.4", cycles)

@@ -32,7 +32,7 @@ from gemm_ladder.measure.shapes import EXPERTS as EXPERT_SIZES
 from gemm_ladder.production import choice, prediction
 from gemm_ladder.production.config import Config
 from gemm_ladder.ref import fp8, gemm, metrics
-from workshop import drawing, drawing_grouped, workbench, workbench_grouped, workbench_production
+from workshop import drawing, drawing_grouped, exercises, workbench, workbench_grouped, workbench_production
 
 drawing.style()
 
@@ -251,14 +251,19 @@ print("relative error:", metrics.relative_error(public[counted], exact[counted])
 # %% [markdown]
 # ## What padding costs
 #
-# Rows of padding inside a block are multiplied like all others. Of all rows that are, how many count?
+# Rows of padding inside a block are multiplied like all others. Of all rows that are, how many per cent count
+# in the example above, with 4 of 8 experts for each token?
+
+# %% tags=["guess"]
+exercises.guess("11.padding", None)
 
 # %%
 rows = np.arange(1, 641)
 drawing_grouped.padding(
     rows, {f"filled up to {size}": rows / (-(-rows // size) * size) for size in (64, 128)}
 )
-print(f"here: {counts.sum()} of {len(m_indices)} rows count, {counts.sum() / len(m_indices):.0%}")
+print(f"here: {counts.sum()} of {len(m_indices)} rows count")
+exercises.found("11.padding", 100 * counts.sum() / len(m_indices), "per cent")
 
 # %% [markdown]
 # With hundreds of rows an expert it is little. With a few, nearly all of the multiplying is for nothing; what
@@ -415,11 +420,16 @@ workbench_grouped.break_it(small["contiguous"], problem)
 
 # %% [markdown]
 # **1.** The caller has forgotten the rule: experts of 100, 40 and 116 rows follow each other without padding.
-# The kernel is as it was. Which rows will be wrong?
+# The kernel is as it was. How many of the 256 rows will be wrong?
+
+# %% tags=["guess"]
+exercises.guess("11.break1", None)
 
 # %%
 unaligned = workbench_grouped.random_call("contiguous", (100, 40, 116), 256, 256)
 workbench_grouped.break_it(small["contiguous"], unaligned)
+d = workbench_grouped.multiply(small["contiguous"], unaligned, "cpu")
+exercises.found("11.break1", int((d != unaligned.expected()).any(axis=1).sum()), "rows")
 
 # %% [markdown]
 # <details><summary>Why</summary>
@@ -442,7 +452,10 @@ except InputError as refused:
 # half of the columns' tile, for both. The rules forbid this in the contiguous layout. Which elements are
 # wrong if you do it all the same?
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("11.break2", line=None, then=None)
+
+# %% tags=["break"]
 forbidden = Config.of("contiguous", 256, 256, 128, 128, share="B", cluster=2)
 try:
     forbidden.check()
@@ -452,6 +465,7 @@ workbench_grouped.break_it(
     forbidden,
     problem,
     ("static_assert(kC.share != Share::kB || kC.kind != Kind::kContiguous", "static_assert(true"),
+    guess="11.break2",
 )
 
 # %% [markdown]
@@ -465,10 +479,16 @@ workbench_grouped.break_it(
 # **3.** Masked: all tiles are stored by the copy engine, the partly filled ones too. There is room for 100
 # rows, and the tiles are 64 high.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("11.break3", line=None, then=None)
+
+# %% tags=["break"]
 problem = workbench_grouped.random_call("masked", (70, 100, 0, 5), 256, 256, max_m=100)
 workbench_grouped.break_it(
-    small["masked"], problem, ("Scheduler<kC>::kByGroup && (tile.rows", "false && (tile.rows")
+    small["masked"],
+    problem,
+    ("Scheduler<kC>::kByGroup && (tile.rows", "false && (tile.rows"),
+    guess="11.break3",
 )
 
 # %% [markdown]
@@ -476,13 +496,16 @@ workbench_grouped.break_it(
 # The second tile of a group has rows 64 to 127 of a room for 100. Its first rows are right. Then it
 # overwrites the rows that do not count, and then the first 28 rows of the *next group*. Whether those are
 # wrong in the end depends on who is last: the block that makes them, or the one that has no business there.
-# So the schedules differ, and on a GPU the result would change from call to call.
+# The emulator names the second of the two; on a GPU the result would change from call to call.
 # </details>
 #
 # **4.** A block that goes on to the next group forgets to subtract the units of the last one.
 
-# %%
-workbench_grouped.break_it(small["masked"], problem, ("unit_ -= units_m_ * kUnitsN;", ""))
+# %% tags=["guess"]
+exercises.guess_break("11.break4", line=None, then=None)
+
+# %% tags=["break"]
+workbench_grouped.break_it(small["masked"], problem, ("unit_ -= units_m_ * kUnitsN;", ""), guess="11.break4")
 
 # %% [markdown]
 # <details><summary>Why</summary>
@@ -492,10 +515,15 @@ workbench_grouped.break_it(small["masked"], problem, ("unit_ -= units_m_ * kUnit
 #
 # **5.** Contiguous, with one block of padding. The producer does not skip it, the consumers do.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("11.break5", line=None, then=None)
+
+# %% tags=["break"]
 problem = workbench_grouped.random_call("contiguous", (128, 128, 128), 256, 256)
 problem.rows[128:256] = -1
-workbench_grouped.break_it(small["contiguous"], problem, ("if (tile.group < 0) continue;", ""), num_sms=1)
+workbench_grouped.break_it(
+    small["contiguous"], problem, ("if (tile.group < 0) continue;", ""), num_sms=1, guess="11.break5"
+)
 
 # %% [markdown]
 # <details><summary>Why</summary>
@@ -517,20 +545,7 @@ def owner(row, counts):
 
 
 # %% tags=["check"]
-def owners(counts):
-    """m_indices, and a block of rows behind the end."""
-    filled = []
-    for expert, count in enumerate(counts):
-        filled += [expert] * count + [-1] * (-count % 128)
-    return filled + [-1] * 128
-
-
-cases = [
-    (row, counts)
-    for counts in ([128], [100, 40, 116], [0, 129, 0, 256])
-    for row in range(0, len(owners(counts)), 9)
-]
-workbench.check(owner, lambda row, counts: owners(counts)[row], cases)
+exercises.check("11.1", owner)
 
 # %% [markdown]
 # **2.** In the masked layout, with tiles of `tile_m` rows, `tiles_n` of them side by side: which group is
@@ -543,16 +558,7 @@ def find(unit, masked_m, tile_m, tiles_n):
 
 
 # %% tags=["check"]
-def every_unit(masked_m, tile_m, tiles_n):
-    return [(g, i) for g, rows in enumerate(masked_m) for i in range(-(-rows // tile_m) * tiles_n)]
-
-
-cases = [
-    (unit, *layout)
-    for layout in (((70, 100, 0, 5), 64, 2), ((0, 0, 300, 1), 128, 3))
-    for unit in range(len(every_unit(*layout)))
-]
-workbench.check(find, lambda unit, *layout: every_unit(*layout)[unit], cases)
+exercises.check("11.2", find)
 
 # %% [markdown]
 # **3.** An expert has B [n, k] and some number of rows. At how many do the tensor cores need as long as
@@ -566,14 +572,7 @@ def balance(n, k, bandwidth, speed):
 
 
 # %% tags=["check"]
-def balance_found(n, k, bandwidth, speed):
-    """The two times are straight lines in the number of rows: where they cross."""
-    at = [2 * n * k * rows / speed - (n * k + rows * (k + 2 * n)) / bandwidth for rows in (0, 1)]
-    return -at[0] / (at[1] - at[0])
-
-
-machine = prediction.MEMORY, prediction.WGMMA_FLOPS * prediction.CLOCK_MHZ * H100_SMS
-workbench.check(balance, balance_found, [(*size, *machine) for size in (*EXPERT_SIZES, (256, 1536))])
+exercises.check("11.3", balance)
 
 # %% [markdown]
 # **4.** The lines with which a block walks on to its group are missing from `look_ahead`. Write them.
@@ -583,11 +582,7 @@ walk_on = """
 """
 
 # %% tags=["check"]
-problem = workbench_grouped.random_call("masked", (70, 100, 0, 5), 256, 256, max_m=100)
-lines = scheduler.splitlines(keepends=True)
-first = next(i for i, line in enumerate(lines) if "while (kByGroup" in line)
-last = next(i for i in range(first, len(lines)) if lines[i] == "        }\n")
-workbench_grouped.check_kernel(small["masked"], problem, ("".join(lines[first : last + 1]), walk_on))
+exercises.check("11.4", walk_on)
 
 # %% [markdown]
 # Next: [the production kernel](12_production.ipynb), and how it fits itself to a shape.

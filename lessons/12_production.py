@@ -54,11 +54,12 @@ from gemm_ladder.measure import calibration, learning
 from gemm_ladder.production import choice, explain, fast_path, launching, prediction, tuned
 from gemm_ladder.production.candidates import Candidates, candidates
 from gemm_ladder.production.config import Config
-from gemm_ladder.ref import fp8, gemm, metrics
+from gemm_ladder.ref import gemm, metrics
 from workshop import (
     drawing,
     drawing_production,
     drawing_results,
+    exercises,
     workbench,
     workbench_production,
     workbench_tma,
@@ -472,14 +473,17 @@ for one in (pair_a, pair_b):
 # ## Who decides
 #
 # The **candidates** are the configurations to choose from. Some of them do not suit a product: a tile of 256
-# rows, for example, is of no use to 64 rows.
+# rows, for example, is of no use to 64 rows. How many suit 64 x 2112 x 7168? Guess.
+
+# %% tags=["guess"]
+exercises.guess("12.candidates", None)
 
 # %%
 m, n, k = 64, 2112, 7168
 known = candidates("dense", k)
 suits = known.suiting("dense", np.array([float(m)]), n, k, SMS)
 print(f"{len(known.configs)} candidates for dense products with k = {k}")
-print(f"{suits.sum()} of them suit {m} x {n} x {k}")
+exercises.found("12.candidates", int(suits.sum()), f"of them suit {m} x {n} x {k}")
 
 # %% [markdown]
 # Nobody can time them all for every weight and every m. So the time of each is predicted, and the candidate
@@ -903,7 +907,7 @@ print(f"on this machine, now: {words}: {whole / quick:.0f} times as fast")
 workbench.code(queue_cpp, "const auto weight =", "^}$")
 
 # %%
-workbench.code(queue_cpp, "if \\(unseen\\(\\)", "if \\(error\\)")
+workbench.code(queue_cpp, "const Found found = unseen", "if \\(error\\)")
 
 # %% [markdown]
 # What it comes to on a host with a GPU, beside PyTorch's own functions, and what the first call of a kernel
@@ -976,6 +980,11 @@ for words, call in {
 # GPU. The kernels bear any number there, and `GEMM_LADDER_CHECK=1` turns the look on.
 #
 # ## How fast it is
+#
+# The first picture had 64 x 2112 x 7168. How many times as fast as s7 is this rung there?
+
+# %% tags=["guess"]
+exercises.guess("12.faster", None)
 
 # %%
 size = (4096, 7168, 16384)
@@ -986,6 +995,9 @@ print(*notes, sep="\n")
 below, mine = (drawing_production.recorded(rung) for rung in ("s7_persistent", "s9_production"))
 for shape in mine:
     print(f"{' x '.join(map(str, shape)):>20}: {below[shape] / mine[shape]:.2f} times as fast as s7")
+exercises.found(
+    "12.faster", below[64, 2112, 7168] / mine[64, 2112, 7168], "times as fast at 64 x 2112 x 7168"
+)
 
 # %% [markdown]
 # Where the tile of s7 was right for the shape, there was little to gain, or nothing: a number below 1 is a
@@ -1023,24 +1035,24 @@ for (m, n, k), us in sorted(drawing_production.recorded("s9_production").items()
 # the order of addition shows: the parts of every sum are $2^{24}$, 1, $-2^{24}$ and 1.
 
 # %%
-rows, columns = np.ones((60, 512)), np.ones((72, 512))
-columns[:, 256:384] = -1  # the third part
-a, b = (fp8.encode(x).view(fp8.E4M3) for x in (rows, columns))
-scales = np.tile(np.float32([2.0**17, 2.0**-7, 2.0**17, 2.0**-7]), (60, 1))  # times 128 terms of 1
-parts = workbench.Problem(a, scales, b, np.ones((1, 4), np.float32))
+parts = workbench_production.parts_in_order()
 right = workbench_production.multiply(split, parts, "cpu")
 print("every element is", *np.unique(right.astype(np.float32)))
 
 # %% [markdown]
 # **1.** Each block begins the addition with its own part, not with that of rank 0: its own is there first.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("12.break1", line=None, then=None)
+
+# %% tags=["break"]
 workbench_production.break_it(
     split,
     parts,
     ("partial(0)", "partial(i % kSplits)"),
     ("partial(from)", "partial((i + from) % kSplits)"),
     right=right,
+    guess="12.break1",
 )
 
 # %% [markdown]
@@ -1053,10 +1065,15 @@ workbench_production.break_it(
 #
 # **2.** `reduce` does not wait for the other blocks' parts before it adds them up.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("12.break2", line=None, then=None)
+
+# %% tags=["break"]
 text = workbench_production.source("gemm.cuh")
 until_met = text[text.index("static __device__ void reduce(") :].partition("meet();")[0]
-workbench_production.break_it(split, parts, (until_met + "meet();", until_met), right=right)
+workbench_production.break_it(
+    split, parts, (until_met + "meet();", until_met), right=right, guess="12.break2"
+)
 
 # %% [markdown]
 # <details><summary>Why</summary>
@@ -1066,11 +1083,16 @@ workbench_production.break_it(split, parts, (until_met + "meet();", until_met), 
 #
 # **3.** The first meeting is left out: a block sends its parts as soon as it has them.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("12.break3", line=None, then=None)
+
+# %% tags=["break"]
 begun = workbench_production.last_line("if constexpr (G::kSplits > 1) ptx::barrier_cluster_arrive_relaxed();")
 asks = workbench_production.last_line("ptx::barrier_cluster_wait();  // all CTAs run")
 loader_asks = "            __syncwarp();\n            ptx::barrier_cluster_wait();\n"
-workbench_production.break_it(split, parts, (begun, ""), (asks, ""), (loader_asks, ""), right=right)
+workbench_production.break_it(
+    split, parts, (begun, ""), (asks, ""), (loader_asks, ""), right=right, guess="12.break3"
+)
 
 # %% [markdown]
 # <details><summary>Why</summary>
@@ -1081,11 +1103,16 @@ workbench_production.break_it(split, parts, (begun, ""), (asks, ""), (loader_ask
 #
 # **4.** A pair shares A, and the empty barriers count the arrivals of one block only.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("12.break4", line=None, then=None)
+
+# %% tags=["break"]
 problem = workbench.problem(m=200, n=328, k=384)
 sharers = workbench_production.last_line("constexpr int kSharers")
 print(sharers.strip())
-workbench_production.break_it(pair_a, problem, (sharers, "constexpr int kSharers = 1;"), seeds=4)
+workbench_production.break_it(
+    pair_a, problem, (sharers, "constexpr int kSharers = 1;"), seeds=4, guess="12.break4"
+)
 
 # %% [markdown]
 # <details><summary>Why</summary>
@@ -1098,9 +1125,12 @@ workbench_production.break_it(pair_a, problem, (sharers, "constexpr int kSharers
 #
 # **5.** A thread takes one scale of B for all of its columns, in tiles of 96.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("12.break5", line=None, then=None)
+
+# %% tags=["break"]
 SEGMENT = "kSegment = gcd(gcd(kC.tile_n, kScaleN), kConsumerN)"
-workbench_production.break_it(pair_a, problem, (SEGMENT, "kSegment = kConsumerN"), seeds=4)
+workbench_production.break_it(pair_a, problem, (SEGMENT, "kSegment = kConsumerN"), seeds=4, guess="12.break5")
 
 # %% [markdown]
 # <details><summary>Why</summary>
@@ -1111,10 +1141,13 @@ workbench_production.break_it(pair_a, problem, (SEGMENT, "kSegment = kConsumerN"
 #
 # **6.** The kernel does not wait for the one ahead of it.
 
-# %%
+# %% tags=["guess"]
+exercises.guess_break("12.break6", line=None, then=None)
+
+# %% tags=["break"]
 waits = workbench_production.last_line("ptx::griddepcontrol_wait();")
 print(waits.strip())
-workbench_production.break_it(pair_a, problem, (waits, ""), seeds=4)
+workbench_production.break_it(pair_a, problem, (waits, ""), seeds=4, guess="12.break6")
 
 # %% [markdown]
 # <details><summary>Why</summary>
@@ -1137,21 +1170,7 @@ def waves(m, n, tile_m, tile_n, sms):
 
 
 # %% tags=["check"]
-def right_waves(m, n, tile_m, tile_n, sms):
-    expected = prediction.predict(Config.of("dense", n, 1024, tile_m, tile_n), m, num_sms=sms)
-    return int(np.ceil(expected.waves)), expected.last_wave
-
-
-workbench.check(
-    waves,
-    right_waves,
-    [
-        (4096, 2112, 128, 192, 132),
-        (64, 7168, 64, 64, 132),
-        (4096, 7168, 256, 128, 132),
-        (130, 2112, 64, 96, 78),
-    ],
-)
+exercises.check("12.1", waves)
 
 # %% [markdown]
 # **2.** Units of work go `group` down, then one to the right; at the bottom there may be fewer left. Which
@@ -1164,14 +1183,7 @@ def place(unit, units_m, units_n, group):
 
 
 # %% tags=["check"]
-UNITS_M, UNITS_N, GROUP = 5, 3, 2
-one = Config.of("dense", 128 * UNITS_N, 1024, 128, 128, group_m=GROUP)
-tiles = workbench_production.walk(one, 128 * UNITS_M, num_sms=1, device="cpu")  # one block makes all of them
-workbench.check(
-    place,
-    lambda unit, *_: (int(tiles[unit]["row"]) // 128, int(tiles[unit]["column"]) // 128),
-    [(unit, UNITS_M, UNITS_N, GROUP) for unit in range(len(tiles))],
-)
+exercises.check("12.2", place)
 
 # %% [markdown]
 # **3.** How many stages are there at k = 7168? A block has 232448 bytes. The buffer for results is BF16, for
@@ -1187,15 +1199,7 @@ def stages(tile_m, tile_n, consumers, scales_b):
 
 
 # %% tags=["check"]
-def right_stages(tile_m, tile_n, consumers, scales_b):
-    return Config.of("dense", 2112, 7168, tile_m, tile_n).stages
-
-
-cases = []
-for tile_m, tile_n in ((256, 128), (128, 192), (128, 96), (64, 16), (64, 32), (64, 256), (64, 144)):
-    one = Config.of("dense", 2112, 7168, tile_m, tile_n)
-    cases.append((tile_m, tile_n, one.consumers, one.scales_b))
-workbench.check(stages, right_stages, cases)
+exercises.check("12.3", stages)
 
 # %% [markdown]
 # **4.** The addition in `reduce` is missing. `sum` has to become the sum of all blocks' partial sums of piece
@@ -1207,10 +1211,7 @@ addition = """
 """
 
 # %% tags=["check"]
-text = workbench_production.source("gemm.cuh")
-begin = text.index("            float4 sum = partial(0)")
-end = text.index("            const int column", begin)
-workbench_production.check_lines(split, parts, right, (text[begin:end], addition))
+exercises.check("12.4", addition)
 
 # %% [markdown]
 # Next: [how to read what was measured](13_reading_the_results.ipynb), and when not to believe it.

@@ -33,7 +33,7 @@ from gemm_ladder.measure.shapes import Shape
 from gemm_ladder.production import prediction
 from gemm_ladder.production.launching import configuration
 from gemm_ladder.testing import calc_diff
-from workshop import drawing, drawing_results, workbench
+from workshop import drawing, drawing_results, exercises, workbench
 
 drawing.style()
 
@@ -118,10 +118,18 @@ except gl.GemmLadderError as error:
 # that comes next has to wait while they are written back. With 1 GB *read* afterwards, L2 is cold but
 # **clean**.
 #
-# Predict: which products take longer with L2 dirty, and by how much?
+# Predict: which products take longer with L2 dirty, and by how much? For s9_production, which shape loses
+# most?
+
+# %% tags=["guess"]
+SHAPES = ("64 x 7168 x 2048", "64 x 7168 x 16384", "4096 x 7168 x 2048", "4096 x 7168 x 16384")
+exercises.guess("13.dirty", None, *SHAPES)
 
 # %%
 drawing_results.states(["s9_production", "cublaslt_blockwise", "s3_wgmma"])
+both = [drawing_results.times("s9_production", l2) for l2 in ("dirty", "clean")]
+loss = {shape: both[0][shape] / both[1][shape] for shape in both[0] if drawing_results.name(shape) in SHAPES}
+exercises.found("13.dirty", drawing_results.name(max(loss, key=loss.get)))
 
 # %% [markdown]
 # <details><summary>Why</summary>
@@ -212,7 +220,11 @@ for impl in ("cublas_bf16", "cublaslt_blockwise", "s9_production", "cublaslt_ten
 drawing_results.spreads()
 
 # %% [markdown]
-# From run to run it is another matter. The libraries were measured twice, in two runs:
+# From run to run it is another matter. The libraries were measured twice, in two runs. By how many per cent
+# may a shape's time move? Guess the bound that nine shapes in ten keep.
+
+# %% tags=["guess"]
+exercises.guess("13.noise", None)
 
 # %%
 for name in ("ladder.json", "production.json"):
@@ -223,6 +235,7 @@ ratios = [ratio for values in again.values() for ratio in values]
 noise = float(np.percentile([abs(ratio - 1) for ratio in ratios], 90))
 most = max(abs(ratio - 1) for ratio in ratios)
 print(f"9 of 10 shapes moved by less than {noise:.1%}, none by more than {most:.1%}")
+exercises.found("13.noise", 100 * noise, "per cent")
 
 # %% [markdown]
 # This is what a difference has to be compared with. Take rung s8, whose modes differ in some control bits, in
@@ -512,12 +525,7 @@ def roof(m, n, k, tb_s, peak):
 
 
 # %% tags=["check"]
-def right_roof(m, n, k, tb_s, peak):
-    shape = Shape(m, n, k)
-    return min(peak, tb_s * shape.flops / shape.bytes)
-
-
-workbench.check(roof, right_roof, [(*size, 3.0, 1600.0) for size in SIZES])
+exercises.check("13.1", roof)
 
 # %% [markdown]
 # **2.** One time out of two passes. `passes` has two lists of microseconds; return what stands in the data as
@@ -530,15 +538,7 @@ def result(passes):
 
 
 # %% tags=["check"]
-def right_result(passes):
-    left = iter(passes)
-    timings, _ = timing.measure({"call": None}, {"call": 1}, ("dirty",), lambda call, l2, calls: next(left))
-    return tuple(timings["call", "dirty"])
-
-
-rng = np.random.default_rng(1)
-cases = [[10 + offset + rng.exponential(size=5) for offset in (0.0, shift)] for shift in (0.5, -0.5, 0.05)]
-workbench.check(result, right_result, [([times.round(1).tolist() for times in case],) for case in cases])
+exercises.check("13.2", result)
 
 # %% [markdown]
 # **3.** The markers. `kernels` is a list of (name, microseconds) in the order in which they ran. Return the
@@ -551,11 +551,7 @@ def call_times(kernels):
 
 
 # %% tags=["check"]
-workbench.check(
-    call_times,
-    lambda kernels: timing.between_markers(kernels, sum(name == "spin_kernel" for name, _ in kernels) // 2),
-    [(seen,), (seen[:4],), ([*seen[:3], ("copy", 2.0), *seen[3:]],)],
-)
+exercises.check("13.3", call_times)
 
 # %% [markdown]
 # **4.** A peer was measured in another run: `theirs_then` microseconds. `yardsticks` has, for each of some
@@ -569,20 +565,7 @@ def ratio(ours_now, theirs_then, yardsticks):
 
 
 # %% tags=["check"]
-def right_ratio(ours_now, theirs_then, yardsticks):
-    logarithms = [math.log(now / then) for then, now in yardsticks]
-    return theirs_then * math.exp(sum(logarithms) / len(logarithms)) / ours_now
-
-
-workbench.check(
-    ratio,
-    right_ratio,
-    [
-        (10.0, 11.0, [(8.0, 8.0), (20.0, 20.0)]),
-        (10.0, 11.0, [(8.0, 8.4), (20.0, 20.2)]),
-        (92.0, 97.5, [(70.0, 69.3), (150.0, 152.0)]),
-    ],
-)
+exercises.check("13.4", ratio)
 
 # %% [markdown]
 # That was the last lesson. What you have read is in [kernels](../kernels/stages); what was tried and did not

@@ -22,7 +22,7 @@ OTHERS = {
     DATA / name
     for name in (
         *("tensor_core_probe.json", "cards.json", "timeline.json", "precision.json", "host.json"),
-        *("everywhere.json", "training.json", "mma_probe.json"),
+        *("everywhere.json", "training.json", "mma_probe.json", "casts.json"),
     )
 }
 FILES = sorted(set(DATA.glob("*.json")) - OTHERS)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ast
+import copy
 import importlib.util
+import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import jupytext
 import nbformat
 import pytest
+from gemm_ladder.errors import InputError
+from gemm_ladder.figures import lessons
 from gemm_ladder.rungs import rungs
 from nbclient.exceptions import CellTimeoutError
 
@@ -25,21 +31,15 @@ spec = importlib.util.spec_from_file_location("lessons_make", FOLDER / "workshop
 make = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(make)
 
+lessons.find()
+from workshop import apart, exercises, guesses, progress  # noqa: E402
+
 each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
 
 
 def notebook(lesson: Path) -> nbformat.NotebookNode:
     """The committed .ipynb of a lesson's .py."""
     return nbformat.read(lesson.with_suffix(".ipynb"), as_version=4)
-
-
-def solution(lesson: Path) -> list[str]:
-    """The cells that solve the lesson's exercises, in order."""
-    return [
-        cell.source
-        for cell in jupytext.read(FOLDER / "solutions" / lesson.name, fmt="py:percent").cells
-        if not cell.source.startswith("# Lesson ")
-    ]
 
 
 def tagged(cells: list, tag: str) -> list[int]:
@@ -131,22 +131,151 @@ def test_spelling() -> None:
 
 @each_lesson
 def test_every_exercise_has_a_check_and_a_solution(lesson: Path) -> None:
-    cells = jupytext.read(lesson).cells
-    exercises, checks = tagged(cells, "exercise"), tagged(cells, "check")
-    assert exercises and checks == [index + 1 for index in exercises]
-    assert len(solution(lesson)) == len(exercises)
+    cells, number = jupytext.read(lesson).cells, lesson.stem[:2]
+    asked, checks = tagged(cells, "exercise"), tagged(cells, "check")
+    assert asked and checks == [index + 1 for index in asked]
+    assert len(exercises.solutions(number)) == len(asked)
+    names = [f"{number}.{place + 1}" for place in range(len(asked))]
+    assert [*exercises.of_lesson(number)] == names
+    for name, index in zip(names, checks, strict=True):
+        assert re.fullmatch(rf'exercises\.check\("{name}", \w+\)', cells[index].source)
+
+
+def squeezed(text: str) -> str:
+    return "".join(text.split())
+
+
+def told(solution: str) -> list[str]:
+    """The parts of a solution that no hint may have as a whole: what a function does, a text, or a value."""
+    *_, last = ast.parse(solution).body
+    if isinstance(last, ast.FunctionDef):
+        return [squeezed("".join(map(ast.unparse, last.body)).removeprefix("return"))]
+    if isinstance(last.value, ast.Constant):
+        return [squeezed(last.value.value)]
+    return [squeezed(ast.unparse(last.value)), squeezed(ast.get_source_segment(solution, last.value))]
+
+
+@each_lesson
+def test_every_exercise_has_three_hints(lesson: Path) -> None:
+    """They are sentences, each says more than the one before, and none is the answer."""
+    number = lesson.stem[:2]
+    for (name, one), solution in zip(
+        exercises.of_lesson(number).items(), exercises.solutions(number), strict=True
+    ):
+        assert len(set(one.hints)) == 3, name
+        for hint in one.hints:
+            assert 30 < len(hint) < 420, name
+            assert hint[-1] in ".?", f"{name}: {hint}"
+            assert all(part not in squeezed(hint) for part in told(solution)), f"{name}: {hint}"
+
+
+def test_a_check_a_hint_and_an_answer(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said() -> str:
+        return capsys.readouterr().out
+
+    def scales_of(i: int, j: int, k: int) -> tuple:
+        return (i, 0), (0, 0)
+
+    monkeypatch.setattr(progress, "_forgotten", copy.deepcopy(progress.EMPTY))
+    exercises.check("00.2", scales_of)
+    assert said() == (
+        "Not yet: scales_of(5, 7, 128) gives ((5, 0), (0, 0)); ((5, 1), (0, 1)) is expected.\n"
+        'For a hint: exercises.hint("00.2")\n'
+    )
+    assert exercises.answer("00.2") is None and "3 hints left" in said()
+    for seen in (1, 2, 3, 3):
+        exercises.hint("00.2")
+        text = said()
+        assert [f"{step}. " in text for step in (1, 2, 3)] == [step <= seen for step in (1, 2, 3)]
+    assert 'exercises.answer("00.2")' in text
+    answer = exercises.answer("00.2").plain
+    assert answer == exercises.solutions("00")[1]
+    exec(answer, names := {})
+    exercises.check("00.2", names["scales_of"])
+    assert said() == "Right: scales_of agrees in all 6 cases.\n"
+    exercises.check("00.2", lambda i, j, k: 1 / 0)
+    assert "raises ZeroDivisionError" in said()
+
+
+@pytest.mark.parametrize("name", ["00.3", "77.1", "x", "00.", ""])
+def test_a_name_that_is_no_exercise(name: str) -> None:
+    with pytest.raises(InputError, match=r"needed"):
+        exercises.hint(name)
+
+
+def test_reasons_are_those_of_the_lesson() -> None:
+    assert exercises.why("02.2").markdown.startswith("Columns 0 to 127 do have the first row of scales.")
+    with pytest.raises(InputError, match="lesson 02 has 3 reasons"):
+        exercises.why("02.4")
+
+
+@each_lesson
+def test_readers_guess_before_they_look(lesson: Path) -> None:
+    """Each guess has a name of its own, and a later cell that shows it; each fault is guessed at before."""
+    cells, number = jupytext.read(lesson).cells, lesson.stem[:2]
+    named = re.compile(r'exercises\.guess(?:_break)?\("([\w.]+)"')
+    guessed = {index: named.findall(cells[index].source) for index in tagged(cells, "guess")}
+    names = [name for found in guessed.values() for name in found]
+    assert names and len(names) == len(set(names)) and all(guessed.values())
+    for index, found in guessed.items():
+        later = "".join(cell.source for cell in cells[index + 1 :] if cell.cell_type == "code")
+        for name in found:
+            assert name.startswith(f"{number}.") and f'"{name}"' in later, name
+    assert all(index - 1 in guessed for index in tagged(cells, "break"))
+    untagged = [cell.source for i, cell in enumerate(cells) if cell.cell_type == "code" and i not in guessed]
+    assert not any(map(named.search, untagged)), "a cell with a guess has the tag guess"
+
+
+@pytest.mark.parametrize(
+    ("mine", "choices", "said"),
+    [
+        (None, (), "Found: 7.3 times. You made no guess."),
+        (3, (), "Found: 7.3 times. You guessed 3, 0.41 times that."),
+        (1e3, (), "Found: 7.3 times. You guessed 1000, 1.4e+02 times that."),
+        ("3", (), "a number is needed"),
+        (True, (), "a number is needed"),
+        ("L1", ("L1", "L2"), "Found: L2. You guessed L1: not so."),
+        ("L2", ("L1", "L2"), "Found: L2. You guessed L2: that is it."),
+        ("L3", ("L1", "L2"), "one of 'L1', 'L2' is needed"),
+    ],
+)
+def test_guesses(
+    mine: object,
+    choices: tuple,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(progress, "_forgotten", copy.deepcopy(progress.EMPTY))
+    guesses.guess("02.a", mine, *choices)
+    guesses.found("02.a", *(("L2",) if choices else (7.3, "times")))
+    assert said in capsys.readouterr().out
+
+
+def test_a_broken_kernel_cannot_end_the_notebook() -> None:
+    assert apart.call(os.getpid) == apart.call(os.getpid) != os.getpid()
+    for ends, words in ((os.abort, "SIGABRT"), (os._exit, "status 3")):
+        with pytest.raises(apart.Ended, match=words):
+            apart.call(ends, *([3] if ends is os._exit else []))
+    with pytest.raises(apart.Ended, match=r"no answer in 0\.2 s"):
+        apart.call(time.sleep, 60, seconds=0.2)
+    with pytest.raises(ValueError, match="invalid literal"):
+        apart.call(int, "no number")
+    assert apart.call(abs, -3) == 3
 
 
 def solved(cells: list, solution: list[str]) -> dict[int, list]:
     """What to run after each check: the exercise's solution, the check again, and the exercise as it was."""
-    code, exercises = nbformat.v4.new_code_cell, tagged(cells, "exercise")
+    code, asked = nbformat.v4.new_code_cell, tagged(cells, "exercise")
     return {
         index + 1: [
             code(text),
             code(cells[index + 1].source, metadata={"tags": [SOLVED]}),
             code(cells[index].source),
         ]
-        for index, text in zip(exercises, solution, strict=True)
+        for index, text in zip(asked, solution, strict=True)
     }
 
 
@@ -181,8 +310,9 @@ def test_a_lost_message_is_no_failure_at_first(hangs: int, monkeypatch: pytest.M
 def test_runs_and_can_be_solved(lesson: Path) -> None:
     """Every cell runs. Each check says "Not yet", and "Right" once the exercise has its solution."""
     cells = jupytext.read(lesson).cells
-    ran = make.run(lesson, solved(cells, solution(lesson)))
+    ran = make.run(lesson, solved(cells, exercises.solutions(lesson.stem[:2])))
     for tag, word in (("check", "Not yet: "), (SOLVED, "Right: ")):
         found = verdicts(ran, tag)
         assert len(found) == len(tagged(cells, "exercise"))
         assert all(verdict.startswith(word) for verdict in found), found
+        assert all(("exercises.hint" in verdict) == (tag == "check") for verdict in found), found

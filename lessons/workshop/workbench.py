@@ -1,4 +1,4 @@
-"""What the lessons share that is not a picture: run a small kernel, change a rung, check an answer.
+"""What the lessons share that is not a picture: run a small kernel, change a rung, say what is wrong with it.
 
 The notebooks run in this folder, so `import workbench` finds it. Kernels run where DEVICE says: on a Hopper
 GPU where there is one, and otherwise on the emulator. What is broken on purpose runs on the emulator only: it
@@ -19,12 +19,13 @@ import gemm_ladder as gl
 import numpy as np
 import torch
 from gemm_ladder import arguments, build
-from gemm_ladder.figures import measured, rung_cards
+from gemm_ladder.figures import lessons, measured, rung_cards
 from gemm_ladder.lab.operands import OTHER_ARITHMETIC
 from gemm_ladder.measure.variants import changed
 from gemm_ladder.ref import emulator, fp8, tensor_core
 from gemm_ladder.ref.gemm import BF16
 from gemm_ladder.rungs import Rung
+from workshop import apart, guesses
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == arguments.HOPPER
 DEVICE = "cuda" if HOPPER else "cpu"
@@ -149,6 +150,15 @@ def bytes_on_gpu(array: np.ndarray) -> torch.Tensor:
 Symptom = gl.EmulatorError | str  # the emulator's error, or what is wrong with the answer
 
 
+def tried(function: Callable[..., list[Symptom | None]], *args: object) -> list[Symptom | None]:
+    """The symptoms that function(*args) finds, looked for in a process of its own: a broken kernel may crash
+    or hang. Then that is the only one."""
+    try:
+        return apart.call(function, *args)
+    except apart.Ended as error:
+        return [guesses.Crash(error)]
+
+
 def symptoms(rung: Rung, of: Problem, right: np.ndarray, seeds: Iterable[int]) -> list[Symptom | None]:
     """What is wrong under each schedule of the emulator; None where nothing is."""
     return under_schedules(lambda: difference(multiply(rung, of, "cpu"), right), seeds, MAX_STEPS)
@@ -186,73 +196,36 @@ def difference(d: np.ndarray, right: np.ndarray) -> str | None:
     )
 
 
-def break_it(name: str, of: Problem, *changes: tuple[str, str], seeds: int = 8) -> None:
-    """Run a rung with each (old, new) replaced, under some schedules of the emulator; print the symptoms."""
-    show_symptoms(symptoms(changed(name, *changes), of, expected(name, of), range(seeds)), fault)
+def break_it(name: str, of: Problem, *changes: tuple[str, str], seeds: int = 8, guess: str = "") -> None:
+    """Run a rung with each (old, new) replaced, under some schedules of the emulator; print the symptoms.
+
+    `guess` names a guess of `exercises.guess_break`, to be printed beside them.
+    """
+    found = tried(symptoms, changed(name, *changes), of, expected(name, of), range(seeds))
+    show_symptoms(found, fault, changes, guess)
 
 
-def show_symptoms(found: Sequence[Symptom | None], kind: Callable[[Symptom], str]) -> None:
-    """Print the first symptom of each kind, with how many schedules have one of it."""
+def show_symptoms(
+    found: Sequence[Symptom | None],
+    kind: Callable[[Symptom], str],
+    changes: Sequence[tuple[str, str]] = (),
+    guess: str = "",
+) -> None:
+    """Print the first symptom of each kind, with how many schedules have one of it, and the guess."""
     groups: dict[str, list[str]] = collections.defaultdict(list)
     for symptom in found:
-        symptom = symptom or "nothing: the right answer"
-        groups[kind(symptom)].append(str(symptom))
+        words = symptom or "nothing: the right answer"
+        groups[kind(words)].append(str(words))
     print(f"{len(found)} schedules:")
     for texts in sorted(groups.values(), key=len, reverse=True):
         print(f"  {len(texts)} x {texts[0]}")
+    if guess:
+        guesses.broken(guess, [old for old, _ in changes], [*map(guesses.outcome, found)])
 
 
 def fault(symptom: Symptom) -> str:
     """What a symptom says first, whatever its numbers."""
     return re.sub(r"0x\w+|\d+(\.\d+)?", "#", str(symptom).split(":")[0])
-
-
-# -------------------------------------------------------------------------------------------------- exercises
-
-
-def check(mine: Callable, right: Callable, cases: Iterable[Sequence]) -> None:
-    """Compare a function with the right one, case by case; print "Right", or the first case that differs."""
-    cases = list(cases)
-    for case in cases:
-        words = f"{mine.__name__}({', '.join(map(str, case))})"
-        wanted = right(*case)
-        try:
-            got = mine(*case)
-        except Exception as error:
-            print(f"Not yet: {words} raises {type(error).__name__}: {error}; {wanted} is right.")
-            return
-        if not _same(got, wanted):
-            print(f"Not yet: {words} gives {got}; {wanted} is right.")
-            return
-    print(f"Right: {mine.__name__} agrees in all {len(cases)} cases.")
-
-
-def _same(got: object, wanted: object) -> bool:
-    """Equal, numbers up to their last digits."""
-    try:
-        return np.shape(got) == np.shape(wanted) and np.allclose(got, wanted, rtol=1e-6, equal_nan=True)
-    except TypeError:  # not numbers
-        return got == wanted
-
-
-def check_rung(name: str, of: Problem, *changes: tuple[str, str], seeds: int = 8) -> None:
-    """Put lines of your own into the rung, (its own, yours); print "Right", or what is wrong."""
-    show_verdict(lambda: symptoms(changed(name, *changes), of, expected(name, of), range(seeds)))
-
-
-def show_verdict(find: Callable[[], Sequence[Symptom | None]]) -> None:
-    """Print "Right" if `find`, which may compile something, finds nothing wrong, or what is wrong."""
-    try:
-        found = find()
-    except build.BuildError as error:
-        said = re.search(r"error: (.*)", str(error))
-        print(f"Not yet: it does not compile. {said[1] if said else error}")
-        return
-    wrong = [symptom for symptom in found if symptom]
-    if wrong:
-        print(f"Not yet: {len(wrong)} of {len(found)} schedules fail. {wrong[0]}")
-    else:
-        print(f"Right: bit for bit the expected result in {len(found)} schedules.")
 
 
 # ---------------------------------------------------------------------------------------------------- display
@@ -265,7 +238,8 @@ class Text:
         self.markdown, self.plain = markdown, plain or markdown
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
-        return {"text/markdown": self.markdown, "text/plain": self.plain}
+        markdown = lessons.relocated(self.markdown) if lessons.learner() else self.markdown
+        return {"text/markdown": markdown, "text/plain": self.plain}
 
 
 def code(text: str, begin: str, end: str) -> Text:

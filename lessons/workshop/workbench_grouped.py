@@ -106,19 +106,23 @@ def difference(d: np.ndarray, right: np.ndarray, call: Call) -> str | None:
     return "\n      ".join(lines) or None
 
 
-def break_it(config: Config, call: Call, *changes: tuple[str, str], seeds: int = 4, num_sms: int = 0) -> None:
-    """Run a configuration with each (old, new) replaced, under some schedules; print the symptoms."""
+def break_it(
+    config: Config,
+    call: Call,
+    *changes: tuple[str, str],
+    seeds: int = 4,
+    num_sms: int = 0,
+    guess: str = "",
+) -> None:
+    """Run a configuration with each (old, new) replaced, under some schedules; print the symptoms.
+
+    `guess` names a guess of `exercises.guess_break`, to be printed beside them.
+    """
     broken = workbench_production.changed(config, *changes) if changes else config
-    workbench.show_symptoms(symptoms(broken, call, range(seeds), num_sms), _kind)
+    found = workbench.tried(symptoms, broken, call, range(seeds), num_sms)
+    workbench.show_symptoms(found, _kind, changes, guess)
 
 
 def _kind(symptom: workbench.Symptom) -> str:
     """A fault, whatever its numbers; a wrong answer with them."""
     return re.sub(r"\d+", "#", str(symptom)) if isinstance(symptom, gl.EmulatorError) else symptom
-
-
-def check_kernel(config: Config, call: Call, *changes: tuple[str, str], seeds: int = 4) -> None:
-    """Put lines of your own into the kernel, (its own, yours); print "Right", or what is wrong."""
-    workbench.show_verdict(
-        lambda: symptoms(workbench_production.changed(config, *changes), call, range(seeds))
-    )

@@ -15,7 +15,7 @@ from gemm_ladder.arguments import GroupedArgs, ceil_div
 from gemm_ladder.measure.variants import replaced
 from gemm_ladder.production import explain, launching
 from gemm_ladder.production.config import Config
-from gemm_ladder.ref import emulator
+from gemm_ladder.ref import emulator, fp8
 from gemm_ladder.ref.gemm import BF16
 from workshop import workbench
 
@@ -176,23 +176,29 @@ def symptoms(
     return workbench.symptoms(call, of, right, seeds)
 
 
+def parts_in_order() -> workbench.Problem:
+    """60 x 72 x 512, to show in which order K's four parts are added: those of every sum are 2^24, 1, -2^24
+    and 1, and 2^24 + 1 is 2^24 in FP32."""
+    columns = np.ones((72, 512))
+    columns[:, 256:384] = -1  # the third part
+    a, b = (fp8.encode(x).view(fp8.E4M3) for x in (np.ones((60, 512)), columns))
+    scales = np.tile(np.float32([2.0**17, 2.0**-7, 2.0**17, 2.0**-7]), (60, 1))  # times 128 terms of 1
+    return workbench.Problem(a, scales, b, np.ones((1, 4), np.float32))
+
+
 def break_it(
     config: Config,
     of: workbench.Problem,
     *changes: tuple[str, str],
     right: np.ndarray | None = None,
     seeds: int = 8,
+    guess: str = "",
 ) -> None:
     """Run a configuration, each (old, new) of its files replaced, under some schedules; print the symptoms.
 
-    `right` is the D to compare with; None: the bits that a kernel which does not split K gives.
+    `right` is the D to compare with; None: the bits that a kernel which does not split K gives. `guess` names
+    a guess of `exercises.guess_break`, to be printed beside them.
     """
     right = workbench.expected("s9_production", of) if right is None else right
-    workbench.show_symptoms(symptoms(changed(config, *changes), of, right, range(seeds)), workbench.fault)
-
-
-def check_lines(
-    config: Config, of: workbench.Problem, right: np.ndarray, *changes: tuple[str, str], seeds: int = 4
-) -> None:
-    """Put lines of your own into gemm.cuh, (its own, yours); print "Right", or what is wrong."""
-    workbench.show_verdict(lambda: symptoms(changed(config, *changes), of, right, range(seeds)))
+    found = workbench.tried(symptoms, changed(config, *changes), of, right, range(seeds))
+    workbench.show_symptoms(found, workbench.fault, changes, guess)

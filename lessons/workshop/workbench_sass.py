@@ -18,7 +18,7 @@ import gemm_ladder as gl
 from gemm_ladder import build
 from gemm_ladder.measure.interleave import MODES
 from gemm_ladder.sass import disassembly, ffma
-from workshop import workbench
+from workshop import guesses, workbench
 
 RECORDED = Path(__file__).resolve().parents[1] / "data" / "promotion.json"
 RUNG = gl.rungs["s8_ffma_interleave"]
@@ -138,13 +138,18 @@ def of_pass(begin: str, end: str) -> workbench.Text:
     return workbench.Text(f"```python\n{text}\n```", text)
 
 
-def refused(attempt: Callable[[], object]) -> None:
-    """Print why the pass refuses what `attempt` gives it, or that it does not."""
+def refused(attempt: Callable[[], object], guess: str = "") -> None:
+    """Print why the pass refuses what `attempt` gives it, or that it does not, and the guess of that name."""
+    outcome = "it refuses"
     try:
         attempt()
     except build.ToolchainError as error:
         print(f"This cell needs nvcc. {error}")
+        return
     except ffma.UnknownCodeError as error:
         print(error)
     else:
         print("The pass accepts it.")
+        outcome = "it rewrites"
+    if guess:
+        guesses.found(guess, outcome)

@@ -1,0 +1,54 @@
+"""Lesson 02's exercises: the naive kernel."""
+
+from __future__ import annotations
+
+from workshop import workbench
+from workshop.exercises.record import Exercise, Verdict, in_rung, same
+
+
+def _promotion(mine: object) -> Verdict:
+    line = "total = fmaf(partial, p.sfa[block * p.sfa_stride + row] * sfb[block], total);"
+    return in_rung("s1_naive", workbench.problem(m=24, n=256, k=512), (line, str(mine)))
+
+
+EXERCISES = {
+    "02.1": Exercise(
+        _promotion,
+        (
+            "Read what the emulator gives against what is expected: the sum is right in its size, and not "
+            "scaled. Which two scales belong to this thread's block of k?",
+            "B's scale is sfb[block]; A's is the one of this block and this row, with m contiguous, as the "
+            "lesson says. The product of both multiplies partial, and the addition must not round in "
+            "between.",
+            "total = fmaf(partial, ... * sfb[block], total); and in place of the dots p.sfa at block times "
+            "p.sfa_stride, plus the row.",
+        ),
+    ),
+    "02.2": Exercise(
+        same(
+            lambda i, j, n: (i // 8 * -(-n // 32) + j // 32, i % 8 * 32 + j % 32),
+            [(0, 0, 64), (9, 40, 64), (9, 40, 128), (63, 149, 150), (8, 0, 33)],
+        ),
+        (
+            "A block makes 8 x 32 outputs, and the thread is right already. In which row and which column of "
+            "blocks is D[i, j]?",
+            "Blocks are numbered along n first, so a row of blocks has as many as it takes to cover n "
+            "columns: n over 32, rounded *up*. In Python -(-x // y) rounds a quotient up.",
+            "block is the row of blocks, i // 8, times the number of blocks in a row, plus the column of "
+            "blocks, which is j // 32.",
+        ),
+    ),
+    "02.3": Exercise(
+        same(
+            lambda rows, columns: 2 * rows * columns / (rows + columns),
+            [(1, 1), (8, 32), (64, 128), (128, 128), (256, 128)],
+        ),
+        (
+            "Count for a single step of k: how many bytes are loaded, and how many operations are done with "
+            "them?",
+            "One step of k needs a byte of each of the tile's rows of A, and a byte of each of its columns' "
+            "rows of B. With them every output of the tile gets a multiplication and an addition.",
+            "Operations: two for each of rows * columns outputs. Bytes: rows and columns, added. Divide.",
+        ),
+    ),
+}

@@ -1,0 +1,62 @@
+"""Lesson 09's exercises: the walk over the tiles, and the store."""
+
+from __future__ import annotations
+
+import gemm_ladder as gl
+from gemm_ladder.ref import layouts
+from workshop import drawing_tiles, workbench
+from workshop.exercises.record import Exercise, Verdict, in_rung, lines, same
+
+WALKS = ((16, 28, 8), (10, 5, 8), (3, 4, 8), (7, 3, 1))  # tiles of m, pairs of n, tiles of m at a time
+PLACES = [(pair, *of) for of in WALKS for pair in (0, 2, 5, 9, 11)]
+
+
+def _between(mine: object) -> Verdict:
+    own = lines(gl.rungs["s7_persistent"].source, "ptx::fence_proxy_async();", "ptx::bar_sync(")
+    return in_rung("s7_persistent", workbench.problem(m=768, n=128, k=512), (own, str(mine)))
+
+
+EXERCISES = {
+    "09.1": Exercise(
+        same(
+            lambda pair, *of: tuple(map(int, drawing_tiles.order(*of)[pair])),
+            [*PLACES, (49, 10, 5, 8), (300, 16, 28, 8)],
+        ),
+        (
+            "First find the group that the pair is in: how many pairs does a whole group have?",
+            "A whole group has group * pairs_n pairs, and begins at a tile of m that is a multiple of group. "
+            "Inside it the walk goes down first. The last group may be less high, so its height is what is "
+            "left of tiles_m.",
+            "first = pair // (group * pairs_n) * group, inside = pair % (group * pairs_n), and height the "
+            "smaller of group and tiles_m - first. Then inside, by height: the rest goes down from first, "
+            "the quotient to the right.",
+        ),
+    ),
+    "09.2": Exercise(
+        same(
+            lambda warp, lane, column: int(
+                layouts.swizzle_128b(16 * warp + lane % 16, 2 * (column + lane // 16 * 8))
+            ),
+            [(warp, lane, column) for warp in (0, 3) for column in (0, 16, 48) for lane in (0, 1, 9, 16, 30)],
+        ),
+        (
+            "An x4 writes 16 rows and two halves of 8 columns. Which lanes give which addresses? The section "
+            "on stmatrix says it.",
+            "Lane i gives row i mod 16, of the left half for i below 16 and of the right half above. A chunk "
+            "of 16 bytes is 8 columns; the swizzle moves it to chunk XOR (row mod 8).",
+            "The row is 16 * warp + lane % 16, the chunk column // 8 + lane // 16. The offset is 128 * row, "
+            "plus 16 times the chunk after the XOR.",
+        ),
+    ),
+    "09.3": Exercise(
+        _between,
+        (
+            "Two lines. Section 5 says what each of the writing threads has to do before one of them may ask "
+            "the copy engine.",
+            "The copy engine reads by the async proxy, so each thread needs a fence between the proxies. "
+            "Then the consumer's 128 threads must meet, but not the producer: __syncthreads will not do.",
+            "The same fence as in lesson 04; then ptx::bar_sync(id, threads), with the id that the exercise "
+            "gives, and kWarpgroup threads.",
+        ),
+    ),
+}

@@ -1,0 +1,106 @@
+"""Lesson 13's exercises: the roof, the passes, the markers, a ratio across runs."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from gemm_ladder.measure import timing
+from gemm_ladder.measure.shapes import Shape
+from workshop import drawing_results
+from workshop.exercises.record import Exercise, Verdict, compared, same
+
+
+def _roof(mine: object) -> Verdict:
+    def right(m: int, n: int, k: int, tb_s: float, peak: float) -> float:
+        shape = Shape(m, n, k)
+        return min(peak, tb_s * shape.flops / shape.bytes)
+
+    sizes = sorted(drawing_results.times("s9_production"))
+    return compared(mine, right, [(*size, 3.0, 1600.0) for size in sizes])
+
+
+def _result(mine: object) -> Verdict:
+    def right(passes: list[list[float]]) -> tuple[float, ...]:
+        left = iter(passes)
+        timings, _ = timing.measure(
+            {"call": None}, {"call": 1}, ("dirty",), lambda call, l2, calls: next(left)
+        )
+        return tuple(timings["call", "dirty"])
+
+    rng = np.random.default_rng(1)
+    cases = [
+        [10 + offset + rng.exponential(size=5) for offset in (0.0, shift)] for shift in (0.5, -0.5, 0.05)
+    ]
+    return compared(mine, right, [([times.round(1).tolist() for times in case],) for case in cases])
+
+
+MARKER = ("spin_kernel", 1.0)
+SEEN = [
+    *(("memset", 2700.0), MARKER, ("gemm", 10.0), MARKER),
+    *(("memset", 2700.0), MARKER, ("split_k_gemm", 6.0), ("reduce", 3.0), MARKER),
+]
+
+
+def _ratio(ours_now: float, theirs_then: float, yardsticks: list[tuple[float, float]]) -> float:
+    logarithms = [math.log(now / then) for then, now in yardsticks]
+    return theirs_then * math.exp(sum(logarithms) / len(logarithms)) / ours_now
+
+
+EXERCISES = {
+    "13.1": Exercise(
+        _roof,
+        (
+            "The roof is the lower of two: the stub returns one of them. The other is the bandwidth times "
+            "the operations a byte.",
+            "Operations: 2 m n k. Bytes: A has m k, B n k, D twice m n, and four for each scale. Blocks of "
+            "128 are counted by rounding up. TB/s times operations a byte is TFLOPS.",
+            "A's scales are m times the blocks of k, B's the blocks of n times the blocks of k. Return the "
+            "smaller of peak and tb_s times the operations over all bytes.",
+        ),
+    ),
+    "13.2": Exercise(
+        _result,
+        (
+            "Which of the two passes counts? The one whose *median* is lower, and all three numbers come "
+            "from it.",
+            "min takes a key: a function by which the lists are compared. Percentiles are one call of NumPy "
+            "for several at once.",
+            "better = min(passes, key=...), with the median as the key; then np.percentile of it at 10, 50 "
+            "and 90. Mind the order: us is the median, and comes first.",
+        ),
+    ),
+    "13.3": Exercise(
+        same(
+            lambda kernels: timing.between_markers(
+                kernels, sum(name == "spin_kernel" for name, _ in kernels) // 2
+            ),
+            [(SEEN,), (SEEN[:4],), ([*SEEN[:3], ("copy", 2.0), *SEEN[3:]],)],
+        ),
+        (
+            "A call is what lies between two markers, whatever its kernels are called. What lies between a "
+            "call and the next one does not count.",
+            "Walk through the list and remember whether you are inside a call. Each marker changes that; one "
+            "that begins a call begins a new sum.",
+            "inside = False at first. At a marker: inside = not inside, and if that is true now, append 0.0 "
+            "to the times. At anything else, if inside, add its microseconds to the last of the times.",
+        ),
+    ),
+    "13.4": Exercise(
+        same(
+            _ratio,
+            [
+                (10.0, 11.0, [(8.0, 8.0), (20.0, 20.0)]),
+                (10.0, 11.0, [(8.0, 8.4), (20.0, 20.2)]),
+                (92.0, 97.5, [(70.0, 69.3), (150.0, 152.0)]),
+            ],
+        ),
+        (
+            "With yardsticks that did not move, the stub is right. What do they say if they did?",
+            "Each says by which factor this run is slower than that one: now over then. Their geometric mean "
+            "is the factor for the peer, too.",
+            "Multiply theirs_then by statistics.geometric_mean of now / then over the yardsticks, and divide "
+            "by ours_now.",
+        ),
+    ),
+}

@@ -1,0 +1,105 @@
+"""What an exercise is, and two ways to check one: a function by its cases, a kernel's lines by a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from gemm_ladder import build
+from workshop import workbench
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """Whether an answer is right, and a sentence about it."""
+
+    right: bool
+    words: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Exercise:
+    """An exercise of a lesson. Its answer is in lessons/solutions, under the lesson's name.
+
+    Attributes:
+        check: from the reader's answer to the verdict.
+        hints: a nudge, then the idea, then nearly the line.
+    """
+
+    check: Callable[[object], Verdict]
+    hints: tuple[str, str, str]
+
+
+def same(right: Callable, cases: Iterable[Sequence]) -> Callable[[Callable], Verdict]:
+    """The check of a function: in all cases, each a tuple of arguments, it returns what `right` does."""
+    return lambda mine: compared(mine, right, cases)
+
+
+def compared(mine: Callable, right: Callable, cases: Iterable[Sequence], shown: Callable = str) -> Verdict:
+    """Compare a function with the right one, case by case, up to the first case that differs.
+
+    `shown` turns an argument into words.
+    """
+    cases = list(cases)
+    for case in cases:
+        call = f"{mine.__name__}({', '.join(map(shown, case))})"
+        wanted = right(*case)
+        try:
+            got = mine(*case)
+        except Exception as error:
+            return Verdict(False, f"{call} raises {type(error).__name__}: {error}; {wanted} is expected.")
+        if not _equal(got, wanted):
+            return Verdict(False, f"{call} gives {got}; {wanted} is expected.")
+    return Verdict(True, f"{mine.__name__} agrees in all {len(cases)} cases.")
+
+
+def _equal(got: object, wanted: object) -> bool:
+    """Numbers up to their last digits, anything else exactly."""
+    try:
+        return np.shape(got) == np.shape(wanted) and np.allclose(got, wanted, rtol=1e-6, equal_nan=True)
+    except (TypeError, ValueError):  # not numbers, or tuples of unequal parts
+        return bool(got == wanted)
+
+
+def number(mine: float, truth: float, within: float, why: str) -> Verdict:
+    """The check of a number, which may be off by a part `within` of the truth; `why` follows "Right:"."""
+    if abs(mine - truth) <= within * abs(truth):
+        return Verdict(True, why)
+    return Verdict(False, f"{mine:g} is too {'small' if mine < truth else 'large'}.")
+
+
+def in_rung(name: str, of: workbench.Problem, *changes: tuple[str, str], seeds: int = 8) -> Verdict:
+    """The verdict on lines put into a rung, (its own, the reader's), by its result under some schedules."""
+    return by_running(
+        lambda: workbench.tried(
+            workbench.symptoms,
+            workbench.changed(name, *changes),
+            of,
+            workbench.expected(name, of),
+            range(seeds),
+        )
+    )
+
+
+def by_running(find: Callable[[], Sequence[workbench.Symptom | None]]) -> Verdict:
+    """The verdict on a kernel that `find` compiles and runs; it returns a symptom or None a schedule."""
+    try:
+        found = find()
+    except build.BuildError as error:
+        said = re.search(r"error: (.*)", str(error))
+        return Verdict(False, f"it does not compile. {said[1] if said else error}")
+    wrong = [symptom for symptom in found if symptom]
+    if wrong:
+        return Verdict(False, f"{len(wrong)} of {len(found)} schedules fail. {wrong[0]}")
+    return Verdict(True, f"bit for bit the expected result in {len(found)} schedules.")
+
+
+def lines(source: str, begin: str, end: str, last: bool = True) -> str:
+    """The lines of a source from the first that has `begin` to the next that has `end`, that one included
+    where `last`."""
+    every = source.splitlines(keepends=True)
+    first = next(i for i, line in enumerate(every) if begin in line)
+    until = next(i for i in range(first, len(every)) if end in every[i])
+    return "".join(every[first : until + last])

@@ -1,0 +1,113 @@
+"""Predict before you look: a cell stores the reader's guess, a later one prints it beside what was found.
+
+Nothing here needs a guess: with None in its place every cell runs as well.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Sequence
+
+from gemm_ladder.errors import EmulatorError
+from workshop import progress
+
+# What may come of a broken kernel.
+OUTCOMES = {
+    "right": "the right answer all the same",
+    "wrong": "a wrong answer, and nobody says a word",
+    "fault": "the emulator names what was done wrong",
+    "hang": "somebody waits for ever",
+}
+CRASH = "crash"  # not offered as a guess: the emulator should have named a fault
+HANGS = ("deadlock", "endless_polling", "step_limit", "endless_loop")  # of EmulatorError.what
+
+Number = int | float
+
+
+def guess(name: str, mine: Number | str | None = None, *choices: str) -> None:
+    """Store a guess.
+
+    Args:
+        name: the lesson's number, a dot and a word, such as "02.ceiling".
+        mine: a number or, where there are choices, one of them. None: there is no guess.
+        choices: what to choose from; none: a number is asked for.
+    """
+    what = f"one of {', '.join(map(repr, choices))}" if choices else "a number"
+    is_number = isinstance(mine, Number) and not isinstance(mine, bool)
+    if mine is None:
+        print(f"Put your guess in place of None: {what}.")
+    elif mine not in choices if choices else not is_number:
+        print(f"{mine!r} is not a guess that can be compared; {what} is needed.")
+    else:
+        _store(name, mine)
+
+
+def found(name: str, truth: Number | str, unit: str = "") -> None:
+    """Print what was found, beside the guess."""
+    mine = progress.mine()["guesses"].get(name)
+    shown = truth if isinstance(truth, str) else f"{truth:,.0f}" if abs(truth) >= 1000 else f"{truth:.4g}"
+    words = f"Found: {shown}{unit and ' ' + unit}."
+    if mine is None:
+        print(words, "You made no guess.")
+    elif isinstance(truth, str):
+        print(words, f"You guessed {mine}: {'that is it' if mine == truth else 'not so'}.")
+    else:
+        ratio = f", {mine / truth:.2g} times that" if truth else ""
+        print(words, f"You guessed {mine:g}{ratio}.")
+
+
+def guess_break(name: str, line: str | None = None, then: str | None = None) -> None:
+    """Store a guess about a fault: some words of the line that is changed for it, and one of OUTCOMES."""
+    if line is None or then is None:
+        print(f"line: some words of the line to change; then: one of {', '.join(map(repr, OUTCOMES))}.")
+    elif then not in OUTCOMES:
+        print(f"{then!r} is not one of {', '.join(map(repr, OUTCOMES))}.")
+    else:
+        _store(name, {"line": line, "then": then})
+
+
+def broken(name: str, changed: Sequence[str], outcomes: Sequence[str]) -> None:
+    """Print what came of a fault, beside the guess.
+
+    Args:
+        name: as for guess_break.
+        changed: the texts that were replaced.
+        outcomes: what came of it under each schedule.
+    """
+    counts = collections.Counter(outcomes).most_common()
+    words = {**OUTCOMES, CRASH: "the process that ran it ended"}
+    print(
+        "Found:",
+        ", ".join(f"{words[outcome]} ({count} of {len(outcomes)})" for outcome, count in counts) + ".",
+    )
+    mine = progress.mine()["guesses"].get(name)
+    if mine is None:
+        print("You made no guess.")
+        return
+    is_line = any(len(_plain(mine["line"])) > 3 and _plain(mine["line"]) in _plain(old) for old in changed)
+    lines = "; ".join(" ".join(old.split()) for old in changed)
+    print(f"You guessed: {words[mine['then']]}. That is {'so' if mine['then'] in outcomes else 'not so'}.")
+    print(f"Your line is {'changed, yes' if is_line else 'another one'}. What was changed: {lines}")
+
+
+def outcome(symptom: EmulatorError | str | None) -> str:
+    """The one of OUTCOMES that a schedule's symptom is, or CRASH."""
+    if symptom is None:
+        return "right"
+    if isinstance(symptom, EmulatorError):
+        return "hang" if symptom.what in HANGS else "fault"
+    return CRASH if isinstance(symptom, Crash) else "wrong"
+
+
+class Crash(str):
+    """The symptom of a process that has ended or was ended: how."""
+
+
+def _store(name: str, mine: object) -> None:
+    with progress.changed() as known:
+        known["guesses"][name] = mine
+    print("Your guess is stored.")
+
+
+def _plain(text: str) -> str:
+    return "".join(text.split())

@@ -14,7 +14,7 @@ namespace emulator {
     X(deadlock)        /* every thread that is left waits, and no asynchronous work is outstanding */               \
     X(endless_polling) /* a thread keeps testing an mbarrier whose phase nothing will complete */                   \
     X(step_limit)      /* a cluster has taken more scheduler steps than max_steps allows */                         \
-    X(endless_loop)    /* a thread runs on and on without an instruction, and nothing else happens meanwhile */     \
+    X(endless_loop)    /* threads run on, and nothing changes meanwhile that they could wait for */                 \
     /* Shared memory used too early or too late */                                                                  \
     X(read_during_load)    /* bytes are read that a TMA load is still writing */                                    \
     X(data_race)           /* two accesses, one of them a write, whose order nothing makes sure of */               \

@@ -99,8 +99,30 @@ class Lanes:
         convert = self.builder.fptosi if self._is_float() else self.builder.sext
         return Lanes(self.builder, convert(self.value, ir.VectorType(INT32, LANES)))
 
+    def to_int8(self) -> Lanes:
+        """Of int32: the low 8 bits."""
+        return Lanes(self.builder, self.builder.trunc(self.value, ir.VectorType(INT8, LANES)))
+
+    def interleave(self, other: Lanes) -> tuple[Lanes, Lanes]:
+        """This value's first number, the other's first, this one's second and so on, as two values."""
+
+        def take(first: int) -> Lanes:
+            order = [at + lane for at in range(first, first + LANES // 2) for lane in (0, LANES)]
+            mask = ir.Constant(ir.VectorType(INT32, LANES), order)
+            return Lanes(self.builder, self.builder.shuffle_vector(self.value, other.value, mask))
+
+        return take(0), take(LANES // 2)
+
     def to_float32(self) -> Lanes:
         return Lanes(self.builder, self.builder.sitofp(self.value, ir.VectorType(FLOAT32, LANES)))
+
+
+def transpose(rows: list[Lanes]) -> list[Lanes]:
+    """LANES values of a matrix's rows -> those of its columns."""
+    for _ in range(LANES.bit_length() - 1):
+        halves = zip(rows[: LANES // 2], rows[LANES // 2 :], strict=True)
+        rows = [half for one, other in halves for half in one.interleave(other)]
+    return rows
 
 
 def size_of(element: ir.Type) -> int:

@@ -31,24 +31,19 @@ from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
 from . import fp8
-from .lanes import FLOAT32, INT8, INT32, LANES, Lanes, size_of
+from .lanes import FLOAT32, INT8, INT32, LANES, Lanes, size_of, transpose
 
-K_INSTRUCTION = 32  # elements of K that one FP8 WGMMA adds up
+K_INSTRUCTION = LANES  # elements of K that one FP8 WGMMA adds up: 32, a row of A is a vector of codes
 
 _FRACTION_BITS = 13  # what survives the alignment, and what the result keeps
 _BIAS = 127
 # Bits of FP32 numbers, as int32: the sign, the exponent and 13 of the 23 fraction bits; and two values.
 _KEEP_MASK, _INFINITY, _NAN = -0x400, 0x7F800000, 0x7FFFFFFF
 
-_CODES = np.arange(256, dtype=np.uint8)
-_VALUE = np.nan_to_num(fp8.decode(_CODES), nan=0.0)
-_EXPONENT = np.maximum(_CODES >> 3 & 15, 1).astype(np.int8) - np.int8(7)
 # The exponents of nonzero products are from -12 to 16. Zero gets an exponent so low, and NaN one so high,
 # that its sum with any other operand's lies outside of that range, and within int8. So the largest exponent
 # of all products tells whether one of them is not zero, and whether one of them is NaN.
 _ZERO_EXPONENT, _NAN_EXPONENT = -40, 60
-_EXPONENT[_VALUE == 0] = _ZERO_EXPONENT
-_EXPONENT[np.isnan(fp8.decode(_CODES))] = _NAN_EXPONENT
 _NO_PRODUCT, _LARGEST_PRODUCT = -13, 16
 
 
@@ -82,6 +77,55 @@ def fma(_typing, a, b, c):
         return builder.call(function, arguments)
 
     return types.float32(a, b, c), generate
+
+
+def _decoded(codes: Lanes) -> tuple[Lanes, Lanes]:
+    """E4M3 codes, int8 -> their values, FP32, and exponents, int8. The value of NaN is 0."""
+    codes = codes.to_int32()
+    magnitude = codes & 0x7F
+    is_number = magnitude.compare("!=", 0x7F)
+    # FP32 has the same fields; its exponents are 127 - 7 higher.
+    value = ((magnitude << 20).bits(FLOAT32) * 2.0**120).bits(INT32) | codes & -0x80000000
+    value = is_number.choose(value, 0).bits(FLOAT32)
+    exponent = (magnitude >> 3).max(1) + -7
+    exponent = magnitude.compare("!=", 0).choose(exponent, _ZERO_EXPONENT)
+    return value, is_number.choose(exponent, _NAN_EXPONENT).to_int8()
+
+
+def _store_decoded(builder, codes, values, exponents, at):
+    """Stores what _decoded makes of the codes at element `at` of what `values` and `exponents` point to."""
+    value, exponent = _decoded(codes)
+    value.store(builder.add(values, values.type(at * size_of(FLOAT32))))
+    exponent.store(builder.add(exponents, exponents.type(at)))
+
+
+@intrinsic
+def _decode_row(_typing, codes, values, exponents):
+    """LANES codes, by addresses: FP32 values and int8 exponents."""
+
+    def generate(context, builder, _signature, arguments):
+        codes, values, exponents = arguments
+        _store_decoded(builder, Lanes.load(builder, INT8, codes), values, exponents, 0)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 3), generate
+
+
+@intrinsic
+def _decode_columns(_typing, codes, values, exponents):
+    """The same of codes [LANES, 32], by addresses; values and exponents are [32, LANES]."""
+
+    def generate(context, builder, _signature, arguments):
+        codes, values, exponents = arguments
+        rows = [
+            Lanes.load(builder, INT8, builder.add(codes, codes.type(row * K_INSTRUCTION)))
+            for row in range(LANES)
+        ]
+        for k, column in enumerate(transpose(rows)):
+            _store_decoded(builder, column, values, exponents, k * LANES)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 3), generate
 
 
 @intrinsic
@@ -133,11 +177,13 @@ def _decode(codes, values, exponents):
     groups of LANES columns, the last of them filled up with zeros."""
     n = codes.shape[0]
     for group in range(values.shape[0]):
-        for lane in range(LANES):
-            j = group * LANES + lane
-            for k in range(K_INSTRUCTION):
-                values[group, k, lane] = _VALUE[codes[j, k]] if j < n else 0
-                exponents[group, k, lane] = _EXPONENT[codes[j, k]] if j < n else _ZERO_EXPONENT
+        first = group * LANES
+        if first + LANES <= n:
+            columns = codes[first : first + LANES]
+        else:
+            columns = np.zeros((LANES, K_INSTRUCTION), np.uint8)
+            columns[: n - first] = codes[first:]
+        _decode_columns(columns.ctypes.data, values[group].ctypes.data, exponents[group].ctypes.data)
 
 
 @_compiled(njit, nogil=True)
@@ -146,9 +192,7 @@ def _multiply(a, b_values, b_exponents, acc):
     m, n = acc.shape
     a_values, a_exponents = np.empty((m, K_INSTRUCTION), np.float32), np.empty((m, K_INSTRUCTION), np.int8)
     for i in range(m):
-        for k in range(K_INSTRUCTION):
-            a_values[i, k] = _VALUE[a[i, k]]
-            a_exponents[i, k] = _EXPONENT[a[i, k]]
+        _decode_row(a[i].ctypes.data, a_values[i].ctypes.data, a_exponents[i].ctypes.data)
     rest = np.zeros(LANES, np.float32)  # for columns that do not fill all lanes
     for group in range(b_values.shape[0]):
         first = group * LANES

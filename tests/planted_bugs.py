@@ -317,7 +317,7 @@ BUGS = [
         "results are overwritten while the copy engine still reads them",
         "if (thread == 0) ptx::cp_async_bulk_wait_group_read<0>();",
         "",
-        [Symptom("released_too_early", r"st\.shared overwrites")],
+        [Symptom("released_too_early", r"stmatrix overwrites")],
     ),
     Bug(
         "s7_persistent",

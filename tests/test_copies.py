@@ -120,10 +120,16 @@ def test_rows_that_end_inside_16_bytes(machine: str, dtype, row: int) -> None:
 
 
 def test_the_last_row_ends_inside_16_bytes() -> None:
-    array, message = (
-        np.zeros((6, 32), np.float32)[:, :19],
-        "TMA store writes 16 bytes at .* ends inside these 16",
+    """A store writes these 16 bytes whole: into the array's padding, which the last row may lack."""
+    memory = np.zeros(5 * 32 + 19, np.float32)
+    array = np.ndarray((6, 19), np.float32, memory, strides=(32 * 4, 4))
+    message = (
+        r"lane 0: TMA store writes 16 bytes at map\[5, 16\], outside map of shape 6 x 19: the last 4 of "
+        r"them lie behind its end: .* ends inside these 16 bytes.*\(units_copies.cu:\d+, "
     )
+    padded = np.ones((6, 32), np.float32)
+    run_box("emulator", STORE, padded[:, :19], (4, 16), (2, 8), data=np.zeros(256, np.uint8))
+    assert (padded[2:, 8:20] == 0).all() and (padded[:, 20:] == 1).all()
     with pytest.raises(gl.EmulatorError, match=message) as found:
         run_box("emulator", STORE, array, (4, 16), (2, 8), data=np.zeros(256, np.uint8))
     assert found.value.what == "global_out_of_bounds"
@@ -279,7 +285,7 @@ def test_rounding_of_half_precision_sums(machine: str) -> None:
 FAULTS = {
     20: ("misaligned", "cp.async.bulk between shared memory 0x408 and global memory that is 0 bytes behind"),
     21: ("misaligned", "cp.async.bulk of 24 bytes: a multiple of 16 is needed"),
-    22: ("global_out_of_bounds", r"load reads 16 bytes at tensor\[64, 0\], outside tensor"),
+    22: ("global_out_of_bounds", r"cp.async.bulk reads 16 bytes at tensor\[64, 0\], outside tensor"),
     23: ("missing_proxy_fence", "cp.async.bulk reads shared memory at 0x400 that thread 0 of block 0 wrote"),
     24: ("read_during_load", "reads (bytes that|shared memory at 0x400, which) a TMA load"),
     25: ("mbarrier_not_visible", "TMA load on mbarrier 0x4400"),

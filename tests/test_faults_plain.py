@@ -39,7 +39,7 @@ FAULTS = (
     ),
     Fault(
         "endless_loop",
-        r"has run for long without an instruction, and nothing else happens meanwhile",
+        r"has run for long without an instruction that changes anything, and nothing else happens",
         "while (*static_cast<volatile float*>(tensor)",
     ),
     Fault("crashed", r"has used up its stack"),

@@ -185,6 +185,9 @@ def test_arrays(word: str, dtype: str, expected: list[float]) -> None:
     given = literals.parse([word])
     (array,) = given.arrays.values()
     assert array.dtype == np.dtype(dtype) and array.astype(float).tolist() == expected
+    assert given.values[0] is array
+    given = literals.parse([word], as_bits=True)
+    (array,) = given.arrays.values()
     assert given.values[0].dtype.kind == "u" and np.shares_memory(given.values[0], array)
 
 
@@ -204,7 +207,7 @@ def test_other_arguments(tmp_path: Path) -> None:
     words = ["-3", "1e-3", "null", f"bfloat16[2,3]=@{tmp_path / 'x.npy'}", "map:3:2x3:32B", "0x10"]
     given = literals.parse(words)
     assert given.values[:3] == [-3, 1e-3, None] and given.values[5] == 16
-    assert (given.values[3] == np.arange(6).reshape(2, 3)).all(), "bits"
+    assert (given.values[3].view(np.uint16) == np.arange(6).reshape(2, 3)).all(), "bits"
     map_ = given.values[4]
     assert isinstance(map_, TensorMap) and (map_.box, map_.swizzle) == ((2, 3), 32)
     assert np.shares_memory(map_.array, given.values[3])

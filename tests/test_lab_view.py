@@ -159,11 +159,9 @@ def test_where_a_warp_waits() -> None:
     passes = [
         i for i, kind in enumerate(found.kind) if kind == "mbarrier_pass" and found.thread[i] // 32 == 2
     ]
-    fence = next(
-        i for i in range(wait, len(found)) if found.kind[i] == "wgmma_fence" and found.thread[i] == 64
-    )
-    assert len([i for i in passes if i < fence]) == 32
-    assert found.where(0, 2, fence) == f"runs; last, at step {found.step[fence]}: wgmma.fence"
+    # The first lanes go on while the others still wait.
+    assert all("waits for full 0" in found.where(0, 2, i) for i in passes[:31])
+    assert "full 0" not in found.where(0, 2, passes[31])
     assert found.where(0, 2, len(found) - 1).startswith("has ended, at step")
     assert all(found.where(*warp, len(found) - 1).startswith("has ended") for warp in found.warps)
 
@@ -183,10 +181,10 @@ def test_a_warp_waits_for_what_its_pass_names() -> None:
 
 
 def test_where_a_broken_run_ends() -> None:
-    """The consumers do not wait for their stage: a WGMMA reads while the load is on its way."""
+    """The consumers do not wait for their stage: its load comes after a WGMMA that may still read it."""
     found, broken = history("s4_tma"), history("s4_tma", SEED, "a wait removed")
     fault = broken.recording.fault
-    assert fault.what == "read_during_load" and broken.recording.faulty_cluster() == 0
+    assert fault.what == "released_too_early" and broken.recording.faulty_cluster() == 0
     last = len(broken) - 1
     at = broken.place(0, fault.address & 0xFFFFFF)
     assert at.at(last).state == "conflict"
@@ -245,11 +243,8 @@ def test_stepper() -> None:
     number = (found.address[phase] - 1024) // 25600
     assert step.barrier(f"full {number}").phase == step.barrier(found.address[phase]).phase == 1
     assert step.stage(number).state == "full" and step.stage(STAGES[number] + 200).round == 1
-    assert (
-        step.next("wgmma", warp=3)
-        .where(3)
-        .startswith(f"runs; last, at step {found.step[step.event]}: issues a WGMMA")
-    )
+    where = step.next("wgmma", warp=3).where(3)  # some of its lanes may be behind
+    assert f"runs; last, at step {found.step[step.event]}: issues a WGMMA" in where
     assert step.line == "s4_tma.cu:" + str(found.lines[step.event][1])
     assert f"> {found.lines[step.event][1]:4}" in step.source()
     assert "issues a WGMMA" in repr(step) and step.line in repr(step)
@@ -325,7 +320,7 @@ def test_command_of_a_rung_against_a_changed_copy(tmp_path: Path, capsys) -> Non
     assert "Written" in capsys.readouterr().out
     first, second = data_of(written)["runs"]
     assert (first["name"], second["name"]) == ("s4_tma.cu, seed 0", "mine.cu, seed 0")
-    assert first["fault"] is None and second["fault"]["what"] == "read_during_load"
+    assert first["fault"] is None and second["fault"]["what"] == "released_too_early"
     assert first["clusters"][0]["differs"] and second["clusters"][0]["differs"]
 
 

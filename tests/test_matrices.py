@@ -107,7 +107,7 @@ def test_probe_on_the_emulator(name: str) -> None:
 FAULTS = {
     5: ("missing_wgmma_fence", "wgmma after A's register 0 was written behind wgmma.fence"),
     0: ("divergent_warp", "executes an ldmatrix that differs from its warp's"),
-    1: ("misaligned", "st.shared of 16 bytes at 0x408, which is not a multiple of 16"),
+    1: ("misaligned", "stmatrix of 16 bytes at 0x408, which is not a multiple of 16"),
     2: ("data_race", "shared memory at 0x400, which thread"),
     3: ("missing_wgmma_fence", "wgmma after A's register [0-3] was written behind wgmma.fence"),
     4: (

@@ -18,7 +18,7 @@ SHAPES = {"s4_tma": Shape(64, 128, 768), "s5_tma_multicast": Shape(128, 128, 768
 FULL_WAIT = "ptx::mbarrier_wait_parity(ring.stage + kFull, ring.parity);"
 # What is done to s4, and the fault that follows.
 BROKEN = {
-    "a wait removed": (FULL_WAIT, "", "read_during_load"),
+    "a wait removed": (FULL_WAIT, "", "released_too_early"),
     "a wrong parity": (FULL_WAIT, FULL_WAIT.replace("parity)", "parity ^ (block > 2))"), "deadlock"),
 }
 # As the kernels have them: a stage of s4 and s5, its bytes, and where it begins.

@@ -164,7 +164,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.seeds is not None and (arguments.seeds < 1 or arguments.record):
         needed = "one launch is recorded" if arguments.record else "a positive number of schedules is needed"
         raise InputError(f"--seeds is {arguments.seeds}; {needed}.")
-    given = literals.parse(arguments.arguments, arguments.data_seed)
+    given = literals.parse(arguments.arguments, arguments.data_seed, as_bits=arguments.device == "cuda")
     before = {name: array.copy() for name, array in given.arrays.items()}
     options = launch_options(arguments)
     status = 0

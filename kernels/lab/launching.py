@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from gemm_ladder import build
-from gemm_ladder.errors import EmulatorError, InputError, LaunchError
+from gemm_ladder.errors import BuildError, EmulatorError, InputError, LaunchError
 from gemm_ladder.lab.arrays import assign, is_array, is_contiguous, item_bytes, on_gpu, pointer
 from gemm_ladder.lab.parameters import Moved, described, holds_array, packed, parameters_of
 from gemm_ladder.lab.recording import Recording
+from gemm_ladder.lab.refusals import explain
 from gemm_ladder.lab.results import Device, Result
 from gemm_ladder.lab.sources import (
     check_template,
@@ -132,7 +133,11 @@ class Prepared:
             text, path, f"{self.name}.cu", self.kernel, dims, options.get("defines"), list(self.symbols)
         )
         folders = [*options.get("include", ()), *([path.parent] if path else [])]
-        self.library = _build(source, self.name, self.device, folders)
+        try:
+            self.library = _build(source, self.name, self.device, folders)
+        except BuildError as error:
+            explain(text, self.kernel, error)
+            raise
         if dims:
             size = (ctypes.c_uint32 * 3)()
             self.library.gemm_ladder_cluster(size)

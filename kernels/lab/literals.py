@@ -48,8 +48,7 @@ class Given:
     """Arguments for `lab.run`.
 
     Attributes:
-        values: one for each parameter: numbers, arrays, tensor maps, None. Arrays are of integers as wide as
-            their elements.
+        values: one for each parameter: numbers, arrays, tensor maps, None.
         arrays: by the argument's index and word, in order, each array with the type that the word says, in
             the same memory.
     """
@@ -58,11 +57,13 @@ class Given:
     arrays: dict[str, np.ndarray]
 
 
-def parse(words: list[str], seed: int = 0) -> Given:
+def parse(words: list[str], seed: int = 0, as_bits: bool = False) -> Given:
     """The arguments that words stand for.
 
     Args:
         seed: of the random numbers.
+        as_bits: arrays are of unsigned integers as wide as their elements, because torch, and with it a GPU,
+            takes no other array of a type of ml_dtypes.
 
     Raises:
         InputError: a word cannot be understood, or says what cannot be.
@@ -74,7 +75,7 @@ def parse(words: list[str], seed: int = 0) -> Given:
 
     def made(word: str, index: int) -> np.ndarray:
         found = arrays[f"{index}: {word}"] = _array(word, rng)
-        return found.view(f"u{found.itemsize}")
+        return found.view(f"u{found.itemsize}") if as_bits else found
 
     for index, word in enumerate(words):
         if word.startswith("map:"):

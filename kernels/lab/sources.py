@@ -24,8 +24,13 @@ def source_text(source: str | Path) -> tuple[str, Path | None]:
     return path.read_text(encoding="utf-8"), path
 
 
+def kernels_of(text: str) -> list[str]:
+    """The names of the __global__ functions, in order."""
+    return list(dict.fromkeys(_KERNEL.findall(text)))
+
+
 def only_kernel(text: str) -> str:
-    kernels = list(dict.fromkeys(_KERNEL.findall(text)))
+    kernels = kernels_of(text)
     if len(kernels) != 1:
         found = f"has the kernels {', '.join(kernels)}" if kernels else "has no __global__ function"
         raise InputError(f"The source {found}; name one with kernel=.")

@@ -70,6 +70,9 @@ EVENT = np.dtype(
 )
 
 
+PIECE = 16  # bytes that a TMA store writes as one
+
+
 class _Config(ctypes.Structure):
     """struct EmulatorConfig"""
 
@@ -99,6 +102,7 @@ class _Tensor(ctypes.Structure):
         ("once", ctypes.c_int32),
         ("shape", ctypes.c_int64 * 8),
         ("strides", ctypes.c_int64 * 8),
+        ("padding", ctypes.c_int64),
     ]
 
     @classmethod
@@ -110,16 +114,30 @@ class _Tensor(ctypes.Structure):
             begin, strides = tensor.data_ptr(), list(tensor.stride())
         shape = [int(size) for size in tensor.shape]
         span = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+        size = span * tensor.itemsize if 0 not in shape else 0
         return cls(
             name=name.encode(),
             begin=begin,
-            bytes=span * tensor.itemsize if 0 not in shape else 0,
+            bytes=size,
             item=tensor.itemsize,
             dimensions=len(shape),
             once=once,
             shape=(ctypes.c_int64 * 8)(*shape),
             strides=(ctypes.c_int64 * 8)(*strides),
+            padding=max(0, min(_end_of_memory(tensor) - begin - size, PIECE - 1)),
         )
+
+
+def _end_of_memory(tensor: Tensor) -> int:
+    """The end of the memory of which a tensor is a part, such as the columns of a larger array; that of the
+    tensor's storage, or of the array that a NumPy array is a view of."""
+    if not isinstance(tensor, np.ndarray):
+        storage = tensor.untyped_storage()
+        return storage.data_ptr() + storage.nbytes()
+    whole = tensor
+    while isinstance(whole.base, np.ndarray):
+        whole = whole.base
+    return whole.ctypes.data + whole.nbytes if whole.flags.c_contiguous else 0
 
 
 class _Fault(ctypes.Structure):
@@ -276,8 +294,9 @@ def emulator(
     Args:
         seed: the schedule, 0 to 2^64 - 1. The result of a correct kernel does not depend on it.
         record: keep every event (slower, and some 200 bytes an event).
-        threads: the most OS threads to use; each runs one cluster at a time. None: one for each core. Changes
-            the time only.
+        threads: OS threads; each runs one cluster at a time. None: one for each core. Where a thread waits
+            in a loop for another cluster that has not begun, one more is started. Fewer take longer; what a
+            correct kernel computes does not depend on them.
         max_steps: a cluster that takes more scheduler steps is stopped, with an error. None: no limit.
         dry: run no kernel; Run.launches still holds what the launchers asked for.
 

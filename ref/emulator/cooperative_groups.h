@@ -21,7 +21,7 @@ namespace cooperative_groups {
 
 class thread_block {
   public:
-    static void sync() { __syncthreads(); }
+    static void sync(int line = __builtin_LINE()) { __syncthreads(line); }
     static unsigned thread_rank() { return emulator::thread_rank(); }
     static unsigned num_threads() { return emulator::block_threads(); }
     static unsigned size() { return num_threads(); }
@@ -45,15 +45,17 @@ class lanes_group {
     }
     template <typename T>
     T shfl(T value, int rank) const {
-        return from_rank(value, rank >= 0 ? static_cast<unsigned>(rank) % num_threads() : thread_rank());
+        return from_rank("shfl.sync.idx", value,
+                         rank >= 0 ? static_cast<unsigned>(rank) % num_threads() : thread_rank());
     }
     template <typename T>
     T shfl_up(T value, unsigned delta) const {
-        return from_rank(value, delta <= thread_rank() ? thread_rank() - delta : thread_rank());
+        return from_rank("shfl.sync.up", value, delta <= thread_rank() ? thread_rank() - delta : thread_rank());
     }
     template <typename T>
     T shfl_down(T value, unsigned delta) const {
-        return from_rank(value, thread_rank() + delta < num_threads() ? thread_rank() + delta : thread_rank());
+        return from_rank("shfl.sync.down", value,
+                         thread_rank() + delta < num_threads() ? thread_rank() + delta : thread_rank());
     }
     int any(int predicate) const { return __any_sync(lanes(), predicate); }
     int all(int predicate) const { return __all_sync(lanes(), predicate); }
@@ -70,11 +72,11 @@ class lanes_group {
 
   protected:
     template <typename T>
-    T from_rank(T value, unsigned rank) const {
+    T from_rank(const char* what, T value, unsigned rank) const {
         unsigned rest = lanes();
         while (rank--) rest &= rest - 1;
         const auto source = static_cast<unsigned>(__ffs(static_cast<int>(rest)) - 1);
-        return emulator::from_bits<T>(emulator::gather("shfl.sync", lanes(), emulator::to_bits(value))[source]);
+        return emulator::from_bits<T>(emulator::gather(what, lanes(), emulator::to_bits(value))[source]);
     }
     unsigned by_rank(unsigned of_lanes) const {
         unsigned result = 0, rank = 0;

@@ -52,6 +52,8 @@ void launch_bounds(int64_t threads, int64_t blocks_an_sm = 1, int64_t cluster = 
 
 }  // namespace emulator
 
+void __syncthreads(int line = __builtin_LINE());  // the kernel's line that calls: all lanes of a warp are in one line
+
 #define threadIdx (emulator::indices().thread)
 #define blockIdx (emulator::indices().block)
 #define blockDim (emulator::indices().block_size)

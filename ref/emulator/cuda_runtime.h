@@ -22,12 +22,14 @@
 
 inline constexpr int warpSize = 32;
 
-void __syncthreads();
-int __syncthreads_count(int predicate);
-int __syncthreads_and(int predicate);
-int __syncthreads_or(int predicate);
+int __syncthreads_count(int predicate, int line = __builtin_LINE());
+int __syncthreads_and(int predicate, int line = __builtin_LINE());
+int __syncthreads_or(int predicate, int line = __builtin_LINE());
 void __syncwarp();
 void __syncwarp(unsigned mask);
+
+// A function that is copied in where it is called, so that the line of the call is known.
+#define EMULATOR_COPIED_IN __attribute__((always_inline)) inline
 
 namespace emulator {
 
@@ -85,8 +87,8 @@ T atomic(T* address, AtomicOp op, T operand, T compare = {}) {
 }
 // "Warp Shuffle Functions": a lane whose source lies outside its segment of `width` lanes keeps its own value.
 template <typename T, typename Source>
-T shuffled(unsigned mask, T value, int width, Source source) {
-    const Lanes lanes = gather("shfl.sync", mask, to_bits(value));
+EMULATOR_COPIED_IN T shuffled(const char* what, unsigned mask, T value, int width, Source source) {
+    const Lanes lanes = gather(what, mask, to_bits(value));
     const int lane = static_cast<int>(indices().lane), segment = lane / width * width;
     const int from = source(lane - segment);
     return from_bits<T>(lanes[static_cast<unsigned>(from < 0 || from >= width ? lane : segment + from)]);
@@ -101,50 +103,63 @@ T shuffled(unsigned mask, T value, int width, Source source) {
 // The lanes that have come here together: those of a branch, and not those that wait elsewhere or have exited.
 inline unsigned __activemask() { return emulator::active_lanes(); }
 
-inline unsigned __ballot_sync(unsigned mask, int predicate) {
-    const emulator::Lanes lanes = emulator::gather("vote.sync", mask, predicate != 0);
+EMULATOR_COPIED_IN unsigned emulator_vote(const char* what, unsigned mask, bool predicate) {
+    const emulator::Lanes lanes = emulator::gather(what, mask, predicate);
     unsigned votes = 0;
     for (unsigned lane = 0; lane < 32; ++lane)
         if (lanes.present >> lane & 1 && lanes[lane]) votes |= 1u << lane;
     return votes;
 }
-inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, !predicate) == 0; }
-inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
+EMULATOR_COPIED_IN unsigned __ballot_sync(unsigned mask, int predicate) {
+    return emulator_vote("vote.sync.ballot", mask, predicate != 0);
+}
+EMULATOR_COPIED_IN int __all_sync(unsigned mask, int predicate) {
+    return emulator_vote("vote.sync.all", mask, predicate == 0) == 0;
+}
+EMULATOR_COPIED_IN int __any_sync(unsigned mask, int predicate) {
+    return emulator_vote("vote.sync.any", mask, predicate != 0) != 0;
+}
 
 template <typename T>
-T __shfl_sync(unsigned mask, T value, int lane, int width = 32) {
-    return emulator::shuffled(mask, value, width, [=](int) { return lane & (width - 1); });
+EMULATOR_COPIED_IN T __shfl_sync(unsigned mask, T value, int lane, int width = 32) {
+    return emulator::shuffled("shfl.sync.idx", mask, value, width, [=](int) { return lane & (width - 1); });
 }
 template <typename T>
-T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32) {
-    return emulator::shuffled(mask, value, width, [=](int lane) { return lane - static_cast<int>(delta); });
+EMULATOR_COPIED_IN T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32) {
+    return emulator::shuffled("shfl.sync.up", mask, value, width,
+                              [=](int lane) { return lane - static_cast<int>(delta); });
 }
 template <typename T>
-T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32) {
-    return emulator::shuffled(mask, value, width, [=](int lane) { return lane + static_cast<int>(delta); });
+EMULATOR_COPIED_IN T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32) {
+    return emulator::shuffled("shfl.sync.down", mask, value, width,
+                              [=](int lane) { return lane + static_cast<int>(delta); });
 }
 template <typename T>
-T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32) {
-    return emulator::shuffled(mask, value, width, [=](int lane) { return lane ^ lanes; });
+EMULATOR_COPIED_IN T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32) {
+    return emulator::shuffled("shfl.sync.bfly", mask, value, width, [=](int lane) { return lane ^ lanes; });
 }
 template <typename T>
-unsigned __match_any_sync(unsigned mask, T value) {
-    const emulator::Lanes lanes = emulator::gather("match.sync", mask, emulator::to_bits(value));
+EMULATOR_COPIED_IN unsigned emulator_match(const char* what, unsigned mask, T value) {
+    const emulator::Lanes lanes = emulator::gather(what, mask, emulator::to_bits(value));
     unsigned same = 0;
     for (unsigned lane = 0; lane < 32; ++lane)
         if (lanes.present >> lane & 1 && lanes[lane] == emulator::to_bits(value)) same |= 1u << lane;
     return same;
 }
 template <typename T>
-unsigned __match_all_sync(unsigned mask, T value, int* all) {
-    *all = __match_any_sync(mask, value) == mask;
+EMULATOR_COPIED_IN unsigned __match_any_sync(unsigned mask, T value) {
+    return emulator_match("match.any.sync", mask, value);
+}
+template <typename T>
+EMULATOR_COPIED_IN unsigned __match_all_sync(unsigned mask, T value, int* all) {
+    *all = emulator_match("match.all.sync", mask, value) == mask;
     return *all ? mask : 0;
 }
 // "Warp Reduce Functions", of 32-bit integers.
 template <typename T, typename Combine>
-T emulator_reduce(unsigned mask, T value, Combine combine) {
+EMULATOR_COPIED_IN T emulator_reduce(const char* what, unsigned mask, T value, Combine combine) {
     static_assert(std::is_integral_v<T> && sizeof(T) == 4, "a 32-bit integer");
-    const emulator::Lanes lanes = emulator::gather("redux.sync", mask, emulator::to_bits(value));
+    const emulator::Lanes lanes = emulator::gather(what, mask, emulator::to_bits(value));
     const auto first = static_cast<unsigned>(std::countr_zero(lanes.present));
     T result = emulator::from_bits<T>(lanes[first]);
     for (unsigned lane = first + 1; lane < 32; ++lane)
@@ -152,26 +167,26 @@ T emulator_reduce(unsigned mask, T value, Combine combine) {
     return result;
 }
 template <typename T>
-T __reduce_add_sync(unsigned mask, T value) {
-    return static_cast<T>(
-        emulator_reduce(mask, static_cast<unsigned>(value), [](unsigned a, unsigned b) { return a + b; }));
+EMULATOR_COPIED_IN T __reduce_add_sync(unsigned mask, T value) {
+    return static_cast<T>(emulator_reduce("redux.sync.add", mask, static_cast<unsigned>(value),
+                                          [](unsigned a, unsigned b) { return a + b; }));
 }
 template <typename T>
-T __reduce_min_sync(unsigned mask, T value) {
-    return emulator_reduce(mask, value, [](T a, T b) { return std::min(a, b); });
+EMULATOR_COPIED_IN T __reduce_min_sync(unsigned mask, T value) {
+    return emulator_reduce("redux.sync.min", mask, value, [](T a, T b) { return std::min(a, b); });
 }
 template <typename T>
-T __reduce_max_sync(unsigned mask, T value) {
-    return emulator_reduce(mask, value, [](T a, T b) { return std::max(a, b); });
+EMULATOR_COPIED_IN T __reduce_max_sync(unsigned mask, T value) {
+    return emulator_reduce("redux.sync.max", mask, value, [](T a, T b) { return std::max(a, b); });
 }
-inline unsigned __reduce_and_sync(unsigned mask, unsigned value) {
-    return emulator_reduce(mask, value, [](unsigned a, unsigned b) { return a & b; });
+EMULATOR_COPIED_IN unsigned __reduce_and_sync(unsigned mask, unsigned value) {
+    return emulator_reduce("redux.sync.and", mask, value, [](unsigned a, unsigned b) { return a & b; });
 }
-inline unsigned __reduce_or_sync(unsigned mask, unsigned value) {
-    return emulator_reduce(mask, value, [](unsigned a, unsigned b) { return a | b; });
+EMULATOR_COPIED_IN unsigned __reduce_or_sync(unsigned mask, unsigned value) {
+    return emulator_reduce("redux.sync.or", mask, value, [](unsigned a, unsigned b) { return a | b; });
 }
-inline unsigned __reduce_xor_sync(unsigned mask, unsigned value) {
-    return emulator_reduce(mask, value, [](unsigned a, unsigned b) { return a ^ b; });
+EMULATOR_COPIED_IN unsigned __reduce_xor_sync(unsigned mask, unsigned value) {
+    return emulator_reduce("redux.sync.xor", mask, value, [](unsigned a, unsigned b) { return a ^ b; });
 }
 
 // ----------------------------------------------------------------------------------------------------------- atomics

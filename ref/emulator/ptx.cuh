@@ -171,5 +171,4 @@ void wgmma_wait_group(int line = __builtin_LINE()) {
 
 }  // namespace ptx
 
-void __syncthreads();
 void __syncwarp();

@@ -40,7 +40,7 @@ def add_view(subparsers: Any) -> None:
             metavar="WHAT",
             help="a rung's name, a .cu with a rung's launcher, or a Python script that launches a kernel",
         )
-        parser.add_argument("--seed", type=int, default=0, help="of the schedule of a rung or a .cu")
+        parser.add_argument("--seed", type=int, help="of the schedule of a rung or a .cu (default: 0)")
         parser.add_argument("--shape", metavar="MxNxK", help="of the product of a rung or a .cu")
         parser.add_argument("--launch", type=int, help="which launch of a run of several, from 0")
         parser.set_defaults(run=call)
@@ -59,7 +59,7 @@ def view_command(arguments: argparse.Namespace) -> int:
     """
     from gemm_ladder.lab.viewer.page import view
 
-    runs = [_recorded(arguments.what, arguments.seed, arguments)]
+    runs = [_recorded(arguments.what, _seed(arguments), arguments)]
     if arguments.against is not None:
         if arguments.against.isdigit():
             if arguments.what.endswith(".py"):
@@ -68,7 +68,7 @@ def view_command(arguments: argparse.Namespace) -> int:
                 )
             runs.append(_recorded(arguments.what, int(arguments.against), arguments))
         else:
-            runs.append(_recorded(arguments.against, arguments.seed, arguments))
+            runs.append(_recorded(arguments.against, _seed(arguments), arguments))
     page = view(runs[0], runs[1] if len(runs) > 1 else None, arguments.output)
     for run in runs:
         if run.fault:
@@ -81,8 +81,21 @@ def step_command(arguments: argparse.Namespace) -> int:
     """Read commands until the end of the input. Returns 0; raises as view_command does."""
     from gemm_ladder.lab.viewer.stepper import Stepper, Terminal
 
-    Terminal(Stepper(_recorded(arguments.what, arguments.seed, arguments))).cmdloop()
+    Terminal(Stepper(_recorded(arguments.what, _seed(arguments), arguments))).cmdloop()
     return 0
+
+
+def _seed(arguments: argparse.Namespace) -> int:
+    """--seed, or 0. Raises InputError where no run would use it, or --shape."""
+    runs = [arguments.what, getattr(arguments, "against", None) or arguments.what]
+    for option in ("seed", "shape"):
+        given = getattr(arguments, option)
+        if given is not None and all(one.endswith(".py") for one in runs):
+            raise InputError(
+                f"--{option} is {given}; a script chooses its own {option}s: a change there is needed."
+            )
+    seed: int = arguments.seed or 0
+    return seed
 
 
 def _recorded(what: str, seed: int, arguments: argparse.Namespace) -> Recording:

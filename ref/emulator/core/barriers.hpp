@@ -1,7 +1,7 @@
 // Mbarriers and named barriers: arriving, completing a phase, and reaching another block of the cluster.
 #pragma once
 
-#include "cluster.hpp"
+#include "lanes.hpp"
 
 namespace emulator {
 
@@ -90,7 +90,7 @@ inline void complete_bytes(Block& block, uint32_t address, uint32_t bytes, const
 }
 
 // The block that a shared::cluster address names; an address without a rank is the calling thread's own block.
-// `lands`: for the copy engine, whose bytes that block counts (Block::loads_in_flight), so it need not know the thread.
+// `lands`: for the copy engine, whose bytes that block counts (Block::loads), so it need not know the thread.
 inline Block& remote_block(uint32_t address, bool lands = false) {
     const int rank = static_cast<int>(address >> kRankShift) - 1;
     if (rank < 0) return *self().block;
@@ -105,7 +105,7 @@ inline Block& remote_block(uint32_t address, bool lands = false) {
     if (!block.live)
         fail_at(Fault::block_ended, address, "reaches into block %lld of its cluster, which has already ended",
                 static_cast<long long>(block.index));
-    if (&block != self().block && !lands) block.visits[self().number] = self().moment;
+    if (&block != self().block && !lands) block.visits[self().number] = {self().moment, self().from};
     return block;
 }
 
@@ -180,8 +180,6 @@ inline void look_for_mixture(Block& block, uint32_t id) {
             if (barrier.warps >> warp & 1) block.mixed_barrier += " " + std::to_string(warp);
         block.mixed_barrier += ", of several warpgroups: do two groups share it?";
     }
-    barrier.warps = 0;
-    barrier.handed = false;
 }
 
 // bar.sync (wait) and bar.arrive of one thread. `threads` is 0 for __syncthreads: all that have not exited. Returns how
@@ -195,7 +193,7 @@ inline uint32_t named_barrier(uint32_t id, uint32_t threads, bool wait, bool vot
         threads = static_cast<uint32_t>(thread.block->live);
     else if (threads % 32)
         fail(Fault::invalid_operand, "barrier %u for %u threads: a multiple of 32 is needed", id, threads);
-    if (barrier.arrived && barrier.threads != threads)
+    if (barrier.warps && barrier.threads != threads)
         fail(Fault::named_barrier_mismatch, "barrier %u for %u threads, while others are there for %u", id, threads,
              barrier.threads);
     record_warp(wait ? Event::bar_sync : Event::bar_arrive, 0, id);
@@ -205,17 +203,23 @@ inline uint32_t named_barrier(uint32_t id, uint32_t threads, bool wait, bool vot
     barrier.warps |= 1u << thread.warp();
     barrier.handed |= !wait;
     thread.cluster->release(barrier.told);
+    const auto warp = static_cast<std::size_t>(thread.warp());
     const uint64_t generation = barrier.generation;
-    ++barrier.arrived;
-    // bar.sync counts warps: the last warp of a block counts for 32 threads, however many it has.
-    if (!everyone && thread.index + 1 == static_cast<int>(thread.block->threads.size()))
-        barrier.arrived += static_cast<uint32_t>(31 - thread.lane());
-    if (barrier.arrived == threads) {
+    const uint32_t lane = 1u << thread.lane();
+    if (!everyone && barrier.lanes[warp] & lane)
+        fail(Fault::divergent_warp,
+             "arrives at barrier %u again, before all lanes of its warp have: it counts whole warps", id);
+    if (!everyone) barrier.lanes[warp] |= lane;
+    if (everyone ? ++barrier.arrived == threads : count_warp(barrier, thread)) {
         look_for_mixture(*thread.block, id);
         complete(barrier);
     }
     if (!wait) return thread.cluster->maybe_yield(), 0;
-    while (barrier.generation == generation) thread.cluster->block_on(barrier.waiters, {"named barrier", id});
+    const auto waits = [&] {
+        if (everyone) return barrier.generation == generation;
+        return (barrier.lanes[warp] & lane) != 0 || barrier.generation == barrier.phases[warp];
+    };
+    while (waits()) thread.cluster->block_on(barrier.waiters, {"named barrier", id});
     thread.cluster->acquire(barrier.completed);
     record_warp(Event::bar_pass, 0, id);
     return barrier.result;

@@ -2,8 +2,6 @@
 // them runs next and when asynchronous work happens.
 #pragma once
 
-#include <unwind.h>
-
 #include <algorithm>
 #include <atomic>
 #include <bit>
@@ -36,12 +34,35 @@ struct Launch {
     EmulatorConfig config;
     GlobalMemory memory;
     std::atomic<int64_t> failed{INT64_MAX};  // of the clusters that were at fault, the first in the launch's order
-    std::atomic<uint64_t> progress{0};       // rises when any thread of the launch has executed an instruction
+    // Rise when any thread of the launch has executed an instruction that does more than look at memory; and one that
+    // does more than meet other threads, too.
+    std::atomic<uint64_t> progress{0}, changes{0};
     // Called by a cluster that may wait for one that has not begun yet.
     std::function<void()> begin_another{};
     std::mutex printing;  // for what follows
     std::string printed{};
     std::map<std::string, std::string> notes{};  // by what each begins with, its end
+};
+
+// Shared memories that no cluster uses: their buffers, of some megabytes, serve the next launch.
+class SharedMemories {
+  public:
+    static SharedMemory take() {
+        const std::lock_guard lock(mutex_);
+        if (spare_.empty()) return {};
+        SharedMemory memory = std::move(spare_.back());
+        spare_.pop_back();
+        return memory;
+    }
+    static void give_back(SharedMemory memory) {
+        const std::lock_guard lock(mutex_);
+        if (spare_.size() < kMost) spare_.push_back(std::move(memory));
+    }
+
+  private:
+    static constexpr std::size_t kMost = 32;
+    static inline std::mutex mutex_;
+    static inline std::vector<SharedMemory> spare_;
 };
 
 class Cluster {
@@ -62,7 +83,13 @@ class Cluster {
           config_(launch.config),
           threads_(static_cast<std::size_t>(shape.size * shape.threads)) {
         blocks.resize(shape.size);
+        for (Block& block : blocks) block.memory = SharedMemories::take();
     }
+    ~Cluster() {
+        for (Block& block : blocks) SharedMemories::give_back(std::move(block.memory));
+    }
+    Cluster(const Cluster&) = delete;
+    Cluster& operator=(const Cluster&) = delete;
 
     // Runs one cluster to its end. Returns the fault that ended it, or nothing.
     // `place` is its place in the order in which the launch's clusters begin.
@@ -78,6 +105,12 @@ class Cluster {
     const Shape& shape() const { return shape_; }
     int elected_lane() const { return elected_lane_; }
     Place issuer() const { return issuer_; }
+    // The asynchronous instruction that is being carried out (Issued), and the place in the kernel that issued it.
+    struct Instruction {
+        Place issuer;
+        const void* from = nullptr;
+    };
+    Instruction instruction;
 
     // ---- What the instructions use
     void record(Event kind, const Block& block, int thread, uint32_t address = 0, int64_t value = 0) {
@@ -90,11 +123,11 @@ class Cluster {
         Thread& thread = self();
         waiters.push_back(&thread);
         thread.wait = wait;
-        thread.fiber.suspend();
+        stop(thread);
         thread.wait = {};
     }
     void wake(Waiters& waiters) {
-        runnable_.insert(runnable_.end(), waiters.begin(), waiters.end());
+        for (const Thread* thread : waiters) ready_.add(*thread);
         waiters.clear();
         polls_ = 0;
     }
@@ -104,32 +137,37 @@ class Cluster {
     }
     // Another thread may run before the calling one goes on.
     void yield() {
-        runnable_.push_back(&self());
-        self().fiber.suspend();
+        ready_.add(self());
+        stop(self());
     }
     // A thread has tested an mbarrier in vain. Threads that poll stay runnable, so after kPatience polls in a row
     // without any other progress the scheduler does asynchronous work; if there is none, they would poll for ever.
     void poll(uint32_t address) {
-        if (++polls_ > kPatience && pending_.empty() && patient_.empty())
-            fail_at(Fault::endless_polling, address,
-                    "polls %s for ever: nothing is on its way and no other thread makes progress",
-                    name_of(*self().block, address).c_str());
-        runnable_.push_back(&self());
-        self().fiber.suspend();
+        if (++polls_ > kPatience && pending_.empty() && patient_.empty()) {
+            if (others_poll())
+                fail_at(Fault::endless_polling, address,
+                        "polls %s for ever: nothing is on its way and no other thread makes progress",
+                        name_of(*self().block, address).c_str());
+            polls_ = 0;  // one of the others may wait for another cluster, and spin() says if it does so for ever
+        }
+        self().polls = true;
+        yield();
     }
-    // A thread has used memory kTicks times without an instruction. It may compute, or read the same again and again
-    // until another thread has written it: that one may be of this cluster, or of one that has not begun.
+    // A thread has used memory kTicks times without an instruction that changes anything. It may compute, or read the
+    // same again and again until another thread has written it: that one may be of this cluster, or of one that has
+    // not begun.
     void spin() {
-        if (self().doubtful) SharedMemory::settle(self());
+        if (self().doubtful) Accesses::settle(self());
         const uint64_t progress = publish_progress();
         if (progress != seen_progress_) seen_progress_ = progress, spins_ = 0;
         if (++spins_ > kSpins)
-            fail(Fault::endless_loop,
-                 "has run for long without an instruction, and nothing else happens meanwhile: an endless loop");
+            fail(
+                Fault::endless_loop,
+                "has run for long without an instruction that changes anything, and nothing else happens meanwhile: an "
+                "endless loop");
         if (spins_ % kFewSpins == 0) launch_.begin_another();
         polls_ += kPatience / kFewSpins;
-        runnable_.push_back(&self());
-        self().fiber.suspend();
+        yield();
     }
     // The calling thread tells a barrier what it has done. In large clusters too many threads would have to be kept in
     // mind for each other, so there all of them know everything.
@@ -151,6 +189,7 @@ class Cluster {
     // Of a TMA load, or of a TMA store, that the calling thread issues.
     Moment next_load() { return moment(Unit::load, self().number / 32, ++loads_[self().number / 32]); }
     Moment next_store() { return moment(Unit::store, self().number / 32, ++stores_[self().number / 32]); }
+    int64_t stores_issued() const { return stores_[self().number / 32]; }  // by its warp
     // A thread, or a warp, learns of `moment`. `told` is where others who learn of the same find it.
     void learn(Known& known, const Moment& moment, Known& told) {
         if (!moment.number) return;
@@ -181,11 +220,30 @@ class Cluster {
     // A thread calls the emulator, from the place `from` in the kernel's machine code.
     void enter(Thread& thread, const void* from) {
         if (thread.doubtful) [[unlikely]]
-            SharedMemory::settle(thread);
+            Accesses::settle(thread);
         thread.from = from;
         thread.ticks = 0;
-        thread.stored = false;
+        thread.stored = thread.polls = false;
         ++instructions_;
+        ++changes_;
+    }
+    // The same, by an instruction at which threads meet. Alone it changes nothing that a loop could wait for.
+    void meet(Thread& thread, const void* from) {
+        enter(thread, from);
+        --changes_;
+    }
+    // The same, by an instruction that only looks whether others have changed something, or waits a while. In a loop it
+    // is as a load, but takes longer. `polls`: it tests an mbarrier, as a thread may that poll() has stopped before.
+    void look(Thread& thread, const void* from, bool polls = false) {
+        if (thread.doubtful) [[unlikely]]
+            Accesses::settle(thread);
+        thread.polls &= polls;
+        thread.stored = false;
+        thread.from = from;
+        constexpr uint32_t kLoads = 4;  // that take as long
+        if ((thread.ticks += kLoads) <= kTicks) return;
+        thread.ticks = 0;
+        spin();
     }
     // `work` happens at some later moment, in no particular order. Patient work, which is TMA stores, may be put off
     // for as long as anything else can be done, because no thread has to see a store finish in order to go on.
@@ -193,7 +251,7 @@ class Cluster {
         (patient && lazy_stores_ ? patient_ : pending_).push_back({std::move(work), issuer});
     }
     Random& random() { return random_; }
-    void stop(FaultReport fault) {
+    void end_with(FaultReport fault) {
         if (!fault_) fault_ = std::move(fault);
     }
 
@@ -216,24 +274,56 @@ class Cluster {
     void exit_checks(Thread& thread);
     void check_visits(const Block& block);
     void release_those_who_wait_for(Thread& thread);
-    Thread* pick();
+    // The calling thread stops until it is resumed. The next one of the turn goes on in its place.
+    void stop(Thread& thread) {
+        if (thread.overdue) [[unlikely]]
+            thread.overdue = false, thread.watch();
+        if (Thread* next = next_in_turn())
+            thread.fiber.hand_over(next->fiber);
+        else
+            thread.fiber.suspend();
+    }
+    Thread* first_of_warp(uint32_t warp) {  // of the cluster's
+        const auto warps = static_cast<uint32_t>(shape_.warps());
+        return &threads_[warp / warps * static_cast<uint32_t>(shape_.threads) + warp % warps * 32];
+    }
+    bool others_poll();
+    Thread* next_in_turn();
+    void begin_turn();
+    std::size_t run_turn();
     void complete_one(std::vector<Work>& from);
     FaultReport deadlock() const;
     static std::string reason(const Thread& thread);
-    uint64_t publish_progress() {
-        if (instructions_ != published_) {
-            published_ = instructions_;
-            return launch_.progress.fetch_add(1, std::memory_order_relaxed) + 1;
-        }
-        return launch_.progress.load(std::memory_order_relaxed);
+    uint64_t publish_progress() { return publish(instructions_, published_, launch_.progress); }
+    static uint64_t publish(uint64_t mine, uint64_t& published, std::atomic<uint64_t>& of_launch) {
+        if (std::exchange(published, mine) != mine) return of_launch.fetch_add(1, std::memory_order_relaxed) + 1;
+        return of_launch.load(std::memory_order_relaxed);
     }
-    bool idle() const { return runnable_.empty() || polls_ > kPatience; }
+    // Threads may meet again and again, for example at __syncthreads() in a loop that waits for a number in memory.
+    void end_if_nothing_changes() {
+        const uint64_t changes = publish(changes_, published_changes_, launch_.changes);
+        if (changes != seen_changes_) seen_changes_ = changes, still_since_ = step_;
+        if (step_ - still_since_ < kStill || !last_) return;
+        const Place place = last_->place();
+        end_with({Fault::endless_loop,
+                  where(place) + "meets other threads again and again, and nothing changes meanwhile: an endless loop",
+                  place, 0, last_->from});
+    }
+    bool at_step_limit() const { return config_.max_steps && step_ >= static_cast<uint64_t>(config_.max_steps); }
+    uint32_t first_lane() const {  // of turn_lanes_, from turn_begin_ on
+        const uint32_t from_begin = turn_lanes_ >> turn_begin_ << turn_begin_;
+        return static_cast<uint32_t>(std::countr_zero(from_begin ? from_begin : turn_lanes_));
+    }
+    bool idle() const { return ready_.empty() || polls_ > kPatience; }
 
     static constexpr int64_t kPatience = 100000;    // polls in vain, of all threads together
     static constexpr int64_t kStarving = 1000;      // after so many, all threads advance alike
     static constexpr std::size_t kOrdered = 4096;   // threads of a cluster
-    static constexpr uint64_t kOvertime = 1 << 14;  // times 64 steps, after another cluster's fault
+    static constexpr uint64_t kRounds = 16;         // of the scheduler, until it looks at the other clusters
+    static constexpr uint64_t kOvertime = 1 << 14;  // times kRounds, after another cluster's fault
+    static constexpr uint32_t kOneLane = 128;       // probability, in 1024ths, that one lane has a turn alone
     static constexpr int64_t kSpins = 1 << 15, kFewSpins = 64;
+    static constexpr uint64_t kStill = 1 << 26;  // steps
 
     Shape shape_;
     Launch& launch_;
@@ -241,7 +331,12 @@ class Cluster {
     int64_t index_ = 0;
     const Call* call_ = nullptr;
     std::vector<Thread> threads_;  // those of a block, and of a warp, are neighbours
-    std::vector<Thread*> runnable_;
+    Ready ready_;
+    // The lanes of a warp that have their turn one after another: the first one of the warp, those that have not had it
+    // yet, and the lane that it began with.
+    Thread* turn_warp_ = nullptr;
+    uint32_t turn_lanes_ = 0, turn_begin_ = 0;
+    const Thread* last_ = nullptr;  // of the turn before
     std::vector<Work> pending_, patient_;
     Random random_{0};
     // Chosen by the seed, for the whole run:
@@ -257,504 +352,10 @@ class Cluster {
     Joined joined_;
     std::vector<uint32_t> loads_, stores_;  // that each warp has issued
     uint64_t instructions_ = 0, published_ = 0, seen_progress_ = 0;
-    Place issuer_;  // of the asynchronous work that was begun last
+    uint64_t changes_ = 0, published_changes_ = 0, seen_changes_ = 0;
+    uint64_t still_since_ = 0;  // the step at which seen_changes_ was new
+    Place issuer_;              // of the asynchronous work that was begun last
     std::optional<FaultReport> fault_;
 };
-
-inline ThreadName name_of_thread(uint32_t number) {
-    const auto of_a_block = static_cast<uint32_t>(current_cluster->shape().warps()) * 32;
-    const uint32_t first_write = current_cluster->actor(Cluster::Unit::thread_writes, 0);
-    const bool writes = number >= first_write;
-    if (writes) number -= first_write;
-    ThreadName name;
-    std::snprintf(name.text, sizeof name.text, "%sthread %u of block %lld",
-                  writes ? "an asynchronous copy or store of " : "", number % of_a_block,
-                  static_cast<long long>(current_cluster->blocks[number / of_a_block].index));
-    name.asynchronous = writes;
-    return name;
-}
-
-struct Stopped {};  // thrown by fail_at() when no thread is running
-
-// Notes a fault of the running thread, after which the scheduler ends the run. Not of self(): a signal handler runs on
-// a stack of its own.
-inline void note(Fault what, uint64_t address, const void* other, const std::string& text,
-                 std::vector<const void*> callers = {}) {
-    const Thread& thread = *current_thread;
-    const Place place = thread.place();
-    char where[96];
-    std::snprintf(where, sizeof where, "block %lld, warp %d, lane %d: ", static_cast<long long>(place.block),
-                  place.warp, place.lane);
-    current_cluster->stop({what, where + text, place, address, thread.from, other, std::move(callers)});
-}
-
-// Where the functions were called that the running thread is in, up to the kernel, the innermost first. Functions that
-// the compiler has copied into others have no call.
-inline std::vector<const void*> callers() {
-    std::vector<const void*> found;
-    _Unwind_Backtrace(
-        [](_Unwind_Context* frame, void* into) {
-            auto& found = *static_cast<std::vector<const void*>*>(into);
-            const auto* place = reinterpret_cast<const void*>(_Unwind_GetIP(frame));
-            const auto* function = reinterpret_cast<const void*>(_Unwind_GetRegionStart(frame));
-            if (current_cluster->memory->runs(place))
-                found.push_back(place);
-            else if (!found.empty())
-                return _URC_END_OF_STACK;
-            return function == current_cluster->call().kernel ? _URC_END_OF_STACK : _URC_NO_REASON;
-        },
-        &found);
-    // A store may be found at fault only when its thread does something else: then it is elsewhere by now.
-    if (found.empty() || found.front() != current_thread->from) return {};
-    found.erase(found.begin());
-    return found;
-}
-
-[[noreturn]] inline void report(Fault what, uint64_t address, const void* other, const char* format,
-                                va_list arguments) {
-    char text[512];
-    std::vsnprintf(text, sizeof text, format, arguments);
-    const int64_t index = current_thread ? current_thread->block->index : current_cluster->issuer().block;
-    const auto block = std::ranges::find(current_cluster->blocks, index, &Block::index);
-    std::string message = text;
-    if (block != current_cluster->blocks.end()) {
-        if (what == Fault::data_race || what == Fault::missing_proxy_fence || what == Fault::released_too_early)
-            message += block->mixed_barrier;
-        message = with_names(message, [&](uint64_t at) { return block->memory.name_at(at); });
-    }
-    if (!current_thread) {
-        current_cluster->stop({what, message, current_cluster->issuer(), address});
-        throw Stopped{};
-    }
-    note(what, address, other, message, callers());
-    current_thread->fiber.suspend();  // for good
-    __builtin_unreachable();
-}
-
-[[noreturn]] inline void fail_at(Fault what, uint64_t address, const char* format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    report(what, address, nullptr, format, arguments);
-}
-[[noreturn]] inline void fail_race(Fault what, uint64_t address, const void* other, const char* format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    report(what, address, other, format, arguments);
-}
-
-// Every function that a kernel calls begins with this: it notes the place of the call.
-#define EMULATOR_ENTER ::emulator::self().cluster->enter(::emulator::self(), __builtin_return_address(0))
-
-// Of a warp of the calling thread's warpgroup.
-[[noreturn]] inline void fail_without_wgmma() {
-    fail(Fault::divergent_warpgroup,
-         "a warp has ended without a wgmma that other warps of its warpgroup issued: all four issue it");
-}
-
-inline void complete(NamedBarrier& barrier) {
-    barrier.arrived = 0;
-    barrier.completed = barrier.told.take();
-    barrier.result = barrier.votes;
-    barrier.votes = 0;
-    ++barrier.generation;
-    self().cluster->wake(barrier.waiters);
-}
-inline void complete(Exchange& exchange) {
-    exchange.gave = std::exchange(exchange.arrived, 0);
-    exchange.completed = exchange.told.take();
-    ++exchange.generation;
-    self().cluster->wake(exchange.waiters);
-}
-
-// Each lane of the mask gives its `data` and gets the data of all of them. `what` is the instruction's name.
-// `orders`: what a lane has done before it lies before what the others do after it, as with bar.warp.sync.
-inline const Slots& exchange(const char* what, std::initializer_list<uint64_t> data, uint32_t mask = ~0u,
-                             bool ignores_exited = false, bool orders = false) {
-    Thread& thread = self();
-    Cluster& cluster = *thread.cluster;
-    const auto warp = static_cast<std::size_t>(thread.warp());
-    if (!(mask >> thread.lane() & 1))
-        fail(Fault::divergent_warp, "executes %s for the lanes 0x%x, and is not one of them", what, mask);
-    Exchange& exchange = thread.block->exchanges[warp][mask];
-    const uint64_t generation = exchange.generation;
-    if (exchange.arrived == 0) exchange.what = what, exchange.ignores_exited = ignores_exited;
-    if (exchange.what != what && std::strcmp(exchange.what, what))
-        fail(Fault::divergent_warp, "executes %s while its warp executes %s: all %d lanes must execute the same", what,
-             exchange.what, std::popcount(mask));
-    Slots& slots = exchange.slots[generation % 2];
-    std::ranges::copy(data, slots[static_cast<std::size_t>(thread.lane())].begin());
-    exchange.arrived |= 1u << thread.lane();
-    if (orders) cluster.release(exchange.told);
-    const uint32_t awaited = ignores_exited ? thread.block->alive[warp] : thread.lanes();
-    if (exchange.arrived == (mask & awaited)) complete(exchange);
-    while (exchange.generation <= generation) cluster.block_on(exchange.waiters, {what});
-    if (orders) cluster.acquire(exchange.completed);
-    return slots;
-}
-
-// An .aligned instruction of one lane, in a line of the kernel: all lanes of the warp must come to it in the same one.
-// Otherwise the warp has diverged, and PTX does not say what the instruction does.
-inline void together(const char* what, int line) {
-    const Thread& thread = self();
-    const auto warp = static_cast<std::size_t>(thread.warp());
-    Aligned& met = thread.block->aligned[warp];
-    if (met.lanes >> thread.lane() & 1)
-        met.lanes = 0;  // the others have gone on, past a barrier that had enough threads
-    if (met.lanes && (met.line != line || std::strcmp(met.what, what) != 0))
-        fail_race(
-            Fault::divergent_warp, 0, met.from,
-            "executes %s, and other lanes of its warp execute %s elsewhere: the warp has diverged, and all its lanes "
-            "must execute such an instruction together",
-            what, met.what);
-    if (!met.lanes) met = {what, line, 0, thread.from};
-    met.lanes |= 1u << thread.lane();
-    const uint32_t alive = thread.block->alive[warp];
-    if ((met.lanes & alive) == alive) met.lanes = 0;
-}
-
-// Records an instruction of a whole warp once, when lane 0 executes it.
-inline void record_warp(Event kind, uint32_t address = 0, int64_t value = 0) {
-    if (self().lane() == 0) self().cluster->record(kind, *self().block, self().index, address, value);
-}
-
-// The place of number `number` in a box of that size, x running fastest.
-inline dim3 at(uint64_t number, const dim3& size) {
-    return {static_cast<uint32_t>(number % size.x), static_cast<uint32_t>(number / size.x % size.y),
-            static_cast<uint32_t>(number / size.x / size.y)};
-}
-
-inline dim3 Cluster::index_of_block(int64_t cluster, uint32_t rank) const {
-    const dim3 &grid = shape_.grid.grid, &size = shape_.grid.cluster;
-    const dim3 outer = at(static_cast<uint64_t>(cluster), {grid.x / size.x, grid.y / size.y, grid.z / size.z});
-    const dim3 inner = at(rank, size);
-    return {outer.x * size.x + inner.x, outer.y * size.y + inner.y, outer.z * size.z + inner.z};
-}
-
-// The registers that each of a block's threads begins with, of those that the block may have.
-inline int registers_of_thread(int64_t registers, int64_t threads) {
-    return static_cast<int>(std::min<int64_t>(255, registers / threads) / 8 * 8);
-}
-
-inline void Cluster::reset(int64_t cluster) {
-    index_ = cluster;
-    step_ = 0;
-    polls_ = spins_ = 0;
-    fault_.reset();
-    events.clear();
-    runnable_.clear();
-    pending_.clear();
-    patient_.clear();
-    random_ = Random(config_.seed * 0x2545F4914F6CDD1D + static_cast<uint64_t>(cluster));
-    // The seed also chooses what the whole run is like: asynchronous work is done immediately, soon, late, or only when
-    // nothing else can run; all warps advance alike, or some run far ahead of others.
-    static constexpr uint32_t kAsyncChances[] = {1024, 512, 64, 0};
-    async_chance_ = kAsyncChances[random_.below(4)];
-    priorities_ = random_.chance(512);
-    lazy_stores_ = random_.chance(512);
-    elected_lane_ = static_cast<int>(random_.below(32));
-    priority_.assign(numbers() / 32, 0);
-    loads_.assign(numbers() / 32, 0);
-    stores_ = loads_;
-    for (uint32_t& priority : priority_) priority = random_.below(1 << 16);
-
-    const int warps = shape_.warps();
-    const int registers = registers_of_thread(shape_.registers, shape_.threads);
-    for (int rank = 0; rank < shape_.size; ++rank) {
-        Block& block = blocks[rank];
-        SharedMemory memory = std::move(block.memory);  // its buffers serve again
-        block = {};
-        block.memory = std::move(memory);
-        block.rank = rank;
-        const dim3 block_index = index_of_block(cluster, static_cast<uint32_t>(rank));
-        block.index = block_index.x + static_cast<int64_t>(shape_.grid.grid.x) *
-                                          (block_index.y + static_cast<int64_t>(shape_.grid.grid.y) * block_index.z);
-        block.memory.reset(shape_.shared_bytes);
-        block.exchanges.resize(warps);
-        for (int warp = 0; warp < warps; ++warp) block.alive.push_back(lanes_of(warp, shape_.threads));
-        block.aligned.assign(warps, {});
-        block.registers.assign(warps, {registers});
-        block.free_registers = 0;  // setmaxnreg can only take what another warp has given back
-        block.live = shape_.threads;
-        block.wgmmas.resize(warps);
-        block.warpgroup_wgmmas.resize((warps + 3) / 4);
-        block.wgmma_progress.resize((warps + 3) / 4);
-        for (int i = 0; i < shape_.threads; ++i) {
-            Thread& thread = threads_[rank * shape_.threads + i];
-            thread.block = &block;
-            thread.cluster = this;
-            thread.index = i;
-            thread.fiber.indices() = {at(static_cast<uint32_t>(i), shape_.grid.block),
-                                      block_index,
-                                      shape_.grid.block,
-                                      shape_.grid.grid,
-                                      static_cast<uint32_t>(i % 32),
-                                      static_cast<uint32_t>(rank),
-                                      &thread};
-            thread.finished = false;
-            thread.wait = {};
-            thread.number = static_cast<uint32_t>(rank * warps * 32 + i);
-            thread.moment = orders() ? 1 : 0;  // moment 0 lies before everything
-            thread.known.reset();
-            thread.from = nullptr;
-            thread.ticks = 0;
-            thread.stored = false;
-            thread.unfenced.clear();
-            thread.doubtful = false;
-            thread.cluster_generation = 0;
-            thread.cluster_pending = thread.wgmma_fenced = false;
-            thread.dependency_waited = !shape_.early;
-            thread.wgmmas = thread.wgmmas_waited = 0;
-            thread.wgmma_groups.clear();
-            thread.accumulators.clear();
-            thread.written_since_fence.clear();
-            thread.stores.clear();
-            thread.store_groups.clear();
-            thread.async_writes = {};
-            block.threads.push_back(&thread);
-            runnable_.push_back(&thread);
-        }
-    }
-    cluster_arrived = 0;
-    cluster_live = static_cast<int64_t>(threads_.size());
-    cluster_generation = 0;
-    cluster_waiters.clear();
-    cluster_told = {};
-    cluster_completed.reset();
-}
-
-inline std::optional<FaultReport> Cluster::run(int64_t cluster, const Call& call, int64_t place) {
-    current_cluster = this;
-    reset(cluster);
-    call_ = &call;
-    for (Thread& thread : threads_)
-        thread.fiber.start(
-            [](void* argument) {
-                auto* me = static_cast<Cluster*>(argument);
-                Thread& thread = self();
-                if (thread.lane() == 0) me->record(Event::thread_start, *thread.block, thread.index);
-                me->call_->run(me->call_->kernel, me->call_->arguments);
-                me->exit_checks(thread);
-            },
-            this);
-    try {
-        std::size_t alive = threads_.size();
-        uint64_t overtime = 0;
-        while (alive > 0 && !fault_) {
-            ++step_;
-            if (step_ % 64 == 0) {
-                publish_progress();
-                // A cluster that has ended by a fault may hold a lock that this one waits for.
-                if (const int64_t failed = launch_.failed;
-                    failed < place || (failed != INT64_MAX && ++overtime > kOvertime))
-                    break;
-            }
-            if (config_.max_steps && step_ > static_cast<uint64_t>(config_.max_steps)) {
-                stop({Fault::step_limit, "no end after " + std::to_string(config_.max_steps) + " steps", {}, 0});
-            } else if (!pending_.empty() && (idle() || random_.chance(async_chance_))) {
-                complete_one(pending_);
-            } else if (idle() && !patient_.empty()) {
-                complete_one(patient_);
-            } else if (runnable_.empty()) {
-                stop(deadlock());
-            } else {
-                current_thread = pick();
-                turn_.store(turn_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
-                current_thread->fiber.resume();
-                alive -= current_thread->finished;
-                current_thread = nullptr;
-            }
-        }
-        while (alive == 0 && !pending_.empty() && !fault_) complete_one(pending_);
-        while (alive == 0 && !patient_.empty() && !fault_) complete_one(patient_);
-    } catch (const Stopped&) {
-    }
-    current_thread = nullptr;
-    current_cluster = nullptr;
-    return fault_;
-}
-
-inline Thread* Cluster::pick() {
-    std::size_t best = random_.below(static_cast<uint32_t>(runnable_.size()));
-    // The thread with the highest priority of four chosen at random; but many threads that poll must not starve the one
-    // that they wait for.
-    if (priorities_ && polls_ <= kStarving) {
-        const auto priority = [&](std::size_t i) { return priority_[runnable_[i]->number / 32]; };
-        for (int i = 0; i < 3; ++i) {
-            const std::size_t other = random_.below(static_cast<uint32_t>(runnable_.size()));
-            if (priority(other) > priority(best)) best = other;
-        }
-    }
-    Thread* thread = runnable_[best];
-    runnable_[best] = runnable_.back();
-    runnable_.pop_back();
-    return thread;
-}
-
-inline void Cluster::complete_one(std::vector<Work>& from) {
-    const std::size_t i = random_.below(static_cast<uint32_t>(from.size()));
-    const Work work = std::move(from[i]);
-    from[i] = std::move(from.back());
-    from.pop_back();
-    polls_ = 0;
-    issuer_ = work.issuer;
-    work.run();
-}
-
-// A thread exits: what waited for it alone goes on.
-inline void Cluster::release_those_who_wait_for(Thread& thread) {
-    Block& block = *thread.block;
-    const auto warp = static_cast<std::size_t>(thread.warp());
-    block.alive[warp] &= ~(1u << thread.lane());
-    for (auto& [mask, exchange] : block.exchanges[warp])
-        if (exchange.arrived && exchange.ignores_exited && exchange.arrived == (mask & block.alive[warp]))
-            complete(exchange);
-    for (NamedBarrier& barrier : block.barriers)
-        if (barrier.everyone && barrier.arrived && --barrier.threads == barrier.arrived) complete(barrier);
-}
-
-// A block ends: a thread of it must know that whatever other blocks did to its shared memory came before.
-inline void Cluster::check_visits(const Block& block) {
-    for (const auto& [visitor, number] : block.visits) {
-        const Moment moment{visitor, number};
-        if (number == 0 ||
-            std::ranges::any_of(block.threads, [&](const Thread* thread) { return knows(thread->known, moment); }))
-            continue;
-        fail(Fault::block_ended,
-             "the block ends, and nothing makes sure that %s has done by then what it does to the block's shared "
-             "memory: barrier.cluster.arrive (not relaxed) and wait at the end",
-             name_of_thread(visitor).text);
-    }
-}
-
-inline void Cluster::exit_checks(Thread& thread) {
-    Block& block = *thread.block;
-    if (thread.doubtful) SharedMemory::settle(thread);
-    if (thread.lane() == 0) record(Event::thread_exit, block, thread.index);
-    if (!thread.accumulators.empty())
-        fail(Fault::unfinished_wgmma, "exits with WGMMAs in flight: %s is missing",
-             thread.wgmma_groups.empty() || thread.wgmma_groups.back() < thread.wgmmas ? "wgmma.commit_group"
-                                                                                       : "wgmma.wait_group");
-    for (const auto& group : thread.store_groups)
-        for (const auto& store : group)
-            if (!store->has_read)
-                fail(Fault::unfinished_store,
-                     "exits while a TMA store may still read shared memory: wait_group.read first");
-    if (!thread.stores.empty()) fail(Fault::uncommitted_store, "exits with a TMA store that was never committed");
-    thread.finished = true;
-    ++instructions_;
-    --cluster_live;
-    complete_cluster_barrier();
-    release_those_who_wait_for(thread);
-    const auto warp = static_cast<std::size_t>(thread.warp());
-    const auto& issued = block.warpgroup_wgmmas[warp / 4];
-    if (!block.alive[warp] && !issued.empty() && issued.rbegin()->first >= block.wgmmas[warp].issued)
-        fail_without_wgmma();
-    if (--block.live == 0 && block.loads_in_flight)
-        fail(Fault::unfinished_load, "the block ends while %d TMA loads into its shared memory are in flight",
-             block.loads_in_flight);
-    if (!block.live) check_visits(block);
-    if (!block.live && std::ranges::none_of(block.threads, &Thread::dependency_waited))
-        fail(Fault::missing_dependency_wait,
-             "the block ends without griddepcontrol.wait, in a kernel that may begin before the one ahead has ended");
-    for (std::size_t warp = 0; !block.live && warp < block.registers.size(); ++warp)
-        if (block.registers[warp].size() != block.registers[warp / 4 * 4].size())
-            fail(Fault::divergent_warpgroup,
-                 "the block ends with a setmaxnreg that only some warps of a warpgroup executed");
-}
-
-// A place in the kernel's machine code. Python puts the source line there.
-inline std::string place_of(const void* from) {
-    if (!from) return "";
-    Dl_info found{};
-    dladdr(from, &found);
-    char text[32];
-    std::snprintf(text, sizeof text, " {+0x%llx}",
-                  static_cast<unsigned long long>(reinterpret_cast<uintptr_t>(from) -
-                                                  reinterpret_cast<uintptr_t>(found.dli_fbase)));
-    return text;
-}
-
-// The calling thread executes an instruction that reads a tile otherwise than a TMA load has laid it out.
-inline void note_misfit(const std::string& who, const char* what, const std::optional<Layouts::Misfit>& misfit) {
-    if (!misfit || !current_cluster->orders()) return;
-    current_cluster->note(who + place_of(self().from) + what + misfit->before + place_of(misfit->layout->from),
-                          misfit->after);
-}
-
-// Such as " 0 1 2 (lanes 0 to 3) 3", of the warps' lanes that wait; `alive`: those of each warp that have not exited.
-inline std::string list_warps(const std::map<int, uint32_t>& warps, const std::vector<uint32_t>& alive) {
-    std::string text;
-    for (const auto& [warp, lanes] : warps) {
-        text += " " + std::to_string(warp);
-        if (lanes == alive[static_cast<std::size_t>(warp)]) continue;
-        const int first = std::countr_zero(lanes), last = 31 - std::countl_zero(lanes);
-        if (first == last)
-            text += " (lane " + std::to_string(first) + ")";
-        else if (std::popcount(lanes) == last - first + 1)
-            text += " (lanes " + std::to_string(first) + " to " + std::to_string(last) + ")";
-        else
-            text += " (" + std::to_string(std::popcount(lanes)) + " of its lanes)";
-    }
-    return text;
-}
-
-// Which warps wait for what: a line for all that wait alike. Several threads wait, so no one of them is at fault; the
-// report's line is that of the first.
-inline FaultReport Cluster::deadlock() const {
-    std::map<std::string, std::map<const Block*, std::map<int, uint32_t>>> waiting;  // reason: block: warp: lanes
-    const void* from = nullptr;
-    for (const Thread& thread : threads_) {
-        if (thread.finished) continue;
-        if (!from) from = thread.from;
-        waiting[reason(thread) + place_of(thread.from)][thread.block][thread.warp()] |= 1u << thread.lane();
-    }
-    std::string text = "deadlock in cluster " + std::to_string(index_) + " after " + std::to_string(step_) + " steps:";
-    for (const auto& [what, blocks] : waiting) {
-        text += "\n  ";
-        const char* separator = "";
-        std::size_t many = 0;
-        for (const auto& [block, warps] : blocks) {
-            text += separator + ("block " + std::to_string(block->index)) + (warps.size() > 1 ? ", warps" : ", warp") +
-                    list_warps(warps, block->alive);
-            separator = ", ";
-            many += warps.size();
-        }
-        text += (many > 1 ? " wait for " : " waits for ") + what;
-    }
-    return {Fault::deadlock, text, {}, 0, from};
-}
-
-inline std::string Cluster::reason(const Thread& thread) {
-    const Block& block = *thread.block;
-    const std::string what = thread.wait.what;
-    char text[320];
-    if (what == "mbarrier") {
-        const Mbarrier& barrier = block.mbarriers.at(thread.wait.address);
-        std::string bytes = std::to_string(barrier.bytes) + " bytes to come";
-        if (barrier.bytes < 0) bytes = std::to_string(-barrier.bytes) + " bytes more arrived than were expected";
-        std::snprintf(text, sizeof text,
-                      "%s to complete a phase of parity %lld: it is in phase %lld with %lld of %lld arrivals pending "
-                      "and %s",
-                      name_of(block, thread.wait.address).c_str(), static_cast<long long>(thread.wait.value),
-                      static_cast<long long>(barrier.phase), static_cast<long long>(barrier.pending),
-                      static_cast<long long>(barrier.count), bytes.c_str());
-        return text;
-    }
-    if (what == "setmaxnreg") {
-        std::snprintf(text, sizeof text,
-                      "setmaxnreg.inc %u: each thread has %lld registers, as __launch_bounds__ leaves it, and of those "
-                      "that setmaxnreg.dec has given back only %lld are left",
-                      thread.wait.address, static_cast<long long>(thread.wait.value),
-                      static_cast<long long>(block.free_registers));
-        return text;
-    }
-    if (what == "named barrier") {
-        const NamedBarrier& barrier = block.barriers[thread.wait.address];
-        std::snprintf(text, sizeof text, "barrier %u, where %u of %u threads have arrived", thread.wait.address,
-                      barrier.arrived, barrier.threads);
-        return text;
-    }
-    return what;
-}
 
 }  // namespace emulator

@@ -20,7 +20,7 @@ void use_remote(uint32_t address, const Use& use) {
 }
 
 void load_remote(uint32_t address, void* value, uint32_t bytes) {
-    EMULATOR_ENTER;
+    EMULATOR_LOOK;
     use_remote(address, [&](SharedMemory& memory, uint32_t at, Actor& actor) { memory.read(at, value, bytes, actor); });
 }
 void store_remote(uint32_t address, const void* value, uint32_t bytes) {
@@ -31,7 +31,7 @@ void store_remote(uint32_t address, const void* value, uint32_t bytes) {
 
 void atomic_remote(uint32_t address, Element element, Reduction reduction, bool exchanges, const void* compare,
                    const void* value, void* old) {
-    EMULATOR_ENTER;
+    EMULATOR_LOOK;
     const uint32_t bytes = element_bytes(element);
     if (address % bytes)
         fail_at(Fault::misaligned, address, "an atomic operation on %u bytes at 0x%x, which is not a multiple of %u",
@@ -44,6 +44,7 @@ void atomic_remote(uint32_t address, Element element, Reduction reduction, bool 
             reduce(reduction, element, place, static_cast<const uint8_t*>(value), bytes);
         else if (!compare || std::memcmp(compare, old, bytes) == 0)
             std::memcpy(place, value, bytes);
+        if (std::memcmp(place, old, bytes)) self().cluster->enter(self(), self().from);
     });
     current_cluster->maybe_yield();
 }
@@ -74,7 +75,7 @@ void store_async(uint32_t address, const void* value, uint32_t bytes, uint32_t m
     Chunk chunk;
     std::memcpy(chunk.data(), value, bytes);
     begin_write(
-        block, address & kOffsetMask, bytes,
+        "st.async", block, address & kOffsetMask, bytes,
         [&block, address, chunk, bytes](uint8_t* data) {
             check_live(block, address, "st.async");
             std::memcpy(data, chunk.data(), bytes);
@@ -82,6 +83,8 @@ void store_async(uint32_t address, const void* value, uint32_t bytes, uint32_t m
         [&block, mbarrier, bytes, known = self().known](const Moment& when) {
             complete_bytes(block, mbarrier & kOffsetMask, bytes, known, when);
         });
+    AsyncWrites& writes = self().async_writes;
+    writes.stores[writes.issued] = {&block, mbarrier & kOffsetMask};
     current_cluster->maybe_yield();
 }
 
@@ -96,7 +99,8 @@ void reduce_async(uint32_t address, Element element, Reduction reduction, const 
     Chunk chunk;
     std::memcpy(chunk.data(), value, bytes);
     Actor writer = next_writer();
-    const auto land = [=, &block, known = self().known]() mutable {
+    const auto land = [=, &block, known = self().known, issuer = self().place()]() mutable {
+        const Issued issued(issuer, writer.from);
         check_live(block, address, "red.async");
         block.memory.use(at, bytes, true, writer, true);
         reduce(reduction, element, block.memory.pointer(at - kSharedBase), chunk.data(), bytes);
@@ -129,7 +133,7 @@ uint32_t cluster_nctarank() { return static_cast<uint32_t>(current_cluster->shap
 
 // Any lane of the mask may be elected; the seed says which, for the whole run.
 bool elect_sync(uint32_t mask, uint32_t& leader) {
-    EMULATOR_ENTER;
+    EMULATOR_MEET;
     emulator::exchange("elect.sync", {}, mask);
     mask &= self().lanes();
     int skip = current_cluster->elected_lane() % std::popcount(mask);

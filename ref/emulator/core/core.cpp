@@ -1,5 +1,6 @@
 // The emulator's core: one Hopper SM. It is compiled once; a kernel's library contains the kernel and calls it.
 #include "atomic_hooks.hpp"
+#include "causes.hpp"
 #include "cluster_memory.hpp"
 #include "cp_async.hpp"
 #include "fragments.hpp"

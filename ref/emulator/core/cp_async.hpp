@@ -39,23 +39,24 @@ inline Actor next_writer() {
     return writer;
 }
 
-// Begins a write of `bytes` bytes, 4, 8 or 16, to a block's shared memory. It lands some time later, at the latest when
-// somebody waits for it; then `data` gives the bytes, and `landed` is called.
-inline std::shared_ptr<AsyncWrite> begin_write(Block& block, uint32_t address, uint32_t bytes,
+// `who` begins a write of `bytes` bytes, 4, 8 or 16, to a block's shared memory. It lands some time later, at the
+// latest when somebody waits for it; then `data` gives the bytes, and `landed` is called.
+inline std::shared_ptr<AsyncWrite> begin_write(const char* who, Block& block, uint32_t address, uint32_t bytes,
                                                std::function<void(uint8_t*)> data,
                                                std::function<void(const Moment&)> landed = {}) {
     auto write = std::make_shared<AsyncWrite>();
     Actor writer = next_writer();
     Chunk poison;
     poison.fill(0xFF);
-    block.memory.write(address, poison.data(), bytes, writer);
-    write->land = [&block, address, bytes, data = std::move(data), landed = std::move(landed), writer,
-                   write = write.get()]() mutable {
+    block.memory.write(address, poison.data(), bytes, writer, who);
+    write->land = [who, &block, address, bytes, data = std::move(data), landed = std::move(landed), writer,
+                   issuer = self().place(), write = write.get()]() mutable {
         if (write->has_landed) return;
+        const Issued issued(issuer, writer.from);
         write->has_landed = true;
         Chunk chunk;
         data(chunk.data());
-        block.memory.write(address, chunk.data(), bytes, writer);
+        block.memory.write(address, chunk.data(), bytes, writer, who);
         if (landed) landed(writer.now());
     };
     current_cluster->later(self().place(), [write] { write->land(); });
@@ -77,10 +78,11 @@ void copy_async(uint32_t shared, const void* global, uint32_t size, uint32_t byt
                 "cp.async before griddepcontrol.wait, in a kernel that may begin before the one ahead has ended");
     if (bytes && !current_cluster->memory->allows(address, bytes, thread.last_tensor))
         access_outside(address, bytes, false);
-    thread.async_writes.open.push_back(begin_write(*thread.block, shared, size, [global, size, bytes](uint8_t* data) {
-        std::memset(data, 0, size);
-        std::memcpy(data, global, bytes);
-    }));
+    thread.async_writes.open.push_back(
+        begin_write("cp.async", *thread.block, shared, size, [global, size, bytes](uint8_t* data) {
+            std::memset(data, 0, size);
+            std::memcpy(data, global, bytes);
+        }));
     current_cluster->maybe_yield();
 }
 
@@ -94,6 +96,7 @@ void wait_copies(std::size_t groups) {
         for (const auto& copy : committed.front().copies) copy->land();
         Told told;
         told.join(nullptr, committed.front().last, 0);
+        thread.async_writes.waited = committed.front().last.number;
         thread.cluster->acquire(told.take());
     }
 }
@@ -104,6 +107,8 @@ inline void arrive_after_copies(uint32_t address, bool counts) {
     Block& block = *thread.block;
     Mbarrier& barrier = mbarrier(block, address, "cp.async.mbarrier.arrive");
     if (!counts) ++barrier.pending;
+    thread.async_writes.arrived = thread.async_writes.issued;
+    thread.async_writes.arrived_on = address;
     std::vector<std::shared_ptr<AsyncWrite>>& open = thread.async_writes.open;
     std::erase_if(open, [](const auto& copy) { return copy->has_landed; });
     std::vector<std::shared_ptr<AsyncWrite>> copies = open;
@@ -136,6 +141,7 @@ void cp_async_commit_group() {
     EMULATOR_ENTER;
     emulator::AsyncWrites& writes = self().async_writes;
     writes.groups.push_back({std::move(writes.open), emulator::last_write(self())});
+    writes.committed = writes.issued;
     writes.open.clear();
 }
 void cp_async_mbarrier_arrive(uint32_t mbarrier) {

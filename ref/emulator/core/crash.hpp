@@ -19,7 +19,7 @@
 #include <system_error>
 #include <thread>
 
-#include "cluster.hpp"
+#include "reports.hpp"
 
 namespace emulator {
 
@@ -114,11 +114,13 @@ class Signals {
         Thread* thread = current_thread;
         const auto* from = reinterpret_cast<const void*>(static_cast<uintptr_t>(interrupted.instruction()));
         if (signal == kTooLong) {
-            // The emulator's own code, which holds locks, is not left: a later signal finds the kernel's.
-            if (!thread || !current_cluster->memory->runs(from) || !is_function(from)) return;
+            // The emulator's own code, which holds locks, is not left: the thread's next hook ends it, or a later
+            // signal that finds the kernel's code.
+            if (!thread) return;
+            thread->overdue = thread->watched = true;
+            if (!current_cluster->memory->runs(from) || !is_function(from)) return;
             thread->from = from;
-            return end(interrupted, Fault::endless_loop, 0,
-                       "has run for a second without an instruction: an endless loop");
+            return end(interrupted, Fault::endless_loop, 0, kEndless);
         }
         if (!thread) {  // not in a kernel: the signal happens again, with the handler that was there before
             for (std::size_t i = 0; i < kSignals.size(); ++i)
@@ -171,7 +173,7 @@ class Watchdog {
       public:
         Watching(Watchdog& watchdog, const Cluster& cluster) : watchdog_(watchdog), cluster_(cluster) {
             const std::lock_guard lock(watchdog_.mutex_);
-            watchdog_.watched_.push_back({&cluster, pthread_self(), 0, 0});
+            watchdog_.watched_.push_back({&cluster, pthread_self(), 0, cpu_seconds(pthread_self())});
         }
         ~Watching() {
             const std::lock_guard lock(watchdog_.mutex_);

@@ -14,7 +14,7 @@ namespace emulator {
     X(deadlock)        /* every thread that is left waits, and no asynchronous work is outstanding */               \
     X(endless_polling) /* a thread keeps testing an mbarrier whose phase nothing will complete */                   \
     X(step_limit)      /* a cluster has taken more scheduler steps than max_steps allows */                         \
-    X(endless_loop)    /* a thread runs on and on without an instruction, and nothing else happens meanwhile */     \
+    X(endless_loop)    /* threads run on, and nothing changes meanwhile that they could wait for */                 \
     /* Shared memory used too early or too late */                                                                  \
     X(read_during_load)    /* bytes are read that a TMA load is still writing */                                    \
     X(data_race)           /* two accesses, one of them a write, whose order nothing makes sure of */               \
@@ -82,6 +82,14 @@ struct Place {
     int warp = -1, lane = -1;
 };
 
+// Such as "block 0, warp 1, lane 5: ", as messages begin; nothing if the place is not known.
+inline std::string where(const Place& place) {
+    if (place.block < 0) return "";
+    std::string text = "block " + std::to_string(place.block) + ", warp " + std::to_string(place.warp);
+    if (place.lane >= 0) text += ", lane " + std::to_string(place.lane);
+    return text + ": ";
+}
+
 struct FaultReport {
     Fault what;
     std::string message;
@@ -92,23 +100,14 @@ struct FaultReport {
     std::vector<const void*> callers{};  // where the functions were called that `from` is in, the innermost first
 };
 
-// How messages name the actor of that number in the cluster, a thread or what a thread has issued: the thread's number
-// in its block, and the block.
+// How messages name the thread of that number in the cluster, or the thread whose asynchronous writes have that number:
+// its number in its block, and the block.
 struct ThreadName {
-    char text[96];
-    bool asynchronous;  // not the thread's own access, but a cp.async or a st.async of it
-    // What is missing between its write and another access.
-    const char* missing() const {
-        return asynchronous ? "a wait for it (cp.async.wait_group, or for its mbarrier), or a barrier after that wait,"
-                            : "a barrier";
-    }
+    char text[48];
 };
 ThreadName name_of_thread(uint32_t number);
 
-// Of what may still read shared memory at an address: which it is, and what it lacks. As the end of a message.
-std::string reader_of(const class SharedMemory& memory, uint32_t address);
-
-// End the run with such a report (cluster.hpp); `format` and the arguments after it are printf's.
+// End the run with such a report (reports.hpp); `format` and the arguments after it are printf's.
 [[noreturn]] void fail_at(Fault what, uint64_t address, const char* format, ...);
 // Of two places in the kernel: the calling thread's, and `other`'s.
 [[noreturn]] void fail_race(Fault what, uint64_t address, const void* other, const char* format, ...);

@@ -151,6 +151,17 @@ emulator_resume_stack:
 #undef EMULATOR_BEGIN
 #undef EMULATOR_END
 
+// An address in the stack that the caller runs on. Unlike __builtin_frame_address, it makes no frame.
+[[gnu::always_inline]] inline uintptr_t stack_pointer() {
+    uintptr_t pointer;
+#ifdef __x86_64__
+    __asm__("mov %%rsp, %0" : "=r"(pointer));
+#else
+    __asm__("mov %0, sp" : "=r"(pointer));
+#endif
+    return pointer;
+}
+
 class Fiber {
   public:
     Fiber() : stack_(Stacks::take()) {}
@@ -169,14 +180,24 @@ class Fiber {
         fresh_ = true;
     }
 
-    // Runs the fiber until it suspends or its function returns.
+    // Runs the fiber until it, or one that it has handed over to, suspends or its function returns.
     void resume() {
-        if (fresh_) {
-            fresh_ = false;
-            starting_ = this;
-            self_ = first_frame();
-        }
+        prepare();
         switch_stack(&resumer_, self_);
+    }
+
+    // Called on the fiber: stops it, and `next` goes on in its place, until that one suspends. The two have often
+    // stopped in the same functions, and then the processor predicts their returns.
+    void hand_over(Fiber& next) {
+        next.prepare();
+        next.resumer_ = resumer_;
+        switch_stack(&self_, next.self_);
+    }
+
+    // Fetches what a fiber that has stopped needs first into the caches.
+    void prefetch() const {
+        for (std::size_t line = 0; line < kPrefetchedLines; ++line)
+            __builtin_prefetch(static_cast<char*>(self_) + line * 64);
     }
 
     // Called on the fiber: stops it and returns from the resume() that was running it.
@@ -186,6 +207,14 @@ class Fiber {
     void* resumer() const { return resumer_; }
 
   private:
+    static constexpr std::size_t kPrefetchedLines = 8;
+
+    void prepare() {
+        if (!fresh_) return;
+        fresh_ = false;
+        starting_ = this;
+        self_ = first_frame();
+    }
     static void enter() {
         Fiber* fiber = starting_;
         fiber->function_(fiber->argument_);

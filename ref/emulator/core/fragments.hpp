@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../fragments.cuh"
-#include "cluster.hpp"
+#include "lanes.hpp"
 
 namespace emulator {
 
@@ -12,7 +12,7 @@ void load_tiles(uint32_t* r, int tiles, bool transpose, uint32_t address) {
     Thread& thread = self();
     const auto lane = static_cast<std::size_t>(thread.lane()), count = static_cast<std::size_t>(tiles);
     std::array<uint64_t, 2> row{};
-    if (lane < 8 * count) thread.block->memory.read(address, row.data(), sizeof row, thread);
+    if (lane < 8 * count) thread.block->memory.read(address, row.data(), sizeof row, thread, "ldmatrix");
     const Slots& lanes = exchange("ldmatrix", {row[0], row[1], count, transpose, address});
     if (lanes[0][2] != count || lanes[0][3] != transpose)
         fail(Fault::divergent_warp, "executes an ldmatrix that differs from its warp's");
@@ -32,7 +32,7 @@ void load_tiles(uint32_t* r, int tiles, bool transpose, uint32_t address) {
         }
         std::memcpy(&r[tile], halves, sizeof r[tile]);
     }
-    if (thread.wgmma_fenced || !thread.accumulators.empty())  // as the kernel's own writes are noted (hooks.hpp)
+    if (thread.watched)  // as the kernel's own writes are noted (hooks.hpp)
         thread.written_since_fence.emplace_back(reinterpret_cast<uintptr_t>(r), count * sizeof(uint32_t));
 }
 
@@ -57,7 +57,7 @@ void store_tiles(const uint32_t* r, int tiles, bool transpose, uint32_t address)
         const auto* words_of = reinterpret_cast<const uint8_t*>(lanes[held_row * 4 + held_column / 2].data());
         std::memcpy(&row[column * 2], words_of + tile * sizeof(uint32_t) + held_column % 2 * 2, 2);
     }
-    thread.block->memory.write(address, row.data(), sizeof row, thread);
+    thread.block->memory.write(address, row.data(), sizeof row, thread, "stmatrix");
 }
 
 }  // namespace emulator

@@ -10,8 +10,8 @@
 #include <thread>
 
 #include "../launch.cuh"
-#include "cluster.hpp"
 #include "crash.hpp"
+#include "scheduler.hpp"
 
 namespace emulator {
 

@@ -5,7 +5,7 @@
 // outside the launch's tensors is reported before it happens, and a loop without end ends.
 #pragma once
 
-#include "cluster.hpp"
+#include "lanes.hpp"
 #include "plain.hpp"
 
 namespace emulator {
@@ -24,12 +24,18 @@ constexpr uint64_t kNearShared = 1 << 16;  // so near an array in shared memory 
     if (address < kNull)
         fail_at(Fault::global_out_of_bounds, address, "%s %zu bytes at address 0x%llx: by way of a null pointer", does,
                 bytes, static_cast<unsigned long long>(address));
-    SharedMemory& shared = self().block->memory;
-    const auto begin = reinterpret_cast<uintptr_t>(shared.pointer(0)), end = begin + kSharedLimit;
-    const uint64_t far = address < begin ? begin - address : address - end;
-    if (far < std::min(kNearShared, memory.nearest(address, bytes)))
-        fail_at(Fault::out_of_bounds, address, "%s %zu bytes of shared memory, %llu bytes %s the block's", does, bytes,
-                static_cast<unsigned long long>(far), address < begin ? "before the begin of" : "behind the end of");
+    uint64_t nearest = std::min(kNearShared, memory.nearest(address, bytes));
+    std::string beside;
+    for (Block& block : current_cluster->blocks) {
+        const auto begin = reinterpret_cast<uintptr_t>(block.memory.pointer(0)), end = begin + kSharedLimit;
+        const uint64_t far = address < begin ? begin - address : address - end;
+        if (far >= nearest) continue;
+        nearest = far;
+        beside = std::to_string(far) + (address < begin ? " bytes before the begin of " : " bytes behind the end of ") +
+                 (&block == self().block ? "the block's" : "block " + std::to_string(block.index) + "'s");
+    }
+    if (!beside.empty())
+        fail_at(Fault::out_of_bounds, address, "%s %zu bytes of shared memory, %s", does, bytes, beside.c_str());
     fail_at(Fault::global_out_of_bounds, address, "%s %zu bytes at %s", does, bytes,
             memory.describe(address, bytes).c_str());
 }
@@ -47,6 +53,11 @@ constexpr uint64_t kNearShared = 1 << 16;  // so near an array in shared memory 
              committed ? "wgmma.wait_group first"
                        : "it is in no group that wgmma.wait_group could wait for, as wgmma.commit_group is missing");
     }
+    std::erase_if(thread.rested, [=](const Accumulator& one) {
+        const auto begin = reinterpret_cast<uintptr_t>(one.home);
+        return address + bytes > begin && address < begin + one.count * sizeof(float);
+    });
+    thread.watch();
     if (write) thread.written_since_fence.emplace_back(address, bytes);
 }
 
@@ -108,17 +119,27 @@ struct IndexOutside {
 [[gnu::noinline]] inline void tick_over(Thread& thread, void* from) {
     thread.from = from;
     thread.ticks = 0;
+    thread.polls = false;
     current_cluster->spin();
 }
 
-[[gnu::always_inline]] inline void access(void* pointer, std::size_t bytes, bool write, void* from) {
-    const auto address = reinterpret_cast<uintptr_t>(pointer);
+// Whether the address is in the stack of the calling thread, which need not be told of it. Most accesses are of local
+// variables, so this is all that their hook does.
+[[gnu::always_inline]] inline bool is_own_variable(uintptr_t address, uintptr_t here) {
+    return (address ^ here) < kStackBytes && Stacks::holds(here) &&
+           !static_cast<Thread*>(indices_of(here).state)->watched;
+}
+
+[[gnu::noinline]] inline void access_any(uintptr_t address, std::size_t bytes, bool write, void* from) {
     const auto here = reinterpret_cast<uintptr_t>(__builtin_frame_address(0));
     if (!Stacks::holds(here)) return;  // the launcher, which runs on no fiber
     auto* thread = static_cast<Thread*>(indices().state);
-    if (((address ^ here) & ~(kStackBytes - 1)) == 0) {  // its own stack
-        if (!thread->wgmma_fenced && thread->accumulators.empty()) [[likely]]
-            return;
+    if (thread->overdue) [[unlikely]] {
+        thread->from = from;
+        fail(Fault::endless_loop, kEndless);
+    }
+    if ((address ^ here) < kStackBytes) {
+        if (!thread->watched) return;
         thread->from = from;
         return touch_accumulator(*thread, address, bytes, write);
     }
@@ -132,6 +153,12 @@ struct IndexOutside {
     }
     thread->from = from;
     access_elsewhere(*thread, address, bytes, write);
+}
+
+[[gnu::always_inline]] inline void access(void* pointer, std::size_t bytes, bool write, void* from) {
+    const auto address = reinterpret_cast<uintptr_t>(pointer);
+    if (is_own_variable(address, stack_pointer())) return;
+    access_any(address, bytes, write, from);
 }
 
 [[gnu::always_inline]] inline void* copy(void* to, const void* bytes_from, std::size_t bytes, void* from) {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../ptx.cuh"
-#include "cluster.hpp"
+#include "lanes.hpp"
 #include "tma.hpp"
 #include "wgmma.hpp"
 
@@ -44,10 +44,13 @@ void set_registers(int registers, bool increase, int line) {
         if (block.registers[other].size() > mine.size() && block.registers[other][mine.size()] != registers)
             fail(Fault::divergent_warpgroup, "setmaxnreg %d, where warp %zu of its warpgroup asked for %d", registers,
                  other, block.registers[other][mine.size()]);
+    const char* reason = mine.size() == 1 ? "as its __launch_bounds__, or else the block's size, leaves it"
+                                          : "as its setmaxnreg before this one left it";
     mine.push_back(registers);
+    block.set_registers_at[warp] = thread.from;
     if (increase ? registers < had : registers > had)
-        fail(Fault::invalid_operand, "setmaxnreg.%s %d while the warp has %d registers a thread",
-             increase ? "inc" : "dec", registers, had);
+        fail(Fault::invalid_operand, "setmaxnreg.%s %d while the warp has %d registers a thread, %s",
+             increase ? "inc" : "dec", registers, had, reason);
     while (32 * (registers - had) > block.free_registers)
         current_cluster->block_on(block.register_waiters, {"setmaxnreg", static_cast<uint32_t>(registers), had});
     block.free_registers -= 32 * (registers - had);
@@ -63,6 +66,7 @@ void wait_stores(std::size_t groups, bool read_only) {
     const std::size_t done = committed.size() > groups ? committed.size() - groups : 0;
     for (std::size_t i = 0; i < done; ++i)
         for (const auto& store : committed[i]) {
+            store->waited_for = true;
             read_only ? store->read() : store->write();
             Known told;
             current_cluster->learn(self().known, store->done, told);
@@ -110,8 +114,8 @@ inline void load_boxes(uint32_t shared, const TensorMap& map, uint32_t mbarrier,
 }
 
 uint64_t shuffle(uint64_t bits, int lane) {
-    EMULATOR_ENTER;
-    return exchange("shfl.sync", {bits}, ~0u, true)[static_cast<std::size_t>(lane % 32)][0];
+    EMULATOR_MEET;
+    return exchange("shfl.sync.idx", {bits}, ~0u, true)[static_cast<std::size_t>(lane % 32)][0];
 }
 
 void store_shared(uint32_t address, const void* value, uint32_t bytes) {
@@ -119,7 +123,7 @@ void store_shared(uint32_t address, const void* value, uint32_t bytes) {
     self().block->memory.write(address, value, bytes, self());
 }
 void load_shared(uint32_t address, void* value, uint32_t bytes) {
-    EMULATOR_ENTER;
+    EMULATOR_LOOK;
     self().block->memory.read(address, value, bytes, self());
 }
 
@@ -138,7 +142,7 @@ using emulator::self;
 
 // Any lane may be elected; the seed says which, for the whole run.
 bool elect_sync() {
-    EMULATOR_ENTER;
+    EMULATOR_MEET;
     emulator::exchange("elect.sync", {});
     return self().lane() == current_cluster->elected_lane() % std::popcount(self().lanes());
 }
@@ -147,7 +151,7 @@ bool elect_sync() {
 
 uint32_t shared_memory() { return emulator::kSharedBase; }
 uint32_t mapa(uint32_t address, uint32_t rank) {
-    EMULATOR_ENTER;
+    EMULATOR_LOOK;
     return emulator::at_rank(address, rank);
 }
 void st_shared_cluster(uint32_t address, float4 value) {
@@ -169,10 +173,10 @@ void stmatrix_x4(uint32_t address, uint32_t r0, uint32_t r1, uint32_t r2, uint32
     for (uint32_t i = 0; i < 4; ++i) words[i] = static_cast<uint32_t>(lanes[row * 4 + i][1 + tile]);
     std::memcpy(&data, words, sizeof data);
     emulator::record_warp(Event::stmatrix, address);
-    self().block->memory.write(address, &data, sizeof data, self());
+    self().block->memory.write(address, &data, sizeof data, self(), "stmatrix");
 }
 void fence_proxy_async() {
-    EMULATOR_ENTER;
+    EMULATOR_MEET;
     emulator::record_warp(Event::fence_proxy_async);
     self().block->memory.publish(self());
     for (auto& [address, barrier] : self().block->mbarriers)
@@ -182,26 +186,26 @@ void fence_proxy_async() {
 // --------------------------------------------------------------------------------------- execution barriers
 
 void bar_sync(uint32_t id, uint32_t threads, int line) {
-    EMULATOR_ENTER;
+    EMULATOR_MEET;
     emulator::together("bar.sync", line);
     emulator::named_barrier(id, emulator::counted(id, threads), true);
 }
 void bar_arrive(uint32_t id, uint32_t threads) {
-    EMULATOR_ENTER;
+    EMULATOR_MEET;
     emulator::named_barrier(id, emulator::counted(id, threads), false);
 }
 void barrier_cluster_arrive(int line) {
-    EMULATOR_ENTER;
+    EMULATOR_MEET;
     emulator::together("barrier.cluster.arrive", line);
     emulator::arrive_at_cluster();
 }
 void barrier_cluster_arrive_relaxed(int line) {
-    EMULATOR_ENTER;
+    EMULATOR_MEET;
     emulator::together("barrier.cluster.arrive", line);
     emulator::arrive_at_cluster(true, false);
 }
 void barrier_cluster_wait(int line) {
-    EMULATOR_ENTER;
+    EMULATOR_MEET;
     emulator::together("barrier.cluster.wait", line);
     emulator::wait_for_cluster();
 }
@@ -250,7 +254,7 @@ void name_mbarrier(uint32_t address, const char* name, int index) {
     self().block->names[address] = index < 0 ? name : name + (" " + std::to_string(index));
 }
 void fence_mbarrier_init() {
-    EMULATOR_ENTER;
+    EMULATOR_MEET;
     for (auto& [address, barrier] : self().block->mbarriers)
         if (barrier.initialiser == self().index) barrier.visible = true;
 }
@@ -279,16 +283,14 @@ void mbarrier_wait_parity(uint32_t address, uint32_t parity) {
 }
 
 bool mbarrier_test_wait_parity(uint32_t address, uint32_t parity) {
-    EMULATOR_ENTER;
+    EMULATOR_POLL;
     current_cluster->maybe_yield();
     emulator::Mbarrier& barrier = emulator::mbarrier(*self().block, address, "mbarrier.test_wait");
     barrier.waited_for |= 1u << self().warp();
-    const bool completed = (barrier.phase & 1) != (parity & 1);
-    if (completed)
-        current_cluster->acquire(barrier.completed);
-    else
-        current_cluster->poll(address);
-    return completed;
+    if ((barrier.phase & 1) == (parity & 1)) return current_cluster->poll(address), false;
+    current_cluster->acquire(barrier.completed);
+    self().polls = false;
+    return true;
 }
 
 // --------------------------------------------------------------------------------------------- copy engine
@@ -335,15 +337,14 @@ void cp_async_bulk_commit_group() {
 void wgmma_fence(int line) {
     EMULATOR_ENTER;
     emulator::together("wgmma.fence", line);
-    emulator::exchange("wgmma.fence", {});
-    self().wgmma_fenced = true;
+    self().wgmma_fenced = self().watched = true;
     self().written_since_fence.clear();
+    self().rested.clear();
     emulator::record_warp(Event::wgmma_fence);
 }
 void wgmma_commit_group(int line) {
     EMULATOR_ENTER;
     emulator::together("wgmma.commit_group", line);
-    emulator::exchange("wgmma.commit_group", {});
     self().wgmma_groups.push_back(self().wgmmas);
     emulator::commit_wgmmas(self(), self().wgmmas);
     emulator::record_warp(Event::wgmma_commit, 0, static_cast<int64_t>(self().wgmma_groups.size()) - 1);
@@ -351,11 +352,12 @@ void wgmma_commit_group(int line) {
 
 }  // namespace ptx
 
-void __syncthreads() {
-    EMULATOR_ENTER;
+void __syncthreads(int line) {
+    EMULATOR_MEET;
+    emulator::together("__syncthreads()", line);
     emulator::named_barrier(0, 0, true);
 }
 void __syncwarp() {
-    EMULATOR_ENTER;
+    EMULATOR_MEET;
     emulator::exchange("bar.warp.sync", {}, ~0u, true, true);
 }

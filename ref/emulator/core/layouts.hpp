@@ -50,9 +50,9 @@ class Layouts {
 
     // A load fills `bytes` bytes from `begin` on; `layout` is nothing if they are not a box of a tensor map.
     void note_load(LayoutNumbers& numbers, uint32_t begin, uint32_t bytes, const std::optional<Layout>& layout) {
-        numbers.resize(kSharedLimit / SharedMemory::kChunk);
-        const auto first = numbers.begin() + (begin - kSharedBase) / SharedMemory::kChunk;
-        std::fill(first, first + bytes / SharedMemory::kChunk, layout ? number_of(*layout) : uint16_t{0});
+        numbers.resize(kSharedLimit / kChunk);
+        const auto first = numbers.begin() + (begin - kSharedBase) / kChunk;
+        std::fill(first, first + bytes / kChunk, layout ? number_of(*layout) : uint16_t{0});
     }
 
     // Whether the chunks of a WGMMA's operand lie otherwise in the boxes than its descriptor has them. An operand is
@@ -60,7 +60,7 @@ class Layouts {
     std::optional<Misfit> misfit(const Operand& operand, Footprint& footprint, const LayoutNumbers& numbers,
                                  const SharedMemory& memory) {
         if (numbers.empty()) return std::nullopt;
-        const auto number = [&](uint32_t offset) { return numbers[offset / SharedMemory::kChunk]; };
+        const auto number = [&](uint32_t offset) { return numbers[offset / kChunk]; };
         const uint16_t first = number(footprint.chunks.front()), last = number(footprint.chunks.back());
         const uint32_t both = static_cast<uint32_t>(first) << 16 | last;
         if (both == std::exchange(footprint.laid_out, both) || !both) return std::nullopt;
@@ -93,14 +93,14 @@ class Layouts {
     std::optional<Misfit> misfit(const std::array<uint32_t, 8>& rows, const LayoutNumbers& numbers,
                                  const SharedMemory& memory) const {
         if (numbers.empty()) return std::nullopt;
-        const uint16_t number = numbers[(rows[0] - kSharedBase) / SharedMemory::kChunk];
+        const uint16_t number = numbers[(rows[0] - kSharedBase) / kChunk];
         if (!number) return std::nullopt;
         const Layout& layout = layouts_[number - 1u];
         const Layout::Spot first = layout.spot(rows[0]);
         bool apart = false;
         for (uint32_t i = 0; i < rows.size(); ++i) {
             const Layout::Spot spot = layout.spot(rows[i]);
-            if (numbers[(rows[i] - kSharedBase) / SharedMemory::kChunk] != number || spot.slab != first.slab ||
+            if (numbers[(rows[i] - kSharedBase) / kChunk] != number || spot.slab != first.slab ||
                 spot.row != first.row + i || memory.has_stored(rows[i]))
                 return std::nullopt;
             apart |= spot.byte != first.byte;

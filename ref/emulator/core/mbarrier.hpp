@@ -14,6 +14,7 @@ inline bool phase_completed(uint32_t address, const char* who, bool (*completed)
     barrier.waited_for |= 1u << self().warp();
     if (!completed(barrier, of)) return current_cluster->poll(address), false;
     current_cluster->acquire(barrier.completed);
+    self().polls = false;
     return true;
 }
 inline bool parity_completed(uint32_t address, uint32_t parity) {
@@ -75,19 +76,19 @@ void mbarrier_complete_tx_cluster(uint32_t address, uint32_t bytes) {
     emulator::complete_bytes(emulator::remote_block(address), address & kOffsetMask, bytes, nullptr, {});
 }
 bool mbarrier_try_wait_parity(uint32_t address, uint32_t parity) {
-    EMULATOR_ENTER;
+    EMULATOR_POLL;
     return emulator::parity_completed(address, parity);
 }
 bool mbarrier_try_wait_parity(uint32_t address, uint32_t parity, uint32_t /* time is not modelled */) {
-    EMULATOR_ENTER;
+    EMULATOR_POLL;
     return emulator::parity_completed(address, parity);
 }
 bool mbarrier_try_wait(uint32_t address, uint64_t state) {
-    EMULATOR_ENTER;
+    EMULATOR_POLL;
     return emulator::state_completed(address, "mbarrier.try_wait", state);
 }
 bool mbarrier_test_wait(uint32_t address, uint64_t state) {
-    EMULATOR_ENTER;
+    EMULATOR_POLL;
     return emulator::state_completed(address, "mbarrier.test_wait", state);
 }
 uint32_t mbarrier_pending_count(uint64_t state) { return static_cast<uint32_t>(state); }

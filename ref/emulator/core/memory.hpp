@@ -27,6 +27,7 @@ struct EmulatorTensor {
     int32_t dimensions;
     int32_t once;                  // 1: no two thread blocks may write the same element
     int64_t shape[8], strides[8];  // strides in elements
+    int64_t padding;               // bytes of the same memory behind the last element, at most 15
 };
 
 namespace emulator {
@@ -47,7 +48,7 @@ class Allocations {
         for (const auto& [begin, one] : all_) {
             names.push_back("cudaMalloc_" + std::to_string(one.number));
             const auto bytes = static_cast<int64_t>(one.bytes);
-            tensors.push_back({names.back().c_str(), begin, bytes, 1, 1, 0, {bytes}, {1}});
+            tensors.push_back({names.back().c_str(), begin, bytes, 1, 1, 0, {bytes}, {1}, 0});
         }
     }
 
@@ -92,6 +93,14 @@ class GlobalMemory {
             if (within(tensors_[i], address, bytes)) return number = i, true;
         return false;
     }
+    // Whether the bytes begin in a tensor and end in its padding.
+    bool pads(uintptr_t address, std::size_t bytes) const {
+        return std::ranges::any_of(tensors_, [=](const EmulatorTensor& tensor) {
+            const uint64_t end = tensor.begin + static_cast<uint64_t>(tensor.bytes);
+            return address >= tensor.begin && address < end &&
+                   address + bytes <= end + static_cast<uint64_t>(tensor.padding);
+        });
+    }
     // Thread block number `block` writes these bytes of tensor number `number`. Returns another block that has written
     // one of their elements before, or nothing.
     std::optional<int64_t> write(uintptr_t address, std::size_t bytes, std::size_t number, int64_t block) const {
@@ -100,7 +109,8 @@ class GlobalMemory {
         Writers& writers = *writers_[number];
         const auto mine = static_cast<uint32_t>(block + 1);
         const std::size_t item = static_cast<std::size_t>(tensor.item);
-        for (std::size_t i = (address - tensor.begin) / item; i <= (address - tensor.begin + bytes - 1) / item; ++i) {
+        const std::size_t last = std::min((address - tensor.begin + bytes - 1) / item, writers.size() - 1);
+        for (std::size_t i = (address - tensor.begin) / item; i <= last; ++i) {
             const uint32_t before = writers[i].exchange(mine, std::memory_order_relaxed);
             if (before && before != mine) return before - 1;
         }
@@ -114,9 +124,12 @@ class GlobalMemory {
     // What is wrong with a write to an element that thread block number `other` has written.
     std::string conflict(uintptr_t address, std::size_t number, int64_t other) const {
         return element(address, number) + ", which block " + std::to_string(other) +
-               " has written: nothing orders the two that the emulator knows of (where atomics do, as in a lock, "
-               "lab.run's several_writers=[\"" +
-               tensors_[number].name + "\"] allows it)";
+               " has written: nothing orders the two that the emulator knows of. The blocks' tiles overlap" +
+               (tensors_[number].dimensions > 1 ? ", or one runs past the end of a row, into the next: a check of the "
+                                                  "column is missing"
+                                                : "") +
+               ". (Where atomics order the writes, as in a lock, several_writers=[\"" + tensors_[number].name +
+               "\"] allows them)";
     }
 
     // Whether it is one of the kernel's arguments, or a variable or constant of its library.
@@ -144,10 +157,12 @@ class GlobalMemory {
         std::string shape;
         for (int i = 0; i < tensor.dimensions; ++i) shape += (i ? " x " : "") + std::to_string(tensor.shape[i]);
         std::string text = tensor.name + index(tensor, address) + ", outside " + tensor.name + " of shape " + shape;
-        const bool before = address < tensor.begin;
-        const uint64_t far =
-            before ? tensor.begin - address : address - tensor.begin - static_cast<uint64_t>(tensor.bytes);
-        return text + ": " + std::to_string(far) + (before ? " bytes before its begin" : " bytes behind its end");
+        const uint64_t end = tensor.begin + static_cast<uint64_t>(tensor.bytes);
+        if (address < tensor.begin)
+            return text + ": " + std::to_string(tensor.begin - address) + " bytes before its begin";
+        if (address < end)
+            return text + ": the last " + std::to_string(address + bytes - end) + " of them lie behind its end";
+        return text + ": " + std::to_string(address - end) + " bytes behind its end";
     }
 
   private:

@@ -66,6 +66,13 @@ class Known {
     static inline thread_local std::vector<std::unique_ptr<Shared>> spare_;
 };
 
+// Each of the first moments becomes that of `more`, if that is later.
+inline void raise(Known::Moments& moments, const Known::Moments& more) {
+    uint32_t* into = moments.data();
+    const uint32_t* from = more.data();
+    for (std::size_t i = 0, count = more.size(); i < count; ++i) into[i] = std::max(into[i], from[i]);
+}
+
 inline bool knows(const Known& known, const Moment& moment) {
     return known && moment.thread < known->size() && (*known)[moment.thread] >= moment.number;
 }
@@ -86,7 +93,7 @@ class Told {
                 moments = *known;
             } else {
                 if (moments.size() < known->size()) moments.resize(known->size());
-                for (std::size_t i = 0; i < known->size(); ++i) moments[i] = std::max(moments[i], (*known)[i]);
+                raise(moments, *known);
             }
             last_ = known;
         }
@@ -110,8 +117,9 @@ inline Known both(const Known& known, const Known& more) {
     if (!known) return more;
     const auto is_part_of = [](const Known::Moments& part, const Known::Moments& whole) {
         if (part.size() > whole.size()) return false;
+        const uint32_t *of_part = part.data(), *of_whole = whole.data();
         uint32_t missing = 0;
-        for (std::size_t i = 0; i < part.size(); ++i) missing |= part[i] > whole[i];
+        for (std::size_t i = 0, count = part.size(); i < count; ++i) missing |= of_part[i] > of_whole[i];
         return missing == 0;
     };
     if (is_part_of(*known, *more)) return more;
@@ -120,7 +128,7 @@ inline Known both(const Known& known, const Known& more) {
     const bool shorter = known->size() < more->size();
     const Known::Moments &shorter_one = shorter ? *known : *more, &longer = shorter ? *more : *known;
     joined.moments() = longer;
-    for (std::size_t i = 0; i < shorter_one.size(); ++i) joined.moments()[i] = std::max(longer[i], shorter_one[i]);
+    raise(joined.moments(), shorter_one);
     return joined;
 }
 
@@ -129,6 +137,10 @@ class Joined {
   public:
     void tell(Known& known, const Known& more) {
         if (!more || known == more) return;
+        if (!known) {
+            known = more;
+            return;
+        }
         const auto pair = reinterpret_cast<uintptr_t>(known.get()) * 3 + reinterpret_cast<uintptr_t>(more.get());
         Answer& answer = answers_[pair * 0x9E3779B97F4A7C15 >> (64 - kBits)];
         if (answer.known != known || answer.more != more) answer = {known, more, both(known, more)};
@@ -172,6 +184,12 @@ struct AsyncRead {
     int warp = -1;               // that issued it; of a WGMMA, the first of its warpgroup
     Moment issued, done;
     const WgmmaProgress* progress = nullptr;  // of a WGMMA's warpgroup
+    // Of a WGMMA, counted from its warpgroup's first one, which is 1; of a TMA store, from its warp's; 0: of another.
+    int64_t number = 0;
+    uint32_t load = 0;  // of a WGMMA: the TMA load that had filled the operand
+    // The number of an earlier WGMMA of the warpgroup that had read the same operand, of the same load, and was done.
+    int64_t again = 0;
+    uint32_t running = 0;  // its parts, one of each warp, that are not known to be done
 };
 
 // A thread, as shared memory knows it.
@@ -181,7 +199,8 @@ struct Actor {
     uint32_t moment = 1;
     Known known;
     const void* from = nullptr;   // the place in the kernel's machine code that called the emulator last
-    bool doubtful = false;        // its last store is a race if it changes what lies there (SharedMemory::doubt)
+    bool doubtful = false;        // its last store is a race if it changes what lies there (Accesses::settle)
+    int64_t wgmmas = 0;           // that it has issued
     std::vector<Words> unfenced;  // written since the last fence.proxy.async
 
     Moment now() const { return {number, moment}; }

@@ -6,13 +6,13 @@
 #include <utility>
 
 #include "../cooperative_groups.h"
-#include "cluster.hpp"
 #include "instructions.hpp"
+#include "lanes.hpp"
 
 namespace emulator {
 
 Lanes gather(const char* what, unsigned mask, uint64_t bits) {
-    EMULATOR_ENTER;
+    EMULATOR_MEET;
     const Slots& slots = exchange(what, {bits}, mask, true);
     const Thread& thread = self();
     Lanes lanes;
@@ -26,7 +26,7 @@ Lanes gather(const char* what, unsigned mask, uint64_t bits) {
 // waits until all lanes of its warp have come to the same place, or for kTurns turns: those that are elsewhere then
 // wait for something, have exited, or are on another way.
 uint32_t active_lanes() {
-    EMULATOR_ENTER;
+    EMULATOR_MEET;
     constexpr int kTurns = 64;
     Thread& thread = self();
     Block& block = *thread.block;
@@ -73,7 +73,7 @@ void* shared_variable(const SharedVariable& variable, std::size_t alignment) {
 void* dynamic_shared_memory() { return self().block->memory.pointer(0); }
 
 uint32_t shared_address(const void* pointer) {
-    EMULATOR_ENTER;
+    EMULATOR_LOOK;
     const auto address = reinterpret_cast<uintptr_t>(pointer);
     const Block* block = holder(address);
     if (!block)
@@ -85,16 +85,16 @@ uint32_t shared_address(const void* pointer) {
 bool is_shared(const void* pointer) { return holder(reinterpret_cast<uintptr_t>(pointer)); }
 bool is_local(const void* pointer) { return Stacks::holds(reinterpret_cast<uintptr_t>(pointer)); }
 void* shared_pointer(uint32_t address) {
-    EMULATOR_ENTER;
+    EMULATOR_LOOK;
     return remote_block(address).memory.pointer((address & kOffsetMask) - kSharedBase);
 }
 void* pointer_at_rank(const void* pointer, unsigned rank) {
-    EMULATOR_ENTER;
+    EMULATOR_LOOK;
     const uint32_t address = self().block->memory.address_of(reinterpret_cast<uintptr_t>(pointer));
     return remote_block(at_rank(address, rank)).memory.pointer(address - kSharedBase);
 }
 unsigned rank_of_pointer(const void* pointer) {
-    EMULATOR_ENTER;
+    EMULATOR_LOOK;
     const Block* block = holder(reinterpret_cast<uintptr_t>(pointer));
     if (!block) fail(Fault::invalid_operand, "query_shared_rank of a pointer that is not into shared memory");
     return static_cast<unsigned>(block->rank);
@@ -168,9 +168,15 @@ void use_atomically(void* pointer, std::size_t bytes) {
     current_cluster->maybe_yield();
 }
 
-uint64_t atomic(void* pointer, std::size_t bytes, AtomicOp op, Number number, uint64_t operand, uint64_t compare) {
-    EMULATOR_ENTER;
-    use_atomically(pointer, bytes);
+// Those bytes, as they are now.
+uint64_t bits_at(const void* pointer, std::size_t bytes) {
+    if (bytes == 2) return __atomic_load_n(static_cast<const uint16_t*>(pointer), __ATOMIC_RELAXED);
+    if (bytes == 4) return __atomic_load_n(static_cast<const uint32_t*>(pointer), __ATOMIC_RELAXED);
+    return __atomic_load_n(static_cast<const uint64_t*>(pointer), __ATOMIC_RELAXED);
+}
+
+uint64_t combine_atomically(void* pointer, std::size_t bytes, AtomicOp op, Number number, uint64_t operand,
+                            uint64_t compare) {
     const bool wide = bytes == 8;
     if (bytes == 2) return atomic_of<uint16_t, uint16_t>(pointer, op, operand, compare);
     switch (number) {
@@ -184,6 +190,15 @@ uint64_t atomic(void* pointer, std::size_t bytes, AtomicOp op, Number number, ui
             return wide ? atomic_of<uint64_t, uint64_t>(pointer, op, operand, compare)
                         : atomic_of<uint32_t, uint32_t>(pointer, op, operand, compare);
     }
+}
+
+// One that leaves the number as it was, such as an addition of 0 or a comparison that fails, only looks at it.
+uint64_t atomic(void* pointer, std::size_t bytes, AtomicOp op, Number number, uint64_t operand, uint64_t compare) {
+    EMULATOR_LOOK;
+    use_atomically(pointer, bytes);
+    const uint64_t old = combine_atomically(pointer, bytes, op, number, operand, compare);
+    if (bits_at(pointer, bytes) != old) self().cluster->enter(self(), self().from);
+    return old;
 }
 
 // red.global.add.v2.f32 and .v4.f32.
@@ -214,11 +229,11 @@ Vector add_vector(Vector* pointer, const Vector& value, const void* from) {
 // ------------------------------------------------------------------------------------------------------- others
 
 void cluster_arrive() {
-    EMULATOR_ENTER;
+    EMULATOR_MEET;
     arrive_at_cluster(false);
 }
 void cluster_wait() {
-    EMULATOR_ENTER;
+    EMULATOR_MEET;
     wait_for_cluster(false);
 }
 unsigned cluster_blocks() { return static_cast<unsigned>(current_cluster->shape().size); }
@@ -240,7 +255,7 @@ void trap(const char* what) {
 
 uint64_t steps() { return current_cluster ? current_cluster->steps() : 0; }  // 0: on the host
 void sleep() {
-    EMULATOR_ENTER;
+    EMULATOR_LOOK;
     current_cluster->maybe_yield();
 }
 
@@ -277,19 +292,22 @@ float4 atomicAdd(float4* address, float4 value) {
     return emulator::add_vector(address, value, __builtin_return_address(0));
 }
 
-int __syncthreads_count(int predicate) {
-    EMULATOR_ENTER;
+int __syncthreads_count(int predicate, int line) {
+    EMULATOR_MEET;
+    emulator::together("__syncthreads_count()", line);
     return static_cast<int>(emulator::named_barrier(0, 0, true, predicate != 0));
 }
-int __syncthreads_and(int predicate) {
-    EMULATOR_ENTER;
+int __syncthreads_and(int predicate, int line) {
+    EMULATOR_MEET;
+    emulator::together("__syncthreads_and()", line);
     return emulator::named_barrier(0, 0, true, predicate == 0) == 0;
 }
-int __syncthreads_or(int predicate) {
-    EMULATOR_ENTER;
+int __syncthreads_or(int predicate, int line) {
+    EMULATOR_MEET;
+    emulator::together("__syncthreads_or()", line);
     return emulator::named_barrier(0, 0, true, predicate != 0) != 0;
 }
 void __syncwarp(unsigned mask) {
-    EMULATOR_ENTER;
+    EMULATOR_MEET;
     emulator::exchange("bar.warp.sync", {}, mask, true, true);
 }

@@ -12,31 +12,23 @@
 #include <utility>
 #include <vector>
 
+#include "accesses.hpp"
+#include "async_reads.hpp"
 #include "fault.hpp"
 #include "names.hpp"
-#include "operand.hpp"
 #include "order.hpp"
+#include "shared_layout.hpp"
 
 namespace emulator {
 
-constexpr uint32_t kSharedBase = 1024;          // where dynamic shared memory starts; so 0 is never a valid address
-constexpr uint32_t kSharedLimit = 232448;       // the most dynamic shared memory a Hopper block can have
-constexpr uint32_t kSharedUnasked = 48 * 1024;  // what a block can have without cudaFuncSetAttribute
-constexpr uint32_t kRankShift = 24;             // shared::cluster addresses: block rank + 1 above these bits
-constexpr uint32_t kOffsetMask = (1u << kRankShift) - 1;
-using Chunk = std::array<uint8_t, 16>;
-
 class SharedMemory;
 std::string why_not_landed(const SharedMemory& memory, uint32_t mbarrier);  // barriers.hpp
-
-// The chunks of a WGMMA's operand.
-struct Footprint {
-    std::vector<uint32_t> chunks;   // offsets, in the order of Operand::for_each_chunk
-    std::vector<uint32_t> regions;  // of shared memory, that they lie in
-    uint32_t readers = 0;           // WGMMAs that may still read them
-    Moment noted;                   // AsyncRead::done of the last one of these
-    uint32_t laid_out = 0;          // the layouts that it was compared with last (layouts.hpp)
-};
+std::string why_loaded_again(const Moment& earlier, const Actor& actor);    // these are in causes.hpp
+std::string who_loads(const Moment& load);
+std::string name_of_writer(uint32_t number);
+std::string name_of_mbarrier(const SharedMemory& memory, uint32_t address);
+[[noreturn]] void overwritten(const SharedMemory& memory, uint32_t address, const char* who, const AsyncRead& read,
+                              const Actor& actor);
 
 class SharedMemory {
   public:
@@ -46,21 +38,18 @@ class SharedMemory {
         generic_.resize(kSharedLimit);
         async_.resize(kSharedLimit);
         writer_.resize(kSharedLimit / kWord);
-        written_.resize(kSharedLimit / kWord);
-        read_.resize(kSharedLimit / kWord);
-        reader_of_.resize(kSharedLimit / kWord);
-        bytes_of_.resize(kSharedLimit / kWord);
-        state_.resize(kSharedLimit / kChunk);
+        for (uint32_t region = 0; region < regions_.size(); ++region)
+            if (regions_[region].unfenced) std::fill_n(writer_.begin() + region * kRegionWords, kRegionWords, 0);
+        state_.assign(kSharedLimit / kChunk, {});
+        regions_.assign(kRegions, {});
+        accesses_.reset();
+        reads_.reset(bytes == bytes_ && variables_.empty());
         bytes_ = bytes;
         clear(0, (bytes + kChunk - 1) / kChunk * kChunk);
         variables_begin_ = kSharedLimit;
         variables_.clear();
-        readers_.clear();
-        free_readers_.clear();
-        free_bytes_.clear();
+        loads_.assign(1, {});
         fences_.clear();
-        regions_.assign(kSharedLimit / kRegion, {});
-        footprints_.clear();
     }
 
     // The offset of a __shared__ variable. The variables lie at the end of shared memory, so
@@ -98,43 +87,33 @@ class SharedMemory {
     }
     // A load or store by way of a pointer, of any size and alignment.
     void use(uint32_t address, uint32_t bytes, bool writes, Actor& actor, bool atomic = false) {
-        const uint32_t at = inside(address, bytes, writes ? kStore : "ld.shared");
+        const uint32_t at = inside(address, bytes, writes ? kStore : kLoad);
         for (uint32_t chunk = at / kChunk; chunk <= (at + bytes - 1) / kChunk; ++chunk) {
             const uint32_t first = std::max(at, chunk * kChunk), last = std::min(at + bytes, (chunk + 1) * kChunk);
             if (writes)
                 writable(first, last - first, first + kSharedBase, kStore, actor);
             else
-                readable(first, first + kSharedBase);
+                readable(first, first + kSharedBase, kLoad, actor);
         }
         if (!atomic) order(at, bytes, writes, actor);
         if (writes) mark(at, bytes, actor);
     }
 
     // ---- Generic proxy: ld.shared and st.shared. A written word is marked with its thread until that thread's fence.
-    void read(uint32_t address, void* data, uint32_t bytes, Actor& actor) {
-        const uint32_t at = check(address, bytes, "ld.shared");
-        readable(at, address);
+    void read(uint32_t address, void* data, uint32_t bytes, Actor& actor, const char* who = kLoad) {
+        const uint32_t at = check(address, bytes, who);
+        readable(at, address, who, actor);
         order(at, bytes, false, actor);
         std::memcpy(data, &generic_[at], bytes);
     }
-    void write(uint32_t address, const void* data, uint32_t bytes, Actor& actor) {
-        const uint32_t at = check(address, bytes, kStore);
-        writable(at, bytes, address, kStore, actor);
+    void write(uint32_t address, const void* data, uint32_t bytes, Actor& actor, const char* who = kStore) {
+        const uint32_t at = check(address, bytes, who);
+        writable(at, bytes, address, who, actor);
         order(at, bytes, true, actor);
         std::memcpy(&generic_[at], data, bytes);
         if (actor.doubtful) [[unlikely]]
-            settle(actor);
+            Accesses::settle(actor);
         mark(at, bytes, actor);
-    }
-    // A thread's last store had no order with an earlier one of the same place. It is a race only if it has written
-    // another value: what several threads set to one value has that value afterwards, whoever was the last. The hook of
-    // a store is called before the store, so this is asked as soon as the thread does anything that the emulator sees.
-    [[gnu::noinline]] static void settle(Actor& actor) {
-        actor.doubtful = false;
-        const Doubt doubt = *std::exchange(doubt_, std::nullopt);
-        if (std::memcmp(&doubt.memory->generic_[doubt.use.at], doubt.before.data(), doubt.use.bytes) == 0) return;
-        actor.from = doubt.from;
-        doubt.memory->write_race(doubt.at, true, doubt.earlier);
     }
     // fence.proxy.async by a thread: its own writes become visible to the async proxy.
     void publish(Actor& actor) {
@@ -160,95 +139,111 @@ class SharedMemory {
     Chunk async_read(uint32_t address, const char* who, const Known& issuer) {
         const uint32_t at = check(address, kChunk, who);
         if (state_[at / kChunk].landing)
-            fail_race(Fault::read_during_load, address, state_[at / kChunk].loaded_from,
-                      "%s reads shared memory at 0x%x while a TMA load is still writing it", who, address);
+            fail_race(Fault::read_during_load, address, loads_[state_[at / kChunk].load].from,
+                      "%s reads shared memory at 0x%x while a TMA load is still writing it: wait for %s first", who,
+                      address, name_of_mbarrier(*this, loads_[state_[at / kChunk].load].mbarrier).c_str());
         for (uint32_t word = at / kWord; word < (at + kChunk) / kWord; ++word)
             if (writer_[word] && !published_by_another(word, {issuer, 0, 0}))
-                fail_at(Fault::missing_proxy_fence, address,
-                        "%s reads shared memory at 0x%x that %s wrote without fence.proxy.async", who, address,
-                        name_of_thread(writer_[word] - 1).text);
+                fail_race(Fault::missing_proxy_fence, address, accesses_.stored_from(word),
+                          "%s reads shared memory at 0x%x that %s wrote without fence.proxy.async", who, address,
+                          name_of_writer(writer_[word] - 1).c_str());
         Chunk chunk;
         std::memcpy(chunk.data(), &async_[at], kChunk);
         return chunk;
     }
-    // A load has been issued: until it lands, no one may read or write this chunk, and it holds NaN.
-    void begin_load(uint32_t address, const Actor& actor, const Moment& load, uint32_t mbarrier) {
-        const uint32_t at = check(address, kChunk, "TMA load");
-        writable(at, kChunk, address, "TMA load", actor);
-        ChunkState& state = state_[at / kChunk];
-        order_load(at, state, actor);
-        state.read = {};
-        state.loaded = load;
-        state.loaded_from = actor.from;
-        state.loaded_on = mbarrier;
-        std::memset(&generic_[at], 0xFF, kChunk);
-        std::memset(&async_[at], 0xFF, kChunk);
-        state.landing = true;
-        Region& region = regions_[at / kRegion];
-        ++region.landing;
-        ++region.version;
+    // A load has been issued: until it lands, no one may read or write these chunks, and they hold NaN. `pieces` have
+    // their addresses, as `shared`.
+    template <typename Pieces>
+    void begin_load(const Pieces& pieces, const Actor& actor, const Moment& done, uint32_t mbarrier) {
+        loads_.push_back({done, actor.from, mbarrier});
+        const auto number = static_cast<uint32_t>(loads_.size() - 1);
+        uint32_t last_region = kRegions, last_load = 0;
+        bool unread = false;
+        for (const auto& piece : pieces) {
+            const uint32_t at = check(piece.shared, kChunk, kTmaLoad), region = at / kRegion;
+            if (region != last_region) unread = reads_.done(region, actor);
+            last_region = region;
+            writable(at, kChunk, piece.shared, kTmaLoad, actor, unread);
+            ChunkState& state = state_[at / kChunk];
+            if (state.load != last_load && !actor.comes_after(loads_[state.load].done))
+                load_race(at, loads_[state.load], actor);
+            last_load = state.load;
+            if (accesses_.touched(at)) order_load(at, actor);
+            state.load = number;
+            state.landing = true;
+            std::memset(&generic_[at], 0xFF, kChunk);
+            std::memset(&async_[at], 0xFF, kChunk);
+            ++regions_[region].landing;
+            ++regions_[region].version;
+        }
     }
     // A lane issues a WGMMA that reads this chunk: it, or a lane that it has met since, must have waited for the load
     // that filled it.
     void wait_for_load(uint32_t address, const char* who, const Actor& actor) {
         const uint32_t at = check(address, kChunk, who);
-        const ChunkState& state = state_[at / kChunk];
-        if (state.landing || actor.comes_after(state.loaded)) return;
-        const std::string cause = why_not_landed(*this, state.loaded_on);
-        fail_race(Fault::read_during_load, address, state.loaded_from,
+        const Load& load = loads_[state_[at / kChunk].load];
+        if (actor.comes_after(load.done)) return;
+        const std::string cause = why_not_landed(*this, load.mbarrier);
+        fail_race(Fault::read_during_load, address, load.from,
                   "%s reads shared memory at 0x%x, which a TMA load may still be writing: %s", who, address,
                   cause.c_str());
     }
-    void land(uint32_t address, const Chunk& chunk) {
+    // One of the load's chunks, with its data.
+    void land(uint32_t address, const uint8_t* chunk) {
         const uint32_t at = address - kSharedBase;  // checked when the load began
-        std::memcpy(&generic_[at], chunk.data(), kChunk);
-        std::memcpy(&async_[at], chunk.data(), kChunk);
+        std::memcpy(&generic_[at], chunk, kChunk);
+        std::memcpy(&async_[at], chunk, kChunk);
         Region& region = regions_[at / kRegion];
-        for (uint32_t word = at / kWord; word < (at + kChunk) / kWord; ++word) {
-            region.unfenced -= writer_[word] != 0;
-            writer_[word] = 0;
-        }
+        if (region.unfenced)
+            for (uint32_t word = at / kWord; word < (at + kChunk) / kWord; ++word) {
+                region.unfenced -= writer_[word] != 0;
+                writer_[word] = 0;
+            }
         state_[at / kChunk].landing = false;
         --region.landing;
         ++region.version;
     }
-    // A TMA store reads this chunk at some moment between begin_read and end_read. What threads have stored there must
-    // lie before `issuer`.
-    void begin_read(uint32_t address, const AsyncRead& read, const Issuer& issuer) {
-        const uint32_t at = check(address, kChunk, read.who);
-        ++state_[at / kChunk].reading;
-        order_async_read(at, read, issuer);
-    }
-    void end_read(uint32_t address) { --state_[(address - kSharedBase) / kChunk].reading; }
 
-    // ---- The operands of WGMMAs. They are read so often that what is known of a region stands for its chunks.
+    // The copy engine reads `bytes` bytes, which it need not have read before end_read. What threads have stored there
+    // must lie before `issuer`.
+    void begin_read(uint32_t address, uint32_t bytes, const AsyncRead& read, const Actor& issuer) {
+        const uint32_t number = reads_.add(read);
+        for (uint32_t at = address; at < address + bytes; at += kChunk) {
+            wait_for_load(at, read.who, issuer);
+            const uint32_t offset = check(at, kChunk, read.who);
+            reads_.begin(offset, number);
+            if (read.done.number && accesses_.touched(offset)) order_read(offset, read.who, issuer.issuer());
+        }
+    }
+    void end_read(uint32_t address) { reads_.end(address - kSharedBase); }
+
+    // ---- The operands of WGMMAs
     Footprint& footprint(const Operand& operand) {
-        const auto [found, is_new] = footprints_.try_emplace(operand);
-        Footprint& footprint = found->second;
-        if (!is_new) return footprint;
-        operand.for_each_chunk([&](uint32_t address, uint32_t, uint32_t) {
-            footprint.chunks.push_back(check(address, kChunk, operand.who));
-            const uint32_t region = footprint.chunks.back() / kRegion;
-            if (std::ranges::find(footprint.regions, region) == footprint.regions.end())
-                footprint.regions.push_back(region);
-        });
-        return footprint;
+        return reads_.footprint(operand, [&](uint32_t address) { return check(address, kChunk, operand.who); });
     }
-    // A WGMMA reads the operand at some moment between begin_read and end_read.
-    void begin_read(Footprint& operand, const AsyncRead& read, const Issuer& issuer) {
-        const bool touched =
-            std::ranges::any_of(operand.regions, [this](uint32_t region) { return regions_[region].touched; });
-        // The warps of a warpgroup read the same B: where threads have stored nothing, one of them stands for all.
-        if (touched || operand.noted.number != read.done.number || operand.noted.thread != read.done.thread)
-            for (const uint32_t at : operand.chunks) order_async_read(at, read, issuer);
-        operand.noted = read.done;
-        ++operand.readers;
-        for (const uint32_t region : operand.regions) ++regions_[region].reading;
+    // The first lane of a warp issues a WGMMA, which reads the operand at some moment between begin_read and end_read.
+    void begin_read(Footprint& operand, AsyncRead read) {
+        read.load = state_[operand.chunks.front() / kChunk].load;
+        reads_.begin(operand, read);
     }
-    void end_read(Footprint& operand) {
-        --operand.readers;
-        for (const uint32_t region : operand.regions) --regions_[region].reading;
+    // The last lane has issued it: what threads have stored there must lie before.
+    void order_read(Footprint& operand, const char* who, const Issuer& issuer) {
+        uint64_t stores = 0;
+        bool touched = false, unfenced = false;
+        for (const uint32_t region : operand.regions) {
+            stores += accesses_.stores(region);
+            touched |= accesses_.touched_region(region);
+            unfenced |= regions_[region].unfenced != 0;
+        }
+        const bool is_known = operand.checked && operand.checked == issuer.known && operand.checked_stores == stores;
+        if (!touched || (is_known && !unfenced)) return;
+        bool told = true;
+        for (const uint32_t at : operand.chunks)
+            if (accesses_.touched(at)) told &= order_read(at, who, issuer);
+        operand.checked = told ? issuer.known : nullptr;
+        operand.checked_stores = stores;
     }
+    void end_read(Footprint& operand, const WgmmaProgress* progress) { reads_.end(operand, progress); }
     // A number that rises when what the async proxy sees of these regions changes; or nothing, if a TMA load is on its
     // way into one of them or a store to it is not fenced.
     std::optional<uint64_t> version(const Footprint& operand) const {
@@ -268,6 +263,15 @@ class SharedMemory {
         for (std::size_t i = 0; i < operand.chunks.size(); ++i) visit(i, &async_[operand.chunks[i]]);
     }
 
+    // Whether a TMA load has filled this chunk, or a thread has used it.
+    bool filled(uint32_t address) const {
+        const uint32_t at = address - kSharedBase;
+        return state_[at / kChunk].load || accesses_.touched(at);
+    }
+    bool reads_again(const AsyncRead& read) const { return reads_.reads_again(read); }
+    // Whether a thread has stored something in this chunk since the last TMA load filled it.
+    bool has_stored(uint32_t address) const { return accesses_.stored((address - kSharedBase) / kChunk * kChunk); }
+
     // Whether there could be an mbarrier.
     void check_mbarrier(uint32_t address, const char* who) const { check(address, kMbarrier, who); }
     void mark_mbarrier(uint32_t address, bool is = true) {
@@ -275,79 +279,32 @@ class SharedMemory {
         state_[at / kChunk].mbarrier[at % kChunk / kMbarrier] = is;
     }
 
-    // Whether a thread has stored something in this chunk since the last TMA load filled it.
-    bool has_stored(uint32_t address) const {
-        const uint32_t at = (address - kSharedBase) / kChunk * kChunk;
-        const ChunkState& state = state_[at / kChunk];
-        bool stored = false;
-        if (state.touched)
-            for_each_entry_of(at, state, [&](uint32_t entry, uint32_t) { stored |= written_[entry].by.number != 0; });
-        return stored;
-    }
-
-    static constexpr uint32_t kChunk = sizeof(Chunk);
-
   private:
-    static constexpr uint32_t kWord = 4, kMbarrier = 8, kChunkWords = kChunk / kWord;
-    static constexpr uint32_t kRegion = 1024;  // one atom of the 128-byte swizzle
-    static constexpr const char* kStore = "st.shared";
-    struct Access {
-        Moment by;
+    static constexpr uint32_t kMbarrier = 8;
+    struct Load {  // a TMA load
+        Moment done;
         const void* from = nullptr;  // the place in the kernel
+        uint32_t mbarrier = 0;       // on which it completes
     };
-    struct Use {  // a thread's load or store
-        uint32_t at, bytes;
-        bool writes;
-    };
-    struct Doubt {
-        const SharedMemory* memory;
-        uint32_t at;  // the first place without an order
-        Use use;
-        Chunk before;  // what lay there
-        Access earlier;
-        const void* from;
-    };
-    static inline thread_local std::optional<Doubt> doubt_;  // of the thread that runs: Actor::doubtful
     struct ChunkState {
-        uint16_t reading = 0;                             // number of TMA stores that may still read it
+        uint32_t load = 0;                                // in loads_, of the last TMA load
         bool landing = false;                             // a TMA load is on its way
-        bool touched = false;                             // by a thread's own load or store, since the last TMA load
-        bool split = false;                               // its words were used one by one; false: all four alike
-        Moment loaded;                                    // of the last TMA load, which those know who waited for it
-        const void* loaded_from = nullptr;                // by which place in the kernel
-        uint32_t loaded_on = 0;                           // the mbarrier on which it completes
-        AsyncRead read;                                   // the last one of these, since the chunk was written
         std::array<bool, kChunk / kMbarrier> mbarrier{};  // whether each half of the chunk is an mbarrier
     };
-
     struct Region {
-        uint32_t reading = 0;   // number of WGMMAs that may still read some of its chunks
         uint32_t landing = 0;   // chunks into which a TMA load is on its way
         uint32_t unfenced = 0;  // words that have a writer_
-        uint32_t touched = 0;   // chunks that are touched
         uint64_t version = 0;   // rises with each change of async_
-    };
-    struct Hash {
-        std::size_t operator()(const Operand& operand) const {
-            return (operand.bits ^ operand.bits >> 32 ^ static_cast<uint64_t>(operand.first) << 20 ^ operand.last) *
-                   0x9E3779B97F4A7C15;
-        }
     };
 
     void clear(uint32_t begin, uint32_t end) {
         std::fill(generic_.begin() + begin, generic_.begin() + end, 0xFF);
         std::fill(async_.begin() + begin, async_.begin() + end, 0xFF);
-        std::fill(writer_.begin() + begin / kWord, writer_.begin() + end / kWord, 0);
-        std::fill(state_.begin() + begin / kChunk, state_.begin() + end / kChunk, ChunkState{});
-        std::fill(written_.begin() + begin / kWord, written_.begin() + end / kWord, Access{});
-        std::fill(read_.begin() + begin / kWord, read_.begin() + end / kWord, Access{});
-        std::fill(reader_of_.begin() + begin / kWord, reader_of_.begin() + end / kWord, 0);
-        std::fill(bytes_of_.begin() + begin / kWord, bytes_of_.begin() + end / kWord, 0);
     }
     // Words of one region, all of which have a writer_.
     template <uint32_t kWords>
     void publish(uint32_t first) {
-        Region& region = regions_[first / (kRegion / kWord)];
+        Region& region = regions_[first / kRegionWords];
         region.unfenced -= kWords;
         ++region.version;
         std::fill_n(writer_.begin() + first, kWords, 0u);
@@ -358,261 +315,67 @@ class SharedMemory {
     bool published_by_another(uint32_t word, const Issuer& issuer) {
         for (const Fence& fence : fences_) {
             if (!fence.when.number || !issuer.comes_after(fence.when)) continue;
-            bool known = true;
-            for_each_entry(word, [&](uint32_t entry, uint32_t) { known &= knows(fence.known, written_[entry].by); });
-            if (!known) continue;
+            if (!accesses_.knows_stores(word, fence.known)) continue;
             publish<1>(word);
             return true;
         }
         return false;
     }
 
-    // An asynchronous read is issued: of what threads have stored, its issuer must know.
-    void order_async_read(uint32_t at, const AsyncRead& read, const Issuer& issuer) {
-        if (!read.done.number) return;
-        ChunkState& state = state_[at / kChunk];
-        if (state.read.done.number != read.done.number || state.read.done.thread != read.done.thread) state.read = read;
-        if (!state.touched) return;
-        for (uint32_t word = at / kWord; word < (at + kChunk) / kWord; ++word)
-            if (writer_[word]) published_by_another(word, issuer);  // the issuer's own fences count
-        for_each_entry_of(at, state, [&](uint32_t entry, uint32_t address) {
-            const Access& written = written_[entry];
-            if (issuer.comes_after(written.by)) return;
-            fail_race(Fault::data_race, address, written.from,
-                      "%s reads shared memory at 0x%x, which %s has written, and nothing orders the two: a "
-                      "barrier is missing between the store and the %s",
-                      read.who, address, name_of_thread(written.by.thread).text, read.who);
-        });
+    // An asynchronous read is issued: of what threads have stored, its issuer must know. Returns as
+    // Accesses::order_read.
+    bool order_read(uint32_t at, const char* who, const Issuer& issuer) {
+        if (regions_[at / kRegion].unfenced)
+            for (uint32_t word = at / kWord; word < (at + kChunk) / kWord; ++word)
+                if (writer_[word]) published_by_another(word, issuer);  // the issuer's own fences count
+        return accesses_.order_read(at, who, issuer);
     }
-    // A store or a TMA load (`who`) overwrites what an asynchronous read need not have read yet: its wait does not lie
-    // before. A thread that does not even know that the read was issued has met no barrier since.
-    [[noreturn, gnu::noinline]] void overwritten(uint32_t address, const char* who, const AsyncRead& read,
-                                                 const Actor& actor) const {
-        char reader[64];
-        if (read.progress)
-            std::snprintf(reader, sizeof reader, "a WGMMA of warps %d to %d", read.warp, read.warp + 3);
-        else
-            std::snprintf(reader, sizeof reader, "a %s of warp %d", read.who, read.warp);
-        const bool own = read.warp == (read.progress ? actor.index / 128 * 4 : actor.index / 32);
-        const bool races = who == kStore && !own && !actor.comes_after(read.issued);
-        const char* cause =
-            "cp.async.bulk.wait_group.read by the thread that issued it, and a barrier behind that, come first";
-        if (read.progress && actor.comes_after(read.issued))
-            cause =
-                "it is committed, and the arrival or barrier that says that it is done came before wgmma.wait_group, "
-                "or the wait's N leaves it in flight";
-        else if (read.progress && read.progress->committed < read.done.number)
-            cause =
-                "it is not committed, so that a wait waits for nothing: wgmma.commit_group is missing, or a wait for "
-                "the arrival that follows the WGMMA";
-        else if (read.progress)
-            cause =
-                "nothing tells this thread that it is done: a wait for the stage's empty mbarrier is missing, or that "
-                "one's count is too small to include the warpgroup's arrival";
-        fail_race(races ? Fault::data_race : Fault::released_too_early, address, read.from,
-                  races ? "%s overwrites shared memory at 0x%x, which %s reads, and nothing orders the two: %s"
-                        : "%s overwrites shared memory at 0x%x, which %s may still read: %s",
-                  who, address, reader, cause);
-    }
-
-    // A thread loads or stores: whatever it conflicts with must lie before.
-    void order(uint32_t at, uint32_t bytes, bool writes, Actor& actor) {
-        if (actor.doubtful) [[unlikely]]
-            settle(actor);
-        if (actor.moment == 0) return;
-        const Use use{at, bytes, writes};
-        for (uint32_t begin = at; begin < at + bytes;) {
-            ChunkState& state = state_[begin / kChunk];
-            const uint32_t next = std::min(at + bytes, (begin / kChunk + 1) * kChunk);
-            if (next - begin == kChunk && !state.split)
-                order_entry(begin / kWord, begin, state, use, actor);
-            else
-                order_words(state, begin, next, use, actor);
-            begin = next;
-        }
-    }
-    // From here on each word of the chunk is kept by itself, until the chunk is written whole.
-    void order_words(ChunkState& state, uint32_t begin, uint32_t end, const Use& use, Actor& actor) {
-        if (!state.split) split_chunk(state, begin / kChunk * kChunkWords);
-        for (uint32_t at = begin; at < end;) {
-            const uint32_t word = at / kWord, next = std::min((word + 1) * kWord, end);
-            if (next - at == kWord && !bytes_of_[word])
-                order_entry(word, at, state, use, actor);
-            else
-                order_bytes(word, at, next, state, use, actor);
-            at = next;
-        }
-        if (use.writes && end - begin == kChunk) state.split = false;
-    }
-    // What is known of the chunk, the word, or the byte at `at`.
-    void order_entry(uint32_t entry, uint32_t at, ChunkState& state, const Use& use, Actor& actor) {
-        Access& written = written_[entry];
-        if (!actor.comes_after(state.loaded)) load_race(at, use.writes, state);
-        if (!actor.comes_after(written.by)) {
-            if (!use.writes || use.bytes > kChunk) write_race(at, use.writes, written);
-            doubt(at, use, written, actor);
-        }
-        if (!state.touched) {
-            state.touched = true;
-            ++regions_[at / kRegion].touched;
-        }
-        if (use.writes) {
-            if (reader_of_[entry] || !actor.comes_after(read_[entry].by))
-                if (const Access* reader = unknown_reader(entry, actor)) read_race(at, *reader);
-            written = {actor.now(), actor.from};
-            forget_readers(entry);
-        } else if (actor.comes_after(read_[entry].by) && !reader_of_[entry]) {
-            read_[entry] = {actor.now(), actor.from};
-        } else {
-            add_reader(entry, {actor.now(), actor.from});
-        }
-    }
-    // A word that is used in pieces has an entry for each of its bytes, behind those of the words, until it is written
-    // whole.
-    [[gnu::noinline]] void order_bytes(uint32_t word, uint32_t begin, uint32_t end, ChunkState& state, const Use& use,
-                                       Actor& actor) {
-        if (!bytes_of_[word]) split_word(word);
-        for (uint32_t at = begin; at < end; ++at) order_entry(bytes_of_[word] + at % kWord, at, state, use, actor);
-        if (use.writes && end - begin == kWord) unite(word);
-    }
-    void split_chunk(ChunkState& state, uint32_t first) {
-        state.split = true;
-        for (uint32_t word = first + 1; word < first + kChunkWords; ++word) copy_entry(first, word);
-    }
-    void copy_entry(uint32_t from, uint32_t to) {
-        written_[to] = written_[from];
-        read_[to] = read_[from];
-        reader_of_[to] = 0;
-        if (!reader_of_[from]) return;
-        add_reader(to, {});
-        readers_[reader_of_[to] - 1] = readers_[reader_of_[from] - 1];
-    }
-    void split_word(uint32_t word) {
-        if (free_bytes_.empty()) {
-            free_bytes_.push_back(static_cast<uint32_t>(written_.size()));
-            written_.resize(written_.size() + kWord);
-            read_.resize(written_.size());
-            reader_of_.resize(written_.size());
-        }
-        const uint32_t first = free_bytes_.back();
-        free_bytes_.pop_back();
-        for (uint32_t entry = first; entry < first + kWord; ++entry) copy_entry(word, entry);
-        bytes_of_[word] = first;
-    }
-    // The bytes' entries become the word's again; they all say the same.
-    void unite(uint32_t word) {
-        const uint32_t first = std::exchange(bytes_of_[word], 0);
-        if (!first) return;
-        written_[word] = written_[first];
-        forget_readers(word);
-        for (uint32_t entry = first; entry < first + kWord; ++entry) forget_readers(entry);
-        free_bytes_.push_back(first);
-    }
-    // The entry in written_, read_ and reader_of_ of a word without bytes: the first word's is that of a whole chunk.
-    uint32_t entry(uint32_t word) const {
-        return state_[word / kChunkWords].split ? word : word / kChunkWords * kChunkWords;
-    }
-    [[gnu::noinline]] void doubt(uint32_t at, const Use& use, const Access& earlier, Actor& actor) {
-        if (actor.doubtful) return;
-        actor.doubtful = true;
-        doubt_ = {this, at, use, {}, earlier, actor.from};
-        std::memcpy(doubt_->before.data(), &generic_[use.at], use.bytes);
-    }
-    // Calls visit(entry, address) for the word, or for each of its bytes.
-    template <typename Visit>
-    void for_each_entry(uint32_t word, const Visit& visit) const {
-        const uint32_t first = bytes_of_[word], address = word * kWord + kSharedBase;
-        if (!first) return visit(entry(word), address);
-        for (uint32_t i = 0; i < kWord; ++i) visit(first + i, address + i);
-    }
-    // The same for the chunk, or for each of its words.
-    template <typename Visit>
-    void for_each_entry_of(uint32_t at, const ChunkState& state, const Visit& visit) const {
-        if (!state.split) return visit(at / kWord, at + kSharedBase);
-        for (uint32_t word = at / kWord; word < (at + kChunk) / kWord; ++word) for_each_entry(word, visit);
-    }
-    [[gnu::noinline]] void load_race(uint32_t at, bool writes, const ChunkState& state) const {
-        const std::string cause = why_not_landed(*this, state.loaded_on);
-        fail_race(writes ? Fault::write_during_load : Fault::read_during_load, at + kSharedBase, state.loaded_from,
-                  "%s shared memory at 0x%x, which a TMA load may still be writing: %s", writes ? "writes" : "reads",
-                  at + kSharedBase, cause.c_str());
-    }
-    [[gnu::noinline]] void write_race(uint32_t at, bool writes, const Access& written) const {
-        const ThreadName writer = name_of_thread(written.by.thread);
-        fail_race(Fault::data_race, at + kSharedBase, written.from,
-                  "%s shared memory at 0x%x, which %s has written, and nothing orders the two: %s is missing between "
-                  "them",
-                  writes ? "writes" : "reads", at + kSharedBase, writer.text, writer.missing());
-    }
-    [[gnu::noinline]] void read_race(uint32_t at, const Access& reader) const {
-        fail_race(Fault::data_race, at + kSharedBase, reader.from,
-                  "writes shared memory at 0x%x, which %s has read, and nothing orders the two: a barrier is "
-                  "missing between them",
-                  at + kSharedBase, name_of_thread(reader.by.thread).text);
-    }
-    // A TMA load is issued: every thread that has used what it overwrites must be known to have done so.
-    void order_load(uint32_t at, ChunkState& state, const Actor& actor) {
-        if (!actor.comes_after(state.loaded))
-            fail_race(
-                Fault::data_race, at + kSharedBase, state.loaded_from,
-                "TMA load overwrites shared memory at 0x%x, which an earlier TMA load has filled, and nothing orders "
-                "the two: a wait for the arrivals that release the stage is missing, or their mbarrier counts too few, "
-                "or the two tiles overlap",
-                at + kSharedBase);
-        if (!state.touched) return;
-        for_each_entry_of(at, state, [&](uint32_t entry, uint32_t address) {
-            const Access* reader = unknown_reader(entry, actor);
-            const Access& written = written_[entry];
-            if (!reader && actor.comes_after(written.by)) return;
-            fail_race(Fault::data_race, address, reader ? reader->from : written.from,
-                      "TMA load overwrites shared memory at 0x%x, which %s has %s, and nothing orders the two: "
-                      "__syncwarp() before one lane's arrival for its warp, or an arrival of each lane",
-                      address, name_of_thread(reader ? reader->by.thread : written.by.thread).text,
-                      reader ? "read" : "written");
-        });
+    // A TMA load is issued, into a chunk that threads have used.
+    [[gnu::noinline]] void order_load(uint32_t at, const Actor& actor) {
+        accesses_.order_load(at, actor);
         const uint32_t first = at / kWord;
         for (uint32_t word = first; word < first + kChunkWords; ++word)
             if (writer_[word] && !published_by_another(word, actor.issuer()))
-                fail_race(Fault::missing_proxy_fence, word * kWord + kSharedBase,
-                          written_[bytes_of_[word] ? bytes_of_[word] : entry(word)].from,
+                fail_race(Fault::missing_proxy_fence, word * kWord + kSharedBase, accesses_.stored_from(word),
                           "TMA load overwrites shared memory at 0x%x that %s wrote without fence.proxy.async: the "
                           "store may come after the load",
-                          word * kWord + kSharedBase, name_of_thread(writer_[word] - 1).text);
-        for (uint32_t word = first; word < first + (state.split ? kChunkWords : 1); ++word) {
-            unite(word);
-            written_[word] = {};
-            forget_readers(word);
-        }
-        state.split = false;
-        state.touched = false;
-        --regions_[at / kRegion].touched;
+                          word * kWord + kSharedBase, name_of_writer(writer_[word] - 1).c_str());
+        accesses_.forget(at);
     }
-    const Access* unknown_reader(uint32_t entry, const Actor& actor) const {
-        if (!actor.comes_after(read_[entry].by)) return &read_[entry];
-        if (!reader_of_[entry]) return nullptr;
-        for (const Access& reader : readers_[reader_of_[entry] - 1])
-            if (!actor.comes_after(reader.by)) return &reader;
-        return nullptr;
+    // A thread loads or stores: whatever it conflicts with must lie before.
+    void order(uint32_t at, uint32_t bytes, bool writes, Actor& actor) {
+        if (actor.doubtful) [[unlikely]]
+            Accesses::settle(actor);
+        if (actor.moment == 0) return;
+        for (uint32_t chunk = at / kChunk; chunk <= (at + bytes - 1) / kChunk; ++chunk)
+            if (!actor.comes_after(loads_[state_[chunk].load].done)) use_race(std::max(at, chunk * kChunk), writes);
+        accesses_.order(at, bytes, writes, actor, &generic_[at]);
     }
-    // Of many threads that read one entry and do not know of each other, the last one of each of kReaders warps is
-    // kept.
-    void add_reader(uint32_t entry, const Access& reader) {
-        if (!reader_of_[entry]) {
-            if (free_readers_.empty()) {
-                readers_.emplace_back();
-                free_readers_.push_back(static_cast<uint32_t>(readers_.size()));
-            }
-            reader_of_[entry] = free_readers_.back();
-            free_readers_.pop_back();
-            readers_[reader_of_[entry] - 1] = {};
-        }
-        readers_[reader_of_[entry] - 1][reader.by.thread / 32 % kReaders] = reader;
+    // A thread's load or store of what a TMA load may not have written yet.
+    [[noreturn, gnu::noinline]] void use_race(uint32_t at, bool writes) const {
+        const Load& load = loads_[state_[at / kChunk].load];
+        const std::string cause = why_not_landed(*this, load.mbarrier);
+        fail_race(writes ? Fault::write_during_load : Fault::read_during_load, at + kSharedBase, load.from,
+                  "%s shared memory at 0x%x, which a TMA load may still be writing: %s", writes ? "writes" : "reads",
+                  at + kSharedBase, cause.c_str());
     }
-    void forget_readers(uint32_t entry) {
-        read_[entry] = {};
-        if (!reader_of_[entry]) return;
-        free_readers_.push_back(reader_of_[entry]);
-        reader_of_[entry] = 0;
+    [[noreturn, gnu::noinline]] void load_race(uint32_t at, const Load& load, const Actor& actor) const {
+        fail_race(Fault::data_race, at + kSharedBase, load.from,
+                  "TMA load overwrites shared memory at 0x%x, which an earlier TMA load has filled, that of %s, and "
+                  "nothing orders the two: %s",
+                  at + kSharedBase, who_loads(load.done).c_str(), why_loaded_again(load.done, actor).c_str());
+    }
+
+    // A store or a TMA load (`who`) writes what a TMA load has not written yet.
+    [[noreturn, gnu::noinline]] void already_landing(uint32_t address, const char* who, const Load& load,
+                                                     const Actor& actor) const {
+        if (who == kTmaLoad)
+            fail_race(Fault::write_during_load, address, load.from,
+                      "TMA load writes 0x%x while an earlier TMA load is still writing it, that of %s: %s", address,
+                      who_loads(load.done).c_str(), why_loaded_again(load.done, actor).c_str());
+        fail_race(Fault::write_during_load, address, load.from,
+                  "%s writes 0x%x while a TMA load is still writing it: wait for %s first", who, address,
+                  name_of_mbarrier(*this, load.mbarrier).c_str());
     }
 
     void mark(uint32_t at, uint32_t bytes, Actor& actor) {
@@ -621,21 +384,18 @@ class SharedMemory {
         for (uint32_t word = first; word < end; ++word) {
             if (writer_[word] == writer) continue;
             is_new = true;
-            regions_[word / (kRegion / kWord)].unfenced += writer_[word] == 0;
+            regions_[word / kRegionWords].unfenced += writer_[word] == 0;
             writer_[word] = writer;
         }
         if (is_new) actor.unfenced.push_back({first, end - first});
     }
-    [[gnu::noinline]] bool read_by_wgmma(uint32_t chunk) const {
-        return std::ranges::any_of(footprints_, [chunk](const auto& entry) {
-            return entry.second.readers && std::ranges::find(entry.second.chunks, chunk) != entry.second.chunks.end();
-        });
-    }
-    void readable(uint32_t at, uint32_t address) const {
-        if (state_[at / kChunk].landing)
-            fail_race(Fault::read_during_load, address, state_[at / kChunk].loaded_from,
-                      "ld.shared at 0x%x reads bytes that a TMA load is still writing: wait for its mbarrier first",
-                      address);
+    void readable(uint32_t at, uint32_t address, const char* who, const Actor& actor) const {
+        if (!state_[at / kChunk].landing) return;
+        const Load& load = loads_[state_[at / kChunk].load];
+        if (!actor.comes_after(load.done)) use_race(at, false);
+        fail_race(Fault::read_during_load, address, load.from,
+                  "%s at 0x%x reads bytes that a TMA load is still writing: wait for %s first", who, address,
+                  name_of_mbarrier(*this, load.mbarrier).c_str());
     }
     // The offset of an address that lies in the dynamic shared memory, or among the variables.
     uint32_t inside(uint32_t address, uint32_t bytes, const char* who) const {
@@ -654,34 +414,25 @@ class SharedMemory {
                     address, bytes);
         return at;
     }
-    void writable(uint32_t at, uint32_t bytes, uint32_t address, const char* who, const Actor& actor) const {
+    // `unread`: whether it is known already that nothing reads the region.
+    void writable(uint32_t at, uint32_t bytes, uint32_t address, const char* who, const Actor& actor,
+                  bool unread = false) const {
         const ChunkState& state = state_[at / kChunk];
-        if (state.landing)
-            fail_race(Fault::write_during_load, address, state.loaded_from,
-                      "%s writes 0x%x while a TMA load is still writing it", who, address);
-        if (!actor.comes_after(state.read.done)) overwritten(address, who, state.read, actor);
-        if (state.reading || (regions_[at / kRegion].reading && read_by_wgmma(at / kChunk * kChunk)))
-            fail_at(Fault::released_too_early, address,
-                    "%s overwrites 0x%x while a WGMMA or a TMA store may still read it: released too early%s", who,
-                    address, reader_of(*this, address).c_str());
+        if (state.landing) already_landing(address, who, loads_[state.load], actor);
+        if (!unread)
+            if (const AsyncRead* read = reads_.unfinished(at, actor)) overwritten(*this, address, who, *read, actor);
         const uint32_t first = at % kChunk;  // a write is aligned to its size, so it ends in this chunk
         for (uint32_t half = first / kMbarrier; half <= (first + bytes - 1) / kMbarrier; ++half)
             if (state.mbarrier[half])
-                fail_at(Fault::mbarrier_overwritten, address, "%s overwrites the mbarrier near 0x%x", who, address);
+                fail_at(Fault::mbarrier_overwritten, address, "%s of %u bytes at 0x%x overwrites %s", who, bytes,
+                        address,
+                        name_of_mbarrier(*this, at / kChunk * kChunk + half * kMbarrier + kSharedBase).c_str());
     }
 
     uint32_t bytes_ = 0, variables_begin_ = kSharedLimit;
     std::vector<std::pair<const SharedVariable*, uint32_t>> variables_;
     std::vector<uint8_t> generic_, async_;
     std::vector<uint32_t> writer_;  // for each word: 1 + the thread whose store is not fenced yet; 0 = none
-    // The following have an entry for each word, and behind those for each byte of words that are used in pieces.
-    std::vector<Access> written_;  // by a thread's own store
-    std::vector<Access> read_;     // by a thread's own load, since it was written
-    static constexpr uint32_t kReaders = 16;
-    std::vector<std::array<Access, kReaders>> readers_;
-    std::vector<uint32_t> free_readers_, reader_of_;  // 1 + index in readers_; reader_of_ for each entry, 0 = none
-    std::vector<uint32_t> bytes_of_;                  // for each word: its first byte's entry; 0 = it has none
-    std::vector<uint32_t> free_bytes_;                // the first entries of groups of four that no word has
     struct Fence {
         Moment when;
         Known known;
@@ -689,7 +440,9 @@ class SharedMemory {
     std::vector<Fence> fences_;  // the last fence.proxy.async of each thread
     std::vector<ChunkState> state_;
     std::vector<Region> regions_;
-    std::unordered_map<Operand, Footprint, Hash> footprints_;
+    std::vector<Load> loads_{1};  // loads_[0]: none
+    Accesses accesses_;
+    AsyncReads reads_;
 };
 
 }  // namespace emulator

@@ -24,7 +24,8 @@ struct Block;
 struct Thread;
 using Waiters = std::vector<Thread*>;
 
-constexpr uint32_t kTicks = 1 << 14;  // loads and stores of a thread, without an instruction, before others may run
+// Loads and stores of a thread, without an instruction that changes anything, before others may run.
+constexpr uint32_t kTicks = 1 << 14;
 
 constexpr int kRegisters = 65536;  // of an SM, 32 bits each
 
@@ -54,6 +55,9 @@ struct NamedBarrier {
     bool everyone = false;  // __syncthreads: all threads that have not exited
     bool handed = false;    // whether some only arrive in this phase
     uint32_t warps = 0;     // that have arrived in this phase, a bit for each
+    // Of each warp: the lanes that have arrived since the warp as a whole did, and the phase in which that was.
+    std::array<uint32_t, 32> lanes{};
+    std::array<uint64_t, 32> phases{};
     Told told;
     Known completed;
     uint32_t votes = 0, result = 0;  // threads that have said yes, until and at the last completion
@@ -82,6 +86,30 @@ struct Convergence {  // lanes of a warp that have asked at one place who is wit
     std::array<uint32_t, 32> together{};  // for each lane, the answer; 0: none yet
 };
 
+// A queue whose elements keep their numbers: the first one that it ever had is number 0. It is often empty, or nearly.
+template <typename T>
+class NumberedQueue {
+  public:
+    int64_t begin() const { return over_ + static_cast<int64_t>(begin_); }
+    int64_t end() const { return over_ + static_cast<int64_t>(all_.size()); }
+    bool empty() const { return begin_ == all_.size(); }
+    T& operator[](int64_t number) { return all_[static_cast<std::size_t>(number - over_)]; }
+    T& front() { return all_[begin_]; }
+    T& push_back(T element) { return all_.emplace_back(std::move(element)); }
+    void pop_front() {
+        if (++begin_ < all_.size() && begin_ < kKept) return;
+        over_ += static_cast<int64_t>(begin_);
+        all_.erase(all_.begin(), all_.begin() + static_cast<std::ptrdiff_t>(begin_));
+        begin_ = 0;
+    }
+
+  private:
+    static constexpr std::size_t kKept = 64;  // elements that are no longer in the queue
+    std::vector<T> all_;
+    std::size_t begin_ = 0;
+    int64_t over_ = 0;  // elements that have been in front of all_
+};
+
 struct Aligned {  // an .aligned instruction, and the lanes that have come to it
     const char* what = nullptr;
     int line = 0;
@@ -101,6 +129,7 @@ struct Accumulator {    // a thread's part of it
     AccumulatorTile* tile;
     ptx::Type type;
     int64_t last_op;
+    const void* from;  // the place in the kernel that issued that
 };
 
 struct WgmmaForm {  // what all lanes of a warpgroup must agree on
@@ -119,12 +148,13 @@ struct WgmmaOp {
     Footprint *footprint_a = nullptr, *footprint_b = nullptr;  // a: nullptr if A is in registers
     std::vector<std::array<uint32_t, 4>> a;                    // of each lane, if A is in registers
     Known known;                                               // what its lanes knew that issued it
+    Known waited_for_loads;      // what the last of them knew; it had waited for the TMA loads of the operands
+    const void* from = nullptr;  // the place in the kernel that issued it
 };
 
-struct WgmmaQueue {                                 // the WGMMAs that a warp has issued, in order
-    std::deque<WgmmaOp> ops;                        // ops[0] is number `retired`
-    int64_t issued = 0, executed = 0, retired = 0;  // by all 32 lanes; by the tensor core; by the wait of all 32 lanes
-    int64_t read = 0;                               // that a wait of any of the warpgroup's warps says are done
+struct WgmmaQueue {                    // the WGMMAs that a warp has issued, in order
+    NumberedQueue<WgmmaOp> ops;        // until all 32 lanes have waited for them
+    int64_t issued = 0, executed = 0;  // by all 32 lanes; by the tensor core
     Waiters waiters;
     std::deque<AccumulatorTile> tiles;
     std::vector<AccumulatorTile*> free_tiles;
@@ -154,8 +184,18 @@ struct MmaResult {  // of a warp's mma.sync: the accumulators, row by row, and t
 
 struct Store {  // a TMA store on its way
     Moment done;
+    int64_t number = 0;  // counted from its warp's first one, which is 1
     std::function<void()> read, write;
     bool has_read = false, has_written = false;
+    bool waited_for = false;     // by its thread, at least for the read
+    const void* from = nullptr;  // the place in the kernel that issued it
+};
+
+struct Load {  // a TMA load on its way into a block's shared memory
+    uint64_t number;
+    Place issuer;
+    const void* from;   // the place in the kernel that issued it
+    uint32_t mbarrier;  // on which it completes
 };
 
 struct AsyncWrite {  // a cp.async or st.async on its way
@@ -167,8 +207,10 @@ struct AsyncWrites {  // of one thread
         std::vector<std::shared_ptr<AsyncWrite>> copies;
         Moment last;
     };
-    uint32_t issued = 0;
-    std::vector<std::shared_ptr<AsyncWrite>> open;  // copies since the last commit
+    uint32_t issued = 0, committed = 0, waited = 0;  // the numbers of their last ones
+    uint32_t arrived = 0, arrived_on = 0;            // the last one before a cp.async.mbarrier.arrive; its mbarrier
+    std::map<uint32_t, std::pair<Block*, uint32_t>> stores;  // the numbers of st.asyncs: where their mbarriers are
+    std::vector<std::shared_ptr<AsyncWrite>> open;           // copies since the last commit
     std::deque<Group> groups;
     // What the thread's next write knows; and what the thread knew, and its moment, when that was computed.
     Known known, thread_knew;
@@ -181,23 +223,30 @@ struct Thread : Actor {
     Cluster* cluster = nullptr;
     bool finished = false;
     Wait wait;
-    uint32_t ticks = 0;           // loads and stores since then
-    bool stored = false;          // whether one of these was a store to global memory
+    uint32_t ticks = 0;           // loads and stores since its last instruction that changed something
+    bool polls = false;           // has tested an mbarrier in vain, and done nothing else since
+    bool stored = false;          // whether it has stored to global memory since its last instruction
     std::size_t last_tensor = 0;  // of GlobalMemory, that it used last
 
+    int64_t aligned = 0;  // number of .aligned instructions that it has come to
     uint64_t cluster_generation = 0;
     bool cluster_pending = false;  // arrived at the cluster barrier and not yet waited
     bool wgmma_fenced = false;
-    bool dependency_waited = false;         // has executed griddepcontrol.wait, or the kernel was not launched early
-    Moment dependency_moment;               // when
-    int64_t wgmmas = 0, wgmmas_waited = 0;  // issued by this lane, and waited for
-    std::vector<int64_t> wgmma_groups;      // the value of `wgmmas` at each commit
+    // Whether its local variables are: since wgmma.fence, while accumulators are in flight, and until they are touched.
+    bool watched = false;
+    bool overdue = false;            // whether it has run for so long that it has to end at the next access to memory
+    bool dependency_waited = false;  // has executed griddepcontrol.wait, or the kernel was not launched early
+    Moment dependency_moment;        // when
+    int64_t wgmmas_waited = 0;       // of Actor::wgmmas, those that this lane has waited for
+    std::vector<int64_t> wgmma_groups;  // the value of `wgmmas` at each commit
     std::vector<Accumulator> accumulators;
+    std::vector<Accumulator> rested;  // those that it has waited for and not touched since, nor fenced
     std::vector<std::pair<uintptr_t, std::size_t>> written_since_fence;  // local variables: addresses and bytes
     std::vector<std::shared_ptr<Store>> stores;                          // since the last commit
     std::vector<std::vector<std::shared_ptr<Store>>> store_groups;
     AsyncWrites async_writes;
 
+    void watch() { watched = wgmma_fenced || !accumulators.empty() || !rested.empty(); }
     int warp() const { return index / 32; }
     int lane() const { return index % 32; }
     inline uint32_t lanes() const;  // of its warp: a bit for each
@@ -217,8 +266,8 @@ struct Block {
     std::vector<std::map<uint32_t, Exchange>> exchanges;  // of each warp, by the lanes that take part
     std::map<std::pair<std::size_t, const void*>, Convergence> convergences;  // by warp and place in the kernel
     std::vector<uint32_t> alive;                                              // of each warp, a bit for each lane
-    std::vector<Aligned> aligned;                                             // of each warp
-    std::vector<WgmmaQueue> wgmmas;                                           // of each warp
+    std::vector<NumberedQueue<Aligned>> aligned;  // of each warp, those that not all of its lanes have come to
+    std::vector<WgmmaQueue> wgmmas;               // of each warp
     // Of each warpgroup: WGMMAs not yet issued by all four warps, and how many have.
     std::vector<std::map<int64_t, std::pair<WgmmaForm, int>>> warpgroup_wgmmas;
     std::vector<WgmmaProgress> wgmma_progress;  // of each warpgroup
@@ -227,16 +276,32 @@ struct Block {
     std::map<int, MmaResult> mmas;  // of each warp
     // Of each warp: registers a thread, at the start and after each setmaxnreg.
     std::vector<std::vector<int>> registers;
+    std::vector<const void*> set_registers_at;  // the place in the kernel of each warp's last setmaxnreg
     int64_t free_registers = 0;
     bool bounded = false;  // whether a thread has executed launch_bounds()
     Waiters register_waiters;
     int live = 0;  // threads that have not exited
-    std::map<uint32_t, uint32_t>
-        visits;  // of each thread of another block, the moment when it last reached into this one
-    int loads_in_flight = 0;
+    // Of each thread of another block, the moment when it last reached into this one, and the place in the kernel.
+    std::map<uint32_t, std::pair<uint32_t, const void*>> visits;
+    std::vector<Load> loads;  // that are in flight
+    uint64_t loads_issued = 0;
+
+    void end_load(uint64_t number) {
+        std::erase_if(loads, [number](const Load& load) { return load.number == number; });
+    }
     std::vector<Thread*> threads;
 };
 
+// The place of number `number` in a box of that size, x running fastest.
+inline dim3 at(uint64_t number, const dim3& size) {
+    return {static_cast<uint32_t>(number % size.x), static_cast<uint32_t>(number / size.x % size.y),
+            static_cast<uint32_t>(number / size.x / size.y)};
+}
+
+// The registers that each of a block's threads begins with, of those that the block may have.
+inline int registers_of_thread(int64_t registers, int64_t threads) {
+    return static_cast<int>(std::min<int64_t>(255, registers / threads) / 8 * 8);
+}
 // The lanes of a warp, a bit for each: the last warp of a block may have fewer than 32.
 inline uint32_t lanes_of(int warp, int threads) { return threads >= 32 * (warp + 1) ? ~0u : (1u << threads % 32) - 1; }
 inline uint32_t Thread::lanes() const { return lanes_of(warp(), static_cast<int>(block->threads.size())); }
@@ -247,6 +312,32 @@ inline bool knows_dependency(const Thread& thread) {
                return other->dependency_waited && (thread.moment == 0 || knows(thread.known, other->dependency_moment));
            });
 }
+
+// The threads that can go on.
+class Ready {
+  public:
+    void reset(std::size_t warps) {
+        lanes_.assign(warps, 0);
+        warps_.clear();
+    }
+    void add(const Thread& thread) {
+        uint32_t& lanes = lanes_[thread.number / 32];
+        if (!lanes) warps_.push_back(thread.number / 32);
+        lanes |= 1u << thread.number % 32;
+    }
+    bool empty() const { return warps_.empty(); }
+    // The warps that have some, in no particular order.
+    const std::vector<uint32_t>& warps() const { return warps_; }
+    uint32_t lanes(std::size_t i) const { return lanes_[warps_[i]]; }  // of warps()[i], a bit for each
+    void take(std::size_t i, uint32_t lanes) {
+        if (lanes_[warps_[i]] &= ~lanes) return;
+        warps_[i] = warps_.back();
+        warps_.pop_back();
+    }
+
+  private:
+    std::vector<uint32_t> lanes_, warps_;
+};
 
 inline Place Thread::place() const { return {block->index, warp(), lane()}; }
 

@@ -25,7 +25,7 @@ struct Transfer {
     std::vector<Piece> pieces;
     std::optional<Layout> layout{};  // in shared memory, of a box
 
-    uint32_t bytes() const { return static_cast<uint32_t>(pieces.size()) * SharedMemory::kChunk; }
+    uint32_t bytes() const { return static_cast<uint32_t>(pieces.size()) * kChunk; }
 };
 using SharedTransfer = std::shared_ptr<const Transfer>;
 
@@ -75,12 +75,12 @@ inline void check_box(const TensorMap& map, const char* who, uint32_t shared, co
 inline SharedTransfer box_of(const TensorMap& map, const char* who, uint32_t shared, const Coordinates& at,
                              bool store) {
     const uint32_t element = element_bytes(map.element), row_bytes = map.box[0] * element;
-    const int64_t in_piece = SharedMemory::kChunk / element;
+    const int64_t in_piece = kChunk / element;
     const int64_t row_end = store ? (map.size[0] + in_piece - 1) / in_piece * in_piece : map.size[0];
     auto transfer = std::make_shared<Transfer>(Transfer{who, shared, 1, {}});
     for (int i = 1; i < map.rank; ++i) transfer->rows *= map.box[i];
     transfer->layout = Layout{shared, row_bytes, map.rank > 1 ? map.box[1] : 1, map.swizzle, self().from};
-    transfer->pieces.reserve(transfer->rows * row_bytes / SharedMemory::kChunk);
+    transfer->pieces.reserve(transfer->rows * row_bytes / kChunk);
     for (uint32_t row = 0; row < transfer->rows; ++row) {
         uint8_t* base = map.base;
         bool outside = false;
@@ -90,7 +90,7 @@ inline SharedTransfer box_of(const TensorMap& map, const char* who, uint32_t sha
             outside |= place < 0 || place >= map.size[i];
             base += place * map.stride[i];
         }
-        for (uint32_t byte = 0; byte < row_bytes; byte += SharedMemory::kChunk) {
+        for (uint32_t byte = 0; byte < row_bytes; byte += kChunk) {
             uint32_t address = shared + row * row_bytes + byte;
             if (map.swizzle) address ^= address >> 3 & (map.swizzle - 16);
             const int64_t column = at.at[0] + static_cast<int64_t>(byte / element);
@@ -124,23 +124,31 @@ inline SharedTransfer bytes_of(const char* who, uint32_t shared, void* global, u
     return transfer;
 }
 
-// What the copy engine reads or writes in global memory for the block must be part of a tensor. `number`: the tensor
-// that the last bytes were part of.
-inline void check_global(const GlobalMemory& memory, const Block& block, const uint8_t* global, std::size_t bytes,
-                         std::size_t& number, bool write, bool once) {
+// What the copy engine will read or write in global memory must be part of a tensor, or of its padding.
+inline void check_global(const Transfer& transfer, bool write) {
+    const GlobalMemory& memory = *current_cluster->memory;
     if (!memory.known()) return;
-    const auto address = reinterpret_cast<uintptr_t>(global);
-    if (!memory.is_tensor(address, bytes, number) && !memory.find(address, bytes, number)) {
-        if (memory.holds(address)) return;
-        fail_at(Fault::global_out_of_bounds, address, "TMA %s %zu bytes at %s: %s",
-                write ? "store writes" : "load reads", bytes, memory.describe(address, bytes).c_str(),
+    std::size_t number = 0;
+    for (const Piece& piece : transfer.pieces) {
+        const auto address = reinterpret_cast<uintptr_t>(piece.global);
+        if (!piece.bytes || memory.is_tensor(address, piece.bytes, number) || memory.find(address, piece.bytes, number))
+            continue;
+        if (memory.holds(address) || (write && memory.pads(address, piece.bytes))) continue;
+        fail_at(Fault::global_out_of_bounds, address, "%s %s %u bytes at %s: %s", transfer.who,
+                write ? "writes" : "reads", piece.bytes, memory.describe(address, piece.bytes).c_str(),
                 write ? "the tensor map describes more than there is, or the last row ends inside these 16 bytes, "
-                        "which are written whole"
+                        "which are written whole, and the array has no memory behind it"
                       : "the tensor map describes more than there is");
     }
-    if (!once) return;
-    if (const auto other = memory.write(address, bytes, number, block.index))
-        fail_at(Fault::written_twice, address, "TMA store writes %s", memory.conflict(address, number, *other).c_str());
+}
+// No two blocks may write one element.
+inline void check_once(const Piece& piece, const Block& block, const char* who) {
+    const GlobalMemory& memory = *current_cluster->memory;
+    const auto address = reinterpret_cast<uintptr_t>(piece.global);
+    std::size_t number = 0;
+    if (!memory.find(address, 1, number)) return;
+    if (const auto other = memory.write(address, piece.bytes, number, block.index))
+        fail_at(Fault::written_twice, address, "%s writes %s", who, memory.conflict(address, number, *other).c_str());
 }
 
 // A load into one block (a multicast is one of these for each block). `read` has the pieces that it is given land, some
@@ -153,22 +161,24 @@ inline void load(Block& block, const SharedTransfer& transfer, uint32_t barrier_
     Mbarrier& barrier = mbarrier(block, barrier_address, "TMA load");
     if (!barrier.visible)
         fail_at(Fault::mbarrier_not_visible, barrier_address,
-                "TMA load on mbarrier 0x%x, which the copy engine cannot see: fence.mbarrier_init after mbarrier.init",
-                barrier_address);
-    for (const Piece& piece : transfer->pieces) block.memory.begin_load(piece.shared, self(), moment, barrier_address);
+                "TMA load on %s, which the copy engine cannot see: fence.mbarrier_init after mbarrier.init",
+                name_of(block, barrier_address).c_str());
+    block.memory.begin_load(transfer->pieces, self(), moment, barrier_address);
     cluster.layouts.note_load(block.layouts, transfer->shared, transfer->bytes(), transfer->layout);
-    ++block.loads_in_flight;
+    const Load entry{++block.loads_issued, self().place(), self().from, barrier_address};
+    block.loads.push_back(entry);
     barrier.loading += transfer->bytes();
-    const auto land = [&cluster, &block, transfer, barrier_address, read, landed, known = self().known, moment](
+    const auto land = [&cluster, &block, transfer, barrier_address, read, landed, known = self().known, moment, entry](
                           uint32_t first, uint32_t last) {
+        const Issued issued(entry.issuer, entry.from);
         const std::size_t in_row = transfer->pieces.size() / transfer->rows;
         read(std::span(transfer->pieces).subspan(first * in_row, (last - first) * in_row));
         if (last == transfer->rows) {
-            --block.loads_in_flight;
+            block.end_load(entry.number);
             cluster.record(Event::tma_load_landed, block, -1, transfer->shared, transfer->bytes());
             if (landed) landed();
         }
-        const auto bytes = static_cast<uint32_t>((last - first) * in_row) * SharedMemory::kChunk;
+        const auto bytes = static_cast<uint32_t>((last - first) * in_row) * kChunk;
         mbarrier(block, barrier_address, "TMA load").loading -= bytes;
         complete_bytes(block, barrier_address, bytes, known, moment);
     };
@@ -185,19 +195,22 @@ inline void load(Block& block, const SharedTransfer& transfer, uint32_t barrier_
 inline void load_global(const SharedTransfer& transfer, uint32_t mbarrier, uint32_t mask) {
     Thread& thread = self();
     current_cluster->record(Event::tma_load, *thread.block, thread.index, transfer->shared, transfer->bytes());
+    check_global(*transfer, false);
     for (uint32_t rank = 0; rank < 16; ++rank) {
         if (!(mask >> rank & 1)) continue;
         Block& block = remote_block((transfer->shared & kOffsetMask) | (rank + 1) << kRankShift, true);
-        load(block, transfer, mbarrier, [&block, &memory = *thread.cluster->memory](std::span<const Piece> pieces) {
-            std::size_t tensor = 0;
-            for (const Piece& piece : pieces) {
+        load(block, transfer, mbarrier, [&block](std::span<const Piece> pieces) {
+            constexpr std::size_t kAhead = 16;  // pieces that are fetched into the caches before they are read
+            for (std::size_t i = 0; i < pieces.size(); ++i) {
+                const Piece& piece = pieces[i];
+                if (i + kAhead < pieces.size()) __builtin_prefetch(pieces[i + kAhead].global);
+                if (piece.bytes == kChunk) {
+                    block.memory.land(piece.shared, piece.global);
+                    continue;
+                }
                 Chunk chunk{};  // elements outside the tensor arrive as zeros
-                if (piece.bytes) check_global(memory, block, piece.global, piece.bytes, tensor, false, false);
-                if (piece.bytes == sizeof chunk)
-                    std::memcpy(chunk.data(), piece.global, sizeof chunk);
-                else if (piece.bytes)
-                    std::memcpy(&chunk[piece.begin], piece.global, piece.bytes);
-                block.memory.land(piece.shared, chunk);
+                if (piece.bytes) std::memcpy(&chunk[piece.begin], piece.global, piece.bytes);
+                block.memory.land(piece.shared, chunk.data());
             }
         });
     }
@@ -218,13 +231,12 @@ inline Block& check_shared(const char* who, uint32_t remote, uint32_t shared, ui
 }
 
 // The thread issues a copy of `bytes` bytes of its block's shared memory; `done`: the moment that its end is.
-inline void begin_read(const Thread& thread, const char* who, uint32_t shared, uint32_t bytes, const Moment& done) {
-    const AsyncRead reads{who, thread.from, thread.warp(), thread.now(), done};
-    SharedMemory& memory = thread.block->memory;
-    for (uint32_t at = 0; at < bytes; at += SharedMemory::kChunk) {
-        memory.wait_for_load(shared + at, who, thread);
-        memory.begin_read(shared + at, reads, thread.issuer());
-    }
+// `number`: AsyncRead::number.
+inline void begin_read(const Thread& thread, const char* who, uint32_t shared, uint32_t bytes, const Moment& done,
+                       int64_t number = 0) {
+    const AsyncRead read{
+        .who = who, .from = thread.from, .warp = thread.warp(), .issued = thread.now(), .done = done, .number = number};
+    thread.block->memory.begin_read(shared, bytes, read, thread);
 }
 
 // From the calling thread's block to a block of the cluster, whose mbarrier counts the bytes.
@@ -240,7 +252,7 @@ inline void load_shared(uint32_t remote, uint32_t shared, uint32_t bytes, uint32
     current_cluster->record(Event::tma_load, from, thread.index, remote, bytes);
     const auto read = [&from, &to, shared, begin = transfer->shared, known = thread.known](auto pieces) {
         for (const Piece& piece : pieces)
-            to.memory.land(piece.shared, from.memory.async_read(shared + piece.shared - begin, kWho, known));
+            to.memory.land(piece.shared, from.memory.async_read(shared + piece.shared - begin, kWho, known).data());
     };
     const auto landed = [&from, shared, bytes] {
         for (uint32_t at = 0; at < bytes; at += 16) from.memory.end_read(shared + at);
@@ -263,10 +275,15 @@ inline void store(const SharedTransfer& transfer, std::optional<Combination> com
     auto store = std::make_shared<Store>();
     auto data = std::make_shared<std::vector<Chunk>>();
     store->done = cluster.next_store();
+    store->number = cluster.stores_issued();
+    store->from = thread.from;
+    check_global(*transfer, true);
     for (const Piece& piece : transfer->pieces)
-        begin_read(thread, transfer->who, piece.shared, SharedMemory::kChunk, store->done);
-    store->read = [&cluster, &block, data, transfer, known = thread.known, store = store.get()] {
+        begin_read(thread, transfer->who, piece.shared, kChunk, store->done, store->number);
+    store->read = [&cluster, &block, data, transfer, known = thread.known, issuer = thread.place(),
+                   store = store.get()] {
         if (store->has_read) return;
+        const Issued issued(issuer, store->from);
         store->has_read = true;
         data->reserve(transfer->pieces.size());
         for (const Piece& piece : transfer->pieces) {
@@ -275,15 +292,15 @@ inline void store(const SharedTransfer& transfer, std::optional<Combination> com
         }
         cluster.record(Event::tma_store_read, block, -1, transfer->shared, transfer->bytes());
     };
-    store->write = [&cluster, &block, data, transfer, combination, store = store.get()] {
+    store->write = [&cluster, &block, data, transfer, combination, issuer = thread.place(), store = store.get()] {
         store->read();
         if (store->has_written) return;
         store->has_written = true;
-        std::size_t tensor = 0;
+        const Issued issued(issuer, store->from);
         for (std::size_t i = 0; i < transfer->pieces.size(); ++i) {
             const Piece& piece = transfer->pieces[i];
             if (!piece.bytes) continue;
-            check_global(*cluster.memory, block, piece.global, piece.bytes, tensor, true, !combination);
+            if (!combination) check_once(piece, block, transfer->who);
             const uint8_t* from = &(*data)[i][piece.begin];
             if (combination)
                 reduce(combination->reduction, combination->element, piece.global, from, piece.bytes);
@@ -358,17 +375,19 @@ void reduce_shared(Reduction reduction, Element element, uint32_t remote, uint32
                 to.rank, name_of(to, counted).c_str());
     const Moment moment = cluster.next_load();
     begin_read(thread, kWho, shared, bytes, moment);
-    ++to.loads_in_flight;
+    const Load entry{++to.loads_issued, thread.place(), thread.from, counted};
+    to.loads.push_back(entry);
     cluster.record(Event::tma_load, from, thread.index, remote, bytes);
     cluster.later(thread.place(), [=, &cluster, &from, &to, known = thread.known] {
+        const Issued issued(entry.issuer, entry.from);
         for (uint32_t at = 0; at < bytes; at += 16) {
             const Chunk data = from.memory.async_read(shared + at, kWho, known);
             Chunk sum = to.memory.async_read(begin + at, kWho, known);
             reduce(reduction, element, sum.data(), data.data(), sizeof sum);
-            to.memory.land(begin + at, sum);
+            to.memory.land(begin + at, sum.data());
             from.memory.end_read(shared + at);
         }
-        --to.loads_in_flight;
+        to.end_load(entry.number);
         cluster.record(Event::tma_load_landed, to, -1, begin, bytes);
         complete_bytes(to, counted, bytes, known, moment);
     });

@@ -8,7 +8,7 @@
 #include <type_traits>
 
 #include "../ptx.cuh"
-#include "cluster.hpp"
+#include "lanes.hpp"
 
 namespace emulator {
 
@@ -70,8 +70,7 @@ inline void read_rows(Block& block, const Footprint& footprint, bool mn_major, s
                       const Known& issuer, uint8_t* to) {
     block.memory.async_read(footprint, who, issuer, [&](std::size_t number, const uint8_t* chunk) {
         if (!mn_major) {
-            std::memcpy(to + number % rows * kBytesK + number / rows * SharedMemory::kChunk, chunk,
-                        SharedMemory::kChunk);
+            std::memcpy(to + number % rows * kBytesK + number / rows * kChunk, chunk, kChunk);
             return;
         }
         uint8_t* first = to + number % (rows / 8) * 8 * kBytesK + number / (rows / 8) * 2;
@@ -100,7 +99,8 @@ inline const DecodedOperand& decoded_b(Block& block, const WgmmaOp& op) {
 
 inline void execute_next_wgmma(Block& block, int warp) {
     WgmmaQueue& queue = block.wgmmas[static_cast<std::size_t>(warp)];
-    const WgmmaOp& op = queue.ops[static_cast<std::size_t>(queue.executed - queue.retired)];
+    const WgmmaOp& op = queue.ops[queue.executed];
+    const Issued issued({block.index, warp, -1}, op.from);
     const MatrixKind& kind = op.form.kind;
     const ptx::WgmmaOptions& options = kind.options;
     const auto n = static_cast<std::size_t>(op.form.n);
@@ -125,33 +125,6 @@ inline void execute_next_wgmma(Block& block, int warp) {
     ++queue.executed;
     current_cluster->record(Event::wgmma_executed, block, -1,
                             op.form.a_in_registers ? 0 : Descriptor(op.form.desc_a).start, op.form.n);
-}
-
-inline std::string reader_of(const SharedMemory& memory, uint32_t address) {
-    const auto reads = [chunk = (address - kSharedBase) / SharedMemory::kChunk *
-                                SharedMemory::kChunk](const Footprint* operand) {
-        return operand && std::ranges::find(operand->chunks, chunk) != operand->chunks.end();
-    };
-    for (Block& block : current_cluster->blocks) {
-        if (&block.memory != &memory) continue;
-        for (std::size_t warp = 0; warp < block.wgmmas.size(); ++warp) {
-            const WgmmaQueue& queue = block.wgmmas[warp];
-            for (std::size_t i = 0; i < queue.ops.size(); ++i) {
-                if (!reads(queue.ops[i].footprint_a) && !reads(queue.ops[i].footprint_b)) continue;
-                const auto& groups = block.threads[warp * 32]->wgmma_groups;
-                const bool committed = !groups.empty() && groups.back() > queue.retired + static_cast<int64_t>(i);
-                return ", by warp " + std::to_string(warp) + "'s WGMMA, which " +
-                       (committed ? "wgmma.wait_group has not waited for"
-                                  : "is in no group to wait for: wgmma.commit_group is missing");
-            }
-        }
-        for (const Thread* thread : block.threads)
-            for (const auto& store : thread->stores)
-                if (!store->has_read)
-                    return ", by thread " + std::to_string(thread->index) +
-                           "'s TMA store, if it is the one that is in no group: cp.async.bulk.commit_group is missing";
-    }
-    return "";
 }
 
 // All four warps of a warpgroup must issue the same WGMMA: the first to issue it is what the others are compared with.
@@ -190,6 +163,29 @@ inline void check_fenced(const Thread& thread, const uint32_t* registers, std::s
                  static_cast<long long>((std::max(address, begin) - begin) / sizeof(uint32_t)));
 }
 
+// A lane issues a WGMMA without wgmma.fence. Where other lanes of its warp have come to one in the place of its next
+// aligned instruction, or come to it soon, the fence is there, and the warp has diverged.
+inline void check_fence_of_others(const Thread& thread) {
+    NumberedQueue<Aligned>& queue = thread.block->aligned[static_cast<std::size_t>(thread.warp())];
+    constexpr int kTurns = 256;
+    for (int turn = 0; turn < kTurns && thread.aligned == queue.end(); ++turn) current_cluster->yield();
+    if (thread.aligned != queue.end() && !std::strcmp(queue[thread.aligned].what, "wgmma.fence"))
+        fail_race(Fault::divergent_warp, 0, queue[thread.aligned].from,
+                  "executes wgmma without wgmma.fence, which other lanes of its warp execute: all lanes must execute "
+                  "it together");
+}
+
+// A lane issues a WGMMA on accumulators that no WGMMA in flight has. PTX asks for wgmma.fence, unless nothing has
+// touched them since the wait for one of the same shape.
+inline void check_fence(Thread& thread, ptx::Type type, const uint32_t* d, std::size_t count) {
+    const auto same = [&](const Accumulator& one) { return one.home == d && one.count == count && one.type == type; };
+    if (!std::erase_if(thread.rested, same) && !thread.wgmma_fenced) {
+        check_fence_of_others(thread);
+        fail(Fault::missing_wgmma_fence, "wgmma without wgmma.fence after the accumulators were last touched");
+    }
+    check_fenced(thread, d, count, "accumulator");
+}
+
 // The number in the cluster of the first warp of a thread's warpgroup.
 inline uint32_t first_warp(const Thread& thread) {
     return (thread.number - static_cast<uint32_t>(thread.index % 128)) / 32;
@@ -201,6 +197,46 @@ inline void commit_wgmmas(Thread& thread, int64_t count) {
     progress.committed = std::max(progress.committed, count);
     const Moment moment = current_cluster->moment(Cluster::Unit::wgmma_commit, first_warp(thread), count);
     current_cluster->learn(thread.known, moment, progress.told_committed);
+}
+
+// What a warp's WGMMA reads in shared memory.
+inline Operand operand_a(const WgmmaForm& form, int warp) {
+    const uint32_t first = static_cast<uint32_t>(warp % 4) * kWarpRows;
+    return {kWgmmaA, form.desc_a, form.kind.options.mn_major_a, first, first + kWarpRows};
+}
+inline Operand operand_b(const WgmmaForm& form) {
+    return {kWgmmaB, form.desc_b, form.kind.options.mn_major_b, 0, static_cast<uint32_t>(form.n)};
+}
+
+// The first lane of a warp issues a WGMMA, its warpgroup's `number`th, counted from 0: from here on, the operands are
+// read at some moment.
+inline void begin_reads(const Thread& thread, WgmmaOp& op, int64_t number) {
+    const Cluster& cluster = *thread.cluster;
+    Block& block = *thread.block;
+    const int warpgroup = thread.warp() / 4;
+    AsyncRead read{.who = kWgmmaA,
+                   .from = thread.from,
+                   .warp = warpgroup * 4,
+                   .issued = cluster.moment(Cluster::Unit::wgmma_commit, first_warp(thread), number + 1),
+                   .done = cluster.moment(Cluster::Unit::wgmma_wait, first_warp(thread), number + 1),
+                   .progress = &block.wgmma_progress[static_cast<std::size_t>(warpgroup)],
+                   .number = number + 1};
+    if (!op.form.a_in_registers) {
+        op.footprint_a = &block.memory.footprint(operand_a(op.form, thread.warp()));
+        block.memory.begin_read(*op.footprint_a, read);
+    }
+    read.who = kWgmmaB;
+    op.footprint_b = &block.memory.footprint(operand_b(op.form));
+    block.memory.begin_read(*op.footprint_b, read);
+}
+
+// A warp has issued a WGMMA: whether it reads its operands as they were loaded.
+inline void note_misfits(const Block& block, int warp, const WgmmaOp& op) {
+    const auto misfit = [&](const Operand& operand, Footprint& footprint) {
+        return current_cluster->layouts.misfit(operand, footprint, block.layouts, block.memory);
+    };
+    if (op.footprint_a) note_misfit("a WGMMA", " reads its A", misfit(operand_a(op.form, warp), *op.footprint_a));
+    note_misfit("a WGMMA", " reads its B", misfit(operand_b(op.form), *op.footprint_b));
 }
 
 // One lane issues a WGMMA. When the last of the warp's 32 lanes has done so, the tensor core may execute it.
@@ -215,31 +251,30 @@ void issue_wgmma(const MatrixKind& kind, uint32_t* d, int64_t n, const uint32_t*
         fail(Fault::divergent_warpgroup, "wgmma needs a whole warpgroup: four warps, the first a multiple of 4");
     if (!cluster.config().mma) fail(Fault::unsupported, "wgmma: no tensor core was configured");
     WgmmaQueue& queue = block.wgmmas[static_cast<std::size_t>(warp)];
-    const int64_t number = thread.wgmmas++;
-    const auto place = static_cast<std::size_t>(number - queue.retired);
-    const WgmmaForm form{kind, n, desc_a, desc_b, scale_d, a != nullptr};
-    if (place == queue.ops.size()) {
-        check_warpgroup(block, warp, number, form);
-        queue.ops.push_back({.form = form});
-        if (a) queue.ops.back().a.resize(32);
-    }
-    WgmmaOp& op = queue.ops[place];
-    if (!(op.form == form))
-        fail(Fault::divergent_warp, "wgmma number %lld differs from its warp's", static_cast<long long>(number));
-
     const auto lane = static_cast<std::size_t>(thread.lane());
     const auto count = static_cast<std::size_t>(kind.d == ptx::Type::f16 ? n / 4 : n / 2);
     auto accumulator = std::ranges::find(thread.accumulators, d, &Accumulator::home);
-    if (accumulator == thread.accumulators.end()) {
-        if (!thread.wgmma_fenced)
-            fail(Fault::missing_wgmma_fence, "wgmma without wgmma.fence after the accumulators were last touched");
-        check_fenced(thread, d, count, "accumulator");
+    const bool is_fresh = accumulator == thread.accumulators.end();
+    if (is_fresh) check_fence(thread, kind.d, d, count);  // before the warp is told of the WGMMA, as others may go on
+    const int64_t number = thread.wgmmas++;
+    const WgmmaForm form{kind, n, desc_a, desc_b, scale_d, a != nullptr};
+    const bool is_first = number == queue.ops.end();
+    if (is_first) {
+        check_warpgroup(block, warp, number, form);
+        WgmmaOp& op = queue.ops.push_back({.form = form, .from = thread.from});
+        if (a) op.a.resize(32);
+    }
+    WgmmaOp& op = queue.ops[number];
+    if (!(op.form == form))
+        fail(Fault::divergent_warp, "wgmma number %lld differs from its warp's", static_cast<long long>(number));
+
+    if (is_fresh) {
         if (scale_d) check_initialised(d, count, "wgmma adds to", "accumulator");
         if (!op.accumulators) op.accumulators = queue.take_tile(count * 32 * sizeof(uint32_t));
         ++op.accumulators->lanes;
         if (scale_d)
             move_accumulators<true>(kind.d, lane, static_cast<std::size_t>(n), d, op.accumulators->rows.data());
-        thread.accumulators.push_back({d, count, op.accumulators, kind.d, 0});
+        thread.accumulators.push_back({d, count, op.accumulators, kind.d, 0, nullptr});
         accumulator = std::prev(thread.accumulators.end());
         std::fill_n(d, count, poison(kind.d));
     }
@@ -248,6 +283,7 @@ void issue_wgmma(const MatrixKind& kind, uint32_t* d, int64_t n, const uint32_t*
         fail(Fault::divergent_warp, "wgmma number %lld has other accumulators in flight than its warp's",
              static_cast<long long>(number));
     accumulator->last_op = number;
+    accumulator->from = thread.from;
     if (a) {
         check_fenced(thread, a, 4, "A's");
         check_initialised(a, 4, "wgmma reads", "A's");
@@ -255,37 +291,40 @@ void issue_wgmma(const MatrixKind& kind, uint32_t* d, int64_t n, const uint32_t*
     }
     if (lane == 0) cluster.record(Event::wgmma, block, thread.index, a ? 0 : Descriptor(desc_a).start, n);
 
-    const uint32_t first = static_cast<uint32_t>(warp % 4) * kWarpRows;
-    const Operand operand_a{kWgmmaA, desc_a, kind.options.mn_major_a, first, first + kWarpRows};
-    const Operand operand_b{kWgmmaB, desc_b, kind.options.mn_major_b, 0, static_cast<uint32_t>(n)};
-    if (!a) block.memory.wait_for_load(operand_a.begin(), kWgmmaA, thread);
-    block.memory.wait_for_load(operand_b.begin(), kWgmmaB, thread);
+    if (is_first) begin_reads(thread, op, number);
+    if (is_first || thread.known != op.waited_for_loads) {
+        if (!a) block.memory.wait_for_load(op.footprint_a->chunks.front() + kSharedBase, kWgmmaA, thread);
+        block.memory.wait_for_load(op.footprint_b->chunks.front() + kSharedBase, kWgmmaB, thread);
+        op.waited_for_loads = thread.known;
+    }
     cluster.join(op.known, thread.known);
     if (++op.lanes == 32) {
         ++queue.issued;
-        op.footprint_a = a ? nullptr : &block.memory.footprint(operand_a);
-        op.footprint_b = &block.memory.footprint(operand_b);
-        const auto misfit = [&](const Operand& operand, Footprint& footprint) {
-            return cluster.layouts.misfit(operand, footprint, block.layouts, block.memory);
-        };
-        if (!a) note_misfit("a WGMMA", " reads its A", misfit(operand_a, *op.footprint_a));
-        note_misfit("a WGMMA", " reads its B", misfit(operand_b, *op.footprint_b));
-        AsyncRead reads{kWgmmaA,
-                        thread.from,
-                        warp / 4 * 4,
-                        cluster.moment(Cluster::Unit::wgmma_commit, first_warp(thread), number + 1),
-                        cluster.moment(Cluster::Unit::wgmma_wait, first_warp(thread), number + 1),
-                        &block.wgmma_progress[static_cast<std::size_t>(warp / 4)]};
-        const Issuer lanes{op.known, thread.number / 32 * 32, 32};
-        if (!a) block.memory.begin_read(*op.footprint_a, reads, lanes);
-        reads.who = kWgmmaB;
-        block.memory.begin_read(*op.footprint_b, reads, lanes);
+        note_misfits(block, warp, op);
+        if (cluster.orders()) {
+            const Issuer lanes{op.known, thread.number / 32 * 32, 32};
+            if (!a) block.memory.order_read(*op.footprint_a, kWgmmaA, lanes);
+            block.memory.order_read(*op.footprint_b, kWgmmaB, lanes);
+        }
         cluster.later({block.index, warp, -1}, [&block, &queue, warp] {
             if (queue.executed < queue.issued) execute_next_wgmma(block, warp);
         });
         cluster.wake(queue.waiters);
+        cluster.maybe_yield();
     }
-    cluster.maybe_yield();
+}
+
+// The first `target` WGMMAs of a warpgroup read no more.
+inline void end_reads(Block& block, int first_warp, int64_t target) {
+    const WgmmaProgress* progress = &block.wgmma_progress[static_cast<std::size_t>(first_warp / 4)];
+    for (int warp = first_warp; warp < first_warp + 4; ++warp) {
+        WgmmaQueue& queue = block.wgmmas[static_cast<std::size_t>(warp)];
+        for (int64_t number = progress->waited; number < target; ++number) {
+            const WgmmaOp& done = queue.ops[number];
+            if (done.footprint_a) block.memory.end_read(*done.footprint_a, progress);
+            block.memory.end_read(*done.footprint_b, progress);
+        }
+    }
 }
 
 // A wgmma-group is of the warpgroup, and is complete when all four warps' parts are. So who waits for it waits for the
@@ -293,7 +332,8 @@ void issue_wgmma(const MatrixKind& kind, uint32_t* d, int64_t n, const uint32_t*
 inline void finish_wgmmas(Thread& thread, int64_t target) {
     Block& block = *thread.block;
     const int first = thread.warp() / 4 * 4;
-    for (int warp = first; warp < first + 4; ++warp) {
+    WgmmaProgress& progress = block.wgmma_progress[static_cast<std::size_t>(first / 4)];
+    for (int warp = first; warp < first + 4 && progress.waited < target; ++warp) {
         WgmmaQueue& queue = block.wgmmas[static_cast<std::size_t>(warp)];
         while (queue.issued < target) {
             if (!block.alive[static_cast<std::size_t>(warp)]) fail_without_wgmma();
@@ -301,20 +341,10 @@ inline void finish_wgmmas(Thread& thread, int64_t target) {
         }
         while (queue.executed < target) execute_next_wgmma(block, warp);
     }
-    WgmmaProgress& progress = block.wgmma_progress[static_cast<std::size_t>(first / 4)];
+    if (progress.waited < target) end_reads(block, first, target);
     progress.waited = std::max(progress.waited, target);
     const Moment moment = current_cluster->moment(Cluster::Unit::wgmma_wait, first_warp(thread), target);
     current_cluster->learn(thread.known, moment, progress.told_waited);
-}
-
-// Of the warp's warpgroup, the first `target` WGMMAs read no more.
-inline void end_reads(Block& block, int of, int64_t target) {
-    for (int warp = of / 4 * 4; warp < of / 4 * 4 + 4; ++warp)
-        for (WgmmaQueue& queue = block.wgmmas[static_cast<std::size_t>(warp)]; queue.read < target; ++queue.read) {
-            const WgmmaOp& done = queue.ops[static_cast<std::size_t>(queue.read - queue.retired)];
-            if (done.footprint_a) block.memory.end_read(*done.footprint_a);
-            block.memory.end_read(*done.footprint_b);
-        }
 }
 
 // wgmma.wait_group of one lane: its warp goes on when at most `in_flight` of its groups are unfinished.
@@ -331,10 +361,7 @@ void wait_wgmma(int in_flight, int line) {
         finish_wgmmas(thread, target);
         WgmmaQueue& queue = block.wgmmas[static_cast<std::size_t>(thread.warp())];
         for (; thread.wgmmas_waited < target; ++thread.wgmmas_waited) {
-            if (++queue.ops[static_cast<std::size_t>(thread.wgmmas_waited - queue.retired)].waited < 32) continue;
-            end_reads(block, thread.warp(), queue.retired + 1);
-            queue.ops.pop_front();
-            ++queue.retired;
+            if (++queue.ops[thread.wgmmas_waited].waited == 32) queue.ops.pop_front();
         }
         std::erase_if(thread.accumulators, [&](const Accumulator& accumulator) {
             if (accumulator.last_op >= target) return false;
@@ -352,10 +379,11 @@ void wait_wgmma(int in_flight, int line) {
                                      accumulator.home, tile.rows.data());
             if (--tile.lanes == 0) queue.free_tiles.push_back(&tile);
             thread.wgmma_fenced = false;
+            thread.rested.push_back(accumulator);
             return true;
         });
+        thread.watch();
     }
-    exchange("wgmma.wait_group", {});  // .sync.aligned: all lanes of the warp go on together
     if (thread.lane() == 0) cluster.record(Event::wgmma_pass, block, thread.index, 0, in_flight);
 }
 

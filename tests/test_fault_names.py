@@ -116,60 +116,26 @@ def test_the_lines_that_call_functions_are_named() -> None:
         )
 
 
-ENDLESS = """
-#include <cuda_runtime.h>
-static __global__ void endless(float*) {
-    while (threadIdx.x == 7) {
-    }
-}
-"""
-
-
-def test_an_endless_loop_of_a_static_kernel_ends_and_a_sweep_with_it() -> None:
-    found = lab.sweep(ENDLESS, np.zeros(8, np.float32), block=32, seeds=5)
-    assert list(found.faults) == [0] and found.skipped == [1, 2, 3, 4] and not found.sound
-    assert found.faults[0].what == "endless_loop"
-    assert re.fullmatch(r"endless\.cu:[45]", found.faults[0].line)
-    assert str(found).startswith("1 of 1 schedules: endless_loop. With seed 0:")
-    assert str(found).endswith("4 more were not run: each could take as many seconds.")
-
-
-def test_an_option_that_there_is_not() -> None:
-    with pytest.raises(TypeError, match="no keyword argument 'gird'"):
-        lab.run(ENDLESS, np.zeros(8, np.float32), gird=4)
-
-
 WRITERS = """
 #include <cuda_runtime.h>
-#include "cp_async.cuh"
-__global__ void writers(const float* x, float* out) {
-    __shared__ alignas(16) float tile[40];
-    if (ASYNC)
-        ptx::cp_async_ca<4>(__cvta_generic_to_shared(&tile[threadIdx.x]), x + threadIdx.x);
-    else
-        tile[threadIdx.x] = x[threadIdx.x];
-    if (ASYNC) __syncthreads();
+__global__ void writers(float* out) {
+    __shared__ float tile[40];
+    tile[threadIdx.x] = threadIdx.x;
     out[blockIdx.x * 40 + threadIdx.x] = tile[39 - threadIdx.x];
-    ptx::cp_async_wait_all();
 }
 """
 
 
-@pytest.mark.parametrize("asynchronous", [0, 1])
-def test_the_writer_is_named_in_its_block(asynchronous: int) -> None:
-    """Also in the second of two blocks whose last warp has eight threads, and if it has not waited."""
-    x, out = np.zeros(40, np.float32), np.zeros(80, np.float32)
-    found = lab.sweep(
-        WRITERS, x, out, grid=2, cluster=2, block=40, defines={"ASYNC": asynchronous}, seeds=8
-    ).faults.values()
+def test_the_writer_is_named_in_its_block() -> None:
+    """Also in the second of two blocks whose last warp has eight threads."""
+    out = np.zeros(80, np.float32)
+    found = lab.sweep(WRITERS, out, grid=2, cluster=2, block=40, seeds=8).faults.values()
     assert len(found) == 8
-    who = "an asynchronous copy or store of " if asynchronous else ""
-    missing = (
-        r"a wait for it \(cp.async.wait_group, .*, is missing" if asynchronous else "a barrier is missing"
-    )
     blocks = set()
     for error in found:
-        said = re.search(rf"which {who}thread (\d+) of block (\d+) has .* the two: {missing}", str(error))
+        said = re.search(
+            r"which thread (\d+) of block (\d+) has .* the two: a barrier is missing", str(error)
+        )
         assert said and int(said[1]) < 40 and int(said[2]) == error.block, error
         blocks.add(error.block)
     assert blocks == {0, 1}

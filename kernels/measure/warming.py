@@ -77,8 +77,8 @@ def warming(cells: Sequence[Cell]) -> Iterator[Callable[[], None]]:
 
 
 def compile_all(configs: Sequence[Config], cells: Sequence[Cell]) -> None:
-    """Compile our kernels of these configurations, and at the same time DeepGEMM's of these products, if it can
-    be imported."""
+    """Compile our kernels of these configurations, and at the same time DeepGEMM's of these products, where
+    it can be imported."""
     try:
         peers.deep_gemm_library()
     except Exception:  # a library may fail to load with any exception

@@ -12,10 +12,9 @@ import pytest
 from gemm_ladder import cli
 from gemm_ladder.errors import InputError
 from gemm_ladder.figures import lessons
-from nbclient import NotebookClient
 
 lessons.find()
-from workshop import copies, exercises, guesses, progress, workbench  # noqa: E402
+from workshop import copies, exercises, guesses, make, progress, workbench  # noqa: E402
 
 
 @pytest.fixture
@@ -202,10 +201,7 @@ def test_a_copy_runs_and_remembers(folder: Path) -> None:
         cell.source = cell.source.replace('("00.ladder", None)', '("00.ladder", 100)')
         if cell.source.startswith("def scales_of"):
             cell.source = exercises.solutions("00")[1]
-    client = NotebookClient(
-        book, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
-    )
-    client.execute()
+    book, _ = make.execute(book, folder)
     known = progress.read(folder)
     assert (known["solved"], known["guesses"]) == (["00.2"], {"00.ladder": 100})
     said = "".join(output.get("text", "") for cell in book.cells for output in cell.get("outputs", []))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import base64
 import copy
-import importlib.util
 import os
 import re
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,6 @@ import pytest
 from gemm_ladder.errors import InputError
 from gemm_ladder.figures import lessons
 from gemm_ladder.rungs import rungs
-from nbclient.exceptions import CellTimeoutError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDER = REPOSITORY / "lessons"
@@ -27,12 +27,8 @@ LESSONS = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
 SOLVED = "solved"  # a check that comes after the solution
 LARGEST = 1_000_000  # bytes: what a browser still shows, and a repository bears
 
-spec = importlib.util.spec_from_file_location("lessons_make", FOLDER / "workshop" / "make.py")
-make = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(make)
-
 lessons.find()
-from workshop import apart, exercises, guesses, progress  # noqa: E402
+from workshop import apart, exercises, guesses, make, progress, workbench  # noqa: E402
 
 each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
 
@@ -279,30 +275,56 @@ def solved(cells: list, solution: list[str]) -> dict[int, list]:
     }
 
 
-@pytest.mark.parametrize("hangs", [0, 1, 2, 3])
-def test_a_lost_message_is_no_failure_at_first(hangs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = []
+def book(*sources: str) -> nbformat.NotebookNode:
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
 
-    class Client:
-        def __init__(self, notebook: nbformat.NotebookNode, **options: object) -> None:
-            self.notebook = notebook
 
-        def execute(self) -> None:
-            runs.append([cell.get("execution_count") for cell in self.notebook.cells])
-            for cell in self.notebook.cells:
-                cell.execution_count = 1
-            if len(runs) <= hangs:
-                raise CellTimeoutError("a cell hangs")
-
-    monkeypatch.setattr(make, "NotebookClient", Client)
-    if hangs == make.ATTEMPTS:
-        with pytest.raises(CellTimeoutError):
-            make.run(LESSONS[0])
-    else:
-        make.run(LESSONS[0])
-    assert len(runs) == min(hangs + 1, make.ATTEMPTS) and all(run == runs[0] for run in runs), (
-        "each from a clean start"
+def test_what_a_cell_shows_is_kept_in_its_order() -> None:
+    """As Jupyter's kernel does it, without one."""
+    ran, taken = make.execute(
+        book(
+            "import sys\nprint('a')\nprint('b')\nprint('c', file=sys.stderr)\nprint('d')",
+            "from matplotlib import pyplot as plt\nplt.plot([1, 2])\nprint('first')\n6 * 7",
+            "_ = 3\n7;",
+            "assert __name__ == '__main__'\nimport os\nos.getcwd()",
+        )
     )
+    streams, picture, nothing, folder = (cell.outputs for cell in ran.cells)
+    assert [(one.name, one.text) for one in streams] == [
+        ("stdout", "a\nb\n"),
+        ("stderr", "c\n"),
+        ("stdout", "d\n"),
+    ]
+    assert [one.output_type for one in picture] == ["stream", "execute_result", "display_data"]
+    assert picture[1].data == {"text/plain": "42"} and picture[1].execution_count == 2
+    assert set(picture[2].data) == {"text/plain", "image/png"}
+    assert base64.b64decode(picture[2].data["image/png"]).startswith(b"\x89PNG")
+    assert not nothing and folder[0].data["text/plain"] == repr(str(FOLDER))
+    assert [cell.execution_count for cell in ran.cells] == [1, 2, 3, 4]
+    assert all("seconds" not in cell.metadata for cell in ran.cells) and [*taken] == [0, 1, 2, 3]
+    nbformat.validate(ran)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("1 / 0", r"this cell raised:\n1 / 0\n(.*\n)*ZeroDivisionError"),
+        ("1 +", "SyntaxError"),
+        ("import os\nos._exit(5)", "ended with status 5"),
+        ("import time\ntime.sleep(60)", "did not end in 6 s"),
+    ],
+)
+def test_a_cell_that_fails(source: str, words: str) -> None:
+    with pytest.raises(make.LessonError, match=words):
+        make.execute(book("x = 1", source, "print('never')"), seconds=6)
+
+
+def test_sliders_are_for_jupyter(monkeypatch: pytest.MonkeyPatch) -> None:
+    sentence = "Run this cell in Jupyter for sliders: x."
+    assert workbench.slider(lambda x: None, x=(1, 3))._repr_mimebundle_()["text/plain"] == sentence
+    monkeypatch.setitem(sys.modules, "ipykernel", types.SimpleNamespace(version_info=(7, 0)))
+    shown = workbench.slider(lambda x: None, x=(1, 3))._repr_mimebundle_()
+    assert make.WIDGET in shown and shown["text/plain"] == sentence
 
 
 @pytest.mark.slow

@@ -24,13 +24,15 @@ from gemm_ladder.rungs import rungs
 REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDER = REPOSITORY / "lessons"
 LESSONS = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
+BRIDGES = sorted(FOLDER.glob("bridge_*.py"))  # to read: without exercises
 SOLVED = "solved"  # a check that comes after the solution
 LARGEST = 1_000_000  # bytes: what a browser still shows, and a repository bears
 
 lessons.find()
-from workshop import apart, exercises, guesses, make, progress, workbench  # noqa: E402
+from workshop import apart, bridges, exercises, guesses, make, progress, workbench  # noqa: E402
 
 each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
+each_page = pytest.mark.parametrize("lesson", [*LESSONS, *BRIDGES], ids=lambda path: path.stem)
 
 
 def notebook(lesson: Path) -> nbformat.NotebookNode:
@@ -52,10 +54,10 @@ def verdicts(ran: nbformat.NotebookNode, tag: str) -> list[str]:
 
 def test_there_are_lessons() -> None:
     assert LESSONS and LESSONS[0].stem == "00_start_here"
-    assert make.lessons() == LESSONS
+    assert BRIDGES and make.lessons() == [*LESSONS, *BRIDGES]
 
 
-@each_lesson
+@each_page
 def test_both_forms_say_the_same(lesson: Path) -> None:
     def cells(book: nbformat.NotebookNode) -> list[tuple]:
         return [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in book.cells]
@@ -65,7 +67,7 @@ def test_both_forms_say_the_same(lesson: Path) -> None:
     )
 
 
-@each_lesson
+@each_page
 def test_notebook_is_whole_and_small(lesson: Path) -> None:
     """It was run from top to bottom, without an error, and can be read without running it."""
     path = lesson.with_suffix(".ipynb")
@@ -77,7 +79,7 @@ def test_notebook_is_whole_and_small(lesson: Path) -> None:
     assert all(output.output_type != "error" for output in outputs)
     assert all(output.get("name") != "stderr" for output in outputs), "a warning is in the lesson"
     assert all(make.WIDGET not in output.get("data", {}) for output in outputs), "a page cannot run it"
-    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert lesson in BRIDGES or any("image/png" in output.get("data", {}) for output in outputs)
     assert all("text/plain" in output["data"] for output in outputs if "data" in output)
 
 
@@ -85,7 +87,7 @@ def texts() -> Iterator[tuple[str, str]]:
     """(name, Markdown) of every text that may have links."""
     for path in [FOLDER / "README.md"]:
         yield path.name, path.read_text()
-    for lesson in LESSONS:
+    for lesson in [*LESSONS, *BRIDGES]:
         for cell in notebook(lesson).cells:
             if cell.cell_type == "markdown":
                 yield lesson.name, cell.source
@@ -101,7 +103,9 @@ def test_links_lead_somewhere() -> None:
         if "://" in link:
             continue
         assert (FOLDER / path).exists(), f"{name}: {link}"
-        if anchor:
+        if re.fullmatch(r"L\d+", anchor):
+            assert int(anchor[1:]) <= len((FOLDER / path).read_text().splitlines()), f"{name}: {link}"
+        elif anchor:
             headings = re.findall(r"^#+ (.+)$", (FOLDER / path).read_text(), re.M)
             assert anchor in {heading.lower().replace(" ", "-") for heading in headings}, f"{name}: {link}"
 
@@ -110,7 +114,9 @@ def test_contents_have_every_lesson_and_every_rung() -> None:
     rows = re.findall(
         r"^\| (?:\[(\w+)\]\(\1\.ipynb\)|(\w+)) \| (\w*) ?\|", (FOLDER / "README.md").read_text(), re.M
     )
-    rows = rows[1:]  # the head
+    read = [linked for linked, _, _ in rows if linked.startswith("bridge_")]
+    assert sorted(read) == [bridge.stem for bridge in BRIDGES]
+    rows = [row for row in rows[1:] if row[0] not in read and row[1] != "bridge"]  # without the heads
     assert [linked for linked, _, _ in rows if linked] == [lesson.stem for lesson in LESSONS]
     stems = [linked or planned for linked, planned, _ in rows]
     assert [int(stem[:2]) for stem in stems] == list(range(len(stems)))
@@ -325,6 +331,19 @@ def test_sliders_are_for_jupyter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ipykernel", types.SimpleNamespace(version_info=(7, 0)))
     shown = workbench.slider(lambda x: None, x=(1, 3))._repr_mimebundle_()
     assert make.WIDGET in shown and shown["text/plain"] == sentence
+
+
+def test_a_bridge_names_the_line_of_each_step() -> None:
+    rows = bridges.who_does_what().plain.splitlines()[1:]
+    assert len(rows) == len(bridges.STEPS) and all(row.count("#L") == len(bridges.FILES) for row in rows)
+    parts = bridges.beside(*(step.what for step in bridges.STEPS)).plain
+    assert parts.count("```") == 2 * len(rows) * len(bridges.FILES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bridge", BRIDGES, ids=lambda path: path.stem)
+def test_a_bridge_runs(bridge: Path) -> None:
+    assert all(cell.outputs for cell in make.run(bridge).cells[2:] if cell.cell_type == "code")
 
 
 @pytest.mark.slow

@@ -46,8 +46,8 @@ class Seconds(NamedTuple):
 
 
 def lessons() -> list[Path]:
-    """The lessons' .py files, in order."""
-    return sorted(LESSONS.glob("[0-9][0-9]_*.py"))
+    """The .py files of the lessons, in order, and of the bridges, which are read at any time."""
+    return [*sorted(LESSONS.glob("[0-9][0-9]_*.py")), *sorted(LESSONS.glob("bridge_*.py"))]
 
 
 def run(lesson: Path, more: Mapping[int, Sequence[NotebookNode]] | None = None) -> NotebookNode:

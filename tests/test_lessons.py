@@ -62,7 +62,7 @@ def test_both_forms_say_the_same(lesson: Path) -> None:
     def cells(book: nbformat.NotebookNode) -> list[tuple]:
         return [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in book.cells]
 
-    assert cells(notebook(lesson)) == cells(jupytext.read(lesson)), (
+    assert cells(notebook(lesson)) == cells(make.with_setup(jupytext.read(lesson))), (
         f"python lessons/workshop/make.py {lesson.stem}"
     )
 
@@ -309,6 +309,26 @@ def test_what_a_cell_shows_is_kept_in_its_order() -> None:
     assert [cell.execution_count for cell in ran.cells] == [1, 2, 3, 4]
     assert all("seconds" not in cell.metadata for cell in ran.cells) and [*taken] == [0, 1, 2, 3]
     nbformat.validate(ran)
+
+
+SETTING_UP = """
+import importlib.util, os, site, subprocess
+done = []
+subprocess.run = lambda command, check: done.append(command)
+site.addsitedir = lambda folder: None
+"""
+
+
+@pytest.mark.parametrize(("installed", "address"), [(True, ""), (False, "/a/checkout")])
+def test_the_first_cell_installs_what_is_missing(installed: bool, address: str) -> None:
+    hide = "" if installed else "importlib.util.find_spec = lambda name: None\n"
+    told = f"os.environ['GEMM_LADDER_REPOSITORY'] = {address!r}"
+    asked = make.with_setup(book("[' '.join(map(str, command[-3:])) for command in done]"))
+    asked.cells[:0] = book(SETTING_UP + hide + told).cells
+    ran, _ = make.execute(asked)
+    commands = ast.literal_eval(ran.cells[-1].outputs[0].data["text/plain"])
+    wanted = ["1 /a/checkout gemm-ladder", "--quiet --editable gemm-ladder"]
+    assert commands == ([] if installed else wanted)
 
 
 @pytest.mark.parametrize(

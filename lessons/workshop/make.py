@@ -26,6 +26,7 @@ from nbformat import NotebookNode
 
 LESSONS = Path(__file__).resolve().parents[1]
 LESSON_SECONDS = 1200  # of wall time, on a machine that has other things to do
+SETUP = "setup"  # the tag of the cell that installs what is missing
 WIDGET = "application/vnd.jupyter.widget-view+json"
 METADATA = {
     "jupytext": {"formats": "ipynb,py:percent"},  # an edit of either file in Jupyter changes both
@@ -61,8 +62,16 @@ def run(lesson: Path, more: Mapping[int, Sequence[NotebookNode]] | None = None) 
     notebook.cells = [
         one for index, cell in enumerate(notebook.cells) for one in (cell, *(more or {}).get(index, ()))
     ]
-    ran, _ = execute(notebook)
+    ran, _ = execute(with_setup(notebook))
     return _stable(ran)
+
+
+def with_setup(notebook: NotebookNode) -> NotebookNode:
+    """The notebook with setup.py as its first code cell, which a notebook needs that is opened on its own."""
+    text = (LESSONS / "workshop" / "setup.py").read_text().strip()
+    first = next(index for index, cell in enumerate(notebook.cells) if _is_code(cell))
+    notebook.cells.insert(first, nbformat.v4.new_code_cell(text, metadata={"tags": [SETUP]}))
+    return notebook
 
 
 def execute(
@@ -116,7 +125,7 @@ def _stable(notebook: NotebookNode) -> NotebookNode:
 
 def report(lesson: Path, cache: Path) -> Seconds:
     """Run a lesson with this cache of kernels and print what its slowest cells take; its total."""
-    ran, taken = execute(jupytext.read(lesson), cache=cache)
+    ran, taken = execute(with_setup(jupytext.read(lesson)), cache=cache)
     for index, (cpu, wall) in sorted(taken.items(), key=lambda item: -item[1].cpu)[:6]:
         first = next(line for line in ran.cells[index].source.splitlines() if line.strip())
         print(f"  cell {index:3}: {cpu:6.1f} s of CPU time, {wall:6.1f} s: {first[:70]}")

@@ -196,22 +196,13 @@ def kernel(
     else:
         # ---- The consumers
         cute.arch.setmaxregister_increase(232)
-        local = thread - WARPGROUP
-        slice_mma = mma.get_slice(local)
-        fragment_a = mma.make_fragment_A(
-            mma.get_slice(cute.make_layout(CONSUMERS, stride=WARPGROUP)(warpgroup_index - 1)).partition_A(
-                smem_a
-            )
-        )  # descriptors: (MMA, slices, 4, STAGES)
-        fragment_b = mma.make_fragment_B(
-            mma.get_slice(cute.make_layout(CONSUMERS, stride=WARPGROUP)(warpgroup_index - 1)).partition_B(
-                smem_b
-            )
-        )
-        global_d = cute.local_tile(d, TILE[:2], (tile_m, tile_n))
-        to_d = slice_mma.partition_C(
-            global_d
-        )  # ((2, 2, 16), slices, 1): pairs, rows 8 apart, columns 8 apart
+        slice_mma = mma.get_slice(thread - WARPGROUP)  # this thread's part of the warpgroups' work
+        # Descriptors, (MMA, slices or 1, 4, STAGES), are the same for all threads of a warpgroup.
+        warpgroup_mma = mma.get_slice(cute.make_layout(CONSUMERS, stride=WARPGROUP)(warpgroup_index - 1))
+        fragment_a = mma.make_fragment_A(warpgroup_mma.partition_A(smem_a))
+        fragment_b = mma.make_fragment_B(warpgroup_mma.partition_B(smem_b))
+        # ((2, 2, 16), slices, 1): pairs of columns, rows 8 apart, columns 8 apart
+        to_d = slice_mma.partition_C(cute.local_tile(d, TILE[:2], (tile_m, tile_n)))
         # Scales of A as if each stood in a whole row: a stride of 0.
         rows_sfa = cute.make_tensor(
             smem_sfa.iterator, cute.make_layout((TILE[0], TILE[1], STAGES), stride=(1, 0, TILE[0]))
@@ -221,9 +212,8 @@ def kernel(
         total = cute.make_rmem_tensor(to_d.shape, cutlass.Float32)
         total.fill(0.0)
         partial = cute.make_rmem_tensor((to_d.shape[0], 1, 1), cutlass.Float32)
-        scale_row = cutlass.min(
-            tile_n, sfb.shape[0] - 1
-        )  # the cluster's second tile may lie past the end of B
+        # The cluster's second tile may lie past the end of B: it gets any scale, and stores nothing.
+        scale_row = cutlass.min(tile_n, sfb.shape[0] - 1)
 
         state = pipeline.make_pipeline_state(pipeline.PipelineUserType.Consumer, STAGES)
         for block in cutlass.range(blocks, unroll=4):

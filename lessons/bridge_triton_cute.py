@@ -117,10 +117,10 @@ bridges.machine_code()
 # </details>
 #
 # The cure is the same in both, to write down an order that the text alone does not enforce. In Gluon the
-# wait for slice 1 takes slice 0's sums as one of its dependencies, and the WGMMAs are told to write into
-# the registers of the old partial sums. In CuTe DSL the multiply-add is written as PTX, which the compiler
-# leaves in its place. The rows *not pinned* are the kernels without that; `pinned` in the files is where it
-# is.
+# wait for slice 1 takes slice 0's sums as one of its dependencies, so they have to be computed before.
+# (That a WGMMA overwrites the old partial sums, which the kernel also asks for, is not enough: the compiler
+# copies them away.) In CuTe DSL the multiply-add is written as PTX, which the compiler leaves in its place.
+# In the rows *not pinned* that is missing; `pinned` in the files is where it is.
 #
 # In the rung nvcc keeps the order of the text. Nothing obliges it to: `spilled` on its
 # [card](../figures/cards/s6_warp_specialized.md) is what to watch when you change such a loop.
@@ -147,7 +147,7 @@ bridges.times(recorded, (4096, 7168, 16384))
 
 # %% [markdown]
 # Three languages, and at most 3 % between them. The language is not what makes a kernel fast. What does is
-# in the other two bars: the same kernels whose compiler was free to move the promotion take 2.4 and 4.5
+# in the other two bars: the same kernels, with the compiler free to move the promotion, take 2.4 and 4.5
 # times as long. They compute the same bits, no tool warns, and only the machine code shows why. That is
 # what a person who writes such kernels is for.
 #
@@ -170,8 +170,8 @@ bridges.times(recorded, (4096, 7168, 2048))
 #   which warps do what, and when sums are promoted, is its decision.
 # - **Gluon**, where you know what the hardware should do and want Python's speed of trying. The layouts are
 #   checked by the compiler. You give up what its release does not know yet, here the multicast.
-# - **CuTe DSL**, where you want all that the hardware has, and CUTLASS's parts for it. Its layouts take a
-#   week to learn, and are the same in C++.
+# - **CuTe DSL**, where you want all that the hardware has, and CUTLASS's parts for it. Its layouts take
+#   time to learn, and are the same in C++.
 # - **CUDA with wrappers**, as here, where you want to see every instruction, or run it on an emulator that
 #   names a missing barrier. None of the others' kernels can run on ours: they never become CUDA text.
 #

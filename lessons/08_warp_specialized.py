@@ -385,3 +385,5 @@ exercises.check("08.3", tile_row)
 
 # %% [markdown]
 # Next: [blocks that stay](09_persistent.ipynb).
+#
+# To read whenever you like: [the same kernel in Triton's Gluon and in CuTe DSL](bridge_triton_cute.ipynb).

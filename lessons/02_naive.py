@@ -268,8 +268,10 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # Every block's products stay in the sum and are scaled again, with the scales of the blocks after it. All
 # elements are wrong, and none is NaN: nothing but a comparison finds this.
+#
 # </details>
 #
 # **2.** The row of B's scales is forgotten: `sfb` starts at the first row for every column.
@@ -284,8 +286,10 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # Columns 0 to 127 do have the first row of scales. Only the others are wrong. A test with n = 128 would pass,
 # and so would one in which all scales are equal.
+#
 # </details>
 #
 # **3.** A multiplication and an addition, each rounded, in place of the inner `fmaf`.
@@ -306,9 +310,11 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # The product of two E4M3 numbers has at most 8 significant bits, so a 32-bit float holds it exactly: the
 # first rounding rounds nothing. In the promotion, where the scales have all their bits, it would make a
 # difference.
+#
 # </details>
 #
 # ## Exercises

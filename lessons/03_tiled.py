@@ -300,9 +300,11 @@ workbench.break_it("s2_tiled", problem, (SYNC, ""), seeds=4, guess="03.break1")
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # Nothing says that a number has been stored before another thread reads it, or read before it is overwritten.
 # The emulator names the first two such accesses. On a GPU the result is right as long as the warps happen to
 # keep step: on some days.
+#
 # </details>
 #
 # **2.** One place in shared memory and not two: `step % 2` is 0. All barriers stay.
@@ -323,8 +325,10 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # A fast thread stores the next step where a slow one still reads this step. With one place you need two
 # barriers: one behind the last read, one behind the stores.
+#
 # </details>
 #
 # **3.** A thread has eight neighbouring rows, and eight neighbouring columns.
@@ -343,8 +347,10 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # Who makes which output is nobody's business but the kernel's. It is right, and slower: section 2. The
 # emulator counts no turns.
+#
 # </details>
 #
 # **4.** `inside` is always true.
@@ -363,8 +369,10 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # m = 130 leaves 126 rows of the second tile without a row of A, and n = 136 does the same to B. What the
 # threads load there belongs to nobody, or to somebody else.
+#
 # </details>
 #
 # ## Exercises

@@ -373,10 +373,12 @@ workbench.break_it("s3_wgmma", problem, (f"swizzle_128b{plain}", plain), guess="
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # In every row but those with r mod 8 = 0, chunks of k change places. A's rows and B's rows that meet have
 # been mixed up differently, so products of the wrong k are added. Nothing is out of bounds, so no fault is
 # named: it is just wrong. Where r mod 8 is the same in both rows, they were mixed up alike, and the result is
 # right up to the order of addition: look at D[0, 0].
+#
 # </details>
 #
 # **2.** B's descriptor has half the stride byte offset: 512.
@@ -394,8 +396,10 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # The tensor core takes rows 8 to 15 of B from 512 bytes further on, which is row 4. The first eight columns
 # of D are right, and the others are copies of columns further to the left.
+#
 # </details>
 #
 # **3.** The accumulators are promoted before the wait.
@@ -413,9 +417,11 @@ workbench.break_it("s3_wgmma", problem, (WAIT + PROMOTE, PROMOTE + WAIT), guess=
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # Until the wait the registers hold nobody's numbers, and the emulator names the thread that reads them. On
 # a GPU you would get the sum of an unknown part of the products; or ptxas would notice, and put a wait of
 # its own behind every WGMMA.
+#
 # </details>
 #
 # **4.** The `__syncthreads` at the end of the loop is gone.
@@ -433,10 +439,12 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # Nothing goes wrong, and that is no luck: the four warps of a warpgroup issue a WGMMA together, PTX makes its
 # group one "per warpgroup", and a wait for it is a wait for the parts of all four. So a warp that is ahead
 # knows that this tile has been read. With a second warpgroup in the block it would not: its WGMMAs are other
 # ones. The barrier stays, because a kernel that grows should not depend on how many warps it has.
+#
 # </details>
 #
 # **5.** Every WGMMA adds to what is there: `scale_d` is always 1.
@@ -449,8 +457,10 @@ workbench.break_it("s3_wgmma", problem, ("k != 0);", "1);"), guess="04.break5")
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # The first block adds to registers that nobody has set. Each later block begins from the sum of the one
 # before, which then is scaled and added again.
+#
 # </details>
 #
 # ## Exercises

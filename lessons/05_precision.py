@@ -538,8 +538,10 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # All of the sum is scaled with the scales of the last block. Where every block has its own, a missing
 # promotion is no question of precision. The runs above had all scales 1.
+#
 # </details>
 #
 # **2.** The sum is multiplied by the scales and then added, in two steps, each with a rounding, instead of by
@@ -561,9 +563,11 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # One rounding more for each block, in the last of 24 bits. Hardly any BF16 number sees it, but some stand
 # just at a border. Such a kernel is not wrong. It is only no longer *the same*, and a test for equal bits,
 # which finds every other fault at once, could not be used. So the order of the operations is written down.
+#
 # </details>
 #
 # **3.** The total is kept in BF16: after each promotion its lower 16 bits are cleared. How many times as
@@ -591,8 +595,10 @@ exercises.found("05.break3", errors["BF16 total"] / errors["FP32 total"], "times
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # Promoting helps only because the total has more bits than the tensor core's sum. With 8 bits it has fewer,
 # and the error grows with the number of blocks.
+#
 # </details>
 #
 # ## Exercises

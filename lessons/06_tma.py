@@ -490,9 +490,11 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # On a fresh barrier the wrong parity passes at once, so the warps use a stage whose bytes are still on
 # their way. Its scales are read first. On a GPU the answer would be made of whatever was in shared memory,
 # now and then the right thing.
+#
 # </details>
 #
 # **2.** Who loads waits for the wrong parity of `empty`.
@@ -510,9 +512,11 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # The first load waits for somebody to release a stage that nobody has filled. The other warps wait for the
 # load, and this warp's other lanes for their lane 0. A GPU would hang without a word; the emulator tells
 # which warp waits at which barrier, and what the barrier still lacks.
+#
 # </details>
 #
 # **3.** The barrier is told to expect 16 bytes too many.
@@ -530,8 +534,10 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # All bytes land, no arrival is pending, and the phase is never complete: 16 bytes are still to come. So it
 # goes when a tile is made smaller and its count of bytes is not.
+#
 # </details>
 #
 # **4.** A warp releases the stage before it has waited for its WGMMAs.
@@ -548,10 +554,12 @@ workbench.break_it("s4_tma", problem, (WAIT + RELEASE, RELEASE + WAIT), guess="0
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # Here it is right all the same. The thread that refills the stage belongs to the warpgroup that reads it: it
 # loads one turn later, behind its own wait, and that is a wait for the WGMMAs of all four warps. It would be
 # wrong as soon as somebody else loads, who knows of the WGMMAs only what the arrivals say: a warp that does
 # nothing but load, two lessons on. So a kernel releases a stage behind the wait, always.
+#
 # </details>
 #
 # **5.** A's tensor map forgets the swizzle.
@@ -569,8 +577,10 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # The engine writes A's rows as they come, and the descriptor still says 128-byte swizzle: products of the
 # wrong k are added, as in [the last lesson](04_wgmma.ipynb). Rows with r mod 8 = 0 are as they should be.
+#
 # </details>
 #
 # **6.** `fence_mbarrier_init` is gone.
@@ -583,7 +593,9 @@ workbench.break_it("s4_tma", problem, ("ptx::fence_mbarrier_init();", ""), guess
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # The copy engine is asked to count on a barrier that was never made visible to it.
+#
 # </details>
 #
 # ## Exercises

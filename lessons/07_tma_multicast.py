@@ -367,6 +367,7 @@ workbench.break_it(
 #
 # A block has arrived before it has multiplied, so its neighbour, if it is ahead, waits for nobody at the end
 # and leaves. Then halves of B, and arrivals, are sent to a block that is no longer there.
+#
 # </details>
 #
 # The third listing goes the opposite way. PTX can give *each* arrival the strength of the meeting:
@@ -435,9 +436,11 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # Two lanes of each warp of each block arrive at the same barrier: 16 arrivals where 8 are a phase. So block 0
 # takes a stage for free when half of the warps have released it, and orders the next tile into both blocks.
 # Block 1, whom nobody tells, would wait for ever; the emulator stops at the first fault.
+#
 # </details>
 #
 # **2.** `empty` counts this block's own warps only.
@@ -455,8 +458,10 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # Eight warps still arrive, so a phase is over after any four of them: the neighbour's, perhaps, while the
 # own ones still multiply; or the own ones, while the neighbour's still read what is about to be overwritten.
+#
 # </details>
 #
 # **3.** A block expects only the bytes that it has ordered itself.
@@ -474,8 +479,10 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # The neighbour's half counts on this barrier, announced or not. A phase may be over before all bytes have
 # come, or the count may step past zero, and then no phase ever ends.
+#
 # </details>
 #
 # **4.** Both halves are loaded to the same place.
@@ -493,7 +500,9 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # Two loads write the same bytes at the same time, in both blocks, and nobody writes the others.
+#
 # </details>
 #
 # **5.** No cluster barrier at the start; a `__syncthreads`, as in rung s4.
@@ -513,9 +522,11 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # A load reaches the neighbour before its barriers are there, or before it has begun at all. On a GPU the
 # neighbour is mostly ready in time, which is what makes this one hard to find by testing. The emulator asks
 # whether the blocks have met.
+#
 # </details>
 #
 # **6.** Nobody waits for the other at the end.
@@ -533,8 +544,10 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # The slower block's last arrivals go to a block that may have ended. The faster one's result is written by
 # then, so a test that looks at D alone may never notice.
+#
 # </details>
 #
 # ## Exercises

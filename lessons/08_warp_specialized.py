@@ -278,8 +278,10 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # 128 x 40 + 256 x 248 = 68608, more than there are. The last warps wait for registers that nobody will give
 # back. Nothing else is wrong, and on a GPU nobody would tell you: the kernel would not end.
+#
 # </details>
 #
 # **2.** The whole producer warp produces, not one thread.
@@ -300,8 +302,10 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # `full` was made for one arrival. The second lane of the warp arrives again; or it comes first that it asks
 # for a load to where the first lane's load has not landed yet.
+#
 # </details>
 #
 # **3.** `empty` is made for the warps of one consumer.
@@ -319,9 +323,11 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # A stage counts as empty when half of the warps have finished with it: those of the neighbour will do. Then
 # the producer announces bytes at `full` again while its own last ones are still on their way, one arrival too
 # many, or it fills a stage that others still read. Which comes first depends on the schedule.
+#
 # </details>
 #
 # **4.** Both consumers have the first 64 rows of a slice.
@@ -339,8 +345,10 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # Each multiplies its own rows, but takes the first consumer's scales, and stores where the first one stores.
 # The rows of the second consumer are never written: D was full of NaN before.
+#
 # </details>
 #
 # ## Exercises

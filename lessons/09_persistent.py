@@ -497,7 +497,9 @@ workbench.break_it("s7_persistent", problem, ("ptx::fence_proxy_async();", ""), 
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # As in section 3. A GPU may well write the right D, or what lay in the buffer before.
+#
 # </details>
 #
 # **2.** Nobody waits before writing the store's buffer again.
@@ -515,9 +517,11 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # Only the cluster with two tiles can fail, and only if the copy engine is late: a whole tile has been
 # multiplied in between. Such a fault passes many tests. Look at how many of these schedules find nothing,
 # although the emulator makes the copy engine late on purpose.
+#
 # </details>
 #
 # **3.** The consumers begin every tile at the ring's first stage.
@@ -531,9 +535,11 @@ workbench.break_it("s7_persistent", problem, (stores, stores + " ring = Ring();"
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # The producer's walk goes on where it was: with four blocks of k and three stages, the second tile begins at
 # stage 1. The consumers look at stage 0 with parity 0, a phase that has long passed, so they do not wait.
 # With k = 384 both would be at stage 0 again, in a phase of the other parity.
+#
 # </details>
 #
 # ## Exercises

@@ -397,8 +397,10 @@ exercises.found("10.break1", in_words(kept))
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # The next FFMA reads another scale in that place. What a GPU does with a register that is kept and not read
 # is not documented, so the pass takes no chance.
+#
 # </details>
 #
 # **2.** Nobody gives up the reuse: in mode full all yields stay, and every scale is kept as in mode off.
@@ -416,8 +418,10 @@ exercises.found("10.break2", in_words(both))
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # These yield and keep at the same time. Another warp may come between, and overwrite what was kept: then the
 # next FFMA would multiply with some other number. Nothing would crash.
+#
 # </details>
 #
 # **3.** A scale is computed as fmaf(a, b, 0), which is an FFMA too, in place of a multiplication. Does the
@@ -436,8 +440,10 @@ workbench_sass.refused(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # D would have the same bits. But now there are FFMAs between the WGMMAs that are no promotion, and a yield
 # there might be as good or as bad as anywhere: the pass only touches what it has understood.
+#
 # </details>
 #
 # **4.** nvcc compresses the machine code.
@@ -454,8 +460,10 @@ workbench_sass.refused(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # Without compression an instruction can be changed in place, and nothing else moves. The pass says that it
 # cannot, where it would otherwise find no FFMA.
+#
 # </details>
 #
 # ## Exercises

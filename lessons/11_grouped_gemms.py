@@ -433,10 +433,12 @@ exercises.found("11.break1", int((d != unaligned.expected()).any(axis=1).sum()),
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # The first tile has rows 0 to 127, and row 0 says expert 0: so the first 28 rows of expert 1 get its B. The
 # second tile begins at row 128, which is the 29th row of expert 1, and takes all of expert 2 along. Nothing
 # is out of bounds, so nothing is named. The public functions look at `m_indices` where that costs no waiting,
 # on the CPU, and refuse them:
+#
 # </details>
 
 # %%
@@ -470,10 +472,12 @@ workbench_grouped.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # The first pair has a tile of expert 0 above one of expert 1. Both get a B whose first 64 columns are expert
 # 0's and whose last 64 are expert 1's. So expert 0's rows are wrong in the last half of each tile's columns,
 # and expert 1's first 128 rows in the first half. The second pair does the same with experts 1 and 2. If both
 # tiles of a pair had the same expert, everything would be right: a test with one expert would not see it.
+#
 # </details>
 #
 # **3.** Masked: all tiles are stored by the copy engine, the partly filled ones too. There is room for 100
@@ -493,10 +497,12 @@ workbench_grouped.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # The second tile of a group has rows 64 to 127 of a room for 100. Its first rows are right. Then it
 # overwrites the rows that do not count, and then the first 28 rows of the *next group*. Whether those are
 # wrong in the end depends on who is last: the block that makes them, or the one that has no business there.
 # The emulator names the second of the two; on a GPU the result would change from call to call.
+#
 # </details>
 #
 # **4.** A block that goes on to the next group forgets to subtract the units of the last one.
@@ -509,8 +515,10 @@ workbench_grouped.break_it(small["masked"], problem, ("unit_ -= units_m_ * kUnit
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # In the next group a block begins with a unit number that is too high by what came before. The tiles below it
 # are nobody's: rows that count stay as they were. The first group is right.
+#
 # </details>
 #
 # **5.** Contiguous, with one block of padding. The producer does not skip it, the consumers do.
@@ -527,10 +535,12 @@ workbench_grouped.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # The producer fills stages for the padding, from outside of B, where the copy engine gives zeros. The
 # consumers take them for the first stages of the *next* tile. From there on they are two blocks of k behind.
 # At the end loads are left over that nobody waits for; in some schedules they are still on their way when the
 # block ends, and this the emulator names. The two schedulers of a block need not talk, but they must agree.
+#
 # </details>
 #
 # ## Exercises

@@ -1057,10 +1057,12 @@ workbench_production.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # It is wrong in the pieces of the ranks whose order comes out differently, and in the same way under every
 # schedule: not a race, only another sum. Columns of one tile then depend on which block happens to add them.
 # With random operands you would hardly ever see it in BF16. With two parts nothing would differ, because a +
 # b is b + a.
+#
 # </details>
 #
 # **2.** `reduce` does not wait for the other blocks' parts before it adds them up.
@@ -1077,8 +1079,10 @@ workbench_production.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # Not all parts have arrived. The emulator's fresh shared memory is NaN; a GPU's has whatever was there, for
 # example the parts of the call before: they may be the very numbers that you expect.
+#
 # </details>
 #
 # **3.** The first meeting is left out: a block sends its parts as soon as it has them.
@@ -1096,9 +1100,11 @@ workbench_production.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # A block that has not begun has no shared memory yet: what is sent there hits another block's, or nobody's.
 # On a GPU all four begin at about the same time, so it nearly always goes well. The emulator asks whether the
 # blocks have met at all.
+#
 # </details>
 #
 # **4.** A pair shares A, and the empty barriers count the arrivals of one block only.
@@ -1116,11 +1122,13 @@ workbench_production.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # Half of A's tile comes from the neighbour, so a stage is free when the consumers of *both* blocks have read
 # it. With half of the count the neighbour's consumers alone can end the phase. Then the loader has the next
 # tiles loaded while the last ones are still on their way, or being read, in one block or the other. The
 # emulator names what it meets first. A GPU would let the next load overwrite a tile that a neighbour still
 # reads.
+#
 # </details>
 #
 # **5.** A thread takes one scale of B for all of its columns, in tiles of 96.
@@ -1134,9 +1142,11 @@ workbench_production.break_it(pair_a, problem, (SEGMENT, "kSegment = kConsumerN"
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # The first tile, columns 0 to 95, lies in one block of scales and is right. The second begins at column 96,
 # and from column 128 on it needs another scale than the one that it begins with. Where tiles begin at
 # multiples of 128 and are no wider, nothing would be wrong: a test with tiles of 128 alone does not see it.
+#
 # </details>
 #
 # **6.** The kernel does not wait for the one ahead of it.
@@ -1151,10 +1161,12 @@ workbench_production.break_it(pair_a, problem, (waits, ""), seeds=4, guess="12.b
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # Nothing is wrong here: the emulator runs one kernel after the other, so the operands are there. On a GPU
 # they nearly always are, too. The kernel ahead has to be late, and to write an operand, before a stale one is
 # read. So the emulator does not look at the result but at the order: a thread of a kernel that may begin
 # early must have waited before it has anything loaded or stored.
+#
 # </details>
 #
 # ## Exercises

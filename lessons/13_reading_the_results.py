@@ -133,9 +133,11 @@ exercises.found("13.dirty", drawing_results.name(max(loss, key=loss.get)))
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # A line leaves L2 when another one needs its place. So what has to be written back is bounded by what the
 # product reads and writes, and by the size of L2. A product of few rows reads much for its time; a small
 # square reads little; and one of a millisecond does not see a cost that is bounded.
+#
 # </details>
 #
 # Neither state is the right one. But a number with one of them must not stand beside a number with the other:
@@ -433,9 +435,11 @@ for impl in ("s9_production", "cublas_bf16"):
 
 # %% [markdown]
 # <details><summary>What is wrong</summary>
+#
 # Three things. The shape is the one with the best ratio. The peer computes in BF16, on tensor cores that do
 # half as many operations a cycle, and moves twice the bytes. And there are other peers in the same file. Ask
 # for the strongest peer, at the shapes that you use.
+#
 # </details>
 #
 # **2.** "Masked, 4096 rows of which 256 count: 16 times the TFLOPS." Count the operations of all rows, and of
@@ -448,8 +452,10 @@ for words, m in (("all rows", rows_held), ("rows that count", rows_counted)):
 
 # %% [markdown]
 # <details><summary>What is wrong</summary>
+#
 # Rows that nobody multiplies are not operations. The first number is above every roof: that is how you
 # notice. In production.json, operations and bytes are those of the rows that count.
+#
 # </details>
 #
 # **3.** "Its result is right: the difference is below 0.001." One row of 4096 is wrong, by a factor of 2:
@@ -469,8 +475,10 @@ print(
 
 # %% [markdown]
 # <details><summary>What is wrong</summary>
+#
 # One number over a matrix averages a wrong row away. `problems.errors` also takes the worst element, over
 # its row's own size. A fast kernel that forgets the last tile is fast.
+#
 # </details>
 #
 # **4.** "1000 calls took 4 ms by the host's clock: 4 us a call." No GPU is needed to see how that comes
@@ -487,19 +495,23 @@ print(f"stopped when the GPU had finished:       {gpu_free / calls:5.1f} us a ca
 
 # %% [markdown]
 # <details><summary>What is wrong</summary>
+#
 # A call returns when it is queued. Without waiting for the GPU (`torch.cuda.synchronize()`), you time the
 # host. With it, and one call at a time, you time both, one after the other. With many calls in a row and one
 # wait at the end, the longer of both; a little less if kernels may begin before those ahead have ended, as
 # [rung s9](12_production.ipynb)'s do. And with all of them the same product is called again and again, with
 # L2 warm.
+#
 # </details>
 #
 # **5.** "2 % faster", with the times of two runs, ten calls each, the fastest taken.
 #
 # <details><summary>What is wrong</summary>
+#
 # Perhaps nothing; but look at what the libraries moved by from run to run, above. And the fastest of ten is
 # the luckiest: it gets better the more often you try, so the one who tries more wins. Take the median, one
 # run, both orders, and show the spread.
+#
 # </details>
 #
 # A list to go through, with any benchmark, this one too:

@@ -42,8 +42,9 @@ print("The kernels run on", "this machine's Hopper GPU." if workbench.HOPPER els
 # It is the product of DeepSeek-V3's linear layers ("DeepSeek-V3 Technical Report", arXiv:2412.19437, section
 # 3.3).
 #
-# - **A** is $m \times k$ and **B** is $n \times k$. Both have k as their contiguous dimension, so a row of A
-#   meets a *row* of B. Their elements are numbers of 8 bits, in the format **E4M3**.
+# - **A** is $m \times k$ and **B** is $n \times k$. Both have k as their contiguous dimension, so each
+#   element of D is the product of a row of A and a *row* of B. Their elements are numbers of 8 bits, in the
+#   format **E4M3**.
 # - Eight bits do not reach far, so blocks of elements share a **scale**, an ordinary 32-bit float. A has one
 #   for each run of 128 elements of a row. B has one for each block of 128 x 128.
 # - **D** is $m \times n$, in BF16: 16 bits, with the exponent range of a 32-bit float.
@@ -65,7 +66,7 @@ def product(a, sfa, b, sfb):
 
 # %% [markdown]
 # Make two matrices of normal numbers, and cast them as DeepSeek-V3 does. `gemm.dense` is the repository's own
-# definition, rung `s0_numpy`: it is short, slow, in float64, and the judge of all others.
+# definition, rung `s0_numpy`: it is short, slow, in float64, and all other rungs are compared with it.
 
 # %%
 rng = np.random.default_rng(0)
@@ -79,8 +80,9 @@ print("\nproduct() against rung s0_numpy:", metrics.relative_error(product(a, sf
 
 # %% [markdown]
 # The loop over blocks of 128 in `product` is the loop of every kernel that you will read. Inside a block the
-# scales are constant, so the hardware can multiply plain 8-bit numbers; between blocks somebody has to scale
-# and add. That step is called **promotion**, and hiding its cost is half of what the ladder is about.
+# scales are constant, so the hardware can multiply plain 8-bit numbers; after each block, the kernel has to
+# scale the sum and add it to a total. That step is called **promotion**, and hiding its cost is half of what
+# the ladder is about.
 #
 # ## The rungs
 
@@ -134,12 +136,12 @@ for kind, count in zip(*np.unique(run.events["kind"], return_counts=True), stric
     print(f"{count:4} {kind}")
 
 # %% [markdown]
-# The emulator is not kind. Where the hardware promises nothing, it does the worst that is allowed: it lets a
-# copy arrive late, and shows a write to nobody who has not been told of it. So a mistake that a GPU forgives
-# on most days has a symptom here, and often a name. Take one line out of `s3_wgmma`, the fence between
-# writing shared memory and letting the tensor core read it.
+# The emulator is strict. Where the hardware promises nothing, it does the worst that is allowed: a copy
+# arrives late, and a write stays invisible until the instruction that makes it visible. So a mistake that a
+# GPU forgives on most days has a symptom here, and often a name. Take one line out of `s3_wgmma`, the fence
+# between writing shared memory and letting the tensor core read it.
 #
-# Guess first: what will come of it, and which line of [s3_wgmma.cu](../kernels/stages/s3_wgmma.cu) is it? Put
+# Guess first: what will happen, and which line of [s3_wgmma.cu](../kernels/stages/s3_wgmma.cu) is it? Put
 # your guess in place of the two `None`, some words of the line and one of the four outcomes. The cell after
 # it shows both. If you have no guess, run them as they are.
 
@@ -151,8 +153,8 @@ workbench.break_it("s3_wgmma", on_cpu, ("ptx::fence_proxy_async();", ""), guess=
 
 # %% [markdown]
 # [Lesson 04](04_wgmma.ipynb) says what that fence is. You will often do this: predict what a fault does,
-# plant it, and see whether you were right. A broken kernel runs in a process of its own, so neither a crash
-# nor a hang takes your variables along.
+# plant it, and see whether you were right. A broken kernel runs in a process of its own, so your notebook
+# survives a crash or a hang.
 #
 # ## How fast
 #

@@ -11,8 +11,9 @@
 # %% [markdown]
 # # FP8 numbers and their scales
 #
-# A matrix product in 8 bits moves half the bytes of one in 16, and Hopper's tensor cores are faster at it.
-# This lesson is about what the 8 bits can hold, how scales stretch them, and what they cost.
+# A matrix product in FP8, floating-point numbers of 8 bits, moves half the bytes of one in 16 bits, and
+# Hopper's tensor cores compute it faster. This lesson is about what the 8 bits can hold, how scales stretch
+# them, and what they cost.
 
 # %%
 from gemm_ladder.figures import lessons
@@ -167,8 +168,8 @@ workbench.slider(staircase, power=(-9, 12))
 #
 # One scale for the whole matrix would be the simplest. DeepSeek-V3 has more:
 #
-# - A, the activations: a scale for each run of 128 elements along k of a row, **1x128**. They are made anew
-#   for every token, and one token's numbers say little about another's.
+# - A, the activations: a scale for each run of 128 elements along k of a row, **1x128**. They are computed
+#   anew for every token, and one token's numbers say little about another's.
 # - B, the weights: a scale for each block of **128x128**. They are made once.
 
 # %%
@@ -210,9 +211,9 @@ for k in (128, 512, 2048, 8192):
 # %% [markdown]
 # `calc_diff` is DeepGEMM's measure, about half of the relative error's square.
 #
-# This error is made before a kernel starts. A kernel cannot undo it and must not be excused by it: so the
-# tests of this repository compare a kernel with the product of the *quantised* matrices. A bug of the same
-# size as the quantisation would otherwise go unseen.
+# This error is made before a kernel starts. A kernel cannot undo it, and must not hide its own errors behind
+# it. So the tests of this repository compare a kernel with the product of the *quantised* matrices. A bug of
+# the same size as the quantisation would otherwise go unseen.
 #
 # ## Outliers
 #
@@ -278,7 +279,7 @@ exercises.found("01.outlier", doubled["E4M3, one scale"], "times, with E4M3")
 # So fine scales buy *range*, not precision: a format with 4 bits of exponent has much range of its own, and
 # blocks add the rest.
 #
-# ## On matrices that look real
+# ## On matrices that look real (optional)
 #
 # These are made, not a model's, but made to look like one's; a trained model's are in [the lesson on
 # precision](05_precision.ipynb). The weights have heavier tails than normal numbers (Student's t), rows of

@@ -11,7 +11,7 @@
 # %% [markdown]
 # # Rung s1: one thread for each output
 #
-# Rung `s0_numpy` is the definition. It is the judge of the others, and nobody waits for its speed. This
+# Rung `s0_numpy` is the definition. The other rungs are compared with it, and its speed does not matter. This
 # lesson puts the same formula on a GPU, in the plainest way there is:
 # [s1_naive.cu](../kernels/stages/s1_naive.cu), a kernel that you can read in a minute. It is slow, and you
 # will count why.
@@ -34,15 +34,16 @@ rung = gl.rungs["s1_naive"]
 # %% [markdown]
 # ## The idea
 #
-# Every element of D is a sum of its own, so give each to a thread of its own. A block of 256 threads makes 8
-# x 32 outputs. The 32 threads of a **warp**, which execute together, have 32 neighbours of one row.
+# Every element of D is an independent sum, so each gets a thread of its own. A thread block, or block for
+# short, of 256 threads computes 8 x 32 outputs. The 32 threads of a **warp**, which execute together, have 32
+# neighbours of one row.
 
 # %%
 drawing.naive_block(8, 32)
 
 # %% [markdown]
-# Here is the kernel. Compare it with `product` in [the first lesson](00_start_here.ipynb): the loop over
-# blocks of 128 and the promotion at its end are the same two lines.
+# Here is the kernel. Compare it with `product` in [the first lesson](00_start_here.ipynb): the loop over K
+# blocks, blocks of 128 along k, and the promotion at its end are the same two lines.
 
 # %%
 workbench.code(rung.source, "__global__", "^}")
@@ -270,7 +271,7 @@ workbench.break_it(
 # <details><summary>Why</summary>
 #
 # Every block's products stay in the sum and are scaled again, with the scales of the blocks after it. All
-# elements are wrong, and none is NaN: nothing but a comparison finds this.
+# elements are wrong, and none is NaN: only a comparison with the right result finds this.
 #
 # </details>
 #

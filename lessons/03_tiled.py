@@ -15,7 +15,7 @@
 # same instruction, `fmaf`. All that changes is where the operands are when that instruction wants them. You
 # will predict what that is worth before you look.
 #
-# You need [lesson 02](02_naive.ipynb). From here on every rung is written for whole blocks of 128 along k.
+# From here on every rung is written for whole K blocks: k is a multiple of 128.
 
 # %%
 from gemm_ladder.figures import lessons
@@ -70,9 +70,9 @@ print(f"measured:  {recorded['s1_naive'][size]:.3f} TFLOPS")
 # They work at the same time. So count, for one `fmaf`, how much of each it takes, and the unit that takes the
 # longest says how fast the kernel can be. Here is that for s1_naive and for three steps from there to s2.
 #
-# 1. **A tile in shared memory.** A block of 32 x 32 threads loads 32 rows of A and of B once, and all of its
-#    threads read them from shared memory: two numbers for each `fmaf`. Threads of a warp that want the same
-#    number get it in the same turn.
+# 1. **A tile in shared memory.** A thread block of 32 x 32 threads loads 32 rows of A and of B once, and all
+#    of its threads read them from shared memory: two numbers for each `fmaf`. Threads of a warp that want the
+#    same number get it in the same turn.
 # 2. **A tile in registers.** A thread makes 8 x 8 outputs. For each k it reads 8 numbers of A and 8 of B, and
 #    does 64 `fmaf` with them.
 # 3. **128-bit loads.** One instruction reads four of those numbers.
@@ -115,7 +115,8 @@ vectorised = bound("128-bit loads", 32 * 64, "03.vector", instructions=4 + 64, s
 # A tile in shared memory moves the limit from L1 to shared memory, which is faster; but an `fmaf` that reads
 # two numbers from there leaves the FP32 pipe idle seven cycles in eight. A tile in registers is what feeds
 # it: a thread with 8 x 8 outputs does 64 `fmaf` for 16 numbers, 4 for each; with R x R it would be R / 2.
-# What bounds R is the number of registers, 255 for each thread.
+# What bounds R is the number of registers, 255 for each thread; and the more of them a thread has, the fewer
+# warps fit on an SM: the lower is its **occupancy**.
 #
 # The last two lines of the model assume something that is not free: that shared memory serves a warp's load
 # in one cycle for every 128 bytes. Section 2 sees to that.
@@ -144,7 +145,7 @@ workbench.diff("s1_naive", "s2_tiled")
 # - `load` reads 16 bytes of one row, for one thread. `store` converts them and writes 16 numbers to shared
 #   memory.
 # - **`__syncthreads`** is a barrier: no thread of the block goes on before all have arrived, and what was
-#   written before it can be read behind it.
+#   written before it can be read after it.
 # - In the main loop `next` is loaded *before* the 16 steps of k that do not need it. A load from global
 #   memory takes hundreds of cycles; they pass while the thread multiplies.
 # - The promotion is what it was, 64 times.
@@ -164,7 +165,7 @@ busy = per_block_of_k["s2_tiled"] / (128 * 128 * 128 / UNITS["FP32 pipe"])
 print(f"L1 is busy for {busy:.0%} of the time that the FP32 pipe needs")
 
 # %% [markdown]
-# So the loads may stay as they are: they are no longer what counts. If neighbours in a warp loaded neighbours
+# So the loads may stay as they are: they are no longer the limit. If neighbours in a warp loaded neighbours
 # along k, they would ask for fewer lines, and the stores below would then want the same banks.
 #
 # ## 2. Banks
@@ -307,7 +308,7 @@ workbench.break_it("s2_tiled", problem, (SYNC, ""), seeds=4, guess="03.break1")
 #
 # </details>
 #
-# **2.** One place in shared memory and not two: `step % 2` is 0. All barriers stay.
+# **2.** One buffer in shared memory instead of two: `step % 2` is 0. All barriers stay.
 
 # %% tags=["guess"]
 exercises.guess_break("03.break2", line=None, then=None)
@@ -326,8 +327,8 @@ workbench.break_it(
 # %% [markdown]
 # <details><summary>Why</summary>
 #
-# A fast thread stores the next step where a slow one still reads this step. With one place you need two
-# barriers: one behind the last read, one behind the stores.
+# A fast thread stores the next step where a slow one still reads this step. With one buffer you need two
+# barriers: one after the last read, one after the stores.
 #
 # </details>
 #
@@ -348,8 +349,8 @@ workbench.break_it(
 # %% [markdown]
 # <details><summary>Why</summary>
 #
-# Who makes which output is nobody's business but the kernel's. It is right, and slower: section 2. The
-# emulator counts no turns.
+# The result does not depend on which thread computes which output. It is right, and slower (section 2): the
+# emulator does not count bank conflicts.
 #
 # </details>
 #
@@ -371,15 +372,15 @@ workbench.break_it(
 # <details><summary>Why</summary>
 #
 # m = 130 leaves 126 rows of the second tile without a row of A, and n = 136 does the same to B. What the
-# threads load there belongs to nobody, or to somebody else.
+# threads load there is not A or B, but whatever lies behind them in memory.
 #
 # </details>
 #
 # ## Exercises
 #
-# **1.** The multiplication is missing. `a` has the thread's eight numbers of A for this k, `b` those of B.
-# Write the two loops and the line in them, for `partial`, [kPerThread][kPerThread]. (`#pragma unroll` before
-# each loop has the compiler use registers; here it may be left out.)
+# **1.** The multiplication is missing from the kernel. `a` has the thread's eight numbers of A for this k,
+# `b` those of B. Write the two loops and the line in them, for `partial`, [kPerThread][kPerThread]. (`#pragma
+# unroll` before each loop has the compiler use registers; here it may be left out.)
 
 # %% tags=["exercise"]
 multiply = "partial[0][0] += a[0];"

@@ -218,17 +218,17 @@ drawing.fragment()
 # A WGMMA is *asynchronous*: the instruction starts the work, and the threads go on. Four more instructions
 # say what is ordered.
 #
-# - **`fence_proxy_async`**. Ordinary stores and the tensor core reach shared memory by two ways, two
-#   **proxies**. What a thread has stored is certain to be seen on the other way only after this thread's
-#   fence. Then `__syncthreads`, because the tensor core reads what *all* threads wrote.
+# - **`fence_proxy_async`**. Ordinary stores and the tensor core reach shared memory by two different paths,
+#   two **proxies**. What a thread has stored is guaranteed to be visible on the other path only after this
+#   thread's fence. Then `__syncthreads`, because the tensor core reads what *all* threads wrote.
 # - **`wgmma_fence`** comes before the first WGMMA, and whenever the threads have touched the accumulators
 #   since the last.
 # - **`wgmma_commit_group`** closes a group of WGMMAs.
-# - **`wgmma_wait_group<N>`** waits until at most N groups are unfinished. Before it, nobody may look at the
+# - **`wgmma_wait_group<N>`** waits until at most N groups are unfinished. Before it, no thread may read the
 #   accumulators or overwrite the operands.
 #
-# What is in the registers before the wait? A GPU promises nothing. The emulator puts NaN there, and says who
-# looks:
+# What is in the registers before the wait? A GPU promises nothing. The emulator puts NaN there, and names a
+# thread that reads it:
 
 # %%
 wait = "    ptx::wgmma_wait_group<0>();\n"
@@ -279,8 +279,7 @@ print(
 workbench.code(rung.source, "for \\(int64_t block = 0", "^    }")
 
 # %% [markdown]
-# The second `__syncthreads` is for the next turn: nobody may overwrite a tile that somebody's WGMMA still
-# reads.
+# The second `__syncthreads` is for the next turn: no thread may overwrite a tile that a WGMMA still reads.
 #
 # Run it, check it:
 
@@ -321,8 +320,8 @@ print(*notes, sep="\n")
 # %% [markdown]
 # ## What limits it now
 #
-# Record a run and draw what the first block does. White is a warp's own work, copying and promoting, or
-# another warp's turn in the scheduler.
+# Record a run and draw what the first thread block does. White is a warp's own work, copying and promoting,
+# or another warp's turn in the scheduler.
 
 # %%
 with gl.emulator(seed=2, record=True) as run:
@@ -418,9 +417,9 @@ workbench.break_it("s3_wgmma", problem, (WAIT + PROMOTE, PROMOTE + WAIT), guess=
 # %% [markdown]
 # <details><summary>Why</summary>
 #
-# Until the wait the registers hold nobody's numbers, and the emulator names the thread that reads them. On
-# a GPU you would get the sum of an unknown part of the products; or ptxas would notice, and put a wait of
-# its own behind every WGMMA.
+# Until the wait the contents of the registers are undefined, and the emulator names the thread that reads
+# them. On a GPU you would get the sum of an unknown part of the products; or ptxas would notice, and put a
+# wait of its own behind every WGMMA.
 #
 # </details>
 #
@@ -442,8 +441,9 @@ workbench.break_it(
 #
 # Nothing goes wrong, and that is no luck: the four warps of a warpgroup issue a WGMMA together, PTX makes its
 # group one "per warpgroup", and a wait for it is a wait for the parts of all four. So a warp that is ahead
-# knows that this tile has been read. With a second warpgroup in the block it would not: its WGMMAs are other
-# ones. The barrier stays, because a kernel that grows should not depend on how many warps it has.
+# knows that this tile has been read. With a second warpgroup in the block it would not, because its wait does
+# not cover the other one's WGMMAs. The barrier stays, because a kernel that grows should not depend on how
+# many warps it has.
 #
 # </details>
 #
@@ -458,8 +458,8 @@ workbench.break_it("s3_wgmma", problem, ("k != 0);", "1);"), guess="04.break5")
 # %% [markdown]
 # <details><summary>Why</summary>
 #
-# The first block adds to registers that nobody has set. Each later block begins from the sum of the one
-# before, which then is scaled and added again.
+# The first K block adds to registers that have not been set. Each later one begins with the sum of the one
+# before, which is then scaled and added again.
 #
 # </details>
 #
@@ -502,8 +502,8 @@ def element(thread, i):
 exercises.check("04.3", element)
 
 # %% [markdown]
-# **4.** What stands between the copying and the first WGMMA is missing from the kernel. Write the lines. The
-# check tells you what the emulator says.
+# **4.** The lines between the copying and the first WGMMA are missing from the kernel. Write them. The check
+# tells you what the emulator says.
 
 # %% tags=["exercise"]
 between = """

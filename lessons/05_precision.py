@@ -315,13 +315,14 @@ for every in (32, 128, 512):
     )
 
 # %% [markdown]
-# The left picture is at k = 4096. To the left of 128 the error falls further, under a line that it is below
-# already. To the right, non-negative numbers rise above the line. And the cost: every 32, the CUDA cores
-# would have as much to do as the tensor cores, and could hardly hide behind them. Every 128 it is a quarter,
-# and hiding *that* is the work of [the later rungs](README.md). Beyond 128 little is left to be gained.
+# The left picture is at k = 4096. To the left of 128 the error falls further, although it is below the
+# rounding to BF16 already. To the right, non-negative numbers rise above the line. And the cost: every 32,
+# the CUDA cores would have as much to do as the tensor cores, and could hardly hide behind them. Every 128 it
+# is a quarter, and hiding *that* is the work of [the later rungs](README.md). Beyond 128 little is left to be
+# gained.
 #
-# 128 has another advantage, or the scales have it: the `fmaf` multiplies as well. A scale for every 128 of k
-# has to be applied every 128 of k, and does not cost an instruction more.
+# 128 has another advantage: the `fmaf` of a promotion multiplies as well. So a scale for every 128 of k costs
+# no further instruction.
 #
 # What does it cost in time? Rung s3 is slow for other reasons too, but its time with less promotion is easily
 # measured:
@@ -345,7 +346,7 @@ else:
     print("It is not recorded yet.")
 
 # %% [markdown]
-# ## On real numbers: a trained model
+# ## On real numbers: a trained model (optional)
 #
 # So much for sums. The other half of the precision is what the *scales* do, and [the lesson on
 # FP8](01_fp8_numbers.ipynb) tried it on made-up matrices. Here is a real one: of all-MiniLM-L6-v2, a
@@ -564,9 +565,10 @@ workbench.break_it(
 # %% [markdown]
 # <details><summary>Why</summary>
 #
-# One rounding more for each block, in the last of 24 bits. Hardly any BF16 number sees it, but some stand
-# just at a border. Such a kernel is not wrong. It is only no longer *the same*, and a test for equal bits,
-# which finds every other fault at once, could not be used. So the order of the operations is written down.
+# One rounding more for each block, in the last of 24 bits. Hardly any BF16 result changes, but some lie just
+# at the border between two. Such a kernel is not wrong. It is only no longer *the same*, and a test for equal
+# bits, which finds every other fault at once, could not be used. So the order of the operations is written
+# down.
 #
 # </details>
 #

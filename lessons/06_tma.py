@@ -74,8 +74,8 @@ workbench.card("s3_wgmma")
 # ## The idea
 #
 # Let an engine copy, straight from global memory to shared memory. A thread gives it an order and goes on.
-# And because nobody stands by while it works, order early: shared memory is a **ring** of four **stages**,
-# each with room for one block of k. While one is multiplied, the engine fills the other three.
+# And because no thread has to wait while it works, order early: shared memory is a **ring** of four
+# **stages**, each with room for one block of k. While one is multiplied, the engine fills the other three.
 
 # %%
 problem = workbench.problem(TILE_M, TILE_N, 8 * TILE_K)
@@ -84,9 +84,9 @@ with gl.emulator(seed=17, record=True) as run:
 drawing_tma.ring_memory(run.events, ("A", "B", "scales of A"))
 
 # %% [markdown]
-# At its end, a stage has two mbarriers. `full` says that its bytes have arrived, `empty` that everybody is
-# done with them. Here is how a run of eight blocks of k used the ring. Find block 4: it goes where block 0
-# was, after that one has been released and long before it is needed.
+# At its end, a stage has two mbarriers. `full` says that its bytes have arrived, `empty` that all warps have
+# finished with them. Here is how a run of eight blocks of k used the ring. Find block 4: it goes where block
+# 0 was, after that one has been released and long before it is needed.
 
 # %%
 drawing_tma.ring_use(run.events, "s4_tma: the ring")
@@ -148,12 +148,12 @@ run = one_barrier(ONE_BARRIER, seed=3)
 workbench_tma.tell(run, {0: "barrier"})
 
 # %% [markdown]
-# A waiting thread does not name the phase, only its **parity**: 0 for phases 0, 2, 4, ..., 1 for the
-# others. `mbarrier_wait_parity(barrier, p)` lets pass whoever finds the barrier in a phase of the *other*
-# parity: then the last phase of parity p is over.
+# A waiting thread does not name the phase, only its **parity**: 0 for phases 0, 2, 4, ..., 1 for the others.
+# `mbarrier_wait_parity(barrier, p)` returns if the barrier is in a phase of the *other* parity: then the last
+# phase of parity p is over.
 #
-# One bit is enough as long as nobody is a whole phase behind. Let warp 2 only wait, and the other two make
-# the phases without it:
+# One bit is enough as long as no thread falls a whole phase behind. Let warp 2 only wait, and the other two
+# make the phases without it:
 
 # %%
 without_it = ONE_BARRIER.replace("barrier, 3", "barrier, 2").replace(
@@ -167,12 +167,12 @@ for seed in range(6):
         print(f"schedule {seed}: {error}")
 
 # %% [markdown]
-# Where it hangs, it looked too late: phase 1 was over as well, so the barrier was in phase 2, whose parity
-# is that of phase 0, and nobody is left to change that. In the kernels nobody can be left behind: the next
-# phase of a barrier cannot end before everybody who waits for this one has gone on and done something.
+# Where it hangs, warp 2 looked too late: phase 1 was over as well, so the barrier was in phase 2, whose
+# parity is that of phase 0, and no thread is left to end that phase. In the kernels no thread can fall
+# behind: the next phase of a barrier cannot end before all threads that wait for this one have gone on.
 #
-# What does a barrier that nobody has used answer? `mbarrier_test_wait_parity` asks without waiting. Which
-# parity lets a thread pass, before anybody has arrived?
+# What does a barrier answer that has not been used yet? `mbarrier_test_wait_parity` asks without waiting.
+# Which parity lets a thread pass, before anybody has arrived?
 
 # %% tags=["guess"]
 exercises.guess("06.fresh", None, "parity 0", "parity 1", "both", "neither")
@@ -202,19 +202,19 @@ answers = {(0, 0): "neither", (1, 0): "parity 0", (0, 1): "parity 1", (1, 1): "b
 exercises.found("06.fresh", answers[tuple(map(int, out[0]))])
 
 # %% [markdown]
-# A fresh barrier lets parity 1 pass, as if a phase -1 had been completed. So whoever fills stages can begin
-# with `parity ^ 1` and needs no special case for the first round: every stage is free.
+# A fresh barrier lets parity 1 pass, as if a phase -1 had been completed. So the thread that fills stages can
+# begin with `parity ^ 1` and needs no special case for the first round, in which every stage is free.
 #
 # ## 2. Bytes count too
 #
-# Threads arrive; bytes do not. So an mbarrier counts them apart.
+# An mbarrier counts the copy engine's bytes as well, apart from the arrivals of threads.
 # `mbarrier_arrive_expect_tx(barrier, bytes)` announces so many bytes and arrives; the copy engine takes off
 # what it has written. A phase is complete when no arrival is pending *and* no byte is missing. This second
 # number is the **transaction count**.
 #
-# Ask for a box of 8 rows of 128 bytes. What the engine needs to know of the tensor stands in a **tensor
-# map**, which the host makes and hands to the kernel as a `__grid_constant__`, so that the engine finds it;
-# the kernel says only where.
+# Ask for a box of 8 rows of 128 bytes. The tensor is described by a **tensor map**, which the host makes and
+# hands to the kernel as a `__grid_constant__`, so that the engine finds it; the kernel says only where the
+# box is.
 
 # %%
 ONE_BOX = """
@@ -245,10 +245,11 @@ shared, run = one_box(tensor, at=(32, 2), seed=17)
 workbench_tma.tell(run, {0: "box", 1024: "full"})
 
 # %% [markdown]
-# The bytes come in pieces, here in two. Nobody needs to know: the phase is complete with the last of them.
+# The bytes come in pieces, here in two. No thread needs to know that: the phase is complete with the last of
+# them.
 #
-# `fence_mbarrier_init` is what the copy engine needs to see the barrier at all: a thread has made it, and
-# the engine goes by the [other proxy](04_wgmma.ipynb).
+# `fence_mbarrier_init` is what the copy engine needs to see the barrier at all: a thread has initialised it
+# by one [proxy](04_wgmma.ipynb), and the engine reaches it by the other.
 #
 # ## 3. The tensor map and its box
 #
@@ -291,9 +292,9 @@ def move(chunk, row):
 workbench.slider(move, chunk=(-4, 12), row=(-4, 10))
 
 # %% [markdown]
-# The rest of the price list: the base and the distance from row to row are multiples of 16 bytes, a box has
-# at most 256 elements along each dimension, and a swizzled box's row at most 128 bytes. The encoder refuses
-# what it cannot do:
+# The other constraints: the base and the distance from row to row are multiples of 16 bytes, a box has at
+# most 256 elements along each dimension, and a swizzled box's row at most 128 bytes. The encoder refuses what
+# it cannot do:
 
 # %%
 for columns, swizzle, box_columns in ((240, "k128B", 256), (250, "kNone", 128), (240, "kNone", 120)):
@@ -350,7 +351,7 @@ workbench.code(rung.source, "---- Loading, by thread 0", "load\\(block\\);$")
 workbench.code(rung.source, "for \\(int block = 0; block < blocks; \\+\\+block, ring", "^    }")
 
 # %% [markdown]
-# - Everybody waits for `full`. After that wait the bytes are visible to the WGMMA, without a fence between
+# - All warps wait for `full`. After that wait the bytes are visible to the WGMMA, without a fence between
 #   proxies: the copy engine wrote them, not a thread.
 # - Thread 0 orders block `block + kStages - 1` *while* this block's WGMMAs run. It goes where block - 1
 #   was, which all warps have released, or are about to.
@@ -475,7 +476,7 @@ workbench.card("s4_tma")
 problem = workbench.problem(m=64, n=128, k=768)
 
 # %% [markdown]
-# **1.** Who multiplies waits for the wrong parity of `full`.
+# **1.** The warps that multiply wait for the wrong parity of `full`.
 
 # %% tags=["guess"]
 exercises.guess_break("06.break1", line=None, then=None)
@@ -497,7 +498,7 @@ workbench.break_it(
 #
 # </details>
 #
-# **2.** Who loads waits for the wrong parity of `empty`.
+# **2.** The thread that loads waits for the wrong parity of `empty`.
 
 # %% tags=["guess"]
 exercises.guess_break("06.break2", line=None, then=None)
@@ -513,9 +514,9 @@ workbench.break_it(
 # %% [markdown]
 # <details><summary>Why</summary>
 #
-# The first load waits for somebody to release a stage that nobody has filled. The other warps wait for the
-# load, and this warp's other lanes for their lane 0. A GPU would hang without a word; the emulator tells
-# which warp waits at which barrier, and what the barrier still lacks.
+# The first load waits until a stage is released that has never been filled. The other warps wait for the
+# load, and this warp's other lanes for their lane 0. A GPU would hang silently; the emulator tells which warp
+# waits at which barrier, and what the barrier still lacks.
 #
 # </details>
 #
@@ -535,8 +536,8 @@ workbench.break_it(
 # %% [markdown]
 # <details><summary>Why</summary>
 #
-# All bytes land, no arrival is pending, and the phase is never complete: 16 bytes are still to come. So it
-# goes when a tile is made smaller and its count of bytes is not.
+# All bytes land, no arrival is pending, and the phase is never complete: 16 bytes are still to come. The same
+# happens if a tile is made smaller and its count of bytes is not.
 #
 # </details>
 #
@@ -557,8 +558,8 @@ workbench.break_it("s4_tma", problem, (WAIT + RELEASE, RELEASE + WAIT), guess="0
 #
 # Here it is right all the same. The thread that refills the stage belongs to the warpgroup that reads it: it
 # loads one turn later, behind its own wait, and that is a wait for the WGMMAs of all four warps. It would be
-# wrong as soon as somebody else loads, who knows of the WGMMAs only what the arrivals say: a warp that does
-# nothing but load, two lessons on. So a kernel releases a stage behind the wait, always.
+# wrong as soon as another thread loads, one that knows of the WGMMAs only by the arrivals, such as the
+# producer two lessons on. So a kernel always releases a stage after the wait.
 #
 # </details>
 #
@@ -632,7 +633,7 @@ def waits(block, stages):
 exercises.check("06.2", waits)
 
 # %% [markdown]
-# **3.** The loads are missing from the kernel. Write what stands between the wait for an empty stage and
+# **3.** The loads are missing from the kernel. Write the lines between the wait for an empty stage and
 # `next.advance()`. The check tells you what the emulator says.
 
 # %% tags=["exercise"]

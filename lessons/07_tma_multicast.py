@@ -12,9 +12,9 @@
 # # Rung s5: two blocks share one operand's loads
 #
 # [s5_tma_multicast.cu](../kernels/stages/s5_tma_multicast.cu) changes some twenty lines of rung s4. Two
-# blocks that need the same tile of B load half of it each, and the copy engine writes each half to both.
-# This lesson is about the machinery of that, **clusters** and **multicast**, which later rungs keep. It is
-# also about an expectation, and how to measure whether it comes true.
+# thread blocks that need the same tile of B load half of it each, and the copy engine writes each half to
+# both. This lesson is about what makes that possible, **clusters** and **multicast**, which later rungs keep.
+# It is also about an expectation, and how to measure whether it comes true.
 
 # %%
 from gemm_ladder.figures import lessons
@@ -74,10 +74,10 @@ with gl.emulator(seed=17, record=True) as run:
 drawing_cluster.multicast(run.events, ("A", "B, rows 0 to 63", "B, rows 64 to 127", "scales"))
 
 # %% [markdown]
-# Everything in the picture is read from a run of the emulator: what each block ordered, where it landed,
-# and who arrived where. Blue is block 0's doing, orange block 1's. Two things are new for each block:
+# Everything in the picture is read from a run of the emulator: what each block ordered, where it landed, and
+# who arrived where. Blue is what block 0 does, orange what block 1 does. Two things are new for each block:
 #
-# - It expects all of B's bytes, and orders half of them. The other half comes unasked.
+# - It expects all of B's bytes, and orders half of them. Its neighbour orders the other half.
 # - What it orders is also written into its neighbour's stage. So it may order only when *both* stages are
 #   free: every warp arrives at both blocks' `empty`, and each `empty` counts the warps of both.
 #
@@ -129,7 +129,7 @@ for rank, (here, there) in enumerate(out):
     print(f"block {rank}: its barrier is at 0x{here:x}, its neighbour's at 0x{there:x}")
 
 # %% [markdown]
-# They meet because a block may otherwise reach for a barrier that its neighbour has not made yet:
+# They meet because a block may otherwise arrive at a barrier that its neighbour has not initialised yet:
 
 # %%
 for seed in range(4):
@@ -208,8 +208,8 @@ workbench.code(rung.source, "const auto load = ", "^    };")
 workbench.code(rung.source, "ptx::wgmma_wait_group<0>\\(\\);", "mbarrier_arrive_cluster")
 
 # %% [markdown]
-# Lane 0 arrives at block 0's barrier, lane 1 at block 1's; for one of them `mapa` leads home. `empty` was
-# made for 8 arrivals, 4 warps of 2 blocks.
+# Lane 0 arrives at block 0's barrier, lane 1 at block 1's; for one of them `mapa` gives an address in its own
+# block. `empty` was made for 8 arrivals, 4 warps of 2 blocks.
 #
 # Run it, check it:
 
@@ -226,8 +226,8 @@ print(
 )
 
 # %% [markdown]
-# An odd number of tiles is filled up: a cluster is never half. The last block loads zeros, multiplies them,
-# and writes nothing; it must not leave, because its neighbour counts on its half of B.
+# An odd number of tiles is rounded up, because a cluster always has two blocks. The last block loads zeros,
+# multiplies them, and writes nothing; it must not end early, because its neighbour needs its half of B.
 #
 # ## Bytes through L2
 #
@@ -304,12 +304,12 @@ drawing_cluster.against(
 # - **Long sums**, at the right of the first picture, are where the traffic of the loop counts most. The
 #   farther the dots stay below one and a half, the less was the traffic s4's limit, and the more the other
 #   suspect.
-# - **Short sums**, at the left, are where counts what a tile pays once, at its beginning and its end. If each
-#   block of k took longer, dots of the second picture would rise with k: from left to right a tile has 32
-#   times as many blocks. If they do not rise, what is lost is lost once a tile.
+# - **Short sums**, at the left, are where a tile's fixed costs dominate, those at its beginning and its end.
+#   If each block of k took longer, dots of the second picture would rise with k: from left to right a tile
+#   has 32 times as many blocks. If they do not rise, what is lost is lost once a tile.
 # - Where m = 64, half of each cluster multiplies zeros as well.
 #
-# ## A fence that nobody wrote
+# ## A fence that is not in the source (optional)
 #
 # What does s5 pay once a tile, and s4 does not? Both meetings of the cluster. Here is what the compiler made
 # of the kernel. Of its machine code only these instructions are shown, in their order; it is
@@ -335,10 +335,10 @@ print(f"nvcc {fences['code']['nvcc']}, kernel sources {fences['code']['sources']
 # %% [markdown]
 # The loop over k is there five times: four turns at a time, and once for the turns that remain. What the
 # listings call a fence is `MEMBAR.ALL.GPU`, a **memory barrier**: it holds a warp until all that it has
-# written can be seen, here by the whole GPU. Nobody wrote one into the kernel. It is part of
-# `barrier.cluster.arrive.release`: whoever has waited at the cluster's barrier may rely on seeing what was
-# written before. At the first meeting nothing has been written to global memory yet, and there is little to
-# wait for.
+# written can be seen, here by the whole GPU. It is not in the kernel's source. It is part of
+# `barrier.cluster.arrive.release`: a thread that has waited at the cluster's barrier may rely on seeing what
+# was written before. At the first meeting nothing has been written to global memory yet, and there is little
+# to wait for.
 #
 # The second listing is a variant, the way in which one would write it first: the last meeting as the last
 # thing, behind the stores of D. Then every warp waits until its part of the result could be seen by all SMs,
@@ -439,7 +439,7 @@ workbench.break_it(
 #
 # Two lanes of each warp of each block arrive at the same barrier: 16 arrivals where 8 are a phase. So block 0
 # takes a stage for free when half of the warps have released it, and orders the next tile into both blocks.
-# Block 1, whom nobody tells, would wait for ever; the emulator stops at the first fault.
+# Block 1, at whose barrier no warp arrives, would wait for ever; the emulator stops at the first fault.
 #
 # </details>
 #
@@ -459,8 +459,9 @@ workbench.break_it(
 # %% [markdown]
 # <details><summary>Why</summary>
 #
-# Eight warps still arrive, so a phase is over after any four of them: the neighbour's, perhaps, while the
-# own ones still multiply; or the own ones, while the neighbour's still read what is about to be overwritten.
+# Eight warps still arrive, so a phase is over after any four of them: perhaps the neighbour's, while this
+# block's own warps still multiply; or its own, while the neighbour's still read what is about to be
+# overwritten.
 #
 # </details>
 #
@@ -501,7 +502,7 @@ workbench.break_it(
 # %% [markdown]
 # <details><summary>Why</summary>
 #
-# Two loads write the same bytes at the same time, in both blocks, and nobody writes the others.
+# Two loads write the same bytes at the same time, in both blocks, and the other bytes are never written.
 #
 # </details>
 #
@@ -529,7 +530,7 @@ workbench.break_it(
 #
 # </details>
 #
-# **6.** Nobody waits for the other at the end.
+# **6.** The blocks do not wait for each other at the end.
 
 # %% tags=["guess"]
 exercises.guess_break("07.break6", line=None, then=None)

@@ -16,8 +16,8 @@
 # multiply and promote. For that, threads get different numbers of registers, and a tile can be four times
 # as large.
 #
-# You need [lesson 06](06_tma.ipynb) for the mbarriers and [lesson 07](07_tma_multicast.ipynb) for the
-# cluster.
+# The mbarriers are those of [lesson 06](06_tma.ipynb), the cluster is that of [lesson
+# 07](07_tma_multicast.ipynb).
 
 # %%
 from gemm_ladder.figures import lessons
@@ -36,8 +36,8 @@ rung = gl.rungs["s6_warp_specialized"]
 # %% [markdown]
 # ## What limited the rung below
 #
-# In s5 a block has one warpgroup. Orange and green alternate: nothing is multiplied while it promotes. In
-# between, its first warp also asks the copy engine for the next stage. An SM has room for a second block,
+# In s5 a thread block has one warpgroup. Orange and green alternate: nothing is multiplied while it promotes.
+# In between, its first warp also asks the copy engine for the next stage. An SM has room for a second block,
 # which may multiply while this one promotes, but nothing arranges it.
 #
 # The cell draws a block of s5, as the emulator ran it, and below it one of the new rung. Before you run it:
@@ -84,9 +84,9 @@ workbench.card("s5_tma_multicast")
 #
 # **Warp specialisation**: a warp gets a job, and keeps it. The **producer** walks around the ring of stages
 # and fills them. Two warpgroups, the **consumers**, walk around the same ring and empty them. They meet at
-# the mbarriers of [rung s4](06_tma.ipynb), `full` and `empty`, and nowhere else. Nobody tells the two
-# consumers to take turns. But each waits for its own products only, so while one promotes, the other can have
-# the tensor cores.
+# the mbarriers of [rung s4](06_tma.ipynb), `full` and `empty`, and nowhere else. Nothing makes the two
+# consumers take turns. But each waits for its own products only, so while one promotes, the other can use the
+# tensor cores.
 #
 # Record a run, and draw who asks for a stage and who reads which rows of it:
 
@@ -143,8 +143,8 @@ run = workbench.try_kernel(BUDGET, np.zeros(384, np.uint32), threads=384, seed=1
 drawing_warps.registers(run.events, at_launch)
 
 # %% [markdown]
-# Nobody can take before somebody has given: what the rounding to eights leaves over is not enough for one
-# warp. In the end:
+# No warp can take registers before others have given some back: what the rounding to eights leaves over is
+# not enough for one warp. In the end:
 
 # %%
 left_over, more = registers - threads * at_launch, 32 * (232 - at_launch)
@@ -177,17 +177,17 @@ for seed in range(3):
 # %% [markdown]
 # ## The kernel
 #
-# Two roads that meet again at the end only. First the producer's. It has no `if (block + kStages - 1 <
-# blocks)` any more and no K blocks to count ahead: it goes on until a stage is not empty, and waits there.
-# At its own `full` it expects all of A's tile, though it asks for half: the neighbour multicasts the other
-# half.
+# There are two paths through the kernel, which meet again only at its end. First the producer's. It has no
+# `if (block + kStages - 1 < blocks)` any more and no K blocks to count ahead: it goes on until a stage is not
+# empty, and waits there. At its own `full` it expects all of A's tile, though it asks for half: the neighbour
+# multicasts the other half.
 
 # %%
 workbench.code(rung.source, "if \\(threadIdx.x < kWarpgroup\\) {", "^    } else {$")
 
 # %% [markdown]
-# The consumers'. Each warp reports that it has finished with a stage, at both blocks of the cluster, right
-# after the last product that reads it, and before the promotion.
+# Then the consumers' path. Each warp reports that it has finished with a stage, at both blocks of the
+# cluster, right after the last product that reads it, and before the promotion.
 
 # %%
 workbench.code(rung.source, "^    } else {$", "^    }$")
@@ -279,8 +279,8 @@ workbench.break_it(
 # %% [markdown]
 # <details><summary>Why</summary>
 #
-# 128 x 40 + 256 x 248 = 68608, more than there are. The last warps wait for registers that nobody will give
-# back. Nothing else is wrong, and on a GPU nobody would tell you: the kernel would not end.
+# 128 x 40 + 256 x 248 = 68608, more than there are. The last warps wait for registers that no warp will give
+# back. Nothing else is wrong, and a GPU would say nothing: the kernel would never end.
 #
 # </details>
 #
@@ -303,8 +303,8 @@ workbench.break_it(
 # %% [markdown]
 # <details><summary>Why</summary>
 #
-# `full` was made for one arrival. The second lane of the warp arrives again; or it comes first that it asks
-# for a load to where the first lane's load has not landed yet.
+# `full` was made for one arrival. The second lane of the warp arrives again; or, before that, it asks for a
+# load into a stage in which the first lane's load has not landed yet.
 #
 # </details>
 #
@@ -324,9 +324,9 @@ workbench.break_it(
 # %% [markdown]
 # <details><summary>Why</summary>
 #
-# A stage counts as empty when half of the warps have finished with it: those of the neighbour will do. Then
-# the producer announces bytes at `full` again while its own last ones are still on their way, one arrival too
-# many, or it fills a stage that others still read. Which comes first depends on the schedule.
+# A stage counts as empty when half of the warps have finished with it, for example the neighbour's alone.
+# Then the producer announces bytes at `full` again while its own last ones are still on their way, one
+# arrival too many, or it fills a stage that others still read. Which comes first depends on the schedule.
 #
 # </details>
 #

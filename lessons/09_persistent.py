@@ -11,12 +11,12 @@
 # %% [markdown]
 # # Rung s7: blocks that stay
 #
-# Rung s6 has a producer and two consumers, and lets them go after one tile. In
-# [s7_persistent.cu](../kernels/stages/s7_persistent.cu) they stay, and walk from tile to tile. With that
-# come a buffer from which the copy engine stores a tile while the next one is multiplied, B's scales by
-# TMA, and a second shape of tiles.
+# Rung s6 has a producer and two consumers, which end after one tile. In
+# [s7_persistent.cu](../kernels/stages/s7_persistent.cu) they stay, and go from tile to tile. With that come a
+# buffer from which the copy engine stores a tile while the next one is multiplied, B's scales by TMA, and a
+# second shape of tiles.
 #
-# You need [lesson 08](08_warp_specialized.ipynb).
+# The roles are those of [lesson 08](08_warp_specialized.ipynb).
 
 # %%
 from gemm_ladder.figures import lessons
@@ -36,8 +36,8 @@ rung = gl.rungs["s7_persistent"]
 # %% [markdown]
 # ## What limited the rung below
 #
-# A block of s6 begins with an empty ring, and ends with a store during which nothing is multiplied. Here it
-# is, and below it the new rung, on the emulator: an order, without durations.
+# A thread block of s6 begins with an empty ring, and ends with a store during which nothing is multiplied.
+# Here it is, and below it the new rung, on the emulator: an order, without durations.
 
 # %%
 drawing_warps.before_after(
@@ -73,10 +73,10 @@ workbench.diff("s6_warp_specialized", "s7_persistent", context=1)
 #
 # ## 1. B's scales come by TMA too
 #
-# In s6 every consumer thread read B's scale from global memory, in every block of k. Here the producer
-# orders it with the rest of the stage. A scale has 4 bytes, and the copy engine has a smallest measure: a
-# box's row has a multiple of 16 bytes, and begins at a multiple of 16. So a box has four scales, and the
-# wanted one is somewhere in it. Load the box that has scale 6; then try one that begins there:
+# In s6 every consumer thread read B's scale from global memory, in every block of k. Here the producer orders
+# it with the rest of the stage. A scale has 4 bytes, and the copy engine has a smallest unit: a box's row has
+# a multiple of 16 bytes, and begins at a multiple of 16. So a box has four scales, and the wanted one is
+# somewhere in it. Load the box that has scale 6; then try one that begins there:
 
 # %%
 SCALES = """
@@ -157,8 +157,8 @@ held = np.array(
 print("as the fragment:", np.array_equal(held, np.arange(32)[:, np.newaxis] << 8 | np.arange(8)))
 
 # %% [markdown]
-# The function that the kernel calls is `store_shared`. It writes **boxes** of 64 x 64 elements, rows of 128
-# bytes, with the swizzle that you know from the operands.
+# The end of a tile, its **epilogue**, calls `store_shared`. It writes **boxes** of 64 x 64 elements, rows of
+# 128 bytes, with the swizzle that you know from the operands.
 
 # %%
 epilogue = (rung.path.parents[1] / "include" / "epilogue.cuh").read_text()
@@ -260,12 +260,12 @@ print("columns 32 to 79 are the box:  ", np.array_equal(d[:, 32:], box.reshape(6
 print("columns 0 to 31 are untouched: ", not d[:, :32].any())
 
 # %% [markdown]
-# Around it stand four things, and each is needed:
+# Around it there are four things, and each is needed:
 #
 # - **`fence_proxy_async`**, by every thread that wrote: the copy engine reads by the async proxy, and the
 #   threads wrote by the generic one.
 # - **`bar_sync(id, threads)`**: a barrier for some of the block's threads. Only when all 128 have fenced may
-#   one of them ask for the store. `__syncthreads` would wait for the producer, which never comes.
+#   one of them ask for the store. `__syncthreads` would wait for the producer, which never arrives.
 # - **`cp_async_bulk_commit_group`** closes a group of this thread's stores. No mbarrier is involved.
 # - **`cp_async_bulk_wait_group<N>`** waits until at most N groups are unfinished. Its **`.read`** form waits
 #   only until they have *read* shared memory, which comes earlier, and is enough to write there again.
@@ -294,8 +294,8 @@ for name, source in (("wait_group", STORE), ("wait_group.read", read)):
 
 # %% [markdown]
 # Here is the kernel's `store`, with all of it. The wait comes *before* the buffer is written again, a whole
-# tile later: so much time the copy engine has. The other wait, for D itself, comes once, at the end of
-# the consumers' road.
+# tile later, so the copy engine has all of that time. The other wait, for D itself, comes once, at the end of
+# the consumers' path.
 
 # %%
 workbench.code(rung.source, "static __device__ void store", "^    }")
@@ -320,7 +320,7 @@ workbench.code(rung.source, "struct Tiles", "^    };")
 
 # %% [markdown]
 # Producer and consumers each have their own `Tiles` and their own `Ring`. Both give the same sequence to all,
-# so nobody has to tell the others which tile comes next. The producer runs ahead into the next tile as soon
+# so they need not tell each other which tile comes next. The producer runs ahead into the next tile as soon
 # as a stage is empty, while the consumers still store the last one.
 #
 # Let the kernel's own code list all tiles of a product:
@@ -348,10 +348,11 @@ print(
 )
 
 # %% [markdown]
-# Why eight tiles down before one to the right? What runs at the same time reads at the same time, and what
-# one cluster has fetched from memory, others find in **L2**, the cache that all SMs share. All clusters
-# together make one pair of tiles each: a **wave**. Orange is the first wave, and the line is where the walk
-# begins. A pair needs 256 rows of A and 256 of B. How many *different* rows does the wave read?
+# This order of tiles is the kernel's **rasterisation**. Why eight tiles down before one to the right? What
+# runs at the same time reads at the same time, and what one cluster has fetched from memory, others find in
+# **L2**, the cache that all SMs share. All clusters together make one pair of tiles each: a **wave**. Orange
+# is the first wave, and the line is where the walk begins. A pair needs 256 rows of A and 256 of B. How many
+# *different* rows does the wave read?
 
 # %%
 clusters = measured.load(measured.DATA / "ladder.json")["meta"]["num_sms"] // 2
@@ -391,7 +392,8 @@ for m, n in ((4096, 7168), (4096, 4096), (4096, 2112), (64, 7168)):
 # %% [markdown]
 # ## The kernel
 #
-# The roads are those of s6, with a loop over tiles around each. First the producer's, then the consumers'.
+# The two paths are those of s6, with a loop over tiles around each. First the producer's, then the
+# consumers'.
 
 # %%
 workbench.code(rung.source, "if \\(threadIdx.x < kWarpgroup\\) {", "^        } else {$")
@@ -502,7 +504,7 @@ workbench.break_it("s7_persistent", problem, ("ptx::fence_proxy_async();", ""), 
 #
 # </details>
 #
-# **2.** Nobody waits before writing the store's buffer again.
+# **2.** The consumers do not wait before they write the store's buffer again.
 
 # %% tags=["guess"]
 exercises.guess_break("09.break2", line=None, then=None)
@@ -572,8 +574,8 @@ def address(warp, lane, column):
 exercises.check("09.2", address)
 
 # %% [markdown]
-# **3.** What stands in `store` between the writing of shared memory and the one thread that starts the copy
-# engine? Write the lines. Consumer `consumer` has the named barrier 1 + consumer to itself.
+# **3.** Which lines does `store` need between the writing of shared memory and the one thread that starts the
+# copy engine? Write them. Consumer `consumer` has the named barrier 1 + consumer to itself.
 
 # %% tags=["exercise"]
 between = """

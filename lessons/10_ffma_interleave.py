@@ -15,8 +15,8 @@
 # [s7_persistent.cu](../kernels/stages/s7_persistent.cu), finds the promotions in its machine
 # code, and rewrites two bits of their instructions. What these bits say cannot be said in CUDA, nor in PTX.
 #
-# You will read machine code, see what a compiler does by itself, and measure against that, not against what
-# it did once.
+# You will read machine code, see what today's compiler does by itself, and measure against that, not against
+# an older compiler.
 
 # %%
 from gemm_ladder.figures import lessons
@@ -79,8 +79,8 @@ workbench.card("s7_persistent")
 # ## The idea
 #
 # The compiler's output for an NVIDIA GPU is called **SASS**. An instruction has 128 bits, and some of them
-# are no part of the operation: they are the compiler's word to the scheduler, the **control bits**. Two
-# matter here:
+# are no part of the operation: they tell the warp scheduler what the compiler knows: the **control bits**.
+# Two matter here:
 #
 # - **yield**: prefer another warp for the next instruction.
 # - **reuse**: keep the register that this instruction reads in a certain place, since the next one reads it
@@ -211,11 +211,11 @@ for kernel in code.data["kernels"]:
 # The kernel with tiles of 256 x 128 has more promotions because its loop is unrolled, and because each of its
 # consumers has two slices.
 #
-# Writing into machine code is easy to get wrong, and what goes wrong is silent. So the pass asks first. A run
+# It is easy to make a mistake in machine code, and such a mistake is silent. So the pass checks first. A run
 # must multiply each accumulator once, and all by the same few scales; no FFMA may have a modifier, or a stall
-# for which the yield bit has another meaning. And it looks afterwards: nothing but the two bits may differ,
-# and every scale that is kept must be read by the very next instruction. If anything is not so, the file
-# stays as it was. These are the questions:
+# for which the yield bit has another meaning. And it checks afterwards: nothing but the two bits may differ,
+# and every scale that is kept must be read by the very next instruction. If a check fails, the file stays as
+# it was. These are the checks:
 
 # %%
 workbench_sass.of_pass("^def _checked", "^    return run")
@@ -362,7 +362,7 @@ workbench.card(rung.name)
 # %% [markdown]
 # ## Break it
 #
-# The emulator cannot help: it has no machine code. Here the pass itself must say no. Predict what it objects
+# The emulator cannot help: it has no machine code. Here the pass itself must refuse. Predict what it objects
 # to.
 #
 # **1.** The FFMA before the scale changes is told to keep it.
@@ -403,7 +403,7 @@ exercises.found("10.break1", in_words(kept))
 #
 # </details>
 #
-# **2.** Nobody gives up the reuse: in mode full all yields stay, and every scale is kept as in mode off.
+# **2.** No reuse is given up: in mode full all yields stay, and every scale is kept as in mode off.
 
 # %% tags=["guess"]
 exercises.guess("10.break2", None, *OBJECTIONS)
@@ -514,8 +514,8 @@ def yields(i, sixteenths):
 exercises.check("10.3", yields)
 
 # %% [markdown]
-# **4.** A slice of 64 rows and `columns` columns, and 128 of k. Return the least cycles that its WGMMAs take,
-# and the share of a scheduler's issue slots, in these cycles, that its promotion's FFMAs need.
+# **4.** Take a slice of 64 rows and `columns` columns, and 128 of k. Return the least cycles that its WGMMAs
+# take, and the share of a scheduler's issue slots, in these cycles, that its promotion's FFMAs need.
 
 
 # %% tags=["exercise"]

@@ -13,9 +13,9 @@
 #
 # Until here there was one A and one B. A **mixture of experts** has many B's, its **experts**, and for each
 # token a **router** picks a few of them. So one layer is many products: the same n and k, but each expert has
-# an m of its own, and nobody knows it before the router has spoken. The production kernel makes them all in
-# one launch. Little is new in it, and nearly all of that is in one place, the **scheduler**: which block
-# makes which tile.
+# an m of its own, which is known only after the router has run. The production kernel computes them all in
+# one launch. Little is new in it, and nearly all of that is in one place, the **scheduler**: which thread
+# block computes which tile.
 
 # %%
 from gemm_ladder.figures import lessons
@@ -39,11 +39,11 @@ drawing.style()
 # %% [markdown]
 # ## A router at work
 #
-# Here are the tokens of some sentences, as [the lesson on precision](05_precision.ipynb) had them: what a
-# trained model has in mind for each, 1536 numbers. They go to 4 of 8 experts. (DeepSeek-V3 has 256 and takes
-# 8: arXiv:2412.19437, whose router works like this one.) The router is a small matrix, a row for each expert.
-# A token's product with it, made a number between 0 and 1, says how well the two fit. The best four are
-# taken. Their results will be added up, with these four numbers, divided by their sum, as weights.
+# Here are the tokens of some sentences, as [the lesson on precision](05_precision.ipynb) had them: a trained
+# model's activations for each, 1536 numbers. They go to 4 of 8 experts. (DeepSeek-V3 has 256 and takes 8:
+# arXiv:2412.19437, whose router works like this one.) The router is a small matrix, a row for each expert. A
+# token's product with it, made a number between 0 and 1, says how well the two fit. The best four are taken.
+# Their results will be added up, with these four numbers, divided by their sum, as weights.
 
 # %%
 EXPERTS, OF_EACH = 8, 4
@@ -95,7 +95,7 @@ print(tables.plain([head, *cells]))
 # one launch they go on with the next expert's tiles. And each launch pays for its beginning and its end: the
 # first loads have nothing to hide behind, nor has the last output. The times are what
 # `gemm_ladder.production.prediction` expects of an H100 with L2 dirty. They are predicted, not measured;
-# [lesson 12](12_production.ipynb) shows how well that works.
+# [lesson 12](12_production.ipynb) has shown how well that works.
 #
 # And to loop you must *know* the numbers of rows. They come out of the router, on the GPU. To read them, the
 # CPU would have to wait for it, in every layer.
@@ -165,9 +165,9 @@ print("A:", a.shape, " B:", rhs[0].shape, " their scales:", sfa.shape, rhs[1].sh
 # %% [markdown]
 # ### The scheduler, alone
 #
-# How does a block find its tiles? Nobody tells it. Every block computes the same list of **units** and takes
-# every so-many-th of it: block 0 begins with unit 0, block 1 with unit 1, and each goes on by the number of
-# blocks. (A unit is a tile, or as many as a [cluster](07_tma_multicast.ipynb) makes together.)
+# How does a block find its tiles? No other block tells it. Every block computes the same list of **units**
+# and takes every so-many-th of it: block 0 begins with unit 0, block 1 with unit 1, and each goes on by the
+# number of blocks. (A unit is a tile, or as many as a [cluster](07_tma_multicast.ipynb) makes together.)
 
 # %%
 scheduler = workbench_production.source("scheduler.cuh")
@@ -180,8 +180,8 @@ workbench.code(scheduler, "^template <Config kC>", "^};")
 # looks ahead again. (A tile of 256 rows may meet two experts. Then its unit is handed out as two tiles,
 # one half after the other.)
 #
-# The producer and the consumers of a block each have a scheduler of their own. They need not talk to each
-# other about tiles, for they compute the same.
+# The producer and the consumers of a block each have a scheduler of their own. They need not tell each other
+# about tiles, because they compute the same list.
 #
 # Run the scheduler by itself, with 6 blocks:
 
@@ -201,9 +201,9 @@ kernel = workbench_production.source("gemm.cuh")
 workbench.code(kernel, "load<kC.share == Share::kB, kC.stream_b>", "policy_b\\);")
 
 # %% [markdown]
-# If n is no multiple of the tile's width, the last tile of an expert reaches into the next expert's rows.
-# They are loaded and multiplied, for nothing: D's tensor map ends at column n, and the copy engine writes
-# nothing outside.
+# If n is not a multiple of the tile's width, the last tile of an expert reaches into the next expert's rows.
+# They are loaded and multiplied in vain: D's tensor map ends at column n, and the copy engine writes nothing
+# outside.
 #
 # A whole block of -1 is not even loaded. The producer skips its tiles; the consumers store zeros.
 #
@@ -271,13 +271,13 @@ exercises.found("11.padding", 100 * counts.sum() / len(m_indices), "per cent")
 #
 # ## The masked layout
 #
-# When a model writes text, one token after another, each step is short and the CPU must not be in its way:
-# the steps are recorded once as a **CUDA graph** and played back. Then every shape is fixed. And where the
+# When a model writes text, one token after another, each step is short, and the CPU must not hold it up: the
+# steps are recorded once as a **CUDA graph** and played back. Then every shape is fixed. And where the
 # experts are spread over many GPUs, the tokens come from all of them, and each needs a place in A before
 # anybody has counted how many there will be.
 #
 # In the **masked layout** each expert has room for `max_m` rows, and a vector on the GPU, **`masked_m`**,
-# says how many count. The shapes never change, and nothing is filled up: what is in the rest of the room does
+# says how many count. The shapes never change, and nothing is padded: what is in the rest of the room does
 # not matter. Here it is NaN:
 
 # %%
@@ -319,7 +319,7 @@ drawing_grouped.tiles(walked, masked, masked_call, "Masked: blocks pass from gro
 # One thing is harder than in the contiguous layout. The last tile of a group has rows that do not count, and
 # `out` must stay there as it was. The copy engine writes whole boxes, and what it leaves out lies outside of
 # the *tensor*; here it is only outside of the *group*. Such a tile is stored by ordinary instructions, row by
-# row. All others go the quick way.
+# row. All others are stored by the copy engine.
 
 # %%
 workbench.code(kernel, "if \\(Scheduler<kC>::kByGroup", "^        }")
@@ -336,13 +336,13 @@ print(
 )
 
 # %% [markdown]
-# The NaN were loaded, and multiplied: a tile is always whole. But a row of A only ever meets its own row of
-# D, and those rows of D go nowhere.
+# The NaN were loaded, and multiplied: a tile is always whole. But a row of A only affects its own row of D,
+# and those rows of D are never stored.
 #
 # ## How fast it can be, and is
 #
-# An expert's B must be read from memory whether one row needs it or a hundred. The time of that is a floor;
-# let the tensor cores compute during it what they like.
+# An expert's B must be read from memory whether one row needs it or a hundred. The time of that is a floor,
+# whatever the tensor cores compute meanwhile.
 
 # %%
 EACH = np.unique(np.geomspace(16, 8192, 500).astype(int))
@@ -393,8 +393,8 @@ else:
 # ## Which tile
 #
 # The kernel is compiled for one tile size, and the best one depends on the rows that experts have. In the
-# masked layout nobody knows them, hence the argument `expected_m`: what the caller thinks the mean will be.
-# It is a hint, which chooses the kernel and never the result.
+# masked layout the host does not know them, hence the argument `expected_m`: what the caller thinks the mean
+# will be. It is a hint, which chooses the kernel and never the result.
 
 # %%
 n, k = EXPERT_SIZES[0]
@@ -500,8 +500,8 @@ workbench_grouped.break_it(
 #
 # The second tile of a group has rows 64 to 127 of a room for 100. Its first rows are right. Then it
 # overwrites the rows that do not count, and then the first 28 rows of the *next group*. Whether those are
-# wrong in the end depends on who is last: the block that makes them, or the one that has no business there.
-# The emulator names the second of the two; on a GPU the result would change from call to call.
+# wrong in the end depends on which block is last: the one that computes them, or the one that overwrites
+# them. The emulator names the second of the two; on a GPU the result would change from call to call.
 #
 # </details>
 #
@@ -516,8 +516,8 @@ workbench_grouped.break_it(small["masked"], problem, ("unit_ -= units_m_ * kUnit
 # %% [markdown]
 # <details><summary>Why</summary>
 #
-# In the next group a block begins with a unit number that is too high by what came before. The tiles below it
-# are nobody's: rows that count stay as they were. The first group is right.
+# In the next group a block begins with a unit number that is too high by what came before. No block computes
+# the tiles below it: valid rows stay as they were. The first group is right.
 #
 # </details>
 #
@@ -538,8 +538,9 @@ workbench_grouped.break_it(
 #
 # The producer fills stages for the padding, from outside of B, where the copy engine gives zeros. The
 # consumers take them for the first stages of the *next* tile. From there on they are two blocks of k behind.
-# At the end loads are left over that nobody waits for; in some schedules they are still on their way when the
-# block ends, and this the emulator names. The two schedulers of a block need not talk, but they must agree.
+# At the end loads are left over that no thread waits for; in some schedules they are still on their way when
+# the block ends, and this the emulator names. The two schedulers of a block need not communicate, but they
+# must agree.
 #
 # </details>
 #
@@ -595,4 +596,4 @@ walk_on = """
 exercises.check("11.4", walk_on)
 
 # %% [markdown]
-# Next: [the production kernel](12_production.ipynb), and how it fits itself to a shape.
+# Next: [how to read what was measured](13_reading_the_results.ipynb), and when not to believe it.

@@ -11,10 +11,10 @@
 # %% [markdown]
 # # Rung s9: one kernel for every shape
 #
-# The last rung has no new way to multiply. It is rung s7 with every decision that a shape can make left open:
-# how large the tiles are, what a cluster shares, how many stages there are, whether K is split, whose rows
-# count. Around it stands what a library needs: somebody who decides, somebody who checks a call's operands in
-# a microsecond, and the names that other people's code already calls.
+# The last rung has no new way to multiply. It is rung s7 with every decision left open that depends on the
+# shape: how large the tiles are, what a cluster shares, how many stages there are, whether K is split, which
+# rows are valid. Around it there is what a library needs: a choice of the configuration, a check of a call's
+# operands that takes a microsecond, and the names that other people's code already calls.
 #
 # - The kernel: [gemm.cuh](../kernels/production/gemm.cuh),
 #   [geometry.cuh](../kernels/production/geometry.cuh), [scheduler.cuh](../kernels/production/scheduler.cuh),
@@ -72,11 +72,11 @@ GPU = measured.load(measured.DATA / "ladder.json")["meta"]["gpu"]
 # %% [markdown]
 # ## What limited the rung below
 #
-# [Rung s7](09_persistent.ipynb) has tiles of two sizes, 256 x 128 and 128 x 192, and pairs of blocks
+# [Rung s7](09_persistent.ipynb) has tiles of two sizes, 256 x 128 and 128 x 192, and pairs of thread blocks
 # that share A; [rung s8](10_ffma_interleave.ipynb) is the same source. Their
-# [timeline](../figures/timeline_s7_persistent.png) shows SMs that have work. Those that have none are
-# in no timeline, so count: the tiles that some of DeepSeek-V3's products have, and the SMs that get one.
-# `Config` is a production kernel's description; here it describes those of s7.
+# [timeline](../figures/timeline_s7_persistent.png) shows SMs that have work. Those that have none are in no
+# timeline, so count: the tiles that some of DeepSeek-V3's products have, and the SMs that get one. `Config`
+# is a production kernel's description; here it describes those of s7.
 
 # %%
 for m, n, k in ((4096, 7168, 16384), (4096, 2112, 7168), (64, 7168, 2048), (64, 2112, 7168)):
@@ -137,8 +137,7 @@ workbench.code(geometry, "constexpr int kSegment =", "kBytesPieces : ")
 workbench.code(geometry, "static_assert\\(kConsumers", "a cluster shares something")
 
 # %% [markdown]
-# The same rules stand in config.py, so that you hear of a mistake in one sentence and before the compiler
-# does:
+# config.py has the same rules, so that a mistake is reported in one sentence, and before the compiler runs:
 
 # %%
 try:
@@ -149,17 +148,17 @@ except gl.GemmLadderError as error:
 # %% [markdown]
 # ## 1. Who makes which tile
 #
-# The **scheduler** says it, to the loader and to the consumers alike: `next` gives a block its next tile, the
-# same one to whoever asks.
+# The **scheduler** decides it, for the producer and the consumers alike: `next` gives a block its next tile,
+# the same one to all of its warps.
 
 # %%
 scheduler = workbench_production.source("scheduler.cuh")
 workbench.code(scheduler, "__device__ bool next", "^    }")
 
 # %% [markdown]
-# Where a unit lies takes a division at worst, and whose it is a look into memory. So that is worked out a
-# tile ahead, when nobody waits for it. Only the first tile is waited for; if all tiles lie side by side, it
-# takes no division:
+# To find where a unit lies takes a division at worst, and to find its group takes a read from memory. So both
+# are worked out a tile ahead, when no warp waits for them. Only the first tile is waited for; if all tiles
+# lie side by side, it takes no division:
 
 # %%
 workbench.code(scheduler, "void look_ahead", "^    }")
@@ -210,7 +209,7 @@ for tile in workbench_production.walk(masked, m=128, num_sms=8, layout=counts, g
     )
 
 # %% [markdown]
-# [Lesson 11](11_grouped_gemms.ipynb) is about these layouts.
+# [The next lesson](11_grouped_gemms.ipynb) is about these layouts.
 #
 # ## 2. Waves, and the last one
 #
@@ -241,11 +240,11 @@ drawing_production.schedule(panels, SMS)
 workbench.code(workbench_production.source("start.cuh"), "^int64_t deal", "^}")
 
 # %% [markdown]
-# A tail is not for nothing: its tiles ask L2 for more, and read B once more. What one wins, and where it does
-# not, is in [NOTES.md](../kernels/production/NOTES.md); the choice counts both.
+# A tail has a price: its tiles ask L2 for more, and read B once more. Where it gains, and where it does not,
+# is in [NOTES.md](../kernels/production/NOTES.md); the choice counts both.
 #
-# Without a tail, the part of the SMs' time that makes outputs which somebody wants is a saw, against m: it
-# falls where one more wave begins, and rises while that fills.
+# Without a tail, the share of the SMs' time that goes into valid outputs is a sawtooth, against m: it falls
+# where one more wave begins, and rises while that wave fills.
 
 
 # %%
@@ -314,7 +313,7 @@ for rank in range(4):
 # that is repeated has to give the same bits, and so has a row of A, whichever block happened to be first.
 # `reduce` deals out the tile's pieces to the blocks, sends each block the parts of its pieces, and each adds
 # up its pieces from rank 0 on. The first of the two meetings is in two steps: a block says that it has begun
-# when it begins, and asks for the others long after, when all have said it and nobody waits.
+# when it begins, and waits for the others long after, when all have said so and the wait is short.
 
 # %%
 workbench.code(workbench_production.source("gemm.cuh"), "static __device__ void reduce\\(", "^    }$")
@@ -352,9 +351,9 @@ for n, k in ((384, 1536), (1280, 8192), (2112, 7168), (4096, 2048), (7168, 2048)
 # %% [markdown]
 # ## 4. What is read once may go first
 #
-# L2 keeps what was read last. But if there is one row of tiles, nobody reads B a second time, and what has to
-# leave L2 for it may be something that is needed. So B's loads carry a hint, `evict_first`, which an
-# instruction makes and the load takes along:
+# L2 keeps what was read last. But if there is one row of tiles, B is read only once, and what has to leave L2
+# for it may be something that is needed. So B's loads carry a hint, `evict_first`, which an instruction makes
+# and the load takes along:
 
 # %%
 workbench.code(workbench_production.source("gemm.cuh"), "void load\\(uint32_t shared", "^    }")
@@ -363,7 +362,7 @@ workbench.code(workbench_production.source("gemm.cuh"), "void load\\(uint32_t sh
 # `if constexpr` is decided by the compiler: a kernel has one of the three branches and no trace of the
 # others. A hint changes no result, and the emulator, which has no L2, takes it and does nothing.
 #
-# ## 5. Tiles that straddle scales
+# ## 5. Tiles that straddle scales (optional)
 #
 # 128 columns share a scale of B. A tile of 96 or 112 columns begins anywhere, so it may touch two blocks of
 # scales, and a thread has to take the right one for each of its columns. `kSegment` is the number of columns
@@ -381,7 +380,7 @@ for tile_n in (32, 64, 96, 112, 128, 176, 192):
 
 # %% [markdown]
 # So a width that divides 128 or is a multiple of it is cheap, and 112 costs registers and shared memory: two
-# more costs that whoever chooses has to know.
+# more costs that the choice has to count.
 #
 # [Rung s7](09_persistent.ipynb) loads B's scales with every block of k, four floats of which it wants
 # one. Here a tile's scales lie side by side in memory, one for each block of k, and they are loaded once,
@@ -395,13 +394,14 @@ workbench.code(geometry, "A buffer holds B's scales", "kTilesInRing")
 # No barrier guards them. At k = 7168 a tile has 56 blocks of k, and a ring never more than 16 stages: two
 # buffers are enough, of a few hundred bytes each.
 #
-# ## 6. Before the first load
+# ## 6. Before the first load (optional)
 #
-# A product of few rows takes about ten microseconds, and in a model the next one is right behind it. In about
-# one of the ten nothing has been asked of memory yet: blocks start, barriers are made. This could be done
-# while the kernel *ahead* is still busy with its last tiles. CUDA permits it, under the name **programmatic
-# dependent launch**: the launcher sets an attribute (`early` in start.cuh), and the kernel may begin before
-# the one ahead of it has ended. In return it must say itself from where on the other has to be over:
+# A product of few rows takes about ten microseconds, and in a model the next one is right behind it. For
+# about one of the ten, no load has been issued yet: blocks start, barriers are initialised. This could be
+# done while the kernel *ahead* is still busy with its last tiles. CUDA permits it, under the name
+# **programmatic dependent launch**: the launcher sets an attribute (`early` in start.cuh), and the kernel may
+# begin before the one ahead of it has ended. In return it must say itself at which point the other has to
+# have ended:
 
 # %%
 workbench.code(workbench_production.source("gemm.cuh"), "---- Prologue", "^        __syncthreads\\(\\);")
@@ -611,7 +611,7 @@ print(summary(by_estimate))
 # product share does no harm. But the estimate is also off by different factors for candidates of one product,
 # and the best candidate is often only a few percent ahead of the next one.
 #
-# ### What was learned
+# ### What was learned (optional)
 #
 # What is missing has no single cause. How well the loads hide behind the multiplication depends on the number
 # of stages *and* on the blocks of K *and* on how many tiles run at the same time; what a hint gains depends
@@ -741,7 +741,7 @@ workbench.slider(
 )
 
 # %% [markdown]
-# ### A dozen kernels for a weight
+# ### A dozen kernels for a weight (optional)
 #
 # The best candidate for m = 1000 may be another one than for m = 1010. Every kernel has to be compiled, which
 # takes seconds, and loaded, so a process should not need one for every m. `plan` in
@@ -772,10 +772,10 @@ needed = dict.fromkeys(map(plan.at, choice.steps_up_to("dense", 8192, 1)))
 print(f"{len(choice.STEPS)} steps, {len(plan.configs)} kernels; calls with m up to 8192 need {len(needed)}")
 
 # %% [markdown]
-# It looks restless, and that is the saw of section 2: as m grows, now one tile fills its last wave, now
+# It looks restless, and that is the sawtooth of section 2: as m grows, now one tile fills its last wave, now
 # another. `precompile` compiles the kernels ahead, on as many threads as there are cores.
 #
-# ## Measuring instead of expecting
+# ## Measuring instead of expecting (optional)
 #
 # `gemm_ladder.tune(kind, m, n, k)`, or `python -m gemm_ladder tune M N K`, times the candidates that are
 # expected to be good on your GPU in all three states of L2, each after a look at its result, and keeps the
@@ -856,16 +856,16 @@ again = [entry for entry in entries if entry.startswith(("**The producer elected
 workbench.Text("\n\n".join(f"> {entry}" for entry in again[::-1]), "\n\n".join(again[::-1]))
 
 # %% [markdown]
-# ## What a call costs the host
+# ## What a call costs the host (optional)
 #
-# Before a kernel runs, somebody has to look at the operands, find the kernel, and launch it. A product of few
+# Before a kernel runs, the host has to check the operands, find the kernel, and launch it. A product of few
 # rows is over in some microseconds; if a call costs the host more than that, the GPU waits for the host. Two
 # things keep it short.
 #
-# **The look.** [checks/](../kernels/checks) finds the sentence that says what is wrong with a call. It
-# takes its time. So a call whose operands need neither a sentence nor a conversion does not go there, and not
-# through Python at all: [fast_path.cpp](../kernels/production/fast_path.cpp) looks at them. These are its
-# questions, asked once types, sizes, strides and addresses are read:
+# **The checks.** [checks/](../kernels/checks) finds the sentence that says what is wrong with a call, and is
+# slow. So a call whose operands need neither a sentence nor a conversion does not go there, and not through
+# Python at all: [fast_path.cpp](../kernels/production/fast_path.cpp) looks at them. These are its questions,
+# asked once types, sizes, strides and addresses are read:
 
 # %%
 queue_cpp = fast_path.SOURCE.read_text()
@@ -929,7 +929,7 @@ drawing_results.page(host.picture(times)) if times else None
 # work. With this product it is faster, though not by much: a smaller product, or a slower host, turns that
 # round. Then a CUDA graph helps: it records the calls once, and replays them without the host's part.
 #
-# ## In somebody else's code
+# ## In somebody else's code (optional)
 #
 # The functions have the names and arguments of both generations of DeepGEMM's interface, so its users change
 # one line. This is such code:
@@ -976,8 +976,9 @@ for words, call in {
         print(f"{words:14}{error}")
 
 # %% [markdown]
-# One thing is not looked at: what `m_indices` and `masked_m` hold, for that would make the host wait for the
-# GPU. The kernels bear any number there, and `GEMM_LADDER_CHECK=1` turns the look on.
+# One thing is not checked: what `m_indices` and `masked_m` hold, because to read them the host would have to
+# wait for the GPU. The kernels stay inside their tensors with any numbers there, and `GEMM_LADDER_CHECK=1`
+# turns that check on.
 #
 # ## How fast it is
 #
@@ -1101,9 +1102,9 @@ workbench_production.break_it(
 # %% [markdown]
 # <details><summary>Why</summary>
 #
-# A block that has not begun has no shared memory yet: what is sent there hits another block's, or nobody's.
-# On a GPU all four begin at about the same time, so it nearly always goes well. The emulator asks whether the
-# blocks have met at all.
+# A block that has not begun has no shared memory yet: what is sent there lands in another block's, or
+# nowhere. On a GPU all four begin at about the same time, so it nearly always goes well. The emulator asks
+# whether the blocks have met at all.
 #
 # </details>
 #
@@ -1226,4 +1227,5 @@ addition = """
 exercises.check("12.4", addition)
 
 # %% [markdown]
-# Next: [how to read what was measured](13_reading_the_results.ipynb), and when not to believe it.
+# Next: [products for mixtures of experts](11_grouped_gemms.ipynb), or [how to read what was
+# measured](13_reading_the_results.ipynb).

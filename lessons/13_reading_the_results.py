@@ -40,7 +40,7 @@ drawing.style()
 # %% [markdown]
 # ## One row
 #
-# A file has rows, and a **meta** that says where they come from. Without the meta a time is a number.
+# A file has rows, and a **meta** that says where they come from. Without the meta a time is only a number.
 
 # %%
 data = measured.load(measured.DATA / "ladder.json")
@@ -59,7 +59,7 @@ for field, value in row.items():
 # - **tflops** and **gb_s** follow from the time: operations, and the bytes that have to move *at least*, by
 #   the shape alone. A kernel that moves more bytes gets no credit for them.
 # - **rel_err**: how far the result was from the reference. A time of a wrong result is not kept.
-# - **l2**: the state of the cache before each call. It comes next but one.
+# - **l2**: the state of the cache before each call. The next section says how it is made.
 #
 # Check the two that follow, for all rows:
 
@@ -409,7 +409,7 @@ else:
 drawing_results.page(production.picture(everything)) if "production" in recorded else None
 
 # %% [markdown]
-# And all of its rows, and the rungs, under the roof:
+# All rows of that file, and the rungs, under the roof:
 
 # %%
 ladder = measured.recorded()

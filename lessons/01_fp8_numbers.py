@@ -11,9 +11,9 @@
 # %% [markdown]
 # # FP8 numbers and their scales
 #
-# A matrix product in FP8, floating-point numbers of 8 bits, moves half the bytes of one in 16 bits, and
-# Hopper's tensor cores compute it faster. This lesson is about what the 8 bits can hold, how scales stretch
-# them, and what they cost.
+# A matrix product in [FP8](glossary.md#fp8), floating-point numbers of 8 bits, moves half the bytes of one in
+# 16 bits, and Hopper's [tensor cores](glossary.md#tensor-core) compute it faster. This lesson is about what
+# the 8 bits can hold, how scales stretch them, and what they cost.
 
 # %%
 from gemm_ladder.figures import lessons
@@ -40,7 +40,7 @@ print(f"at m x n x k = {' x '.join(map(str, size))}.", *measured.provenance([fas
 # %% [markdown]
 # ## 256 numbers
 #
-# **E4M3** has a sign, 4 bits of exponent and 3 of fraction: `s eeee mmm`.
+# **[E4M3](glossary.md#e4m3)** has a sign, 4 bits of exponent and 3 of fraction: `s eeee mmm`.
 #
 # - Where `eeee` is not 0, the number is **normal**: $(-1)^s \cdot 1.mmm_2 \cdot 2^{e-7}$.
 # - Where it is 0, it is **subnormal**: $(-1)^s \cdot 0.mmm_2 \cdot 2^{-6}$. These are evenly spaced, and
@@ -320,7 +320,7 @@ for name, cast_a, cast_b in (
 #
 # One scale for each matrix could wait until the end: multiply everything, then scale D once. Scales that
 # change along k cannot. After every 128 of k the sum so far has to be scaled by $s^A_{i,k/128} \cdot
-# s^B_{j/128,k/128}$ and added to a total. This is the **promotion** of [the first
+# s^B_{j/128,k/128}$ and added to a total. This is the **[promotion](glossary.md#promotion)** of [the first
 # lesson](00_start_here.ipynb).
 #
 # Why 128, and not 32 or 512? Shorter runs follow the numbers more closely, but each costs a promotion; and
@@ -329,9 +329,9 @@ for name, cast_a, cast_b in (
 #
 # ## How A's scales lie in memory
 #
-# A kernel's tile has 64 rows or more, and for one block of k it needs the scales of all of its rows. So the
-# kernels want them with m contiguous, each column padded to a multiple of 16 bytes, as the [copy
-# engine](06_tma.ipynb) demands.
+# A kernel's [tile](glossary.md#tile) has 64 rows or more, and for one [block of k](glossary.md#k-block) it
+# needs the scales of all of its rows. So the kernels want them with m contiguous, each column padded to a
+# multiple of 16 bytes, as the [copy engine](06_tma.ipynb) demands.
 
 # %%
 scales = np.arange(10, dtype=np.float32).reshape(5, 2)  # m = 5, two blocks of k

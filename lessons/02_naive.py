@@ -11,8 +11,8 @@
 # %% [markdown]
 # # Rung s1: one thread for each output
 #
-# Rung `s0_numpy` is the definition. The other rungs are compared with it, and its speed does not matter. This
-# lesson puts the same formula on a GPU, in the plainest way there is:
+# [Rung](glossary.md#rung) `s0_numpy` is the definition. The other rungs are compared with it, and its speed
+# does not matter. This lesson puts the same formula on a GPU, in the plainest way there is:
 # [s1_naive.cu](../kernels/stages/s1_naive.cu), a kernel that you can read in a minute. It is slow, and you
 # will count why.
 
@@ -34,23 +34,25 @@ rung = gl.rungs["s1_naive"]
 # %% [markdown]
 # ## The idea
 #
-# Every element of D is an independent sum, so each gets a thread of its own. A thread block, or block for
-# short, of 256 threads computes 8 x 32 outputs. The 32 threads of a **warp**, which execute together, have 32
-# neighbours of one row.
+# Every element of D is an independent sum, so each gets a thread of its own. A [thread
+# block](glossary.md#thread-block), or block for short, of 256 threads computes 8 x 32 outputs. The 32 threads
+# of a **[warp](glossary.md#warp)**, which execute together, have 32 neighbours of one row.
 
 # %%
 drawing.naive_block(8, 32)
 
 # %% [markdown]
-# Here is the kernel. Compare it with `product` in [the first lesson](00_start_here.ipynb): the loop over K
-# blocks, blocks of 128 along k, and the promotion at its end are the same two lines.
+# Here is the kernel. Compare it with `product` in [the first lesson](00_start_here.ipynb): the loop over [K
+# blocks](glossary.md#k-block), blocks of 128 along k, and the [promotion](glossary.md#promotion) at its end
+# are the same two lines.
 
 # %%
 workbench.code(rung.source, "__global__", "^}")
 
 # %% [markdown]
-# And here is how it is started. `launch` is a function of the repository, because the emulator has one of the
-# same name: it takes the number of blocks and of threads, and the kernel's arguments.
+# And here is how it is started. `launch` is a function of the repository, because the
+# [emulator](glossary.md#emulator) has one of the same name: it takes the number of blocks and of threads, and
+# the kernel's arguments.
 
 # %%
 workbench.code(rung.source, 'extern "C"', "^}")
@@ -71,8 +73,8 @@ workbench.code(rung.source, 'extern "C"', "^}")
 # [ptx.cuh](../kernels/include/ptx.cuh), one for each instruction, and the emulator has the same functions. So
 # you can try one alone. `workbench.try_kernel` compiles the text that you give it and runs one block of it.
 #
-# **`cvt_f32_e4m3`** turns an E4M3 byte into a 32-bit float. Give every byte to a thread, and compare with the
-# table of the last lesson:
+# **`cvt_f32_e4m3`** turns an [E4M3](glossary.md#e4m3) byte into a 32-bit float. Give every byte to a thread,
+# and compare with the table of the last lesson:
 
 # %%
 out = np.zeros(256, np.float32)
@@ -116,8 +118,8 @@ print(f"exact:     {exact!r}\nfused:     {float(out[0])!r}\nin two:    {float(ou
 # Left to itself, a compiler may fuse or not. The kernels say `fmaf` wherever the bits matter, and so two
 # machines can agree to the last bit.
 #
-# **`cvt_rn_bf16x2_f32(high, low)`** rounds two floats to BF16 and packs them into 32 bits. BF16 is the upper
-# half of a 32-bit float, and ties go to the even one:
+# **`cvt_rn_bf16x2_f32(high, low)`** rounds two floats to [BF16](glossary.md#bf16) and packs them into 32
+# bits. BF16 is the upper half of a 32-bit float, and ties go to the even one:
 
 # %%
 inputs = np.array([1, 1 + 2**-8, 1 + 3 * 2**-8, -3.14159], np.float32)
@@ -158,7 +160,8 @@ print(
 #
 # ## How fast it is
 #
-# How many times as fast is the ceiling, NVIDIA's library on the tensor cores? Guess.
+# How many times as fast is the [ceiling](glossary.md#ceiling), NVIDIA's library on the [tensor
+# cores](glossary.md#tensor-core)? Guess.
 
 # %% tags=["guess"]
 exercises.guess("02.ceiling", None)
@@ -188,12 +191,13 @@ print(f"each byte of A is loaded {n} times, each byte of B {m} times")
 print(f"operations for each byte loaded: {2 * m * n * k / loaded:g}")
 
 # %% [markdown]
-# One multiplication and one addition for two bytes. That ratio of operations to bytes is the **arithmetic
-# intensity**, and here it is as low as it gets, because nothing that was loaded is used twice by the thread
-# that loaded it.
+# One multiplication and one addition for two bytes. That ratio of operations to bytes is the **[arithmetic
+# intensity](glossary.md#arithmetic-intensity)**, and here it is as low as it gets, because nothing that was
+# loaded is used twice by the thread that loaded it.
 #
-# The caches answer most of these loads, but they have to be asked. A warp's load is served in **sectors** of
-# 32 bytes. Which sectors do the 32 threads of a warp touch in one step of the loop?
+# The caches answer most of these loads, but they have to be asked. A warp's load is served in
+# **[sectors](glossary.md#sector)** of 32 bytes. Which sectors do the 32 threads of a warp touch in one step
+# of the loop?
 
 # %%
 SECTOR = 32  # bytes: "Device Memory Accesses" in the CUDA C++ Programming Guide
@@ -231,8 +235,9 @@ plt.show()
 
 # %% [markdown]
 # The green dots, all in one place, are how one would like it: 32 neighbouring threads, 32 neighbouring bytes.
-# Such a load is called **coalesced**. Here every byte of B costs a sector of its own. The next steps of k
-# find their bytes in the same sectors, in the cache; but the cache is asked for all of them, every time.
+# Such a load is called **[coalesced](glossary.md#coalesced)**. Here every byte of B costs a sector of its
+# own. The next steps of k find their bytes in the same sectors, in the cache; but the cache is asked for all
+# of them, every time.
 #
 # By these counts the limit is not the arithmetic, and not the memory of the GPU. It is the traffic between
 # the cache and the threads, and the instructions around each `fmaf`. The kernel's card says what the compiler
@@ -242,8 +247,9 @@ plt.show()
 workbench.card("s1_naive")
 
 # %% [markdown]
-# Two cures are old. Load a tile once into the **shared memory** of a block and let all of its threads use it;
-# and let each thread make many outputs. The next rung has both.
+# Two cures are old. Load a [tile](glossary.md#tile) once into the **[shared
+# memory](glossary.md#shared-memory)** of a block and let all of its threads use it; and let each thread make
+# many outputs. The next rung has both.
 #
 # ## Break it
 #

@@ -15,7 +15,8 @@
 # same instruction, `fmaf`. All that changes is where the operands are when that instruction wants them. You
 # will predict what that is worth before you look.
 #
-# From here on every rung is written for whole K blocks: k is a multiple of 128.
+# From here on every [rung](glossary.md#rung) is written for whole [K blocks](glossary.md#k-block): k is a
+# multiple of 128.
 
 # %%
 from gemm_ladder.figures import lessons
@@ -34,11 +35,11 @@ rung = gl.rungs["s2_tiled"]
 # %% [markdown]
 # ## What limited the rung below
 #
-# The card of s1_naive names one unit, L1, at 98 % of its peak. A line of L1 has 128 bytes, and to answer a
-# load the cache has to find every line that the warp touches. Suppose that it finds one line a cycle. A warp
-# of s1_naive touches one line for A and 32 for B, and with them its 32 threads do one `fmaf` each. What would
-# that allow? Work it out on paper first: 132 SMs, at 1.98 GHz, an operation being a multiplication or an
-# addition. How many TFLOPS?
+# The card of s1_naive names one unit, [L1](glossary.md#l1), at 98 % of its peak. A line of L1 has 128 bytes,
+# and to answer a load the cache has to find every line that the [warp](glossary.md#warp) touches. Suppose
+# that it finds one line a cycle. A warp of s1_naive touches one line for A and 32 for B, and with them its 32
+# threads do one `fmaf` each. What would that allow? Work it out on paper first: 132 [SMs](glossary.md#sm), at
+# 1.98 GHz, an operation being a multiplication or an addition. How many [TFLOPS](glossary.md#tflops)?
 
 # %% tags=["guess"]
 exercises.guess("03.lines", None)
@@ -58,7 +59,8 @@ print(f"measured:  {recorded['s1_naive'][size]:.3f} TFLOPS")
 #
 # ## A model, one term for each unit
 #
-# An SM has four units that a kernel on the CUDA cores can fill. Each does so much in a cycle:
+# An SM has four units that a kernel on the [CUDA cores](glossary.md#cuda-core) can fill. Each does so much in
+# a cycle:
 #
 # | unit | in a cycle, on each SM |
 # |---|---|
@@ -70,11 +72,12 @@ print(f"measured:  {recorded['s1_naive'][size]:.3f} TFLOPS")
 # They work at the same time. So count, for one `fmaf`, how much of each it takes, and the unit that takes the
 # longest says how fast the kernel can be. Here is that for s1_naive and for three steps from there to s2.
 #
-# 1. **A tile in shared memory.** A thread block of 32 x 32 threads loads 32 rows of A and of B once, and all
-#    of its threads read them from shared memory: two numbers for each `fmaf`. Threads of a warp that want the
-#    same number get it in the same turn.
-# 2. **A tile in registers.** A thread makes 8 x 8 outputs. For each k it reads 8 numbers of A and 8 of B, and
-#    does 64 `fmaf` with them.
+# 1. **A [tile](glossary.md#tile) in [shared memory](glossary.md#shared-memory).** A [thread
+#    block](glossary.md#thread-block) of 32 x 32 threads loads 32 rows of A and of B once, and all of its
+#    threads read them from shared memory: two numbers for each `fmaf`. Threads of a warp that want the same
+#    number get it in the same turn.
+# 2. **A tile in [registers](glossary.md#register).** A thread makes 8 x 8 outputs. For each k it reads 8
+#    numbers of A and 8 of B, and does 64 `fmaf` with them.
 # 3. **128-bit loads.** One instruction reads four of those numbers.
 #
 # Which unit limits each of them? Decide before you run the next cell but one; then see which guess was wrong.
@@ -116,7 +119,7 @@ vectorised = bound("128-bit loads", 32 * 64, "03.vector", instructions=4 + 64, s
 # two numbers from there leaves the FP32 pipe idle seven cycles in eight. A tile in registers is what feeds
 # it: a thread with 8 x 8 outputs does 64 `fmaf` for 16 numbers, 4 for each; with R x R it would be R / 2.
 # What bounds R is the number of registers, 255 for each thread; and the more of them a thread has, the fewer
-# warps fit on an SM: the lower is its **occupancy**.
+# warps fit on an SM: the lower is its **[occupancy](glossary.md#occupancy)**.
 #
 # The last two lines of the model assume something that is not free: that shared memory serves a warp's load
 # in one cycle for every 128 bytes. Section 2 sees to that.
@@ -146,15 +149,16 @@ workbench.diff("s1_naive", "s2_tiled")
 #   memory.
 # - **`__syncthreads`** is a barrier: no thread of the block goes on before all have arrived, and what was
 #   written before it can be read after it.
-# - In the main loop `next` is loaded *before* the 16 steps of k that do not need it. A load from global
-#   memory takes hundreds of cycles; they pass while the thread multiplies.
-# - The promotion is what it was, 64 times.
+# - In the main loop `next` is loaded *before* the 16 steps of k that do not need it. A load from [global
+#   memory](glossary.md#global-memory) takes hundreds of cycles; they pass while the thread multiplies.
+# - The [promotion](glossary.md#promotion) is what it was, 64 times.
 #
 # ## 1. What a block asks of the cache
 #
-# **Coalescing**, in lesson 02, was about the 32-byte sectors that a warp's load touches. Here a thread loads
-# 16 bytes of a row of its own, so a warp touches 32 lines, and half of each sector is of use at once; the
-# other half is what the next step asks for, and it is in L1 by then. How many lines are that for each `fmaf`?
+# **[Coalescing](glossary.md#coalesced)**, in lesson 02, was about the 32-byte [sectors](glossary.md#sector)
+# that a warp's load touches. Here a thread loads 16 bytes of a row of its own, so a warp touches 32 lines,
+# and half of each sector is of use at once; the other half is what the next step asks for, and it is in L1 by
+# then. How many lines are that for each `fmaf`?
 
 # %%
 loads = 8 * 8  # 8 warps, one load each for 16 of k, 8 times for a block of 128
@@ -166,7 +170,8 @@ print(f"L1 is busy for {busy:.0%} of the time that the FP32 pipe needs")
 
 # %% [markdown]
 # So the loads may stay as they are: they are no longer the limit. If neighbours in a warp loaded neighbours
-# along k, they would ask for fewer lines, and the stores below would then want the same banks.
+# along k, they would ask for fewer lines, and the stores below would then want the same
+# [banks](glossary.md#bank).
 #
 # ## 2. Banks
 #
@@ -240,9 +245,10 @@ predicted = SMS * CLOCK * 2 * 8 * fmas / fullest * tiles / SMS / waves / 1e12
 print(f"predicted: {predicted:.0f} TFLOPS, {predicted / recorded['s1_naive'][size]:.0f} times s1_naive")
 
 # %% [markdown]
-# An SM has room for one such block, because of the registers, and so for two warps at each of its four
-# schedulers. While both wait at `__syncthreads`, or for a number from shared memory, nothing is issued. The
-# model does not know that: it is the most that there can be. How many TFLOPS do you expect of it?
+# An SM has room for one such block, because of the registers, and so for two warps at each of its [four
+# schedulers](glossary.md#warp-scheduler). While both wait at `__syncthreads`, or for a number from shared
+# memory, nothing is issued. The model does not know that: it is the most that there can be. How many TFLOPS
+# do you expect of it?
 
 # %% tags=["guess"]
 exercises.guess("03.measured", None)

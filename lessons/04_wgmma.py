@@ -11,10 +11,12 @@
 # %% [markdown]
 # # Rung s3: tensor cores
 #
-# [s3_wgmma.cu](../kernels/stages/s3_wgmma.cu) leaves the multiplying to the tensor cores. One instruction,
-# **WGMMA**, multiplies a whole tile. In return it wants its operands in shared memory, in a certain order,
-# described in 64 bits of its own; it leaves its result scattered over the registers of 128 threads; and it
-# does all that *later*. This lesson takes these one at a time.
+# [s3_wgmma.cu](../kernels/stages/s3_wgmma.cu) leaves the multiplying to the [tensor
+# cores](glossary.md#tensor-core). One instruction, **[WGMMA](glossary.md#wgmma)**, multiplies a whole
+# [tile](glossary.md#tile). In return it wants its operands in [shared memory](glossary.md#shared-memory), in
+# a certain order, described in 64 bits of its own; it leaves its result scattered over the
+# [registers](glossary.md#register) of 128 threads; and it does all that *later*. This lesson takes these one
+# at a time.
 
 # %%
 from gemm_ladder.figures import lessons
@@ -34,9 +36,10 @@ rung = gl.rungs["s3_wgmma"]
 # %% [markdown]
 # ## What limited the rung below
 #
-# [Rung s2](03_tiled.ipynb) has its operands at hand, and nearly everything that it issues is an FFMA. An FFMA
-# is 32 multiplications and additions, one for each thread of a warp, and an SM issues four a cycle. That is
-# where it ends. A WGMMA is one instruction, too, which four warps issue together:
+# [Rung s2](03_tiled.ipynb) has its operands at hand, and nearly everything that it issues is an
+# [FFMA](glossary.md#ffma). An FFMA is 32 multiplications and additions, one for each thread of a
+# [warp](glossary.md#warp), and an [SM](glossary.md#sm) issues four a cycle. That is where it ends. A WGMMA is
+# one instruction, too, which four warps issue together:
 
 # %%
 for name, fmas, warps in (("FFMA", 32, 1), ("WGMMA of 64 x 128 x 32", 64 * 128 * 32, 4)):
@@ -45,9 +48,10 @@ for name, fmas, warps in (("FFMA", 32, 1), ("WGMMA of 64 x 128 x 32", 64 * 128 *
 # %% [markdown]
 # ## The idea
 #
-# A **warpgroup** is four warps, 128 threads. Together they make a tile of D with 64 rows and 128 columns. For
-# each block of 128 along k they copy A's and B's tiles to shared memory; then four WGMMAs multiply, each 32
-# of k further on; then the CUDA cores promote.
+# A **[warpgroup](glossary.md#warpgroup)** is four warps, 128 threads. Together they make a tile of D with 64
+# rows and 128 columns. For each [block of 128 along k](glossary.md#k-block) they copy A's and B's tiles to
+# shared memory; then four WGMMAs multiply, each 32 of k further on; then the [CUDA
+# cores](glossary.md#cuda-core) [promote](glossary.md#promotion).
 
 # %%
 drawing.wgmma_tile(128)
@@ -58,7 +62,7 @@ drawing.wgmma_tile(128)
 #
 # ## The change to the file
 #
-# Lines with `-` are rung s2's, lines with `+` are new.
+# Lines with `-` are [rung](glossary.md#rung) s2's, lines with `+` are new.
 
 # %%
 workbench.diff("s2_tiled", "s3_wgmma")
@@ -68,8 +72,9 @@ workbench.diff("s2_tiled", "s3_wgmma")
 #
 # ## 1. Where a byte lies: the swizzle
 #
-# The 32 banks of shared memory are those of [lesson 03](03_tiled.ipynb): threads that want different words of
-# one bank take turns. FP8 stays as it is now, without a conversion, and K is contiguous, as in global memory.
+# The 32 [banks](glossary.md#bank) of shared memory are those of [lesson 03](03_tiled.ipynb): threads that
+# want different words of one bank take turns. [FP8](glossary.md#fp8) stays as it is now, without a
+# conversion, and K is contiguous, as in [global memory](glossary.md#global-memory).
 #
 # A row of a tile has 128 bytes, which is all 32 banks once. A tensor core reads the *same* 16 bytes of k, a
 # **chunk**, of eight rows at a time. How many turns does that take, if the rows lie one after the other?
@@ -91,9 +96,9 @@ for chunk in (0, 2):
 exercises.found("04.turns", int(turns(plain)), "turns as the rows come")
 
 # %% [markdown]
-# The **128-byte swizzle** puts chunk c of row r at place c XOR (r mod 8). A row keeps its chunks, in another
-# order; and in each column of the picture every chunk occurs once. The marked chunk then lies in eight
-# different groups of banks.
+# The **128-byte [swizzle](glossary.md#swizzle)** puts chunk c of row r at place c XOR (r mod 8). A row keeps
+# its chunks, in another order; and in each column of the picture every chunk occurs once. The marked chunk
+# then lies in eight different groups of banks.
 
 # %%
 drawing.banks(chunk=2)
@@ -119,8 +124,8 @@ workbench.code(rung.source, "^template <int kRows>", "^}")
 # %% [markdown]
 # ## 2. Telling the tensor core: the descriptor
 #
-# A WGMMA is not given pointers. Each operand is a **descriptor** of 64 bits: where the tile begins, how far
-# it is from 8 rows to the next 8, and which swizzle it has. Let a kernel make some:
+# A WGMMA is not given pointers. Each operand is a **[descriptor](glossary.md#descriptor)** of 64 bits: where
+# the tile begins, how far it is from 8 rows to the next 8, and which swizzle it has. Let a kernel make some:
 
 # %%
 out = np.zeros(3, np.uint64)
@@ -156,9 +161,9 @@ drawing.descriptor(int(out[0]))
 #
 # ## 3. One WGMMA, alone: who gets what
 #
-# Multiply operands whose product says where it comes from: D[r, c] = 16 r + c. E4M3 holds these factors
-# exactly, and four terms of k are enough. `shared_memory()` is where the block's shared memory begins, and
-# `st_shared` stores at such an address; the other new functions are in the next section.
+# Multiply operands whose product says where it comes from: D[r, c] = 16 r + c. [E4M3](glossary.md#e4m3) holds
+# these factors exactly, and four terms of k are enough. `shared_memory()` is where the block's shared memory
+# begins, and `st_shared` stores at such an address; the other new functions are in the next section.
 
 # %%
 r, c = np.arange(64), np.arange(16)
@@ -210,8 +215,9 @@ print("as documented:", np.array_equal(held, 16 * rows + columns))
 drawing.fragment()
 
 # %% [markdown]
-# This is the accumulator **fragment**. A thread has pieces of two rows, eight apart. So it needs two of A's
-# scales, and that is why the kernel has `scale0` and `scale1`, and chooses by `i / 2 % 2`.
+# This is the [accumulator](glossary.md#accumulator) **[fragment](glossary.md#fragment)**. A thread has pieces
+# of two rows, eight apart. So it needs two of A's scales, and that is why the kernel has `scale0` and
+# `scale1`, and chooses by `i / 2 % 2`.
 #
 # ## 4. Later: fences, groups, waiting
 #
@@ -219,16 +225,17 @@ drawing.fragment()
 # say what is ordered.
 #
 # - **`fence_proxy_async`**. Ordinary stores and the tensor core reach shared memory by two different paths,
-#   two **proxies**. What a thread has stored is guaranteed to be visible on the other path only after this
-#   thread's fence. Then `__syncthreads`, because the tensor core reads what *all* threads wrote.
+#   two **[proxies](glossary.md#proxy)**. What a thread has stored is guaranteed to be visible on the other
+#   path only after this thread's fence. Then `__syncthreads`, because the tensor core reads what *all*
+#   threads wrote.
 # - **`wgmma_fence`** comes before the first WGMMA, and whenever the threads have touched the accumulators
 #   since the last.
 # - **`wgmma_commit_group`** closes a group of WGMMAs.
 # - **`wgmma_wait_group<N>`** waits until at most N groups are unfinished. Before it, no thread may read the
 #   accumulators or overwrite the operands.
 #
-# What is in the registers before the wait? A GPU promises nothing. The emulator puts NaN there, and names a
-# thread that reads it:
+# What is in the registers before the wait? A GPU promises nothing. The [emulator](glossary.md#emulator) puts
+# NaN there, and names a thread that reads it:
 
 # %%
 wait = "    ptx::wgmma_wait_group<0>();\n"
@@ -320,8 +327,8 @@ print(*notes, sep="\n")
 # %% [markdown]
 # ## What limits it now
 #
-# Record a run and draw what the first thread block does. White is a warp's own work, copying and promoting,
-# or another warp's turn in the scheduler.
+# Record a run and draw what the first [thread block](glossary.md#thread-block) does. White is a warp's own
+# work, copying and promoting, or another warp's turn in the scheduler.
 
 # %%
 with gl.emulator(seed=2, record=True) as run:
@@ -355,7 +362,8 @@ workbench.card("s3_wgmma")
 #
 # ## Break it
 #
-# Predict, then run. Each cell plants one fault in the kernel and runs it under eight schedules.
+# Predict, then run. Each cell plants one fault in the kernel and runs it under eight
+# [schedules](glossary.md#schedule).
 
 # %%
 problem = workbench.problem(m=64, n=128, k=512)

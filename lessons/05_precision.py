@@ -11,9 +11,10 @@
 # %% [markdown]
 # # Precision: 14 bits, and what to do about them
 #
-# [The last lesson](04_wgmma.ipynb), section 5, saw a tensor core lose a 1. Here you follow its additions
-# digit by digit, see what becomes of long sums, and find out why the kernels promote every 128 of k and not
-# every 32 or never. The second half asks the same of the *scales*, on the weights of a trained model.
+# [The last lesson](04_wgmma.ipynb), section 5, saw a [tensor core](glossary.md#tensor-core) lose a 1. Here
+# you follow its additions digit by digit, see what becomes of long sums, and find out why the kernels
+# [promote](glossary.md#promotion) every 128 of k and not every 32 or never. The second half asks the same of
+# the *scales*, on the weights of a trained model.
 
 # %%
 from gemm_ladder.figures import lessons
@@ -36,11 +37,11 @@ rung = gl.rungs["s3_wgmma"]
 # %% [markdown]
 # ## One sum, by hand
 #
-# One WGMMA adds 32 products and the accumulator it finds, for each of its outputs. A Hopper tensor core does
-# it in four steps:
+# One [WGMMA](glossary.md#wgmma) adds 32 products and the [accumulator](glossary.md#accumulator) it finds, for
+# each of its outputs. A Hopper tensor core does it in four steps:
 #
-# 1. It multiplies. A product of two E4M3 numbers has at most 8 significant bits, and is exact. Its *exponent*
-#    is the sum of its factors' exponents.
+# 1. It multiplies. A product of two [E4M3](glossary.md#e4m3) numbers has at most 8 significant bits, and is
+#    exact. Its *exponent* is the sum of its factors' exponents.
 # 2. It finds the largest exponent, E, of the accumulator and of all products that are not zero.
 # 3. It aligns all of them to E, and cuts off what lies below $2^{E-13}$. It does not round: digits are
 #    dropped.
@@ -138,9 +139,9 @@ def chain(*sums):
 print("one:", chain(first), "  two:", chain(first, second))
 
 # %% [markdown]
-# The emulator adds with `gemm_ladder.ref.tensor_core`, which is your program made fast. It was compared with
-# an H100, bit for bit; the count is in [the last lesson](04_wgmma.ipynb), section 5. So from here on you can
-# trust the model with long sums.
+# The [emulator](glossary.md#emulator) adds with `gemm_ladder.ref.tensor_core`, which is your program made
+# fast. It was compared with an H100, bit for bit; the count is in [the last lesson](04_wgmma.ipynb), section
+# 5. So from here on you can trust the model with long sums.
 #
 # ## A sum that stops
 #
@@ -286,7 +287,7 @@ else:
 
 # %% [markdown]
 # - *Promoted every 128*, the error does not depend on k. It stays below what the last step, the rounding to
-#   BF16, costs anyway.
+#   [BF16](glossary.md#bf16), costs anyway.
 # - *Never promoted*, it grows with k, even for normal numbers: their sum grows like $\sqrt{k}$, and the last
 #   digit with it.
 # - *Non-negative* numbers are the worst case: the sum is as large as it can be, and all losses have one
@@ -294,10 +295,10 @@ else:
 #
 # ## Why 128
 #
-# Promoting more often costs more. Count it: an output needs one `fmaf` each time. An SM of an H100 can do 128
-# of them in a clock cycle ("Throughput of Native Arithmetic Instructions", CUDA C++ Programming Guide), and
-# its tensor cores multiply and add 4096 pairs of E4M3 numbers (from the 1979 TFLOPS of the data sheet, 132
-# SMs and 1.83 GHz).
+# Promoting more often costs more. Count it: an output needs one `fmaf` each time. An [SM](glossary.md#sm) of
+# an H100 can do 128 of them in a clock cycle ("Throughput of Native Arithmetic Instructions", CUDA C++
+# Programming Guide), and its tensor cores multiply and add 4096 pairs of E4M3 numbers (from the 1979
+# [TFLOPS](glossary.md#tflops) of the data sheet, 132 SMs and 1.83 GHz).
 
 # %%
 INTERVALS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -317,15 +318,15 @@ for every in (32, 128, 512):
 # %% [markdown]
 # The left picture is at k = 4096. To the left of 128 the error falls further, although it is below the
 # rounding to BF16 already. To the right, non-negative numbers rise above the line. And the cost: every 32,
-# the CUDA cores would have as much to do as the tensor cores, and could hardly hide behind them. Every 128 it
-# is a quarter, and hiding *that* is the work of [the later rungs](README.md). Beyond 128 little is left to be
-# gained.
+# the [CUDA cores](glossary.md#cuda-core) would have as much to do as the tensor cores, and could hardly hide
+# behind them. Every 128 it is a quarter, and hiding *that* is the work of [the later rungs](README.md).
+# Beyond 128 little is left to be gained.
 #
 # 128 has another advantage: the `fmaf` of a promotion multiplies as well. So a scale for every 128 of k costs
 # no further instruction.
 #
-# What does it cost in time? Rung s3 is slow for other reasons too, but its time with less promotion is easily
-# measured:
+# What does it cost in time? [Rung](glossary.md#rung) s3 is slow for other reasons too, but its time with less
+# promotion is easily measured:
 
 # %%
 if timed:
@@ -508,13 +509,13 @@ errors = row_errors(e4m3_tensor(activation) @ e4m3_tensor(weight).T, full)
 print(f"{'the cast to E4M3':19} median row {np.median(errors):.1e}, worst row {errors.max():.1e}")
 
 # %% [markdown]
-# The cast costs most, by far. Everything that computes in FP8 pays it, and it does not grow with k. What a
-# sum loses does grow, and is always toward zero: so it is worth a promotion every 128, which keeps it below
-# the two others at any length.
+# The cast costs most, by far. Everything that computes in [FP8](glossary.md#fp8) pays it, and it does not
+# grow with k. What a sum loses does grow, and is always toward zero: so it is worth a promotion every 128,
+# which keeps it below the two others at any length.
 #
 # ## Break it
 #
-# The problem has four blocks of k, each with scales of its own.
+# The problem has four [blocks of k](glossary.md#k-block), each with scales of its own.
 
 # %%
 problem = workbench.problem(m=64, n=128, k=512)

@@ -11,11 +11,12 @@
 # %% [markdown]
 # # Rung s4: the copy engine and a ring of mbarriers
 #
-# [s4_tma.cu](../kernels/stages/s4_tma.cu) copies nothing itself. One thread asks the **copy engine**,
-# called **TMA** (tensor memory accelerator), for whole tiles; the engine writes them to shared memory, and
-# tells everybody who waits. Shared memory holds four tiles of each operand, so the next ones arrive while
-# this one is multiplied. The new difficulty is to know *when*: when a tile is there, and when its place is
-# free again. One object answers both, the **mbarrier**, and most of this lesson is about it.
+# [s4_tma.cu](../kernels/stages/s4_tma.cu) copies nothing itself. One thread asks the **[copy
+# engine](glossary.md#copy-engine)**, called **TMA** (tensor memory accelerator), for whole
+# [tiles](glossary.md#tile); the engine writes them to [shared memory](glossary.md#shared-memory), and tells
+# everybody who waits. Shared memory holds four tiles of each operand, so the next ones arrive while this one
+# is multiplied. The new difficulty is to know *when*: when a tile is there, and when its place is free again.
+# One object answers both, the **[mbarrier](glossary.md#mbarrier)**, and most of this lesson is about it.
 
 # %%
 from gemm_ladder.figures import lessons
@@ -35,8 +36,9 @@ rung = gl.rungs["s4_tma"]
 # %% [markdown]
 # ## What limited the rung below
 #
-# [Rung s3](04_wgmma.ipynb) copies, then multiplies, then promotes. Here are two of its warps, over four
-# blocks of k. White is their own work, copying and promoting:
+# [Rung s3](04_wgmma.ipynb) copies, then multiplies, then [promotes](glossary.md#promotion). Here are two of
+# its [warps](glossary.md#warp), over four [blocks of k](glossary.md#k-block). White is their own work,
+# copying and promoting:
 
 # %%
 with gl.emulator(seed=2, record=True) as run:
@@ -53,8 +55,8 @@ found = first_warps(run, 2)
 drawing.timeline(found, max(span.end for span in found), "s3_wgmma: copy, multiply, promote, and again")
 
 # %% [markdown]
-# The copying is work of the threads, and every byte passes through a register on its way. Without it a
-# thread needs fewer of them:
+# The copying is work of the threads, and every byte passes through a [register](glossary.md#register) on its
+# way. Without it a thread needs fewer of them:
 
 # %%
 TILE_M, TILE_N, TILE_K, THREADS = 64, 128, 128, 128  # of s3 and s4 alike
@@ -65,7 +67,7 @@ for name in ("s3_wgmma", "s4_tma"):
     print(f"{name}: {cards[name]['registers']} registers a thread")
 
 # %% [markdown]
-# All of rung s3's card:
+# All of [rung](glossary.md#rung) s3's card:
 
 # %%
 workbench.card("s3_wgmma")
@@ -73,9 +75,10 @@ workbench.card("s3_wgmma")
 # %% [markdown]
 # ## The idea
 #
-# Let an engine copy, straight from global memory to shared memory. A thread gives it an order and goes on.
-# And because no thread has to wait while it works, order early: shared memory is a **ring** of four
-# **stages**, each with room for one block of k. While one is multiplied, the engine fills the other three.
+# Let an engine copy, straight from [global memory](glossary.md#global-memory) to shared memory. A thread
+# gives it an order and goes on. And because no thread has to wait while it works, order early: shared memory
+# is a **[ring](glossary.md#ring)** of four **[stages](glossary.md#stage)**, each with room for one block of
+# k. While one is multiplied, the engine fills the other three.
 
 # %%
 problem = workbench.problem(TILE_M, TILE_N, 8 * TILE_K)
@@ -114,14 +117,15 @@ workbench.slider(ring_of, stages=(2, 6))
 workbench.diff("s3_wgmma", "s4_tma")
 
 # %% [markdown]
-# Gone: `copy_tile`, the swizzle's arithmetic, the fence between the proxies, and both `__syncthreads` of
-# the loop. What came instead, one at a time:
+# Gone: `copy_tile`, the [swizzle](glossary.md#swizzle)'s arithmetic, the fence between the
+# [proxies](glossary.md#proxy), and both `__syncthreads` of the loop. What came instead, one at a time:
 #
 # ## 1. An mbarrier, alone
 #
-# An **mbarrier** is 8 bytes of shared memory. `mbarrier_init` gives it a count. It is in a **phase**, phase
-# 0 at first, and knows how many arrivals are still **pending**. Each `mbarrier_arrive` takes one off. With
-# the last, the phase is complete; the next one begins, with the full count pending again.
+# An **mbarrier** is 8 bytes of shared memory. `mbarrier_init` gives it a count. It is in a
+# **[phase](glossary.md#phase)**, phase 0 at first, and knows how many arrivals are still **pending**. Each
+# `mbarrier_arrive` takes one off. With the last, the phase is complete; the next one begins, with the full
+# count pending again.
 #
 # Three warps arrive once a phase, and wait for its end:
 
@@ -210,11 +214,11 @@ exercises.found("06.fresh", answers[tuple(map(int, out[0]))])
 # An mbarrier counts the copy engine's bytes as well, apart from the arrivals of threads.
 # `mbarrier_arrive_expect_tx(barrier, bytes)` announces so many bytes and arrives; the copy engine takes off
 # what it has written. A phase is complete when no arrival is pending *and* no byte is missing. This second
-# number is the **transaction count**.
+# number is the **[transaction count](glossary.md#transaction-count)**.
 #
-# Ask for a box of 8 rows of 128 bytes. The tensor is described by a **tensor map**, which the host makes and
-# hands to the kernel as a `__grid_constant__`, so that the engine finds it; the kernel says only where the
-# box is.
+# Ask for a [box](glossary.md#box) of 8 rows of 128 bytes. The tensor is described by a **[tensor
+# map](glossary.md#tensor-map)**, which the host makes and hands to the kernel as a `__grid_constant__`, so
+# that the engine finds it; the kernel says only where the box is.
 
 # %%
 ONE_BOX = """
@@ -260,8 +264,9 @@ workbench_tma.tell(run, {0: "box", 1024: "full"})
 workbench.code(rung.source, "TensorMap map_a, map_b", "return error;$")
 
 # %% [markdown]
-# The engine does with it what `copy_tile` did thread by thread. It works out the addresses, and it puts
-# each chunk of 16 bytes where the 128-byte swizzle wants it, so that the tile is ready for a WGMMA:
+# The engine does with it what `copy_tile` did thread by thread. It works out the addresses, and it puts each
+# chunk of 16 bytes where the 128-byte swizzle wants it, so that the tile is ready for a
+# [WGMMA](glossary.md#wgmma):
 
 # %%
 drawing_tma.box(tensor, (32, 2), shared)
@@ -356,8 +361,9 @@ workbench.code(rung.source, "for \\(int block = 0; block < blocks; \\+\\+block, 
 # - Thread 0 orders block `block + kStages - 1` *while* this block's WGMMAs run. It goes where block - 1
 #   was, which all warps have released, or are about to.
 # - The scales are read from shared memory before the stage is released.
-# - After `wgmma_wait_group<0>` the tensor core reads the stage no more. `__syncwarp` makes sure that every
-#   lane has read its scales; then one lane arrives for its warp.
+# - After `wgmma_wait_group<0>` the [tensor core](glossary.md#tensor-core) reads the stage no more.
+#   `__syncwarp` makes sure that every [lane](glossary.md#lane) has read its scales; then one lane arrives for
+#   its warp.
 # - The promotion needs registers only, so it comes *after* the release.
 #
 # Run it, check it:
@@ -410,9 +416,9 @@ found = first_warps(run, 1)
 drawing.timeline(found, max(span.end for span in found), "s4_tma: eight blocks of k")
 
 # %% [markdown]
-# The loads have left the warps and lie beside the products. The promotion has not: while a warp promotes,
-# the tensor core still has nothing to do for it. The emulator's steps are no durations. These are, from a
-# GPU, of two blocks that share an SM:
+# The loads have left the warps and lie beside the products. The promotion has not: while a warp promotes, the
+# tensor core still has nothing to do for it. The [emulator](glossary.md#emulator)'s steps are no durations.
+# These are, from a GPU, of two blocks that share an [SM](glossary.md#sm):
 
 # %%
 drawing_tma.gpu_timeline("s4_tma")
@@ -459,8 +465,9 @@ print(f"A and B have {(m + n) * k / 1e6:.0f} MB; the blocks ask for {asked / 1e9
 print(f"{asked / microseconds / 1e6:.1f} TB/s")
 
 # %% [markdown]
-# An H100 SXM's memory gives 3.35 TB/s at most (NVIDIA's data sheet), so most of this comes from L2. And
-# blocks that lie below each other ask for the same tile of B. The next rung lets two of them share it.
+# An H100 SXM's memory gives 3.35 TB/s at most (NVIDIA's data sheet), so most of this comes from
+# [L2](glossary.md#l2). And blocks that lie below each other ask for the same tile of B. The next rung lets
+# two of them share it.
 #
 # The card:
 
@@ -470,7 +477,8 @@ workbench.card("s4_tma")
 # %% [markdown]
 # ## Break it
 #
-# Predict, then run. Each cell plants one fault in the kernel and runs it under eight schedules.
+# Predict, then run. Each cell plants one fault in the kernel and runs it under eight
+# [schedules](glossary.md#schedule).
 
 # %%
 problem = workbench.problem(m=64, n=128, k=768)

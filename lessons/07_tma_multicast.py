@@ -11,10 +11,12 @@
 # %% [markdown]
 # # Rung s5: two blocks share one operand's loads
 #
-# [s5_tma_multicast.cu](../kernels/stages/s5_tma_multicast.cu) changes some twenty lines of rung s4. Two
-# thread blocks that need the same tile of B load half of it each, and the copy engine writes each half to
-# both. This lesson is about what makes that possible, **clusters** and **multicast**, which later rungs keep.
-# It is also about an expectation, and how to measure whether it comes true.
+# [s5_tma_multicast.cu](../kernels/stages/s5_tma_multicast.cu) changes some twenty lines of
+# [rung](glossary.md#rung) s4. Two [thread blocks](glossary.md#thread-block) that need the same
+# [tile](glossary.md#tile) of B load half of it each, and the [copy engine](glossary.md#copy-engine) writes
+# each half to both. This lesson is about what makes that possible, **[clusters](glossary.md#cluster)** and
+# **[multicast](glossary.md#multicast)**, which later rungs keep. It is also about an expectation, and how to
+# measure whether it comes true.
 
 # %%
 from gemm_ladder.figures import lessons
@@ -35,8 +37,9 @@ rung = gl.rungs["s5_tma_multicast"]
 # %% [markdown]
 # ## What limited the rung below
 #
-# [Rung s4](06_tma.ipynb) left two suspects. One is in its timeline: the warps that start the products also
-# order loads and promote. The other is the traffic from L2. Its card, and its timeline on a GPU:
+# [Rung s4](06_tma.ipynb) left two suspects. One is in its timeline: the [warps](glossary.md#warp) that start
+# the products also order loads and [promote](glossary.md#promotion). The other is the traffic from
+# [L2](glossary.md#l2). Its card, and its timeline on a GPU:
 
 # %%
 workbench.card("s4_tma")
@@ -45,7 +48,7 @@ workbench.card("s4_tma")
 drawing_tma.gpu_timeline("s4_tma")
 
 # %% [markdown]
-# How much traffic is it? Count what one tile asks for, each block of k:
+# How much traffic is it? Count what one tile asks for, each [block of k](glossary.md#k-block):
 
 # %%
 TILE_M, TILE_N, TILE_K = 64, 128, 128  # of s4 and s5 alike
@@ -57,15 +60,16 @@ print(f"{operations / sum(tile.values()):.1f} operations for each byte asked of 
 print(f"{operations / (tile['A'] + tile['B'] / 2):.1f} if two blocks shared B")
 
 # %% [markdown]
-# A larger tile would do the same, but its accumulators need registers that one warpgroup does not have. Two
-# blocks have twice as many.
+# A larger tile would do the same, but its [accumulators](glossary.md#accumulator) need
+# [registers](glossary.md#register) that one [warpgroup](glossary.md#warpgroup) does not have. Two blocks have
+# twice as many.
 #
 # ## The idea
 #
 # Hopper can start blocks in **clusters**: the blocks of a cluster run at the same time, in one part of the
-# chip, and reach each other's shared memory. And the copy engine can **multicast**: read a box once, and
-# write it to several blocks of the cluster. Here two blocks make tiles that lie below each other. Their
-# tile of B is the same.
+# chip, and reach each other's [shared memory](glossary.md#shared-memory). And the copy engine can
+# **multicast**: read a [box](glossary.md#box) once, and write it to several blocks of the cluster. Here two
+# blocks make tiles that lie below each other. Their tile of B is the same.
 
 # %%
 problem = workbench.problem(2 * TILE_M, TILE_N, 8 * TILE_K)
@@ -74,12 +78,14 @@ with gl.emulator(seed=17, record=True) as run:
 drawing_cluster.multicast(run.events, ("A", "B, rows 0 to 63", "B, rows 64 to 127", "scales"))
 
 # %% [markdown]
-# Everything in the picture is read from a run of the emulator: what each block ordered, where it landed, and
-# who arrived where. Blue is what block 0 does, orange what block 1 does. Two things are new for each block:
+# Everything in the picture is read from a run of the [emulator](glossary.md#emulator): what each block
+# ordered, where it landed, and who arrived where. Blue is what block 0 does, orange what block 1 does. Two
+# things are new for each block:
 #
 # - It expects all of B's bytes, and orders half of them. Its neighbour orders the other half.
-# - What it orders is also written into its neighbour's stage. So it may order only when *both* stages are
-#   free: every warp arrives at both blocks' `empty`, and each `empty` counts the warps of both.
+# - What it orders is also written into its neighbour's [stage](glossary.md#stage). So it may order only when
+#   *both* stages are free: every warp arrives at both blocks' `empty`, and each `empty` counts the warps of
+#   both.
 #
 # ## The change to the file
 #
@@ -95,7 +101,8 @@ workbench.diff("s4_tma", "s5_tma_multicast")
 #
 # **`cluster_ctarank`** says which block of its cluster a block is (the hardware's name for a block is CTA).
 # **`mapa`** takes an address of shared memory, and makes of it the same place in another block. Such an
-# address is good for few things; arriving at an mbarrier is one, **`mbarrier_arrive_cluster`**.
+# address is good for few things; arriving at an [mbarrier](glossary.md#mbarrier) is one,
+# **`mbarrier_arrive_cluster`**.
 #
 # **`barrier_cluster_arrive`** and **`barrier_cluster_wait`** are a `__syncthreads` for the whole cluster,
 # in two halves. Here each block makes a barrier, arrives at its neighbour's, and waits for its own:
@@ -195,12 +202,13 @@ workbench.code(rung.source, "const auto load = ", "^    };")
 
 # %% [markdown]
 # Block `rank` loads rows `64 * rank` to `64 * rank + 63` of the tile of B, to the place where these rows
-# belong, in both blocks: `next.stage + kB + rank * 8192` is a multiple of 1024, so each half is swizzled as
-# if it were part of the whole, and the descriptors need not know.
+# belong, in both blocks: `next.stage + kB + rank * 8192` is a multiple of 1024, so each half is
+# [swizzled](glossary.md#swizzle) as if it were part of the whole, and the
+# [descriptors](glossary.md#descriptor) need not know.
 #
 # `full` expects what lands in *this* block, whoever ordered it. The neighbour's half may even land before
-# this block has announced anything. That does no harm: the phase also needs this block's arrival, which comes
-# with the announcement.
+# this block has announced anything. That does no harm: the [phase](glossary.md#phase) also needs this block's
+# arrival, which comes with the announcement.
 #
 # What releases it:
 
@@ -208,8 +216,8 @@ workbench.code(rung.source, "const auto load = ", "^    };")
 workbench.code(rung.source, "ptx::wgmma_wait_group<0>\\(\\);", "mbarrier_arrive_cluster")
 
 # %% [markdown]
-# Lane 0 arrives at block 0's barrier, lane 1 at block 1's; for one of them `mapa` gives an address in its own
-# block. `empty` was made for 8 arrivals, 4 warps of 2 blocks.
+# [Lane](glossary.md#lane) 0 arrives at block 0's barrier, lane 1 at block 1's; for one of them `mapa` gives
+# an address in its own block. `empty` was made for 8 arrivals, 4 warps of 2 blocks.
 #
 # Run it, check it:
 
@@ -270,7 +278,7 @@ print(*notes, sep="\n")
 # %% [markdown]
 # A third of the traffic is gone. If that traffic had been all that limits s4, s5 would be half as fast again:
 # two thirds of the bytes, two thirds of the time. What about the other shapes? Where there are many tiles,
-# count also how much longer *one* takes. An SM makes two at a time:
+# count also how much longer *one* takes. An [SM](glossary.md#sm) makes two at a time:
 
 # %%
 sms = measured.load(measured.DATA / "ladder.json")["meta"]["num_sms"]
@@ -337,8 +345,8 @@ print(f"nvcc {fences['code']['nvcc']}, kernel sources {fences['code']['sources']
 # listings call a fence is `MEMBAR.ALL.GPU`, a **memory barrier**: it holds a warp until all that it has
 # written can be seen, here by the whole GPU. It is not in the kernel's source. It is part of
 # `barrier.cluster.arrive.release`: a thread that has waited at the cluster's barrier may rely on seeing what
-# was written before. At the first meeting nothing has been written to global memory yet, and there is little
-# to wait for.
+# was written before. At the first meeting nothing has been written to [global
+# memory](glossary.md#global-memory) yet, and there is little to wait for.
 #
 # The second listing is a variant, the way in which one would write it first: the last meeting as the last
 # thing, behind the stores of D. Then every warp waits until its part of the result could be seen by all SMs,
@@ -370,10 +378,10 @@ workbench.break_it(
 #
 # </details>
 #
-# The third listing goes the opposite way. PTX can give *each* arrival the strength of the meeting:
-# `mbarrier.arrive.release.cluster`. That sounds like the careful choice, and it puts a fence into every turn
-# of the loop, between the product and its promotion. The kernel's arrivals have none. They need none: the
-# warps have only read the stage, so there is nothing to be made visible.
+# The third listing goes the opposite way. [PTX](glossary.md#ptx) can give *each* arrival the strength of the
+# meeting: `mbarrier.arrive.release.cluster`. That sounds like the careful choice, and it puts a fence into
+# every turn of the loop, between the product and its promotion. The kernel's arrivals have none. They need
+# none: the warps have only read the stage, so there is nothing to be made visible.
 #
 # How long the three take on a GPU, in microseconds:
 
@@ -402,10 +410,11 @@ drawing_tma.gpu_timeline("s5_tma_multicast")
 # %% [markdown]
 # The two blocks are on two SMs; each SM holds a second block, which the picture leaves out. They keep step,
 # because each waits for the other's warps; otherwise this is s4's picture. While a product runs, the warp
-# orders loads; after it, the warp promotes, and its tensor core waits. The cure is to give the loading to a
-# warp that does nothing else, and to let two warpgroups multiply and promote in turns. That is [rung
-# s6](08_warp_specialized.ipynb). It keeps the multicast. And the blocks of the rung after it live as long
-# as the kernel, so that the meetings at their beginning and end are paid once, not once a tile.
+# orders loads; after it, the warp promotes, and its [tensor core](glossary.md#tensor-core) waits. The cure is
+# to give the loading to a warp that does nothing else, and to let two warpgroups multiply and promote in
+# turns. That is [rung s6](08_warp_specialized.ipynb). It keeps the multicast. And the blocks of the rung
+# after it live as long as the kernel, so that the meetings at their beginning and end are paid once, not once
+# a tile.
 #
 # The card:
 
@@ -415,7 +424,8 @@ workbench.card("s5_tma_multicast")
 # %% [markdown]
 # ## Break it
 #
-# Predict, then run. Each cell plants one fault in the kernel and runs it under eight schedules.
+# Predict, then run. Each cell plants one fault in the kernel and runs it under eight
+# [schedules](glossary.md#schedule).
 
 # %%
 problem = workbench.problem(m=128, n=128, k=768)

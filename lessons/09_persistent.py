@@ -11,10 +11,11 @@
 # %% [markdown]
 # # Rung s7: blocks that stay
 #
-# Rung s6 has a producer and two consumers, which end after one tile. In
+# [Rung](glossary.md#rung) s6 has a [producer](glossary.md#producer) and two
+# [consumers](glossary.md#consumer), which end after one [tile](glossary.md#tile). In
 # [s7_persistent.cu](../kernels/stages/s7_persistent.cu) they stay, and go from tile to tile. With that come a
-# buffer from which the copy engine stores a tile while the next one is multiplied, B's scales by TMA, and a
-# second shape of tiles.
+# buffer from which the [copy engine](glossary.md#copy-engine) stores a tile while the next one is multiplied,
+# B's scales by TMA, and a second shape of tiles.
 #
 # The roles are those of [lesson 08](08_warp_specialized.ipynb).
 
@@ -36,8 +37,9 @@ rung = gl.rungs["s7_persistent"]
 # %% [markdown]
 # ## What limited the rung below
 #
-# A thread block of s6 begins with an empty ring, and ends with a store during which nothing is multiplied.
-# Here it is, and below it the new rung, on the emulator: an order, without durations.
+# A [thread block](glossary.md#thread-block) of s6 begins with an empty [ring](glossary.md#ring), and ends
+# with a store during which nothing is multiplied. Here it is, and below it the new rung, on the
+# [emulator](glossary.md#emulator): an order, without durations.
 
 # %%
 drawing_warps.before_after(
@@ -46,8 +48,8 @@ drawing_warps.before_after(
 
 # %% [markdown]
 # And recorded on a GPU, a block of s5 and one of s7 while they computed the same product. Of each role you
-# see the first warp; in s5 all warps have the same role, and it is called consumer 0. The block of s5 makes
-# one tile and ends; the block of s7 goes on to its next.
+# see the first [warp](glossary.md#warp); in s5 all warps have the same role, and it is called consumer 0. The
+# block of s5 makes one tile and ends; the block of s7 goes on to its next.
 
 # %%
 below, mine = drawing_warps.on_gpu("s5_tma_multicast"), drawing_warps.on_gpu("s7_persistent")
@@ -73,10 +75,11 @@ workbench.diff("s6_warp_specialized", "s7_persistent", context=1)
 #
 # ## 1. B's scales come by TMA too
 #
-# In s6 every consumer thread read B's scale from global memory, in every block of k. Here the producer orders
-# it with the rest of the stage. A scale has 4 bytes, and the copy engine has a smallest unit: a box's row has
-# a multiple of 16 bytes, and begins at a multiple of 16. So a box has four scales, and the wanted one is
-# somewhere in it. Load the box that has scale 6; then try one that begins there:
+# In s6 every consumer thread read B's scale from [global memory](glossary.md#global-memory), in every [block
+# of k](glossary.md#k-block). Here the producer orders it with the rest of the [stage](glossary.md#stage). A
+# scale has 4 bytes, and the copy engine has a smallest unit: a [box](glossary.md#box)'s row has a multiple of
+# 16 bytes, and begins at a multiple of 16. So a box has four scales, and the wanted one is somewhere in it.
+# Load the box that has scale 6; then try one that begins there:
 
 # %%
 SCALES = """
@@ -112,17 +115,18 @@ except gl.EmulatorError as error:
     print(error)
 
 # %% [markdown]
-# In shared memory every box begins at a multiple of 128. That is `kScalePitch`: the tile of 192 columns needs
-# two of B's scales, and so two boxes, 128 bytes apart. The consumers look for theirs at `in_box`.
+# In [shared memory](glossary.md#shared-memory) every box begins at a multiple of 128. That is `kScalePitch`:
+# the tile of 192 columns needs two of B's scales, and so two boxes, 128 bytes apart. The consumers look for
+# theirs at `in_box`.
 #
 # ## 2. From registers to shared memory: `stmatrix`
 #
-# In s6 each thread wrote its results to global memory, two BF16 at a time, in rows eight apart. Here they go
-# to shared memory first, and the copy engine takes them from there.
+# In s6 each thread wrote its results to global memory, two [BF16](glossary.md#bf16) at a time, in rows eight
+# apart. Here they go to shared memory first, and the copy engine takes them from there.
 #
 # **`stmatrix`** is one warp's instruction. Its `x4` form writes four tiles of 8 x 8 elements of 16 bits. It
-# takes from each lane four registers with two elements each, and one address. Let each lane write who it is,
-# and look at what lies where:
+# takes from each [lane](glossary.md#lane) four [registers](glossary.md#register) with two elements each, and
+# one address. Let each lane write who it is, and look at what lies where:
 
 # %%
 tile = np.zeros((16, 16), np.uint16)
@@ -144,10 +148,10 @@ drawing_tiles.stmatrix(tile >> 8, tile & 0xFF)
 
 # %% [markdown]
 # A register is a pair of neighbours, its low half on the left. The registers are distributed as in the
-# accumulator fragment of [rung s3](04_wgmma.ipynb): lane 0 has columns 0 and 1 of row 0, then of row 8, then
-# columns 8 and 9 of both. So a warp can hand over its fragment as it is, rounded to BF16. The addresses are
-# distributed in another way: lane i says where row i mod 16 of the left or of the right half begins. Check
-# the first claim for a whole warp:
+# [accumulator](glossary.md#accumulator) [fragment](glossary.md#fragment) of [rung s3](04_wgmma.ipynb): lane 0
+# has columns 0 and 1 of row 0, then of row 8, then columns 8 and 9 of both. So a warp can hand over its
+# fragment as it is, rounded to BF16. The addresses are distributed in another way: lane i says where row i
+# mod 16 of the left or of the right half begins. Check the first claim for a whole warp:
 
 # %%
 rows, columns = layouts.wgmma_accumulator(16)
@@ -157,8 +161,8 @@ held = np.array(
 print("as the fragment:", np.array_equal(held, np.arange(32)[:, np.newaxis] << 8 | np.arange(8)))
 
 # %% [markdown]
-# The end of a tile, its **epilogue**, calls `store_shared`. It writes **boxes** of 64 x 64 elements, rows of
-# 128 bytes, with the swizzle that you know from the operands.
+# The end of a tile, its **[epilogue](glossary.md#epilogue)**, calls `store_shared`. It writes **boxes** of 64
+# x 64 elements, rows of 128 bytes, with the [swizzle](glossary.md#swizzle) that you know from the operands.
 
 # %%
 epilogue = (rung.path.parents[1] / "include" / "epilogue.cuh").read_text()
@@ -191,7 +195,7 @@ print("as layouts.swizzle_128b says:", np.array_equal(place, layouts.swizzle_128
 
 # %% [markdown]
 # Each 8 x 8 tile of a stmatrix is eight rows of 16 bytes. In rows of 128 bytes they would all meet in the
-# same four banks. Where the kernel puts them, they go through all of the 32:
+# same four [banks](glossary.md#bank). Where the kernel puts them, they go through all of the 32:
 
 # %%
 drawing_tiles.store_banks(place, marked=2)
@@ -227,8 +231,9 @@ for words, offset in (("as the rows come", plain), ("swizzled", place)):
 # ## 3. From shared memory to D: the TMA store
 #
 # The copy engine also goes the other way. **`cp_async_bulk_tensor_2d_store`** takes a box from shared memory
-# and writes it to a matrix that a tensor map describes. It undoes the swizzle, and leaves out what lies
-# outside of the matrix. Alone, with a matrix of 40 x 80 and a box of 64 x 64 at column 32:
+# and writes it to a matrix that a [tensor map](glossary.md#tensor-map) describes. It undoes the swizzle, and
+# leaves out what lies outside of the matrix. Alone, with a matrix of 40 x 80 and a box of 64 x 64 at column
+# 32:
 
 # %%
 STORE = """
@@ -262,11 +267,12 @@ print("columns 0 to 31 are untouched: ", not d[:, :32].any())
 # %% [markdown]
 # Around it there are four things, and each is needed:
 #
-# - **`fence_proxy_async`**, by every thread that wrote: the copy engine reads by the async proxy, and the
-#   threads wrote by the generic one.
+# - **`fence_proxy_async`**, by every thread that wrote: the copy engine reads by the [async
+#   proxy](glossary.md#proxy), and the threads wrote by the generic one.
 # - **`bar_sync(id, threads)`**: a barrier for some of the block's threads. Only when all 128 have fenced may
 #   one of them ask for the store. `__syncthreads` would wait for the producer, which never arrives.
-# - **`cp_async_bulk_commit_group`** closes a group of this thread's stores. No mbarrier is involved.
+# - **`cp_async_bulk_commit_group`** closes a group of this thread's stores. No
+#   [mbarrier](glossary.md#mbarrier) is involved.
 # - **`cp_async_bulk_wait_group<N>`** waits until at most N groups are unfinished. Its **`.read`** form waits
 #   only until they have *read* shared memory, which comes earlier, and is enough to write there again.
 #
@@ -310,10 +316,11 @@ drawing_warps.stores(run.events)
 #
 # ## 4. Blocks that stay: the persistent loop
 #
-# The stages and the buffer for results fill the shared memory of an SM, so one block fits, not two. If it
-# ended after its tile, the next one would begin with an empty ring. So a block stays and walks through many
-# tiles: it is **persistent**. The launcher starts as many clusters as there is room for, a block on each SM,
-# and `Tiles` says which tiles are whose:
+# The stages and the buffer for results fill the shared memory of an [SM](glossary.md#sm), so one block fits,
+# not two. If it ended after its tile, the next one would begin with an empty ring. So a block stays and walks
+# through many tiles: it is **[persistent](glossary.md#persistent)**. The launcher starts as many
+# [clusters](glossary.md#cluster) as there is room for, a block on each SM, and `Tiles` says which tiles are
+# whose:
 
 # %%
 workbench.code(rung.source, "struct Tiles", "^    };")
@@ -348,11 +355,11 @@ print(
 )
 
 # %% [markdown]
-# This order of tiles is the kernel's **rasterisation**. Why eight tiles down before one to the right? What
-# runs at the same time reads at the same time, and what one cluster has fetched from memory, others find in
-# **L2**, the cache that all SMs share. All clusters together make one pair of tiles each: a **wave**. Orange
-# is the first wave, and the line is where the walk begins. A pair needs 256 rows of A and 256 of B. How many
-# *different* rows does the wave read?
+# This [order of tiles](glossary.md#rasterisation) is the kernel's **rasterisation**. Why eight tiles down
+# before one to the right? What runs at the same time reads at the same time, and what one cluster has fetched
+# from memory, others find in **[L2](glossary.md#l2)**, the cache that all SMs share. All clusters together
+# make one pair of tiles each: a **[wave](glossary.md#wave)**. Orange is the first wave, and the line is where
+# the walk begins. A pair needs 256 rows of A and 256 of B. How many *different* rows does the wave read?
 
 # %%
 clusters = measured.load(measured.DATA / "ladder.json")["meta"]["num_sms"] // 2
@@ -472,10 +479,11 @@ if mine:
 # The product of the recording has a short k: after eight blocks the next tile begins, and all SMs store and
 # load at about the same time. That weighs more here than in the product of the bars above.
 #
-# The promotion itself is a run of FFMAs, one for each accumulator. An SM has four schedulers, and each issues
-# for warps of both consumers: FFMAs of the one that promotes, WGMMAs of the one that could have the tensor
-# cores. When both have something to issue, which goes first? The program cannot say. But the machine code has
-# a bit for it, and that is the [next rung](10_ffma_interleave.ipynb).
+# The [promotion](glossary.md#promotion) itself is a run of [FFMAs](glossary.md#ffma), one for each
+# accumulator. An SM has [four schedulers](glossary.md#warp-scheduler), and each issues for warps of both
+# consumers: FFMAs of the one that promotes, [WGMMAs](glossary.md#wgmma) of the one that could have the
+# [tensor cores](glossary.md#tensor-core). When both have something to issue, which goes first? The program
+# cannot say. But the machine code has a bit for it, and that is the [next rung](10_ffma_interleave.ipynb).
 
 # %%
 workbench.card("s7_persistent")

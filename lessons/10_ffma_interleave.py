@@ -11,9 +11,10 @@
 # %% [markdown]
 # # Rung s8: two bits of an instruction
 #
-# This rung does not change a line of the source. It takes the library that the compiler made of
-# [s7_persistent.cu](../kernels/stages/s7_persistent.cu), finds the promotions in its machine
-# code, and rewrites two bits of their instructions. What these bits say cannot be said in CUDA, nor in PTX.
+# This [rung](glossary.md#rung) does not change a line of the source. It takes the library that the compiler
+# made of [s7_persistent.cu](../kernels/stages/s7_persistent.cu), finds the
+# [promotions](glossary.md#promotion) in its machine code, and rewrites two bits of their instructions. What
+# these bits say cannot be said in CUDA, nor in [PTX](glossary.md#ptx).
 #
 # You will read machine code, see what today's compiler does by itself, and measure against that, not against
 # an older compiler.
@@ -40,8 +41,8 @@ rung = gl.rungs["s8_ffma_interleave"]
 # %% [markdown]
 # ## What limited the rung below
 #
-# In [rung s7](09_persistent.ipynb) one consumer promotes while the other has the tensor cores. Here is
-# a piece of its recording on a GPU, closer:
+# In [rung s7](09_persistent.ipynb) one [consumer](glossary.md#consumer) promotes while the other has the
+# [tensor cores](glossary.md#tensor-core). Here is a piece of its recording on a GPU, closer:
 
 # %%
 rows = drawing_warps.on_gpu("s7_persistent")
@@ -65,10 +66,11 @@ for what in ("multiply", "promote") if rows else ():
 
 # %% [markdown]
 # By the first line there is room for it, four times over. What is recorded is longer: the recording itself
-# takes time, the consumers share the tensor cores, and the warps share what issues instructions. An SM has
-# four schedulers; each has one warp of each consumer, and issues one instruction a cycle. Through a promotion
-# a scheduler issues nothing but FFMAs, if it is let. A consumer that could start its next WGMMAs needs a few
-# issue slots at that moment, of the same schedulers.
+# takes time, the consumers share the tensor cores, and the [warps](glossary.md#warp) share what issues
+# instructions. An [SM](glossary.md#sm) has [four schedulers](glossary.md#warp-scheduler); each has one warp
+# of each consumer, and issues one instruction a cycle. Through a promotion a scheduler issues nothing but
+# [FFMAs](glossary.md#ffma), if it is let. A consumer that could start its next [WGMMAs](glossary.md#wgmma)
+# needs a few issue slots at that moment, of the same schedulers.
 #
 # The card of s7:
 
@@ -78,19 +80,19 @@ workbench.card("s7_persistent")
 # %% [markdown]
 # ## The idea
 #
-# The compiler's output for an NVIDIA GPU is called **SASS**. An instruction has 128 bits, and some of them
-# are no part of the operation: they tell the warp scheduler what the compiler knows: the **control bits**.
-# Two matter here:
+# The compiler's output for an NVIDIA GPU is called **[SASS](glossary.md#sass)**. An instruction has 128 bits,
+# and some of them are no part of the operation: they tell the warp scheduler what the compiler knows: the
+# **control bits**. Two matter here:
 #
 # - **yield**: prefer another warp for the next instruction.
-# - **reuse**: keep the register that this instruction reads in a certain place, since the next one reads it
-#   there again. That saves a read of the register file.
+# - **reuse**: keep the [register](glossary.md#register) that this instruction reads in a certain place, since
+#   the next one reads it there again. That saves a read of the register file.
 #
 # They exclude each other. If another warp comes between, what was kept may be lost. A promotion multiplies
-# many accumulators with the same scale, one FFMA after the other, so a compiler likes to keep the scale, and
-# then the run does not yield. The authors of DeepGEMM found that it pays to give up every second reuse for a
-# yield. Because the compiler of their day did not do it, they did it in the machine code:
-# [interleave_ffma.py](https://github.com/deepseek-ai/DeepGEMM), 2025.
+# many [accumulators](glossary.md#accumulator) with the same scale, one FFMA after the other, so a compiler
+# likes to keep the scale, and then the run does not yield. The authors of DeepGEMM found that it pays to give
+# up every second reuse for a yield. Because the compiler of their day did not do it, they did it in the
+# machine code: [interleave_ffma.py](https://github.com/deepseek-ai/DeepGEMM), 2025.
 # [ffma.py](../kernels/sass/ffma.py) is this ladder's pass.
 #
 # NVIDIA does not document these bits. What is said of them here was found by others, by experiment: see
@@ -208,8 +210,8 @@ for kernel in code.data["kernels"]:
     print(f"    {len(lengths)} promotion(s), of {', '.join(map(str, sorted(set(lengths))))} FFMAs")
 
 # %% [markdown]
-# The kernel with tiles of 256 x 128 has more promotions because its loop is unrolled, and because each of its
-# consumers has two slices.
+# The kernel with [tiles](glossary.md#tile) of 256 x 128 has more promotions because its loop is unrolled, and
+# because each of its consumers has two slices.
 #
 # It is easy to make a mistake in machine code, and such a mistake is silent. So the pass checks first. A run
 # must multiply each accumulator once, and all by the same few scales; no FFMA may have a modifier, or a stall
@@ -247,8 +249,9 @@ workbench_sass.change(*zip(*different, strict=True)) if different else print("no
 # %% [markdown]
 # ## The kernel
 #
-# The emulator runs source, not SASS. To it s8 is s7, and all modes are the same; on a GPU this cell runs the
-# rewritten code. Yields and reuse decide *when* things happen, so the bits of D must be the same.
+# The [emulator](glossary.md#emulator) runs source, not SASS. To it s8 is s7, and all modes are the same; on a
+# GPU this cell runs the rewritten code. Yields and reuse decide *when* things happen, so the bits of D must
+# be the same.
 
 # %%
 problem = workbench.problem(m=600, n=328, k=640)  # ragged: tiles with 88 rows, and with 72 columns
@@ -329,8 +332,8 @@ print(f"kernel sources {meta['sources'][:12]}")
 #
 # ## What limits it now
 #
-# Leave the instructions, and look at the shapes. This is the rung against the ceiling, which has no block
-# scales and no promotion:
+# Leave the instructions, and look at the shapes. This is the rung against the [ceiling](glossary.md#ceiling),
+# which has no block scales and no promotion:
 
 # %%
 notes = drawing_ffma.of_ceiling(rung.name)
@@ -354,7 +357,8 @@ for m, n in ((64, 2112), (64, 7168), (4096, 2112), (4096, 7168)):
 
 # %% [markdown]
 # Idle SMs, and rows of tiles that go nowhere. The [next rung](12_production.ipynb) is a kernel whose tile,
-# stages and clusters are chosen for the shape. The card of this one:
+# [stages](glossary.md#stage) and [clusters](glossary.md#cluster) are chosen for the shape. The card of this
+# one:
 
 # %%
 workbench.card(rung.name)

@@ -11,11 +11,12 @@
 # %% [markdown]
 # # Grouped GEMMs: products for mixtures of experts
 #
-# Until here there was one A and one B. A **mixture of experts** has many B's, its **experts**, and for each
-# token a **router** picks a few of them. So one layer is many products: the same n and k, but each expert has
-# an m of its own, which is known only after the router has run. The production kernel computes them all in
-# one launch. Little is new in it, and nearly all of that is in one place, the **scheduler**: which thread
-# block computes which tile.
+# Until here there was one A and one B. A **[mixture of experts](glossary.md#mixture-of-experts)** has many
+# B's, its **experts**, and for each token a **router** picks a few of them. So one layer is many products:
+# the same n and k, but each expert has an m of its own, which is known only after the router has run. The
+# production kernel computes them all in one launch. Little is new in it, and nearly all of that is in one
+# place, the **scheduler**: which [thread block](glossary.md#thread-block) computes which
+# [tile](glossary.md#tile).
 
 # %%
 from gemm_ladder.figures import lessons
@@ -72,7 +73,8 @@ for word in ("[CLS]", "."):
 # ## One launch for each expert?
 #
 # You could loop over the experts and multiply for each, with the kernels that you know. Take 32 experts of
-# DeepSeek-V3's size, and different numbers of rows. How many **waves**, one tile for every SM, is that?
+# DeepSeek-V3's size, and different numbers of rows. How many **[waves](glossary.md#wave)**, one tile for
+# every [SM](glossary.md#sm), is that?
 
 # %%
 n, k = EXPERT_SIZES[1]
@@ -94,8 +96,8 @@ print(tables.plain([head, *cells]))
 # An expert alone does not fill its last wave, and SMs that have nothing to do wait for the next launch. In
 # one launch they go on with the next expert's tiles. And each launch pays for its beginning and its end: the
 # first loads have nothing to hide behind, nor has the last output. The times are what
-# `gemm_ladder.production.prediction` expects of an H100 with L2 dirty. They are predicted, not measured;
-# [lesson 12](12_production.ipynb) has shown how well that works.
+# `gemm_ladder.production.prediction` expects of an H100 with [L2](glossary.md#l2) [dirty](glossary.md#dirty).
+# They are predicted, not measured; [lesson 12](12_production.ipynb) has shown how well that works.
 #
 # And to loop you must *know* the numbers of rows. They come out of the router, on the GPU. To read them, the
 # CPU would have to wait for it, in every layer.
@@ -146,9 +148,9 @@ strips((tokens == "[CLS]").sum())
 workbench.slider(strips, sentences=(1, int((tokens == "[CLS]").sum())))
 
 # %% [markdown]
-# Now A. Each token is cast to FP8 once, with a scale for each 128 of its numbers, and its codes are copied to
-# all of its rows. The experts get weights of random normal numbers, and only 256 outputs, so that the
-# emulator is quick.
+# Now A. Each token is cast to [FP8](glossary.md#fp8) once, with a scale for each 128 of its numbers, and its
+# codes are copied to all of its rows. The experts get weights of random normal numbers, and only 256 outputs,
+# so that the [emulator](glossary.md#emulator) is quick.
 
 # %%
 N, K = 256, x.shape[1]
@@ -174,14 +176,14 @@ scheduler = workbench_production.source("scheduler.cuh")
 workbench.code(scheduler, "^template <Config kC>", "^};")
 
 # %% [markdown]
-# Read it for the contiguous layout. In `look_ahead`, a unit's number becomes a row and a column of tiles,
-# in bands, so that tiles which are made at the same time share what they read. Then the expert is *looked
-# up*, in `m_indices`, by the tile's first row. That is nearly all; `next` hands out what was found, and
-# looks ahead again. (A tile of 256 rows may meet two experts. Then its unit is handed out as two tiles,
-# one half after the other.)
+# Read it for the [contiguous layout](glossary.md#contiguous-layout). In `look_ahead`, a unit's number becomes
+# a row and a column of tiles, in bands, so that tiles which are made at the same time share what they read.
+# Then the expert is *looked up*, in `m_indices`, by the tile's first row. That is nearly all; `next` hands
+# out what was found, and looks ahead again. (A tile of 256 rows may meet two experts. Then its unit is handed
+# out as two tiles, one half after the other.)
 #
-# The producer and the consumers of a block each have a scheduler of their own. They need not tell each other
-# about tiles, because they compute the same list.
+# The [producer](glossary.md#producer) and the [consumers](glossary.md#consumer) of a block each have a
+# scheduler of their own. They need not tell each other about tiles, because they compute the same list.
 #
 # Run the scheduler by itself, with 6 blocks:
 
@@ -202,8 +204,8 @@ workbench.code(kernel, "load<kC.share == Share::kB, kC.stream_b>", "policy_b\\);
 
 # %% [markdown]
 # If n is not a multiple of the tile's width, the last tile of an expert reaches into the next expert's rows.
-# They are loaded and multiplied in vain: D's tensor map ends at column n, and the copy engine writes nothing
-# outside.
+# They are loaded and multiplied in vain: D's [tensor map](glossary.md#tensor-map) ends at column n, and the
+# [copy engine](glossary.md#copy-engine) writes nothing outside.
 #
 # A whole block of -1 is not even loaded. The producer skips its tiles; the consumers store zeros.
 #
@@ -272,13 +274,13 @@ exercises.found("11.padding", 100 * counts.sum() / len(m_indices), "per cent")
 # ## The masked layout
 #
 # When a model writes text, one token after another, each step is short, and the CPU must not hold it up: the
-# steps are recorded once as a **CUDA graph** and played back. Then every shape is fixed. And where the
-# experts are spread over many GPUs, the tokens come from all of them, and each needs a place in A before
-# anybody has counted how many there will be.
+# steps are recorded once as a **[CUDA graph](glossary.md#cuda-graph)** and played back. Then every shape is
+# fixed. And where the experts are spread over many GPUs, the tokens come from all of them, and each needs a
+# place in A before anybody has counted how many there will be.
 #
-# In the **masked layout** each expert has room for `max_m` rows, and a vector on the GPU, **`masked_m`**,
-# says how many count. The shapes never change, and nothing is padded: what is in the rest of the room does
-# not matter. Here it is NaN:
+# In the **[masked layout](glossary.md#masked-layout)** each expert has room for `max_m` rows, and a vector on
+# the GPU, **`masked_m`**, says how many count. The shapes never change, and nothing is padded: what is in the
+# rest of the room does not matter. Here it is NaN:
 
 # %%
 MAX_M = 192  # an expert can be chosen by every token once
@@ -342,7 +344,7 @@ print(
 # ## How fast it can be, and is
 #
 # An expert's B must be read from memory whether one row needs it or a hundred. The time of that is a floor,
-# whatever the tensor cores compute meanwhile.
+# whatever the [tensor cores](glossary.md#tensor-core) compute meanwhile.
 
 # %%
 EACH = np.unique(np.geomspace(16, 8192, 500).astype(int))
@@ -407,8 +409,8 @@ for expected_m in (4, 64, 100, 256, 1024):
 # %% [markdown]
 # ## Break it
 #
-# Predict, then run. Each cell runs its fault under four schedules of the emulator. The problem is small:
-# three experts with 128, 256 and 128 rows, two blocks of k.
+# Predict, then run. Each cell runs its fault under four [schedules](glossary.md#schedule) of the emulator.
+# The problem is small: three experts with 128, 256 and 128 rows, two [blocks of k](glossary.md#k-block).
 
 # %%
 small = {
@@ -573,8 +575,9 @@ exercises.check("11.2", find)
 
 # %% [markdown]
 # **3.** An expert has B [n, k] and some number of rows. At how many do the tensor cores need as long as
-# memory? Memory moves `bandwidth` bytes in a microsecond: B, the rows of A, and D in BF16, all once; leave
-# the scales out. The tensor cores do `speed` operations in a microsecond.
+# memory? Memory moves `bandwidth` bytes in a microsecond: B, the rows of A, and D in
+# [BF16](glossary.md#bf16), all once; leave the scales out. The tensor cores do `speed` operations in a
+# microsecond.
 
 
 # %% tags=["exercise"]

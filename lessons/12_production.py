@@ -11,10 +11,11 @@
 # %% [markdown]
 # # Rung s9: one kernel for every shape
 #
-# The last rung has no new way to multiply. It is rung s7 with every decision left open that depends on the
-# shape: how large the tiles are, what a cluster shares, how many stages there are, whether K is split, which
-# rows are valid. Around it there is what a library needs: a choice of the configuration, a check of a call's
-# operands that takes a microsecond, and the names that other people's code already calls.
+# The last [rung](glossary.md#rung) has no new way to multiply. It is rung s7 with every decision left open
+# that depends on the shape: how large the [tiles](glossary.md#tile) are, what a
+# [cluster](glossary.md#cluster) shares, how many [stages](glossary.md#stage) there are, whether K is split,
+# which rows are valid. Around it there is what a library needs: a choice of the configuration, a check of a
+# call's operands that takes a microsecond, and the names that other people's code already calls.
 #
 # - The kernel: [gemm.cuh](../kernels/production/gemm.cuh),
 #   [geometry.cuh](../kernels/production/geometry.cuh), [scheduler.cuh](../kernels/production/scheduler.cuh),
@@ -72,11 +73,11 @@ GPU = measured.load(measured.DATA / "ladder.json")["meta"]["gpu"]
 # %% [markdown]
 # ## What limited the rung below
 #
-# [Rung s7](09_persistent.ipynb) has tiles of two sizes, 256 x 128 and 128 x 192, and pairs of thread blocks
-# that share A; [rung s8](10_ffma_interleave.ipynb) is the same source. Their
-# [timeline](../figures/timeline_s7_persistent.png) shows SMs that have work. Those that have none are in no
-# timeline, so count: the tiles that some of DeepSeek-V3's products have, and the SMs that get one. `Config`
-# is a production kernel's description; here it describes those of s7.
+# [Rung s7](09_persistent.ipynb) has tiles of two sizes, 256 x 128 and 128 x 192, and pairs of [thread
+# blocks](glossary.md#thread-block) that share A; [rung s8](10_ffma_interleave.ipynb) is the same source.
+# Their [timeline](../figures/timeline_s7_persistent.png) shows [SMs](glossary.md#sm) that have work. Those
+# that have none are in no timeline, so count: the tiles that some of DeepSeek-V3's products have, and the SMs
+# that get one. `Config` is a production kernel's description; here it describes those of s7.
 
 # %%
 for m, n, k in ((4096, 7168, 16384), (4096, 2112, 7168), (64, 7168, 2048), (64, 2112, 7168)):
@@ -126,8 +127,8 @@ config = choice.choose("dense", 64, 2112, 7168)
 workbench.Text(f"```cpp\n{config.source()}```", config.source())
 
 # %% [markdown]
-# Everything else follows in the template, also at compile time: how many registers, bytes and boxes there
-# are, and what is impossible.
+# Everything else follows in the template, also at compile time: how many [registers](glossary.md#register),
+# bytes and boxes there are, and what is impossible.
 
 # %%
 geometry = workbench_production.source("geometry.cuh")
@@ -148,8 +149,9 @@ except gl.GemmLadderError as error:
 # %% [markdown]
 # ## 1. Who makes which tile
 #
-# The **scheduler** decides it, for the producer and the consumers alike: `next` gives a block its next tile,
-# the same one to all of its warps.
+# The **scheduler** decides it, for the [producer](glossary.md#producer) and the
+# [consumers](glossary.md#consumer) alike: `next` gives a block its next tile, the same one to all of its
+# [warps](glossary.md#warp).
 
 # %%
 scheduler = workbench_production.source("scheduler.cuh")
@@ -164,10 +166,11 @@ workbench.code(scheduler, "__device__ bool next", "^    }")
 workbench.code(scheduler, "void look_ahead", "^    }")
 
 # %% [markdown]
-# A cluster takes a **unit of work**. If it shares A, that is two tiles side by side; if it shares B, two
-# below each other; if it shares K, one tile, and each block multiplies a part of its K. Ask the scheduler
-# itself, in a kernel that only writes down what it is told. You see the first tiles of three clusters: each
-# colour is a cluster, a number is a block; where K is shared, its halves are drawn side by side:
+# A cluster takes a **[unit of work](glossary.md#unit-of-work)**. If it shares A, that is two tiles side by
+# side; if it shares B, two below each other; if it shares K, one tile, and each block multiplies a part of
+# its K. Ask the scheduler itself, in a kernel that only writes down what it is told. You see the first tiles
+# of three clusters: each colour is a cluster, a number is a block; where K is shared, its halves are drawn
+# side by side:
 
 # %%
 walks = {}
@@ -180,9 +183,9 @@ drawing_production.clusters(walks)
 
 # %% [markdown]
 # Here `group_m` is 2: units go two down, then one to the right (with `group_n`, the other way round), for the
-# reason that you saw in [rung s7](09_persistent.ipynb): what runs together should read the same rows.
-# With the scheduler's list you can count what the blocks ask of L2 for one block of K, and compare with
-# `prediction.py`, which does not walk:
+# reason that you saw in [rung s7](09_persistent.ipynb): what runs together should read the same rows. With
+# the scheduler's list you can count what the blocks ask of [L2](glossary.md#l2) for one [block of
+# K](glossary.md#k-block), and compare with `prediction.py`, which does not walk:
 
 # %%
 for title, (one, tiles) in walks.items():
@@ -213,10 +216,10 @@ for tile in workbench_production.walk(masked, m=128, num_sms=8, layout=counts, g
 #
 # ## 2. Waves, and the last one
 #
-# All SMs together make a **wave** of tiles. A product has whole waves, then a rest that takes as long as a
-# whole one. This is 4096 x 2112 x 7168 with tiles of 256 x 128, then of 128 x 192, then with the
-# configuration that was measured to be the fastest on an H100. The tiles are the scheduler's; the length of a
-# tile in the picture is proportional to its number of outputs.
+# All SMs together make a **[wave](glossary.md#wave)** of tiles. A product has whole waves, then a rest that
+# takes as long as a whole one. This is 4096 x 2112 x 7168 with tiles of 256 x 128, then of 128 x 192, then
+# with the configuration that was measured to be the fastest on an H100. The tiles are the scheduler's; the
+# length of a tile in the picture is proportional to its number of outputs.
 
 # %%
 m, n, k = 4096, 2112, 7168
@@ -232,9 +235,9 @@ drawing_production.schedule(panels, SMS)
 # %% [markdown]
 # The third is the second with another end. Two whole waves of 128 x 192 tiles are 3072 rows; the other 1024
 # rows, the **tail**, are 132 tiles of 256 x 64, again a whole wave, and a shorter one. A kernel for that has
-# two copies of the main loop, one for each tile. They take turns with the same ring: `Geometry` says what
-# each tile needs, and a stage is as large as the larger need. The launcher deals out the rows before the
-# kernel runs, so each copy sees a product of its own:
+# two copies of the main loop, one for each tile. They take turns with the same [ring](glossary.md#ring):
+# `Geometry` says what each tile needs, and a stage is as large as the larger need. The launcher deals out the
+# rows before the kernel runs, so each copy sees a product of its own:
 
 # %%
 workbench.code(workbench_production.source("start.cuh"), "^int64_t deal", "^}")
@@ -268,10 +271,10 @@ for tile_m, tile_n in SIZES:
 # ## 3. Few rows: splitting K
 #
 # 64 x 2112 outputs are 66 tiles of 64 x 32, half as many as an H100 has SMs. Narrower ones would each read
-# all of A for fewer columns. **Splitting K** makes two blocks of one tile: each multiplies a half of K, then
-# the halves have to be added. [Rung s5](07_tma_multicast.ipynb) knows clusters whose blocks send to each
-# other. Here they write into each other's shared memory, with an ordinary store whose address comes from
-# `mapa`.
+# all of A for fewer columns. **[Splitting K](glossary.md#split-k)** makes two blocks of one tile: each
+# multiplies a half of K, then the halves have to be added. [Rung s5](07_tma_multicast.ipynb) knows clusters
+# whose blocks send to each other. Here they write into each other's [shared
+# memory](glossary.md#shared-memory), with an ordinary store whose address comes from `mapa`.
 #
 # Try that alone. Four blocks send a number each to all four; then each adds up what it has got, once in the
 # order of the ranks and once beginning with its own. They meet twice: nobody may send before the others have
@@ -319,7 +322,7 @@ for rank in range(4):
 workbench.code(workbench_production.source("gemm.cuh"), "static __device__ void reduce\\(", "^    }$")
 
 # %% [markdown]
-# A whole kernel, K in four parts, under several schedules:
+# A whole kernel, K in four parts, under several [schedules](glossary.md#schedule):
 
 # %%
 split = Config.of("dense", 72, 512, 64, 64, cluster=4, share="K", stages=2)
@@ -335,11 +338,12 @@ print(
 )
 
 # %% [markdown]
-# None: no element of D differs. The FP32 sums may differ in their last bits, and BF16 keeps eight.
+# None: no element of D differs. The FP32 sums may differ in their last bits, and [BF16](glossary.md#bf16)
+# keeps eight.
 #
 # K is split in two, four or eight parts. The blocks of a cluster wait for each other, so a split pays only
-# where all clusters are resident at once and each block still has several blocks of K:
-# [candidates.py](../kernels/production/candidates.py) has the conditions. The choice for 16 rows and some
+# where all clusters are [resident](glossary.md#occupancy) at once and each block still has several blocks of
+# K: [candidates.py](../kernels/production/candidates.py) has the conditions. The choice for 16 rows and some
 # weights:
 
 # %%
@@ -360,7 +364,8 @@ workbench.code(workbench_production.source("gemm.cuh"), "void load\\(uint32_t sh
 
 # %% [markdown]
 # `if constexpr` is decided by the compiler: a kernel has one of the three branches and no trace of the
-# others. A hint changes no result, and the emulator, which has no L2, takes it and does nothing.
+# others. A hint changes no result, and the [emulator](glossary.md#emulator), which has no L2, takes it and
+# does nothing.
 #
 # ## 5. Tiles that straddle scales (optional)
 #
@@ -399,19 +404,20 @@ workbench.code(geometry, "A buffer holds B's scales", "kTilesInRing")
 # A product of few rows takes about ten microseconds, and in a model the next one is right behind it. For
 # about one of the ten, no load has been issued yet: blocks start, barriers are initialised. This could be
 # done while the kernel *ahead* is still busy with its last tiles. CUDA permits it, under the name
-# **programmatic dependent launch**: the launcher sets an attribute (`early` in start.cuh), and the kernel may
-# begin before the one ahead of it has ended. In return it must say itself at which point the other has to
-# have ended:
+# **[programmatic dependent launch](glossary.md#programmatic-dependent-launch)**: the launcher sets an
+# attribute (`early` in start.cuh), and the kernel may begin before the one ahead of it has ended. In return
+# it must say itself at which point the other has to have ended:
 
 # %%
 workbench.code(workbench_production.source("gemm.cuh"), "---- Prologue", "^        __syncthreads\\(\\);")
 
 # %% [markdown]
 # `griddepcontrol.wait` waits until the kernel ahead has ended and what it wrote can be seen. What is before
-# it must not depend on that: the barriers are this block's own, the tensor maps are arguments of the launch.
-# And the **prefetch**: an idle thread has L2 fetch the first two to eight blocks of k of its B, about 32 KB.
-# That is no load. If the kernel ahead should write B, it writes to L2, where the load after the wait finds
-# it. In a grouped product it takes a look into memory to know *which* B, so there the prefetch waits too:
+# it must not depend on that: the barriers are this block's own, the [tensor maps](glossary.md#tensor-map) are
+# arguments of the launch. And the **prefetch**: an idle thread has L2 fetch the first two to eight blocks of
+# k of its B, about 32 KB. That is no load. If the kernel ahead should write B, it writes to L2, where the
+# load after the wait finds it. In a grouped product it takes a look into memory to know *which* B, so there
+# the prefetch waits too:
 
 # %%
 workbench.code(workbench_production.source("gemm.cuh"), "static __device__ void prefetch", "^    }")
@@ -421,9 +427,10 @@ workbench.code(workbench_production.source("gemm.cuh"), "static __device__ void 
 # its start if one tile has room for all rows. With more rows, blocks that read the same rows of B should run
 # side by side, and those of a kernel that begins early get their SMs one by one, as these become free.
 #
-# Few rows have one more cost. The copy engine takes as long for a row outside of A, which it fills with
-# zeros, as for one inside, and a tile of 64 rows of which one exists has 63 of them. So the launcher makes
-# the boxes of A only as high as A, and tells the kernel how many bytes a stage then has:
+# Few rows have one more cost. The [copy engine](glossary.md#copy-engine) takes as long for a row outside of
+# A, which it fills with zeros, as for one inside, and a tile of 64 rows of which one exists has 63 of them.
+# So the launcher makes the boxes of A only as high as A, and tells the kernel how many bytes a stage then
+# has:
 
 # %%
 workbench.code(workbench_production.source("start.cuh"), "If A has fewer rows", "part.bytes_loads")
@@ -448,8 +455,8 @@ workbench.code(workbench_production.source("gemm.cuh"), "Multiplies one K block,
 
 # %% [markdown]
 # Who loads is decided in another way. In rung s7 it is thread 0, by `threadIdx.x`. Here a warp's number comes
-# out of a shuffle, and `elect.sync` picks the lane. The result is the same, but the machine code is not: the
-# compiler now *knows* that no warp is divided and that one thread loads.
+# out of a shuffle, and `elect.sync` picks the [lane](glossary.md#lane). The result is the same, but the
+# machine code is not: the compiler now *knows* that no warp is divided and that one thread loads.
 
 # %%
 workbench.code(workbench_production.source("gemm.cuh"), "---- Roles", "G::produce")
@@ -501,11 +508,11 @@ _ = explain.main([str(m), str(n), str(k)])
 #   loaded, and a deeper ring asks for more at once.
 # - **L2 MB**: what all blocks together ask for.
 # - **floor**: the time to move every byte once at the bandwidth that a copy reaches, or to do the operations
-#   at the peak rate of the tensor cores, whichever is longer.
+#   at the peak rate of the [tensor cores](glossary.md#tensor-core), whichever is longer.
 # - **estimate**: what arithmetic alone says, which is the next section.
-# - **us**: the expected time with L2 dirty, with L2 clean, and in a CUDA graph
-#   ([lesson 13](13_reading_the_results.ipynb) describes these states). The choice is made by the geometric
-#   mean of the three.
+# - **us**: the expected time with L2 [dirty](glossary.md#dirty), with L2 clean, and in a [CUDA
+#   graph](glossary.md#cuda-graph) ([lesson 13](13_reading_the_results.ipynb) describes these states). The
+#   choice is made by the geometric mean of the three.
 #
 # "B kept" is the hint of section 4: whether B stays in L2, or leaves it first because it is read once.
 #
@@ -526,8 +533,8 @@ workbench.Text(f"```python\n{text}```", text)
 
 # %% [markdown]
 # - **tensor**: for each wave, the operations of a tile at the peak rate of an SM's tensor cores.
-# - **promotion**: a consumer needs some cycles for each block of K, whatever the size of its tile, and more
-#   for each column that it promotes.
+# - **[promotion](glossary.md#promotion)**: a consumer needs some cycles for each block of K, whatever the
+#   size of its tile, and more for each column that it promotes.
 # - **memory**: every byte of A, B and D once.
 # - **L2**: what all blocks ask for, so an operand counts as often as it is loaded.
 # - **load**: what one SM loads. A product of few tiles is limited by it although L2 could deliver more.
@@ -955,10 +962,9 @@ y = names["linear"](x, gl.utils.per_block_cast_to_fp8(w, use_ue8m0=False))
 print("relative difference to x @ w.T, in float32:", ((y.float() - x @ w.T).norm() / (x @ w.T).norm()).item())
 
 # %% [markdown]
-# That difference is the price of casting to FP8, not the kernel's error: [lesson 01](01_fp8_numbers.ipynb)
-# has it without any kernel. On a CPU the functions compute the
-# reference, so that callers can be tested without a GPU; `gl.rungs["s9_production"]` is the kernel on the
-# emulator.
+# That difference is the price of casting to [FP8](glossary.md#fp8), not the kernel's error: [lesson
+# 01](01_fp8_numbers.ipynb) has it without any kernel. On a CPU the functions compute the reference, so that
+# callers can be tested without a GPU; `gl.rungs["s9_production"]` is the kernel on the emulator.
 #
 # What cannot be used is refused before the output is touched, in one sentence:
 
@@ -1022,9 +1028,9 @@ for (m, n, k), us in sorted(drawing_production.recorded("s9_production").items()
     print(f"{m:4} x {n:5} x {k:5}: {us:7.1f} us, {one.floor_us / us:4.0%} of it the floor of the {limit}")
 
 # %% [markdown]
-# - Many rows and a long k: the tensor cores. What is left is the promotion, whose FFMAs have to be issued
-#   beside the WGMMAs (NOTES.md, *Where the time is*). [Lesson 13](13_reading_the_results.ipynb) adds what
-#   power does.
+# - Many rows and a long k: the tensor cores. What is left is the promotion, whose [FFMAs](glossary.md#ffma)
+#   have to be issued beside the [WGMMAs](glossary.md#wgmma) (NOTES.md, *Where the time is*). [Lesson
+#   13](13_reading_the_results.ipynb) adds what power does.
 # - Few rows: memory, and the time until the first bytes arrive and after the last ones, which is a larger
 #   part the smaller the product is.
 # - In between, and where k is short: waves that are not full, and outputs that have to be stored while

@@ -102,8 +102,9 @@ seen = [
 print("microseconds of the calls:", timing.between_markers(seen, calls=2))
 
 # %% [markdown]
-# What if you time only the kernel whose name says gemm? Then a library that splits K, and adds up the parts
-# in a second kernel, looks faster than it is. And what if the profiler loses an event, which happens?
+# What if you time only the kernel whose name says gemm? Then a library that [splits K](glossary.md#split-k),
+# and adds up the parts in a second kernel, looks faster than it is. And what if the profiler loses an event,
+# which happens?
 
 # %%
 try:
@@ -112,11 +113,11 @@ except gl.GemmLadderError as error:
     print(error)
 
 # %% [markdown]
-# **A cold L2.** In a model, other layers run between two calls of a product, and its weights have left the
-# cache. A benchmark that calls the same product again and again finds them there. So before each call 8 GB
-# are written. That leaves L2 full of lines that memory does not have yet, **dirty** lines, and the kernel
-# that comes next has to wait while they are written back. With 1 GB *read* afterwards, L2 is cold but
-# **clean**.
+# **A cold [L2](glossary.md#l2).** In a model, other layers run between two calls of a product, and its
+# weights have left the cache. A benchmark that calls the same product again and again finds them there. So
+# before each call 8 GB are written. That leaves L2 full of lines that memory does not have yet,
+# **[dirty](glossary.md#dirty)** lines, and the kernel that comes next has to wait while they are written
+# back. With 1 GB *read* afterwards, L2 is cold but **clean**.
 #
 # Predict: which products take longer with L2 dirty, and by how much? For s9_production, which shape loses
 # most?
@@ -195,8 +196,9 @@ for words, factor in gpus.items():
 # the GPU in the same state for all. No protocol cures everything, which is why it is written down.
 #
 # **Clocks.** Nobody pins the clock: the GPU is measured as its users have it. It chooses the clock itself, as
-# high as its power limit and its temperature let it. A time does not say what the clock was, but TFLOPS say
-# what it was *at least*: the tensor cores of an SM do no more than 8192 operations a cycle.
+# high as its power limit and its temperature let it. A time does not say what the clock was, but
+# [TFLOPS](glossary.md#tflops) say what it was *at least*: the [tensor cores](glossary.md#tensor-core) of an
+# [SM](glossary.md#sm) do no more than 8192 operations a cycle.
 
 # %%
 best = {
@@ -240,9 +242,9 @@ print(f"9 of 10 shapes moved by less than {noise:.1%}, none by more than {most:.
 exercises.found("13.noise", 100 * noise, "per cent")
 
 # %% [markdown]
-# This is what a difference has to be compared with. Take rung s8, whose modes differ in some control bits, in
-# the file [interleave.json](../figures/data/interleave.json), where all were measured in one run. Is one of
-# them faster than what the compiler made?
+# This is what a difference has to be compared with. Take [rung](glossary.md#rung) s8, whose modes differ in
+# some control bits, in the file [interleave.json](../figures/data/interleave.json), where all were measured
+# in one run. Is one of them faster than what the compiler made?
 
 # %%
 modes = measured.load(measured.DATA / "interleave.json")["rows"]
@@ -269,9 +271,10 @@ for size, mode in at:
 #
 # ## What is possible: the roofline
 #
-# A product has to move its operands and its result, and to multiply. **Operations a byte**, its *intensity*,
-# is the number of the one over the number of the other, and a property of the shape. Times memory's bandwidth
-# it is a speed that no kernel exceeds; the tensor cores' own speed is another. The lower one is the **roof**.
+# A product has to move its operands and its result, and to multiply. **Operations a byte**, its
+# *[intensity](glossary.md#arithmetic-intensity)*, is the number of the one over the number of the other, and
+# a property of the shape. Times memory's bandwidth it is a speed that no kernel exceeds; the tensor cores'
+# own speed is another. The lower one is the **[roof](glossary.md#roofline)**.
 #
 # Which bandwidth, which speed? The data sheet's (dotted), or what has been reached: a copy, and the product
 # with one scale per tensor, on this very GPU?
@@ -288,12 +291,12 @@ print(f"reached:    {roofline.COPY_TB_S} TB/s, {drawing_results.ceiling():.0f} T
 #
 # - Under the slope only bytes help. A kernel near it is done, however few TFLOPS it has.
 # - Under the flat part only a busier tensor core helps.
-# - A column far from both, like the small square, is limited by neither: too few tiles to fill the GPU, and a
-#   time so short that starting and ending is most of it. No roof knows that.
+# - A column far from both, like the small square, is limited by neither: too few [tiles](glossary.md#tile) to
+#   fill the GPU, and a time so short that starting and ending is most of it. No roof knows that.
 #
 # The data sheet's flat roof is out of reach for every kernel here: it assumes the highest clock, and under
 # full load the power limit does not allow that clock. So "percent of peak" says little, and the lessons use
-# "percent of the ceiling".
+# "percent of the [ceiling](glossary.md#ceiling)".
 
 # %%
 SIZES = sorted(drawing_results.times("s9_production"))
@@ -314,9 +317,9 @@ drawing_results.of_the_roof("s9_production")
 #
 # ## What the tiles allow: waves
 #
-# Between the roof and the time lies something that you can compute: how full the waves are ([lesson
-# 12](12_production.ipynb)). For the shapes with many rows, the part of the SMs' time that makes outputs
-# somebody wants, against the part of the ceiling that was measured:
+# Between the roof and the time lies something that you can compute: how full the [waves](glossary.md#wave)
+# are ([lesson 12](12_production.ipynb)). For the shapes with many rows, the part of the SMs' time that makes
+# outputs somebody wants, against the part of the ceiling that was measured:
 
 # %%
 points = {}

@@ -17,6 +17,10 @@
 #
 # You need NumPy, and to have seen one CUDA kernel. You do not need a GPU: the same kernel files also run on a
 # CPU, on an emulated piece of a Hopper GPU. If you have a Hopper GPU, the cells below use it.
+#
+# > **Needs:** NumPy, and to have seen one CUDA kernel. **Time:** 15 minutes to read, 25 for guesses and
+# > exercises; its cells run in half a minute, less when its kernels have been compiled. **May be skipped:**
+# > nothing.
 
 # %%
 from gemm_ladder.figures import lessons

@@ -14,6 +14,10 @@
 # A matrix product in [FP8](glossary.md#fp8), floating-point numbers of 8 bits, moves half the bytes of one in
 # 16 bits, and Hopper's [tensor cores](glossary.md#tensor-core) compute it faster. This lesson is about what
 # the 8 bits can hold, how scales stretch them, and what they cost.
+#
+# > **Needs:** lesson [00](00_start_here.ipynb). **Time:** 20 minutes to read, 30 for guesses and exercises;
+# > its cells run in half a minute, less when its kernels have been compiled. **May be skipped:** *On matrices
+# > that look real* (5 minutes).
 
 # %%
 from gemm_ladder.figures import lessons

@@ -15,6 +15,9 @@
 # does not matter. This lesson puts the same formula on a GPU, in the plainest way there is:
 # [s1_naive.cu](../kernels/stages/s1_naive.cu), a kernel that you can read in a minute. It is slow, and you
 # will count why.
+#
+# > **Needs:** lesson [01](01_fp8_numbers.ipynb). **Time:** 20 minutes to read, 40 for guesses and exercises;
+# > its cells run in half a minute, less when its kernels have been compiled. **May be skipped:** nothing.
 
 # %%
 from gemm_ladder.figures import lessons

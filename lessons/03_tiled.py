@@ -17,6 +17,9 @@
 #
 # From here on every [rung](glossary.md#rung) is written for whole [K blocks](glossary.md#k-block): k is a
 # multiple of 128.
+#
+# > **Needs:** lesson [02](02_naive.ipynb). **Time:** 25 minutes to read, 55 for guesses and exercises; its
+# > cells run in a minute, less when its kernels have been compiled. **May be skipped:** nothing.
 
 # %%
 from gemm_ladder.figures import lessons

@@ -17,6 +17,9 @@
 # a certain order, described in 64 bits of its own; it leaves its result scattered over the
 # [registers](glossary.md#register) of 128 threads; and it does all that *later*. This lesson takes these one
 # at a time.
+#
+# > **Needs:** lesson [03](03_tiled.ipynb). **Time:** 30 minutes to read, 55 for guesses and exercises; its
+# > cells run in a minute, less when its kernels have been compiled. **May be skipped:** nothing.
 
 # %%
 from gemm_ladder.figures import lessons

@@ -15,6 +15,10 @@
 # you follow its additions digit by digit, see what becomes of long sums, and find out why the kernels
 # [promote](glossary.md#promotion) every 128 of k and not every 32 or never. The second half asks the same of
 # the *scales*, on the weights of a trained model.
+#
+# > **Needs:** lesson [04](04_wgmma.ipynb). **Time:** 30 minutes to read, 50 for guesses and exercises; its
+# > cells run in a minute, less when its kernels have been compiled. **May be skipped:** *On real numbers: a
+# > trained model* (15 minutes).
 
 # %%
 from gemm_ladder.figures import lessons

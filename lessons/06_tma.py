@@ -17,6 +17,9 @@
 # everybody who waits. Shared memory holds four tiles of each operand, so the next ones arrive while this one
 # is multiplied. The new difficulty is to know *when*: when a tile is there, and when its place is free again.
 # One object answers both, the **[mbarrier](glossary.md#mbarrier)**, and most of this lesson is about it.
+#
+# > **Needs:** lesson [04](04_wgmma.ipynb). **Time:** 35 minutes to read, 55 for guesses and exercises; its
+# > cells run in a minute, less when its kernels have been compiled. **May be skipped:** nothing.
 
 # %%
 from gemm_ladder.figures import lessons

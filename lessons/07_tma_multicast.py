@@ -17,6 +17,10 @@
 # each half to both. This lesson is about what makes that possible, **[clusters](glossary.md#cluster)** and
 # **[multicast](glossary.md#multicast)**, which later rungs keep. It is also about an expectation, and how to
 # measure whether it comes true.
+#
+# > **Needs:** lesson [06](06_tma.ipynb). **Time:** 30 minutes to read, 55 for guesses and exercises; its
+# > cells run in a minute, less when its kernels have been compiled. **May be skipped:** *A fence that is not
+# > in the source* (10 minutes).
 
 # %%
 from gemm_ladder.figures import lessons

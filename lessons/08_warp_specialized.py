@@ -19,6 +19,10 @@
 #
 # The [mbarriers](glossary.md#mbarrier) are those of [lesson 06](06_tma.ipynb), the
 # [cluster](glossary.md#cluster) is that of [lesson 07](07_tma_multicast.ipynb).
+#
+# > **Needs:** lesson [07](07_tma_multicast.ipynb). **Time:** 20 minutes to read, 40 for guesses and
+# > exercises; its cells run in a minute, less when its kernels have been compiled. **May be skipped:**
+# > nothing.
 
 # %%
 from gemm_ladder.figures import lessons

@@ -18,6 +18,10 @@
 # B's scales by TMA, and a second shape of tiles.
 #
 # The roles are those of [lesson 08](08_warp_specialized.ipynb).
+#
+# > **Needs:** lesson [08](08_warp_specialized.ipynb). **Time:** 35 minutes to read, 40 for guesses and
+# > exercises; its cells run in a minute, less when its kernels have been compiled. **May be skipped:**
+# > nothing.
 
 # %%
 from gemm_ladder.figures import lessons

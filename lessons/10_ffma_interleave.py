@@ -18,6 +18,10 @@
 #
 # You will read machine code, see what today's compiler does by itself, and measure against that, not against
 # an older compiler.
+#
+# > **Needs:** lesson [09](09_persistent.ipynb). **Time:** 30 minutes to read, 50 for guesses and exercises;
+# > its cells run in a minute, less when its kernels have been compiled. **May be skipped:** all of it: no
+# > other lesson needs it.
 
 # %%
 from gemm_ladder.figures import lessons

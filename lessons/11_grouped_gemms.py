@@ -17,6 +17,10 @@
 # production kernel computes them all in one launch. Little is new in it, and nearly all of that is in one
 # place, the **scheduler**: which [thread block](glossary.md#thread-block) computes which
 # [tile](glossary.md#tile).
+#
+# > **Needs:** lesson [12](12_production.ipynb). **Time:** 35 minutes to read, 50 for guesses and exercises;
+# > its cells run in a minute, less when its kernels have been compiled. **May be skipped:** all of it: no
+# > other lesson needs it.
 
 # %%
 from gemm_ladder.figures import lessons

@@ -31,6 +31,11 @@
 # - The functions to call: [api.py](../kernels/api.py), [checks/](../kernels/checks),
 #   [fast_path.cpp](../kernels/production/fast_path.cpp).
 # - What was tried, with what result: [NOTES.md](../kernels/production/NOTES.md).
+#
+# > **Needs:** lesson [09](09_persistent.ipynb). **Time:** 50 minutes to read, 55 for guesses and exercises;
+# > its cells run in two minutes, less when its kernels have been compiled. **May be skipped:** *5. Tiles that
+# > straddle scales*; *6. Before the first load*; *What was learned*; *A dozen kernels for a weight*;
+# > *Measuring instead of expecting*; *What a call costs the host*; *In somebody else's code* (30 minutes).
 
 # %%
 from gemm_ladder.figures import lessons

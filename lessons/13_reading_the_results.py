@@ -14,6 +14,9 @@
 # Every lesson ended with a speed. This one is about the speeds themselves: what exactly was measured, what a
 # number may be compared with, what it could have been at best, and how a true number misleads. All of it is
 # in [figures/data](../figures/data): you can answer each question below from the files.
+#
+# > **Needs:** lesson [02](02_naive.ipynb). **Time:** 35 minutes to read, 45 for guesses and exercises; its
+# > cells run in a minute, less when its kernels have been compiled. **May be skipped:** nothing.
 
 # %%
 from gemm_ladder.figures import lessons

@@ -37,6 +37,9 @@ from workshop import drawing, exercises, workbench
 drawing.style()
 print("The kernels run on", "this machine's Hopper GPU." if workbench.HOPPER else "the emulator.")
 
+# %%
+drawing.where("GPU", "SM")
+
 # %% [markdown]
 # ## The product
 #

@@ -41,6 +41,9 @@ print(
 )
 print(f"at m x n x k = {' x '.join(map(str, size))}.", *measured.provenance([fast, bf16]))
 
+# %%
+drawing.where("HBM", "tensor cores")
+
 # %% [markdown]
 # ## 256 numbers
 #
@@ -148,7 +151,7 @@ def steps(axes, power):
     axes.set_title(f"4 is sent to 2^{power}")
 
 
-figure, panels = plt.subplots(1, 3, figsize=(9.5, 2.8))
+figure, panels = plt.subplots(1, 3, figsize=(9, 2.8))
 for axes, power in zip(panels, (-6, 8, 10), strict=True):
     steps(axes, power)
 plt.show()

@@ -34,6 +34,9 @@ from workshop import drawing, exercises, workbench
 drawing.style()
 rung = gl.rungs["s1_naive"]
 
+# %%
+drawing.where("SM", "registers", "CUDA cores", "L1")
+
 # %% [markdown]
 # ## The idea
 #

@@ -35,6 +35,9 @@ from workshop import drawing, drawing_shared, exercises, workbench
 drawing.style()
 rung = gl.rungs["s2_tiled"]
 
+# %%
+drawing.where("warp scheduler", "registers", "CUDA cores", "shared memory", "banks")
+
 # %% [markdown]
 # ## What limited the rung below
 #

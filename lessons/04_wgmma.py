@@ -36,6 +36,9 @@ from workshop import drawing, drawing_shared, exercises, workbench
 drawing.style()
 rung = gl.rungs["s3_wgmma"]
 
+# %%
+drawing.where("tensor cores", "registers", "shared memory", "banks")
+
 # %% [markdown]
 # ## What limited the rung below
 #

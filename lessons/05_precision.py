@@ -38,6 +38,9 @@ from workshop import drawing, drawing_precision, exercises, workbench
 drawing.style()
 rung = gl.rungs["s3_wgmma"]
 
+# %%
+drawing.where("tensor cores", "CUDA cores")
+
 # %% [markdown]
 # ## One sum, by hand
 #

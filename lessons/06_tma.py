@@ -36,6 +36,9 @@ from workshop import drawing, drawing_tma, exercises, workbench, workbench_tma
 drawing.style()
 rung = gl.rungs["s4_tma"]
 
+# %%
+drawing.where("L2", "TMA", "shared memory", "mbarriers")
+
 # %% [markdown]
 # ## What limited the rung below
 #

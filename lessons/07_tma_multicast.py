@@ -38,6 +38,9 @@ from workshop import drawing, drawing_cluster, drawing_tma, exercises, workbench
 drawing.style()
 rung = gl.rungs["s5_tma_multicast"]
 
+# %%
+drawing.where("cluster", "L2", "TMA", "mbarriers")
+
 # %% [markdown]
 # ## What limited the rung below
 #

@@ -38,6 +38,9 @@ from workshop import drawing, drawing_warps, exercises, workbench
 drawing.style()
 rung = gl.rungs["s6_warp_specialized"]
 
+# %%
+drawing.where("SM", "registers", "tensor cores", "CUDA cores", "TMA")
+
 # %% [markdown]
 # ## What limited the rung below
 #

@@ -38,6 +38,9 @@ from workshop import drawing, drawing_tiles, drawing_warps, exercises, workbench
 drawing.style()
 rung = gl.rungs["s7_persistent"]
 
+# %%
+drawing.where("GPU", "L2", "TMA", "shared memory")
+
 # %% [markdown]
 # ## What limited the rung below
 #

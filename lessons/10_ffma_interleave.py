@@ -42,6 +42,9 @@ from workshop import drawing, drawing_ffma, drawing_warps, exercises, workbench,
 drawing.style()
 rung = gl.rungs["s8_ffma_interleave"]
 
+# %%
+drawing.where("warp scheduler", "registers", "CUDA cores")
+
 # %% [markdown]
 # ## What limited the rung below
 #

@@ -41,6 +41,9 @@ from workshop import drawing, drawing_grouped, exercises, workbench, workbench_g
 
 drawing.style()
 
+# %%
+drawing.where("GPU", "SM", "HBM")
+
 # %% [markdown]
 # ## A router at work
 #

@@ -75,6 +75,9 @@ drawing.style()
 SMS = H100_SMS
 GPU = measured.load(measured.DATA / "ladder.json")["meta"]["gpu"]
 
+# %%
+drawing.where("host", "GPU", "L2", "cluster")
+
 # %% [markdown]
 # ## What limited the rung below
 #

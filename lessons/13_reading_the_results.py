@@ -40,6 +40,9 @@ from workshop import drawing, drawing_results, exercises, workbench
 
 drawing.style()
 
+# %%
+drawing.where("HBM", "L2", "tensor cores")
+
 # %% [markdown]
 # ## One row
 #

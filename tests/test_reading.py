@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
-from gemm_ladder.figures import lessons
+from gemm_ladder.figures import hopper_map, lessons, sheet
 
 lessons.find()
 from workshop import course, glossary, texts  # noqa: E402
@@ -121,3 +122,37 @@ def test_a_path_names_sections_that_are_there() -> None:
         course.minutes(lesson, course.Step("tma", only=("No such thing",)))
     whole, part = (course.minutes(lesson, course.Step("tma", without=of)) for of in ((), ("Exercises",)))
     assert whole[0] > part[0] and whole[1] - part[1] == 4 * course.EXERCISE
+
+
+def test_the_map_is_what_draw_py_writes() -> None:
+    written = (lessons.FOLDER.parent / "figures" / "hopper.svg").read_text()
+    assert written == hopper_map.svg(), "python figures/draw.py writes it"
+    with pytest.raises(ValueError, match="L3"):
+        hopper_map.svg(["L3"])
+
+
+@pytest.mark.parametrize("marked", [(), hopper_map.PIECES])
+def test_the_map_is_legible_and_marks_every_piece(marked: tuple[str, ...]) -> None:
+    root = ElementTree.fromstring(hopper_map.svg(marked))
+    name = "{http://www.w3.org/2000/svg}"
+    assert float(root.get("width")) <= sheet.SHOWN_WIDTH
+    words = root.findall(f"{name}text")
+    assert min(float(text.get("font-size")) for text in words) >= sheet.SMALLEST
+    for text in words:  # a letter of this face is about 0.62 of its size wide, a bold one 0.7
+        size, x = float(text.get("font-size")), float(text.get("x"))
+        width = len(text.text) * size * (0.7 if text.get("font-weight") == "bold" else 0.62)
+        begin = x - width * {"start": 0, "middle": 0.5, "end": 1}[text.get("text-anchor")]
+        assert begin >= 0 and begin + width <= hopper_map.WIDTH, text.text
+    edges = [box.get("stroke") for box in root.findall(f"{name}rect")]
+    assert (edges.count(hopper_map.MARK_EDGE) > len(hopper_map.PIECES)) == bool(marked)
+
+
+def test_every_lesson_marks_its_pieces_and_every_piece_has_one() -> None:
+    marked = set()
+    for path in texts.paths():
+        calls = re.findall(r"^drawing\.where\((.+)\)$", path.read_text(), re.M)
+        assert len(calls) == 1, path.stem
+        here = set(re.findall(r'"([^"]+)"', calls[0]))
+        assert here and here <= {*hopper_map.PIECES}
+        marked |= here
+    assert marked == {*hopper_map.PIECES}

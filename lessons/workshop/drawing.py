@@ -10,17 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from gemm_ladder.figures import measured
+from gemm_ladder.figures import hopper_map, measured
 from gemm_ladder.figures.timeline import COLOURS, MEANINGS
 from gemm_ladder.ref import fp8, layouts
 from gemm_ladder.timeline.spans import Span, label, place
-from matplotlib import colormaps
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
 
 INK, MUTED, GRID, BLUE, ORANGE = "#1a1a1a", "#666666", "#d8d8d8", "#2b6cb0", "#e8590c"
-EIGHT = [colormaps["tab10"](i) for i in (0, 1, 2, 3, 4, 5, 8, 9)]  # one colour for each of eight things
+GREEN = "#14784f"
+# One colour for each of eight things; colour-blind readers can tell them apart, too.
+EIGHT = [BLUE, ORANGE, GREEN, "#eb81d0", "#804306", "#0c0ceb", "#cc9e70", INK]
 
 
 def style() -> None:
@@ -28,6 +29,7 @@ def style() -> None:
     plt.rcParams.update(
         {
             "figure.dpi": 90,
+            "figure.hooks": ["workshop.legible:watch"],
             "figure.facecolor": "white",
             "font.size": 9,
             "axes.titlesize": 10.5,
@@ -56,13 +58,28 @@ def _cell(axes: Axes, x: float, y: float, colour: object, text: str = "", w: flo
         red, green, blue = plt.matplotlib.colors.to_rgb(colour)
         light = 0.3 * red + 0.59 * green + 0.11 * blue > 0.5
         axes.text(
-            x + w / 2, y + h / 2, text, ha="center", va="center", size=7, color=INK if light else "white"
+            x + w / 2, y + h / 2, text, ha="center", va="center", size=7.5, color=INK if light else "white"
         )
 
 
 def _pale(colour: object, strength: float = 0.35) -> tuple[float, ...]:
     """The colour, mixed with white."""
     return tuple(1 - strength * (1 - part) for part in plt.matplotlib.colors.to_rgb(colour))
+
+
+class Svg:
+    """An SVG picture, as a notebook shows it."""
+
+    def __init__(self, text: str, words: str) -> None:
+        self.text, self.words = text, words
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
+        return {"image/svg+xml": self.text, "text/plain": self.words}
+
+
+def where(*pieces: str) -> Svg:
+    """The map of a Hopper GPU with these of figures.hopper_map.PIECES marked: where a lesson is."""
+    return Svg(hopper_map.svg(pieces), f"A map of a Hopper GPU. Marked: {', '.join(pieces)}.")
 
 
 # ----------------------------------------------------------------------------------------------- measurements
@@ -198,7 +215,7 @@ def timeline(spans: Iterable[Span], until: float, title: str) -> None:
     alone = len({span.role for span in spans}) == 1  # then its name says nothing
     names = [label(span).removeprefix(f"{span.role}, " if alone else "") for span in spans]
     lanes = list(dict.fromkeys(names))
-    _, axes = plt.subplots(figsize=(9.5, 0.9 + 0.34 * len(lanes)))
+    _, axes = plt.subplots(figsize=(9, 0.9 + 0.34 * len(lanes)))
     for span, name in zip(spans, names, strict=True):
         y, width = lanes.index(name), min(span.end, until) - span.begin
         axes.barh(
@@ -222,7 +239,7 @@ BANKS, BANK_BYTES = 32, 4  # of an SM's shared memory: "Shared Memory" in the CU
 
 def banks(chunk: int = 2) -> None:
     """The 8 rows of an atom without and with the 128-byte swizzle, chunk `chunk` of each row marked."""
-    figure, panels = plt.subplots(1, 2, figsize=(9.5, 3.5))
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.5))
     figure.subplots_adjust(wspace=0.12)
     places = layouts.SWIZZLE_ROW // layouts.SWIZZLE_CHUNK
     for axes, swizzled in zip(panels, (False, True), strict=True):
@@ -255,7 +272,7 @@ def descriptor(bits: int) -> None:
         ("base_offset", 49, 3), ("swizzle", 62, 2),
     ]  # fmt: skip
     decoded = layouts.SmemDescriptor.decode(bits)
-    _, axes = plt.subplots(figsize=(9.5, 3))
+    _, axes = plt.subplots(figsize=(9, 3))
     _canvas(axes, 32, 7.6, f"0x{bits:016x}")
     for bit in range(64):
         field = next((i for i, (_, low, width) in enumerate(fields) if low <= bit < low + width), None)
@@ -273,7 +290,7 @@ def descriptor(bits: int) -> None:
 def fragment(columns: int = 16) -> None:
     """Who holds what of a WGMMA's result: the warps' rows, and one warp's threads and registers in detail."""
     row, column = layouts.wgmma_accumulator(columns)
-    _, axes = plt.subplots(figsize=(11, 7.2))
+    _, axes = plt.subplots(figsize=(9, 7.2))
     _canvas(axes, columns * 2 + 2, 17.4, "")
     for lane in range(32):
         for i in range(columns // 2):

@@ -81,7 +81,7 @@ def multicast(recorded: np.ndarray, names: Sequence[str]) -> None:
     `names` are of the parts of a stage, in the order of their places.
     """
     ring = stages(recorded)
-    _, axes = plt.subplots(figsize=(11.5, 6.2))
+    _, axes = plt.subplots(figsize=(9.5, 6.2))
     _canvas(axes, 36, 18.4, "One stage in each block of a cluster, filled and released")
     axes.set_aspect("auto")
     axes.add_patch(Rectangle((0.4, 0.1), 34.9, 3.7, facecolor="#f4f4f4", edgecolor=GRID))
@@ -97,7 +97,7 @@ def multicast(recorded: np.ndarray, names: Sequence[str]) -> None:
 def _part(axes: Axes, x: float, y: float, width: float, block: int, words: str) -> None:
     colour = _pale(BLOCKS[block], 0.55)
     axes.add_patch(Rectangle((x, y), width, 2.1, facecolor=colour, edgecolor="white"))
-    axes.text(x + width / 2, y + 1.05, words, ha="center", va="center", size=7, color=INK)
+    axes.text(x + width / 2, y + 1.05, words, ha="center", va="center", size=7.5, color=INK)
 
 
 def _arrow(
@@ -202,7 +202,7 @@ def against(impl: str, other: str, a_tile: Mapping[measured.Size, float]) -> Non
     """
     shown = {one.impl: one.tflops for one in measured.series(measured.recorded(), "dirty")}
     ratio = {size: shown[impl][size] / shown[other][size] for size in shown[impl] if size in shown[other]}
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.4))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.4))
     figure.subplots_adjust(wspace=0.22)
     for words, colour, chosen in (
         ("m up to 128", "#9a9a9a", [size for size in ratio if size[0] <= 128]),

@@ -36,7 +36,7 @@ def field(word: int, name: str) -> int:
 def instruction(word: int, after: int | None = None, title: str = "") -> None:
     """An FFMA's 128 bits, 32 a line, its fields named; where `after` has another bit, that bit, framed."""
     after = word if after is None else after
-    _, axes = plt.subplots(figsize=(10.5, 4.5))
+    _, axes = plt.subplots(figsize=(9.5, 4.5))
     _canvas(axes, 32, 13, title)
 
     def place(bit: int) -> tuple[float, float]:
@@ -52,7 +52,7 @@ def instruction(word: int, after: int | None = None, title: str = "") -> None:
         words = f"{name.replace(' ', chr(10), 1) if width < 6 else name}\n{_value(after, name)}"
         weight = "bold" if name in CONTROL else "normal"
         axes.text(
-            x + width / 2, y + 1.1, words, ha="center", va="top", size=7, weight=weight, linespacing=1.15
+            x + width / 2, y + 1.1, words, ha="center", va="top", size=7.5, weight=weight, linespacing=1.15
         )
     for bit in range(128):
         if (word ^ after) >> bit & 1:
@@ -77,7 +77,7 @@ def _value(word: int, name: str) -> str:
 
 def runs(of_mode: Mapping[str, Sequence[ffma.Ffma]]) -> None:
     """One promotion in several modes: for each FFMA whether it yields, keeps its scale, or neither."""
-    _, axes = plt.subplots(figsize=(10.5, 0.9 + 0.5 * len(of_mode)))
+    _, axes = plt.subplots(figsize=(9.5, 0.9 + 0.5 * len(of_mode)))
     for y, run in enumerate(of_mode.values()):
         for x, one in enumerate(run):
             colour = ORANGE if one.yields else REUSE if one.reuses else "#e4e4e4"
@@ -106,7 +106,7 @@ def modes(data: Mapping[str, Any], base: str = "s8_compiler") -> None:
     times = {(row["impl"], (row["m"], row["n"], row["k"])): row for row in data["rows"]}
     names = [name for name in dict.fromkeys(name for name, _ in times) if name != base]
     shapes = list(dict.fromkeys(shape for _, shape in times))
-    _, axes = plt.subplots(figsize=(9.5, 0.9 + 0.62 * len(shapes)))
+    _, axes = plt.subplots(figsize=(9, 0.9 + 0.62 * len(shapes)))
     axes.axvline(0, color=INK, linewidth=1)
 
     def per_cent(row: Mapping[str, Any], shape: tuple[int, ...]) -> list[float]:

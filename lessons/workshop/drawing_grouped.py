@@ -26,7 +26,7 @@ def _expert(index: int, strength: float = 0.75) -> tuple[float, ...]:
 def routing(chosen: np.ndarray, tokens: Sequence[str], experts: int) -> None:
     """Which experts each token goes to, int [tokens, of each], and how many rows an expert gets."""
     _, (axes, bars) = plt.subplots(
-        1, 2, figsize=(10, 2.6), sharey=True, gridspec_kw={"width_ratios": (6, 1), "wspace": 0.04}
+        1, 2, figsize=(9, 2.6), sharey=True, gridspec_kw={"width_ratios": (6, 1), "wspace": 0.04}
     )
     for token, of_token in enumerate(chosen):
         for expert in of_token:
@@ -56,7 +56,7 @@ def routing(chosen: np.ndarray, tokens: Sequence[str], experts: int) -> None:
 def packing(strips: Mapping[str, np.ndarray], block: int) -> None:
     """Strips of rows, coloured by their expert, -1 gray; a line every `block` rows."""
     longest = max(map(len, strips.values()))
-    _, panels = plt.subplots(len(strips), 1, figsize=(10, 0.95 * len(strips)), sharex=True)
+    _, panels = plt.subplots(len(strips), 1, figsize=(9, 0.95 * len(strips)), sharex=True)
     for axes, (name, of_rows) in zip(panels, strips.items(), strict=True):
         ends = [*(np.flatnonzero(np.diff(of_rows)) + 1), len(of_rows)]
         for begin, end in zip([0, *ends[:-1]], ends, strict=True):
@@ -86,7 +86,7 @@ def tiles(walked: np.ndarray, config: Config, call: Call, title: str) -> None:
     walked: as workbench_production.walk gives them.
     """
     rows, n = int(np.prod(call.shape[:-1])), call.shape[-1]
-    _, axes = plt.subplots(figsize=(11, 2.2))
+    _, axes = plt.subplots(figsize=(9, 2.2))
     axes.add_patch(Rectangle((0, 0), rows, n, facecolor="#f2f2f2", linewidth=0))
     for tile in walked:
         high, wide = min(config.tile_m, tile["rows"]), min(config.tile_n, n - tile["column"])
@@ -132,7 +132,7 @@ def reach(
 
     curves: by (n, k), by name: TFLOPS for each of `rows`. measured: rows of figures/data/production.json.
     """
-    figure, panels = plt.subplots(1, len(curves), figsize=(10, 3.6), sharey=True)
+    figure, panels = plt.subplots(1, len(curves), figsize=(9, 3.6), sharey=True)
     figure.subplots_adjust(wspace=0.06)
     marks = {"contiguous": (BLUE, "o"), "masked": (ORANGE, "^")}
     for axes, ((n, k), lines) in zip(panels, curves.items(), strict=True):

@@ -136,7 +136,7 @@ def roofline(shapes: Sequence[Size], impls: Sequence[str]) -> None:
     A column of dots is a shape, a dot an implementation.
     """
     at = {shape: {row["impl"]: row for row in rows() if size(row) == shape} for shape in shapes}
-    _, axes = plt.subplots(figsize=(9.5, 5.8))
+    _, axes = plt.subplots(figsize=(9, 5.8))
     axes.set_xscale("log")
     axes.set_yscale("log")
     x = np.logspace(math.log10(60), math.log10(20000), 300)
@@ -220,7 +220,7 @@ def three_axes(impls: Sequence[str], shape: Size) -> None:
     at = {row["impl"]: row["tflops"] for row in rows() if size(row) == shape}
     shown = [impl for impl in impls if impl in at]
     values = [at[impl] for impl in shown]
-    _, panels = plt.subplots(1, 3, figsize=(10.5, 0.8 + 0.3 * len(shown)))
+    _, panels = plt.subplots(1, 3, figsize=(9.5, 0.8 + 0.3 * len(shown)))
     titles = ("from zero", "from just below the smallest", "logarithmic")
     for index, (axes, title) in enumerate(zip(panels, titles, strict=True)):
         axes.barh(range(len(shown)), values, height=0.7, color=BLUE)

@@ -38,7 +38,7 @@ def box(tensor: np.ndarray, at: tuple[int, int], shared: np.ndarray) -> None:
     left, right = min(0, x // CHUNK), max(columns, x // CHUNK + wide)
     top, bottom = min(0, y), max(rows, y + high)
     figure, (world, memory) = plt.subplots(
-        1, 2, figsize=(11, 1.1 + 0.33 * max(bottom - top, high)), width_ratios=(right - left, wide + 1)
+        1, 2, figsize=(9, 1.1 + 0.33 * max(bottom - top, high)), width_ratios=(right - left, wide + 1)
     )
     figure.subplots_adjust(wspace=0.1)
     _canvas(world, right - left, bottom - top, "")
@@ -106,7 +106,7 @@ def ring_memory(recorded: np.ndarray, names: Sequence[str]) -> None:
     size = ring.starts[1] - ring.starts[0]
     end = ring.parts[-1][0] + ring.parts[-1][1]
     figure, (whole, tail) = plt.subplots(
-        1, 2, figsize=(10.5, 0.9 + 0.42 * len(ring.starts)), width_ratios=(2.2, 1)
+        1, 2, figsize=(9.5, 0.9 + 0.42 * len(ring.starts)), width_ratios=(2.2, 1)
     )
     figure.subplots_adjust(wspace=0.08)
     colours = [_pale(EIGHT[i], 0.55) for i in range(len(names))]
@@ -144,7 +144,7 @@ def ring_use(recorded: np.ndarray, title: str) -> None:
     """What each stage of block 0's ring is used for, through time; the number is the block of k."""
     ring = stages(recorded)
     mine = recorded[recorded["block"] == 0]
-    _, axes = plt.subplots(figsize=(10, 1.1 + 0.4 * len(ring.starts)))
+    _, axes = plt.subplots(figsize=(9, 1.1 + 0.4 * len(ring.starts)))
     until = int(mine["step"].max())
     for number, event in enumerate(mine[mine["kind"] == "mbarrier_expect_tx"]):
         stage, begin = ring.full.index(event["address"]), int(event["step"])
@@ -189,7 +189,7 @@ def barriers(recorded: np.ndarray, title: str) -> None:
         for i in range(len(ring.full))
         for kind, a in (("full", ring.full[i]), ("empty", ring.empty[i]))
     ]
-    figure, panels = plt.subplots(len(rows), 1, sharex=True, figsize=(10.5, 1.35 * len(rows) + 0.6))
+    figure, panels = plt.subplots(len(rows), 1, sharex=True, figsize=(9.5, 1.35 * len(rows) + 0.6))
     figure.subplots_adjust(hspace=0.28)
     for axes, (name, address) in zip(panels, rows, strict=True):
         history = _history(mine, address, until)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import re
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import colours
+import nbformat
 import pytest
 from gemm_ladder.figures import (
     bench,
@@ -26,7 +28,7 @@ from gemm_ladder.figures import (
 from matplotlib import pyplot as plt
 
 lessons.find()
-from workshop import drawing  # noqa: E402
+from workshop import drawing, workbench  # noqa: E402
 
 DPI = 130  # with which draw.py saves
 
@@ -106,3 +108,19 @@ def test_the_simulation_of_colour_blindness() -> None:
     assert colours.apart("#123456", "#123456") == 0
     assert colours.hues_apart("#ff8000", "#804000") == pytest.approx(0, abs=0.2)
     assert colours.hues_apart("#ff0000", "#00ff00") == pytest.approx(120)
+
+
+def test_a_change_has_colours_in_a_page_that_nbconvert_makes() -> None:
+    """nbconvert marks the lines of a change with classes, which the lessons give colours."""
+    exporter = pytest.importorskip("nbconvert").HTMLExporter()
+    change = workbench.diff("s1_naive", "s2_tiled")._repr_mimebundle_()
+    book = nbformat.v4.new_notebook()
+    outputs = [nbformat.v4.new_output("display_data", data={"text/html": drawing.DIFFS}),
+               nbformat.v4.new_output("display_data", data=change)]  # fmt: skip
+    book.cells = [nbformat.v4.new_code_cell("", outputs=outputs)]
+    page, _ = exporter.from_notebook_node(book)
+    for name in ("gd", "gi"):
+        assert f'<span class="{name}">' in page
+        rule = re.search(rf"\.highlight \.{name} {{color: (#\w+); background: (#\w+)}}", page)
+        assert rule and colours.apart(*rule.groups()) > 40
+    assert re.search(r"\.highlight pre {font-family: [^}]*monospace", page)

@@ -7,6 +7,7 @@ kernels do.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -22,6 +23,17 @@ INK, MUTED, GRID, BLUE, ORANGE = "#1a1a1a", "#666666", "#d8d8d8", "#2b6cb0", "#e
 GREEN = "#14784f"
 # One colour for each of eight things; colour-blind readers can tell them apart, too.
 EIGHT = [BLUE, ORANGE, GREEN, "#eb81d0", "#804306", "#0c0ceb", "#cc9e70", INK]
+
+
+# For pages that nbconvert makes of a notebook: it marks a change's lines, but gives them no colours. GitHub
+# ignores it, and has its own. Orange and blue, as red and green look alike to many.
+DIFFS = """<style>
+.highlight pre {font-family: Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: 13px;
+  white-space: pre; overflow-x: auto}
+.highlight .gd {color: #8a3600; background: #fdeadf}
+.highlight .gi {color: #0b4a8f; background: #e4effb}
+.highlight .gu {color: #666666}
+</style>"""
 
 
 def style() -> None:
@@ -41,6 +53,10 @@ def style() -> None:
             "legend.frameon": False,
         }
     )
+    if "ipykernel" in sys.modules:
+        from IPython.display import display
+
+        display(Shown("text/html", DIFFS, "How changes to a file are shown."))
 
 
 def _canvas(axes: Axes, width: float, height: float, title: str) -> None:
@@ -67,19 +83,21 @@ def _pale(colour: object, strength: float = 0.35) -> tuple[float, ...]:
     return tuple(1 - strength * (1 - part) for part in plt.matplotlib.colors.to_rgb(colour))
 
 
-class Svg:
-    """An SVG picture, as a notebook shows it."""
+class Shown:
+    """What a notebook shows as `kind`, a MIME type; and in words."""
 
-    def __init__(self, text: str, words: str) -> None:
-        self.text, self.words = text, words
+    def __init__(self, kind: str, text: str, words: str) -> None:
+        self.kind, self.text, self.words = kind, text, words
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
-        return {"image/svg+xml": self.text, "text/plain": self.words}
+        return {self.kind: self.text, "text/plain": self.words}
 
 
-def where(*pieces: str) -> Svg:
+def where(*pieces: str) -> Shown:
     """The map of a Hopper GPU with these of figures.hopper_map.PIECES marked: where a lesson is."""
-    return Svg(hopper_map.svg(pieces), f"A map of a Hopper GPU. Marked: {', '.join(pieces)}.")
+    return Shown(
+        "image/svg+xml", hopper_map.svg(pieces), f"A map of a Hopper GPU. Marked: {', '.join(pieces)}."
+    )
 
 
 # ----------------------------------------------------------------------------------------------- measurements

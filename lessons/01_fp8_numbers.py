@@ -177,7 +177,7 @@ workbench.slider(staircase, power=(-9, 12))
 #
 # - A, the activations: a scale for each run of 128 elements along k of a row, **1x128**. They are computed
 #   anew for every token, and one token's numbers say little about another's.
-# - B, the weights: a scale for each block of **128x128**. They are made once.
+# - B, the weights: a scale for each block of **128x128**. They are computed once.
 
 # %%
 drawing.scale_blocks(m=256, n=384, k=512)
@@ -288,8 +288,8 @@ exercises.found("01.outlier", doubled["E4M3, one scale"], "times, with E4M3")
 #
 # ## On matrices that look real (optional)
 #
-# These are made, not a model's, but made to look like one's; a trained model's are in [the lesson on
-# precision](05_precision.ipynb). The weights have heavier tails than normal numbers (Student's t), rows of
+# These are generated, not a model's, but generated to look like one's; a trained model's are in [the lesson
+# on precision](05_precision.ipynb). The weights have heavier tails than normal numbers (Student's t), rows of
 # different sizes, and one in 20000 is far out. The activations have channels of very different sizes, a few
 # of them enormous. The last column is the error of their product.
 

@@ -82,7 +82,7 @@ print(f"measured:  {recorded['s1_naive'][size]:.3f} TFLOPS")
 #    block](glossary.md#thread-block) of 32 x 32 threads loads 32 rows of A and of B once, and all of its
 #    threads read them from shared memory: two numbers for each `fmaf`. Threads of a warp that want the same
 #    number get it in the same turn.
-# 2. **A tile in [registers](glossary.md#register).** A thread makes 8 x 8 outputs. For each k it reads 8
+# 2. **A tile in [registers](glossary.md#register).** A thread computes 8 x 8 outputs. For each k it reads 8
 #    numbers of A and 8 of B, and does 64 `fmaf` with them.
 # 3. **128-bit loads.** One instruction reads four of those numbers.
 #
@@ -132,8 +132,8 @@ vectorised = bound("128-bit loads", 32 * 64, "03.vector", instructions=4 + 64, s
 #
 # ## The idea
 #
-# A block of 256 threads makes a tile of 128 x 128. Sixteen of k are in shared memory at a time. A thread's 8
-# rows and its 8 columns are two **quads** each, 64 apart; a quad is what a 128-bit load reads.
+# A block of 256 threads computes a tile of 128 x 128. Sixteen of k are in shared memory at a time. A thread's
+# 8 rows and its 8 columns are two **quads** each, 64 apart; a quad is what a 128-bit load reads.
 
 # %%
 drawing_shared.tile(thread=45)
@@ -226,7 +226,7 @@ print(
 print("k = 200:", rung.supports(64, 128, 200))
 
 # %% [markdown]
-# The bits are those of s1. Each thread adds its products in the order of k, whoever loaded them.
+# The bits are those of s1. Each thread adds its products in the order of k, whichever thread loaded them.
 #
 # ## How fast it is: first the prediction
 #
@@ -411,8 +411,8 @@ put = "tile[0][line] = static_cast<float>(word);"
 exercises.check("03.2", put)
 
 # %% [markdown]
-# **3.** A thread makes R x R outputs, and reads its 2 R numbers for each k by loads of `width` numbers. What
-# share of the instructions, `fmaf` and loads alone, is `fmaf`?
+# **3.** A thread computes R x R outputs, and reads its 2 R numbers for each k by loads of `width` numbers.
+# What share of the instructions, `fmaf` and loads alone, is `fmaf`?
 
 
 # %% tags=["exercise"]

@@ -54,8 +54,8 @@ for name, fmas, warps in (("FFMA", 32, 1), ("WGMMA of 64 x 128 x 32", 64 * 128 *
 # %% [markdown]
 # ## The idea
 #
-# A **[warpgroup](glossary.md#warpgroup)** is four warps, 128 threads. Together they make a tile of D with 64
-# rows and 128 columns. For each [block of 128 along k](glossary.md#k-block) they copy A's and B's tiles to
+# A **[warpgroup](glossary.md#warpgroup)** is four warps, 128 threads. Together they compute a tile of D with
+# 64 rows and 128 columns. For each [block of 128 along k](glossary.md#k-block) they copy A's and B's tiles to
 # shared memory; then four WGMMAs multiply, each 32 of k further on; then the [CUDA
 # cores](glossary.md#cuda-core) [promote](glossary.md#promotion).
 
@@ -131,7 +131,8 @@ workbench.code(rung.source, "^template <int kRows>", "^}")
 # ## 2. Telling the tensor core: the descriptor
 #
 # A WGMMA is not given pointers. Each operand is a **[descriptor](glossary.md#descriptor)** of 64 bits: where
-# the tile begins, how far it is from 8 rows to the next 8, and which swizzle it has. Let a kernel make some:
+# the tile begins, how far it is from 8 rows to the next 8, and which swizzle it has. Let a kernel compute
+# some:
 
 # %%
 out = np.zeros(3, np.uint64)
@@ -453,11 +454,11 @@ workbench.break_it(
 # %% [markdown]
 # <details><summary>Why</summary>
 #
-# Nothing goes wrong, and that is no luck: the four warps of a warpgroup issue a WGMMA together, PTX makes its
-# group one "per warpgroup", and a wait for it is a wait for the parts of all four. So a warp that is ahead
-# knows that this tile has been read. With a second warpgroup in the block it would not, because its wait does
-# not cover the other one's WGMMAs. The barrier stays, because a kernel that grows should not depend on how
-# many warps it has.
+# Nothing goes wrong, and that is not luck: the four warps of a warpgroup issue a WGMMA together, its group is
+# one "per warpgroup" in PTX's words, and a wait for it is a wait for the parts of all four. So a warp that is
+# ahead knows that this tile has been read. With a second warpgroup in the block it would not, because its
+# wait does not cover the other one's WGMMAs. The barrier stays, because a kernel that grows should not depend
+# on how many warps it has.
 #
 # </details>
 #

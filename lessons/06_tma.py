@@ -14,9 +14,10 @@
 # [s4_tma.cu](../kernels/stages/s4_tma.cu) copies nothing itself. One thread asks the **[copy
 # engine](glossary.md#copy-engine)**, called **TMA** (tensor memory accelerator), for whole
 # [tiles](glossary.md#tile); the engine writes them to [shared memory](glossary.md#shared-memory), and tells
-# everybody who waits. Shared memory holds four tiles of each operand, so the next ones arrive while this one
-# is multiplied. The new difficulty is to know *when*: when a tile is there, and when its place is free again.
-# One object answers both, the **[mbarrier](glossary.md#mbarrier)**, and most of this lesson is about it.
+# all who wait for them. Shared memory holds four tiles of each operand, so the next ones arrive while this
+# one is multiplied. The new difficulty is to know *when*: when a tile is there, and when its place is free
+# again. One object answers both, the **[mbarrier](glossary.md#mbarrier)**, and most of this lesson is about
+# it.
 #
 # > **Needs:** lesson [04](04_wgmma.ipynb). **Time:** 35 minutes to read, 55 for guesses and exercises; its
 # > cells run in a minute, less when its kernels have been compiled. **May be skipped:** nothing.
@@ -162,8 +163,8 @@ workbench_tma.tell(run, {0: "barrier"})
 # `mbarrier_wait_parity(barrier, p)` returns if the barrier is in a phase of the *other* parity: then the last
 # phase of parity p is over.
 #
-# One bit is enough as long as no thread falls a whole phase behind. Let warp 2 only wait, and the other two
-# make the phases without it:
+# One bit is enough as long as no thread falls a whole phase behind. Let warp 2 only wait, while the other two
+# complete the phases without it:
 
 # %%
 without_it = ONE_BARRIER.replace("barrier, 3", "barrier, 2").replace(
@@ -506,9 +507,9 @@ workbench.break_it(
 # %% [markdown]
 # <details><summary>Why</summary>
 #
-# On a fresh barrier the wrong parity passes at once, so the warps use a stage whose bytes are still on
-# their way. Its scales are read first. On a GPU the answer would be made of whatever was in shared memory,
-# now and then the right thing.
+# On a fresh barrier the wrong parity passes at once, so the warps use a stage whose bytes are still on their
+# way. Its scales are read first. On a GPU the result would come from whatever was in shared memory, which is
+# sometimes the right data.
 #
 # </details>
 #
@@ -609,15 +610,15 @@ workbench.break_it("s4_tma", problem, ("ptx::fence_mbarrier_init();", ""), guess
 # %% [markdown]
 # <details><summary>Why</summary>
 #
-# The copy engine is asked to count on a barrier that was never made visible to it.
+# The copy engine has to count its bytes at a barrier whose initialisation was never made visible to it.
 #
 # </details>
 #
 # ## Exercises
 #
-# **1.** What an mbarrier does, as a function. It was made with `count`; the `events` are pairs: ("arrive",
-# 0), ("expect", count), which announces bytes and arrives, and ("land", count). Return (phase, pending
-# arrivals, bytes to come).
+# **1.** What an mbarrier does, as a function. It was initialised with `count`; the `events` are pairs:
+# ("arrive", 0), ("expect", count), which announces bytes and arrives, and ("land", count). Return (phase,
+# pending arrivals, bytes to come).
 
 
 # %% tags=["exercise"]

@@ -76,7 +76,7 @@ print(f"{operations / (tile['A'] + tile['B'] / 2):.1f} if two blocks shared B")
 # Hopper can start blocks in **clusters**: the blocks of a cluster run at the same time, in one part of the
 # chip, and reach each other's [shared memory](glossary.md#shared-memory). And the copy engine can
 # **multicast**: read a [box](glossary.md#box) once, and write it to several blocks of the cluster. Here two
-# blocks make tiles that lie below each other. Their tile of B is the same.
+# blocks compute tiles that lie below each other. Their tile of B is the same.
 
 # %%
 problem = workbench.problem(2 * TILE_M, TILE_N, 8 * TILE_K)
@@ -107,12 +107,12 @@ workbench.diff("s4_tma", "s5_tma_multicast")
 # ## 1. The neighbour's shared memory
 #
 # **`cluster_ctarank`** says which block of its cluster a block is (the hardware's name for a block is CTA).
-# **`mapa`** takes an address of shared memory, and makes of it the same place in another block. Such an
-# address is good for few things; arriving at an [mbarrier](glossary.md#mbarrier) is one,
+# **`mapa`** takes an address of shared memory, and gives the address of the same place in another block. Such
+# an address is good for few things; arriving at an [mbarrier](glossary.md#mbarrier) is one,
 # **`mbarrier_arrive_cluster`**.
 #
-# **`barrier_cluster_arrive`** and **`barrier_cluster_wait`** are a `__syncthreads` for the whole cluster,
-# in two halves. Here each block makes a barrier, arrives at its neighbour's, and waits for its own:
+# **`barrier_cluster_arrive`** and **`barrier_cluster_wait`** are a `__syncthreads` for the whole cluster, in
+# two halves. Here each block initialises a barrier, arrives at its neighbour's, and waits for its own:
 
 # %%
 MEET = """
@@ -156,10 +156,9 @@ for seed in range(4):
         print(f"schedule {seed}: {error}")
 
 # %% [markdown]
-# And they have to meet again at the end, if something is still on its way to the neighbour that the
-# neighbour does not wait for: a block that has ended has no shared memory any more. Here each block waits
-# for the only arrival that it gets. The kernel's last arrivals are waited for by nobody, and so it has a
-# second meeting.
+# And they have to meet again at the end, if something is still on its way to the neighbour that the neighbour
+# does not wait for: a block that has ended has no shared memory any more. Here each block waits for the only
+# arrival that it gets. No thread waits for the kernel's last arrivals, and so it has a second meeting.
 #
 # ## 2. One load, two blocks
 #
@@ -197,8 +196,8 @@ for mask in (0b11, 0b10):
     workbench_tma.tell(run, {0: "box", 1024: "full"})
 
 # %% [markdown]
-# The engine is asked once. Each block that gets the box has announced its bytes on its own barrier; nobody
-# does that for it. With mask 10, block 0 orders something that it does not get.
+# The engine is asked once. Each block that gets the box has announced its bytes on its own barrier: no other
+# block does that for it. With mask 10, block 0 orders something that it does not get.
 #
 # ## The kernel
 #
@@ -213,9 +212,9 @@ workbench.code(rung.source, "const auto load = ", "^    };")
 # [swizzled](glossary.md#swizzle) as if it were part of the whole, and the
 # [descriptors](glossary.md#descriptor) need not know.
 #
-# `full` expects what lands in *this* block, whoever ordered it. The neighbour's half may even land before
-# this block has announced anything. That does no harm: the [phase](glossary.md#phase) also needs this block's
-# arrival, which comes with the announcement.
+# `full` expects what lands in *this* block, whichever block ordered it. The neighbour's half may even land
+# before this block has announced anything. That does no harm: the [phase](glossary.md#phase) also needs this
+# block's arrival, which comes with the announcement.
 #
 # What releases it:
 
@@ -224,7 +223,7 @@ workbench.code(rung.source, "ptx::wgmma_wait_group<0>\\(\\);", "mbarrier_arrive_
 
 # %% [markdown]
 # [Lane](glossary.md#lane) 0 arrives at block 0's barrier, lane 1 at block 1's; for one of them `mapa` gives
-# an address in its own block. `empty` was made for 8 arrivals, 4 warps of 2 blocks.
+# an address in its own block. `empty` expects 8 arrivals, 4 warps of 2 blocks.
 #
 # Run it, check it:
 
@@ -246,7 +245,7 @@ print(
 #
 # ## Bytes through L2
 #
-# Does it do what it is meant to? Two tiles, one below the other, made by each rung and recorded:
+# Does it do what it is meant to? Two tiles, one below the other, computed by each rung and recorded:
 
 # %%
 problem = workbench.problem(2 * TILE_M, TILE_N, 8 * TILE_K)
@@ -357,7 +356,7 @@ print(f"nvcc {fences['code']['nvcc']}, kernel sources {fences['code']['sources']
 #
 # The second listing is a variant, the way in which one would write it first: the last meeting as the last
 # thing, behind the stores of D. Then every warp waits until its part of the result could be seen by all SMs,
-# and its block keeps its place on the SM meanwhile; though nobody in the cluster reads D. So the kernel
+# and its block keeps its place on the SM meanwhile, although no block of the cluster reads D. So the kernel
 # arrives before the stores: a block that has released its last stage has nothing more to send to its
 # neighbour, and may say so at once, store D, and only then wait.
 #
@@ -380,8 +379,8 @@ workbench.break_it(
 # %% [markdown]
 # <details><summary>Why?</summary>
 #
-# A block has arrived before it has multiplied, so its neighbour, if it is ahead, waits for nobody at the end
-# and leaves. Then halves of B, and arrivals, are sent to a block that is no longer there.
+# A block has arrived before it has multiplied, so its neighbour, if it is ahead, does not wait at the end,
+# and exits. Then halves of B, and arrivals, are sent to a block that is no longer there.
 #
 # </details>
 #
@@ -542,8 +541,8 @@ workbench.break_it(
 # <details><summary>Why</summary>
 #
 # A load reaches the neighbour before its barriers are there, or before it has begun at all. On a GPU the
-# neighbour is mostly ready in time, which is what makes this one hard to find by testing. The emulator asks
-# whether the blocks have met.
+# neighbour is mostly ready in time, so that testing hardly finds this fault. The emulator asks whether the
+# blocks have met.
 #
 # </details>
 #

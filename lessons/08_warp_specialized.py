@@ -316,12 +316,12 @@ workbench.break_it(
 # %% [markdown]
 # <details><summary>Why</summary>
 #
-# `full` was made for one arrival. The second lane of the warp arrives again; or, before that, it asks for a
-# load into a stage in which the first lane's load has not landed yet.
+# `full` expects one arrival. The second lane of the warp arrives again; or, before that, it asks for a load
+# into a stage in which the first lane's load has not landed yet.
 #
 # </details>
 #
-# **3.** `empty` is made for the warps of one consumer.
+# **3.** `empty` expects the warps of one consumer only.
 
 # %% tags=["guess"]
 exercises.guess_break("08.break3", line=None, then=None)

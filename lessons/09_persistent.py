@@ -56,7 +56,7 @@ drawing_warps.before_after(
 # %% [markdown]
 # And recorded on a GPU, a block of s5 and one of s7 while they computed the same product. Of each role you
 # see the first [warp](glossary.md#warp); in s5 all warps have the same role, and it is called consumer 0. The
-# block of s5 makes one tile and ends; the block of s7 goes on to its next.
+# block of s5 computes one tile and ends; the block of s7 goes on to its next.
 
 # %%
 below, mine = drawing_warps.on_gpu("s5_tma_multicast"), drawing_warps.on_gpu("s7_persistent")
@@ -319,7 +319,7 @@ with gl.emulator(seed=29, record=True) as run:
 drawing_warps.stores(run.events)
 
 # %% [markdown]
-# The emulator makes the copy engine late on purpose, and each time by another while.
+# The emulator makes the copy engine late on purpose, each time by another delay.
 #
 # ## 4. Blocks that stay: the persistent loop
 #
@@ -498,7 +498,7 @@ workbench.card("s7_persistent")
 # %% [markdown]
 # ## Break it
 #
-# Predict, then run. The problem has three pairs of tiles for two clusters, so one cluster makes two.
+# Predict, then run. The problem has three pairs of tiles for two clusters, so one cluster computes two.
 
 # %%
 problem = workbench.problem(m=768, n=128, k=512)

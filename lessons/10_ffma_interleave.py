@@ -178,8 +178,8 @@ TITLES = {name: name.replace("_of_", "/") for name in MODES}
 drawing_ffma.runs({TITLES[name]: code.run(name) for name in MODES})
 
 # %% [markdown]
-# Compare the second line with the last. Which compiler it is stands above: nvcc 13.0 makes the pattern of
-# DeepGEMM by itself, up to a few instructions at the ends of runs. nvcc 12.8 and those before it let none
+# Compare the second line with the last. Which compiler it is was printed above: nvcc 13.0 makes the pattern
+# of DeepGEMM by itself, up to a few instructions at the ends of runs. nvcc 12.8 and those before it let none
 # yield. In numbers, for both kernels of the library:
 
 # %%

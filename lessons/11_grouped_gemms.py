@@ -50,8 +50,8 @@ drawing.where("GPU", "SM", "HBM")
 # Here are the tokens of some sentences, as [the lesson on precision](05_precision.ipynb) had them: a trained
 # model's activations for each, 1536 numbers. They go to 4 of 8 experts. (DeepSeek-V3 has 256 and takes 8:
 # arXiv:2412.19437, whose router works like this one.) The router is a small matrix, a row for each expert. A
-# token's product with it, made a number between 0 and 1, says how well the two fit. The best four are taken.
-# Their results will be added up, with these four numbers, divided by their sum, as weights.
+# token's product with it, mapped to a number between 0 and 1, says how well the two fit. The best four are
+# taken. Their results will be added up, with these four numbers, divided by their sum, as weights.
 
 # %%
 EXPERTS, OF_EACH = 8, 4
@@ -176,7 +176,7 @@ print("A:", a.shape, " B:", rhs[0].shape, " their scales:", sfa.shape, rhs[1].sh
 #
 # How does a block find its tiles? No other block tells it. Every block computes the same list of **units**
 # and takes every so-many-th of it: block 0 begins with unit 0, block 1 with unit 1, and each goes on by the
-# number of blocks. (A unit is a tile, or as many as a [cluster](07_tma_multicast.ipynb) makes together.)
+# number of blocks. (A unit is a tile, or as many as a [cluster](07_tma_multicast.ipynb) computes together.)
 
 # %%
 scheduler = workbench_production.source("scheduler.cuh")
@@ -184,10 +184,10 @@ workbench.code(scheduler, "^template <Config kC>", "^};")
 
 # %% [markdown]
 # Read it for the [contiguous layout](glossary.md#contiguous-layout). In `look_ahead`, a unit's number becomes
-# a row and a column of tiles, in bands, so that tiles which are made at the same time share what they read.
-# Then the expert is *looked up*, in `m_indices`, by the tile's first row. That is nearly all; `next` hands
-# out what was found, and looks ahead again. (A tile of 256 rows may meet two experts. Then its unit is handed
-# out as two tiles, one half after the other.)
+# a row and a column of tiles, in bands, so that tiles which are computed at the same time share what they
+# read. Then the expert is *looked up*, in `m_indices`, by the tile's first row. That is nearly all; `next`
+# hands out what was found, and looks ahead again. (A tile of 256 rows may meet two experts. Then its unit is
+# handed out as two tiles, one half after the other.)
 #
 # The [producer](glossary.md#producer) and the [consumers](glossary.md#consumer) of a block each have a
 # scheduler of their own. They need not tell each other about tiles, because they compute the same list.
@@ -275,7 +275,7 @@ print(f"here: {counts.sum()} of {len(m_indices)} rows count")
 exercises.found("11.padding", 100 * counts.sum() / len(m_indices), "per cent")
 
 # %% [markdown]
-# With hundreds of rows an expert it is little. With a few, nearly all of the multiplying is for nothing; what
+# With hundreds of rows an expert it is little. With a few, nearly all of the multiplying is in vain; what
 # that costs in time, you will see below.
 #
 # ## The masked layout

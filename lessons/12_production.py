@@ -35,7 +35,7 @@
 # > **Needs:** lesson [09](09_persistent.ipynb). **Time:** 50 minutes to read, 55 for guesses and exercises;
 # > its cells run in two minutes, less when its kernels have been compiled. **May be skipped:** *5. Tiles that
 # > straddle scales*; *6. Before the first load*; *What was learned*; *A dozen kernels for a weight*;
-# > *Measuring instead of expecting*; *What a call costs the host*; *In somebody else's code* (30 minutes).
+# > *Measuring instead of expecting*; *What a call costs the host*; *In other people's code* (30 minutes).
 
 # %%
 from gemm_ladder.figures import lessons
@@ -155,7 +155,7 @@ except gl.GemmLadderError as error:
     print(error)
 
 # %% [markdown]
-# ## 1. Who makes which tile
+# ## 1. Which block computes which tile
 #
 # The **scheduler** decides it, for the [producer](glossary.md#producer) and the
 # [consumers](glossary.md#consumer) alike: `next` gives a block its next tile, the same one to all of its
@@ -285,8 +285,8 @@ for tile_m, tile_n in SIZES:
 # memory](glossary.md#shared-memory), with an ordinary store whose address comes from `mapa`.
 #
 # Try that alone. Four blocks send a number each to all four; then each adds up what it has got, once in the
-# order of the ranks and once beginning with its own. They meet twice: nobody may send before the others have
-# begun, because until then they have no shared memory, and nobody may add before all numbers are there.
+# order of the ranks and once beginning with its own. They meet twice: no block may send before the others
+# have begun, because until then they have no shared memory, and none may add before all numbers are there.
 
 # %%
 NEIGHBOURS = """
@@ -501,8 +501,9 @@ print(f"{len(known.configs)} candidates for dense products with k = {k}")
 exercises.found("12.candidates", int(suits.sum()), f"of them suit {m} x {n} x {k}")
 
 # %% [markdown]
-# Nobody can time them all for every weight and every m. So the time of each is predicted, and the candidate
-# with the shortest expected time is chosen. `explain` says what a product gets and what is expected of it:
+# There are too many to time them all for every weight and every m. So the time of each is predicted, and the
+# candidate with the shortest expected time is chosen. `explain` says what a product gets and what is expected
+# of it:
 
 # %%
 _ = explain.main([str(m), str(n), str(k)])
@@ -713,8 +714,8 @@ print(f"{missing} products are not counted: the kernel that they would get was n
 #
 # Before you believe these numbers, ask what they are relative to. "The best one measured" is the best of
 # about a dozen configurations for each product, not of all candidates. Most of the dozen are those that were
-# expected to be good when they were measured, the others were drawn at random; one that nobody expected to be
-# good may be faster still. And times repeat within about 1 %, so that the fastest of a dozen is partly the
+# expected to be good when they were measured, the others were drawn at random; one that was not expected to
+# be good may be faster still. And times repeat within about 1 %, so that the fastest of a dozen is partly the
 # luckiest.
 #
 # The sharper question: has the network learned a rule, or only remembered the products? For an answer,
@@ -864,7 +865,7 @@ workbench.Text("\n\n".join(f"> {entry}" for entry in chosen), "\n\n".join(chosen
 
 # %% [markdown]
 # An entry may be wrong. The measurement is right, but what is said about its cause is a guess. Here is one
-# idea, dropped on one day and kept on another, after somebody had looked at the machine code:
+# idea, dropped on one day and kept on another, after a look at the machine code:
 
 # %%
 again = [entry for entry in entries if entry.startswith(("**The producer elected**", "**The loading thread"))]
@@ -944,7 +945,7 @@ drawing_results.page(host.picture(times)) if times else None
 # work. With this product it is faster, though not by much: a smaller product, or a slower host, turns that
 # round. Then a CUDA graph helps: it records the calls once, and replays them without the host's part.
 #
-# ## In somebody else's code (optional)
+# ## In other people's code (optional)
 #
 # The functions have the names and arguments of both generations of DeepGEMM's interface, so its users change
 # one line. This is such code:

@@ -197,12 +197,12 @@ for words, factor in gpus.items():
     print(f"{'':14} two passes: first {first:5.1f} us, second {second:5.1f} us")
 
 # %% [markdown]
-# Two passes cure what makes a GPU slow for a while. They do not cure what favours whoever ran first. Against
-# that helps what stands between the calls: 8 GB of memset, which takes longer than most products and keeps
-# the GPU in the same state for all. No protocol cures everything, which is why it is written down.
+# Two passes cure what makes a GPU slow for a while. They do not cure what favours the one that ran first.
+# Against that, there is something between the calls: 8 GB of memset, which takes longer than most products
+# and keeps the GPU in the same state for all. No protocol cures everything, which is why it is written down.
 #
-# **Clocks.** Nobody pins the clock: the GPU is measured as its users have it. It chooses the clock itself, as
-# high as its power limit and its temperature let it. A time does not say what the clock was, but
+# **Clocks.** The clock is not pinned: the GPU is measured as its users have it. It chooses the clock itself,
+# as high as its power limit and its temperature let it. A time does not say what the clock was, but
 # [TFLOPS](glossary.md#tflops) say what it was *at least*: the [tensor cores](glossary.md#tensor-core) of an
 # [SM](glossary.md#sm) do no more than 8192 operations a cycle.
 
@@ -324,8 +324,8 @@ drawing_results.of_the_roof("s9_production")
 # ## What the tiles allow: waves
 #
 # Between the roof and the time lies something that you can compute: how full the [waves](glossary.md#wave)
-# are ([lesson 12](12_production.ipynb)). For the shapes with many rows, the part of the SMs' time that makes
-# outputs somebody wants, against the part of the ceiling that was measured:
+# are ([lesson 12](12_production.ipynb)). For the shapes with many rows, the share of the SMs' time that goes
+# into valid outputs, against the part of the ceiling that was measured:
 
 # %%
 points = {}
@@ -386,8 +386,7 @@ for words, mean in (("ordinary", statistics.fmean), ("geometric", statistics.geo
 
 # %% [markdown]
 # With the ordinary mean both can be "faster on average". The geometric mean of the one direction is the
-# inverse of the other's. Yet it is one number about a set of shapes that somebody chose. See what other sets
-# give:
+# inverse of the other's. Yet it is one number about a chosen set of shapes. See what other sets give:
 
 # %%
 sets = {
@@ -462,7 +461,7 @@ for words, m in (("all rows", rows_held), ("rows that count", rows_counted)):
 # %% [markdown]
 # <details><summary>What is wrong</summary>
 #
-# Rows that nobody multiplies are not operations. The first number is above every roof: that is how you
+# Rows that are not multiplied are not operations. The first number is above every roof: that is how you
 # notice. In production.json, operations and bytes are those of the rows that count.
 #
 # </details>
@@ -549,8 +548,8 @@ def roof(m, n, k, tb_s, peak):
 exercises.check("13.1", roof)
 
 # %% [markdown]
-# **2.** One time out of two passes. `passes` has two lists of microseconds; return what stands in the data as
-# us, us_p10 and us_p90: of the pass with the better median.
+# **2.** One time out of two passes. `passes` has two lists of microseconds; return what the data have as us,
+# us_p10 and us_p90: of the pass with the better median.
 
 
 # %% tags=["exercise"]

@@ -90,8 +90,8 @@ drawing.where("host", "GPU", "L2", "cluster")
 # %%
 for m, n, k in ((4096, 7168, 16384), (4096, 2112, 7168), (64, 7168, 2048), (64, 2112, 7168)):
     for tile_m, tile_n in ((256, 128), (128, 192)):
-        like_s5 = Config.of("dense", n, k, tile_m, tile_n, cluster=2, share="A")
-        tiles = 2 * workbench_production.units(like_s5, m)
+        like_s7 = Config.of("dense", n, k, tile_m, tile_n, cluster=2, share="A")
+        tiles = 2 * workbench_production.units(like_s7, m)
         wanted = m * n / (tiles * tile_m * tile_n)
         print(
             f"{m:4} x {n} x {k:5}: {tiles:3} tiles of {tile_m} x {tile_n} "

@@ -42,6 +42,13 @@ def test_glossary() -> None:
         assert any(line.strip() for line in lines), f"{entry.splitlines()[0]} is not explained"
 
 
+def test_links_of_the_glossary_and_of_the_contents_lead_somewhere() -> None:
+    for name in (glossary.PAGE, "README.md"):
+        links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", (lessons.FOLDER / name).read_text())
+        assert links
+        assert [link for link in links if "://" not in link and not (lessons.FOLDER / link).exists()] == []
+
+
 @each_lesson
 def test_first_use_of_each_term_is_a_link_to_the_glossary(path: Path) -> None:
     """And no other use is one."""

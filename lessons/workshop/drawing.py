@@ -301,7 +301,7 @@ def descriptor(bits: int) -> None:
         y -= 0.9 * (name == "base_offset")  # its words are longer than its bits
         unit = " bytes" if name in ("address", "leading_byte_offset", "stride_byte_offset") else ""
         words = f"{name} = {getattr(decoded, name)}{unit}  (bits {low} to {low + width - 1})"
-        axes.text(x, y, words, size=7.5, color=EIGHT[i], weight="bold")
+        axes.text(x, y, words, size=7.5, color=INK, weight="bold")
     plt.show()
 
 

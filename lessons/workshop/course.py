@@ -77,12 +77,25 @@ PATHS: dict[str, tuple[str, tuple[tuple[Step, ...], ...]]] = {
         "To know how a fast kernel works on Hopper. Make the guesses, and leave the exercises for later.",
         (
             (Step("start_here", without=("Exercises",)),),
+            (
+                Step(
+                    "fp8_numbers",
+                    only=("256 numbers", "Who shares a scale", "Why the scales shape the kernel"),
+                ),
+            ),
             (Step("naive", without=("Exercises", "Break it")),),
             (Step("tiled", without=("Exercises", "Break it")),),
             (Step("wgmma", without=("Exercises", "Break it")),),
             (Step("tma", without=("Exercises", "Break it")),),
+            (
+                Step(
+                    "tma_multicast",
+                    only=("The idea", "1. The neighbour's shared memory", "2. One load, two blocks"),
+                ),
+            ),
             (Step("warp_specialized", without=("Exercises", "Break it")),),
             (Step("persistent", only=("4. Blocks that stay: the persistent loop",)),),
+            (Step("reading_the_results", only=("How to doubt a benchmark",)),),
         ),
     ),
     "12 sessions of 90 minutes": (
@@ -98,7 +111,7 @@ PATHS: dict[str, tuple[str, tuple[tuple[Step, ...], ...]]] = {
             (Step("tma_multicast"),),
             (Step("warp_specialized"),),
             (Step("persistent"),),
-            (Step("production"),),
+            (Step("production", without=("Break it",)),),
             (Step("reading_the_results"),),
             (Step("grouped_gemms", words="or 10_ffma_interleave, or a rung of your own"),),
         ),
@@ -213,7 +226,8 @@ def paths(every: dict[str, Lesson]) -> str:
     """The paths, as README.md has them."""
     found = []
     for length, (words, sessions) in PATHS.items():
-        found += [f"### {length}", "", words, ""]
+        total = sum(sum(minutes(every[step.name], step)) for session in sessions for step in session)
+        found += [f"### {length}", "", texts.filled(f"{words} Together: {_rounded(total)} minutes."), ""]
         found += ["| | lesson | read | skip | minutes |", "|---:|---|---|---|---:|"]
         for number, session in enumerate(sessions, start=1):
             for step in session:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from gemm_ladder.figures import lessons
 
 WIDTH = 108  # of a line of text: two characters less than a line of the .py
+PAGE_WIDTH = 118  # of a line of a page that is not a lesson
 CELL = re.compile(r"^# %%.*$", re.M)
 _APART = re.compile(r"^\s*(?:[-*+] |\d+\. |#|>|\||<|\$\$|!\[|```)")  # a line with which a paragraph begins
 
@@ -80,3 +81,8 @@ def wrapped(paragraph: str) -> str:
         " ".join(words.split()), WIDTH, initial_indent=item[1], subsequent_indent=further,
         break_long_words=False, break_on_hyphens=False,
     )  # fmt: skip
+
+
+def filled(words: str) -> str:
+    """A paragraph of README.md."""
+    return textwrap.fill(words, PAGE_WIDTH, break_long_words=False, break_on_hyphens=False)

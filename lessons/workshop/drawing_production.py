@@ -134,7 +134,7 @@ def sawtooth(n: int, tiles: Sequence[tuple[int, int]], most_m: int = 8192, num_s
     axes.set_xlim(0, most_m)
     axes.set_xlabel("m")
     axes.set_yticks([0, 0.5, 1], ["0", "50%", "100%"])
-    axes.set_title(f"Of the SMs' time, the part that makes wanted outputs: n = {n}, {num_sms} SMs")
+    axes.set_title(f"Share of the SMs' time that goes into valid outputs: n = {n}, {num_sms} SMs")
     axes.legend(loc="lower right", ncols=len(tiles), fontsize=8, bbox_to_anchor=(1, 0.0))
     plt.show()
 

@@ -95,15 +95,25 @@ def ladder(data: TimesFile) -> Any:
     return figure
 
 
+def colour_of(rung: str, otherwise: int = 0) -> str:
+    """A rung's colour: s3_... has the third, whichever others are shown; what has no number, the one of place
+    `otherwise`."""
+    found = re.match(r"s(\d+)_", rung)
+    return RUNG_COLOURS[(int(found[1]) - 1 if found else otherwise) % len(RUNG_COLOURS)]
+
+
 def _styles(shown: Sequence[Series]) -> dict[str, dict[str, Any]]:
-    """How each implementation is drawn. A rung s3_... has the third colour, whichever others are shown."""
+    """How each implementation is drawn."""
     rungs = [one.impl for one in shown if not one.is_peer]
     styles = {}
     for index, impl in enumerate(rungs):
-        number = re.match(r"s(\d+)_", impl)
-        place = int(number[1]) - 1 if number else index
-        colour = RUNG_COLOURS[place % len(RUNG_COLOURS)]
-        styles[impl] = {"color": colour, "linestyle": "-", "marker": "o", "linewidth": 2, "markersize": 5}
+        styles[impl] = {
+            "color": colour_of(impl, index),
+            "linestyle": "-",
+            "marker": "o",
+            "linewidth": 2,
+            "markersize": 5,
+        }
     for impl in (one.impl for one in shown if one.is_peer):
         colour, dash, marker = PEER_STYLES.get(impl, OTHER_PEER)
         styles[impl] = {"color": colour, "linestyle": dash, "marker": marker, "linewidth": 1, "markersize": 4}

@@ -228,7 +228,7 @@ for y, (words, addresses) in enumerate(
     {"A": of_a, "B": of_b, "if k went across the warp": of_a + lane}.items()
 ):
     row = addresses - addresses.min()
-    axes.scatter(row / k, np.full(32, y), s=14, color=(drawing.BLUE, drawing.ORANGE, "#2b8a3e")[y])
+    axes.scatter(row / k, np.full(32, y), s=14, color=(drawing.BLUE, drawing.ORANGE, drawing.GREEN)[y])
     axes.text(33, y, f"{words}: {sectors(addresses)} sector{'s' * (sectors(addresses) > 1)}", va="center")
 axes.set_xlim(-1, 44)
 axes.set_ylim(2.6, -0.6)

@@ -472,7 +472,7 @@ print(f"their rows are {share:.1%} of the product's squared norm")
 factors = 4.0 ** np.arange(0, 8)
 others = np.median(np.abs(activation))
 _, axes = plt.subplots(figsize=(9, 3.4))
-colours = ("#9a9a9a", "#2b8a3e", drawing.ORANGE, drawing.BLUE)
+colours = ("#9a9a9a", drawing.GREEN, drawing.ORANGE, drawing.BLUE)
 for (name, (of_a, of_b)), colour in zip(CASTS.items(), colours, strict=True):
     b, points = of_b(weight), []
     for factor in factors:

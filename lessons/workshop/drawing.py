@@ -296,7 +296,7 @@ def descriptor(bits: int) -> None:
         field = next((i for i, (_, low, width) in enumerate(fields) if low <= bit < low + width), None)
         x, y = 31 - bit % 32, 1.9 if bit >= 32 else 6.1
         _cell(axes, x, y, "#eeeeee" if field is None else _pale(EIGHT[field], 0.6), str(bits >> bit & 1))
-    for i, (name, low, width) in enumerate(fields):
+    for name, low, width in fields:
         x, y = 32 - (low % 32 + width), 1.7 if low >= 32 else 5.9
         y -= 0.9 * (name == "base_offset")  # its words are longer than its bits
         unit = " bytes" if name in ("address", "leading_byte_offset", "stride_byte_offset") else ""

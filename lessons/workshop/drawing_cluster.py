@@ -97,7 +97,7 @@ def multicast(recorded: np.ndarray, names: Sequence[str]) -> None:
 def _part(axes: Axes, x: float, y: float, width: float, block: int, words: str) -> None:
     colour = _pale(BLOCKS[block], 0.55)
     axes.add_patch(Rectangle((x, y), width, 2.1, facecolor=colour, edgecolor="white"))
-    axes.text(x + width / 2, y + 1.05, words, ha="center", va="center", size=7.5, color=INK)
+    axes.text(x + width / 2, y + 1.05, words, ha="center", va="center", size=8, color=INK)
 
 
 def _arrow(
@@ -175,7 +175,7 @@ def traffic_bars(runs: Mapping[str, np.ndarray]) -> None:
                 axes.barh(y, kib, left=at, height=0.85, color=OPERANDS[operand], edgecolor="white")
                 if operand != "scales":  # too narrow for words
                     words = f"{operand}: {kib:,.0f}"
-                    axes.text(at + kib / 2, y, words, ha="center", va="center", size=8, color=INK)
+                    axes.text(at + kib / 2, y, words, ha="center", va="center", size=8.5, color=INK)
                 at += kib
             axes.text(at, y, f"  {at:,.0f} KiB", va="center", size=8.5, color=INK)
             labels[y] = f"{rung}: {'asked of L2' if what == 'asked' else 'landed in shared memory'}"

@@ -13,10 +13,10 @@ import numpy as np
 from gemm_ladder.production.config import Config
 from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
-from workshop.drawing import BLUE, EIGHT, GRID, INK, ORANGE, _pale
+from workshop.drawing import BLUE, EIGHT, GREEN, GRID, INK, ORANGE, _pale
 from workshop.workbench_grouped import Call
 
-GREEN, PADDING = "#2b8a3e", "#e4e4e4"
+PADDING = "#e4e4e4"
 
 
 def _expert(index: int, strength: float = 0.75) -> tuple[float, ...]:

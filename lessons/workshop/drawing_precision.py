@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.colors import LogNorm
-from workshop.drawing import BLUE, GRID, INK, MUTED, ORANGE, _canvas, _cell, _pale
+from workshop.drawing import BLUE, EIGHT, GREEN, GRID, INK, MUTED, ORANGE, _canvas, _cell, _pale
 
-COLOURS = {128: BLUE, 512: "#2b8a3e", 2048: "#9c36b5", 0: ORANGE}  # by how much of k is added unpromoted
+COLOURS = {128: BLUE, 512: GREEN, 2048: EIGHT[3], 0: ORANGE}  # by how much of k is added unpromoted
 
 
 class Term(NamedTuple):
@@ -143,7 +143,7 @@ def why_128(by_data: Mapping[str, Mapping[int, float]], rounding: float, cost: M
     """Against the promotion's interval: the error, and the CUDA cores' time for it over the tensor cores'."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.3))
     figure.subplots_adjust(wspace=0.28)
-    for (data, points), colour in zip(by_data.items(), (BLUE, "#9c36b5"), strict=True):
+    for (data, points), colour in zip(by_data.items(), (BLUE, EIGHT[3]), strict=True):
         left.plot(*zip(*points.items(), strict=True), color=colour, marker="o", markersize=3.5)
         k, error = list(points.items())[-1]
         place = {"xytext": (-6, 0), "ha": "right", "va": "bottom"}

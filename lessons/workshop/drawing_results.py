@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from gemm_ladder.figures import measured
+from gemm_ladder.figures import ladder, measured
 from gemm_ladder.figures.ladder import spread as spread_apart
 from gemm_ladder.figures.roofline import COPY_TB_S, intensity
-from matplotlib import colormaps
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -153,7 +152,7 @@ def roofline(shapes: Sequence[Size], impls: Sequence[str]) -> None:
         axes.plot([here] * len(found), [row["tflops"] for row in found], color=GRID, linewidth=1, zorder=1)
         heights = spread_apart([math.log10(row["tflops"]) + 9 for row in found], 0.125)
         for row, height in zip(found, heights, strict=True):
-            colour = "#9a9a9a" if row["impl"] in measured.PEERS else _rung_colour(row["impl"], impls)
+            colour = "#9a9a9a" if row["impl"] in measured.PEERS else ladder.colour_of(row["impl"])
             axes.scatter([here], [row["tflops"]], s=26, color=colour, zorder=3)
             words = measured.PEERS.get(row["impl"], row["impl"].split("_")[0])
             line = {"arrowstyle": "-", "color": GRID, "linewidth": 0.6}
@@ -180,11 +179,6 @@ def roofline(shapes: Sequence[Size], impls: Sequence[str]) -> None:
     axes.set_title("TFLOPS under the roofs, L2 dirty")
     axes.legend(loc="upper left")
     plt.show()
-
-
-def _rung_colour(impl: str, impls: Sequence[str]) -> tuple[float, ...]:
-    rungs = [one for one in impls if one not in measured.PEERS]
-    return colormaps["plasma"](0.76 * rungs.index(impl) / max(len(rungs) - 1, 1))
 
 
 def of_the_roof(impl: str) -> None:

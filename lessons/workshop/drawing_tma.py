@@ -202,7 +202,7 @@ def barriers(recorded: np.ndarray, title: str) -> None:
             axes.axvspan(begin, end, color="#ffffff" if phase % 2 else "#efefef", linewidth=0)
             if end - begin > until / 100:  # room for a word, or for a digit
                 words = f"phase {phase}" if end - begin > until / 16 else f"{phase}"
-                axes.text(begin + until / 250, top, words, va="top", size=7.5, color=MUTED)
+                axes.text(begin + until / 250, top, words, va="top", size=8, color=MUTED)
         step, _, pending, byte = (np.array(column) for column in zip(*history, strict=True))
         if byte.any():
             axes.fill_between(step, 0, 0.9 * byte / byte.max(), step="post", color=LOAD, linewidth=0)

@@ -82,7 +82,7 @@ print(f"{operations / (tile['A'] + tile['B'] / 2):.1f} if two blocks shared B")
 problem = workbench.problem(2 * TILE_M, TILE_N, 8 * TILE_K)
 with gl.emulator(seed=17, record=True) as run:
     workbench.multiply(rung, problem, "cpu")
-drawing_cluster.multicast(run.events, ("A", "B, rows 0 to 63", "B, rows 64 to 127", "scales"))
+drawing_cluster.multicast(run.events, ("A", "B: rows 0-63", "B: rows 64-127", "scales"))
 
 # %% [markdown]
 # Everything in the picture is read from a run of the [emulator](glossary.md#emulator): what each block

@@ -71,7 +71,7 @@ def arrivals(recorded: np.ndarray) -> np.ndarray:
 
 
 LEFT = (1.0, 19.5)  # where each block is drawn
-PARTS = ((0.0, 4.0), (4.2, 4.0), (8.4, 4.0), (12.6, 2.6))  # (x, width) of a stage's parts: not to scale
+PARTS = ((0.0, 4.0), (4.2, 4.0), (8.4, 4.0), (12.6, 3.2))  # (x, width) of a stage's parts: not to scale
 MIDDLE = 7.4  # of a block
 
 
@@ -81,7 +81,7 @@ def multicast(recorded: np.ndarray, names: Sequence[str]) -> None:
     `names` are of the parts of a stage, in the order of their places.
     """
     ring = stages(recorded)
-    _, axes = plt.subplots(figsize=(9.5, 6.2))
+    _, axes = plt.subplots(figsize=(9.2, 6.8))
     _canvas(axes, 36, 18.4, "One stage in each block of a cluster, filled and released")
     axes.set_aspect("auto")
     axes.add_patch(Rectangle((0.4, 0.1), 34.9, 3.7, facecolor="#f4f4f4", edgecolor=GRID))
@@ -96,7 +96,8 @@ def multicast(recorded: np.ndarray, names: Sequence[str]) -> None:
 
 def _part(axes: Axes, x: float, y: float, width: float, block: int, words: str) -> None:
     colour = _pale(BLOCKS[block], 0.55)
-    axes.add_patch(Rectangle((x, y), width, 2.1, facecolor=colour, edgecolor="white"))
+    axes.add_patch(Rectangle((x, y - 0.1), width, 2.4, facecolor=colour, edgecolor="white"))
+    words = words.replace(": ", ":\n")
     axes.text(x + width / 2, y + 1.05, words, ha="center", va="center", size=8, color=INK)
 
 
@@ -125,7 +126,7 @@ def _filling(axes: Axes, ring: Stages, ordered: Sequence[Request], names: Sequen
         comes = [one for one in ordered if block in one.lands]
         announced = sum(one.bytes for one in comes)
         foreign = sum(one.bytes for one in comes if one.issuer != block)
-        words = f"block {block}, full: {announced:,} bytes, of which block {1 - block} ordered {foreign:,}"
+        words = f"block {block}, full: {announced:,} bytes,\nof which block {1 - block} ordered {foreign:,}"
         axes.text(LEFT[block], 9.8, words, va="center", size=8.5, color=colour)
 
 

@@ -50,7 +50,7 @@ def box(tensor: np.ndarray, at: tuple[int, int], shared: np.ndarray) -> None:
     frame = (x // CHUNK - left, y - top)
     world.add_patch(Rectangle(frame, wide, high, fill=False, edgecolor=INK, linewidth=1.8, clip_on=False))
     size = f"{rows} x {tensor.shape[1]} bytes"
-    world.set_title(f"global memory: {size}; the box at x = {x}, y = {y}")
+    world.set_title(f"{size} of global memory; box at ({x}, {y})")
     _canvas(memory, wide + 1, bottom - top, "")
     for r in range(high):
         memory.text(0.8, r + 0.5, f"{r}", ha="right", va="center", size=7.5, color=MUTED)
@@ -58,7 +58,7 @@ def box(tensor: np.ndarray, at: tuple[int, int], shared: np.ndarray) -> None:
             number = int(shared[r, CHUNK * c])
             source = (number - 1) // columns
             _cell(memory, 1 + c, r, _pale(EIGHT[(source - y) % 8], 0.6) if number else "#c4c4c4", str(number))
-    memory.set_title("shared memory, rows of 128 bytes")
+    memory.set_title("the box in shared memory")
     plt.show()
 
 
@@ -167,14 +167,14 @@ def ring_use(recorded: np.ndarray, title: str) -> None:
     axes.tick_params(length=0)
     axes.set_xlim(0, until)
     axes.set_xlabel("steps of the emulator's scheduler: an order, not durations")
-    axes.set_title(title)
+    axes.set_title(title, pad=24)
     meanings = {
         LOAD: "on its way",
         "#f2d16b": "full, waits for its turn",
         ORANGE: "in use, until all warps have released it",
     }
     handles = [Patch(color=colour, label=words) for colour, words in meanings.items()]
-    axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
+    axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0)
     plt.show()
 
 

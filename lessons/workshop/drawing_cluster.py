@@ -87,7 +87,7 @@ def multicast(recorded: np.ndarray, names: Sequence[str]) -> None:
     axes.add_patch(Rectangle((0.4, 0.1), 34.9, 3.7, facecolor="#f4f4f4", edgecolor=GRID))
     axes.text(18, 0.7, "L2", ha="center", va="center", size=11, weight="bold", color=INK)
     _filling(axes, ring, requests(recorded), names)
-    axes.axhline(10.9, color=GRID, linewidth=0.8)
+    axes.axhline(11.0, color=GRID, linewidth=0.8)
     _releasing(axes, arrivals(recorded))
     for y, words in ((5.4, "filling\na stage"), (14.4, "releasing\nit")):
         axes.text(0.2, y, words, size=8.5, color=MUTED, ha="right", va="center")
@@ -127,7 +127,7 @@ def _filling(axes: Axes, ring: Stages, ordered: Sequence[Request], names: Sequen
         announced = sum(one.bytes for one in comes)
         foreign = sum(one.bytes for one in comes if one.issuer != block)
         words = f"block {block}, full: {announced:,} bytes,\nof which block {1 - block} ordered {foreign:,}"
-        axes.text(LEFT[block], 9.8, words, va="center", size=8.5, color=colour)
+        axes.text(LEFT[block], 10.15, words, va="center", size=8.5, color=colour)
 
 
 def _releasing(axes: Axes, released: np.ndarray) -> None:

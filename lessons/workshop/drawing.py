@@ -74,7 +74,7 @@ def _cell(axes: Axes, x: float, y: float, colour: object, text: str = "", w: flo
         red, green, blue = plt.matplotlib.colors.to_rgb(colour)
         light = 0.3 * red + 0.59 * green + 0.11 * blue > 0.5
         axes.text(
-            x + w / 2, y + h / 2, text, ha="center", va="center", size=7.5, color=INK if light else "white"
+            x + w / 2, y + h / 2, text, ha="center", va="center", size=7.8, color=INK if light else "white"
         )
 
 

@@ -36,9 +36,9 @@ def stmatrix(lane: np.ndarray, register: np.ndarray) -> None:
             _cell(axes, left + width * column, 1.4 + row, colour, f"T{owner} r{which}", 2 * width)
         for side, x, align in ((0, left - 0.3, "right"), (1, left + 16 * width + 0.3, "left")):
             words = f"address: lane {side * 16 + row}"
-            axes.text(x, 1.9 + row, words, ha=align, va="center", size=7.5, color=MUTED)
+            axes.text(x, 1.9 + row, words, ha=align, va="center", size=8, color=MUTED)
     for column in range(16):
-        axes.text(left + width * (column + 0.5), 1.2, str(column), ha="center", size=7.5, color=MUTED)
+        axes.text(left + width * (column + 0.5), 1.2, str(column), ha="center", size=8, color=MUTED)
     axes.set_title("One stmatrix.x4: a warp's 16 x 16 tile. T: lane, r: which of its four registers")
     plt.show()
 
@@ -62,11 +62,11 @@ def store_banks(place: np.ndarray, marked: int = 0) -> None:
                 hit += [at] if chunk == marked else []
                 colour = EIGHT[chunk] if chunk == marked else _pale(EIGHT[chunk], 0.2)
                 _cell(axes, 1.3 + at, 1.4 + row, colour, str(chunk))
-            axes.text(1.1, 1.9 + row, f"row {row}", ha="right", va="center", size=7.5, color=MUTED)
+            axes.text(1.1, 1.9 + row, f"row {row}", ha="right", va="center", size=8, color=MUTED)
         for at in range(8):
             colour, weight = (INK, "bold") if at in hit else (MUTED, "normal")
-            axes.text(1.8 + at, 1.2, str(4 * at), ha="center", size=7.5, color=colour, weight=weight)
-        axes.text(1.1, 1.2, "from bank", ha="right", size=7.5, color=MUTED)
+            axes.text(1.8 + at, 1.2, str(4 * at), ha="center", size=8, color=colour, weight=weight)
+        axes.text(1.1, 1.2, "from bank", ha="right", size=8, color=MUTED)
         turns = int(np.bincount(hit).max())
         axes.set_title(f"{words}: {turns} turn{'s' * (turns > 1)}")
     plt.show()
@@ -117,7 +117,7 @@ def _order(axes: Axes, group: int, tiles_m: int, pairs_n: int, clusters: int) ->
     axes.set_xlim(0, pairs_n)
     axes.set_ylim(tiles_m, 0)
     axes.set_aspect("equal")
-    axes.tick_params(length=0, labelsize=7.5)
+    axes.tick_params(length=0, labelsize=8)
     axes.set_yticks(range(0, tiles_m + 1, max(1, tiles_m // 4)))
     axes.set_xlabel("pairs of tiles along n", size=8)
     axes.set_ylabel("tiles along m", size=8)

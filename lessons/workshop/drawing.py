@@ -71,11 +71,14 @@ def _canvas(axes: Axes, width: float, height: float, title: str) -> None:
 def _cell(axes: Axes, x: float, y: float, colour: object, text: str = "", w: float = 1, h: float = 1) -> None:
     axes.add_patch(Rectangle((x, y), w, h, facecolor=colour, edgecolor="white", linewidth=0.8))
     if text:
-        red, green, blue = plt.matplotlib.colors.to_rgb(colour)
-        light = 0.3 * red + 0.59 * green + 0.11 * blue > 0.5
-        axes.text(
-            x + w / 2, y + h / 2, text, ha="center", va="center", size=7.8, color=INK if light else "white"
-        )
+        place = {"ha": "center", "va": "center"}
+        axes.text(x + w / 2, y + h / 2, text, size=7.8, color=_ink_on(colour), **place)
+
+
+def _ink_on(colour: object) -> str:
+    """The colour of words on this one: dark on light ones, white on dark ones."""
+    red, green, blue = plt.matplotlib.colors.to_rgb(colour)
+    return INK if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "white"
 
 
 def _pale(colour: object, strength: float = 0.35) -> tuple[float, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 from gemm_ladder.production.config import Config
 from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
-from workshop.drawing import BLUE, EIGHT, GREEN, GRID, INK, ORANGE, _pale
+from workshop.drawing import BLUE, EIGHT, GREEN, GRID, INK, ORANGE, _ink_on, _pale
 from workshop.workbench_grouped import Call
 
 PADDING = "#e4e4e4"
@@ -63,8 +63,9 @@ def packing(strips: Mapping[str, np.ndarray], block: int) -> None:
             expert = of_rows[begin]
             axes.add_patch(Rectangle((begin, 0), end - begin, 1, facecolor=_expert(expert), linewidth=0))
             if end - begin > 0.02 * longest:
+                look = {"ha": "center", "va": "center", "size": 8, "color": _ink_on(_expert(expert))}
                 box = {"facecolor": _expert(expert), "edgecolor": "none", "pad": 1.5}
-                axes.text((begin + end) / 2, 0.5, str(expert), ha="center", va="center", size=8, bbox=box)
+                axes.text((begin + end) / 2, 0.5, str(expert), bbox=box, **look)
         for line in range(0, len(of_rows) + 1, block):
             axes.plot((line, line), (0, 1), color=INK, linewidth=0.7)
         axes.set_xlim(0, longest)
@@ -103,7 +104,9 @@ def tiles(walked: np.ndarray, config: Config, call: Call, title: str) -> None:
         if high > 0.011 * rows:
             at, upright = (tile["row"] + high / 2, tile["column"] + wide / 2), high < 0.03 * rows
             words = f"{tile['block']}:{tile['turn']}"
-            axes.text(*at, words, ha="center", va="center", size=7.5, rotation=90 if upright else 0)
+            look = {"ha": "center", "va": "center", "size": 7.5, "rotation": 90 if upright else 0}
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.7}
+            axes.text(*at, words, bbox=box, **look)
     if call.kind == "contiguous":
         axes.set_xticks(range(0, rows + 1, config.tile_m))
         axes.set_xlabel("row of D. In a tile, block:turn, odd blocks darker; grayish: padding")

@@ -294,6 +294,6 @@ def fullness(points: Mapping[str, tuple[float, float]]) -> None:
     axes.set_ylim(low, 1.01)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.set_xlabel("of the SMs' time, the part that makes wanted outputs, by its tiles")
+    axes.set_xlabel("share of the SMs' time that goes into valid outputs, by its tiles")
     axes.set_title("s9_production, part of the ceiling")
     plt.show()

@@ -197,7 +197,7 @@ workbench.code(scheduler, "^template <Config kC>", "^};")
 # %%
 contiguous = Config.of("contiguous", N, K, tile_m=128, tile_n=128)
 walked = workbench_production.walk(contiguous, len(m_indices), 6, m_indices, EXPERTS)
-drawing_grouped.tiles(walked, contiguous, call, "Who makes which tile: colours are experts")
+drawing_grouped.tiles(walked, contiguous, call, "Which block computes which tile: colours are experts")
 
 # %% [markdown]
 # ### The right B, and its edges

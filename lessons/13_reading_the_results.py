@@ -15,8 +15,8 @@
 # number may be compared with, what it could have been at best, and how a true number misleads. All of it is
 # in [figures/data](../figures/data): you can answer each question below from the files.
 #
-# > **Needs:** lesson [02](02_naive.ipynb). **Time:** 35 minutes to read, 45 for guesses and exercises; its
-# > cells run in a minute, less when its kernels have been compiled. **May be skipped:** nothing.
+# > **Needs:** lesson [09](09_persistent.ipynb). **Time:** 35 minutes to read, 45 for guesses and exercises;
+# > its cells run in a minute, less when its kernels have been compiled. **May be skipped:** nothing.
 
 # %%
 from gemm_ladder.figures import lessons

@@ -37,7 +37,7 @@ NEEDS = {
     "ffma_interleave": ("persistent",),
     "production": ("persistent",),
     "grouped_gemms": ("production",),
-    "reading_the_results": ("naive",),
+    "reading_the_results": ("persistent",),
 }
 OPTIONAL = ("ffma_interleave", "grouped_gemms")  # lessons that no other one needs
 # Seconds that a lesson's cells take on two cores when its kernels are not compiled yet, rounded up; make.py

@@ -108,6 +108,12 @@ def test_every_lesson_needs_what_is_there() -> None:
         done.add(name)
 
 
+def test_a_lesson_that_is_not_in_the_tables() -> None:
+    every = course.lessons()
+    with pytest.raises(ValueError, match="14_new: NEEDS and SECONDS"):
+        course.written({**every, "new": every["tma"]._replace(stem="14_new")})
+
+
 def test_the_sessions_have_every_lesson_that_others_need() -> None:
     steps = [step.name for session in course.PATHS["12 sessions of 90 minutes"][1] for step in session]
     assert len(course.PATHS["12 sessions of 90 minutes"][1]) == 12

@@ -259,7 +259,10 @@ def _rounded(found: float) -> int:
 
 
 def written(every: dict[str, Lesson]) -> dict[Path, str]:
-    """What the files have to be: the lessons and README.md. ValueError: a lesson is not in the tables above."""
+    """What the files have to be: the lessons and README.md.
+
+    ValueError where a lesson is not in the tables above.
+    """
     if missing := [lesson.stem for name, lesson in every.items() if not (name in NEEDS and name in SECONDS)]:
         raise ValueError(f"{', '.join(missing)}: NEEDS and SECONDS of course.py have no line for it")
     page = texts.lessons.FOLDER / "README.md"

@@ -216,8 +216,8 @@ def head(lesson: Lesson, every: dict[str, Lesson]) -> str:
 def with_head(lesson: Lesson, every: dict[str, Lesson]) -> str:
     """A lesson's .py with its head, at the end of its first cell."""
     first, *rest = lesson.cells
-    lines = [line for line in first.markdown.rstrip("\n").split("\n") if not line.startswith("> ")]
-    text = "\n".join(lines).rstrip("\n") + "\n\n" + head(lesson, every)
+    bare = re.sub(r"^> \*\*Needs:\*\*.*(?:\n> .*)*", "", first.markdown, flags=re.M)
+    text = bare.rstrip("\n") + "\n\n" + head(lesson, every)
     new = text if text != first.markdown.rstrip("\n") else None
     return texts.joined(lesson.head, [first.rewritten(new) if new else first, *rest])
 

@@ -53,7 +53,7 @@ def style() -> None:
             "legend.frameon": False,
         }
     )
-    if "ipykernel" in sys.modules:
+    if "IPython" in sys.modules and sys.modules["IPython"].get_ipython():
         from IPython.display import display
 
         display(Shown("text/html", DIFFS, "How changes to a file are shown."))

@@ -60,7 +60,7 @@ def fp8_gemm_nt(
     n is a multiple of 8 and k of 16; each of m, n and k may be 0. The elements of a row of A, B and d lie
     side by side, and the rows a multiple of 16 bytes apart. All addresses are multiples of 16 bytes, and d
     shares no memory with the other tensors. A, sfa and d may have more leading dimensions, such as [b, s, k]
-    for m = b * s. Scales may also be bfloat16 or float8_e8m0fnu: A's are converted in every call, B's once.
+    for m = b * s. Scales may also be bfloat16 or float8_e8m0fnu, which costs a conversion in every call.
 
     Raises:
         InputError: the arguments cannot be used; d is untouched.

@@ -14,7 +14,7 @@ import pytest
 import torch
 from cases import place
 from families import DEVICE
-from gemm_ladder import ops
+from gemm_ladder import api, ops
 from gemm_ladder.lab.operands import normal
 from gemm_ladder.training import ops as training_ops
 from grouped_cases import contiguous, masked, psum
@@ -106,6 +106,51 @@ def test_export(kind: str, strict: bool, device: str) -> None:
     name = f"gemm_ladder.{ops.NAMES[kind]}.default"
     assert name in [str(node.target) for node in exported.graph.nodes]
     assert torch.equal(exported.module()(*arguments), doubled(kind)(*arguments))
+
+
+LOADS = """
+import sys, torch, gemm_ladder.api
+
+def registered():
+    names = {schema.name for schema in torch._C._jit_get_all_schemas()}
+    return {name for name in names if name.startswith("gemm_ladder::")}
+
+program, arguments, expected = (torch.load(path, weights_only=False) if index else torch.export.load(path)
+                                for index, path in enumerate(sys.argv[1:4]))
+assert torch.equal(program.module()(*arguments), expected)
+found = registered()
+for module in sys.argv[4:]:
+    __import__(module)
+assert registered() == found, registered() - found
+"""
+
+
+def test_an_exported_program_in_another_process(tmp_path: Path) -> None:
+    """gemm_ladder.api registers every operator, whichever module defines it."""
+
+    class Module(torch.nn.Module):
+        def forward(self, x: torch.Tensor, b: torch.Tensor, sfb: torch.Tensor) -> torch.Tensor:
+            a, sfa = gl.utils.per_token_cast_to_fp8(x)
+            d = torch.empty(len(x), len(b), dtype=torch.bfloat16)
+            gl.fp8_gemm_nt((a, gl.get_mn_major_tma_aligned_tensor(sfa)), (b, sfb), d)
+            return d
+
+    arguments = (torch.randn(8, 256), *example("dense", "cpu")[2:4])
+    torch.export.save(torch.export.export(Module(), arguments), tmp_path / "program.pt2")
+    torch.save(arguments, tmp_path / "arguments.pt")
+    torch.save(Module()(*arguments), tmp_path / "expected.pt")
+    package = Path(gl.__file__).parent
+    modules = [
+        ".".join(("gemm_ladder", *path.relative_to(package).with_suffix("").parts))
+        for path in package.rglob("*.py")
+        if "define(" in (text := path.read_text()) or "define_product(" in text
+    ]
+    assert {ops.__name__, training_ops.__name__, "gemm_ladder.utils.math"} <= set(modules)
+    assert api.__name__ not in modules
+    files = [tmp_path / name for name in ("program.pt2", "arguments.pt", "expected.pt")]
+    command = [sys.executable, "-c", LOADS, *map(str, files), *modules]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.parametrize("kind", ops.NAMES)

@@ -330,6 +330,21 @@ def test_a_real_tensor_beside_those_without_memory(device: str) -> None:
         operator(a.to("meta"), *others)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # which is deprecated, and still in use
+@pytest.mark.parametrize("kind", ops.NAMES)
+def test_jit_trace(kind: str, device: str) -> None:
+    """A trace has the operator, with which other operands have their product."""
+    arguments = example(kind, device)
+    doubled(kind)(*arguments)
+    expected_m = arguments[6:]
+    traced = torch.jit.trace(
+        lambda *tensors: doubled(kind)(*tensors, *expected_m), arguments[:6], check_trace=False
+    )
+    other = (arguments[0].view(torch.uint8).flip(-1).view(torch.float8_e4m3fn), *arguments[1:6])
+    assert f"gemm_ladder::{ops.NAMES[kind]}" in str(traced.graph)
+    assert torch.equal(traced(*other), doubled(kind)(*other, *expected_m))
+
+
 def test_make_fx(device: str) -> None:
     arguments = example("dense", device)
     traced = make_fx(doubled("dense"))(*arguments)

@@ -287,7 +287,7 @@ def _api() -> Api:
             functions[field] = ctypes.cast(getattr(_torch("cpu"), name), ctypes.c_void_p)
     objects = {field: id(value) for field, value in _OBJECTS.items()}  # they live as long as this module does
     numbers = {field: getattr(_torch("cpu"), name)() for field, name in _NUMBERS.items()}
-    numbers |= {field: int(torch._C._dispatch_key_parse(name)) for field, name in _KEYS.items()}
+    numbers |= {field: torch._C._dispatch_key_parse(name).value for field, name in _KEYS.items()}
     return Api(
         **functions,
         **objects,

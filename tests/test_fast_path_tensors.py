@@ -7,6 +7,7 @@ import collections
 import gc
 import warnings
 from collections.abc import Callable
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -187,6 +188,10 @@ class Pretender:
         return getattr(self.tensor, name)
 
 
+def derived(x: torch.Tensor) -> torch.Tensor:
+    return x.as_subclass(Derived)
+
+
 @pytest.mark.parametrize("layout", KINDS)
 def test_what_is_no_operand(layout):
     """What is no plain tensor is left to the checks, and raises nothing here."""
@@ -209,12 +214,17 @@ def test_what_is_no_operand(layout):
             lambda x: None,
             lambda x: 3,
             lambda x: x.float().numpy(),
-            lambda x: x.as_subclass(Derived),
-            lambda x: Pretender(x),
+            derived,
+            Pretender,
+            lambda x: Mock(spec=torch.Tensor),
         ):
             call = call_of(layout)
             call.change(which, change)
             assert queue(layout, call) is None
+            if change is derived:
+                continue  # it has the product
+            with pytest.raises(InputError, match=rf"^{which} is of type \w+; a torch.Tensor is needed$"):
+                checks.operands(layout, *call.values(), general=True)
     call = call_of(layout)
     call.change("out", lambda x: x.requires_grad_())
     assert queue(layout, call) is None

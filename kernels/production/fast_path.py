@@ -307,15 +307,16 @@ def _plain_keys() -> int:
 def _offset_of_cdata() -> int:
     """Where a tensor's object has the address that its attribute `_cdata` reads, which takes a tenth of a
     microsecond a tensor. 0 if it is not at one and the same place in tensors and parameters."""
-    tensors = (torch.empty(0), torch.nn.Parameter(torch.empty(0)))
+    plain = torch.empty(0, device="cpu")  # also where another device is the default
+    tensors = (plain, torch.nn.Parameter(plain))
     return _offset_of((id(one), type(one).__basicsize__ // _WORD, one._cdata) for one in tensors)
 
 
 def _offset_of_keys() -> int:
     """Where torch's C++ object of a tensor has the bits of its dispatch keys. 0 if they are not at one and
     the same place in tensors that differ by their keys."""
-    plain = torch.empty(1)
-    tensors = (plain, torch._neg_view(plain), torch.empty(0, device="meta"), torch._efficientzerotensor(1))
+    plain, without = (torch.empty(1, device=device) for device in ("cpu", "meta"))
+    tensors = (plain, torch._neg_view(plain), without, torch._efficientzerotensor(1, device="cpu"))
     return _offset_of((one._cdata, _TENSOR_WORDS, torch._C._dispatch_keys(one).raw_repr()) for one in tensors)
 
 

@@ -12,7 +12,8 @@ All functions raise InputError where the arguments cannot be used, before the ou
 sentence that says what was given and what is needed. The contents of m_indices, masked_m and grouped_layout
 on a GPU are not looked at, because that would wait for the GPU, unless GEMM_LADDER_CHECK=1 is in the
 environment when the package is first used. `gemm_ladder.checks` has the rules in full. In torch.compile and
-torch.export a call becomes an operator of `gemm_ladder.ops`.
+torch.export a call becomes an operator of `gemm_ladder.ops`. A process that loads what torch.export has saved
+imports this module before: it registers all operators, those of the casts and of scales' layouts, too.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ from typing import Any, TypeAlias
 
 import torch
 from gemm_ladder import calls, checks
+from gemm_ladder import layout as _layout  # noqa: F401 # it defines operators, as the next two do
+from gemm_ladder.casts import functions as _casts  # noqa: F401
 from gemm_ladder.errors import InputError
 from gemm_ladder.training import products as training
+from gemm_ladder.utils import math as _math  # noqa: F401
 
 Pair: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 Recipe: TypeAlias = tuple[int, ...] | None
@@ -60,7 +64,7 @@ def fp8_gemm_nt(
     n is a multiple of 8 and k of 16; each of m, n and k may be 0. The elements of a row of A, B and d lie
     side by side, and the rows a multiple of 16 bytes apart. All addresses are multiples of 16 bytes, and d
     shares no memory with the other tensors. A, sfa and d may have more leading dimensions, such as [b, s, k]
-    for m = b * s. Scales may also be bfloat16 or float8_e8m0fnu: A's are converted in every call, B's once.
+    for m = b * s. Scales may also be bfloat16 or float8_e8m0fnu, which costs a conversion in every call.
 
     Raises:
         InputError: the arguments cannot be used; d is untouched.

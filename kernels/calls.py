@@ -29,7 +29,7 @@ def dense(lhs: object, rhs: object, out: object) -> None:
         answer = fast_path.queue["dense"](_converted(lhs), rhs, out)
     if answer is None or fast_path.launched(answer):
         return
-    if list in (type(lhs), type(rhs)):  # the fast path takes tuples
+    if _other_sequence(lhs) or _other_sequence(rhs):
         return dense(_tuple(lhs), _tuple(rhs), out)
     _run("dense", lhs, rhs, out)
 
@@ -41,7 +41,7 @@ def contiguous(lhs: object, rhs: object, out: object, grouped_layout: object, m_
         return ops.call("contiguous", *_two(lhs), *_two(rhs), out, rows)
     if not settings.check_contents and _launched("contiguous", lhs, rhs, out, rows):
         return
-    if list in (type(lhs), type(rhs)):
+    if _other_sequence(lhs) or _other_sequence(rhs):
         return contiguous(_tuple(lhs), _tuple(rhs), out, rows, None)
     _run("contiguous", lhs, rhs, out, rows)
 
@@ -56,7 +56,7 @@ def psum(
         return ops.call("psum", *_two(lhs), *_two(rhs), out, rows, expected)
     if not settings.check_contents and _launched("psum", lhs, rhs, out, rows, expected):
         return
-    if list in (type(lhs), type(rhs)):
+    if _other_sequence(lhs) or _other_sequence(rhs):
         return psum(_tuple(lhs), _tuple(rhs), out, rows, None, expected)
     _run("psum", lhs, rhs, out, rows, expected)
 
@@ -72,7 +72,7 @@ def masked(lhs: object, rhs: object, out: object, masked_m: object, expected_m: 
         return ops.call("masked", *_two(lhs), *_two(rhs), out, masked_m, expected)
     if not settings.check_contents and _launched("masked", lhs, rhs, out, masked_m, expected):
         return
-    if list in (type(lhs), type(rhs)):
+    if _other_sequence(lhs) or _other_sequence(rhs):
         return masked(_tuple(lhs), _tuple(rhs), out, masked_m, expected)
     _run("masked", lhs, rhs, out, masked_m, expected)
 
@@ -102,8 +102,13 @@ def _one(grouped_layout: object, m_indices: object) -> object:
     return m_indices
 
 
+def _other_sequence(pair: object) -> bool:
+    """Whether a pair is a list or, say, a named tuple: the fast path takes plain tuples."""
+    return isinstance(pair, (list, tuple)) and type(pair) is not tuple
+
+
 def _tuple(pair: object) -> object:
-    return tuple(pair) if isinstance(pair, list) else pair
+    return tuple(pair) if isinstance(pair, (list, tuple)) else pair
 
 
 def _two(pair: object) -> tuple[object, object]:

@@ -46,19 +46,22 @@ _library = torch.library.Library("gemm_ladder", "DEF")
 compiling = torch.compiler.is_dynamo_compiling
 _modes = torch._C._len_torch_dispatch_stack
 _profiled = torch._C._autograd._profiler_enabled
+_traced = torch._C._get_tracing_state
 
 
 def seen(*operands: object) -> bool:
-    """Whether a call has to go through torch's dispatcher: a mode (FakeTensorMode, make_fx, FlopCounterMode)
-    or a profiler wants to see it, or a tensor is of a class that computes for itself (FakeTensor,
-    DTensor)."""
+    """Whether a call has to go through torch's dispatcher: a mode (FakeTensorMode, make_fx, FlopCounterMode),
+    torch.jit.trace or a profiler wants to see it, or a tensor is of a class that computes for itself
+    (FakeTensor, DTensor)."""
     if any(map(checks.is_distributed, operands)):
         return False  # so that it is refused
     if not _modes():
         fake = [isinstance(one, FakeTensor) for one in operands if isinstance(one, torch.Tensor)]
         if any(fake):
             return all(fake)  # beside others they are refused
-    return bool(_modes()) or _profiled() or any(map(_computes_for_itself, operands))
+    if _modes() or _profiled() or _traced() is not None:
+        return True
+    return any(map(_computes_for_itself, operands))
 
 
 def _computes_for_itself(operand: object) -> bool:

@@ -3,48 +3,39 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import MutableMapping
 
 import torch
 from gemm_ladder.arguments import TMA_ALIGNMENT, align
 from gemm_ladder.errors import InputError
-from torch.utils.weak import WeakTensorKeyDictionary
 
 # What scales may be instead of float32: BF16 as in some checkpoints, or E8M0, a power of two in one byte.
 CONVERTED = (torch.bfloat16, torch.float8_e8m0fnu)
 
 _said: set[str] = set()  # the names for which the warning was given
-# What as_float32 keeps: for each tensor its version and the copy.
-_kept: MutableMapping[torch.Tensor, tuple[int, torch.Tensor]] = WeakTensorKeyDictionary()
 
 
-def as_float32(scales: torch.Tensor, name: str, keep: bool = False) -> torch.Tensor:
+def as_float32(scales: torch.Tensor, name: str) -> torch.Tensor:
     """The scales in float32, without a lazy negation and without a history for autograd: themselves if they
     are, else a copy.
 
-    A warning says once in a process that they were converted, since that costs a kernel.
+    A warning says once in a process that they were converted, since that costs a kernel. No copy is kept for
+    later calls, not even of a weight's scales: who writes through `Tensor.data`, as loaders of checkpoints
+    do, or by a kernel of his own, changes them without a trace.
 
     Args:
         scales: float32, or one of CONVERTED.
         name: of the scales, for the warning.
-        keep: keep the copy with `scales`, a weight's, and return it in later calls, until `scales` is
-            written.
     """
     if scales.dtype == torch.float32:
         return scales.detach().resolve_neg()
     if name not in _said:
         _said.add(name)
-        often = "once for each tensor" if keep else "in every call"
         dtype = str(scales.dtype).removeprefix("torch.")
-        warnings.warn(f"{name} is {dtype}; it is converted to float32 {often}", stacklevel=2)
-    capturing = scales.is_cuda and torch.cuda.is_current_stream_capturing()
-    if not keep or capturing or scales.is_inference():  # those that are made in a capture belong to its graph
-        return scales.detach().float()
-    version, kept = _kept.get(scales, (None, None))
-    if kept is None or version != scales._version:
-        kept = scales.detach().float()
-        _kept[scales] = (scales._version, kept)
-    return kept
+        warnings.warn(
+            f"{name} is {dtype}; it is converted to float32 in every call, unless {name}.float() is passed",
+            stacklevel=2,
+        )
+    return scales.detach().float()
 
 
 def mn_major(sfa: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,11 @@ hide()  # what is installed as deep_gemm in this environment is not what the tes
 # Most tests that call the GPU need one kernel of a weight; the tests of the background turn it on.
 os.environ.setdefault("GEMM_LADDER_BACKGROUND", "0")
 
+# Where tests run beside each other: threads of torch's that wait for one another take the CPUs from the tests
+# in the other process, and small tensors take many times as long. Torch reads it when it is imported, later.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @functools.cache
 def why_no_gpu() -> str | None:

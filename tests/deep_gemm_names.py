@@ -50,6 +50,35 @@ k_grouped_wgrad_gemm_fp8_fp8_fp32_nt m_grouped_gemm_fp8_fp8_bf16_nt_contiguous
 m_grouped_gemm_fp8_fp8_bf16_nt_masked wgrad_gemm_fp8_fp8_fp32_nt
 """.split()  # noqa: SIM905
 
+# The arguments of its products on Hopper, in order; those after the bar have a default.
+_RECIPES = "recipe recipe_a recipe_b"
+ARGUMENTS = {
+    "fp8_gemm_nt fp8_gemm_nn fp8_gemm_tn fp8_gemm_tt "
+    "fp8_fp4_gemm_nt fp8_fp4_gemm_nn fp8_fp4_gemm_tn fp8_fp4_gemm_tt": (
+        f"a b d | c {_RECIPES} compiled_dims disable_ue8m0_cast alpha"
+    ),
+    "m_grouped_fp8_gemm_nt_contiguous m_grouped_fp8_fp4_gemm_nt_contiguous": (
+        f"a b d grouped_layout | {_RECIPES} compiled_dims disable_ue8m0_cast use_psum_layout "
+        "ensure_zero_padding expected_m_for_psum_layout"
+    ),
+    "m_grouped_fp8_gemm_nn_contiguous m_grouped_fp8_fp4_gemm_nn_contiguous": (
+        f"a b d grouped_layout | {_RECIPES} compiled_dims disable_ue8m0_cast use_psum_layout "
+        "ensure_zero_padding"
+    ),
+    "m_grouped_fp8_gemm_nt_masked m_grouped_fp8_fp4_gemm_nt_masked": (
+        f"a b d masked_m expected_m | {_RECIPES} compiled_dims disable_ue8m0_cast"
+    ),
+    "k_grouped_fp8_gemm_nt_contiguous": (
+        "a b d ks_cpu grouped_layout | c recipe compiled_dims use_psum_layout"
+    ),
+    # Its first release
+    "gemm_fp8_fp8_bf16_nt": "lhs rhs out |",
+    "m_grouped_gemm_fp8_fp8_bf16_nt_contiguous": "lhs rhs out m_indices |",
+    "m_grouped_gemm_fp8_fp8_bf16_nt_masked": "lhs rhs out masked_m expected_m |",
+    "wgrad_gemm_fp8_fp8_fp32_nt": "lhs rhs out |",
+    "k_grouped_wgrad_gemm_fp8_fp8_fp32_nt": "lhs rhs out batch_sizes |",
+}
+
 # Why names are not here: parts of names, and what they stand for. The first one that is found counts.
 REASONS = {
     "Einsums and the scores of attention are other kernels than a matrix product.": ("einsum", "mqa_logits"),

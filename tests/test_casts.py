@@ -270,6 +270,9 @@ REFUSED = {
     ),
     "rows is int64; int32 is needed": lambda: gl.per_channel_group_quant_fp8(X, rows=INT.long()),
     "rows has strides (2,); contiguous rows": lambda: gl.per_token_group_quant_fp8(X, rows=INT[::2]),
+    "rows is a lazily negated view; the numbers": lambda: gl.per_token_group_quant_fp8(
+        X, rows=torch._neg_view(INT)
+    ),
     "x has shape [1, 4, 6]; 2 dimensions, [m, k], are needed": lambda: gl.per_token_group_quant_fp8(
         X[None], rows=INT
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import subprocess
 import sys
@@ -361,9 +362,12 @@ def test_strides_of_scales(shape: tuple[int, ...], strides: tuple[int, ...]) -> 
     assert utils.get_mn_major_tma_aligned_tensor(found).data_ptr() == found.data_ptr()
 
 
-@pytest.mark.parametrize("kind", ["dense", "contiguous", "masked"])
-def test_lists_as_pairs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They reach the fast path as tuples."""
+Named = collections.namedtuple("Named", "matrix scales")
+
+
+@pytest.mark.parametrize("kind", ["dense", "contiguous", "masked", "psum"])
+def test_lists_and_named_tuples_as_pairs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They reach the fast path as plain tuples."""
     asked = []
 
     def queue(*arguments: object) -> bool | None:
@@ -376,8 +380,14 @@ def test_lists_as_pairs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
         "dense": (gl.fp8_gemm_nt,),
         "contiguous": (gl.m_grouped_fp8_gemm_nt_contiguous, rows),
         "masked": (gl.m_grouped_fp8_gemm_nt_masked, rows, 3),
+        "psum": (
+            lambda *given: gl.m_grouped_fp8_gemm_nt_contiguous(
+                *given[:4], use_psum_layout=True, expected_m_for_psum_layout=given[4]
+            ),
+            *(rows, 3),
+        ),
     }[kind]
-    for lhs, rhs in (([a, sfa], [b, sfb]), ((a, sfa), [b, sfb])):
+    for lhs, rhs in (([a, sfa], [b, sfb]), ((a, sfa), [b, sfb]), (Named(a, sfa), (b, sfb))):
         function(lhs, rhs, d, *more)
         assert asked.pop() == ((a, sfa), (b, sfb), d, *more) and len(asked) == 1
         asked.clear()

@@ -3,94 +3,24 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import re
+import sys
+import threading
 
 import gemm_ladder as gl
 import numpy as np
 import pytest
 import torch
-from call_arguments import GROUPS, MAX_M, Arguments, K, M, N, grouped_arguments, misaligned
+from call_arguments import GROUPS, MAX_M, Arguments, K, M, N, misaligned
 from cases import place
 from gemm_ladder import build, checks, ops, scales, settings
-from gemm_ladder.arguments import KINDS, GroupedArgs, align, row_stride
-from gemm_ladder.errors import InputError, LaunchError
+from gemm_ladder.arguments import KINDS, align, row_stride
+from gemm_ladder.errors import LaunchError
 from gemm_ladder.lab.operands import normal
 from gemm_ladder.production import fast_path
-from torch.utils.flop_counter import FlopCounterMode
-
-EXPECTED_M, NUM_SMS = 7, 99
-HINTED = ("masked", "psum")  # the layouts whose calls have an expected m
-
-PUBLIC = {
-    "dense": gl.fp8_gemm_nt,
-    "contiguous": gl.m_grouped_fp8_gemm_nt_contiguous,
-    "masked": gl.m_grouped_fp8_gemm_nt_masked,
-    "psum": functools.partial(
-        gl.m_grouped_fp8_gemm_nt_contiguous, use_psum_layout=True, expected_m_for_psum_layout=EXPECTED_M
-    ),
-}
-
-CPU = torch.device("cpu")
-
-notes: list[dict[str, int]] = []
-refusal = ctypes.create_string_buffer(b"no such luck")
-answer: list[int | None] = [None]
-
-
-@ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(GroupedArgs))
-def launcher(arguments):
-    """Stands for the launcher of a kernel, and notes what it is given."""
-    notes.append({name: getattr(arguments.contents, name) for name in names(GroupedArgs)})
-    return answer[0]
-
-
-def names(structure: type[ctypes.Structure]) -> list[str]:
-    return [field[0] for base in reversed(structure.__mro__) for field in base.__dict__.get("_fields_", ())]
-
-
-@pytest.fixture(autouse=True, params=["torch's C++ functions", "Python's functions"])
-def no_plans(request):
-    """Every test runs with and without what torch may lack."""
-    assert fast_path.load(), "fast_path.cpp is not built"
-    api = fast_path._api()
-    for field in (*fast_path._TORCH_CPP, *fast_path._OFFSETS):
-        assert getattr(api, field), f"this torch lacks {field}"
-        if request.param == "Python's functions":
-            setattr(api, field, 0)
-    fast_path._library.gemm_ladder_queue_fill(ctypes.byref(api))
-    fast_path.forget()
-    notes.clear()
-    answer[0] = None
-    yield
-    fast_path.forget()
-    fast_path._library.gemm_ladder_queue_fill(ctypes.byref(fast_path._api()))
-
-
-def call_of(layout: str, m: int = M) -> Arguments:
-    if layout != "dense":
-        return grouped_arguments(layout)
-    placed = place(normal(np.random.default_rng(0), m, N, K))
-    return Arguments(lhs=placed.lhs, rhs=placed.rhs, out=placed.out)
-
-
-def add(layout: str, m: int | None = None, n: int = N, k: int = K, last: int = 0, sms: int = NUM_SMS) -> None:
-    groups, expected_m = 1 if layout == "dense" else GROUPS, EXPECTED_M if layout in HINTED else 0
-    m = m or (MAX_M if layout == "masked" else M)
-    fast_path.add(CPU, layout, (m, last or m), n, k, groups, expected_m, launcher, sms, (0, 128))
-
-
-def queue(layout: str, arguments: Arguments) -> dict[str, int] | None:
-    """The arguments of the launch, or None if nothing was launched."""
-    result = ask(layout, arguments)
-    assert (result, len(notes)) in ((None, 1), (False, 0), (True, 0))
-    return notes.pop() if notes else None
-
-
-def ask(layout: str, arguments: Arguments) -> fast_path.Queued:
-    """What the fast path answers."""
-    further = (EXPECTED_M,) if layout in HINTED else ()
-    return fast_path.queue[layout](*arguments.values(), *further)
+from planned_calls import EXPECTED_M, NUM_SMS, PUBLIC, add, answer, ask, call_of, names, notes, queue, refusal
+from planned_calls import no_plans as no_plans  # a fixture of all tests
+from wrong_operands import Derived
 
 
 @pytest.mark.parametrize(
@@ -176,38 +106,6 @@ def test_what_is_queued_is_right(layout):
     assert passed > 100
 
 
-@pytest.mark.parametrize("layout", KINDS)
-def test_storages_that_were_made_smaller(layout):
-    """A tensor keeps its size when its storage loses its last bytes, or all."""
-    add(layout)
-    for which in ("A", "sfa", "B", "sfb", *list(call_of(layout))[2:]):
-        for lost in (1, None):
-            call = call_of(layout)
-            call.change(which, lambda x: torch.empty_strided(x.shape, x.stride(), dtype=x.dtype).copy_(x))
-            assert queue(layout, call) is not None
-
-            def shrink(x, lost=lost):
-                storage = x.untyped_storage()
-                storage.resize_(0 if lost is None else storage.nbytes() - lost)
-                return x
-
-            call.change(which, shrink)
-            assert queue(layout, call) is None
-            with pytest.raises(
-                InputError, match=rf"^{which} has a storage of \d+ bytes; \d+, for all of its"
-            ):
-                checks.operands(layout, *call.values(), general=True)
-
-
-@pytest.mark.parametrize("layout", KINDS)
-def test_other_devices(layout):
-    add(layout)
-    for which in ("A", "sfa", "B", "sfb", *list(call_of(layout))[2:]):
-        call = call_of(layout)
-        call.change(which, lambda x: x.to("meta"))
-        assert queue(layout, call) is None
-
-
 def at(memory: torch.Tensor, start: int, like: torch.Tensor) -> torch.Tensor:
     """A tensor of the same shape and type as `like`, at `start` bytes into the memory."""
     return (
@@ -243,47 +141,6 @@ def test_outputs_that_overlap(layout):
             assert (queue(layout, call) is not None) == queued
 
 
-def test_lazily_negated_scales():
-    """The imaginary part of a conjugated complex tensor: its numbers in memory have the wrong sign."""
-    for m, n, k in ((1, 8, 128), (5, 8, 128), (4, 136, 256)):
-        add("dense", m, n, k)
-        placed = place(normal(np.random.default_rng(0), m, n, k))
-        for which in ("sfa", "sfb"):
-            call = Arguments(lhs=placed.lhs, rhs=placed.rhs, out=placed.out)
-            assert queue("dense", call)
-            call.change(which, lambda x: torch.complex(x, x).conj().imag)
-            assert queue("dense", call) is None
-
-
-class Derived(torch.Tensor):
-    """A tensor subclass, whose operators may do anything."""
-
-
-@pytest.mark.parametrize("layout", KINDS)
-def test_what_is_no_operand(layout):
-    """What is no plain tensor is left to the checks, and raises nothing here."""
-    add(layout)
-    for which in ("lhs", "rhs"):
-        for change in (list, lambda x: x[:1], lambda x: (*x, x[0]), lambda x: None, lambda x: x[0]):
-            call = call_of(layout)
-            call.change(which, change)
-            assert queue(layout, call) is None
-    for which in ("A", "sfb", *list(call_of(layout))[2:]):
-        for change in (lambda x: None, lambda x: 3, lambda x: x.as_subclass(Derived)):
-            call = call_of(layout)
-            call.change(which, change)
-            assert queue(layout, call) is None
-    call = call_of(layout)
-    call.change("out", lambda x: x.requires_grad_())
-    assert queue(layout, call) is None
-    call = call_of(layout)
-    call.change("B", lambda x: torch.nn.Parameter(x, requires_grad=False))  # a module's weights
-    assert queue(layout, call)
-    if layout in HINTED:
-        assert fast_path.queue[layout](*call.values(), "7") is False
-        assert fast_path.queue[layout](*call.values(), EXPECTED_M + 1) is False  # has no plan
-
-
 @pytest.mark.parametrize("layout", KINDS)
 def test_a_write_is_counted(layout):
     """Once for each launch, and not where nothing is launched."""
@@ -295,25 +152,6 @@ def test_a_write_is_counted(layout):
     for writes in (1, 2):
         assert queue(layout, call)
         assert call["out"]._version == before + writes
-
-
-@pytest.mark.parametrize("layout", KINDS)
-def test_what_others_want_to_see(layout):
-    """Modes, profilers and transforms of torch.func see calls that go through Python; autograd the inputs."""
-    add(layout)
-    call = call_of(layout)
-    with FlopCounterMode(display=False):
-        assert queue(layout, call) is None
-    with torch.profiler.profile():
-        assert queue(layout, call) is None
-    assert torch.func.vmap(lambda x: x + (queue(layout, call) is None))(torch.zeros(2)).tolist() == [1, 1]
-    assert queue(layout, call)
-    for which in ("A", "sfa", "B", "sfb"):
-        call = call_of(layout)
-        call.change(which, lambda x: x.requires_grad_())
-        assert queue(layout, call) is None
-        with torch.no_grad():
-            assert queue(layout, call)
 
 
 def test_plans_are_for_ranges_of_m():
@@ -380,7 +218,7 @@ def test_scales_by_rows(layout):
         copy = scales.mn_major
         patch.setattr(scales, "mn_major", lambda sfa: copies.append(copy(sfa)) or copies[-1])
         patch.setattr(checks, "call", None)
-        for change in (torch.Tensor.contiguous, wider(4), lambda x: torch.complex(x, -x).conj().imag):
+        for change in (torch.Tensor.contiguous, wider(4), lambda x: torch.complex(x, x).imag):
             values = call["lhs"][1].clone()
             call.change("sfa", lambda x, change=change: change(x).copy_(x))
             PUBLIC[layout](*call.values(), *further)
@@ -439,6 +277,34 @@ def test_without_a_compiler(monkeypatch):
     monkeypatch.setattr(fast_path, "_library", None)
     monkeypatch.setattr(build, "make", refuse)
     assert fast_path._loaded.__wrapped__() is False
+
+
+def test_without_a_global_lock(monkeypatch):
+    """The plans are not shared between threads that Python runs at the same time."""
+    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
+    assert fast_path._loaded.__wrapped__() is False
+
+
+def test_threads():
+    """Calls of several threads, while plans come and go: each launch has its own call's arguments."""
+    calls = {m: call_of("dense", m) for m in range(1, 9)}
+    addresses = {m: call["out"].data_ptr() for m, call in calls.items()}
+    launches = dict.fromkeys(calls, 0)
+
+    def run(m):
+        for number in range(300):
+            if number % 50 == m:
+                fast_path.forget()
+            add("dense", m)
+            launches[m] += fast_path.queue["dense"](*calls[m].values()) is None
+
+    threads = [threading.Thread(target=run, args=(m,)) for m in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    wrong = [one for one in notes if one["d"] != addresses[one["m"]]]
+    assert not wrong and len(notes) == sum(launches.values()) > 1000
 
 
 @pytest.mark.parametrize("structure", [fast_path.Api, fast_path.Key])

@@ -3,6 +3,7 @@ GPU if there is one."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 import torch
 from cases import place
 from families import DEVICE
-from gemm_ladder import ops
+from gemm_ladder import api, ops
 from gemm_ladder.lab.operands import normal
 from gemm_ladder.training import ops as training_ops
 from grouped_cases import contiguous, masked, psum
@@ -106,6 +107,51 @@ def test_export(kind: str, strict: bool, device: str) -> None:
     name = f"gemm_ladder.{ops.NAMES[kind]}.default"
     assert name in [str(node.target) for node in exported.graph.nodes]
     assert torch.equal(exported.module()(*arguments), doubled(kind)(*arguments))
+
+
+LOADS = """
+import sys, torch, gemm_ladder.api
+
+def registered():
+    names = {schema.name for schema in torch._C._jit_get_all_schemas()}
+    return {name for name in names if name.startswith("gemm_ladder::")}
+
+program, arguments, expected = (torch.load(path, weights_only=False) if index else torch.export.load(path)
+                                for index, path in enumerate(sys.argv[1:4]))
+assert torch.equal(program.module()(*arguments), expected)
+found = registered()
+for module in sys.argv[4:]:
+    __import__(module)
+assert registered() == found, registered() - found
+"""
+
+
+def test_an_exported_program_in_another_process(tmp_path: Path) -> None:
+    """gemm_ladder.api registers every operator, whichever module defines it."""
+
+    class Module(torch.nn.Module):
+        def forward(self, x: torch.Tensor, b: torch.Tensor, sfb: torch.Tensor) -> torch.Tensor:
+            a, sfa = gl.utils.per_token_cast_to_fp8(x)
+            d = torch.empty(len(x), len(b), dtype=torch.bfloat16)
+            gl.fp8_gemm_nt((a, gl.get_mn_major_tma_aligned_tensor(sfa)), (b, sfb), d)
+            return d
+
+    arguments = (torch.randn(8, 256), *example("dense", "cpu")[2:4])
+    torch.export.save(torch.export.export(Module(), arguments), tmp_path / "program.pt2")
+    torch.save(arguments, tmp_path / "arguments.pt")
+    torch.save(Module()(*arguments), tmp_path / "expected.pt")
+    package = Path(gl.__file__).parent
+    modules = [
+        ".".join(("gemm_ladder", *path.relative_to(package).with_suffix("").parts))
+        for path in package.rglob("*.py")
+        if "define(" in (text := path.read_text()) or "define_product(" in text
+    ]
+    assert {ops.__name__, training_ops.__name__, "gemm_ladder.utils.math"} <= set(modules)
+    assert api.__name__ not in modules
+    files = [tmp_path / name for name in ("program.pt2", "arguments.pt", "expected.pt")]
+    command = [sys.executable, "-c", LOADS, *map(str, files), *modules]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.parametrize("kind", ops.NAMES)
@@ -285,6 +331,21 @@ def test_a_real_tensor_beside_those_without_memory(device: str) -> None:
         operator(a.to("meta"), *others)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # which is deprecated, and still in use
+@pytest.mark.parametrize("kind", ops.NAMES)
+def test_jit_trace(kind: str, device: str) -> None:
+    """A trace has the operator, with which other operands have their product."""
+    arguments = example(kind, device)
+    doubled(kind)(*arguments)
+    expected_m = arguments[6:]
+    traced = torch.jit.trace(
+        lambda *tensors: doubled(kind)(*tensors, *expected_m), arguments[:6], check_trace=False
+    )
+    other = (arguments[0].view(torch.uint8).flip(-1).view(torch.float8_e4m3fn), *arguments[1:6])
+    assert f"gemm_ladder::{ops.NAMES[kind]}" in str(traced.graph)
+    assert torch.equal(traced(*other), doubled(kind)(*other, *expected_m))
+
+
 def test_make_fx(device: str) -> None:
     arguments = example("dense", device)
     traced = make_fx(doubled("dense"))(*arguments)
@@ -319,6 +380,14 @@ def test_a_graph_captures_the_operator(kind: str) -> None:
     assert torch.equal(found, expected)
 
 
+def test_names_of_kernels() -> None:
+    """DeepGEMM's tests time the kernels whose name holds "gemm_"; ours have the product's name in theirs."""
+    for file in ("production/gemm.cuh", "training/gemm_1d1d.cuh"):
+        text = (Path(gl.__file__).parent / file).read_text()
+        names = re.findall(r"__global__[^{]*?(\w+)\(const __grid_constant__", text)
+        assert names and all("fp8_gemm_" in name for name in names)
+
+
 @pytest.mark.gpu
 def test_the_kernel_is_named_after_the_product() -> None:
     arguments = example("dense", "cuda")
@@ -327,7 +396,8 @@ def test_the_kernel_is_named_after_the_product() -> None:
         product("dense", *arguments)
         torch.cuda.synchronize()
     kernels = [one.key for one in profile.key_averages() if one.device_type == torch.autograd.DeviceType.CUDA]
-    assert any("fp8_gemm" in name for name in kernels)
+    assert any("fp8_gemm_nt" in name for name in kernels)
+    assert 0 < gl.testing.bench_kineto(lambda: product("dense", *arguments), "gemm_", num_tests=3) < 1e-3
 
 
 def test_inputs_that_require_grad_are_refused_in_operators(device: str) -> None:

@@ -64,7 +64,12 @@ CHANGES = {
     "misaligned": misaligned,
     "on no device": lambda x: x.to("meta"),
     "sparse": lambda x: x.float().to_sparse(),
-    "negated lazily": lambda x: torch._neg_view(x.float()),
+    "negated lazily": torch._neg_view,
+    "negated lazily, as numbers": lambda x: torch._neg_view(x.float()),
+    "functionalized": torch._to_functional_tensor,
+    "without memory": lambda x: torch._efficientzerotensor(4 * x.numel(), dtype=x.dtype)[16:].as_strided(
+        x.shape, x.stride()
+    ),
     "a subclass": lambda x: x.as_subclass(Derived),
     "a parameter": lambda x: torch.nn.Parameter(x, requires_grad=False),
     "requires grad": lambda x: x.float().requires_grad_(),

@@ -170,6 +170,7 @@ def _indices(name: str, tensor: torch.Tensor, dimension: str) -> tuple[int, ...]
     checks.dtype(name, tensor, torch.int32)
     found = checks.sizes(name, tensor, dimension)
     checks.gapless(name, tensor)
+    checks.in_memory(name, tensor)
     return found
 
 

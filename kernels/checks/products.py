@@ -93,7 +93,7 @@ def operands(
         a=given["A"].detach(),
         sfa=scales.mn_major(scales.as_float32(given["sfa"], "sfa")),
         b=given["B"].detach(),
-        sfb=scales.row_major(scales.as_float32(given["sfb"], "sfb", keep=True)),
+        sfb=scales.row_major(scales.as_float32(given["sfb"], "sfb")),
         out=given["out"],
         rows=given.get(ROWS.get(kind, "")),
         m=size["max_m" if kind == "masked" else "m"],

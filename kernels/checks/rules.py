@@ -37,7 +37,8 @@ def tensors(named: Mapping[str, object]) -> dict[str, torch.Tensor]:
     """The same objects, after checking that each is a dense tensor."""
     found = {}
     for name, tensor in named.items():
-        if not isinstance(tensor, torch.Tensor):
+        # By their type, as some that are none answer isinstance: unittest.mock.Mock(spec=torch.Tensor)
+        if not issubclass(type(tensor), torch.Tensor) or not isinstance(tensor, torch.Tensor):
             raise InputError(f"{name} is of type {type(tensor).__name__}; a torch.Tensor is needed")
         if is_distributed(tensor):
             raise InputError(
@@ -169,6 +170,11 @@ def has_memory(name: str, tensor: torch.Tensor) -> None:
     if isinstance(tensor, FakeTensor):
         raise InputError(f"{name} is a FakeTensor, which has no memory; a tensor that has some is needed")
     in_no_transform(name, tensor)
+    if tensor._is_zerotensor():
+        raise InputError(
+            f"{name} is a ZeroTensor of autograd's, whose zeros are in no memory; a copy of it, clone(), is "
+            "needed"
+        )
     needed = (tensor.storage_offset() + _extent(tensor)) * tensor.element_size()
     if tensor.numel() and (nbytes := tensor.untyped_storage().nbytes()) < needed:
         raise InputError(
@@ -219,8 +225,8 @@ def _extent(tensor: torch.Tensor) -> int:
 
 
 def no_gradients(output: str, given: Mapping[str, torch.Tensor]) -> None:
-    """Refuse an output that requires grad or cannot be written here, and inputs that require grad unless grad
-    mode is off."""
+    """Refuse an output that requires grad or cannot be written here, inputs that require grad unless grad
+    mode is off, and what has a forward-mode derivative."""
     out = given[output]
     if out.requires_grad:
         raise InputError(
@@ -231,6 +237,12 @@ def no_gradients(output: str, given: Mapping[str, torch.Tensor]) -> None:
             raise InputError(
                 f"{name} requires grad, which no kernel computes; {name}.detach(), or a call inside of "
                 "torch.no_grad(), is needed"
+            )
+    for name, tensor in given.items():
+        if torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None:
+            raise InputError(
+                f"{name} has a tangent, which no kernel computes with; the tensor without it, "
+                f"torch.autograd.forward_ad.unpack_dual({name}).primal, is needed"
             )
     if not out.is_cuda and out.is_inference() and not torch.is_inference_mode_enabled():
         raise InputError(

@@ -4,7 +4,7 @@
 // fast_path.py fills in Api and calls the functions exported below. Nothing is refused here: for a call that is not
 // plain, or has no plan yet, the result is False, and Python then checks, converts or refuses it. Functions of CPython
 // and torch are used by address, so neither's headers are needed: this file compiles in a second. They are stable ones,
-// but for three of torch that save a microsecond, and whose work Python's do where torch does not have them.
+// but for four of torch that save a microsecond, and whose work Python's do where torch does not have them.
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -30,6 +30,7 @@ struct Api {
     Object* (*tuple_item)(Object*, intptr_t);  // borrowed
     void* (*as_pointer)(Object*);
     int64_t (*as_int64)(Object*);
+    uint64_t (*as_uint64)(Object*);
     Object* (*bytes)(const char*);
     Object* (*occurred)();  // borrowed
     void (*clear)();
@@ -52,20 +53,33 @@ struct Api {
     bool (*gradients)();                                 // whether operations are recorded for autograd
     Status (*stream)(int32_t, void**);
     Status (*current_device)(int32_t*);  // cudaGetDevice
-    // Of torch's C++ interface, or nullptr: TensorImpl::requires_grad, profilerEnabled and bump_version, which throws
+    // Of torch's C++ interface, or nullptr: TensorImpl::requires_grad, profilerEnabled, bump_version, which throws, and
+    // tls_is_dispatch_key_included: whether all operations of this thread have a dispatch key, whatever their tensors
     bool (*needs_gradient)(const Tensor*);
     bool (*profiler_runs)();
     void (*bump_version)(Tensor* const*);
+    bool (*key_included)(uint16_t);
     // Objects that live as long as the process
     Object *none, *no, *yes;
     Object *tuple, *tensor, *parameter;  // exact types: a subclass of Tensor may behave differently
-    Object *cdata, *requires_grad;       // attribute names
-    // Functions of torch: the innermost transform of torch.func or None; how many modes see every operation; whether a
-    // profiler runs; and one that counts a write of each tensor of a tuple, which autograd asks for
-    Object *transform, *modes, *profiled, *increment_version;
+    // Attribute names: of tensors; of a set of dispatch keys, its bits; of `forward_ad`, how many levels of
+    // forward-mode derivatives there are, minus one
+    Object *cdata, *requires_grad, *key_bits, *level;
+    // Functions of torch: the innermost transform of torch.func or None; how many modes see every operation; what
+    // torch.jit.trace has recorded or None; whether a profiler runs; one that counts a write of each tensor of a tuple,
+    // which autograd asks for; and a tensor's dispatch keys
+    Object *transform, *modes, *traced, *profiled, *increment_version, *dispatch_keys;
+    Object* forward_ad;  // the module torch.autograd.forward_ad
     // torch's numbers for its dtypes and for the device type
     int64_t e4m3, fp32, int32, bf16, cuda;
-    int64_t cdata_at;  // where torch's objects have the attribute `cdata`, in bytes; 0: not known
+    // torch's numbers of dispatch keys: of a mode, of a transform of torch.func, and of torch.jit.trace
+    int64_t mode_key, transform_key, trace_key;
+    // The bits of the dispatch keys that plain tensors may have. Any other says that the elements are not those in
+    // memory (a lazy negation), are not there (a ZeroTensor), or are somebody else's affair (functionalization).
+    int64_t plain_keys;
+    // Where a tensor's object has the attribute `cdata`, and where a Tensor has its dispatch keys, in bytes; 0: not
+    // known, Python is asked.
+    int64_t cdata_at, keys_at;
 };
 Api api;
 
@@ -111,6 +125,23 @@ Tensor* tensor_of(Object* object) {
     return tensor;
 }
 
+// Whether a tensor's elements are those at its address.
+bool is_plain(Object* object, const Tensor* tensor) {
+    uint64_t keys = ~uint64_t{0};
+    if (api.keys_at) {
+        std::memcpy(&keys, reinterpret_cast<const char*>(tensor) + api.keys_at, sizeof keys);
+    } else {
+        Object* const arguments = api.pack(1, object);
+        Object* const set = arguments ? api.call(api.dispatch_keys, arguments) : nullptr;
+        Object* const get_bits = set ? api.get_attr(set, api.key_bits) : nullptr;
+        Object* const bits = get_bits ? api.call(get_bits, nullptr) : nullptr;
+        if (bits) keys = api.as_uint64(bits);
+        for (Object* const one : {arguments, set, get_bits, bits})
+            if (one) api.dec_ref(one);
+    }
+    return !(keys & ~static_cast<uint64_t>(api.plain_keys));
+}
+
 bool requires_grad(Object* object) {
     if (api.needs_gradient) return api.needs_gradient(tensor_of(object));
     Object* const value = api.get_attr(object, api.requires_grad);
@@ -118,24 +149,35 @@ bool requires_grad(Object* object) {
     return value != api.no;
 }
 
-bool profiler_runs() {
-    if (api.profiler_runs) return api.profiler_runs();
-    Object* const runs = api.call(api.profiled, nullptr);
-    if (runs) api.dec_ref(runs);
-    return runs != api.no;
+// Whether a function returns `expected`.
+bool returns(Object* function, Object* expected) {
+    Object* const found = api.call(function, nullptr);
+    if (found) api.dec_ref(found);  // if it is `expected`, somebody else holds a reference
+    return found == expected;
 }
 
-// Whether nobody wants to see the call before it runs. In a transform of torch.func tensors of torch's own class may
-// stand for others, and have an address at which there is nothing. A mode or a profiler sees what goes through torch's
-// dispatcher, which Python then calls.
+bool profiler_runs() { return api.profiler_runs ? api.profiler_runs() : !returns(api.profiled, api.no); }
+
+// Whether an integer, to which this takes over the reference, is this one.
+bool is_number(Object* number, int64_t expected) {
+    const bool same = number && api.as_int64(number) == expected;
+    if (number) api.dec_ref(number);
+    return same;
+}
+
+// Whether nobody wants to see the call before it runs. A mode, a trace or a profiler sees what goes through torch's
+// dispatcher, which Python then calls. In a transform of torch.func tensors of torch's own class may stand for others.
+// Where forward-mode derivatives are computed, a tensor may have one, which the kernel would leave out.
 bool unseen() {
     if (profiler_runs()) return false;
-    Object* const transform = api.call(api.transform, nullptr);
-    Object* const modes = api.call(api.modes, nullptr);
-    const bool none = transform == api.none && modes && api.as_int64(modes) == 0;
-    for (Object* const one : {transform, modes})
-        if (one) api.dec_ref(one);
-    return none;
+    if (api.key_included) {
+        for (const int64_t key : {api.mode_key, api.transform_key, api.trace_key})
+            if (api.key_included(key)) return false;
+    } else if (!returns(api.transform, api.none) || !returns(api.traced, api.none) ||
+               !is_number(api.call(api.modes, nullptr), 0)) {
+        return false;
+    }
+    return is_number(api.get_attr(api.forward_ad, api.level), -1);
 }
 
 // Counts a write of a tensor; false if torch does not allow one.
@@ -167,8 +209,8 @@ struct View {
     bool see(Object* object) {
         if (!has_type(object, api.tensor) && !has_type(object, api.parameter)) return false;
         Tensor* const tensor = tensor_of(object);
-        return tensor && !api.data(&tensor, &data) && !api.sizes(&tensor, &size) && !api.strides(&tensor, &stride) &&
-               !api.dimensions(&tensor, &dimensions) && !api.dtype(&tensor, &dtype) &&
+        return tensor && is_plain(object, tensor) && !api.data(&tensor, &data) && !api.sizes(&tensor, &size) &&
+               !api.strides(&tensor, &stride) && !api.dimensions(&tensor, &dimensions) && !api.dtype(&tensor, &dtype) &&
                !api.device_type(&tensor, &device_type) && !api.device_index(&tensor, &device) &&
                !api.storage_size(&tensor, &storage) && !api.storage_offset(&tensor, &offset);
     }
@@ -184,7 +226,7 @@ struct View {
     // The stride of a dimension of size 1 does not matter.
     bool is(int64_t type, bool many, const int64_t (&sizes)[3], const int64_t (&strides)[3]) const {
         bool same = has_sizes(type, many, sizes);
-        for (int i = 0; same && i < dimensions; ++i) same = stride[i] == strides[i + !many];
+        for (int i = 0; same && i < dimensions; ++i) same = size[i] == 1 || stride[i] == strides[i + !many];
         return same;
     }
     bool has_sizes(int64_t type, bool many, const int64_t (&sizes)[3]) const {
@@ -203,8 +245,7 @@ struct View {
     bool has_rows(int64_t type, bool many, int64_t groups, int64_t rows, int64_t length, int64_t element) const {
         const int64_t pitch = row_stride();
         return pitch >= length && pitch * element % 16 == 0 &&
-               is(type, many, {groups, rows, length},
-                  {groups > 1 ? rows * pitch : stride[0], rows > 1 ? pitch : stride[many], 1});
+               is(type, many, {groups, rows, length}, {rows * pitch, pitch, 1});
     }
 };
 struct Pair {
@@ -254,8 +295,8 @@ Found find(Kind kind, Object* lhs, Object* rhs, Object* out, Object* layout, int
                 converted ? 16 : alignof(float)) ||
         !beside(b, (rows_b - 1) * pitch_b + k, 16) || !beside(sfb, groups * blocks_n * blocks_k * sizeof(float), 16))
         return Found::kNothing;
-    if (many_b && (rows.dtype != api.int32 || rows.dimensions != 1 || rows.size[0] != counted || rows.stride[0] != 1 ||
-                   !beside(rows, counted * sizeof(int32_t), 4)))
+    if (many_b && (rows.dtype != api.int32 || rows.dimensions != 1 || rows.size[0] != counted ||
+                   (counted > 1 && rows.stride[0] != 1) || !beside(rows, counted * sizeof(int32_t), 4)))
         return Found::kNothing;
     if (!a.is_stored(1) || !sfa.is_stored(sizeof(float)) || !b.is_stored(1) || !sfb.is_stored(sizeof(float)) ||
         !d.is_stored(sizeof(uint16_t)) || (many_b && !rows.is_stored(sizeof(int32_t))))

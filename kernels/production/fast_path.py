@@ -8,9 +8,11 @@ converts other scales, and `launching`, which adds the plan. So nothing is accep
 there. Besides the launch itself the fast path takes a microsecond; in Python it took ten.
 
 Operands are plain if the pairs are tuples, the tensors of torch's own class, and their dtypes, shapes,
-strides and addresses need no conversion, on the current device, with nothing for autograd to record. A call
-that a mode, a profiler or a transform of torch.func wants to see is left to Python, too. `load` builds
-fast_path.cpp, which does the work.
+strides and addresses need no conversion, on the current device, with nothing for autograd to record. Their
+elements are those in memory: torch has tensors of its own class, too, that are negated lazily, that stand for
+others, or that have no memory, and says so in their dispatch keys. A call that a mode, a trace, a profiler or
+a transform of torch.func wants to see is left to Python, too, and so are all calls where forward-mode
+derivatives are computed. `load` builds fast_path.cpp, which does the work.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import operator
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -27,7 +31,7 @@ from gemm_ladder.arguments import KINDS, M_ALIGNMENT, Kind
 from gemm_ladder.errors import LaunchError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from gemm_ladder.build import Job
 
@@ -52,6 +56,7 @@ _PYTHON = {
     "tuple_item": "PyTuple_GetItem",
     "as_pointer": "PyLong_AsVoidPtr",
     "as_int64": "PyLong_AsLongLong",
+    "as_uint64": "PyLong_AsUnsignedLongLong",
     "bytes": "PyBytes_FromString",
     "occurred": "PyErr_Occurred",
     "clear": "PyErr_Clear",
@@ -79,6 +84,7 @@ _TORCH_CPP = {
     "needs_gradient": "_ZNK3c1010TensorImpl13requires_gradEv",
     "profiler_runs": "_ZN5torch8profiler4impl15profilerEnabledEv",
     "bump_version": "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE",
+    "key_included": "_ZN3c104impl28tls_is_dispatch_key_includedENS_11DispatchKeyE",
 }
 _CUDA = {"stream": "aoti_torch_get_current_cuda_stream", "current_device": "cudaGetDevice"}
 _OBJECTS = {
@@ -90,10 +96,15 @@ _OBJECTS = {
     "parameter": torch.nn.Parameter,
     "cdata": "_cdata",
     "requires_grad": "requires_grad",
+    "key_bits": "raw_repr",
+    "level": "_current_level",
     "transform": torch._C._functorch.peek_interpreter_stack,
     "modes": torch._C._len_torch_dispatch_stack,
+    "traced": torch._C._get_tracing_state,
     "profiled": torch._C._autograd._profiler_enabled,
     "increment_version": torch._C._increment_version,
+    "dispatch_keys": torch._C._dispatch_keys,
+    "forward_ad": torch.autograd.forward_ad,
 }
 _NUMBERS = {
     "e4m3": "aoti_torch_dtype_float8_e4m3fn",
@@ -102,15 +113,26 @@ _NUMBERS = {
     "bf16": "aoti_torch_dtype_bfloat16",
     "cuda": "aoti_torch_device_type_cuda",
 }
-_OFFSETS = ("cdata_at",)
+_KEYS = {
+    "mode_key": "Python",
+    "transform_key": "FuncTorchDynamicLayerFrontMode",
+    "trace_key": "Tracer",
+}
+# The dispatch keys of a tensor whose elements are those in memory, on the CPU and on a GPU: those of its
+# device, and those by which autograd and autocast come in between.
+_PLAIN_KEYS = ("CPU", "AutogradCPU", "AutocastCPU", "CUDA", "AutogradCUDA", "AutocastCUDA", "ADInplaceOrView")
+_OFFSETS = ("cdata_at", "keys_at")
+_WORD = ctypes.sizeof(ctypes.c_uint64)
+_TENSOR_WORDS = 24  # of a c10::TensorImpl, at least
+_INTEGERS = (*_NUMBERS, *_KEYS, "plain_keys", *_OFFSETS)
 
 
 class Api(ctypes.Structure):
     """struct Api of fast_path.cpp"""
 
     _fields_ = tuple(
-        (name, ctypes.c_int64 if name in (*_NUMBERS, *_OFFSETS) else ctypes.c_void_p)
-        for name in (*_PYTHON, *_TORCH, *_CUDA, *_TORCH_CPP, *_OBJECTS, *_NUMBERS, *_OFFSETS)
+        (name, ctypes.c_int64 if name in _INTEGERS else ctypes.c_void_p)
+        for name in (*_PYTHON, *_TORCH, *_CUDA, *_TORCH_CPP, *_OBJECTS, *_INTEGERS)
     )
 
 
@@ -135,7 +157,8 @@ _started: Job | None = None  # what the background was asked to build
 def load() -> bool:
     """Build fast_path.cpp, if it is not in the cache, and put its functions into `queue`.
 
-    False where it does not build or torch lacks a function: then every call takes the slow path.
+    False where it does not build, torch lacks a function, or Python has no global lock, which fast_path.cpp
+    relies on: then every call takes the slow path.
     """
     with _lock:
         return _loaded()
@@ -166,6 +189,8 @@ def _loaded() -> bool:
     from gemm_ladder import build
 
     global _library
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        return False
     with contextlib.suppress(build.BuildError, build.ToolchainError, AttributeError, OSError):
         library = ctypes.PyDLL(str(build.make(_job()).path))
         library.gemm_ladder_queue_plan.argtypes = [
@@ -262,19 +287,55 @@ def _api() -> Api:
             functions[field] = ctypes.cast(getattr(_torch("cpu"), name), ctypes.c_void_p)
     objects = {field: id(value) for field, value in _OBJECTS.items()}  # they live as long as this module does
     numbers = {field: getattr(_torch("cpu"), name)() for field, name in _NUMBERS.items()}
-    return Api(**functions, **objects, **numbers, cdata_at=_offset_of_cdata())
+    numbers |= {field: torch._C._dispatch_key_parse(name).value for field, name in _KEYS.items()}
+    return Api(
+        **functions,
+        **objects,
+        **numbers,
+        plain_keys=_plain_keys(),
+        cdata_at=_offset_of_cdata(),
+        keys_at=_offset_of_keys(),
+    )
+
+
+def _plain_keys() -> int:
+    """The bits of _PLAIN_KEYS in a set of dispatch keys."""
+    keys = (torch._C.DispatchKeySet(torch._C._dispatch_key_parse(name)) for name in _PLAIN_KEYS)
+    return functools.reduce(operator.or_, (one.raw_repr() for one in keys))
 
 
 def _offset_of_cdata() -> int:
     """Where a tensor's object has the address that its attribute `_cdata` reads, which takes a tenth of a
     microsecond a tensor. 0 if it is not at one and the same place in tensors and parameters."""
-    found = []
-    for tensor in (torch.empty(0), torch.nn.Parameter(torch.empty(0))):
-        words = type(tensor).__basicsize__ // ctypes.sizeof(ctypes.c_void_p)
-        content = (ctypes.c_size_t * words).from_address(id(tensor))
-        found.append([place for place in range(words) if content[place] == tensor._cdata])
-    first, second = found
-    return ctypes.sizeof(ctypes.c_void_p) * first[0] if first == second and len(first) == 1 else 0
+    plain = torch.empty(0, device="cpu")  # also where another device is the default
+    tensors = (plain, torch.nn.Parameter(plain))
+    return _offset_of((id(one), type(one).__basicsize__ // _WORD, one._cdata) for one in tensors)
+
+
+def _offset_of_keys() -> int:
+    """Where torch's C++ object of a tensor has the bits of its dispatch keys. 0 if they are not at one and
+    the same place in tensors that differ by their keys."""
+    plain, without = (torch.empty(1, device=device) for device in ("cpu", "meta"))
+    tensors = (plain, torch._neg_view(plain), without, torch._efficientzerotensor(1, device="cpu"))
+    return _offset_of((one._cdata, _TENSOR_WORDS, torch._C._dispatch_keys(one).raw_repr()) for one in tensors)
+
+
+def _offset_of(objects: Iterable[tuple[int, int, int]]) -> int:
+    """The place, in bytes, at which each of the objects has its number, and no other place does; or 0.
+
+    Args:
+        objects: for each its address, its size in words of 8 bytes, and the number.
+    """
+    found = {
+        tuple(
+            place
+            for place, word in enumerate((ctypes.c_uint64 * words).from_address(address))
+            if word == number
+        )
+        for address, words, number in objects
+    }
+    places = found.pop()
+    return _WORD * places[0] if not found and len(places) == 1 else 0
 
 
 @functools.cache

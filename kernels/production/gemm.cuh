@@ -429,7 +429,7 @@ struct Gemm : Geometry<kC>, SharedMemory<kC> {
 
 template <Config kC>
 __global__ void __launch_bounds__(Gemm<kC>::kThreads, kC.blocks_an_sm)
-    s9_production_fp8_gemm(const __grid_constant__ Parts<kC> parts) {
+    s9_production_fp8_gemm_nt(const __grid_constant__ Parts<kC> parts) {
     using G = Gemm<kC>;
     using Tail = Gemm<exchanged(kC)>;
     // ---- Prologue. The head of this file explains griddepcontrol, and the cluster barrier's steps here, in reduce()

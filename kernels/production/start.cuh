@@ -67,7 +67,7 @@ const char* start(const GroupedArgs& p) {
     if (auto error = describe<kC>(parts.part[0])) return error;
     if constexpr (kC.tail_m > 0)
         if (auto error = describe<exchanged(kC)>(parts.part[1])) return error;
-    return launch(s9_production_fp8_gemm<kC>,
+    return launch(s9_production_fp8_gemm_nt<kC>,
                   {.blocks = clusters * kC.cluster,
                    .threads = G::kThreads,
                    .shared_bytes = G::kSharedBytes,

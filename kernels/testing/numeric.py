@@ -53,7 +53,8 @@ def assert_bitwise_equal(x: torch.Tensor, y: torch.Tensor, label: str = "") -> N
     """
     name = f" of {label}" if label else ""
     shapes = [(list(one.shape), one.dtype) for one in (x, y)]
-    assert shapes[0] == shapes[1], f"the types{name} differ: {shapes[0]} and {shapes[1]}"
+    if shapes[0] != shapes[1]:
+        raise AssertionError(f"the types{name} differ: {shapes[0]} and {shapes[1]}")
     bits = [one.contiguous().view(-1, 1).view(torch.uint8) for one in (x, y)]  # [elements, bytes of one]
     differ = (bits[0] != bits[1]).any(dim=1).nonzero().flatten()
     if len(differ):

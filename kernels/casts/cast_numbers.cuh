@@ -138,6 +138,31 @@ __device__ __forceinline__ uint32_t amax_of(const Piece<kInput> (&pieces)[kCount
         return widened<kInput>(max(most >> 16, most & 0xFFFFu));
 }
 
+// The maxima of kCount runs, each over the kLanes neighbouring lanes that share it: of run lane / (kLanes / kCount) in
+// each lane, which then works out one run's scale instead of all. With four runs (a to d) and 8 lanes:
+//   lanes 4 apart  keep the maxima of a, b or of c, d, and give away the other two
+//   lanes 2 apart  keep one of the two
+//   lanes 1 apart  have the same one
+template <int kLanes, int kCount>
+__device__ __forceinline__ uint32_t amax_of_one(uint32_t (&amax)[kCount]) {
+    int held = kCount;
+#pragma unroll
+    for (int lanes = kLanes / 2; lanes; lanes /= 2) {
+        if (held == 1) {
+            amax[0] = max(amax[0], ptx::shfl_sync_bfly(kAllLanes, amax[0], lanes));
+            continue;
+        }
+        held /= 2;
+        const bool upper = threadIdx.x & lanes;
+#pragma unroll
+        for (int i = 0; i < held; ++i) {
+            const uint32_t given = upper ? amax[i] : amax[i + held], kept = upper ? amax[i + held] : amax[i];
+            amax[i] = max(kept, ptx::shfl_sync_bfly(kAllLanes, given, lanes));
+        }
+    }
+    return amax[0];
+}
+
 // 1 / x, rounded to nearest, of a normal x below 2^126: the approximation is wrong by a unit in the last place at most,
 // and a step of Newton's mends it. It is what __frcp_rn does where it does not branch.
 __device__ __forceinline__ float inverse_of(float x) {

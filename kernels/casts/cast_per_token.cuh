@@ -4,39 +4,11 @@
 // bytes a lane and 128 in a row. There is neither shared memory nor a barrier: the largest magnitude goes around by
 // shuffles. A thread has the same run of kRows rows, whose pieces it loads before it uses the first, so that enough
 // bytes are in flight. Where x is small, kRows is 1 and more CTAs share the work.
-//
-// With four rows (a to d), the lanes that need the maxima of all rows exchange them so that each has less to do:
-//   lanes 4 apart  keep the maxima of a, b or of c, d, and give away the other two
-//   lanes 2 apart  keep one of the two
-//   lanes 1 apart  have the same one
-// So lane l has the maximum of row l / 2, and works out its scale alone; four shuffles bring the inverses to all.
 #pragma once
 
 #include "cast_numbers.cuh"
 
 constexpr int kRunLanes = 8;
-
-// The maximum, over the 8 lanes of a run, of amax[lane / (8 / kRows)].
-template <int kRows>
-__device__ __forceinline__ uint32_t amax_of_a_row(uint32_t (&amax)[kRows]) {
-    const uint32_t lane = threadIdx.x % kRunLanes;
-    int held = kRows;
-#pragma unroll
-    for (int lanes = kRunLanes / 2; lanes; lanes /= 2) {
-        if (held == 1) {
-            amax[0] = max(amax[0], ptx::shfl_sync_bfly(kAllLanes, amax[0], lanes));
-            continue;
-        }
-        held /= 2;
-        const bool upper = lane & lanes;
-#pragma unroll
-        for (int i = 0; i < held; ++i) {
-            const uint32_t given = upper ? amax[i] : amax[i + held], kept = upper ? amax[i + held] : amax[i];
-            amax[i] = max(kept, ptx::shfl_sync_bfly(kAllLanes, given, lanes));
-        }
-    }
-    return amax[0];
-}
 
 template <Input kInput, Before kBefore, bool kVector, int kRows>
 __global__ void __launch_bounds__(kThreads) fp8_cast_per_token(const CastParams p) {
@@ -73,21 +45,24 @@ __global__ void __launch_bounds__(kThreads) fp8_cast_per_token(const CastParams 
         }
     }
     constexpr Input kCast = kBefore == Before::kNothing ? kInput : Input::kFp32;
-    Piece<kCast> numbers[kRows][kParts];
-    uint32_t amax[kRows];
+    Piece<kCast> numbers[kRows][kParts]{};
+    uint32_t amax[kRows]{};
+    // Behind a branch the compiler begins after all loads; else it loads each piece just before its use.
+    if (kBefore == Before::kNothing || first < rows) {
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) {
+        for (int i = 0; i < kRows; ++i) {
 #pragma unroll
-        for (int j = 0; j < kParts; ++j) {
-            if constexpr (kBefore == Before::kSiluAndMul)
-                numbers[i][j] = silu_and_mul(pieces[i][j], ups[i][j]);
-            else
-                numbers[i][j] = pieces[i][j];
+            for (int j = 0; j < kParts; ++j) {
+                if constexpr (kBefore == Before::kSiluAndMul)
+                    numbers[i][j] = silu_and_mul(pieces[i][j], ups[i][j]);
+                else
+                    numbers[i][j] = pieces[i][j];
+            }
+            amax[i] = amax_of(numbers[i]);
         }
-        amax[i] = amax_of(numbers[i]);
     }
 
-    const Scale mine = scale_of(amax_of_a_row(amax), p.power_of_two);
+    const Scale mine = scale_of(amax_of_one<kRunLanes>(amax), p.power_of_two);
     const int64_t my_row = first + lane / kLanesARow;
     if (lane % kLanesARow == 0 && my_row < rows)
         p.scales[group * p.scale_group + my_row * p.scale_row + run * p.scale_column] = mine.value;

@@ -1,9 +1,11 @@
-// RMSNorm and the cast per token. A CTA has one row: it adds up the squares, then casts what the row becomes.
+// RMSNorm and the cast per token. A CTA has kRows rows: it adds up each one's squares, then casts what they become.
 //
-// Thread t holds pieces t, t + 256, ... of 8 elements, kHeld at most, so that a row is read once. Where a row has more,
-// kHeld is 0 and it is read twice, the second time from L2. The order of the sum is that of ref/activations.py,
-// whatever kHeld is.
+// Thread t holds pieces t, t + 256, ... of 8 elements of each row, kHeld at most, so that a row is read once. Where a
+// row has more, kHeld is 0 and it is read twice, the second time from L2. The order of the sum is that of
+// ref/activations.py, whatever kHeld is. Two rows share the weights, and wait together, for memory and for the sums.
 #pragma once
+
+#include <type_traits>
 
 #include "cast_numbers.cuh"
 
@@ -18,14 +20,23 @@ __global__ void __launch_bounds__(kThreads) fp8_cast_rms_norm(const CastParams p
     find_rows(p, group, p.m, [&](int) { return row; }, begins);
     const int64_t begin = begins[0];
     const int64_t passes = ceil_div(p.k, kThreads * kPiece);
-    const auto column_of = [&](int64_t pass) { return (pass * kThreads + threadIdx.x) * kPiece; };
+    // kHeld pieces are few columns, so that an index of 32 bits is enough.
+    using Index = std::conditional_t<kHeld != 0, int, int64_t>;
+    const auto column_of = [&](int64_t pass) {
+        return (static_cast<Index>(pass) * kThreads + static_cast<Index>(threadIdx.x)) * kPiece;
+    };
+    const auto count_of = [&](int64_t pass) {
+        const Index left = static_cast<Index>(p.k) - column_of(pass);
+        return left >= kPiece ? kPiece : static_cast<int>(left);
+    };
     const auto load = [&](const void* from, int64_t offset, int64_t pass, int64_t stride) {
-        const int64_t column = column_of(pass);
-        return load_piece<kInput, kVector>(from, offset + column * stride, stride, offset < 0 ? 0 : inside(p, column));
+        const int64_t element = offset + column_of(pass) * (kVector ? 1 : stride);
+        return load_piece<kInput, kVector>(from, element, stride, offset < 0 ? 0 : count_of(pass));
     };
 
     // The sum of the squares.
-    Piece<kInput> held[kHeld ? kHeld : 1], weights[kHeld ? kHeld : 1];
+    constexpr int kTogether = kHeld ? kHeld : 1;
+    Piece<kInput> held[kTogether], weights[kTogether];
     float sum = 0;
     const auto add = [&](const Piece<kInput>& piece) {
         for (int i = 0; i < kPiece; ++i) sum = __fmaf_rn(piece[i], piece[i], sum);
@@ -43,33 +54,47 @@ __global__ void __launch_bounds__(kThreads) fp8_cast_rms_norm(const CastParams p
     for (int lanes = 16; lanes; lanes /= 2) sum += ptx::shfl_sync_bfly(kAllLanes, sum, lanes);
     if (threadIdx.x % 32 == 0) ptx::st_shared(smem + 4 * (threadIdx.x / 32), sum);
     __syncthreads();
+
     float whole = 0;
     for (int i = 0; i < kThreads / 32; ++i) whole += ptx::ld_shared<float>(smem + 4 * i);
     const float inverse_root = __frcp_rn(__fsqrt_rn(__fdiv_rn(whole, static_cast<float>(p.k)) + p.epsilon));
 
-    // The cast. All lanes take part in the shuffles, also those beyond the row's end, which have zeros.
-    const auto cast = [&](const Piece<kInput>& piece, const Piece<kInput>& weight, int64_t pass) {
-        const int64_t column = column_of(pass);
-        Piece<Input::kFp32> numbers[1];
-        for (int i = 0; i < kPiece; ++i) numbers[0].words[i] = __float_as_uint(piece[i] * inverse_root * weight[i]);
-        const int count = inside(p, column);
-        for (int i = 0; i < kPiece; ++i)
-            if (i >= count) numbers[0].words[i] = 0;  // infinity times 0, where the row has no number
-        uint32_t amax = amax_of(numbers);
-        for (int lanes = kPiecesARun / 2; lanes; lanes /= 2)
-            amax = max(amax, ptx::shfl_sync_bfly(kAllLanes, amax, lanes));
-        const Scale scale = scale_of(amax, p.power_of_two);
-        store_codes<kVector>(
-            p.codes + group * p.codes_group + row * p.codes_row + column, numbers[0],
-            [&](int) { return scale.inverse; }, count);
-        if (threadIdx.x % kPiecesARun == 0 && count > 0)
-            p.scales[group * p.scale_group + row * p.scale_row + column / kScaleK * p.scale_column] = scale.value;
+    // The cast, of kTogether passes' pieces. All lanes take part in the shuffles, also those beyond the row's end.
+    constexpr int kLanesARun = kPiecesARun / kTogether;  // that have the same run's scale
+    const int lane = static_cast<int>(threadIdx.x % kPiecesARun);
+    uint8_t* codes = p.codes + group * p.codes_group + row * p.codes_row;
+    float* scales = p.scales + group * p.scale_group + row * p.scale_row;
+    const auto cast = [&](int64_t pass) {
+        Piece<Input::kFp32> numbers[kTogether];
+        uint32_t amax[kTogether];
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) {
+            const int count = count_of(pass + i);
+            for (int j = 0; j < kPiece; ++j) {
+                const float number = held[i][j] * inverse_root * weights[i][j];
+                // Beyond the row's end it may be infinity times 0. If kVector, the end divides no piece.
+                numbers[i].words[j] = kVector || j < count ? __float_as_uint(number) : 0;
+            }
+            amax[i] = count > 0 ? amax_of<Input::kFp32, 1>({numbers[i]}) : 0;
+        }
+        const Scale mine = scale_of(amax_of_one<kPiecesARun>(amax), p.power_of_two);
+        const int64_t my_run = column_of(pass + lane / kLanesARun) / kScaleK;
+        if (lane % kLanesARun == 0 && my_run * kScaleK < p.k) scales[my_run * p.scale_column] = mine.value;
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) {
+            const int source = static_cast<int>(threadIdx.x % 32) - lane + i * kLanesARun;
+            const float inverse = ptx::shfl_sync_idx(mine.inverse, source);
+            store_codes<kVector>(
+                codes + column_of(pass + i), numbers[i], [&](int) { return inverse; }, count_of(pass + i));
+        }
     };
     if constexpr (kHeld != 0) {
-#pragma unroll
-        for (int pass = 0; pass < kHeld; ++pass) cast(held[pass], weights[pass], pass);
+        cast(0);
     } else {
-        for (int64_t pass = 0; pass < passes; ++pass)
-            cast(load(p.x, begin, pass, p.x_column), load(p.weight, 0, pass, 1), pass);
+        for (int64_t pass = 0; pass < passes; ++pass) {
+            held[0] = load(p.x, begin, pass, p.x_column);
+            weights[0] = load(p.weight, 0, pass, 1);
+            cast(pass);
+        }
     }
 }

@@ -150,12 +150,13 @@ def _report(rows: Sequence[Row], count: int) -> None:
     reasons = listed()
     for row in rows:
         key = str(row["file"]), str(row["before"]), str(row["after"])
+        line = f"{row['file']} | {row['before']}  ->  {row['after']}"  # as the list has it
         if row["ended"] == SURVIVES and key not in reasons:
-            print(f"NOT LISTED: {row['subject']} | {row['what']} | {row['line']} | {' | '.join(key)}")
+            print(f"NOT LISTED ({row['what']}, line {row['line']}): {line}")
         if row["ended"] in (mutation_runs.HANGS, mutation_runs.CRASHES):
-            print(f"{row['ended'].upper()}: {row['subject']} | {row['line']} | {' | '.join(key)}")
+            print(f"{row['ended'].upper()}: {line}")
         if row["ended"] != SURVIVES and key in reasons:
-            print(f"CAUGHT, AND LISTED: {row['subject']} | {row['line']} | {' | '.join(key)}")
+            print(f"CAUGHT, AND LISTED: {line}")
     print(dict(collections.Counter(row["ended"] for row in rows).most_common()))
     print(f"{len(rows)} of {count} mutants, {sum(float(row['seconds']) for row in rows):.0f} s of work")
 

@@ -247,7 +247,7 @@ def listed() -> dict[tuple[str, str, str], str]:
     """Why each known survivor is no fault, by Mutant.key.
 
     The file has paragraphs: a reason, in lines that begin with "#", and the mutants that it is about, each as
-    "file | before | after". Lines that begin with "##" are about the file.
+    "file | before  ->  after". Lines that begin with "##" are about the file.
     """
     reasons: dict[tuple[str, str, str], str] = {}
     reason, ended = "", True
@@ -258,7 +258,8 @@ def listed() -> dict[tuple[str, str, str], str]:
             reason = line[1:].strip() if ended else f"{reason} {line[1:].strip()}"
             ended = False
         elif line.strip():
-            file, before, after = line.split(" | ")
+            file, change = line.split(" | ", 1)
+            before, after = change.split("  ->  ")
             reasons[file, before, after] = reason
             ended = True
     return reasons

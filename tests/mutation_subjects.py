@@ -107,7 +107,7 @@ RUNGS = (
         (300, 264, 384, 4),  # 128 x 192, and several tiles for each block
         (520, 136, 384, 4),  # 256 x 128
         (1130, 520, 128, 4),  # 128 x 192 in bands of 8 tiles, the last one lower
-        (1, 136, 768, 1),
+        (1, 136, 768, 2),
         (2120, 392, 128, 4),  # the same of 256 x 128
         (2048, 264, 128, 4),  # whole bands
     ),

@@ -6,8 +6,8 @@ the reason why they are no fault, in data/surviving_mutants.txt; of the others f
 be missed.
 
 A whole run takes more than an hour of CPU, so a test run takes a sample, always the same. In the environment
-GEMM_LADDER_MUTANTS=1 takes every mutant, 10 about every tenth; `python tests/mutation_runs.py` does the same
-and says of each how it ended.
+GEMM_LADDER_MUTANTS=1 takes every mutant, 10 about every tenth; `python tests/all_mutants.py results.json`
+does the same on all CPUs and writes down how each ended.
 """
 
 from __future__ import annotations

@@ -65,6 +65,9 @@ _HOOKS_OF_GCC = (
     "-fno-partial-inlining",  # no part of a function becomes one that it calls
     "-fno-crossjumping",  # two lines' calls of one function stay two calls
     "-fno-tree-tail-merge",
+    # As nvcc, inline what a kernel calls: a local array that no call can reach any more needs no hooks.
+    *("-finline-functions", "--param=inline-unit-growth=1000", "--param=large-function-growth=1000"),
+    *("--param=max-inline-insns-single=300", "--param=max-inline-insns-auto=300"),
 )
 _HOOKS_OF_CLANG = (
     "-fsanitize=array-bounds",

@@ -117,7 +117,7 @@ class Signals {
             // The emulator's own code, which holds locks, is not left: the thread's next hook ends it, or a later
             // signal that finds the kernel's code.
             if (!thread) return;
-            thread->overdue = thread->watched = true;
+            thread->overdue = thread->fiber.watched() = true;
             if (!current_cluster->memory->runs(from) || !is_function(from)) return;
             thread->from = from;
             return end(interrupted, Fault::endless_loop, 0, kEndless);

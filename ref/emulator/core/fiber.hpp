@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <mutex>
 #include <new>
@@ -41,6 +42,16 @@ class Stacks {
         free_.push_back(stack);
     }
     static bool holds(uintptr_t address) { return address - begin_ < bytes_; }
+    // Of each stack, whether its thread's local variables are watched (Thread::watch). It stands here, and not in the
+    // thread, because the hooks ask for it so often: a cache line has the answers of two warps.
+    static bool& watched(const char* stack) {
+        return watched_[(reinterpret_cast<uintptr_t>(stack) - begin_) / kStackBytes];
+    }
+    // Whether the address is in a stack that is not watched. (It may also be one that is no fiber's.)
+    [[gnu::always_inline]] static bool unwatched(uintptr_t address) {
+        const uintptr_t number = (address - begin_) / kStackBytes;
+        return number < kMost && !watched_[number];
+    }
     static std::size_t page() {
         static const auto bytes = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
         return bytes;
@@ -49,7 +60,7 @@ class Stacks {
   private:
     // Addresses only: memory is used where a stack is. Where so many are not to be had, fewer are tried.
     static void reserve() {
-        for (std::size_t bytes = std::size_t{1} << 36; bytes >= kStackBytes * 2048; bytes /= 4) {
+        for (std::size_t bytes = kMost * kStackBytes; bytes >= kStackBytes * 2048; bytes /= 4) {
             void* range =
                 mmap(nullptr, bytes + kStackBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | kNoReserve, -1, 0);
             if (range == MAP_FAILED) continue;
@@ -66,6 +77,8 @@ class Stacks {
     static constexpr int kNoReserve = 0;
 #endif
     static constexpr std::size_t kGuarded = 4096;
+    static constexpr std::size_t kMost = std::size_t{1} << 18;
+    static inline std::array<bool, kMost> watched_{};
     static inline uintptr_t begin_ = 0;
     static inline std::size_t bytes_ = 0, used_ = 0;
     static inline std::vector<char*> free_;
@@ -202,6 +215,7 @@ class Fiber {
 
     // Called on the fiber: stops it and returns from the resume() that was running it.
     void suspend() { switch_stack(&self_, resumer_); }
+    bool& watched() const { return Stacks::watched(stack_); }
     // The stack of the resume() that runs the fiber: a signal handler that sends the OS thread to resume_stack with it
     // suspends the fiber for good.
     void* resumer() const { return resumer_; }

@@ -32,7 +32,7 @@ void load_tiles(uint32_t* r, int tiles, bool transpose, uint32_t address) {
         }
         std::memcpy(&r[tile], halves, sizeof r[tile]);
     }
-    if (thread.watched)  // as the kernel's own writes are noted (hooks.hpp)
+    if (thread.fiber.watched())  // as the kernel's own writes are noted (hooks.hpp)
         thread.written_since_fence.emplace_back(reinterpret_cast<uintptr_t>(r), count * sizeof(uint32_t));
 }
 

@@ -126,8 +126,7 @@ struct IndexOutside {
 // Whether the address is in the stack of the calling thread, which need not be told of it. Most accesses are of local
 // variables, so this is all that their hook does.
 [[gnu::always_inline]] inline bool is_own_variable(uintptr_t address, uintptr_t here) {
-    return (address ^ here) < kStackBytes && Stacks::holds(here) &&
-           !static_cast<Thread*>(indices_of(here).state)->watched;
+    return (address ^ here) < kStackBytes && Stacks::unwatched(here);
 }
 
 [[gnu::noinline]] inline void access_any(uintptr_t address, std::size_t bytes, bool write, void* from) {
@@ -139,7 +138,7 @@ struct IndexOutside {
         fail(Fault::endless_loop, kEndless);
     }
     if ((address ^ here) < kStackBytes) {
-        if (!thread->watched) return;
+        if (!thread->fiber.watched()) return;
         thread->from = from;
         return touch_accumulator(*thread, address, bytes, write);
     }

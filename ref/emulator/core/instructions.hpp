@@ -337,7 +337,7 @@ void cp_async_bulk_commit_group() {
 void wgmma_fence(int line) {
     EMULATOR_ENTER;
     emulator::together("wgmma.fence", line);
-    self().wgmma_fenced = self().watched = true;
+    self().wgmma_fenced = self().fiber.watched() = true;
     self().written_since_fence.clear();
     self().rested.clear();
     emulator::record_warp(Event::wgmma_fence);

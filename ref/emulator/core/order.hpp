@@ -135,8 +135,12 @@ inline Known both(const Known& known, const Known& more) {
 // The last answers of both(): the lanes of a warp ask for the same one after another, and then share the answer.
 class Joined {
   public:
-    void tell(Known& known, const Known& more) {
-        if (!more || known == more) return;
+    [[gnu::always_inline]] void tell(Known& known, const Known& more) {
+        if (more && known != more) add(known, more);
+    }
+
+  private:
+    void add(Known& known, const Known& more) {
         if (!known) {
             known = more;
             return;
@@ -147,7 +151,6 @@ class Joined {
         known = answer.result;
     }
 
-  private:
     struct Answer {
         Known known, more, result;
     };

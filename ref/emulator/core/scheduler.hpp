@@ -83,7 +83,8 @@ inline void Cluster::reset(int64_t cluster) {
             thread.doubtful = false;
             thread.cluster_generation = 0;
             thread.aligned = 0;
-            thread.cluster_pending = thread.wgmma_fenced = thread.watched = thread.overdue = false;
+            thread.cluster_pending = thread.wgmma_fenced = thread.overdue = false;
+            thread.fiber.watched() = false;
             thread.dependency_waited = !shape_.early;
             thread.wgmmas = thread.wgmmas_waited = 0;
             thread.wgmma_groups.clear();

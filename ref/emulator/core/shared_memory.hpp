@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <optional>
+#include <span>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -163,8 +164,8 @@ class SharedMemory {
             const uint32_t at = check(piece.shared, kChunk, kTmaLoad), region = at / kRegion;
             if (region != last_region) unread = reads_.done(region, actor);
             last_region = region;
-            writable(at, kChunk, piece.shared, kTmaLoad, actor, unread);
             ChunkState& state = state_[at / kChunk];
+            if (!unread || !state.is_free()) writable(at, kChunk, piece.shared, kTmaLoad, actor, unread);
             if (state.load != last_load && !actor.comes_after(loads_[state.load].done))
                 load_race(at, loads_[state.load], actor);
             last_load = state.load;
@@ -187,6 +188,22 @@ class SharedMemory {
         fail_race(Fault::read_during_load, address, load.from,
                   "%s reads shared memory at 0x%x, which a TMA load may still be writing: %s", who, address,
                   cause.c_str());
+    }
+    // Some of the load's chunks arrive from global memory. Elements outside the tensor arrive as zeros.
+    template <typename Piece>
+    void land(std::span<const Piece> pieces) {
+        constexpr std::size_t kAhead = 16;  // pieces that are fetched into the caches before they are read
+        for (std::size_t i = 0; i < pieces.size(); ++i) {
+            const Piece& piece = pieces[i];
+            if (i + kAhead < pieces.size()) __builtin_prefetch(pieces[i + kAhead].global);
+            if (piece.bytes == kChunk) {
+                land(piece.shared, piece.global);
+                continue;
+            }
+            Chunk chunk{};
+            if (piece.bytes) std::memcpy(&chunk[piece.begin], piece.global, piece.bytes);
+            land(piece.shared, chunk.data());
+        }
     }
     // One of the load's chunks, with its data.
     void land(uint32_t address, const uint8_t* chunk) {
@@ -290,6 +307,7 @@ class SharedMemory {
         uint32_t load = 0;                                // in loads_, of the last TMA load
         bool landing = false;                             // a TMA load is on its way
         std::array<bool, kChunk / kMbarrier> mbarrier{};  // whether each half of the chunk is an mbarrier
+        bool is_free() const { return !(landing | mbarrier[0] | mbarrier[1]); }  // to be written
     };
     struct Region {
         uint32_t landing = 0;   // chunks into which a TMA load is on its way

@@ -232,8 +232,6 @@ struct Thread : Actor {
     uint64_t cluster_generation = 0;
     bool cluster_pending = false;  // arrived at the cluster barrier and not yet waited
     bool wgmma_fenced = false;
-    // Whether its local variables are: since wgmma.fence, while accumulators are in flight, and until they are touched.
-    bool watched = false;
     bool overdue = false;            // whether it has run for so long that it has to end at the next access to memory
     bool dependency_waited = false;  // has executed griddepcontrol.wait, or the kernel was not launched early
     Moment dependency_moment;        // when
@@ -246,7 +244,8 @@ struct Thread : Actor {
     std::vector<std::vector<std::shared_ptr<Store>>> store_groups;
     AsyncWrites async_writes;
 
-    void watch() { watched = wgmma_fenced || !accumulators.empty() || !rested.empty(); }
+    // Its local variables are watched since wgmma.fence, while accumulators are in flight, and until they are touched.
+    void watch() { fiber.watched() = wgmma_fenced || !accumulators.empty() || !rested.empty(); }
     int warp() const { return index / 32; }
     int lane() const { return index % 32; }
     inline uint32_t lanes() const;  // of its warp: a bit for each

@@ -80,7 +80,11 @@ inline SharedTransfer box_of(const TensorMap& map, const char* who, uint32_t sha
     auto transfer = std::make_shared<Transfer>(Transfer{who, shared, 1, {}});
     for (int i = 1; i < map.rank; ++i) transfer->rows *= map.box[i];
     transfer->layout = Layout{shared, row_bytes, map.rank > 1 ? map.box[1] : 1, map.swizzle, self().from};
-    transfer->pieces.reserve(transfer->rows * row_bytes / kChunk);
+    const uint32_t in_row = (row_bytes + kChunk - 1) / kChunk;
+    transfer->pieces.resize(std::size_t{transfer->rows} * in_row);
+    Piece* piece = transfer->pieces.data();
+    const bool inside =
+        at.at[0] >= 0 && at.at[0] + static_cast<int64_t>(map.box[0]) <= row_end && row_bytes % kChunk == 0;
     for (uint32_t row = 0; row < transfer->rows; ++row) {
         uint8_t* base = map.base;
         bool outside = false;
@@ -90,18 +94,26 @@ inline SharedTransfer box_of(const TensorMap& map, const char* who, uint32_t sha
             outside |= place < 0 || place >= map.size[i];
             base += place * map.stride[i];
         }
+        const uint32_t begin_of_row = shared + row * row_bytes;
+        const auto place = [&](uint32_t byte) {
+            const uint32_t address = begin_of_row + byte;
+            return map.swizzle ? address ^ (address >> 3 & (map.swizzle - 16)) : address;
+        };
+        if (inside && !outside) {
+            uint8_t* global = base + at.at[0] * static_cast<int64_t>(element);
+            for (uint32_t byte = 0; byte < row_bytes; byte += kChunk)
+                *piece++ = {place(byte), global + byte, 0, kChunk};
+            continue;
+        }
         for (uint32_t byte = 0; byte < row_bytes; byte += kChunk) {
-            uint32_t address = shared + row * row_bytes + byte;
-            if (map.swizzle) address ^= address >> 3 & (map.swizzle - 16);
             const int64_t column = at.at[0] + static_cast<int64_t>(byte / element);
             const int64_t begin = std::max<int64_t>(column, 0);
             const int64_t end = std::min<int64_t>(column + in_piece, row_end);
             if (outside || begin >= end)
-                transfer->pieces.push_back({address, nullptr, 0, 0});
+                *piece++ = {place(byte), nullptr, 0, 0};
             else
-                transfer->pieces.push_back({address, base + begin * element,
-                                            static_cast<uint32_t>(begin - column) * element,
-                                            static_cast<uint32_t>(end - begin) * element});
+                *piece++ = {place(byte), base + begin * element, static_cast<uint32_t>(begin - column) * element,
+                            static_cast<uint32_t>(end - begin) * element};
         }
     }
     return transfer;
@@ -129,7 +141,19 @@ inline void check_global(const Transfer& transfer, bool write) {
     const GlobalMemory& memory = *current_cluster->memory;
     if (!memory.known()) return;
     std::size_t number = 0;
-    for (const Piece& piece : transfer.pieces) {
+    const std::span pieces(transfer.pieces);
+    const std::size_t in_row = pieces.size() / transfer.rows;
+    // Of a whole row that is part of one tensor, the pieces are, too.
+    const auto is_fine = [&](std::span<const Piece> row) {
+        const Piece &first = row.front(), &last = row.back();
+        const auto address = reinterpret_cast<uintptr_t>(first.global);
+        const std::size_t bytes = in_row * kChunk;
+        return first.bytes == kChunk && last.bytes == kChunk && last.global - first.global + kChunk == bytes &&
+               (memory.is_tensor(address, bytes, number) || memory.find(address, bytes, number));
+    };
+    std::size_t checked = 0;
+    while (checked < pieces.size() && is_fine(pieces.subspan(checked, in_row))) checked += in_row;
+    for (const Piece& piece : pieces.subspan(checked)) {
         const auto address = reinterpret_cast<uintptr_t>(piece.global);
         if (!piece.bytes || memory.is_tensor(address, piece.bytes, number) || memory.find(address, piece.bytes, number))
             continue;
@@ -199,20 +223,7 @@ inline void load_global(const SharedTransfer& transfer, uint32_t mbarrier, uint3
     for (uint32_t rank = 0; rank < 16; ++rank) {
         if (!(mask >> rank & 1)) continue;
         Block& block = remote_block((transfer->shared & kOffsetMask) | (rank + 1) << kRankShift, true);
-        load(block, transfer, mbarrier, [&block](std::span<const Piece> pieces) {
-            constexpr std::size_t kAhead = 16;  // pieces that are fetched into the caches before they are read
-            for (std::size_t i = 0; i < pieces.size(); ++i) {
-                const Piece& piece = pieces[i];
-                if (i + kAhead < pieces.size()) __builtin_prefetch(pieces[i + kAhead].global);
-                if (piece.bytes == kChunk) {
-                    block.memory.land(piece.shared, piece.global);
-                    continue;
-                }
-                Chunk chunk{};  // elements outside the tensor arrive as zeros
-                if (piece.bytes) std::memcpy(&chunk[piece.begin], piece.global, piece.bytes);
-                block.memory.land(piece.shared, chunk.data());
-            }
-        });
+        load(block, transfer, mbarrier, [&block](std::span<const Piece> pieces) { block.memory.land(pieces); });
     }
     current_cluster->maybe_yield();
 }

@@ -107,8 +107,8 @@ class Fp8Linear(torch.nn.Module):
             )
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.use_ue8m0 = bool(use_ue8m0)
-        self.register_parameter("bias", _parameter(linear.bias))
-        self.register_parameter(weights.SCALES, None)
+        for name, tensor in (("weight", None), (weights.SCALES, None), ("bias", _parameter(linear.bias))):
+            self.register_parameter(name, tensor)
         if not trainable:
             self._store(linear.weight)
         elif isinstance(linear.weight, Parameter):

@@ -13,6 +13,8 @@ from gemm_ladder.layers import products, weights
 from gemm_ladder.settings import whole_number
 from torch.nn.parameter import Parameter
 
+SCALES = "weight" + weights.SCALES
+
 
 class Fp8Linear(torch.nn.Module):
     """`torch.nn.Linear` in FP8: y = x W^T + bias, x with a scale for each 128 of a row, W for each 128 x 128.
@@ -107,7 +109,7 @@ class Fp8Linear(torch.nn.Module):
             )
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.use_ue8m0 = bool(use_ue8m0)
-        for name, tensor in (("weight", None), (weights.SCALES, None), ("bias", _parameter(linear.bias))):
+        for name, tensor in (("weight", None), (SCALES, None), ("bias", _parameter(linear.bias))):
             self.register_parameter(name, tensor)
         if not trainable:
             self._store(linear.weight)
@@ -180,33 +182,24 @@ class Fp8Linear(torch.nn.Module):
         return f"{sizes}, {stored}" + ", use_ue8m0=True" * self.use_ue8m0
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Fp8Linear:
-        """Move tensors, but keep the types of a weight in FP8 and of its scales: torch takes FP8 for a type
-        whose numbers mean something without scales."""
-        in_fp8 = () if self.trainable else (self.weight, self.weight_scale_inv)
-
-        def kept(tensor: torch.Tensor) -> torch.Tensor:
-            found = fn(tensor)
-            if found.dtype != tensor.dtype and any(tensor is one for one in in_fp8):
-                return tensor.to(found.device)
-            return found
-
-        super()._apply(kept, recurse)  # type: ignore[no-untyped-call]
+        kept = () if self.trainable else (self.weight, self.weight_scale_inv)
+        super()._apply(weights.keeping_types(fn, kept), recurse)  # type: ignore[no-untyped-call]
         return self
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *others: Any, **keywords: Any
     ) -> None:
         """Bring what a checkpoint has into the form of this layer, and load it as torch does."""
-        weight, scales = weights.take(state_dict, prefix, self.weight.shape)
+        weight, scales = weights.take(state_dict, prefix + "weight", self.weight.shape)
         if weight is not None and self.trainable and weight.dtype == weights.E4M3:
             if scales is None:
                 raise InputError(
-                    f"{prefix}weight is float8_e4m3fn without scales; {prefix}{weights.SCALES} is needed"
+                    f"{prefix}weight is float8_e4m3fn without scales; {prefix}{SCALES} is needed"
                 )
             weight, scales = weights.dequantized(weight, scales), None
         elif weight is not None and not self.trainable and weight.dtype != weights.E4M3:
             weight, scales = weights.quantized(weight, self.use_ue8m0)
-        for name, tensor in (("weight", weight), (weights.SCALES, scales)):
+        for name, tensor in (("weight", weight), (SCALES, scales)):
             if tensor is not None:
                 state_dict[prefix + name] = tensor
         super()._load_from_state_dict(state_dict, prefix, *others, **keywords)

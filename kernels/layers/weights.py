@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 
 import torch
 from gemm_ladder import scales as of_products
@@ -12,9 +12,10 @@ from gemm_ladder.casts.kernel import INPUTS
 from gemm_ladder.errors import InputError
 
 E4M3 = torch.float8_e4m3fn
-SCALES = "weight_scale_inv"  # as DeepSeek-V3's checkpoints call them, although a weight is multiplied by them
-# What other checkpoints call the same: compressed-tensors.
-OTHER_NAMES = ("weight_scale",)
+# What the name of a weight's scales has behind the weight's: in DeepSeek-V3's checkpoints (although weights
+# are multiplied by them), and in those of compressed-tensors, which are only read here.
+SCALES = "_scale_inv"
+OTHERS_SCALES = "_scale"
 SCALE_TYPES = (torch.float32, *of_products.CONVERTED)
 
 
@@ -62,25 +63,24 @@ def as_blocks(name: str, scales: torch.Tensor, needed: tuple[int, ...]) -> torch
 
 
 def take(
-    state: MutableMapping[str, torch.Tensor], prefix: str, shape: torch.Size
+    state: MutableMapping[str, torch.Tensor], name: str, shape: tuple[int, ...]
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Take a weight and its scales out of a checkpoint's tensors.
 
     Args:
         state: loses what is taken.
-        prefix: ahead of the names, such as "model.layers.3.mlp.up_proj.".
-        shape: [n, k] of the weight.
+        name: the weight's, such as "model.layers.3.mlp.up_proj.weight".
+        shape: [(groups,) n, k] of the weight.
 
     Returns:
         The weight, of a type that `quantized` takes or in FP8, and its scales in float32; None for what is
         not there.
 
     Raises:
-        InputError: what is there cannot be the weight of such a layer. Nothing has been taken then.
+        InputError: what is there cannot be such a weight. Nothing has been taken then.
     """
-    name = prefix + "weight"
     weight = state.get(name)
-    of_blocks = [given for one in (SCALES, *OTHER_NAMES) if (given := prefix + one) in state]
+    of_blocks = [given for behind in (SCALES, OTHERS_SCALES) if (given := name + behind) in state]
     if len(of_blocks) > 1:
         raise InputError(f"{' and '.join(of_blocks)} are both given; one is needed")
     if weight is not None and tuple(weight.shape) != tuple(shape):
@@ -96,3 +96,18 @@ def take(
     for one in (name, *of_blocks):
         state.pop(one, None)
     return weight, scales
+
+
+def keeping_types(
+    change: Callable[[torch.Tensor], torch.Tensor], kept: tuple[torch.Tensor | None, ...]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What torch.nn.Module._apply does to each tensor, but for those that are `kept`, which it only moves: a
+    weight in FP8, which torch takes for numbers that mean something without scales, and its scales."""
+
+    def changed(tensor: torch.Tensor) -> torch.Tensor:
+        found = change(tensor)
+        if found.dtype != tensor.dtype and any(tensor is one for one in kept):
+            return tensor.to(found.device)
+        return found
+
+    return changed

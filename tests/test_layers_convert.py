@@ -6,8 +6,9 @@ import copy
 
 import pytest
 import torch
+from families import DEVICE
 from gemm_ladder.errors import InputError
-from gemm_ladder.layers import Fp8Linear, conversion, convert
+from gemm_ladder.layers import Fp8Experts, Fp8Linear, conversion, convert, route
 from gemm_ladder.ref import metrics
 
 BF16 = torch.bfloat16
@@ -73,12 +74,12 @@ def test_a_model() -> None:
 def test_report_as_text() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
     lines = str(convert(model, skip="nothing")).splitlines()
-    assert lines[0] == "layer  out x in  weight error"
+    assert lines[0] == "layer    weight  error"
     assert lines[1].startswith("0      128 x 64  2.") and lines[1].endswith("%")
     assert lines[2:] == [
         "2      10 x 128  not converted: out_features is 10; a positive multiple of 8 is needed",
-        "1 of 2 linear layers converted",
-        "skip has 'nothing', which matches no linear layer",
+        "1 of 2 layers converted",
+        "skip has 'nothing', which matches no layer",
     ]
 
 
@@ -159,6 +160,79 @@ def test_what_is_left_alone() -> None:
     model["encoder"].eval()
     with torch.no_grad():
         model["encoder"](torch.ones(2, 3, 16))  # by torch's fast path, which reads the weights
+
+
+class Experts(torch.nn.Module):
+    """Experts as transformers has them."""
+
+    def __init__(self, activation=torch.nn.functional.silu, **flags: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.gate_up_proj = torch.nn.Parameter(torch.randn(4, 96, 64) / 8)
+        self.down_proj = torch.nn.Parameter(torch.randn(4, 64, 48) / 7)
+        self.activation = activation
+        for name, value in flags.items():
+            setattr(self, name, value)
+
+    def _apply_gate(self, inner: torch.Tensor) -> torch.Tensor:
+        gate, up = inner.chunk(2, -1)
+        return self.activation(gate) * up
+
+    def forward(self, x: torch.Tensor, chosen: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+        inner = torch.einsum("tk,tcnk->tcn", x, self.gate_up_proj[chosen])
+        results = torch.einsum("tcn,tckn->tck", self._apply_gate(inner), self.down_proj[chosen])
+        return (results * factors[..., None]).sum(1)
+
+
+def test_experts(machine: str) -> None:
+    """Those that compute the same are replaced, and take the same arguments; the others are named."""
+    device = DEVICE[machine]
+    model = torch.nn.ModuleDict({"moe": torch.nn.ModuleDict({"experts": Experts()})}).eval().to(device)
+    call = (torch.randn(6, 64, device=device), *route(torch.randn(6, 4, device=device), 2))
+    with torch.no_grad():
+        expected = model["moe"]["experts"](*call)
+        report = convert(model)
+        found = model["moe"]["experts"](*call)
+    assert isinstance(model["moe"]["experts"], Fp8Experts) and not model["moe"]["experts"].training
+    assert [(layer.name, layer.shape) for layer in report.converted] == [
+        ("moe.experts.gate_up_proj", (4, 96, 64)),
+        ("moe.experts.down_proj", (4, 64, 48)),
+    ]
+    assert all(0.02 < layer.error < 0.03 for layer in report.layers)
+    assert 0.02 < metrics.relative_error(found.cpu().numpy(), expected.cpu().numpy()) < 0.08
+    assert not convert(model).layers
+
+
+def test_other_experts() -> None:
+    unknown = Experts()
+    unknown._apply_gate = None
+    found = reasons(
+        convert(
+            torch.nn.ModuleDict(
+                {
+                    "unknown": unknown,
+                    "gelu": Experts(torch.nn.functional.gelu),
+                    "bias": Experts(has_bias=True),
+                    "turned": Experts(is_transposed=True),
+                    "same": Experts(has_gate=True, is_concatenated=True),
+                }
+            )
+        )
+    )
+    expected = {
+        "unknown": "what its class Experts computes is not known",
+        "gelu": "between their products these experts do not do SiLU-and-multiply",
+        "bias": "has_bias is True for these experts; False is needed",
+        "turned": "is_transposed is True for these experts; False is needed",
+        "same": "",
+    }
+    assert found == {
+        f"{name}.{weight}": reason
+        for name, reason in expected.items()
+        for weight in ("gate_up_proj", "down_proj")
+    }
+    report = convert(torch.nn.ModuleList([Experts()]), trainable=True)
+    assert {layer.reason for layer in report.layers} == {"experts in FP8 are not trained"}
 
 
 def test_one_layer_in_two_places() -> None:
@@ -249,3 +323,31 @@ def test_a_model_of_transformers() -> None:
     again.load_state_dict(model.state_dict())
     with torch.no_grad():
         assert torch.equal(again(tokens).logits.float(), found)
+
+
+@pytest.mark.slow
+def test_a_mixture_of_experts_of_transformers() -> None:
+    """A small Qwen3-MoE with random weights: its experts are replaced, and its logits stay close."""
+    transformers = pytest.importorskip("transformers", minversion="5")
+    torch.manual_seed(0)
+    config = transformers.Qwen3MoeConfig(
+        vocab_size=128,
+        hidden_size=128,
+        intermediate_size=256,
+        moe_intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_experts=8,
+        num_experts_per_tok=2,
+    )
+    model = transformers.Qwen3MoeForCausalLM(config).to(BF16).eval()
+    tokens = torch.arange(24).view(2, 12)
+    with torch.no_grad():
+        expected = model(tokens).logits.float()
+        report = convert(model)
+        found = model(tokens).logits.float()
+    assert len([layer for layer in report.converted if "experts" in layer.name]) == 4
+    assert [layer.name for layer in report.kept] == ["lm_head"]
+    similarity = torch.nn.functional.cosine_similarity(found, expected, dim=-1)
+    assert 0.98 < similarity.min() < 1

@@ -1,14 +1,18 @@
-"""Replacing the linear layers of a model by Fp8Linear, and saying what was replaced."""
+"""Replacing the linear layers of a model by Fp8Linear, and its experts by Fp8Experts, and saying what was
+replaced."""
 
 from __future__ import annotations
 
 import dataclasses
 import fnmatch
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from gemm_ladder.errors import InputError
+from gemm_ladder.layers import weights
+from gemm_ladder.layers.experts import PROJECTIONS, Fp8Experts
 from gemm_ladder.layers.linear import Fp8Linear
 
 # What is usually left in BF16: the projection to the vocabulary, and the routers of mixtures of experts,
@@ -17,24 +21,33 @@ SKIP = ("lm_head", "gate", "router")
 # Modules of torch that read their layers' weights themselves.
 READS_WEIGHTS = (torch.nn.MultiheadAttention, torch.nn.TransformerEncoderLayer)
 
+# What experts of transformers say about themselves, where Fp8Experts does the same: the gates' weights lie
+# above those of what they multiply, and there is neither a bias nor a norm.
+EXPERTS_HAVE = {
+    "has_gate": True,
+    "has_bias": False,
+    "has_post_expert_norm": False,
+    "is_transposed": False,
+    "is_concatenated": True,
+}
+
 Skip = str | Iterable[str] | Callable[[str, torch.nn.Module], bool]
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A linear layer of the model.
+    """A linear layer of the model, or one of the two weights of its experts.
 
     Attributes:
-        name: its path, as in model.named_modules().
-        in_features, out_features: its sizes.
+        name: its path: that of a linear layer, or of a weight of experts.
+        shape: of its weight, [(experts,) n, k].
         reason: why it was not replaced; "" if it was.
         error: of the weight, ||FP8 - weight|| / ||weight|| in the Frobenius norm; None if it was not
             replaced, or has no memory (on the meta device).
     """
 
     name: str
-    in_features: int
-    out_features: int
+    shape: tuple[int, ...]
     reason: str = ""
     error: float | None = None
 
@@ -48,8 +61,8 @@ class Report:
     """What `convert` did. As text it is a table.
 
     Attributes:
-        layers: every linear layer of the model, in the model's order.
-        unused: patterns that were given in `skip` and match no linear layer.
+        layers: every linear layer of the model and all experts, in the model's order.
+        unused: patterns that were given in `skip` and match none of these.
     """
 
     layers: tuple[Layer, ...]
@@ -66,20 +79,15 @@ class Report:
         return [layer for layer in self.layers if not layer.converted]
 
     def __str__(self) -> str:
-        rows = [("layer", "out x in", "weight error")]
+        rows = [("layer", "weight", "error")]
         for layer in self.layers:
             error = "-" if layer.error is None else f"{layer.error:.2%}"
-            rows.append(
-                (
-                    layer.name,
-                    f"{layer.out_features} x {layer.in_features}",
-                    error if layer.converted else f"not converted: {layer.reason}",
-                )
-            )
+            rest = error if layer.converted else f"not converted: {layer.reason}"
+            rows.append((layer.name, " x ".join(map(str, layer.shape)), rest))
         first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
         lines = [f"{name:{first}}  {sizes:>{second}}  {rest}" for name, sizes, rest in rows]
-        lines.append(f"{len(self.converted)} of {len(self.layers)} linear layers converted")
-        lines += [f"skip has {pattern!r}, which matches no linear layer" for pattern in self.unused]
+        lines.append(f"{len(self.converted)} of {len(self.layers)} layers converted")
+        lines += [f"skip has {pattern!r}, which matches no layer" for pattern in self.unused]
         return "\n".join(lines)
 
 
@@ -90,7 +98,7 @@ def convert(
     trainable: bool = False,
     use_ue8m0: bool = False,
 ) -> Report:
-    """Replace the linear layers of a model by Fp8Linear, in place.
+    """Replace the linear layers of a model by Fp8Linear, and experts of transformers by Fp8Experts, in place.
 
     Args:
         model: any module of torch, such as a model of transformers. On the meta device, too: then FP8 weights
@@ -104,7 +112,8 @@ def convert(
     Returns:
         A report, to print. What else is left alone, and why, it says of each layer: sizes that the products
         do not take, classes derived from torch.nn.Linear, layers with hooks, weights that two modules share
-        (unless trainable) or that modules of torch read themselves, and weights that are not finite.
+        (unless trainable) or that modules of torch read themselves, weights that are not finite, and experts
+        that are to be trained or that compute something else.
 
     Raises:
         InputError: `model` is no module or a linear layer itself, or skip is none of the above. Nothing was
@@ -114,10 +123,10 @@ def convert(
         >>> import torch, gemm_ladder
         >>> model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
         >>> print(gemm_ladder.layers.convert(model))  # doctest: +SKIP
-        layer  out x in  weight error
+        layer    weight  error
         0      128 x 64  2.54%
         2      10 x 128  not converted: out_features is 10; a positive multiple of 8 is needed
-        1 of 2 linear layers converted
+        1 of 2 layers converted
     """
     if not isinstance(model, torch.nn.Module):
         raise InputError(f"model is of type {type(model).__name__}; a torch.nn.Module is needed")
@@ -128,21 +137,19 @@ def convert(
         )
     skipped = _Skipped(skip)
     owners = _owners(model)
-    replaced: dict[int, Fp8Linear | str] = {}
-    layers = []
-    for parent, own_name, name, linear in list(_linears(model)):
-        reason = skipped.why(name, linear) or _why_not(parent, linear, owners, trainable)
-        if not reason:
-            if id(linear) not in replaced:
-                replaced[id(linear)] = _replacement(linear, trainable, use_ue8m0)
-            found = replaced[id(linear)]
-            if isinstance(found, Fp8Linear):
-                setattr(parent, own_name, found)
-                error = _error(linear.weight, found)
-                layers.append(Layer(name, linear.in_features, linear.out_features, error=error))
-                continue
-            reason = found
-        layers.append(Layer(name, linear.in_features, linear.out_features, reason))
+    replaced: dict[int, torch.nn.Module | str] = {}
+    layers: list[Layer] = []
+    for parent, own_name, name, module in list(_layers(model)):
+        found: torch.nn.Module | str = skipped.why(name, module) or _why_not(
+            parent, module, owners, trainable
+        )
+        if not found:
+            if id(module) not in replaced:
+                replaced[id(module)] = _replacement(module, trainable, use_ue8m0)
+            found = replaced[id(module)]
+        if not isinstance(found, str):
+            setattr(parent, own_name, found)
+        layers += _described(name, module, found)
     return Report(tuple(layers), skipped.unused())
 
 
@@ -177,12 +184,22 @@ def _matches(name: str, pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(".".join(parts[begin:end]), pattern) for begin, end in runs)
 
 
-def _linears(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, str, torch.nn.Linear]]:
-    """Each linear layer: the module that has it, its name there, its path, and itself."""
+def _layers(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, str, torch.nn.Module]]:
+    """Each linear layer, and all experts: the module that has it, its name there, its path, and itself."""
     for path, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, torch.nn.Linear):
+        if isinstance(module, torch.nn.Linear) or (path and _are_experts(module)):
             of_parent, _, name = path.rpartition(".")
             yield model.get_submodule(of_parent), name, path, module
+
+
+def _are_experts(module: torch.nn.Module) -> bool:
+    """Whether a module has experts' weights in two tensors, as transformers has them."""
+    tensors = dict(module.named_parameters(recurse=False))
+    return (
+        not isinstance(module, Fp8Experts)
+        and tensors.keys() >= {*PROJECTIONS}
+        and all(tensors[name].dim() == 3 for name in PROJECTIONS)
+    )
 
 
 def _owners(model: torch.nn.Module) -> dict[int, list[tuple[torch.nn.Module, str]]]:
@@ -196,37 +213,88 @@ def _owners(model: torch.nn.Module) -> dict[int, list[tuple[torch.nn.Module, str
 
 def _why_not(
     parent: torch.nn.Module,
-    linear: torch.nn.Linear,
+    module: torch.nn.Module,
     owners: dict[int, list[tuple[torch.nn.Module, str]]],
     trainable: bool,
 ) -> str:
-    """Why a layer cannot be replaced, by what is around it; "" if it can."""
+    """Why a layer cannot be replaced, by what it is and what is around it; "" if it can."""
     if isinstance(parent, READS_WEIGHTS):
         return f"torch.nn.{type(parent).__name__} reads its weight itself"
-    if type(linear) is not torch.nn.Linear:
-        return f"its class {type(linear).__name__} may compute something else than torch.nn.Linear"
+    if isinstance(module, torch.nn.Linear):
+        if type(module) is not torch.nn.Linear:
+            return f"its class {type(module).__name__} may compute something else than torch.nn.Linear"
+    elif trainable:
+        return "experts in FP8 are not trained"
+    elif reason := _other_experts(module):
+        return reason
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if any(getattr(linear, one) for one in hooks):
+    if any(getattr(module, one) for one in hooks):
         return "it has hooks, which would be lost"
-    others = [path for module, path in owners.get(id(linear.weight), []) if module is not linear]
-    if others and not trainable:
-        return f"its weight is {others[0]} as well"
+    for _, weight in _weights(module):
+        others = [path for owner, path in owners.get(id(weight), []) if owner is not module]
+        if others and not trainable:
+            return f"its weight is {others[0]} as well"
     return ""
 
 
-def _replacement(linear: torch.nn.Linear, trainable: bool, use_ue8m0: bool) -> Fp8Linear | str:
+def _other_experts(module: torch.nn.Module) -> str:
+    """What experts do that Fp8Experts does not; "" if they are experts of transformers that do the same."""
+    gate = getattr(module, "_apply_gate", None)
+    if gate is None:
+        return f"what its class {type(module).__name__} computes is not known"
+    for flag, needed in EXPERTS_HAVE.items():
+        if getattr(module, flag, needed) is not needed:
+            return f"{flag} is {not needed} for these experts; {needed} is needed"
+    inner = torch.linspace(-8, 8, 32).view(2, 16)
+    first, second = inner.chunk(2, -1)
+    with torch.no_grad():
+        if not torch.allclose(gate(inner), torch.nn.functional.silu(first) * second, rtol=1e-4, atol=1e-4):
+            return "between their products these experts do not do SiLU-and-multiply"
+    return ""
+
+
+def _weights(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """A layer's weights, by their names in it."""
+    names = ("weight",) if isinstance(module, torch.nn.Linear) else PROJECTIONS
+    return [(name, getattr(module, name)) for name in names]
+
+
+def _replacement(module: torch.nn.Module, trainable: bool, use_ue8m0: bool) -> torch.nn.Module | str:
     """The layer in FP8, or why there is none."""
-    if not linear.weight.is_meta and not linear.weight.isfinite().all():
-        return "its weight has NaN or infinities"
+    given = _weights(module)
+    for _, weight in given:
+        if not weight.is_meta and not weight.isfinite().all():
+            return "its weight has NaN or infinities"
     try:
-        return Fp8Linear.from_linear(linear, trainable=trainable, use_ue8m0=use_ue8m0)
+        if isinstance(module, torch.nn.Linear):
+            return Fp8Linear.from_linear(module, trainable=trainable, use_ue8m0=use_ue8m0)
+        experts = Fp8Experts.from_weights(*(weight.detach() for _, weight in given), use_ue8m0=use_ue8m0)
+        return experts.train(module.training)
     except InputError as refused:
         return str(refused)
 
 
-def _error(weight: torch.Tensor, layer: Fp8Linear) -> float | None:
+def _described(name: str, module: torch.nn.Module, found: torch.nn.Module | str) -> Iterator[Layer]:
+    """What the report says of a layer: an entry for each of its weights."""
+    for of_weight, weight in _weights(module):
+        path = name if of_weight == "weight" else f"{name}.{of_weight}"
+        if isinstance(found, str):
+            yield Layer(path, tuple(weight.shape), found)
+            continue
+        codes, scales = getattr(found, of_weight).detach(), getattr(found, of_weight + weights.SCALES)
+        if scales is None:  # it is trained
+            codes, scales = weights.quantized(weight, bool(found.use_ue8m0))
+        yield Layer(path, tuple(weight.shape), error=_error(weight.detach(), codes, scales.detach()))
+
+
+def _error(weight: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> float | None:
+    """One expert after the other, as all of them in FP32 may not fit into memory."""
     if weight.is_meta:
         return None
-    given = weight.detach().float()
-    norm = given.norm().item()
-    return (layer.dequantized_weight() - given).norm().item() / norm if norm else 0.0
+    if weight.dim() == 2:
+        weight, codes, scales = weight[None], codes[None], scales[None]
+    wrong = norm = 0.0
+    for given, *in_fp8 in zip(weight, codes, scales, strict=True):
+        wrong += (weights.dequantized(*in_fp8) - given).square().sum().item()
+        norm += given.float().square().sum().item()
+    return math.sqrt(wrong / norm) if norm else 0.0

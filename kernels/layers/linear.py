@@ -39,6 +39,9 @@ class Fp8Linear(torch.nn.Module):
             trainable.
         bias: [n], or None.
 
+    For normally distributed numbers, results and gradients are 3.6 % from those in BF16 (in the Frobenius
+    norm), as E4M3 rounds a number by 2.6 % in the mean.
+
     Input: float32, bfloat16 or float16 [..., k]. Output: of the same type, or of autocast's in its region,
     [..., n]. Sums are rounded to BF16 before they are converted to another type and the bias is added.
 

@@ -1,5 +1,4 @@
-"""A linear layer in FP8 in float64, from the definitions of the casts: what its results and gradients have to
-be."""
+"""Layers in FP8 and their inputs, and a linear one in float64, from the definitions of the casts."""
 
 from __future__ import annotations
 
@@ -7,8 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from gemm_ladder.layers import Fp8Experts, Fp8Linear, route
 from gemm_ladder.ref import fp8, gemm, metrics
 
+BF16 = torch.bfloat16
+EXPERTS, HIDDEN, INTERMEDIATE = 5, 144, 80
 ROW_ERROR = 4e-3  # of a tensor core's sums, rounded to BF16
 
 
@@ -62,3 +64,47 @@ def check_sums(found: torch.Tensor, expected: np.ndarray, dtype: torch.dtype) ->
         assert metrics.max_row_error(found.float().cpu().numpy(), expected) < ROW_ERROR
     else:
         assert torch.equal(found, torch.from_numpy(expected.astype(np.float32)).to(dtype))
+
+
+def experts_of(
+    device: str = "cpu", **options: object
+) -> tuple[Fp8Experts, tuple[torch.Tensor, torch.Tensor]]:
+    """Experts, and the BF16 weights that they were made of."""
+    torch.manual_seed(0)
+    given = (
+        torch.randn(EXPERTS, 2 * INTERMEDIATE, HIDDEN, dtype=BF16) / 12,
+        torch.randn(EXPERTS, HIDDEN, INTERMEDIATE, dtype=BF16) / 9,
+    )
+    given = tuple(one.to(device) for one in given)
+    return Fp8Experts.from_weights(*given, **options), given
+
+
+def tokens(count: int, top_k: int = 2, device: str = "cpu", seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """Tokens, the experts of each, and their weights."""
+    generator = torch.Generator().manual_seed(seed + count)
+    x = torch.randn(count, HIDDEN, generator=generator).to(BF16)
+    chosen, factors = route(torch.randn(count, EXPERTS, generator=generator), top_k)
+    return x.to(device), chosen.to(device), factors.to(device)
+
+
+def normal(
+    *shape: int, device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
+) -> torch.Tensor:
+    """Normal numbers, with columns of several magnitudes."""
+    rng = np.random.default_rng(seed + sum(shape))
+    x = rng.normal(size=shape) * np.exp2(rng.integers(-3, 4, shape[-1]))
+    return torch.from_numpy(x.astype(np.float32)).to(device, dtype)
+
+
+def layer_of(
+    n: int,
+    k: int,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    bias: bool = False,
+    **options: bool,
+) -> tuple[Fp8Linear, torch.nn.Linear]:
+    """A layer, and the one that it was made from."""
+    torch.manual_seed(n + k)
+    linear = torch.nn.Linear(k, n, bias, device, dtype)
+    return Fp8Linear.from_linear(linear, **options), linear

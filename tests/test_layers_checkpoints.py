@@ -1,4 +1,4 @@
-"""What Fp8Linear writes to a checkpoint, and what it reads from those of others."""
+"""What Fp8Linear and Fp8Experts write to a checkpoint, and what they read from those of others."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from gemm_ladder.errors import InputError
-from gemm_ladder.layers import Fp8Linear, weights
+from gemm_ladder.layers import Fp8Experts, Fp8Linear, weights
 from gemm_ladder.utils import ceil_to_ue8m0
+from layer_cases import EXPERTS, HIDDEN, INTERMEDIATE, experts_of, tokens
 
 N, K = 136, 272  # blocks that end inside the weight
 E4M3, E8M0, BF16 = torch.float8_e4m3fn, torch.float8_e8m0fnu, torch.bfloat16
@@ -180,3 +181,75 @@ def test_refusals_of_a_trained_layer() -> None:
     with pytest.raises(InputError) as refused:
         layer.load_state_dict({"0.weight": state["weight"]}, strict=False)
     assert str(refused.value) == "0.weight is float8_e4m3fn without scales; 0.weight_scale_inv is needed"
+
+
+@pytest.mark.parametrize("use_ue8m0", [False, True])
+@pytest.mark.parametrize("name", ["weight_scale_inv", "weight_scale"])
+def test_checkpoint_of_single_experts(name: str, use_ue8m0: bool) -> None:
+    """DeepSeek-V3's and compressed-tensors' names; scales of power of two also as E8M0."""
+    hidden, intermediate = 144, 128
+    torch.manual_seed(0)
+    state, expected = {}, Fp8Experts(2, hidden, intermediate)
+    shapes = {"gate_proj": (128, 144), "up_proj": (128, 144), "down_proj": (144, 128)}
+    for expert in range(2):
+        for projection, shape in shapes.items():
+            codes, scales = weights.quantized(torch.randn(shape), use_ue8m0)
+            state[f"mlp.experts.{expert}.{projection}.weight"] = codes
+            stored = scales.to(torch.float8_e8m0fnu) if use_ue8m0 else scales
+            state[f"mlp.experts.{expert}.{projection}.{name}"] = stored
+            part = {"gate_proj": slice(128), "up_proj": slice(128, 256), "down_proj": slice(None)}[projection]
+            whole = expected.down_proj if projection == "down_proj" else expected.gate_up_proj
+            of_whole = (
+                expected.down_proj_scale_inv if projection == "down_proj" else expected.gate_up_proj_scale_inv
+            )
+            whole[expert, part] = codes
+            block = {"gate_proj": slice(1), "up_proj": slice(1, 2), "down_proj": slice(None)}[projection]
+            of_whole[expert, block] = scales
+    layer = Fp8Experts(2, hidden, intermediate)
+    model = torch.nn.ModuleDict({"mlp": torch.nn.ModuleDict({"experts": layer})})
+    assert str(model.load_state_dict(state)) == "<All keys matched successfully>"
+    for one in ("gate_up_proj", "down_proj"):
+        assert torch.equal(getattr(layer, one).view(torch.uint8), getattr(expected, one).view(torch.uint8))
+        assert torch.equal(getattr(layer, f"{one}_scale_inv"), getattr(expected, f"{one}_scale_inv"))
+    missing = dict(state)
+    del missing[f"mlp.experts.1.up_proj.{name}"]
+    with pytest.raises(InputError, match=r"mlp.experts.1.up_proj.weight, or the scales of it, is missing"):
+        model.load_state_dict(missing)
+
+
+def test_checkpoint_without_fp8() -> None:
+    """Weights of single experts, or of all together, in BF16; here gate and up do not end at a block."""
+    _, (first, second) = experts_of()
+    expected = Fp8Experts.from_weights(first, second)
+    single = {}
+    for expert in range(EXPERTS):
+        single[f"{expert}.gate_proj.weight"] = first[expert, :INTERMEDIATE]
+        single[f"{expert}.up_proj.weight"] = first[expert, INTERMEDIATE:]
+        single[f"{expert}.down_proj.weight"] = second[expert]
+    for state in (single, {"gate_up_proj": first, "down_proj": second}):
+        layer = Fp8Experts(EXPERTS, HIDDEN, INTERMEDIATE)
+        layer.load_state_dict(state)
+        given = tokens(5)
+        assert torch.equal(layer(*given), expected(*given))
+    in_fp8 = {}
+    for name, weight in single.items():
+        in_fp8[name], in_fp8[f"{name}_scale_inv"] = weights.quantized(weight, False)
+    with pytest.raises(InputError) as refused:
+        layer.load_state_dict(in_fp8)
+    assert str(refused.value) == (
+        "intermediate_size is 80; a multiple of 128 is needed to join gate_proj and up_proj in FP8, of which "
+        "a block would have two scales"
+    )
+
+
+def test_checkpoint_of_its_own(tmp_path: Path) -> None:
+    layer, _ = experts_of()
+    given = tokens(5)
+    other = Fp8Experts(EXPERTS, HIDDEN, INTERMEDIATE, device="meta")
+    other.load_state_dict(layer.state_dict(), assign=True)
+    assert torch.equal(other(*given), layer(*given))
+    safetensors = pytest.importorskip("safetensors.torch")
+    safetensors.save_file(layer.state_dict(), tmp_path / "experts.safetensors")
+    other = Fp8Experts(EXPERTS, HIDDEN, INTERMEDIATE)
+    other.load_state_dict(safetensors.load_file(tmp_path / "experts.safetensors"))
+    assert torch.equal(other(*given), layer(*given))

@@ -4,7 +4,6 @@ every layout; how tokens are placed. On the CPU, and on a GPU if there is one.""
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import gemm_ladder as gl
 import numpy as np
@@ -15,9 +14,9 @@ from gemm_ladder.errors import InputError
 from gemm_ladder.layers import Fp8Experts, Fp8Linear, route, routing, weights
 from gemm_ladder.layers.routing import LAYOUTS
 from gemm_ladder.ref import activations, fp8, gemm, metrics
+from layer_cases import EXPERTS, HIDDEN, INTERMEDIATE, experts_of, tokens
 
 BF16 = torch.bfloat16
-EXPERTS, HIDDEN, INTERMEDIATE = 5, 144, 80
 # A sum of a few BF16 numbers, rounded to BF16: 2^-9 for the last rounding, and as much for the weights'.
 ROW_ERROR = {"cpu": 2**-8, "cuda": 1.5e-2}
 
@@ -25,27 +24,6 @@ ROW_ERROR = {"cpu": 2**-8, "cuda": 1.5e-2}
 @pytest.fixture
 def device(machine: str) -> str:
     return DEVICE[machine]
-
-
-def experts_of(
-    device: str = "cpu", **options: object
-) -> tuple[Fp8Experts, tuple[torch.Tensor, torch.Tensor]]:
-    """Experts, and the BF16 weights that they were made of."""
-    torch.manual_seed(0)
-    given = (
-        torch.randn(EXPERTS, 2 * INTERMEDIATE, HIDDEN, dtype=BF16) / 12,
-        torch.randn(EXPERTS, HIDDEN, INTERMEDIATE, dtype=BF16) / 9,
-    )
-    given = tuple(one.to(device) for one in given)
-    return Fp8Experts.from_weights(*given, **options), given
-
-
-def tokens(count: int, top_k: int = 2, device: str = "cpu", seed: int = 0) -> tuple[torch.Tensor, ...]:
-    """Tokens, the experts of each, and their weights."""
-    generator = torch.Generator().manual_seed(seed + count)
-    x = torch.randn(count, HIDDEN, generator=generator).to(BF16)
-    chosen, factors = route(torch.randn(count, EXPERTS, generator=generator), top_k)
-    return x.to(device), chosen.to(device), factors.to(device)
 
 
 def bf16(x: np.ndarray) -> np.ndarray:
@@ -219,68 +197,6 @@ def test_alignment(layout: routing.Layout, alignment: int, device: str, settings
     assert metrics.max_row_error(numbers(layer(*given)), quantised(layer, *given)) < ROW_ERROR[device]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_places(layout: routing.Layout) -> None:
-    """Written down by hand: five choices, one of which is no expert."""
-    chosen = torch.tensor([[2, 0], [0, -1], [2, 3]])
-    placed = routing.place(chosen, 4, layout)
-    if layout == "masked":
-        assert placed.size == 12 and placed.rows.tolist() == [2, 0, 2, 1]
-        assert placed.places.tolist() == [[6, 0], [1, 12], [7, 9]]
-        assert placed.tokens().tolist() == [0, 1, -1, -1, -1, -1, 0, 2, -1, 2, -1, -1]
-        return
-    assert placed.size == routing.most_rows(6, 4) == 512
-    assert placed.places.tolist() == [[128, 0], [1, 512], [129, 256]]
-    held = placed.tokens()
-    assert held[[0, 1, 128, 129, 256]].tolist() == [0, 1, 0, 2, 2] and (held == -1).sum() == 512 - 5
-    if layout == "psum":
-        assert placed.rows.tolist() == [2, 128, 130, 257]
-    else:
-        assert placed.rows[[0, 1, 128, 129, 256]].tolist() == [0, 0, 2, 2, 3]
-        assert (placed.rows == -1).sum() == 512 - 5
-
-
-def test_most_rows_is_enough_and_needed() -> None:
-    """The worst choices need exactly so many rows."""
-    for choices, experts in ((1, 8), (8, 8), (300, 8), (300, 2)):
-        spread = torch.arange(choices) % experts
-        for chosen in (spread, torch.zeros_like(spread), spread.clamp(max=1)):
-            placed = routing.place(chosen[:, None], experts, "psum")
-            assert placed.places.max() < placed.size
-    assert routing.most_rows(1, 8) == 128 and routing.most_rows(8, 8) == 1024
-
-
-def test_route() -> None:
-    logits = torch.tensor([[1.0, 3.0, 2.0, -1.0], [0.0, 0.0, 5.0, 1.0]])
-    chosen, factors = route(logits, 2)
-    scores = logits.softmax(-1)
-    assert chosen.tolist() == [[1, 2], [2, 3]]
-    torch.testing.assert_close(factors.sum(-1), torch.ones(2))
-    torch.testing.assert_close(factors[0, 0] / factors[0, 1], scores[0, 1] / scores[0, 2])
-    chosen, factors = route(logits.to(BF16), 2, scoring="sigmoid", normalize=False, scale=2.5)
-    assert chosen.tolist() == [[1, 2], [2, 3]] and factors.dtype == torch.float32
-    torch.testing.assert_close(factors[0], 2.5 * torch.sigmoid(torch.tensor([3.0, 2.0])))
-    chosen, factors = route(logits, 1, bias=torch.tensor([9.0, 0, 0, 0]), normalize=False)
-    assert chosen.tolist() == [[0], [0]]  # chosen by its bias, weighted without
-    torch.testing.assert_close(factors[:, 0], scores[:, 0])
-    for call, message in (
-        (lambda: route(logits, 5), "top_k is 5; 1 to 4, the number of experts, is needed"),
-        (lambda: route(logits, 0), "top_k is 0; 1 to 4, the number of experts, is needed"),
-        (lambda: route(logits, 2, scoring="tanh"), "scoring is 'tanh'; 'softmax' or 'sigmoid' is needed"),
-        (
-            lambda: route(logits.int(), 2),
-            "logits is torch.int32 [2, 4]; a tensor [..., experts] of a floating-point type is needed",
-        ),
-        (
-            lambda: route(3, 2),
-            "logits is of type int; a tensor [..., experts] of a floating-point type is needed",
-        ),
-    ):
-        with pytest.raises(InputError) as refused:
-            call()
-        assert str(refused.value) == message
-
-
 @pytest.mark.parametrize("layout", ["auto", *LAYOUTS])
 def test_compiled(layout: str, device: str) -> None:
     layer, _ = experts_of(device, layout=layout)
@@ -323,78 +239,6 @@ def test_nothing_waits(layout: routing.Layout) -> None:
         layer(*given)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-
-
-@pytest.mark.parametrize("use_ue8m0", [False, True])
-@pytest.mark.parametrize("name", ["weight_scale_inv", "weight_scale"])
-def test_checkpoint_of_single_experts(name: str, use_ue8m0: bool) -> None:
-    """DeepSeek-V3's and compressed-tensors' names; scales of power of two also as E8M0."""
-    hidden, intermediate = 144, 128
-    torch.manual_seed(0)
-    state, expected = {}, Fp8Experts(2, hidden, intermediate)
-    shapes = {"gate_proj": (128, 144), "up_proj": (128, 144), "down_proj": (144, 128)}
-    for expert in range(2):
-        for projection, shape in shapes.items():
-            codes, scales = weights.quantized(torch.randn(shape), use_ue8m0)
-            state[f"mlp.experts.{expert}.{projection}.weight"] = codes
-            stored = scales.to(torch.float8_e8m0fnu) if use_ue8m0 else scales
-            state[f"mlp.experts.{expert}.{projection}.{name}"] = stored
-            part = {"gate_proj": slice(128), "up_proj": slice(128, 256), "down_proj": slice(None)}[projection]
-            whole = expected.down_proj if projection == "down_proj" else expected.gate_up_proj
-            of_whole = (
-                expected.down_proj_scale_inv if projection == "down_proj" else expected.gate_up_proj_scale_inv
-            )
-            whole[expert, part] = codes
-            block = {"gate_proj": slice(1), "up_proj": slice(1, 2), "down_proj": slice(None)}[projection]
-            of_whole[expert, block] = scales
-    layer = Fp8Experts(2, hidden, intermediate)
-    model = torch.nn.ModuleDict({"mlp": torch.nn.ModuleDict({"experts": layer})})
-    assert str(model.load_state_dict(state)) == "<All keys matched successfully>"
-    for one in ("gate_up_proj", "down_proj"):
-        assert torch.equal(getattr(layer, one).view(torch.uint8), getattr(expected, one).view(torch.uint8))
-        assert torch.equal(getattr(layer, f"{one}_scale_inv"), getattr(expected, f"{one}_scale_inv"))
-    missing = dict(state)
-    del missing[f"mlp.experts.1.up_proj.{name}"]
-    with pytest.raises(InputError, match=r"mlp.experts.1.up_proj.weight, or the scales of it, is missing"):
-        model.load_state_dict(missing)
-
-
-def test_checkpoint_without_fp8() -> None:
-    """Weights of single experts, or of all together, in BF16; here gate and up do not end at a block."""
-    _, (first, second) = experts_of()
-    expected = Fp8Experts.from_weights(first, second)
-    single = {}
-    for expert in range(EXPERTS):
-        single[f"{expert}.gate_proj.weight"] = first[expert, :INTERMEDIATE]
-        single[f"{expert}.up_proj.weight"] = first[expert, INTERMEDIATE:]
-        single[f"{expert}.down_proj.weight"] = second[expert]
-    for state in (single, {"gate_up_proj": first, "down_proj": second}):
-        layer = Fp8Experts(EXPERTS, HIDDEN, INTERMEDIATE)
-        layer.load_state_dict(state)
-        given = tokens(5)
-        assert torch.equal(layer(*given), expected(*given))
-    in_fp8 = {}
-    for name, weight in single.items():
-        in_fp8[name], in_fp8[f"{name}_scale_inv"] = weights.quantized(weight, False)
-    with pytest.raises(InputError) as refused:
-        layer.load_state_dict(in_fp8)
-    assert str(refused.value) == (
-        "intermediate_size is 80; a multiple of 128 is needed to join gate_proj and up_proj in FP8, of which "
-        "a block would have two scales"
-    )
-
-
-def test_checkpoint_of_its_own(tmp_path: Path) -> None:
-    layer, _ = experts_of()
-    given = tokens(5)
-    other = Fp8Experts(EXPERTS, HIDDEN, INTERMEDIATE, device="meta")
-    other.load_state_dict(layer.state_dict(), assign=True)
-    assert torch.equal(other(*given), layer(*given))
-    safetensors = pytest.importorskip("safetensors.torch")
-    safetensors.save_file(layer.state_dict(), tmp_path / "experts.safetensors")
-    other = Fp8Experts(EXPERTS, HIDDEN, INTERMEDIATE)
-    other.load_state_dict(safetensors.load_file(tmp_path / "experts.safetensors"))
-    assert torch.equal(other(*given), layer(*given))
 
 
 def test_as_a_layer_of_torch() -> None:

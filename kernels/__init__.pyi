@@ -1,6 +1,7 @@
 # The public names of gemm_ladder: __init__.py imports them from here when they are first used.
 from . import build as build
 from . import lab as lab
+from . import layers as layers
 from . import ref as ref
 from . import testing as testing
 from . import utils as utils

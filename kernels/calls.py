@@ -51,7 +51,7 @@ def psum(
 ) -> None:
     """`m_grouped_fp8_gemm_nt_contiguous` with the groups' ends, by whichever name it was called."""
     rows = _one(grouped_layout, m_indices)
-    expected = 0 if expected_m is None else whole_number("expected_m_for_psum_layout", expected_m)
+    expected = 0 if expected_m is None else _expected("expected_m_for_psum_layout", expected_m)
     if ops.compiling():
         return ops.call("psum", *_two(lhs), *_two(rhs), out, rows, expected)
     if not settings.check_contents and _launched("psum", lhs, rhs, out, rows, expected):
@@ -63,11 +63,7 @@ def psum(
 
 def masked(lhs: object, rhs: object, out: object, masked_m: object, expected_m: object) -> None:
     """`m_grouped_fp8_gemm_nt_masked`, by whichever name it was called."""
-    expected = (
-        expected_m
-        if type(expected_m) is int and 0 <= expected_m <= MAX_SIZE
-        else whole_number("expected_m", expected_m)
-    )
+    expected = _expected("expected_m", expected_m)
     if ops.compiling():
         return ops.call("masked", *_two(lhs), *_two(rhs), out, masked_m, expected)
     if not settings.check_contents and _launched("masked", lhs, rhs, out, masked_m, expected):
@@ -75,6 +71,12 @@ def masked(lhs: object, rhs: object, out: object, masked_m: object, expected_m: 
     if _other_sequence(lhs) or _other_sequence(rhs):
         return masked(_tuple(lhs), _tuple(rhs), out, masked_m, expected)
     _run("masked", lhs, rhs, out, masked_m, expected)
+
+
+def _expected(name: str, value: object) -> int:
+    """A hint as an int. `whole_number` is asked about what is none: it takes longer, and torch.compile does
+    not trace it for sizes that it keeps variable."""
+    return value if type(value) is int and 0 <= value <= MAX_SIZE else whole_number(name, value)
 
 
 def _launched(kind: Kind, lhs: object, *others: object) -> bool:

@@ -69,18 +69,28 @@ def _computes_for_itself(operand: object) -> bool:
     return getattr(type(operand), "__torch_dispatch__", disabled) is not disabled
 
 
-def define(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> None:
+def define(
+    schema: str,
+    function: Callable[..., Any],
+    fake: Callable[..., Any],
+    gradient: tuple[Callable[..., None], Callable[..., Any]] | None = None,
+) -> None:
     """Register an operator that returns new tensors.
 
     Args:
         schema: its name, arguments and results, as torch writes them.
         function: computes it on any device.
         fake: the same for tensors without memory.
+        gradient: what keeps tensors for the backward pass, and what computes it, as
+            torch.library.register_autograd takes them.
     """
     name = schema.partition("(")[0]
     _library.define(schema)
     _library.impl(name, function, "CompositeExplicitAutograd")
     torch.library.register_fake(f"gemm_ladder::{name}", fake, lib=_library)
+    if gradient is not None:
+        keep, backward = gradient
+        torch.library.register_autograd(f"gemm_ladder::{name}", backward, setup_context=keep, lib=_library)
 
 
 def define_product(schema: str, function: Callable[..., None]) -> None:

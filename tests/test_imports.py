@@ -13,6 +13,7 @@ ROOMS = (
     "casts",
     "checks",
     "lab",
+    "layers",
     "measure",
     "production",
     "sass",

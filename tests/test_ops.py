@@ -19,6 +19,7 @@ from gemm_ladder import api, ops
 from gemm_ladder.lab.operands import normal
 from gemm_ladder.training import ops as training_ops
 from grouped_cases import contiguous, masked, psum
+from opcheck import byte_wise
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -161,18 +162,6 @@ def test_opcheck(kind: str, device: str, monkeypatch: pytest.MonkeyPatch) -> Non
     operator = getattr(torch.ops.gemm_ladder, ops.NAMES[kind]).default
     found = torch.library.opcheck(operator, example(kind, device))
     assert set(found.values()) == {"SUCCESS"} and len(found) >= 4
-
-
-def byte_wise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have opcheck compare FP8 tensors byte by byte."""
-    allclose = torch.allclose
-
-    def bitwise(x: torch.Tensor, y: torch.Tensor, **keywords: object) -> bool:
-        if x.dtype == torch.float8_e4m3fn:  # for which torch's comparison does not exist
-            return torch.equal(x.view(torch.uint8), y.view(torch.uint8))
-        return allclose(x, y, **keywords)
-
-    monkeypatch.setattr(torch, "allclose", bitwise)
 
 
 def gradients(device: str) -> dict[str, tuple[object, ...]]:

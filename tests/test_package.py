@@ -62,6 +62,7 @@ def test_public_names():
         "k_grouped_fp8_gemm_nt_contiguous",
         "k_grouped_wgrad_gemm_fp8_fp8_fp32_nt",
         "lab",
+        "layers",
         "m_grouped_fp8_fp4_gemm_nn_contiguous",
         "m_grouped_fp8_fp4_gemm_nt_contiguous",
         "m_grouped_fp8_fp4_gemm_nt_masked",

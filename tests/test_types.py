@@ -31,6 +31,10 @@ STRICT = (
         for module in ("candidates", "config", "launching", "operands", "products")
     ),
     *(f"gemm_ladder.casts.{module}" for module in ("eager", "functions", "kernel", "launching", "operands")),
+    *(
+        f"gemm_ladder.layers.{module}"
+        for module in ("conversion", "experts", "linear", "products", "routing", "weights")
+    ),
     *("gemm_ladder.production.tuner", "gemm_ladder.build", "gemm_ladder.build.library"),
     "gemm_ladder.lab",
     *(

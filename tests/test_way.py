@@ -13,6 +13,8 @@ TASKS = (
     *("add a rung", "add a case that every rung, and every judged kernel, has to compute"),
     *("have the judge name another mistake", "change a tile shape"),
     *("change a training kernel, its tiles or their choice", "change a cast, or add what comes before one"),
+    "change a layer, its gradients, or what it reads from checkpoints",
+    "change how tokens are laid out for experts, or what is computed for them",
     "change which kernel a shape gets",
     "add an instruction",
     *("add a peer", "change what a call accepts", "change how a kernel is built or cached"),

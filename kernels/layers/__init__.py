@@ -1,0 +1,19 @@
+"""Layers of torch whose products are in FP8.
+
+    from gemm_ladder.layers import Fp8Linear, convert
+    layer = Fp8Linear.from_linear(torch.nn.Linear(7168, 2048))
+    print(convert(model, skip=["lm_head"]))
+
+What belongs here: the `linear` layer, the `products` that it is made of and their gradients; the `experts` of
+a mixture, and the `routing` of tokens to them; `weights` in FP8, made or read from checkpoints; and the
+`conversion` of models. What does not: the casts (`gemm_ladder.casts`)
+and the products themselves (`gemm_ladder.api`, `gemm_ladder.training`), which these modules call as any user
+does.
+"""
+
+from gemm_ladder.layers.conversion import Layer, Report, convert
+from gemm_ladder.layers.experts import Fp8Experts
+from gemm_ladder.layers.linear import Fp8Linear
+from gemm_ladder.layers.routing import route
+
+__all__ = ["Fp8Experts", "Fp8Linear", "Layer", "Report", "convert", "route"]

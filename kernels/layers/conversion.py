@@ -1,0 +1,300 @@
+"""Replacing the linear layers of a model by Fp8Linear, and its experts by Fp8Experts, and saying what was
+replaced."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from gemm_ladder.errors import InputError
+from gemm_ladder.layers import weights
+from gemm_ladder.layers.experts import PROJECTIONS, Fp8Experts
+from gemm_ladder.layers.linear import Fp8Linear
+
+# What is usually left in BF16: the projection to the vocabulary, and the routers of mixtures of experts,
+# which are small and whose rounding errors would send tokens to other experts.
+SKIP = ("lm_head", "gate", "router")
+# Modules of torch that read their layers' weights themselves.
+READS_WEIGHTS = (torch.nn.MultiheadAttention, torch.nn.TransformerEncoderLayer)
+
+# What experts of transformers say about themselves, where Fp8Experts does the same: the gates' weights lie
+# above those of what they multiply, and there is neither a bias nor a norm.
+EXPERTS_HAVE = {
+    "has_gate": True,
+    "has_bias": False,
+    "has_post_expert_norm": False,
+    "is_transposed": False,
+    "is_concatenated": True,
+}
+
+Skip = str | Iterable[str] | Callable[[str, torch.nn.Module], bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A linear layer of the model, or one of the two weights of its experts.
+
+    Attributes:
+        name: its path: that of a linear layer, or of a weight of experts.
+        shape: of its weight, [(experts,) n, k].
+        reason: why it was not replaced; "" if it was.
+        error: of the weight, ||FP8 - weight|| / ||weight|| in the Frobenius norm; None if it was not
+            replaced, or has no memory (on the meta device).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    reason: str = ""
+    error: float | None = None
+
+    @property
+    def converted(self) -> bool:
+        return not self.reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `convert` did. As text it is a table.
+
+    Attributes:
+        layers: every linear layer of the model and all experts, in the model's order.
+        unused: patterns that were given in `skip` and match none of these.
+    """
+
+    layers: tuple[Layer, ...]
+    unused: tuple[str, ...] = ()
+
+    @property
+    def converted(self) -> list[Layer]:
+        """The layers that were replaced."""
+        return [layer for layer in self.layers if layer.converted]
+
+    @property
+    def kept(self) -> list[Layer]:
+        """The layers that were not."""
+        return [layer for layer in self.layers if not layer.converted]
+
+    def __str__(self) -> str:
+        rows = [("layer", "weight", "error")]
+        for layer in self.layers:
+            error = "-" if layer.error is None else f"{layer.error:.2%}"
+            rest = error if layer.converted else f"not converted: {layer.reason}"
+            rows.append((layer.name, " x ".join(map(str, layer.shape)), rest))
+        first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
+        lines = [f"{name:{first}}  {sizes:>{second}}  {rest}" for name, sizes, rest in rows]
+        lines.append(f"{len(self.converted)} of {len(self.layers)} layers converted")
+        lines += [f"skip has {pattern!r}, which matches no layer" for pattern in self.unused]
+        return "\n".join(lines)
+
+
+def convert(
+    model: torch.nn.Module,
+    skip: Skip = SKIP,
+    *,
+    trainable: bool = False,
+    use_ue8m0: bool = False,
+) -> Report:
+    """Replace the linear layers of a model by Fp8Linear, and experts of transformers by Fp8Experts, in place.
+
+    Args:
+        model: any module of torch, such as a model of transformers. On the meta device, too: then FP8 weights
+            can be loaded into it with load_state_dict(..., assign=True).
+        skip: patterns of the layers to leave alone. A pattern matches a layer whose path has it between dots,
+            or at an end: "lm_head" matches "model.lm_head", "layers.0" all that is inside of layer 0, and
+            "gate" no "gate_proj". Wildcards are those of a shell. Or a function of a path and a module that
+            says whether to leave it alone.
+        trainable, use_ue8m0: as for Fp8Linear.
+
+    Returns:
+        A report, to print. What else is left alone, and why, it says of each layer: sizes that the products
+        do not take, classes derived from torch.nn.Linear, layers with hooks, weights that two modules share
+        (unless trainable) or that modules of torch read themselves, weights that are not finite, and experts
+        that are to be trained or that compute something else.
+
+    Raises:
+        InputError: `model` is no module or a linear layer itself, or skip is none of the above. Nothing was
+            replaced.
+
+    Example:
+        >>> import torch, gemm_ladder
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
+        >>> print(gemm_ladder.layers.convert(model))  # doctest: +SKIP
+        layer    weight  error
+        0      128 x 64  2.54%
+        2      10 x 128  not converted: out_features is 10; a positive multiple of 8 is needed
+        1 of 2 layers converted
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise InputError(f"model is of type {type(model).__name__}; a torch.nn.Module is needed")
+    if isinstance(model, torch.nn.Linear):
+        raise InputError(
+            "model is a torch.nn.Linear, with nothing around it to be replaced in; Fp8Linear.from_linear is "
+            "needed"
+        )
+    skipped = _Skipped(skip)
+    owners = _owners(model)
+    replaced: dict[int, torch.nn.Module | str] = {}
+    layers: list[Layer] = []
+    for parent, own_name, name, module in list(_layers(model)):
+        found: torch.nn.Module | str = skipped.why(name, module) or _why_not(
+            parent, module, owners, trainable
+        )
+        if not found:
+            if id(module) not in replaced:
+                replaced[id(module)] = _replacement(module, trainable, use_ue8m0)
+            found = replaced[id(module)]
+        if not isinstance(found, str):
+            setattr(parent, own_name, found)
+        layers += _described(name, module, found)
+    return Report(tuple(layers), skipped.unused())
+
+
+class _Skipped:
+    """Which layers the caller wants to be left alone."""
+
+    def __init__(self, skip: object) -> None:
+        self._asks = skip if callable(skip) else None
+        given: object = (skip,) if isinstance(skip, str) else () if callable(skip) else skip
+        patterns = tuple(given) if isinstance(given, Iterable) else (None,)
+        if not all(isinstance(one, str) for one in patterns):
+            raise InputError(f"skip is {skip!r}; patterns of names, or a function, are needed")
+        self._patterns: tuple[str, ...] = patterns
+        self._used = set(SKIP) if skip is SKIP else set()
+
+    def why(self, name: str, module: torch.nn.Module) -> str:
+        """Why to leave a layer alone; "" if it need not be."""
+        if self._asks is not None:
+            return "skip says so" if self._asks(name, module) else ""
+        matching = [one for one in self._patterns if _matches(name, one)]
+        self._used.update(matching)
+        return f"skip has {matching[0]!r}" if matching else ""
+
+    def unused(self) -> tuple[str, ...]:
+        return tuple(one for one in self._patterns if one not in self._used)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a pattern matches a path, or a part of it between dots."""
+    parts = name.split(".")
+    runs = itertools.combinations(range(len(parts) + 1), 2)
+    return any(fnmatch.fnmatchcase(".".join(parts[begin:end]), pattern) for begin, end in runs)
+
+
+def _layers(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, str, torch.nn.Module]]:
+    """Each linear layer, and all experts: the module that has it, its name there, its path, and itself."""
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, torch.nn.Linear) or (path and _are_experts(module)):
+            of_parent, _, name = path.rpartition(".")
+            yield model.get_submodule(of_parent), name, path, module
+
+
+def _are_experts(module: torch.nn.Module) -> bool:
+    """Whether a module has experts' weights in two tensors, as transformers has them."""
+    tensors = dict(module.named_parameters(recurse=False))
+    return (
+        not isinstance(module, Fp8Experts)
+        and tensors.keys() >= {*PROJECTIONS}
+        and all(tensors[name].dim() == 3 for name in PROJECTIONS)
+    )
+
+
+def _owners(model: torch.nn.Module) -> dict[int, list[tuple[torch.nn.Module, str]]]:
+    """For each parameter the modules that have it, each once, and their paths to it."""
+    found: dict[int, list[tuple[torch.nn.Module, str]]] = {}
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            found.setdefault(id(parameter), []).append((module, f"{path}.{name}" if path else name))
+    return found
+
+
+def _why_not(
+    parent: torch.nn.Module,
+    module: torch.nn.Module,
+    owners: dict[int, list[tuple[torch.nn.Module, str]]],
+    trainable: bool,
+) -> str:
+    """Why a layer cannot be replaced, by what it is and what is around it; "" if it can."""
+    if isinstance(parent, READS_WEIGHTS):
+        return f"torch.nn.{type(parent).__name__} reads its weight itself"
+    if isinstance(module, torch.nn.Linear):
+        if type(module) is not torch.nn.Linear:
+            return f"its class {type(module).__name__} may compute something else than torch.nn.Linear"
+    elif trainable:
+        return "experts in FP8 are not trained"
+    elif reason := _other_experts(module):
+        return reason
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if any(getattr(module, one) for one in hooks):
+        return "it has hooks, which would be lost"
+    for _, weight in _weights(module):
+        others = [path for owner, path in owners.get(id(weight), []) if owner is not module]
+        if others and not trainable:
+            return f"its weight is {others[0]} as well"
+    return ""
+
+
+def _other_experts(module: torch.nn.Module) -> str:
+    """What experts do that Fp8Experts does not; "" if they are experts of transformers that do the same."""
+    gate = getattr(module, "_apply_gate", None)
+    if gate is None:
+        return f"what its class {type(module).__name__} computes is not known"
+    for flag, needed in EXPERTS_HAVE.items():
+        if getattr(module, flag, needed) is not needed:
+            return f"{flag} is {not needed} for these experts; {needed} is needed"
+    inner = torch.linspace(-8, 8, 32).view(2, 16)
+    first, second = inner.chunk(2, -1)
+    with torch.no_grad():
+        if not torch.allclose(gate(inner), torch.nn.functional.silu(first) * second, rtol=1e-4, atol=1e-4):
+            return "between their products these experts do not do SiLU-and-multiply"
+    return ""
+
+
+def _weights(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """A layer's weights, by their names in it."""
+    names = ("weight",) if isinstance(module, torch.nn.Linear) else PROJECTIONS
+    return [(name, getattr(module, name)) for name in names]
+
+
+def _replacement(module: torch.nn.Module, trainable: bool, use_ue8m0: bool) -> torch.nn.Module | str:
+    """The layer in FP8, or why there is none."""
+    given = _weights(module)
+    for _, weight in given:
+        if not weight.is_meta and not weight.isfinite().all():
+            return "its weight has NaN or infinities"
+    try:
+        if isinstance(module, torch.nn.Linear):
+            return Fp8Linear.from_linear(module, trainable=trainable, use_ue8m0=use_ue8m0)
+        experts = Fp8Experts.from_weights(*(weight.detach() for _, weight in given), use_ue8m0=use_ue8m0)
+        return experts.train(module.training)
+    except InputError as refused:
+        return str(refused)
+
+
+def _described(name: str, module: torch.nn.Module, found: torch.nn.Module | str) -> Iterator[Layer]:
+    """What the report says of a layer: an entry for each of its weights."""
+    for of_weight, weight in _weights(module):
+        path = name if of_weight == "weight" else f"{name}.{of_weight}"
+        if isinstance(found, str):
+            yield Layer(path, tuple(weight.shape), found)
+            continue
+        codes, scales = getattr(found, of_weight).detach(), getattr(found, of_weight + weights.SCALES)
+        if scales is None:  # it is trained
+            codes, scales = weights.quantized(weight, bool(found.use_ue8m0))
+        yield Layer(path, tuple(weight.shape), error=_error(weight.detach(), codes, scales.detach()))
+
+
+def _error(weight: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> float | None:
+    """One expert after the other, as all of them in FP32 may not fit into memory."""
+    if weight.is_meta:
+        return None
+    if weight.dim() == 2:
+        weight, codes, scales = weight[None], codes[None], scales[None]
+    wrong = norm = 0.0
+    for given, *in_fp8 in zip(weight, codes, scales, strict=True):
+        wrong += (weights.dequantized(*in_fp8) - given).square().sum().item()
+        norm += given.float().square().sum().item()
+    return math.sqrt(wrong / norm) if norm else 0.0

@@ -1,0 +1,325 @@
+"""The feed-forward layers of a mixture of experts, in FP8, for inference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, cast
+
+import torch
+from gemm_ladder import calls, scales
+from gemm_ladder.arguments import K_MULTIPLE, SCALE_BLOCK, ceil_div
+from gemm_ladder.casts import functions
+from gemm_ladder.casts.kernel import INPUTS
+from gemm_ladder.errors import InputError
+from gemm_ladder.layers import routing, weights
+from gemm_ladder.settings import whole_number
+from torch.nn.parameter import Parameter
+
+PROJECTIONS = ("gate_up_proj", "down_proj")
+Setting = routing.Layout | Literal["auto"]
+LAYOUTS = ("auto", *routing.LAYOUTS)
+
+
+class Fp8Experts(torch.nn.Module):
+    """Experts whose products are in FP8: for each token, sum over its experts e of
+    weight[e] * down[e] (SiLU(gate[e] x) * up[e] x).
+
+    Tokens are gathered by expert while they are cast to FP8, SiLU-and-multiply is done by the cast between
+    the two products, and each token then adds up its experts' rows, always in the same order. Nothing waits
+    for the GPU. So a CUDA graph can capture a call after one with as many tokens, which loads the kernels.
+
+    Args:
+        num_experts, hidden_size, intermediate_size: the sizes, the last two multiples of 16.
+        layout: how the rows of experts lie. "psum": one expert's behind another's, each beginning at a
+            multiple of get_mk_alignment_for_contiguous_layout(). "contiguous": the same, with an index for
+            every row. "masked": room for every token in every expert, of which only rows that are used are
+            read or written. "auto": the one of "psum" and "masked" that has fewer rows, which is masked for
+            few tokens.
+        use_ue8m0: round all scales up to powers of two.
+        device: of the weights, which begin as those of torch.nn.Linear do.
+
+    Attributes:
+        gate_up_proj: float8_e4m3fn [experts, 2 intermediate, hidden]: gate above up.
+        down_proj: float8_e4m3fn [experts, hidden, intermediate].
+        gate_up_proj_scale_inv, down_proj_scale_inv: float32, one for each 128 x 128 of these.
+
+    `load_state_dict` takes these names (also `..._scale`, and weights that are not in FP8 yet), or those of
+    checkpoints with three layers for each expert: `0.gate_proj.weight`, `0.up_proj.weight`,
+    `0.down_proj.weight`, with their `weight_scale_inv` or `weight_scale`, and so on. Scales are as for
+    Fp8Linear.
+
+    Raises:
+        InputError: sizes, types or an input that cannot be used.
+
+    Example:
+        >>> import torch, gemm_ladder
+        >>> experts = gemm_ladder.layers.Fp8Experts(8, 128, 64)
+        >>> x, router = torch.randn(5, 128), torch.nn.Linear(128, 8)
+        >>> with torch.no_grad():
+        ...     experts(x, *gemm_ladder.layers.route(router(x), top_k=2)).shape
+        torch.Size([5, 128])
+    """
+
+    gate_up_proj: Parameter
+    down_proj: Parameter
+    gate_up_proj_scale_inv: Parameter
+    down_proj_scale_inv: Parameter
+
+    def __init__(
+        self,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size: int,
+        *,
+        layout: Setting = "auto",
+        use_ue8m0: bool = False,
+        device: torch.device | str | int | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = {"hidden_size": hidden_size, "intermediate_size": intermediate_size}
+        for name, value in {"num_experts": num_experts, **sizes}.items():
+            multiple = K_MULTIPLE if name in sizes else 1
+            if whole_number(name, value) == 0 or value % multiple:
+                raise InputError(f"{name} is {value}; a positive multiple of {multiple} is needed")
+        shapes = ((2 * intermediate_size, hidden_size), (hidden_size, intermediate_size))
+        begun = [
+            torch.empty(num_experts, n, k, dtype=torch.bfloat16, device=device).uniform_(
+                -1 / math.sqrt(k), 1 / math.sqrt(k)
+            )
+            for n, k in shapes
+        ]
+        self._take(begun, layout, use_ue8m0)
+
+    @classmethod
+    def from_weights(
+        cls,
+        gate_up_proj: torch.Tensor,
+        down_proj: torch.Tensor,
+        *,
+        layout: Setting = "auto",
+        use_ue8m0: bool = False,
+    ) -> Fp8Experts:
+        """Experts with the weights given.
+
+        Args:
+            gate_up_proj: float32, bfloat16 or float16 [experts, 2 intermediate, hidden]: gate above up.
+            down_proj: [experts, hidden, intermediate], likewise.
+            layout, use_ue8m0: as for the class.
+
+        Raises:
+            InputError: other shapes or types, or sizes that are no multiple of 16.
+        """
+        for name, tensor in zip(PROJECTIONS, (gate_up_proj, down_proj), strict=True):
+            if not isinstance(tensor, torch.Tensor):
+                raise InputError(f"{name} is of type {type(tensor).__name__}; a torch.Tensor is needed")
+            if tensor.dtype not in INPUTS or tensor.dim() != 3:
+                raise InputError(
+                    f"{name} is {tensor.dtype} {list(tensor.shape)}; float32, bfloat16 or float16 with 3 "
+                    "dimensions is needed"
+                )
+        experts, doubled, hidden = gate_up_proj.shape
+        if doubled % (2 * K_MULTIPLE) or hidden % K_MULTIPLE or not gate_up_proj.numel():
+            raise InputError(
+                f"gate_up_proj has shape {list(gate_up_proj.shape)}; [experts, 2 intermediate, hidden] with "
+                f"intermediate and hidden positive multiples of {K_MULTIPLE} is needed"
+            )
+        if down_proj.shape != (experts, hidden, doubled // 2):
+            raise InputError(
+                f"down_proj has shape {list(down_proj.shape)}; {[experts, hidden, doubled // 2]}, for "
+                "gate_up_proj's sizes, is needed"
+            )
+        layer = cls.__new__(cls)
+        torch.nn.Module.__init__(layer)
+        layer._take([gate_up_proj, down_proj], layout, use_ue8m0)
+        return layer
+
+    def _take(self, given: list[torch.Tensor], layout: Setting, use_ue8m0: bool) -> None:
+        if layout not in LAYOUTS:
+            raise InputError(f"layout is {layout!r}; one of {', '.join(LAYOUTS)} is needed")
+        self.layout: Setting = layout
+        self.use_ue8m0 = bool(use_ue8m0)
+        for name, weight in zip(PROJECTIONS, given, strict=True):
+            codes, of_blocks = weights.quantized(weight, self.use_ue8m0)
+            self.register_parameter(name, Parameter(codes, requires_grad=False))
+            self.register_parameter(name + weights.SCALES, Parameter(of_blocks, requires_grad=False))
+
+    @property
+    def num_experts(self) -> int:
+        return self.down_proj.shape[0]
+
+    @property
+    def hidden_size(self) -> int:
+        return self.down_proj.shape[1]
+
+    @property
+    def intermediate_size(self) -> int:
+        return self.down_proj.shape[2]
+
+    def forward(self, x: torch.Tensor, experts: torch.Tensor, expert_weights: torch.Tensor) -> torch.Tensor:
+        """The experts' results for each token, weighted and added up.
+
+        Args:
+            x: float32, bfloat16 or float16 [..., hidden].
+            experts: int32 or int64 [..., top_k]: the experts of each token, none of them twice. A number that
+                is no expert's, such as -1, adds nothing: the expert may be on another GPU.
+            expert_weights: [..., top_k], of a floating-point type; they are rounded to BF16.
+
+        Returns:
+            x's type and shape: BF16 sums, converted.
+
+        Raises:
+            InputError: other types, shapes or devices; or a gradient would be needed, which there is none of.
+        """
+        self._check(x, experts, expert_weights)
+        rows = x.reshape(-1, self.hidden_size)
+        chosen = experts.reshape(len(rows), experts.shape[-1])
+        if not chosen.numel():
+            return torch.zeros_like(x)
+        layout = self.layout
+        if layout == "auto":
+            layout = routing.layout_for(len(rows), chosen.shape[1], self.num_experts)
+        placed = routing.place(chosen, self.num_experts, layout)
+        run = self._masked if layout == "masked" else self._in_one_matrix
+        of_experts = run(rows, placed)
+        picked = of_experts[placed.places]
+        factors = expert_weights.reshape(len(rows), 1, -1).to(picked.dtype)
+        return torch.bmm(factors, picked).view(x.shape).to(x.dtype)
+
+    def _in_one_matrix(self, x: torch.Tensor, placed: routing.Placement) -> torch.Tensor:
+        """BF16 [size + 1, hidden]: each row's result, in the contiguous or the psum layout, and a row of
+        zeros."""
+        a = functions.per_token_group_quant_fp8(x, self.use_ue8m0, rows=placed.tokens())
+        inner = x.new_empty(placed.size, 2 * self.intermediate_size, dtype=torch.bfloat16)
+        self._product(placed, a, "gate_up_proj", inner)
+        b = functions.silu_and_mul_per_token_group_quant_fp8(inner, self.use_ue8m0)
+        out = self._results(x, placed)
+        self._product(placed, b, "down_proj", out[: placed.size])
+        return out
+
+    def _masked(self, x: torch.Tensor, placed: routing.Placement) -> torch.Tensor:
+        """The same in the masked layout, whose rows that count alone are written and read."""
+        (tokens, hidden), experts = x.shape, self.num_experts
+        codes, of_rows = functions.per_token_group_quant_fp8(x, self.use_ue8m0)
+        where, token = placed.places.view(-1), placed.token_of_choice()
+        # One row more for the choices that are no expert, and one expert more for their scales.
+        a = codes.new_empty(placed.size + 1, hidden)
+        a.view(torch.uint8)[where] = codes.view(torch.uint8)[token]
+        shape = (experts + 1, tokens, of_rows.shape[1])
+        sfa = of_rows.new_empty_strided(shape, scales.mn_major_strides(shape))
+        sfa[where // tokens, where % tokens] = of_rows[token]
+        inner = x.new_empty(experts, tokens, 2 * self.intermediate_size, dtype=torch.bfloat16)
+        lhs = (a[: placed.size].view(experts, tokens, hidden), sfa[:experts])
+        self._product(placed, lhs, "gate_up_proj", inner)
+        b = functions.silu_and_mul_per_token_group_quant_fp8(inner, self.use_ue8m0, masked_m=placed.rows)
+        out = self._results(x, placed)
+        self._product(placed, b, "down_proj", out[: placed.size].view(experts, tokens, hidden))
+        return out
+
+    def _results(self, x: torch.Tensor, placed: routing.Placement) -> torch.Tensor:
+        out = x.new_empty(placed.size + 1, self.hidden_size, dtype=torch.bfloat16)
+        out[placed.size].zero_()
+        return out
+
+    def _product(
+        self,
+        placed: routing.Placement,
+        lhs: tuple[torch.Tensor, torch.Tensor],
+        name: str,
+        out: torch.Tensor,
+    ) -> None:
+        codes, of_blocks = (getattr(self, one).detach() for one in (name, name + weights.SCALES))
+        expected = ceil_div(placed.places.numel(), self.num_experts)
+        if placed.layout == "masked":
+            calls.masked(lhs, (codes, of_blocks), out, placed.rows, expected)
+        elif placed.layout == "psum":
+            calls.psum(lhs, (codes, of_blocks), out, placed.rows, None, expected)
+        else:
+            calls.contiguous(lhs, (codes, of_blocks), out, placed.rows, None)
+
+    def _check(self, x: torch.Tensor, experts: torch.Tensor, expert_weights: torch.Tensor) -> None:
+        given = {"x": x, "experts": experts, "expert_weights": expert_weights}
+        for name, tensor in given.items():
+            if not isinstance(tensor, torch.Tensor):
+                raise InputError(f"{name} is of type {type(tensor).__name__}; a torch.Tensor is needed")
+            if tensor.device != self.down_proj.device:
+                raise InputError(
+                    f"{name} is on {tensor.device} and the weights on {self.down_proj.device}; one device is "
+                    "needed for both"
+                )
+            if torch.is_grad_enabled() and tensor.requires_grad:
+                raise InputError(
+                    f"{name} requires grad, and experts in FP8 have no gradient; torch.no_grad() is needed"
+                )
+        if x.dtype not in INPUTS or x.dim() == 0 or x.shape[-1] != self.hidden_size:
+            raise InputError(
+                f"x is {x.dtype} {list(x.shape)}; float32, bfloat16 or float16 "
+                f"[..., {self.hidden_size}] is needed"
+            )
+        if experts.dtype not in (torch.int32, torch.int64) or not expert_weights.is_floating_point():
+            raise InputError(
+                f"experts is {experts.dtype} and expert_weights {expert_weights.dtype}; int32 or int64, and "
+                "a floating-point type, are needed"
+            )
+        if experts.shape[:-1] != x.shape[:-1] or experts.dim() == 0 or experts.shape != expert_weights.shape:
+            raise InputError(
+                f"experts has shape {list(experts.shape)} and expert_weights {list(expert_weights.shape)}; "
+                f"{[*x.shape[:-1], 'top_k']}, as x has them, is needed of both"
+            )
+
+    def extra_repr(self) -> str:
+        sizes = ("num_experts", "hidden_size", "intermediate_size")
+        named = ", ".join(f"{name}={getattr(self, name)}" for name in sizes)
+        return f"{named}, weights=float8_e4m3fn, layout={self.layout}" + ", use_ue8m0=True" * self.use_ue8m0
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Fp8Experts:
+        kept = tuple(self.parameters(recurse=False))
+        super()._apply(weights.keeping_types(fn, kept), recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *others: Any, **keywords: Any
+    ) -> None:
+        """Bring what a checkpoint has into the form of this layer, and load it as torch does."""
+        if any(f"{prefix}{expert}.down_proj.weight" in state_dict for expert in range(self.num_experts)):
+            self._join(state_dict, prefix)
+        for name in PROJECTIONS:
+            weight, of_blocks = weights.take(state_dict, prefix + name, getattr(self, name).shape)
+            if weight is not None and weight.dtype != weights.E4M3:
+                weight, of_blocks = weights.quantized(weight, self.use_ue8m0)
+            for behind, tensor in (("", weight), (weights.SCALES, of_blocks)):
+                if tensor is not None:
+                    state_dict[prefix + name + behind] = tensor
+        super()._load_from_state_dict(state_dict, prefix, *others, **keywords)
+
+    def _join(self, state: dict[str, Any], prefix: str) -> None:
+        """Make one tensor of those that a checkpoint has for each expert."""
+        experts, hidden, intermediate = self.down_proj.shape
+        shapes = {
+            "gate_proj": (intermediate, hidden),
+            "up_proj": (intermediate, hidden),
+            "down_proj": (hidden, intermediate),
+        }
+        found: dict[str, list[tuple[torch.Tensor, torch.Tensor | None]]] = {name: [] for name in shapes}
+        for expert in range(experts):
+            for name, shape in shapes.items():
+                key = f"{prefix}{expert}.{name}.weight"
+                weight, of_blocks = weights.take(state, key, shape)
+                if weight is None or (weight.dtype == weights.E4M3) != (of_blocks is not None):
+                    raise InputError(
+                        f"{key}, or the scales of it, is missing; those of {experts} experts are needed"
+                    )
+                found[name].append((weight, of_blocks))
+        in_fp8 = found["gate_proj"][0][1] is not None
+        if in_fp8 and intermediate % SCALE_BLOCK:
+            raise InputError(
+                f"intermediate_size is {intermediate}; a multiple of {SCALE_BLOCK} is needed to join "
+                "gate_proj and up_proj in FP8, of which a block would have two scales"
+            )
+        for part, behind in enumerate(("", weights.SCALES) if in_fp8 else ("",)):
+            gate, up, down = (
+                torch.stack([cast(torch.Tensor, one[part]) for one in found[name]]) for name in shapes
+            )
+            joined = [one.view(torch.uint8) if one.dtype == weights.E4M3 else one for one in (gate, up)]
+            state[f"{prefix}gate_up_proj{behind}"] = torch.cat(joined, 1).view(gate.dtype)
+            state[f"{prefix}down_proj{behind}"] = down

@@ -1,0 +1,113 @@
+"""Weights with a scale for each block of 128 x 128: making them, and reading those of checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+
+import torch
+from gemm_ladder import scales as of_products
+from gemm_ladder.arguments import SCALE_BLOCK, ceil_div
+from gemm_ladder.casts import functions
+from gemm_ladder.casts.kernel import INPUTS
+from gemm_ladder.errors import InputError
+
+E4M3 = torch.float8_e4m3fn
+# What the name of a weight's scales has behind the weight's: in DeepSeek-V3's checkpoints (although weights
+# are multiplied by them), and in those of compressed-tensors, which are only read here.
+SCALES = "_scale_inv"
+OTHERS_SCALES = "_scale"
+SCALE_TYPES = (torch.float32, *of_products.CONVERTED)
+
+
+def quantized(weight: torch.Tensor, use_ue8m0: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight [(groups,) n, k] in FP8, and its scales, float32 [(groups,) ceil(n / 128), ceil(k / 128)]. One
+    without memory, on the meta device, gets the like."""
+    if weight.is_meta:
+        return torch.empty_like(weight, dtype=E4M3), weight.new_empty(blocks(weight), dtype=torch.float32)
+    return functions.per_block_quant_fp8(weight.detach(), use_ue8m0)
+
+
+def dequantized(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """float32 [..., n, k]: what a weight in FP8 stands for. Each number is rounded once."""
+    n, k = codes.shape[-2:]
+    of_rows = scales.repeat_interleave(SCALE_BLOCK, -2)[..., :n, :]
+    return codes.float() * of_rows.repeat_interleave(SCALE_BLOCK, -1)[..., :k]
+
+
+def blocks(weight: torch.Tensor) -> tuple[int, ...]:
+    """The shape of a weight's scales."""
+    *groups, n, k = weight.shape
+    return (*groups, ceil_div(n, SCALE_BLOCK), ceil_div(k, SCALE_BLOCK))
+
+
+def as_blocks(name: str, scales: torch.Tensor, needed: tuple[int, ...]) -> torch.Tensor:
+    """A checkpoint's scales as float32 of the shape `needed`.
+
+    Args:
+        name: in the refusal.
+        scales: float32, bfloat16 or float8_e8m0fnu, one for each block or a single one for all.
+
+    Raises:
+        InputError: another type or shape.
+    """
+    if scales.dtype not in SCALE_TYPES:
+        raise InputError(f"{name} is {scales.dtype}; float32, bfloat16 or float8_e8m0fnu is needed")
+    if scales.numel() == 1:
+        return scales.float().view(()).expand(needed).contiguous()
+    if tuple(scales.shape) != needed:
+        raise InputError(
+            f"{name} has shape {list(scales.shape)}; {list(needed)}, one for each "
+            f"{SCALE_BLOCK} x {SCALE_BLOCK} of the weight, or a single one is needed"
+        )
+    return scales.float()
+
+
+def take(
+    state: MutableMapping[str, torch.Tensor], name: str, shape: tuple[int, ...]
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Take a weight and its scales out of a checkpoint's tensors.
+
+    Args:
+        state: loses what is taken.
+        name: the weight's, such as "model.layers.3.mlp.up_proj.weight".
+        shape: [(groups,) n, k] of the weight.
+
+    Returns:
+        The weight, of a type that `quantized` takes or in FP8, and its scales in float32; None for what is
+        not there.
+
+    Raises:
+        InputError: what is there cannot be such a weight. Nothing has been taken then.
+    """
+    weight = state.get(name)
+    of_blocks = [given for behind in (SCALES, OTHERS_SCALES) if (given := name + behind) in state]
+    if len(of_blocks) > 1:
+        raise InputError(f"{' and '.join(of_blocks)} are both given; one is needed")
+    if weight is not None and tuple(weight.shape) != tuple(shape):
+        raise InputError(f"{name} has shape {list(weight.shape)}; {list(shape)} is needed")
+    if weight is not None and weight.dtype not in (E4M3, *INPUTS):
+        raise InputError(f"{name} is {weight.dtype}; float8_e4m3fn, float32, bfloat16 or float16 is needed")
+    if weight is not None and of_blocks and weight.dtype != E4M3:
+        raise InputError(f"{name} is {weight.dtype} and {of_blocks[0]} is given; float8_e4m3fn is needed")
+    scales = None
+    if of_blocks:
+        needed = blocks(torch.empty(shape, device="meta"))
+        scales = as_blocks(of_blocks[0], state[of_blocks[0]], needed)
+    for one in (name, *of_blocks):
+        state.pop(one, None)
+    return weight, scales
+
+
+def keeping_types(
+    change: Callable[[torch.Tensor], torch.Tensor], kept: tuple[torch.Tensor | None, ...]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What torch.nn.Module._apply does to each tensor, but for those that are `kept`, which it only moves: a
+    weight in FP8, which torch takes for numbers that mean something without scales, and its scales."""
+
+    def changed(tensor: torch.Tensor) -> torch.Tensor:
+        found = change(tensor)
+        if found.dtype != tensor.dtype and any(tensor is one for one in kept):
+            return tensor.to(found.device)
+        return found
+
+    return changed

@@ -1,0 +1,126 @@
+"""Fp8Linear as a module of torch: its types, copies, text, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from families import DEVICE
+from gemm_ladder.errors import InputError
+from gemm_ladder.layers import Fp8Linear, weights
+from gemm_ladder.ref import metrics
+from layer_cases import layer_of, normal
+
+BF16 = torch.bfloat16
+
+
+@pytest.fixture
+def device(machine: str) -> str:
+    return DEVICE[machine]
+
+
+def test_type_of_a_model(device: str) -> None:
+    """`half()` and the like change the bias, but no FP8 weight and none of its scales."""
+    layer, _ = layer_of(136, 144, device, bias=True)
+    x, codes, scales = normal(3, 144, device=device), layer.weight.clone(), layer.weight_scale_inv.clone()
+    expected = layer(x)
+    for changed in (layer.to(BF16), layer.half(), layer.float(), layer.to(device=device, dtype=BF16)):
+        assert changed is layer
+        assert torch.equal(layer.weight.view(torch.uint8), codes.view(torch.uint8))
+        assert torch.equal(layer.weight_scale_inv, scales)
+    assert layer.bias.dtype == BF16
+    layer.float()
+    torch.testing.assert_close(layer(x), expected, rtol=1e-2, atol=1e-2)  # the bias was in BF16
+    trained, _ = layer_of(136, 144, device, trainable=True)
+    assert trained.half().weight.dtype == torch.float16
+
+
+def test_copies(device: str) -> None:
+    layer, _ = layer_of(136, 144, device, bias=True)
+    x = normal(3, 144, device=device)
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    for copied in (copy.deepcopy(layer), torch.load(file, weights_only=False)):
+        assert torch.equal(copied(x), layer(x))
+
+
+def test_quantize(device: str) -> None:
+    """After training: the same results from half the memory or less."""
+    layer, linear = layer_of(136, 144, device, trainable=True)
+    assert layer.weight is linear.weight and layer.trainable
+    x = normal(3, 144, device=device)
+    expected, weight = layer(x), layer.dequantized_weight()
+    assert torch.equal(layer.quantize_()(x), expected) and not layer.trainable
+    assert torch.equal(layer.dequantized_weight(), weight)
+    assert layer.weight.dtype == torch.float8_e4m3fn and linear.weight.dtype == torch.float32
+    error = metrics.relative_error(weight.cpu().numpy(), linear.weight.detach().cpu().numpy())
+    assert 0.02 < error < 0.03
+
+
+def test_repr() -> None:
+    layer, _ = layer_of(136, 144, bias=True)
+    assert repr(layer) == (
+        "Fp8Linear(in_features=144, out_features=136, bias=True, weight=float8_e4m3fn, scales=2x2)"
+    )
+    assert repr(layer_of(16, 32, dtype=BF16, trainable=True, use_ue8m0=True)[0]) == (
+        "Fp8Linear(in_features=32, out_features=16, bias=False, weight=bfloat16, cast to float8_e4m3fn in "
+        "every call, use_ue8m0=True)"
+    )
+
+
+def test_begins_like_torchs() -> None:
+    """Of its own, a layer begins with the numbers that torch.nn.Linear begins with."""
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(144, 136)
+    torch.manual_seed(0)
+    layer = Fp8Linear(144, 136)
+    expected = Fp8Linear.from_linear(linear)
+    assert torch.equal(layer.weight.view(torch.uint8), expected.weight.view(torch.uint8))
+    assert torch.equal(layer.bias, linear.bias)
+    assert Fp8Linear(144, 136, bias=False, dtype=BF16, trainable=True).weight.dtype == BF16
+
+
+def test_a_weight_that_is_computed() -> None:
+    """As weight_norm makes one. It can be cast, but has no memory of its own that could be trained."""
+    linear = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(32, 16))
+    expected = weights.dequantized(*weights.quantized(linear.weight, False))
+    assert torch.equal(Fp8Linear.from_linear(linear).dequantized_weight(), expected)
+    with pytest.raises(InputError, match="the weight is computed from other tensors; a parameter is needed"):
+        Fp8Linear.from_linear(linear, trainable=True)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Fp8Linear(100, 16), "in_features is 100; a positive multiple of 16 is needed"),
+        (lambda: Fp8Linear(96, 10), "out_features is 10; a positive multiple of 8 is needed"),
+        (lambda: Fp8Linear(0, 8), "in_features is 0; a positive multiple of 16 is needed"),
+        (lambda: Fp8Linear("a", 8), "in_features is of type str; an int is needed"),
+        (
+            lambda: Fp8Linear(16, 8, dtype=torch.float64),
+            "the weight is torch.float64; float32, bfloat16 or float16 is needed to be cast",
+        ),
+        (
+            lambda: Fp8Linear.from_linear(torch.nn.Conv1d(16, 16, 1)),
+            "linear is of type Conv1d; a torch.nn.Linear is needed",
+        ),
+        (lambda: Fp8Linear(16, 8)(3), "x is of type int; a torch.Tensor is needed"),
+        (
+            lambda: Fp8Linear(16, 8)(torch.ones(2, 16, dtype=torch.int32)),
+            "x is torch.int32; float32, bfloat16 or float16 is needed",
+        ),
+        (lambda: Fp8Linear(16, 8)(torch.ones(16, 2)), "x has shape [16, 2]; [..., 16] is needed"),
+        (lambda: Fp8Linear(16, 8)(torch.ones(())), "x has shape []; [..., 16] is needed"),
+        (
+            lambda: Fp8Linear(16, 8)(torch.ones(2, 16, device="meta")),
+            "x is on meta and the weight on cpu; one device is needed for both",
+        ),
+    ],
+)
+def test_refusals(call, message: str) -> None:
+    with pytest.raises(InputError) as refused:
+        call()
+    assert str(refused.value) == message

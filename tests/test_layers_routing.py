@@ -1,0 +1,73 @@
+"""Where tokens go: the choice of experts, and their rows in each layout."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from gemm_ladder.errors import InputError
+from gemm_ladder.layers import route, routing
+from gemm_ladder.layers.routing import LAYOUTS
+
+BF16 = torch.bfloat16
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_places(layout: routing.Layout) -> None:
+    """Written down by hand: five choices, one of which is no expert."""
+    chosen = torch.tensor([[2, 0], [0, -1], [2, 3]])
+    placed = routing.place(chosen, 4, layout)
+    if layout == "masked":
+        assert placed.size == 12 and placed.rows.tolist() == [2, 0, 2, 1]
+        assert placed.places.tolist() == [[6, 0], [1, 12], [7, 9]]
+        assert placed.tokens().tolist() == [0, 1, -1, -1, -1, -1, 0, 2, -1, 2, -1, -1]
+        return
+    assert placed.size == routing.most_rows(6, 4) == 512
+    assert placed.places.tolist() == [[128, 0], [1, 512], [129, 256]]
+    held = placed.tokens()
+    assert held[[0, 1, 128, 129, 256]].tolist() == [0, 1, 0, 2, 2] and (held == -1).sum() == 512 - 5
+    if layout == "psum":
+        assert placed.rows.tolist() == [2, 128, 130, 257]
+    else:
+        assert placed.rows[[0, 1, 128, 129, 256]].tolist() == [0, 0, 2, 2, 3]
+        assert (placed.rows == -1).sum() == 512 - 5
+
+
+def test_most_rows_is_enough_and_needed() -> None:
+    """The worst choices need exactly so many rows."""
+    for choices, experts in ((1, 8), (8, 8), (300, 8), (300, 2)):
+        spread = torch.arange(choices) % experts
+        for chosen in (spread, torch.zeros_like(spread), spread.clamp(max=1)):
+            placed = routing.place(chosen[:, None], experts, "psum")
+            assert placed.places.max() < placed.size
+    assert routing.most_rows(1, 8) == 128 and routing.most_rows(8, 8) == 1024
+
+
+def test_route() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0, -1.0], [0.0, 0.0, 5.0, 1.0]])
+    chosen, factors = route(logits, 2)
+    scores = logits.softmax(-1)
+    assert chosen.tolist() == [[1, 2], [2, 3]]
+    torch.testing.assert_close(factors.sum(-1), torch.ones(2))
+    torch.testing.assert_close(factors[0, 0] / factors[0, 1], scores[0, 1] / scores[0, 2])
+    chosen, factors = route(logits.to(BF16), 2, scoring="sigmoid", normalize=False, scale=2.5)
+    assert chosen.tolist() == [[1, 2], [2, 3]] and factors.dtype == torch.float32
+    torch.testing.assert_close(factors[0], 2.5 * torch.sigmoid(torch.tensor([3.0, 2.0])))
+    chosen, factors = route(logits, 1, bias=torch.tensor([9.0, 0, 0, 0]), normalize=False)
+    assert chosen.tolist() == [[0], [0]]  # chosen by its bias, weighted without
+    torch.testing.assert_close(factors[:, 0], scores[:, 0])
+    for call, message in (
+        (lambda: route(logits, 5), "top_k is 5; 1 to 4, the number of experts, is needed"),
+        (lambda: route(logits, 0), "top_k is 0; 1 to 4, the number of experts, is needed"),
+        (lambda: route(logits, 2, scoring="tanh"), "scoring is 'tanh'; 'softmax' or 'sigmoid' is needed"),
+        (
+            lambda: route(logits.int(), 2),
+            "logits is torch.int32 [2, 4]; a tensor [..., experts] of a floating-point type is needed",
+        ),
+        (
+            lambda: route(3, 2),
+            "logits is of type int; a tensor [..., experts] of a floating-point type is needed",
+        ),
+    ):
+        with pytest.raises(InputError) as refused:
+            call()
+        assert str(refused.value) == message

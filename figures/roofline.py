@@ -17,14 +17,20 @@ from .rows import TimedRow, TimesFile
 from .sheet import GRID, INK, MUTED, frame, sheet
 
 TENSOR_CORES = "cublaslt_tensorwise"
-# What a copy of many GB reaches on an H100 80GB HBM3 at 700 W (2026-11-22), bytes read and written counted.
-COPY_TB_S = 3.01
+# TB/s that a copy reaches, by GPU, bytes read and written counted: on an H100 a copy of many GB (2026-11-22),
+# on an H200 one of 352 MB (casts.json, L2 clean).
+COPY_TB_S = {"NVIDIA H100 80GB HBM3": 3.01, "NVIDIA H200": 4.32}
 STYLES = {"dense": ("#3b528b", "o"), "contiguous": ("#21918c", "s"), "masked": ("#e16462", "D")}
 
 
 def intensity(row: TimedRow) -> float:
     """Operations per byte that has to move, valid rows only."""
     return 1000 * row["tflops"] / row["gb_s"]
+
+
+def copy_tb_s(gpu: str) -> float:
+    """What memory gives a copy on this GPU; on one that was not measured, what an H100's does."""
+    return COPY_TB_S.get(gpu, COPY_TB_S["NVIDIA H100 80GB HBM3"])
 
 
 def roofline(production: TimesFile, ladder: TimesFile | None) -> Any:
@@ -76,7 +82,7 @@ def roofline(production: TimesFile, ladder: TimesFile | None) -> Any:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter("{x:g}")
-    _ceilings(axes, tensor, low, high)
+    _ceilings(axes, copy_tb_s(production["meta"]["gpu"]), tensor, low, high)
     at = [intensity(row) for row in rows if (row["m"], row["n"], row["k"]) == SHOWN]
     if at and rungs:
         drawn = {one.impl: one.tflops[SHOWN] for one in rungs if one.tflops[SHOWN] >= floor}
@@ -84,17 +90,17 @@ def roofline(production: TimesFile, ladder: TimesFile | None) -> Any:
     return figure
 
 
-def _ceilings(axes: Any, tensor: float | None, low: float, high: float) -> None:
-    """The two lines, from x = low to x = high, each with its name. tensor: TFLOPS, if it was measured."""
-    ridge = tensor / COPY_TB_S if tensor else None
+def _ceilings(axes: Any, copy: float, tensor: float | None, low: float, high: float) -> None:
+    """The two lines, from x = low to x = high, with their names. copy: TB/s; tensor: TFLOPS, if measured."""
+    ridge = tensor / copy if tensor else None
     look = {"textcoords": "offset points", "size": 8.5, "color": INK, "va": "bottom"}
     end = min(ridge or high, high)
-    axes.plot([low, end], [low * COPY_TB_S, end * COPY_TB_S], color=INK, linewidth=1.2, zorder=2)
-    begin, finish = (axes.transData.transform((x, x * COPY_TB_S)) for x in (low, end))
+    axes.plot([low, end], [low * copy, end * copy], color=INK, linewidth=1.2, zorder=2)
+    begin, finish = (axes.transData.transform((x, x * copy)) for x in (low, end))
     angle = math.degrees(math.atan2(finish[1] - begin[1], finish[0] - begin[0]))
     middle = math.sqrt(low * end)
     axes.annotate(
-        f"memory: {COPY_TB_S:g} TB/s, which a copy reaches", (middle, middle * COPY_TB_S), (-4, 6),
+        f"memory: {copy:g} TB/s, which a copy reaches", (middle, middle * copy), (-4, 6),
         rotation=angle, rotation_mode="anchor", ha="center", **look,
     )  # fmt: skip
     if tensor:

@@ -27,7 +27,7 @@ import numpy as np
 from gemm_ladder.figures import measured, rung_cards, timeline
 from gemm_ladder.ref import gemm, layouts, metrics
 from gemm_ladder.timeline import spans
-from workshop import drawing, drawing_tma, exercises, workbench, workbench_tma
+from workshop import drawing, drawing_tma, evidence, exercises, model, workbench, workbench_tma
 
 drawing.style()
 rung = gl.rungs["s4_tma"]
@@ -379,14 +379,30 @@ print("k = 200:", rung.supports(64, 128, 200))
 #
 # ## How fast it is
 #
-# The loads hide behind the products now, and the promotion does not. How many times as fast as s3_wgmma is
-# it?
+# The loads hide behind the products now, and the promotion does not. So the model loses its latency, and
+# something else can be seen that was behind it: the blocks together ask L2 for a tile of A and one of B for
+# every K block, and L2 gives some 9 TB/s to all SMs. That is the new term, **L2**. Memory is there, too, with
+# every byte once. What happens at the same time is not added: the longest counts.
+#
+# The chain of a K block is what hands over a stage (220 cycles: an mbarrier is waited for, the first WGMMA
+# goes its way through the pipe, its end is noticed), the WGMMAs, and the promotion. The model assumes that
+# the two blocks of an SM take turns, so that one multiplies while the other promotes.
 
-# %% tags=["guess"]
-exercises.guess("06.faster", None)
+# %%
+model.code(model.s4)
 
 # %%
 size = (4096, 7168, 16384)
+evidence.predict("s4_tma", size)
+
+# %% [markdown]
+# L2, by this. Guess the microseconds, and how many times as fast as s3_wgmma it is.
+
+# %% tags=["guess"]
+exercises.guess("06.us", None)
+exercises.guess("06.faster", None)
+
+# %%
 notes = drawing.bars(
     ["s1_naive", "s3_wgmma", "s4_tma", "cublaslt_blockwise", "cublaslt_tensorwise"], size, marked="s4_tma"
 )
@@ -397,9 +413,21 @@ exercises.found("06.faster", tflops["s4_tma"] / tflops["s3_wgmma"], "times as fa
 print(f"{tflops['s4_tma'] / tflops['cublaslt_tensorwise']:.0%} of the ceiling")
 print(*notes, sep="\n")
 
+# %%
+evidence.compare("s4_tma", "06.us")
+
 # %% [markdown]
-# ## What limits it now
+# Within a quarter, but for 32768 x 512. There a tile has four K blocks, and its beginning and its end,
+# which the model still leaves out, take longer than what is between them. The rest looks as if L2 were the
+# limit. Keep that in mind: it is a prediction that came true, and a prediction can come true for a wrong
+# reason.
 #
+# ## What limits it now
+
+# %%
+evidence.thread("s4_tma")
+
+# %% [markdown]
 # Warp 0 again, and the copy engine:
 
 # %%
@@ -417,6 +445,14 @@ drawing.timeline(found, max(span.end for span in found), "s4_tma: eight blocks o
 drawing_tma.gpu_timeline("s4_tma")
 
 # %% [markdown]
+# The number at its upper right is the **tensor-core share**, and every timeline has it: the operations that
+# the WGMMAs of all blocks on this SM did, over those that its tensor cores could have done in that time. It
+# is the same as ncu's number above, but for the time that the recording itself takes. That a WGMMA is *in
+# flight* says less: it is in flight from its issue until its warp has seen its end, also while it waits
+# behind the other block's. Orange bars are no work. How fast they pass is.
+#
+# Now compare the two blocks: do they take turns, as the model assumes?
+#
 # The long wait is for the first load. After it, the warp hardly waits for `full` here: look at its second
 # job instead. The first products of a block have a blue bar below them: its first thread waits for an empty
 # stage, announces, orders three boxes. The last ones have none, as everything has been ordered. Compare how

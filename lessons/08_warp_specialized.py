@@ -28,7 +28,7 @@ import gemm_ladder as gl
 import numpy as np
 from gemm_ladder.figures import measured, timeline
 from gemm_ladder.ref import gemm, layouts, metrics
-from workshop import drawing, drawing_warps, exercises, workbench
+from workshop import drawing, drawing_warps, evidence, exercises, model, workbench
 
 drawing.style()
 rung = gl.rungs["s6_warp_specialized"]
@@ -56,13 +56,16 @@ below, mine = drawing_warps.on_gpu("s5_tma_multicast"), drawing_warps.on_gpu("s6
 if below and mine:
     drawing_warps.before_after(below, mine, until=min(rows[0]["until"] for rows in (below, mine)))
     for rows in (below, mine):
-        busy, beside = timeline.overlap(rows)
-        print(f"{rows[0]['rung']}: WGMMAs in flight {busy:.0%} of the time,")
-        print(f"    {beside:.0%} of the promotion beside another warpgroup's WGMMAs, of this block")
+        print(f"{rows[0]['rung']}: {timeline.share_in_words(rows[0])};")
+        print(f"    {timeline.beside(rows):.0%} of the promotion beside the other warpgroup's WGMMAs")
 else:
     print("This rung's timeline has not been recorded on a GPU yet.")
 
 # %% [markdown]
+# The tensor-core share ([lesson 06](06_tma.ipynb)) is of all blocks of an SM, so a rung with two and a rung
+# with one compare. WGMMAs may be in flight for less of the time than before, and still do more, because none
+# waits behind another block's.
+#
 # The tile was a limit too. Count the operations for each byte that a block asks L2 for. Of the operand that
 # is shared it asks for half; the neighbour asks for the other half, and multicasts it.
 
@@ -208,10 +211,26 @@ print(
 )
 
 # %% [markdown]
-# ## How fast it is
+# ## How fast it is: first the prediction
+#
+# What changes in the model: a block has an SM to itself; the tensor cores multiply for two consumers, and
+# each consumer is a chain of its own slices. The two are at the same time, so the longer counts. That
+# replaces the turns that nobody arranged. And there is a new term, **begin and end**: with no second block
+# on the SM, a tile waits for its first stage, about a microsecond, and stores its outputs, with nothing
+# beside either. How long a store takes can be seen in the timeline of s5 above, in purple: 4.5 us for the
+# two blocks of an SM, with 16 KB each. Here a block has 64 KB.
+
+# %%
+model.code(model.s6, model._two_consumers)
 
 # %%
 size = (4096, 7168, 16384)
+evidence.predict(rung.name, size)
+
+# %% tags=["guess"]
+exercises.guess("08.us", None)
+
+# %%
 notes = drawing.bars(
     [*list(gl.rungs)[1:7], "cublaslt_blockwise", "cublaslt_tensorwise"], size, marked=rung.name
 )
@@ -224,6 +243,10 @@ if rung.name in tflops:
 else:
     print("s6_warp_specialized has not been measured on a GPU yet.")
 print(*notes, sep="\n")
+
+# %%
+evidence.compare(rung.name, "08.us")
+evidence.thread(rung.name)
 
 # %% [markdown]
 # ## What limits it now
@@ -239,11 +262,9 @@ print(*notes, sep="\n")
 exercises.guess("08.edges", None)
 
 # %%
-RATE = 4096 * 2  # operations of a cycle and SM, of FP8
-CLOCK = 1.755e9  # about what an H100 runs at when its tensor cores are busy
 matters = 0
 for k in (512, 2048, 7168, 16384):
-    multiply = 2 * 256 * 128 * k / RATE / CLOCK * 1e6
+    multiply = model.tensor(256, 128) * k / model.BLOCK / model.CLOCK_MHZ
     print(
         f"k = {k:5}: {multiply:5.1f} us of WGMMAs for a tile, "
         f"{2 / (2 + multiply):.0%} of the time without any"

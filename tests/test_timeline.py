@@ -100,8 +100,8 @@ SLOTS = 1 << 13
 
 
 def read(taken: list[tuple], blocks: tuple[int, ...]) -> stamps.Recording:
-    """The recording of these stamps, with the events of these blocks only, and without those that say on which
-    SM a block is."""
+    """The recording of these stamps, with the events of these blocks only, and without those that say on
+    which SM a block is."""
     shuffled = np.random.default_rng(0).permutation(np.array(placed() + taken + noise(), stamps.STAMP))
     recording = stamps.read(shuffled, NAMES, SLOTS)
     events = [event for event in recording.events if event.kind != "placed" and event.block in blocks]

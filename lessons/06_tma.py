@@ -494,8 +494,9 @@ print(f"A and B have {(m + n) * k / 1e6:.0f} MB; the blocks ask for {asked / 1e9
 print(f"{asked / microseconds / 1e6:.1f} TB/s")
 
 # %% [markdown]
-# An H100 SXM's memory gives 3.35 TB/s at most (NVIDIA's data sheet), so most of this comes from L2. And
-# blocks that lie below each other ask for the same tile of B. The next rung lets two of them share it.
+# By NVIDIA's data sheets memory gives 3.35 TB/s on an H100 and 4.8 on an H200, so most of this comes from
+# L2. And blocks that lie below each other ask for the same tile of B. The next rung lets two of them share
+# it.
 #
 # The card:
 

@@ -141,6 +141,17 @@ def test_every_block_on_the_sm_of_block_0_is_recorded() -> None:
     assert recording.groups == (len(taken) + len(of_sm_4)) / 4
 
 
+def test_a_clock_that_changes_later_does_not_bend_the_time_scale() -> None:
+    """After 25 us the SMs run at half their clock; block 0 has ended by then."""
+    late = [stamp("wgmma_fence", 25 + (us - 25) / 2, block=8) for us in np.linspace(26, 60, 400)]
+    late = [(*one[:3], (2**32 - 3200 + int(us * 1e3) // 32 * 32) % 2**32, *one[4:]) for one, us in
+            zip(late, np.linspace(26, 60, 400), strict=True)]  # fmt: skip
+    early = [stamp("wgmma_fence", us, block=block) for us in np.linspace(1, 24, 300) for block in (0, 9)]
+    recording = stamps.read(np.array(placed() + early + late, stamps.STAMP), NAMES, SLOTS)
+    assert recording.about["sm_mhz"] == pytest.approx(1755, rel=1e-3)
+    assert recording.about["residual_ns"] < 32
+
+
 def test_blocks_in_the_picture_are_those_at_work_with_block_0() -> None:
     lives = {0: (0, 10), 1: (0, 4), 2: (1, 12), 3: (11, 20)}
     found = [Span(block, WARP, 0, "consumer 0", "wait", *life) for block, life in lives.items()]

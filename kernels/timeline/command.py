@@ -59,7 +59,7 @@ class Case(NamedTuple):
 _GPU = Shape(4096, 7168, 1024)
 CASES = {
     "s4_tma": Case(_GPU, Shape(64, 128, 1024), 54, (0,), 12, (64, 128)),
-    "s5_tma_multicast": Case(_GPU, Shape(128, 128, 1024), 14, (0, 1), 12, (64, 128)),
+    "s5_tma_multicast": Case(_GPU, Shape(128, 128, 1024), 14, (0, 1), 16, (64, 128)),
     "s6_warp_specialized": Case(_GPU, Shape(256, 256, 1024), 20, (0,), 26, (256, 128)),
     "s7_persistent": Case(_GPU, Shape(512, 512, 512), 20, (0,), 20, None),
 }

@@ -126,7 +126,8 @@ def read(taken: np.ndarray, names: Sequence[str], slots: int) -> Recording:
     """Turn stamps into events: those of the thread blocks on block 0's SM.
 
     Args:
-        taken: of dtype STAMP, in any order. Stamps of all thread blocks help to fit the time scale.
+        taken: of dtype STAMP, in any order. The time scale is fitted to the stamps of all thread blocks
+            during block 0's life: later the SMs may have another clock.
         names: the events' names by number.
         slots: a warp's.
 
@@ -142,7 +143,10 @@ def read(taken: np.ndarray, names: Sequence[str], slots: int) -> Recording:
     clock = np.zeros(len(taken))  # cycles; every SM counts from a moment of its own
     for one in np.unique(sm):
         clock[sm == one] = _since(taken["end"][sm == one])
-    scale = _Scale.fit(sm, clock, _since(taken["globaltimer"]))
+    ns = _since(taken["globaltimer"])
+    life = ns[taken["block"] == 0]
+    near = (ns >= life.min()) & (ns <= life.max())
+    scale = _Scale.fit(sm[near], clock[near], ns[near])
     end = scale.us(sm, clock)
 
     blocks = sorted(block for block in sm_of if sm_of[block] == sm_of[0])
@@ -240,7 +244,7 @@ class _Scale:
         )
 
     def us(self, sm: np.ndarray, cycles: np.ndarray) -> np.ndarray:
-        zero = np.array([self.zero.get(one, 0.0) for one in range(max(self.zero) + 1)])
+        zero = np.array([self.zero.get(one, 0.0) for one in range(max(sm.max(), *self.zero) + 1)])
         return zero[sm] + cycles * self.us_a_cycle
 
     def about(self) -> dict[str, float]:

@@ -86,7 +86,7 @@ def share_in_words(row: TimelineRow) -> str:
     share, busy = row["tensor_share"], row["in_flight"]
     return (
         f"Tensor-core share {share:.0%}: a WGMMA in flight {busy:.0%} of the time, at {share / busy:.0%} of "
-        "their rate"
+        "the full rate"
     )
 
 
@@ -227,4 +227,6 @@ def _provenance(rows: Sequence[TimelineRow], meta: TimelineMeta) -> str:
         )
     if len({row["block"] for row in gpu}) > len({row["sm"] for row in gpu}):
         words += "The blocks share an SM. "
+    if any("tensor_share" in row for row in gpu):
+        words += "The share is of all blocks that ran on the SM, during the whole launch. "
     return f"{words}{meta['date']}, kernel sources {meta['sources'][:12]}."

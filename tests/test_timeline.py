@@ -497,7 +497,7 @@ def test_picture_names_everything_and_nothing_overlaps(blocks: tuple[int, ...]) 
         "The emulator",
         "H100",
         "101.0 us",
-        "Tensor-core share 43%: a WGMMA in flight 50% of the time, at 86% of their rate",
+        "Tensor-core share 43%: a WGMMA in flight 50% of the time, at 86% of the full rate",
     ):
         assert expected in words
     assert len(drawn.axes) == 2

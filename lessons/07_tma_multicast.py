@@ -288,17 +288,17 @@ exercises.found("07.faster", 100 * (s5[size] / s4[size] - 1), "per cent faster t
 print(*notes, sep="\n")
 
 # %% [markdown]
-# A third of the traffic is gone, and the prediction has failed:
+# A third of the traffic is gone, and the prediction has failed. It has two thirds of s4's time:
 
 # %%
 evidence.compare("s5_tma_multicast", "07.us")
 
 # %% [markdown]
-# So L2 was not what limited s4, although the model with L2 in it had been right about s4. That happens when
+# So L2 was not what limited s4, although the model with L2 in it was not far off for s4. That happens when
 # two terms are about equally long and one of them is wrong. An experiment that changes only one of them, as
 # this rung does, tells them apart. Which is the wrong one comes at the end of the lesson. What about the
-# other shapes? Where there are many tiles,
-# count also how much longer *one* takes. An SM makes two at a time:
+# other shapes? Where there are many tiles, count also how much longer *one* takes. An SM makes two at a
+# time:
 
 # %%
 sms = measured.load(measured.DATA / "ladder.json")["meta"]["num_sms"]

@@ -57,7 +57,9 @@ if below and mine:
     drawing_warps.before_after(below, mine, until=min(rows[0]["until"] for rows in (below, mine)))
     for rows in (below, mine):
         print(f"{rows[0]['rung']}: {timeline.share_in_words(rows[0])};")
-        print(f"    {timeline.beside(rows):.0%} of the promotion beside the other warpgroup's WGMMAs")
+        print(
+            f"    {timeline.beside(rows):.0%} of this block's promotion beside its other warpgroup's WGMMAs"
+        )
 else:
     print("This rung's timeline has not been recorded on a GPU yet.")
 
@@ -253,23 +255,22 @@ evidence.thread(rung.name)
 #
 # A block has all of an SM: of its shared memory the ring takes most, of its registers the consumers. So there
 # is no second block that could multiply while this one begins or ends. Beginning, it waits for its first
-# stage; ending, it stores its tile, and its tensor cores have nothing to do. How much is that? Let a stage
-# arrive a microsecond after it was asked for, and let the store take another; a block of 128 along k takes
-# what the tensor cores need for it. Predict: for how many of DeepSeek-V3's four k, 512, 2048, 7168 and 16384,
-# is it more than a tenth of the time?
+# stage; ending, it stores its tile, and its tensor cores have nothing to do. How much is that? Take
+# the model's begin and end of a tile, and for a K block what the tensor cores need. Predict: for how many of
+# DeepSeek-V3's four k, 512, 2048, 7168 and 16384, is it more than a tenth of the time?
 
 # %% tags=["guess"]
 exercises.guess("08.edges", None)
 
 # %%
-matters = 0
+matters, edges = 0, model.FILL_US + 256 * 128 * 2 / model.STORE
 for k in (512, 2048, 7168, 16384):
     multiply = model.tensor(256, 128) * k / model.BLOCK / model.CLOCK_MHZ
     print(
         f"k = {k:5}: {multiply:5.1f} us of WGMMAs for a tile, "
-        f"{2 / (2 + multiply):.0%} of the time without any"
+        f"{edges / (edges + multiply):.0%} of the time without any"
     )
-    matters += 2 / (2 + multiply) > 0.1
+    matters += edges / (edges + multiply) > 0.1
 exercises.found("08.edges", matters, "of the four")
 
 # %% [markdown]

@@ -54,7 +54,9 @@ if below and mine:
     drawing_warps.before_after(below, mine, until=min(rows[0]["until"] for rows in (below, mine)))
     for rows in (below, mine):
         print(f"{rows[0]['rung']}: {timeline.share_in_words(rows[0])};")
-        print(f"    {timeline.beside(rows):.0%} of the promotion beside the other warpgroup's WGMMAs")
+        print(
+            f"    {timeline.beside(rows):.0%} of this block's promotion beside its other warpgroup's WGMMAs"
+        )
 
 # %% [markdown]
 # ## The change to the file

@@ -8,7 +8,7 @@ production kernels' own run.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from .ladder import spread
 from .measured import CEILING, SHOWN, name_of, number, provenance, series
@@ -17,20 +17,23 @@ from .rows import TimedRow, TimesFile
 from .sheet import GRID, INK, MUTED, frame, sheet
 
 TENSOR_CORES = "cublaslt_tensorwise"
-# TB/s that a copy reaches, by GPU, bytes read and written counted: on an H100 a copy of many GB (2026-11-22),
-# on an H200 one of 352 MB (casts.json, L2 clean).
-COPY_TB_S = {"NVIDIA H100 80GB HBM3": 3.01, "NVIDIA H200": 4.32}
+
+
+class Memory(NamedTuple):
+    """A GPU's memory, in TB/s: by NVIDIA's data sheet, and what a copy reads and writes together."""
+
+    sheet: float
+    copy: float
+
+
+# The copies: of many GB, measured on 2026-11-22; of casts.json's largest, L2 cold and dirty, on 2026-11-29.
+MEMORY = {"NVIDIA H100 80GB HBM3": Memory(3.35, 3.01), "NVIDIA H200": Memory(4.8, 4.14)}
 STYLES = {"dense": ("#3b528b", "o"), "contiguous": ("#21918c", "s"), "masked": ("#e16462", "D")}
 
 
 def intensity(row: TimedRow) -> float:
     """Operations per byte that has to move, valid rows only."""
     return 1000 * row["tflops"] / row["gb_s"]
-
-
-def copy_tb_s(gpu: str) -> float:
-    """What memory gives a copy on this GPU; on one that was not measured, what an H100's does."""
-    return COPY_TB_S.get(gpu, COPY_TB_S["NVIDIA H100 80GB HBM3"])
 
 
 def roofline(production: TimesFile, ladder: TimesFile | None) -> Any:
@@ -82,7 +85,8 @@ def roofline(production: TimesFile, ladder: TimesFile | None) -> Any:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter("{x:g}")
-    _ceilings(axes, copy_tb_s(production["meta"]["gpu"]), tensor, low, high)
+    memory = MEMORY.get(production["meta"]["gpu"])
+    _ceilings(axes, memory.copy if memory else None, tensor, low, high)
     at = [intensity(row) for row in rows if (row["m"], row["n"], row["k"]) == SHOWN]
     if at and rungs:
         drawn = {one.impl: one.tflops[SHOWN] for one in rungs if one.tflops[SHOWN] >= floor}
@@ -90,19 +94,20 @@ def roofline(production: TimesFile, ladder: TimesFile | None) -> Any:
     return figure
 
 
-def _ceilings(axes: Any, copy: float, tensor: float | None, low: float, high: float) -> None:
-    """The two lines, from x = low to x = high, with their names. copy: TB/s; tensor: TFLOPS, if measured."""
-    ridge = tensor / copy if tensor else None
+def _ceilings(axes: Any, copy: float | None, tensor: float | None, low: float, high: float) -> None:
+    """The two lines, from x = low to x = high, each with its name. copy is TB/s, tensor TFLOPS, if known."""
+    ridge = tensor / copy if tensor and copy else None
     look = {"textcoords": "offset points", "size": 8.5, "color": INK, "va": "bottom"}
-    end = min(ridge or high, high)
-    axes.plot([low, end], [low * copy, end * copy], color=INK, linewidth=1.2, zorder=2)
-    begin, finish = (axes.transData.transform((x, x * copy)) for x in (low, end))
-    angle = math.degrees(math.atan2(finish[1] - begin[1], finish[0] - begin[0]))
-    middle = math.sqrt(low * end)
-    axes.annotate(
-        f"memory: {copy:g} TB/s, which a copy reaches", (middle, middle * copy), (-4, 6),
-        rotation=angle, rotation_mode="anchor", ha="center", **look,
-    )  # fmt: skip
+    if copy:
+        end = min(ridge or high, high)
+        axes.plot([low, end], [low * copy, end * copy], color=INK, linewidth=1.2, zorder=2)
+        begin, finish = (axes.transData.transform((x, x * copy)) for x in (low, end))
+        angle = math.degrees(math.atan2(finish[1] - begin[1], finish[0] - begin[0]))
+        middle = low**0.4 * end**0.6  # nearer to the ridge than to the labels of the axis
+        axes.annotate(
+            f"memory: {copy:g} TB/s, which a copy reaches", (middle, middle * copy), (-4, 6),
+            rotation=angle, rotation_mode="anchor", ha="center", **look,
+        )  # fmt: skip
     if tensor:
         axes.plot([max(ridge or low, low), high], [tensor, tensor], color=INK, linewidth=1.2, zorder=2)
         axes.annotate(

@@ -276,9 +276,8 @@ for size, mode in at:
 impls = [name for name in gl.rungs if name != "s0_numpy"] + ["cublaslt_tensorwise"]
 sizes = [(64, 7168, 16384), (512, 512, 512), (4096, 32768, 512), (4096, 7168, 16384)]
 drawing_results.roofline(sizes, impls)
-gpu = drawing_results.gpu()
-print(f"data sheet: {drawing_results.SHEET_TB_S[gpu]} TB/s, {drawing_results.SHEET_TFLOPS} TFLOPS")
-print(f"reached:    {roofline.copy_tb_s(gpu)} TB/s, {drawing_results.ceiling():.0f} TFLOPS")
+print(f"data sheet: {drawing_results.memory().sheet} TB/s, {drawing_results.SHEET_TFLOPS} TFLOPS")
+print(f"reached:    {drawing_results.memory().copy} TB/s, {drawing_results.ceiling():.0f} TFLOPS")
 
 # %% [markdown]
 # Read it column by column.

@@ -120,10 +120,12 @@ def test_roofline() -> None:
     )
     slow = data({("s0", Product("dense", 1, DEEPSEEK_V3[-3])): 1e6})
     ladder["rows"] += slow["rows"]
-    texts = pictures.texts(roofline.roofline(whole(), ladder))
+    found = whole()
+    found["meta"]["gpu"] = "NVIDIA H200"
+    texts = pictures.texts(roofline.roofline(found, ladder))
     pictures.check(texts)
     words = [text for text, _ in texts]
-    for beginning in ("memory: 3.01 TB/s", "tensor cores: ", "s1  ", "s2  ", "s3  "):
+    for beginning in ("memory: 4.14 TB/s", "tensor cores: ", "s1  ", "s2  ", "s3  "):
         assert sum(word.startswith(beginning) for word in words) == 1, beginning
     assert not any(word.startswith("s0  ") for word in words)
     assert any("Too slow for the picture: s0 (0.962)." in word for word in words)

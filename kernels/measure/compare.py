@@ -3,7 +3,7 @@
 With a Hopper GPU, every rung is built, checked against the reference and timed beside its peers. If all
 rungs, shapes and states of L2 were measured in a checkout, figures/data/ladder.json and its figures and
 tables are renewed. Without a Hopper GPU, every rung runs on the emulator at small shapes, and the times
-recorded on an H100 are shown, marked as recorded.
+recorded on a GPU are shown, marked as recorded.
 """
 
 from __future__ import annotations

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from gemm_ladder.figures.rows import TimedRow
-from gemm_ladder.measure import problems, session, timing
+from gemm_ladder.measure import cells, problems, session, timing, warming
 from gemm_ladder.measure.peers import PEERS, UNSCALED, Peer
 from gemm_ladder.measure.product import How, measure_each, measure_product
 from gemm_ladder.measure.session import Measured
-from gemm_ladder.measure.shapes import Shape
-from gemm_ladder.rungs import NumpyRung, Rung
+from gemm_ladder.measure.shapes import Cell, Shape
+from gemm_ladder.rungs import NumpyRung, ProductionRung, Rung
 
 
 def on_gpu(
@@ -30,6 +30,10 @@ def on_gpu(
     result: Measured[TimedRow] = Measured()
     with torch.cuda.device(device):
         session.build_all(kernels, "cuda")
+        products = [Cell("dense", 1, shape) for shape in sizes]
+        own = products if any(isinstance(rung, ProductionRung) for rung in kernels) else []
+        configs = dict.fromkeys(cells.configuration(product, device) for product in own)
+        warming.compile_all(list(configs), products if "deep_gemm" in others else ())
         measure_each(
             sizes,
             "shapes",

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import gemm_ladder
 import torch
-from gemm_ladder import launch, precompiling
+from gemm_ladder import launch
 from gemm_ladder.figures import production as comparison
 from gemm_ladder.figures import tables
 from gemm_ladder.figures.rows import TimedRow
-from gemm_ladder.measure import peers, problems, session, shapes, timing
+from gemm_ladder.measure import peers, problems, session, shapes, timing, warming
 from gemm_ladder.measure.operands import Operands, held_rows, interface_call, make_operands
 from gemm_ladder.measure.product import How, Maker, measure_each, measure_product
-from gemm_ladder.measure.shapes import MASKED_MAX_M, PRODUCTS, Product
+from gemm_ladder.measure.shapes import MASKED_MAX_M, PRODUCTS, Cell, Product
 from gemm_ladder.production import launching
 from gemm_ladder.production.config import Config
 from gemm_ladder.settings import num_sms_limit
@@ -83,7 +83,7 @@ def on_gpu(
     result: session.Measured[TimedRow] = session.Measured()
     with torch.cuda.device(device):
         found = configurations(chosen, device)
-        precompiling.build_all(list(dict.fromkeys(found.values())), "cuda")
+        warming.compile_all(list(dict.fromkeys(found.values())), [as_cell(product) for product in chosen])
         measure_each(chosen, "rows", lambda row, how: measure_row(row, how, result), states, device, result)
     result.meta["protocol"] = f"{result.meta['protocol']}; {PROTOCOL}"
     result.meta["configurations"] = {str(product): config.name for product, config in found.items()}
@@ -100,6 +100,12 @@ def configurations(chosen: Sequence[Product], device: torch.device) -> dict[Prod
         rows = MASKED_MAX_M if kind == "masked" else sum(held_rows(product))
         found[product] = launching.configuration(kind, rows, n, k, groups, m, num_sms, gpu)
     return found
+
+
+def as_cell(product: Product) -> Cell:
+    """A product for which DeepGEMM needs about the same kernel: its groups' rows are drawn otherwise."""
+    kind, groups, shape = product
+    return Cell(kind, groups, shape, *((MASKED_MAX_M, shape.m) if kind == "masked" else ()))
 
 
 def measure_row(product: Product, how: How, result: session.Measured[TimedRow]) -> bool:

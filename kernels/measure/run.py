@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gemm_ladder import precompiling
 from gemm_ladder.errors import InputError, one_line
 from gemm_ladder.figures import everywhere, measured
 from gemm_ladder.figures.rows import EverywhereRow, fields
@@ -154,10 +153,8 @@ def _that_fit(step: Sequence[Cell], device: torch.device, result: Run) -> tuple[
 
 def _build(step: Sequence[Cell], device: torch.device, deep_gemm: bool) -> None:
     """Compile the kernels of a step, ours and DeepGEMM's, before anything is timed."""
-    with warming.warming(step if deep_gemm else ()) as wait:
-        configs = dict.fromkeys(cells.configuration(cell, device) for cell in step)
-        precompiling.build_all(list(configs), "cuda")
-        wait()
+    configs = dict.fromkeys(cells.configuration(cell, device) for cell in step)
+    warming.compile_all(list(configs), step if deep_gemm else ())
 
 
 def _deep_gemm() -> tuple[str | None, str | None]:

@@ -1,4 +1,4 @@
-"""Compiling DeepGEMM's kernels ahead, in processes of their own:
+"""Compiling kernels before any is timed: ours, and DeepGEMM's in processes of their own:
 
     python -m gemm_ladder.measure.warming       reads products from stdin, and calls DeepGEMM with each
 
@@ -20,10 +20,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from gemm_ladder import precompiling
 from gemm_ladder.measure import peers, session, timing
 from gemm_ladder.measure.operands import interface_call
 from gemm_ladder.measure.pool import Pool
 from gemm_ladder.measure.shapes import Cell, Shape
+from gemm_ladder.production.config import Config
 
 PROCESSES = 12
 MAX_BYTES = 3 << 30  # of a product's operands and output: larger ones compile when they are measured
@@ -72,6 +74,18 @@ def warming(cells: Sequence[Cell]) -> Iterator[Callable[[], None]]:
             if process.poll() is None:
                 process.kill()
                 process.wait()
+
+
+def compile_all(configs: Sequence[Config], cells: Sequence[Cell]) -> None:
+    """Compile our kernels of these configurations, and at the same time DeepGEMM's of these products, where
+    it can be imported."""
+    try:
+        peers.deep_gemm_library()
+    except Exception:  # a library may fail to load with any exception
+        cells = ()
+    with warming(cells) as wait:
+        precompiling.build_all(configs, "cuda")
+        wait()
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gemm_ladder.figures import measured
 from gemm_ladder.figures.ladder import spread as spread_apart
-from gemm_ladder.figures.roofline import copy_tb_s, intensity
+from gemm_ladder.figures.roofline import MEMORY, Memory, intensity
 from matplotlib import colormaps
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -20,9 +20,12 @@ from workshop.drawing import BLUE, EIGHT, GRID, INK, MUTED, ORANGE, _pale
 Size = tuple[int, int, int]  # m, n, k
 Row = Mapping[str, Any]
 
-# The data sheets of the H100 SXM and the H200 SXM: FP8 without sparsity, and memory.
-SHEET_TFLOPS = 1979
-SHEET_TB_S = {"NVIDIA H100 80GB HBM3": 3.35, "NVIDIA H200": 4.8}
+SHEET_TFLOPS = 1979  # FP8 without sparsity, by the data sheets of the H100 SXM and of the H200
+
+
+def memory() -> Memory:
+    """TB/s of the memory of the GPU that ladder.json is of."""
+    return MEMORY[measured.recorded()["meta"]["gpu"]]
 
 
 def rows(impl: str | None = None, l2: str = "dirty", name: str = "ladder.json") -> list[Row]:
@@ -53,11 +56,6 @@ def page(figure: Figure) -> Figure:
 
 def name(shape: Size) -> str:
     return " x ".join(map(str, shape))
-
-
-def gpu(name: str = "ladder.json") -> str:
-    """The GPU that a file of times is of."""
-    return measured.load(measured.DATA / name)["meta"]["gpu"]
 
 
 def ceiling() -> float:
@@ -147,8 +145,8 @@ def roofline(shapes: Sequence[Size], impls: Sequence[str]) -> None:
     axes.set_yscale("log")
     x = np.logspace(math.log10(60), math.log10(20000), 300)
     for tb_s, tflops, style, words in (
-        (SHEET_TB_S[gpu()], SHEET_TFLOPS, ":", "data sheet"),
-        (copy_tb_s(gpu()), ceiling(), "-", "reached"),
+        (memory().sheet, SHEET_TFLOPS, ":", "data sheet"),
+        (memory().copy, ceiling(), "-", "reached"),
     ):
         axes.plot(x, np.minimum(x * tb_s, tflops), color=INK, linewidth=1.1, linestyle=style, label=words)
     lowest = min(row["tflops"] for shape in shapes for impl, row in at[shape].items() if impl in impls)
@@ -196,12 +194,12 @@ def _rung_colour(impl: str, impls: Sequence[str]) -> tuple[float, ...]:
 def of_the_roof(impl: str) -> None:
     """Which part of the nearest roof, as reached, an implementation gets at every shape."""
     found = sorted(rows(impl), key=intensity)
-    copy, tensor = copy_tb_s(gpu()), ceiling()
+    tb_s, tensor = memory().copy, ceiling()
     _, axes = plt.subplots(figsize=(9, 0.8 + 0.19 * len(found)))
     for y, row in enumerate(found):
-        memory, compute = intensity(row) * copy, tensor
-        part = row["tflops"] / min(memory, compute)
-        axes.barh(y, part, height=0.7, color=BLUE if memory < compute else ORANGE)
+        by_memory, compute = intensity(row) * tb_s, tensor
+        part = row["tflops"] / min(by_memory, compute)
+        axes.barh(y, part, height=0.7, color=BLUE if by_memory < compute else ORANGE)
         axes.annotate(f"{part:.0%}", (part, y), (4, 0), textcoords="offset points", va="center", size=7.5)
     axes.set_yticks(range(len(found)), [name(size(row)) for row in found], size=8)
     axes.invert_yaxis()

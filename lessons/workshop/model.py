@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from gemm_ladder.arguments import H100_SMS as SMS
 from gemm_ladder.arguments import ceil_div
-from gemm_ladder.figures.roofline import copy_tb_s
+from gemm_ladder.figures import measured
 from gemm_ladder.production.launching import configuration
 from gemm_ladder.production.prediction import (
     BLOCK_CYCLES,
@@ -49,9 +49,8 @@ FILL_US = 1.0  # until the first stage of an empty ring has arrived, a round fig
 # two blocks with 16 KB each take 4.5 us, all SMs at the same time.
 STORE = 2 * 64 * 128 * 2 / 4.5
 
-MEMORY = (
-    copy_tb_s(drawing_results.gpu()) * 1e6
-)  # bytes a microsecond: what a copy reaches on the GPU measured
+# Bytes a microsecond from and to memory: what a copy reaches on the GPU that was measured.
+MEMORY = drawing_results.memory().copy * 1e6
 
 BLOCK = 128  # of K: one promotion
 TWO_TILES = (256, 128), (128, 192)  # of s7
@@ -154,7 +153,7 @@ def s8(m: int, n: int, k: int) -> Prediction:
 
 def s9(m: int, n: int, k: int) -> Prediction:
     """The estimate of production's model for the configuration that a call would run."""
-    found = predict(configuration("dense", m, n, k, 1, None, SMS, drawing_results.gpu()), m)
+    found = predict(configuration("dense", m, n, k, 1, None, SMS, measured.recorded()["meta"]["gpu"]), m)
     return Prediction(found.estimate_us, floor(m, n, k))
 
 

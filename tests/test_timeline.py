@@ -213,8 +213,12 @@ def actors(found: list[Span]) -> dict[tuple[int, str, int], list[Span]]:
     return of_actor
 
 
-def check_well_formed(found: list[Span]) -> None:
-    """Assert what holds for every rung on either machine."""
+def check_well_formed(found: list[Span], events: list[Event]) -> None:
+    """Assert what holds for every rung on either machine; the spans are of the events."""
+    at = {
+        kind: {event[:3] for event in events if event.kind == kind} for kind in ("wgmma_fence", "wgmma_pass")
+    }
+    instants = at["wgmma_fence"] & at["wgmma_pass"]  # groups that took no step of the emulator's scheduler
     of_actor = actors(found)
     kinds = {
         COPY_ENGINE: {"load"},
@@ -228,7 +232,9 @@ def check_well_formed(found: list[Span]) -> None:
         assert all(one.end <= next_.begin for one, next_ in itertools.pairwise(mine)), (block, unit, index)
         if unit == WARP:
             products = of_actor.get((block, TENSOR_CORE, index), [])
-            ends = {span.end for span in products}
+            ends = {span.end for span in products} | {
+                time for time, *who in instants if who == [block, index]
+            }
             assert all(span.begin in ends for span in mine if span.what == "promote")
             assert (mine[0].role == "producer") == (not products)
             if mine[0].role == "producer":
@@ -254,8 +260,9 @@ def test_timelines_of_the_emulator(name: str, seed: int) -> None:
     with gl.emulator(seed=seed, record=True) as run:
         gl.rungs[name]((problem.a, problem.sfa), (problem.b, problem.sfb), problem.output())
     recorded = run.events[run.events["cluster"] == 0]
-    found = spans.spans(spans.of_emulator(run.events))
-    check_well_formed(found)
+    events = spans.of_emulator(run.events)
+    found = spans.spans(events)
+    check_well_formed(found, events)
 
     for block in {span.block for span in found}:
         here = recorded[recorded["block"] == block]
@@ -266,9 +273,12 @@ def test_timelines_of_the_emulator(name: str, seed: int) -> None:
             len(warps) == len({span.role for span in found if span.index in warps and span.unit == WARP}) * 4
         )
         for warp in warps:
-            commits = (here["kind"] == "wgmma_commit") & (here["thread"] == 32 * warp)
+            lane_0 = here[here["thread"] == 32 * warp]
+            begun, ended = (lane_0["step"][lane_0["kind"] == f"wgmma_{what}"] for what in ("fence", "pass"))
+            assert len(begun) == len(ended) == (lane_0["kind"] == "wgmma_commit").sum() > 0
             products = [s for s in found if (s.block, s.unit, s.index) == (block, TENSOR_CORE, warp)]
-            assert len(products) == commits.sum() > 0
+            # A group may take no step of the scheduler; then there is no span.
+            assert len(products) == (ended > begun).sum() > 0
     roles = {span.role for span in found if span.unit == WARP}
     one = {"consumer 0"}
     specialised = name in ("s6_warp_specialized", "s7_persistent")
@@ -308,7 +318,7 @@ def test_timelines_of_a_gpu(name: str) -> None:
     # still a fraction of a K block, which takes half a microsecond or more.
     assert recording.about["residual_ns"] < 250
     found = spans.spans(recording.events)
-    check_well_formed(found)
+    check_well_formed(found, recording.events)
     for block in recording.sm:
         first = [span for span in found if (span.block, span.unit) == (block, TENSOR_CORE)]
         products = sum(span.index == first[0].index for span in first)

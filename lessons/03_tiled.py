@@ -229,9 +229,18 @@ print("k = 200:", rung.supports(64, 128, 200))
 #
 # ## How fast it is: first the prediction
 #
-# The last line above left out what comes in every step of 16 of k, and every block of 128. This is the model
-# with all of it. Tiles are made in **waves**: all SMs begin one, and the last wave takes as long as the
-# others, however few tiles it has.
+# The last line above left out what comes in every step of 16 of k, and every block of 128. Tiles are made
+# in **waves**: all SMs begin one, and the last wave takes as long as the others, however few tiles it has.
+# And an SM has room for one such block, because of the registers, and so for two warps at each of its four
+# schedulers. How many microseconds do you expect?
+
+# %% tags=["guess"]
+exercises.guess("03.measured", None)
+
+# %% [markdown]
+# This is the model with all of it, but for the schedulers: while both warps wait at `__syncthreads`, or for a
+# number from shared memory, nothing is issued. The model does not know that: its time is the least that there
+# can be.
 
 # %%
 model.code(model.s2, model.waves)
@@ -240,14 +249,6 @@ model.code(model.s2, model.waves)
 evidence.predict("s2_tiled", size)
 tiles, waves = model.tiles(*size[:2], 128, 128), model.waves(*size[:2], 128, 128, SMS)
 print(f"{tiles} tiles on {SMS} SMs: {waves} waves, of which {tiles / SMS / waves:.0%} is work")
-
-# %% [markdown]
-# An SM has room for one such block, because of the registers, and so for two warps at each of its four
-# schedulers. While both wait at `__syncthreads`, or for a number from shared memory, nothing is issued. The
-# model does not know that: its time is the least that there can be. How many microseconds do you expect?
-
-# %% tags=["guess"]
-exercises.guess("03.measured", None)
 
 # %%
 notes = drawing.bars(["s1_naive", "s2_tiled", "s3_wgmma", "cublaslt_tensorwise"], size, marked="s2_tiled")

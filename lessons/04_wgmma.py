@@ -311,6 +311,12 @@ print("k = 200:", rung.supports(64, 128, 200))
 #
 # The promotion is here, too, with 1.5 cycles for each column: one for the `fmaf` of each of two rows would be
 # the least.
+#
+# Guess the microseconds, and how many times as fast as s1_naive the kernel is.
+
+# %% tags=["guess"]
+exercises.guess("04.us", None)
+exercises.guess("04.faster", None)
 
 # %%
 model.code(model.s3, model.tensor, model.promotion)
@@ -320,12 +326,7 @@ size = (4096, 7168, 16384)
 evidence.predict("s3_wgmma", size)
 
 # %% [markdown]
-# Nearly all of it is latency. Do you believe that? Guess the microseconds, and how many times as fast as
-# s1_naive the kernel is.
-
-# %% tags=["guess"]
-exercises.guess("04.us", None)
-exercises.guess("04.faster", None)
+# Nearly all of it is latency. Do you believe that?
 
 # %%
 notes = drawing.bars(

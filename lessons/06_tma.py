@@ -387,6 +387,12 @@ print("k = 200:", rung.supports(64, 128, 200))
 # The chain of a K block is what hands over a stage (220 cycles: an mbarrier is waited for, the first WGMMA
 # goes its way through the pipe, its end is noticed), the WGMMAs, and the promotion. The model assumes that
 # the two blocks of an SM take turns, so that one multiplies while the other promotes.
+#
+# Guess the microseconds, and how many times as fast as s3_wgmma it is.
+
+# %% tags=["guess"]
+exercises.guess("06.us", None)
+exercises.guess("06.faster", None)
 
 # %%
 model.code(model.s4)
@@ -396,11 +402,7 @@ size = (4096, 7168, 16384)
 evidence.predict("s4_tma", size)
 
 # %% [markdown]
-# L2, by this. Guess the microseconds, and how many times as fast as s3_wgmma it is.
-
-# %% tags=["guess"]
-exercises.guess("06.us", None)
-exercises.guess("06.faster", None)
+# L2, by this.
 
 # %%
 notes = drawing.bars(

@@ -259,7 +259,12 @@ print(f"s5 asks for {asked[rung.name] / asked['s4_tma']:.0%} of what s4 asks for
 # ## How fast it is
 #
 # The model needs no new term. In s4 its longest was L2; here a block asks L2 for half of B's tile, and the
-# neighbour for the other half:
+# neighbour for the other half. How many microseconds will it take for 4096 x 7168 x 16384, where sums are
+# long, and by how many per cent is it faster than s4_tma? Slower is a number below 0.
+
+# %% tags=["guess"]
+exercises.guess("07.us", None)
+exercises.guess("07.faster", None)
 
 # %%
 model.code(model.s5)
@@ -269,12 +274,7 @@ size = (4096, 7168, 16384)
 evidence.predict("s5_tma_multicast", size)
 
 # %% [markdown]
-# Two thirds of s4's time. Guess for yourself: how many microseconds at this shape, where sums are long, and
-# by how many per cent is it faster than s4_tma? Slower is a number below 0.
-
-# %% tags=["guess"]
-exercises.guess("07.us", None)
-exercises.guess("07.faster", None)
+# Two thirds of s4's time.
 
 # %%
 notes = drawing.bars(

@@ -221,6 +221,11 @@ print(
 # on the SM, a tile waits for its first stage, about a microsecond, and stores its outputs, with nothing
 # beside either. How long a store takes can be seen in the timeline of s5 above, in purple: 4.5 us for the
 # two blocks of an SM, with 16 KB each. Here a block has 64 KB.
+#
+# How many microseconds do you expect for 4096 x 7168 x 16384?
+
+# %% tags=["guess"]
+exercises.guess("08.us", None)
 
 # %%
 model.code(model.s6, model._two_consumers)
@@ -228,9 +233,6 @@ model.code(model.s6, model._two_consumers)
 # %%
 size = (4096, 7168, 16384)
 evidence.predict(rung.name, size)
-
-# %% tags=["guess"]
-exercises.guess("08.us", None)
 
 # %%
 notes = drawing.bars(

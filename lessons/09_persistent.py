@@ -418,7 +418,12 @@ print(
 # ## How fast it is: first the prediction
 #
 # In the model, **begin and end** loses the ring that has to fill, except for the first tile, and a second
-# tile is there to choose. The rest is s6's:
+# tile is there to choose. The rest is s6's. How many microseconds does it take for 4096 x 7168 x 16384, and
+# how many times as fast as s5_tma_multicast is it? Guess.
+
+# %% tags=["guess"]
+exercises.guess("09.us", None)
+exercises.guess("09.faster", None)
 
 # %%
 model.code(model.s7)
@@ -428,13 +433,6 @@ size = (4096, 7168, 16384)
 evidence.predict(rung.name, size)
 for shape in ((4096, 7168, 16384), (4096, 32768, 512)):
     print(f"{' x '.join(map(str, shape))}: {model.s7(*shape).us / model.s6(*shape).us:.2f} of s6's time")
-
-# %% [markdown]
-# How many microseconds does it take, and how many times as fast as s5_tma_multicast is it? Guess.
-
-# %% tags=["guess"]
-exercises.guess("09.us", None)
-exercises.guess("09.faster", None)
 
 # %%
 notes = drawing.bars(

@@ -272,7 +272,14 @@ print("where:", "on the GPU" if workbench.HOPPER else "on the emulator")
 # What can it gain at most? In the model of s7 a consumer's promotion takes 1.5 cycles for each column: 192
 # for a slice, of which the `fmaf` need only the half-cycle of each column that 64 rows take on 128 lanes,
 # 64 in all. That is the last unit that was not a term of its own, the **issue slots**. Suppose that
-# yielding makes everything else go away, as if no FFMA ever waited behind another warp's:
+# yielding makes everything else go away, as if no FFMA ever waited behind another warp's.
+#
+# How many microseconds will it really be? And the rung is built in the mode that wins, by the
+# mean over all shapes. Which of the four is it? Guess; by how much it wins comes below.
+
+# %% tags=["guess"]
+exercises.guess("10.us", None)
+exercises.guess("10.mode", None, *TITLES.values())
 
 # %%
 model.code(model.s8)
@@ -283,13 +290,8 @@ evidence.predict(rung.name, size)
 print(f"at most {1 - model.s8(*size).us / model.s7(*size).us:.0%} less time than s7, by the model")
 
 # %% [markdown]
-# The tensor cores are the longest term then, so more cannot be gained by any promotion. How many
-# microseconds will it really be? And the rung is built in the mode that wins, by the mean over all shapes.
-# Which of the four is it? Guess; by how much it wins comes below. Beside the other rungs:
-
-# %% tags=["guess"]
-exercises.guess("10.us", None)
-exercises.guess("10.mode", None, *TITLES.values())
+# The tensor cores are the longest term then, so more cannot be gained by any promotion. Beside the other
+# rungs:
 
 # %%
 built = next(name for name, mode in MODES.items() if mode == ffma.DEFAULT_MODE)

@@ -1001,6 +1001,14 @@ for words, call in {
 #
 # ## How fast it is
 #
+# The first picture had 64 x 2112 x 7168. How many times as fast as s7 is this rung there? And how many
+# microseconds does it take for 4096 x 7168 x 16384?
+
+# %% tags=["guess"]
+exercises.guess("12.us", None)
+exercises.guess("12.faster", None)
+
+# %% [markdown]
 # The prediction for this rung is the library's own: the estimate, and the estimate times the learned factor.
 
 # %%
@@ -1010,14 +1018,6 @@ for m, n, k in evidence.SIZES:
     one = expected[m, n, k] = prediction.predict(mine, m, num_sms=SMS, gpu=GPU)
     words = f"estimate {one.estimate_us:6.1f} us, with the factor {one.us:6.1f} us"
     print(f"{drawing_results.name((m, n, k)):>20}: {words}")
-
-# %% [markdown]
-# The first picture had 64 x 2112 x 7168. How many times as fast as s7 is this rung there? And how many
-# microseconds does it take for 4096 x 7168 x 16384?
-
-# %% tags=["guess"]
-exercises.guess("12.us", None)
-exercises.guess("12.faster", None)
 
 # %%
 size = (4096, 7168, 16384)

@@ -228,5 +228,5 @@ def _provenance(rows: Sequence[TimelineRow], meta: TimelineMeta) -> str:
     if len({row["block"] for row in gpu}) > len({row["sm"] for row in gpu}):
         words += "The blocks share an SM. "
     if any("tensor_share" in row for row in gpu):
-        words += "The share is of all blocks that ran on the SM, during the whole launch. "
+        words += "The share is of all blocks that ran on the SM in a whole launch, with stamps of all. "
     return f"{words}{meta['date']}, kernel sources {meta['sources'][:12]}."

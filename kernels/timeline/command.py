@@ -57,6 +57,7 @@ class Case(NamedTuple):
 
 
 _GPU = Shape(4096, 7168, 1024)
+BLOCKS_AN_SM = 2  # the most thread blocks of a rung that an SM holds: the first wave is in the picture
 CASES = {
     "s4_tma": Case(_GPU, Shape(64, 128, 1024), 54, (0,), 12, (64, 128)),
     "s5_tma_multicast": Case(_GPU, Shape(128, 128, 1024), 14, (0, 1), 16, (64, 128)),
@@ -72,8 +73,9 @@ PROTOCOL = (
     "counted from the first event; gpu: microseconds, each SM's clock converted to the global timer's scale, "
     "stamps taken by lane 0 of each warp; us and stamped_us are the median time of "
     f"{stamps.CALLS} launches without and with stamps; a load lasts until a warp of its thread block sees "
-    "that it has arrived; tensor_share and in_flight are of all thread blocks that ran on block 0's SM, from "
-    "its first stamp to its last, in the launch with stamps; emulator: steps of its scheduler"
+    "that it has arrived; the spans are of a launch whose first wave leaves stamps, tensor_share and "
+    "in_flight of one in which every thread block does: of all that ran on block 0's SM, from its first "
+    "stamp to its last; emulator: steps of its scheduler"
 )
 
 
@@ -82,8 +84,8 @@ class Timeline:
     """One recording.
 
     Attributes:
-        spans: times in microseconds on a GPU, where they are those of all thread blocks that ran on block
-            0's SM; in steps on the emulator.
+        spans: times in microseconds on a GPU, of the thread blocks of the first wave on block 0's SM; in
+            steps on the emulator.
         sm: the SM of each thread block on a GPU; empty on the emulator.
         about: the seed of the emulator; or the GPU's clocks, the kernel's time without and with stamps, and
             the tensor-core share.
@@ -171,11 +173,13 @@ def take(
     operands = (problem.a, problem.sfa), (problem.b, problem.sfb), problem.output()
     if machine == "gpu":
         sms = torch.cuda.get_device_properties(device).multi_processor_count
-        recording = stamps.record(rung, *operands, most_blocks(case, shape, sms))
-        of_sm, about = spans(recording.events), recording.about
-        found = tensor_share.of_spans(of_sm, shape.flops / recording.groups, about["sm_mhz"])
-        about |= {"tensor_share": round(found.share, 4), "in_flight": round(found.in_flight, 4)}
-        return Timeline(name, machine, shape, of_sm, recording.sm, about)
+        most = most_blocks(case, shape, sms)
+        # The fewer thread blocks leave stamps, the less is the picture slowed down.
+        recording = stamps.record(rung, *operands, min(most, BLOCKS_AN_SM * sms))
+        whole = stamps.record(rung, *operands, most)
+        found = tensor_share.of_spans(spans(whole.events), shape.flops / whole.groups, whole.about["sm_mhz"])
+        share = {"tensor_share": round(found.share, 4), "in_flight": round(found.in_flight, 4)}
+        return Timeline(name, machine, shape, spans(recording.events), recording.sm, recording.about | share)
     with gl.emulator(seed=seed, record=True) as run:
         rung(*operands)
     found = [span for span in spans(of_emulator(run.events)) if span.block in case.blocks]

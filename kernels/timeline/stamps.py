@@ -45,7 +45,7 @@ class Recording(NamedTuple):
     Attributes:
         events: those of each warp in order; times in microseconds from the first event.
         sm: the SM of each thread block.
-        groups: how many WGMMA groups all thread blocks of the launch issued.
+        groups: how many WGMMA groups all thread blocks with stamps issued.
         about: the clocks, and the kernel's time without and with stamps.
     """
 
@@ -86,8 +86,8 @@ def record(rung: Rung, lhs: tuple, rhs: tuple, out: torch.Tensor, blocks: int) -
 
     Args:
         lhs, rhs, out: as a rung takes them; `out` is written.
-        blocks: at least as many as the launch has thread blocks. All are recorded; the events are those of
-            the SM that block 0 runs on.
+        blocks: how many thread blocks, from 0 on, leave stamps. The events are those of the SM that block 0
+            runs on.
 
     Raises:
         LaunchError: CUDA refuses the launch, or the stamps do not fit on one time scale.

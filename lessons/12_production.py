@@ -550,8 +550,9 @@ workbench.Text(f"```python\n{text}```", text)
 # %%
 for shape in evidence.SIZES[:4]:
     like_s7 = Config.of("dense", *shape[1:], 256, 128, cluster=2, share="A")
-    estimate, mine = prediction.predict(like_s7, shape[0]).estimate_us, model.s7(*shape).us
-    words = f"estimate {estimate:6.1f} us, the lessons' model of s7 {mine:6.1f} us"
+    estimate = prediction.predict(like_s7, shape[0]).estimate_us
+    mine = model._two_consumers(*shape, 256, 128, model.FILL_US, 256 * 128 * model.OUTPUT_US).us
+    words = f"estimate {estimate:6.1f} us, the lessons' model of that tile {mine:6.1f} us"
     print(f"{drawing_results.name(shape):>20}: {words}")
 
 # %% [markdown]

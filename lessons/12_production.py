@@ -540,12 +540,12 @@ workbench.Text(f"```python\n{text}```", text)
 # length then cost 26 % more than one of them, and a short term hardly counts beside a long one. The launch,
 # the output and the addition of split-K's parts come on top.
 #
-# This is the model that you have built, rung by rung, with the same constants: waves since s2, the tensor
-# cores and the promotion since s3, L2 and memory since s4, sharing since s5, begin and end since s6. Three
-# things are different. It takes any tile, cluster and split, because it has to compare them. Its promotion
-# is that of *one* consumer, where the lessons' model has a consumer's whole chain; and the power mean
-# stands for what hides badly behind something else, where the lessons' model takes the longest term. For
-# tiles of 256 x 128, as in s7:
+# This is the model that you have built, rung by rung, with the same constants (memory's is an H100's here,
+# and the learned factor below corrects it): waves since s2, the tensor cores and the promotion since s3, L2
+# and memory since s4, sharing since s5, begin and end since s6. Three things are different. It takes any
+# tile, cluster and split, because it has to compare them. Its promotion is that of *one* consumer, where
+# the lessons' model has a consumer's whole chain; and the power mean stands for what hides badly behind
+# something else, where the lessons' model takes the longest term. For tiles of 256 x 128, as in s7:
 
 # %%
 for shape in evidence.SIZES[:4]:

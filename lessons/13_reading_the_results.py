@@ -289,8 +289,9 @@ print(f"reached:    {drawing_results.memory().copy} TB/s, {drawing_results.ceili
 #
 # The data sheet's flat roof is out of reach for every kernel here: it assumes the highest clock, and under
 # full load the power limit does not allow that clock. So "percent of peak" says little, and the lessons use
-# "percent of the ceiling". ncu's percentage is another: of the cycles that there were, at whatever clock.
-# This is the whole thread, for 4096 x 7168 x 2048:
+# "percent of the ceiling". The tensor-core share, which is also ncu's percentage and a timeline's, is
+# another: it is of the cycles that there were, at whatever clock. This is the whole thread, for 4096 x 7168 x
+# 2048:
 
 # %%
 evidence.thread("s9_production")

@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
-CPP_FILES = $(shell find kernels ref tests -name '*.cu' -o -name '*.cuh' -o -name '*.hpp' -o -name '*.cpp')
+CPP_FILES = $(shell find kernels lessons ref tests -name '*.cu' -o -name '*.cuh' -o -name '*.hpp' -o -name '*.cpp')
 
 .PHONY: compare test measure
 

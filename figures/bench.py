@@ -69,7 +69,7 @@ def picture(data: Any) -> Any:
     }
     meta = data["meta"]
     figure, bottom, top = sheet(
-        12,
+        10,
         0.24 * len(keys) + 0.4,
         "Your products beside libraries",
         "Their time over gemm_ladder's: to the right of 1, gemm_ladder is faster",
@@ -80,7 +80,7 @@ def picture(data: Any) -> Any:
     )
     panels = (("the fastest library with the same scales", compared), ("cuBLAS in BF16", gains))
     for index, (title, values) in enumerate(panels):
-        axes = figure.add_axes((0.34 + 0.335 * index, bottom, 0.3, top - bottom))
+        axes = figure.add_axes((0.4 + 0.305 * index, bottom, 0.275, top - bottom))
         for turn, state in enumerate(states):
             offset = 0.2 * (turn - (len(states) - 1) / 2)
             points = [(values[state][key], y + offset) for y, key in enumerate(keys) if key in values[state]]
@@ -91,7 +91,7 @@ def picture(data: Any) -> Any:
         axes.set_ylim(len(keys) - 0.4, -0.6)
         axes.set_yticks(range(len(keys)), list(map(name, keys)) if index == 0 else [""] * len(keys))
         axes.axvline(1, color=INK, linewidth=1, zorder=2)
-        axes.set_title(title, loc="left", size=9, color=MUTED)
+        axes.set_title(title, loc="left", size=8.5, color=MUTED)
         frame(axes, "both")
     return figure
 

@@ -28,9 +28,20 @@ HERE = Path(__file__).resolve().parent
 
 
 def main(root: Path = HERE.parent) -> None:
-    """Write figures/*.png, figures/cards/*.md and the tables of the two READMEs under `root`, from the data
-    under it. What is made from a file that is not there is left as it is."""
-    from . import casts, everywhere, host, ladder, production, readme, roofline, rung_cards, timeline
+    """Write figures/*.png, hopper.svg, cards/*.md and the tables of the two READMEs under `root`, from the
+    data under it. What is made from a file that is not there is left as it is."""
+    from . import (
+        casts,
+        everywhere,
+        hopper_map,
+        host,
+        ladder,
+        production,
+        readme,
+        roofline,
+        rung_cards,
+        timeline,
+    )
 
     figures = root / "figures"
     data = recorded(figures / "data")
@@ -49,6 +60,7 @@ def main(root: Path = HERE.parent) -> None:
     for name, picture in pictures.items():
         picture.savefig(figures / f"{name}.png", dpi=130, metadata={"Software": None})
     timeline.draw(root)
+    (figures / "hopper.svg").write_text(hopper_map.svg(), encoding="utf-8")
     if "cards" in data:
         (figures / "cards").mkdir(exist_ok=True)
         for name, text in rung_cards.cards(data["cards"]).items():

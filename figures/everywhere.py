@@ -18,7 +18,7 @@ from . import measured
 from .measured import PEERS, Series, name_of, provenance
 from .production import BLOCK_SCALED, FASTER, GROUP_BY_GROUP, RUNG, SLOWER
 from .rows import EverywhereRow, fields
-from .sheet import GRID, INK, MUTED, frame, sheet
+from .sheet import GRID, INK, MUTED, frame, least, sheet
 
 STATES = {
     "dirty": "with L2 dirty",
@@ -27,6 +27,8 @@ STATES = {
 }
 SECTIONS = {"dense": "dense", "contiguous": "experts, contiguous", "masked": "experts, masked"}
 LIMIT = 1.6  # the ratio at which, and at whose inverse, the colours end
+WIDTH = 9.6  # inches, of the picture
+SIZE = least(WIDTH)
 BF16 = "cublas_bf16"
 ROW_FIELDS = fields(EverywhereRow)
 
@@ -202,16 +204,16 @@ def picture(data: Any) -> Any:
     rows, states = lines(data), [state for state in STATES if ratios(data, state)]
     ms = sorted({row["m"] for row in data["rows"]})
     places = _places(rows)
-    heat, gap, bars = 0.135 * (max(places, default=0) + 1), 0.85, 1.5
+    heat, gap, bars = 0.135 * (max(places, default=0) + 1), 0.95, 1.5
     below = [
         "A square is the geometric mean over the cuts of its weight that were measured at this m (of a "
         "grouped product: the mean rows of a group). White: not measured. 'and 1 more': another linear has "
-        "this size.",
+        "this size. Below, how many products have which ratio, and their geometric mean.",
         *notes(data),
         *provenance_of(data),
     ]
     figure, bottom, top = sheet(
-        16,
+        WIDTH,
         heat + gap + bars,
         "The weights of public models, beside the best library of the same run",
         f"The time of the best library ({libraries(data['meta'])}) over ours, all with 1x128 and 128x128 "
@@ -219,18 +221,18 @@ def picture(data: Any) -> Any:
         below,
     )
     inch = (top - bottom) / (heat + gap + bars)
-    left, width, between = 0.215, 0.245, 0.015
+    left, width, between = 0.39, 0.185, 0.0175
     for index, state in enumerate(states):
         x = left + index * (width + between)
         found = ratios(data, state)
         axes = figure.add_axes((x, top - heat * inch, width, heat * inch))
         mesh = _heat(axes, rows, places, ms, found)
-        axes.set_title(STATES[state], loc="left", size=10, color=INK, pad=6)
+        axes.set_title(textwrap.fill(STATES[state], 28), loc="left", size=9, color=INK, pad=6)
         if index == 0:
             _names(axes, rows, places)
         _distribution(figure.add_axes((x, bottom, width, bars * inch)), found)
     if states:
-        _scale(figure, (0.03, bottom + 0.5 * bars * inch, 0.14, 0.1 * inch), mesh)
+        _scale(figure, (0.04, bottom + 0.5 * bars * inch, 0.24, 0.1 * inch), mesh)
     return figure
 
 
@@ -268,10 +270,10 @@ def _heat(
     axes.add_collection(mesh)
     axes.set_xlim(-0.5, len(ms) - 0.5)
     axes.set_ylim(max(places, default=0) + 0.5, -0.2)
-    axes.set_xticks(range(len(ms)), list(map(str, ms)), rotation=90)
-    axes.set_xlabel("m", size=8, color=MUTED, labelpad=2)
+    axes.set_xticks(range(0, len(ms), 2), list(map(str, ms))[::2], rotation=90)
+    axes.set_xlabel("m", size=SIZE, color=MUTED, labelpad=2)
     axes.set_yticks([])
-    frame(axes, "x", labels=6.5)
+    frame(axes, "x", labels=SIZE)
     axes.grid(color=GRID, linewidth=0.4)
     axes.set_axisbelow(True)
     return mesh
@@ -279,13 +281,13 @@ def _heat(
 
 def _names(axes: Any, rows: Sequence[Line], places: Sequence[float]) -> None:
     axes.set_yticks(places, [one.name for one in rows])
-    axes.tick_params(axis="y", labelsize=6.5)
+    axes.tick_params(axis="y", labelsize=SIZE)
     axes.grid(visible=False, axis="y")
     for index, (one, y) in enumerate(zip(rows, places, strict=True)):
         if index == 0 or one.kind != rows[index - 1].kind:
             axes.annotate(
-                SECTIONS[one.kind], (0.03, y - 1), xycoords=("figure fraction", "data"), size=8, color=INK,
-                weight="bold", va="center", annotation_clip=False,
+                SECTIONS[one.kind], (0.03, y - 1), xycoords=("figure fraction", "data"), size=SIZE + 0.5,
+                color=INK, weight="bold", va="center", annotation_clip=False,
             )  # fmt: skip
 
 
@@ -299,17 +301,17 @@ def _distribution(axes: Any, found: Sequence[Ratio]) -> None:
     }
     shown = {name: of for name, of in groups.items() if of}
     values = [[min(bound, max(-bound, math.log2(one.value))) for one in of] for of in shown.values()]
-    labels = [f"{name}: {len(of)}, geometric mean {mean(of):.2f}" for name, of in shown.items()]
+    labels = [f"{len(of)} {name}: {mean(of):.2f}" for name, of in shown.items()]
     axes.hist(
         values, edges, stacked=True, color=["#3b528b", "#8fa3c7"][: len(values)], label=labels, zorder=2
     )
     axes.plot([0, 0], [0, axes.get_ylim()[1]], color=INK, linewidth=1, zorder=3)
-    ticks = [1 / 1.4, 1 / 1.2, 1, 1.2, 1.4]
+    ticks = [1 / 1.4, 1, 1.4]
     axes.set_xticks([math.log2(tick) for tick in ticks], [f"{tick:.2f}" for tick in ticks])
     axes.set_xlim(-bound, bound)
     axes.set_ylim(0, axes.get_ylim()[1] * 1.5)
-    axes.legend(loc="upper left", fontsize=7.5, frameon=False, borderpad=0)
-    frame(axes, "y", labels=7)
+    axes.legend(loc="upper left", fontsize=SIZE, frameon=False, borderpad=0)
+    frame(axes, "y", labels=SIZE)
 
 
 def _scale(figure: Any, place: tuple[float, float, float, float], mesh: Any) -> None:
@@ -319,5 +321,5 @@ def _scale(figure: Any, place: tuple[float, float, float, float], mesh: Any) -> 
     bar = figure.colorbar(mesh, cax=axes, orientation="horizontal", ticks=[math.log2(tick) for tick in ticks])
     bar.ax.set_xticklabels([f"{tick:.2f}" for tick in ticks])
     bar.outline.set_visible(False)
-    axes.tick_params(labelsize=7, length=0, colors=INK)
-    axes.set_title("best library's time over ours", loc="left", size=8, color=MUTED, pad=4)
+    axes.tick_params(labelsize=SIZE, length=0, colors=INK)
+    axes.set_title("best library's time over ours", loc="left", size=SIZE, color=MUTED, pad=4)

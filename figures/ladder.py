@@ -3,6 +3,7 @@ shape, figures/ladder.png at every shape."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from .measured import (
     sizes_of,
 )
 from .rows import TimesFile
-from .sheet import GRID, INK, MUTED, frame, sheet
+from .sheet import GRID, INK, MUTED, frame, least, sheet
 
 # Libraries are grey and dashed, so that only rungs have colour.
 PEER_STYLES = {
@@ -28,6 +29,13 @@ PEER_STYLES = {
     "deep_gemm": ("#505050", (0, (4, 1.5, 1, 1.5)), "D"),
     "cublaslt_tensorwise": ("#1a1a1a", (0, (1, 1)), "x"),
 }
+# Of each rung: neighbours on the ladder are far apart in hue, and no two look alike to a colour-blind reader.
+RUNG_COLOURS = (
+    *("#991f50", "#2d75e0", "#e087bc", "#65732e", "#2e2e73"),
+    *("#4c280f", "#993d99", "#26bf82", "#e8590c", "#4526bf"),
+)
+WIDTH = 10.0  # inches, of the picture with all shapes
+SIZE = least(WIDTH)
 OTHER_PEER = ("#505050", (0, (4, 1.5, 1, 1.5)), "P")
 
 
@@ -65,36 +73,47 @@ def ladder(data: TimesFile) -> Any:
     sizes = sizes_of(shown)
     shapes, squares = ([size for size in sizes if is_square(size) == square] for square in (False, True))
     panels = [
-        (f"m = {m}", {size: f"n {size[1]}\nk {size[2]}" for size in shapes if size[0] == m})
+        (f"m = {m}", {size: f"{size[1]}\n{size[2]}" for size in shapes if size[0] == m})
         for m in sorted({m for m, _, _ in shapes})
     ]
     if squares:
         panels.append(("m = n = k", {size: str(size[0]) for size in squares}))
     rows = max(1, -(-len(panels) // 2))
     figure, bottom, top = sheet(
-        12,
+        WIDTH,
         2.5 * rows + (rows - 1),  # the panels, and the ticks and titles between them
         "One FP8 matrix product, rung by rung",
         f"TFLOPS on DeepSeek-V3's dense shapes{' and on squares' if squares else ''}; FP8 with 1x128 and "
         "128x128 scales, BF16 output; kernel time, L2 cold and dirty",
         [f"{CEILING}. Black and grey: libraries, not rungs.", *provenance(shown)],
     )
-    grid = figure.add_gridspec(rows, 2, left=0.06, right=0.86, top=top, bottom=bottom, hspace=0.4, wspace=0.5)
+    grid = figure.add_gridspec(
+        rows, 2, left=0.055, right=0.83, top=top, bottom=bottom, hspace=0.4, wspace=0.64
+    )
     for index, (title, ticks) in enumerate(panels):
         _lines(figure.add_subplot(grid[index // 2, index % 2]), shown, styles, ticks, title)
     return figure
 
 
-def _styles(shown: Sequence[Series]) -> dict[str, dict[str, Any]]:
-    """How each implementation is drawn. The rungs go from dark to bright, so that they can be told apart in
-    grey print and by colour-blind readers."""
-    from matplotlib import colormaps
+def colour_of(rung: str, otherwise: int = 0) -> str:
+    """A rung's colour: s3_... has the third, whichever others are shown; what has no number, the one of place
+    `otherwise`."""
+    found = re.match(r"s(\d+)_", rung)
+    return RUNG_COLOURS[(int(found[1]) - 1 if found else otherwise) % len(RUNG_COLOURS)]
 
+
+def _styles(shown: Sequence[Series]) -> dict[str, dict[str, Any]]:
+    """How each implementation is drawn."""
     rungs = [one.impl for one in shown if not one.is_peer]
     styles = {}
     for index, impl in enumerate(rungs):
-        colour = colormaps["plasma"](0.76 * index / max(len(rungs) - 1, 1))
-        styles[impl] = {"color": colour, "linestyle": "-", "marker": "o", "linewidth": 2, "markersize": 5}
+        styles[impl] = {
+            "color": colour_of(impl, index),
+            "linestyle": "-",
+            "marker": "o",
+            "linewidth": 2,
+            "markersize": 5,
+        }
     for impl in (one.impl for one in shown if one.is_peer):
         colour, dash, marker = PEER_STYLES.get(impl, OTHER_PEER)
         styles[impl] = {"color": colour, "linestyle": dash, "marker": marker, "linewidth": 1, "markersize": 4}
@@ -120,7 +139,7 @@ def _lines(
     top = max(max(one.tflops.get(size, 0) for size in sizes) for one in shown) * 1.06
     axes.set_ylim(0, top)
     axes.set_xlim(-0.3, len(sizes) - 0.7)
-    axes.set_xticks(range(len(sizes)), list(ticks.values()), size=7.5)
+    axes.set_xticks(range(len(sizes)), list(ticks.values()))
     ends.sort(key=lambda end: end[0])
     heights = spread([value for value, _ in ends], 0.062 * top)
     for (value, one), height in zip(ends, heights, strict=True):
@@ -129,7 +148,7 @@ def _lines(
             (len(sizes) - 1, value),
             (axes.get_position().x1 + 0.004, height),
             textcoords=("figure fraction", "data"),
-            size=8,
+            size=SIZE,
             color=MUTED if one.is_peer else styles[one.impl]["color"],
             weight="normal" if one.is_peer else "bold",
             va="center",
@@ -138,7 +157,12 @@ def _lines(
         )
     axes.set_title(title, loc="left", size=11, weight="bold", color=INK)
     frame(axes, "y")
-    axes.tick_params(axis="x", labelsize=7.5)
+    axes.tick_params(axis="x", labelsize=SIZE, pad=7)
+    if any("\n" in tick for tick in ticks.values()):
+        axes.annotate(
+            "n\nk", (0, 0), (-7, -7), xycoords="axes fraction", textcoords="offset points", size=SIZE,
+            color=MUTED, ha="right", va="top", annotation_clip=False,
+        )  # fmt: skip
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:

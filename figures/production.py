@@ -140,14 +140,14 @@ def picture(data: TimesFile) -> Any:
     rows = compared(data, "dirty")
     positions = _positions(rows)
     figure, bottom, top = sheet(
-        11,
+        10,
         0.24 * (positions[-1] + 1),
         "The production kernels beside the best library of the same run",
         "The library's time over theirs, both with 1x128 and 128x128 scales: above 1 they are faster. Kernel "
         "time, L2 cold and dirty",
         ["Vertical lines: the ceiling* of each row, also as time over theirs.", *notes(rows, data)],
     )
-    axes = figure.add_axes((0.25, bottom, 0.44, top - bottom))
+    axes = figure.add_axes((0.285, bottom, 0.395, top - bottom))
     ratios = [1.0, *(one.ratio for one in rows if one.ratio)]
     ratios += [one.ceiling_us / one.us for one in rows if one.ceiling_us]
     label = 0.09 * (max(ratios) - min(ratios))  # about as wide as a ratio's number
@@ -193,9 +193,9 @@ def _columns(axes: Any, positions: Sequence[float], rows: Sequence[Compared]) ->
         axes.annotate(text, (x, y), **place, **{"size": 8.5, "color": INK} | look, annotation_clip=False)
 
     head = positions[0] - 1.2
-    say(0.765, head, "us", "right", size=8, color=MUTED)
-    say(0.785, head, "best peer, us", size=8, color=MUTED)
-    say(0.98, head, "ceiling*, us", "right", size=8, color=MUTED)
+    say(0.765, head, "us", "right", color=MUTED)
+    say(0.785, head, "best peer, us", color=MUTED)
+    say(0.98, head, "ceiling*, us", "right", color=MUTED)
     seen = set()
     for y, one in zip(positions, rows, strict=True):
         say(0.765, y, f"{one.us:.1f}", "right")

@@ -55,8 +55,8 @@ def roofline(production: TimesFile, ladder: TimesFile | None) -> Any:
     floor = min(values) / 1.6
     below = [f"{one.impl} ({number(one.tflops[SHOWN])})" for one in rungs if one.tflops[SHOWN] < floor]
     figure, bottom, top = sheet(
-        11,
-        5.2,
+        10,
+        5.0,
         "Every row and every rung under the ceilings",
         "TFLOPS against operations per byte of operands and result, each moved once; valid rows only; "
         "L2 cold and dirty",
@@ -66,7 +66,7 @@ def roofline(production: TimesFile, ladder: TimesFile | None) -> Any:
             *(f"Rungs: {note}" for note in provenance(rungs)),
         ],
     )
-    axes = figure.add_axes((0.07, bottom, 0.8, top - bottom))
+    axes = figure.add_axes((0.07, bottom, 0.77, top - bottom))
     axes.set_xscale("log")
     axes.set_yscale("log")
     low, high = min(map(intensity, rows)) / 1.5, max(map(intensity, rows)) * 1.4
@@ -128,10 +128,10 @@ def _rungs(axes: Any, x: float, tflops: dict[str, float]) -> None:
     look |= {"arrowprops": {"arrowstyle": "-", "color": GRID, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 4}}
     for (name, value), height in zip(ordered, heights, strict=True):
         axes.annotate(
-            f"{name.split('_')[0]}  {number(value)}", (x, value), (0.895, 10 ** (height + lowest)), size=8.5,
+            f"{name.split('_')[0]}  {number(value)}", (x, value), (0.875, 10 ** (height + lowest)), size=8.5,
             textcoords=("figure fraction", "data"), **look,
         )  # fmt: skip
     axes.annotate(
-        f"rungs at\n{name_of(SHOWN)}", (0.88, 1), (0, 4), textcoords="offset points", size=8,
+        f"rungs at\n{name_of(SHOWN)}", (0.85, 1), (0, 4), textcoords="offset points", size=8.5,
         xycoords=("figure fraction", "axes fraction"), color=MUTED, va="bottom", annotation_clip=False,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 
 from . import measured
 from .rows import TimelineFile, TimelineMeta, TimelineRow, fields
-from .sheet import INK, MUTED, frame
+from .sheet import INK, MUTED, frame, least
 
 META_FIELDS = fields(TimelineMeta)
 ROW_FIELDS = fields(TimelineRow)
@@ -22,8 +22,8 @@ COLOURS = {
     "load": "#a9c8e8",
     "issue": "#2b6cb0",
     "multiply": "#e8590c",
-    "promote": "#2b8a3e",
-    "store": "#7048a8",
+    "promote": "#14784f",
+    "store": "#7a0f4f",
     "wait": "#dcdcdc",
 }
 MEANINGS = {
@@ -114,8 +114,9 @@ def union(intervals: Sequence[Interval]) -> list[Interval]:
 
 LANE, THIN = 0.3, 0.12  # inches: a row of the picture; one for a stage of the copy engine
 GAP = 0.1  # below an actor's last row
-HEAD, FOOT, BETWEEN = 0.9, 1.2, 0.95  # above the first panel, below the last, between two
-WIDTH, LEFT, RIGHT = 12.0, 2.4, 0.25
+HEAD, FOOT, BETWEEN = 1.1, 1.5, 1.15  # above the first panel, below the last, between two
+WIDTH, LEFT, RIGHT = 9.6, 2.3, 0.2
+SIZE = least(WIDTH) + 0.1
 
 
 class _Lane(NamedTuple):
@@ -151,17 +152,17 @@ def _picture(rung: str, rows: Sequence[TimelineRow], meta: TimelineMeta) -> Any:
     figure.legend(
         handles=[Patch(color=COLOURS[what], label=MEANINGS[what]) for what in shown],
         loc="lower left",
-        bbox_to_anchor=(0.021, 0.48 / height),
+        bbox_to_anchor=(0.021, 0.62 / height),
         borderaxespad=0,
         borderpad=0,
-        ncols=len(shown),
+        ncols=3,
         frameon=False,
         fontsize=8.5,
         handlelength=1.2,
         columnspacing=1.4,
     )
-    note = "\n".join(textwrap.wrap(_provenance(rows, meta), 185))
-    figure.text(0.02, 0.1 / height, note, size=7.5, color=MUTED, va="bottom", linespacing=1.5)
+    note = "\n".join(textwrap.wrap(_provenance(rows, meta), int(118 * WIDTH / SIZE)))
+    figure.text(0.02, 0.1 / height, note, size=SIZE, color=MUTED, va="bottom", linespacing=1.5)
     return figure
 
 
@@ -198,8 +199,8 @@ def _panel(axes: Any, lanes: Sequence[_Lane], meta: TimelineMeta) -> None:
             bars = [(begin, end - begin) for begin, end in _spans(lane.row, what)]
             place = y, lane.height
             axes.broken_barh(bars, place, facecolors=colour, edgecolor="white", linewidth=0.3, zorder=2)
-        axes.annotate(lane.actor, (0, middle), (-64, 0), size=8.5, color=INK, **at_left)
-        axes.annotate(lane.unit, (0, middle), (-5, 0), size=7.5, color=MUTED, **at_left)
+        axes.annotate(lane.actor, (0, middle), (-62, 0), size=8.5, color=INK, **at_left)
+        axes.annotate(lane.unit, (0, middle), (-5, 0), size=SIZE, color=MUTED, **at_left)
         y += lane.height + lane.below
     axes.set_ylim(y, 0)
     axes.set_yticks([])
@@ -208,11 +209,14 @@ def _panel(axes: Any, lanes: Sequence[_Lane], meta: TimelineMeta) -> None:
     gpu = rows[0]["machine"] == "gpu"
     size = " x ".join(str(rows[0][key]) for key in "mnk")
     machine = f"{meta['gpu'] if gpu else 'The emulator'}, {size}"
-    axes.set_title(machine, loc="left", size=10.5, weight="bold", color=INK)
-    axes.set_title(share_in_words(rows[0]), loc="right", size=8.5, color=MUTED)
+    axes.set_title(machine, loc="left", size=10.5, weight="bold", color=INK, pad=20)
+    words = share_in_words(rows[0])
+    axes.annotate(
+        words, (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", size=8.5, color=MUTED
+    )
     unit = "microseconds" if gpu else "steps of the scheduler: an order, not durations"
-    axes.set_xlabel(unit, size=8, color=MUTED)
-    frame(axes, "x", labels=7.5)
+    axes.set_xlabel(unit, size=SIZE, color=MUTED)
+    frame(axes, "x", labels=SIZE)
 
 
 def _provenance(rows: Sequence[TimelineRow], meta: TimelineMeta) -> str:

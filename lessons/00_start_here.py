@@ -12,11 +12,15 @@
 # # Start here
 #
 # You are about to read one matrix product several times. Each time it is a complete CUDA kernel for NVIDIA's
-# Hopper GPUs, and each time it has one idea more than the time before. The kernels are the *rungs* of a
-# ladder.
+# Hopper GPUs, and each time it has one idea more than the time before. The kernels are the
+# *[rungs](glossary.md#rung)* of a ladder.
 #
 # You need NumPy, and to have seen one CUDA kernel. You do not need a GPU: the same kernel files also run on a
 # CPU, on an emulated piece of a Hopper GPU. If you have a Hopper GPU, the cells below use it.
+#
+# > **Needs:** NumPy, and to have seen one CUDA kernel. **Time:** 15 minutes to read, 25 for guesses and
+# > exercises; its cells run in half a minute, less when its kernels have been compiled. **May be skipped:**
+# > nothing.
 
 # %%
 from gemm_ladder.figures import lessons
@@ -33,6 +37,9 @@ from workshop import drawing, exercises, workbench
 drawing.style()
 print("The kernels run on", "this machine's Hopper GPU." if workbench.HOPPER else "the emulator.")
 
+# %%
+drawing.where("GPU", "SM")
+
 # %% [markdown]
 # ## The product
 #
@@ -42,11 +49,12 @@ print("The kernels run on", "this machine's Hopper GPU." if workbench.HOPPER els
 # It is the product of DeepSeek-V3's linear layers ("DeepSeek-V3 Technical Report", arXiv:2412.19437, section
 # 3.3).
 #
-# - **A** is $m \times k$ and **B** is $n \times k$. Both have k as their contiguous dimension, so a row of A
-#   meets a *row* of B. Their elements are numbers of 8 bits, in the format **E4M3**.
+# - **A** is $m \times k$ and **B** is $n \times k$. Both have k as their contiguous dimension, so each
+#   element of D is the product of a row of A and a *row* of B. Their elements are numbers of 8 bits, in the
+#   format **[E4M3](glossary.md#e4m3)**.
 # - Eight bits do not reach far, so blocks of elements share a **scale**, an ordinary 32-bit float. A has one
 #   for each run of 128 elements of a row. B has one for each block of 128 x 128.
-# - **D** is $m \times n$, in BF16: 16 bits, with the exponent range of a 32-bit float.
+# - **D** is $m \times n$, in [BF16](glossary.md#bf16): 16 bits, with the exponent range of a 32-bit float.
 #
 # [The next lesson](01_fp8_numbers.ipynb) is about these numbers. Here is the formula as a program.
 
@@ -65,7 +73,7 @@ def product(a, sfa, b, sfb):
 
 # %% [markdown]
 # Make two matrices of normal numbers, and cast them as DeepSeek-V3 does. `gemm.dense` is the repository's own
-# definition, rung `s0_numpy`: it is short, slow, in float64, and the judge of all others.
+# definition, rung `s0_numpy`: it is short, slow, in float64, and all other rungs are compared with it.
 
 # %%
 rng = np.random.default_rng(0)
@@ -79,8 +87,9 @@ print("\nproduct() against rung s0_numpy:", metrics.relative_error(product(a, sf
 
 # %% [markdown]
 # The loop over blocks of 128 in `product` is the loop of every kernel that you will read. Inside a block the
-# scales are constant, so the hardware can multiply plain 8-bit numbers; between blocks somebody has to scale
-# and add. That step is called **promotion**, and hiding its cost is half of what the ladder is about.
+# scales are constant, so the hardware can multiply plain 8-bit numbers; after each block, the kernel has to
+# scale the sum and add it to a total. That step is called **[promotion](glossary.md#promotion)**, and hiding
+# its cost is half of what the ladder is about.
 #
 # ## The rungs
 
@@ -92,8 +101,8 @@ for rung in gl.rungs.values():
 # ## Running one
 #
 # A rung is called with PyTorch tensors: two pairs of matrix and scales, and the output. CPU tensors run on
-# the emulator, tensors of a Hopper GPU on the GPU. The first call compiles the kernel, which takes some
-# seconds; the result is kept for later.
+# the [emulator](glossary.md#emulator), tensors of a Hopper GPU on the GPU. The first call compiles the
+# kernel, which takes some seconds; the result is kept for later.
 
 # %%
 lhs = workbench.tensor(a), workbench.tensor(sfa)
@@ -111,7 +120,8 @@ print("the definition, itself rounded to BF16:", metrics.relative_error(rounded,
 # ## What the emulator does
 #
 # The emulator runs the kernel's own text, compiled by your C++ compiler. Every CUDA thread is there, and
-# takes turns with the others in an order that a **seed** decides. Another seed is another order.
+# takes turns with the others in an order that a **[seed](glossary.md#schedule)** decides. Another seed is
+# another order.
 
 # %%
 on_cpu = workbench.Problem(a, sfa, b, sfb)
@@ -134,12 +144,13 @@ for kind, count in zip(*np.unique(run.events["kind"], return_counts=True), stric
     print(f"{count:4} {kind}")
 
 # %% [markdown]
-# The emulator is not kind. Where the hardware promises nothing, it does the worst that is allowed: it lets a
-# copy arrive late, and shows a write to nobody who has not been told of it. So a mistake that a GPU forgives
-# on most days has a symptom here, and often a name. Take one line out of `s3_wgmma`, the fence between
-# writing shared memory and letting the tensor core read it.
+# The emulator is strict. Where the hardware promises nothing, it does the worst that is allowed: a copy
+# arrives late, and a write stays invisible until the instruction that makes it visible. So a mistake that a
+# GPU forgives on most days has a symptom here, and often a name. Take one line out of `s3_wgmma`, the fence
+# between writing [shared memory](glossary.md#shared-memory) and letting the [tensor
+# core](glossary.md#tensor-core) read it.
 #
-# Guess first: what will come of it, and which line of [s3_wgmma.cu](../kernels/stages/s3_wgmma.cu) is it? Put
+# Guess first: what will happen, and which line of [s3_wgmma.cu](../kernels/stages/s3_wgmma.cu) is it? Put
 # your guess in place of the two `None`, some words of the line and one of the four outcomes. The cell after
 # it shows both. If you have no guess, run them as they are.
 
@@ -151,8 +162,8 @@ workbench.break_it("s3_wgmma", on_cpu, ("ptx::fence_proxy_async();", ""), guess=
 
 # %% [markdown]
 # [Lesson 04](04_wgmma.ipynb) says what that fence is. You will often do this: predict what a fault does,
-# plant it, and see whether you were right. A broken kernel runs in a process of its own, so neither a crash
-# nor a hang takes your variables along.
+# plant it, and see whether you were right. A broken kernel runs in a process of its own, so your notebook
+# survives a crash or a hang.
 #
 # ## How fast
 #
@@ -160,9 +171,9 @@ workbench.break_it("s3_wgmma", on_cpu, ("ptx::fence_proxy_async();", ""), guess=
 # rung was timed on a Hopper GPU, beside NVIDIA's own libraries, and the results are in
 # [figures/data](../figures/data). The lessons read them from there.
 #
-# The unit is **TFLOPS**: $10^{12}$ floating-point operations a second, where one multiplication and one
-# addition are two. The ceiling, with a star in the pictures, is cuBLASLt with one scale for a whole matrix.
-# That is not the same product: it has no promotion.
+# The unit is **[TFLOPS](glossary.md#tflops)**: $10^{12}$ floating-point operations a second, where one
+# multiplication and one addition are two. The [ceiling](glossary.md#ceiling), with a star in the pictures, is
+# cuBLASLt with one scale for a whole matrix. That is not the same product: it has no promotion.
 #
 # How many times as fast as the naive kernel, `s1_naive`, is the last rung, `s9_production`? Guess.
 

@@ -11,8 +11,13 @@
 # %% [markdown]
 # # FP8 numbers and their scales
 #
-# A matrix product in 8 bits moves half the bytes of one in 16, and Hopper's tensor cores are faster at it.
-# This lesson is about what the 8 bits can hold, how scales stretch them, and what they cost.
+# A matrix product in [FP8](glossary.md#fp8), floating-point numbers of 8 bits, moves half the bytes of one in
+# 16 bits, and Hopper's [tensor cores](glossary.md#tensor-core) compute it faster. This lesson is about what
+# the 8 bits can hold, how scales stretch them, and what they cost.
+#
+# > **Needs:** lesson [00](00_start_here.ipynb). **Time:** 20 minutes to read, 30 for guesses and exercises;
+# > its cells run in half a minute, less when its kernels have been compiled. **May be skipped:** *On matrices
+# > that look real* (5 minutes).
 
 # %%
 from gemm_ladder.figures import lessons
@@ -36,10 +41,13 @@ print(
 )
 print(f"at m x n x k = {' x '.join(map(str, size))}.", *measured.provenance([fast, bf16]))
 
+# %%
+drawing.where("HBM", "tensor cores")
+
 # %% [markdown]
 # ## 256 numbers
 #
-# **E4M3** has a sign, 4 bits of exponent and 3 of fraction: `s eeee mmm`.
+# **[E4M3](glossary.md#e4m3)** has a sign, 4 bits of exponent and 3 of fraction: `s eeee mmm`.
 #
 # - Where `eeee` is not 0, the number is **normal**: $(-1)^s \cdot 1.mmm_2 \cdot 2^{e-7}$.
 # - Where it is 0, it is **subnormal**: $(-1)^s \cdot 0.mmm_2 \cdot 2^{-6}$. These are evenly spaced, and
@@ -143,7 +151,7 @@ def steps(axes, power):
     axes.set_title(f"4 is sent to 2^{power}")
 
 
-figure, panels = plt.subplots(1, 3, figsize=(9.5, 2.8))
+figure, panels = plt.subplots(1, 3, figsize=(9, 2.8))
 for axes, power in zip(panels, (-6, 8, 10), strict=True):
     steps(axes, power)
 plt.show()
@@ -167,9 +175,9 @@ workbench.slider(staircase, power=(-9, 12))
 #
 # One scale for the whole matrix would be the simplest. DeepSeek-V3 has more:
 #
-# - A, the activations: a scale for each run of 128 elements along k of a row, **1x128**. They are made anew
-#   for every token, and one token's numbers say little about another's.
-# - B, the weights: a scale for each block of **128x128**. They are made once.
+# - A, the activations: a scale for each run of 128 elements along k of a row, **1x128**. They are computed
+#   anew for every token, and one token's numbers say little about another's.
+# - B, the weights: a scale for each block of **128x128**. They are computed once.
 
 # %%
 drawing.scale_blocks(m=256, n=384, k=512)
@@ -210,9 +218,9 @@ for k in (128, 512, 2048, 8192):
 # %% [markdown]
 # `calc_diff` is DeepGEMM's measure, about half of the relative error's square.
 #
-# This error is made before a kernel starts. A kernel cannot undo it and must not be excused by it: so the
-# tests of this repository compare a kernel with the product of the *quantised* matrices. A bug of the same
-# size as the quantisation would otherwise go unseen.
+# This error is made before a kernel starts. A kernel cannot undo it, and must not hide its own errors behind
+# it. So the tests of this repository compare a kernel with the product of the *quantised* matrices. A bug of
+# the same size as the quantisation would otherwise go unseen.
 #
 # ## Outliers
 #
@@ -278,10 +286,10 @@ exercises.found("01.outlier", doubled["E4M3, one scale"], "times, with E4M3")
 # So fine scales buy *range*, not precision: a format with 4 bits of exponent has much range of its own, and
 # blocks add the rest.
 #
-# ## On matrices that look real
+# ## On matrices that look real (optional)
 #
-# These are made, not a model's, but made to look like one's; a trained model's are in [the lesson on
-# precision](05_precision.ipynb). The weights have heavier tails than normal numbers (Student's t), rows of
+# These are generated, not a model's, but generated to look like one's; a trained model's are in [the lesson
+# on precision](05_precision.ipynb). The weights have heavier tails than normal numbers (Student's t), rows of
 # different sizes, and one in 20000 is far out. The activations have channels of very different sizes, a few
 # of them enormous. The last column is the error of their product.
 
@@ -319,7 +327,7 @@ for name, cast_a, cast_b in (
 #
 # One scale for each matrix could wait until the end: multiply everything, then scale D once. Scales that
 # change along k cannot. After every 128 of k the sum so far has to be scaled by $s^A_{i,k/128} \cdot
-# s^B_{j/128,k/128}$ and added to a total. This is the **promotion** of [the first
+# s^B_{j/128,k/128}$ and added to a total. This is the **[promotion](glossary.md#promotion)** of [the first
 # lesson](00_start_here.ipynb).
 #
 # Why 128, and not 32 or 512? Shorter runs follow the numbers more closely, but each costs a promotion; and
@@ -328,9 +336,9 @@ for name, cast_a, cast_b in (
 #
 # ## How A's scales lie in memory
 #
-# A kernel's tile has 64 rows or more, and for one block of k it needs the scales of all of its rows. So the
-# kernels want them with m contiguous, each column padded to a multiple of 16 bytes, as the [copy
-# engine](06_tma.ipynb) demands.
+# A kernel's [tile](glossary.md#tile) has 64 rows or more, and for one [block of k](glossary.md#k-block) it
+# needs the scales of all of its rows. So the kernels want them with m contiguous, each column padded to a
+# multiple of 16 bytes, as the [copy engine](06_tma.ipynb) demands.
 
 # %%
 scales = np.arange(10, dtype=np.float32).reshape(5, 2)  # m = 5, two blocks of k

@@ -11,10 +11,13 @@
 # %% [markdown]
 # # Rung s1: one thread for each output
 #
-# Rung `s0_numpy` is the definition. It is the judge of the others, and nobody waits for its speed. This
-# lesson puts the same formula on a GPU, in the plainest way there is:
+# [Rung](glossary.md#rung) `s0_numpy` is the definition. The other rungs are compared with it, and its speed
+# does not matter. This lesson puts the same formula on a GPU, in the plainest way there is:
 # [s1_naive.cu](../kernels/stages/s1_naive.cu), a kernel that you can read in a minute. It is slow, and you
 # will count why.
+#
+# > **Needs:** lesson [01](01_fp8_numbers.ipynb). **Time:** 25 minutes to read, 40 for guesses and exercises;
+# > its cells run in half a minute, less when its kernels have been compiled. **May be skipped:** nothing.
 
 # %%
 from gemm_ladder.figures import lessons
@@ -31,25 +34,31 @@ from workshop import drawing, drawing_results, evidence, exercises, model, workb
 drawing.style()
 rung = gl.rungs["s1_naive"]
 
+# %%
+drawing.where("SM", "registers", "CUDA cores", "L1")
+
 # %% [markdown]
 # ## The idea
 #
-# Every element of D is a sum of its own, so give each to a thread of its own. A block of 256 threads makes 8
-# x 32 outputs. The 32 threads of a **warp**, which execute together, have 32 neighbours of one row.
+# Every element of D is an independent sum, so each gets a thread of its own. A [thread
+# block](glossary.md#thread-block), or block for short, of 256 threads computes 8 x 32 outputs. The 32 threads
+# of a **[warp](glossary.md#warp)**, which execute together, have 32 neighbours of one row.
 
 # %%
 drawing.naive_block(8, 32)
 
 # %% [markdown]
-# Here is the kernel. Compare it with `product` in [the first lesson](00_start_here.ipynb): the loop over
-# blocks of 128 and the promotion at its end are the same two lines.
+# Here is the kernel. Compare it with `product` in [the first lesson](00_start_here.ipynb): the loop over [K
+# blocks](glossary.md#k-block), blocks of 128 along k, and the [promotion](glossary.md#promotion) at its end
+# are the same two lines.
 
 # %%
 workbench.code(rung.source, "__global__", "^}")
 
 # %% [markdown]
-# And here is how it is started. `launch` is a function of the repository, because the emulator has one of the
-# same name: it takes the number of blocks and of threads, and the kernel's arguments.
+# And here is how it is started. `launch` is a function of the repository, because the
+# [emulator](glossary.md#emulator) has one of the same name: it takes the number of blocks and of threads, and
+# the kernel's arguments.
 
 # %%
 workbench.code(rung.source, 'extern "C"', "^}")
@@ -70,8 +79,8 @@ workbench.code(rung.source, 'extern "C"', "^}")
 # [ptx.cuh](../kernels/include/ptx.cuh), one for each instruction, and the emulator has the same functions. So
 # you can try one alone. `workbench.try_kernel` compiles the text that you give it and runs one block of it.
 #
-# **`cvt_f32_e4m3`** turns an E4M3 byte into a 32-bit float. Give every byte to a thread, and compare with the
-# table of the last lesson:
+# **`cvt_f32_e4m3`** turns an [E4M3](glossary.md#e4m3) byte into a 32-bit float. Give every byte to a thread,
+# and compare with the table of the last lesson:
 
 # %%
 out = np.zeros(256, np.float32)
@@ -115,8 +124,8 @@ print(f"exact:     {exact!r}\nfused:     {float(out[0])!r}\nin two:    {float(ou
 # Left to itself, a compiler may fuse or not. The kernels say `fmaf` wherever the bits matter, and so two
 # machines can agree to the last bit.
 #
-# **`cvt_rn_bf16x2_f32(high, low)`** rounds two floats to BF16 and packs them into 32 bits. BF16 is the upper
-# half of a 32-bit float, and ties go to the even one:
+# **`cvt_rn_bf16x2_f32(high, low)`** rounds two floats to [BF16](glossary.md#bf16) and packs them into 32
+# bits. BF16 is the upper half of a 32-bit float, and ties go to the even one:
 
 # %%
 inputs = np.array([1, 1 + 2**-8, 1 + 3 * 2**-8, -3.14159], np.float32)
@@ -160,7 +169,7 @@ print(
 # From here on every lesson predicts its rung's time before it looks. The model for that begins with what *no*
 # kernel can be faster than. Every byte of A, B and D has to move once, and every multiplication has to be
 # done. These are the two in microseconds, with what a copy reaches on the GPU that was measured, and with its
-# tensor cores at the clock that they keep under load:
+# [tensor cores](glossary.md#tensor-core) at the clock that they keep under load:
 
 # %%
 model.code(model.floor)
@@ -177,9 +186,9 @@ for m, n, k in (size, (64, 7168, 16384)):
 # used 64 times instead of 4096, and the floor is memory's. A kernel works at both at the same time, so they
 # are not added.
 #
-# s1 has no tensor cores, but FP32 pipes: on each SM 128 `fmaf` a cycle instead of 4096. How many microseconds
-# will it take for 4096 x 7168 x 16384? And how many times as fast is the ceiling, NVIDIA's library on the
-# tensor cores?
+# s1 has no tensor cores, but FP32 pipes: on each [SM](glossary.md#sm) 128 `fmaf` a cycle instead of 4096. How
+# many microseconds will it take for 4096 x 7168 x 16384? And how many times as fast is the
+# [ceiling](glossary.md#ceiling), NVIDIA's library on the tensor cores?
 
 # %% tags=["guess"]
 exercises.guess("02.us", None)
@@ -198,9 +207,10 @@ print(f"the FP32 pipes alone need {pipes:.0f} us: as a prediction, off {measured
 print(*notes, sep="\n")
 
 # %% [markdown]
-# The same as a picture, the **roofline**. To the right: operations for each byte that has to move, a property
-# of the shape. Upwards: operations a second. The slope is memory's floor, the flat part the tensor cores':
-# no dot can be above them. A dot far below both is limited by something else, and this kernel is.
+# The same as a picture, the **[roofline](glossary.md#roofline)**. To the right: [operations for each
+# byte](glossary.md#arithmetic-intensity) that has to move, a property of the shape. Upwards: operations a
+# second. The slope is memory's floor, the flat part the tensor cores': no dot can be above them. A dot far
+# below both is limited by something else, and this kernel is.
 
 # %%
 drawing_results.roofline([(64, 7168, 16384), size], ["s1_naive", "cublaslt_tensorwise"])
@@ -226,8 +236,9 @@ print(f"operations for each byte loaded: {2 * m * n * k / loaded:g}")
 # intensity**, and here it is as low as it gets, because nothing that was loaded is used twice by the thread
 # that loaded it.
 #
-# The caches answer most of these loads, but they have to be asked. A warp's load is served in **sectors** of
-# 32 bytes. Which sectors do the 32 threads of a warp touch in one step of the loop?
+# The caches answer most of these loads, but they have to be asked. A warp's load is served in
+# **[sectors](glossary.md#sector)** of 32 bytes. Which sectors do the 32 threads of a warp touch in one step
+# of the loop?
 
 # %%
 SECTOR = 32  # bytes: "Device Memory Accesses" in the CUDA C++ Programming Guide
@@ -252,7 +263,7 @@ for y, (words, addresses) in enumerate(
     {"A": of_a, "B": of_b, "if k went across the warp": of_a + lane}.items()
 ):
     row = addresses - addresses.min()
-    axes.scatter(row / k, np.full(32, y), s=14, color=(drawing.BLUE, drawing.ORANGE, "#2b8a3e")[y])
+    axes.scatter(row / k, np.full(32, y), s=14, color=(drawing.BLUE, drawing.ORANGE, drawing.GREEN)[y])
     axes.text(33, y, f"{words}: {sectors(addresses)} sector{'s' * (sectors(addresses) > 1)}", va="center")
 axes.set_xlim(-1, 44)
 axes.set_ylim(2.6, -0.6)
@@ -265,8 +276,9 @@ plt.show()
 
 # %% [markdown]
 # The green dots, all in one place, are how one would like it: 32 neighbouring threads, 32 neighbouring bytes.
-# Such a load is called **coalesced**. Here every byte of B costs a sector of its own. The next steps of k
-# find their bytes in the same sectors, in the cache; but the cache is asked for all of them, every time.
+# Such a load is called **[coalesced](glossary.md#coalesced)**. Here every byte of B costs a sector of its
+# own. The next steps of k find their bytes in the same sectors, in the cache; but the cache is asked for all
+# of them, every time.
 #
 # By these counts the limit is not the arithmetic, and not the memory of the GPU. It is the traffic between
 # the cache and the threads, and the instructions around each `fmaf`. The next lesson makes a number of it.
@@ -282,12 +294,14 @@ workbench.card("s1_naive")
 # %% [markdown]
 # Read it from the line in bold type downwards.
 #
-# 1. **What is full?** For each unit of an SM, and for L2 and memory, there is a percentage of what it could
-#    do. From 80 % on the unit is the limit: ask it for less. Here that is L1, as we have just counted.
+# 1. **What is full?** For each unit of an SM, and for [L2](glossary.md#l2) and memory, there is a percentage
+#    of what it could do. From 80 % on the unit is the limit: ask it for less. Here that is
+#    [L1](glossary.md#l1), as we have just counted.
 # 2. **Nothing is full?** If all units are below 60 %, the warps wait, and the last table says what for: for
 #    memory, for a barrier, for a result. Then the cure is more work at the same time, not less work.
-# 3. **Who is resident?** Few resident warps can hide little waiting. Registers and shared memory of a block,
-#    at the top, say how many fit: an SM has 65536 registers and 228 KB.
+# 3. **Who is [resident](glossary.md#occupancy)?** Few resident warps can hide little waiting.
+#    [Registers](glossary.md#register) and [shared memory](glossary.md#shared-memory) of a block, at the top,
+#    say how many fit: an SM has 65536 registers and 228 KB.
 # 4. **The machine code** says whether the instructions are there that you have meant.
 #
 # One row is the thread through all lessons: the tensor cores. A product is done when they are busy all the
@@ -297,8 +311,8 @@ workbench.card("s1_naive")
 evidence.thread("s1_naive")
 
 # %% [markdown]
-# Two cures are old. Load a tile once into the **shared memory** of a block and let all of its threads use it;
-# and let each thread make many outputs. The next rung has both.
+# Two cures are old. Load a [tile](glossary.md#tile) once into the **shared memory** of a block and let all of
+# its threads use it; and let each thread make many outputs. The next rung has both.
 #
 # ## Break it
 #
@@ -324,8 +338,10 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # Every block's products stay in the sum and are scaled again, with the scales of the blocks after it. All
-# elements are wrong, and none is NaN: nothing but a comparison finds this.
+# elements are wrong, and none is NaN: only a comparison with the right result finds this.
+#
 # </details>
 #
 # **2.** The row of B's scales is forgotten: `sfb` starts at the first row for every column.
@@ -340,8 +356,10 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # Columns 0 to 127 do have the first row of scales. Only the others are wrong. A test with n = 128 would pass,
 # and so would one in which all scales are equal.
+#
 # </details>
 #
 # **3.** A multiplication and an addition, each rounded, in place of the inner `fmaf`.
@@ -362,9 +380,11 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # The product of two E4M3 numbers has at most 8 significant bits, so a 32-bit float holds it exactly: the
 # first rounding rounds nothing. In the promotion, where the scales have all their bits, it would make a
 # difference.
+#
 # </details>
 #
 # ## Exercises

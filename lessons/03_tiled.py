@@ -15,7 +15,11 @@
 # same instruction, `fmaf`. All that changes is where the operands are when that instruction wants them. You
 # will predict what that is worth before you look.
 #
-# You need [lesson 02](02_naive.ipynb). From here on every rung is written for whole blocks of 128 along k.
+# From here on every [rung](glossary.md#rung) is written for whole [K blocks](glossary.md#k-block): k is a
+# multiple of 128.
+#
+# > **Needs:** lesson [02](02_naive.ipynb). **Time:** 25 minutes to read, 55 for guesses and exercises; its
+# > cells run in a minute, less when its kernels have been compiled. **May be skipped:** nothing.
 
 # %%
 from gemm_ladder.figures import lessons
@@ -31,14 +35,17 @@ from workshop import drawing, drawing_shared, evidence, exercises, model, workbe
 drawing.style()
 rung = gl.rungs["s2_tiled"]
 
+# %%
+drawing.where("warp scheduler", "registers", "CUDA cores", "shared memory", "banks")
+
 # %% [markdown]
 # ## What limited the rung below
 #
-# The card of s1_naive names one unit, L1, at 98 % of its peak. A line of L1 has 128 bytes, and to answer a
-# load the cache has to find every line that the warp touches. Suppose that it finds one line a cycle. A warp
-# of s1_naive touches one line for A and 32 for B, and with them its 32 threads do one `fmaf` each. What would
-# that allow? Work it out on paper first: 132 SMs, at 1.98 GHz, an operation being a multiplication or an
-# addition. How many TFLOPS?
+# The card of s1_naive names one unit, [L1](glossary.md#l1), at 98 % of its peak. A line of L1 has 128 bytes,
+# and to answer a load the cache has to find every line that the [warp](glossary.md#warp) touches. Suppose
+# that it finds one line a cycle. A warp of s1_naive touches one line for A and 32 for B, and with them its 32
+# threads do one `fmaf` each. What would that allow? Work it out on paper first: 132 [SMs](glossary.md#sm), at
+# 1.98 GHz, an operation being a multiplication or an addition. How many [TFLOPS](glossary.md#tflops)?
 
 # %% tags=["guess"]
 exercises.guess("03.lines", None)
@@ -64,7 +71,8 @@ evidence.compare("s1_naive")
 #
 # ## A model, one term for each unit
 #
-# An SM has four units that a kernel on the CUDA cores can fill. Each does so much in a cycle:
+# An SM has four units that a kernel on the [CUDA cores](glossary.md#cuda-core) can fill. Each does so much in
+# a cycle:
 #
 # | unit | in a cycle, on each SM |
 # |---|---|
@@ -76,11 +84,12 @@ evidence.compare("s1_naive")
 # They work at the same time. So count, for one `fmaf`, how much of each it takes, and the unit that takes the
 # longest says how fast the kernel can be. Here is that for s1_naive and for three steps from there to s2.
 #
-# 1. **A tile in shared memory.** A block of 32 x 32 threads loads 32 rows of A and of B once, and all of its
+# 1. **A [tile](glossary.md#tile) in [shared memory](glossary.md#shared-memory).** A [thread
+#    block](glossary.md#thread-block) of 32 x 32 threads loads 32 rows of A and of B once, and all of its
 #    threads read them from shared memory: two numbers for each `fmaf`. Threads of a warp that want the same
 #    number get it in the same turn.
-# 2. **A tile in registers.** A thread makes 8 x 8 outputs. For each k it reads 8 numbers of A and 8 of B, and
-#    does 64 `fmaf` with them.
+# 2. **A tile in [registers](glossary.md#register).** A thread computes 8 x 8 outputs. For each k it reads 8
+#    numbers of A and 8 of B, and does 64 `fmaf` with them.
 # 3. **128-bit loads.** One instruction reads four of those numbers.
 #
 # Which unit limits each of them? Decide before you run the next cell but one; then see which guess was wrong.
@@ -126,15 +135,16 @@ vectorised = bound("128-bit loads", 32 * 64, "03.vector", instructions=4 + 64, s
 # A tile in shared memory moves the limit from L1 to shared memory, which is faster; but an `fmaf` that reads
 # two numbers from there leaves the FP32 pipe idle seven cycles in eight. A tile in registers is what feeds
 # it: a thread with 8 x 8 outputs does 64 `fmaf` for 16 numbers, 4 for each; with R x R it would be R / 2.
-# What bounds R is the number of registers, 255 for each thread.
+# What bounds R is the number of registers, 255 for each thread; and the more of them a thread has, the fewer
+# warps fit on an SM: the lower is its **[occupancy](glossary.md#occupancy)**.
 #
 # The last two lines of the model assume something that is not free: that shared memory serves a warp's load
 # in one cycle for every 128 bytes. Section 2 sees to that.
 #
 # ## The idea
 #
-# A block of 256 threads makes a tile of 128 x 128. Sixteen of k are in shared memory at a time. A thread's 8
-# rows and its 8 columns are two **quads** each, 64 apart; a quad is what a 128-bit load reads.
+# A block of 256 threads computes a tile of 128 x 128. Sixteen of k are in shared memory at a time. A thread's
+# 8 rows and its 8 columns are two **quads** each, 64 apart; a quad is what a 128-bit load reads.
 
 # %%
 drawing_shared.tile(thread=45)
@@ -155,16 +165,17 @@ workbench.diff("s1_naive", "s2_tiled")
 # - `load` reads 16 bytes of one row, for one thread. `store` converts them and writes 16 numbers to shared
 #   memory.
 # - **`__syncthreads`** is a barrier: no thread of the block goes on before all have arrived, and what was
-#   written before it can be read behind it.
-# - In the main loop `next` is loaded *before* the 16 steps of k that do not need it. A load from global
-#   memory takes hundreds of cycles; they pass while the thread multiplies.
-# - The promotion is what it was, 64 times.
+#   written before it can be read after it.
+# - In the main loop `next` is loaded *before* the 16 steps of k that do not need it. A load from [global
+#   memory](glossary.md#global-memory) takes hundreds of cycles; they pass while the thread multiplies.
+# - The [promotion](glossary.md#promotion) is what it was, 64 times.
 #
 # ## 1. What a block asks of the cache
 #
-# **Coalescing**, in lesson 02, was about the 32-byte sectors that a warp's load touches. Here a thread loads
-# 16 bytes of a row of its own, so a warp touches 32 lines, and half of each sector is of use at once; the
-# other half is what the next step asks for, and it is in L1 by then. How many lines are that for each `fmaf`?
+# **[Coalescing](glossary.md#coalesced)**, in lesson 02, was about the 32-byte [sectors](glossary.md#sector)
+# that a warp's load touches. Here a thread loads 16 bytes of a row of its own, so a warp touches 32 lines,
+# and half of each sector is of use at once; the other half is what the next step asks for, and it is in L1 by
+# then. How many lines are that for each `fmaf`?
 
 # %%
 loads = 8 * 8  # 8 warps, one load each for 16 of k, 8 times for a block of 128
@@ -175,8 +186,9 @@ busy = per_block_of_k["s2_tiled"] / (128 * 128 * 128 / UNITS["FP32 pipe"])
 print(f"L1 is busy for {busy:.0%} of the time that the FP32 pipe needs")
 
 # %% [markdown]
-# So the loads may stay as they are: they are no longer what counts. If neighbours in a warp loaded neighbours
-# along k, they would ask for fewer lines, and the stores below would then want the same banks.
+# So the loads may stay as they are: they are no longer the limit. If neighbours in a warp loaded neighbours
+# along k, they would ask for fewer lines, and the stores below would then want the same
+# [banks](glossary.md#bank).
 #
 # ## 2. Banks
 #
@@ -225,14 +237,14 @@ print(
 print("k = 200:", rung.supports(64, 128, 200))
 
 # %% [markdown]
-# The bits are those of s1. Each thread adds its products in the order of k, whoever loaded them.
+# The bits are those of s1. Each thread adds its products in the order of k, whichever thread loaded them.
 #
 # ## How fast it is: first the prediction
 #
-# The last line above left out what comes in every step of 16 of k, and every block of 128. Tiles are made
-# in **waves**: all SMs begin one, and the last wave takes as long as the others, however few tiles it has.
-# And an SM has room for one such block, because of the registers, and so for two warps at each of its four
-# schedulers. How many microseconds do you expect?
+# The last line above left out what comes in every step of 16 of k, and every block of 128. Tiles are made in
+# **[waves](glossary.md#wave)**: all SMs begin one, and the last wave takes as long as the others, however few
+# tiles it has. And an SM has room for one such block, because of the registers, and so for two warps at each
+# of its [four schedulers](glossary.md#warp-scheduler). How many microseconds do you expect?
 
 # %% tags=["guess"]
 exercises.guess("03.measured", None)
@@ -304,12 +316,14 @@ workbench.break_it("s2_tiled", problem, (SYNC, ""), seeds=4, guess="03.break1")
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # Nothing says that a number has been stored before another thread reads it, or read before it is overwritten.
 # The emulator names the first two such accesses. On a GPU the result is right as long as the warps happen to
 # keep step: on some days.
+#
 # </details>
 #
-# **2.** One place in shared memory and not two: `step % 2` is 0. All barriers stay.
+# **2.** One buffer in shared memory instead of two: `step % 2` is 0. All barriers stay.
 
 # %% tags=["guess"]
 exercises.guess_break("03.break2", line=None, then=None)
@@ -327,8 +341,10 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
-# A fast thread stores the next step where a slow one still reads this step. With one place you need two
-# barriers: one behind the last read, one behind the stores.
+#
+# A fast thread stores the next step where a slow one still reads this step. With one buffer you need two
+# barriers: one after the last read, one after the stores.
+#
 # </details>
 #
 # **3.** A thread has eight neighbouring rows, and eight neighbouring columns.
@@ -347,8 +363,10 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
-# Who makes which output is nobody's business but the kernel's. It is right, and slower: section 2. The
-# emulator counts no turns.
+#
+# The result does not depend on which thread computes which output. It is right, and slower (section 2): the
+# emulator does not count bank conflicts.
+#
 # </details>
 #
 # **4.** `inside` is always true.
@@ -367,15 +385,17 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # m = 130 leaves 126 rows of the second tile without a row of A, and n = 136 does the same to B. What the
-# threads load there belongs to nobody, or to somebody else.
+# threads load there is not A or B, but whatever lies behind them in memory.
+#
 # </details>
 #
 # ## Exercises
 #
-# **1.** The multiplication is missing. `a` has the thread's eight numbers of A for this k, `b` those of B.
-# Write the two loops and the line in them, for `partial`, [kPerThread][kPerThread]. (`#pragma unroll` before
-# each loop has the compiler use registers; here it may be left out.)
+# **1.** The multiplication is missing from the kernel. `a` has the thread's eight numbers of A for this k,
+# `b` those of B. Write the two loops and the line in them, for `partial`, [kPerThread][kPerThread]. (`#pragma
+# unroll` before each loop has the compiler use registers; here it may be left out.)
 
 # %% tags=["exercise"]
 multiply = "partial[0][0] += a[0];"
@@ -394,8 +414,8 @@ put = "tile[0][line] = static_cast<float>(word);"
 exercises.check("03.2", put)
 
 # %% [markdown]
-# **3.** A thread makes R x R outputs, and reads its 2 R numbers for each k by loads of `width` numbers. What
-# share of the instructions, `fmaf` and loads alone, is `fmaf`?
+# **3.** A thread computes R x R outputs, and reads its 2 R numbers for each k by loads of `width` numbers.
+# What share of the instructions, `fmaf` and loads alone, is `fmaf`?
 
 
 # %% tags=["exercise"]

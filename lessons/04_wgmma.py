@@ -11,10 +11,15 @@
 # %% [markdown]
 # # Rung s3: tensor cores
 #
-# [s3_wgmma.cu](../kernels/stages/s3_wgmma.cu) leaves the multiplying to the tensor cores. One instruction,
-# **WGMMA**, multiplies a whole tile. In return it wants its operands in shared memory, in a certain order,
-# described in 64 bits of its own; it leaves its result scattered over the registers of 128 threads; and it
-# does all that *later*. This lesson takes these one at a time.
+# [s3_wgmma.cu](../kernels/stages/s3_wgmma.cu) leaves the multiplying to the [tensor
+# cores](glossary.md#tensor-core). One instruction, **[WGMMA](glossary.md#wgmma)**, multiplies a whole
+# [tile](glossary.md#tile). In return it wants its operands in [shared memory](glossary.md#shared-memory), in
+# a certain order, described in 64 bits of its own; it leaves its result scattered over the
+# [registers](glossary.md#register) of 128 threads; and it does all that *later*. This lesson takes these one
+# at a time.
+#
+# > **Needs:** lesson [03](03_tiled.ipynb). **Time:** 30 minutes to read, 55 for guesses and exercises; its
+# > cells run in a minute, less when its kernels have been compiled. **May be skipped:** nothing.
 
 # %%
 from gemm_ladder.figures import lessons
@@ -31,12 +36,16 @@ from workshop import drawing, drawing_shared, evidence, exercises, model, workbe
 drawing.style()
 rung = gl.rungs["s3_wgmma"]
 
+# %%
+drawing.where("tensor cores", "registers", "shared memory", "banks")
+
 # %% [markdown]
 # ## What limited the rung below
 #
-# [Rung s2](03_tiled.ipynb) has its operands at hand, and nearly everything that it issues is an FFMA. An FFMA
-# is 32 multiplications and additions, one for each thread of a warp, and an SM issues four a cycle. That is
-# where it ends. A WGMMA is one instruction, too, which four warps issue together:
+# [Rung s2](03_tiled.ipynb) has its operands at hand, and nearly everything that it issues is an
+# [FFMA](glossary.md#ffma). An FFMA is 32 multiplications and additions, one for each thread of a
+# [warp](glossary.md#warp), and an [SM](glossary.md#sm) issues four a cycle. That is where it ends. A WGMMA is
+# one instruction, too, which four warps issue together:
 
 # %%
 for name, fmas, warps in (("FFMA", 32, 1), ("WGMMA of 64 x 128 x 32", 64 * 128 * 32, 4)):
@@ -45,9 +54,10 @@ for name, fmas, warps in (("FFMA", 32, 1), ("WGMMA of 64 x 128 x 32", 64 * 128 *
 # %% [markdown]
 # ## The idea
 #
-# A **warpgroup** is four warps, 128 threads. Together they make a tile of D with 64 rows and 128 columns. For
-# each block of 128 along k they copy A's and B's tiles to shared memory; then four WGMMAs multiply, each 32
-# of k further on; then the CUDA cores promote.
+# A **[warpgroup](glossary.md#warpgroup)** is four warps, 128 threads. Together they compute a tile of D with
+# 64 rows and 128 columns. For each [block of 128 along k](glossary.md#k-block) they copy A's and B's tiles to
+# shared memory; then four WGMMAs multiply, each 32 of k further on; then the [CUDA
+# cores](glossary.md#cuda-core) [promote](glossary.md#promotion).
 
 # %%
 drawing.wgmma_tile(128)
@@ -58,7 +68,7 @@ drawing.wgmma_tile(128)
 #
 # ## The change to the file
 #
-# Lines with `-` are rung s2's, lines with `+` are new.
+# Lines with `-` are [rung](glossary.md#rung) s2's, lines with `+` are new.
 
 # %%
 workbench.diff("s2_tiled", "s3_wgmma")
@@ -68,8 +78,9 @@ workbench.diff("s2_tiled", "s3_wgmma")
 #
 # ## 1. Where a byte lies: the swizzle
 #
-# The 32 banks of shared memory are those of [lesson 03](03_tiled.ipynb): threads that want different words of
-# one bank take turns. FP8 stays as it is now, without a conversion, and K is contiguous, as in global memory.
+# The 32 [banks](glossary.md#bank) of shared memory are those of [lesson 03](03_tiled.ipynb): threads that
+# want different words of one bank take turns. [FP8](glossary.md#fp8) stays as it is now, without a
+# conversion, and K is contiguous, as in [global memory](glossary.md#global-memory).
 #
 # A row of a tile has 128 bytes, which is all 32 banks once. A tensor core reads the *same* 16 bytes of k, a
 # **chunk**, of eight rows at a time. How many turns does that take, if the rows lie one after the other?
@@ -91,9 +102,9 @@ for chunk in (0, 2):
 exercises.found("04.turns", int(turns(plain)), "turns as the rows come")
 
 # %% [markdown]
-# The **128-byte swizzle** puts chunk c of row r at place c XOR (r mod 8). A row keeps its chunks, in another
-# order; and in each column of the picture every chunk occurs once. The marked chunk then lies in eight
-# different groups of banks.
+# The **128-byte [swizzle](glossary.md#swizzle)** puts chunk c of row r at place c XOR (r mod 8). A row keeps
+# its chunks, in another order; and in each column of the picture every chunk occurs once. The marked chunk
+# then lies in eight different groups of banks.
 
 # %%
 drawing.banks(chunk=2)
@@ -119,8 +130,9 @@ workbench.code(rung.source, "^template <int kRows>", "^}")
 # %% [markdown]
 # ## 2. Telling the tensor core: the descriptor
 #
-# A WGMMA is not given pointers. Each operand is a **descriptor** of 64 bits: where the tile begins, how far
-# it is from 8 rows to the next 8, and which swizzle it has. Let a kernel make some:
+# A WGMMA is not given pointers. Each operand is a **[descriptor](glossary.md#descriptor)** of 64 bits: where
+# the tile begins, how far it is from 8 rows to the next 8, and which swizzle it has. Let a kernel compute
+# some:
 
 # %%
 out = np.zeros(3, np.uint64)
@@ -156,9 +168,9 @@ drawing.descriptor(int(out[0]))
 #
 # ## 3. One WGMMA, alone: who gets what
 #
-# Multiply operands whose product says where it comes from: D[r, c] = 16 r + c. E4M3 holds these factors
-# exactly, and four terms of k are enough. `shared_memory()` is where the block's shared memory begins, and
-# `st_shared` stores at such an address; the other new functions are in the next section.
+# Multiply operands whose product says where it comes from: D[r, c] = 16 r + c. [E4M3](glossary.md#e4m3) holds
+# these factors exactly, and four terms of k are enough. `shared_memory()` is where the block's shared memory
+# begins, and `st_shared` stores at such an address; the other new functions are in the next section.
 
 # %%
 r, c = np.arange(64), np.arange(16)
@@ -210,25 +222,27 @@ print("as documented:", np.array_equal(held, 16 * rows + columns))
 drawing.fragment()
 
 # %% [markdown]
-# This is the accumulator **fragment**. A thread has pieces of two rows, eight apart. So it needs two of A's
-# scales, and that is why the kernel has `scale0` and `scale1`, and chooses by `i / 2 % 2`.
+# This is the [accumulator](glossary.md#accumulator) **[fragment](glossary.md#fragment)**. A thread has pieces
+# of two rows, eight apart. So it needs two of A's scales, and that is why the kernel has `scale0` and
+# `scale1`, and chooses by `i / 2 % 2`.
 #
 # ## 4. Later: fences, groups, waiting
 #
 # A WGMMA is *asynchronous*: the instruction starts the work, and the threads go on. Four more instructions
 # say what is ordered.
 #
-# - **`fence_proxy_async`**. Ordinary stores and the tensor core reach shared memory by two ways, two
-#   **proxies**. What a thread has stored is certain to be seen on the other way only after this thread's
-#   fence. Then `__syncthreads`, because the tensor core reads what *all* threads wrote.
+# - **`fence_proxy_async`**. Ordinary stores and the tensor core reach shared memory by two different paths,
+#   two **[proxies](glossary.md#proxy)**. What a thread has stored is guaranteed to be visible on the other
+#   path only after this thread's fence. Then `__syncthreads`, because the tensor core reads what *all*
+#   threads wrote.
 # - **`wgmma_fence`** comes before the first WGMMA, and whenever the threads have touched the accumulators
 #   since the last.
 # - **`wgmma_commit_group`** closes a group of WGMMAs.
-# - **`wgmma_wait_group<N>`** waits until at most N groups are unfinished. Before it, nobody may look at the
+# - **`wgmma_wait_group<N>`** waits until at most N groups are unfinished. Before it, no thread may read the
 #   accumulators or overwrite the operands.
 #
-# What is in the registers before the wait? A GPU promises nothing. The emulator puts NaN there, and says who
-# looks:
+# What is in the registers before the wait? A GPU promises nothing. The [emulator](glossary.md#emulator) puts
+# NaN there, and names a thread that reads it:
 
 # %%
 wait = "    ptx::wgmma_wait_group<0>();\n"
@@ -279,8 +293,7 @@ print(
 workbench.code(rung.source, "for \\(int64_t block = 0", "^    }")
 
 # %% [markdown]
-# The second `__syncthreads` is for the next turn: nobody may overwrite a tile that somebody's WGMMA still
-# reads.
+# The second `__syncthreads` is for the next turn: no thread may overwrite a tile that a WGMMA still reads.
 #
 # Run it, check it:
 
@@ -301,13 +314,14 @@ print("k = 200:", rung.supports(64, 128, 200))
 # ## How fast it is
 #
 # First the prediction. The model of s2 took the fullest unit, because all units worked at the same time. Here
-# they do not: for each K block a thread block copies A's tile, then B's, then multiplies, then promotes, and
-# each step waits for the one before. So this rung's terms are *added*, and there are two new ones:
+# they do not: for each K block a [thread block](glossary.md#thread-block) copies A's tile, then B's, then
+# multiplies, then promotes, and each step waits for the one before. So this rung's terms are *added*, and
+# there are two new ones:
 #
 # - **tensor cores**: 8192 FP8 operations a cycle and SM, so 256 cycles for a K block of 64 x 128,
-# - **latency**: the time from a load to its data. It is hundreds of cycles from L2 or memory, and the model
-#   has 800, for a GPU on which everybody loads at once. A thread waits three times: for A's tile, for B's,
-#   and, beside the WGMMAs, for A's scales.
+# - **latency**: the time from a load to its data. It is hundreds of cycles from [L2](glossary.md#l2) or
+#   memory, and the model has 800, for a GPU on which everybody loads at once. A thread waits three times: for
+#   A's tile, for B's, and, beside the WGMMAs, for A's scales.
 #
 # The promotion is here, too, with 1.5 cycles for each column: one for the `fmaf` of each of two rows would be
 # the least.
@@ -389,7 +403,8 @@ workbench.card("s3_wgmma")
 #
 # ## Break it
 #
-# Predict, then run. Each cell plants one fault in the kernel and runs it under eight schedules.
+# Predict, then run. Each cell plants one fault in the kernel and runs it under eight
+# [schedules](glossary.md#schedule).
 
 # %%
 problem = workbench.problem(m=64, n=128, k=512)
@@ -406,10 +421,12 @@ workbench.break_it("s3_wgmma", problem, (f"swizzle_128b{plain}", plain), guess="
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # In every row but those with r mod 8 = 0, chunks of k change places. A's rows and B's rows that meet have
 # been mixed up differently, so products of the wrong k are added. Nothing is out of bounds, so no fault is
 # named: it is just wrong. Where r mod 8 is the same in both rows, they were mixed up alike, and the result is
 # right up to the order of addition: look at D[0, 0].
+#
 # </details>
 #
 # **2.** B's descriptor has half the stride byte offset: 512.
@@ -427,8 +444,10 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # The tensor core takes rows 8 to 15 of B from 512 bytes further on, which is row 4. The first eight columns
 # of D are right, and the others are copies of columns further to the left.
+#
 # </details>
 #
 # **3.** The accumulators are promoted before the wait.
@@ -446,9 +465,11 @@ workbench.break_it("s3_wgmma", problem, (WAIT + PROMOTE, PROMOTE + WAIT), guess=
 
 # %% [markdown]
 # <details><summary>Why</summary>
-# Until the wait the registers hold nobody's numbers, and the emulator names the thread that reads them. On
-# a GPU you would get the sum of an unknown part of the products; or ptxas would notice, and put a wait of
-# its own behind every WGMMA.
+#
+# Until the wait the contents of the registers are undefined, and the emulator names the thread that reads
+# them. On a GPU you would get the sum of an unknown part of the products; or ptxas would notice, and put a
+# wait of its own behind every WGMMA.
+#
 # </details>
 #
 # **4.** The `__syncthreads` at the end of the loop is gone.
@@ -466,10 +487,13 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
-# Nothing goes wrong, and that is no luck: the four warps of a warpgroup issue a WGMMA together, PTX makes its
-# group one "per warpgroup", and a wait for it is a wait for the parts of all four. So a warp that is ahead
-# knows that this tile has been read. With a second warpgroup in the block it would not: its WGMMAs are other
-# ones. The barrier stays, because a kernel that grows should not depend on how many warps it has.
+#
+# Nothing goes wrong, and that is not luck: the four warps of a warpgroup issue a WGMMA together, its group is
+# one "per warpgroup" in PTX's words, and a wait for it is a wait for the parts of all four. So a warp that is
+# ahead knows that this tile has been read. With a second warpgroup in the block it would not, because its
+# wait does not cover the other one's WGMMAs. The barrier stays, because a kernel that grows should not depend
+# on how many warps it has.
+#
 # </details>
 #
 # **5.** Every WGMMA adds to what is there: `scale_d` is always 1.
@@ -482,8 +506,10 @@ workbench.break_it("s3_wgmma", problem, ("k != 0);", "1);"), guess="04.break5")
 
 # %% [markdown]
 # <details><summary>Why</summary>
-# The first block adds to registers that nobody has set. Each later block begins from the sum of the one
-# before, which then is scaled and added again.
+#
+# The first K block adds to registers that have not been set. Each later one begins with the sum of the one
+# before, which is then scaled and added again.
+#
 # </details>
 #
 # ## Exercises
@@ -525,8 +551,8 @@ def element(thread, i):
 exercises.check("04.3", element)
 
 # %% [markdown]
-# **4.** What stands between the copying and the first WGMMA is missing from the kernel. Write the lines. The
-# check tells you what the emulator says.
+# **4.** The lines between the copying and the first WGMMA are missing from the kernel. Write them. The check
+# tells you what the emulator says.
 
 # %% tags=["exercise"]
 between = """

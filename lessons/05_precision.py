@@ -11,9 +11,14 @@
 # %% [markdown]
 # # Precision: 14 bits, and what to do about them
 #
-# [The last lesson](04_wgmma.ipynb), section 5, saw a tensor core lose a 1. Here you follow its additions
-# digit by digit, see what becomes of long sums, and find out why the kernels promote every 128 of k and not
-# every 32 or never. The second half asks the same of the *scales*, on the weights of a trained model.
+# [The last lesson](04_wgmma.ipynb), section 5, saw a [tensor core](glossary.md#tensor-core) lose a 1. Here
+# you follow its additions digit by digit, see what becomes of long sums, and find out why the kernels
+# [promote](glossary.md#promotion) every 128 of k and not every 32 or never. The second half asks the same of
+# the *scales*, on the weights of a trained model.
+#
+# > **Needs:** lesson [04](04_wgmma.ipynb). **Time:** 30 minutes to read, 50 for guesses and exercises; its
+# > cells run in a minute, less when its kernels have been compiled. **May be skipped:** *On real numbers: a
+# > trained model* (15 minutes).
 
 # %%
 from gemm_ladder.figures import lessons
@@ -33,14 +38,17 @@ from workshop import drawing, drawing_precision, exercises, workbench
 drawing.style()
 rung = gl.rungs["s3_wgmma"]
 
+# %%
+drawing.where("tensor cores", "CUDA cores")
+
 # %% [markdown]
 # ## One sum, by hand
 #
-# One WGMMA adds 32 products and the accumulator it finds, for each of its outputs. A Hopper tensor core does
-# it in four steps:
+# One [WGMMA](glossary.md#wgmma) adds 32 products and the [accumulator](glossary.md#accumulator) it finds, for
+# each of its outputs. A Hopper tensor core does it in four steps:
 #
-# 1. It multiplies. A product of two E4M3 numbers has at most 8 significant bits, and is exact. Its *exponent*
-#    is the sum of its factors' exponents.
+# 1. It multiplies. A product of two [E4M3](glossary.md#e4m3) numbers has at most 8 significant bits, and is
+#    exact. Its *exponent* is the sum of its factors' exponents.
 # 2. It finds the largest exponent, E, of the accumulator and of all products that are not zero.
 # 3. It aligns all of them to E, and cuts off what lies below $2^{E-13}$. It does not round: digits are
 #    dropped.
@@ -138,9 +146,9 @@ def chain(*sums):
 print("one:", chain(first), "  two:", chain(first, second))
 
 # %% [markdown]
-# The emulator adds with `gemm_ladder.ref.tensor_core`, which is your program made fast. It was compared with
-# an H100, bit for bit; the count is in [the last lesson](04_wgmma.ipynb), section 5. So from here on you can
-# trust the model with long sums.
+# The [emulator](glossary.md#emulator) adds with `gemm_ladder.ref.tensor_core`, which is your program made
+# fast. It was compared with an H100, bit for bit; the count is in [the last lesson](04_wgmma.ipynb), section
+# 5. So from here on you can trust the model with long sums.
 #
 # ## A sum that stops
 #
@@ -287,7 +295,7 @@ else:
 
 # %% [markdown]
 # - *Promoted every 128*, the error does not depend on k. It stays below what the last step, the rounding to
-#   BF16, costs anyway.
+#   [BF16](glossary.md#bf16), costs anyway.
 # - *Never promoted*, it grows with k, even for normal numbers: their sum grows like $\sqrt{k}$, and the last
 #   digit with it.
 # - *Non-negative* numbers are the worst case: the sum is as large as it can be, and all losses have one
@@ -295,10 +303,10 @@ else:
 #
 # ## Why 128
 #
-# Promoting more often costs more. Count it: an output needs one `fmaf` each time. An SM of an H100 can do 128
-# of them in a clock cycle ("Throughput of Native Arithmetic Instructions", CUDA C++ Programming Guide), and
-# its tensor cores multiply and add 4096 pairs of E4M3 numbers (from the 1979 TFLOPS of the data sheet, 132
-# SMs and 1.83 GHz).
+# Promoting more often costs more. Count it: an output needs one `fmaf` each time. An [SM](glossary.md#sm) of
+# an H100 can do 128 of them in a clock cycle ("Throughput of Native Arithmetic Instructions", CUDA C++
+# Programming Guide), and its tensor cores multiply and add 4096 pairs of E4M3 numbers (from the 1979
+# [TFLOPS](glossary.md#tflops) of the data sheet, 132 SMs and 1.83 GHz).
 
 # %%
 INTERVALS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -316,16 +324,17 @@ for every in (32, 128, 512):
     )
 
 # %% [markdown]
-# The left picture is at k = 4096. To the left of 128 the error falls further, under a line that it is below
-# already. To the right, non-negative numbers rise above the line. And the cost: every 32, the CUDA cores
-# would have as much to do as the tensor cores, and could hardly hide behind them. Every 128 it is a quarter,
-# and hiding *that* is the work of [the later rungs](README.md). Beyond 128 little is left to be gained.
+# The left picture is at k = 4096. To the left of 128 the error falls further, although it is below the
+# rounding to BF16 already. To the right, non-negative numbers rise above the line. And the cost: every 32,
+# the [CUDA cores](glossary.md#cuda-core) would have as much to do as the tensor cores, and could hardly hide
+# behind them. Every 128 it is a quarter, and hiding *that* is the work of [the later rungs](README.md).
+# Beyond 128 little is left to be gained.
 #
-# 128 has another advantage, or the scales have it: the `fmaf` multiplies as well. A scale for every 128 of k
-# has to be applied every 128 of k, and does not cost an instruction more.
+# 128 has another advantage: the `fmaf` of a promotion multiplies as well. So a scale for every 128 of k costs
+# no further instruction.
 #
-# What does it cost in time? Rung s3 is slow for other reasons too, but its time with less promotion is easily
-# measured:
+# What does it cost in time? [Rung](glossary.md#rung) s3 is slow for other reasons too, but its time with less
+# promotion is easily measured:
 
 # %%
 if timed:
@@ -346,7 +355,7 @@ else:
     print("It is not recorded yet.")
 
 # %% [markdown]
-# ## On real numbers: a trained model
+# ## On real numbers: a trained model (optional)
 #
 # So much for sums. The other half of the precision is what the *scales* do, and [the lesson on
 # FP8](01_fp8_numbers.ipynb) tried it on made-up matrices. Here is a real one: of all-MiniLM-L6-v2, a
@@ -464,7 +473,7 @@ print(f"their rows are {share:.1%} of the product's squared norm")
 factors = 4.0 ** np.arange(0, 8)
 others = np.median(np.abs(activation))
 _, axes = plt.subplots(figsize=(9, 3.4))
-colours = ("#9a9a9a", "#2b8a3e", drawing.ORANGE, drawing.BLUE)
+colours = ("#9a9a9a", drawing.GREEN, drawing.ORANGE, drawing.BLUE)
 for (name, (of_a, of_b)), colour in zip(CASTS.items(), colours, strict=True):
     b, points = of_b(weight), []
     for factor in factors:
@@ -508,13 +517,13 @@ errors = row_errors(e4m3_tensor(activation) @ e4m3_tensor(weight).T, full)
 print(f"{'the cast to E4M3':19} median row {np.median(errors):.1e}, worst row {errors.max():.1e}")
 
 # %% [markdown]
-# The cast costs most, by far. Everything that computes in FP8 pays it, and it does not grow with k. What a
-# sum loses does grow, and is always toward zero: so it is worth a promotion every 128, which keeps it below
-# the two others at any length.
+# The cast costs most, by far. Everything that computes in [FP8](glossary.md#fp8) pays it, and it does not
+# grow with k. What a sum loses does grow, and is always toward zero: so it is worth a promotion every 128,
+# which keeps it below the two others at any length.
 #
 # ## Break it
 #
-# The problem has four blocks of k, each with scales of its own.
+# The problem has four [blocks of k](glossary.md#k-block), each with scales of its own.
 
 # %%
 problem = workbench.problem(m=64, n=128, k=512)
@@ -539,8 +548,10 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # All of the sum is scaled with the scales of the last block. Where every block has its own, a missing
 # promotion is no question of precision. The runs above had all scales 1.
+#
 # </details>
 #
 # **2.** The sum is multiplied by the scales and then added, in two steps, each with a rounding, instead of by
@@ -562,9 +573,12 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
-# One rounding more for each block, in the last of 24 bits. Hardly any BF16 number sees it, but some stand
-# just at a border. Such a kernel is not wrong. It is only no longer *the same*, and a test for equal bits,
-# which finds every other fault at once, could not be used. So the order of the operations is written down.
+#
+# One rounding more for each block, in the last of 24 bits. Hardly any BF16 result changes, but some lie just
+# at the border between two. Such a kernel is not wrong. It is only no longer *the same*, and a test for equal
+# bits, which finds every other fault at once, could not be used. So the order of the operations is written
+# down.
+#
 # </details>
 #
 # **3.** The total is kept in BF16: after each promotion its lower 16 bits are cleared. How many times as
@@ -592,8 +606,10 @@ exercises.found("05.break3", errors["BF16 total"] / errors["FP32 total"], "times
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # Promoting helps only because the total has more bits than the tensor core's sum. With 8 bits it has fewer,
 # and the error grows with the number of blocks.
+#
 # </details>
 #
 # ## Exercises

@@ -11,11 +11,16 @@
 # %% [markdown]
 # # Rung s4: the copy engine and a ring of mbarriers
 #
-# [s4_tma.cu](../kernels/stages/s4_tma.cu) copies nothing itself. One thread asks the **copy engine**,
-# called **TMA** (tensor memory accelerator), for whole tiles; the engine writes them to shared memory, and
-# tells everybody who waits. Shared memory holds four tiles of each operand, so the next ones arrive while
-# this one is multiplied. The new difficulty is to know *when*: when a tile is there, and when its place is
-# free again. One object answers both, the **mbarrier**, and most of this lesson is about it.
+# [s4_tma.cu](../kernels/stages/s4_tma.cu) copies nothing itself. One thread asks the **[copy
+# engine](glossary.md#copy-engine)**, called **TMA** (tensor memory accelerator), for whole
+# [tiles](glossary.md#tile); the engine writes them to [shared memory](glossary.md#shared-memory), and tells
+# all who wait for them. Shared memory holds four tiles of each operand, so the next ones arrive while this
+# one is multiplied. The new difficulty is to know *when*: when a tile is there, and when its place is free
+# again. One object answers both, the **[mbarrier](glossary.md#mbarrier)**, and most of this lesson is about
+# it.
+#
+# > **Needs:** lesson [04](04_wgmma.ipynb). **Time:** 40 minutes to read, 55 for guesses and exercises; its
+# > cells run in a minute, less when its kernels have been compiled. **May be skipped:** nothing.
 
 # %%
 from gemm_ladder.figures import lessons
@@ -32,11 +37,15 @@ from workshop import drawing, drawing_tma, evidence, exercises, model, workbench
 drawing.style()
 rung = gl.rungs["s4_tma"]
 
+# %%
+drawing.where("L2", "TMA", "shared memory", "mbarriers")
+
 # %% [markdown]
 # ## What limited the rung below
 #
-# [Rung s3](04_wgmma.ipynb) copies, then multiplies, then promotes. Here are two of its warps, over four
-# blocks of k. White is their own work, copying and promoting:
+# [Rung s3](04_wgmma.ipynb) copies, then multiplies, then [promotes](glossary.md#promotion). Here are two of
+# its [warps](glossary.md#warp), over four [blocks of k](glossary.md#k-block). White is their own work,
+# copying and promoting:
 
 # %%
 with gl.emulator(seed=2, record=True) as run:
@@ -53,8 +62,8 @@ found = first_warps(run, 2)
 drawing.timeline(found, max(span.end for span in found), "s3_wgmma: copy, multiply, promote, and again")
 
 # %% [markdown]
-# The copying is work of the threads, and every byte passes through a register on its way. Without it a
-# thread needs fewer of them:
+# The copying is work of the threads, and every byte passes through a [register](glossary.md#register) on its
+# way. Without it a thread needs fewer of them:
 
 # %%
 TILE_M, TILE_N, TILE_K, THREADS = 64, 128, 128, 128  # of s3 and s4 alike
@@ -65,7 +74,7 @@ for name in ("s3_wgmma", "s4_tma"):
     print(f"{name}: {cards[name]['registers']} registers a thread")
 
 # %% [markdown]
-# All of rung s3's card:
+# All of [rung](glossary.md#rung) s3's card:
 
 # %%
 workbench.card("s3_wgmma")
@@ -73,9 +82,10 @@ workbench.card("s3_wgmma")
 # %% [markdown]
 # ## The idea
 #
-# Let an engine copy, straight from global memory to shared memory. A thread gives it an order and goes on.
-# And because nobody stands by while it works, order early: shared memory is a **ring** of four **stages**,
-# each with room for one block of k. While one is multiplied, the engine fills the other three.
+# Let an engine copy, straight from [global memory](glossary.md#global-memory) to shared memory. A thread
+# gives it an order and goes on. And because no thread has to wait while it works, order early: shared memory
+# is a **[ring](glossary.md#ring)** of four **[stages](glossary.md#stage)**, each with room for one block of
+# k. While one is multiplied, the engine fills the other three.
 
 # %%
 problem = workbench.problem(TILE_M, TILE_N, 8 * TILE_K)
@@ -84,9 +94,9 @@ with gl.emulator(seed=17, record=True) as run:
 drawing_tma.ring_memory(run.events, ("A", "B", "scales of A"))
 
 # %% [markdown]
-# At its end, a stage has two mbarriers. `full` says that its bytes have arrived, `empty` that everybody is
-# done with them. Here is how a run of eight blocks of k used the ring. Find block 4: it goes where block 0
-# was, after that one has been released and long before it is needed.
+# At its end, a stage has two mbarriers. `full` says that its bytes have arrived, `empty` that all warps have
+# finished with them. Here is how a run of eight blocks of k used the ring. Find block 4: it goes where block
+# 0 was, after that one has been released and long before it is needed.
 
 # %%
 drawing_tma.ring_use(run.events, "s4_tma: the ring")
@@ -114,14 +124,15 @@ workbench.slider(ring_of, stages=(2, 6))
 workbench.diff("s3_wgmma", "s4_tma")
 
 # %% [markdown]
-# Gone: `copy_tile`, the swizzle's arithmetic, the fence between the proxies, and both `__syncthreads` of
-# the loop. What came instead, one at a time:
+# Gone: `copy_tile`, the [swizzle](glossary.md#swizzle)'s arithmetic, the fence between the
+# [proxies](glossary.md#proxy), and both `__syncthreads` of the loop. What came instead, one at a time:
 #
 # ## 1. An mbarrier, alone
 #
-# An **mbarrier** is 8 bytes of shared memory. `mbarrier_init` gives it a count. It is in a **phase**, phase
-# 0 at first, and knows how many arrivals are still **pending**. Each `mbarrier_arrive` takes one off. With
-# the last, the phase is complete; the next one begins, with the full count pending again.
+# An **mbarrier** is 8 bytes of shared memory. `mbarrier_init` gives it a count. It is in a
+# **[phase](glossary.md#phase)**, phase 0 at first, and knows how many arrivals are still **pending**. Each
+# `mbarrier_arrive` takes one off. With the last, the phase is complete; the next one begins, with the full
+# count pending again.
 #
 # Three warps arrive once a phase, and wait for its end:
 
@@ -148,12 +159,12 @@ run = one_barrier(ONE_BARRIER, seed=3)
 workbench_tma.tell(run, {0: "barrier"})
 
 # %% [markdown]
-# A waiting thread does not name the phase, only its **parity**: 0 for phases 0, 2, 4, ..., 1 for the
-# others. `mbarrier_wait_parity(barrier, p)` lets pass whoever finds the barrier in a phase of the *other*
-# parity: then the last phase of parity p is over.
+# A waiting thread does not name the phase, only its **parity**: 0 for phases 0, 2, 4, ..., 1 for the others.
+# `mbarrier_wait_parity(barrier, p)` returns if the barrier is in a phase of the *other* parity: then the last
+# phase of parity p is over.
 #
-# One bit is enough as long as nobody is a whole phase behind. Let warp 2 only wait, and the other two make
-# the phases without it:
+# One bit is enough as long as no thread falls a whole phase behind. Let warp 2 only wait, while the other two
+# complete the phases without it:
 
 # %%
 without_it = ONE_BARRIER.replace("barrier, 3", "barrier, 2").replace(
@@ -167,12 +178,12 @@ for seed in range(6):
         print(f"schedule {seed}: {error}")
 
 # %% [markdown]
-# Where it hangs, it looked too late: phase 1 was over as well, so the barrier was in phase 2, whose parity
-# is that of phase 0, and nobody is left to change that. In the kernels nobody can be left behind: the next
-# phase of a barrier cannot end before everybody who waits for this one has gone on and done something.
+# Where it hangs, warp 2 looked too late: phase 1 was over as well, so the barrier was in phase 2, whose
+# parity is that of phase 0, and no thread is left to end that phase. In the kernels no thread can fall
+# behind: the next phase of a barrier cannot end before all threads that wait for this one have gone on.
 #
-# What does a barrier that nobody has used answer? `mbarrier_test_wait_parity` asks without waiting. Which
-# parity lets a thread pass, before anybody has arrived?
+# What does a barrier answer that has not been used yet? `mbarrier_test_wait_parity` asks without waiting.
+# Which parity lets a thread pass, before anybody has arrived?
 
 # %% tags=["guess"]
 exercises.guess("06.fresh", None, "parity 0", "parity 1", "both", "neither")
@@ -202,19 +213,19 @@ answers = {(0, 0): "neither", (1, 0): "parity 0", (0, 1): "parity 1", (1, 1): "b
 exercises.found("06.fresh", answers[tuple(map(int, out[0]))])
 
 # %% [markdown]
-# A fresh barrier lets parity 1 pass, as if a phase -1 had been completed. So whoever fills stages can begin
-# with `parity ^ 1` and needs no special case for the first round: every stage is free.
+# A fresh barrier lets parity 1 pass, as if a phase -1 had been completed. So the thread that fills stages can
+# begin with `parity ^ 1` and needs no special case for the first round, in which every stage is free.
 #
 # ## 2. Bytes count too
 #
-# Threads arrive; bytes do not. So an mbarrier counts them apart.
+# An mbarrier counts the copy engine's bytes as well, apart from the arrivals of threads.
 # `mbarrier_arrive_expect_tx(barrier, bytes)` announces so many bytes and arrives; the copy engine takes off
 # what it has written. A phase is complete when no arrival is pending *and* no byte is missing. This second
-# number is the **transaction count**.
+# number is the **[transaction count](glossary.md#transaction-count)**.
 #
-# Ask for a box of 8 rows of 128 bytes. What the engine needs to know of the tensor stands in a **tensor
-# map**, which the host makes and hands to the kernel as a `__grid_constant__`, so that the engine finds it;
-# the kernel says only where.
+# Ask for a [box](glossary.md#box) of 8 rows of 128 bytes. The tensor is described by a **[tensor
+# map](glossary.md#tensor-map)**, which the host makes and hands to the kernel as a `__grid_constant__`, so
+# that the engine finds it; the kernel says only where the box is.
 
 # %%
 ONE_BOX = """
@@ -245,10 +256,11 @@ shared, run = one_box(tensor, at=(32, 2), seed=17)
 workbench_tma.tell(run, {0: "box", 1024: "full"})
 
 # %% [markdown]
-# The bytes come in pieces, here in two. Nobody needs to know: the phase is complete with the last of them.
+# The bytes come in pieces, here in two. No thread needs to know that: the phase is complete with the last of
+# them.
 #
-# `fence_mbarrier_init` is what the copy engine needs to see the barrier at all: a thread has made it, and
-# the engine goes by the [other proxy](04_wgmma.ipynb).
+# `fence_mbarrier_init` is what the copy engine needs to see the barrier at all: a thread has initialised it
+# by one [proxy](04_wgmma.ipynb), and the engine reaches it by the other.
 #
 # ## 3. The tensor map and its box
 #
@@ -259,8 +271,9 @@ workbench_tma.tell(run, {0: "box", 1024: "full"})
 workbench.code(rung.source, "TensorMap map_a, map_b", "return error;$")
 
 # %% [markdown]
-# The engine does with it what `copy_tile` did thread by thread. It works out the addresses, and it puts
-# each chunk of 16 bytes where the 128-byte swizzle wants it, so that the tile is ready for a WGMMA:
+# The engine does with it what `copy_tile` did thread by thread. It works out the addresses, and it puts each
+# chunk of 16 bytes where the 128-byte swizzle wants it, so that the tile is ready for a
+# [WGMMA](glossary.md#wgmma):
 
 # %%
 drawing_tma.box(tensor, (32, 2), shared)
@@ -291,9 +304,9 @@ def move(chunk, row):
 workbench.slider(move, chunk=(-4, 12), row=(-4, 10))
 
 # %% [markdown]
-# The rest of the price list: the base and the distance from row to row are multiples of 16 bytes, a box has
-# at most 256 elements along each dimension, and a swizzled box's row at most 128 bytes. The encoder refuses
-# what it cannot do:
+# The other constraints: the base and the distance from row to row are multiples of 16 bytes, a box has at
+# most 256 elements along each dimension, and a swizzled box's row at most 128 bytes. The encoder refuses what
+# it cannot do:
 
 # %%
 for columns, swizzle, box_columns in ((240, "k128B", 256), (250, "kNone", 128), (240, "kNone", 120)):
@@ -350,13 +363,14 @@ workbench.code(rung.source, "---- Loading, by thread 0", "load\\(block\\);$")
 workbench.code(rung.source, "for \\(int block = 0; block < blocks; \\+\\+block, ring", "^    }")
 
 # %% [markdown]
-# - Everybody waits for `full`. After that wait the bytes are visible to the WGMMA, without a fence between
+# - All warps wait for `full`. After that wait the bytes are visible to the WGMMA, without a fence between
 #   proxies: the copy engine wrote them, not a thread.
 # - Thread 0 orders block `block + kStages - 1` *while* this block's WGMMAs run. It goes where block - 1
 #   was, which all warps have released, or are about to.
 # - The scales are read from shared memory before the stage is released.
-# - After `wgmma_wait_group<0>` the tensor core reads the stage no more. `__syncwarp` makes sure that every
-#   lane has read its scales; then one lane arrives for its warp.
+# - After `wgmma_wait_group<0>` the [tensor core](glossary.md#tensor-core) reads the stage no more.
+#   `__syncwarp` makes sure that every [lane](glossary.md#lane) has read its scales; then one lane arrives for
+#   its warp.
 # - The promotion needs registers only, so it comes *after* the release.
 #
 # Run it, check it:
@@ -380,9 +394,10 @@ print("k = 200:", rung.supports(64, 128, 200))
 # ## How fast it is
 #
 # The loads hide behind the products now, and the promotion does not. So the model loses its latency, and
-# something else can be seen that was behind it: the blocks together ask L2 for a tile of A and one of B for
-# every K block, and L2 gives some 9 TB/s to all SMs. That is the new term, **L2**. Memory is there, too, with
-# every byte once. What happens at the same time is not added: the longest counts.
+# something else can be seen that was behind it: the blocks together ask [L2](glossary.md#l2) for a tile of A
+# and one of B for every K block, and L2 gives some 9 TB/s to all [SMs](glossary.md#sm). That is the new term,
+# **L2**. Memory is there, too, with every byte once. What happens at the same time is not added: the longest
+# counts.
 #
 # The chain of a K block is what hands over a stage (220 cycles: an mbarrier is waited for, the first WGMMA
 # goes its way through the pipe, its end is noticed), the WGMMAs, and the promotion. The model assumes that
@@ -439,9 +454,9 @@ found = first_warps(run, 1)
 drawing.timeline(found, max(span.end for span in found), "s4_tma: eight blocks of k")
 
 # %% [markdown]
-# The loads have left the warps and lie beside the products. The promotion has not: while a warp promotes,
-# the tensor core still has nothing to do for it. The emulator's steps are no durations. These are, from a
-# GPU, of two blocks that share an SM:
+# The loads have left the warps and lie beside the products. The promotion has not: while a warp promotes, the
+# tensor core still has nothing to do for it. The [emulator](glossary.md#emulator)'s steps are no durations.
+# These are, from a GPU, of two blocks that share an SM:
 
 # %%
 drawing_tma.gpu_timeline("s4_tma")
@@ -508,13 +523,14 @@ workbench.card("s4_tma")
 # %% [markdown]
 # ## Break it
 #
-# Predict, then run. Each cell plants one fault in the kernel and runs it under eight schedules.
+# Predict, then run. Each cell plants one fault in the kernel and runs it under eight
+# [schedules](glossary.md#schedule).
 
 # %%
 problem = workbench.problem(m=64, n=128, k=768)
 
 # %% [markdown]
-# **1.** Who multiplies waits for the wrong parity of `full`.
+# **1.** The warps that multiply wait for the wrong parity of `full`.
 
 # %% tags=["guess"]
 exercises.guess_break("06.break1", line=None, then=None)
@@ -529,12 +545,14 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
-# On a fresh barrier the wrong parity passes at once, so the warps use a stage whose bytes are still on
-# their way. Its scales are read first. On a GPU the answer would be made of whatever was in shared memory,
-# now and then the right thing.
+#
+# On a fresh barrier the wrong parity passes at once, so the warps use a stage whose bytes are still on their
+# way. Its scales are read first. On a GPU the result would come from whatever was in shared memory, which is
+# sometimes the right data.
+#
 # </details>
 #
-# **2.** Who loads waits for the wrong parity of `empty`.
+# **2.** The thread that loads waits for the wrong parity of `empty`.
 
 # %% tags=["guess"]
 exercises.guess_break("06.break2", line=None, then=None)
@@ -549,9 +567,11 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
-# The first load waits for somebody to release a stage that nobody has filled. The other warps wait for the
-# load, and this warp's other lanes for their lane 0. A GPU would hang without a word; the emulator tells
-# which warp waits at which barrier, and what the barrier still lacks.
+#
+# The first load waits until a stage is released that has never been filled. The other warps wait for the
+# load, and this warp's other lanes for their lane 0. A GPU would hang silently; the emulator tells which warp
+# waits at which barrier, and what the barrier still lacks.
+#
 # </details>
 #
 # **3.** The barrier is told to expect 16 bytes too many.
@@ -569,8 +589,10 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
-# All bytes land, no arrival is pending, and the phase is never complete: 16 bytes are still to come. So it
-# goes when a tile is made smaller and its count of bytes is not.
+#
+# All bytes land, no arrival is pending, and the phase is never complete: 16 bytes are still to come. The same
+# happens if a tile is made smaller and its count of bytes is not.
+#
 # </details>
 #
 # **4.** A warp releases the stage before it has waited for its WGMMAs.
@@ -587,10 +609,12 @@ workbench.break_it("s4_tma", problem, (WAIT + RELEASE, RELEASE + WAIT), guess="0
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # Here it is right all the same. The thread that refills the stage belongs to the warpgroup that reads it: it
 # loads one turn later, behind its own wait, and that is a wait for the WGMMAs of all four warps. It would be
-# wrong as soon as somebody else loads, who knows of the WGMMAs only what the arrivals say: a warp that does
-# nothing but load, two lessons on. So a kernel releases a stage behind the wait, always.
+# wrong as soon as another thread loads, one that knows of the WGMMAs only by the arrivals, such as the
+# producer two lessons on. So a kernel always releases a stage after the wait.
+#
 # </details>
 #
 # **5.** A's tensor map forgets the swizzle.
@@ -608,8 +632,10 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # The engine writes A's rows as they come, and the descriptor still says 128-byte swizzle: products of the
 # wrong k are added, as in [the last lesson](04_wgmma.ipynb). Rows with r mod 8 = 0 are as they should be.
+#
 # </details>
 #
 # **6.** `fence_mbarrier_init` is gone.
@@ -622,14 +648,16 @@ workbench.break_it("s4_tma", problem, ("ptx::fence_mbarrier_init();", ""), guess
 
 # %% [markdown]
 # <details><summary>Why</summary>
-# The copy engine is asked to count on a barrier that was never made visible to it.
+#
+# The copy engine has to count its bytes at a barrier whose initialisation was never made visible to it.
+#
 # </details>
 #
 # ## Exercises
 #
-# **1.** What an mbarrier does, as a function. It was made with `count`; the `events` are pairs: ("arrive",
-# 0), ("expect", count), which announces bytes and arrives, and ("land", count). Return (phase, pending
-# arrivals, bytes to come).
+# **1.** What an mbarrier does, as a function. It was initialised with `count`; the `events` are pairs:
+# ("arrive", 0), ("expect", count), which announces bytes and arrives, and ("land", count). Return (phase,
+# pending arrivals, bytes to come).
 
 
 # %% tags=["exercise"]
@@ -659,7 +687,7 @@ def waits(block, stages):
 exercises.check("06.2", waits)
 
 # %% [markdown]
-# **3.** The loads are missing from the kernel. Write what stands between the wait for an empty stage and
+# **3.** The loads are missing from the kernel. Write the lines between the wait for an empty stage and
 # `next.advance()`. The check tells you what the emulator says.
 
 # %% tags=["exercise"]

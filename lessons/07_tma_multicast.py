@@ -11,10 +11,16 @@
 # %% [markdown]
 # # Rung s5: two blocks share one operand's loads
 #
-# [s5_tma_multicast.cu](../kernels/stages/s5_tma_multicast.cu) changes some twenty lines of rung s4. Two
-# blocks that need the same tile of B load half of it each, and the copy engine writes each half to both.
-# This lesson is about the machinery of that, **clusters** and **multicast**, which later rungs keep. It is
-# also about an expectation, and how to measure whether it comes true.
+# [s5_tma_multicast.cu](../kernels/stages/s5_tma_multicast.cu) changes some twenty lines of
+# [rung](glossary.md#rung) s4. Two [thread blocks](glossary.md#thread-block) that need the same
+# [tile](glossary.md#tile) of B load half of it each, and the [copy engine](glossary.md#copy-engine) writes
+# each half to both. This lesson is about what makes that possible, **[clusters](glossary.md#cluster)** and
+# **[multicast](glossary.md#multicast)**, which later rungs keep. It is also about an expectation, and how to
+# measure whether it comes true.
+#
+# > **Needs:** lesson [06](06_tma.ipynb). **Time:** 35 minutes to read, 55 for guesses and exercises; its
+# > cells run in a minute, less when its kernels have been compiled. **May be skipped:** *A fence that is not
+# > in the source* (10 minutes).
 
 # %%
 from gemm_ladder.figures import lessons
@@ -41,11 +47,15 @@ from workshop import (
 drawing.style()
 rung = gl.rungs["s5_tma_multicast"]
 
+# %%
+drawing.where("cluster", "L2", "TMA", "mbarriers")
+
 # %% [markdown]
 # ## What limited the rung below
 #
-# [Rung s4](06_tma.ipynb) left two suspects. One is in its timeline: the warps that start the products also
-# order loads and promote. The other is the traffic from L2. Its card, and its timeline on a GPU:
+# [Rung s4](06_tma.ipynb) left two suspects. One is in its timeline: the [warps](glossary.md#warp) that start
+# the products also order loads and [promote](glossary.md#promotion). The other is the traffic from
+# [L2](glossary.md#l2). Its card, and its timeline on a GPU:
 
 # %%
 workbench.card("s4_tma")
@@ -54,7 +64,7 @@ workbench.card("s4_tma")
 drawing_tma.gpu_timeline("s4_tma")
 
 # %% [markdown]
-# How much traffic is it? Count what one tile asks for, each block of k:
+# How much traffic is it? Count what one tile asks for, each [block of k](glossary.md#k-block):
 
 # %%
 TILE_M, TILE_N, TILE_K = 64, 128, 128  # of s4 and s5 alike
@@ -66,29 +76,32 @@ print(f"{operations / sum(tile.values()):.1f} operations for each byte asked of 
 print(f"{operations / (tile['A'] + tile['B'] / 2):.1f} if two blocks shared B")
 
 # %% [markdown]
-# A larger tile would do the same, but its accumulators need registers that one warpgroup does not have. Two
-# blocks have twice as many.
+# A larger tile would do the same, but its [accumulators](glossary.md#accumulator) need
+# [registers](glossary.md#register) that one [warpgroup](glossary.md#warpgroup) does not have. Two blocks have
+# twice as many.
 #
 # ## The idea
 #
 # Hopper can start blocks in **clusters**: the blocks of a cluster run at the same time, in one part of the
-# chip, and reach each other's shared memory. And the copy engine can **multicast**: read a box once, and
-# write it to several blocks of the cluster. Here two blocks make tiles that lie below each other. Their
-# tile of B is the same.
+# chip, and reach each other's [shared memory](glossary.md#shared-memory). And the copy engine can
+# **multicast**: read a [box](glossary.md#box) once, and write it to several blocks of the cluster. Here two
+# blocks compute tiles that lie below each other. Their tile of B is the same.
 
 # %%
 problem = workbench.problem(2 * TILE_M, TILE_N, 8 * TILE_K)
 with gl.emulator(seed=17, record=True) as run:
     workbench.multiply(rung, problem, "cpu")
-drawing_cluster.multicast(run.events, ("A", "B, rows 0 to 63", "B, rows 64 to 127", "scales"))
+drawing_cluster.multicast(run.events, ("A", "B: rows 0-63", "B: rows 64-127", "scales"))
 
 # %% [markdown]
-# Everything in the picture is read from a run of the emulator: what each block ordered, where it landed,
-# and who arrived where. Blue is block 0's doing, orange block 1's. Two things are new for each block:
+# Everything in the picture is read from a run of the [emulator](glossary.md#emulator): what each block
+# ordered, where it landed, and who arrived where. Blue is what block 0 does, orange what block 1 does. Two
+# things are new for each block:
 #
-# - It expects all of B's bytes, and orders half of them. The other half comes unasked.
-# - What it orders is also written into its neighbour's stage. So it may order only when *both* stages are
-#   free: every warp arrives at both blocks' `empty`, and each `empty` counts the warps of both.
+# - It expects all of B's bytes, and orders half of them. Its neighbour orders the other half.
+# - What it orders is also written into its neighbour's [stage](glossary.md#stage). So it may order only when
+#   *both* stages are free: every warp arrives at both blocks' `empty`, and each `empty` counts the warps of
+#   both.
 #
 # ## The change to the file
 #
@@ -103,11 +116,12 @@ workbench.diff("s4_tma", "s5_tma_multicast")
 # ## 1. The neighbour's shared memory
 #
 # **`cluster_ctarank`** says which block of its cluster a block is (the hardware's name for a block is CTA).
-# **`mapa`** takes an address of shared memory, and makes of it the same place in another block. Such an
-# address is good for few things; arriving at an mbarrier is one, **`mbarrier_arrive_cluster`**.
+# **`mapa`** takes an address of shared memory, and gives the address of the same place in another block. Such
+# an address is good for few things; arriving at an [mbarrier](glossary.md#mbarrier) is one,
+# **`mbarrier_arrive_cluster`**.
 #
-# **`barrier_cluster_arrive`** and **`barrier_cluster_wait`** are a `__syncthreads` for the whole cluster,
-# in two halves. Here each block makes a barrier, arrives at its neighbour's, and waits for its own:
+# **`barrier_cluster_arrive`** and **`barrier_cluster_wait`** are a `__syncthreads` for the whole cluster, in
+# two halves. Here each block initialises a barrier, arrives at its neighbour's, and waits for its own:
 
 # %%
 MEET = """
@@ -138,7 +152,7 @@ for rank, (here, there) in enumerate(out):
     print(f"block {rank}: its barrier is at 0x{here:x}, its neighbour's at 0x{there:x}")
 
 # %% [markdown]
-# They meet because a block may otherwise reach for a barrier that its neighbour has not made yet:
+# They meet because a block may otherwise arrive at a barrier that its neighbour has not initialised yet:
 
 # %%
 for seed in range(4):
@@ -151,10 +165,9 @@ for seed in range(4):
         print(f"schedule {seed}: {error}")
 
 # %% [markdown]
-# And they have to meet again at the end, if something is still on its way to the neighbour that the
-# neighbour does not wait for: a block that has ended has no shared memory any more. Here each block waits
-# for the only arrival that it gets. The kernel's last arrivals are waited for by nobody, and so it has a
-# second meeting.
+# And they have to meet again at the end, if something is still on its way to the neighbour that the neighbour
+# does not wait for: a block that has ended has no shared memory any more. Here each block waits for the only
+# arrival that it gets. No thread waits for the kernel's last arrivals, and so it has a second meeting.
 #
 # ## 2. One load, two blocks
 #
@@ -192,8 +205,8 @@ for mask in (0b11, 0b10):
     workbench_tma.tell(run, {0: "box", 1024: "full"})
 
 # %% [markdown]
-# The engine is asked once. Each block that gets the box has announced its bytes on its own barrier; nobody
-# does that for it. With mask 10, block 0 orders something that it does not get.
+# The engine is asked once. Each block that gets the box has announced its bytes on its own barrier: no other
+# block does that for it. With mask 10, block 0 orders something that it does not get.
 #
 # ## The kernel
 #
@@ -204,12 +217,13 @@ workbench.code(rung.source, "const auto load = ", "^    };")
 
 # %% [markdown]
 # Block `rank` loads rows `64 * rank` to `64 * rank + 63` of the tile of B, to the place where these rows
-# belong, in both blocks: `next.stage + kB + rank * 8192` is a multiple of 1024, so each half is swizzled as
-# if it were part of the whole, and the descriptors need not know.
+# belong, in both blocks: `next.stage + kB + rank * 8192` is a multiple of 1024, so each half is
+# [swizzled](glossary.md#swizzle) as if it were part of the whole, and the
+# [descriptors](glossary.md#descriptor) need not know.
 #
-# `full` expects what lands in *this* block, whoever ordered it. The neighbour's half may even land before
-# this block has announced anything. That does no harm: the phase also needs this block's arrival, which comes
-# with the announcement.
+# `full` expects what lands in *this* block, whichever block ordered it. The neighbour's half may even land
+# before this block has announced anything. That does no harm: the [phase](glossary.md#phase) also needs this
+# block's arrival, which comes with the announcement.
 #
 # What releases it:
 
@@ -217,8 +231,8 @@ workbench.code(rung.source, "const auto load = ", "^    };")
 workbench.code(rung.source, "ptx::wgmma_wait_group<0>\\(\\);", "mbarrier_arrive_cluster")
 
 # %% [markdown]
-# Lane 0 arrives at block 0's barrier, lane 1 at block 1's; for one of them `mapa` leads home. `empty` was
-# made for 8 arrivals, 4 warps of 2 blocks.
+# [Lane](glossary.md#lane) 0 arrives at block 0's barrier, lane 1 at block 1's; for one of them `mapa` gives
+# an address in its own block. `empty` expects 8 arrivals, 4 warps of 2 blocks.
 #
 # Run it, check it:
 
@@ -235,12 +249,12 @@ print(
 )
 
 # %% [markdown]
-# An odd number of tiles is filled up: a cluster is never half. The last block loads zeros, multiplies them,
-# and writes nothing; it must not leave, because its neighbour counts on its half of B.
+# An odd number of tiles is rounded up, because a cluster always has two blocks. The last block loads zeros,
+# multiplies them, and writes nothing; it must not end early, because its neighbour needs its half of B.
 #
 # ## Bytes through L2
 #
-# Does it do what it is meant to? Two tiles, one below the other, made by each rung and recorded:
+# Does it do what it is meant to? Two tiles, one below the other, computed by each rung and recorded:
 
 # %%
 problem = workbench.problem(2 * TILE_M, TILE_N, 8 * TILE_K)
@@ -297,8 +311,8 @@ evidence.compare("s5_tma_multicast", "07.us")
 # So L2 was not what limited s4, although the model with L2 in it was not far off for s4. That happens when
 # two terms are about equally long and one of them is wrong. An experiment that changes only one of them, as
 # this rung does, tells them apart. Which is the wrong one comes at the end of the lesson. What about the
-# other shapes? Where there are many tiles, count also how much longer *one* takes. An SM makes two at a
-# time:
+# other shapes? Where there are many tiles, count also how much longer *one* takes. An [SM](glossary.md#sm)
+# makes two at a time:
 
 # %%
 sms = measured.load(measured.DATA / "ladder.json")["meta"]["num_sms"]
@@ -332,12 +346,12 @@ drawing_cluster.against(
 # - **Long sums**, at the right of the first picture, are where the traffic of the loop counts most. The
 #   farther the dots stay below one and a half, the less was the traffic s4's limit, and the more the other
 #   suspect.
-# - **Short sums**, at the left, are where counts what a tile pays once, at its beginning and its end. If each
-#   block of k took longer, dots of the second picture would rise with k: from left to right a tile has 32
-#   times as many blocks. If they do not rise, what is lost is lost once a tile.
+# - **Short sums**, at the left, are where a tile's fixed costs dominate, those at its beginning and its end.
+#   If each block of k took longer, dots of the second picture would rise with k: from left to right a tile
+#   has 32 times as many blocks. If they do not rise, what is lost is lost once a tile.
 # - Where m = 64, half of each cluster multiplies zeros as well.
 #
-# ## A fence that nobody wrote
+# ## A fence that is not in the source (optional)
 #
 # What does s5 pay once a tile, and s4 does not? Both meetings of the cluster. Here is what the compiler made
 # of the kernel. Of its machine code only these instructions are shown, in their order; it is
@@ -363,14 +377,14 @@ print(f"nvcc {fences['code']['nvcc']}, kernel sources {fences['code']['sources']
 # %% [markdown]
 # The loop over k is there five times: four turns at a time, and once for the turns that remain. What the
 # listings call a fence is `MEMBAR.ALL.GPU`, a **memory barrier**: it holds a warp until all that it has
-# written can be seen, here by the whole GPU. Nobody wrote one into the kernel. It is part of
-# `barrier.cluster.arrive.release`: whoever has waited at the cluster's barrier may rely on seeing what was
-# written before. At the first meeting nothing has been written to global memory yet, and there is little to
-# wait for.
+# written can be seen, here by the whole GPU. It is not in the kernel's source. It is part of
+# `barrier.cluster.arrive.release`: a thread that has waited at the cluster's barrier may rely on seeing what
+# was written before. At the first meeting nothing has been written to [global
+# memory](glossary.md#global-memory) yet, and there is little to wait for.
 #
 # The second listing is a variant, the way in which one would write it first: the last meeting as the last
 # thing, behind the stores of D. Then every warp waits until its part of the result could be seen by all SMs,
-# and its block keeps its place on the SM meanwhile; though nobody in the cluster reads D. So the kernel
+# and its block keeps its place on the SM meanwhile, although no block of the cluster reads D. So the kernel
 # arrives before the stores: a block that has released its last stage has nothing more to send to its
 # neighbour, and may say so at once, store D, and only then wait.
 #
@@ -393,14 +407,15 @@ workbench.break_it(
 # %% [markdown]
 # <details><summary>Why?</summary>
 #
-# A block has arrived before it has multiplied, so its neighbour, if it is ahead, waits for nobody at the end
-# and leaves. Then halves of B, and arrivals, are sent to a block that is no longer there.
+# A block has arrived before it has multiplied, so its neighbour, if it is ahead, does not wait at the end,
+# and exits. Then halves of B, and arrivals, are sent to a block that is no longer there.
+#
 # </details>
 #
-# The third listing goes the opposite way. PTX can give *each* arrival the strength of the meeting:
-# `mbarrier.arrive.release.cluster`. That sounds like the careful choice, and it puts a fence into every turn
-# of the loop, between the product and its promotion. The kernel's arrivals have none. They need none: the
-# warps have only read the stage, so there is nothing to be made visible.
+# The third listing goes the opposite way. [PTX](glossary.md#ptx) can give *each* arrival the strength of the
+# meeting: `mbarrier.arrive.release.cluster`. That sounds like the careful choice, and it puts a fence into
+# every turn of the loop, between the product and its promotion. The kernel's arrivals have none. They need
+# none: the warps have only read the stage, so there is nothing to be made visible.
 #
 # How long the three take on a GPU, in microseconds:
 
@@ -434,7 +449,8 @@ drawing_tma.gpu_timeline("s5_tma_multicast")
 # Otherwise this is s4's picture: while a product runs, the warp orders loads; after it, the warp promotes.
 # Look at the two blocks beside each other, and at the model's assumption that they take turns. Where both
 # begin together, they multiply at the same time, which takes twice as long, and then promote at the same
-# time, and no tensor core works. Nothing makes them take turns. Put that in place of the turns:
+# time, and no [tensor core](glossary.md#tensor-core) works. Nothing makes them take turns. Put that in place
+# of the turns:
 
 # %%
 model.code(model.in_step)
@@ -467,7 +483,8 @@ workbench.card("s5_tma_multicast")
 # %% [markdown]
 # ## Break it
 #
-# Predict, then run. Each cell plants one fault in the kernel and runs it under eight schedules.
+# Predict, then run. Each cell plants one fault in the kernel and runs it under eight
+# [schedules](glossary.md#schedule).
 
 # %%
 problem = workbench.problem(m=128, n=128, k=768)
@@ -488,9 +505,11 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # Two lanes of each warp of each block arrive at the same barrier: 16 arrivals where 8 are a phase. So block 0
 # takes a stage for free when half of the warps have released it, and orders the next tile into both blocks.
-# Block 1, whom nobody tells, would wait for ever; the emulator stops at the first fault.
+# Block 1, at whose barrier no warp arrives, would wait for ever; the emulator stops at the first fault.
+#
 # </details>
 #
 # **2.** `empty` counts this block's own warps only.
@@ -508,8 +527,11 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
-# Eight warps still arrive, so a phase is over after any four of them: the neighbour's, perhaps, while the
-# own ones still multiply; or the own ones, while the neighbour's still read what is about to be overwritten.
+#
+# Eight warps still arrive, so a phase is over after any four of them: perhaps the neighbour's, while this
+# block's own warps still multiply; or its own, while the neighbour's still read what is about to be
+# overwritten.
+#
 # </details>
 #
 # **3.** A block expects only the bytes that it has ordered itself.
@@ -527,8 +549,10 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # The neighbour's half counts on this barrier, announced or not. A phase may be over before all bytes have
 # come, or the count may step past zero, and then no phase ever ends.
+#
 # </details>
 #
 # **4.** Both halves are loaded to the same place.
@@ -546,7 +570,9 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
-# Two loads write the same bytes at the same time, in both blocks, and nobody writes the others.
+#
+# Two loads write the same bytes at the same time, in both blocks, and the other bytes are never written.
+#
 # </details>
 #
 # **5.** No cluster barrier at the start; a `__syncthreads`, as in rung s4.
@@ -566,12 +592,14 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # A load reaches the neighbour before its barriers are there, or before it has begun at all. On a GPU the
-# neighbour is mostly ready in time, which is what makes this one hard to find by testing. The emulator asks
-# whether the blocks have met.
+# neighbour is mostly ready in time, so that testing hardly finds this fault. The emulator asks whether the
+# blocks have met.
+#
 # </details>
 #
-# **6.** Nobody waits for the other at the end.
+# **6.** The blocks do not wait for each other at the end.
 
 # %% tags=["guess"]
 exercises.guess_break("07.break6", line=None, then=None)
@@ -586,8 +614,10 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # The slower block's last arrivals go to a block that may have ended. The faster one's result is written by
 # then, so a test that looks at D alone may never notice.
+#
 # </details>
 #
 # ## Exercises

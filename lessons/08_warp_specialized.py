@@ -11,13 +11,18 @@
 # %% [markdown]
 # # Rung s6: warps with different jobs
 #
-# Up to rung s5 every warp does everything: it asks for loads, multiplies, promotes, stores. In
+# Up to [rung](glossary.md#rung) s5 every [warp](glossary.md#warp) does everything: it asks for loads,
+# multiplies, [promotes](glossary.md#promotion), stores. In
 # [s6_warp_specialized.cu](../kernels/stages/s6_warp_specialized.cu) one warp only loads, and eight only
-# multiply and promote. For that, threads get different numbers of registers, and a tile can be four times
-# as large.
+# multiply and promote. For that, threads get different numbers of [registers](glossary.md#register), and a
+# [tile](glossary.md#tile) can be four times as large.
 #
-# You need [lesson 06](06_tma.ipynb) for the mbarriers and [lesson 07](07_tma_multicast.ipynb) for the
-# cluster.
+# The [mbarriers](glossary.md#mbarrier) are those of [lesson 06](06_tma.ipynb), the
+# [cluster](glossary.md#cluster) is that of [lesson 07](07_tma_multicast.ipynb).
+#
+# > **Needs:** lesson [07](07_tma_multicast.ipynb). **Time:** 25 minutes to read, 40 for guesses and
+# > exercises; its cells run in a minute, less when its kernels have been compiled. **May be skipped:**
+# > nothing.
 
 # %%
 from gemm_ladder.figures import lessons
@@ -33,15 +38,20 @@ from workshop import drawing, drawing_warps, evidence, exercises, model, workben
 drawing.style()
 rung = gl.rungs["s6_warp_specialized"]
 
+# %%
+drawing.where("SM", "registers", "tensor cores", "CUDA cores", "TMA")
+
 # %% [markdown]
 # ## What limited the rung below
 #
-# In s5 a block has one warpgroup. Orange and green alternate: nothing is multiplied while it promotes. In
-# between, its first warp also asks the copy engine for the next stage. An SM has room for a second block,
-# which may multiply while this one promotes, but nothing arranges it.
+# In s5 a [thread block](glossary.md#thread-block) has one [warpgroup](glossary.md#warpgroup). Orange and
+# green alternate: nothing is multiplied while it promotes. In between, its first warp also asks the [copy
+# engine](glossary.md#copy-engine) for the next [stage](glossary.md#stage). An [SM](glossary.md#sm) has room
+# for a second block, which may multiply while this one promotes, but nothing arranges it.
 #
-# The cell draws a block of s5, as the emulator ran it, and below it one of the new rung. Before you run it:
-# one warpgroup loads in the new rung, and two multiply. What will be different in the picture?
+# The cell draws a block of s5, as the [emulator](glossary.md#emulator) ran it, and below it one of the new
+# rung. Before you run it: one warpgroup loads in the new rung, and two multiply. What will be different in
+# the picture?
 
 # %%
 drawing_warps.before_after(
@@ -65,11 +75,12 @@ else:
 
 # %% [markdown]
 # The tensor-core share ([lesson 06](06_tma.ipynb)) is of all blocks of an SM, so a rung with two and a rung
-# with one compare. WGMMAs may be in flight for less of the time than before, and still do more, because none
-# waits behind another block's.
+# with one compare. [WGMMAs](glossary.md#wgmma) may be in flight for less of the time than before, and still
+# do more, because none waits behind another block's.
 #
-# The tile was a limit too. Count the operations for each byte that a block asks L2 for. Of the operand that
-# is shared it asks for half; the neighbour asks for the other half, and multicasts it.
+# The tile was a limit too. Count the [operations for each byte](glossary.md#arithmetic-intensity) that a
+# block asks [L2](glossary.md#l2) for. Of the operand that is shared it asks for half; the neighbour asks for
+# the other half, and [multicasts](glossary.md#multicast) it.
 
 # %%
 for name, rows, columns, fetched in (("s5", 64, 128, 64 + 128 / 2), ("s6", 256, 128, 256 / 2 + 128)):
@@ -87,11 +98,12 @@ workbench.card("s5_tma_multicast")
 # %% [markdown]
 # ## The idea
 #
-# **Warp specialisation**: a warp gets a job, and keeps it. The **producer** walks around the ring of stages
-# and fills them. Two warpgroups, the **consumers**, walk around the same ring and empty them. They meet at
-# the mbarriers of [rung s4](06_tma.ipynb), `full` and `empty`, and nowhere else. Nobody tells the two
-# consumers to take turns. But each waits for its own products only, so while one promotes, the other can have
-# the tensor cores.
+# **[Warp specialisation](glossary.md#warp-specialisation)**: a warp gets a job, and keeps it. The
+# **[producer](glossary.md#producer)** walks around the [ring](glossary.md#ring) of stages and fills them. Two
+# warpgroups, the **[consumers](glossary.md#consumer)**, walk around the same ring and empty them. They meet
+# at the mbarriers of [rung s4](06_tma.ipynb), `full` and `empty`, and nowhere else. Nothing makes the two
+# consumers take turns. But each waits for its own products only, so while one promotes, the other can use the
+# [tensor cores](glossary.md#tensor-core).
 #
 # Record a run, and draw who asks for a stage and who reads which rows of it:
 
@@ -148,8 +160,8 @@ run = workbench.try_kernel(BUDGET, np.zeros(384, np.uint32), threads=384, seed=1
 drawing_warps.registers(run.events, at_launch)
 
 # %% [markdown]
-# Nobody can take before somebody has given: what the rounding to eights leaves over is not enough for one
-# warp. In the end:
+# No warp can take registers before others have given some back: what the rounding to eights leaves over is
+# not enough for one warp. In the end:
 
 # %%
 left_over, more = registers - threads * at_launch, 32 * (232 - at_launch)
@@ -166,7 +178,8 @@ print(f"128 x 40 + 256 x 232 = {128 * 40 + 256 * 232} of {registers}")
 # A TMA load is *one* thread's instruction. If 32 threads executed it, there would be 32 copies. The kernel
 # takes the simplest way to choose one, `if (threadIdx.x == 0)`. The instruction made for choosing, which you
 # will meet in [rung s9](12_production.ipynb) and in other kernels, is **`elect.sync`**. It is true in one
-# lane of the warp, and you are not told which. The emulator lets the seed decide:
+# [lane](glossary.md#lane) of the warp, and you are not told which. The emulator lets the
+# [seed](glossary.md#schedule) decide:
 
 # %%
 for seed in range(3):
@@ -182,17 +195,17 @@ for seed in range(3):
 # %% [markdown]
 # ## The kernel
 #
-# Two roads that meet again at the end only. First the producer's. It has no `if (block + kStages - 1 <
-# blocks)` any more and no K blocks to count ahead: it goes on until a stage is not empty, and waits there.
-# At its own `full` it expects all of A's tile, though it asks for half: the neighbour multicasts the other
-# half.
+# There are two paths through the kernel, which meet again only at its end. First the producer's. It has no
+# `if (block + kStages - 1 < blocks)` any more and no [K blocks](glossary.md#k-block) to count ahead: it goes
+# on until a stage is not empty, and waits there. At its own `full` it expects all of A's tile, though it asks
+# for half: the neighbour multicasts the other half.
 
 # %%
 workbench.code(rung.source, "if \\(threadIdx.x < kWarpgroup\\) {", "^    } else {$")
 
 # %% [markdown]
-# The consumers'. Each warp reports that it has finished with a stage, at both blocks of the cluster, right
-# after the last product that reads it, and before the promotion.
+# Then the consumers' path. Each warp reports that it has finished with a stage, at both blocks of the
+# cluster, right after the last product that reads it, and before the promotion.
 
 # %%
 workbench.code(rung.source, "^    } else {$", "^    }$")
@@ -255,11 +268,12 @@ evidence.thread(rung.name)
 # %% [markdown]
 # ## What limits it now
 #
-# A block has all of an SM: of its shared memory the ring takes most, of its registers the consumers. So there
-# is no second block that could multiply while this one begins or ends. Beginning, it waits for its first
-# stage; ending, it stores its tile, and its tensor cores have nothing to do. How much is that? Take
-# the model's begin and end of a tile, and for a K block what the tensor cores need. Predict: for how many of
-# DeepSeek-V3's four k, 512, 2048, 7168 and 16384, is it more than a tenth of the time?
+# A block has all of an SM: of its [shared memory](glossary.md#shared-memory) the ring takes most, of its
+# registers the consumers. So there is no second block that could multiply while this one begins or ends.
+# Beginning, it waits for its first stage; ending, it stores its tile, and its tensor cores have nothing to
+# do. How much is that? Take the model's begin and end of a tile, and for a K block what the tensor cores
+# need. Predict: for how many of DeepSeek-V3's four k, 512, 2048, 7168 and 16384, is it more than a tenth of
+# the time?
 
 # %% tags=["guess"]
 exercises.guess("08.edges", None)
@@ -302,8 +316,10 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
-# 128 x 40 + 256 x 248 = 68608, more than there are. The last warps wait for registers that nobody will give
-# back. Nothing else is wrong, and on a GPU nobody would tell you: the kernel would not end.
+#
+# 128 x 40 + 256 x 248 = 68608, more than there are. The last warps wait for registers that no warp will give
+# back. Nothing else is wrong, and a GPU would say nothing: the kernel would never end.
+#
 # </details>
 #
 # **2.** The whole producer warp produces, not one thread.
@@ -324,11 +340,13 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
-# `full` was made for one arrival. The second lane of the warp arrives again; or it comes first that it asks
-# for a load to where the first lane's load has not landed yet.
+#
+# `full` expects one arrival. The second lane of the warp arrives again; or, before that, it asks for a load
+# into a stage in which the first lane's load has not landed yet.
+#
 # </details>
 #
-# **3.** `empty` is made for the warps of one consumer.
+# **3.** `empty` expects the warps of one consumer only.
 
 # %% tags=["guess"]
 exercises.guess_break("08.break3", line=None, then=None)
@@ -343,9 +361,11 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
-# A stage counts as empty when half of the warps have finished with it: those of the neighbour will do. Then
-# the producer announces bytes at `full` again while its own last ones are still on their way, one arrival too
-# many, or it fills a stage that others still read. Which comes first depends on the schedule.
+#
+# A stage counts as empty when half of the warps have finished with it, for example the neighbour's alone.
+# Then the producer announces bytes at `full` again while its own last ones are still on their way, one
+# arrival too many, or it fills a stage that others still read. Which comes first depends on the schedule.
+#
 # </details>
 #
 # **4.** Both consumers have the first 64 rows of a slice.
@@ -363,8 +383,10 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # Each multiplies its own rows, but takes the first consumer's scales, and stores where the first one stores.
 # The rows of the second consumer are never written: D was full of NaN before.
+#
 # </details>
 #
 # ## Exercises
@@ -393,9 +415,9 @@ announce = """
 exercises.check("08.2", announce)
 
 # %% [markdown]
-# **3.** Which row of the tile is in register `i` of slice `slice` of thread `thread` of consumer
-# `consumer`? `layouts.wgmma_accumulator(128)` gives rows and columns of one WGMMA's accumulators, each
-# [thread, register].
+# **3.** Which row of the tile is in register `i` of slice `slice` of thread `thread` of consumer `consumer`?
+# `layouts.wgmma_accumulator(128)` gives rows and columns of one WGMMA's
+# [accumulators](glossary.md#accumulator), each [thread, register].
 
 
 # %% tags=["exercise"]
@@ -409,3 +431,5 @@ exercises.check("08.3", tile_row)
 
 # %% [markdown]
 # Next: [blocks that stay](09_persistent.ipynb).
+#
+# To read whenever you like: [the same kernel in Triton's Gluon and in CuTe DSL](bridge_triton_cute.ipynb).

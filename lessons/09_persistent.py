@@ -11,12 +11,17 @@
 # %% [markdown]
 # # Rung s7: blocks that stay
 #
-# Rung s6 has a producer and two consumers, and lets them go after one tile. In
-# [s7_persistent.cu](../kernels/stages/s7_persistent.cu) they stay, and walk from tile to tile. With that
-# come a buffer from which the copy engine stores a tile while the next one is multiplied, B's scales by
-# TMA, and a second shape of tiles.
+# [Rung](glossary.md#rung) s6 has a [producer](glossary.md#producer) and two
+# [consumers](glossary.md#consumer), which end after one [tile](glossary.md#tile). In
+# [s7_persistent.cu](../kernels/stages/s7_persistent.cu) they stay, and go from tile to tile. With that come a
+# buffer from which the [copy engine](glossary.md#copy-engine) stores a tile while the next one is multiplied,
+# B's scales by TMA, and a second shape of tiles.
 #
-# You need [lesson 08](08_warp_specialized.ipynb).
+# The roles are those of [lesson 08](08_warp_specialized.ipynb).
+#
+# > **Needs:** lesson [08](08_warp_specialized.ipynb). **Time:** 35 minutes to read, 40 for guesses and
+# > exercises; its cells run in a minute, less when its kernels have been compiled. **May be skipped:**
+# > nothing.
 
 # %%
 from gemm_ladder.figures import lessons
@@ -33,11 +38,15 @@ from workshop import drawing, drawing_tiles, drawing_warps, evidence, exercises,
 drawing.style()
 rung = gl.rungs["s7_persistent"]
 
+# %%
+drawing.where("GPU", "L2", "TMA", "shared memory")
+
 # %% [markdown]
 # ## What limited the rung below
 #
-# A block of s6 begins with an empty ring, and ends with a store during which nothing is multiplied. Here it
-# is, and below it the new rung, on the emulator: an order, without durations.
+# A [thread block](glossary.md#thread-block) of s6 begins with an empty [ring](glossary.md#ring), and ends
+# with a store during which nothing is multiplied. Here it is, and below it the new rung, on the
+# [emulator](glossary.md#emulator): an order, without durations.
 
 # %%
 drawing_warps.before_after(
@@ -46,7 +55,7 @@ drawing_warps.before_after(
 
 # %% [markdown]
 # And recorded on a GPU, a block of each while they computed the same product. Of each role you see the first
-# warp. The block of s6 makes one tile and ends; the block of s7 goes on to its next.
+# [warp](glossary.md#warp). The block of s6 makes one tile and ends; the block of s7 goes on to its next.
 
 # %%
 below, mine = drawing_warps.on_gpu("s6_warp_specialized"), drawing_warps.on_gpu("s7_persistent")
@@ -73,10 +82,11 @@ workbench.diff("s6_warp_specialized", "s7_persistent", context=1)
 #
 # ## 1. B's scales come by TMA too
 #
-# In s6 every consumer thread read B's scale from global memory, in every block of k. Here the producer
-# orders it with the rest of the stage. A scale has 4 bytes, and the copy engine has a smallest measure: a
-# box's row has a multiple of 16 bytes, and begins at a multiple of 16. So a box has four scales, and the
-# wanted one is somewhere in it. Load the box that has scale 6; then try one that begins there:
+# In s6 every consumer thread read B's scale from [global memory](glossary.md#global-memory), in every [block
+# of k](glossary.md#k-block). Here the producer orders it with the rest of the [stage](glossary.md#stage). A
+# scale has 4 bytes, and the copy engine has a smallest unit: a [box](glossary.md#box)'s row has a multiple of
+# 16 bytes, and begins at a multiple of 16. So a box has four scales, and the wanted one is somewhere in it.
+# Load the box that has scale 6; then try one that begins there:
 
 # %%
 SCALES = """
@@ -112,17 +122,18 @@ except gl.EmulatorError as error:
     print(error)
 
 # %% [markdown]
-# In shared memory every box begins at a multiple of 128. That is `kScalePitch`: the tile of 192 columns needs
-# two of B's scales, and so two boxes, 128 bytes apart. The consumers look for theirs at `in_box`.
+# In [shared memory](glossary.md#shared-memory) every box begins at a multiple of 128. That is `kScalePitch`:
+# the tile of 192 columns needs two of B's scales, and so two boxes, 128 bytes apart. The consumers look for
+# theirs at `in_box`.
 #
 # ## 2. From registers to shared memory: `stmatrix`
 #
-# In s6 each thread wrote its results to global memory, two BF16 at a time, in rows eight apart. Here they go
-# to shared memory first, and the copy engine takes them from there.
+# In s6 each thread wrote its results to global memory, two [BF16](glossary.md#bf16) at a time, in rows eight
+# apart. Here they go to shared memory first, and the copy engine takes them from there.
 #
 # **`stmatrix`** is one warp's instruction. Its `x4` form writes four tiles of 8 x 8 elements of 16 bits. It
-# takes from each lane four registers with two elements each, and one address. Let each lane write who it is,
-# and look at what lies where:
+# takes from each [lane](glossary.md#lane) four [registers](glossary.md#register) with two elements each, and
+# one address. Let each lane write who it is, and look at what lies where:
 
 # %%
 tile = np.zeros((16, 16), np.uint16)
@@ -144,10 +155,10 @@ drawing_tiles.stmatrix(tile >> 8, tile & 0xFF)
 
 # %% [markdown]
 # A register is a pair of neighbours, its low half on the left. The registers are distributed as in the
-# accumulator fragment of [rung s3](04_wgmma.ipynb): lane 0 has columns 0 and 1 of row 0, then of row 8, then
-# columns 8 and 9 of both. So a warp can hand over its fragment as it is, rounded to BF16. The addresses are
-# distributed in another way: lane i says where row i mod 16 of the left or of the right half begins. Check
-# the first claim for a whole warp:
+# [accumulator](glossary.md#accumulator) [fragment](glossary.md#fragment) of [rung s3](04_wgmma.ipynb): lane 0
+# has columns 0 and 1 of row 0, then of row 8, then columns 8 and 9 of both. So a warp can hand over its
+# fragment as it is, rounded to BF16. The addresses are distributed in another way: lane i says where row i
+# mod 16 of the left or of the right half begins. Check the first claim for a whole warp:
 
 # %%
 rows, columns = layouts.wgmma_accumulator(16)
@@ -157,8 +168,8 @@ held = np.array(
 print("as the fragment:", np.array_equal(held, np.arange(32)[:, np.newaxis] << 8 | np.arange(8)))
 
 # %% [markdown]
-# The function that the kernel calls is `store_shared`. It writes **boxes** of 64 x 64 elements, rows of 128
-# bytes, with the swizzle that you know from the operands.
+# The end of a tile, its **[epilogue](glossary.md#epilogue)**, calls `store_shared`. It writes **boxes** of 64
+# x 64 elements, rows of 128 bytes, with the [swizzle](glossary.md#swizzle) that you know from the operands.
 
 # %%
 epilogue = (rung.path.parents[1] / "include" / "epilogue.cuh").read_text()
@@ -191,7 +202,7 @@ print("as layouts.swizzle_128b says:", np.array_equal(place, layouts.swizzle_128
 
 # %% [markdown]
 # Each 8 x 8 tile of a stmatrix is eight rows of 16 bytes. In rows of 128 bytes they would all meet in the
-# same four banks. Where the kernel puts them, they go through all of the 32:
+# same four [banks](glossary.md#bank). Where the kernel puts them, they go through all of the 32:
 
 # %%
 drawing_tiles.store_banks(place, marked=2)
@@ -227,8 +238,9 @@ for words, offset in (("as the rows come", plain), ("swizzled", place)):
 # ## 3. From shared memory to D: the TMA store
 #
 # The copy engine also goes the other way. **`cp_async_bulk_tensor_2d_store`** takes a box from shared memory
-# and writes it to a matrix that a tensor map describes. It undoes the swizzle, and leaves out what lies
-# outside of the matrix. Alone, with a matrix of 40 x 80 and a box of 64 x 64 at column 32:
+# and writes it to a matrix that a [tensor map](glossary.md#tensor-map) describes. It undoes the swizzle, and
+# leaves out what lies outside of the matrix. Alone, with a matrix of 40 x 80 and a box of 64 x 64 at column
+# 32:
 
 # %%
 STORE = """
@@ -260,13 +272,14 @@ print("columns 32 to 79 are the box:  ", np.array_equal(d[:, 32:], box.reshape(6
 print("columns 0 to 31 are untouched: ", not d[:, :32].any())
 
 # %% [markdown]
-# Around it stand four things, and each is needed:
+# Around it there are four things, and each is needed:
 #
-# - **`fence_proxy_async`**, by every thread that wrote: the copy engine reads by the async proxy, and the
-#   threads wrote by the generic one.
+# - **`fence_proxy_async`**, by every thread that wrote: the copy engine reads by the [async
+#   proxy](glossary.md#proxy), and the threads wrote by the generic one.
 # - **`bar_sync(id, threads)`**: a barrier for some of the block's threads. Only when all 128 have fenced may
-#   one of them ask for the store. `__syncthreads` would wait for the producer, which never comes.
-# - **`cp_async_bulk_commit_group`** closes a group of this thread's stores. No mbarrier is involved.
+#   one of them ask for the store. `__syncthreads` would wait for the producer, which never arrives.
+# - **`cp_async_bulk_commit_group`** closes a group of this thread's stores. No
+#   [mbarrier](glossary.md#mbarrier) is involved.
 # - **`cp_async_bulk_wait_group<N>`** waits until at most N groups are unfinished. Its **`.read`** form waits
 #   only until they have *read* shared memory, which comes earlier, and is enough to write there again.
 #
@@ -294,8 +307,8 @@ for name, source in (("wait_group", STORE), ("wait_group.read", read)):
 
 # %% [markdown]
 # Here is the kernel's `store`, with all of it. The wait comes *before* the buffer is written again, a whole
-# tile later: so much time the copy engine has. The other wait, for D itself, comes once, at the end of
-# the consumers' road.
+# tile later, so the copy engine has all of that time. The other wait, for D itself, comes once, at the end of
+# the consumers' path.
 
 # %%
 workbench.code(rung.source, "static __device__ void store", "^    }")
@@ -306,21 +319,22 @@ with gl.emulator(seed=29, record=True) as run:
 drawing_warps.stores(run.events)
 
 # %% [markdown]
-# The emulator makes the copy engine late on purpose, and each time by another while.
+# The emulator makes the copy engine late on purpose, each time by another delay.
 #
 # ## 4. Blocks that stay: the persistent loop
 #
-# The stages and the buffer for results fill the shared memory of an SM, so one block fits, not two. If it
-# ended after its tile, the next one would begin with an empty ring. So a block stays and walks through many
-# tiles: it is **persistent**. The launcher starts as many clusters as there is room for, a block on each SM,
-# and `Tiles` says which tiles are whose:
+# The stages and the buffer for results fill the shared memory of an [SM](glossary.md#sm), so one block fits,
+# not two. If it ended after its tile, the next one would begin with an empty ring. So a block stays and walks
+# through many tiles: it is **[persistent](glossary.md#persistent)**. The launcher starts as many
+# [clusters](glossary.md#cluster) as there is room for, a block on each SM, and `Tiles` says which tiles are
+# whose:
 
 # %%
 workbench.code(rung.source, "struct Tiles", "^    };")
 
 # %% [markdown]
 # Producer and consumers each have their own `Tiles` and their own `Ring`. Both give the same sequence to all,
-# so nobody has to tell the others which tile comes next. The producer runs ahead into the next tile as soon
+# so they need not tell each other which tile comes next. The producer runs ahead into the next tile as soon
 # as a stage is empty, while the consumers still store the last one.
 #
 # Let the kernel's own code list all tiles of a product:
@@ -348,10 +362,11 @@ print(
 )
 
 # %% [markdown]
-# Why eight tiles down before one to the right? What runs at the same time reads at the same time, and what
-# one cluster has fetched from memory, others find in **L2**, the cache that all SMs share. All clusters
-# together make one pair of tiles each: a **wave**. Orange is the first wave, and the line is where the walk
-# begins. A pair needs 256 rows of A and 256 of B. How many *different* rows does the wave read?
+# This [order of tiles](glossary.md#rasterisation) is the kernel's **rasterisation**. Why eight tiles down
+# before one to the right? What runs at the same time reads at the same time, and what one cluster has fetched
+# from memory, others find in **[L2](glossary.md#l2)**, the cache that all SMs share. All clusters together
+# make one pair of tiles each: a **[wave](glossary.md#wave)**. Orange is the first wave, and the line is where
+# the walk begins. A pair needs 256 rows of A and 256 of B. How many *different* rows does the wave read?
 
 # %%
 clusters = measured.load(measured.DATA / "ladder.json")["meta"]["num_sms"] // 2
@@ -391,7 +406,8 @@ for m, n in ((4096, 7168), (4096, 4096), (4096, 2112), (64, 7168)):
 # %% [markdown]
 # ## The kernel
 #
-# The roads are those of s6, with a loop over tiles around each. First the producer's, then the consumers'.
+# The two paths are those of s6, with a loop over tiles around each. First the producer's, then the
+# consumers'.
 
 # %%
 workbench.code(rung.source, "if \\(threadIdx.x < kWarpgroup\\) {", "^        } else {$")
@@ -453,8 +469,8 @@ evidence.thread(rung.name)
 
 # %% [markdown]
 # Within about a tenth, at all of them. What is missing at the long k, the model's clock may be: power sets
-# it, and the longer a kernel keeps the tensor cores busy, the lower it is. Its longest term is "a
-# consumer", not the tensor cores. That is the next rung's subject.
+# it, and the longer a kernel keeps the [tensor cores](glossary.md#tensor-core) busy, the lower it is. Its
+# longest term is "a consumer", not the tensor cores. That is the next rung's subject.
 
 # %% [markdown]
 # ## What limits it now
@@ -490,8 +506,9 @@ if mine:
 # The product of the recording has a short k: after eight blocks the next tile begins, and all SMs store and
 # load at about the same time. That weighs more here than in the product of the bars above.
 #
-# The promotion itself is a run of FFMAs, one for each accumulator. An SM has four schedulers, and each issues
-# for warps of both consumers: FFMAs of the one that promotes, WGMMAs of the one that could have the tensor
+# The [promotion](glossary.md#promotion) itself is a run of [FFMAs](glossary.md#ffma), one for each
+# accumulator. An SM has [four schedulers](glossary.md#warp-scheduler), and each issues for warps of both
+# consumers: FFMAs of the one that promotes, [WGMMAs](glossary.md#wgmma) of the one that could have the tensor
 # cores. When both have something to issue, which goes first? The program cannot say. But the machine code has
 # a bit for it, and that is the [next rung](10_ffma_interleave.ipynb).
 
@@ -501,7 +518,7 @@ workbench.card("s7_persistent")
 # %% [markdown]
 # ## Break it
 #
-# Predict, then run. The problem has three pairs of tiles for two clusters, so one cluster makes two.
+# Predict, then run. The problem has three pairs of tiles for two clusters, so one cluster computes two.
 
 # %%
 problem = workbench.problem(m=768, n=128, k=512)
@@ -517,10 +534,12 @@ workbench.break_it("s7_persistent", problem, ("ptx::fence_proxy_async();", ""), 
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # As in section 3. A GPU may well write the right D, or what lay in the buffer before.
+#
 # </details>
 #
-# **2.** Nobody waits before writing the store's buffer again.
+# **2.** The consumers do not wait before they write the store's buffer again.
 
 # %% tags=["guess"]
 exercises.guess_break("09.break2", line=None, then=None)
@@ -535,9 +554,11 @@ workbench.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # Only the cluster with two tiles can fail, and only if the copy engine is late: a whole tile has been
 # multiplied in between. Such a fault passes many tests. Look at how many of these schedules find nothing,
 # although the emulator makes the copy engine late on purpose.
+#
 # </details>
 #
 # **3.** The consumers begin every tile at the ring's first stage.
@@ -551,9 +572,11 @@ workbench.break_it("s7_persistent", problem, (stores, stores + " ring = Ring();"
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # The producer's walk goes on where it was: with four blocks of k and three stages, the second tile begins at
 # stage 1. The consumers look at stage 0 with parity 0, a phase that has long passed, so they do not wait.
 # With k = 384 both would be at stage 0 again, in a phase of the other parity.
+#
 # </details>
 #
 # ## Exercises
@@ -586,8 +609,8 @@ def address(warp, lane, column):
 exercises.check("09.2", address)
 
 # %% [markdown]
-# **3.** What stands in `store` between the writing of shared memory and the one thread that starts the copy
-# engine? Write the lines. Consumer `consumer` has the named barrier 1 + consumer to itself.
+# **3.** Which lines does `store` need between the writing of shared memory and the one thread that starts the
+# copy engine? Write them. Consumer `consumer` has the named barrier 1 + consumer to itself.
 
 # %% tags=["exercise"]
 between = """

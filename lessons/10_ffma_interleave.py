@@ -11,12 +11,17 @@
 # %% [markdown]
 # # Rung s8: two bits of an instruction
 #
-# This rung does not change a line of the source. It takes the library that the compiler made of
-# [s7_persistent.cu](../kernels/stages/s7_persistent.cu), finds the promotions in its machine
-# code, and rewrites two bits of their instructions. What these bits say cannot be said in CUDA, nor in PTX.
+# This [rung](glossary.md#rung) does not change a line of the source. It takes the library that the compiler
+# made of [s7_persistent.cu](../kernels/stages/s7_persistent.cu), finds the
+# [promotions](glossary.md#promotion) in its machine code, and rewrites two bits of their instructions. What
+# these bits say cannot be said in CUDA, nor in [PTX](glossary.md#ptx).
 #
-# You will read machine code, see what a compiler does by itself, and measure against that, not against what
-# it did once.
+# You will read machine code, see what today's compiler does by itself, and measure against that, not against
+# an older compiler.
+#
+# > **Needs:** lesson [09](09_persistent.ipynb). **Time:** 30 minutes to read, 50 for guesses and exercises;
+# > its cells run in a minute, less when its kernels have been compiled. **May be skipped:** all of it: no
+# > other lesson needs it.
 
 # %%
 from gemm_ladder.figures import lessons
@@ -46,11 +51,14 @@ from workshop import (
 drawing.style()
 rung = gl.rungs["s8_ffma_interleave"]
 
+# %%
+drawing.where("warp scheduler", "registers", "CUDA cores")
+
 # %% [markdown]
 # ## What limited the rung below
 #
-# In [rung s7](09_persistent.ipynb) one consumer promotes while the other has the tensor cores. Here is
-# a piece of its recording on a GPU, closer:
+# In [rung s7](09_persistent.ipynb) one [consumer](glossary.md#consumer) promotes while the other has the
+# [tensor cores](glossary.md#tensor-core). Here is a piece of its recording on a GPU, closer:
 
 # %%
 rows = drawing_warps.on_gpu("s7_persistent")
@@ -72,10 +80,11 @@ for what in ("multiply", "promote") if rows else ():
 
 # %% [markdown]
 # By the first line there is room for it, four times over. What is recorded is longer: the recording itself
-# takes time, the consumers share the tensor cores, and the warps share what issues instructions. An SM has
-# four schedulers; each has one warp of each consumer, and issues one instruction a cycle. Through a promotion
-# a scheduler issues nothing but FFMAs, if it is let. A consumer that could start its next WGMMAs needs a few
-# issue slots at that moment, of the same schedulers.
+# takes time, the consumers share the tensor cores, and the [warps](glossary.md#warp) share what issues
+# instructions. An [SM](glossary.md#sm) has [four schedulers](glossary.md#warp-scheduler); each has one warp
+# of each consumer, and issues one instruction a cycle. Through a promotion a scheduler issues nothing but
+# [FFMAs](glossary.md#ffma), if it is let. A consumer that could start its next [WGMMAs](glossary.md#wgmma)
+# needs a few issue slots at that moment, of the same schedulers.
 #
 # The card of s7:
 
@@ -85,19 +94,19 @@ workbench.card("s7_persistent")
 # %% [markdown]
 # ## The idea
 #
-# The compiler's output for an NVIDIA GPU is called **SASS**. An instruction has 128 bits, and some of them
-# are no part of the operation: they are the compiler's word to the scheduler, the **control bits**. Two
-# matter here:
+# The compiler's output for an NVIDIA GPU is called **[SASS](glossary.md#sass)**. An instruction has 128 bits,
+# and some of them are no part of the operation: they tell the warp scheduler what the compiler knows: the
+# **control bits**. Two matter here:
 #
 # - **yield**: prefer another warp for the next instruction.
-# - **reuse**: keep the register that this instruction reads in a certain place, since the next one reads it
-#   there again. That saves a read of the register file.
+# - **reuse**: keep the [register](glossary.md#register) that this instruction reads in a certain place, since
+#   the next one reads it there again. That saves a read of the register file.
 #
 # They exclude each other. If another warp comes between, what was kept may be lost. A promotion multiplies
-# many accumulators with the same scale, one FFMA after the other, so a compiler likes to keep the scale, and
-# then the run does not yield. The authors of DeepGEMM found that it pays to give up every second reuse for a
-# yield. Because the compiler of their day did not do it, they did it in the machine code:
-# [interleave_ffma.py](https://github.com/deepseek-ai/DeepGEMM), 2025.
+# many [accumulators](glossary.md#accumulator) with the same scale, one FFMA after the other, so a compiler
+# likes to keep the scale, and then the run does not yield. The authors of DeepGEMM found that it pays to give
+# up every second reuse for a yield. Because the compiler of their day did not do it, they did it in the
+# machine code: [interleave_ffma.py](https://github.com/deepseek-ai/DeepGEMM), 2025.
 # [ffma.py](../kernels/sass/ffma.py) is this ladder's pass.
 #
 # NVIDIA does not document these bits. What is said of them here was found by others, by experiment: see
@@ -176,8 +185,8 @@ TITLES = {name: name.replace("_of_", "/") for name in MODES}
 drawing_ffma.runs({TITLES[name]: code.run(name) for name in MODES})
 
 # %% [markdown]
-# Compare the second line with the last. Which compiler it is stands above: nvcc 13.0 makes the pattern of
-# DeepGEMM by itself, up to a few instructions at the ends of runs. nvcc 12.8 and those before it let none
+# Compare the second line with the last. Which compiler it is was printed above: nvcc 13.0 makes the pattern
+# of DeepGEMM by itself, up to a few instructions at the ends of runs. nvcc 12.8 and those before it let none
 # yield. In numbers, for both kernels of the library:
 
 # %%
@@ -215,14 +224,14 @@ for kernel in code.data["kernels"]:
     print(f"    {len(lengths)} promotion(s), of {', '.join(map(str, sorted(set(lengths))))} FFMAs")
 
 # %% [markdown]
-# The kernel with tiles of 256 x 128 has more promotions because its loop is unrolled, and because each of its
-# consumers has two slices.
+# The kernel with [tiles](glossary.md#tile) of 256 x 128 has more promotions because its loop is unrolled, and
+# because each of its consumers has two slices.
 #
-# Writing into machine code is easy to get wrong, and what goes wrong is silent. So the pass asks first. A run
+# It is easy to make a mistake in machine code, and such a mistake is silent. So the pass checks first. A run
 # must multiply each accumulator once, and all by the same few scales; no FFMA may have a modifier, or a stall
-# for which the yield bit has another meaning. And it looks afterwards: nothing but the two bits may differ,
-# and every scale that is kept must be read by the very next instruction. If anything is not so, the file
-# stays as it was. These are the questions:
+# for which the yield bit has another meaning. And it checks afterwards: nothing but the two bits may differ,
+# and every scale that is kept must be read by the very next instruction. If a check fails, the file stays as
+# it was. These are the checks:
 
 # %%
 workbench_sass.of_pass("^def _checked", "^    return run")
@@ -254,8 +263,9 @@ workbench_sass.change(*zip(*different, strict=True)) if different else print("no
 # %% [markdown]
 # ## The kernel
 #
-# The emulator runs source, not SASS. To it s8 is s7, and all modes are the same; on a GPU this cell runs the
-# rewritten code. Yields and reuse decide *when* things happen, so the bits of D must be the same.
+# The [emulator](glossary.md#emulator) runs source, not SASS. To it s8 is s7, and all modes are the same; on a
+# GPU this cell runs the rewritten code. Yields and reuse decide *when* things happen, so the bits of D must
+# be the same.
 
 # %%
 problem = workbench.problem(m=600, n=328, k=640)  # ragged: tiles with 88 rows, and with 72 columns
@@ -270,9 +280,10 @@ print("where:", "on the GPU" if workbench.HOPPER else "on the emulator")
 # ## How fast it is: first the prediction
 #
 # What can it gain at most? In the model of s7 a consumer's promotion takes 1.5 cycles for each column: 192
-# for a slice, of which the `fmaf` need only the half-cycle of each column that 64 rows take on 128 lanes,
-# 64 in all. That is the last unit that was not a term of its own, the **issue slots**. Suppose that
-# yielding makes everything else go away, as if no FFMA ever waited behind another warp's.
+# for a slice, of which the `fmaf` need only the half-cycle of each column that 64 rows take on 128
+# [lanes](glossary.md#lane), 64 in all. That is the last unit that was not a term of its own, the **issue
+# slots**. Suppose that yielding makes everything else go away, as if no FFMA ever waited behind another
+# warp's.
 #
 # How many microseconds will it really be? And the rung is built in the mode that wins, by the
 # mean over all shapes. Which of the four is it? Guess; by how much it wins comes below.
@@ -364,8 +375,8 @@ print(f"kernel sources {meta['sources'][:12]}")
 #
 # ## What limits it now
 #
-# Leave the instructions, and look at the shapes. This is the rung against the ceiling, which has no block
-# scales and no promotion:
+# Leave the instructions, and look at the shapes. This is the rung against the [ceiling](glossary.md#ceiling),
+# which has no block scales and no promotion:
 
 # %%
 notes = drawing_ffma.of_ceiling(rung.name)
@@ -389,7 +400,8 @@ for m, n in ((64, 2112), (64, 7168), (4096, 2112), (4096, 7168)):
 
 # %% [markdown]
 # Idle SMs, and rows of tiles that go nowhere. The [next rung](12_production.ipynb) is a kernel whose tile,
-# stages and clusters are chosen for the shape. The card of this one:
+# [stages](glossary.md#stage) and [clusters](glossary.md#cluster) are chosen for the shape. The card of this
+# one:
 
 # %%
 workbench.card(rung.name)
@@ -397,7 +409,7 @@ workbench.card(rung.name)
 # %% [markdown]
 # ## Break it
 #
-# The emulator cannot help: it has no machine code. Here the pass itself must say no. Predict what it objects
+# The emulator cannot help: it has no machine code. Here the pass itself must refuse. Predict what it objects
 # to.
 #
 # **1.** The FFMA before the scale changes is told to keep it.
@@ -432,11 +444,13 @@ exercises.found("10.break1", in_words(kept))
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # The next FFMA reads another scale in that place. What a GPU does with a register that is kept and not read
 # is not documented, so the pass takes no chance.
+#
 # </details>
 #
-# **2.** Nobody gives up the reuse: in mode full all yields stay, and every scale is kept as in mode off.
+# **2.** No reuse is given up: in mode full all yields stay, and every scale is kept as in mode off.
 
 # %% tags=["guess"]
 exercises.guess("10.break2", None, *OBJECTIONS)
@@ -451,8 +465,10 @@ exercises.found("10.break2", in_words(both))
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # These yield and keep at the same time. Another warp may come between, and overwrite what was kept: then the
 # next FFMA would multiply with some other number. Nothing would crash.
+#
 # </details>
 #
 # **3.** A scale is computed as fmaf(a, b, 0), which is an FFMA too, in place of a multiplication. Does the
@@ -471,8 +487,10 @@ workbench_sass.refused(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # D would have the same bits. But now there are FFMAs between the WGMMAs that are no promotion, and a yield
 # there might be as good or as bad as anywhere: the pass only touches what it has understood.
+#
 # </details>
 #
 # **4.** nvcc compresses the machine code.
@@ -489,8 +507,10 @@ workbench_sass.refused(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # Without compression an instruction can be changed in place, and nothing else moves. The pass says that it
 # cannot, where it would otherwise find no FFMA.
+#
 # </details>
 #
 # ## Exercises
@@ -541,8 +561,8 @@ def yields(i, sixteenths):
 exercises.check("10.3", yields)
 
 # %% [markdown]
-# **4.** A slice of 64 rows and `columns` columns, and 128 of k. Return the least cycles that its WGMMAs take,
-# and the share of a scheduler's issue slots, in these cycles, that its promotion's FFMAs need.
+# **4.** Take a slice of 64 rows and `columns` columns, and 128 of k. Return the least cycles that its WGMMAs
+# take, and the share of a scheduler's issue slots, in these cycles, that its promotion's FFMAs need.
 
 
 # %% tags=["exercise"]

@@ -11,11 +11,16 @@
 # %% [markdown]
 # # Grouped GEMMs: products for mixtures of experts
 #
-# Until here there was one A and one B. A **mixture of experts** has many B's, its **experts**, and for each
-# token a **router** picks a few of them. So one layer is many products: the same n and k, but each expert has
-# an m of its own, and nobody knows it before the router has spoken. The production kernel makes them all in
-# one launch. Little is new in it, and nearly all of that is in one place, the **scheduler**: which block
-# makes which tile.
+# Until here there was one A and one B. A **[mixture of experts](glossary.md#mixture-of-experts)** has many
+# B's, its **experts**, and for each token a **router** picks a few of them. So one layer is many products:
+# the same n and k, but each expert has an m of its own, which is known only after the router has run. The
+# production kernel computes them all in one launch. Little is new in it, and nearly all of that is in one
+# place, the **scheduler**: which [thread block](glossary.md#thread-block) computes which
+# [tile](glossary.md#tile).
+#
+# > **Needs:** lesson [12](12_production.ipynb). **Time:** 35 minutes to read, 50 for guesses and exercises;
+# > its cells run in a minute, less when its kernels have been compiled. **May be skipped:** all of it: no
+# > other lesson needs it.
 
 # %%
 from gemm_ladder.figures import lessons
@@ -36,13 +41,16 @@ from workshop import drawing, drawing_grouped, exercises, workbench, workbench_g
 
 drawing.style()
 
+# %%
+drawing.where("GPU", "SM", "HBM")
+
 # %% [markdown]
 # ## A router at work
 #
-# Here are the tokens of some sentences, as [the lesson on precision](05_precision.ipynb) had them: what a
-# trained model has in mind for each, 1536 numbers. They go to 4 of 8 experts. (DeepSeek-V3 has 256 and takes
-# 8: arXiv:2412.19437, whose router works like this one.) The router is a small matrix, a row for each expert.
-# A token's product with it, made a number between 0 and 1, says how well the two fit. The best four are
+# Here are the tokens of some sentences, as [the lesson on precision](05_precision.ipynb) had them: a trained
+# model's activations for each, 1536 numbers. They go to 4 of 8 experts. (DeepSeek-V3 has 256 and takes 8:
+# arXiv:2412.19437, whose router works like this one.) The router is a small matrix, a row for each expert. A
+# token's product with it, mapped to a number between 0 and 1, says how well the two fit. The best four are
 # taken. Their results will be added up, with these four numbers, divided by their sum, as weights.
 
 # %%
@@ -72,7 +80,8 @@ for word in ("[CLS]", "."):
 # ## One launch for each expert?
 #
 # You could loop over the experts and multiply for each, with the kernels that you know. Take 32 experts of
-# DeepSeek-V3's size, and different numbers of rows. How many **waves**, one tile for every SM, is that?
+# DeepSeek-V3's size, and different numbers of rows. How many **[waves](glossary.md#wave)**, one tile for
+# every [SM](glossary.md#sm), is that?
 
 # %%
 n, k = EXPERT_SIZES[1]
@@ -94,8 +103,8 @@ print(tables.plain([head, *cells]))
 # An expert alone does not fill its last wave, and SMs that have nothing to do wait for the next launch. In
 # one launch they go on with the next expert's tiles. And each launch pays for its beginning and its end: the
 # first loads have nothing to hide behind, nor has the last output. The times are what
-# `gemm_ladder.production.prediction` expects of an H100 with L2 dirty. They are predicted, not measured;
-# [lesson 12](12_production.ipynb) shows how well that works.
+# `gemm_ladder.production.prediction` expects of an H100 with [L2](glossary.md#l2) [dirty](glossary.md#dirty).
+# They are predicted, not measured; [lesson 12](12_production.ipynb) has shown how well that works.
 #
 # And to loop you must *know* the numbers of rows. They come out of the router, on the GPU. To read them, the
 # CPU would have to wait for it, in every layer.
@@ -146,9 +155,9 @@ strips((tokens == "[CLS]").sum())
 workbench.slider(strips, sentences=(1, int((tokens == "[CLS]").sum())))
 
 # %% [markdown]
-# Now A. Each token is cast to FP8 once, with a scale for each 128 of its numbers, and its codes are copied to
-# all of its rows. The experts get weights of random normal numbers, and only 256 outputs, so that the
-# emulator is quick.
+# Now A. Each token is cast to [FP8](glossary.md#fp8) once, with a scale for each 128 of its numbers, and its
+# codes are copied to all of its rows. The experts get weights of random normal numbers, and only 256 outputs,
+# so that the [emulator](glossary.md#emulator) is quick.
 
 # %%
 N, K = 256, x.shape[1]
@@ -165,30 +174,30 @@ print("A:", a.shape, " B:", rhs[0].shape, " their scales:", sfa.shape, rhs[1].sh
 # %% [markdown]
 # ### The scheduler, alone
 #
-# How does a block find its tiles? Nobody tells it. Every block computes the same list of **units** and takes
-# every so-many-th of it: block 0 begins with unit 0, block 1 with unit 1, and each goes on by the number of
-# blocks. (A unit is a tile, or as many as a [cluster](07_tma_multicast.ipynb) makes together.)
+# How does a block find its tiles? No other block tells it. Every block computes the same list of **units**
+# and takes every so-many-th of it: block 0 begins with unit 0, block 1 with unit 1, and each goes on by the
+# number of blocks. (A unit is a tile, or as many as a [cluster](07_tma_multicast.ipynb) computes together.)
 
 # %%
 scheduler = workbench_production.source("scheduler.cuh")
 workbench.code(scheduler, "^template <Config kC>", "^};")
 
 # %% [markdown]
-# Read it for the contiguous layout. In `look_ahead`, a unit's number becomes a row and a column of tiles,
-# in bands, so that tiles which are made at the same time share what they read. Then the expert is *looked
-# up*, in `m_indices`, by the tile's first row. That is nearly all; `next` hands out what was found, and
-# looks ahead again. (A tile of 256 rows may meet two experts. Then its unit is handed out as two tiles,
-# one half after the other.)
+# Read it for the [contiguous layout](glossary.md#contiguous-layout). In `look_ahead`, a unit's number becomes
+# a row and a column of tiles, in bands, so that tiles which are computed at the same time share what they
+# read. Then the expert is *looked up*, in `m_indices`, by the tile's first row. That is nearly all; `next`
+# hands out what was found, and looks ahead again. (A tile of 256 rows may meet two experts. Then its unit is
+# handed out as two tiles, one half after the other.)
 #
-# The producer and the consumers of a block each have a scheduler of their own. They need not talk to each
-# other about tiles, for they compute the same.
+# The [producer](glossary.md#producer) and the [consumers](glossary.md#consumer) of a block each have a
+# scheduler of their own. They need not tell each other about tiles, because they compute the same list.
 #
 # Run the scheduler by itself, with 6 blocks:
 
 # %%
 contiguous = Config.of("contiguous", N, K, tile_m=128, tile_n=128)
 walked = workbench_production.walk(contiguous, len(m_indices), 6, m_indices, EXPERTS)
-drawing_grouped.tiles(walked, contiguous, call, "Who makes which tile: colours are experts")
+drawing_grouped.tiles(walked, contiguous, call, "Which block computes which tile: colours are experts")
 
 # %% [markdown]
 # ### The right B, and its edges
@@ -201,9 +210,9 @@ kernel = workbench_production.source("gemm.cuh")
 workbench.code(kernel, "load<kC.share == Share::kB, kC.stream_b>", "policy_b\\);")
 
 # %% [markdown]
-# If n is no multiple of the tile's width, the last tile of an expert reaches into the next expert's rows.
-# They are loaded and multiplied, for nothing: D's tensor map ends at column n, and the copy engine writes
-# nothing outside.
+# If n is not a multiple of the tile's width, the last tile of an expert reaches into the next expert's rows.
+# They are loaded and multiplied in vain: D's [tensor map](glossary.md#tensor-map) ends at column n, and the
+# [copy engine](glossary.md#copy-engine) writes nothing outside.
 #
 # A whole block of -1 is not even loaded. The producer skips its tiles; the consumers store zeros.
 #
@@ -266,19 +275,19 @@ print(f"here: {counts.sum()} of {len(m_indices)} rows count")
 exercises.found("11.padding", 100 * counts.sum() / len(m_indices), "per cent")
 
 # %% [markdown]
-# With hundreds of rows an expert it is little. With a few, nearly all of the multiplying is for nothing; what
+# With hundreds of rows an expert it is little. With a few, nearly all of the multiplying is in vain; what
 # that costs in time, you will see below.
 #
 # ## The masked layout
 #
-# When a model writes text, one token after another, each step is short and the CPU must not be in its way:
-# the steps are recorded once as a **CUDA graph** and played back. Then every shape is fixed. And where the
-# experts are spread over many GPUs, the tokens come from all of them, and each needs a place in A before
-# anybody has counted how many there will be.
+# When a model writes text, one token after another, each step is short, and the CPU must not hold it up: the
+# steps are recorded once as a **[CUDA graph](glossary.md#cuda-graph)** and played back. Then every shape is
+# fixed. And where the experts are spread over many GPUs, the tokens come from all of them, and each needs a
+# place in A before anybody has counted how many there will be.
 #
-# In the **masked layout** each expert has room for `max_m` rows, and a vector on the GPU, **`masked_m`**,
-# says how many count. The shapes never change, and nothing is filled up: what is in the rest of the room does
-# not matter. Here it is NaN:
+# In the **[masked layout](glossary.md#masked-layout)** each expert has room for `max_m` rows, and a vector on
+# the GPU, **`masked_m`**, says how many count. The shapes never change, and nothing is padded: what is in the
+# rest of the room does not matter. Here it is NaN:
 
 # %%
 MAX_M = 192  # an expert can be chosen by every token once
@@ -319,7 +328,7 @@ drawing_grouped.tiles(walked, masked, masked_call, "Masked: blocks pass from gro
 # One thing is harder than in the contiguous layout. The last tile of a group has rows that do not count, and
 # `out` must stay there as it was. The copy engine writes whole boxes, and what it leaves out lies outside of
 # the *tensor*; here it is only outside of the *group*. Such a tile is stored by ordinary instructions, row by
-# row. All others go the quick way.
+# row. All others are stored by the copy engine.
 
 # %%
 workbench.code(kernel, "if \\(Scheduler<kC>::kByGroup", "^        }")
@@ -336,13 +345,13 @@ print(
 )
 
 # %% [markdown]
-# The NaN were loaded, and multiplied: a tile is always whole. But a row of A only ever meets its own row of
-# D, and those rows of D go nowhere.
+# The NaN were loaded, and multiplied: a tile is always whole. But a row of A only affects its own row of D,
+# and those rows of D are never stored.
 #
 # ## How fast it can be, and is
 #
-# An expert's B must be read from memory whether one row needs it or a hundred. The time of that is a floor;
-# let the tensor cores compute during it what they like.
+# An expert's B must be read from memory whether one row needs it or a hundred. The time of that is a floor,
+# whatever the [tensor cores](glossary.md#tensor-core) compute meanwhile.
 
 # %%
 EACH = np.unique(np.geomspace(16, 8192, 500).astype(int))
@@ -393,8 +402,8 @@ else:
 # ## Which tile
 #
 # The kernel is compiled for one tile size, and the best one depends on the rows that experts have. In the
-# masked layout nobody knows them, hence the argument `expected_m`: what the caller thinks the mean will be.
-# It is a hint, which chooses the kernel and never the result.
+# masked layout the host does not know them, hence the argument `expected_m`: what the caller thinks the mean
+# will be. It is a hint, which chooses the kernel and never the result.
 
 # %%
 n, k = EXPERT_SIZES[0]
@@ -407,8 +416,8 @@ for expected_m in (4, 64, 100, 256, 1024):
 # %% [markdown]
 # ## Break it
 #
-# Predict, then run. Each cell runs its fault under four schedules of the emulator. The problem is small:
-# three experts with 128, 256 and 128 rows, two blocks of k.
+# Predict, then run. Each cell runs its fault under four [schedules](glossary.md#schedule) of the emulator.
+# The problem is small: three experts with 128, 256 and 128 rows, two [blocks of k](glossary.md#k-block).
 
 # %%
 small = {
@@ -433,10 +442,12 @@ exercises.found("11.break1", int((d != unaligned.expected()).any(axis=1).sum()),
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # The first tile has rows 0 to 127, and row 0 says expert 0: so the first 28 rows of expert 1 get its B. The
 # second tile begins at row 128, which is the 29th row of expert 1, and takes all of expert 2 along. Nothing
 # is out of bounds, so nothing is named. The public functions look at `m_indices` where that costs no waiting,
 # on the CPU, and refuse them:
+#
 # </details>
 
 # %%
@@ -470,10 +481,12 @@ workbench_grouped.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # The first pair has a tile of expert 0 above one of expert 1. Both get a B whose first 64 columns are expert
 # 0's and whose last 64 are expert 1's. So expert 0's rows are wrong in the last half of each tile's columns,
 # and expert 1's first 128 rows in the first half. The second pair does the same with experts 1 and 2. If both
 # tiles of a pair had the same expert, everything would be right: a test with one expert would not see it.
+#
 # </details>
 #
 # **3.** Masked: all tiles are stored by the copy engine, the partly filled ones too. There is room for 100
@@ -493,10 +506,12 @@ workbench_grouped.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # The second tile of a group has rows 64 to 127 of a room for 100. Its first rows are right. Then it
 # overwrites the rows that do not count, and then the first 28 rows of the *next group*. Whether those are
-# wrong in the end depends on who is last: the block that makes them, or the one that has no business there.
-# The emulator names the second of the two; on a GPU the result would change from call to call.
+# wrong in the end depends on which block is last: the one that computes them, or the one that overwrites
+# them. The emulator names the second of the two; on a GPU the result would change from call to call.
+#
 # </details>
 #
 # **4.** A block that goes on to the next group forgets to subtract the units of the last one.
@@ -509,8 +524,10 @@ workbench_grouped.break_it(small["masked"], problem, ("unit_ -= units_m_ * kUnit
 
 # %% [markdown]
 # <details><summary>Why</summary>
-# In the next group a block begins with a unit number that is too high by what came before. The tiles below it
-# are nobody's: rows that count stay as they were. The first group is right.
+#
+# In the next group a block begins with a unit number that is too high by what came before. No block computes
+# the tiles below it: valid rows stay as they were. The first group is right.
+#
 # </details>
 #
 # **5.** Contiguous, with one block of padding. The producer does not skip it, the consumers do.
@@ -527,10 +544,13 @@ workbench_grouped.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # The producer fills stages for the padding, from outside of B, where the copy engine gives zeros. The
 # consumers take them for the first stages of the *next* tile. From there on they are two blocks of k behind.
-# At the end loads are left over that nobody waits for; in some schedules they are still on their way when the
-# block ends, and this the emulator names. The two schedulers of a block need not talk, but they must agree.
+# At the end loads are left over that no thread waits for; in some schedules they are still on their way when
+# the block ends, and this the emulator names. The two schedulers of a block need not communicate, but they
+# must agree.
+#
 # </details>
 #
 # ## Exercises
@@ -562,8 +582,9 @@ exercises.check("11.2", find)
 
 # %% [markdown]
 # **3.** An expert has B [n, k] and some number of rows. At how many do the tensor cores need as long as
-# memory? Memory moves `bandwidth` bytes in a microsecond: B, the rows of A, and D in BF16, all once; leave
-# the scales out. The tensor cores do `speed` operations in a microsecond.
+# memory? Memory moves `bandwidth` bytes in a microsecond: B, the rows of A, and D in
+# [BF16](glossary.md#bf16), all once; leave the scales out. The tensor cores do `speed` operations in a
+# microsecond.
 
 
 # %% tags=["exercise"]
@@ -585,4 +606,4 @@ walk_on = """
 exercises.check("11.4", walk_on)
 
 # %% [markdown]
-# Next: [the production kernel](12_production.ipynb), and how it fits itself to a shape.
+# Next: [how to read what was measured](13_reading_the_results.ipynb), and when not to believe it.

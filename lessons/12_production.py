@@ -11,10 +11,11 @@
 # %% [markdown]
 # # Rung s9: one kernel for every shape
 #
-# The last rung has no new way to multiply. It is rung s7 with every decision that a shape can make left open:
-# how large the tiles are, what a cluster shares, how many stages there are, whether K is split, whose rows
-# count. Around it stands what a library needs: somebody who decides, somebody who checks a call's operands in
-# a microsecond, and the names that other people's code already calls.
+# The last [rung](glossary.md#rung) has no new way to multiply. It is rung s7 with every decision left open
+# that depends on the shape: how large the [tiles](glossary.md#tile) are, what a
+# [cluster](glossary.md#cluster) shares, how many [stages](glossary.md#stage) there are, whether K is split,
+# which rows are valid. Around it there is what a library needs: a choice of the configuration, a check of a
+# call's operands that takes a microsecond, and the names that other people's code already calls.
 #
 # - The kernel: [gemm.cuh](../kernels/production/gemm.cuh),
 #   [geometry.cuh](../kernels/production/geometry.cuh), [scheduler.cuh](../kernels/production/scheduler.cuh),
@@ -30,6 +31,11 @@
 # - The functions to call: [api.py](../kernels/api.py), [checks/](../kernels/checks),
 #   [fast_path.cpp](../kernels/production/fast_path.cpp).
 # - What was tried, with what result: [NOTES.md](../kernels/production/NOTES.md).
+#
+# > **Needs:** lesson [09](09_persistent.ipynb). **Time:** 55 minutes to read, 55 for guesses and exercises;
+# > its cells run in two minutes, less when its kernels have been compiled. **May be skipped:** *5. Tiles that
+# > straddle scales*; *6. Before the first load*; *What was learned*; *A dozen kernels for a weight*;
+# > *Measuring instead of expecting*; *What a call costs the host*; *In other people's code* (30 minutes).
 
 # %%
 from gemm_ladder.figures import lessons
@@ -71,20 +77,23 @@ drawing.style()
 SMS = H100_SMS
 GPU = measured.load(measured.DATA / "ladder.json")["meta"]["gpu"]
 
+# %%
+drawing.where("host", "GPU", "L2", "cluster")
+
 # %% [markdown]
 # ## What limited the rung below
 #
-# [Rung s7](09_persistent.ipynb) has tiles of two sizes, 256 x 128 and 128 x 192, and pairs of blocks
-# that share A; [rung s8](10_ffma_interleave.ipynb) is the same source. Their
-# [timeline](../figures/timeline_s7_persistent.png) shows SMs that have work. Those that have none are
-# in no timeline, so count: the tiles that some of DeepSeek-V3's products have, and the SMs that get one.
-# `Config` is a production kernel's description; here it describes those of s7.
+# [Rung s7](09_persistent.ipynb) has tiles of two sizes, 256 x 128 and 128 x 192, and pairs of [thread
+# blocks](glossary.md#thread-block) that share A; [rung s8](10_ffma_interleave.ipynb) is the same source.
+# Their [timeline](../figures/timeline_s7_persistent.png) shows [SMs](glossary.md#sm) that have work. Those
+# that have none are in no timeline, so count: the tiles that some of DeepSeek-V3's products have, and the SMs
+# that get one. `Config` is a production kernel's description; here it describes those of s7.
 
 # %%
 for m, n, k in ((4096, 7168, 16384), (4096, 2112, 7168), (64, 7168, 2048), (64, 2112, 7168)):
     for tile_m, tile_n in ((256, 128), (128, 192)):
-        like_s5 = Config.of("dense", n, k, tile_m, tile_n, cluster=2, share="A")
-        tiles = 2 * workbench_production.units(like_s5, m)
+        like_s7 = Config.of("dense", n, k, tile_m, tile_n, cluster=2, share="A")
+        tiles = 2 * workbench_production.units(like_s7, m)
         wanted = m * n / (tiles * tile_m * tile_n)
         print(
             f"{m:4} x {n} x {k:5}: {tiles:3} tiles of {tile_m} x {tile_n} "
@@ -128,8 +137,8 @@ config = choice.choose("dense", 64, 2112, 7168)
 workbench.Text(f"```cpp\n{config.source()}```", config.source())
 
 # %% [markdown]
-# Everything else follows in the template, also at compile time: how many registers, bytes and boxes there
-# are, and what is impossible.
+# Everything else follows in the template, also at compile time: how many [registers](glossary.md#register),
+# bytes and boxes there are, and what is impossible.
 
 # %%
 geometry = workbench_production.source("geometry.cuh")
@@ -139,8 +148,7 @@ workbench.code(geometry, "constexpr int kSegment =", "kBytesPieces : ")
 workbench.code(geometry, "static_assert\\(kConsumers", "a cluster shares something")
 
 # %% [markdown]
-# The same rules stand in config.py, so that you hear of a mistake in one sentence and before the compiler
-# does:
+# config.py has the same rules, so that a mistake is reported in one sentence, and before the compiler runs:
 
 # %%
 try:
@@ -149,28 +157,30 @@ except gl.GemmLadderError as error:
     print(error)
 
 # %% [markdown]
-# ## 1. Who makes which tile
+# ## 1. Which block computes which tile
 #
-# The **scheduler** says it, to the loader and to the consumers alike: `next` gives a block its next tile, the
-# same one to whoever asks.
+# The **scheduler** decides it, for the [producer](glossary.md#producer) and the
+# [consumers](glossary.md#consumer) alike: `next` gives a block its next tile, the same one to all of its
+# [warps](glossary.md#warp).
 
 # %%
 scheduler = workbench_production.source("scheduler.cuh")
 workbench.code(scheduler, "__device__ bool next", "^    }")
 
 # %% [markdown]
-# Where a unit lies takes a division at worst, and whose it is a look into memory. So that is worked out a
-# tile ahead, when nobody waits for it. Only the first tile is waited for; if all tiles lie side by side, it
-# takes no division:
+# To find where a unit lies takes a division at worst, and to find its group takes a read from memory. So both
+# are worked out a tile ahead, when no warp waits for them. Only the first tile is waited for; if all tiles
+# lie side by side, it takes no division:
 
 # %%
 workbench.code(scheduler, "void look_ahead", "^    }")
 
 # %% [markdown]
-# A cluster takes a **unit of work**. If it shares A, that is two tiles side by side; if it shares B, two
-# below each other; if it shares K, one tile, and each block multiplies a part of its K. Ask the scheduler
-# itself, in a kernel that only writes down what it is told. You see the first tiles of three clusters: each
-# colour is a cluster, a number is a block; where K is shared, its halves are drawn side by side:
+# A cluster takes a **[unit of work](glossary.md#unit-of-work)**. If it shares A, that is two tiles side by
+# side; if it shares B, two below each other; if it shares K, one tile, and each block multiplies a part of
+# its K. Ask the scheduler itself, in a kernel that only writes down what it is told. You see the first tiles
+# of three clusters: each colour is a cluster, a number is a block; where K is shared, its halves are drawn
+# side by side:
 
 # %%
 walks = {}
@@ -183,9 +193,9 @@ drawing_production.clusters(walks)
 
 # %% [markdown]
 # Here `group_m` is 2: units go two down, then one to the right (with `group_n`, the other way round), for the
-# reason that you saw in [rung s7](09_persistent.ipynb): what runs together should read the same rows.
-# With the scheduler's list you can count what the blocks ask of L2 for one block of K, and compare with
-# `prediction.py`, which does not walk:
+# reason that you saw in [rung s7](09_persistent.ipynb): what runs together should read the same rows. With
+# the scheduler's list you can count what the blocks ask of [L2](glossary.md#l2) for one [block of
+# K](glossary.md#k-block), and compare with `prediction.py`, which does not walk:
 
 # %%
 for title, (one, tiles) in walks.items():
@@ -212,14 +222,14 @@ for tile in workbench_production.walk(masked, m=128, num_sms=8, layout=counts, g
     )
 
 # %% [markdown]
-# [Lesson 11](11_grouped_gemms.ipynb) is about these layouts.
+# [The next lesson](11_grouped_gemms.ipynb) is about these layouts.
 #
 # ## 2. Waves, and the last one
 #
-# All SMs together make a **wave** of tiles. A product has whole waves, then a rest that takes as long as a
-# whole one. This is 4096 x 2112 x 7168 with tiles of 256 x 128, then of 128 x 192, then with the
-# configuration that was measured to be the fastest on an H100. The tiles are the scheduler's; the length of a
-# tile in the picture is proportional to its number of outputs.
+# All SMs together make a **[wave](glossary.md#wave)** of tiles. A product has whole waves, then a rest that
+# takes as long as a whole one. This is 4096 x 2112 x 7168 with tiles of 256 x 128, then of 128 x 192, then
+# with the configuration that was measured to be the fastest on an H100. The tiles are the scheduler's; the
+# length of a tile in the picture is proportional to its number of outputs.
 
 # %%
 m, n, k = 4096, 2112, 7168
@@ -235,19 +245,19 @@ drawing_production.schedule(panels, SMS)
 # %% [markdown]
 # The third is the second with another end. Two whole waves of 128 x 192 tiles are 3072 rows; the other 1024
 # rows, the **tail**, are 132 tiles of 256 x 64, again a whole wave, and a shorter one. A kernel for that has
-# two copies of the main loop, one for each tile. They take turns with the same ring: `Geometry` says what
-# each tile needs, and a stage is as large as the larger need. The launcher deals out the rows before the
-# kernel runs, so each copy sees a product of its own:
+# two copies of the main loop, one for each tile. They take turns with the same [ring](glossary.md#ring):
+# `Geometry` says what each tile needs, and a stage is as large as the larger need. The launcher deals out the
+# rows before the kernel runs, so each copy sees a product of its own:
 
 # %%
 workbench.code(workbench_production.source("start.cuh"), "^int64_t deal", "^}")
 
 # %% [markdown]
-# A tail is not for nothing: its tiles ask L2 for more, and read B once more. What one wins, and where it does
-# not, is in [NOTES.md](../kernels/production/NOTES.md); the choice counts both.
+# A tail has a price: its tiles ask L2 for more, and read B once more. Where it gains, and where it does not,
+# is in [NOTES.md](../kernels/production/NOTES.md); the choice counts both.
 #
-# Without a tail, the part of the SMs' time that makes outputs which somebody wants is a saw, against m: it
-# falls where one more wave begins, and rises while that fills.
+# Without a tail, the share of the SMs' time that goes into valid outputs is a sawtooth, against m: it falls
+# where one more wave begins, and rises while that wave fills.
 
 
 # %%
@@ -271,14 +281,14 @@ for tile_m, tile_n in SIZES:
 # ## 3. Few rows: splitting K
 #
 # 64 x 2112 outputs are 66 tiles of 64 x 32, half as many as an H100 has SMs. Narrower ones would each read
-# all of A for fewer columns. **Splitting K** makes two blocks of one tile: each multiplies a half of K, then
-# the halves have to be added. [Rung s5](07_tma_multicast.ipynb) knows clusters whose blocks send to each
-# other. Here they write into each other's shared memory, with an ordinary store whose address comes from
-# `mapa`.
+# all of A for fewer columns. **[Splitting K](glossary.md#split-k)** makes two blocks of one tile: each
+# multiplies a half of K, then the halves have to be added. [Rung s5](07_tma_multicast.ipynb) knows clusters
+# whose blocks send to each other. Here they write into each other's [shared
+# memory](glossary.md#shared-memory), with an ordinary store whose address comes from `mapa`.
 #
 # Try that alone. Four blocks send a number each to all four; then each adds up what it has got, once in the
-# order of the ranks and once beginning with its own. They meet twice: nobody may send before the others have
-# begun, because until then they have no shared memory, and nobody may add before all numbers are there.
+# order of the ranks and once beginning with its own. They meet twice: no block may send before the others
+# have begun, because until then they have no shared memory, and none may add before all numbers are there.
 
 # %%
 NEIGHBOURS = """
@@ -316,13 +326,13 @@ for rank in range(4):
 # that is repeated has to give the same bits, and so has a row of A, whichever block happened to be first.
 # `reduce` deals out the tile's pieces to the blocks, sends each block the parts of its pieces, and each adds
 # up its pieces from rank 0 on. The first of the two meetings is in two steps: a block says that it has begun
-# when it begins, and asks for the others long after, when all have said it and nobody waits.
+# when it begins, and waits for the others long after, when all have said so and the wait is short.
 
 # %%
 workbench.code(workbench_production.source("gemm.cuh"), "static __device__ void reduce\\(", "^    }$")
 
 # %% [markdown]
-# A whole kernel, K in four parts, under several schedules:
+# A whole kernel, K in four parts, under several [schedules](glossary.md#schedule):
 
 # %%
 split = Config.of("dense", 72, 512, 64, 64, cluster=4, share="K", stages=2)
@@ -338,11 +348,12 @@ print(
 )
 
 # %% [markdown]
-# None: no element of D differs. The FP32 sums may differ in their last bits, and BF16 keeps eight.
+# None: no element of D differs. The FP32 sums may differ in their last bits, and [BF16](glossary.md#bf16)
+# keeps eight.
 #
 # K is split in two, four or eight parts. The blocks of a cluster wait for each other, so a split pays only
-# where all clusters are resident at once and each block still has several blocks of K:
-# [candidates.py](../kernels/production/candidates.py) has the conditions. The choice for 16 rows and some
+# where all clusters are [resident](glossary.md#occupancy) at once and each block still has several blocks of
+# K: [candidates.py](../kernels/production/candidates.py) has the conditions. The choice for 16 rows and some
 # weights:
 
 # %%
@@ -354,18 +365,19 @@ for n, k in ((384, 1536), (1280, 8192), (2112, 7168), (4096, 2048), (7168, 2048)
 # %% [markdown]
 # ## 4. What is read once may go first
 #
-# L2 keeps what was read last. But if there is one row of tiles, nobody reads B a second time, and what has to
-# leave L2 for it may be something that is needed. So B's loads carry a hint, `evict_first`, which an
-# instruction makes and the load takes along:
+# L2 keeps what was read last. But if there is one row of tiles, B is read only once, and what has to leave L2
+# for it may be something that is needed. So B's loads carry a hint, `evict_first`, which an instruction makes
+# and the load takes along:
 
 # %%
 workbench.code(workbench_production.source("gemm.cuh"), "void load\\(uint32_t shared", "^    }")
 
 # %% [markdown]
 # `if constexpr` is decided by the compiler: a kernel has one of the three branches and no trace of the
-# others. A hint changes no result, and the emulator, which has no L2, takes it and does nothing.
+# others. A hint changes no result, and the [emulator](glossary.md#emulator), which has no L2, takes it and
+# does nothing.
 #
-# ## 5. Tiles that straddle scales
+# ## 5. Tiles that straddle scales (optional)
 #
 # 128 columns share a scale of B. A tile of 96 or 112 columns begins anywhere, so it may touch two blocks of
 # scales, and a thread has to take the right one for each of its columns. `kSegment` is the number of columns
@@ -383,7 +395,7 @@ for tile_n in (32, 64, 96, 112, 128, 176, 192):
 
 # %% [markdown]
 # So a width that divides 128 or is a multiple of it is cheap, and 112 costs registers and shared memory: two
-# more costs that whoever chooses has to know.
+# more costs that the choice has to count.
 #
 # [Rung s7](09_persistent.ipynb) loads B's scales with every block of k, four floats of which it wants
 # one. Here a tile's scales lie side by side in memory, one for each block of k, and they are loaded once,
@@ -397,23 +409,25 @@ workbench.code(geometry, "A buffer holds B's scales", "kTilesInRing")
 # No barrier guards them. At k = 7168 a tile has 56 blocks of k, and a ring never more than 16 stages: two
 # buffers are enough, of a few hundred bytes each.
 #
-# ## 6. Before the first load
+# ## 6. Before the first load (optional)
 #
-# A product of few rows takes about ten microseconds, and in a model the next one is right behind it. In about
-# one of the ten nothing has been asked of memory yet: blocks start, barriers are made. This could be done
-# while the kernel *ahead* is still busy with its last tiles. CUDA permits it, under the name **programmatic
-# dependent launch**: the launcher sets an attribute (`early` in start.cuh), and the kernel may begin before
-# the one ahead of it has ended. In return it must say itself from where on the other has to be over:
+# A product of few rows takes about ten microseconds, and in a model the next one is right behind it. For
+# about one of the ten, no load has been issued yet: blocks start, barriers are initialised. This could be
+# done while the kernel *ahead* is still busy with its last tiles. CUDA permits it, under the name
+# **[programmatic dependent launch](glossary.md#programmatic-dependent-launch)**: the launcher sets an
+# attribute (`early` in start.cuh), and the kernel may begin before the one ahead of it has ended. In return
+# it must say itself at which point the other has to have ended:
 
 # %%
 workbench.code(workbench_production.source("gemm.cuh"), "---- Prologue", "^        __syncthreads\\(\\);")
 
 # %% [markdown]
 # `griddepcontrol.wait` waits until the kernel ahead has ended and what it wrote can be seen. What is before
-# it must not depend on that: the barriers are this block's own, the tensor maps are arguments of the launch.
-# And the **prefetch**: an idle thread has L2 fetch the first two to eight blocks of k of its B, about 32 KB.
-# That is no load. If the kernel ahead should write B, it writes to L2, where the load after the wait finds
-# it. In a grouped product it takes a look into memory to know *which* B, so there the prefetch waits too:
+# it must not depend on that: the barriers are this block's own, the [tensor maps](glossary.md#tensor-map) are
+# arguments of the launch. And the **prefetch**: an idle thread has L2 fetch the first two to eight blocks of
+# k of its B, about 32 KB. That is no load. If the kernel ahead should write B, it writes to L2, where the
+# load after the wait finds it. In a grouped product it takes a look into memory to know *which* B, so there
+# the prefetch waits too:
 
 # %%
 workbench.code(workbench_production.source("gemm.cuh"), "static __device__ void prefetch", "^    }")
@@ -423,9 +437,10 @@ workbench.code(workbench_production.source("gemm.cuh"), "static __device__ void 
 # its start if one tile has room for all rows. With more rows, blocks that read the same rows of B should run
 # side by side, and those of a kernel that begins early get their SMs one by one, as these become free.
 #
-# Few rows have one more cost. The copy engine takes as long for a row outside of A, which it fills with
-# zeros, as for one inside, and a tile of 64 rows of which one exists has 63 of them. So the launcher makes
-# the boxes of A only as high as A, and tells the kernel how many bytes a stage then has:
+# Few rows have one more cost. The [copy engine](glossary.md#copy-engine) takes as long for a row outside of
+# A, which it fills with zeros, as for one inside, and a tile of 64 rows of which one exists has 63 of them.
+# So the launcher makes the boxes of A only as high as A, and tells the kernel how many bytes a stage then
+# has:
 
 # %%
 workbench.code(workbench_production.source("start.cuh"), "If A has fewer rows", "part.bytes_loads")
@@ -450,8 +465,8 @@ workbench.code(workbench_production.source("gemm.cuh"), "Multiplies one K block,
 
 # %% [markdown]
 # Who loads is decided in another way. In rung s7 it is thread 0, by `threadIdx.x`. Here a warp's number comes
-# out of a shuffle, and `elect.sync` picks the lane. The result is the same, but the machine code is not: the
-# compiler now *knows* that no warp is divided and that one thread loads.
+# out of a shuffle, and `elect.sync` picks the [lane](glossary.md#lane). The result is the same, but the
+# machine code is not: the compiler now *knows* that no warp is divided and that one thread loads.
 
 # %%
 workbench.code(workbench_production.source("gemm.cuh"), "---- Roles", "G::produce")
@@ -488,8 +503,9 @@ print(f"{len(known.configs)} candidates for dense products with k = {k}")
 exercises.found("12.candidates", int(suits.sum()), f"of them suit {m} x {n} x {k}")
 
 # %% [markdown]
-# Nobody can time them all for every weight and every m. So the time of each is predicted, and the candidate
-# with the shortest expected time is chosen. `explain` says what a product gets and what is expected of it:
+# There are too many to time them all for every weight and every m. So the time of each is predicted, and the
+# candidate with the shortest expected time is chosen. `explain` says what a product gets and what is expected
+# of it:
 
 # %%
 _ = explain.main([str(m), str(n), str(k)])
@@ -503,11 +519,11 @@ _ = explain.main([str(m), str(n), str(k)])
 #   loaded, and a deeper ring asks for more at once.
 # - **L2 MB**: what all blocks together ask for.
 # - **floor**: the time to move every byte once at the bandwidth that a copy reaches, or to do the operations
-#   at the peak rate of the tensor cores, whichever is longer.
+#   at the peak rate of the [tensor cores](glossary.md#tensor-core), whichever is longer.
 # - **estimate**: what arithmetic alone says, which is the next section.
-# - **us**: the expected time with L2 dirty, with L2 clean, and in a CUDA graph
-#   ([lesson 13](13_reading_the_results.ipynb) describes these states). The choice is made by the geometric
-#   mean of the three.
+# - **us**: the expected time with L2 [dirty](glossary.md#dirty), with L2 clean, and in a [CUDA
+#   graph](glossary.md#cuda-graph) ([lesson 13](13_reading_the_results.ipynb) describes these states). The
+#   choice is made by the geometric mean of the three.
 #
 # "B kept" is the hint of section 4: whether B stays in L2, or leaves it first because it is read once.
 #
@@ -528,8 +544,8 @@ workbench.Text(f"```python\n{text}```", text)
 
 # %% [markdown]
 # - **tensor**: for each wave, the operations of a tile at the peak rate of an SM's tensor cores.
-# - **promotion**: a consumer needs some cycles for each block of K, whatever the size of its tile, and more
-#   for each column that it promotes.
+# - **[promotion](glossary.md#promotion)**: a consumer needs some cycles for each block of K, whatever the
+#   size of its tile, and more for each column that it promotes.
 # - **memory**: every byte of A, B and D once.
 # - **L2**: what all blocks ask for, so an operand counts as often as it is loaded.
 # - **load**: what one SM loads. A product of few tiles is limited by it although L2 could deliver more.
@@ -632,7 +648,7 @@ print(summary(by_estimate))
 # product share does no harm. But the estimate is also off by different factors for candidates of one product,
 # and the best candidate is often only a few percent ahead of the next one.
 #
-# ### What was learned
+# ### What was learned (optional)
 #
 # What is missing has no single cause. How well the loads hide behind the multiplication depends on the number
 # of stages *and* on the blocks of K *and* on how many tiles run at the same time; what a hint gains depends
@@ -719,8 +735,8 @@ print(f"{missing} products are not counted: the kernel that they would get was n
 #
 # Before you believe these numbers, ask what they are relative to. "The best one measured" is the best of
 # about a dozen configurations for each product, not of all candidates. Most of the dozen are those that were
-# expected to be good when they were measured, the others were drawn at random; one that nobody expected to be
-# good may be faster still. And times repeat within about 1 %, so that the fastest of a dozen is partly the
+# expected to be good when they were measured, the others were drawn at random; one that was not expected to
+# be good may be faster still. And times repeat within about 1 %, so that the fastest of a dozen is partly the
 # luckiest.
 #
 # The sharper question: has the network learned a rule, or only remembered the products? For an answer,
@@ -762,7 +778,7 @@ workbench.slider(
 )
 
 # %% [markdown]
-# ### A dozen kernels for a weight
+# ### A dozen kernels for a weight (optional)
 #
 # The best candidate for m = 1000 may be another one than for m = 1010. Every kernel has to be compiled, which
 # takes seconds, and loaded, so a process should not need one for every m. `plan` in
@@ -793,10 +809,10 @@ needed = dict.fromkeys(map(plan.at, choice.steps_up_to("dense", 8192, 1)))
 print(f"{len(choice.STEPS)} steps, {len(plan.configs)} kernels; calls with m up to 8192 need {len(needed)}")
 
 # %% [markdown]
-# It looks restless, and that is the saw of section 2: as m grows, now one tile fills its last wave, now
+# It looks restless, and that is the sawtooth of section 2: as m grows, now one tile fills its last wave, now
 # another. `precompile` compiles the kernels ahead, on as many threads as there are cores.
 #
-# ## Measuring instead of expecting
+# ## Measuring instead of expecting (optional)
 #
 # `gemm_ladder.tune(kind, m, n, k)`, or `python -m gemm_ladder tune M N K`, times the candidates that are
 # expected to be good on your GPU in all three states of L2, each after a look at its result, and keeps the
@@ -870,23 +886,23 @@ workbench.Text("\n\n".join(f"> {entry}" for entry in chosen), "\n\n".join(chosen
 
 # %% [markdown]
 # An entry may be wrong. The measurement is right, but what is said about its cause is a guess. Here is one
-# idea, dropped on one day and kept on another, after somebody had looked at the machine code:
+# idea, dropped on one day and kept on another, after a look at the machine code:
 
 # %%
 again = [entry for entry in entries if entry.startswith(("**The producer elected**", "**The loading thread"))]
 workbench.Text("\n\n".join(f"> {entry}" for entry in again[::-1]), "\n\n".join(again[::-1]))
 
 # %% [markdown]
-# ## What a call costs the host
+# ## What a call costs the host (optional)
 #
-# Before a kernel runs, somebody has to look at the operands, find the kernel, and launch it. A product of few
+# Before a kernel runs, the host has to check the operands, find the kernel, and launch it. A product of few
 # rows is over in some microseconds; if a call costs the host more than that, the GPU waits for the host. Two
 # things keep it short.
 #
-# **The look.** [checks/](../kernels/checks) finds the sentence that says what is wrong with a call. It
-# takes its time. So a call whose operands need neither a sentence nor a conversion does not go there, and not
-# through Python at all: [fast_path.cpp](../kernels/production/fast_path.cpp) looks at them. These are its
-# questions, asked once types, sizes, strides and addresses are read:
+# **The checks.** [checks/](../kernels/checks) finds the sentence that says what is wrong with a call, and is
+# slow. So a call whose operands need neither a sentence nor a conversion does not go there, and not through
+# Python at all: [fast_path.cpp](../kernels/production/fast_path.cpp) looks at them. These are its questions,
+# asked once types, sizes, strides and addresses are read:
 
 # %%
 queue_cpp = fast_path.SOURCE.read_text()
@@ -950,7 +966,7 @@ drawing_results.page(host.picture(times)) if times else None
 # work. With this product it is faster, though not by much: a smaller product, or a slower host, turns that
 # round. Then a CUDA graph helps: it records the calls once, and replays them without the host's part.
 #
-# ## In somebody else's code
+# ## In other people's code (optional)
 #
 # The functions have the names and arguments of both generations of DeepGEMM's interface, so its users change
 # one line. This is such code:
@@ -976,10 +992,9 @@ y = names["linear"](x, gl.utils.per_block_cast_to_fp8(w, use_ue8m0=False))
 print("relative difference to x @ w.T, in float32:", ((y.float() - x @ w.T).norm() / (x @ w.T).norm()).item())
 
 # %% [markdown]
-# That difference is the price of casting to FP8, not the kernel's error: [lesson 01](01_fp8_numbers.ipynb)
-# has it without any kernel. On a CPU the functions compute the
-# reference, so that callers can be tested without a GPU; `gl.rungs["s9_production"]` is the kernel on the
-# emulator.
+# That difference is the price of casting to [FP8](glossary.md#fp8), not the kernel's error: [lesson
+# 01](01_fp8_numbers.ipynb) has it without any kernel. On a CPU the functions compute the reference, so that
+# callers can be tested without a GPU; `gl.rungs["s9_production"]` is the kernel on the emulator.
 #
 # What cannot be used is refused before the output is touched, in one sentence:
 
@@ -997,8 +1012,9 @@ for words, call in {
         print(f"{words:14}{error}")
 
 # %% [markdown]
-# One thing is not looked at: what `m_indices` and `masked_m` hold, for that would make the host wait for the
-# GPU. The kernels bear any number there, and `GEMM_LADDER_CHECK=1` turns the look on.
+# One thing is not checked: what `m_indices` and `masked_m` hold, because to read them the host would have to
+# wait for the GPU. The kernels stay inside their tensors with any numbers there, and `GEMM_LADDER_CHECK=1`
+# turns that check on.
 #
 # ## How fast it is
 #
@@ -1063,9 +1079,9 @@ for (m, n, k), us in sorted(drawing_production.recorded("s9_production").items()
     print(f"{m:4} x {n:5} x {k:5}: {us:7.1f} us, {floors[limit] / us:4.0%} of it the floor of the {limit}")
 
 # %% [markdown]
-# - Many rows and a long k: the tensor cores. What is left is the promotion, whose FFMAs have to be issued
-#   beside the WGMMAs (NOTES.md, *Where the time is*). [Lesson 13](13_reading_the_results.ipynb) adds what
-#   power does.
+# - Many rows and a long k: the tensor cores. What is left is the promotion, whose [FFMAs](glossary.md#ffma)
+#   have to be issued beside the [WGMMAs](glossary.md#wgmma) (NOTES.md, *Where the time is*). [Lesson
+#   13](13_reading_the_results.ipynb) adds what power does.
 # - Few rows: memory, and the time until the first bytes arrive and after the last ones, which is a larger
 #   part the smaller the product is.
 # - In between, and where k is short: waves that are not full, and outputs that have to be stored while
@@ -1099,10 +1115,12 @@ workbench_production.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # It is wrong in the pieces of the ranks whose order comes out differently, and in the same way under every
 # schedule: not a race, only another sum. Columns of one tile then depend on which block happens to add them.
 # With random operands you would hardly ever see it in BF16. With two parts nothing would differ, because a +
 # b is b + a.
+#
 # </details>
 #
 # **2.** `reduce` does not wait for the other blocks' parts before it adds them up.
@@ -1119,8 +1137,10 @@ workbench_production.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # Not all parts have arrived. The emulator's fresh shared memory is NaN; a GPU's has whatever was there, for
 # example the parts of the call before: they may be the very numbers that you expect.
+#
 # </details>
 #
 # **3.** The first meeting is left out: a block sends its parts as soon as it has them.
@@ -1138,9 +1158,11 @@ workbench_production.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
-# A block that has not begun has no shared memory yet: what is sent there hits another block's, or nobody's.
-# On a GPU all four begin at about the same time, so it nearly always goes well. The emulator asks whether the
-# blocks have met at all.
+#
+# A block that has not begun has no shared memory yet: what is sent there lands in another block's, or
+# nowhere. On a GPU all four begin at about the same time, so it nearly always goes well. The emulator asks
+# whether the blocks have met at all.
+#
 # </details>
 #
 # **4.** A pair shares A, and the empty barriers count the arrivals of one block only.
@@ -1158,11 +1180,13 @@ workbench_production.break_it(
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # Half of A's tile comes from the neighbour, so a stage is free when the consumers of *both* blocks have read
 # it. With half of the count the neighbour's consumers alone can end the phase. Then the loader has the next
 # tiles loaded while the last ones are still on their way, or being read, in one block or the other. The
 # emulator names what it meets first. A GPU would let the next load overwrite a tile that a neighbour still
 # reads.
+#
 # </details>
 #
 # **5.** A thread takes one scale of B for all of its columns, in tiles of 96.
@@ -1176,9 +1200,11 @@ workbench_production.break_it(pair_a, problem, (SEGMENT, "kSegment = kConsumerN"
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # The first tile, columns 0 to 95, lies in one block of scales and is right. The second begins at column 96,
 # and from column 128 on it needs another scale than the one that it begins with. Where tiles begin at
 # multiples of 128 and are no wider, nothing would be wrong: a test with tiles of 128 alone does not see it.
+#
 # </details>
 #
 # **6.** The kernel does not wait for the one ahead of it.
@@ -1193,10 +1219,12 @@ workbench_production.break_it(pair_a, problem, (waits, ""), seeds=4, guess="12.b
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # Nothing is wrong here: the emulator runs one kernel after the other, so the operands are there. On a GPU
 # they nearly always are, too. The kernel ahead has to be late, and to write an operand, before a stale one is
 # read. So the emulator does not look at the result but at the order: a thread of a kernel that may begin
 # early must have waited before it has anything loaded or stored.
+#
 # </details>
 #
 # ## Exercises
@@ -1256,4 +1284,5 @@ addition = """
 exercises.check("12.4", addition)
 
 # %% [markdown]
-# Next: [how to read what was measured](13_reading_the_results.ipynb), and when not to believe it.
+# Next: [products for mixtures of experts](11_grouped_gemms.ipynb), or [how to read what was
+# measured](13_reading_the_results.ipynb).

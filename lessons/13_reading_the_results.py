@@ -14,6 +14,9 @@
 # Every lesson ended with a speed. This one is about the speeds themselves: what exactly was measured, what a
 # number may be compared with, what it could have been at best, and how a true number misleads. All of it is
 # in [figures/data](../figures/data): you can answer each question below from the files.
+#
+# > **Needs:** lesson [09](09_persistent.ipynb). **Time:** 45 minutes to read, 55 for guesses and exercises;
+# > its cells run in a minute, less when its kernels have been compiled. **May be skipped:** nothing.
 
 # %%
 from gemm_ladder.figures import lessons
@@ -38,10 +41,13 @@ from workshop import drawing, drawing_results, evidence, exercises, workbench
 
 drawing.style()
 
+# %%
+drawing.where("HBM", "L2", "tensor cores")
+
 # %% [markdown]
 # ## One row
 #
-# A file has rows, and a **meta** that says where they come from. Without the meta a time is a number.
+# A file has rows, and a **meta** that says where they come from. Without the meta a time is only a number.
 
 # %%
 data = measured.load(measured.DATA / "ladder.json")
@@ -60,7 +66,7 @@ for field, value in row.items():
 # - **tflops** and **gb_s** follow from the time: operations, and the bytes that have to move *at least*, by
 #   the shape alone. A kernel that moves more bytes gets no credit for them.
 # - **rel_err**: how far the result was from the reference. A time of a wrong result is not kept.
-# - **l2**: the state of the cache before each call. It comes next but one.
+# - **l2**: the state of the cache before each call. The next section says how it is made.
 #
 # Check the two that follow, for all rows:
 
@@ -103,8 +109,9 @@ seen = [
 print("microseconds of the calls:", timing.between_markers(seen, calls=2))
 
 # %% [markdown]
-# What if you time only the kernel whose name says gemm? Then a library that splits K, and adds up the parts
-# in a second kernel, looks faster than it is. And what if the profiler loses an event, which happens?
+# What if you time only the kernel whose name says gemm? Then a library that [splits K](glossary.md#split-k),
+# and adds up the parts in a second kernel, looks faster than it is. And what if the profiler loses an event,
+# which happens?
 
 # %%
 try:
@@ -113,11 +120,11 @@ except gl.GemmLadderError as error:
     print(error)
 
 # %% [markdown]
-# **A cold L2.** In a model, other layers run between two calls of a product, and its weights have left the
-# cache. A benchmark that calls the same product again and again finds them there. So before each call 8 GB
-# are written. That leaves L2 full of lines that memory does not have yet, **dirty** lines, and the kernel
-# that comes next has to wait while they are written back. With 1 GB *read* afterwards, L2 is cold but
-# **clean**.
+# **A cold [L2](glossary.md#l2).** In a model, other layers run between two calls of a product, and its
+# weights have left the cache. A benchmark that calls the same product again and again finds them there. So
+# before each call 8 GB are written. That leaves L2 full of lines that memory does not have yet,
+# **[dirty](glossary.md#dirty)** lines, and the kernel that comes next has to wait while they are written
+# back. With 1 GB *read* afterwards, L2 is cold but **clean**.
 #
 # Predict: which products take longer with L2 dirty, and by how much? For s9_production, which shape loses
 # most?
@@ -134,9 +141,11 @@ exercises.found("13.dirty", drawing_results.name(max(loss, key=loss.get)))
 
 # %% [markdown]
 # <details><summary>Why</summary>
+#
 # A line leaves L2 when another one needs its place. So what has to be written back is bounded by what the
 # product reads and writes, and by the size of L2. A product of few rows reads much for its time; a small
 # square reads little; and one of a millisecond does not see a cost that is bounded.
+#
 # </details>
 #
 # Neither state is the right one. But a number with one of them must not stand beside a number with the other:
@@ -189,13 +198,14 @@ for words, factor in gpus.items():
     print(f"{'':14} two passes: first {first:5.1f} us, second {second:5.1f} us")
 
 # %% [markdown]
-# Two passes cure what makes a GPU slow for a while. They do not cure what favours whoever ran first. Against
-# that helps what stands between the calls: 8 GB of memset, which takes longer than most products and keeps
-# the GPU in the same state for all. No protocol cures everything, which is why it is written down.
+# Two passes cure what makes a GPU slow for a while. They do not cure what favours the one that ran first.
+# Against that, there is something between the calls: 8 GB of memset, which takes longer than most products
+# and keeps the GPU in the same state for all. No protocol cures everything, which is why it is written down.
 #
-# **Clocks.** Nobody pins the clock: the GPU is measured as its users have it. It chooses the clock itself, as
-# high as its power limit and its temperature let it. A time does not say what the clock was, but TFLOPS say
-# what it was *at least*: the tensor cores of an SM do no more than 8192 operations a cycle.
+# **Clocks.** The clock is not pinned: the GPU is measured as its users have it. It chooses the clock itself,
+# as high as its power limit and its temperature let it. A time does not say what the clock was, but
+# [TFLOPS](glossary.md#tflops) say what it was *at least*: the [tensor cores](glossary.md#tensor-core) of an
+# [SM](glossary.md#sm) do no more than 8192 operations a cycle.
 
 # %%
 best = {
@@ -239,9 +249,9 @@ print(f"9 of 10 shapes moved by less than {noise:.1%}, none by more than {most:.
 exercises.found("13.noise", 100 * noise, "per cent")
 
 # %% [markdown]
-# This is what a difference has to be compared with. Take rung s8, whose modes differ in some control bits, in
-# the file [interleave.json](../figures/data/interleave.json), where all were measured in one run. Is one of
-# them faster than what the compiler made?
+# This is what a difference has to be compared with. Take [rung](glossary.md#rung) s8, whose modes differ in
+# some control bits, in the file [interleave.json](../figures/data/interleave.json), where all were measured
+# in one run. Is one of them faster than what the compiler made?
 
 # %%
 modes = measured.load(measured.DATA / "interleave.json")["rows"]
@@ -268,9 +278,9 @@ for size, mode in at:
 #
 # ## What is possible: the roofline
 #
-# [Lesson 02](02_naive.ipynb) has the roofline: operations a byte to the right, and two roofs. Here are all
-# rungs under it. Which bandwidth, which speed? The data sheet's (dotted), or what has been reached: a copy,
-# and the product with one scale per tensor, on this very GPU?
+# [Lesson 02](02_naive.ipynb) has the [roofline](glossary.md#roofline): operations a byte to the right, and
+# two roofs. Here are all rungs under it. Which bandwidth, which speed? The data sheet's (dotted), or what has
+# been reached: a copy, and the product with one scale per tensor, on this very GPU?
 
 # %%
 impls = [name for name in gl.rungs if name != "s0_numpy"] + ["cublaslt_tensorwise"]
@@ -284,14 +294,14 @@ print(f"reached:    {drawing_results.memory().copy} TB/s, {drawing_results.ceili
 #
 # - Under the slope only bytes help. A kernel near it is done, however few TFLOPS it has.
 # - Under the flat part only a busier tensor core helps.
-# - A column far from both, like the small square, is limited by neither: too few tiles to fill the GPU, and a
-#   time so short that starting and ending is most of it. No roof knows that.
+# - A column far from both, like the small square, is limited by neither: too few [tiles](glossary.md#tile) to
+#   fill the GPU, and a time so short that starting and ending is most of it. No roof knows that.
 #
 # The data sheet's flat roof is out of reach for every kernel here: it assumes the highest clock, and under
 # full load the power limit does not allow that clock. So "percent of peak" says little, and the lessons use
-# "percent of the ceiling". The tensor-core share, which is also ncu's percentage and a timeline's, is
-# another: it is of the cycles that there were, at whatever clock. This is the whole thread, for 4096 x 7168 x
-# 2048:
+# "percent of the [ceiling](glossary.md#ceiling)". The tensor-core share, which is also ncu's percentage and a
+# timeline's, is another: it is of the cycles that there were, at whatever clock. This is the whole thread,
+# for 4096 x 7168 x 2048:
 
 # %%
 evidence.thread("s9_production")
@@ -315,9 +325,9 @@ drawing_results.of_the_roof("s9_production")
 #
 # ## What the tiles allow: waves
 #
-# Between the roof and the time lies something that you can compute: how full the waves are ([lesson
-# 12](12_production.ipynb)). For the shapes with many rows, the part of the SMs' time that makes outputs
-# somebody wants, against the part of the ceiling that was measured:
+# Between the roof and the time lies something that you can compute: how full the [waves](glossary.md#wave)
+# are ([lesson 12](12_production.ipynb)). For the shapes with many rows, the share of the SMs' time that goes
+# into valid outputs, against the part of the ceiling that was measured:
 
 # %%
 points = {}
@@ -378,8 +388,7 @@ for words, mean in (("ordinary", statistics.fmean), ("geometric", statistics.geo
 
 # %% [markdown]
 # With the ordinary mean both can be "faster on average". The geometric mean of the one direction is the
-# inverse of the other's. Yet it is one number about a set of shapes that somebody chose. See what other sets
-# give:
+# inverse of the other's. Yet it is one number about a chosen set of shapes. See what other sets give:
 
 # %%
 sets = {
@@ -410,7 +419,7 @@ else:
 drawing_results.page(production.picture(everything)) if "production" in recorded else None
 
 # %% [markdown]
-# And all of its rows, and the rungs, under the roof:
+# All rows of that file, and the rungs, under the roof:
 
 # %%
 ladder = measured.recorded()
@@ -436,9 +445,11 @@ for impl in ("s9_production", "cublas_bf16"):
 
 # %% [markdown]
 # <details><summary>What is wrong</summary>
+#
 # Three things. The shape is the one with the best ratio. The peer computes in BF16, on tensor cores that do
 # half as many operations a cycle, and moves twice the bytes. And there are other peers in the same file. Ask
 # for the strongest peer, at the shapes that you use.
+#
 # </details>
 #
 # **2.** "Masked, 4096 rows of which 256 count: 16 times the TFLOPS." Count the operations of all rows, and of
@@ -451,8 +462,10 @@ for words, m in (("all rows", rows_held), ("rows that count", rows_counted)):
 
 # %% [markdown]
 # <details><summary>What is wrong</summary>
-# Rows that nobody multiplies are not operations. The first number is above every roof: that is how you
+#
+# Rows that are not multiplied are not operations. The first number is above every roof: that is how you
 # notice. In production.json, operations and bytes are those of the rows that count.
+#
 # </details>
 #
 # **3.** "Its result is right: the difference is below 0.001." One row of 4096 is wrong, by a factor of 2:
@@ -472,8 +485,10 @@ print(
 
 # %% [markdown]
 # <details><summary>What is wrong</summary>
+#
 # One number over a matrix averages a wrong row away. `problems.errors` also takes the worst element, over
 # its row's own size. A fast kernel that forgets the last tile is fast.
+#
 # </details>
 #
 # **4.** "1000 calls took 4 ms by the host's clock: 4 us a call." No GPU is needed to see how that comes
@@ -490,19 +505,23 @@ print(f"stopped when the GPU had finished:       {gpu_free / calls:5.1f} us a ca
 
 # %% [markdown]
 # <details><summary>What is wrong</summary>
+#
 # A call returns when it is queued. Without waiting for the GPU (`torch.cuda.synchronize()`), you time the
 # host. With it, and one call at a time, you time both, one after the other. With many calls in a row and one
 # wait at the end, the longer of both; a little less if kernels may begin before those ahead have ended, as
 # [rung s9](12_production.ipynb)'s do. And with all of them the same product is called again and again, with
 # L2 warm.
+#
 # </details>
 #
 # **5.** "2 % faster", with the times of two runs, ten calls each, the fastest taken.
 #
 # <details><summary>What is wrong</summary>
+#
 # Perhaps nothing; but look at what the libraries moved by from run to run, above. And the fastest of ten is
 # the luckiest: it gets better the more often you try, so the one who tries more wins. Take the median, one
 # run, both orders, and show the spread.
+#
 # </details>
 #
 # ## The same doubts, about our own tables
@@ -646,8 +665,8 @@ def roof(m, n, k, tb_s, peak):
 exercises.check("13.1", roof)
 
 # %% [markdown]
-# **2.** One time out of two passes. `passes` has two lists of microseconds; return what stands in the data as
-# us, us_p10 and us_p90: of the pass with the better median.
+# **2.** One time out of two passes. `passes` has two lists of microseconds; return what the data have as us,
+# us_p10 and us_p90: of the pass with the better median.
 
 
 # %% tags=["exercise"]

@@ -7,15 +7,15 @@ import json
 import re
 from pathlib import Path
 
+import jupytext
 import nbformat
 import pytest
 from gemm_ladder import cli
 from gemm_ladder.errors import InputError
 from gemm_ladder.figures import lessons
-from nbclient import NotebookClient
 
 lessons.find()
-from workshop import copies, exercises, guesses, progress, workbench  # noqa: E402
+from workshop import copies, exercises, guesses, make, progress, workbench  # noqa: E402
 
 
 @pytest.fixture
@@ -50,6 +50,17 @@ def test_a_copy_has_no_outputs_and_no_answers(folder: Path) -> None:
             assert answer not in whole
     broken = [cell for cell in code if "break" in cell.metadata.get("tags", [])]
     assert len(broken) > 40 and all(cell.metadata.jupyter.source_hidden for cell in broken)
+
+
+def test_a_copy_is_not_set_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cell that installs gemm_ladder is for notebooks that are opened on their own."""
+    made = make.with_setup(jupytext.read(lessons.FOLDER / "00_start_here.py"))
+    assert "gemm-ladder" in made.cells[1].source and make.SETUP in made.cells[1].metadata.tags
+    nbformat.write(made, tmp_path / "00_start_here.ipynb")
+    monkeypatch.setattr(copies, "notebooks", lambda: [tmp_path / "00_start_here.ipynb"])
+    copies.start(tmp_path / "mine")
+    mine = cells(tmp_path / "mine")
+    assert len(mine) >= len(made.cells) - 1 and made.cells[1].source not in [cell.source for cell in mine]
 
 
 def test_links_of_a_copy_lead_somewhere(folder: Path) -> None:
@@ -202,10 +213,7 @@ def test_a_copy_runs_and_remembers(folder: Path) -> None:
         cell.source = cell.source.replace('("00.ladder", None)', '("00.ladder", 100)')
         if cell.source.startswith("def scales_of"):
             cell.source = exercises.solutions("00")[1]
-    client = NotebookClient(
-        book, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
-    )
-    client.execute()
+    book, _ = make.execute(book, folder)
     known = progress.read(folder)
     assert (known["solved"], known["guesses"]) == (["00.2"], {"00.ladder": 100})
     said = "".join(output.get("text", "") for cell in book.cells for output in cell.get("outputs", []))

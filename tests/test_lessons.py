@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import base64
 import copy
-import importlib.util
 import os
 import re
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,22 +20,19 @@ import pytest
 from gemm_ladder.errors import InputError
 from gemm_ladder.figures import lessons
 from gemm_ladder.rungs import rungs
-from nbclient.exceptions import CellTimeoutError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDER = REPOSITORY / "lessons"
 LESSONS = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
+BRIDGES = sorted(FOLDER.glob("bridge_*.py"))  # to read: without exercises
 SOLVED = "solved"  # a check that comes after the solution
 LARGEST = 1_000_000  # bytes: what a browser still shows, and a repository bears
 
-spec = importlib.util.spec_from_file_location("lessons_make", FOLDER / "workshop" / "make.py")
-make = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(make)
-
 lessons.find()
-from workshop import apart, exercises, guesses, progress  # noqa: E402
+from workshop import apart, bridges, exercises, guesses, make, progress, workbench  # noqa: E402
 
 each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
+each_page = pytest.mark.parametrize("lesson", [*LESSONS, *BRIDGES], ids=lambda path: path.stem)
 
 
 def notebook(lesson: Path) -> nbformat.NotebookNode:
@@ -56,20 +54,20 @@ def verdicts(ran: nbformat.NotebookNode, tag: str) -> list[str]:
 
 def test_there_are_lessons() -> None:
     assert LESSONS and LESSONS[0].stem == "00_start_here"
-    assert make.lessons() == LESSONS
+    assert BRIDGES and make.lessons() == [*LESSONS, *BRIDGES]
 
 
-@each_lesson
+@each_page
 def test_both_forms_say_the_same(lesson: Path) -> None:
     def cells(book: nbformat.NotebookNode) -> list[tuple]:
         return [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in book.cells]
 
-    assert cells(notebook(lesson)) == cells(jupytext.read(lesson)), (
+    assert cells(notebook(lesson)) == cells(make.with_setup(jupytext.read(lesson))), (
         f"python lessons/workshop/make.py {lesson.stem}"
     )
 
 
-@each_lesson
+@each_page
 def test_notebook_is_whole_and_small(lesson: Path) -> None:
     """It was run from top to bottom, without an error, and can be read without running it."""
     path = lesson.with_suffix(".ipynb")
@@ -81,7 +79,7 @@ def test_notebook_is_whole_and_small(lesson: Path) -> None:
     assert all(output.output_type != "error" for output in outputs)
     assert all(output.get("name") != "stderr" for output in outputs), "a warning is in the lesson"
     assert all(make.WIDGET not in output.get("data", {}) for output in outputs), "a page cannot run it"
-    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert lesson in BRIDGES or any("image/png" in output.get("data", {}) for output in outputs)
     assert all("text/plain" in output["data"] for output in outputs if "data" in output)
 
 
@@ -89,7 +87,7 @@ def texts() -> Iterator[tuple[str, str]]:
     """(name, Markdown) of every text that may have links."""
     for path in [FOLDER / "README.md"]:
         yield path.name, path.read_text()
-    for lesson in LESSONS:
+    for lesson in [*LESSONS, *BRIDGES]:
         for cell in notebook(lesson).cells:
             if cell.cell_type == "markdown":
                 yield lesson.name, cell.source
@@ -105,7 +103,9 @@ def test_links_lead_somewhere() -> None:
         if "://" in link:
             continue
         assert (FOLDER / path).exists(), f"{name}: {link}"
-        if anchor:
+        if re.fullmatch(r"L\d+", anchor):
+            assert int(anchor[1:]) <= len((FOLDER / path).read_text().splitlines()), f"{name}: {link}"
+        elif anchor:
             headings = re.findall(r"^#+ (.+)$", (FOLDER / path).read_text(), re.M)
             assert anchor in {heading.lower().replace(" ", "-") for heading in headings}, f"{name}: {link}"
 
@@ -114,7 +114,9 @@ def test_contents_have_every_lesson_and_every_rung() -> None:
     rows = re.findall(
         r"^\| (?:\[(\w+)\]\(\1\.ipynb\)|(\w+)) \| (\w*) ?\|", (FOLDER / "README.md").read_text(), re.M
     )
-    rows = rows[1:]  # the head
+    read = [linked for linked, _, _ in rows if linked.startswith("bridge_")]
+    assert sorted(read) == [bridge.stem for bridge in BRIDGES]
+    rows = [row for row in rows[1:] if row[0] not in read and row[1] != "bridge"]  # without the heads
     assert [linked for linked, _, _ in rows if linked] == [lesson.stem for lesson in LESSONS]
     stems = [linked or planned for linked, planned, _ in rows]
     assert [int(stem[:2]) for stem in stems] == list(range(len(stems)))
@@ -279,30 +281,90 @@ def solved(cells: list, solution: list[str]) -> dict[int, list]:
     }
 
 
-@pytest.mark.parametrize("hangs", [0, 1, 2, 3])
-def test_a_lost_message_is_no_failure_at_first(hangs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = []
+def book(*sources: str) -> nbformat.NotebookNode:
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
 
-    class Client:
-        def __init__(self, notebook: nbformat.NotebookNode, **options: object) -> None:
-            self.notebook = notebook
 
-        def execute(self) -> None:
-            runs.append([cell.get("execution_count") for cell in self.notebook.cells])
-            for cell in self.notebook.cells:
-                cell.execution_count = 1
-            if len(runs) <= hangs:
-                raise CellTimeoutError("a cell hangs")
-
-    monkeypatch.setattr(make, "NotebookClient", Client)
-    if hangs == make.ATTEMPTS:
-        with pytest.raises(CellTimeoutError):
-            make.run(LESSONS[0])
-    else:
-        make.run(LESSONS[0])
-    assert len(runs) == min(hangs + 1, make.ATTEMPTS) and all(run == runs[0] for run in runs), (
-        "each from a clean start"
+def test_what_a_cell_shows_is_kept_in_its_order() -> None:
+    """As Jupyter's kernel does it, without one."""
+    ran, taken = make.execute(
+        book(
+            "import sys\nprint('a')\nprint('b')\nprint('c', file=sys.stderr)\nprint('d')",
+            "from matplotlib import pyplot as plt\nplt.plot([1, 2])\nprint('first')\n6 * 7",
+            "_ = 3\n7;",
+            "assert __name__ == '__main__'\nimport os\nos.getcwd()",
+        )
     )
+    streams, picture, nothing, folder = (cell.outputs for cell in ran.cells)
+    assert [(one.name, one.text) for one in streams] == [
+        ("stdout", "a\nb\n"),
+        ("stderr", "c\n"),
+        ("stdout", "d\n"),
+    ]
+    assert [one.output_type for one in picture] == ["stream", "execute_result", "display_data"]
+    assert picture[1].data == {"text/plain": "42"} and picture[1].execution_count == 2
+    assert set(picture[2].data) == {"text/plain", "image/png"}
+    assert base64.b64decode(picture[2].data["image/png"]).startswith(b"\x89PNG")
+    assert not nothing and folder[0].data["text/plain"] == repr(str(FOLDER))
+    assert [cell.execution_count for cell in ran.cells] == [1, 2, 3, 4]
+    assert all("seconds" not in cell.metadata for cell in ran.cells) and [*taken] == [0, 1, 2, 3]
+    nbformat.validate(ran)
+
+
+SETTING_UP = """
+import importlib.util, os, site, subprocess
+done = []
+subprocess.run = lambda command, check: done.append(command)
+site.addsitedir = lambda folder: None
+"""
+
+
+@pytest.mark.parametrize(("installed", "address"), [(True, ""), (False, "/a/checkout")])
+def test_the_first_cell_installs_what_is_missing(installed: bool, address: str) -> None:
+    hide = "" if installed else "importlib.util.find_spec = lambda name: None\n"
+    told = f"os.environ['GEMM_LADDER_REPOSITORY'] = {address!r}"
+    asked = make.with_setup(book("[' '.join(map(str, command[-3:])) for command in done]"))
+    asked.cells[:0] = book(SETTING_UP + hide + told).cells
+    ran, _ = make.execute(asked)
+    commands = ast.literal_eval(ran.cells[-1].outputs[0].data["text/plain"])
+    wanted = ["1 /a/checkout gemm-ladder", "--quiet --editable gemm-ladder"]
+    assert commands == ([] if installed else wanted)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("1 / 0", r"this cell raised:\n1 / 0\n(.*\n)*ZeroDivisionError"),
+        ("1 +", "SyntaxError"),
+        ("import os\nos._exit(5)", "ended with status 5"),
+        ("import time\ntime.sleep(60)", "did not end in 6 s"),
+    ],
+)
+def test_a_cell_that_fails(source: str, words: str) -> None:
+    with pytest.raises(make.LessonError, match=words):
+        make.execute(book("x = 1", source, "print('never')"), seconds=6)
+
+
+def test_sliders_are_for_jupyter(monkeypatch: pytest.MonkeyPatch) -> None:
+    sentence = "Run this cell in Jupyter for sliders: x."
+    assert workbench.slider(lambda x: None, x=(1, 3))._repr_mimebundle_()["text/plain"] == sentence
+    monkeypatch.setitem(sys.modules, "ipykernel", types.SimpleNamespace(version_info=(7, 0)))
+    shown = workbench.slider(lambda x: None, x=(1, 3))._repr_mimebundle_()
+    assert make.WIDGET in shown and shown["text/plain"] == sentence
+
+
+def test_a_bridge_names_the_line_of_each_step() -> None:
+    rows = bridges.who_does_what().plain.splitlines()[1:]
+    assert len(rows) == len(bridges.STEPS) and all(row.count("#L") == len(bridges.FILES) for row in rows)
+    parts = bridges.beside(*(step.what for step in bridges.STEPS)).plain
+    assert parts.count("```") == 2 * len(rows) * len(bridges.FILES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bridge", BRIDGES, ids=lambda path: path.stem)
+def test_a_bridge_runs(bridge: Path) -> None:
+    _, _, *shown = (cell for cell in make.run(bridge).cells if cell.cell_type == "code")  # setup, imports
+    assert shown and all(cell.outputs for cell in shown)
 
 
 @pytest.mark.slow

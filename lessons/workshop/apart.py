@@ -11,7 +11,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-SECONDS = 200  # less than a cell has in make.py, more than a kernel's compile and its schedules take
+SECONDS = 200  # less than a lesson has in make.py, more than a kernel's compile and its schedules take
 
 _context = multiprocessing.get_context("spawn")  # a fork would have the notebook's locks without its threads
 _worker: tuple[Any, Connection] | None = None

@@ -7,20 +7,33 @@ kernels do.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from gemm_ladder.figures import measured
+from gemm_ladder.figures import hopper_map, measured
 from gemm_ladder.figures.timeline import COLOURS, MEANINGS
 from gemm_ladder.ref import fp8, layouts
 from gemm_ladder.timeline.spans import Span, label, place
-from matplotlib import colormaps
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
 
 INK, MUTED, GRID, BLUE, ORANGE = "#1a1a1a", "#666666", "#d8d8d8", "#2b6cb0", "#e8590c"
-EIGHT = [colormaps["tab10"](i) for i in (0, 1, 2, 3, 4, 5, 8, 9)]  # one colour for each of eight things
+GREEN = "#14784f"
+# One colour for each of eight things; colour-blind readers can tell them apart, too.
+EIGHT = [BLUE, ORANGE, GREEN, "#eb81d0", "#804306", "#0c0ceb", "#cc9e70", INK]
+
+
+# For pages that nbconvert makes of a notebook: it marks a change's lines, but gives them no colours. GitHub
+# ignores it, and has its own. Orange and blue, as red and green look alike to many.
+DIFFS = """<style>
+.highlight pre {font-family: Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: 13px;
+  white-space: pre; overflow-x: auto}
+.highlight .gd {color: #8a3600; background: #fdeadf}
+.highlight .gi {color: #0b4a8f; background: #e4effb}
+.highlight .gu {color: #666666}
+</style>"""
 
 
 def style() -> None:
@@ -28,6 +41,7 @@ def style() -> None:
     plt.rcParams.update(
         {
             "figure.dpi": 90,
+            "figure.hooks": ["workshop.legible:watch"],
             "figure.facecolor": "white",
             "font.size": 9,
             "axes.titlesize": 10.5,
@@ -39,6 +53,10 @@ def style() -> None:
             "legend.frameon": False,
         }
     )
+    if "IPython" in sys.modules and sys.modules["IPython"].get_ipython():
+        from IPython.display import display
+
+        display(Shown("text/html", DIFFS, "How changes to a file are shown."))
 
 
 def _canvas(axes: Axes, width: float, height: float, title: str) -> None:
@@ -53,16 +71,36 @@ def _canvas(axes: Axes, width: float, height: float, title: str) -> None:
 def _cell(axes: Axes, x: float, y: float, colour: object, text: str = "", w: float = 1, h: float = 1) -> None:
     axes.add_patch(Rectangle((x, y), w, h, facecolor=colour, edgecolor="white", linewidth=0.8))
     if text:
-        red, green, blue = plt.matplotlib.colors.to_rgb(colour)
-        light = 0.3 * red + 0.59 * green + 0.11 * blue > 0.5
-        axes.text(
-            x + w / 2, y + h / 2, text, ha="center", va="center", size=7, color=INK if light else "white"
-        )
+        place = {"ha": "center", "va": "center"}
+        axes.text(x + w / 2, y + h / 2, text, size=7.8, color=_ink_on(colour), **place)
+
+
+def _ink_on(colour: object) -> str:
+    """The colour of words on this one: dark on light ones, white on dark ones."""
+    red, green, blue = plt.matplotlib.colors.to_rgb(colour)
+    return INK if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "white"
 
 
 def _pale(colour: object, strength: float = 0.35) -> tuple[float, ...]:
     """The colour, mixed with white."""
     return tuple(1 - strength * (1 - part) for part in plt.matplotlib.colors.to_rgb(colour))
+
+
+class Shown:
+    """What a notebook shows as `kind`, a MIME type; and in words."""
+
+    def __init__(self, kind: str, text: str, words: str) -> None:
+        self.kind, self.text, self.words = kind, text, words
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
+        return {self.kind: self.text, "text/plain": self.words}
+
+
+def where(*pieces: str) -> Shown:
+    """The map of a Hopper GPU with these of figures.hopper_map.PIECES marked: where a lesson is."""
+    return Shown(
+        "image/svg+xml", hopper_map.svg(pieces), f"A map of a Hopper GPU. Marked: {', '.join(pieces)}."
+    )
 
 
 # ----------------------------------------------------------------------------------------------- measurements
@@ -198,7 +236,7 @@ def timeline(spans: Iterable[Span], until: float, title: str) -> None:
     alone = len({span.role for span in spans}) == 1  # then its name says nothing
     names = [label(span).removeprefix(f"{span.role}, " if alone else "") for span in spans]
     lanes = list(dict.fromkeys(names))
-    _, axes = plt.subplots(figsize=(9.5, 0.9 + 0.34 * len(lanes)))
+    _, axes = plt.subplots(figsize=(9, 0.9 + 0.34 * len(lanes)))
     for span, name in zip(spans, names, strict=True):
         y, width = lanes.index(name), min(span.end, until) - span.begin
         axes.barh(
@@ -222,7 +260,7 @@ BANKS, BANK_BYTES = 32, 4  # of an SM's shared memory: "Shared Memory" in the CU
 
 def banks(chunk: int = 2) -> None:
     """The 8 rows of an atom without and with the 128-byte swizzle, chunk `chunk` of each row marked."""
-    figure, panels = plt.subplots(1, 2, figsize=(9.5, 3.5))
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.5))
     figure.subplots_adjust(wspace=0.12)
     places = layouts.SWIZZLE_ROW // layouts.SWIZZLE_CHUNK
     for axes, swizzled in zip(panels, (False, True), strict=True):
@@ -255,25 +293,25 @@ def descriptor(bits: int) -> None:
         ("base_offset", 49, 3), ("swizzle", 62, 2),
     ]  # fmt: skip
     decoded = layouts.SmemDescriptor.decode(bits)
-    _, axes = plt.subplots(figsize=(9.5, 3))
+    _, axes = plt.subplots(figsize=(9, 3))
     _canvas(axes, 32, 7.6, f"0x{bits:016x}")
     for bit in range(64):
         field = next((i for i, (_, low, width) in enumerate(fields) if low <= bit < low + width), None)
         x, y = 31 - bit % 32, 1.9 if bit >= 32 else 6.1
         _cell(axes, x, y, "#eeeeee" if field is None else _pale(EIGHT[field], 0.6), str(bits >> bit & 1))
-    for i, (name, low, width) in enumerate(fields):
+    for name, low, width in fields:
         x, y = 32 - (low % 32 + width), 1.7 if low >= 32 else 5.9
         y -= 0.9 * (name == "base_offset")  # its words are longer than its bits
         unit = " bytes" if name in ("address", "leading_byte_offset", "stride_byte_offset") else ""
         words = f"{name} = {getattr(decoded, name)}{unit}  (bits {low} to {low + width - 1})"
-        axes.text(x, y, words, size=7.5, color=EIGHT[i], weight="bold")
+        axes.text(x, y, words, size=7.5, color=INK, weight="bold")
     plt.show()
 
 
 def fragment(columns: int = 16) -> None:
     """Who holds what of a WGMMA's result: the warps' rows, and one warp's threads and registers in detail."""
     row, column = layouts.wgmma_accumulator(columns)
-    _, axes = plt.subplots(figsize=(11, 7.2))
+    _, axes = plt.subplots(figsize=(9, 7.2))
     _canvas(axes, columns * 2 + 2, 17.4, "")
     for lane in range(32):
         for i in range(columns // 2):

@@ -71,7 +71,7 @@ def arrivals(recorded: np.ndarray) -> np.ndarray:
 
 
 LEFT = (1.0, 19.5)  # where each block is drawn
-PARTS = ((0.0, 4.0), (4.2, 4.0), (8.4, 4.0), (12.6, 2.6))  # (x, width) of a stage's parts: not to scale
+PARTS = ((0.0, 4.0), (4.2, 4.0), (8.4, 4.0), (12.6, 3.2))  # (x, width) of a stage's parts: not to scale
 MIDDLE = 7.4  # of a block
 
 
@@ -81,13 +81,13 @@ def multicast(recorded: np.ndarray, names: Sequence[str]) -> None:
     `names` are of the parts of a stage, in the order of their places.
     """
     ring = stages(recorded)
-    _, axes = plt.subplots(figsize=(11.5, 6.2))
+    _, axes = plt.subplots(figsize=(9.2, 6.8))
     _canvas(axes, 36, 18.4, "One stage in each block of a cluster, filled and released")
     axes.set_aspect("auto")
     axes.add_patch(Rectangle((0.4, 0.1), 34.9, 3.7, facecolor="#f4f4f4", edgecolor=GRID))
     axes.text(18, 0.7, "L2", ha="center", va="center", size=11, weight="bold", color=INK)
     _filling(axes, ring, requests(recorded), names)
-    axes.axhline(10.9, color=GRID, linewidth=0.8)
+    axes.axhline(11.0, color=GRID, linewidth=0.8)
     _releasing(axes, arrivals(recorded))
     for y, words in ((5.4, "filling\na stage"), (14.4, "releasing\nit")):
         axes.text(0.2, y, words, size=8.5, color=MUTED, ha="right", va="center")
@@ -96,8 +96,9 @@ def multicast(recorded: np.ndarray, names: Sequence[str]) -> None:
 
 def _part(axes: Axes, x: float, y: float, width: float, block: int, words: str) -> None:
     colour = _pale(BLOCKS[block], 0.55)
-    axes.add_patch(Rectangle((x, y), width, 2.1, facecolor=colour, edgecolor="white"))
-    axes.text(x + width / 2, y + 1.05, words, ha="center", va="center", size=7, color=INK)
+    axes.add_patch(Rectangle((x, y - 0.1), width, 2.4, facecolor=colour, edgecolor="white"))
+    words = words.replace(": ", ":\n")
+    axes.text(x + width / 2, y + 1.05, words, ha="center", va="center", size=8, color=INK)
 
 
 def _arrow(
@@ -125,8 +126,8 @@ def _filling(axes: Axes, ring: Stages, ordered: Sequence[Request], names: Sequen
         comes = [one for one in ordered if block in one.lands]
         announced = sum(one.bytes for one in comes)
         foreign = sum(one.bytes for one in comes if one.issuer != block)
-        words = f"block {block}, full: {announced:,} bytes, of which block {1 - block} ordered {foreign:,}"
-        axes.text(LEFT[block], 9.8, words, va="center", size=8.5, color=colour)
+        words = f"block {block}, full: {announced:,} bytes,\nof which block {1 - block} ordered {foreign:,}"
+        axes.text(LEFT[block], 10.15, words, va="center", size=8.5, color=colour)
 
 
 def _releasing(axes: Axes, released: np.ndarray) -> None:
@@ -175,7 +176,7 @@ def traffic_bars(runs: Mapping[str, np.ndarray]) -> None:
                 axes.barh(y, kib, left=at, height=0.85, color=OPERANDS[operand], edgecolor="white")
                 if operand != "scales":  # too narrow for words
                     words = f"{operand}: {kib:,.0f}"
-                    axes.text(at + kib / 2, y, words, ha="center", va="center", size=8, color=INK)
+                    axes.text(at + kib / 2, y, words, ha="center", va="center", size=8.5, color=INK)
                 at += kib
             axes.text(at, y, f"  {at:,.0f} KiB", va="center", size=8.5, color=INK)
             labels[y] = f"{rung}: {'asked of L2' if what == 'asked' else 'landed in shared memory'}"
@@ -202,7 +203,7 @@ def against(impl: str, other: str, a_tile: Mapping[measured.Size, float]) -> Non
     """
     shown = {one.impl: one.tflops for one in measured.series(measured.recorded(), "dirty")}
     ratio = {size: shown[impl][size] / shown[other][size] for size in shown[impl] if size in shown[other]}
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.4))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.4))
     figure.subplots_adjust(wspace=0.22)
     for words, colour, chosen in (
         ("m up to 128", "#9a9a9a", [size for size in ratio if size[0] <= 128]),

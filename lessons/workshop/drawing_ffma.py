@@ -36,7 +36,7 @@ def field(word: int, name: str) -> int:
 def instruction(word: int, after: int | None = None, title: str = "") -> None:
     """An FFMA's 128 bits, 32 a line, its fields named; where `after` has another bit, that bit, framed."""
     after = word if after is None else after
-    _, axes = plt.subplots(figsize=(10.5, 4.5))
+    _, axes = plt.subplots(figsize=(9.5, 4.5))
     _canvas(axes, 32, 13, title)
 
     def place(bit: int) -> tuple[float, float]:
@@ -52,14 +52,14 @@ def instruction(word: int, after: int | None = None, title: str = "") -> None:
         words = f"{name.replace(' ', chr(10), 1) if width < 6 else name}\n{_value(after, name)}"
         weight = "bold" if name in CONTROL else "normal"
         axes.text(
-            x + width / 2, y + 1.1, words, ha="center", va="top", size=7, weight=weight, linespacing=1.15
+            x + width / 2, y + 1.1, words, ha="center", va="top", size=8, weight=weight, linespacing=1.15
         )
     for bit in range(128):
         if (word ^ after) >> bit & 1:
             frame = {"fill": False, "edgecolor": INK, "linewidth": 2.2, "zorder": 3}
             axes.add_patch(Rectangle(place(bit), 1, 1, **frame))
     for low in range(0, 128, 32):
-        (x, y), small = place(low), {"va": "center", "size": 7.5, "color": MUTED}
+        (x, y), small = place(low), {"va": "center", "size": 8, "color": MUTED}
         axes.text(x + 1.2, y + 0.5, str(low), **small)
         axes.text(-0.2, y + 0.5, str(low + 31), ha="right", **small)
     plt.show()
@@ -77,7 +77,7 @@ def _value(word: int, name: str) -> str:
 
 def runs(of_mode: Mapping[str, Sequence[ffma.Ffma]]) -> None:
     """One promotion in several modes: for each FFMA whether it yields, keeps its scale, or neither."""
-    _, axes = plt.subplots(figsize=(10.5, 0.9 + 0.5 * len(of_mode)))
+    _, axes = plt.subplots(figsize=(9.5, 0.9 + 0.5 * len(of_mode)))
     for y, run in enumerate(of_mode.values()):
         for x, one in enumerate(run):
             colour = ORANGE if one.yields else REUSE if one.reuses else "#e4e4e4"
@@ -86,7 +86,7 @@ def runs(of_mode: Mapping[str, Sequence[ffma.Ffma]]) -> None:
     for x, (one, before) in enumerate(zip(run, [None, *run], strict=False)):
         if before is None or one.scale != before.scale:
             axes.plot((x, x), (-0.15, len(of_mode) - 0.2), color=INK, linewidth=1)
-            axes.text(x + 0.3, len(of_mode) - 0.22, f"scale in R{one.scale}", va="top", size=7.5, color=MUTED)
+            axes.text(x + 0.3, len(of_mode) - 0.22, f"scale in R{one.scale}", va="top", size=8, color=MUTED)
     axes.set_xlim(-0.2, len(run))
     axes.set_ylim(len(of_mode) + 0.25, -0.2)
     axes.set_yticks([y + 0.35 for y in range(len(of_mode))], of_mode)
@@ -106,7 +106,7 @@ def modes(data: Mapping[str, Any], base: str = "s8_compiler") -> None:
     times = {(row["impl"], (row["m"], row["n"], row["k"])): row for row in data["rows"]}
     names = [name for name in dict.fromkeys(name for name, _ in times) if name != base]
     shapes = list(dict.fromkeys(shape for _, shape in times))
-    _, axes = plt.subplots(figsize=(9.5, 0.9 + 0.62 * len(shapes)))
+    _, axes = plt.subplots(figsize=(9, 0.9 + 0.62 * len(shapes)))
     axes.axvline(0, color=INK, linewidth=1)
 
     def per_cent(row: Mapping[str, Any], shape: tuple[int, ...]) -> list[float]:
@@ -119,7 +119,7 @@ def modes(data: Mapping[str, Any], base: str = "s8_compiler") -> None:
             low, middle, high = per_cent(times[name, shape], shape)
             colour, at = (PURPLE, BLUE, ORANGE)[index], y + 0.24 * (index - 1)
             axes.plot((low, high), (at, at), color=colour, linewidth=1.6, solid_capstyle="round")
-            label = name.removeprefix("s6_").replace("_of_", "/") if y == 0 else None
+            label = name.removeprefix("s8_").replace("_of_", "/") if y == 0 else None
             axes.plot(middle, at, "o", color=colour, markersize=5, label=label)
     axes.set_yticks(range(len(shapes)), [" x ".join(map(str, shape)) for shape in shapes])
     axes.invert_yaxis()
@@ -128,8 +128,8 @@ def modes(data: Mapping[str, Any], base: str = "s8_compiler") -> None:
     handles, labels = axes.get_legend_handles_labels()
     handles.append(Patch(color="#ececec"))
     labels.append("the compiler's own, 10th to 90th")
-    axes.legend(handles, labels, loc="lower right", bbox_to_anchor=(1, 1), ncols=4, borderaxespad=0)
-    axes.set_title("Modes of s8: left is faster", pad=6)
+    axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0)
+    axes.set_title("Modes of s8: left is faster", pad=24)
     plt.show()
 
 
@@ -143,9 +143,9 @@ def of_ceiling(impl: str, ceiling: str = "cublaslt_tensorwise") -> list[str]:
     colours = [ORANGE if size[0] <= 128 else BLUE for size in sizes]
     axes.barh(range(len(sizes)), share, color=colours, height=0.75)
     for y, one in enumerate(share):
-        axes.text(one + 0.8, y, f"{one:.0f}", va="center", size=7.5)
+        axes.text(one + 0.8, y, f"{one:.0f}", va="center", size=8)
     axes.axvline(100, color=INK, linewidth=0.8)
-    axes.set_yticks(range(len(sizes)), [" x ".join(map(str, size)) for size in sizes], size=7.5)
+    axes.set_yticks(range(len(sizes)), [" x ".join(map(str, size)) for size in sizes], size=8)
     axes.invert_yaxis()
     axes.tick_params(length=0)
     axes.set_xlabel("per cent")

@@ -13,10 +13,10 @@ import numpy as np
 from gemm_ladder.production.config import Config
 from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
-from workshop.drawing import BLUE, EIGHT, GRID, INK, ORANGE, _pale
+from workshop.drawing import BLUE, EIGHT, GREEN, GRID, INK, ORANGE, _ink_on, _pale
 from workshop.workbench_grouped import Call
 
-GREEN, PADDING = "#2b8a3e", "#e4e4e4"
+PADDING = "#e4e4e4"
 
 
 def _expert(index: int, strength: float = 0.75) -> tuple[float, ...]:
@@ -26,7 +26,7 @@ def _expert(index: int, strength: float = 0.75) -> tuple[float, ...]:
 def routing(chosen: np.ndarray, tokens: Sequence[str], experts: int) -> None:
     """Which experts each token goes to, int [tokens, of each], and how many rows an expert gets."""
     _, (axes, bars) = plt.subplots(
-        1, 2, figsize=(10, 2.6), sharey=True, gridspec_kw={"width_ratios": (6, 1), "wspace": 0.04}
+        1, 2, figsize=(9, 2.6), sharey=True, gridspec_kw={"width_ratios": (6, 1), "wspace": 0.04}
     )
     for token, of_token in enumerate(chosen):
         for expert in of_token:
@@ -56,15 +56,16 @@ def routing(chosen: np.ndarray, tokens: Sequence[str], experts: int) -> None:
 def packing(strips: Mapping[str, np.ndarray], block: int) -> None:
     """Strips of rows, coloured by their expert, -1 gray; a line every `block` rows."""
     longest = max(map(len, strips.values()))
-    _, panels = plt.subplots(len(strips), 1, figsize=(10, 0.95 * len(strips)), sharex=True)
+    _, panels = plt.subplots(len(strips), 1, figsize=(9, 0.95 * len(strips)), sharex=True)
     for axes, (name, of_rows) in zip(panels, strips.items(), strict=True):
         ends = [*(np.flatnonzero(np.diff(of_rows)) + 1), len(of_rows)]
         for begin, end in zip([0, *ends[:-1]], ends, strict=True):
             expert = of_rows[begin]
             axes.add_patch(Rectangle((begin, 0), end - begin, 1, facecolor=_expert(expert), linewidth=0))
             if end - begin > 0.02 * longest:
+                look = {"ha": "center", "va": "center", "size": 8, "color": _ink_on(_expert(expert))}
                 box = {"facecolor": _expert(expert), "edgecolor": "none", "pad": 1.5}
-                axes.text((begin + end) / 2, 0.5, str(expert), ha="center", va="center", size=8, bbox=box)
+                axes.text((begin + end) / 2, 0.5, str(expert), bbox=box, **look)
         for line in range(0, len(of_rows) + 1, block):
             axes.plot((line, line), (0, 1), color=INK, linewidth=0.7)
         axes.set_xlim(0, longest)
@@ -86,7 +87,7 @@ def tiles(walked: np.ndarray, config: Config, call: Call, title: str) -> None:
     walked: as workbench_production.walk gives them.
     """
     rows, n = int(np.prod(call.shape[:-1])), call.shape[-1]
-    _, axes = plt.subplots(figsize=(11, 2.2))
+    _, axes = plt.subplots(figsize=(9, 2.2))
     axes.add_patch(Rectangle((0, 0), rows, n, facecolor="#f2f2f2", linewidth=0))
     for tile in walked:
         high, wide = min(config.tile_m, tile["rows"]), min(config.tile_n, n - tile["column"])
@@ -103,7 +104,9 @@ def tiles(walked: np.ndarray, config: Config, call: Call, title: str) -> None:
         if high > 0.011 * rows:
             at, upright = (tile["row"] + high / 2, tile["column"] + wide / 2), high < 0.03 * rows
             words = f"{tile['block']}:{tile['turn']}"
-            axes.text(*at, words, ha="center", va="center", size=7.5, rotation=90 if upright else 0)
+            look = {"ha": "center", "va": "center", "size": 7.5, "rotation": 90 if upright else 0}
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.7}
+            axes.text(*at, words, bbox=box, **look)
     if call.kind == "contiguous":
         axes.set_xticks(range(0, rows + 1, config.tile_m))
         axes.set_xlabel("row of D. In a tile, block:turn, odd blocks darker; grayish: padding")
@@ -132,7 +135,7 @@ def reach(
 
     curves: by (n, k), by name: TFLOPS for each of `rows`. measured: rows of figures/data/production.json.
     """
-    figure, panels = plt.subplots(1, len(curves), figsize=(10, 3.6), sharey=True)
+    figure, panels = plt.subplots(1, len(curves), figsize=(9, 3.6), sharey=True)
     figure.subplots_adjust(wspace=0.06)
     marks = {"contiguous": (BLUE, "o"), "masked": (ORANGE, "^")}
     for axes, ((n, k), lines) in zip(panels, curves.items(), strict=True):

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.colors import LogNorm
-from workshop.drawing import BLUE, GRID, INK, MUTED, ORANGE, _canvas, _cell, _pale
+from workshop.drawing import BLUE, EIGHT, GREEN, GRID, INK, MUTED, ORANGE, _canvas, _cell, _pale
 
-COLOURS = {128: BLUE, 512: "#2b8a3e", 2048: "#9c36b5", 0: ORANGE}  # by how much of k is added unpromoted
+COLOURS = {128: BLUE, 512: GREEN, 2048: EIGHT[3], 0: ORANGE}  # by how much of k is added unpromoted
 
 
 class Term(NamedTuple):
@@ -36,12 +36,12 @@ def bits(terms: Sequence[Term], total: float, result: float, cut: int, cut_sum: 
     ]
     bottom = min(cut, *lowest)
     columns, left = top - bottom + 1, 5
-    _, axes = plt.subplots(figsize=(10, 0.55 + 0.36 * (len(lines) + 1)))
+    _, axes = plt.subplots(figsize=(9, 0.55 + 0.36 * (len(lines) + 1)))
     _canvas(axes, left + columns + 6.5, len(lines) + 1.6, "")
     for power in range(bottom, top + 1):
         x = left + top - power
-        axes.text(x + 0.5, 0.8, str(power), ha="center", size=6.5, color=MUTED)
-    axes.text(left - 0.3, 0.8, "power of two", ha="right", size=7, color=MUTED)
+        axes.text(x + 0.5, 0.8, str(power), ha="center", size=7.5, color=MUTED)
+    axes.text(left - 0.3, 0.8, "power of two", ha="right", size=7.5, color=MUTED)
     for y, line in enumerate(lines, 1):
         last = line is lines[-1]
         y += 0.3 * last
@@ -97,7 +97,7 @@ def errors(
     computed: by data, by promotion, by k. rounding: the error of an exact result as BF16, by data. recorded:
     the rows of precision.json.
     """
-    figure, panels = plt.subplots(1, len(computed), figsize=(10, 4.1), sharey=True)
+    figure, panels = plt.subplots(1, len(computed), figsize=(9, 4.1), sharey=True)
     figure.subplots_adjust(wspace=0.06)
     peers = {"scaled_mm_fast": ("cuBLASLt, fast", "x"), "scaled_mm_slow": ("cuBLASLt, not fast", "+")}
     for axes, (data, lines) in zip(panels, computed.items(), strict=True):
@@ -141,9 +141,9 @@ def errors(
 
 def why_128(by_data: Mapping[str, Mapping[int, float]], rounding: float, cost: Mapping[int, float]) -> None:
     """Against the promotion's interval: the error, and the CUDA cores' time for it over the tensor cores'."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.3))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.3))
     figure.subplots_adjust(wspace=0.28)
-    for (data, points), colour in zip(by_data.items(), (BLUE, "#9c36b5"), strict=True):
+    for (data, points), colour in zip(by_data.items(), (BLUE, EIGHT[3]), strict=True):
         left.plot(*zip(*points.items(), strict=True), color=colour, marker="o", markersize=3.5)
         k, error = list(points.items())[-1]
         place = {"xytext": (-6, 0), "ha": "right", "va": "bottom"}
@@ -170,7 +170,7 @@ def activations(values: np.ndarray, tokens: Sequence[str], columns: tuple[int, i
     """Magnitudes of the first `rows` tokens, in these columns; lines where a run of 128 ends."""
     first, last = columns
     part = np.abs(values[:rows, first:last])
-    _, axes = plt.subplots(figsize=(10, 4.6))
+    _, axes = plt.subplots(figsize=(9, 4.6))
     image = axes.imshow(
         np.maximum(part, 1e-3),
         aspect="auto",

@@ -53,7 +53,7 @@ def clusters(walks: Mapping[str, tuple[Config, np.ndarray]]) -> None:
     Args:
         walks: by title: the configuration, and its tiles, workbench_production.TILE.
     """
-    _, panels = plt.subplots(1, len(walks), figsize=(10.5, 2.9), squeeze=False)
+    _, panels = plt.subplots(1, len(walks), figsize=(9.5, 2.9), squeeze=False)
     for axes, (title, (config, tiles)) in zip(panels[0], walks.items(), strict=True):
         columns, rows = int(tiles["column"].max()) + config.tile_n, int(tiles["row"].max()) + config.tile_m
         for row in range(0, rows, config.tile_m):
@@ -90,7 +90,7 @@ def schedule(panels: Mapping[str, tuple[Config, np.ndarray]], num_sms: int) -> N
     Args:
         panels: by title, as for clusters(); of configurations that do not split K.
     """
-    _, both = plt.subplots(len(panels), 1, figsize=(9.5, 1.3 + 1.9 * len(panels)), sharex=True, squeeze=False)
+    _, both = plt.subplots(len(panels), 1, figsize=(9, 1.3 + 1.9 * len(panels)), sharex=True, squeeze=False)
     plt.subplots_adjust(hspace=0.42)
     unit = 128 * 128
     longest = 0.0
@@ -134,7 +134,7 @@ def sawtooth(n: int, tiles: Sequence[tuple[int, int]], most_m: int = 8192, num_s
     axes.set_xlim(0, most_m)
     axes.set_xlabel("m")
     axes.set_yticks([0, 0.5, 1], ["0", "50%", "100%"])
-    axes.set_title(f"Of the SMs' time, the part that makes wanted outputs: n = {n}, {num_sms} SMs")
+    axes.set_title(f"Share of the SMs' time that goes into valid outputs: n = {n}, {num_sms} SMs")
     axes.legend(loc="lower right", ncols=len(tiles), fontsize=8, bbox_to_anchor=(1, 0.0))
     plt.show()
 
@@ -185,7 +185,7 @@ def how_good(
         expected_us: by what they are expected from, the same of expected times.
         regrets: by what was chosen with: for each product, how much slower the choice is than the best.
     """
-    _, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.8), width_ratios=(1.25, 1))
+    _, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), width_ratios=(1.25, 1))
     colours = (ORANGE, BLUE, INK)
     for colour, (name, us) in zip(colours, expected_us.items(), strict=False):
         left.scatter(measured_us, us / measured_us, s=3, color=colour, alpha=0.25, linewidths=0)
@@ -215,7 +215,7 @@ def how_good(
 
 def plan(of: choice.Plan, title: str) -> None:
     """Which of a weight's kernels each number of rows gets: a line for each kernel."""
-    _, axes = plt.subplots(figsize=(9.5, 0.9 + 0.24 * len(of.configs)))
+    _, axes = plt.subplots(figsize=(9, 0.9 + 0.24 * len(of.configs)))
     order = sorted(range(len(of.configs)), key=of.chosen.index)  # by the first m that gets it
     begin = 1
     for step, index in zip(choice.STEPS, of.chosen, strict=True):

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from gemm_ladder.figures import measured
+from gemm_ladder.figures import ladder, measured
 from gemm_ladder.figures.ladder import spread as spread_apart
 from gemm_ladder.figures.roofline import MEMORY, Memory, intensity
-from matplotlib import colormaps
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -140,7 +139,7 @@ def roofline(shapes: Sequence[Size], impls: Sequence[str]) -> None:
     A column of dots is a shape, a dot an implementation.
     """
     at = {shape: {row["impl"]: row for row in rows() if size(row) == shape} for shape in shapes}
-    _, axes = plt.subplots(figsize=(9.5, 5.8))
+    _, axes = plt.subplots(figsize=(9, 5.8))
     axes.set_xscale("log")
     axes.set_yscale("log")
     x = np.logspace(math.log10(60), math.log10(20000), 300)
@@ -157,7 +156,7 @@ def roofline(shapes: Sequence[Size], impls: Sequence[str]) -> None:
         axes.plot([here] * len(found), [row["tflops"] for row in found], color=GRID, linewidth=1, zorder=1)
         heights = spread_apart([math.log10(row["tflops"]) + 9 for row in found], 0.125)
         for row, height in zip(found, heights, strict=True):
-            colour = "#9a9a9a" if row["impl"] in measured.PEERS else _rung_colour(row["impl"], impls)
+            colour = "#9a9a9a" if row["impl"] in measured.PEERS else ladder.colour_of(row["impl"])
             axes.scatter([here], [row["tflops"]], s=26, color=colour, zorder=3)
             words = measured.PEERS.get(row["impl"], row["impl"].split("_")[0])
             line = {"arrowstyle": "-", "color": GRID, "linewidth": 0.6}
@@ -184,11 +183,6 @@ def roofline(shapes: Sequence[Size], impls: Sequence[str]) -> None:
     axes.set_title("TFLOPS under the roofs, L2 dirty")
     axes.legend(loc="upper left")
     plt.show()
-
-
-def _rung_colour(impl: str, impls: Sequence[str]) -> tuple[float, ...]:
-    rungs = [one for one in impls if one not in measured.PEERS]
-    return colormaps["plasma"](0.76 * rungs.index(impl) / max(len(rungs) - 1, 1))
 
 
 def of_the_roof(impl: str) -> None:
@@ -224,7 +218,7 @@ def three_axes(impls: Sequence[str], shape: Size) -> None:
     at = {row["impl"]: row["tflops"] for row in rows() if size(row) == shape}
     shown = [impl for impl in impls if impl in at]
     values = [at[impl] for impl in shown]
-    _, panels = plt.subplots(1, 3, figsize=(10.5, 0.8 + 0.3 * len(shown)))
+    _, panels = plt.subplots(1, 3, figsize=(9.5, 0.8 + 0.3 * len(shown)))
     titles = ("from zero", "from just below the smallest", "logarithmic")
     for index, (axes, title) in enumerate(zip(panels, titles, strict=True)):
         axes.barh(range(len(shown)), values, height=0.7, color=BLUE)
@@ -304,6 +298,6 @@ def fullness(points: Mapping[str, tuple[float, float]]) -> None:
     axes.set_ylim(low, 1.01)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.set_xlabel("of the SMs' time, the part that makes wanted outputs, by its tiles")
+    axes.set_xlabel("share of the SMs' time that goes into valid outputs, by its tiles")
     axes.set_title("s9_production, part of the ceiling")
     plt.show()

@@ -59,7 +59,7 @@ def turns(offsets: Sequence[int] | np.ndarray, words: int) -> int:
 
 def banks(panels: Mapping[str, tuple[Sequence[int] | np.ndarray, int]]) -> None:
     """For each panel (byte offsets of some threads, words a thread): the banks that each thread touches."""
-    figure, drawn = plt.subplots(len(panels), 1, figsize=(9.5, 2.9 * len(panels)))
+    figure, drawn = plt.subplots(len(panels), 1, figsize=(9, 2.9 * len(panels)))
     figure.subplots_adjust(hspace=0.35)
     for axes, (name, (offsets, words)) in zip(np.atleast_1d(drawn), panels.items(), strict=True):
         rows = len(offsets)

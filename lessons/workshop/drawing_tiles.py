@@ -26,7 +26,7 @@ def stmatrix(lane: np.ndarray, register: np.ndarray) -> None:
         lane, register: int [16, 16]; register 2 i is the lower half of the instruction's i-th, 2 i + 1
             the upper.
     """
-    _, axes = plt.subplots(figsize=(10, 5.2))
+    _, axes = plt.subplots(figsize=(9, 5.2))
     _canvas(axes, 36, 17.6, "")
     width, left = 1.7, 4.2
     for row in range(16):
@@ -36,9 +36,9 @@ def stmatrix(lane: np.ndarray, register: np.ndarray) -> None:
             _cell(axes, left + width * column, 1.4 + row, colour, f"T{owner} r{which}", 2 * width)
         for side, x, align in ((0, left - 0.3, "right"), (1, left + 16 * width + 0.3, "left")):
             words = f"address: lane {side * 16 + row}"
-            axes.text(x, 1.9 + row, words, ha=align, va="center", size=7, color=MUTED)
+            axes.text(x, 1.9 + row, words, ha=align, va="center", size=8, color=MUTED)
     for column in range(16):
-        axes.text(left + width * (column + 0.5), 1.2, str(column), ha="center", size=7.5, color=MUTED)
+        axes.text(left + width * (column + 0.5), 1.2, str(column), ha="center", size=8, color=MUTED)
     axes.set_title("One stmatrix.x4: a warp's 16 x 16 tile. T: lane, r: which of its four registers")
     plt.show()
 
@@ -51,7 +51,7 @@ def store_banks(place: np.ndarray, marked: int = 0) -> None:
         marked: which column of 16-byte chunks, 0 to 7.
     """
     plain = np.arange(64)[:, np.newaxis] * layouts.SWIZZLE_ROW + 2 * np.arange(64)
-    figure, panels = plt.subplots(1, 2, figsize=(9.5, 3.6))
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6))
     figure.subplots_adjust(wspace=0.1)
     for axes, offsets, words in zip(panels, (plain, place), ("as the rows come", "swizzled"), strict=True):
         _canvas(axes, 9.4, 9.6, "")
@@ -62,11 +62,11 @@ def store_banks(place: np.ndarray, marked: int = 0) -> None:
                 hit += [at] if chunk == marked else []
                 colour = EIGHT[chunk] if chunk == marked else _pale(EIGHT[chunk], 0.2)
                 _cell(axes, 1.3 + at, 1.4 + row, colour, str(chunk))
-            axes.text(1.1, 1.9 + row, f"row {row}", ha="right", va="center", size=7.5, color=MUTED)
+            axes.text(1.1, 1.9 + row, f"row {row}", ha="right", va="center", size=8, color=MUTED)
         for at in range(8):
             colour, weight = (INK, "bold") if at in hit else (MUTED, "normal")
-            axes.text(1.8 + at, 1.2, str(4 * at), ha="center", size=7.5, color=colour, weight=weight)
-        axes.text(1.1, 1.2, "from bank", ha="right", size=7.5, color=MUTED)
+            axes.text(1.8 + at, 1.2, str(4 * at), ha="center", size=8, color=colour, weight=weight)
+        axes.text(1.1, 1.2, "from bank", ha="right", size=8, color=MUTED)
         turns = int(np.bincount(hit).max())
         axes.set_title(f"{words}: {turns} turn{'s' * (turns > 1)}")
     plt.show()
@@ -99,7 +99,7 @@ def footprint(walk: np.ndarray, clusters: int, tile: int = 256) -> Footprint:
 
 def tile_orders(groups: Sequence[int], tiles_m: int, pairs_n: int, clusters: int) -> None:
     """The tiles of D in the order of each group width: the first wave orange, the others in blues."""
-    _, panels = plt.subplots(1, len(groups), figsize=(10.5 if len(groups) > 1 else 6.5, 3.2), squeeze=False)
+    _, panels = plt.subplots(1, len(groups), figsize=(9.5 if len(groups) > 1 else 6.5, 3.2), squeeze=False)
     for axes, group in zip(panels[0], groups, strict=True):
         _order(axes, group, tiles_m, pairs_n, clusters)
     plt.show()
@@ -117,7 +117,7 @@ def _order(axes: Axes, group: int, tiles_m: int, pairs_n: int, clusters: int) ->
     axes.set_xlim(0, pairs_n)
     axes.set_ylim(tiles_m, 0)
     axes.set_aspect("equal")
-    axes.tick_params(length=0, labelsize=7)
+    axes.tick_params(length=0, labelsize=8)
     axes.set_yticks(range(0, tiles_m + 1, max(1, tiles_m // 4)))
     axes.set_xlabel("pairs of tiles along n", size=8)
     axes.set_ylabel("tiles along m", size=8)

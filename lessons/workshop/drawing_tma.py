@@ -38,7 +38,7 @@ def box(tensor: np.ndarray, at: tuple[int, int], shared: np.ndarray) -> None:
     left, right = min(0, x // CHUNK), max(columns, x // CHUNK + wide)
     top, bottom = min(0, y), max(rows, y + high)
     figure, (world, memory) = plt.subplots(
-        1, 2, figsize=(11, 1.1 + 0.33 * max(bottom - top, high)), width_ratios=(right - left, wide + 1)
+        1, 2, figsize=(9, 1.1 + 0.33 * max(bottom - top, high)), width_ratios=(right - left, wide + 1)
     )
     figure.subplots_adjust(wspace=0.1)
     _canvas(world, right - left, bottom - top, "")
@@ -50,7 +50,7 @@ def box(tensor: np.ndarray, at: tuple[int, int], shared: np.ndarray) -> None:
     frame = (x // CHUNK - left, y - top)
     world.add_patch(Rectangle(frame, wide, high, fill=False, edgecolor=INK, linewidth=1.8, clip_on=False))
     size = f"{rows} x {tensor.shape[1]} bytes"
-    world.set_title(f"global memory: {size}; the box at x = {x}, y = {y}")
+    world.set_title(f"{size} of global memory; box at ({x}, {y})")
     _canvas(memory, wide + 1, bottom - top, "")
     for r in range(high):
         memory.text(0.8, r + 0.5, f"{r}", ha="right", va="center", size=7.5, color=MUTED)
@@ -58,7 +58,7 @@ def box(tensor: np.ndarray, at: tuple[int, int], shared: np.ndarray) -> None:
             number = int(shared[r, CHUNK * c])
             source = (number - 1) // columns
             _cell(memory, 1 + c, r, _pale(EIGHT[(source - y) % 8], 0.6) if number else "#c4c4c4", str(number))
-    memory.set_title("shared memory, rows of 128 bytes")
+    memory.set_title("the box in shared memory")
     plt.show()
 
 
@@ -106,7 +106,7 @@ def ring_memory(recorded: np.ndarray, names: Sequence[str]) -> None:
     size = ring.starts[1] - ring.starts[0]
     end = ring.parts[-1][0] + ring.parts[-1][1]
     figure, (whole, tail) = plt.subplots(
-        1, 2, figsize=(10.5, 0.9 + 0.42 * len(ring.starts)), width_ratios=(2.2, 1)
+        1, 2, figsize=(9.5, 0.9 + 0.42 * len(ring.starts)), width_ratios=(2.2, 1)
     )
     figure.subplots_adjust(wspace=0.08)
     colours = [_pale(EIGHT[i], 0.55) for i in range(len(names))]
@@ -144,7 +144,7 @@ def ring_use(recorded: np.ndarray, title: str) -> None:
     """What each stage of block 0's ring is used for, through time; the number is the block of k."""
     ring = stages(recorded)
     mine = recorded[recorded["block"] == 0]
-    _, axes = plt.subplots(figsize=(10, 1.1 + 0.4 * len(ring.starts)))
+    _, axes = plt.subplots(figsize=(9, 1.1 + 0.4 * len(ring.starts)))
     until = int(mine["step"].max())
     for number, event in enumerate(mine[mine["kind"] == "mbarrier_expect_tx"]):
         stage, begin = ring.full.index(event["address"]), int(event["step"])
@@ -167,14 +167,14 @@ def ring_use(recorded: np.ndarray, title: str) -> None:
     axes.tick_params(length=0)
     axes.set_xlim(0, until)
     axes.set_xlabel("steps of the emulator's scheduler: an order, not durations")
-    axes.set_title(title)
+    axes.set_title(title, pad=24)
     meanings = {
         LOAD: "on its way",
         "#f2d16b": "full, waits for its turn",
         ORANGE: "in use, until all warps have released it",
     }
     handles = [Patch(color=colour, label=words) for colour, words in meanings.items()]
-    axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
+    axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0)
     plt.show()
 
 
@@ -189,7 +189,7 @@ def barriers(recorded: np.ndarray, title: str) -> None:
         for i in range(len(ring.full))
         for kind, a in (("full", ring.full[i]), ("empty", ring.empty[i]))
     ]
-    figure, panels = plt.subplots(len(rows), 1, sharex=True, figsize=(10.5, 1.35 * len(rows) + 0.6))
+    figure, panels = plt.subplots(len(rows), 1, sharex=True, figsize=(9.5, 1.35 * len(rows) + 0.6))
     figure.subplots_adjust(hspace=0.28)
     for axes, (name, address) in zip(panels, rows, strict=True):
         history = _history(mine, address, until)
@@ -202,7 +202,7 @@ def barriers(recorded: np.ndarray, title: str) -> None:
             axes.axvspan(begin, end, color="#ffffff" if phase % 2 else "#efefef", linewidth=0)
             if end - begin > until / 100:  # room for a word, or for a digit
                 words = f"phase {phase}" if end - begin > until / 16 else f"{phase}"
-                axes.text(begin + until / 250, top, words, va="top", size=7.5, color=MUTED)
+                axes.text(begin + until / 250, top, words, va="top", size=8, color=MUTED)
         step, _, pending, byte = (np.array(column) for column in zip(*history, strict=True))
         if byte.any():
             axes.fill_between(step, 0, 0.9 * byte / byte.max(), step="post", color=LOAD, linewidth=0)

@@ -48,7 +48,7 @@ def before_after(before: Rows, after: Rows, until: float | None = None) -> None:
     """
     panels = [sorted(rows, key=_place) for rows in (before, after)]
     heights = [sum(_height(row) for row in rows) for rows in panels]
-    figsize = 10.5, 2.1 + sum(heights)
+    figsize = 9, 2.1 + sum(heights)
     _, both = plt.subplots(2, 1, figsize=figsize, gridspec_kw={"height_ratios": heights, "hspace": 0.55})
     for axes, rows in zip(both, panels, strict=True):
         _panel(axes, rows, until or max(span[2] for row in rows for span in row["spans"]))
@@ -63,7 +63,7 @@ def closer(rows: Rows, begin: float, end: float) -> None:
     """What the consumers of one recorded block do between two moments."""
     rows = sorted((row for row in rows if row["role"].startswith("consumer")), key=_place)
     height = sum(_height(row) for row in rows)
-    _, axes = plt.subplots(figsize=(10.5, 0.9 + height))
+    _, axes = plt.subplots(figsize=(9.5, 0.9 + height))
     _panel(axes, rows, end, begin)
     axes.set_xlabel("microseconds" if rows[0]["machine"] == "gpu" else STEPS)
     inside = {what for row in rows for what, first, last in row["spans"] if first < end and last > begin}
@@ -144,7 +144,7 @@ def stores(events: np.ndarray) -> None:
     lanes["store asked for, not read yet"] = list(zip(asked[:, 0], read[:, -1], strict=True))
     lanes["... read, not in D yet"] = list(zip(read[:, -1], done[:, -1], strict=True))
 
-    _, axes = plt.subplots(figsize=(10, 2.3))
+    _, axes = plt.subplots(figsize=(9, 2.3))
     colours = [ORANGE, PURPLE, BLUE, figure.COLOURS["load"]]
     for lane, (bars, colour) in enumerate(zip(lanes.values(), colours, strict=True)):
         spans = [(begin, end - begin) for begin, end in bars]
@@ -187,7 +187,7 @@ def roles(events: np.ndarray) -> None:
 
     loading, multiplying = ({int(thread) // 32 for thread in of["thread"]} for of in (loads, products))
 
-    _, axes = plt.subplots(figsize=(10, 4.2))
+    _, axes = plt.subplots(figsize=(9, 4.2))
     _canvas(axes, 38, 15.6, "")
     for warp in range(warps):
         group, y = warp // 4, 1 + warp * 1.05 + warp // 4 * 0.8
@@ -245,7 +245,7 @@ def registers(events: np.ndarray, at_launch: int, threads: int = 384) -> None:
     words = [
         f"warp {warp}\n{'-' if count < at_launch else '+'}{abs(count - at_launch)}" for warp, count in changes
     ]
-    axes.set_xticks(range(len(held)), ["at the\nlaunch", *words], size=7)
+    axes.set_xticks(range(len(held)), ["at the\nlaunch", *words], size=7.5)
     axes.set_ylabel("registers, in units of 1024", size=8)
     axes.set_ylim(0, 74)
     axes.tick_params(length=0)

@@ -14,9 +14,9 @@ from workshop import progress
 # What may come of a broken kernel.
 OUTCOMES = {
     "right": "the right answer all the same",
-    "wrong": "a wrong answer, and nobody says a word",
+    "wrong": "a wrong answer, without an error",
     "fault": "the emulator names what was done wrong",
-    "hang": "somebody waits for ever",
+    "hang": "a thread waits for ever",
 }
 CRASH = "crash"  # not offered as a guess: the emulator should have named a fault
 HANGS = ("deadlock", "endless_polling", "step_limit", "endless_loop")  # of EmulatorError.what

@@ -30,8 +30,8 @@ EXERCISES = {
             [(0, 0, 64), (9, 40, 64), (9, 40, 128), (63, 149, 150), (8, 0, 33)],
         ),
         (
-            "A block makes 8 x 32 outputs, and the thread is right already. In which row and which column of "
-            "blocks is D[i, j]?",
+            "A block computes 8 x 32 outputs, and the thread is right already. In which row and which column "
+            "of blocks is D[i, j]?",
             "Blocks are numbered along n first, so a row of blocks has as many as it takes to cover n "
             "columns: n over 32, rounded *up*. In Python -(-x // y) rounds a quotient up.",
             "block is the row of blocks, i // 8, times the number of blocks in a row, plus the column of "

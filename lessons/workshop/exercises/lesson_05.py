@@ -28,7 +28,7 @@ def _longest(mine: object) -> Verdict:
     run = fp8.encode(np.ones((1, 128)))
     while (acc := tensor_core.chain(run, run, acc)) == exact_until + 128:
         exact_until += 128
-    return number(mine, exact_until, 0, "from there on the sum stands still.")
+    return number(mine, exact_until, 0, "from there on the sum stays the same.")
 
 
 EXERCISES = {

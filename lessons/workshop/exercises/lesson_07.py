@@ -21,7 +21,7 @@ EXERCISES = {
         ),
         (
             "With one block it is right. Which of the two terms does a cluster make smaller?",
-            "A block loads all of its own tile of A, because nobody else has those rows. Of B's tile it "
+            "A block loads all of its own tile of A, because no other block has those rows. Of B's tile it "
             "loads its part, one of as many as there are blocks.",
             "A's bytes stay 128 * tile_m. Divide B's by blocks, and add.",
         ),

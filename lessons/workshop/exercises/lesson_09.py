@@ -51,7 +51,7 @@ EXERCISES = {
     "09.3": Exercise(
         _between,
         (
-            "Two lines. Section 5 says what each of the writing threads has to do before one of them may ask "
+            "Two lines. Section 3 says what each of the writing threads has to do before one of them may ask "
             "the copy engine.",
             "The copy engine reads by the async proxy, so each thread needs a fence between the proxies. "
             "Then the consumer's 128 threads must meet, but not the producer: __syncthreads will not do.",

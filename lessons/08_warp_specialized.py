@@ -232,8 +232,8 @@ print(
 # each consumer is a chain of its own slices. The two are at the same time, so the longer counts. That
 # replaces the turns that nobody arranged. And there is a new term, **begin and end**: with no second block
 # on the SM, a tile waits for its first stage, about a microsecond, and stores its outputs, with nothing
-# beside either. How long a store takes can be seen in the timeline of s5 above, in purple: 4.5 us for the
-# two blocks of an SM, with 16 KB each. Here a block has 64 KB.
+# beside either. A recording of s5 has how long a store takes: 4.5 us for the two blocks of an SM, with 16
+# KB each. Here a block has 64 KB.
 #
 # How many microseconds do you expect for 4096 x 7168 x 16384?
 

@@ -45,8 +45,8 @@ SHARED_BYTES = 128  # of shared memory: 32 banks of 4
 FULL_MHZ = 1980.0  # the highest clock; CLOCK_MHZ is that of busy tensor cores, whose power lowers it
 LATENCY = 800  # cycles: a load from global memory while many others do the same, a round figure
 FILL_US = 1.0  # until the first stage of an empty ring has arrived, a round figure
-# Bytes a microsecond that an SM stores if each thread writes four at a time: from the timeline of s5, where
-# two blocks with 16 KB each take 4.5 us, all SMs at the same time.
+# Bytes a microsecond that an SM stores if each thread writes four at a time: from a recording of s5 on an
+# H200, where two blocks with 16 KB each take 4.5 us, all SMs at the same time.
 STORE = 2 * 64 * 128 * 2 / 4.5
 
 # Bytes a microsecond from and to memory: what a copy reaches on the GPU that was measured.

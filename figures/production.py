@@ -148,20 +148,23 @@ def picture(data: TimesFile) -> Any:
         ["Vertical lines: the ceiling* of each row, also as time over theirs.", *notes(rows, data)],
     )
     axes = figure.add_axes((0.285, bottom, 0.395, top - bottom))
+    ratios = [1.0, *(one.ratio for one in rows if one.ratio)]
+    ratios += [one.ceiling_us / one.us for one in rows if one.ceiling_us]
+    label = 0.09 * (max(ratios) - min(ratios))  # about as wide as a ratio's number
     for y, one in zip(positions, rows, strict=True):
-        if one.ceiling_us:
-            x = one.ceiling_us / one.us
-            axes.plot([x, x], [y - 0.42, y + 0.42], color=INK, linewidth=1.6, zorder=4)
+        ceiling = one.ceiling_us / one.us if one.ceiling_us else None
+        if ceiling:
+            axes.plot([ceiling, ceiling], [y - 0.42, y + 0.42], color=INK, linewidth=1.6, zorder=4)
         if one.ratio is None:
             continue
         side = 1 if one.ratio >= 1 else -1
         axes.barh(y, one.ratio - 1, left=1, height=0.7, color=FASTER if side > 0 else SLOWER, zorder=2)
+        in_the_way = ceiling is not None and 0 <= side * (ceiling - one.ratio) < label
+        end = ceiling if in_the_way else one.ratio
         axes.annotate(
-            f"{one.ratio:.2f}", (one.ratio, y), (4 * side, 0), textcoords="offset points", size=8.5,
+            f"{one.ratio:.2f}", (end, y), (4 * side, 0), textcoords="offset points", size=8.5,
             color=INK, ha="left" if side > 0 else "right", va="center",
         )  # fmt: skip
-    ratios = [1.0, *(one.ratio for one in rows if one.ratio)]
-    ratios += [one.ceiling_us / one.us for one in rows if one.ceiling_us]
     margin = 0.12 * max(max(ratios) - min(ratios), 0.1)
     axes.set_xlim(min(ratios) - margin, max(ratios) + margin)
     axes.set_ylim(positions[-1] + 0.7, -0.7)

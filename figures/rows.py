@@ -239,8 +239,8 @@ class TimelineRow(_TimelineRow, total=False):
     role). spans are [what, begin, end] and end by `until`; gemm_ladder.timeline.spans says what each `what`
     is. Times are microseconds where machine is "gpu", steps of the scheduler where it is "emulator".
 
-    A GPU's rows also have the clocks as they were found, and the kernel's time without and with stamps; the
-    emulator's the seed of its schedule.
+    A GPU's rows also have the clocks as they were found, the kernel's time without and with stamps, and
+    what gemm_ladder.timeline.tensor_share says of block 0's SM; the emulator's the seed of its schedule.
     """
 
     sm_mhz: float
@@ -248,6 +248,8 @@ class TimelineRow(_TimelineRow, total=False):
     residual_ns: float
     us: float
     stamped_us: float
+    tensor_share: float
+    in_flight: float
     seed: int
 
 

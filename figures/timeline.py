@@ -59,52 +59,55 @@ def draw(root: Path) -> None:
             figure.savefig(root / "figures" / f"timeline_{rung}.png", dpi=130, metadata={"Software": None})
 
 
-# ---------------------------------------------------------------------------------------------- the overlap
+# ------------------------------------------------------------------------------- how busy, how much overlaps
 
 
-def overlap(rows: Sequence[TimelineRow]) -> tuple[float, float]:
-    """How well WGMMAs and promotions overlap in one panel's rows, summed over its SMs.
-
-    Returns:
-        The share of the time from an SM's first WGMMA to its last in which a WGMMA is in flight; and the
-        share of the promotion time in which a WGMMA of another actor on the same SM is in flight.
-    """
+def beside(rows: Sequence[TimelineRow]) -> float:
+    """The share of the promotion time in which a WGMMA of another actor on the same SM is in flight."""
     sites: dict[tuple[str, int], list[TimelineRow]] = {}
     for row in rows:
         site = ("block", row["block"]) if row["sm"] is None else ("sm", row["sm"])
         sites.setdefault(site, []).append(row)
-    time = busy = promoting = beside = 0.0
+    promoting = together = 0.0
     for here in sites.values():
-        products = _union([span for row in here for span in _spans(row, "multiply")])
-        if products:
-            time += products[-1][1] - products[0][0]
-            busy += _length(products)
         for row in here:
-            mine, who = _union(_spans(row, "promote")), (row["block"], row["role"])
+            mine, who = union(_spans(row, "promote")), (row["block"], row["role"])
             others = [other for other in here if (other["block"], other["role"]) != who]
-            theirs = _union([span for other in others for span in _spans(other, "multiply")])
-            promoting += _length(mine)
-            beside += _length(mine) + _length(theirs) - _length(_union(mine + theirs))
-    return busy / time if time else 0.0, beside / promoting if promoting else 0.0
+            theirs = union([span for other in others for span in _spans(other, "multiply")])
+            promoting += length(mine)
+            together += length(mine) + length(theirs) - length(union(mine + theirs))
+    return together / promoting if promoting else 0.0
+
+
+def share_in_words(row: TimelineRow) -> str:
+    """The tensor-core share of a GPU's recording; "" where it was recorded without."""
+    if "tensor_share" not in row:
+        return ""
+    share, busy = row["tensor_share"], row["in_flight"]
+    return (
+        f"Tensor-core share {share:.0%}: a WGMMA in flight {busy:.0%} of the time, at {share / busy:.0%} of "
+        "the full rate"
+    )
 
 
 def _spans(row: TimelineRow, what: str) -> list[Interval]:
     return [(begin, end) for kind, begin, end in row["spans"] if kind == what]
 
 
-def _length(intervals: Sequence[Interval]) -> float:
+def length(intervals: Sequence[Interval]) -> float:
+    """Of intervals that do not overlap, together."""
     return sum(end - begin for begin, end in intervals)
 
 
-def _union(intervals: Sequence[Interval]) -> list[Interval]:
+def union(intervals: Sequence[Interval]) -> list[Interval]:
     """The same stretches of time as intervals that do not overlap, in order."""
-    union: list[Interval] = []
+    found: list[Interval] = []
     for begin, end in sorted(intervals):
-        if union and begin <= union[-1][1]:
-            union[-1] = union[-1][0], max(union[-1][1], end)
+        if found and begin <= found[-1][1]:
+            found[-1] = found[-1][0], max(found[-1][1], end)
         else:
-            union.append((begin, end))
-    return union
+            found.append((begin, end))
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ the picture
@@ -207,8 +210,7 @@ def _panel(axes: Any, lanes: Sequence[_Lane], meta: TimelineMeta) -> None:
     size = " x ".join(str(rows[0][key]) for key in "mnk")
     machine = f"{meta['gpu'] if gpu else 'The emulator'}, {size}"
     axes.set_title(machine, loc="left", size=10.5, weight="bold", color=INK, pad=20)
-    busy, beside = (f"{100 * share:.0f}%" for share in overlap(rows))
-    words = f"WGMMAs in flight: {busy} of the time, {beside} of another warp's promotions"
+    words = share_in_words(rows[0])
     axes.annotate(
         words, (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", size=8.5, color=MUTED
     )
@@ -229,4 +231,6 @@ def _provenance(rows: Sequence[TimelineRow], meta: TimelineMeta) -> str:
         )
     if len({row["block"] for row in gpu}) > len({row["sm"] for row in gpu}):
         words += "The blocks share an SM. "
+    if any("tensor_share" in row for row in gpu):
+        words += "The share is of all blocks that ran on the SM in a whole launch, with stamps of all. "
     return f"{words}{meta['date']}, kernel sources {meta['sources'][:12]}."

@@ -167,9 +167,9 @@ workbench.break_it("s3_wgmma", on_cpu, ("ptx::fence_proxy_async();", ""), guess=
 #
 # ## How fast
 #
-# The emulator says whether a kernel is right, not how fast it is. For that there are measurements: every rung
-# was timed on an H100, beside NVIDIA's own libraries, and the results are in [figures/data](../figures/data).
-# The lessons read them from there.
+# The emulator says whether a kernel is right, not how fast it is. For that there are measurements: every
+# rung was timed on a Hopper GPU, beside NVIDIA's own libraries, and the results are in
+# [figures/data](../figures/data). The lessons read them from there.
 #
 # The unit is **[TFLOPS](glossary.md#tflops)**: $10^{12}$ floating-point operations a second, where one
 # multiplication and one addition are two. The [ceiling](glossary.md#ceiling), with a star in the pictures, is

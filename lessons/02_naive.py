@@ -16,7 +16,7 @@
 # [s1_naive.cu](../kernels/stages/s1_naive.cu), a kernel that you can read in a minute. It is slow, and you
 # will count why.
 #
-# > **Needs:** lesson [01](01_fp8_numbers.ipynb). **Time:** 20 minutes to read, 40 for guesses and exercises;
+# > **Needs:** lesson [01](01_fp8_numbers.ipynb). **Time:** 25 minutes to read, 40 for guesses and exercises;
 # > its cells run in half a minute, less when its kernels have been compiled. **May be skipped:** nothing.
 
 # %%
@@ -29,7 +29,7 @@ import numpy as np
 from gemm_ladder.figures import measured
 from gemm_ladder.ref import fp8, gemm, metrics
 from matplotlib import pyplot as plt
-from workshop import drawing, exercises, workbench
+from workshop import drawing, drawing_results, evidence, exercises, model, workbench
 
 drawing.style()
 rung = gl.rungs["s1_naive"]
@@ -164,21 +164,56 @@ print(
 # NumPy and Numba, so there is one right answer, bit for bit, and the kernel gives it on the emulator and on
 # the GPU.
 #
-# ## How fast it is
+# ## How fast it is: first a prediction
 #
-# How many times as fast is the [ceiling](glossary.md#ceiling), NVIDIA's library on the [tensor
-# cores](glossary.md#tensor-core)? Guess.
+# From here on every lesson predicts its rung's time before it looks. The model for that begins with what *no*
+# kernel can be faster than. Every byte of A, B and D has to move once, and every multiplication has to be
+# done. These are the two in microseconds, with what a copy reaches on the GPU that was measured, and with its
+# [tensor cores](glossary.md#tensor-core) at the clock that they keep under load:
 
-# %% tags=["guess"]
-exercises.guess("02.ceiling", None)
+# %%
+model.code(model.floor)
 
 # %%
 size = (4096, 7168, 16384)
+for m, n, k in (size, (64, 7168, 16384)):
+    print(
+        f"{m} x {n} x {k}:", ", ".join(f"{us:.0f} us of {name}" for name, us in model.floor(m, n, k).items())
+    )
+
+# %% [markdown]
+# The longer of the two is the floor. With 4096 rows it is the tensor cores'; with 64 rows each byte of B is
+# used 64 times instead of 4096, and the floor is memory's. A kernel works at both at the same time, so they
+# are not added.
+#
+# s1 has no tensor cores, but FP32 pipes: on each [SM](glossary.md#sm) 128 `fmaf` a cycle instead of 4096. How
+# many microseconds will it take for 4096 x 7168 x 16384? And how many times as fast is the
+# [ceiling](glossary.md#ceiling), NVIDIA's library on the tensor cores?
+
+# %% tags=["guess"]
+exercises.guess("02.us", None)
+exercises.guess("02.ceiling", None)
+
+# %%
 notes = drawing.bars(["s1_naive", "s2_tiled", "cublaslt_tensorwise"], size, marked="s1_naive")
 recorded = {one.impl: one for one in measured.series(measured.recorded(), "dirty")}
 naive, ceiling = recorded["s1_naive"].tflops[size], recorded["cublaslt_tensorwise"].tflops[size]
 exercises.found("02.ceiling", ceiling / naive, "times as fast")
+m, n, k = size
+pipes = m * n * k / (model.FMAS * model.SMS * model.FULL_MHZ)
+measured_us = 2 * m * n * k / naive / 1e6
+exercises.found("02.us", measured_us, "us")
+print(f"the FP32 pipes alone need {pipes:.0f} us: as a prediction, off {measured_us / pipes:.0f}-fold")
 print(*notes, sep="\n")
+
+# %% [markdown]
+# The same as a picture, the **[roofline](glossary.md#roofline)**. To the right: [operations for each
+# byte](glossary.md#arithmetic-intensity) that has to move, a property of the shape. Upwards: operations a
+# second. The slope is memory's floor, the flat part the tensor cores': no dot can be above them. A dot far
+# below both is limited by something else, and this kernel is.
+
+# %%
+drawing_results.roofline([(64, 7168, 16384), size], ["s1_naive", "cublaslt_tensorwise"])
 
 # %% [markdown]
 # ## What limits it
@@ -197,9 +232,9 @@ print(f"each byte of A is loaded {n} times, each byte of B {m} times")
 print(f"operations for each byte loaded: {2 * m * n * k / loaded:g}")
 
 # %% [markdown]
-# One multiplication and one addition for two bytes. That ratio of operations to bytes is the **[arithmetic
-# intensity](glossary.md#arithmetic-intensity)**, and here it is as low as it gets, because nothing that was
-# loaded is used twice by the thread that loaded it.
+# One multiplication and one addition for two bytes. That ratio of operations to bytes is the **arithmetic
+# intensity**, and here it is as low as it gets, because nothing that was loaded is used twice by the thread
+# that loaded it.
 #
 # The caches answer most of these loads, but they have to be asked. A warp's load is served in
 # **[sectors](glossary.md#sector)** of 32 bytes. Which sectors do the 32 threads of a warp touch in one step
@@ -246,16 +281,38 @@ plt.show()
 # of them, every time.
 #
 # By these counts the limit is not the arithmetic, and not the memory of the GPU. It is the traffic between
-# the cache and the threads, and the instructions around each `fmaf`. The kernel's card says what the compiler
-# made of it:
+# the cache and the threads, and the instructions around each `fmaf`. The next lesson makes a number of it.
+#
+# ## How to read a card
+#
+# Each rung has a card, and each of the following lessons shows one. Two tables say what the compiler made of
+# the kernel. Two are from a profiler, NVIDIA's Nsight Compute (`ncu`), which counted while it ran:
 
 # %%
 workbench.card("s1_naive")
 
 # %% [markdown]
-# Two cures are old. Load a [tile](glossary.md#tile) once into the **[shared
-# memory](glossary.md#shared-memory)** of a block and let all of its threads use it; and let each thread make
-# many outputs. The next rung has both.
+# Read it from the line in bold type downwards.
+#
+# 1. **What is full?** For each unit of an SM, and for [L2](glossary.md#l2) and memory, there is a percentage
+#    of what it could do. From 80 % on the unit is the limit: ask it for less. Here that is
+#    [L1](glossary.md#l1), as we have just counted.
+# 2. **Nothing is full?** If all units are below 60 %, the warps wait, and the last table says what for: for
+#    memory, for a barrier, for a result. Then the cure is more work at the same time, not less work.
+# 3. **Who is [resident](glossary.md#occupancy)?** Few resident warps can hide little waiting.
+#    [Registers](glossary.md#register) and [shared memory](glossary.md#shared-memory) of a block, at the top,
+#    say how many fit: an SM has 65536 registers and 228 KB.
+# 4. **The machine code** says whether the instructions are there that you have meant.
+#
+# One row is the thread through all lessons: the tensor cores. A product is done when they are busy all the
+# time, and the rungs above this one do little else than to keep them busy.
+
+# %%
+evidence.thread("s1_naive")
+
+# %% [markdown]
+# Two cures are old. Load a [tile](glossary.md#tile) once into the **shared memory** of a block and let all of
+# its threads use it; and let each thread make many outputs. The next rung has both.
 #
 # ## Break it
 #

@@ -30,7 +30,7 @@ import gemm_ladder as gl
 import numpy as np
 from gemm_ladder.figures import measured
 from gemm_ladder.ref import gemm, metrics
-from workshop import drawing, drawing_shared, exercises, workbench
+from workshop import drawing, drawing_shared, evidence, exercises, model, workbench
 
 drawing.style()
 rung = gl.rungs["s2_tiled"]
@@ -51,7 +51,7 @@ drawing.where("warp scheduler", "registers", "CUDA cores", "shared memory", "ban
 exercises.guess("03.lines", None)
 
 # %%
-SMS, CLOCK = 132, 1.98e9  # of an H100; the clock is the highest that it runs at
+SMS, CLOCK = model.SMS, model.FULL_MHZ * 1e6  # the highest clock that an H100 or an H200 runs at
 
 lines, fmas = 1 + 32, 32
 size = (4096, 7168, 16384)
@@ -60,8 +60,14 @@ exercises.found("03.lines", SMS * CLOCK * 2 * fmas / lines / 1e12, "TFLOPS, by t
 print(f"measured:  {recorded['s1_naive'][size]:.3f} TFLOPS")
 
 # %% [markdown]
-# One guess about one unit explains the whole kernel. So there are two things to do: ask the cache for fewer
-# lines, and use what it hands over more than once.
+# One guess about one unit explains the whole kernel, and it is the first term of the model. At other shapes,
+# in microseconds:
+
+# %%
+evidence.compare("s1_naive")
+
+# %% [markdown]
+# So there are two things to do: ask the cache for fewer lines, and use what it hands over more than once.
 #
 # ## A model, one term for each unit
 #
@@ -89,7 +95,12 @@ print(f"measured:  {recorded['s1_naive'][size]:.3f} TFLOPS")
 # Which unit limits each of them? Decide before you run the next cell but one; then see which guess was wrong.
 
 # %% tags=["guess"]
-UNITS = {"FP32 pipe": 128, "issue slots": 4, "shared memory": 128, "L1": 1}
+UNITS = {
+    "FP32 pipe": model.FMAS,
+    "issue slots": model.INSTRUCTIONS,
+    "shared memory": model.SHARED_BYTES,
+    "L1": model.LINES,
+}
 exercises.guess("03.shared", None, *UNITS)
 exercises.guess("03.registers", None, *UNITS)
 exercises.guess("03.vector", None, *UNITS)
@@ -230,55 +241,47 @@ print("k = 200:", rung.supports(64, 128, 200))
 #
 # ## How fast it is: first the prediction
 #
-# The model's last line left out what comes in every step of 16 of k, and every block of 128. Count a warp's
-# instructions for 16 of k, from the source:
-
-# %%
-multiply = 16 * (64 + 4)  # fmaf, and the 128-bit loads
-convert = 16 * 4  # for each number: shift its byte down, to FP16, to FP32, store
-other = 40  # the load, the loop, addresses, and 1/8 of the promotion
-per_step = multiply + convert + other
-fmas = 16 * 64 * 32
-tile_m = tile_n = 128
-needed = cycles(8 * fmas, 8 * per_step, 8 * 16 * (4 + 1) * 128, 8 * 32)
-for unit, count in needed.items():
-    print(f"{unit:14} {count:6.0f} cycles for 16 of k of a tile")
-tiles = -(-size[0] // tile_m) * -(-size[1] // tile_n)
-waves = -(-tiles // SMS)
-print(f"{tiles} tiles on {SMS} SMs: {waves} waves, of which {tiles / SMS / waves:.0%} is work")
-fullest = max(needed.values())
-predicted = SMS * CLOCK * 2 * 8 * fmas / fullest * tiles / SMS / waves / 1e12
-print(f"predicted: {predicted:.0f} TFLOPS, {predicted / recorded['s1_naive'][size]:.0f} times s1_naive")
-
-# %% [markdown]
-# An SM has room for one such block, because of the registers, and so for two warps at each of its [four
-# schedulers](glossary.md#warp-scheduler). While both wait at `__syncthreads`, or for a number from shared
-# memory, nothing is issued. The model does not know that: it is the most that there can be. How many TFLOPS
-# do you expect of it?
+# The last line above left out what comes in every step of 16 of k, and every block of 128. Tiles are made in
+# **[waves](glossary.md#wave)**: all SMs begin one, and the last wave takes as long as the others, however few
+# tiles it has. And an SM has room for one such block, because of the registers, and so for two warps at each
+# of its [four schedulers](glossary.md#warp-scheduler). How many microseconds do you expect?
 
 # %% tags=["guess"]
 exercises.guess("03.measured", None)
 
+# %% [markdown]
+# This is the model with all of it, but for the schedulers: while both warps wait at `__syncthreads`, or for a
+# number from shared memory, nothing is issued. The model does not know that: its time is the least that there
+# can be.
+
+# %%
+model.code(model.s2, model.waves)
+
+# %%
+evidence.predict("s2_tiled", size)
+tiles, waves = model.tiles(*size[:2], 128, 128), model.waves(*size[:2], 128, 128, SMS)
+print(f"{tiles} tiles on {SMS} SMs: {waves} waves, of which {tiles / SMS / waves:.0%} is work")
+
 # %%
 notes = drawing.bars(["s1_naive", "s2_tiled", "s3_wgmma", "cublaslt_tensorwise"], size, marked="s2_tiled")
-if size in recorded.get("s2_tiled", {}):
-    print(
-        f"measured: {recorded['s2_tiled'][size]:.1f} TFLOPS, {recorded['s2_tiled'][size] / predicted:.0%}",
-        end=" ",
-    )
-    print("of what was predicted")
-    exercises.found("03.measured", recorded["s2_tiled"][size], "TFLOPS")
-else:
-    print("s2_tiled has not been measured on a GPU yet.")
+evidence.compare("s2_tiled", "03.measured")
 print(*notes, sep="\n")
 
 # %% [markdown]
+# What is missing in the prediction is waiting: with two warps a scheduler there is not always one that can
+# issue. It is much the same at all shapes with many tiles, so no unit has been forgotten that one of them
+# would fill more than another. The profiler, on the card below, has the same number from the other side: the
+# issue slots are full for that part of the time.
+#
 # And this is what the compiler made of it. 219 registers: 64 for `partial` and 64 for `total`, because a
 # block of 128 has to be scaled before it is added; 16 for the numbers of one k, and as many for those of the
 # next.
 
 # %%
 workbench.card("s2_tiled")
+
+# %%
+evidence.thread("s2_tiled")
 
 # %% [markdown]
 # ## What limits it now

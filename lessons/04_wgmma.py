@@ -31,7 +31,7 @@ import numpy as np
 from gemm_ladder.figures import measured, rung_cards
 from gemm_ladder.ref import fp8, gemm, layouts, metrics
 from gemm_ladder.timeline import spans
-from workshop import drawing, drawing_shared, exercises, workbench
+from workshop import drawing, drawing_shared, evidence, exercises, model, workbench
 
 drawing.style()
 rung = gl.rungs["s3_wgmma"]
@@ -313,14 +313,36 @@ print("k = 200:", rung.supports(64, 128, 200))
 # %% [markdown]
 # ## How fast it is
 #
-# An instruction of a warp does 2048 times as much as an FFMA. How many times as fast as s1_naive is the
-# kernel?
+# First the prediction. The model of s2 took the fullest unit, because all units worked at the same time. Here
+# they do not: for each K block a [thread block](glossary.md#thread-block) copies A's tile, then B's, then
+# multiplies, then promotes, and each step waits for the one before. So this rung's terms are *added*, and
+# there are two new ones:
+#
+# - **tensor cores**: 8192 FP8 operations a cycle and SM, so 256 cycles for a K block of 64 x 128,
+# - **latency**: the time from a load to its data. It is hundreds of cycles from [L2](glossary.md#l2) or
+#   memory, and the model has 800, for a GPU on which everybody loads at once. A thread waits three times: for
+#   A's tile, for B's, and, beside the WGMMAs, for A's scales.
+#
+# The promotion is here, too, with 1.5 cycles for each column: one for the `fmaf` of each of two rows would be
+# the least.
+#
+# Guess the microseconds, and how many times as fast as s1_naive the kernel is.
 
 # %% tags=["guess"]
+exercises.guess("04.us", None)
 exercises.guess("04.faster", None)
 
 # %%
+model.code(model.s3, model.tensor, model.promotion)
+
+# %%
 size = (4096, 7168, 16384)
+evidence.predict("s3_wgmma", size)
+
+# %% [markdown]
+# Nearly all of it is latency. Do you believe that?
+
+# %%
 notes = drawing.bars(
     ["s1_naive", "s2_tiled", "s3_wgmma", "cublaslt_blockwise", "cublaslt_tensorwise"], size, marked="s3_wgmma"
 )
@@ -331,11 +353,23 @@ exercises.found("04.faster", tflops["s3_wgmma"] / tflops["s1_naive"], "times as 
 print(f"{tflops['s3_wgmma'] / tflops['cublaslt_tensorwise']:.0%} of the ceiling")
 print(*notes, sep="\n")
 
+# %%
+evidence.compare("s3_wgmma", "04.us")
+
 # %% [markdown]
+# A chain of waits, with round numbers, is most of this kernel's time. Where the prediction is lowest, k is
+# short: what a tile costs before its first K block and after its last one is not in the model yet.
+#
 # ## What limits it now
 #
-# Record a run and draw what the first [thread block](glossary.md#thread-block) does. White is a warp's own
-# work, copying and promoting, or another warp's turn in the scheduler.
+# Look at the thread first. Tensor cores of which most of the time is latency cannot be busy:
+
+# %%
+evidence.thread("s3_wgmma")
+
+# %% [markdown]
+# Record a run and draw what the first block does. White is a warp's own work, copying and promoting, or
+# another warp's turn in the scheduler.
 
 # %%
 with gl.emulator(seed=2, record=True) as run:

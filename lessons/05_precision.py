@@ -247,8 +247,8 @@ print(
 # ## The error against k
 #
 # The same for matrices, and for normal numbers as well, whose products have both signs. Lines are the
-# model's. Circles are what an H100 computed from the same numbers, with the kernel changed as above. Crosses
-# are NVIDIA's library on the same GPU, with one scale for a whole matrix. It has an option, *fast
+# model's. Circles are what a Hopper GPU computed from the same numbers, with the kernel changed as above.
+# Crosses are NVIDIA's library on the same GPU, with one scale for a whole matrix. It has an option, *fast
 # accumulation*: guess what it is.
 
 # %% tags=["guess"]
@@ -278,7 +278,8 @@ drawing_precision.errors(computed, rounding, recorded)
 if recorded:
     mine = [row for row in recorded if row["impl"].startswith("s3_wgmma")]
     equal, compared = (sum(row[key] for row in mine) for key in ("equal", "compared"))
-    print(f"H100's results with the model's bits: {equal:,} of {compared:,} ({data['meta']['date']}).")
+    where = f"{data['meta']['gpu']}, {data['meta']['date']}"
+    print(f"The GPU's results with the model's bits: {equal:,} of {compared:,} ({where}).")
     longest_tried = max(row["model"] for row in recorded)  # a shorter k cannot tell it from "never"
     for impl, words in (("scaled_mm_fast", "fast accumulation"), ("scaled_mm_slow", "without it")):
         rows = [row for row in recorded if row["impl"] == impl and row["of"] > row["m"]]
@@ -290,7 +291,7 @@ if recorded:
         if impl == "scaled_mm_fast":
             exercises.found("05.fast", names)
 else:
-    print("The H100's results are not recorded yet: the lines are the model's alone.")
+    print("A GPU's results are not recorded yet: the lines are the model's alone.")
 
 # %% [markdown]
 # - *Promoted every 128*, the error does not depend on k. It stays below what the last step, the rounding to

@@ -19,7 +19,7 @@
 # again. One object answers both, the **[mbarrier](glossary.md#mbarrier)**, and most of this lesson is about
 # it.
 #
-# > **Needs:** lesson [04](04_wgmma.ipynb). **Time:** 35 minutes to read, 55 for guesses and exercises; its
+# > **Needs:** lesson [04](04_wgmma.ipynb). **Time:** 40 minutes to read, 55 for guesses and exercises; its
 # > cells run in a minute, less when its kernels have been compiled. **May be skipped:** nothing.
 
 # %%
@@ -32,7 +32,7 @@ import numpy as np
 from gemm_ladder.figures import measured, rung_cards, timeline
 from gemm_ladder.ref import gemm, layouts, metrics
 from gemm_ladder.timeline import spans
-from workshop import drawing, drawing_tma, exercises, workbench, workbench_tma
+from workshop import drawing, drawing_tma, evidence, exercises, model, workbench, workbench_tma
 
 drawing.style()
 rung = gl.rungs["s4_tma"]
@@ -393,14 +393,33 @@ print("k = 200:", rung.supports(64, 128, 200))
 #
 # ## How fast it is
 #
-# The loads hide behind the products now, and the promotion does not. How many times as fast as s3_wgmma is
-# it?
+# The loads hide behind the products now, and the promotion does not. So the model loses its latency, and
+# something else can be seen that was behind it: the blocks together ask [L2](glossary.md#l2) for a tile of A
+# and one of B for every K block, and L2 gives some 9 TB/s to all [SMs](glossary.md#sm). That is the new term,
+# **L2**. Memory is there, too, with every byte once. What happens at the same time is not added: the longest
+# counts.
+#
+# The chain of a K block is what hands over a stage (220 cycles: an mbarrier is waited for, the first WGMMA
+# goes its way through the pipe, its end is noticed), the WGMMAs, and the promotion. The model assumes that
+# the two blocks of an SM take turns, so that one multiplies while the other promotes.
+#
+# Guess the microseconds, and how many times as fast as s3_wgmma it is.
 
 # %% tags=["guess"]
+exercises.guess("06.us", None)
 exercises.guess("06.faster", None)
 
 # %%
+model.code(model.s4)
+
+# %%
 size = (4096, 7168, 16384)
+evidence.predict("s4_tma", size)
+
+# %% [markdown]
+# L2, by this.
+
+# %%
 notes = drawing.bars(
     ["s1_naive", "s3_wgmma", "s4_tma", "cublaslt_blockwise", "cublaslt_tensorwise"], size, marked="s4_tma"
 )
@@ -411,9 +430,21 @@ exercises.found("06.faster", tflops["s4_tma"] / tflops["s3_wgmma"], "times as fa
 print(f"{tflops['s4_tma'] / tflops['cublaslt_tensorwise']:.0%} of the ceiling")
 print(*notes, sep="\n")
 
+# %%
+evidence.compare("s4_tma", "06.us")
+
 # %% [markdown]
-# ## What limits it now
+# Within a quarter, but for 32768 x 512. There a tile has four K blocks, and its beginning and its end,
+# which the model still leaves out, take longer than what is between them. The rest looks as if L2 were the
+# limit. Keep that in mind: it is a prediction that came true, and a prediction can come true for a wrong
+# reason.
 #
+# ## What limits it now
+
+# %%
+evidence.thread("s4_tma")
+
+# %% [markdown]
 # Warp 0 again, and the copy engine:
 
 # %%
@@ -425,12 +456,20 @@ drawing.timeline(found, max(span.end for span in found), "s4_tma: eight blocks o
 # %% [markdown]
 # The loads have left the warps and lie beside the products. The promotion has not: while a warp promotes, the
 # tensor core still has nothing to do for it. The [emulator](glossary.md#emulator)'s steps are no durations.
-# These are, from a GPU, of two blocks that share an [SM](glossary.md#sm):
+# These are, from a GPU, of two blocks that share an SM:
 
 # %%
 drawing_tma.gpu_timeline("s4_tma")
 
 # %% [markdown]
+# The number at its upper right is the **tensor-core share**, and every timeline has it: the operations that
+# the WGMMAs of all blocks on this SM did, over those that its tensor cores could have done in that time. It
+# is the same as ncu's number above, but for the time that the recording itself takes. That a WGMMA is *in
+# flight* says less: it is in flight from its issue until its warp has seen its end, also while it waits
+# behind the other block's. Orange bars are no work. How fast they pass is.
+#
+# Now compare the two blocks: do they take turns, as the model assumes?
+#
 # The long wait is for the first load. After it, the warp hardly waits for `full` here: look at its second
 # job instead. The first products of a block have a blue bar below them: its first thread waits for an empty
 # stage, announces, orders three boxes. The last ones have none, as everything has been ordered. Compare how
@@ -472,9 +511,9 @@ print(f"A and B have {(m + n) * k / 1e6:.0f} MB; the blocks ask for {asked / 1e9
 print(f"{asked / microseconds / 1e6:.1f} TB/s")
 
 # %% [markdown]
-# An H100 SXM's memory gives 3.35 TB/s at most (NVIDIA's data sheet), so most of this comes from
-# [L2](glossary.md#l2). And blocks that lie below each other ask for the same tile of B. The next rung lets
-# two of them share it.
+# By NVIDIA's data sheets memory gives 3.35 TB/s on an H100 and 4.8 on an H200, so most of this comes from
+# L2. And blocks that lie below each other ask for the same tile of B. The next rung lets two of them share
+# it.
 #
 # The card:
 

@@ -18,7 +18,7 @@
 # **[multicast](glossary.md#multicast)**, which later rungs keep. It is also about an expectation, and how to
 # measure whether it comes true.
 #
-# > **Needs:** lesson [06](06_tma.ipynb). **Time:** 30 minutes to read, 55 for guesses and exercises; its
+# > **Needs:** lesson [06](06_tma.ipynb). **Time:** 35 minutes to read, 55 for guesses and exercises; its
 # > cells run in a minute, less when its kernels have been compiled. **May be skipped:** *A fence that is not
 # > in the source* (10 minutes).
 
@@ -33,7 +33,16 @@ import gemm_ladder as gl
 import numpy as np
 from gemm_ladder.figures import measured
 from gemm_ladder.ref import gemm, metrics
-from workshop import drawing, drawing_cluster, drawing_tma, exercises, workbench, workbench_tma
+from workshop import (
+    drawing,
+    drawing_cluster,
+    drawing_tma,
+    evidence,
+    exercises,
+    model,
+    workbench,
+    workbench_tma,
+)
 
 drawing.style()
 rung = gl.rungs["s5_tma_multicast"]
@@ -263,14 +272,25 @@ print(f"s5 asks for {asked[rung.name] / asked['s4_tma']:.0%} of what s4 asks for
 #
 # ## How fast it is
 #
-# By how many per cent is it faster than s4_tma at this shape, where sums are long? Slower is a number below
-# 0.
+# The model needs no new term. In s4 its longest was L2; here a block asks L2 for half of B's tile, and the
+# neighbour for the other half. How many microseconds will it take for 4096 x 7168 x 16384, where sums are
+# long, and by how many per cent is it faster than s4_tma? Slower is a number below 0.
 
 # %% tags=["guess"]
+exercises.guess("07.us", None)
 exercises.guess("07.faster", None)
 
 # %%
+model.code(model.s5)
+
+# %%
 size = (4096, 7168, 16384)
+evidence.predict("s5_tma_multicast", size)
+
+# %% [markdown]
+# Two thirds of s4's time.
+
+# %%
 notes = drawing.bars(
     ["s1_naive", "s3_wgmma", "s4_tma", "s5_tma_multicast", "cublaslt_blockwise", "cublaslt_tensorwise"],
     size,
@@ -282,9 +302,17 @@ exercises.found("07.faster", 100 * (s5[size] / s4[size] - 1), "per cent faster t
 print(*notes, sep="\n")
 
 # %% [markdown]
-# A third of the traffic is gone. If that traffic had been all that limits s4, s5 would be half as fast again:
-# two thirds of the bytes, two thirds of the time. What about the other shapes? Where there are many tiles,
-# count also how much longer *one* takes. An [SM](glossary.md#sm) makes two at a time:
+# A third of the traffic is gone, and the prediction has failed. It has two thirds of s4's time:
+
+# %%
+evidence.compare("s5_tma_multicast", "07.us")
+
+# %% [markdown]
+# So L2 was not what limited s4, although the model with L2 in it was not far off for s4. That happens when
+# two terms are about equally long and one of them is wrong. An experiment that changes only one of them, as
+# this rung does, tells them apart. Which is the wrong one comes at the end of the lesson. What about the
+# other shapes? Where there are many tiles, count also how much longer *one* takes. An [SM](glossary.md#sm)
+# makes two at a time:
 
 # %%
 sms = measured.load(measured.DATA / "ladder.json")["meta"]["num_sms"]
@@ -408,19 +436,44 @@ if not timed:
 #
 # ## What limits it now
 #
-# The suspect that remains: those who start the products do other work in between. On a GPU:
+# The suspect that remains: those who start the products do other work in between. The thread first, then the
+# two blocks of one SM on a GPU:
+
+# %%
+evidence.thread("s5_tma_multicast")
 
 # %%
 drawing_tma.gpu_timeline("s5_tma_multicast")
 
 # %% [markdown]
-# The two blocks are on two SMs; each SM holds a second block, which the picture leaves out. They keep step,
-# because each waits for the other's warps; otherwise this is s4's picture. While a product runs, the warp
-# orders loads; after it, the warp promotes, and its [tensor core](glossary.md#tensor-core) waits. The cure is
-# to give the loading to a warp that does nothing else, and to let two warpgroups multiply and promote in
-# turns. That is [rung s6](08_warp_specialized.ipynb). It keeps the multicast. And the blocks of the rung
-# after it live as long as the kernel, so that the meetings at their beginning and end are paid once, not once
-# a tile.
+# Otherwise this is s4's picture: while a product runs, the warp orders loads; after it, the warp promotes.
+# Look at the two blocks beside each other, and at the model's assumption that they take turns. Where both
+# begin together, they multiply at the same time, which takes twice as long, and then promote at the same
+# time, and no [tensor core](glossary.md#tensor-core) works. Nothing makes them take turns. Put that in place
+# of the turns:
+
+# %%
+model.code(model.in_step)
+
+# %%
+evidence.predict("s5_tma_multicast", size, model.in_step(*size))
+us = 2 * np.prod(size, dtype=float) / s5[size] / 1e6
+print(f"measured {us:16.1f}, the prediction is {model.in_step(*size).us / us:.2f} of it")
+
+# %% [markdown]
+# With long sums that is it. The same chain is in s4, beside an L2 that can give more than the model thinks:
+
+# %%
+m, n, k = size
+asked = model.tiles(m, n, 64, 128) * (64 + 128) * k
+us = 2 * m * n * k / s4[size] / 1e6
+print(f"s4_tma had {asked / us / 1e6:.1f} TB/s from L2, by the model {model.L2 / 1e6:g} at most")
+
+# %% [markdown]
+# The cure is to give the loading to a warp that does nothing else, and to let two warpgroups of one block
+# multiply and promote in turns. That is [rung s6](08_warp_specialized.ipynb). It keeps the multicast. And the
+# blocks of the rung after it live as long as the kernel, so that the meetings at their beginning and end are
+# paid once, not once a tile.
 #
 # The card:
 

@@ -20,7 +20,7 @@
 # The [mbarriers](glossary.md#mbarrier) are those of [lesson 06](06_tma.ipynb), the
 # [cluster](glossary.md#cluster) is that of [lesson 07](07_tma_multicast.ipynb).
 #
-# > **Needs:** lesson [07](07_tma_multicast.ipynb). **Time:** 20 minutes to read, 40 for guesses and
+# > **Needs:** lesson [07](07_tma_multicast.ipynb). **Time:** 25 minutes to read, 40 for guesses and
 # > exercises; its cells run in a minute, less when its kernels have been compiled. **May be skipped:**
 # > nothing.
 
@@ -33,7 +33,7 @@ import gemm_ladder as gl
 import numpy as np
 from gemm_ladder.figures import measured, timeline
 from gemm_ladder.ref import gemm, layouts, metrics
-from workshop import drawing, drawing_warps, exercises, workbench
+from workshop import drawing, drawing_warps, evidence, exercises, model, workbench
 
 drawing.style()
 rung = gl.rungs["s6_warp_specialized"]
@@ -66,13 +66,18 @@ below, mine = drawing_warps.on_gpu("s5_tma_multicast"), drawing_warps.on_gpu("s6
 if below and mine:
     drawing_warps.before_after(below, mine, until=min(rows[0]["until"] for rows in (below, mine)))
     for rows in (below, mine):
-        busy, beside = timeline.overlap(rows)
-        print(f"{rows[0]['rung']}: WGMMAs in flight {busy:.0%} of the time,")
-        print(f"    {beside:.0%} of the promotion beside another warpgroup's WGMMAs, of this block")
+        print(f"{rows[0]['rung']}: {timeline.share_in_words(rows[0])};")
+        print(
+            f"    {timeline.beside(rows):.0%} of this block's promotion beside its other warpgroup's WGMMAs"
+        )
 else:
     print("This rung's timeline has not been recorded on a GPU yet.")
 
 # %% [markdown]
+# The tensor-core share ([lesson 06](06_tma.ipynb)) is of all blocks of an SM, so a rung with two and a rung
+# with one compare. [WGMMAs](glossary.md#wgmma) may be in flight for less of the time than before, and still
+# do more, because none waits behind another block's.
+#
 # The tile was a limit too. Count the [operations for each byte](glossary.md#arithmetic-intensity) that a
 # block asks [L2](glossary.md#l2) for. Of the operand that is shared it asks for half; the neighbour asks for
 # the other half, and [multicasts](glossary.md#multicast) it.
@@ -221,10 +226,28 @@ print(
 )
 
 # %% [markdown]
-# ## How fast it is
+# ## How fast it is: first the prediction
+#
+# What changes in the model: a block has an SM to itself; the tensor cores multiply for two consumers, and
+# each consumer is a chain of its own slices. The two are at the same time, so the longer counts. That
+# replaces the turns that nobody arranged. And there is a new term, **begin and end**: with no second block
+# on the SM, a tile waits for its first stage, about a microsecond, and stores its outputs, with nothing
+# beside either. A recording of s5 has how long a store takes: 4.5 us for the two blocks of an SM, with 16
+# KB each. Here a block has 64 KB.
+#
+# How many microseconds do you expect for 4096 x 7168 x 16384?
+
+# %% tags=["guess"]
+exercises.guess("08.us", None)
+
+# %%
+model.code(model.s6, model._two_consumers)
 
 # %%
 size = (4096, 7168, 16384)
+evidence.predict(rung.name, size)
+
+# %%
 notes = drawing.bars(
     [*list(gl.rungs)[1:7], "cublaslt_blockwise", "cublaslt_tensorwise"], size, marked=rung.name
 )
@@ -238,30 +261,32 @@ else:
     print("s6_warp_specialized has not been measured on a GPU yet.")
 print(*notes, sep="\n")
 
+# %%
+evidence.compare(rung.name, "08.us")
+evidence.thread(rung.name)
+
 # %% [markdown]
 # ## What limits it now
 #
 # A block has all of an SM: of its [shared memory](glossary.md#shared-memory) the ring takes most, of its
 # registers the consumers. So there is no second block that could multiply while this one begins or ends.
 # Beginning, it waits for its first stage; ending, it stores its tile, and its tensor cores have nothing to
-# do. How much is that? Let a stage arrive a microsecond after it was asked for, and let the store take
-# another; a block of 128 along k takes what the tensor cores need for it. Predict: for how many of
-# DeepSeek-V3's four k, 512, 2048, 7168 and 16384, is it more than a tenth of the time?
+# do. How much is that? Take the model's begin and end of a tile, and for a K block what the tensor cores
+# need. Predict: for how many of DeepSeek-V3's four k, 512, 2048, 7168 and 16384, is it more than a tenth of
+# the time?
 
 # %% tags=["guess"]
 exercises.guess("08.edges", None)
 
 # %%
-RATE = 4096 * 2  # operations of a cycle and SM, of FP8
-CLOCK = 1.755e9  # about what an H100 runs at when its tensor cores are busy
-matters = 0
+matters, edges = 0, model.FILL_US + 256 * 128 * 2 / model.STORE
 for k in (512, 2048, 7168, 16384):
-    multiply = 2 * 256 * 128 * k / RATE / CLOCK * 1e6
+    multiply = model.tensor(256, 128) * k / model.BLOCK / model.CLOCK_MHZ
     print(
         f"k = {k:5}: {multiply:5.1f} us of WGMMAs for a tile, "
-        f"{2 / (2 + multiply):.0%} of the time without any"
+        f"{edges / (edges + multiply):.0%} of the time without any"
     )
-    matters += 2 / (2 + multiply) > 0.1
+    matters += edges / (edges + multiply) > 0.1
 exercises.found("08.edges", matters, "of the four")
 
 # %% [markdown]
@@ -391,7 +416,7 @@ exercises.check("08.2", announce)
 
 # %% [markdown]
 # **3.** Which row of the tile is in register `i` of slice `slice` of thread `thread` of consumer `consumer`?
-# `layouts.wgmma_accumulator(128)` gives rows and columns of one [WGMMA](glossary.md#wgmma)'s
+# `layouts.wgmma_accumulator(128)` gives rows and columns of one WGMMA's
 # [accumulators](glossary.md#accumulator), each [thread, register].
 
 

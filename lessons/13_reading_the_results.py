@@ -15,7 +15,7 @@
 # number may be compared with, what it could have been at best, and how a true number misleads. All of it is
 # in [figures/data](../figures/data): you can answer each question below from the files.
 #
-# > **Needs:** lesson [09](09_persistent.ipynb). **Time:** 35 minutes to read, 45 for guesses and exercises;
+# > **Needs:** lesson [09](09_persistent.ipynb). **Time:** 45 minutes to read, 55 for guesses and exercises;
 # > its cells run in a minute, less when its kernels have been compiled. **May be skipped:** nothing.
 
 # %%
@@ -23,6 +23,7 @@ from gemm_ladder.figures import lessons
 
 lessons.enter()  # makes this folder the working directory, wherever Jupyter was started
 
+import json
 import math
 import statistics
 
@@ -30,13 +31,13 @@ import gemm_ladder as gl
 import numpy as np
 import torch
 from gemm_ladder.arguments import H100_SMS
-from gemm_ladder.figures import draw, measured, production, roofline
+from gemm_ladder.figures import draw, everywhere, measured, production, roofline, tables
 from gemm_ladder.measure import peers, problems, timing
 from gemm_ladder.measure.shapes import Shape
 from gemm_ladder.production import prediction
 from gemm_ladder.production.launching import configuration
 from gemm_ladder.testing import calc_diff
-from workshop import drawing, drawing_results, exercises, workbench
+from workshop import drawing, drawing_results, evidence, exercises, workbench
 
 drawing.style()
 
@@ -277,13 +278,9 @@ for size, mode in at:
 #
 # ## What is possible: the roofline
 #
-# A product has to move its operands and its result, and to multiply. **Operations a byte**, its
-# *[intensity](glossary.md#arithmetic-intensity)*, is the number of the one over the number of the other, and
-# a property of the shape. Times memory's bandwidth it is a speed that no kernel exceeds; the tensor cores'
-# own speed is another. The lower one is the **[roof](glossary.md#roofline)**.
-#
-# Which bandwidth, which speed? The data sheet's (dotted), or what has been reached: a copy, and the product
-# with one scale per tensor, on this very GPU?
+# [Lesson 02](02_naive.ipynb) has the [roofline](glossary.md#roofline): operations a byte to the right, and
+# two roofs. Here are all rungs under it. Which bandwidth, which speed? The data sheet's (dotted), or what has
+# been reached: a copy, and the product with one scale per tensor, on this very GPU?
 
 # %%
 impls = [name for name in gl.rungs if name != "s0_numpy"] + ["cublaslt_tensorwise"]
@@ -302,7 +299,12 @@ print(f"reached:    {drawing_results.memory().copy} TB/s, {drawing_results.ceili
 #
 # The data sheet's flat roof is out of reach for every kernel here: it assumes the highest clock, and under
 # full load the power limit does not allow that clock. So "percent of peak" says little, and the lessons use
-# "percent of the [ceiling](glossary.md#ceiling)".
+# "percent of the [ceiling](glossary.md#ceiling)". The tensor-core share, which is also ncu's percentage and a
+# timeline's, is another: it is of the cycles that there were, at whatever clock. This is the whole thread,
+# for 4096 x 7168 x 2048:
+
+# %%
+evidence.thread("s9_production")
 
 # %%
 SIZES = sorted(drawing_results.times("s9_production"))
@@ -522,6 +524,121 @@ print(f"stopped when the GPU had finished:       {gpu_free / calls:5.1f} us a ca
 #
 # </details>
 #
+# ## The same doubts, about our own tables
+#
+# **Where do we lose?** The table above was chosen by us: the shapes of one model, for which kernels were
+# tuned. [everywhere.json](../figures/data/everywhere.json) was not: public models' weights, cut for 1 to 8
+# GPUs, with m from 1 to 16384. A ratio is the best library's time over ours in the same run, in one of
+# three states of L2. In how many of 100 cells are we slower than a library? Guess.
+
+# %% tags=["guess"]
+exercises.guess("13.lost", None)
+
+# %%
+cells = everywhere.load(measured.DATA / "everywhere.json")
+by_state = {state: everywhere.ratios(cells, state) for state in everywhere.STATES}
+every = [one for found_in in by_state.values() for one in found_in]
+exercises.found("13.lost", 100 * sum(one.value < 1 for one in every) / len(every), "of 100")
+for state, found_in in by_state.items():
+    lost = [one for one in found_in if one.value < 1]
+    by_more = sum(one.value < 1 - noise for one in lost)
+    print(f"{state:6} {len(lost):3} of {len(found_in)} below 1, {by_more} of them by more than {noise:.1%}")
+
+# %% [markdown]
+# And how is that with more rows? A mean over all m hides it:
+
+# %%
+for low, high in ((1, 128), (129, 1024), (1025, 16384)):
+    some = [one for one in every if one.key[0] == "dense" and low <= one.key[2] <= high]
+    lost = sum(one.value < 1 for one in some) / len(some)
+    print(
+        f"dense, m from {low:4} to {high:5}: geometric mean {everywhere.mean(some):.3f}, {lost:.0%} below 1"
+    )
+
+# %% [markdown]
+# Our own "1.1 times as fast" comes from the rows where a call takes ten microseconds. Where it takes a
+# millisecond there is little between the libraries, and sometimes less than nothing. The exercise at the
+# end asks for the worst cell.
+#
+# **The card decides.** 4096 x 7168 x 16384 is the shape of the ladder's bars, and power sets its clock. These
+# are the runs of this repository's history at that shape, on whatever card of the model there was that day.
+# cuBLASLt's code is the same in all of them. The last column is DeepGEMM's time of the first day, divided by
+# ours of each:
+
+# %%
+with open("data/runs.json") as file:
+    runs = json.load(file)
+shape, across = tuple(runs["shape"]), runs["across"]
+(theirs_then,) = (row[6] for row in across["rows"] if tuple(row[:6]) == ("dense", 1, *shape, "dirty"))
+head = [
+    "date",
+    "GPU",
+    "cuBLASLt, a scale per tensor",
+    "cuBLASLt, block scales",
+    "ours",
+    "DeepGEMM then / ours",
+]
+lines = []
+for run in runs["runs"]:
+    us = run["us"]
+    mine = us.get("s9_production", us.get("s7_production"))  # the top rung was the seventh once
+    times = [us["cublaslt_tensorwise"], us["cublaslt_blockwise"], mine]
+    ratio = f"{theirs_then / mine:.3f}" if mine else "-"
+    lines.append([run["date"], run["gpu"], *(f"{one:.1f}" if one else "-" for one in times), ratio])
+print(tables.plain([head, *lines]))
+ceilings = [run["us"]["cublaslt_tensorwise"] for run in runs["runs"]]
+print(f"the same library, the same product: {max(ceilings) / min(ceilings) - 1:.1%} between these runs")
+
+# %% [markdown]
+# On 26 November the first run lost by 4 %, and the second drew. Between them some lines of the kernel had
+# changed, and the card: cuBLASLt's time says by how much. That is more than lies between us and DeepGEMM when
+# both are in one run:
+
+# %%
+at_shape = {row["impl"]: row["us"] for row in drawing_results.rows() if drawing_results.size(row) == shape}
+if "deep_gemm" in at_shape:
+    print(f"DeepGEMM's time over ours: {at_shape['deep_gemm'] / at_shape['s9_production']:.3f}, in one run")
+
+# %% [markdown]
+# So at this shape a time of ours on a good card beside theirs on a bad one is a victory, and the other way
+# round a defeat, with the same two kernels. Whoever shows one number for it has chosen a card.
+#
+# **A ratio across days.** We told one. Until 28 November 2026 README showed DeepGEMM's times of the 22nd
+# beside ours of the 27th, of another card of the same model; the libraries that were in both runs were
+# yardsticks, and agreed within 3 %. Then DeepGEMM was measured beside ours. These are the products at which
+# the two ways of comparing differ most:
+
+# %%
+day_by_day = {tuple(row[:6]): row[6] / row[7] for row in across["rows"]}
+beside = {}
+for row in measured.load(measured.DATA / "production.json")["rows"]:
+    key = row["kind"], row["groups"], row["m"], row["n"], row["k"], row["l2"]
+    beside.setdefault(key, {})[row["impl"]] = row["us"]
+one_run = {key: us["deep_gemm"] / us["s9_production"] for key, us in beside.items() if "deep_gemm" in us}
+both = [key for key in day_by_day if key in one_run]
+for words in ("theirs", "ours"):
+    print(f"{words:7} {across[words]['gpu']}, {across[words]['date']}")
+print(f"in one run: {measured.load(measured.DATA / 'production.json')['meta']['gpu']}")
+if both:
+    both.sort(key=lambda key: abs(math.log(one_run[key] / day_by_day[key])), reverse=True)
+    for key in both[:8]:
+        kind, groups, *size, l2 = key
+        where = f"{kind} {groups} x {drawing_results.name(size)}, {l2}"
+        flips = ", the other way round" if (day_by_day[key] - 1) * (one_run[key] - 1) < 0 else ""
+        print(f"{where:40} across days {day_by_day[key]:.3f}, in one run {one_run[key]:.3f}{flips}")
+    for words, found_in in (("across days", day_by_day), ("in one run", one_run)):
+        print(f"{words:11} geometric mean {statistics.geometric_mean(found_in[key] for key in both):.3f}")
+
+# %% [markdown]
+# <details><summary>What is wrong</summary>
+# The means are near each other, and that is the trap: the errors of single rows go both ways, and a mean
+# hides them. A
+# yardstick tells how much faster a *card* is, at best; it does not tell what another version of a library
+# does, nor how a product that lives by memory moves when the tensor cores do. (The second comparison is not
+# the first one repeated, either: another GPU model, and a later DeepGEMM. Say what you changed.) The rows and
+# their commits are in data/runs.json; the file that was compared with is gone from this repository.
+# </details>
+#
 # A list to go through, with any benchmark, this one too:
 #
 # - Is the result right, element by element? Was it checked in the run that was timed?
@@ -586,6 +703,27 @@ def ratio(ours_now, theirs_then, yardsticks):
 
 # %% tags=["check"]
 exercises.check("13.4", ratio)
+
+# %% [markdown]
+# **5.** The weakest cell of everywhere.json. `rows` are the file's rows, each a dictionary with kind,
+# groups, m, n, k, l2, impl and us. Of all products and states of L2 in which both "s9_production" and one
+# of `libraries` was measured, return the one with the smallest ratio of the best library's time over ours:
+# (kind, groups, m, n, k, l2, ratio). Beware of the masked products: what else than these fields tells two
+# of them apart?
+
+
+# %% tags=["exercise"]
+def weakest(rows, libraries):
+    row = min(rows, key=lambda row: row["us"])
+    return row["kind"], row["groups"], row["m"], row["n"], row["k"], row["l2"], 1.0
+
+
+# %% tags=["check"]
+exercises.check("13.5", weakest)
+
+# %% [markdown]
+# Then ask why it is weak: `python -m gemm_ladder explain` says what a call runs there, and whether the
+# model of [lesson 12](12_production.ipynb) expected it. The answer to that is not at the back.
 
 # %% [markdown]
 # That was the last lesson. What you have read is in [kernels](../kernels/stages); what was tried and did not

@@ -18,7 +18,7 @@ from gemm_ladder.figures import timeline as figure
 from gemm_ladder.measure.problems import make_problem
 from gemm_ladder.sass import disassembly
 from gemm_ladder.timeline import command as timeline
-from gemm_ladder.timeline import spans, stamps
+from gemm_ladder.timeline import spans, stamps, tensor_share
 from gemm_ladder.timeline.chrome_trace import chrome_trace
 from gemm_ladder.timeline.spans import COPY_ENGINE, TENSOR_CORE, WARP, Event, Span
 from matplotlib.text import Text
@@ -96,33 +96,38 @@ def noise() -> list[tuple]:
     return [stamp("wgmma_fence", us, block=block) for us in np.linspace(1, 40, 400) for block in (8, 9)]
 
 
-def read(taken: list[tuple], blocks: tuple[int, ...] | None) -> stamps.Recording:
-    """The recording of these stamps, without the events that only say on which SM a block is."""
+SLOTS = 1 << 13
+
+
+def read(taken: list[tuple], blocks: tuple[int, ...]) -> stamps.Recording:
+    """The recording of these stamps, with the events of these blocks only, and without those that say on
+    which SM a block is."""
     shuffled = np.random.default_rng(0).permutation(np.array(placed() + taken + noise(), stamps.STAMP))
-    recording = stamps.read(shuffled, NAMES, blocks)
-    events = [event for event in recording.events if event.kind != "placed"]
+    recording = stamps.read(shuffled, NAMES, SLOTS)
+    events = [event for event in recording.events if event.kind != "placed" and event.block in blocks]
     return recording._replace(events=events)
 
 
 def test_stamps_are_put_on_one_time_scale() -> None:
     """Across the wrap of both counters; two SMs whose clocks differ."""
     taken = [stamp("wgmma_fence", 10 + i) for i in range(3)]
-    taken += [stamp("wgmma_wait", 10.75 + i, block=1, wait=0.5) for i in range(3)]
-    recording = read(taken, (0, 1))
-    assert recording.sm == {0: 3, 1: 4}
+    taken += [stamp("wgmma_wait", 10.75 + i, block=5, wait=0.5) for i in range(3)]
+    recording = read(taken, (0, 5))
+    assert recording.sm == {block: sm for block, sm in SMS.items() if sm == 3}
     assert recording.about["sm_mhz"] == pytest.approx(1755, rel=1e-3)
     assert recording.about["globaltimer_tick_ns"] == 32 and recording.about["residual_ns"] < 32
     expected = {
         (0, "wgmma_fence"): [9.5, 10.5, 11.5],  # after the first, "placed" at 0.5
-        (1, "wgmma_wait"): [9.75, 10.75, 11.75],
-        (1, "wgmma_pass"): [10.25, 11.25, 12.25],
+        (5, "wgmma_wait"): [9.75, 10.75, 11.75],
+        (5, "wgmma_pass"): [10.25, 11.25, 12.25],
     }
     for (block, kind), times in expected.items():
         found = [event.time for event in recording.events if (event.block, event.kind) == (block, kind)]
         np.testing.assert_allclose(found, times, atol=0.02)
 
 
-def test_blocks_on_the_sm_of_block_0_at_the_same_time_are_recorded() -> None:
+def test_every_block_on_the_sm_of_block_0_is_recorded() -> None:
+    """Also one that begins later; and all groups are counted, on other SMs too."""
     taken = [stamp("wgmma_fence", us) for us in (10, 20)]
     taken += [stamp("wgmma_fence", us, block=5) for us in (22, 30)]
     taken += [stamp("wgmma_fence", us, block=6) for us in (15, 25)]
@@ -130,8 +135,37 @@ def test_blocks_on_the_sm_of_block_0_at_the_same_time_are_recorded() -> None:
     first = [row for row in placed() if row[4] in (0, 6, 7)]
     later = [stamp("placed", 21, value=3, block=5)]
     of_sm_4 = [stamp("wgmma_fence", us, block=7) for us in np.linspace(1, 40, 300)]
-    recording = stamps.read(np.array(first + later + taken + of_sm_4, stamps.STAMP), NAMES, None)
-    assert set(recording.sm) == {0, 6}
+    recording = stamps.read(np.array(first + later + taken + of_sm_4, stamps.STAMP), NAMES, SLOTS)
+    assert set(recording.sm) == {0, 5, 6}
+    assert {event.block for event in recording.events} == {0, 5, 6}
+    assert recording.groups == (len(taken) + len(of_sm_4)) / 4
+
+
+def test_a_clock_that_changes_later_does_not_bend_the_time_scale() -> None:
+    """After 25 us the SMs run at half their clock; block 0 has ended by then."""
+    late = [stamp("wgmma_fence", 25 + (us - 25) / 2, block=8) for us in np.linspace(26, 60, 400)]
+    late = [(*one[:3], (2**32 - 3200 + int(us * 1e3) // 32 * 32) % 2**32, *one[4:]) for one, us in
+            zip(late, np.linspace(26, 60, 400), strict=True)]  # fmt: skip
+    early = [stamp("wgmma_fence", us, block=block) for us in np.linspace(1, 24, 300) for block in (0, 9)]
+    recording = stamps.read(np.array(placed() + early + late, stamps.STAMP), NAMES, SLOTS)
+    assert recording.about["sm_mhz"] == pytest.approx(1755, rel=1e-3)
+    assert recording.about["residual_ns"] < 32
+
+
+def test_blocks_in_the_picture_are_those_at_work_with_block_0() -> None:
+    lives = {0: (0, 10), 1: (0, 4), 2: (1, 12), 3: (11, 20)}
+    found = [Span(block, WARP, 0, "consumer 0", "wait", *life) for block, life in lives.items()]
+    assert timeline.beside_block_0(found) == {0, 2}
+
+
+def test_room_for_stamps() -> None:
+    assert stamps.slots_for(132) == stamps.MOST_SLOTS
+    for blocks in (1, 896, 3705, 100_000):
+        slots = stamps.slots_for(blocks)
+        assert slots & (slots - 1) == 0 and blocks * stamps.WARPS * slots * 16 <= stamps.ROOM
+    case = timeline.CASES["s5_tma_multicast"]
+    assert timeline.most_blocks(case, timeline.Shape(4096, 7168, 1024), 132) >= 64 * 56
+    assert timeline.most_blocks(timeline.CASES["s7_persistent"], case.gpu, 132) == 132
 
 
 def test_an_mbarrier_test_is_an_event_if_it_found_the_phase_complete() -> None:
@@ -154,18 +188,18 @@ def test_an_mbarrier_test_is_an_event_if_it_found_the_phase_complete() -> None:
 
 
 def test_only_the_last_turn_of_a_ring_is_kept() -> None:
-    turn = stamps.SLOTS * stamps.SLOT_CLOCKS * NS_A_CYCLE / 1e3
+    turn = SLOTS * stamps.SLOT_CLOCKS * NS_A_CYCLE / 1e3
     taken = [stamp("wgmma_fence", us) for us in (1, 2, turn + 1.5, turn + 3)]
     assert len(read(taken, (0,)).events) == 2
 
 
 def test_stamps_that_make_no_time_scale() -> None:
     with pytest.raises(LaunchError, match="left no stamps"):
-        stamps.read(np.empty(0, stamps.STAMP), NAMES, (0,))
+        stamps.read(np.empty(0, stamps.STAMP), NAMES, SLOTS)
     with pytest.raises(LaunchError, match="the global timer had 1 values"):
-        stamps.read(np.array(placed()[:1], stamps.STAMP), NAMES, (0,))
+        stamps.read(np.array(placed()[:1], stamps.STAMP), NAMES, SLOTS)
     with pytest.raises(LaunchError, match="a block runs for longer than the 131072 cycles"):
-        stamps.read(np.array(placed()[1:] + noise() + [stamp("wgmma_fence", 9)], stamps.STAMP), NAMES, (0,))
+        stamps.read(np.array(placed()[1:] + noise() + [stamp("wgmma_fence", 9)], stamps.STAMP), NAMES, SLOTS)
 
 
 # ------------------------------------------------------------------------------------------------ the spans
@@ -179,8 +213,12 @@ def actors(found: list[Span]) -> dict[tuple[int, str, int], list[Span]]:
     return of_actor
 
 
-def check_well_formed(found: list[Span]) -> None:
-    """Assert what holds for every rung on either machine."""
+def check_well_formed(found: list[Span], events: list[Event]) -> None:
+    """Assert what holds for every rung on either machine; the spans are of the events."""
+    at = {
+        kind: {event[:3] for event in events if event.kind == kind} for kind in ("wgmma_fence", "wgmma_pass")
+    }
+    instants = at["wgmma_fence"] & at["wgmma_pass"]  # groups that took no step of the emulator's scheduler
     of_actor = actors(found)
     kinds = {
         COPY_ENGINE: {"load"},
@@ -194,7 +232,9 @@ def check_well_formed(found: list[Span]) -> None:
         assert all(one.end <= next_.begin for one, next_ in itertools.pairwise(mine)), (block, unit, index)
         if unit == WARP:
             products = of_actor.get((block, TENSOR_CORE, index), [])
-            ends = {span.end for span in products}
+            ends = {span.end for span in products} | {
+                time for time, *who in instants if who == [block, index]
+            }
             assert all(span.begin in ends for span in mine if span.what == "promote")
             assert (mine[0].role == "producer") == (not products)
             if mine[0].role == "producer":
@@ -220,8 +260,9 @@ def test_timelines_of_the_emulator(name: str, seed: int) -> None:
     with gl.emulator(seed=seed, record=True) as run:
         gl.rungs[name]((problem.a, problem.sfa), (problem.b, problem.sfb), problem.output())
     recorded = run.events[run.events["cluster"] == 0]
-    found = spans.spans(spans.of_emulator(run.events))
-    check_well_formed(found)
+    events = spans.of_emulator(run.events)
+    found = spans.spans(events)
+    check_well_formed(found, events)
 
     for block in {span.block for span in found}:
         here = recorded[recorded["block"] == block]
@@ -232,9 +273,12 @@ def test_timelines_of_the_emulator(name: str, seed: int) -> None:
             len(warps) == len({span.role for span in found if span.index in warps and span.unit == WARP}) * 4
         )
         for warp in warps:
-            commits = (here["kind"] == "wgmma_commit") & (here["thread"] == 32 * warp)
+            lane_0 = here[here["thread"] == 32 * warp]
+            begun, ended = (lane_0["step"][lane_0["kind"] == f"wgmma_{what}"] for what in ("fence", "pass"))
+            assert len(begun) == len(ended) == (lane_0["kind"] == "wgmma_commit").sum() > 0
             products = [s for s in found if (s.block, s.unit, s.index) == (block, TENSOR_CORE, warp)]
-            assert len(products) == commits.sum() > 0
+            # A group may take no step of the scheduler; then there is no span.
+            assert len(products) == (ended > begun).sum() > 0
     roles = {span.role for span in found if span.unit == WARP}
     one = {"consumer 0"}
     specialised = name in ("s6_warp_specialized", "s7_persistent")
@@ -267,19 +311,26 @@ def test_timelines_of_a_gpu(name: str) -> None:
         problem.output(),
     )
     rung(*operands, out)
-    recording = stamps.record(rung, *operands, stamped, case.blocks)
+    sms = torch.cuda.get_device_properties("cuda").multi_processor_count
+    recording = stamps.record(rung, *operands, stamped, timeline.most_blocks(case, case.gpu, sms))
     assert torch.equal(out.view(torch.int16), stamped.view(torch.int16))
     # SMs change their clocks during a run, so they agree less well than the timer's tick. The residual is
     # still a fraction of a K block, which takes half a microsecond or more.
     assert recording.about["residual_ns"] < 250
     found = spans.spans(recording.events)
-    check_well_formed(found)
+    check_well_formed(found, recording.events)
     for block in recording.sm:
         first = [span for span in found if (span.block, span.unit) == (block, TENSOR_CORE)]
         products = sum(span.index == first[0].index for span in first)
         assert products % (case.gpu.k // 128) == 0 < products
         loads = [span for span in found if (span.block, span.unit) == (block, COPY_ENGINE)]
         assert len(loads) % (case.gpu.k // 128) == 0 < len(loads)
+    # What one SM's tensor cores did, by the stamps, is what the kernel's time says of all SMs. They differ by
+    # the last thread block's epilogue, which leaves no stamp, and because some SMs have less to do.
+    mhz = recording.about["sm_mhz"]
+    share = tensor_share.of_spans(found, case.gpu.flops / recording.groups, mhz).share
+    tflops = case.gpu.flops / recording.about["stamped_us"] / 1e6
+    assert share == pytest.approx(tensor_share.of_time(tflops, sms, mhz), rel=0.15)
 
 
 # ------------------------------------------------------------------------------- the trace file, the command
@@ -382,7 +433,8 @@ def row(unit: str, index: int, role: str, found: list[list], block: int = 0, sm:
     """A made-up row of figures/data/timeline.json."""
     head = {"rung": "s7", "machine": "emulator" if sm is None else "gpu", "m": 4096, "n": 7168, "k": 16384}
     actor = {"block": block, "sm": sm, "unit": unit, "index": index, "role": role}
-    return {**head, "until": 9.0, "us": 99.5, "stamped_us": 101.0, **actor, "spans": found}
+    share = {} if sm is None else {"tensor_share": 0.4321, "in_flight": 0.5}
+    return {**head, "until": 9.0, "us": 99.5, "stamped_us": 101.0, **share, **actor, "spans": found}
 
 
 def invented(blocks: tuple[int, ...] = (0, 132)) -> dict:
@@ -403,14 +455,32 @@ def invented(blocks: tuple[int, ...] = (0, 132)) -> dict:
     return {"schema": 1, "meta": {**meta, "sources": "ab" * 32, "protocol": "-"}, "rows": rows}
 
 
-def test_overlap() -> None:
+def test_beside() -> None:
     """Consumer 0 promotes from 3 to 4, while consumer 1 multiplies; consumer 1 from 4 to 5, while 0 does."""
     rows = [one for one in invented((0,))["rows"] if one["machine"] == "gpu"]
-    assert figure.overlap(rows) == (1.0, 1.0)
+    assert figure.beside(rows) == 1.0
     alone = [one for one in rows if one["role"] != "consumer 1"]
-    assert figure.overlap(alone) == (pytest.approx(2 / 3), 0.0)
+    assert figure.beside(alone) == 0.0
     elsewhere = [one | {"sm": 5} if one["role"] == "consumer 1" else one for one in rows]
-    assert figure.overlap(elsewhere) == (pytest.approx(2 / 3), 0.0)
+    assert figure.beside(elsewhere) == 0.0
+
+
+def test_tensor_share() -> None:
+    """Two thread blocks, a group of 4 x 8192 operations in each 10 cycles of flight: a cycle of each warp's
+    share is what counts, however long a group is in flight and however many are at the same time."""
+    mhz = 1000.0  # a cycle is a nanosecond
+    warps = [
+        Span(block, TENSOR_CORE, warp, "consumer 0", "multiply", begin, begin + 0.010)
+        for block, begin in ((0, 0.010), (1, 0.015), (0, 0.030))
+        for warp in range(4)
+    ]
+    waits = [Span(0, WARP, 0, "consumer 0", "wait", 0.0, 0.010), Span(1, WARP, 0, "x", "store", 0.05, 0.1)]
+    found = tensor_share.of_spans(warps + waits, 4 * 8192, mhz)
+    assert found.window == pytest.approx(0.1)
+    assert found.share == pytest.approx(3 * 4 / 100)
+    assert found.in_flight == pytest.approx((15 + 10) / 100)
+    tflops = 132 * 3 * 4 * 8192 / 0.1 / 1e6  # of 132 such SMs
+    assert tensor_share.of_time(tflops, 132, mhz) == pytest.approx(found.share)
 
 
 @pytest.mark.parametrize("blocks", [(0,), (0, 132)])
@@ -437,6 +507,7 @@ def test_picture_names_everything_and_nothing_overlaps(blocks: tuple[int, ...]) 
         "The emulator",
         "H100",
         "101.0 us",
+        "Tensor-core share 43%: a WGMMA in flight 50% of the time, at 86% of the full rate",
     ):
         assert expected in words
     assert len(drawn.axes) == 2

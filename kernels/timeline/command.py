@@ -15,10 +15,11 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import gemm_ladder as gl
 import torch
+from gemm_ladder.arguments import ceil_div
 from gemm_ladder.errors import GemmLadderError, InputError
 from gemm_ladder.figures import measured, tables
 from gemm_ladder.figures import timeline as figure
@@ -26,7 +27,7 @@ from gemm_ladder.figures.rows import TimelineFile, TimelineRow
 from gemm_ladder.measure import problems, records, session, shapes
 from gemm_ladder.measure.shapes import Shape
 from gemm_ladder.rungs import rungs
-from gemm_ladder.timeline import stamps
+from gemm_ladder.timeline import stamps, tensor_share
 from gemm_ladder.timeline.chrome_trace import chrome_trace
 from gemm_ladder.timeline.spans import COPY_ENGINE, WARP, Span, label, of_emulator, place, spans
 
@@ -42,23 +43,26 @@ class Case(NamedTuple):
         gpu, emulator: the shapes. They are large enough that a thread block of s7 computes more than one
             tile.
         seed: of the emulator's schedule; one with which copies and WGMMAs complete early.
-        blocks: the thread blocks; None for block 0 and, on a GPU, those that share its SM.
+        blocks: the thread blocks on the emulator. On a GPU they are block 0 and those beside it on its SM.
         until: microseconds; spans that end later are dropped.
+        tile: the rows and columns of a thread block's one tile; None: as many thread blocks as SMs.
     """
 
     gpu: Shape
     emulator: Shape
     seed: int
-    blocks: tuple[int, ...] | None
+    blocks: tuple[int, ...]
     until: float
+    tile: tuple[int, int] | None
 
 
 _GPU = Shape(4096, 7168, 1024)
+BLOCKS_AN_SM = 2  # the most thread blocks of a rung that an SM holds: the first wave is in the picture
 CASES = {
-    "s4_tma": Case(_GPU, Shape(64, 128, 1024), 54, None, 12),
-    "s5_tma_multicast": Case(_GPU, Shape(128, 128, 1024), 14, (0, 1), 12),
-    "s6_warp_specialized": Case(_GPU, Shape(256, 256, 1024), 20, (0,), 20),
-    "s7_persistent": Case(_GPU, Shape(512, 512, 512), 20, (0,), 20),
+    "s4_tma": Case(_GPU, Shape(64, 128, 1024), 54, (0,), 12, (64, 128)),
+    "s5_tma_multicast": Case(_GPU, Shape(128, 128, 1024), 14, (0, 1), 16, (64, 128)),
+    "s6_warp_specialized": Case(_GPU, Shape(256, 256, 1024), 20, (0,), 26, (256, 128)),
+    "s7_persistent": Case(_GPU, Shape(512, 512, 512), 20, (0,), 20, None),
 }
 RECORDED = tuple(CASES)
 # s8 has no timeline: its pass does not recognise the machine code of a kernel with stamps, and the timeline
@@ -69,7 +73,9 @@ PROTOCOL = (
     "counted from the first event; gpu: microseconds, each SM's clock converted to the global timer's scale, "
     "stamps taken by lane 0 of each warp; us and stamped_us are the median time of "
     f"{stamps.CALLS} launches without and with stamps; a load lasts until a warp of its thread block sees "
-    "that it has arrived; emulator: steps of its scheduler"
+    "that it has arrived; the spans are of a launch whose first wave leaves stamps, tensor_share and "
+    "in_flight of one in which every thread block does: of all that ran on block 0's SM, from its first "
+    "stamp to its last; emulator: steps of its scheduler"
 )
 
 
@@ -78,9 +84,11 @@ class Timeline:
     """One recording.
 
     Attributes:
-        spans: times in microseconds on a GPU, in steps on the emulator.
+        spans: times in microseconds on a GPU, of the thread blocks of the first wave on block 0's SM; in
+            steps on the emulator.
         sm: the SM of each thread block on a GPU; empty on the emulator.
-        about: the seed of the emulator; or the GPU's clocks, and the kernel's time without and with stamps.
+        about: the seed of the emulator; or the GPU's clocks, the kernel's time without and with stamps, and
+            the tensor-core share.
     """
 
     rung: str
@@ -164,12 +172,26 @@ def take(
     problem = problems.make_problem(shape, device if machine == "gpu" else "cpu")
     operands = (problem.a, problem.sfa), (problem.b, problem.sfb), problem.output()
     if machine == "gpu":
-        recording = stamps.record(rung, *operands, case.blocks)
-        return Timeline(name, machine, shape, spans(recording.events), recording.sm, recording.about)
+        sms = torch.cuda.get_device_properties(device).multi_processor_count
+        most = most_blocks(case, shape, sms)
+        # The fewer thread blocks leave stamps, the less is the picture slowed down.
+        recording = stamps.record(rung, *operands, min(most, BLOCKS_AN_SM * sms))
+        whole = stamps.record(rung, *operands, most)
+        found = tensor_share.of_spans(spans(whole.events), shape.flops / whole.groups, whole.about["sm_mhz"])
+        share = {"tensor_share": round(found.share, 4), "in_flight": round(found.in_flight, 4)}
+        return Timeline(name, machine, shape, spans(recording.events), recording.sm, recording.about | share)
     with gl.emulator(seed=seed, record=True) as run:
         rung(*operands)
-    found = [span for span in spans(of_emulator(run.events)) if span.block in (case.blocks or (0,))]
+    found = [span for span in spans(of_emulator(run.events)) if span.block in case.blocks]
     return Timeline(name, machine, shape, found, {}, {"seed": seed})
+
+
+def most_blocks(case: Case, shape: Shape, num_sms: int) -> int:
+    """At least as many as the launch has thread blocks; a cluster may reach one tile past the end."""
+    if case.tile is None:
+        return num_sms
+    rows, columns = case.tile
+    return (ceil_div(shape.m, rows) + 1) * (ceil_div(shape.n, columns) + 1)
 
 
 def record_all(device: torch.device | None) -> TimelineFile:
@@ -200,12 +222,14 @@ def rows(timeline: Timeline) -> list[TimelineRow]:
         CASES[timeline.rung].until if timeline.machine == "gpu" else max(span.end for span in timeline.spans)
     )
     first: dict[tuple[int, str], int] = {}
-    for span in timeline.spans:
+    blocks = beside_block_0(timeline.spans)
+    shown = [span for span in timeline.spans if span.block in blocks]
+    for span in shown:
         if span.unit == WARP:
             first.setdefault((span.block, span.role), span.index)
     digits = 3 if timeline.machine == "gpu" else 0
     found: dict[tuple[int, str, int, str], list[list[Any]]] = {}
-    for span in timeline.spans:
+    for span in shown:
         if span.end <= until and (span.unit == COPY_ENGINE or first[span.block, span.role] == span.index):
             actor = span.block, span.unit, span.index, span.role
             times = [round(time, digits) if digits else int(time) for time in (span.begin, span.end)]
@@ -218,8 +242,23 @@ def rows(timeline: Timeline) -> list[TimelineRow]:
     return made
 
 
+def beside_block_0(found: Sequence[Span]) -> set[int]:
+    """The thread blocks that are at work in the middle of block 0's life, itself included."""
+    lives: dict[int, tuple[float, float]] = {}
+    for span in found:
+        begin, end = lives.get(span.block, (span.begin, span.end))
+        lives[span.block] = min(begin, span.begin), max(end, span.end)
+    middle = sum(lives[0]) / 2
+    return {block for block, (begin, end) in lives.items() if begin <= middle <= end}
+
+
 def summary(timeline: Timeline) -> str:
-    """A table of how each actor spends the time from the first event to the last, in per cent."""
+    """A table of how each actor spends the time from the first event to the last, in per cent; of a GPU, of
+    the thread blocks beside block 0, and the tensor-core share of all of its SM's."""
+    words = figure.share_in_words(cast(TimelineRow, timeline.head))
+    blocks = beside_block_0(timeline.spans)
+    shown = [span for span in timeline.spans if span.block in blocks]
+    timeline = dataclasses.replace(timeline, spans=shown)
     begin, end = min(span.begin for span in timeline.spans), max(span.end for span in timeline.spans)
     kinds = ("load", "issue", "multiply", "promote", "store", "wait")
     actors = sorted({(span.block, *place(span), label(span)) for span in timeline.spans})
@@ -229,7 +268,7 @@ def summary(timeline: Timeline) -> str:
         busy = {kind: sum(span.end - span.begin for span in mine if span.what == kind) for kind in kinds}
         shares = [f"{100 * busy[kind] / (end - begin):.0f}" if busy[kind] else "-" for kind in kinds]
         cells.append([f"block {block}, {who}", *shares])
-    return tables.plain(cells)
+    return tables.plain(cells) + (f"\n\n{words}" if words else "")
 
 
 def _case(name: str) -> Case:

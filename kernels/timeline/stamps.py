@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from gemm_ladder.build import Built
 
 MACRO = "GEMM_LADDER_TRACE"
-SLOTS = 1 << 13  # per warp: a ring that holds SLOTS * SLOT_CLOCKS cycles, 75 us at 1.75 GHz
 SLOT_CLOCKS = 16  # trace::kSlotClocks
 WARPS = 16  # trace::kWarps
-BLOCKS_AN_SM = 2  # the most thread blocks of a rung that an SM holds: the first wave is recorded
+STAMP_BYTES = 16  # struct trace::Stamp
+ROOM = 4 << 30  # bytes for the stamps of all thread blocks
+MOST_SLOTS = 1 << 14  # per warp: a ring that holds this many times SLOT_CLOCKS cycles, 150 us at 1.75 GHz
+WARPS_A_GROUP = 4  # that issue a WGMMA group together, each with its stamps
 CALLS = 20  # calls that are timed with stamps, and as many without
 QUEUEING_CYCLES = 400_000  # GPU cycles; queueing a call takes the host less
 
@@ -43,11 +45,13 @@ class Recording(NamedTuple):
     Attributes:
         events: those of each warp in order; times in microseconds from the first event.
         sm: the SM of each thread block.
+        groups: how many WGMMA groups all thread blocks with stamps issued.
         about: the clocks, and the kernel's time without and with stamps.
     """
 
     events: list[Event]
     sm: dict[int, int]
+    groups: int
     about: dict[str, float]
 
 
@@ -77,13 +81,13 @@ def traced(rung: Rung) -> TracedRung:
     return TracedRung(rung.name, rung.idea, rung.n_multiple, rung.k_multiple)
 
 
-def record(rung: Rung, lhs: tuple, rhs: tuple, out: torch.Tensor, blocks: Sequence[int] | None) -> Recording:
+def record(rung: Rung, lhs: tuple, rhs: tuple, out: torch.Tensor, blocks: int) -> Recording:
     """Run `rung` with stamps on its tensors' GPU, after some calls that are not recorded.
 
     Args:
         lhs, rhs, out: as a rung takes them; `out` is written.
-        blocks: the thread blocks whose events are returned; None for block 0 and the blocks that run on its
-            SM at the same time.
+        blocks: how many thread blocks, from 0 on, leave stamps. The events are those of the SM that block 0
+            runs on.
 
     Raises:
         LaunchError: CUDA refuses the launch, or the stamps do not fit on one time scale.
@@ -94,31 +98,38 @@ def record(rung: Rung, lhs: tuple, rhs: tuple, out: torch.Tensor, blocks: Sequen
     stamped, device = traced(rung), out.device
     library = stamped.build("cuda").lib
     with torch.cuda.device(device):
-        blocks_recorded = BLOCKS_AN_SM * torch.cuda.get_device_properties(device).multi_processor_count
-        stamps = torch.zeros((blocks_recorded, WARPS, SLOTS, 4), dtype=torch.int32, device=device)
+        slots = slots_for(blocks)
+        stamps = torch.zeros((blocks, WARPS, slots, 4), dtype=torch.int32, device=device)
         plain_us = _median_us(lambda: rung(lhs, rhs, out))
-        _keep_in(library, stamps.data_ptr(), blocks_recorded)
+        _keep_in(library, stamps.data_ptr(), blocks, slots)
         try:
             stamped_us = _median_us(lambda: stamped(lhs, rhs, out))
             stamps.zero_()
             stamped(lhs, rhs, out)
             torch.cuda.synchronize(device)
         finally:
-            _keep_in(library, None, 0)
+            _keep_in(library, None, 0, 0)
         used = stamps[..., 0].nonzero()  # block, warp, slot
         taken = torch.cat([stamps[tuple(used.T)], used[:, :2].int()], dim=1).cpu().numpy().view(STAMP)[:, 0]
-    recording = read(taken, _names(library), blocks)
+    recording = read(taken, _names(library), slots)
     recording.about.update(us=round(plain_us, 2), stamped_us=round(stamped_us, 2))
     return recording
 
 
-def read(taken: np.ndarray, names: Sequence[str], blocks: Sequence[int] | None) -> Recording:
-    """Turn stamps into events.
+def slots_for(blocks: int) -> int:
+    """A warp's slots where so many thread blocks share ROOM: a power of two, as trace.cuh wants it."""
+    each = ROOM // (max(blocks, 1) * WARPS * STAMP_BYTES)
+    return min(MOST_SLOTS, 1 << max(each.bit_length() - 1, 0))
+
+
+def read(taken: np.ndarray, names: Sequence[str], slots: int) -> Recording:
+    """Turn stamps into events: those of the thread blocks on block 0's SM.
 
     Args:
-        taken: of dtype STAMP, in any order. Stamps of all thread blocks help to fit the time scale.
+        taken: of dtype STAMP, in any order. The time scale is fitted to the stamps of all thread blocks
+            during block 0's life: later the SMs may have another clock.
         names: the events' names by number.
-        blocks: as in record().
+        slots: a warp's.
 
     Raises:
         LaunchError: there are no stamps, too few to fit a time scale, or more than there was room for.
@@ -127,42 +138,43 @@ def read(taken: np.ndarray, names: Sequence[str], blocks: Sequence[int] | None) 
         raise LaunchError(
             "the launch left no stamps; a kernel with stamps, and a product to compute, are needed"
         )
-    sm_of = _sms(taken, names)
+    sm_of = _sms(taken, names, slots)
     sm = np.array([sm_of[int(block)] for block in taken["block"]])
     clock = np.zeros(len(taken))  # cycles; every SM counts from a moment of its own
     for one in np.unique(sm):
         clock[sm == one] = _since(taken["end"][sm == one])
-    scale = _Scale.fit(sm, clock, _since(taken["globaltimer"]))
+    ns = _since(taken["globaltimer"])
+    life = ns[taken["block"] == 0]
+    near = (ns >= life.min()) & (ns <= life.max())
+    scale = _Scale.fit(sm[near], clock[near], ns[near])
     end = scale.us(sm, clock)
 
-    if blocks is None:
-        mine = end[taken["block"] == 0]
-        beside = (sm == sm_of[0]) & (end >= mine.min()) & (end <= mine.max())
-        blocks = np.unique(taken["block"][beside])
+    blocks = sorted(block for block in sm_of if sm_of[block] == sm_of[0])
     events: list[Event] = []
     for block, warp in itertools.product(blocks, range(WARPS)):
         row = np.flatnonzero((taken["block"] == block) & (taken["warp"] == warp))
         row = row[np.argsort(end[row])]
         row = row[
-            clock[row] > clock[row].max(initial=0) - SLOTS * SLOT_CLOCKS
+            clock[row] > clock[row].max(initial=0) - slots * SLOT_CLOCKS
         ]  # older ones are of the ring's last turn
         events += _events(taken[row], end[row], scale.us_a_cycle, names)
     zero = min((event.time for event in events), default=0.0)
     return Recording(
         [event._replace(time=event.time - zero) for event in events],
-        {int(block): sm_of[int(block)] for block in blocks},
+        {block: sm_of[block] for block in blocks},
+        int(np.count_nonzero(taken["what"] >> 28 == names.index("wgmma_fence"))) // WARPS_A_GROUP,
         scale.about(),
     )
 
 
-def _sms(taken: np.ndarray, names: Sequence[str]) -> dict[int, int]:
+def _sms(taken: np.ndarray, names: Sequence[str], slots: int) -> dict[int, int]:
     """The SM of each thread block. A block's first stamp has it; if that is missing, the ring was
     overwritten."""
     placed = taken[taken["what"] >> 28 == names.index("placed")]
     found = dict(zip(placed["block"].tolist(), placed["begin"].tolist(), strict=True))
     if set(found) != set(taken["block"].tolist()):
         raise LaunchError(
-            f"a block runs for longer than the {SLOTS * SLOT_CLOCKS} cycles that its stamps have room for; "
+            f"a block runs for longer than the {slots * SLOT_CLOCKS} cycles that its stamps have room for; "
             "a smaller shape is needed"
         )
     return found
@@ -232,7 +244,7 @@ class _Scale:
         )
 
     def us(self, sm: np.ndarray, cycles: np.ndarray) -> np.ndarray:
-        zero = np.array([self.zero.get(one, 0.0) for one in range(max(self.zero) + 1)])
+        zero = np.array([self.zero.get(one, 0.0) for one in range(max(sm.max(), *self.zero) + 1)])
         return zero[sm] + cycles * self.us_a_cycle
 
     def about(self) -> dict[str, float]:
@@ -266,11 +278,11 @@ def _names(library: ctypes.CDLL) -> tuple[str, ...]:
     return tuple(name.decode() for name in itertools.takewhile(lambda name: name is not None, names))
 
 
-def _keep_in(library: ctypes.CDLL, address: int | None, blocks: int) -> None:
+def _keep_in(library: ctypes.CDLL, address: int | None, blocks: int, slots: int) -> None:
     """Set where the library's launches write their stamps from now on; None and 0 to take none."""
     library.gemm_ladder_trace.restype = ctypes.c_char_p
     error = library.gemm_ladder_trace(
-        ctypes.c_void_p(address), ctypes.c_uint32(blocks), ctypes.c_uint32(SLOTS)
+        ctypes.c_void_p(address), ctypes.c_uint32(blocks), ctypes.c_uint32(slots)
     )
     if error is not None:
         raise LaunchError(f"the stamps cannot be switched on: {error.decode()}")

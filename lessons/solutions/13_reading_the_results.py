@@ -32,3 +32,20 @@ def call_times(kernels):
 def ratio(ours_now, theirs_then, yardsticks):
     slower = statistics.geometric_mean(now / then for then, now in yardsticks)
     return theirs_then * slower / ours_now
+
+
+# %%
+def weakest(rows, libraries):
+    times = {}
+    for row in rows:
+        product = tuple(
+            row[field] for field in ("kind", "groups", "m", "n", "k", "l2", "max_m", "expected_m")
+        )
+        times.setdefault(product, {})[row["impl"]] = row["us"]
+    ratios = {}
+    for product, us in times.items():
+        theirs = [us[library] for library in libraries if library in us]
+        if theirs and "s9_production" in us:
+            ratios[product] = min(theirs) / us["s9_production"]
+    worst = min(ratios, key=ratios.get)
+    return *worst[:6], ratios[worst]

@@ -1,10 +1,12 @@
-"""Lesson 13's exercises: the roof, the passes, the markers, a ratio across runs."""
+"""Lesson 13's exercises: the roof, the passes, the markers, a ratio across runs, the weakest cell."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
+from gemm_ladder.figures import everywhere, measured
+from gemm_ladder.figures.production import BLOCK_SCALED
 from gemm_ladder.measure import timing
 from gemm_ladder.measure.shapes import Shape
 from workshop import drawing_results
@@ -45,6 +47,41 @@ SEEN = [
 def _ratio(ours_now: float, theirs_then: float, yardsticks: list[tuple[float, float]]) -> float:
     logarithms = [math.log(now / then) for then, now in yardsticks]
     return theirs_then * math.exp(sum(logarithms) / len(logarithms)) / ours_now
+
+
+def _weakest(mine: object) -> Verdict:
+    """On a few rows first, so that a wrong answer can be looked through; then on the file."""
+
+    def right(rows: list[dict], libraries: list[str]) -> tuple:
+        found = [(one, l2) for l2 in everywhere.STATES for one in everywhere.ratios({"rows": rows}, l2)]
+        worst, l2 = min(found, key=lambda one: one[0].value)
+        return *worst.key[:5], l2, worst.value
+
+    def row(impl: str, us: float, m: int = 64, expected_m: int = 0, l2: str = "dirty") -> dict:
+        size = {"groups": 1, "m": m, "n": 512, "k": 256, "max_m": 0, "expected_m": expected_m}
+        kind = "masked" if expected_m else "dense"
+        return {"kind": kind, **size, "impl": impl, "l2": l2, "us": us}
+
+    ours, theirs, other = "s9_production", "deep_gemm", "cublaslt_blockwise"
+    dense = [
+        row(ours, 10),
+        row(theirs, 12),
+        row(other, 9),
+        row(ours, 8, l2="clean"),
+        row(other, 8, l2="clean"),
+    ]
+    alone = [row(theirs, 1, m=128), row("cublas_bf16", 2), row(ours, 50, m=256)]
+    masked = [row(ours, 20, expected_m=64), row(theirs, 24, expected_m=64)]
+    masked += [row(ours, 30, expected_m=128), row(theirs, 21, expected_m=128)]
+    recorded = everywhere.load(measured.DATA / "everywhere.json")["rows"]
+    libraries = list(BLOCK_SCALED)
+    cases = [(rows, libraries) for rows in (dense, dense + alone, dense + masked, recorded)]
+
+    def shown(argument: object) -> str:
+        rows = isinstance(argument, list) and isinstance(argument[0], dict)
+        return f"{len(argument)} rows" if rows else str(argument)
+
+    return compared(mine, right, cases, shown)
 
 
 EXERCISES = {
@@ -101,6 +138,17 @@ EXERCISES = {
             "is the factor for the peer, too.",
             "Multiply theirs_then by statistics.geometric_mean of now / then over the yardsticks, and divide "
             "by ours_now.",
+        ),
+    ),
+    "13.5": Exercise(
+        _weakest,
+        (
+            "A ratio needs two rows: ours and a library's, at the same product and in the same state. So "
+            "collect the times by what makes two rows comparable.",
+            "A dictionary from the fields that identify a product and its state to another, from impl to us. "
+            "A masked product also has max_m and expected_m: two with equal sizes may differ in them.",
+            "Where ours and at least one library are there, the ratio is the least of the libraries' times "
+            "over ours. Of the key with the least ratio, return the first six fields, and the ratio.",
         ),
     ),
 }

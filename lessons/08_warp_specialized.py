@@ -384,4 +384,27 @@ def tile_row(consumer, slice, thread, i):
 exercises.check("08.3", tile_row)
 
 # %% [markdown]
+# **4.** A whole kernel, the smallest with warps of different jobs: yours of lesson 06, with a third warpgroup
+# that loads. No cluster, one slice. Warpgroup 0 produces, 1 and 2 multiply the upper and the lower 64 rows.
+# The frame is that lesson's, with PRODUCER = 1.
+
+# %%
+exercises.frame("08.4")
+
+# %% tags=["exercise"]
+kernel = """
+__global__ void __launch_bounds__(kThreads, 1)
+    mine(const __grid_constant__ TensorMap map_a, const __grid_constant__ TensorMap map_b,
+         const __grid_constant__ TensorMap map_sfa, const GemmArgs p) {
+    // The mbarriers of all stages; then everybody meets.
+    // Warpgroup 0 gives registers back; its thread 0 loads all blocks of k.
+    // The others take registers. For each block: wait until it is full; multiply; release it; promote.
+    // They store what is inside D.
+}
+"""
+
+# %% tags=["check"]
+exercises.check("08.4", kernel)
+
+# %% [markdown]
 # Next: [blocks that stay](09_persistent.ipynb).

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from gemm_ladder.arguments import GemmArgs
 from gemm_ladder.errors import GemmLadderError, one_line
+from gemm_ladder.lab.agreement import tolerance
+from gemm_ladder.lab.bf16 import Bf16Operands
 from gemm_ladder.lab.cases import Case
 from gemm_ladder.lab.given import Given, arguments
 from gemm_ladder.lab.surroundings import surround, trespass
@@ -72,7 +76,11 @@ def judge(
     verdict.apart = bits.apart
     if verdict.right:
         tick("timing")
-        _time(verdict, given, n_multiple, k_multiple, device)
+        if cases[0].operands.scaled:
+            _time(verdict, given, n_multiple, k_multiple, device)
+        else:
+            with torch.cuda.device(device):
+                _time_bf16(verdict, library, device)
     return verdict
 
 
@@ -86,7 +94,7 @@ def _run(
     placed = surround(case.operands)
     around = torch.from_numpy(placed.around.view(np.int16)).to(device)
     margin = (len(placed.around) - case.m) // 2
-    tensors = {name: getattr(placed, name).on(device) for name in ("a", "sfa", "b", "sfb")}
+    tensors = {name: one.on(device) for name, one in placed.inputs.items()}
     tensors["d"] = around[margin : margin + case.m]
     pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()}
     stream = torch.cuda.current_stream(device)
@@ -132,3 +140,35 @@ def _time(verdict: Verdict, given: Given, n_multiple: int, k_multiple: int, devi
             case = Case("timed", *TIMED[0], "a product that is large enough to be timed")
             verdict.wrong = Wrong(case, None, sentence)
             return
+
+
+def _time_bf16(verdict: Verdict, library: ctypes.CDLL, device: torch.device) -> None:
+    """Time a kernel with BF16 operands beside torch.mm, which is cuBLAS's, at TIMED; or note that a result is
+    wrong there. A shape that the launcher refuses is left out."""
+    import torch
+    from gemm_ladder.launch import launcher, usable_sms
+    from gemm_ladder.measure import timing
+
+    timer = timing.KernelTimer(device)
+    for m, n, k in TIMED:
+        a, b = (torch.randn(rows, k, dtype=torch.bfloat16, device=device) for rows in (m, n))
+        out, theirs = (torch.full((m, n), torch.nan, dtype=torch.bfloat16, device=device) for _ in range(2))
+        pointers = {"a": a.data_ptr(), "b": b.data_ptr(), "d": out.data_ptr()}
+        stream = torch.cuda.current_stream(device).cuda_stream
+        args = GemmArgs(**pointers, m=m, n=n, k=k, num_sms=usable_sms(device), stream=stream)
+        address = ctypes.addressof(args)
+        if launcher(library)(address) is not None:
+            continue
+        product = a.float() @ b.float().T
+        error = float((out.float() - product).norm() / product.norm())
+        if not error < tolerance(out.numel(), Bf16Operands.lost):
+            case = Case("timed", m, n, k, "a product that is large enough to be timed")
+            verdict.wrong = Wrong(case, None, f"its relative error is {error:.2g}")
+            return
+        calls: dict[str, Callable[[], object]] = {
+            f"{verdict.name} (yours)": functools.partial(launcher(library), address),
+            "cublas_bf16": functools.partial(torch.mm, a, b.T, out=theirs),
+        }
+        counts = {name: timing.calls_for(timing.seconds_of(call, device)) for name, call in calls.items()}
+        for (name, _), found in timing.measure(calls, counts, ("dirty",), timer)[0].items():
+            verdict.times.setdefault(name, {})[f"{m} x {n} x {k}"] = found.us

@@ -568,5 +568,4 @@ def ratio(ours_now, theirs_then, yardsticks):
 exercises.check("13.4", ratio)
 
 # %% [markdown]
-# That was the last lesson. What you have read is in [kernels](../kernels/stages); what was tried and did not
-# work in [NOTES.md](../kernels/production/NOTES.md). The next idea is yours.
+# Next: [the rung that you write](14_your_own_rung.ipynb).

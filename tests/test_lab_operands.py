@@ -41,7 +41,7 @@ def test_every_case_has_its_bf16_twin() -> None:
     for case, twin in zip((*CASES, *GPU_CASES), map(bf16.of_case, (*CASES, *GPU_CASES)), strict=True):
         assert (twin.name, twin.m, twin.n, twin.k * 2) == (case.name, case.m, case.n, case.k)
         assert twin.k % bf16.BLOCK == 0
-        assert not re.search("E4M3|negative scales", twin.reaches)
+        assert not re.search("E4M3|scale", twin.reaches)
     for case in CHEAP:
         operands = case.operands
         assert operands.a.dtype == operands.b.dtype == np.uint16 and operands.shape == (

@@ -268,11 +268,16 @@ def add_judge(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--first-seed", type=int, default=0, metavar="SEED", help="of the first run (default: 0)"
     )
+    parser.add_argument(
+        "--timed", metavar="MxNxK,...", help="on a GPU: the shapes at which a right kernel is timed"
+    )
     add_build(parser)
     parser.set_defaults(run=_judge)
 
 
 def _judge(arguments: argparse.Namespace) -> int:
+    from gemm_ladder.measure import shapes
+
     verdict = judging.judge(
         Path(arguments.source),
         operands=arguments.operands,
@@ -281,6 +286,7 @@ def _judge(arguments: argparse.Namespace) -> int:
         seconds=arguments.seconds,
         device=arguments.device,
         cases=arguments.cases.split(",") if arguments.cases else None,
+        timed=shapes.parse(arguments.timed, ()) if arguments.timed else (),
         first_seed=arguments.first_seed,
         tick=_ticker(),
         **build_options(arguments),

@@ -32,6 +32,7 @@ def judge(
     seconds: float = 60.0,
     device: Device | None = None,
     cases: Sequence[str] | None = None,
+    timed: Sequence[tuple[int, int, int]] = (),
     first_seed: int = 0,
     defines: Mapping[str, str | int] | None = None,
     include: Sequence[str | Path] = (),
@@ -57,6 +58,7 @@ def judge(
         device: "cpu": the emulator alone; "cuda": a Hopper GPU alone; None: the emulator, and then a GPU if
             there is one.
         cases: the names of the cases to run; None: all.
+        timed: the (m, n, k) at which a right kernel is timed on a GPU; none: one of prefill, one of decoding.
         first_seed: the seed of the first run; each run has the next one.
         defines, include: as for `gemm_ladder.lab.run`.
         tick: called before each run with a few words about it.
@@ -87,7 +89,7 @@ def judge(
     if device == "cuda" or (device is None and found and found.right and judging_on_gpu.has_hopper()):
         if cases is None:
             chosen += _fitting(_of_type(operands, GPU_CASES), n_multiple, k_multiple)
-        on_gpu = judging_on_gpu.judge(given, chosen, n_multiple, k_multiple, tick)
+        on_gpu = judging_on_gpu.judge(given, chosen, n_multiple, k_multiple, tick, timed)
         if found is None or not on_gpu.right:
             return on_gpu
         found.times = on_gpu.times

@@ -39,9 +39,17 @@ def has_hopper() -> bool:
 
 
 def judge(
-    given: Given, cases: Sequence[Case], n_multiple: int, k_multiple: int, tick: Callable[[str], None]
+    given: Given,
+    cases: Sequence[Case],
+    n_multiple: int,
+    k_multiple: int,
+    tick: Callable[[str], None],
+    timed: Sequence[tuple[int, int, int]] = (),
 ) -> Verdict:
     """Run the cases on the first Hopper GPU; if all are right, time the kernel beside the rungs.
+
+    Args:
+        timed: the (m, n, k) at which it is timed; none: TIMED.
 
     Raises:
         GemmLadderError: there is no Hopper GPU.
@@ -77,10 +85,10 @@ def judge(
     if verdict.right:
         tick("timing")
         if cases[0].operands.scaled:
-            _time(verdict, given, n_multiple, k_multiple, device)
+            _time(verdict, given, n_multiple, k_multiple, timed or TIMED, device)
         else:
             with torch.cuda.device(device):
-                _time_bf16(verdict, library, device)
+                _time_bf16(verdict, library, timed or TIMED, device)
     return verdict
 
 
@@ -123,34 +131,43 @@ class _AsRung(Rung):
         return self.given.build(target)
 
 
-def _time(verdict: Verdict, given: Given, n_multiple: int, k_multiple: int, device: torch.device) -> None:
-    """Time the kernel and the rungs at TIMED, and note the times, or that a result is wrong there."""
+def _time(
+    verdict: Verdict,
+    given: Given,
+    n_multiple: int,
+    k_multiple: int,
+    timed: Sequence[tuple[int, int, int]],
+    device: torch.device,
+) -> None:
+    """Time the kernel and the rungs at these (m, n, k); note the times, or that a result is wrong there."""
     from gemm_ladder.measure import ladder_rows
     from gemm_ladder.measure.shapes import Shape
 
     mine = _AsRung(f"{given.name} (yours)", "", n_multiple, k_multiple, given)
     others = [rung for rung in rungs.values() if not isinstance(rung, NumpyRung)]
-    shapes = [Shape(*sizes) for sizes in TIMED]
+    shapes = [Shape(*sizes) for sizes in timed]
     result = ladder_rows.on_gpu([mine, *others], shapes, ("dirty",), device, {})
     for row in result.rows:
         shape = f"{row['m']} x {row['n']} x {row['k']}"
         verdict.times.setdefault(row["impl"], {})[shape] = row["us"]
     for sentence in result.wrong:
         if sentence.startswith(mine.name):
-            case = Case("timed", *TIMED[0], "a product that is large enough to be timed")
+            case = Case("timed", *timed[0], "a product that is large enough to be timed")
             verdict.wrong = Wrong(case, None, sentence)
             return
 
 
-def _time_bf16(verdict: Verdict, library: ctypes.CDLL, device: torch.device) -> None:
-    """Time a kernel with BF16 operands beside torch.mm, which is cuBLAS's, at TIMED; or note that a result is
-    wrong there. A shape that the launcher refuses is left out."""
+def _time_bf16(
+    verdict: Verdict, library: ctypes.CDLL, timed: Sequence[tuple[int, int, int]], device: torch.device
+) -> None:
+    """Time a kernel with BF16 operands beside torch.mm, which is cuBLAS's, at these (m, n, k); or note that a
+    result is wrong there. A shape that the launcher refuses is left out."""
     import torch
     from gemm_ladder.launch import launcher, usable_sms
     from gemm_ladder.measure import timing
 
     timer = timing.KernelTimer(device)
-    for m, n, k in TIMED:
+    for m, n, k in timed:
         a, b = (torch.randn(rows, k, dtype=torch.bfloat16, device=device) for rows in (m, n))
         out, theirs = (torch.full((m, n), torch.nan, dtype=torch.bfloat16, device=device) for _ in range(2))
         pointers = {"a": a.data_ptr(), "b": b.data_ptr(), "d": out.data_ptr()}

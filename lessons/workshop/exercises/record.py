@@ -95,9 +95,9 @@ def by_running(find: Callable[[], Sequence[workbench.Symptom | None]]) -> Verdic
     return Verdict(True, f"bit for bit the expected result in {len(found)} schedules.")
 
 
-def compiler_said(error: build.BuildError) -> str:
-    """The compiler's first error, as the end of a verdict; with its place where that is the reader's."""
-    said = re.search(r"(?:^(?:\S*/)?(kernel\.cu:\d+):\d+: )?(?:fatal )?error: (.*)", str(error), re.M)
+def compiler_said(error: build.BuildError, file: str = "kernel.cu") -> str:
+    """The compiler's first error, as the end of a verdict; with its place if that is in the reader's file."""
+    said = re.search(rf"(?:^(?:\S*/)?({re.escape(file)}:\d+):\d+: )?(?:fatal )?error: (.*)", str(error), re.M)
     if not said:
         return f"it does not compile. {error}"
     return f"it does not compile. {said[1] + ': ' if said[1] else ''}{said[2]}"

@@ -14,7 +14,7 @@ import pytest
 import torch
 from gemm_ladder import cli, launch
 from gemm_ladder.arguments import GemmArgs
-from gemm_ladder.lab import bf16, judging_on_gpu
+from gemm_ladder.lab import bf16, command, judging_on_gpu
 from gemm_ladder.lab.agreement import differing, out_of_bounds
 from gemm_ladder.lab.cases import CASES, GPU_CASES, Case
 from gemm_ladder.lab.given import Given
@@ -150,6 +150,8 @@ def test_an_fp8_kernel_has_no_scales_there() -> None:
 def test_refusals() -> None:
     with pytest.raises(gl.GemmLadderError, match='operands is \'int8\'; "fp8" or "bf16" is needed'):
         gl.judge(BF16, operands="int8")  # type: ignore[arg-type]
+    with pytest.raises(gl.GemmLadderError, match="'64x128' is not a shape; MxNxK is needed"):
+        command.main(["judge", str(BF16), "--timed", "64x128"])
     with pytest.raises(gl.GemmLadderError, match="'uneven' is not a case"):
         gl.judge(BF16, operands="bf16", cases=["uneven"])
 
@@ -190,9 +192,8 @@ def test_bf16_on_a_pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert verdict.right and "in 2 shapes and 6 runs on a GPU" in verdict.sentence, verdict
     assert "64 x 128 x 128: cublas_bf16 100 us, own_rung_bf16 (yours) 100 us" in str(verdict)
 
-    # Wrong where there are many K blocks, as at the shapes that are timed and not in these cases.
-    monkeypatch.setattr(judging_on_gpu, "TIMED", ((64, 128, 1024),))
+    # Wrong where there are many K blocks, as at the shape that is timed, and not in these cases.
     wrong = changed(BF16, "block > 0 || byte > 0", "(block > 0 && block != 9) || byte > 0")
-    verdict = gl.judge(wrong, operands="bf16", device="cuda", cases=cases)
+    verdict = gl.judge(wrong, operands="bf16", device="cuda", cases=cases, timed=[(64, 128, 1024)])
     assert not verdict.right and not verdict.times
     assert re.search(r"64 x 128 x 1024 \(timed\): its relative error is 0\.\d+", verdict.sentence), verdict

@@ -15,8 +15,9 @@
 # the kernel, have it judged, and look at where the prediction was off. It takes an evening, or two sessions
 # of 90 minutes with others. Three worked solutions are at the end.
 #
-# You need [lesson 06](06_tma.ipynb), whose rung you begin with, and for the second brief
-# [lesson 07](07_tma_multicast.ipynb).
+# You need [lesson 06](06_tma.ipynb), whose rung you begin with, and for the second brief [lesson
+# 07](07_tma_multicast.ipynb). Thread blocks are called CTAs here, as in the CUDA files: a *K block* is 128
+# bytes of a row along k, what one stage of the ring has.
 
 # %%
 from gemm_ladder.figures import lessons
@@ -39,11 +40,11 @@ drawing.style()
 # - **`bf16`**: A and B are BF16 and there are no scales: D = A B^T. It should pay everywhere, as nothing is
 #   promoted. What is hard: 128 bytes are 64 elements. Which of the file's numbers are bytes, and which are
 #   elements?
-# - **`split_k`**: the two blocks of a cluster share a tile, and each sums up half of k. It should pay where
+# - **`split_k`**: the two CTAs of a cluster share a tile, and each sums up half of k. It should pay where
 #   rows are few: 64 x 7168 x 16384 has 56 tiles for 132 SMs. What is hard: where the two halves meet, and
-#   when a block may end.
+#   when a CTA may end.
 # - **`96_columns`**: tiles of 64 x 96. It should pay at n = 2112, which is 22 tiles of 96 and nothing left
-#   over, or 17 of 128 and half of one empty. What is hard: a tile may lie in two scale blocks of B.
+#   over, or 17 of 128, the last one half empty. What is hard: a tile may lie in two scale blocks of B.
 #
 # The rules: one file; all of the ladder's wrappers, and no inline PTX; at most 130 lines of code added and as
 # many removed; every shape that s4_tma takes, right bit for bit or within the rungs' bounds, on every
@@ -78,7 +79,7 @@ print(*own_rung.find(mine).read_text().splitlines()[:14], sep="\n")
 # `python -m gemm_ladder lab judge my_rung_split_k.cu` says whether a kernel is right, or the first thing that
 # is wrong with it. It looks at three things.
 #
-# - **Bits.** It multiplies some thirty products: one tile and one block of k first, then rings that come
+# - **Bits.** It multiplies some thirty products: one tile and one K block first, then rings that come
 #   round, ragged edges, subnormal and infinite numbers, scales that all differ. A result has to have the bits
 #   of the tensor cores' sums; or of such sums with k in 2, 3, 4 or 8 parts; or it has to lie within the
 #   bounds of rounding, and then you have to say why its bits are others.
@@ -86,12 +87,11 @@ print(*own_rung.find(mine).read_text().splitlines()[:14], sep="\n")
 #   on each.
 # - **Faults.** The emulator names what a GPU would pass over: [its table](../ref/emulator/README.md#faults).
 #
-# On a machine with a Hopper GPU all cases run there, too, and the kernel is timed beside the rungs;
-# `--timed 64x7168x16384` says where. The file as it is, is right: it is s4_tma still.
+# On a machine with a Hopper GPU all cases run there, too, and the kernel is timed beside the rungs; `--timed
+# 64x7168x16384` says where. The file as it is, is s4_tma still, and so it is right, unless it is given BF16.
 
 # %%
-if BRIEF != "bf16":
-    own_rung.judge(mine, cases=("one_tile", "5_k_blocks", "ragged_65"))
+_ = own_rung.judge(mine, cases=("two_k_blocks", "5_k_blocks", "ragged_65"))
 
 # %% [markdown]
 # What will it say of a mistake? Let thread 0 not wait for an empty stage before it loads. The cases come in
@@ -108,21 +108,21 @@ first = own_rung.judge("my_rung_split_k.cu", (wait, ""), cases=CASES)
 exercises.found("14.case", first)
 
 # %% [markdown]
-# With four stages, the fifth block of k is the first that is loaded over another one. The verdict names the
+# With four stages, the fifth K block is the first that is loaded over another one. The verdict names the
 # case, the seed and the line, and the command that runs just that again. Such a command is what you debug
 # with: `lab view` and `lab.Stepper` show what happened on that seed, event by event.
 #
 # ## Predict
 #
 # Before you write a line: what will it be worth? Take s4_tma's own times. A wave takes so long for the ends
-# of a tile, whatever k is (the first load, the store), and so long for each block of k. Two shapes that
-# differ in k alone give both numbers. There are two pairs of them: for few rows, where each SM has at most
-# one block, and for many, where it has two.
+# of a tile, whatever k is (the first load, the store), and so long for each K block. Two shapes that differ
+# in k alone give both numbers. There are two pairs of them: for few rows, where each SM has at most one CTA,
+# and for many, where it has two.
 
 # %%
 # Of production's model: microseconds to launch, bytes that memory moves in one, and MHz under load.
 SMS, LAUNCH, MEMORY = H100_SMS, prediction.LAUNCH_US, prediction.MEMORY
-WGMMAS = 2 * 64 * 128 * 128 / prediction.WGMMA_FLOPS / prediction.CLOCK_MHZ  # us of a block of k's
+WGMMAS = 2 * 64 * 128 * 128 / prediction.WGMMA_FLOPS / prediction.CLOCK_MHZ  # us of a K block's
 recorded = {one.impl: one.tflops for one in measured.series(measured.recorded(), "dirty")}
 
 
@@ -132,7 +132,7 @@ def us(impl, m, n, k):
 
 
 def pair(m, waves):
-    """(ends, block): microseconds of a wave for the ends of its tiles, and for each block of k."""
+    """(ends, block): microseconds of a wave for the ends of its tiles, and for each K block."""
     short, long = ((us("s4_tma", m, 7168, k) - LAUNCH) / waves for k in (2048, 16384))
     block = (long - short) / (16384 - 2048) * 128
     return short - 2048 / 128 * block, block
@@ -141,22 +141,22 @@ def pair(m, waves):
 alone = pair(64, waves=1)
 together = pair(4096, waves=-(-64 * 56 // (2 * SMS)))
 for name, (ends, block) in (("alone", alone), ("two on an SM", together)):
-    print(f"{name:13} {ends:4.2f} us for the ends of a tile, {block:5.3f} us for a block of k")
+    print(f"{name:13} {ends:4.2f} us for the ends of a tile, {block:5.3f} us for a K block")
 print(f"its WGMMAs:   {WGMMAS:5.3f} us")
 
 # %% [markdown]
-# Two blocks on an SM take hardly longer than one: that is what the second is good for. And a block of k takes
-# far longer than its WGMMAs.
+# Two CTAs on an SM take hardly longer than one: that is what the second is good for. And a K block takes far
+# longer than its WGMMAs.
 #
 # The first exercise makes a function of that. With it you can predict your brief's rung, if you know two
-# things: how many tiles and blocks of k there are, and how long one of *your* blocks of k takes. For the
-# latter, write down a best and a worst case and why:
+# things: how many CTAs and K blocks there are, and how long one of *your* K blocks takes. For the latter,
+# write down a best and a worst case and why:
 #
-# - `bf16`: k / 64 blocks of k. Each takes at worst what s4_tma's takes, and at best its WGMMAs alone, as
-#   nothing is promoted: 256 cycles of the tensor cores for each of two blocks on an SM.
-# - `split_k`: twice as many CUDA blocks, each with half of the blocks of k. Each takes what it took; at the
-#   end come about 1 us for adding up.
-# - `96_columns`: more tiles. A block of k takes at worst what it took, and at best three quarters.
+# - `bf16`: twice as many K blocks, of 64 elements. Each takes at worst what s4_tma's takes. At best it takes
+#   its WGMMAs alone, as nothing is promoted: as many cycles as with FP8, for each of the two CTAs on an SM.
+# - `split_k`: twice as many CTAs, each with half of the K blocks. A K block takes what it took; at the end
+#   comes about 1 us for adding up.
+# - `96_columns`: more tiles. A K block takes at worst what it took, and at best three quarters.
 #
 # For split-K at its shape: how many times as fast as s4_tma should the rung be?
 
@@ -175,17 +175,17 @@ exercises.found("14.split", us("s4_tma", m, n, k) / max(halves, floor), "times a
 print(f"s9_production, which may split k too: {us('s9_production', m, n, k):.1f} us")
 
 # %% [markdown]
-# Half of the blocks of k is not half of the time: the prediction runs into memory. What overlaps is never
+# Half of the K blocks is not half of the time: the prediction runs into memory. What overlaps is never
 # perfect, so the truth will be above the larger of the two; how far above is what your report is to say.
 #
 # ## Record, or measure
 #
 # Without a GPU you can see whether your kernel does what you meant, though not how fast. Below is the file as
-# it is, on the emulator; for split-K you want a second block beside it, and each to have half of the loads.
+# it is, on the emulator; for split-K you want a second CTA beside this one, and each to have half of the
+# loads.
 
 # %%
-if BRIEF != "bf16":
-    own_rung.timeline(mine, 64, 128, 1024)
+own_rung.timeline(mine, 64, 128, 1024)
 
 # %% [markdown]
 # With a GPU, measure at the brief's shape, beside the rungs, in one process and with L2 cold:
@@ -231,10 +231,10 @@ else:
 #
 # ## Exercises
 #
-# **1.** The model as a function. `ctas` CUDA blocks each walk through `blocks` blocks of k, and `moved` bytes
-# go through memory. `alone` and `together` are pairs (ends, block) as above, for at most SMS CUDA blocks and
-# for more; then two run on an SM at once. A kernel does not end before memory has moved all bytes. Return the
-# microseconds.
+# **1.** The model as a function. `ctas` CTAs each walk through `blocks` K blocks, and `moved` bytes go
+# through memory. `alone` and `together` are pairs (ends, block) as above: `alone` for at most SMS CTAs,
+# `together` for more, of which two run on an SM at once. A kernel does not end before memory has moved all
+# bytes. Return the microseconds.
 
 
 # %% tags=["exercise"]
@@ -260,11 +260,11 @@ exercises.check("14.2", rung)
 #
 # Do not read on before you have a verdict of your own.
 #
-# - [own_rung_bf16.cu](solutions/own_rung_bf16.cu): nothing is done with the accumulators between two blocks
-#   of k, so the next block's WGMMAs are issued while the last one's run. A stage is therefore released one
-#   block later.
-# - [own_rung_split_k.cu](solutions/own_rung_split_k.cu): each block finishes half of the columns, so both add
-#   and both store. The sums go where the ring was: behind a barrier of the block, and between two of the
+# - [own_rung_bf16.cu](solutions/own_rung_bf16.cu): nothing is done with the accumulators between two K
+#   blocks, so the next K block's WGMMAs are issued while the last one's run. A stage is therefore released
+#   one K block later.
+# - [own_rung_split_k.cu](solutions/own_rung_split_k.cu): each CTA finishes half of the columns, so both add
+#   and both store. The sums go where the ring was: behind a barrier of the CTA, and between two of the
 #   cluster.
 # - [own_rung_96_columns.cu](solutions/own_rung_96_columns.cu): 96 and 128 have 32 in common, so three scales
 #   of B a tile are enough, and which of them a register takes is known when the kernel is compiled.
@@ -278,7 +278,7 @@ for brief in own_rung.BRIEFS:
 
 # %% [markdown]
 # The bits of the second are not those of one sum over k, and the judge says whose they are: k was added in
-# two parts. Where there is only one block of k, one of the two CUDA blocks has nothing to do and adds zeros.
+# two parts. Where there is only one K block, one of the two CTAs has nothing to do and adds zeros.
 
 # %%
 own_rung.timeline("solutions/own_rung_split_k.cu", 64, 128, 1024)
@@ -292,27 +292,25 @@ def tiles(m, n, tile_n):
     return -(-m // 64) * -(-n // tile_n)
 
 
-def forecast(ctas, blocks, moved, scales):
-    """Best and worst, if a wave takes so many times as long as s4_tma's; (ends, block) for each."""
-    ends, block = alone if ctas <= SMS else together
-    waves = -(-ctas // (SMS if ctas <= SMS else 2 * SMS))
-    return [max(LAUNCH + waves * (a * ends + blocks * b * block), moved / MEMORY) for a, b in scales]
+def times(of, factor):
+    """A pair (ends, block) whose K block takes so many times as long."""
+    return of[0], of[1] * factor
 
 
 found = own_rung.measured()
 for brief, made in own_rung.BRIEFS.items():
     m, n, k = made.timed
-    moved = m * k + n * k + 2 * m * n
-    if brief == "bf16":
-        best = 2 * WGMMAS / together[1]  # a block of k of 64 BF16 elements has as many WGMMAs
-        span = forecast(tiles(m, n, 128), k // 64, moved + (m + n) * k, [(1, best), (1, 1)])
+    ctas, blocks, moved, adding, factors = tiles(m, n, 128), k // 128, m * k + n * k + 2 * m * n, 0, (1, 1)
+    if brief == "bf16":  # a K block of 64 BF16 elements has as many WGMMAs
+        blocks, moved, factors = 2 * blocks, moved + (m + n) * k, (2 * WGMMAS / together[1], 1)
     elif brief == "split_k":
-        span = [
-            one + prediction.SPLIT_US
-            for one in forecast(2 * tiles(m, n, 128), k // 128 // 2, moved, [(1, 1), (1, 1)])
-        ]
+        ctas, blocks, adding = 2 * ctas, blocks // 2, prediction.SPLIT_US
     else:
-        span = forecast(tiles(m, n, 96), k // 128, moved, [(0.75, 0.75), (1, 1)])
+        ctas, factors = tiles(m, n, 96), (0.75, 1)
+    span = [
+        adding + own_rung.predicted(ctas, blocks, moved, times(alone, factor), times(together, factor))
+        for factor in factors
+    ]
     print(f"{brief:10} {m} x {n} x {k}: predicted {span[0]:.0f} to {span[1]:.0f} us;", end=" ")
     print(f"s4_tma with FP8, recorded: {us('s4_tma', m, n, k):.0f} us")
     if brief in found:
@@ -321,7 +319,7 @@ if not found:
     print("The worked solutions have not been measured on a GPU yet (lessons/data/own_rungs.py does it).")
 
 # %% [markdown]
-# The third is a close call: it wins only if a block of k of 96 columns takes clearly less than one of 128.
+# The third is a close call: it wins only if a K block of 96 columns takes clearly less than one of 128.
 # Promotion and WGMMAs do get shorter, and the waiting around them does not.
 #
 # That was the last lesson. What you have read is in [kernels](../kernels/stages); what was tried and did not

@@ -33,7 +33,7 @@ def test_a_worked_solution(file: str) -> None:
     """Right in every case, on more schedules than one."""
     path = own_rung.find(file)
     operands = own_rung.BRIEFS[own_rung.brief_of(file)].operands
-    verdict = gl.judge(path, operands=operands, device="cpu", seconds=30)
+    verdict = gl.judge(path, operands=operands, device="cpu", seconds=40)
     assert verdict.right and not verdict.unreached and not verdict.refused, verdict
     assert verdict.runs >= 2 * len(verdict.judged)
     assert verdict.arithmetic == ("K in 2 parts" if "split_k" in file else "tensor core")

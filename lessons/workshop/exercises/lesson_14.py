@@ -2,21 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
-from gemm_ladder.arguments import H100_SMS
 from gemm_ladder.errors import InputError
-from gemm_ladder.production import prediction
 from workshop import own_rung
 from workshop.exercises.record import Exercise, Verdict, same
-
-
-def _predicted(
-    ctas: int, blocks: int, bytes_: int, alone: tuple[float, float], together: tuple[float, float]
-) -> float:
-    ends, block = alone if ctas <= H100_SMS else together
-    waves = math.ceil(ctas / (H100_SMS if ctas <= H100_SMS else 2 * H100_SMS))
-    return max(prediction.LAUNCH_US + waves * (ends + blocks * block), bytes_ / prediction.MEMORY)
 
 
 def _rung(mine: object) -> Verdict:
@@ -32,14 +20,14 @@ WORK = [(1, 1), (132, 16), (133, 16), (264, 56), (265, 56), (3584, 128)]
 EXERCISES = {
     "14.1": Exercise(
         same(
-            _predicted,
+            own_rung.predicted,
             [(*work, bytes_, *TIMES) for work in WORK for bytes_ in (10**6, 10**9)],
         ),
         (
             "Three things: the pair of times that counts, the number of waves, and the floor below which "
             "memory does not let the kernel come.",
-            "With as many blocks as SMs, or fewer, each is alone and there is one wave. With more, 2 x 132 "
-            "run at once, and waves are whole. A wave takes the ends of one tile and all of its blocks of k.",
+            "With as many CTAs as SMs, or fewer, each is alone and there is one wave. With more, 2 x 132 "
+            "run at once, and waves are whole. A wave takes the ends of one tile and all of its K blocks.",
             "ends, block = alone or together; waves is ctas over 132 or over 264, rounded up. Return the "
             "larger of LAUNCH + waves * (...) and the bytes over MEMORY.",
         ),
@@ -49,8 +37,8 @@ EXERCISES = {
         (
             "Change one thing at a time and judge after each. Which constants of the file does your brief "
             "touch? Follow each to where it is used.",
-            "BF16: what had 128 elements in 128 bytes has 64, and who promotes what? Split-K: which blocks "
-            "of k does each of two blocks walk through, and where do their sums meet? 96 columns: at which "
+            "BF16: what had 128 elements in 128 bytes has 64, and who promotes what? Split-K: which K blocks "
+            "does each of the two CTAs walk through, and where do their sums meet? 96 columns: at which "
             "columns of a tile may B's scale change?",
             "The wrappers: ptx::wgmma<Type::f32, Type::bf16, Type::bf16, N> of mma.cuh; "
             "ptx::cluster_ctarank, mapa and ld_shared_cluster of cluster.cuh, between two cluster barriers; "

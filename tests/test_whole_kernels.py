@@ -79,3 +79,12 @@ def test_a_solution_as_machine_code(name: str) -> None:
     (found,) = disassembly.resources(log).values()
     assert not re.findall(r"^.*(?:\bC75\d\d\b|\bwarning\b).*$", log, re.MULTILINE | re.IGNORECASE)
     assert found.stack_frame == found.spill_stores == found.spill_loads == 0, found
+
+
+def test_a_busy_machine_leaves_no_case_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whole, "SECONDS", 1e-3)  # enough for the first case, which always runs
+    text = solution("03.5")
+    assert text.count("if (m < p.m && n < p.n)") == 1
+    wrong = TILED.around(text.replace("if (m < p.m && n < p.n)", "if (m < p.m && m < 64 && n < p.n)"))
+    verdict = whole._judge(wrong, {}, ("one_row", "ragged_65"))
+    assert not verdict.right and "(row 64, all 248 columns) were never written" in verdict.words, verdict

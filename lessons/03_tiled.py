@@ -18,7 +18,7 @@
 # From here on every [rung](glossary.md#rung) is written for whole [K blocks](glossary.md#k-block): k is a
 # multiple of 128.
 #
-# > **Needs:** lesson [02](02_naive.ipynb). **Time:** 25 minutes to read, 55 for guesses and exercises; its
+# > **Needs:** lesson [02](02_naive.ipynb). **Time:** 30 minutes to read, 65 for guesses and exercises; its
 # > cells run in a minute, less when its kernels have been compiled. **May be skipped:** nothing.
 
 # %%
@@ -438,6 +438,30 @@ def strided(stride):
 
 # %% tags=["check"]
 exercises.check("03.4", strided)
+
+# %% [markdown]
+# **5.** A whole kernel. The first step from s1_naive to s2_tiled: tiles in shared memory, and no more. A
+# block makes a tile of 32 x 32; a thread makes four outputs of one column. For each 32 of k the threads store
+# both tiles as FP32 numbers, meet, and multiply. The frame below has the rest of the file; write the kernel
+# `mine`. The sums are those of s1_naive, in its order, and n is a multiple of 8, not of 32. `tile_b` has rows
+# of 33 numbers: exercise 4 says why.
+
+# %%
+exercises.frame("03.5")
+
+# %% tags=["exercise"]
+kernel = """
+__global__ void __launch_bounds__(kThreads) mine(const GemmArgs p) {
+    __shared__ float tile_a[kTile][kTile + 1], tile_b[kTile][kTile + 1];  // [row][k]
+    // Which tile is this block's, which rows and which column are this thread's?
+    // For each block of 128 of k: partial sums from 0; for each kTile of it, store, meet, multiply, meet;
+    // then promote.
+    // Round to BF16, and store what is inside D.
+}
+"""
+
+# %% tags=["check"]
+exercises.check("03.5", kernel)
 
 # %% [markdown]
 # Next: [the tensor cores](04_wgmma.ipynb).

@@ -18,7 +18,7 @@
 # [registers](glossary.md#register) of 128 threads; and it does all that *later*. This lesson takes these one
 # at a time.
 #
-# > **Needs:** lesson [03](03_tiled.ipynb). **Time:** 30 minutes to read, 55 for guesses and exercises; its
+# > **Needs:** lesson [03](03_tiled.ipynb). **Time:** 30 minutes to read, 65 for guesses and exercises; its
 # > cells run in a minute, less when its kernels have been compiled. **May be skipped:** nothing.
 
 # %%
@@ -560,6 +560,28 @@ between = """
 
 # %% tags=["check"]
 exercises.check("04.4", between)
+
+# %% [markdown]
+# **5.** A whole kernel. Two warpgroups share a tile of B: a block makes 128 x 128 outputs, the first
+# warpgroup the upper 64 rows, the second the lower. A byte of B that has been copied is then used twice as
+# often as in s3_wgmma. The frame has `copy_tile` and the launcher; write the kernel. Break 4 told you what
+# two warpgroups need that one does not.
+
+# %%
+exercises.frame("04.5")
+
+# %% tags=["exercise"]
+kernel = """
+__global__ void __launch_bounds__(kThreads, 1) mine(const GemmArgs p) {
+    // Which tile is this block's, which half of it this warpgroup's, which two rows this thread's?
+    // Two descriptors.
+    // For each block of 128 of k: copy, make it visible, meet; multiply; wait; promote; meet.
+    // Store what is inside D, two neighbours at a time.
+}
+"""
+
+# %% tags=["check"]
+exercises.check("04.5", kernel)
 
 # %% [markdown]
 # Next: [what 14 bits do to long sums](05_precision.ipynb).

@@ -19,7 +19,7 @@
 # again. One object answers both, the **[mbarrier](glossary.md#mbarrier)**, and most of this lesson is about
 # it.
 #
-# > **Needs:** lesson [04](04_wgmma.ipynb). **Time:** 40 minutes to read, 55 for guesses and exercises; its
+# > **Needs:** lesson [04](04_wgmma.ipynb). **Time:** 40 minutes to read, 65 for guesses and exercises; its
 # > cells run in a minute, less when its kernels have been compiled. **May be skipped:** nothing.
 
 # %%
@@ -711,6 +711,30 @@ def stages_needed(latency, block):
 
 # %% tags=["check"]
 exercises.check("06.4", stages_needed)
+
+# %% [markdown]
+# **5.** A whole kernel: that of lesson 04's last exercise, with the copy engine and a ring of four stages.
+# Two [warpgroups](glossary.md#warpgroup) multiply, 64 rows each, and thread 0 loads for both. The frame has
+# the stages, `Ring` and the launcher with its tensor maps; PRODUCER and PERSISTENT are for later lessons.
+
+# %%
+exercises.frame("06.5")
+
+# %% tags=["exercise"]
+kernel = """
+__global__ void __launch_bounds__(kThreads, 1)
+    mine(const __grid_constant__ TensorMap map_a, const __grid_constant__ TensorMap map_b,
+         const __grid_constant__ TensorMap map_sfa, const GemmArgs p) {
+    // Which tile is this block's, which half of it this warpgroup's, which two rows this thread's?
+    // The mbarriers of all stages; then everybody meets.
+    // Thread 0 loads the first kStages - 1 blocks of k.
+    // For each block: wait until it is full; multiply; let thread 0 load another; release the stage; promote.
+    // Store what is inside D.
+}
+"""
+
+# %% tags=["check"]
+exercises.check("06.5", kernel)
 
 # %% [markdown]
 # Next: [two blocks share a load](07_tma_multicast.ipynb).

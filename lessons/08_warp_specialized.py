@@ -20,7 +20,7 @@
 # The [mbarriers](glossary.md#mbarrier) are those of [lesson 06](06_tma.ipynb), the
 # [cluster](glossary.md#cluster) is that of [lesson 07](07_tma_multicast.ipynb).
 #
-# > **Needs:** lesson [07](07_tma_multicast.ipynb). **Time:** 25 minutes to read, 40 for guesses and
+# > **Needs:** lesson [07](07_tma_multicast.ipynb). **Time:** 25 minutes to read, 50 for guesses and
 # > exercises; its cells run in a minute, less when its kernels have been compiled. **May be skipped:**
 # > nothing.
 
@@ -428,6 +428,29 @@ def tile_row(consumer, slice, thread, i):
 
 # %% tags=["check"]
 exercises.check("08.3", tile_row)
+
+# %% [markdown]
+# **4.** A whole kernel, the smallest with warps of different jobs: yours of lesson 06, with a third warpgroup
+# that loads. No cluster, one slice. Warpgroup 0 produces, 1 and 2 multiply the upper and the lower 64 rows.
+# The frame is that lesson's, with PRODUCER = 1.
+
+# %%
+exercises.frame("08.4")
+
+# %% tags=["exercise"]
+kernel = """
+__global__ void __launch_bounds__(kThreads, 1)
+    mine(const __grid_constant__ TensorMap map_a, const __grid_constant__ TensorMap map_b,
+         const __grid_constant__ TensorMap map_sfa, const GemmArgs p) {
+    // The mbarriers of all stages; then everybody meets.
+    // Warpgroup 0 gives registers back; its thread 0 loads all blocks of k.
+    // The others take registers. For each block: wait until it is full; multiply; release it; promote.
+    // They store what is inside D.
+}
+"""
+
+# %% tags=["check"]
+exercises.check("08.4", kernel)
 
 # %% [markdown]
 # Next: [blocks that stay](09_persistent.ipynb).

@@ -19,7 +19,7 @@
 #
 # The roles are those of [lesson 08](08_warp_specialized.ipynb).
 #
-# > **Needs:** lesson [08](08_warp_specialized.ipynb). **Time:** 35 minutes to read, 40 for guesses and
+# > **Needs:** lesson [08](08_warp_specialized.ipynb). **Time:** 40 minutes to read, 50 for guesses and
 # > exercises; its cells run in a minute, less when its kernels have been compiled. **May be skipped:**
 # > nothing.
 
@@ -618,6 +618,28 @@ between = """
 
 # %% tags=["check"]
 exercises.check("09.3", between)
+
+# %% [markdown]
+# **4.** A whole kernel: that of lesson 08's last exercise, with blocks that stay. There are no more blocks
+# than SMs, and block i makes the tiles i, i + gridDim.x, and so on; tiles go down first, as they did. The
+# results may be stored from registers. The frame is the same again, with PERSISTENT = 1.
+
+# %%
+exercises.frame("09.4")
+
+# %% tags=["exercise"]
+kernel = """
+__global__ void __launch_bounds__(kThreads, 1)
+    mine(const __grid_constant__ TensorMap map_a, const __grid_constant__ TensorMap map_b,
+         const __grid_constant__ TensorMap map_sfa, const GemmArgs p) {
+    // How many tiles are there? The mbarriers of all stages; then everybody meets.
+    // Warpgroup 0: for each of the block's tiles, and each block of k, load.
+    // The others: for each of the block's tiles, multiply and promote all blocks of k, then store.
+}
+"""
+
+# %% tags=["check"]
+exercises.check("09.4", kernel)
 
 # %% [markdown]
 # Next: [two bits of an instruction](10_ffma_interleave.ipynb).

@@ -19,7 +19,7 @@
 # You will read machine code, see what today's compiler does by itself, and measure against that, not against
 # an older compiler.
 #
-# > **Needs:** lesson [09](09_persistent.ipynb). **Time:** 30 minutes to read, 50 for guesses and exercises;
+# > **Needs:** lesson [09](09_persistent.ipynb). **Time:** 35 minutes to read, 60 for guesses and exercises;
 # > its cells run in a minute, less when its kernels have been compiled. **May be skipped:** all of it: no
 # > other lesson needs it.
 
@@ -572,3 +572,43 @@ def cycles(columns):
 
 # %% tags=["check"]
 exercises.check("10.4", cycles)
+
+# %% [markdown]
+# **5.** Kernel lines. This rung hides one consumer's promotion behind the other's WGMMAs. One consumer could
+# do it alone: it has two slices, so let the second one multiply while the first is promoted. In
+# s6_warp_specialized give each slice accumulators of its own, `partial[slice]` (the check declares them), and
+# write the loop over the slices anew: both groups are issued before the first is waited for. Below is the
+# rung's own order, which the check tells from yours by the groups that are in flight.
+
+# %% tags=["exercise"]
+overlap = """
+#pragma unroll
+for (int slice = 0; slice < kSlices; ++slice) {
+    const uint64_t slice_a = advance(desc_a, slice * kSliceM * kSwizzleRow);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < kTileK; k += kWgmmaK)
+        ptx::wgmma<kTileN>(partial[slice], advance(slice_a, k), advance(desc_b, k), k != 0);
+    ptx::wgmma_commit_group();
+    ptx::wgmma_wait_group<0>();
+    if (slice == kSlices - 1) {
+        __syncwarp();
+        if (ptx::laneid() < kCluster)
+            ptx::mbarrier_arrive_cluster(ptx::mapa(ring.stage + kEmpty, ptx::laneid()));
+        ring.advance();
+    }
+#pragma unroll
+    for (int i = 0; i < kRegisters; ++i)
+        total[slice][i] = fmaf(partial[slice][i], scale_a[slice][i / 2 % 2] * scale_b, total[slice][i]);
+}
+"""
+
+# %% tags=["check"]
+exercises.check("10.5", overlap)
+
+# %% [markdown]
+# <details><summary>Why the ladder does not do that</summary>
+# Count the accumulators of a thread: 2 x 64 in `total`, and now 2 x 64 in `partial`. That is 256 registers
+# for them alone, and `setmaxnreg` gives a consumer 232: the compiler would have to keep some in local memory.
+# With one `partial` it is the other consumer whose WGMMAs run while this one promotes.
+# </details>

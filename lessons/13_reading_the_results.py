@@ -726,5 +726,4 @@ exercises.check("13.5", weakest)
 # model of [lesson 12](12_production.ipynb) expected it. The answer to that is not at the back.
 
 # %% [markdown]
-# That was the last lesson. What you have read is in [kernels](../kernels/stages); what was tried and did not
-# work in [NOTES.md](../kernels/production/NOTES.md). The next idea is yours.
+# Next: [the rung that you write](14_your_own_rung.ipynb).

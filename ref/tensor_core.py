@@ -364,7 +364,12 @@ def gemm(a: np.ndarray, sfa: np.ndarray, b: np.ndarray, sfb: np.ndarray) -> np.n
         ValueError, TypeError: shapes that do not fit, other dtypes.
     """
 
-    return _bf16_bits(_promoted(a, sfa, b, sfb, _tensor_core_block, fp8.check_rhs, _promote))
+    return bf16_bits(gemm_f32(a, sfa, b, sfb))
+
+
+def gemm_f32(a: np.ndarray, sfa: np.ndarray, b: np.ndarray, sfb: np.ndarray) -> np.ndarray:
+    """As `gemm`, but not rounded to BF16: float32 [m, n]. Kernels that split K add such sums."""
+    return _promoted(a, sfa, b, sfb, _tensor_core_block, fp8.check_rhs, _promote)
 
 
 def gemm_1d1d(a: np.ndarray, sfa: np.ndarray, b: np.ndarray, sfb: np.ndarray) -> np.ndarray:
@@ -390,7 +395,7 @@ def cuda_core_gemm(a: np.ndarray, sfa: np.ndarray, b: np.ndarray, sfb: np.ndarra
     def cuda_core_block(a, b, partial):
         _fma_block(fp8.decode(a), np.ascontiguousarray(fp8.decode(b).T), partial)
 
-    return _bf16_bits(_promoted(a, sfa, b, sfb, cuda_core_block, fp8.check_rhs, _promote))
+    return bf16_bits(_promoted(a, sfa, b, sfb, cuda_core_block, fp8.check_rhs, _promote))
 
 
 def _tensor_core_block(a, b, partial):
@@ -421,7 +426,7 @@ def _columns(x: np.ndarray, start: int, count: int) -> np.ndarray:
     return np.ascontiguousarray(np.pad(part, ((0, 0), (0, -part.shape[1] % K_INSTRUCTION))))
 
 
-def _bf16_bits(x: np.ndarray) -> np.ndarray:
+def bf16_bits(x: np.ndarray) -> np.ndarray:
     """float32 -> BF16 bits (uint16), to nearest, ties to even, NaN to 0x7FFF, as `__float2bfloat16_rn`."""
     bits = x.view(np.uint32)
     rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16

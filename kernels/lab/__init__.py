@@ -3,10 +3,10 @@
 What belongs here: running a kernel with arrays (`running`, `launching`, `results`, `sources`, `parameters`,
 `arrays`, `tensor_maps`), trying many schedules of it, what a launch leaves behind (`recording`) and the room
 that shows it (`viewer`); saying whether a rung is right (`judging`, `judging_on_gpu`, `verdicts`): the
-products that it has to compute (`operands`, `cases`), the poison around them (`surroundings`), what counts as
-right (`agreement`), where and what wrong values are (`places`, `diagnosis`, `mistakes`); how fast the
-emulator is (`speed`); and the command (`command`, `literals`, `template`). What does not: the emulator itself
-(`gemm_ladder.ref.emulator`), building a library (`gemm_ladder.build`), and the rungs.
+products that it has to compute (`operands`, `bf16`, `cases`), the poison around them (`surroundings`), what
+counts as right (`agreement`), where and what wrong values are (`places`, `diagnosis`, `mistakes`); how fast
+the emulator is (`speed`); and the command (`command`, `literals`, `template`). What does not: the emulator
+itself (`gemm_ladder.ref.emulator`), building a library (`gemm_ladder.build`), and the rungs.
 
     from gemm_ladder import lab
     lab.run("my.cu", x, out, 64, grid=4, block=128)  # NumPy arrays: the emulator

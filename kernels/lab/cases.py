@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import zlib
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import numpy as np
 from gemm_ladder.lab.operands import (
@@ -22,6 +23,9 @@ from gemm_ladder.lab.operands import (
     small_integers,
     subnormal,
 )
+
+OperandType = Literal["fp8", "bf16"]  # of A and B: E4M3 with scales, or BF16 without (bf16.py)
+OPERAND_TYPES: tuple[OperandType, ...] = get_args(OperandType)
 
 
 @dataclasses.dataclass(frozen=True)

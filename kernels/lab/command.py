@@ -3,6 +3,7 @@
 python -m gemm_ladder lab run my.cu --grid 4 --block 128 float32[64,64]=normal float32[64,64]=nan 64
 python -m gemm_ladder lab new my_rung.cu --from s4_tma
 python -m gemm_ladder lab judge my_rung.cu
+python -m gemm_ladder lab judge my_rung.cu --operands bf16
 python -m gemm_ladder lab view s5_tma_multicast -o view.html
 python -m gemm_ladder lab speed
 """
@@ -17,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from gemm_ladder.arguments import N_MULTIPLE, SCALE_BLOCK
+from gemm_ladder.arguments import N_MULTIPLE
 from gemm_ladder.errors import EmulatorError, InputError
 from gemm_ladder.lab import judging, literals, running, template
+from gemm_ladder.lab.cases import OPERAND_TYPES
 from gemm_ladder.lab.speed import add_speed
 from gemm_ladder.lab.viewer.command import add_view
 
@@ -252,24 +254,39 @@ def add_judge(subparsers: Subparsers) -> None:
         "--seconds", type=float, default=60.0, help="for the emulator (default: 60); more is more schedules"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="the emulator alone, or a GPU alone")
+    parser.add_argument(
+        "--operands",
+        choices=OPERAND_TYPES,
+        default="fp8",
+        help="of A and B: fp8, with scales (default), or bf16, without",
+    )
     parser.add_argument("--n-multiple", type=int, default=N_MULTIPLE, metavar="N", help="default: 8")
-    parser.add_argument("--k-multiple", type=int, default=SCALE_BLOCK, metavar="K", help="default: 128")
+    parser.add_argument(
+        "--k-multiple", type=int, metavar="K", help="default: 128, and with --operands bf16 64"
+    )
     parser.add_argument("--cases", metavar="NAME,...", help="the cases to run (default: all)")
     parser.add_argument(
         "--first-seed", type=int, default=0, metavar="SEED", help="of the first run (default: 0)"
+    )
+    parser.add_argument(
+        "--timed", metavar="MxNxK,...", help="on a GPU: the shapes at which a right kernel is timed"
     )
     add_build(parser)
     parser.set_defaults(run=_judge)
 
 
 def _judge(arguments: argparse.Namespace) -> int:
+    from gemm_ladder.measure import shapes
+
     verdict = judging.judge(
         Path(arguments.source),
+        operands=arguments.operands,
         n_multiple=arguments.n_multiple,
         k_multiple=arguments.k_multiple,
         seconds=arguments.seconds,
         device=arguments.device,
         cases=arguments.cases.split(",") if arguments.cases else None,
+        timed=shapes.parse(arguments.timed, ()) if arguments.timed else (),
         first_seed=arguments.first_seed,
         tick=_ticker(),
         **build_options(arguments),
@@ -298,12 +315,16 @@ def add_new(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--from", dest="rung", required=True, metavar="RUNG", help=f"one of {', '.join(template.copied())}"
     )
+    parser.add_argument(
+        "--operands", choices=OPERAND_TYPES, default="fp8", help="those that your kernel will have"
+    )
     parser.set_defaults(run=_new)
 
 
 def _new(arguments: argparse.Namespace) -> int:
-    template.new(arguments.path, arguments.rung)
-    print(f"Written: {arguments.path}. Next: python -m gemm_ladder lab judge {arguments.path}")
+    template.new(arguments.path, arguments.rung, arguments.operands)
+    option = "" if arguments.operands == "fp8" else f" --operands {arguments.operands}"
+    print(f"Written: {arguments.path}. Next: python -m gemm_ladder lab judge {arguments.path}{option}")
     return 0
 
 

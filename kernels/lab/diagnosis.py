@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from gemm_ladder.lab import mistakes
-from gemm_ladder.lab.agreement import ADDED, ELEMENT, FLUSHED, never_written, values
+from gemm_ladder.lab.agreement import ELEMENT, FLUSHED, added, never_written, values
 from gemm_ladder.lab.operands import Operands
 
 ENOUGH = 0.9  # the share of the wrong values that a guess has to explain
@@ -173,7 +173,7 @@ def _mistakes(operands: Operands, found: np.ndarray, wrong: np.ndarray) -> Itera
     sample = mistakes.Sample(operands, chosen)
     got = values(found[tuple(chosen.T)]).astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
-        slack = ADDED * sample.magnitude + FLUSHED
+        slack = added(operands) * sample.magnitude + FLUSHED
         # Of a guess that is right for a few of the values by chance, nothing is to be said.
         for text, predicted in mistakes.products(sample, got):
             same = np.abs(got - predicted) <= ELEMENT * np.abs(predicted) + slack

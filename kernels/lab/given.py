@@ -56,7 +56,9 @@ def arguments(case: Case, pointers: Mapping[str, int], num_sms: int, stream: int
     """The launcher's argument.
 
     Args:
-        pointers: the addresses of a, sfa, b, sfb and d.
+        pointers: the addresses of a, sfa, b, sfb and d; of a, b and d where there are no scales.
     """
-    sizes = {"m": case.m, "n": case.n, "k": case.k, "sfa_stride": align(case.m, TMA_ALIGNMENT // 4)}
+    sizes = {"m": case.m, "n": case.n, "k": case.k}
+    if "sfa" in pointers:
+        sizes["sfa_stride"] = align(case.m, TMA_ALIGNMENT // 4)
     return GemmArgs(**pointers, **sizes, num_sms=num_sms, stream=stream)

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from gemm_ladder.arguments import EMULATED_SMS, N_MULTIPLE, SCALE_BLOCK
 from gemm_ladder.errors import EmulatorError, InputError
-from gemm_ladder.lab import judging_on_gpu
-from gemm_ladder.lab.cases import CASES, GPU_CASES, UNEVEN_CASES, Case
+from gemm_ladder.lab import bf16, judging_on_gpu
+from gemm_ladder.lab.cases import CASES, GPU_CASES, OPERAND_TYPES, UNEVEN_CASES, Case, OperandType
 from gemm_ladder.lab.given import Given, arguments
 from gemm_ladder.lab.surroundings import Surrounded, surround, trespass
 from gemm_ladder.lab.verdicts import Bits, Device, Verdict, Wrong
@@ -26,11 +26,13 @@ SLOWER = 1.5  # a run may take so much longer than those before it let expect
 def judge(
     source: str | Path,
     *,
+    operands: OperandType = "fp8",
     n_multiple: int = N_MULTIPLE,
-    k_multiple: int = SCALE_BLOCK,
+    k_multiple: int | None = None,
     seconds: float = 60.0,
     device: Device | None = None,
     cases: Sequence[str] | None = None,
+    timed: Sequence[tuple[int, int, int]] = (),
     first_seed: int = 0,
     defines: Mapping[str, str | int] | None = None,
     include: Sequence[str | Path] = (),
@@ -47,12 +49,16 @@ def judge(
     Args:
         source: the path of a .cu file, or source text, with `extern "C" const char*
             gemm_ladder_launch(const GemmArgs* args)`, as every file in kernels/stages has it.
-        n_multiple, k_multiple: n and k have to be multiples of these; 1 and 1: any.
+        operands: "fp8": A and B in E4M3 with their scales, as the rungs have them; "bf16": BF16 A and B, and
+            D = A B^T. Then a and b of GemmArgs are pointers to BF16 numbers, and those to scales are null.
+        n_multiple, k_multiple: n and k have to be multiples of these; 1 and 1: any. By default 8, and the
+            elements in 128 bytes of K: 128, or 64 of BF16.
         seconds: for the emulator, without the build. A shape that would take longer is not run, and the
             verdict says so.
         device: "cpu": the emulator alone; "cuda": a Hopper GPU alone; None: the emulator, and then a GPU if
             there is one.
         cases: the names of the cases to run; None: all.
+        timed: the (m, n, k) at which a right kernel is timed on a GPU; none: one of prefill, one of decoding.
         first_seed: the seed of the first run; each run has the next one.
         defines, include: as for `gemm_ladder.lab.run`.
         tick: called before each run with a few words about it.
@@ -62,6 +68,10 @@ def judge(
             device="cuda".
         BuildError, ToolchainError: the source does not compile, or there is no compiler.
     """
+    if operands not in OPERAND_TYPES:
+        raise InputError(f'operands is {operands!r}; "fp8" or "bf16" is needed.')
+    if k_multiple is None:
+        k_multiple = SCALE_BLOCK if operands == "fp8" else bf16.BLOCK
     for name, multiple in (("n_multiple", n_multiple), ("k_multiple", k_multiple)):
         if not isinstance(multiple, int) or multiple < 1:
             raise InputError(f"{name} is {multiple!r}; a positive number is needed.")
@@ -71,15 +81,15 @@ def judge(
         raise InputError(f"seconds is {seconds!r}; a positive number is needed.")
     if device not in (None, "cpu", "cuda"):
         raise InputError(f'device is {device!r}; "cpu" or "cuda" is needed.')
-    chosen = _chosen(cases, n_multiple, k_multiple)
+    chosen = _chosen(operands, cases, n_multiple, k_multiple)
     given = Given.of(source, defines, include)
     found: Verdict | None = None
     if device != "cuda":
         found = _on_emulator(given, chosen, seconds, first_seed, tick)
     if device == "cuda" or (device is None and found and found.right and judging_on_gpu.has_hopper()):
         if cases is None:
-            chosen += [case for case in GPU_CASES if case.n % n_multiple == 0 and case.k % k_multiple == 0]
-        on_gpu = judging_on_gpu.judge(given, chosen, n_multiple, k_multiple, tick)
+            chosen += _fitting(_of_type(operands, GPU_CASES), n_multiple, k_multiple)
+        on_gpu = judging_on_gpu.judge(given, chosen, n_multiple, k_multiple, tick, timed)
         if found is None or not on_gpu.right:
             return on_gpu
         found.times = on_gpu.times
@@ -87,17 +97,28 @@ def judge(
     return found
 
 
-def _chosen(cases: Sequence[str] | None, n_multiple: int, k_multiple: int) -> list[Case]:
+def _of_type(operands: OperandType, cases: Sequence[Case]) -> list[Case]:
+    """The cases with operands of a type. Those that are uneven along k are for FP8, whose k may be any."""
+    if operands == "fp8":
+        return list(cases)
+    return [bf16.of_case(case) for case in cases if case not in UNEVEN_CASES]
+
+
+def _fitting(cases: Sequence[Case], n_multiple: int, k_multiple: int) -> list[Case]:
+    return [case for case in cases if case.n % n_multiple == 0 and case.k % k_multiple == 0]
+
+
+def _chosen(
+    operands: OperandType, cases: Sequence[str] | None, n_multiple: int, k_multiple: int
+) -> list[Case]:
     """The cases to run, in order. Raises InputError where there is none."""
-    known = {case.name: case for case in (*CASES, *UNEVEN_CASES, *GPU_CASES)}
+    known = {case.name: case for case in _of_type(operands, (*CASES, *UNEVEN_CASES, *GPU_CASES))}
     if cases is not None:
         for name in cases:
             if name not in known:
                 raise InputError(f"{name!r} is not a case; one of {', '.join(known)} is needed.")
         return [known[name] for name in cases]
-    fitting = [
-        case for case in (*CASES, *UNEVEN_CASES) if case.n % n_multiple == 0 and case.k % k_multiple == 0
-    ]
+    fitting = _fitting(_of_type(operands, (*CASES, *UNEVEN_CASES)), n_multiple, k_multiple)
     if not fitting:
         raise InputError(
             f"No case has an n that is a multiple of {n_multiple} and a k that is one of {k_multiple}; "
@@ -178,6 +199,8 @@ class _Emulated:
             often += ": it is a matter of timing"
         file = self.given.source if isinstance(self.given.source, Path) else "FILE"
         again = f"python -m gemm_ladder lab judge {file} --cases {wrong.case.name} --first-seed {wrong.seed}"
+        if not wrong.case.operands.scaled:
+            again += " --operands bf16"
         more = (("schedules", f"{tried} were tried, and {often}"), ("again", again))
         return dataclasses.replace(wrong, details=wrong.details + more)
 
@@ -223,18 +246,15 @@ def launch(
 
 
 def _pointers(placed: Surrounded) -> dict[str, int]:
-    arrays = {name: getattr(placed, name).array for name in ("a", "sfa", "b", "sfb")}
-    return {name: array.ctypes.data for name, array in (arrays | {"d": placed.out}).items()}
+    arrays = {name: one.array for name, one in placed.inputs.items()} | {"d": placed.out}
+    return {name: array.ctypes.data for name, array in arrays.items()}
 
 
 def _tensors(placed: Surrounded, m: int) -> dict[str, np.ndarray]:
-    return {
-        "A": placed.a.array,
-        "A's scales": placed.sfa.array.T[:m],
-        "B": placed.b.array,
-        "B's scales": placed.sfb.array,
-        "D": placed.out,
-    }
+    found = {"A": placed.a.array, "B": placed.b.array, "D": placed.out}
+    if placed.sfa and placed.sfb:
+        found |= {"A's scales": placed.sfa.array.T[:m], "B's scales": placed.sfb.array}
+    return found
 
 
 def _fault(case: Case, seed: int, fault: EmulatorError) -> Wrong:

@@ -12,10 +12,9 @@ from collections.abc import Iterator
 import numpy as np
 from gemm_ladder.arguments import SCALE_BLOCK, TMA_ALIGNMENT, align
 from gemm_ladder.lab.operands import Operands
-from gemm_ladder.ref import fp8
 
-SLICE = 32  # elements of K that one FP8 WGMMA multiplies
-CHUNK = 16  # bytes that a swizzle moves as one
+SLICES = 4  # WGMMAs of a K block, each of 32 bytes of K
+CHUNKS = 8  # pieces of a row of 128 bytes that a swizzle moves as one, 16 bytes each
 NEIGHBOURS = (1, -1, 2, -2, 4, -4, 8, -8, 16, -16, 32, -32, 64, -64, 128, -128)
 FLIPS = (1, 2, 4, 8, 16, 32, 64, 128)
 TILES = (8, 16, 32, 64, 128, 256)
@@ -28,7 +27,7 @@ class Sample:
 
     Attributes:
         row, column: int [S].
-        a, b: float64 [S, K, 128], the row of A and the row of B, in K blocks; zeros fill the last one.
+        a, b: float64 [S, K, block], the row of A and the row of B, in K blocks; zeros fill the last one.
         scale_a, scale_b: float64 [S, K].
         partial: float64 [S, K], the unscaled sum of each K block.
         right: float64 [S], the product.
@@ -51,17 +50,17 @@ class Sample:
         return len(self.operands.sfa[0])
 
     def a_of(self, rows: np.ndarray) -> np.ndarray:
-        """float64 [S, K, 128]: rows of A."""
-        return _in_blocks(self.operands.a[rows])
+        """float64 [S, K, block]: rows of A."""
+        return self._in_blocks(self.operands.a[rows])
 
     def b_of(self, columns: np.ndarray) -> np.ndarray:
-        """float64 [S, K, 128]: rows of B, by the columns of D that they make."""
-        return _in_blocks(self.operands.b[columns])
+        """float64 [S, K, block]: rows of B, by the columns of D that they make."""
+        return self._in_blocks(self.operands.b[columns])
 
-
-def _in_blocks(codes: np.ndarray) -> np.ndarray:
-    padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % SCALE_BLOCK)))
-    return fp8.decode(padded).astype(np.float64).reshape(len(codes), -1, SCALE_BLOCK)
+    def _in_blocks(self, codes: np.ndarray) -> np.ndarray:
+        block = self.operands.block
+        padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % block)))
+        return self.operands.decode(padded).astype(np.float64).reshape(len(codes), -1, block)
 
 
 def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -231,9 +230,9 @@ def _accumulation(s: Sample) -> Products:
 
 
 def _slices(s: Sample) -> Products:
-    """The four WGMMAs of a K block, 32 of K each, and descriptors that are not advanced in it."""
-    cut = SCALE_BLOCK // SLICE
-    a, b = (x.reshape(len(x), s.blocks, cut, SLICE) for x in (s.a, s.b))
+    """The WGMMAs of a K block, and descriptors that are not advanced in it."""
+    cut, size = SLICES, s.operands.block // SLICES
+    a, b = (x.reshape(len(x), s.blocks, cut, size) for x in (s.a, s.b))
     each = _dot(a, b)  # [S, K, cut]
 
     def scaled(partial: np.ndarray) -> np.ndarray:
@@ -241,7 +240,7 @@ def _slices(s: Sample) -> Products:
         return made
 
     for which in range(cut):
-        only = f"K {which * SLICE} to {which * SLICE + SLICE - 1} of each K block"
+        only = f"K {which * size} to {which * size + size - 1} of each K block"
         yield f"lack {only}", scaled(s.partial - each[..., which])
         yield f"have only {only}", scaled(each[..., which])
         yield f"have {only} four times", scaled(cut * each[..., which])
@@ -252,11 +251,11 @@ def _slices(s: Sample) -> Products:
 
 def _swizzles(s: Sample) -> Products:
     """16-byte pieces of a row of 128 bytes that are swizzled for one side alone, writer or reader."""
-    chunks = np.arange(SCALE_BLOCK // CHUNK)
+    chunks = np.arange(CHUNKS)
 
     def swizzled(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        pieces = x.reshape(len(x), s.blocks, len(chunks), CHUNK)
-        order = chunks ^ (rows % len(chunks))[:, None]
+        pieces = x.reshape(len(x), s.blocks, CHUNKS, -1)
+        order = chunks ^ (rows % CHUNKS)[:, None]
         moved: np.ndarray = pieces[np.arange(len(x))[:, None], :, order].transpose(0, 2, 1, 3)
         return moved.reshape(x.shape)
 

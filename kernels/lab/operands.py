@@ -6,15 +6,26 @@ Operands are NumPy arrays, made from a generator, so that every machine and ever
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+import functools
+import itertools
+from typing import ClassVar, Literal
 
 import numpy as np
 from gemm_ladder.arguments import SCALE_BLOCK, ceil_div
 from gemm_ladder.ref import fp8, gemm, tensor_core
 
 # Who adds: the tensor cores, with 14 bits, and FP32 from K block to K block; FP32 alone, in k order; or
-# nothing is rounded before the result becomes BF16.
-Arithmetic = Literal["tensor core", "CUDA cores", "float64"]
+# nothing is rounded before the result becomes BF16. Or the tensor cores, with K split: of B K blocks part i
+# of S has those from i * B // S on, and the parts' sums are added in order, in FP32.
+Arithmetic = Literal[
+    "tensor core", "CUDA cores", "float64", "K in 2 parts", "K in 3 parts", "K in 4 parts", "K in 8 parts"
+]
+PARTS: dict[Arithmetic, int] = {
+    "K in 2 parts": 2,
+    "K in 3 parts": 3,
+    "K in 4 parts": 4,
+    "K in 8 parts": 8,
+}
 
 # The rungs whose product is not the tensor cores'.
 OTHER_ARITHMETIC: dict[str, Arithmetic] = {
@@ -29,17 +40,28 @@ ONE = 0x38  # E4M3 of 1.0
 
 @dataclasses.dataclass(frozen=True)
 class Operands:
-    """One product's operands.
+    """One product's operands: FP8 with scales, and, in a class of their own, other types (bf16.py).
 
     Attributes:
         a, b: E4M3 codes, uint8 [m, k] and [n, k].
         sfa, sfb: float32 [m, ceil(k / 128)] and [ceil(n / 128), ceil(k / 128)].
+        block: elements of a K block: what 128 bytes of K have.
+        scaled: whether a kernel is given the scales.
+        nan: the code of a NaN, which surrounds the operands in memory.
+        lost: what the tensor cores' additions lose, relative to the norm of many numbers (agreement.py).
+        arithmetics: those whose bits a result may have.
     """
 
     a: np.ndarray
     sfa: np.ndarray
     b: np.ndarray
     sfb: np.ndarray
+
+    block: ClassVar[int] = SCALE_BLOCK
+    scaled: ClassVar[bool] = True
+    nan: ClassVar[int] = FP8_NAN
+    lost: ClassVar[float] = 2.0**-12
+    arithmetics: ClassVar[tuple[Arithmetic, ...]] = ("tensor core", "CUDA cores", "float64", *PARTS)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -49,6 +71,11 @@ class Operands:
     def rows(self, begin: int, end: int) -> Operands:
         """The same product for some of A's rows."""
         return dataclasses.replace(self, a=self.a[begin:end], sfa=self.sfa[begin:end])
+
+    @staticmethod
+    def decode(codes: np.ndarray) -> np.ndarray:
+        """The numbers that codes of A or B mean."""
+        return fp8.decode(codes)
 
     def exact(self) -> np.ndarray:
         """float64 [m, n]: the reference over the dequantised operands."""
@@ -64,8 +91,18 @@ class Operands:
         """uint16 [m, n]: the BF16 bits of the product, added up in this way."""
         if arithmetic == "float64":
             return gemm.to_bf16(self.exact()).view(np.uint16)
-        model = tensor_core.gemm if arithmetic == "tensor core" else tensor_core.cuda_core_gemm
-        return model(self.a, self.sfa, self.b, self.sfb)
+        if arithmetic == "CUDA cores":
+            return tensor_core.cuda_core_gemm(self.a, self.sfa, self.b, self.sfb)
+        blocks, parts = self.sfa.shape[1], PARTS.get(arithmetic, 1)
+        ends = [part * blocks // parts for part in range(parts + 1)]
+        sums = [self.sum_of(*part) for part in itertools.pairwise(ends) if part[0] < part[1]]
+        with np.errstate(invalid="ignore", over="ignore"):
+            return tensor_core.bf16_bits(functools.reduce(np.add, sums))
+
+    def sum_of(self, first: int, end: int) -> np.ndarray:
+        """float32 [m, n]: the sum of the K blocks from `first` up to `end`, by the tensor cores."""
+        k, scales = np.s_[:, first * self.block : end * self.block], np.s_[:, first:end]
+        return tensor_core.gemm_f32(self.a[k], self.sfa[scales], self.b[k], self.sfb[scales])
 
     def expected_bits(self, rung: str) -> np.ndarray:
         """uint16 [m, n]: the BF16 bits that a rung must give."""

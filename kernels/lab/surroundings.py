@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from gemm_ladder.arguments import TMA_ALIGNMENT, align
-from gemm_ladder.lab.operands import FP8_NAN, Operands
+from gemm_ladder.lab.operands import Operands
 
 if TYPE_CHECKING:
     import torch
@@ -61,17 +61,23 @@ class Surrounded:
     """A launch's memory.
 
     Attributes:
-        a, b: uint8 [m, k] and [n, k].
+        a, b: uint8 [m, k] and [n, k], or uint16 if they are BF16.
         sfa: float32 [ceil(k / 128), align(m, 4)], as kernels read A's scales; the columns from m on are NaN.
-        sfb: float32 [ceil(n / 128), ceil(k / 128)].
+        sfb: float32 [ceil(n / 128), ceil(k / 128)]. Both are None where there are no scales.
         around: uint16 [MARGIN + m + MARGIN, n], the output between canaries.
     """
 
     a: Guarded
-    sfa: Guarded
+    sfa: Guarded | None
     b: Guarded
-    sfb: Guarded
+    sfb: Guarded | None
     around: np.ndarray
+
+    @property
+    def inputs(self) -> dict[str, Guarded]:
+        """Those that there are, by the names of GemmArgs."""
+        named = {"a": self.a, "sfa": self.sfa, "b": self.b, "sfb": self.sfb}
+        return {name: one for name, one in named.items() if one is not None}
 
     @property
     def out(self) -> np.ndarray:
@@ -87,10 +93,10 @@ def surround(operands: Operands) -> Surrounded:
     around = np.full((MARGIN + m + MARGIN, n), CANARY, np.uint16)
     around[MARGIN : MARGIN + m] = UNWRITTEN
     return Surrounded(
-        a=guarded(operands.a, FP8_NAN),
-        sfa=guarded(padded, np.nan),
-        b=guarded(operands.b, FP8_NAN),
-        sfb=guarded(operands.sfb, np.nan),
+        a=guarded(operands.a, operands.nan),
+        sfa=guarded(padded, np.nan) if operands.scaled else None,
+        b=guarded(operands.b, operands.nan),
+        sfb=guarded(operands.sfb, np.nan) if operands.scaled else None,
         around=around,
     )
 

@@ -6,8 +6,21 @@ import re
 from pathlib import Path
 
 from gemm_ladder.errors import InputError
+from gemm_ladder.lab.cases import OperandType
 from gemm_ladder.lab.given import ENTRY
 from gemm_ladder.rungs import Rung, rungs
+
+# What the launcher is given, as comments of the file.
+FP8_GIVEN = (
+    "//   at the end, starts it, and is given shapes whose n is a multiple of 8 and whose k is one of",
+    "//   128. For a shape that the kernel does not support it returns a sentence;",
+)
+BF16_GIVEN = (
+    "//   at the end, starts it, and is given shapes whose n is a multiple of 8 and whose k is one of 64.",
+    "//   For a shape that the kernel does not support it returns a sentence;",
+    "// - of GemmArgs, a and b point to BF16 numbers, and sfa and sfb are null: D = A B^T. The rung below",
+    "//   still multiplies FP8 numbers, with scales;",
+)
 
 
 def copied() -> list[str]:
@@ -15,8 +28,11 @@ def copied() -> list[str]:
     return [name for name, rung in rungs.items() if _is_one_file(rung)]
 
 
-def new(path: Path, rung: str) -> str:
+def new(path: Path, rung: str, operands: OperandType = "fp8") -> str:
     """Write a file with the rung's source, its kernel named after the file, and what is to be done.
+
+    Args:
+        operands: of the kernel that is to come of it, as the judge takes them; the source is the rung's.
 
     Returns:
         What was written.
@@ -38,7 +54,7 @@ def new(path: Path, rung: str) -> str:
         )
     if path.exists():
         raise InputError(f"{path} exists; a name that does not is needed.")
-    text = adapted(source.source, rung, path)
+    text = adapted(source.source, rung, path, operands)
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -47,23 +63,23 @@ def new(path: Path, rung: str) -> str:
     return text
 
 
-def adapted(source: str, rung: str, path: Path) -> str:
+def adapted(source: str, rung: str, path: Path, operands: OperandType = "fp8") -> str:
     """A rung's source as that of another file."""
     lines = source.splitlines()
     end = next(index for index, line in enumerate(lines) if not line.startswith("//"))
     header = [line for line in lines[:end] if "python -m gemm_ladder" not in line]
     while "//" in header[1:3] and header[1] == header[2]:  # two empty lines, where a command was
         del header[1]
+    option, given = ("", FP8_GIVEN) if operands == "fp8" else (f" --operands {operands}", BF16_GIVEN)
     title = re.sub(r"^// Rung \d+: ", "", header[0])
     comment = [
         f"// {path.stem}: TODO: what it adds to {rung} ({title.rstrip('.')}), in one line.",
         "//",
-        f"//   python -m gemm_ladder lab judge {path.name}",
+        f"//   python -m gemm_ladder lab judge {path.name}{option}",
         "//",
         "// TODO:",
         f"// - change one thing of the kernel, and let the judge say whether it is right. `{ENTRY}`,",
-        "//   at the end, starts it, and is given shapes whose n is a multiple of 8 and whose k is one of",
-        "//   128. For a shape that the kernel does not support it returns a sentence;",
+        *given,
         "// - rewrite this comment. What follows is the one of the rung.",
         *header[1:],
     ]

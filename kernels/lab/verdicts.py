@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from gemm_ladder.errors import EmulatorError
@@ -18,7 +18,7 @@ from gemm_ladder.lab.agreement import (
 )
 from gemm_ladder.lab.cases import Case
 from gemm_ladder.lab.diagnosis import explain
-from gemm_ladder.lab.operands import Arithmetic
+from gemm_ladder.lab.operands import PARTS, Arithmetic
 from gemm_ladder.lab.places import tiles, where, whole_tiles
 
 Device = Literal["cpu", "cuda"]
@@ -97,8 +97,10 @@ class Verdict:
             return f"NOT JUDGED: {self.name} refuses every shape that it was given."
         ran = f"{_count(len(self.judged), 'shape')} and {_count(self.runs, 'run')}"
         on = "a GPU" if self.device == "cuda" else "the emulator"
-        if self.arithmetic == "tensor core":
+        if self.arithmetic == "tensor core" or self.arithmetic in PARTS:
             how = "its product is the tensor cores' bit for bit"
+            if self.arithmetic in PARTS:
+                how += f", with {DESCRIBED[self.arithmetic]}"
         else:
             how = "its product is within the rungs' error bounds, not the tensor cores' bit for bit"
             if self.arithmetic:
@@ -132,6 +134,7 @@ DESCRIBED: Mapping[Arithmetic, str] = {
     "tensor core": "the tensor cores",
     "CUDA cores": "FP32 additions in the order of k",
     "float64": "the exact product rounded once",
+    **{name: f"{name} whose sums are added in order" for name in PARTS},
 }
 
 
@@ -139,19 +142,20 @@ class Bits:
     """Which arithmetic's bits the results have, and whether each case's bits are the same every time."""
 
     def __init__(self) -> None:
-        self.models: tuple[Arithmetic, ...] = ("tensor core", "CUDA cores", "float64")
+        self.models: tuple[Arithmetic, ...] = get_args(Arithmetic)
         self.apart: Case | None = None
         self._first: dict[str, np.ndarray] = {}
 
     def wrong(self, case: Case, seed: int | None, found: np.ndarray) -> Wrong | None:
         """What is wrong with a result, if anything is."""
-        self.models = models_of(case, found, self.models)
+        known = case.operands.arithmetics
+        self.models = models_of(case, found, tuple(one for one in self.models if one in known))
         if not differing(found, expected_bits(case, "tensor core")).any():
             self._first.setdefault(case.name, found)
         else:
             if self.apart is None:
                 self.apart = case
-            if not models_of(case, found, ("CUDA cores", "float64")):
+            if not models_of(case, found, tuple(one for one in known if one != "tensor core")):
                 mask = out_of_bounds(case, found)
                 if mask.any():
                     return compare(case, seed, found, mask)

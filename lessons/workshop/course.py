@@ -38,6 +38,7 @@ NEEDS = {
     "production": ("persistent",),
     "grouped_gemms": ("production",),
     "reading_the_results": ("persistent",),
+    "your_own_rung": ("tma_multicast",),
 }
 OPTIONAL = ("ffma_interleave", "grouped_gemms")  # lessons that no other one needs
 # Seconds that a lesson's cells take on two cores when its kernels are not compiled yet, rounded up; make.py
@@ -47,6 +48,7 @@ SECONDS = {
     **dict.fromkeys(("tiled", "wgmma", "precision", "tma", "tma_multicast", "warp_specialized"), 60),
     **dict.fromkeys(("persistent", "ffma_interleave", "grouped_gemms", "reading_the_results"), 60),
     "production": 120,
+    "your_own_rung": 120,
 }
 _IN_WORDS = {30: "half a minute", 60: "a minute", 120: "two minutes"}
 
@@ -113,7 +115,7 @@ PATHS: dict[str, tuple[str, tuple[tuple[Step, ...], ...]]] = {
             (Step("persistent"),),
             (Step("production", without=("Break it",)),),
             (Step("reading_the_results"),),
-            (Step("grouped_gemms", words="or 10_ffma_interleave, or a rung of your own"),),
+            (Step("your_own_rung"),),
         ),
     ),
 }

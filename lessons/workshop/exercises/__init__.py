@@ -14,10 +14,11 @@ from pathlib import Path
 from gemm_ladder.errors import InputError
 from gemm_ladder.figures import lessons
 from workshop import progress, workbench
+from workshop.exercises import whole
 from workshop.exercises.record import Exercise
 from workshop.guesses import found, guess, guess_break
 
-__all__ = ["answer", "check", "found", "guess", "guess_break", "hint", "why"]
+__all__ = ["answer", "check", "found", "frame", "guess", "guess_break", "hint", "why"]
 
 STEPS = ("A nudge", "The idea", "Nearly the line")
 
@@ -63,6 +64,14 @@ def why(name: str) -> workbench.Text:
     if not place.isdigit() or not 1 <= int(place) <= len(reasons):
         raise InputError(f"lesson {number} has {len(reasons)} reasons; one of those is needed, not {name!r}")
     return workbench.Text(reasons[int(place) - 1].strip())
+
+
+def frame(name: str) -> workbench.Text:
+    """What stands around the kernel that an exercise asks for."""
+    exercise(name)
+    if name not in whole.FRAME_OF:
+        raise InputError(f"{name!r} asks for no whole kernel; one of {', '.join(whole.FRAME_OF)} is needed")
+    return whole.FRAME_OF[name].show()
 
 
 def exercise(name: str) -> Exercise:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from workshop import drawing_shared, workbench
 from workshop.exercises.record import Exercise, Verdict, in_rung, same
+from workshop.exercises.whole import whole_kernel
 
 LOOPS = """#pragma unroll
                 for (int i = 0; i < kPerThread; ++i)
@@ -64,6 +65,19 @@ EXERCISES = {
             "The threads' words go around the 32 banks in steps of `stride`. They meet a bank again the "
             "sooner, the more stride and 32 have in common. With an odd stride they visit every bank once.",
             "It is the greatest common divisor of the stride and 32, as an int; NumPy has np.gcd.",
+        ),
+    ),
+    "03.5": whole_kernel(
+        "03.5",
+        (
+            "Begin with s1_naive's kernel. What changes is where the operands of `fmaf` come from; the "
+            "sums, the promotion and the store stay as they are, for kEach outputs in place of one.",
+            "Each step of kTile of k has four parts: all threads store both tiles, zeros for rows past the "
+            "end; they meet; each adds kTile products to each of its partial sums; they meet again, because "
+            "the next step overwrites the tiles. The check names the barrier that is missing.",
+            "Thread t has column t % kTile of the tile and the rows t / kTile + i * kRowsApart. To store, "
+            "it takes the same lines, at k + t % kTile. To multiply step j, it reads tile_a[row][j] and "
+            "tile_b[column][j].",
         ),
     ),
 }

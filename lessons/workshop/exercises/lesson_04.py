@@ -6,6 +6,7 @@ import gemm_ladder as gl
 from gemm_ladder.ref import layouts
 from workshop import workbench
 from workshop.exercises.record import Exercise, Verdict, compared, in_rung, lines, same
+from workshop.exercises.whole import whole_kernel
 
 
 def _descriptor(mine: object) -> Verdict:
@@ -75,6 +76,20 @@ EXERCISES = {
             "so; and the accumulators must be ready for a WGMMA.",
             "In this order: the fence between the proxies, the barrier of the block, and the fence that "
             "comes before a first WGMMA. The first and the last are functions of ptx::, without arguments.",
+        ),
+    ),
+    "04.5": whole_kernel(
+        "04.5",
+        (
+            "Both warpgroups do what s3_wgmma's one does, with the same tile of B. Which three things does "
+            "the second one have of its own? Begin with the rung's kernel, and say threadIdx.x % kWarpgroup "
+            "wherever it means a thread of the warpgroup.",
+            "Its own: 64 rows of the tile of A, so the address in A's descriptor; the rows of D, and with "
+            "them the scales. And one barrier that the rung could do without is needed now: the one at the "
+            "end of the loop.",
+            "A's descriptor begins at smem_a + warpgroup * kWgmmaM * kSwizzleRow, and row0 is tile_m + "
+            "warpgroup * kWgmmaM + accumulator_row(threadIdx.x % kWarpgroup, 0). copy_tile is called twice, "
+            "with smem_a and with smem_b; the rest of the loop is the rung's.",
         ),
     ),
 }

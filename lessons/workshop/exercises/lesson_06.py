@@ -5,6 +5,7 @@ from __future__ import annotations
 import gemm_ladder as gl
 from workshop import workbench
 from workshop.exercises.record import Exercise, Verdict, in_rung, lines, same
+from workshop.exercises.whole import whole_kernel
 
 
 def _mbarrier(count: int, events: list[tuple[str, int]]) -> tuple[int, int, int]:
@@ -83,6 +84,20 @@ EXERCISES = {
             "It is ordered when block i - (stages - 1) begins, so stages - 1 blocks of time lie between. "
             "That has to be at least the latency.",
             "stages - 1 is the latency over block, rounded up: -(-x // y) rounds up.",
+        ),
+    ),
+    "06.5": whole_kernel(
+        "06.5",
+        (
+            "Write it in five parts, and let the check judge each: the mbarriers; the loads by thread 0; "
+            "the wait and the WGMMAs; the release and the promotion; the store to D. Exercises 2 and 3 have "
+            "two of them.",
+            "As in s4_tma, thread 0 loads kStages - 1 blocks before the loop, and in it one more after each "
+            "commit. What is new are the two warpgroups: how many warps arrive at `empty`, and where the "
+            "second one's 64 rows of A, of the scales and of D begin.",
+            "`full` is made for 1 arrival, `empty` for kConsumers * kWarpgroup / 32. With consumer = "
+            "threadIdx.x / kWarpgroup, A's descriptor begins at ring.stage + consumer * kWgmmaM * "
+            "kSwizzleRow, and row0 is consumer * kWgmmaM + accumulator_row(threadIdx.x % kWarpgroup, 0).",
         ),
     ),
 }

@@ -6,6 +6,7 @@ import gemm_ladder as gl
 from gemm_ladder.ref import layouts
 from workshop import workbench
 from workshop.exercises.record import Exercise, Verdict, compared, in_rung, lines, same
+from workshop.exercises.whole import whole_kernel
 
 
 def _announce(mine: object) -> Verdict:
@@ -64,6 +65,19 @@ EXERCISES = {
             "below the first.",
             "Add 128 for each slice before this one, and 64 for each consumer before this one, to what the "
             "stub returns.",
+        ),
+    ),
+    "08.4": whole_kernel(
+        "08.4",
+        (
+            "Take your kernel of lesson 06 apart: what thread 0 did for all goes to warpgroup 0, what all "
+            "did goes to warpgroups 1 and 2. Neither needs a line of the other's.",
+            "After the mbarriers and __syncthreads, one `if`: a thread of warpgroup 0 gives registers back, "
+            "and thread 0 walks through all blocks, waiting for `empty` alone; then they return. The others "
+            "take registers and never load. A consumer's number is its warpgroup's minus 1.",
+            "ptx::setmaxnreg_dec<40>() for all of the producer's warps, ptx::setmaxnreg_inc<232>() for the "
+            "consumers'. The loop of the producer is the `load` of lesson 06 with `next.advance()` at its "
+            "end; the consumers' loop is that lesson's, without the line that loads.",
         ),
     ),
 }

@@ -6,6 +6,7 @@ import gemm_ladder as gl
 from gemm_ladder.ref import layouts
 from workshop import drawing_tiles, workbench
 from workshop.exercises.record import Exercise, Verdict, in_rung, lines, same
+from workshop.exercises.whole import whole_kernel
 
 WALKS = ((16, 28, 8), (10, 5, 8), (3, 4, 8), (7, 3, 1))  # tiles of m, pairs of n, tiles of m at a time
 PLACES = [(pair, *of) for of in WALKS for pair in (0, 2, 5, 9, 11)]
@@ -57,6 +58,19 @@ EXERCISES = {
             "Then the consumer's 128 threads must meet, but not the producer: __syncthreads will not do.",
             "The same fence as in lesson 04; then ptx::bar_sync(id, threads), with the id that the exercise "
             "gives, and kWarpgroup threads.",
+        ),
+    ),
+    "09.4": whole_kernel(
+        "09.4",
+        (
+            "Your kernel of lesson 08 with two loops around: one in the producer, one in the consumers. "
+            "Which variables belong to a tile, and which to the whole life of the block?",
+            "Tiles are numbered; a block begins at blockIdx.x and goes on by gridDim.x. The position in the "
+            "ring stays where it is from tile to tile, as break 3 shows. The totals begin at 0 with each "
+            "tile.",
+            "for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x), the same in both. tile_m is tile "
+            "% tiles_m * kTileM, tile_n is tile / tiles_m * kTileN, both inside the loop; the Ring is made "
+            "before it, total and sfb inside. A thread may return only behind its loop.",
         ),
     ),
 }

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import collections
+
+import gemm_ladder as gl
+import numpy as np
+from gemm_ladder.rungs import Rung
 from gemm_ladder.sass import ffma
-from workshop import workbench_sass
-from workshop.exercises.record import Exercise, Verdict, compared, same
+from workshop import apart, workbench, workbench_sass
+from workshop.exercises.record import Exercise, Verdict, compared, in_rung, same
 
 TENSOR = 8192  # FP8 operations a cycle and SM: the H100's dense peak, over its SMs and its clock
 LANES = 128  # FFMAs a cycle and SM: "Arithmetic Instructions", CUDA C++ Programming Guide
@@ -31,6 +36,37 @@ def _yields(mine: object) -> Verdict:
     which = (0, 1, 2, 17, 31, 32, 33, 34, 35, 36, 38, 63)
     cases = [(i, sixteenths) for sixteenths in mode_of for i in which]
     return compared(mine, lambda i, sixteenths: code.run(mode_of[sixteenths])[i].yields, cases)
+
+
+def _overlap(mine: object) -> Verdict:
+    source = gl.rungs["s6_warp_specialized"].source
+    begin = source.index("#pragma unroll\n            for (int slice = 0; slice < kSlices")
+    end = source.index("        }\n\n        // ---- Epilogue", begin)
+    changes = (
+        (" = {}, partial[kRegisters];", " = {}, partial[kSlices][kRegisters];"),
+        (source[begin:end], str(mine)),
+    )
+    of = workbench.problem(m=512, n=128, k=640)
+    verdict = in_rung("s6_warp_specialized", of, *changes, seeds=4)
+    if verdict.right and not apart.call(_waits_early, workbench.changed("s6_warp_specialized", *changes), of):
+        return Verdict(False, "the bits are right, but nobody waits for one of two groups in flight.")
+    return verdict
+
+
+def _waits_early(rung: Rung, of: workbench.Problem) -> bool:
+    """Whether some thread waits for its first group of WGMMAs while a second one may stay in flight."""
+    with gl.emulator(record=True) as run:
+        workbench.multiply(rung, of, "cpu")
+    in_flight: dict[tuple[int, int], int] = collections.Counter()
+    for event in run.events[np.isin(run.events["kind"], ("wgmma_commit", "wgmma_wait"))]:
+        who = int(event["block"]), int(event["thread"])
+        if event["kind"] == "wgmma_commit":
+            in_flight[who] += 1
+        elif in_flight[who] > event["value"] > 0:
+            return True
+        else:
+            in_flight[who] = min(in_flight[who], int(event["value"]))
+    return False
 
 
 EXERCISES = {
@@ -91,6 +127,18 @@ EXERCISES = {
             "FFMA for each element; the SM's four schedulers issue 4 x 32 of those a cycle.",
             "First 2 * 64 * columns * 128 / TENSOR. Then 64 * columns FFMAs at 128 a cycle are so many "
             "cycles of a scheduler; their share is that over the first number.",
+        ),
+    ),
+    "10.5": Exercise(
+        _overlap,
+        (
+            "What has to happen before the first promotion, and what after it? Only the first slice's sums "
+            "are needed for it.",
+            "Two loops become of one: first issue and commit both slices' WGMMAs, then wait and promote, "
+            "slice by slice. wgmma_wait_group<N> waits until at most N groups are in flight, the youngest "
+            "ones.",
+            "After both commits: wait until 1 group is in flight, promote slice 0, wait for 0, release the "
+            "stage and advance as before, promote slice 1. Each promotion is the last loop of the old order.",
         ),
     ),
 }

@@ -88,12 +88,19 @@ def by_running(find: Callable[[], Sequence[workbench.Symptom | None]]) -> Verdic
     try:
         found = find()
     except build.BuildError as error:
-        said = re.search(r"error: (.*)", str(error))
-        return Verdict(False, f"it does not compile. {said[1] if said else error}")
+        return Verdict(False, compiler_said(error))
     wrong = [symptom for symptom in found if symptom]
     if wrong:
         return Verdict(False, f"{len(wrong)} of {len(found)} schedules fail. {wrong[0]}")
     return Verdict(True, f"bit for bit the expected result in {len(found)} schedules.")
+
+
+def compiler_said(error: build.BuildError, file: str = "kernel.cu") -> str:
+    """The compiler's first error, as the end of a verdict; with its place if that is in the reader's file."""
+    said = re.search(rf"(?:^(?:\S*/)?({re.escape(file)}:\d+):\d+: )?(?:fatal )?error: (.*)", str(error), re.M)
+    if not said:
+        return f"it does not compile. {error}"
+    return f"it does not compile. {said[1] + ': ' if said[1] else ''}{said[2]}"
 
 
 def lines(source: str, begin: str, end: str, last: bool = True) -> str:

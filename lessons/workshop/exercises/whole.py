@@ -1,0 +1,105 @@
+"""Exercises that ask for a whole kernel: it is put into a frame, compiled, and judged on the emulator.
+
+A frame is a .cu file in workshop/frames that has everything but the kernel: constants, helpers, the launcher.
+The judge is that of `python -m gemm_ladder lab judge`; it runs in a process of its own, as a kernel may crash
+or hang.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from gemm_ladder import build, lab
+from gemm_ladder.errors import InputError
+from workshop import apart, workbench
+from workshop.exercises.record import Exercise, Verdict, compiler_said
+
+FRAMES = Path(__file__).resolve().parents[1] / "frames"
+PLACE = "// ---- Your kernel\n"  # of a frame: what the reader writes goes behind this line
+NAME = "kernel.cu"  # what compiler and emulator call the reader's lines, which begin at its line 1
+SECONDS = 1.5  # of the judge; the cases take less, and then run again on other schedules
+# Of the judge's: one K block, rings that come round; one tile, and several; rows and columns past the end.
+CASES = (
+    "one_tile",
+    "one_row",
+    "5_k_blocks",
+    "9_k_blocks",
+    "ragged_65",
+    "third_turn",
+    "ragged_129",
+    "many_tiles",
+)
+# The emulator follows every access of a CUDA core: a kernel without tensor cores gets smaller ones.
+SMALL_CASES = ("one_row", "3_k_blocks", "narrow", "subnormal", "ragged_65")
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """What stands around a kernel.
+
+    Attributes:
+        file: its name in workshop/frames.
+        defines: its macros.
+        cases: of the judge.
+    """
+
+    file: str
+    defines: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    cases: Sequence[str] = CASES
+
+    @property
+    def text(self) -> str:
+        return (FRAMES / self.file).read_text()
+
+    def around(self, kernel: str) -> str:
+        """The source with a kernel in its place."""
+        before, after = self.text.split(PLACE)
+        line = before.count("\n") + 2  # the text after the kernel, in the frame's own file
+        return f'{before}{PLACE}#line 1 "{NAME}"\n{kernel.strip()}\n#line {line} "{self.file}"\n{after}'
+
+    def show(self) -> workbench.Text:
+        """The frame, for a lesson."""
+        defines = "".join(f"#define {name} {value}\n" for name, value in self.defines.items())
+        text = defines + self.text
+        return workbench.Text(f"```cpp\n{text}```", text)
+
+
+FRAME_OF = {
+    "03.5": Frame("tiled.cu", cases=SMALL_CASES),
+    "04.5": Frame("wgmma.cu"),
+    "06.5": Frame("ring.cu", {"PRODUCER": 0, "PERSISTENT": 0}),
+    "08.4": Frame("ring.cu", {"PRODUCER": 1, "PERSISTENT": 0}),
+    "09.4": Frame("ring.cu", {"PRODUCER": 1, "PERSISTENT": 1}),
+}
+
+
+def whole_kernel(name: str, hints: tuple[str, str, str]) -> Exercise:
+    """The exercise `name`, whose answer is the text of a `__global__ void mine(...)` for its frame."""
+    return Exercise(lambda kernel: judged(FRAME_OF[name], str(kernel)), hints)
+
+
+def judged(frame: Frame, kernel: str) -> Verdict:
+    """The judge's verdict on a kernel in its frame."""
+    if "__global__" not in kernel:
+        return Verdict(False, "there is no __global__ function in it.")
+    try:
+        return apart.call(_judge, frame.around(kernel), dict(frame.defines), frame.cases)
+    except build.BuildError as error:
+        return Verdict(False, compiler_said(error))
+    except apart.Ended as error:
+        return Verdict(False, f"{error}.")
+    except InputError as error:
+        return Verdict(False, str(error))
+
+
+def _judge(source: str, defines: dict[str, int], cases: Sequence[str]) -> Verdict:
+    """In the other process: what the judge says, without what a notebook's reader cannot use."""
+    found = lab.judge(source, seconds=SECONDS, device="cpu", cases=cases, defines=defines)
+    if found.right and found.unreached:  # the machine does much else
+        rest = [case.name for case in found.unreached]
+        found = lab.judge(source, seconds=20 * SECONDS, device="cpu", cases=rest, defines=defines)
+    words = str(found).removeprefix(f"{'RIGHT' if found.right else 'WRONG'}: {found.name}").lstrip(": ")
+    shown = [line for line in words.splitlines() if not line.lstrip().startswith(("again ", "unreached "))]
+    return Verdict(found.right, "\n".join(shown))

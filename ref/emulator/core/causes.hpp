@@ -105,11 +105,13 @@ std::string why_not_read(const Block& block, const AsyncRead& read) {
 std::string why_not_done(const SharedMemory& memory, uint32_t address, const char* who, const AsyncRead& read,
                          const Actor& actor) {
     if (who == kTmaLoad && !memory.filled(address))
-        return "nothing had filled it when the WGMMA was issued: its wait for the stage's full mbarrier is missing, or "
-               "has the wrong parity";
+        return "nothing had filled it when the WGMMA was issued: its wait for the stage's full mbarrier is missing, "
+               "has "
+               "the wrong parity, or is one lane's without __syncwarp() behind it";
     if (who == kTmaLoad && memory.reads_again(read))
         return "an earlier WGMMA had read the same and was done, so this one came before its load: its wait for the "
-               "stage's full mbarrier is missing, or has the wrong parity";
+               "stage's full mbarrier is missing, has the wrong parity, or is one lane's without __syncwarp() behind "
+               "it";
     if (read.progress->committed < read.number)
         return "it is not committed, so that a wait waits for nothing: wgmma.commit_group is missing, or a wait for "
                "the arrival that follows the WGMMA";

@@ -100,7 +100,7 @@ inline std::vector<const void*> callers() {
 
 [[noreturn]] inline void report(Fault what, uint64_t address, const void* other, const char* format,
                                 va_list arguments) {
-    char text[768];
+    char text[2048];
     std::vsnprintf(text, sizeof text, format, arguments);
     const Cluster::Instruction& issued = current_cluster->instruction;
     const Place place = issued.from      ? issued.issuer

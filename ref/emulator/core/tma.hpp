@@ -161,13 +161,14 @@ inline void load(Block& block, const SharedTransfer& transfer, uint32_t barrier_
     Mbarrier& barrier = mbarrier(block, barrier_address, "TMA load");
     if (!barrier.visible)
         fail_at(Fault::mbarrier_not_visible, barrier_address,
-                "TMA load on %s, which the copy engine cannot see: fence.mbarrier_init after mbarrier.init",
-                name_of(block, barrier_address).c_str());
+                "TMA load on %s, which the copy engine cannot see yet: %s", name_of(block, barrier_address).c_str(),
+                why_not_visible(barrier).c_str());
     block.memory.begin_load(transfer->pieces, self(), moment, barrier_address);
     cluster.layouts.note_load(block.layouts, transfer->shared, transfer->bytes(), transfer->layout);
     const Load entry{++block.loads_issued, self().place(), self().from, barrier_address};
     block.loads.push_back(entry);
     barrier.loading += transfer->bytes();
+    barrier.brought += transfer->bytes();
     const auto land = [&cluster, &block, transfer, barrier_address, read, landed, known = self().known, moment, entry](
                           uint32_t first, uint32_t last) {
         const Issued issued(entry.issuer, entry.from);
@@ -370,9 +371,9 @@ void reduce_shared(Reduction reduction, Element element, uint32_t remote, uint32
     Block& from = *thread.block;
     Block& to = check_shared(kWho, remote, shared, bytes, barrier);
     const uint32_t begin = remote & kOffsetMask, counted = barrier & kOffsetMask;
-    if (!mbarrier(to, counted, kWho).visible)
-        fail_at(Fault::mbarrier_not_visible, barrier, "%s %d on %s before fence.mbarrier_init made it visible", kWho,
-                to.rank, name_of(to, counted).c_str());
+    if (const Mbarrier& on = mbarrier(to, counted, kWho); !on.visible)
+        fail_at(Fault::mbarrier_not_visible, barrier, "%s %d on %s, which the copy engine cannot see yet: %s", kWho,
+                to.rank, name_of(to, counted).c_str(), why_not_visible(on).c_str());
     const Moment moment = cluster.next_load();
     begin_read(thread, kWho, shared, bytes, moment);
     const Load entry{++to.loads_issued, thread.place(), thread.from, counted};

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <optional>
 #include <string>
 #include <utility>
@@ -76,7 +77,18 @@ class Accesses {
         const Doubt doubt = *std::exchange(doubt_, std::nullopt);
         if (std::memcmp(doubt.use.data, doubt.before.data(), doubt.use.bytes) == 0) return;
         actor.from = doubt.from;
+        if (doubt.report) doubt.report(reinterpret_cast<uintptr_t>(doubt.use.data));
         write_race(doubt.at, true, doubt.earlier);
+    }
+    // A store to global memory that has no order with another thread's: `report` is called if it changes what lies
+    // there.
+    static void doubt(const uint8_t* data, std::size_t bytes, const void* from, Actor& actor,
+                      std::function<void(uintptr_t)> report) {
+        if (bytes > kChunk) return;
+        if (actor.doubtful) settle(actor);
+        actor.doubtful = true;
+        doubt_ = {0, {0, static_cast<uint32_t>(bytes), true, data}, {}, {}, from, std::move(report)};
+        std::memcpy(doubt_->before.data(), data, bytes);
     }
 
     // `who` is issued, which reads this chunk: of what threads have stored there, its issuer must know. Returns whether
@@ -156,6 +168,7 @@ class Accesses {
         Chunk before;  // what lay there
         Access earlier;
         const void* from;
+        std::function<void(uintptr_t)> report;  // of a store to global memory
     };
     struct ChunkState {
         bool touched = false;  // by a thread's own load or store, since the last TMA load
@@ -257,7 +270,7 @@ class Accesses {
     [[gnu::noinline]] static void doubt(uint32_t at, const Use& use, const Access& earlier, Actor& actor) {
         if (actor.doubtful) return;
         actor.doubtful = true;
-        doubt_ = {at, use, {}, earlier, actor.from};
+        doubt_ = {at, use, {}, earlier, actor.from, {}};
         std::memcpy(doubt_->before.data(), use.data, use.bytes);
     }
     // Calls visit(entry, address) for the word, or for each of its bytes.

@@ -141,14 +141,19 @@ inline void check_global(const Transfer& transfer, bool write) {
                       : "the tensor map describes more than there is");
     }
 }
-// No two blocks may write one element.
-inline void check_once(const Piece& piece, const Block& block, const char* who) {
+// No two blocks may write one element, nor two threads of a block that nothing orders, with other values. `known`: what
+// the writer knew when it issued the store of `data`.
+inline void check_once(const Piece& piece, const Thread& thread, const Writer& mine, const Known& known,
+                       const uint8_t* data, const char* who) {
     const GlobalMemory& memory = *current_cluster->memory;
     const auto address = reinterpret_cast<uintptr_t>(piece.global);
     std::size_t number = 0;
     if (!memory.find(address, 1, number)) return;
-    if (const auto other = memory.write(address, piece.bytes, number, block.index))
-        fail_at(Fault::written_twice, address, "%s writes %s", who, memory.conflict(address, number, *other).c_str());
+    const auto ordered = [&](const Writer& other) { return knows(known, moment_of(thread, other)); };
+    const auto other = memory.write(address, piece.bytes, number, mine, ordered);
+    if (other && (other->block != mine.block || std::memcmp(piece.global, data, piece.bytes) != 0))
+        fail_at(Fault::written_twice, address, "%s writes %s", who,
+                memory.conflict(address, number, *other, mine.block).c_str());
 }
 
 // A load into one block (a multicast is one of these for each block). `read` has the pieces that it is given land, some
@@ -293,7 +298,8 @@ inline void store(const SharedTransfer& transfer, std::optional<Combination> com
         }
         cluster.record(Event::tma_store_read, block, -1, transfer->shared, transfer->bytes());
     };
-    store->write = [&cluster, &block, data, transfer, combination, issuer = thread.place(), store = store.get()] {
+    store->write = [&cluster, &block, &thread, data, transfer, combination, mine = writer(thread), known = thread.known,
+                    issuer = thread.place(), store = store.get()] {
         store->read();
         if (store->has_written) return;
         store->has_written = true;
@@ -301,8 +307,8 @@ inline void store(const SharedTransfer& transfer, std::optional<Combination> com
         for (std::size_t i = 0; i < transfer->pieces.size(); ++i) {
             const Piece& piece = transfer->pieces[i];
             if (!piece.bytes) continue;
-            if (!combination) check_once(piece, block, transfer->who);
             const uint8_t* from = &(*data)[i][piece.begin];
+            if (!combination) check_once(piece, thread, mine, known, from, transfer->who);
             if (combination)
                 reduce(combination->reduction, combination->element, piece.global, from, piece.bytes);
             else

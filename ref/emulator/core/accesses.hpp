@@ -55,9 +55,11 @@ class Accesses {
     }
     uint64_t stores(uint32_t region) const { return regions_[region].stores; }  // number of them, into a region
 
-    // A thread loads or stores: whatever it conflicts with must lie before. `data`: what lies there.
-    void order(uint32_t at, uint32_t bytes, bool writes, Actor& actor, const uint8_t* data) {
+    // A thread loads or stores: whatever it conflicts with must lie before. `data`: what lies there. Returns the offset
+    // of something that a load reads and no thread has stored since the last TMA load, or kSharedLimit.
+    uint32_t order(uint32_t at, uint32_t bytes, bool writes, Actor& actor, const uint8_t* data) {
         const Use use{at, bytes, writes, data};
+        unwritten_ = kSharedLimit;
         for (uint32_t begin = at; begin < at + bytes;) {
             ChunkState& state = chunks_[begin / kChunk];
             const uint32_t next = std::min(at + bytes, (begin / kChunk + 1) * kChunk);
@@ -67,6 +69,7 @@ class Accesses {
                 order_words(state, begin, next, use, actor);
             begin = next;
         }
+        return unwritten_;
     }
 
     // A thread's last store had no order with an earlier one of the same place. It is a race only if it has written
@@ -212,7 +215,10 @@ class Accesses {
             clear(entry);
             entry.written = {actor.now(), actor.from};
             ++region.stores;
-        } else if (actor.comes_after(entry.read.by) && !entry.readers) {
+            return;
+        }
+        if (!entry.written.by.number) unwritten_ = at;
+        if (actor.comes_after(entry.read.by) && !entry.readers) {
             entry.read = {actor.now(), actor.from};
         } else {
             add_reader(entry, {actor.now(), actor.from});
@@ -325,6 +331,7 @@ class Accesses {
 
     static constexpr uint32_t kChunks = kSharedLimit / kChunk, kWords = kSharedLimit / kWord;
     static inline thread_local std::optional<Doubt> doubt_;  // of the thread that runs: Actor::doubtful
+    uint32_t unwritten_ = kSharedLimit;  // of the access that is being looked at: as order() returns it
     std::vector<ChunkState> chunks_;
     std::vector<Region> regions_;
     // Of each chunk, behind those of each word of chunks that are used in words, and behind those of each byte of words

@@ -65,6 +65,15 @@ std::string why_loaded_again(const Moment& earlier, const Actor& actor) {
            "two tiles overlap";
 }
 
+// A thread loads what nothing has written: it holds NaN here, and anything on a GPU.
+void note_unwritten(uint32_t address, const void* from, const std::string& name) {
+    if (!from || !current_cluster->orders()) return;
+    char text[16];
+    std::snprintf(text, sizeof text, "0x%x", address);
+    current_cluster->note("a thread" + place_of(from) + " reads shared memory that nothing has written",
+                          ", such as " + (name.empty() ? text : name));
+}
+
 // The block whose shared memory it is.
 const Block& block_of(const SharedMemory& memory) {
     return *std::ranges::find_if(current_cluster->blocks, [&](const Block& block) { return &block.memory == &memory; });

@@ -25,6 +25,7 @@ class SharedMemory;
 std::string why_not_landed(const SharedMemory& memory, uint32_t mbarrier, const Actor* actor);  // barriers.hpp
 std::string why_loaded_again(const Moment& earlier, const Actor& actor);  // these are in causes.hpp
 std::string who_loads(const Moment& load);
+void note_unwritten(uint32_t address, const void* from, const std::string& name);
 std::string name_of_writer(uint32_t number);
 std::string name_of_mbarrier(const SharedMemory& memory, uint32_t address);
 [[noreturn]] void overwritten(const SharedMemory& memory, uint32_t address, const char* who, const AsyncRead& read,
@@ -364,7 +365,13 @@ class SharedMemory {
         for (uint32_t chunk = at / kChunk; chunk <= (at + bytes - 1) / kChunk; ++chunk)
             if (!actor.comes_after(loads_[state_[chunk].load].done))
                 use_race(std::max(at, chunk * kChunk), writes, actor);
-        accesses_.order(at, bytes, writes, actor, &generic_[at]);
+        const uint32_t none = accesses_.order(at, bytes, writes, actor, &generic_[at]);
+        if (none == kSharedLimit || state_[none / kChunk].load) [[likely]]
+            return;
+        // Atomics write, too, and then what lies there is no longer what clear() has put there.
+        const bool poison = std::all_of(&generic_[none], &generic_[none] + std::min(bytes, kWord),
+                                        [](uint8_t byte) { return byte == 0xFF; });
+        if (poison) note_unwritten(none + kSharedBase, actor.from, name_at(none + kSharedBase));
     }
     // A thread's load or store of what a TMA load may not have written yet.
     [[noreturn, gnu::noinline]] void use_race(uint32_t at, bool writes, const Actor& actor) const {

@@ -89,4 +89,6 @@ def test_where_results_differ() -> None:
     d = np.zeros(8, np.int32)
     defines = {"SHIFT": 8, "BETWEEN": "", "VALUE": 2}
     found = lab.sweep(STORES, d, block=16, defines=defines, seeds=20, several_writers=["d"])
-    assert found.different and re.search(r"such as seed \d+: \d values of d \(", str(found)), found
+    assert found.different and re.search(r"such as seed \d+: (one value|\d values) of d \(", str(found)), (
+        found
+    )

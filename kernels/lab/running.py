@@ -113,5 +113,6 @@ def _difference(launch: Prepared, first: Sequence[Array]) -> str:
     """Which values of a launch are not those of another one, by the first array that has some."""
     for name, array, same in zip(launch.array_names, launch.arrays, first, strict=True):
         if (differing := differs(array, same)).any():
-            return f"{int(differing.sum())} values of {name} ({where(differing, 'all of it')})"
+            values = "one value" if differing.sum() == 1 else f"{int(differing.sum())} values"
+            return f"{values} of {name} ({where(differing, 'all of it')})"
     return ""

@@ -95,7 +95,10 @@ FAULTS = {
     40: ("data_race", "(reads|writes) shared memory at 0x400, which (a st.async of )?thread"),
     41: ("invalid_operand", "st.async to block 0 completes bytes on an mbarrier of block 1"),
     42: ("misaligned", "an atomic operation on 4 bytes at 0x1000402, which is not a multiple of 4"),
-    43: ("mbarrier_not_visible", "st.async on mbarrier 0x4400 .full 0. before fence.mbarrier_init"),
+    43: (
+        "mbarrier_not_visible",
+        "st.async on mbarrier 0x4400 .full 0., which is not visible to it yet: fence.mbarrier_init",
+    ),
     44: ("data_race", "(reads|writes) shared memory at 0x400, which thread"),
 }
 

@@ -123,7 +123,7 @@ FAULTS = {
     41: Fault("unfinished_wgmma", r"exits with WGMMAs in flight: wgmma.wait_group is missing"),
     43: Fault(
         "mbarrier_not_visible",
-        r"TMA load on mbarrier 0x4400, which the copy engine cannot see: fence.mbarrier_init after",
+        r"TMA load on mbarrier 0x4400, which the copy engine cannot see yet: fence.mbarrier_init is missing",
         address=0x4400,
     ),
     44: Fault(

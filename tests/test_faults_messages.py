@@ -120,8 +120,8 @@ LOAD, WGMMA = "cp_async_bulk_tensor_2d|arrive_expect_tx", r"ptx::wgmma<|advance\
 RINGS = {
     1: Said(
         "released_too_early|data_race|read_during_load|deadlock",
-        r"wait for the stage's full mbarrier is missing, or has the wrong parity|has not waited for mbarrier"
-        "|wait for mbarrier|deadlock",
+        r"full mbarrier is missing, has the wrong parity, or is one lane's|the phase before, and returned at "
+        "once|wrong parity",
         f"{LOAD}|{WGMMA}|wait|fence",
     ),
     2: Said(

@@ -64,7 +64,7 @@ FAULTS = {
         "released_too_early|too_many_arrivals|data_race",
         rf"{EARLY}|arrives on mbarrier 0x4400.* more often than its count of 1 in phase 0"
         r"|TMA load overwrites shared memory at 0x\w+, which an earlier TMA load has filled",
-        (f"{LOAD}|arrive_expect_tx", f"{LOAD}|{WGMMA}"),
+        (f"{LOAD}|arrive_expect_tx", f"{LOAD}|{WGMMA}|arrive_expect_tx"),
     ),
     12: Fault(
         "read_during_load|data_race",

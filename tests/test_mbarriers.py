@@ -39,7 +39,7 @@ FAULTS = {
     30: ("too_many_arrivals", "arrives on mbarrier 0x4400 more often than its count of 4 in phase 0"),
     31: ("invalid_operand", "mbarrier.arrive with a count of 0: 1 to"),
     32: ("too_many_bytes", "mbarrier 0x4400 expects 1048576 bytes"),
-    33: ("mbarrier_uninitialised", "mbarrier.expect_tx: no mbarrier was initialised at 0x400"),
+    33: ("mbarrier_uninitialised", "mbarrier.expect_tx: mbarrier 0x400 of block 0 was not initialised"),
     34: ("data_race", "(reads|writes) shared memory at 0x400, which thread"),
     35: ("endless_polling", "polls mbarrier 0x4400 for ever"),
 }

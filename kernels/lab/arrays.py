@@ -59,6 +59,15 @@ def np_view(tensor: torch.Tensor) -> np.ndarray:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
+def differs(array: Array, other: Array) -> np.ndarray:
+    """bool, of two dimensions, the last one being the arrays': where two arrays of one shape and type have
+    different bits."""
+    one, two = (np.frombuffer(bits(each), np.uint8).reshape(-1, item_bytes(array)) for each in (array, other))
+    last = array.shape[-1] if len(array.shape) else 1
+    found: np.ndarray = (one != two).any(axis=1).reshape(-1, last)
+    return found
+
+
 def copied(array: Array) -> Array:
     """A copy with the same strides."""
     if isinstance(array, np.ndarray):

@@ -41,7 +41,8 @@ class Given:
         if not re.search(rf"\b{ENTRY}\b", text):
             raise InputError(
                 f'The source has no {ENTRY}; extern "C" const char* {ENTRY}(const GemmArgs* args), which '
-                "starts the kernel, is needed (`python -m gemm_ladder lab new` writes a file that has one)."
+                "starts the kernel, is needed (`python -m gemm_ladder lab new` writes a file that has one). "
+                "Any other kernel is tried by `lab run --seeds 20`, or by lab.sweep() and lab.compare()."
             )
         name = path.stem if path else "kernel"
         return cls(name, path or text, tuple(f"-I{Path(one).absolute()}" for one in include), defines)

@@ -47,8 +47,8 @@ class Options(TypedDict, total=False):
             one.
         defines: macros.
         include: further folders for #include.
-        several_writers: names of parameters whose elements more than one thread block may write without
-            atomics; elsewhere that is a fault on the emulator.
+        several_writers: names of parameters whose elements more than one thread may write in no order, and
+            without atomics; elsewhere that is a fault on the emulator.
         symbols: arrays for __device__ and __constant__ variables of the source, by name: copied to them
             before the launch, and back after it.
     """
@@ -146,6 +146,9 @@ class Prepared:
         self._check_symbols()
         self.parameters = list(parameters_of(self.library))
         self.names = parameter_names(text, self.kernel, len(self.parameters))
+        self.array_names = [
+            name for name, one in zip(self.names, args, strict=False) if holds_array(one)
+        ] + list(self.symbols)
         several_writers = options.get("several_writers", ())
         for name in several_writers:
             if name not in self.names:

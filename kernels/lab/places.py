@@ -87,11 +87,11 @@ def _shares(wrong: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return found
 
 
-def where(wrong: np.ndarray) -> str:
-    """The rows and columns that have something wrong, in words."""
+def where(wrong: np.ndarray, whole: str = "all of D") -> str:
+    """The rows and columns that have something wrong, in words; `whole`: what all of them are."""
     m, n = wrong.shape
     if wrong.all():
-        return f"all of D, {m} x {n}"
+        return f"{whole}, {m} x {n}"
     rows = listed(np.flatnonzero(wrong.any(axis=1)), m, "row", "rows")
     columns = listed(np.flatnonzero(wrong.any(axis=0)), n, "column", "columns")
     return f"{rows}, {columns}"

@@ -44,6 +44,7 @@ class Sweep:
         seeds: how many there were.
         faults: by seed, the fault that ended its launch.
         different: the seeds whose results are not those of the first launch without a fault, bit for bit.
+        difference: of the first of them, which values differ: the array's name, the rows and columns.
         steps: by seed.
         notes: sentences on what the kernel did in any of them that is legal and likely a mistake.
         skipped: the seeds that were not run, because the launch before them ended in an endless loop, which
@@ -53,6 +54,7 @@ class Sweep:
     seeds: int
     faults: dict[int, EmulatorError] = field(default_factory=dict)
     different: list[int] = field(default_factory=list)
+    difference: str = ""
     steps: dict[int, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     skipped: list[int] = field(default_factory=list)
@@ -77,7 +79,7 @@ class Sweep:
         if self.different:
             lines.append(
                 f"{len(self.different)} of {ran} schedules give another result than the first, such "
-                f"as seed {self.different[0]}."
+                f"as seed {self.different[0]}: {self.difference}."
             )
         if self.skipped:
             lines.append(f"{len(self.skipped)} more were not run: each could take as many seconds.")

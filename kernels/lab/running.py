@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemm_ladder.errors import EmulatorError
-from gemm_ladder.lab.arrays import assign, bits, copied
+from gemm_ladder.lab.arrays import assign, bits, copied, differs
 from gemm_ladder.lab.launching import Options, Prepared
+from gemm_ladder.lab.places import where
 from gemm_ladder.lab.results import Device, Result, Sweep
 
 if TYPE_CHECKING:
@@ -102,6 +103,16 @@ def sweep(
             first = [copied(array) for array in launch.arrays]
         elif any(bits(array) != bits(same) for array, same in zip(launch.arrays, first, strict=True)):
             found.different.append(seed)
+            found.difference = found.difference or _difference(launch, first)
     for array, values in zip(launch.arrays, first or before, strict=True):
         assign(array, values)
     return found
+
+
+def _difference(launch: Prepared, first: Sequence[Array]) -> str:
+    """Which values of a launch are not those of another one, by the first array that has some."""
+    for name, array, same in zip(launch.array_names, launch.arrays, first, strict=True):
+        if (differing := differs(array, same)).any():
+            values = "one value" if differing.sum() == 1 else f"{int(differing.sum())} values"
+            return f"{values} of {name} ({where(differing, 'all of it')})"
+    return ""

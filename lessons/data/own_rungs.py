@@ -15,10 +15,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-import torch  # noqa: E402
-from gemm_ladder import lab  # noqa: E402
-from gemm_ladder.build import sources_digest  # noqa: E402
-from workshop import own_rung  # noqa: E402
+import torch
+from gemm_ladder import lab
+from gemm_ladder.build import sources_digest
+from workshop import own_rung
 
 
 def main() -> int:

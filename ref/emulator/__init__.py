@@ -359,7 +359,8 @@ def launch(
         args: the launcher's argument structure; pointers to host memory.
         tensors: by name, all of the host memory that the kernel may use: an access outside is reported. None
             or empty: what the kernel does to memory is not checked.
-        once: names of those tensors of which no two thread blocks may write the same element.
+        once: names of those tensors of which no two thread blocks may write the same element, and no two
+            threads of a block other values of it, unless a barrier orders them.
 
     Returns:
         None, or the launcher's own reason for refusing its arguments: then nothing has run.

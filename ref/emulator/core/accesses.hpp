@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <optional>
 #include <string>
 #include <utility>
@@ -54,9 +55,11 @@ class Accesses {
     }
     uint64_t stores(uint32_t region) const { return regions_[region].stores; }  // number of them, into a region
 
-    // A thread loads or stores: whatever it conflicts with must lie before. `data`: what lies there.
-    void order(uint32_t at, uint32_t bytes, bool writes, Actor& actor, const uint8_t* data) {
+    // A thread loads or stores: whatever it conflicts with must lie before. `data`: what lies there. Returns the offset
+    // of something that a load reads and no thread has stored since the last TMA load, or kSharedLimit.
+    uint32_t order(uint32_t at, uint32_t bytes, bool writes, Actor& actor, const uint8_t* data) {
         const Use use{at, bytes, writes, data};
+        unwritten_ = kSharedLimit;
         for (uint32_t begin = at; begin < at + bytes;) {
             ChunkState& state = chunks_[begin / kChunk];
             const uint32_t next = std::min(at + bytes, (begin / kChunk + 1) * kChunk);
@@ -66,6 +69,7 @@ class Accesses {
                 order_words(state, begin, next, use, actor);
             begin = next;
         }
+        return unwritten_;
     }
 
     // A thread's last store had no order with an earlier one of the same place. It is a race only if it has written
@@ -76,7 +80,18 @@ class Accesses {
         const Doubt doubt = *std::exchange(doubt_, std::nullopt);
         if (std::memcmp(doubt.use.data, doubt.before.data(), doubt.use.bytes) == 0) return;
         actor.from = doubt.from;
+        if (doubt.report) doubt.report(reinterpret_cast<uintptr_t>(doubt.use.data));
         write_race(doubt.at, true, doubt.earlier);
+    }
+    // A store to global memory that has no order with another thread's: `report` is called if it changes what lies
+    // there.
+    static void doubt(const uint8_t* data, std::size_t bytes, const void* from, Actor& actor,
+                      std::function<void(uintptr_t)> report) {
+        if (bytes > kChunk) return;
+        if (actor.doubtful) settle(actor);
+        actor.doubtful = true;
+        doubt_ = {0, {0, static_cast<uint32_t>(bytes), true, data}, {}, {}, from, std::move(report)};
+        std::memcpy(doubt_->before.data(), data, bytes);
     }
 
     // `who` is issued, which reads this chunk: of what threads have stored there, its issuer must know. Returns whether
@@ -156,6 +171,7 @@ class Accesses {
         Chunk before;  // what lay there
         Access earlier;
         const void* from;
+        std::function<void(uintptr_t)> report;  // of a store to global memory
     };
     struct ChunkState {
         bool touched = false;  // by a thread's own load or store, since the last TMA load
@@ -199,7 +215,10 @@ class Accesses {
             clear(entry);
             entry.written = {actor.now(), actor.from};
             ++region.stores;
-        } else if (actor.comes_after(entry.read.by) && !entry.readers) {
+            return;
+        }
+        if (!entry.written.by.number) unwritten_ = at;
+        if (actor.comes_after(entry.read.by) && !entry.readers) {
             entry.read = {actor.now(), actor.from};
         } else {
             add_reader(entry, {actor.now(), actor.from});
@@ -257,7 +276,7 @@ class Accesses {
     [[gnu::noinline]] static void doubt(uint32_t at, const Use& use, const Access& earlier, Actor& actor) {
         if (actor.doubtful) return;
         actor.doubtful = true;
-        doubt_ = {at, use, {}, earlier, actor.from};
+        doubt_ = {at, use, {}, earlier, actor.from, {}};
         std::memcpy(doubt_->before.data(), use.data, use.bytes);
     }
     // Calls visit(entry, address) for the word, or for each of its bytes.
@@ -312,6 +331,7 @@ class Accesses {
 
     static constexpr uint32_t kChunks = kSharedLimit / kChunk, kWords = kSharedLimit / kWord;
     static inline thread_local std::optional<Doubt> doubt_;  // of the thread that runs: Actor::doubtful
+    uint32_t unwritten_ = kSharedLimit;  // of the access that is being looked at: as order() returns it
     std::vector<ChunkState> chunks_;
     std::vector<Region> regions_;
     // Of each chunk, behind those of each word of chunks that are used in words, and behind those of each byte of words

@@ -16,19 +16,17 @@ inline Mbarrier& mbarrier(Block& block, uint32_t address, const char* who) {
             "block",
             who, address);
     block.memory.check_mbarrier(address, who);
-    std::string others = "this block has none yet";
+    std::string others = "the block has none yet, so a __syncthreads() behind mbarrier.init is likely missing";
     if (!block.mbarriers.empty()) {
-        others = "there are mbarriers at";
-        int listed = 0;
-        for (const auto& [at, barrier] : block.mbarriers) {
-            char text[16];
-            std::snprintf(text, sizeof text, " 0x%x", at);
-            if (++listed <= 8) others += text;
-        }
-        if (listed > 8) others += " and elsewhere";
+        others = "the block has";
+        std::size_t listed = 0;
+        for (const auto& [at, barrier] : block.mbarriers)
+            if (++listed <= 8) others += (listed > 1 ? ", " : " ") + name_of(block, at);
+        if (listed > 8) others += " and others";
+        others += ". The address is wrong, or mbarrier.init is missing, or a barrier behind it";
     }
-    fail_at(Fault::mbarrier_uninitialised, address, "%s: no mbarrier was initialised at 0x%x of block %lld; %s", who,
-            address, static_cast<long long>(block.index), others.c_str());
+    fail_at(Fault::mbarrier_uninitialised, address, "%s: %s of block %lld was not initialised; %s", who,
+            name_of(block, address).c_str(), static_cast<long long>(block.index), others.c_str());
 }
 
 // How an mbarrier is called in messages: its address, and the name that the kernel has given it, or the __shared__
@@ -54,26 +52,65 @@ std::string name_of(const Block& block, uint32_t address) {
     return text + (" (" + (mine + (" " + std::to_string(before)) + ")"));
 }
 
-// Why a thread may not know that a TMA load has landed that completes on this mbarrier.
-std::string why_not_landed(const SharedMemory& memory, uint32_t mbarrier) {
+// What is missing where another unit than the thread that initialised an mbarrier cannot see it yet.
+inline std::string why_not_visible(const Mbarrier& barrier) {
+    return "fence.mbarrier_init is missing behind its mbarrier.init" + place_of(barrier.initialised_from) +
+           ", in the thread that executed that";
+}
+
+// The calling thread has waited for a phase of that parity, and the wait is over.
+inline void note_wait(const Mbarrier& barrier, uint32_t address, uint32_t parity) {
+    std::vector<Waited>& all = self().waited;
+    const auto same = std::ranges::find(all, address, &Waited::address);
+    const bool vain = barrier.phase == (same == all.end() ? 0 : same->phase);
+    const Waited now{address, barrier.phase, parity, vain, self().from};
+    if (same == all.end()) return all.push_back(now);
+    *same = now;
+    std::rotate(same, same + 1, all.end());
+}
+
+// Why an access to a tile need not come after the TMA load of it, which completes on this mbarrier. `actor`: the thread
+// whose access it is; nullptr if it is not known, or knows that the load has landed.
+std::string why_not_landed(const SharedMemory& memory, uint32_t mbarrier, const Actor* actor) {
     const Block& block =
         *std::ranges::find_if(current_cluster->blocks, [&](const Block& block) { return &block.memory == &memory; });
     const std::string name = name_of(block, mbarrier);
-    const auto found = block.mbarriers.find(mbarrier);
-    if (found != block.mbarriers.end() && (found->second.early || found->second.loading > found->second.bytes))
-        return "the phases of " + name +
-               " do not wait for all of its loads: they expect fewer bytes than the loads bring, or count fewer "
-               "arrivals than there are";
-    return "this thread has not waited for " + name +
-           ", on which the load completes, nor met a thread that has (__syncwarp() after one lane's wait)";
+    if (const auto found = block.mbarriers.find(mbarrier); found != block.mbarriers.end()) {
+        const Mbarrier& barrier = found->second;
+        if (!barrier.too_few.empty() || barrier.loading > barrier.bytes)
+            return "the phases of " + name + " do not wait for all of its loads: they expect fewer bytes than the " +
+                   "loads bring, or count fewer arrivals than there are" + barrier.too_few;
+    }
+    if (!actor)
+        return "nobody has waited for " + name +
+               ", on which the load completes: the wait is missing, or the address, "
+               "or a descriptor's stride, is that of another stage";
+    const std::vector<Waited>& waits = static_cast<const Thread*>(actor)->waited;
+    if (const auto same = std::ranges::find(waits, mbarrier, &Waited::address); same != waits.end()) {
+        const std::string wait = name + place_of(same->from);
+        if (same->vain)
+            return "this thread's wait for " + wait + " was for parity " + std::to_string(same->parity & 1) +
+                   ", the phase before, and returned at once: a wrong parity";
+        return "this thread has last waited for phase " + std::to_string(same->phase - 1) + " of " + wait +
+               ", and the load belongs to a later one: a wait is missing, or the stage is used after its release";
+    }
+    std::string text = "this thread has not waited for " + name +
+                       ", on which the load completes, nor met a thread that has (__syncwarp() after one lane's wait)";
+    if (!waits.empty())
+        text += ". Its last wait was for " + name_of(block, waits.back().address) + place_of(waits.back().from) +
+                ": the address may be that of another stage";
+    return text;
 }
 
 // Completes the phase if nothing is outstanding: the barrier then begins its next phase and its waiters go on.
 inline void settle(Mbarrier& barrier, Block& block, uint32_t address) {
     if (barrier.pending || barrier.bytes) return;
     current_cluster->record(Event::mbarrier_phase, block, -1, address, barrier.phase);
+    if (barrier.loading > 0 && barrier.too_few.empty())
+        barrier.too_few = ": phase " + std::to_string(barrier.phase) + " expected " + std::to_string(barrier.expected) +
+                          " bytes, and the loads that were issued in it bring " + std::to_string(barrier.brought);
+    barrier.expected = barrier.brought = 0;
     ++barrier.phase;
-    barrier.early |= barrier.loading > 0;
     barrier.pending = barrier.count;
     barrier.completed = barrier.told.take();
     current_cluster->wake(barrier.waiters);
@@ -118,13 +155,14 @@ inline std::pair<Mbarrier&, uint32_t> mbarrier_for_thread(Block& block, uint32_t
     const uint32_t address = offset | (remote ? static_cast<uint32_t>(block.rank + 1) << kRankShift : 0);
     if (remote && !barrier.visible)
         fail_at(Fault::mbarrier_not_visible, address,
-                "arrives on %s of another block before fence.mbarrier_init made it visible",
-                name_of(block, offset).c_str());
+                "arrives on %s of another block, which this one cannot see yet: %s", name_of(block, offset).c_str(),
+                why_not_visible(barrier).c_str());
     return {barrier, address};
 }
 
 inline void add_bytes(Block& block, Mbarrier& barrier, uint32_t offset, uint32_t address, uint32_t bytes) {
     barrier.bytes += bytes;
+    barrier.expected += bytes;
     if (barrier.bytes >= 1 << 20)
         fail_at(Fault::too_many_bytes, address, "%s expects %lld bytes; the transaction count ends at 2^20 - 1",
                 name_of(block, offset).c_str(), static_cast<long long>(barrier.bytes));
@@ -141,6 +179,15 @@ inline void expect_bytes(Block& block, uint32_t offset, uint32_t bytes) {
     current_cluster->maybe_yield();
 }
 
+// Why the calling thread arrives on an mbarrier of which all arrivals of this phase are done.
+inline std::string why_too_many(const Mbarrier& barrier) {
+    if (barrier.last && barrier.last != self().number + 1 && (barrier.last - 1) / 32 == self().number / 32)
+        return "the arrival before was that of " + std::string(name_of_thread(barrier.last - 1).text) +
+               ", another lane of this warp. One lane is to be elected, or the count is too small";
+    return "the count is too small, or this arrival is meant for the next phase, because a stage is used again before "
+           "a wait for its release";
+}
+
 // The calling thread arrives on the mbarrier at `offset` of `block`, `count` times, and adds `bytes` to what the phase
 // expects. `drops`: later phases wait for so many arrivals fewer. Returns the mbarrier's state before the arrivals: its
 // phase in the high 32 bits, its pending arrivals in the low ones.
@@ -152,13 +199,13 @@ inline uint64_t arrive(Block& block, uint32_t offset, uint32_t bytes, uint32_t c
         fail_at(Fault::invalid_operand, address, "mbarrier.arrive with a count of %u: 1 to 2^20 - 1 is needed", count);
     if (bytes) add_bytes(block, barrier, offset, address, bytes);
     if (barrier.pending < count)
-        fail_at(
-            Fault::too_many_arrivals, address,
-            "arrives on %s more often than its count of %lld in phase %lld: the count is too small, or this arrival "
-            "is meant for the next phase, because a stage is used again before a wait for its release",
-            name_of(block, offset).c_str(), static_cast<long long>(barrier.count),
-            static_cast<long long>(barrier.phase));
+        fail_race(Fault::too_many_arrivals, address, barrier.last_from,
+                  "arrives on %s more often than its count of %lld in phase %lld: %s", name_of(block, offset).c_str(),
+                  static_cast<long long>(barrier.count), static_cast<long long>(barrier.phase),
+                  why_too_many(barrier).c_str());
     barrier.pending -= count;
+    barrier.last = thread.number + 1;
+    barrier.last_from = thread.from;
     if (drops) barrier.count -= count;
     thread.cluster->release(barrier.told);
     thread.cluster->record(Event::mbarrier_arrive, *thread.block, thread.index, address, barrier.pending);

@@ -65,6 +65,15 @@ std::string why_loaded_again(const Moment& earlier, const Actor& actor) {
            "two tiles overlap";
 }
 
+// A thread loads what nothing has written: it holds NaN here, and anything on a GPU.
+void note_unwritten(uint32_t address, const void* from, const std::string& name) {
+    if (!from || !current_cluster->orders()) return;
+    char text[16];
+    std::snprintf(text, sizeof text, "0x%x", address);
+    current_cluster->note("a thread" + place_of(from) + " reads shared memory that nothing has written",
+                          ", such as " + (name.empty() ? text : name));
+}
+
 // The block whose shared memory it is.
 const Block& block_of(const SharedMemory& memory) {
     return *std::ranges::find_if(current_cluster->blocks, [&](const Block& block) { return &block.memory == &memory; });
@@ -105,11 +114,13 @@ std::string why_not_read(const Block& block, const AsyncRead& read) {
 std::string why_not_done(const SharedMemory& memory, uint32_t address, const char* who, const AsyncRead& read,
                          const Actor& actor) {
     if (who == kTmaLoad && !memory.filled(address))
-        return "nothing had filled it when the WGMMA was issued: its wait for the stage's full mbarrier is missing, or "
-               "has the wrong parity";
+        return "nothing had filled it when the WGMMA was issued: its wait for the stage's full mbarrier is missing, "
+               "has "
+               "the wrong parity, or is one lane's without __syncwarp() behind it";
     if (who == kTmaLoad && memory.reads_again(read))
         return "an earlier WGMMA had read the same and was done, so this one came before its load: its wait for the "
-               "stage's full mbarrier is missing, or has the wrong parity";
+               "stage's full mbarrier is missing, has the wrong parity, or is one lane's without __syncwarp() behind "
+               "it";
     if (read.progress->committed < read.number)
         return "it is not committed, so that a wait waits for nothing: wgmma.commit_group is missing, or a wait for "
                "the arrival that follows the WGMMA";

@@ -293,6 +293,7 @@ class Cluster {
     std::size_t run_turn();
     void complete_one(std::vector<Work>& from);
     FaultReport deadlock() const;
+    std::string cause_of_deadlock() const;
     static std::string reason(const Thread& thread);
     uint64_t publish_progress() { return publish(instructions_, published_, launch_.progress); }
     static uint64_t publish(uint64_t mine, uint64_t& published, std::atomic<uint64_t>& of_launch) {

@@ -56,9 +56,9 @@ inline Block& counting_block(uint32_t address, uint32_t barrier_address, const c
         fail_at(Fault::invalid_operand, barrier_address,
                 "%s to block %d completes bytes on an mbarrier of block %d: the two must be of one block", who,
                 block.rank, counting.rank);
-    if (!mbarrier(block, barrier_address & kOffsetMask, who).visible)
-        fail_at(Fault::mbarrier_not_visible, barrier_address, "%s on %s before fence.mbarrier_init made it visible",
-                who, name_of(block, barrier_address & kOffsetMask).c_str());
+    if (const Mbarrier& on = mbarrier(block, barrier_address & kOffsetMask, who); !on.visible)
+        fail_at(Fault::mbarrier_not_visible, barrier_address, "%s on %s, which is not visible to it yet: %s", who,
+                name_of(block, barrier_address & kOffsetMask).c_str(), why_not_visible(on).c_str());
     return block;
 }
 

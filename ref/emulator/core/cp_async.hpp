@@ -115,7 +115,7 @@ inline void arrive_after_copies(uint32_t address, bool counts) {
     for (const auto& group : thread.async_writes.groups)
         copies.insert(copies.end(), group.copies.begin(), group.copies.end());
     const auto arrive = [&block, address, copies = std::move(copies), known = thread.known, last = last_write(thread),
-                         thread = &thread] {
+                         thread = &thread, from = thread.from] {
         for (const auto& copy : copies) copy->land();
         Mbarrier& barrier = mbarrier(block, address, "cp.async.mbarrier.arrive");
         barrier.told.join(known, last, 0);
@@ -125,6 +125,8 @@ inline void arrive_after_copies(uint32_t address, bool counts) {
                     name_of(block, address).c_str(), static_cast<long long>(barrier.count),
                     static_cast<long long>(barrier.phase));
         --barrier.pending;
+        barrier.last = thread->number + 1;
+        barrier.last_from = from;
         current_cluster->record(Event::mbarrier_arrive, block, thread->index, address, barrier.pending);
         settle(barrier, block, address);
     };

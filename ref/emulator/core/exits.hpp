@@ -1,7 +1,5 @@
-// How threads end: what must be over when one exits or a block ends, and what a deadlock is reported as.
+// How threads end: what must be over when one exits or a block ends.
 #pragma once
-
-#include <bit>
 
 #include "lanes.hpp"
 
@@ -85,85 +83,6 @@ inline void Cluster::exit_checks(Thread& thread) {
             fail(Fault::divergent_warpgroup,
                  "the block ends with a setmaxnreg that only some warps of a warpgroup executed");
         }
-}
-
-// Such as " 0 1 2 (lanes 0 to 3) 3", of the warps' lanes that wait; `alive`: those of each warp that have not exited.
-inline std::string list_warps(const std::map<int, uint32_t>& warps, const std::vector<uint32_t>& alive) {
-    std::string text;
-    for (const auto& [warp, lanes] : warps) {
-        text += " " + std::to_string(warp);
-        if (lanes == alive[static_cast<std::size_t>(warp)]) continue;
-        const int first = std::countr_zero(lanes), last = 31 - std::countl_zero(lanes);
-        if (first == last)
-            text += " (lane " + std::to_string(first) + ")";
-        else if (std::popcount(lanes) == last - first + 1)
-            text += " (lanes " + std::to_string(first) + " to " + std::to_string(last) + ")";
-        else
-            text += " (" + std::to_string(std::popcount(lanes)) + " of its lanes)";
-    }
-    return text;
-}
-
-// Which warps wait for what: a line for all that wait alike. Several threads wait, so no one of them is at fault; the
-// report's line is that of the first.
-inline FaultReport Cluster::deadlock() const {
-    std::map<std::string, std::map<const Block*, std::map<int, uint32_t>>> waiting;  // reason: block: warp: lanes
-    const void* from = nullptr;
-    for (const Thread& thread : threads_) {
-        if (thread.finished) continue;
-        if (!from) from = thread.from;
-        waiting[reason(thread) + place_of(thread.from)][thread.block][thread.warp()] |= 1u << thread.lane();
-    }
-    std::string text = "deadlock in cluster " + std::to_string(index_) + " after " + std::to_string(step_) + " steps:";
-    for (const auto& [what, blocks] : waiting) {
-        text += "\n  ";
-        const char* separator = "";
-        std::size_t many = 0;
-        for (const auto& [block, warps] : blocks) {
-            text += separator + ("block " + std::to_string(block->index)) + (warps.size() > 1 ? ", warps" : ", warp") +
-                    list_warps(warps, block->alive);
-            separator = ", ";
-            many += warps.size();
-        }
-        text += (many > 1 ? " wait for " : " waits for ") + what;
-    }
-    return {Fault::deadlock, text, {}, 0, from};
-}
-
-inline std::string Cluster::reason(const Thread& thread) {
-    const Block& block = *thread.block;
-    const std::string what = thread.wait.what;
-    char text[320];
-    if (what == "mbarrier") {
-        const Mbarrier& barrier = block.mbarriers.at(thread.wait.address);
-        std::string bytes = std::to_string(barrier.bytes) + " bytes to come";
-        if (barrier.bytes < 0) bytes = std::to_string(-barrier.bytes) + " bytes more arrived than were expected";
-        std::snprintf(text, sizeof text,
-                      "%s to complete a phase of parity %lld: it is in phase %lld with %lld of %lld arrivals pending "
-                      "and %s",
-                      name_of(block, thread.wait.address).c_str(), static_cast<long long>(thread.wait.value),
-                      static_cast<long long>(barrier.phase), static_cast<long long>(barrier.pending),
-                      static_cast<long long>(barrier.count), bytes.c_str());
-        return text;
-    }
-    if (what == "setmaxnreg") {
-        std::snprintf(text, sizeof text,
-                      "setmaxnreg.inc %u: each thread has %lld registers, as __launch_bounds__ leaves it, so a warp "
-                      "needs %lld more, and of those that setmaxnreg.dec has given back %lld are left",
-                      thread.wait.address, static_cast<long long>(thread.wait.value),
-                      32 * (thread.wait.address - static_cast<long long>(thread.wait.value)),
-                      static_cast<long long>(block.free_registers));
-        return text;
-    }
-    if (what == "named barrier") {
-        const NamedBarrier& barrier = block.barriers[thread.wait.address];
-        const auto ended = static_cast<int>(block.threads.size()) - block.live;
-        std::snprintf(text, sizeof text, "barrier %u, where %u of %u threads have arrived%s", thread.wait.address,
-                      barrier.arrived, barrier.threads,
-                      ended ? (" (" + std::to_string(ended) + " of the block's have ended)").c_str() : "");
-        return text;
-    }
-    return what;
 }
 
 }  // namespace emulator

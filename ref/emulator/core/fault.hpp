@@ -50,7 +50,7 @@ namespace emulator {
     /* Global memory, and code that a CPU cannot execute */                                                         \
     X(global_out_of_bounds) /* an access to global memory outside the tensors that the launch was given */          \
     X(array_out_of_bounds)  /* an index outside an array, such as one of local memory */                            \
-    X(written_twice)        /* two thread blocks write one element of a tensor, in no particular order */           \
+    X(written_twice)        /* two threads write one element of a tensor, in no particular order */                 \
     X(crashed)              /* a signal, such as one for an address that does not exist */                          \
     /* Operands */                                                                                                  \
     X(out_of_bounds)   /* an address outside the shared memory of the block, or of the cluster */                   \

@@ -75,10 +75,20 @@ constexpr uint64_t kNearShared = 1 << 16;  // so near an array in shared memory 
         thread.cluster->record(Event::global_store, *thread.block, thread.index, 0, static_cast<int64_t>(bytes));
     }
     const GlobalMemory& memory = *thread.cluster->memory;
-    const std::optional<int64_t> other = memory.write(address, bytes, thread.last_tensor, thread.block->index);
+    const auto ordered = [&](const Writer& other) { return thread.comes_after(moment_of(thread, other)); };
+    const std::optional<Writer> other = memory.write(address, bytes, thread.last_tensor, writer(thread), ordered);
     if (!other) return;
+    if (other->block == thread.block->index) {
+        // Stores of one value are no fault, and it is known only when this one is done.
+        Accesses::doubt(reinterpret_cast<const uint8_t*>(address), bytes, from, thread, [other = *other](uintptr_t at) {
+            fail_at(Fault::written_twice, at, "writes %s",
+                    current_cluster->memory->conflict(at, self().last_tensor, other, other.block).c_str());
+        });
+        return;
+    }
     thread.from = from;
-    fail_at(Fault::written_twice, address, "writes %s", memory.conflict(address, thread.last_tensor, *other).c_str());
+    fail_at(Fault::written_twice, address, "writes %s",
+            memory.conflict(address, thread.last_tensor, *other, thread.block->index).c_str());
 }
 
 // What a compiler says of an index outside an array (-fsanitize=bounds), as UndefinedBehaviorSanitizer's library reads

@@ -239,6 +239,7 @@ void mbarrier_init(uint32_t address, uint32_t count) {
     barrier = {};
     barrier.count = barrier.pending = count;
     barrier.initialiser = self().index;
+    barrier.initialised_from = self().from;
     current_cluster->record(Event::mbarrier_init, block, self().index, address, count);
 }
 void mbarrier_inval(uint32_t address) {
@@ -279,6 +280,7 @@ void mbarrier_wait_parity(uint32_t address, uint32_t parity) {
     cluster.record(Event::mbarrier_wait, block, self().index, address, parity);
     while ((barrier.phase & 1) == (parity & 1)) cluster.block_on(barrier.waiters, {"mbarrier", address, parity});
     cluster.acquire(barrier.completed);
+    emulator::note_wait(barrier, address, parity);
     cluster.record(Event::mbarrier_pass, block, self().index, address, parity);
 }
 
@@ -289,6 +291,7 @@ bool mbarrier_test_wait_parity(uint32_t address, uint32_t parity) {
     barrier.waited_for |= 1u << self().warp();
     if ((barrier.phase & 1) == (parity & 1)) return current_cluster->poll(address), false;
     current_cluster->acquire(barrier.completed);
+    emulator::note_wait(barrier, address, parity);
     self().polls = false;
     return true;
 }

@@ -14,6 +14,7 @@ inline bool phase_completed(uint32_t address, const char* who, bool (*completed)
     barrier.waited_for |= 1u << self().warp();
     if (!completed(barrier, of)) return current_cluster->poll(address), false;
     current_cluster->acquire(barrier.completed);
+    note_wait(barrier, address, static_cast<uint32_t>(barrier.phase & 1) ^ 1);
     self().polls = false;
     return true;
 }

@@ -25,7 +25,7 @@ struct EmulatorTensor {
     int64_t bytes;  // from the first element's begin to the last one's end
     int32_t item;   // bytes of an element
     int32_t dimensions;
-    int32_t once;                  // 1: no two thread blocks may write the same element
+    int32_t once;                  // 1: no two threads may write the same element, unless a barrier orders them
     int64_t shape[8], strides[8];  // strides in elements
     int64_t padding;               // bytes of the same memory behind the last element, at most 15
 };
@@ -60,6 +60,21 @@ class Allocations {
     static inline std::map<uintptr_t, Allocation> all_;
     static inline int count_ = 0;
     static inline std::mutex mutex_;
+};
+
+// Who has written an element last: a thread of a block, and its moment (order.hpp); 0: the order is not followed.
+struct Writer {
+    int64_t block;
+    uint32_t thread, moment;
+
+    uint64_t packed() const {
+        constexpr uint32_t kMoments = 1 << 22;
+        return static_cast<uint64_t>(block + 1) << 32 | thread << 22 | (moment < kMoments ? moment : 0);
+    }
+    static Writer of(uint64_t packed) {
+        return {static_cast<int64_t>(packed >> 32) - 1, static_cast<uint32_t>(packed) >> 22,
+                static_cast<uint32_t>(packed) & ((1 << 22) - 1)};
+    }
 };
 
 class GlobalMemory {
@@ -101,33 +116,46 @@ class GlobalMemory {
                    address + bytes <= end + static_cast<uint64_t>(tensor.padding);
         });
     }
-    // Thread block number `block` writes these bytes of tensor number `number`. Returns another block that has written
-    // one of their elements before, or nothing.
-    std::optional<int64_t> write(uintptr_t address, std::size_t bytes, std::size_t number, int64_t block) const {
+    // `mine` writes these bytes of tensor number `number`. Returns another block, or another thread of the block, that
+    // has written one of their elements before, or nothing. `ordered`: whether a thread of the block has done so before
+    // all that the writer does now.
+    template <typename Ordered>
+    std::optional<Writer> write(uintptr_t address, std::size_t bytes, std::size_t number, const Writer& mine,
+                                const Ordered& ordered) const {
         if (number >= writers_.size() || !writers_[number]) return std::nullopt;
         const EmulatorTensor& tensor = tensors_[number];
         Writers& writers = *writers_[number];
-        const auto mine = static_cast<uint32_t>(block + 1);
+        const uint64_t packed = mine.packed();
         const std::size_t item = static_cast<std::size_t>(tensor.item);
         const std::size_t last = std::min((address - tensor.begin + bytes - 1) / item, writers.size() - 1);
+        std::optional<Writer> other;
         for (std::size_t i = (address - tensor.begin) / item; i <= last; ++i) {
-            const uint32_t before = writers[i].exchange(mine, std::memory_order_relaxed);
-            if (before && before != mine) return before - 1;
+            const uint64_t before = writers[i].exchange(packed, std::memory_order_relaxed);
+            if (!before || before == packed) continue;
+            const Writer writer = Writer::of(before);
+            if (writer.block != mine.block || (writer.thread != mine.thread && writer.moment && !ordered(writer)))
+                other = writer;
         }
-        return std::nullopt;
+        return other;
     }
     // The name and index of an element, such as "D[64, 3]".
     std::string element(uintptr_t address, std::size_t number) const {
         return tensors_[number].name + index(tensors_[number], address);
     }
 
-    // What is wrong with a write to an element that thread block number `other` has written.
-    std::string conflict(uintptr_t address, std::size_t number, int64_t other) const {
-        return element(address, number) + ", which block " + std::to_string(other) +
-               " has written: nothing orders the two that the emulator knows of. The blocks' tiles overlap" +
+    // What is wrong with a write to an element that another thread block has written, or another thread of the block
+    // with number `block`.
+    std::string conflict(uintptr_t address, std::size_t number, const Writer& other, int64_t block) const {
+        const bool same = other.block == block;
+        const std::string who = same ? "thread " + std::to_string(other.thread) + " of the same block"
+                                     : "block " + std::to_string(other.block);
+        return element(address, number) + ", which " + who + " has written" + (same ? " with another value" : "") +
+               ": nothing orders the two that the emulator knows of. The " +
+               (same ? "threads' parts" : "blocks' tiles") + " overlap" +
                (tensors_[number].dimensions > 1 ? ", or one runs past the end of a row, into the next: a check of the "
                                                   "column is missing"
                                                 : "") +
+               (same ? ", or a barrier is missing" : "") +
                ". (Where atomics order the writes, as in a lock, several_writers=[\"" + tensors_[number].name +
                "\"] allows them)";
     }
@@ -195,7 +223,7 @@ class GlobalMemory {
 
     std::vector<EmulatorTensor> tensors_;
     std::deque<std::string> names_;                      // of allocations
-    using Writers = std::vector<std::atomic<uint32_t>>;  // for each element: 1 + the block that wrote it last; 0 = none
+    using Writers = std::vector<std::atomic<uint64_t>>;  // for each element: the last one, packed; 0 = none
     std::vector<std::unique_ptr<Writers>> writers_;
     Call call_;
     const void* image_ = nullptr;

@@ -20,12 +20,12 @@ inline std::string place_in(const SharedVariable& variable, std::size_t at) {
 }
 
 // The text with what `name_at` says of each address in it, such as "0x38018 (tile[3][5])". An address that something
-// in parentheses follows has a name already.
+// in parentheses follows has a name already; what a + comes before is a place in machine code (place_of).
 template <typename NameAt>
 std::string with_names(const std::string& text, const NameAt& name_at) {
     std::string named;
     for (std::size_t at = 0; at < text.size();) {
-        if (text.compare(at, 2, "0x") != 0) {
+        if (text.compare(at, 2, "0x") != 0 || (at > 0 && text[at - 1] == '+')) {
             named += text[at++];
             continue;
         }

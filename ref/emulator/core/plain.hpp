@@ -78,7 +78,8 @@ uint32_t shared_address(const void* pointer) {
     const Block* block = holder(address);
     if (!block)
         fail_at(Fault::invalid_operand, address,
-                "__cvta_generic_to_shared of a pointer that is not into shared memory");
+                "__cvta_generic_to_shared of a pointer that is not into shared memory%s",
+                self().block->memory.nearest_variable(address).c_str());
     const uint32_t shared = block->memory.address_of(address);
     return block == self().block ? shared : at_rank(shared, static_cast<uint32_t>(block->rank));
 }

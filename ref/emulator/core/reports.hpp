@@ -65,6 +65,14 @@ inline void note_misfit(const std::string& who, const char* what, const std::opt
 
 constexpr const char* kEndless = "has run for a second without an instruction: an endless loop";
 
+// A thread as the writer of an element of global memory, and the moment of such a writer of its block.
+inline Writer writer(const Thread& thread) {
+    return {thread.block->index, static_cast<uint32_t>(thread.index), current_cluster->orders() ? thread.moment : 0};
+}
+inline Moment moment_of(const Thread& mine, const Writer& of_block) {
+    return {mine.number - static_cast<uint32_t>(mine.index) + of_block.thread, of_block.moment};
+}
+
 struct Stopped {};  // thrown by fail_at() when no thread is running
 
 // Notes a fault of the running thread, after which the scheduler ends the run. Not of self(): a signal handler runs on
@@ -100,7 +108,7 @@ inline std::vector<const void*> callers() {
 
 [[noreturn]] inline void report(Fault what, uint64_t address, const void* other, const char* format,
                                 va_list arguments) {
-    char text[768];
+    char text[2048];
     std::vsnprintf(text, sizeof text, format, arguments);
     const Cluster::Instruction& issued = current_cluster->instruction;
     const Place place = issued.from      ? issued.issuer

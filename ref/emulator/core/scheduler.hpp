@@ -1,6 +1,7 @@
 // The scheduler: sets a cluster up, and chooses which of its threads run next and when asynchronous work happens.
 #pragma once
 
+#include "deadlock.hpp"
 #include "exits.hpp"
 #include "lanes.hpp"
 
@@ -73,6 +74,7 @@ inline void Cluster::reset(int64_t cluster) {
                                       &thread};
             thread.finished = false;
             thread.wait = {};
+            thread.waited.clear();
             thread.number = static_cast<uint32_t>(rank * warps * 32 + i);
             thread.moment = orders() ? 1 : 0;  // moment 0 lies before everything
             thread.known.reset();

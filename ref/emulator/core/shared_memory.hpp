@@ -23,9 +23,10 @@
 namespace emulator {
 
 class SharedMemory;
-std::string why_not_landed(const SharedMemory& memory, uint32_t mbarrier);  // barriers.hpp
-std::string why_loaded_again(const Moment& earlier, const Actor& actor);    // these are in causes.hpp
+std::string why_not_landed(const SharedMemory& memory, uint32_t mbarrier, const Actor* actor);  // barriers.hpp
+std::string why_loaded_again(const Moment& earlier, const Actor& actor);  // these are in causes.hpp
 std::string who_loads(const Moment& load);
+void note_unwritten(uint32_t address, const void* from, const std::string& name);
 std::string name_of_writer(uint32_t number);
 std::string name_of_mbarrier(const SharedMemory& memory, uint32_t address);
 [[noreturn]] void overwritten(const SharedMemory& memory, uint32_t address, const char* who, const AsyncRead& read,
@@ -74,6 +75,20 @@ class SharedMemory {
         for (const auto& [variable, offset] : variables_)
             if (at >= offset && at - offset < variable->bytes) return place_in(*variable, at - offset);
         return "";
+    }
+    // Of a pointer outside, such as one behind an array's last element: how far behind the last variable it is; "" if
+    // it is nowhere near.
+    std::string nearest_variable(uintptr_t pointer) const {
+        constexpr uintptr_t kNear = 4096;
+        const uintptr_t behind = pointer - reinterpret_cast<uintptr_t>(generic_.data()) - kSharedLimit;
+        const auto last = std::ranges::max_element(variables_, {}, [](const auto& one) { return one.second; });
+        if (behind >= kNear || last == variables_.end()) return "";
+        const SharedVariable& variable = *last->first;
+        const std::size_t past = behind + kSharedLimit - last->second - variable.bytes;
+        if (variable.dimensions != 1) return ", " + std::to_string(past) + " bytes behind the end of " + variable.name;
+        return ": it is where " + std::string(variable.name) + "[" +
+               std::to_string((variable.bytes + past) / variable.element) + "] would be, and " + variable.name +
+               " has " + std::to_string(variable.extents[0]) + " elements";
     }
     // The bytes of the __shared__ variables, with what lies between them.
     uint32_t variables_bytes() const { return kSharedLimit - variables_begin_; }
@@ -141,8 +156,8 @@ class SharedMemory {
         const uint32_t at = check(address, kChunk, who);
         if (state_[at / kChunk].landing)
             fail_race(Fault::read_during_load, address, loads_[state_[at / kChunk].load].from,
-                      "%s reads shared memory at 0x%x while a TMA load is still writing it: wait for %s first", who,
-                      address, name_of_mbarrier(*this, loads_[state_[at / kChunk].load].mbarrier).c_str());
+                      "%s reads shared memory at 0x%x while a TMA load is still writing it: %s", who, address,
+                      why_not_landed(*this, loads_[state_[at / kChunk].load].mbarrier, nullptr).c_str());
         for (uint32_t word = at / kWord; word < (at + kChunk) / kWord; ++word)
             if (writer_[word] && !published_by_another(word, {issuer, 0, 0}))
                 fail_race(Fault::missing_proxy_fence, address, accesses_.stored_from(word),
@@ -184,7 +199,7 @@ class SharedMemory {
         const uint32_t at = check(address, kChunk, who);
         const Load& load = loads_[state_[at / kChunk].load];
         if (actor.comes_after(load.done)) return;
-        const std::string cause = why_not_landed(*this, load.mbarrier);
+        const std::string cause = why_not_landed(*this, load.mbarrier, &actor);
         fail_race(Fault::read_during_load, address, load.from,
                   "%s reads shared memory at 0x%x, which a TMA load may still be writing: %s", who, address,
                   cause.c_str());
@@ -366,13 +381,20 @@ class SharedMemory {
             Accesses::settle(actor);
         if (actor.moment == 0) return;
         for (uint32_t chunk = at / kChunk; chunk <= (at + bytes - 1) / kChunk; ++chunk)
-            if (!actor.comes_after(loads_[state_[chunk].load].done)) use_race(std::max(at, chunk * kChunk), writes);
-        accesses_.order(at, bytes, writes, actor, &generic_[at]);
+            if (!actor.comes_after(loads_[state_[chunk].load].done))
+                use_race(std::max(at, chunk * kChunk), writes, actor);
+        const uint32_t none = accesses_.order(at, bytes, writes, actor, &generic_[at]);
+        if (none == kSharedLimit || state_[none / kChunk].load) [[likely]]
+            return;
+        // Atomics write, too, and then what lies there is no longer what clear() has put there.
+        const bool poison = std::all_of(&generic_[none], &generic_[none] + std::min(bytes, kWord),
+                                        [](uint8_t byte) { return byte == 0xFF; });
+        if (poison) note_unwritten(none + kSharedBase, actor.from, name_at(none + kSharedBase));
     }
     // A thread's load or store of what a TMA load may not have written yet.
-    [[noreturn, gnu::noinline]] void use_race(uint32_t at, bool writes) const {
+    [[noreturn, gnu::noinline]] void use_race(uint32_t at, bool writes, const Actor& actor) const {
         const Load& load = loads_[state_[at / kChunk].load];
-        const std::string cause = why_not_landed(*this, load.mbarrier);
+        const std::string cause = why_not_landed(*this, load.mbarrier, &actor);
         fail_race(writes ? Fault::write_during_load : Fault::read_during_load, at + kSharedBase, load.from,
                   "%s shared memory at 0x%x, which a TMA load may still be writing: %s", writes ? "writes" : "reads",
                   at + kSharedBase, cause.c_str());
@@ -391,9 +413,9 @@ class SharedMemory {
             fail_race(Fault::write_during_load, address, load.from,
                       "TMA load writes 0x%x while an earlier TMA load is still writing it, that of %s: %s", address,
                       who_loads(load.done).c_str(), why_loaded_again(load.done, actor).c_str());
+        const std::string cause = why_not_landed(*this, load.mbarrier, actor.comes_after(load.done) ? nullptr : &actor);
         fail_race(Fault::write_during_load, address, load.from,
-                  "%s writes 0x%x while a TMA load is still writing it: wait for %s first", who, address,
-                  name_of_mbarrier(*this, load.mbarrier).c_str());
+                  "%s writes 0x%x while a TMA load is still writing it: %s", who, address, cause.c_str());
     }
 
     void mark(uint32_t at, uint32_t bytes, Actor& actor) {
@@ -410,10 +432,10 @@ class SharedMemory {
     void readable(uint32_t at, uint32_t address, const char* who, const Actor& actor) const {
         if (!state_[at / kChunk].landing) return;
         const Load& load = loads_[state_[at / kChunk].load];
-        if (!actor.comes_after(load.done)) use_race(at, false);
+        if (!actor.comes_after(load.done)) use_race(at, false, actor);
         fail_race(Fault::read_during_load, address, load.from,
-                  "%s at 0x%x reads bytes that a TMA load is still writing: wait for %s first", who, address,
-                  name_of_mbarrier(*this, load.mbarrier).c_str());
+                  "%s at 0x%x reads bytes that a TMA load is still writing: %s", who, address,
+                  why_not_landed(*this, load.mbarrier, nullptr).c_str());
     }
     // The offset of an address that lies in the dynamic shared memory, or among the variables.
     uint32_t inside(uint32_t address, uint32_t bytes, const char* who) const {

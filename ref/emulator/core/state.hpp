@@ -39,15 +39,28 @@ struct Wait {                    // what a thread waits for
 struct Mbarrier {
     int64_t count = 0, pending = 0, bytes = 0;
     int64_t phase = 0;
-    int64_t loading = 0;      // bytes of TMA loads that have not landed
-    bool expects = false;     // whether it has ever been told of bytes
-    uint32_t waited_for = 0;  // the warps whose threads have waited for it, a bit for each
-    bool early = false;       // whether a phase has completed while some had not
-    bool visible = false;     // whether fence.mbarrier_init (or fence.proxy.async) has followed mbarrier.init
-    int initialiser = 0;      // the thread that executed mbarrier.init: only its fence makes the barrier visible
-    Told told;                // by those who have arrived, in this phase
-    Known completed;          // what those who wait for the last phase are told
+    int64_t loading = 0;                // bytes of TMA loads that have not landed
+    int64_t expected = 0, brought = 0;  // of this phase: the bytes it was told of, and those of the loads issued in it
+    bool expects = false;               // whether it has ever been told of bytes
+    uint32_t waited_for = 0;            // the warps whose threads have waited for it, a bit for each
+    bool visible = false;               // whether fence.mbarrier_init (or fence.proxy.async) has followed mbarrier.init
+    int initialiser = 0;  // the thread that executed mbarrier.init: only its fence makes the barrier visible
+    const void* initialised_from = nullptr;  // the place in the kernel that did
+    uint32_t last = 0;                       // 1 + the thread that has arrived last (Actor::number); 0: none has yet
+    const void* last_from = nullptr;         // and where
+    std::string too_few;  // how many bytes a phase expected that has completed before its loads have landed
+    Told told;            // by those who have arrived, in this phase
+    Known completed;      // what those who wait for the last phase are told
     Waiters waiters;
+};
+
+// A thread's last wait for an mbarrier that is over.
+struct Waited {
+    uint32_t address;
+    int64_t phase;    // of the mbarrier, behind the wait
+    uint32_t parity;  // that it waited for
+    bool vain;        // whether no phase had completed since the thread's wait before, so that this one was for nothing
+    const void* from;  // the place in the kernel
 };
 
 struct NamedBarrier {
@@ -223,6 +236,7 @@ struct Thread : Actor {
     Cluster* cluster = nullptr;
     bool finished = false;
     Wait wait;
+    std::vector<Waited> waited;   // for each mbarrier of its block, the last one behind the others
     uint32_t ticks = 0;           // loads and stores since its last instruction that changed something
     bool polls = false;           // has tested an mbarrier in vain, and done nothing else since
     bool stored = false;          // whether it has stored to global memory since its last instruction

@@ -165,14 +165,19 @@ inline void check_global(const Transfer& transfer, bool write) {
                       : "the tensor map describes more than there is");
     }
 }
-// No two blocks may write one element.
-inline void check_once(const Piece& piece, const Block& block, const char* who) {
+// No two blocks may write one element, nor two threads of a block that nothing orders, with other values. `known`: what
+// the writer knew when it issued the store of `data`.
+inline void check_once(const Piece& piece, const Thread& thread, const Writer& mine, const Known& known,
+                       const uint8_t* data, const char* who) {
     const GlobalMemory& memory = *current_cluster->memory;
     const auto address = reinterpret_cast<uintptr_t>(piece.global);
     std::size_t number = 0;
     if (!memory.find(address, 1, number)) return;
-    if (const auto other = memory.write(address, piece.bytes, number, block.index))
-        fail_at(Fault::written_twice, address, "%s writes %s", who, memory.conflict(address, number, *other).c_str());
+    const auto ordered = [&](const Writer& other) { return knows(known, moment_of(thread, other)); };
+    const auto other = memory.write(address, piece.bytes, number, mine, ordered);
+    if (other && (other->block != mine.block || std::memcmp(piece.global, data, piece.bytes) != 0))
+        fail_at(Fault::written_twice, address, "%s writes %s", who,
+                memory.conflict(address, number, *other, mine.block).c_str());
 }
 
 // A load into one block (a multicast is one of these for each block). `read` has the pieces that it is given land, some
@@ -185,13 +190,14 @@ inline void load(Block& block, const SharedTransfer& transfer, uint32_t barrier_
     Mbarrier& barrier = mbarrier(block, barrier_address, "TMA load");
     if (!barrier.visible)
         fail_at(Fault::mbarrier_not_visible, barrier_address,
-                "TMA load on %s, which the copy engine cannot see: fence.mbarrier_init after mbarrier.init",
-                name_of(block, barrier_address).c_str());
+                "TMA load on %s, which the copy engine cannot see yet: %s", name_of(block, barrier_address).c_str(),
+                why_not_visible(barrier).c_str());
     block.memory.begin_load(transfer->pieces, self(), moment, barrier_address);
     cluster.layouts.note_load(block.layouts, transfer->shared, transfer->bytes(), transfer->layout);
     const Load entry{++block.loads_issued, self().place(), self().from, barrier_address};
     block.loads.push_back(entry);
     barrier.loading += transfer->bytes();
+    barrier.brought += transfer->bytes();
     const auto land = [&cluster, &block, transfer, barrier_address, read, landed, known = self().known, moment, entry](
                           uint32_t first, uint32_t last) {
         const Issued issued(entry.issuer, entry.from);
@@ -303,7 +309,8 @@ inline void store(const SharedTransfer& transfer, std::optional<Combination> com
         }
         cluster.record(Event::tma_store_read, block, -1, transfer->shared, transfer->bytes());
     };
-    store->write = [&cluster, &block, data, transfer, combination, issuer = thread.place(), store = store.get()] {
+    store->write = [&cluster, &block, &thread, data, transfer, combination, mine = writer(thread), known = thread.known,
+                    issuer = thread.place(), store = store.get()] {
         store->read();
         if (store->has_written) return;
         store->has_written = true;
@@ -311,8 +318,8 @@ inline void store(const SharedTransfer& transfer, std::optional<Combination> com
         for (std::size_t i = 0; i < transfer->pieces.size(); ++i) {
             const Piece& piece = transfer->pieces[i];
             if (!piece.bytes) continue;
-            if (!combination) check_once(piece, block, transfer->who);
             const uint8_t* from = &(*data)[i][piece.begin];
+            if (!combination) check_once(piece, thread, mine, known, from, transfer->who);
             if (combination)
                 reduce(combination->reduction, combination->element, piece.global, from, piece.bytes);
             else
@@ -381,9 +388,9 @@ void reduce_shared(Reduction reduction, Element element, uint32_t remote, uint32
     Block& from = *thread.block;
     Block& to = check_shared(kWho, remote, shared, bytes, barrier);
     const uint32_t begin = remote & kOffsetMask, counted = barrier & kOffsetMask;
-    if (!mbarrier(to, counted, kWho).visible)
-        fail_at(Fault::mbarrier_not_visible, barrier, "%s %d on %s before fence.mbarrier_init made it visible", kWho,
-                to.rank, name_of(to, counted).c_str());
+    if (const Mbarrier& on = mbarrier(to, counted, kWho); !on.visible)
+        fail_at(Fault::mbarrier_not_visible, barrier, "%s %d on %s, which the copy engine cannot see yet: %s", kWho,
+                to.rank, name_of(to, counted).c_str(), why_not_visible(on).c_str());
     const Moment moment = cluster.next_load();
     begin_read(thread, kWho, shared, bytes, moment);
     const Load entry{++to.loads_issued, thread.place(), thread.from, counted};

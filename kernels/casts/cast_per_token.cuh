@@ -45,21 +45,18 @@ __global__ void __launch_bounds__(kThreads) fp8_cast_per_token(const CastParams 
         }
     }
     constexpr Input kCast = kBefore == Before::kNothing ? kInput : Input::kFp32;
-    Piece<kCast> numbers[kRows][kParts]{};
-    uint32_t amax[kRows]{};
-    // Behind a branch the compiler begins after all loads; else it loads each piece just before its use.
-    if (kBefore == Before::kNothing || first < rows) {
+    Piece<kCast> numbers[kRows][kParts];
+    uint32_t amax[kRows];
 #pragma unroll
-        for (int i = 0; i < kRows; ++i) {
+    for (int i = 0; i < kRows; ++i) {
 #pragma unroll
-            for (int j = 0; j < kParts; ++j) {
-                if constexpr (kBefore == Before::kSiluAndMul)
-                    numbers[i][j] = silu_and_mul(pieces[i][j], ups[i][j]);
-                else
-                    numbers[i][j] = pieces[i][j];
-            }
-            amax[i] = amax_of(numbers[i]);
+        for (int j = 0; j < kParts; ++j) {
+            if constexpr (kBefore == Before::kSiluAndMul)
+                numbers[i][j] = silu_and_mul(pieces[i][j], ups[i][j]);
+            else
+                numbers[i][j] = pieces[i][j];
         }
+        amax[i] = amax_of(numbers[i]);
     }
 
     const Scale mine = scale_of(amax_of_one<kRunLanes>(amax), p.power_of_two);

@@ -70,10 +70,7 @@ __global__ void __launch_bounds__(kThreads, ctas_an_sm(kInput, kBefore, kVector)
     constexpr Input kHeld = kBefore == Before::kNothing ? kInput : Input::kFp32;
     int64_t begins[kPieces];
     find_rows(p, group, p.m, [&](int i) { return tile_row * kTile + row_here(i); }, begins);
-    Piece<kHeld> pieces[kPieces]{};
-    // What is behind a branch the compiler begins after all loads ahead of it; else it loads each piece just before its
-    // use. For FP32 it has too few registers.
-    constexpr bool kEarly = kBefore == Before::kSiluAndMul && kInput != Input::kFp32;
+    Piece<kHeld> pieces[kPieces];
 #pragma unroll
     for (int half = 0; half < kPieces; half += kQuad) {
         Piece<kInput> loaded[kQuad], ups[kBefore == Before::kSiluAndMul ? kQuad : 1];
@@ -85,7 +82,6 @@ __global__ void __launch_bounds__(kThreads, ctas_an_sm(kInput, kBefore, kVector)
             if constexpr (kBefore == Before::kSiluAndMul)
                 ups[i] = load_piece<kInput, kVector>(p.x, begin + (p.k + column) * p.x_column, p.x_column, numbers);
         }
-        if (kEarly && count <= 0) continue;
 #pragma unroll
         for (int i = 0; i < kQuad; ++i) {
             if constexpr (kBefore == Before::kSiluAndMul)

@@ -177,7 +177,7 @@ print(f"128 x 40 + 256 x 232 = {128 * 40 + 256 * 232} of {registers}")
 #
 # A TMA load is *one* thread's instruction. If 32 threads executed it, there would be 32 copies. The kernel
 # takes the simplest way to choose one, `if (threadIdx.x == 0)`. The instruction made for choosing, which you
-# will meet in [rung s9](12_production.ipynb) and in other kernels, is **`elect.sync`**. It is true in one
+# will meet in [rung s9](11_production.ipynb) and in other kernels, is **`elect.sync`**. It is true in one
 # [lane](glossary.md#lane) of the warp, and you are not told which. The emulator lets the
 # [seed](glossary.md#schedule) decide:
 

@@ -399,7 +399,7 @@ for m, n in ((64, 2112), (64, 7168), (4096, 2112), (4096, 7168)):
     print(f"{m * n / computed:.0%} of what they compute is D")
 
 # %% [markdown]
-# Idle SMs, and rows of tiles that go nowhere. The [next rung](12_production.ipynb) is a kernel whose tile,
+# Idle SMs, and rows of tiles that go nowhere. The [next rung](11_production.ipynb) is a kernel whose tile,
 # [stages](glossary.md#stage) and [clusters](glossary.md#cluster) are chosen for the shape. The card of this
 # one:
 
@@ -612,3 +612,6 @@ exercises.check("10.5", overlap)
 # for them alone, and `setmaxnreg` gives a consumer 232: the compiler would have to keep some in local memory.
 # With one `partial` it is the other consumer whose WGMMAs run while this one promotes.
 # </details>
+
+# %% [markdown]
+# Next: [one kernel for every shape](11_production.ipynb).

@@ -90,7 +90,7 @@ workbench.Text("> " + data["meta"]["protocol"])
 
 # %% [markdown]
 # **Kernel time.** The CUDA profiler reports when each kernel began and ended on the GPU. The host's share and
-# the gaps between kernels are not in it; [lesson 12](12_production.ipynb) has the host's share. A call may be
+# the gaps between kernels are not in it; [lesson 11](11_production.ipynb) has the host's share. A call may be
 # several kernels, and their times are added. To find them, a small kernel runs before and after each call as
 # a marker. Try the function that reads the profiler's list:
 
@@ -326,7 +326,7 @@ drawing_results.of_the_roof("s9_production")
 # ## What the tiles allow: waves
 #
 # Between the roof and the time lies something that you can compute: how full the [waves](glossary.md#wave)
-# are ([lesson 12](12_production.ipynb)). For the shapes with many rows, the share of the SMs' time that goes
+# are ([lesson 11](11_production.ipynb)). For the shapes with many rows, the share of the SMs' time that goes
 # into valid outputs, against the part of the ceiling that was measured:
 
 # %%
@@ -509,7 +509,7 @@ print(f"stopped when the GPU had finished:       {gpu_free / calls:5.1f} us a ca
 # A call returns when it is queued. Without waiting for the GPU (`torch.cuda.synchronize()`), you time the
 # host. With it, and one call at a time, you time both, one after the other. With many calls in a row and one
 # wait at the end, the longer of both; a little less if kernels may begin before those ahead have ended, as
-# [rung s9](12_production.ipynb)'s do. And with all of them the same product is called again and again, with
+# [rung s9](11_production.ipynb)'s do. And with all of them the same product is called again and again, with
 # L2 warm.
 #
 # </details>
@@ -723,7 +723,7 @@ exercises.check("13.5", weakest)
 
 # %% [markdown]
 # Then ask why it is weak: `python -m gemm_ladder explain` says what a call runs there, and whether the
-# model of [lesson 12](12_production.ipynb) expected it. The answer to that is not at the back.
+# model of [lesson 11](11_production.ipynb) expected it. The answer to that is not at the back.
 
 # %% [markdown]
 # Next: [the rung that you write](14_your_own_rung.ipynb).

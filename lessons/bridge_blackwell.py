@@ -18,7 +18,7 @@
 # Hopper's successor in the data centre, Blackwell (B200, compute capability 10.0), has another tensor core.
 # `wgmma` does not exist on it. Its instructions are the family `tcgen05`. What becomes of the ladder?
 #
-# You need the lessons up to [12](12_production.ipynb), and [05](05_precision.ipynb) for the last section.
+# You need the lessons up to [11](11_production.ipynb), and [05](05_precision.ipynb) for the last section.
 # Reading takes about 40 minutes.
 
 # %%

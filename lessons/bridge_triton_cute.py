@@ -161,7 +161,7 @@ bridges.times(recorded, (4096, 7168, 2048))
 # Two CTAs of a cluster start together and end together: at the end all of the rung's threads wait for the
 # neighbour's, after their stores to D. At a short k a tile ends more often, and the loads that the cluster
 # saves are fewer. CuTe DSL's kernel has the cluster, too, and is in between; there the producer alone waits
-# at the end. Whether that is the reason was not measured. [Lesson 12](12_production.ipynb) has a kernel
+# at the end. Whether that is the reason was not measured. [Lesson 11](11_production.ipynb) has a kernel
 # that takes a cluster only where one pays.
 #
 # ## Which one to use

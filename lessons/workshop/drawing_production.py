@@ -1,4 +1,4 @@
-"""The pictures of lesson 12: which block makes which tile and when, what configurations are expected to take,
+"""The pictures of lesson 11: which block makes which tile and when, what configurations are expected to take,
 and how good the choice among them is.
 
 Tiles come from production/scheduler.cuh itself (workbench_production.walk), expectations from

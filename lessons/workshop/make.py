@@ -98,7 +98,7 @@ def execute(
             ended = subprocess.run(command, cwd=folder, env=environment, timeout=seconds)
         except subprocess.TimeoutExpired:
             raise LessonError(f"the lesson did not end in {seconds:g} s") from None
-        if not out.exists():
+        if ended.returncode < 0 or not out.exists():  # a signal ended it, or it wrote nothing
             raise LessonError(f"the lesson's process ended with status {ended.returncode}")
         ran = nbformat.read(out, as_version=4)
     for cell in ran.cells:

@@ -1,4 +1,4 @@
-"""What lesson 12 has that is not a picture: production kernels of any configuration, changed, in parts."""
+"""What lesson 11 has that is not a picture: production kernels of any configuration, changed, in parts."""
 
 from __future__ import annotations
 

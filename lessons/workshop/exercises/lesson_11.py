@@ -1,94 +1,101 @@
-"""Lesson 11's exercises: whose row, which group, when padding costs, and the walk through the groups."""
+"""Lesson 11's exercises: waves, the order of units, stages, and the addition of split-K's parts."""
 
 from __future__ import annotations
 
-from gemm_ladder.arguments import H100_SMS
-from gemm_ladder.measure.shapes import EXPERTS
+import numpy as np
 from gemm_ladder.production import prediction
 from gemm_ladder.production.config import Config
-from workshop import workbench, workbench_grouped, workbench_production
-from workshop.exercises.record import Exercise, Verdict, by_running, lines, same
+from workshop import workbench, workbench_production
+from workshop.exercises.record import Exercise, Verdict, by_running, compared, same
 
 
-def _owners(counts: list[int]) -> list[int]:
-    """m_indices, and a block of rows behind the end."""
-    filled = []
-    for expert, count in enumerate(counts):
-        filled += [expert] * count + [-1] * (-count % 128)
-    return filled + [-1] * 128
+def _waves(m: int, n: int, tile_m: int, tile_n: int, sms: int) -> tuple[int, float]:
+    expected = prediction.predict(Config.of("dense", n, 1024, tile_m, tile_n), m, num_sms=sms)
+    return int(np.ceil(expected.waves)), expected.last_wave
 
 
-def _every_unit(masked_m: tuple[int, ...], tile_m: int, tiles_n: int) -> list[tuple[int, int]]:
-    return [(g, i) for g, rows in enumerate(masked_m) for i in range(-(-rows // tile_m) * tiles_n)]
+def _place(mine: object) -> Verdict:
+    units_m, units_n, group = 5, 3, 2
+    one = Config.of("dense", 128 * units_n, 1024, 128, 128, group_m=group)
+    tiles = workbench_production.walk(one, 128 * units_m, num_sms=1, device="cpu")  # one block makes them all
+    return compared(
+        mine,
+        lambda unit, *_: (int(tiles[unit]["row"]) // 128, int(tiles[unit]["column"]) // 128),
+        [(unit, units_m, units_n, group) for unit in range(len(tiles))],
+    )
 
 
-def _balance(n: int, k: int, bandwidth: float, speed: float) -> float:
-    """The two times are straight lines in the number of rows: where they cross."""
-    at = [2 * n * k * rows / speed - (n * k + rows * (k + 2 * n)) / bandwidth for rows in (0, 1)]
-    return -at[0] / (at[1] - at[0])
+def _stages(mine: object) -> Verdict:
+    cases = []
+    for tile_m, tile_n in ((256, 128), (128, 192), (128, 96), (64, 16), (64, 32), (64, 256), (64, 144)):
+        one = Config.of("dense", 2112, 7168, tile_m, tile_n)
+        cases.append((tile_m, tile_n, one.consumers, one.scales_b))
+    return compared(
+        mine, lambda tile_m, tile_n, *_: Config.of("dense", 2112, 7168, tile_m, tile_n).stages, cases
+    )
 
 
-ROWS = [
-    (row, counts)
-    for counts in ([128], [100, 40, 116], [0, 129, 0, 256])
-    for row in range(0, len(_owners(counts)), 9)
-]
-UNITS = [
-    (unit, *layout)
-    for layout in (((70, 100, 0, 5), 64, 2), ((0, 0, 300, 1), 128, 3))
-    for unit in range(len(_every_unit(*layout)))
-]
-MACHINE = prediction.MEMORY, prediction.WGMMA_FLOPS * prediction.CLOCK_MHZ * H100_SMS
-
-
-def _walk_on(mine: object) -> Verdict:
-    call = workbench_grouped.random_call("masked", (70, 100, 0, 5), 256, 256, max_m=100)
-    own = lines(workbench_production.source("scheduler.cuh"), "while (kByGroup", "        }\n")
-    changed = workbench_production.changed(Config.of("masked", 256, 256, 64, 128), (own, str(mine)))
-    return by_running(lambda: workbench.tried(workbench_grouped.symptoms, changed, call, range(4)))
+def _addition(mine: object) -> Verdict:
+    split = Config.of("dense", 72, 512, 64, 64, cluster=4, share="K", stages=2)
+    of = workbench_production.parts_in_order()
+    text = workbench_production.source("gemm.cuh")
+    begin = text.index("            float4 sum = partial(0)")
+    end = text.index("            const int column", begin)
+    changed = workbench_production.changed(split, (text[begin:end], str(mine)))
+    right = workbench_production.multiply(split, of, "cpu")
+    return by_running(lambda: workbench.tried(workbench_production.symptoms, changed, of, right, range(4)))
 
 
 EXERCISES = {
     "11.1": Exercise(
-        same(lambda row, counts: _owners(counts)[row], ROWS),
+        same(
+            _waves,
+            [
+                (4096, 2112, 128, 192, 132),
+                (64, 7168, 64, 64, 132),
+                (4096, 7168, 256, 128, 132),
+                (130, 2112, 64, 96, 78),
+            ],
+        ),
         (
-            "Go through the experts in order. How many rows of A does one with `count` rows take?",
-            "Its count, rounded up to a multiple of 128. If the row lies within its count, the expert is "
-            "found; if it lies behind that and still in its blocks, it is padding.",
-            "In a loop over enumerate(counts): if row < count, return the expert; else subtract the rounded "
-            "count from row, and if row is below 0 now, return -1. After the loop, -1 as well.",
+            "Tiles are whole: half of one at an edge takes as long as a whole one. And so are waves.",
+            "Round up three times: the tiles along m, the tiles along n, and the waves. The last wave has "
+            "the tiles that those before it have not made.",
+            "tiles is the product of two quotients rounded up, whole = tiles over sms rounded up, and the "
+            "last wave's part is (tiles - (whole - 1) * sms) over sms.",
         ),
     ),
     "11.2": Exercise(
-        same(lambda unit, *layout: _every_unit(*layout)[unit], UNITS),
+        _place,
         (
-            "How many units does a group with `rows` rows have? A group may have none.",
-            "Its tiles of m, rows over tile_m rounded up, times tiles_n. Walk as the scheduler does: "
-            "subtract each group's units until the number fits into one.",
-            "for group, rows in enumerate(masked_m): if unit is below the group's units, return both; "
-            "otherwise subtract them from unit.",
+            "It is the walk of lesson 09 over its tiles, with other names.",
+            "A band is `group` units high and units_n wide. Find the band, then the place in it, which goes "
+            "down first; the last band may be lower.",
+            "first = unit // (group * units_n) * group, height = the smaller of group and units_m - first; "
+            "inside the band, the rest and the quotient by height are how far down and how far right.",
         ),
     ),
     "11.3": Exercise(
-        same(_balance, [(*size, *MACHINE) for size in (*EXPERTS, (256, 1536))]),
+        _stages,
         (
-            "Write down the two times, each as a function of the number of rows. Where are they equal?",
-            "The tensor cores: 2 n k rows operations over speed. Memory: n k bytes of B, k bytes of A for "
-            "each row and 2 n bytes of D for each row, all over bandwidth. Bring the terms with rows to one "
-            "side.",
-            "rows = (n k / bandwidth) / (2 n k / speed - what a row's bytes take), and a row has k + 2 n "
-            "bytes.",
+            "Take it sentence by sentence: what does the block need besides the stages, and how large is a "
+            "stage? A helper that rounds up to 1024 is worth writing.",
+            "Results: tile_m * tile_n * 2 bytes, for each consumer its share, rounded up. Scales of B: two "
+            "buffers, 256 bytes for each of scales_b. A stage: (tile_m + tile_n) * 128, four bytes for each "
+            "row of A, and 32, all rounded up.",
+            "The least of three: 16; for tile_m == 64 also 176 * 1024 // stage; and what is left of 232448 "
+            "after results and scales, // stage.",
         ),
     ),
     "11.4": Exercise(
-        _walk_on,
+        _addition,
         (
-            "It is exercise 2, in CUDA: while the unit's number is not in this group, go on to the next one. "
-            "When must it stop even so?",
-            "As long as there are groups left. A group has units_m_ * kUnitsN units; subtract them, move "
-            "group_ on, and call enter_group(), which sets units_m_ for the new group.",
-            "A while loop, whose condition is that the kind is masked (kC.kind == Kind::kMasked), unit_ is "
-            "not below the group's units, and ++group_ < p_.groups; its body subtracts, then enters.",
+            "How many parts are there, and in which order do they have to be added? The section on "
+            "splitting K says why the order counts.",
+            "Begin with partial(0), as the stub does, and add those of the ranks 1, 2, ... in a loop up to "
+            "kSplits. A float4 has no operator +: add its four fields one by one.",
+            "for (int from = 1; from < kSplits; ++from), and in it `const float4 next = partial(from);`, "
+            "then sum.x += next.x and the same for y, z and w.",
         ),
     ),
 }

@@ -44,10 +44,13 @@ class AsyncReads {
         if (!keep_operands) footprints_.clear();
         for (auto& [operand, footprint] : footprints_) {
             footprint.reads.clear();
-            footprint.checked.reset();
             footprint.laid_out = 0;
         }
         copies_.assign(1, {});
+    }
+    // What threads knew is kept no longer.
+    void forget() {
+        for (auto& [operand, footprint] : footprints_) footprint.checked.reset();
     }
 
     // check(address) is the offset of a chunk.

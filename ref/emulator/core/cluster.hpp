@@ -86,7 +86,10 @@ class Cluster {
         for (Block& block : blocks) block.memory = SharedMemories::take();
     }
     ~Cluster() {
-        for (Block& block : blocks) SharedMemories::give_back(std::move(block.memory));
+        for (Block& block : blocks) {
+            block.memory.forget();
+            SharedMemories::give_back(std::move(block.memory));
+        }
     }
     Cluster(const Cluster&) = delete;
     Cluster& operator=(const Cluster&) = delete;

@@ -51,7 +51,13 @@ class SharedMemory {
         variables_begin_ = kSharedLimit;
         variables_.clear();
         loads_.assign(1, {});
+        forget();
+    }
+    // What threads knew is kept no longer: its memory belongs to the OS thread that runs the cluster (Known), and this
+    // object may be used by another one next, or be destroyed when none of them is left.
+    void forget() {
         fences_.clear();
+        reads_.forget();
     }
 
     // The offset of a __shared__ variable. The variables lie at the end of shared memory, so

@@ -222,7 +222,7 @@ for tile in workbench_production.walk(masked, m=128, num_sms=8, layout=counts, g
     )
 
 # %% [markdown]
-# [The next lesson](11_grouped_gemms.ipynb) is about these layouts.
+# [The next lesson](12_grouped_gemms.ipynb) is about these layouts.
 #
 # ## 2. Waves, and the last one
 #
@@ -493,14 +493,14 @@ for one in (pair_a, pair_b):
 # rows, for example, is of no use to 64 rows. How many suit 64 x 2112 x 7168? Guess.
 
 # %% tags=["guess"]
-exercises.guess("12.candidates", None)
+exercises.guess("11.candidates", None)
 
 # %%
 m, n, k = 64, 2112, 7168
 known = candidates("dense", k)
 suits = known.suiting("dense", np.array([float(m)]), n, k, SMS)
 print(f"{len(known.configs)} candidates for dense products with k = {k}")
-exercises.found("12.candidates", int(suits.sum()), f"of them suit {m} x {n} x {k}")
+exercises.found("11.candidates", int(suits.sum()), f"of them suit {m} x {n} x {k}")
 
 # %% [markdown]
 # There are too many to time them all for every weight and every m. So the time of each is predicted, and the
@@ -1022,8 +1022,8 @@ for words, call in {
 # microseconds does it take for 4096 x 7168 x 16384?
 
 # %% tags=["guess"]
-exercises.guess("12.us", None)
-exercises.guess("12.faster", None)
+exercises.guess("11.us", None)
+exercises.guess("11.faster", None)
 
 # %% [markdown]
 # The prediction for this rung is the library's own: the estimate, and the estimate times the learned factor.
@@ -1046,7 +1046,7 @@ below, mine = (drawing_production.recorded(rung) for rung in ("s7_persistent", "
 for shape in mine:
     print(f"{' x '.join(map(str, shape)):>20}: {below[shape] / mine[shape]:.2f} times as fast as s7")
 exercises.found(
-    "12.faster", below[64, 2112, 7168] / mine[64, 2112, 7168], "times as fast at 64 x 2112 x 7168"
+    "11.faster", below[64, 2112, 7168] / mine[64, 2112, 7168], "times as fast at 64 x 2112 x 7168"
 )
 
 # %%
@@ -1055,7 +1055,7 @@ for shape, one in expected.items():
     ratios = one.estimate_us / mine[shape], one.us / mine[shape]
     cells.append([drawing_results.name(shape), *(f"{ratio:.2f}" for ratio in ratios)])
 print(tables.plain(cells))
-exercises.found("12.us", mine[4096, 7168, 16384], "us")
+exercises.found("11.us", mine[4096, 7168, 16384], "us")
 evidence.thread("s9_production")
 
 # %% [markdown]
@@ -1101,7 +1101,7 @@ print("every element is", *np.unique(right.astype(np.float32)))
 # **1.** Each block begins the addition with its own part, not with that of rank 0: its own is there first.
 
 # %% tags=["guess"]
-exercises.guess_break("12.break1", line=None, then=None)
+exercises.guess_break("11.break1", line=None, then=None)
 
 # %% tags=["break"]
 workbench_production.break_it(
@@ -1110,7 +1110,7 @@ workbench_production.break_it(
     ("partial(0)", "partial(i % kSplits)"),
     ("partial(from)", "partial((i + from) % kSplits)"),
     right=right,
-    guess="12.break1",
+    guess="11.break1",
 )
 
 # %% [markdown]
@@ -1126,13 +1126,13 @@ workbench_production.break_it(
 # **2.** `reduce` does not wait for the other blocks' parts before it adds them up.
 
 # %% tags=["guess"]
-exercises.guess_break("12.break2", line=None, then=None)
+exercises.guess_break("11.break2", line=None, then=None)
 
 # %% tags=["break"]
 text = workbench_production.source("gemm.cuh")
 until_met = text[text.index("static __device__ void reduce(") :].partition("meet();")[0]
 workbench_production.break_it(
-    split, parts, (until_met + "meet();", until_met), right=right, guess="12.break2"
+    split, parts, (until_met + "meet();", until_met), right=right, guess="11.break2"
 )
 
 # %% [markdown]
@@ -1146,14 +1146,14 @@ workbench_production.break_it(
 # **3.** The first meeting is left out: a block sends its parts as soon as it has them.
 
 # %% tags=["guess"]
-exercises.guess_break("12.break3", line=None, then=None)
+exercises.guess_break("11.break3", line=None, then=None)
 
 # %% tags=["break"]
 begun = workbench_production.last_line("if constexpr (G::kSplits > 1) ptx::barrier_cluster_arrive_relaxed();")
 asks = workbench_production.last_line("ptx::barrier_cluster_wait();  // all CTAs run")
 loader_asks = "            __syncwarp();\n            ptx::barrier_cluster_wait();\n"
 workbench_production.break_it(
-    split, parts, (begun, ""), (asks, ""), (loader_asks, ""), right=right, guess="12.break3"
+    split, parts, (begun, ""), (asks, ""), (loader_asks, ""), right=right, guess="11.break3"
 )
 
 # %% [markdown]
@@ -1168,14 +1168,14 @@ workbench_production.break_it(
 # **4.** A pair shares A, and the empty barriers count the arrivals of one block only.
 
 # %% tags=["guess"]
-exercises.guess_break("12.break4", line=None, then=None)
+exercises.guess_break("11.break4", line=None, then=None)
 
 # %% tags=["break"]
 problem = workbench.problem(m=200, n=328, k=384)
 sharers = workbench_production.last_line("constexpr int kSharers")
 print(sharers.strip())
 workbench_production.break_it(
-    pair_a, problem, (sharers, "constexpr int kSharers = 1;"), seeds=4, guess="12.break4"
+    pair_a, problem, (sharers, "constexpr int kSharers = 1;"), seeds=4, guess="11.break4"
 )
 
 # %% [markdown]
@@ -1192,11 +1192,11 @@ workbench_production.break_it(
 # **5.** A thread takes one scale of B for all of its columns, in tiles of 96.
 
 # %% tags=["guess"]
-exercises.guess_break("12.break5", line=None, then=None)
+exercises.guess_break("11.break5", line=None, then=None)
 
 # %% tags=["break"]
 SEGMENT = "kSegment = gcd(gcd(kC.tile_n, kScaleN), kConsumerN)"
-workbench_production.break_it(pair_a, problem, (SEGMENT, "kSegment = kConsumerN"), seeds=4, guess="12.break5")
+workbench_production.break_it(pair_a, problem, (SEGMENT, "kSegment = kConsumerN"), seeds=4, guess="11.break5")
 
 # %% [markdown]
 # <details><summary>Why</summary>
@@ -1210,12 +1210,12 @@ workbench_production.break_it(pair_a, problem, (SEGMENT, "kSegment = kConsumerN"
 # **6.** The kernel does not wait for the one ahead of it.
 
 # %% tags=["guess"]
-exercises.guess_break("12.break6", line=None, then=None)
+exercises.guess_break("11.break6", line=None, then=None)
 
 # %% tags=["break"]
 waits = workbench_production.last_line("ptx::griddepcontrol_wait();")
 print(waits.strip())
-workbench_production.break_it(pair_a, problem, (waits, ""), seeds=4, guess="12.break6")
+workbench_production.break_it(pair_a, problem, (waits, ""), seeds=4, guess="11.break6")
 
 # %% [markdown]
 # <details><summary>Why</summary>
@@ -1240,7 +1240,7 @@ def waves(m, n, tile_m, tile_n, sms):
 
 
 # %% tags=["check"]
-exercises.check("12.1", waves)
+exercises.check("11.1", waves)
 
 # %% [markdown]
 # **2.** Units of work go `group` down, then one to the right; at the bottom there may be fewer left. Which
@@ -1253,7 +1253,7 @@ def place(unit, units_m, units_n, group):
 
 
 # %% tags=["check"]
-exercises.check("12.2", place)
+exercises.check("11.2", place)
 
 # %% [markdown]
 # **3.** How many stages are there at k = 7168? A block has 232448 bytes. The buffer for results is BF16, for
@@ -1269,7 +1269,7 @@ def stages(tile_m, tile_n, consumers, scales_b):
 
 
 # %% tags=["check"]
-exercises.check("12.3", stages)
+exercises.check("11.3", stages)
 
 # %% [markdown]
 # **4.** The addition in `reduce` is missing. `sum` has to become the sum of all blocks' partial sums of piece
@@ -1281,8 +1281,8 @@ addition = """
 """
 
 # %% tags=["check"]
-exercises.check("12.4", addition)
+exercises.check("11.4", addition)
 
 # %% [markdown]
-# Next: [products for mixtures of experts](11_grouped_gemms.ipynb), or [how to read what was
+# Next: [products for mixtures of experts](12_grouped_gemms.ipynb), or [how to read what was
 # measured](13_reading_the_results.ipynb).

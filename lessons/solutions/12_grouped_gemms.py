@@ -1,4 +1,4 @@
-# Lesson 11: what belongs in its exercise cells, in their order.
+# Lesson 12: what belongs in its exercise cells, in their order.
 
 # %%
 def owner(row, counts):

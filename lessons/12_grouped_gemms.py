@@ -18,7 +18,7 @@
 # place, the **scheduler**: which [thread block](glossary.md#thread-block) computes which
 # [tile](glossary.md#tile).
 #
-# > **Needs:** lesson [12](12_production.ipynb). **Time:** 35 minutes to read, 50 for guesses and exercises;
+# > **Needs:** lesson [11](11_production.ipynb). **Time:** 35 minutes to read, 50 for guesses and exercises;
 # > its cells run in a minute, less when its kernels have been compiled. **May be skipped:** all of it: no
 # > other lesson needs it.
 
@@ -104,7 +104,7 @@ print(tables.plain([head, *cells]))
 # one launch they go on with the next expert's tiles. And each launch pays for its beginning and its end: the
 # first loads have nothing to hide behind, nor has the last output. The times are what
 # `gemm_ladder.production.prediction` expects of an H100 with [L2](glossary.md#l2) [dirty](glossary.md#dirty).
-# They are predicted, not measured; [lesson 12](12_production.ipynb) has shown how well that works.
+# They are predicted, not measured; [lesson 11](11_production.ipynb) has shown how well that works.
 #
 # And to loop you must *know* the numbers of rows. They come out of the router, on the GPU. To read them, the
 # CPU would have to wait for it, in every layer.
@@ -264,7 +264,7 @@ print("relative error:", metrics.relative_error(public[counted], exact[counted])
 # in the example above, with 4 of 8 experts for each token?
 
 # %% tags=["guess"]
-exercises.guess("11.padding", None)
+exercises.guess("12.padding", None)
 
 # %%
 rows = np.arange(1, 641)
@@ -272,7 +272,7 @@ drawing_grouped.padding(
     rows, {f"filled up to {size}": rows / (-(-rows // size) * size) for size in (64, 128)}
 )
 print(f"here: {counts.sum()} of {len(m_indices)} rows count")
-exercises.found("11.padding", 100 * counts.sum() / len(m_indices), "per cent")
+exercises.found("12.padding", 100 * counts.sum() / len(m_indices), "per cent")
 
 # %% [markdown]
 # With hundreds of rows an expert it is little. With a few, nearly all of the multiplying is in vain; what
@@ -432,13 +432,13 @@ workbench_grouped.break_it(small["contiguous"], problem)
 # The kernel is as it was. How many of the 256 rows will be wrong?
 
 # %% tags=["guess"]
-exercises.guess("11.break1", None)
+exercises.guess("12.break1", None)
 
 # %%
 unaligned = workbench_grouped.random_call("contiguous", (100, 40, 116), 256, 256)
 workbench_grouped.break_it(small["contiguous"], unaligned)
 d = workbench_grouped.multiply(small["contiguous"], unaligned, "cpu")
-exercises.found("11.break1", int((d != unaligned.expected()).any(axis=1).sum()), "rows")
+exercises.found("12.break1", int((d != unaligned.expected()).any(axis=1).sum()), "rows")
 
 # %% [markdown]
 # <details><summary>Why</summary>
@@ -464,7 +464,7 @@ except InputError as refused:
 # wrong if you do it all the same?
 
 # %% tags=["guess"]
-exercises.guess_break("11.break2", line=None, then=None)
+exercises.guess_break("12.break2", line=None, then=None)
 
 # %% tags=["break"]
 forbidden = Config.of("contiguous", 256, 256, 128, 128, share="B", cluster=2)
@@ -476,7 +476,7 @@ workbench_grouped.break_it(
     forbidden,
     problem,
     ("static_assert(kC.share != Share::kB || kC.kind != Kind::kContiguous", "static_assert(true"),
-    guess="11.break2",
+    guess="12.break2",
 )
 
 # %% [markdown]
@@ -493,7 +493,7 @@ workbench_grouped.break_it(
 # rows, and the tiles are 64 high.
 
 # %% tags=["guess"]
-exercises.guess_break("11.break3", line=None, then=None)
+exercises.guess_break("12.break3", line=None, then=None)
 
 # %% tags=["break"]
 problem = workbench_grouped.random_call("masked", (70, 100, 0, 5), 256, 256, max_m=100)
@@ -501,7 +501,7 @@ workbench_grouped.break_it(
     small["masked"],
     problem,
     ("Scheduler<kC>::kByGroup && (tile.rows", "false && (tile.rows"),
-    guess="11.break3",
+    guess="12.break3",
 )
 
 # %% [markdown]
@@ -517,10 +517,10 @@ workbench_grouped.break_it(
 # **4.** A block that goes on to the next group forgets to subtract the units of the last one.
 
 # %% tags=["guess"]
-exercises.guess_break("11.break4", line=None, then=None)
+exercises.guess_break("12.break4", line=None, then=None)
 
 # %% tags=["break"]
-workbench_grouped.break_it(small["masked"], problem, ("unit_ -= units_m_ * kUnitsN;", ""), guess="11.break4")
+workbench_grouped.break_it(small["masked"], problem, ("unit_ -= units_m_ * kUnitsN;", ""), guess="12.break4")
 
 # %% [markdown]
 # <details><summary>Why</summary>
@@ -533,13 +533,13 @@ workbench_grouped.break_it(small["masked"], problem, ("unit_ -= units_m_ * kUnit
 # **5.** Contiguous, with one block of padding. The producer does not skip it, the consumers do.
 
 # %% tags=["guess"]
-exercises.guess_break("11.break5", line=None, then=None)
+exercises.guess_break("12.break5", line=None, then=None)
 
 # %% tags=["break"]
 problem = workbench_grouped.random_call("contiguous", (128, 128, 128), 256, 256)
 problem.rows[128:256] = -1
 workbench_grouped.break_it(
-    small["contiguous"], problem, ("if (tile.group < 0) continue;", ""), num_sms=1, guess="11.break5"
+    small["contiguous"], problem, ("if (tile.group < 0) continue;", ""), num_sms=1, guess="12.break5"
 )
 
 # %% [markdown]
@@ -565,7 +565,7 @@ def owner(row, counts):
 
 
 # %% tags=["check"]
-exercises.check("11.1", owner)
+exercises.check("12.1", owner)
 
 # %% [markdown]
 # **2.** In the masked layout, with tiles of `tile_m` rows, `tiles_n` of them side by side: which group is
@@ -578,7 +578,7 @@ def find(unit, masked_m, tile_m, tiles_n):
 
 
 # %% tags=["check"]
-exercises.check("11.2", find)
+exercises.check("12.2", find)
 
 # %% [markdown]
 # **3.** An expert has B [n, k] and some number of rows. At how many do the tensor cores need as long as
@@ -593,7 +593,7 @@ def balance(n, k, bandwidth, speed):
 
 
 # %% tags=["check"]
-exercises.check("11.3", balance)
+exercises.check("12.3", balance)
 
 # %% [markdown]
 # **4.** The lines with which a block walks on to its group are missing from `look_ahead`. Write them.
@@ -603,7 +603,7 @@ walk_on = """
 """
 
 # %% tags=["check"]
-exercises.check("11.4", walk_on)
+exercises.check("12.4", walk_on)
 
 # %% [markdown]
 # Next: [how to read what was measured](13_reading_the_results.ipynb), and when not to believe it.

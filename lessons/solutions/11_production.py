@@ -1,4 +1,4 @@
-# Lesson 12: what belongs in its exercise cells, in their order.
+# Lesson 11: what belongs in its exercise cells, in their order.
 
 # %%
 def waves(m, n, tile_m, tile_n, sms):

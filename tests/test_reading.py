@@ -134,7 +134,7 @@ def test_a_path_names_sections_that_are_there() -> None:
     with pytest.raises(ValueError, match=r"06_tma has no section No such thing"):
         course.minutes(lesson, course.Step("tma", only=("No such thing",)))
     whole, part = (course.minutes(lesson, course.Step("tma", without=of)) for of in ((), ("Exercises",)))
-    exercises = sum("exercises.check(" in cell.source for cell in lesson.cells)
+    exercises = sum("exercises.check(" in cell.body for cell in lesson.cells)
     assert whole[0] > part[0] and whole[1] - part[1] == exercises * course.EXERCISE
 
 

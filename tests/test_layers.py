@@ -168,11 +168,24 @@ def test_an_input_that_was_overwritten(device: str) -> None:
 
 
 def test_no_second_derivative(device: str) -> None:
+    """Refused where one would be lost: through the gradient, and through the weight that dx depends on."""
+    trained, _ = layer_of(16, 32, device, trainable=True)
+    given = normal(3, 32, device=device).requires_grad_()
+    with pytest.raises(InputError, match="create_graph=False is needed"):
+        torch.autograd.grad(trained(given).sum(), given, create_graph=True)
     layer, _ = layer_of(16, 32, device)
     x = normal(3, 32, device=device).requires_grad_()
     grad = torch.ones(3, 16, device=device, requires_grad=True)
     with pytest.raises(InputError, match="create_graph=False is needed"):
         torch.autograd.grad(layer(x), x, grad, create_graph=True)
+
+
+def test_no_tangents(device: str) -> None:
+    """A forward-mode derivative is refused, and not left out."""
+    layer, _ = layer_of(16, 32, device)
+    x = normal(3, 32, device=device)
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(InputError, match="x has a tangent"):
+        layer(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
 
 
 @pytest.mark.parametrize("trainable", [False, True])

@@ -68,6 +68,20 @@ def test_one_scale_for_all() -> None:
         layer = Fp8Linear(K, N)
         layer.load_state_dict(state | {"weight_scale": one})
         assert torch.equal(layer.dequantized_weight(), state["weight"].float() / 2)
+    small = Fp8Linear(16, 16)
+    small.load_state_dict(small.state_dict() | {"weight_scale_inv": torch.tensor(0.5)})
+    small.load_state_dict(small.state_dict())
+
+
+def test_tensors_that_begin_anywhere() -> None:
+    """As those of a file do, which a load that assigns them keeps where they are."""
+    state, meant = checkpoint("weight_scale_inv")
+    memory = torch.empty(N * K + 8, dtype=torch.uint8)[8:]
+    state["weight"] = memory.view(N, K).copy_(state["weight"].view(torch.uint8)).view(E4M3)
+    layer = Fp8Linear(K, N)
+    layer.load_state_dict(state, assign=True)
+    assert torch.equal(layer.dequantized_weight(), meant)
+    assert layer(torch.ones(1, K)).shape == (1, N)
 
 
 def test_shards() -> None:
@@ -100,6 +114,9 @@ def test_training_goes_on_from_fp8(name: str) -> None:
     layer = Fp8Linear(K, N, trainable=True)
     layer.load_state_dict(state)
     assert torch.equal(layer.weight, meant) and layer.weight.requires_grad
+    half = Fp8Linear(K, N, trainable=True, dtype=BF16)
+    half.load_state_dict(state, assign=True)
+    assert half.weight.dtype == BF16
     torch.testing.assert_close(layer.dequantized_weight(), meant, rtol=1e-6, atol=0)
 
 

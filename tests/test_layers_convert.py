@@ -128,6 +128,7 @@ def test_what_is_left_alone() -> None:
             "narrow": torch.nn.Linear(20, 16),
             "wide": torch.nn.Linear(16, 16, dtype=torch.float64),
             "hooked": torch.nn.Linear(16, 16),
+            "replaced": torch.nn.Linear(16, 16),
             "nan": torch.nn.Linear(16, 16),
             "norm": torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(16, 16)),
             "embed": torch.nn.Embedding(16, 16),
@@ -138,6 +139,7 @@ def test_what_is_left_alone() -> None:
         }
     )
     model["hooked"].register_forward_hook(lambda *given: None)
+    model["replaced"].forward = lambda x: x
     model["nan"].weight.data[3, 4] = torch.nan
     model["tied"].weight = model["embed"].weight
     found = reasons(convert(model))
@@ -148,6 +150,7 @@ def test_what_is_left_alone() -> None:
         "narrow": "in_features is 20; a positive multiple of 16 is needed",
         "wide": "the weight is torch.float64; float32, bfloat16 or float16 is needed to be cast",
         "hooked": "it has hooks, which would be lost",
+        "replaced": "its forward was replaced, which would be lost",
         "nan": "its weight has NaN or infinities",
         "norm": subclass.format("ParametrizedLinear"),
         "tied": "its weight is embed.weight as well",
@@ -206,12 +209,16 @@ def test_experts(machine: str) -> None:
 def test_other_experts() -> None:
     unknown = Experts()
     unknown._apply_gate = None
+    normed = Experts()
+    normed.norm = torch.nn.LayerNorm(64)
     found = reasons(
         convert(
             torch.nn.ModuleDict(
                 {
                     "unknown": unknown,
                     "gelu": Experts(torch.nn.functional.gelu),
+                    "clamped": Experts(lambda gate: torch.nn.functional.silu(gate).clamp(max=10)),
+                    "normed": normed,
                     "bias": Experts(has_bias=True),
                     "turned": Experts(is_transposed=True),
                     "same": Experts(has_gate=True, is_concatenated=True),
@@ -222,6 +229,8 @@ def test_other_experts() -> None:
     expected = {
         "unknown": "what its class Experts computes is not known",
         "gelu": "between their products these experts do not do SiLU-and-multiply",
+        "clamped": "between their products these experts do not do SiLU-and-multiply",
+        "normed": "it has norm.weight, too, which Fp8Experts does not",
         "bias": "has_bias is True for these experts; False is needed",
         "turned": "is_transposed is True for these experts; False is needed",
         "same": "",

@@ -132,7 +132,7 @@ def test_choices_that_are_no_expert(layout: routing.Layout, device: str) -> None
         metrics.max_row_error(numbers(parts[0]) + numbers(parts[1]), numbers(whole)) < 3 * ROW_ERROR[device]
     )
     nowhere = torch.full_like(chosen, -1)
-    assert not layer(x, nowhere, factors).any()
+    assert not layer(x, nowhere, torch.full_like(factors, torch.nan)).any()
     nowhere[3:5, 1] = EXPERTS - 1
     assert layer(x, nowhere, factors).any(1).nonzero().flatten().tolist() == [3, 4]
 
@@ -343,3 +343,12 @@ def test_one_expert_is_a_gated_layer(device: str) -> None:
         expected = linears[1](torch.nn.functional.silu(gate) * up)
         found = single(x, one.long() * 0, one)
     assert metrics.max_row_error(numbers(found), numbers(expected)) < 1e-2
+
+
+def test_autocast_leaves_the_sums(device: str) -> None:
+    """Of BF16, whatever type autocast has: in FP16 they could be infinite."""
+    layer, _ = experts_of(device)
+    call = tokens(20, 2, device)
+    expected = layer(*call)
+    with torch.autocast(device, dtype=torch.float16):
+        assert torch.equal(layer(*call), expected)

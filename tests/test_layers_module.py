@@ -26,11 +26,15 @@ def test_type_of_a_model(device: str) -> None:
     layer, _ = layer_of(136, 144, device, bias=True)
     x, codes, scales = normal(3, 144, device=device), layer.weight.clone(), layer.weight_scale_inv.clone()
     expected = layer(x)
-    for changed in (layer.to(BF16), layer.half(), layer.float(), layer.to(device=device, dtype=BF16)):
-        assert changed is layer
+    for change, dtype in (
+        (lambda: layer.to(BF16), BF16),
+        (layer.half, torch.float16),
+        (layer.float, torch.float32),
+        (lambda: layer.to(device=device, dtype=BF16), BF16),
+    ):
+        assert change() is layer and layer.bias.dtype == dtype
         assert torch.equal(layer.weight.view(torch.uint8), codes.view(torch.uint8))
         assert torch.equal(layer.weight_scale_inv, scales)
-    assert layer.bias.dtype == BF16
     layer.float()
     torch.testing.assert_close(layer(x), expected, rtol=1e-2, atol=1e-2)  # the bias was in BF16
     trained, _ = layer_of(136, 144, device, trainable=True)

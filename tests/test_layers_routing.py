@@ -36,9 +36,12 @@ def test_most_rows_is_enough_and_needed() -> None:
     """The worst choices need exactly so many rows."""
     for choices, experts in ((1, 8), (8, 8), (300, 8), (300, 2)):
         spread = torch.arange(choices) % experts
-        for chosen in (spread, torch.zeros_like(spread), spread.clamp(max=1)):
+        one_each = (torch.arange(choices) - choices + experts).clamp(min=0)  # and all others to expert 0
+        for chosen in (spread, torch.zeros_like(spread), one_each):
             placed = routing.place(chosen[:, None], experts, "psum")
             assert placed.places.max() < placed.size
+        blocks = -(-torch.bincount(one_each, minlength=experts) // 128)
+        assert blocks.sum() * 128 == placed.size, (choices, experts)
     assert routing.most_rows(1, 8) == 128 and routing.most_rows(8, 8) == 1024
 
 

@@ -224,6 +224,16 @@ def _extent(tensor: torch.Tensor) -> int:
     return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
+def no_tangents(given: Mapping[str, torch.Tensor]) -> None:
+    """Refuse what has a forward-mode derivative."""
+    for name, tensor in given.items():
+        if torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None:
+            raise InputError(
+                f"{name} has a tangent, which no kernel computes with; the tensor without it, "
+                f"torch.autograd.forward_ad.unpack_dual({name}).primal, is needed"
+            )
+
+
 def no_gradients(output: str, given: Mapping[str, torch.Tensor]) -> None:
     """Refuse an output that requires grad or cannot be written here, inputs that require grad unless grad
     mode is off, and what has a forward-mode derivative."""
@@ -238,12 +248,7 @@ def no_gradients(output: str, given: Mapping[str, torch.Tensor]) -> None:
                 f"{name} requires grad, which no kernel computes; {name}.detach(), or a call inside of "
                 "torch.no_grad(), is needed"
             )
-    for name, tensor in given.items():
-        if torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None:
-            raise InputError(
-                f"{name} has a tangent, which no kernel computes with; the tensor without it, "
-                f"torch.autograd.forward_ad.unpack_dual({name}).primal, is needed"
-            )
+    no_tangents(given)
     if not out.is_cuda and out.is_inference() and not torch.is_inference_mode_enabled():
         raise InputError(
             f"{output} is an inference tensor, which cannot be written outside torch.inference_mode(); an "

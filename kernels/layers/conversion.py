@@ -139,7 +139,9 @@ def convert(
     owners = _owners(model)
     replaced: dict[int, torch.nn.Module | str] = {}
     layers: list[Layer] = []
-    for parent, own_name, name, module in list(_layers(model)):
+    left = list(_layers(model))[::-1]
+    while left:  # the list lets go of a layer, so that its weight is freed once it is replaced
+        parent, own_name, name, module = left.pop()
         found: torch.nn.Module | str = skipped.why(name, module) or _why_not(
             parent, module, owners, trainable
         )
@@ -202,19 +204,19 @@ def _are_experts(module: torch.nn.Module) -> bool:
     )
 
 
-def _owners(model: torch.nn.Module) -> dict[int, list[tuple[torch.nn.Module, str]]]:
+def _owners(model: torch.nn.Module) -> dict[int, list[tuple[int, str]]]:
     """For each parameter the modules that have it, each once, and their paths to it."""
-    found: dict[int, list[tuple[torch.nn.Module, str]]] = {}
+    found: dict[int, list[tuple[int, str]]] = {}
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            found.setdefault(id(parameter), []).append((module, f"{path}.{name}" if path else name))
+            found.setdefault(id(parameter), []).append((id(module), f"{path}.{name}" if path else name))
     return found
 
 
 def _why_not(
     parent: torch.nn.Module,
     module: torch.nn.Module,
-    owners: dict[int, list[tuple[torch.nn.Module, str]]],
+    owners: dict[int, list[tuple[int, str]]],
     trainable: bool,
 ) -> str:
     """Why a layer cannot be replaced, by what it is and what is around it; "" if it can."""
@@ -227,11 +229,13 @@ def _why_not(
         return "experts in FP8 are not trained"
     elif reason := _other_experts(module):
         return reason
+    if "forward" in vars(module):
+        return "its forward was replaced, which would be lost"
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     if any(getattr(module, one) for one in hooks):
         return "it has hooks, which would be lost"
     for _, weight in _weights(module):
-        others = [path for owner, path in owners.get(id(weight), []) if owner is not module]
+        others = [path for owner, path in owners.get(id(weight), []) if owner != id(module)]
         if others and not trainable:
             return f"its weight is {others[0]} as well"
     return ""
@@ -245,7 +249,11 @@ def _other_experts(module: torch.nn.Module) -> str:
     for flag, needed in EXPERTS_HAVE.items():
         if getattr(module, flag, needed) is not needed:
             return f"{flag} is {not needed} for these experts; {needed} is needed"
-    inner = torch.linspace(-8, 8, 32).view(2, 16)
+    others = [name for name, _ in module.named_parameters() if name not in PROJECTIONS]
+    if others:
+        return f"it has {others[0]}, too, which Fp8Experts does not"
+    # Also numbers so large that a function which clamps them would show it.
+    inner = torch.cat([torch.linspace(-8, 8, 32), torch.linspace(-1e4, 1e4, 32)]).view(4, 16)
     first, second = inner.chunk(2, -1)
     with torch.no_grad():
         if not torch.allclose(gate(inner), torch.nn.functional.silu(first) * second, rtol=1e-4, atol=1e-4):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import torch
-from gemm_ladder import calls, scales
+from gemm_ladder import calls, checks, ops, scales
 from gemm_ladder.arguments import K_MULTIPLE, SCALE_BLOCK, ceil_div
 from gemm_ladder.casts import functions
 from gemm_ladder.casts.kernel import INPUTS
@@ -183,8 +183,11 @@ class Fp8Experts(torch.nn.Module):
         run = self._masked if layout == "masked" else self._in_one_matrix
         of_experts = run(rows, placed)
         picked = of_experts[placed.places]
-        factors = expert_weights.reshape(len(rows), 1, -1).to(picked.dtype)
-        return torch.bmm(factors, picked).view(x.shape).to(x.dtype)
+        # A choice that is no expert's adds nothing, whatever its weight: NaN times 0 is NaN.
+        factors = expert_weights.reshape(placed.places.shape).masked_fill(placed.places == placed.size, 0)
+        with torch.autocast(x.device.type, enabled=False):  # which would make it a product of another type
+            added = torch.bmm(factors[:, None].to(picked.dtype), picked)
+        return added.view(x.shape).to(x.dtype)
 
     def _in_one_matrix(self, x: torch.Tensor, placed: routing.Placement) -> torch.Tensor:
         """BF16 [size + 1, hidden]: each row's result, in the contiguous or the psum layout, and a row of
@@ -251,6 +254,8 @@ class Fp8Experts(torch.nn.Module):
                 raise InputError(
                     f"{name} requires grad, and experts in FP8 have no gradient; torch.no_grad() is needed"
                 )
+        if not ops.compiling():
+            checks.no_tangents(given)
         if x.dtype not in INPUTS or x.dim() == 0 or x.shape[-1] != self.hidden_size:
             raise InputError(
                 f"x is {x.dtype} {list(x.shape)}; float32, bfloat16 or float16 "
@@ -310,6 +315,11 @@ class Fp8Experts(torch.nn.Module):
                         f"{key}, or the scales of it, is missing; those of {experts} experts are needed"
                     )
                 found[name].append((weight, of_blocks))
+        types = {str(weight.dtype) for of in found.values() for weight, _ in of}
+        if len(types) > 1:
+            raise InputError(
+                f"the experts' weights in {prefix}* are {' and '.join(sorted(types))}; one type is needed"
+            )
         in_fp8 = found["gate_proj"][0][1] is not None
         if in_fp8 and intermediate % SCALE_BLOCK:
             raise InputError(

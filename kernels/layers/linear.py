@@ -170,7 +170,8 @@ class Fp8Linear(torch.nn.Module):
                 f"x is on {x.device} and the weight on {self.weight.device}; one device is needed for both"
             )
         kind = x.device.type
-        return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+        casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        return x.to(torch.get_autocast_dtype(kind)) if casts else x
 
     def extra_repr(self) -> str:
         sizes = (
@@ -199,7 +200,7 @@ class Fp8Linear(torch.nn.Module):
                 raise InputError(
                     f"{prefix}weight is float8_e4m3fn without scales; {prefix}{SCALES} is needed"
                 )
-            weight, scales = weights.dequantized(weight, scales), None
+            weight, scales = weights.dequantized(weight, scales).to(self.weight.dtype), None
         elif weight is not None and not self.trainable and weight.dtype != weights.E4M3:
             weight, scales = weights.quantized(weight, self.use_ue8m0)
         for name, tensor in (("weight", weight), (SCALES, scales)):

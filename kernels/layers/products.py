@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from gemm_ladder import calls, ops
+from gemm_ladder import calls, checks, ops
 from gemm_ladder.arguments import K_MULTIPLE
 from gemm_ladder.casts import functions
 from gemm_ladder.errors import InputError
@@ -42,6 +42,8 @@ def linear(
     Returns:
         x's type, [m, n]: the sums rounded to BF16 and then, where x is of another type, converted.
     """
+    if not ops.compiling():
+        checks.no_tangents({"x": x})
     differentiated = torch.is_grad_enabled() and (
         x.requires_grad or (weight is not None and weight.requires_grad)
     )
@@ -71,7 +73,7 @@ def _grad_input(
     if padding:
         turned[:, n:].view(torch.uint8).zero_()
         grad = F.pad(grad, (0, padding))
-    return _linear(grad, None, turned, scales.t(), use_ue8m0)
+    return _linear(grad, None, turned, scales.t().contiguous(), use_ue8m0)
 
 
 def _grad_weight(grad: torch.Tensor, x: torch.Tensor, use_ue8m0: bool) -> torch.Tensor:
@@ -95,7 +97,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    if torch.is_grad_enabled() and grad.requires_grad:
+    # Where W is trained, dx depends on it, and dW on x, also if `grad` itself has no history.
+    if torch.is_grad_enabled() and (grad.requires_grad or ctx.weight_dtype is not None):
         raise InputError(
             "a gradient of a gradient is asked for; create_graph=False is needed: a product in FP8 has a "
             "first derivative only"

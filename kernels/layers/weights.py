@@ -53,7 +53,8 @@ def as_blocks(name: str, scales: torch.Tensor, needed: tuple[int, ...]) -> torch
     if scales.dtype not in SCALE_TYPES:
         raise InputError(f"{name} is {scales.dtype}; float32, bfloat16 or float8_e8m0fnu is needed")
     if scales.numel() == 1:
-        return scales.float().view(()).expand(needed).contiguous()
+        one = scales.float().reshape([1] * len(needed)).expand(needed)
+        return one.clone(memory_format=torch.contiguous_format)
     if tuple(scales.shape) != needed:
         raise InputError(
             f"{name} has shape {list(scales.shape)}; {list(needed)}, one for each "
@@ -95,7 +96,10 @@ def take(
         scales = as_blocks(of_blocks[0], state[of_blocks[0]], needed)
     for one in (name, *of_blocks):
         state.pop(one, None)
-    return weight, scales
+    # The tensors of a file may begin anywhere, and a load that assigns them keeps their addresses.
+    if weight is not None and weight.dtype == E4M3:
+        weight = of_products.row_major(weight)
+    return weight, None if scales is None else of_products.row_major(scales)
 
 
 def keeping_types(

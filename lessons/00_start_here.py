@@ -151,8 +151,10 @@ for kind, count in zip(*np.unique(run.events["kind"], return_counts=True), stric
 # core](glossary.md#tensor-core) read it.
 #
 # Guess first: what will happen, and which line of [s3_wgmma.cu](../kernels/stages/s3_wgmma.cu) is it? Put
-# your guess in place of the two `None`, some words of the line and one of the four outcomes. The cell after
-# it shows both. If you have no guess, run them as they are.
+# your guess in place of the two `None`, some words of the line and one of four outcomes: "right" (the right
+# answer all the same), "wrong" (another answer, without an error), "fault" (the emulator names what was done
+# wrong) or "hang" (a thread waits for ever). The cell after it shows both. If you have no guess, run them as
+# they are.
 
 # %% tags=["guess"]
 exercises.guess_break("00.break1", line=None, then=None)
@@ -173,7 +175,10 @@ workbench.break_it("s3_wgmma", on_cpu, ("ptx::fence_proxy_async();", ""), guess=
 #
 # The unit is **[TFLOPS](glossary.md#tflops)**: $10^{12}$ floating-point operations a second, where one
 # multiplication and one addition are two. The [ceiling](glossary.md#ceiling), with a star in the pictures, is
-# cuBLASLt with one scale for a whole matrix. That is not the same product: it has no promotion.
+# cuBLASLt with one scale for a whole matrix. That is not the same product: it has no promotion. cuBLASLt is
+# NVIDIA's library; the other grey bar is its product with the same scales as ours. Where a lesson has
+# DeepGEMM beside it, that is DeepSeek's library. The times are of an H200, which is an H100 with more and
+# faster memory, 141 GB and 4.8 TB/s; the map of the chip has an H100's figures.
 #
 # How many times as fast as the naive kernel, `s1_naive`, is the last rung, `s9_production`? Guess.
 

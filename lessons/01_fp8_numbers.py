@@ -379,7 +379,8 @@ exercises.check("01.2", block_scales)
 
 # %% [markdown]
 # **3.** Break it: a colleague's cast divides by a scale that is eight times too small. Predict the relative
-# error of normal numbers, then replace the 0 below. Within a tenth of the truth is right.
+# error of this lesson's 4096 normally distributed numbers, cast with one scale, then replace the 0 below.
+# Within a tenth of the truth is right.
 
 # %% tags=["exercise"]
 predicted = 0.0

@@ -413,9 +413,9 @@ def who(i, j, n):
 exercises.check("02.2", who)
 
 # %% [markdown]
-# **3.** Suppose a block loaded a tile of `rows` x `columns` outputs' operands into shared memory, each byte
-# once, and all of its threads read them there. How many operations would there be for each byte loaded from
-# the cache?
+# **3.** Suppose a block loaded the operands of a tile of `rows` x `columns` outputs into shared memory, each
+# byte once, and all of its threads read them there. How many operations would there be for each byte loaded
+# from the cache?
 
 
 # %% tags=["exercise"]

@@ -287,7 +287,8 @@ evidence.thread("s2_tiled")
 # ## What limits it now
 #
 # By the model it is the issue slots and the FP32 pipe: nearly everything that an SM issues is already an
-# `fmaf`. A larger tile or a better order would gain a few per cent. With this instruction the end is near:
+# `fmaf`. A better order could gain the quarter for which the warps wait. With this instruction the end is
+# near:
 
 # %%
 print(f"the FP32 pipes of all SMs: {SMS * CLOCK * 2 * UNITS['FP32 pipe'] / 1e12:.0f} TFLOPS")

@@ -18,7 +18,7 @@
 # [registers](glossary.md#register) of 128 threads; and it does all that *later*. This lesson takes these one
 # at a time.
 #
-# > **Needs:** lesson [03](03_tiled.ipynb). **Time:** 30 minutes to read, 65 for guesses and exercises; its
+# > **Needs:** lesson [03](03_tiled.ipynb). **Time:** 35 minutes to read, 65 for guesses and exercises; its
 # > cells run in a minute, less when its kernels have been compiled. **May be skipped:** nothing.
 
 # %%
@@ -323,8 +323,9 @@ print("k = 200:", rung.supports(64, 128, 200))
 #   memory, and the model has 800, for a GPU on which everybody loads at once. A thread waits three times: for
 #   A's tile, for B's, and, beside the WGMMAs, for A's scales.
 #
-# The promotion is here, too, with 1.5 cycles for each column: one for the `fmaf` of each of two rows would be
-# the least.
+# The promotion is here, too, with 1.5 cycles for each column of 64 rows. The SM's 128 FP32
+# [lanes](glossary.md#lane) could do it in half a cycle; the rest is waiting, and lesson 10 asks how much of
+# it can go.
 #
 # Guess the microseconds, and how many times as fast as s1_naive the kernel is.
 
@@ -368,8 +369,9 @@ evidence.compare("s3_wgmma", "04.us")
 evidence.thread("s3_wgmma")
 
 # %% [markdown]
-# Record a run and draw what the first block does. White is a warp's own work, copying and promoting, or
-# another warp's turn in the scheduler.
+# Record a run and draw what the first block does. A kernel without [mbarriers](glossary.md#mbarrier) gives
+# the recorder few events, so all between two waits is grey, a warp's own copying and promoting, too. Look at
+# the orange: between its bars nothing is multiplied.
 
 # %%
 with gl.emulator(seed=2, record=True) as run:

@@ -434,9 +434,9 @@ print(*notes, sep="\n")
 evidence.compare("s4_tma", "06.us")
 
 # %% [markdown]
-# Within a quarter, but for 32768 x 512. There a tile has four K blocks, and its beginning and its end,
-# which the model still leaves out, take longer than what is between them. The rest looks as if L2 were the
-# limit. Keep that in mind: it is a prediction that came true, and a prediction can come true for a wrong
+# Within a quarter, but for 32768 x 512. There a tile has four K blocks, and its beginning and its end, which
+# the model still leaves out, take longer than what is between them. The rest looks as if L2 were the limit.
+# Keep that in mind: it is a prediction that came about true, and a prediction can come true for a wrong
 # reason.
 #
 # ## What limits it now
@@ -464,9 +464,10 @@ drawing_tma.gpu_timeline("s4_tma")
 # %% [markdown]
 # The number at its upper right is the **tensor-core share**, and every timeline has it: the operations that
 # the WGMMAs of all blocks on this SM did, over those that its tensor cores could have done in that time. It
-# is the same as ncu's number above, but for the time that the recording itself takes. That a WGMMA is *in
-# flight* says less: it is in flight from its issue until its warp has seen its end, also while it waits
-# behind the other block's. Orange bars are no work. How fast they pass is.
+# is what ncu's number above is, for another product: here k is 1024, so a tile's beginning and end weigh
+# more, and the recording itself takes time. That a WGMMA is *in flight* says less: it is in flight from its
+# issue until its warp has seen its end, also while it waits behind the other block's. Orange bars are no
+# work. How fast they pass is.
 #
 # Now compare the two blocks: do they take turns, as the model assumes?
 #
@@ -511,9 +512,10 @@ print(f"A and B have {(m + n) * k / 1e6:.0f} MB; the blocks ask for {asked / 1e9
 print(f"{asked / microseconds / 1e6:.1f} TB/s")
 
 # %% [markdown]
-# By NVIDIA's data sheets memory gives 3.35 TB/s on an H100 and 4.8 on an H200, so most of this comes from
-# L2. And blocks that lie below each other ask for the same tile of B. The next rung lets two of them share
-# it.
+# By NVIDIA's data sheets memory gives 3.35 TB/s on an H100 and 4.8 on an H200, so most of this comes from L2.
+# It is also more than the 9 that the model allows: one of the model's figures is wrong, and the next lesson's
+# experiment says which. And blocks that lie below each other ask for the same tile of B. The next rung lets
+# two of them share it.
 #
 # The card:
 
@@ -656,7 +658,7 @@ workbench.break_it("s4_tma", problem, ("ptx::fence_mbarrier_init();", ""), guess
 # ## Exercises
 #
 # **1.** What an mbarrier does, as a function. It was initialised with `count`; the `events` are pairs:
-# ("arrive", 0), ("expect", count), which announces bytes and arrives, and ("land", count). Return (phase,
+# ("arrive", 0), ("expect", bytes), which announces bytes and arrives, and ("land", bytes). Return (phase,
 # pending arrivals, bytes to come).
 
 

@@ -288,7 +288,7 @@ size = (4096, 7168, 16384)
 evidence.predict("s5_tma_multicast", size)
 
 # %% [markdown]
-# Two thirds of s4's time.
+# Two thirds of what the model said for s4.
 
 # %%
 notes = drawing.bars(
@@ -302,17 +302,18 @@ exercises.found("07.faster", 100 * (s5[size] / s4[size] - 1), "per cent faster t
 print(*notes, sep="\n")
 
 # %% [markdown]
-# A third of the traffic is gone, and the prediction has failed. It has two thirds of s4's time:
+# A third of the traffic is gone, and the prediction has failed: it is a third below that for s4, and the time
+# is hardly below s4's:
 
 # %%
 evidence.compare("s5_tma_multicast", "07.us")
 
 # %% [markdown]
 # So L2 was not what limited s4, although the model with L2 in it was not far off for s4. That happens when
-# two terms are about equally long and one of them is wrong. An experiment that changes only one of them, as
-# this rung does, tells them apart. Which is the wrong one comes at the end of the lesson. What about the
-# other shapes? Where there are many tiles, count also how much longer *one* takes. An [SM](glossary.md#sm)
-# makes two at a time:
+# two terms are wrong in opposite directions, one too long and one too short. An experiment that changes only
+# one of them, as this rung does, tells them apart. Which they are comes at the end of the lesson. What about
+# the other shapes? Where there are many tiles, count also how much longer *one* takes. An
+# [SM](glossary.md#sm) makes two at a time:
 
 # %%
 sms = measured.load(measured.DATA / "ladder.json")["meta"]["num_sms"]
@@ -348,7 +349,8 @@ drawing_cluster.against(
 #   suspect.
 # - **Short sums**, at the left, are where a tile's fixed costs dominate, those at its beginning and its end.
 #   If each block of k took longer, dots of the second picture would rise with k: from left to right a tile
-#   has 32 times as many blocks. If they do not rise, what is lost is lost once a tile.
+#   has 32 times as many blocks. If they stay level, what is lost is lost once a tile. If they fall, each
+#   block of k takes less, and what a tile loses at its ends is won back where k is long.
 # - Where m = 64, half of each cluster multiplies zeros as well.
 #
 # ## A fence that is not in the source (optional)

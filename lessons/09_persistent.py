@@ -307,8 +307,9 @@ for name, source in (("wait_group", STORE), ("wait_group.read", read)):
 
 # %% [markdown]
 # Here is the kernel's `store`, with all of it. The wait comes *before* the buffer is written again, a whole
-# tile later, so the copy engine has all of that time. The other wait, for D itself, comes once, at the end of
-# the consumers' path.
+# tile later, so the copy engine has all of that time. The last wait, at the end of the consumers' path, is of
+# the same kind: a block may not end and give up its shared memory while the copy engine still reads it. D is
+# complete when the kernel is.
 
 # %%
 workbench.code(rung.source, "static __device__ void store", "^    }")
@@ -433,9 +434,10 @@ print(
 # %% [markdown]
 # ## How fast it is: first the prediction
 #
-# In the model, **begin and end** loses the ring that has to fill, except for the first tile, and a second
-# tile is there to choose. The rest is s6's. How many microseconds does it take for 4096 x 7168 x 16384, and
-# how many times as fast as s5_tma_multicast is it? Guess.
+# In the model, **begin and end** loses two things: the ring fills once, not once for each tile, and the copy
+# engine stores a tile beside the next one's products, which costs `OUTPUT_US` for an element in place of s6's
+# `STORE`. A second tile is there to choose. The rest is s6's. How many microseconds does it take for 4096 x
+# 7168 x 16384, and how many times as fast as s5_tma_multicast is it? Guess.
 
 # %% tags=["guess"]
 exercises.guess("09.us", None)
@@ -556,8 +558,9 @@ workbench.break_it(
 # <details><summary>Why</summary>
 #
 # Only the cluster with two tiles can fail, and only if the copy engine is late: a whole tile has been
-# multiplied in between. Such a fault passes many tests. Look at how many of these schedules find nothing,
-# although the emulator makes the copy engine late on purpose.
+# multiplied in between. Such a fault passes many tests on a GPU, where the copy engine is rarely so late. The
+# emulator finds it on every schedule, because it asks whether the store was waited for, not whether it was
+# late.
 #
 # </details>
 #

@@ -123,7 +123,10 @@ workbench.card("s8_ffma_interleave")
 # Decide before compiling. The weights of a model, and so n and k, never change; m changes from call to call,
 # but a dozen kernels are enough for all values of m. So for each n and k a few kernels are compiled, with all
 # of their sizes as **compile-time constants**, when they are first needed. This is all that a kernel is told
-# beforehand:
+# beforehand. (Its `kind` is "dense" for a product of one A and one B, as all were until here. The other
+# kinds, contiguous, masked and [psum](glossary.md#psum-layout), are for the many B's of a [mixture of
+# experts](glossary.md#mixture-of-experts), and [the next lesson](12_grouped_gemms.ipynb) is about them; a
+# dense kernel has none of what is said about groups, as it is compiled away.)
 
 # %%
 workbench.code(workbench_production.source("config.cuh"), "^struct Config", "^};")
@@ -228,8 +231,8 @@ for tile in workbench_production.walk(masked, m=128, num_sms=8, layout=counts, g
 #
 # All SMs together make a **[wave](glossary.md#wave)** of tiles. A product has whole waves, then a rest that
 # takes as long as a whole one. This is 4096 x 2112 x 7168 with tiles of 256 x 128, then of 128 x 192, then
-# with the configuration that was measured to be the fastest on an H100. The tiles are the scheduler's; the
-# length of a tile in the picture is proportional to its number of outputs.
+# with the configuration that a call on this GPU gets. The tiles are the scheduler's; the length of a tile in
+# the picture is proportional to its number of outputs.
 
 # %%
 m, n, k = 4096, 2112, 7168
@@ -556,12 +559,14 @@ workbench.Text(f"```python\n{text}```", text)
 # length then cost 26 % more than one of them, and a short term hardly counts beside a long one. The launch,
 # the output and the addition of split-K's parts come on top.
 #
-# This is the model that you have built, rung by rung, with the same constants (memory's is an H100's here,
-# and the learned factor below corrects it): waves since s2, the tensor cores and the promotion since s3, L2
-# and memory since s4, sharing since s5, begin and end since s6. Three things are different. It takes any
-# tile, cluster and split, because it has to compare them. Its promotion is that of *one* consumer, where
-# the lessons' model has a consumer's whole chain; and the power mean stands for what hides badly behind
-# something else, where the lessons' model takes the longest term. For tiles of 256 x 128, as in s7:
+# This is the model that you have built, rung by rung, with the same constants (memory's is an H100's here):
+# waves since s2, the tensor cores and the promotion since s3, L2 and memory since s4, sharing since s5, begin
+# and end since s6. On its own it is a quarter to a half too slow for what is chosen, most of all where L2's
+# term is the longest, which lesson 07 has shown to be too long; the learned factor below corrects that. Three
+# things are different. It takes any tile, cluster and split, because it has to compare them. Its promotion is
+# that of *one* consumer, where the lessons' model has a consumer's whole chain; and the power mean stands for
+# what hides badly behind something else, where the lessons' model takes the longest term. For tiles of 256 x
+# 128, as in s7:
 
 # %%
 for shape in evidence.SIZES[:4]:
@@ -758,9 +763,9 @@ cells.append(["estimate alone", str(len(by_estimate)), *(f"{part:.1%}" for part 
 print(tables.plain([head, *cells]))
 
 # %% [markdown]
-# A weight that was left out loses more, nearly twice as much, but far less than with the estimate alone: most
-# of what the network adds to the estimate holds for weights that it has never seen. The worst case grows,
-# too. If a product matters to you, measure it, as shown below.
+# A weight that was left out loses more, but far less than with the estimate alone: most of what the network
+# adds to the estimate holds for weights that it has never seen. The worst case grows, too. If a product
+# matters to you, measure it, as shown below.
 #
 # Every candidate at one product, by the geometric mean of the expected times: a line is the number of rows of
 # a tile and what is shared, and each point is the best of those candidates that have so many columns.
@@ -850,9 +855,9 @@ for path in sorted(tuned.SHIPPED.glob("*.json")):
     print(f"    {finer} more differ in finer settings")
 
 # %% [markdown]
-# The first example of section 2 is one of them: at 4096 x 2112 x 7168 the tail is expected to gain nothing,
-# and it was measured to gain. Both configurations are in the file of measured times. The network has learned
-# from these very lines, among thousands of others, and still has the two in the wrong order:
+# The first example of section 2 is one of them: at 4096 x 2112 x 7168 the tail is expected to gain less than
+# it was measured to. Both configurations are in the file of measured times. The network has learned from
+# these very lines, among thousands of others, and is still off by several per cent:
 
 # %%
 for one in results:
@@ -963,8 +968,8 @@ drawing_results.page(host.picture(times)) if times else None
 
 # %% [markdown]
 # A host that is faster than the GPU costs no time: it queues call after call, and the GPU is never without
-# work. With this product it is faster, though not by much: a smaller product, or a slower host, turns that
-# round. Then a CUDA graph helps: it records the calls once, and replays them without the host's part.
+# work. With this product the two are about equal: with a smaller product, or a slower host, the GPU waits.
+# Then a CUDA graph helps: it records the calls once, and replays them without the host's part.
 #
 # ## In other people's code (optional)
 #
@@ -1059,9 +1064,8 @@ exercises.found("11.us", mine[4096, 7168, 16384], "us")
 evidence.thread("s9_production")
 
 # %% [markdown]
-# Where the tile of s7 was right for the shape, there was little to gain, or nothing: a number below 1 is a
-# shape at which the choice, or the template, costs something. The rest is the choice. Its card, for the shape
-# of the picture:
+# Where the tile of s7 was right for the shape, there was little to gain. The rest is the choice. Its card,
+# for the shape of the picture:
 
 # %%
 workbench.card("s9_production")

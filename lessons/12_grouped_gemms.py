@@ -11,11 +11,11 @@
 # %% [markdown]
 # # Grouped GEMMs: products for mixtures of experts
 #
-# Until here there was one A and one B. A **[mixture of experts](glossary.md#mixture-of-experts)** has many
-# B's, its **experts**, and for each token a **router** picks a few of them. So one layer is many products:
-# the same n and k, but each expert has an m of its own, which is known only after the router has run. The
-# production kernel computes them all in one launch. Little is new in it, and nearly all of that is in one
-# place, the **scheduler**: which [thread block](glossary.md#thread-block) computes which
+# A product has had one A and one B so far. A **[mixture of experts](glossary.md#mixture-of-experts)** has
+# many B's, its **experts**, and for each token a **router** picks a few of them. So one layer is many
+# products: the same n and k, but each expert has an m of its own, which is known only after the router has
+# run. The production kernel computes them all in one launch. Little is new in it, and nearly all of that is
+# in one place, the **scheduler**: which [thread block](glossary.md#thread-block) computes which
 # [tile](glossary.md#tile).
 #
 # > **Needs:** lesson [11](11_production.ipynb). **Time:** 35 minutes to read, 50 for guesses and exercises;

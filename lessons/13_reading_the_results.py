@@ -15,7 +15,7 @@
 # number may be compared with, what it could have been at best, and how a true number misleads. All of it is
 # in [figures/data](../figures/data): you can answer each question below from the files.
 #
-# > **Needs:** lesson [09](09_persistent.ipynb). **Time:** 45 minutes to read, 55 for guesses and exercises;
+# > **Needs:** lesson [11](11_production.ipynb). **Time:** 45 minutes to read, 55 for guesses and exercises;
 # > its cells run in a minute, less when its kernels have been compiled. **May be skipped:** nothing.
 
 # %%
@@ -705,11 +705,11 @@ def ratio(ours_now, theirs_then, yardsticks):
 exercises.check("13.4", ratio)
 
 # %% [markdown]
-# **5.** The weakest cell of everywhere.json. `rows` are the file's rows, each a dictionary with kind,
-# groups, m, n, k, l2, impl and us. Of all products and states of L2 in which both "s9_production" and one
-# of `libraries` was measured, return the one with the smallest ratio of the best library's time over ours:
-# (kind, groups, m, n, k, l2, ratio). Beware of the masked products: what else than these fields tells two
-# of them apart?
+# **5.** The weakest cell of everywhere.json. `rows` are the file's rows, each a dictionary with kind, groups,
+# m, n, k, l2, impl and us. Of all products and states of L2 in which both "s9_production" and one of
+# `libraries` was measured, return the one with the smallest ratio of the best library's time over ours:
+# (kind, groups, m, n, k, l2, ratio). Beware of the masked products ([lesson 12](12_grouped_gemms.ipynb)):
+# what else than these fields tells two of them apart?
 
 
 # %% tags=["exercise"]

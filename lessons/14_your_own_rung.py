@@ -12,8 +12,8 @@
 # # Your own rung
 #
 # The last lesson has no new kernel in it: you write it. You choose a brief, predict what it is worth, write
-# the kernel, have it judged, and look at where the prediction was off. It takes an evening, or two sessions
-# of 90 minutes with others. Three worked solutions are at the end.
+# the kernel, have it judged, and look at where the prediction was off. The kernel takes an evening beyond the
+# minutes below, or two sessions of 90 minutes with others. Three worked solutions are at the end.
 #
 # You need [lesson 06](06_tma.ipynb), whose [rung](glossary.md#rung) you begin with, and for the second brief
 # [lesson 07](07_tma_multicast.ipynb). [Thread blocks](glossary.md#thread-block) are called CTAs here, as in
@@ -33,7 +33,7 @@ import gemm_ladder as gl
 from gemm_ladder.arguments import H100_SMS
 from gemm_ladder.figures import measured
 from gemm_ladder.production import prediction
-from workshop import drawing, exercises, own_rung, workbench
+from workshop import drawing, exercises, model, own_rung, workbench
 
 drawing.style()
 
@@ -43,11 +43,12 @@ drawing.where("SM", "tensor cores", "shared memory", "mbarriers", "TMA", "cluste
 # %% [markdown]
 # ## Three briefs
 #
-# Each changes one thing of s4_tma, at a shape where that should pay.
+# Each changes one thing of s4_tma, at a shape where that is worth a try.
 #
-# - **`bf16`**: A and B are [BF16](glossary.md#bf16) and there are no scales: D = A B^T. It should pay
-#   everywhere, as nothing is [promoted](glossary.md#promotion). What is hard: 128 bytes are 64 elements.
-#   Which of the file's numbers are bytes, and which are elements?
+# - **`bf16`**: A and B are [BF16](glossary.md#bf16) and there are no scales: D = A B^T. It should take less
+#   than twice s4_tma's time: there are twice the bytes and twice the [WGMMAs](glossary.md#wgmma), and nothing
+#   is [promoted](glossary.md#promotion). What is hard: 128 bytes are 64 elements. Which of the file's numbers
+#   are bytes, and which are elements?
 # - **`split_k`**: the two CTAs of a [cluster](glossary.md#cluster) share a [tile](glossary.md#tile), and each
 #   sums up half of k. It should pay where rows are few: 64 x 7168 x 16384 has 56 tiles for 132
 #   [SMs](glossary.md#sm). What is hard: where the two halves meet, and when a CTA may end.
@@ -129,8 +130,8 @@ exercises.found("14.case", first)
 # has at most one CTA, and for many, where it has two.
 
 # %%
-# Of production's model: microseconds to launch, bytes that memory moves in one, and MHz under load.
-SMS, LAUNCH, MEMORY = H100_SMS, prediction.LAUNCH_US, prediction.MEMORY
+# Of the ladder's model: SMs, microseconds to launch, and bytes that memory moves in one.
+SMS, LAUNCH, MEMORY = H100_SMS, prediction.LAUNCH_US, model.MEMORY
 WGMMAS = 2 * 64 * 128 * 128 / prediction.WGMMA_FLOPS / prediction.CLOCK_MHZ  # us of a K block's
 recorded = {one.impl: one.tflops for one in measured.series(measured.recorded(), "dirty")}
 
@@ -154,8 +155,8 @@ for name, (ends, block) in (("alone", alone), ("two on an SM", together)):
 print(f"its WGMMAs:   {WGMMAS:5.3f} us")
 
 # %% [markdown]
-# Two CTAs on an SM take hardly longer than one: that is what the second is good for. And a K block takes far
-# longer than its [WGMMAs](glossary.md#wgmma).
+# Two CTAs on an SM take some 1.3 times as long as one, not twice as long: that is what the second is good
+# for. And a K block takes far longer than its WGMMAs.
 #
 # The first exercise makes a function of that. With it you can predict your brief's rung, if you know two
 # things: how many CTAs and K blocks there are, and how long one of *your* K blocks takes. For the latter,
@@ -185,8 +186,9 @@ exercises.found("14.split", us("s4_tma", m, n, k) / max(halves, floor), "times a
 print(f"s9_production, which may split k too: {us('s9_production', m, n, k):.1f} us")
 
 # %% [markdown]
-# Half of the K blocks is not half of the time: the prediction runs into memory. What overlaps is never
-# perfect, so the truth will be above the larger of the two; how far above is what your report is to say.
+# Half of the K blocks is a little more than half of the time, and just above what memory needs. What overlaps
+# is never perfect, so the truth will be above the larger of the two; how far above is what your report is to
+# say.
 #
 # ## Record, or measure
 #
@@ -245,7 +247,7 @@ else:
 # **1.** The model as a function. `ctas` CTAs each walk through `blocks` K blocks, and `moved` bytes go
 # through memory. `alone` and `together` are pairs (ends, block) as above: `alone` for at most SMS CTAs,
 # `together` for more, of which two run on an SM at once. A kernel does not end before memory has moved all
-# bytes. Return the microseconds.
+# bytes, which takes `moved / MEMORY` with the launch in it. Return the microseconds.
 
 
 # %% tags=["exercise"]
@@ -277,9 +279,9 @@ exercises.check("14.2", rung)
 # - [own_rung_split_k.cu](solutions/own_rung_split_k.cu): each CTA finishes half of the columns, so both add
 #   and both store. The sums go where the ring was: behind a barrier of the CTA, and between two of the
 #   cluster.
-# - [own_rung_96_columns.cu](solutions/own_rung_96_columns.cu): 96 and 128 have 32 in common, so three scales
-#   of B a tile are enough, and which of them a [register](glossary.md#register) takes is known when the
-#   kernel is compiled.
+# - [own_rung_96_columns.cu](solutions/own_rung_96_columns.cu): 96 and 128 have 32 in common, so a tile has
+#   three parts of 32 columns, each with one scale of B, and which of them a [register](glossary.md#register)
+#   takes is known when the kernel is compiled.
 
 # %%
 for brief in own_rung.BRIEFS:

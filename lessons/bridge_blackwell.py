@@ -125,7 +125,6 @@ for name, rows, columns, bytes_a, bytes_b in (
     stage = (bytes_a + bytes_b) * block_k
     operations = 2 * rows * columns * block_k / stage
     print(f"{name:34}: {stage / 1024:3.0f} KB a stage, {operations:.0f} operations a byte")
-    # X * columns * block_k / stage:.0f} operations a byte")
 
 # %% [markdown]
 # That pays twice: in stages, as more of them fit, and in the speed at which shared memory has to be read,

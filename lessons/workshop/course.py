@@ -37,7 +37,7 @@ NEEDS = {
     "ffma_interleave": ("persistent",),
     "production": ("persistent",),
     "grouped_gemms": ("production",),
-    "reading_the_results": ("persistent",),
+    "reading_the_results": ("production",),
     "your_own_rung": ("tma_multicast",),
 }
 OPTIONAL = ("ffma_interleave", "grouped_gemms")  # lessons that no other one needs
@@ -228,8 +228,9 @@ def paths(every: dict[str, Lesson]) -> str:
     """The paths, as README.md has them."""
     found = []
     for length, (words, sessions) in PATHS.items():
-        total = sum(sum(minutes(every[step.name], step)) for session in sessions for step in session)
-        found += [f"### {length}", "", texts.filled(f"{words} Together: {_rounded(total)} minutes."), ""]
+        steps = [step for session in sessions for step in session]
+        total = sum(_rounded(sum(minutes(every[step.name], step))) for step in steps)
+        found += [f"### {length}", "", texts.filled(f"{words} Together: {total} minutes."), ""]
         found += ["| | lesson | read | skip | minutes |", "|---:|---|---|---|---:|"]
         for number, session in enumerate(sessions, start=1):
             for step in session:

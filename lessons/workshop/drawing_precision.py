@@ -107,7 +107,7 @@ def errors(
             )
             mine = [row for row in recorded if row["data"] == data and row["out"] == "fp32"]
             found = [x for x in mine if x["impl"] == "s3_wgmma" and x["promotion"] == every]
-            label = "the same, of an H100" if not every else None
+            label = "the same, of a GPU" if not every else None
             style = {"color": COLOURS[every], "markerfacecolor": "none", "markersize": 6, "linestyle": "none"}
             if found:
                 axes.plot(

@@ -27,7 +27,7 @@ from gemm_ladder.measure import cards, variants
 from gemm_ladder.production import prediction
 from gemm_ladder.ref import emulator
 from gemm_ladder.timeline import spans
-from workshop import apart, drawing
+from workshop import apart, drawing, model
 from workshop.exercises.record import compiler_said
 
 BELOW = "s4_tma"  # the rung that a brief begins with
@@ -176,7 +176,7 @@ def predicted(ctas: int, blocks: int, moved: int, alone: Pair, together: Pair) -
     """
     at_once, (ends, block) = (H100_SMS, alone) if ctas <= H100_SMS else (2 * H100_SMS, together)
     working = prediction.LAUNCH_US + ceil_div(ctas, at_once) * (ends + blocks * block)
-    return max(working, moved / prediction.MEMORY)
+    return max(working, moved / model.MEMORY)
 
 
 def changed_lines(file: str) -> tuple[int, int]:

@@ -224,7 +224,9 @@ def show_symptoms(
 
 
 def fault(symptom: Symptom) -> str:
-    """What a symptom says first, whatever its numbers."""
+    """What the emulator names, or what a symptom says first, whatever its numbers."""
+    if isinstance(symptom, gl.EmulatorError):
+        return str(symptom.what)
     return re.sub(r"0x\w+|\d+(\.\d+)?", "#", str(symptom).split(":")[0])
 
 

@@ -18,6 +18,9 @@ def yields(i, sixteenths):
 
 
 # %%
+TENSOR = 8192  # FP8 operations of an SM's tensor cores in a cycle
+
+
 def cycles(columns):
     multiplying = 2 * 64 * columns * 128 / TENSOR
     # A thread has an FFMA for each of its accumulators; a warp's 32 are one issue slot of its scheduler.

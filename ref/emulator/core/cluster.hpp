@@ -327,7 +327,7 @@ class Cluster {
     static constexpr uint64_t kOvertime = 1 << 14;  // times kRounds, after another cluster's fault
     static constexpr uint32_t kOneLane = 128;       // probability, in 1024ths, that one lane has a turn alone
     static constexpr int64_t kSpins = 1 << 15, kFewSpins = 64;
-    static constexpr uint64_t kStill = 1 << 26;  // steps
+    static constexpr uint64_t kStill = 1 << 28;  // steps, of some seconds: another cluster may wait for a core so long
 
     Shape shape_;
     Launch& launch_;

@@ -32,8 +32,8 @@ def on_gpu(
         session.build_all(kernels, "cuda")
         products = [Cell("dense", 1, shape) for shape in sizes]
         own = products if any(isinstance(rung, ProductionRung) for rung in kernels) else []
-        configs = dict.fromkeys(cells.configuration(product, device) for product in own)
-        warming.compile_all(list(configs), products if "deep_gemm" in others else ())
+        configs = [cells.configuration(product, device) for product in own]
+        warming.compile_all(configs, products if "deep_gemm" in others else ())
         measure_each(
             sizes,
             "shapes",

@@ -83,7 +83,7 @@ def on_gpu(
     result: session.Measured[TimedRow] = session.Measured()
     with torch.cuda.device(device):
         found = configurations(chosen, device)
-        warming.compile_all(list(dict.fromkeys(found.values())), [as_cell(product) for product in chosen])
+        warming.compile_all(found.values(), [as_cell(product) for product in chosen])
         measure_each(chosen, "rows", lambda row, how: measure_row(row, how, result), states, device, result)
     result.meta["protocol"] = f"{result.meta['protocol']}; {PROTOCOL}"
     result.meta["configurations"] = {str(product): config.name for product, config in found.items()}

@@ -97,7 +97,7 @@ def measure(
         while todo and time.monotonic() < deadline:
             step, todo = todo[:STEP], todo[STEP:]
             torch.cuda.empty_cache()  # DeepGEMM's kernels are compiled by processes that need room too
-            _build(step, device, deep_gemm=not absent)
+            warming.compile_all([cells.configuration(cell, device) for cell in step], step)
             if not _step(step, states, device, timer, deadline, result, path, absent):
                 break
     return result
@@ -149,12 +149,6 @@ def _that_fit(step: Sequence[Cell], device: torch.device, result: Run) -> tuple[
             cells.does_not_fit(largest, result)
             result.unfinished -= 1
     return left, None
-
-
-def _build(step: Sequence[Cell], device: torch.device, deep_gemm: bool) -> None:
-    """Compile the kernels of a step, ours and DeepGEMM's, before anything is timed."""
-    configs = dict.fromkeys(cells.configuration(cell, device) for cell in step)
-    warming.compile_all(list(configs), step if deep_gemm else ())
 
 
 def _deep_gemm() -> tuple[str | None, str | None]:

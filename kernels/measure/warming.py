@@ -16,7 +16,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -76,15 +76,15 @@ def warming(cells: Sequence[Cell]) -> Iterator[Callable[[], None]]:
                 process.wait()
 
 
-def compile_all(configs: Sequence[Config], cells: Sequence[Cell]) -> None:
-    """Compile our kernels of these configurations, and at the same time DeepGEMM's of these products, where
-    it can be imported."""
+def compile_all(configs: Iterable[Config], cells: Sequence[Cell]) -> None:
+    """Compile our kernels of these configurations, each once, and at the same time DeepGEMM's of these
+    products, where it can be imported."""
     try:
         peers.deep_gemm_library()
     except Exception:  # a library may fail to load with any exception
         cells = ()
     with warming(cells) as wait:
-        precompiling.build_all(configs, "cuda")
+        precompiling.build_all(list(dict.fromkeys(configs)), "cuda")
         wait()
 
 

@@ -50,8 +50,7 @@ def added(operands: Operands) -> float:
 
 def values(bits: np.ndarray) -> np.ndarray:
     """BF16 bits as float32."""
-    widened: np.ndarray = bits.astype(np.uint32) << 16
-    return widened.view(np.float32)
+    return bf16.Bf16Operands.decode(bits)
 
 
 def never_written(bits: np.ndarray) -> np.ndarray:

@@ -13,12 +13,11 @@ from gemm_ladder.casts import functions
 from gemm_ladder.casts.kernel import INPUTS
 from gemm_ladder.errors import InputError
 from gemm_ladder.layers import routing, weights
-from gemm_ladder.settings import whole_number
 from torch.nn.parameter import Parameter
 
 PROJECTIONS = ("gate_up_proj", "down_proj")
 Setting = routing.Layout | Literal["auto"]
-LAYOUTS = ("auto", *routing.LAYOUTS)
+SETTINGS = ("auto", *routing.LAYOUTS)
 
 
 class Fp8Experts(torch.nn.Module):
@@ -79,9 +78,7 @@ class Fp8Experts(torch.nn.Module):
         super().__init__()
         sizes = {"hidden_size": hidden_size, "intermediate_size": intermediate_size}
         for name, value in {"num_experts": num_experts, **sizes}.items():
-            multiple = K_MULTIPLE if name in sizes else 1
-            if whole_number(name, value) == 0 or value % multiple:
-                raise InputError(f"{name} is {value}; a positive multiple of {multiple} is needed")
+            weights.check_size(name, value, K_MULTIPLE if name in sizes else 1)
         shapes = ((2 * intermediate_size, hidden_size), (hidden_size, intermediate_size))
         begun = [
             torch.empty(num_experts, n, k, dtype=torch.bfloat16, device=device).uniform_(
@@ -135,8 +132,8 @@ class Fp8Experts(torch.nn.Module):
         return layer
 
     def _take(self, given: list[torch.Tensor], layout: Setting, use_ue8m0: bool) -> None:
-        if layout not in LAYOUTS:
-            raise InputError(f"layout is {layout!r}; one of {', '.join(LAYOUTS)} is needed")
+        if layout not in SETTINGS:
+            raise InputError(f"layout is {layout!r}; one of {', '.join(SETTINGS)} is needed")
         self.layout: Setting = layout
         self.use_ue8m0 = bool(use_ue8m0)
         for name, weight in zip(PROJECTIONS, given, strict=True):

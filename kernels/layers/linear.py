@@ -10,10 +10,9 @@ from gemm_ladder.arguments import K_MULTIPLE, N_MULTIPLE
 from gemm_ladder.casts.kernel import INPUTS
 from gemm_ladder.errors import InputError
 from gemm_ladder.layers import products, weights
-from gemm_ladder.settings import whole_number
 from torch.nn.parameter import Parameter
 
-SCALES = "weight" + weights.SCALES
+WEIGHT_SCALES = "weight" + weights.SCALES
 
 
 class Fp8Linear(torch.nn.Module):
@@ -112,7 +111,7 @@ class Fp8Linear(torch.nn.Module):
             )
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.use_ue8m0 = bool(use_ue8m0)
-        for name, tensor in (("weight", None), (SCALES, None), ("bias", _parameter(linear.bias))):
+        for name, tensor in (("weight", None), (WEIGHT_SCALES, None), ("bias", _parameter(linear.bias))):
             self.register_parameter(name, tensor)
         if not trainable:
             self._store(linear.weight)
@@ -198,12 +197,12 @@ class Fp8Linear(torch.nn.Module):
         if weight is not None and self.trainable and weight.dtype == weights.E4M3:
             if scales is None:
                 raise InputError(
-                    f"{prefix}weight is float8_e4m3fn without scales; {prefix}{SCALES} is needed"
+                    f"{prefix}weight is float8_e4m3fn without scales; {prefix}{WEIGHT_SCALES} is needed"
                 )
             weight, scales = weights.dequantized(weight, scales).to(self.weight.dtype), None
         elif weight is not None and not self.trainable and weight.dtype != weights.E4M3:
             weight, scales = weights.quantized(weight, self.use_ue8m0)
-        for name, tensor in (("weight", weight), (SCALES, scales)):
+        for name, tensor in (("weight", weight), (WEIGHT_SCALES, scales)):
             if tensor is not None:
                 state_dict[prefix + name] = tensor
         super()._load_from_state_dict(state_dict, prefix, *others, **keywords)
@@ -216,10 +215,5 @@ def _parameter(tensor: torch.Tensor | None) -> Parameter | None:
 
 def _check_sizes(in_features: object, out_features: object) -> None:
     """Refuse sizes that the products do not take."""
-    for name, value, multiple in (
-        ("in_features", in_features, K_MULTIPLE),
-        ("out_features", out_features, N_MULTIPLE),
-    ):
-        size = whole_number(name, value)
-        if size == 0 or size % multiple:
-            raise InputError(f"{name} is {size}; a positive multiple of {multiple} is needed")
+    weights.check_size("in_features", in_features, K_MULTIPLE)
+    weights.check_size("out_features", out_features, N_MULTIPLE)

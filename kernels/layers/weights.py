@@ -10,6 +10,7 @@ from gemm_ladder.arguments import SCALE_BLOCK, ceil_div
 from gemm_ladder.casts import functions
 from gemm_ladder.casts.kernel import INPUTS
 from gemm_ladder.errors import InputError
+from gemm_ladder.settings import whole_number
 
 E4M3 = torch.float8_e4m3fn
 # What the name of a weight's scales has behind the weight's: in DeepSeek-V3's checkpoints (although weights
@@ -38,6 +39,13 @@ def blocks(weight: torch.Tensor) -> tuple[int, ...]:
     """The shape of a weight's scales."""
     *groups, n, k = weight.shape
     return (*groups, ceil_div(n, SCALE_BLOCK), ceil_div(k, SCALE_BLOCK))
+
+
+def check_size(name: str, value: object, multiple: int) -> None:
+    """Refuse a size that the products do not take."""
+    size = whole_number(name, value)
+    if size == 0 or size % multiple:
+        raise InputError(f"{name} is {size}; a positive multiple of {multiple} is needed")
 
 
 def as_blocks(name: str, scales: torch.Tensor, needed: tuple[int, ...]) -> torch.Tensor:

@@ -50,6 +50,13 @@ def machine(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
+def device(machine: str) -> str:
+    """The device of its tensors. What is public computes CPU tensors by the reference, so "emulator" stands
+    for the CPU in tests that have this."""
+    return {"emulator": "cpu", "gpu": "cuda"}[machine]
+
+
+@pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder, in force."""
     path = tmp_path / "cache"

@@ -14,19 +14,12 @@ import gemm_ladder as deep_gemm
 import numpy as np
 import pytest
 import torch
-from families import DEVICE
 from gemm_ladder.errors import InputError
 from gemm_ladder.testing import calc_diff
 from grouped_cases import contiguous, psum
 from no_distribution import HIDE
 
 DIFFERENCE = 1e-3  # calc_diff of a right product: the error of the casts
-
-
-@pytest.fixture
-def device(machine: str) -> str:
-    """The API computes CPU tensors by the reference, so "emulator" stands for the CPU here."""
-    return DEVICE[machine]
 
 
 @pytest.fixture(autouse=True)

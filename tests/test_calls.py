@@ -13,7 +13,6 @@ import pytest
 import torch
 from call_arguments import refusal
 from cases import place
-from families import DEVICE
 from gemm_ladder import checks, scales
 from gemm_ladder.lab.operands import normal
 from gemm_ladder.ref import gemm, metrics
@@ -27,12 +26,6 @@ LEAVES = 7.0  # in rows and columns that no call writes
 def default_alignment() -> Iterator[None]:
     yield
     gl.set_mk_alignment_for_contiguous_layout(128)
-
-
-@pytest.fixture
-def device(machine: str) -> str:
-    """The API computes CPU tensors by the reference, so "emulator" stands for the CPU here."""
-    return DEVICE[machine]
 
 
 def operands(m: int, n: int, k: int, device: str) -> tuple[Pair, Pair, np.ndarray]:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from families import DEVICE
 from gemm_ladder.errors import InputError
 from gemm_ladder.layers import Fp8Linear, products
 from gemm_ladder.ref import metrics
@@ -19,11 +18,6 @@ from opcheck import byte_wise
 BF16 = torch.bfloat16
 # m, n, k: whole blocks; an n that the gradient of x pads; one row; a k and an m that end inside a block.
 SHAPES = ((128, 256, 128), (37, 136, 208), (1, 8, 16), (200, 384, 272))
-
-
-@pytest.fixture
-def device(machine: str) -> str:
-    return DEVICE[machine]
 
 
 @pytest.mark.parametrize("use_ue8m0", [False, True])

@@ -9,8 +9,8 @@ import gemm_ladder as gl
 import numpy as np
 import pytest
 import torch
-from families import DEVICE
 from gemm_ladder.errors import InputError
+from gemm_ladder.lab import agreement
 from gemm_ladder.layers import Fp8Experts, Fp8Linear, route, routing
 from gemm_ladder.layers.routing import LAYOUTS
 from gemm_ladder.ref import activations, fp8, gemm, metrics, tensor_core
@@ -19,11 +19,6 @@ from layer_cases import EXPERTS, HIDDEN, INTERMEDIATE, experts_of, tokens
 BF16 = torch.bfloat16
 # A sum of a few BF16 numbers, rounded to BF16: 2^-9 for the last rounding, and as much for the weights'.
 ROW_ERROR = {"cpu": 2**-8, "cuda": 1.5e-2}
-
-
-@pytest.fixture
-def device(machine: str) -> str:
-    return DEVICE[machine]
 
 
 def bf16(x: np.ndarray) -> np.ndarray:
@@ -60,7 +55,7 @@ def exact_product(a: np.ndarray, sfa: np.ndarray, b: np.ndarray, sfb: np.ndarray
 
 
 def tensor_core_product(a: np.ndarray, sfa: np.ndarray, b: np.ndarray, sfb: np.ndarray) -> np.ndarray:
-    return (tensor_core.gemm(a, sfa, b, sfb).astype(np.uint32) << 16).view(np.float32)
+    return agreement.values(tensor_core.gemm(a, sfa, b, sfb))
 
 
 def plain(

@@ -7,18 +7,12 @@ import io
 
 import pytest
 import torch
-from families import DEVICE
 from gemm_ladder.errors import InputError
 from gemm_ladder.layers import Fp8Linear, weights
 from gemm_ladder.ref import metrics
 from layer_cases import layer_of, normal
 
 BF16 = torch.bfloat16
-
-
-@pytest.fixture
-def device(machine: str) -> str:
-    return DEVICE[machine]
 
 
 def test_type_of_a_model(device: str) -> None:

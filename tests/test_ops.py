@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from cases import place
-from families import DEVICE
 from gemm_ladder import api, ops
 from gemm_ladder.lab.operands import normal
 from gemm_ladder.training import ops as training_ops
@@ -24,11 +23,6 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 Tensors = tuple[torch.Tensor, ...]
-
-
-@pytest.fixture
-def device(machine: str) -> str:
-    return DEVICE[machine]
 
 
 def example(kind: str, device: str) -> tuple[object, ...]:

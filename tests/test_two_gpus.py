@@ -117,7 +117,8 @@ def test_graphs(gpus: list[torch.device]) -> None:
             gl.fp8_gemm_nt(placed.lhs, placed.rhs, placed.out)
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # Torch's own stream for captures is on the GPU of the process's first capture.
+            with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
                 gl.fp8_gemm_nt(placed.lhs, placed.rhs, placed.out)
             placed.out.zero_()
         graphs.append((graph, device, placed, exact))

@@ -169,8 +169,8 @@ class Fp8Linear(torch.nn.Module):
                 f"x is on {x.device} and the weight on {self.weight.device}; one device is needed for both"
             )
         kind = x.device.type
-        # Asked of every kind but meta, which autocast does not know. torch.amp.is_autocast_available would tell,
-        # but torch.compile cannot trace it before torch 2.14.
+        # Autocast does not know meta tensors. torch.amp.is_autocast_available would say so, but torch.compile
+        # cannot trace it before torch 2.14.
         casts = kind != "meta" and torch.is_autocast_enabled(kind)
         return x.to(torch.get_autocast_dtype(kind)) if casts else x
 

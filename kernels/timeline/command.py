@@ -202,7 +202,8 @@ def record_all(device: torch.device | None) -> TimelineFile:
     for name in RECORDED:
         for machine in machines:
             taken.append(one := take(name, machine, device))
-            print(f"{name}, {machine}: {len(one.spans)} spans, {one.about}", flush=True)
+            about = ", ".join(f"{key} {value:g}" for key, value in one.about.items())
+            print(f"{name}, {machine}: {len(one.spans)} spans, {about}", flush=True)
     return data_of(taken, device)
 
 

@@ -33,7 +33,10 @@ STRICT = (
     *(f"gemm_ladder.casts.{module}" for module in ("eager", "functions", "kernel", "launching", "operands")),
     *(
         f"gemm_ladder.layers.{module}"
-        for module in ("conversion", "experts", "linear", "products", "routing", "weights")
+        for module in (
+            *("conversion", "experts", "linear", "parallel_experts", "parallel_linear", "products"),
+            *("ranks", "routing", "weights"),
+        )
     ),
     *("gemm_ladder.production.tuner", "gemm_ladder.build", "gemm_ladder.build.library"),
     "gemm_ladder.lab",

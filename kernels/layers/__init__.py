@@ -5,15 +5,28 @@
     print(convert(model, skip=["lm_head"]))
 
 What belongs here: the `linear` layer, the `products` that it is made of and their gradients; the `experts` of
-a mixture, and the `routing` of tokens to them; `weights` in FP8, made or read from checkpoints; and the
-`conversion` of models. What does not: the casts (`gemm_ladder.casts`)
+a mixture, and the `routing` of tokens to them; `weights` in FP8, made or read from checkpoints; the
+`conversion` of models; and layers that several GPUs share (`parallel_linear`, `parallel_experts`), whose
+`ranks` are those of a group of torch.distributed. What does not: the casts (`gemm_ladder.casts`)
 and the products themselves (`gemm_ladder.api`, `gemm_ladder.training`), which these modules call as any user
-does.
+does; and communication, which is torch.distributed's.
 """
 
 from gemm_ladder.layers.conversion import Layer, Report, convert
 from gemm_ladder.layers.experts import Fp8Experts
 from gemm_ladder.layers.linear import Fp8Linear
+from gemm_ladder.layers.parallel_experts import ParallelFp8Experts
+from gemm_ladder.layers.parallel_linear import ColumnParallelFp8Linear, RowParallelFp8Linear
 from gemm_ladder.layers.routing import route
 
-__all__ = ["Fp8Experts", "Fp8Linear", "Layer", "Report", "convert", "route"]
+__all__ = [
+    "ColumnParallelFp8Linear",
+    "Fp8Experts",
+    "Fp8Linear",
+    "Layer",
+    "ParallelFp8Experts",
+    "Report",
+    "RowParallelFp8Linear",
+    "convert",
+    "route",
+]

@@ -177,30 +177,28 @@ class Fp8Experts(torch.nn.Module):
         if layout == "auto":
             layout = routing.layout_for(len(rows), chosen.shape[1], self.num_experts)
         placed = routing.place(chosen, self.num_experts, layout)
-        run = self._masked if layout == "masked" else self._in_one_matrix
-        of_experts = run(rows, placed)
-        picked = of_experts[placed.places]
-        # A choice that is no expert's adds nothing, whatever its weight: NaN times 0 is NaN.
-        factors = expert_weights.reshape(placed.places.shape).masked_fill(placed.places == placed.size, 0)
-        with torch.autocast(x.device.type, enabled=False):  # which would make it a product of another type
-            added = torch.bmm(factors[:, None].to(picked.dtype), picked)
-        return added.view(x.shape).to(x.dtype)
+        if layout == "masked":
+            of_experts = self._masked(functions.per_token_group_quant_fp8(rows, self.use_ue8m0), placed)
+        else:
+            a = functions.per_token_group_quant_fp8(rows, self.use_ue8m0, rows=placed.tokens())
+            of_experts = self._in_one_matrix(a, placed)
+        return added(of_experts, placed.places, expert_weights).view(x.shape).to(x.dtype)
 
-    def _in_one_matrix(self, x: torch.Tensor, placed: routing.Placement) -> torch.Tensor:
-        """BF16 [size + 1, hidden]: each row's result, in the contiguous or the psum layout, and a row of
-        zeros."""
-        a = functions.per_token_group_quant_fp8(x, self.use_ue8m0, rows=placed.tokens())
-        inner = x.new_empty(placed.size, 2 * self.intermediate_size, dtype=torch.bfloat16)
+    def _in_one_matrix(self, a: tuple[torch.Tensor, torch.Tensor], placed: routing.Placement) -> torch.Tensor:
+        """BF16 [size + 1, hidden]: the result of each row of `a`, which is laid out in the contiguous or the
+        psum layout, and a row of zeros."""
+        inner = a[0].new_empty(placed.size, 2 * self.intermediate_size, dtype=torch.bfloat16)
         self._product(placed, a, "gate_up_proj", inner)
         b = functions.silu_and_mul_per_token_group_quant_fp8(inner, self.use_ue8m0)
-        out = self._results(x, placed)
+        out = self._results(placed)
         self._product(placed, b, "down_proj", out[: placed.size])
         return out
 
-    def _masked(self, x: torch.Tensor, placed: routing.Placement) -> torch.Tensor:
-        """The same in the masked layout, whose rows that count alone are written and read."""
-        (tokens, hidden), experts = x.shape, self.num_experts
-        codes, of_rows = functions.per_token_group_quant_fp8(x, self.use_ue8m0)
+    def _masked(self, rows: tuple[torch.Tensor, torch.Tensor], placed: routing.Placement) -> torch.Tensor:
+        """The same of tokens in FP8, in the masked layout, whose rows that count alone are written and
+        read."""
+        codes, of_rows = rows
+        (tokens, hidden), experts = codes.shape, self.num_experts
         where, token = placed.places.view(-1), placed.token_of_choice()
         # One row more for the choices that are no expert, and one expert more for their scales.
         a = codes.new_empty(placed.size + 1, hidden)
@@ -208,16 +206,16 @@ class Fp8Experts(torch.nn.Module):
         shape = (experts + 1, tokens, of_rows.shape[1])
         sfa = of_rows.new_empty_strided(shape, scales.mn_major_strides(shape))
         sfa[where // tokens, where % tokens] = of_rows[token]
-        inner = x.new_empty(experts, tokens, 2 * self.intermediate_size, dtype=torch.bfloat16)
+        inner = codes.new_empty(experts, tokens, 2 * self.intermediate_size, dtype=torch.bfloat16)
         lhs = (a[: placed.size].view(experts, tokens, hidden), sfa[:experts])
         self._product(placed, lhs, "gate_up_proj", inner)
         b = functions.silu_and_mul_per_token_group_quant_fp8(inner, self.use_ue8m0, masked_m=placed.rows)
-        out = self._results(x, placed)
+        out = self._results(placed)
         self._product(placed, b, "down_proj", out[: placed.size].view(experts, tokens, hidden))
         return out
 
-    def _results(self, x: torch.Tensor, placed: routing.Placement) -> torch.Tensor:
-        out = x.new_empty(placed.size + 1, self.hidden_size, dtype=torch.bfloat16)
+    def _results(self, placed: routing.Placement) -> torch.Tensor:
+        out = self.down_proj.new_empty(placed.size + 1, self.hidden_size, dtype=torch.bfloat16)
         out[placed.size].zero_()
         return out
 
@@ -330,3 +328,21 @@ class Fp8Experts(torch.nn.Module):
             joined = [one.view(torch.uint8) if one.dtype == weights.E4M3 else one for one in (gate, up)]
             state[f"{prefix}gate_up_proj{behind}"] = torch.cat(joined, 1).view(gate.dtype)
             state[f"{prefix}down_proj{behind}"] = down
+
+
+def added(rows: torch.Tensor, places: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Sums of some rows each, every row times a factor.
+
+    Args:
+        rows: bfloat16 [rows + 1, hidden]; the last one is zeros.
+        places: int64 [sums, of each]: the rows of each sum. One whose place is the last row adds nothing,
+            whatever its factor: NaN times 0 is NaN.
+        factors: of places' elements, of a floating-point type; they are rounded to BF16.
+
+    Returns:
+        bfloat16 [sums, hidden], added in FP32 and rounded once.
+    """
+    picked = rows[places]
+    factors = factors.reshape(places.shape).masked_fill(places == len(rows) - 1, 0)
+    with torch.autocast(rows.device.type, enabled=False):  # which would make it a product of another type
+        return torch.bmm(factors[:, None].to(picked.dtype), picked).view(len(places), rows.shape[1])

@@ -79,7 +79,7 @@ class Fp8Linear(torch.nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_sizes(in_features, out_features)
+        check_sizes(in_features, out_features)
         self._take(torch.nn.Linear(in_features, out_features, bias, device, dtype), trainable, use_ue8m0)
 
     @classmethod
@@ -98,7 +98,7 @@ class Fp8Linear(torch.nn.Module):
         """
         if not isinstance(linear, torch.nn.Linear):
             raise InputError(f"linear is of type {type(linear).__name__}; a torch.nn.Linear is needed")
-        _check_sizes(linear.in_features, linear.out_features)
+        check_sizes(linear.in_features, linear.out_features)
         layer = cls.__new__(cls)
         torch.nn.Module.__init__(layer)
         layer._take(linear, trainable, use_ue8m0)
@@ -142,13 +142,16 @@ class Fp8Linear(torch.nn.Module):
         return weights.dequantized(*self._weight_in_fp8())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self._input(x)
+        out = self._product(self._input(x))
+        return out if self.bias is None else out + self.bias.to(out.dtype)
+
+    def _product(self, x: torch.Tensor) -> torch.Tensor:
+        """The result without the bias."""
         codes, scales = self._weight_in_fp8()
         trained = self.weight if self.trainable else None
         rows = x.reshape(-1, self.in_features)
         out = products.linear(rows, trained, codes, scales, self.use_ue8m0)
-        out = out.view(*x.shape[:-1], self.out_features)
-        return out if self.bias is None else out + self.bias.to(out.dtype)
+        return out.view(*x.shape[:-1], self.out_features)
 
     def _weight_in_fp8(self) -> tuple[torch.Tensor, torch.Tensor]:
         if self.weight_scale_inv is None:
@@ -215,7 +218,7 @@ def _parameter(tensor: torch.Tensor | None) -> Parameter | None:
     return tensor if tensor is None or isinstance(tensor, Parameter) else Parameter(tensor.detach())
 
 
-def _check_sizes(in_features: object, out_features: object) -> None:
+def check_sizes(in_features: object, out_features: object) -> None:
     """Refuse sizes that the products do not take."""
     weights.check_size("in_features", in_features, K_MULTIPLE)
     weights.check_size("out_features", out_features, N_MULTIPLE)

@@ -99,7 +99,7 @@ def most_rows(choices: int, experts: int) -> int:
     return (choices + min(experts, choices) * (alignment - 1)) // alignment * alignment
 
 
-def place(chosen: torch.Tensor, experts: int, layout: Layout) -> Placement:
+def place(chosen: torch.Tensor, experts: int, layout: Layout, most: int | None = None) -> Placement:
     """Lay out the choices of all tokens, those of an expert in the order of the tokens.
 
     Args:
@@ -108,6 +108,8 @@ def place(chosen: torch.Tensor, experts: int, layout: Layout) -> Placement:
         experts: how many there are.
         layout: of the product. In the masked layout each expert has room for every token once, and choices
             beyond that have no row.
+        most: how many of the choices are experts, or more; all if None. A contiguous or psum layout has rows
+            for so many.
     """
     tokens, top_k = chosen.shape
     choices = chosen.reshape(-1).long()
@@ -124,7 +126,8 @@ def place(chosen: torch.Tensor, experts: int, layout: Layout) -> Placement:
         rows = counts[:experts].clamp(max=tokens)
         of_sorted = of_sorted.where(rank < tokens, experts)  # none outside, whatever is chosen twice
     else:
-        alignment, size = settings.get_mk_alignment_for_contiguous_layout(), most_rows(len(choices), experts)
+        alignment = settings.get_mk_alignment_for_contiguous_layout()
+        size = most_rows(len(choices) if most is None else most, experts)
         padded = (counts + alignment - 1) // alignment * alignment
         behind = padded.cumsum(0)
         first = behind - padded

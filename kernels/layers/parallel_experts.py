@@ -1,0 +1,395 @@
+"""A mixture of experts over several GPUs: each has some of the experts, and tokens travel to them.
+
+    dispatch   every rank casts its tokens to FP8, once, and sends each to the ranks of its experts
+    compute    every rank runs its experts over the rows that it has received
+    combine    the results travel back, and each token's rank adds them up
+
+Rows travel as FP8 codes with their scales, 1.03 bytes for each number instead of BF16's 2. As a scale belongs
+to a part of one row, a cast before the journey gives the bits of a cast after it. A token travels once to a
+rank, however many of its experts are there.
+
+All of it is `torch.distributed.all_to_all_single`. How many rows travel is known on the GPU only, and is read
+before they do, so a call waits for the GPU once, and no CUDA graph can capture it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+from gemm_ladder import scales
+from gemm_ladder.arguments import SCALE_BLOCK, align, ceil_div
+from gemm_ladder.casts import functions
+from gemm_ladder.errors import InputError
+from gemm_ladder.layers import routing, weights
+from gemm_ladder.layers.experts import PROJECTIONS, Fp8Experts, Setting, added
+from gemm_ladder.layers.ranks import Ranks
+from torch.nn.parameter import Parameter
+
+if TYPE_CHECKING:
+    from gemm_ladder.layers.ranks import Group
+
+Combine = Literal["sums", "rows"]
+COMBINES = ("sums", "rows")
+_ALIGNMENT = 16  # bytes that a row which travels is a multiple of
+
+
+class Dispatched(NamedTuple):
+    """What a rank has received, and what it needs to send the results back.
+
+    Attributes:
+        rows: uint8 [received, ...]: for each row its codes, scales, experts and weights.
+        top_k: how many experts a row has.
+        here: how many of the received rows' choices are experts of this rank.
+        places: int64 [tokens, of each]: of this rank's own tokens, which returned rows a token adds up; the
+            number of these rows where it is none.
+        factors: bfloat16 [tokens, of each], by which it multiplies them.
+        returned, sent: the numbers of rows that come back from each rank, and that go back to each.
+    """
+
+    rows: torch.Tensor
+    top_k: int
+    here: int
+    places: torch.Tensor
+    factors: torch.Tensor
+    returned: list[int]
+    sent: list[int]
+
+
+class ParallelFp8Experts(Fp8Experts):
+    """Fp8Experts of which each rank of a group has a contiguous part. For inference, as that is.
+
+    Every rank of the group calls it, each with its own tokens, also one that has none; a rank that does not,
+    or that refuses what it is given, leaves the others waiting for it until the group's timeout.
+
+    Args:
+        num_experts, hidden_size, intermediate_size, layout, use_ue8m0, device: of all experts, as for
+            Fp8Experts. The first ranks have one expert more than the others where it does not divide.
+        group: a process group, or a DeviceMesh of one dimension; None: all processes. NCCL for GPUs, or gloo
+            for CPUs.
+        combine: what travels back. "sums": each rank adds up a token's rows of its experts, and sends one row
+            for each that it was sent. "rows": one for each expert of a token.
+
+    Attributes:
+        num_experts, gate_up_proj, down_proj, ...: those of this rank's experts.
+        all_experts: how many all ranks have.
+        first_expert: the number of this rank's first.
+        ranks: the group.
+
+    With combine="rows" a token's result has the bits of one device with all experts, where that computes the
+    products with the same kernels: always on a CPU, while on a GPU another number of rows may get a kernel
+    that adds in another order. With "sums" each rank's sum is rounded to BF16 before all are added, in FP32,
+    and rounded once. So a number of the result, y, is then at most about 2^-8 (s + 2 |y|) from that with
+    "rows", where s adds up the absolute values of the ranks' sums: BF16 rounds by 2^-8 at most, each of these
+    sums and both results.
+
+    `state_dict` has the names of Fp8Experts and this rank's weights: a file for each rank. `load_state_dict`
+    takes those, or the weights of all experts, by the same names or by those of checkpoints
+    (`17.gate_proj.weight`), of which it keeps its own.
+
+    Raises:
+        InputError: as Fp8Experts; or torch.distributed is not initialised, the group is none that this
+            process is in, moves no tensors of this device, or has more ranks than there are experts; or
+            ranks differ in sizes, in use_ue8m0, in combine or in top_k.
+
+    Example:
+        >>> layer = ParallelFp8Experts.from_experts(experts, mesh["ep"])  # doctest: +SKIP
+        >>> layer(my_tokens, *route(router(my_tokens), top_k=8))  # doctest: +SKIP
+    """
+
+    ranks: Ranks
+    combine_by: Combine
+    all_experts: int
+    first_expert: int
+
+    def __init__(
+        self,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size: int,
+        *,
+        group: Group = None,
+        combine: Combine = "sums",
+        layout: Setting = "auto",
+        use_ue8m0: bool = False,
+        device: torch.device | str | int | None = None,
+    ) -> None:
+        ranks = Ranks(group)
+        weights.check_size("num_experts", num_experts, 1)
+        own = len(ranks.share("num_experts", num_experts))
+        super().__init__(
+            own, hidden_size, intermediate_size, layout=layout, use_ue8m0=use_ue8m0, device=device
+        )
+        self._share(ranks, combine)
+
+    @classmethod
+    def from_weights(
+        cls,
+        gate_up_proj: torch.Tensor,
+        down_proj: torch.Tensor,
+        *,
+        group: Group = None,
+        combine: Combine = "sums",
+        layout: Setting = "auto",
+        use_ue8m0: bool = False,
+    ) -> ParallelFp8Experts:
+        """This rank's part, of its own weights.
+
+        Args:
+            gate_up_proj, down_proj: as for `Fp8Experts.from_weights`, of this rank's experts. Ranks may have
+                different numbers of them.
+            group, combine, layout, use_ue8m0: as for the class.
+        """
+        ranks = Ranks(group)
+        layer = super().from_weights(gate_up_proj, down_proj, layout=layout, use_ue8m0=use_ue8m0)
+        assert isinstance(layer, cls)
+        layer._share(ranks, combine)
+        return layer
+
+    @classmethod
+    def from_experts(
+        cls, whole: Fp8Experts, group: Group = None, *, combine: Combine = "sums"
+    ) -> ParallelFp8Experts:
+        """This rank's part of experts that every rank has, copied out of them.
+
+        Args:
+            whole: all experts, whose layout and use_ue8m0 hold on.
+            group, combine: as for the class.
+        """
+        if not isinstance(whole, Fp8Experts) or isinstance(whole, cls):
+            raise InputError(f"experts is of type {type(whole).__name__}; a whole Fp8Experts is needed")
+        ranks = Ranks(group)
+        own = ranks.share("num_experts", whole.num_experts)
+        layer = cls.__new__(cls)
+        torch.nn.Module.__init__(layer)
+        layer.layout, layer.use_ue8m0 = whole.layout, whole.use_ue8m0
+        for name, tensor in whole.named_parameters():
+            part = tensor.detach()[own.start : own.stop].clone()
+            layer.register_parameter(name, Parameter(part, requires_grad=False))
+        layer._share(ranks, combine)
+        return layer.train(whole.training)
+
+    def _share(self, ranks: Ranks, combine: Combine) -> None:
+        """Find out what the other ranks have."""
+        if combine not in COMBINES:
+            raise InputError(f"combine is {combine!r}; one of {', '.join(COMBINES)} is needed")
+        ranks.check_device(self.down_proj.device)
+        self.ranks, self.combine_by = ranks, combine
+        alike = {
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "use_ue8m0": self.use_ue8m0,
+            "combine": combine,
+        }
+        of_ranks = ranks.agree(num_experts=self.num_experts, **alike)
+        for name, value in alike.items():
+            for rank, found in enumerate(of_ranks):
+                if found[name] != of_ranks[0][name]:
+                    raise InputError(
+                        f"{name} is {of_ranks[0][name]} on rank 0 and {found[name]} on rank {rank}; one is "
+                        f"needed for all; here it is {value}"
+                    )
+        counts = [found["num_experts"] for found in of_ranks]
+        self.all_experts, self.first_expert = sum(counts), sum(counts[: ranks.rank])
+        ends = torch.tensor(counts, device=self.down_proj.device).cumsum(0)
+        self.register_buffer("_ends", ends, persistent=False)
+
+    def forward(self, x: torch.Tensor, experts: torch.Tensor, expert_weights: torch.Tensor) -> torch.Tensor:
+        """The experts' results for this rank's tokens, weighted and added up.
+
+        Args:
+            x, experts, expert_weights: as for Fp8Experts, with the numbers of all ranks' experts. The number
+                of tokens may differ from rank to rank.
+
+        Returns:
+            x's type and shape.
+        """
+        dispatched = self.dispatch(x, experts, expert_weights)
+        return self.combine(self.compute(dispatched), dispatched).view(x.shape).to(x.dtype)
+
+    def dispatch(self, x: torch.Tensor, experts: torch.Tensor, expert_weights: torch.Tensor) -> Dispatched:
+        """Send this rank's tokens to the ranks of their experts, and receive what others send here."""
+        self._check(x, experts, expert_weights)
+        size, top_k = self.ranks.size, experts.shape[-1]
+        rows = x.reshape(-1, self.hidden_size)
+        tokens = len(rows)
+        chosen = experts.reshape(tokens, top_k).long()
+        nobody = (chosen < 0) | (chosen >= self.all_experts)
+        owner = torch.searchsorted(self._ends, chosen, right=True).masked_fill(nobody, size)
+
+        # For each rank, which tokens go there, and in which row of what is sent each is.
+        goes = torch.zeros(tokens, size + 1, dtype=torch.bool, device=x.device).scatter_(1, owner, True)
+        goes_to = goes[:, :size].t().reshape(-1)  # [size * tokens]
+        choices = torch.zeros(size + 1, dtype=torch.int64, device=x.device)
+        choices.scatter_add_(0, owner.view(-1), torch.ones_like(owner).view(-1))
+        told = torch.stack(
+            [
+                goes_to.view(size, tokens).sum(1),
+                choices[:size],
+                torch.full_like(choices[:size], top_k if tokens else 0),
+            ],
+            dim=1,
+        )
+        heard = torch.empty_like(told)
+        dist.all_to_all_single(heard, told, group=self.ranks.group)
+        (sends, my_choices, _), (receives, their_choices, of_tokens) = (
+            torch.stack([told, heard]).transpose(1, 2).tolist()  # the call waits for the GPU here, once
+        )
+        top_k = self._same_top_k(of_tokens)
+
+        where = torch.where(goes_to, goes_to.cumsum(0) - 1, sum(sends))
+        token = where.new_empty(sum(sends) + 1)
+        token[where] = torch.arange(tokens, device=x.device).repeat(size)
+        packed = self._packed(rows, chosen, expert_weights.reshape(chosen.shape), top_k)
+        sent = packed.view(torch.int64)[token[:-1]]
+        received = sent.new_empty(sum(receives), sent.shape[1])
+        dist.all_to_all_single(received, sent, receives, sends, group=self.ranks.group)
+        received, here = received.view(torch.uint8), sum(their_choices)
+        if self.combine_by == "rows":
+            places = _places_by_owner(owner, sum(my_choices))
+            factors = expert_weights.reshape(chosen.shape).bfloat16()
+            return Dispatched(received, top_k, here, places, factors, my_choices, their_choices)
+        places = _first_of_each(owner, where.view(size, tokens), sum(sends))
+        factors = torch.ones(places.shape, dtype=torch.bfloat16, device=x.device)
+        return Dispatched(received, top_k, here, places, factors, sends, receives)
+
+    def compute(self, dispatched: Dispatched) -> torch.Tensor:
+        """bfloat16 [rows, hidden]: what this rank's experts give for the rows that it has received, a row for
+        each of them or, with combine="rows", for each of their choices that is one of these experts."""
+        if not dispatched.here:
+            return self.down_proj.new_empty(sum(dispatched.sent), self.hidden_size, dtype=torch.bfloat16)
+        codes, of_rows, chosen, factors = self._unpacked(dispatched)
+        layout = self.layout
+        if layout == "auto":
+            layout = routing.layout_for(len(codes), chosen.shape[1], self.num_experts)
+        placed = routing.place(chosen, self.num_experts, layout, dispatched.here)
+        if layout == "masked":
+            found = self._masked((codes, of_rows), placed)
+        else:
+            found = self._in_one_matrix(_gathered(codes, of_rows, placed), placed)
+        if self.combine_by == "sums":
+            return added(found, placed.places, factors)
+        places = placed.places.view(-1)
+        is_here = (chosen.view(-1) >= 0) & (chosen.view(-1) < self.num_experts)
+        behind = torch.where(is_here, is_here.cumsum(0) - 1, dispatched.here)
+        order = places.new_empty(dispatched.here + 1)
+        order[behind] = places
+        return found[order[:-1]]
+
+    def combine(self, rows: torch.Tensor, dispatched: Dispatched) -> torch.Tensor:
+        """bfloat16 [tokens, hidden]: send the experts' results back, and add up those for this rank's own
+        tokens."""
+        returned = rows.new_empty(sum(dispatched.returned) + 1, self.hidden_size)
+        returned[-1].zero_()
+        dist.all_to_all_single(
+            returned[:-1], rows, dispatched.returned, dispatched.sent, group=self.ranks.group
+        )
+        return added(returned, dispatched.places, dispatched.factors)
+
+    def _same_top_k(self, of_ranks: list[int]) -> int:
+        """How many experts a token has. All ranks hear the same numbers, so all of them refuse."""
+        found: dict[int, int] = {}
+        for rank, top_k in enumerate(of_ranks):
+            if top_k:
+                found.setdefault(top_k, rank)
+        if len(found) > 1:
+            (first, at), (second, other) = list(found.items())[:2]
+            raise InputError(
+                f"a token has {first} experts on rank {at} and {second} on rank {other}; one number is "
+                "needed for all"
+            )
+        return next(iter(found), 0)
+
+    def _columns(self, top_k: int) -> list[int]:
+        """Where in a row that travels its parts begin, and its width, in bytes: codes; scales, float32;
+        experts, int32; their weights, bfloat16."""
+        found = [0]
+        for part in (self.hidden_size, 4 * ceil_div(self.hidden_size, SCALE_BLOCK), 4 * top_k, 2 * top_k):
+            found.append(found[-1] + part)
+        return [*found, align(found[-1], _ALIGNMENT)]
+
+    def _packed(
+        self, x: torch.Tensor, chosen: torch.Tensor, factors: torch.Tensor, top_k: int
+    ) -> torch.Tensor:
+        """uint8 [tokens, ...]: this rank's tokens, in the form in which they travel."""
+        *begins, width = self._columns(top_k)
+        packed = torch.empty(len(x), width, dtype=torch.uint8, device=x.device)
+        if len(x):
+            codes, of_rows = functions.per_token_group_quant_fp8(x, self.use_ue8m0)
+            for column, part in enumerate((codes, of_rows, chosen.int(), factors.bfloat16())):
+                place = packed[:, begins[column] : begins[column + 1]]
+                place.copy_(part.view(torch.uint8) if column == 0 else part.contiguous().view(torch.uint8))
+        return packed
+
+    def _unpacked(self, dispatched: Dispatched) -> tuple[torch.Tensor, ...]:
+        """Received rows' codes, scales, experts by this rank's numbers, and weights."""
+        types = (weights.E4M3, torch.float32, torch.int32, torch.bfloat16)
+        begins = self._columns(dispatched.top_k)
+        codes, of_rows, chosen, factors = (
+            dispatched.rows[:, begins[column] : begins[column + 1]].view(dtype)
+            for column, dtype in enumerate(types)
+        )
+        return codes, of_rows, chosen - self.first_expert, factors
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *others: Any, **keywords: Any
+    ) -> None:
+        """Keep this rank's part of what a checkpoint has of all experts, and load it as Fp8Experts does."""
+        first, own = self.first_expert, self.num_experts
+        for name in PROJECTIONS:
+            for key in (prefix + name + behind for behind in ("", weights.SCALES, weights.OTHERS_SCALES)):
+                tensor = state_dict.get(key)
+                if tensor is not None and tensor.dim() == 3 and len(tensor) == self.all_experts:
+                    state_dict[key] = tensor[first : first + own]
+        if any(key.startswith(f"{prefix}{first + own - 1}.") for key in state_dict):
+            numbered = re.compile(re.escape(prefix) + r"(\d+)\.(.+)")
+            for key in [*state_dict]:
+                if found := numbered.fullmatch(key):
+                    tensor, expert = state_dict.pop(key), int(found[1]) - first
+                    if 0 <= expert < own:
+                        state_dict[f"{prefix}{expert}.{found[2]}"] = tensor
+        super()._load_from_state_dict(state_dict, prefix, *others, **keywords)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{super().extra_repr()}, {self.ranks}, all_experts={self.all_experts}, combine={self.combine_by}"
+        )
+
+
+def _gathered(
+    codes: torch.Tensor, of_rows: torch.Tensor, placed: routing.Placement
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and their scales as a contiguous or a psum layout has them; padding has numbers of some row."""
+    token = placed.tokens().clamp(min=0).long()
+    a = codes.view(torch.int64)[token].view(codes.dtype)
+    shape = (placed.size, of_rows.shape[1])
+    sfa = of_rows.new_empty_strided(shape, scales.mn_major_strides(shape))
+    return a, sfa.copy_(of_rows[token])
+
+
+def _places_by_owner(owner: torch.Tensor, count: int) -> torch.Tensor:
+    """int64 [tokens, top_k]: where each choice is when all are sorted by their owner, and within one by token
+    and place; `count` for those that have none, which are the last."""
+    order = owner.view(-1).sort(stable=True).indices
+    places = torch.empty_like(order)
+    places[order] = torch.arange(len(order), device=order.device)
+    return places.clamp(max=count).view(owner.shape)
+
+
+def _first_of_each(owner: torch.Tensor, where: torch.Tensor, count: int) -> torch.Tensor:
+    """int64 [tokens, of each]: for each rank that a token goes to, the row in which it is sent there; `count`
+    where it goes to fewer.
+
+    Args:
+        owner: int64 [tokens, top_k]: each choice's rank, or their number.
+        where: int64 [ranks, tokens]: the row in which a token is sent to a rank.
+    """
+    size, tokens = where.shape
+    with_none = torch.cat([where, where.new_full((1, tokens), count)])
+    by_rank, _ = owner.sort(dim=1)
+    again = torch.zeros_like(by_rank, dtype=torch.bool)
+    again[:, 1:] = by_rank[:, 1:] == by_rank[:, :-1]
+    found = by_rank.masked_fill(again, size).sort(dim=1).values[:, : min(size, owner.shape[1])]
+    return with_none.gather(0, found.t()).t()

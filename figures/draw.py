@@ -9,6 +9,7 @@ Needs matplotlib and nothing else: no GPU, no compiler, no gemm_ladder. The file
     data/training.json     the training kernels beside DeepGEMM's (python -m gemm_ladder training)
     data/host.json         what a call costs the host (python -m gemm_ladder host)
     data/casts.json        the casts to FP8 beside a copy and libraries (python -m gemm_ladder casts)
+    data/parallel.json     layers that GPUs share (python -m gemm_ladder parallel)
     data/interleave.json   rung 8 in each of its modes (python -m gemm_ladder interleave)
     data/cards.json        what each rung is made of, and what limits it (python -m gemm_ladder cards)
     data/timeline.json     who did what, and when (python -m gemm_ladder timeline all --json ...)
@@ -36,6 +37,7 @@ def main(root: Path = HERE.parent) -> None:
         hopper_map,
         host,
         ladder,
+        parallel,
         production,
         readme,
         roofline,
@@ -57,6 +59,8 @@ def main(root: Path = HERE.parent) -> None:
         pictures["host"] = host.picture(data["host"])
     if "casts" in data:
         pictures["casts"] = casts.picture(data["casts"])
+    if "parallel" in data:
+        pictures["parallel"] = parallel.picture(data["parallel"])
     for name, picture in pictures.items():
         picture.savefig(figures / f"{name}.png", dpi=130, metadata={"Software": None})
     timeline.draw(root)
@@ -75,13 +79,14 @@ def main(root: Path = HERE.parent) -> None:
 def recorded(folder: Path) -> dict[str, Any]:
     """The files in `folder` that tables and pictures are made of, as far as they are there, by name without
     .json."""
-    from . import casts, everywhere, host, measured, rung_cards
+    from . import casts, everywhere, host, measured, parallel, rung_cards
 
     loaders: dict[str, Callable[[Path], Any]] = {
         **dict.fromkeys(("ladder", "production", "training", "interleave"), measured.load),
         "everywhere": everywhere.load,
         "host": host.load,
         "casts": casts.load,
+        "parallel": parallel.load,
         "cards": rung_cards.load,
     }
     paths = {name: folder / f"{name}.json" for name in loaders}

@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from . import casts, everywhere, host, production
+from . import casts, everywhere, host, parallel, parallel_model, production
 from .measured import CEILING, Series, name_of, provenance, series, sizes_of
-from .rows import CastsFile, HostFile, TimesFile
+from .rows import CastsFile, HostFile, ParallelFile, TimesFile
 from .rung_cards import resources_table, rungs_table
 from .tables import markdown, table, under
 
@@ -44,6 +44,8 @@ def figures_readme(text: str, data: Mapping[str, Any]) -> str:
         bodies["host"] = host_table(data["host"])
     if "casts" in data:
         bodies["casts"] = casts_table(data["casts"])
+    if "parallel" in data:
+        bodies["parallel"] = parallel_table(data["parallel"])
     if "training" in data:
         bodies["training"] = training_table(data["training"])
     if "interleave" in data:
@@ -108,6 +110,22 @@ def casts_table(data: CastsFile) -> str:
         *casts.provenance(data, protocol=True),
     ]
     return f"![{alt}](casts.png)\n\n{markdown(casts.table(data))}\n\n{under(notes)}"
+
+
+def parallel_table(data: ParallelFile) -> str:
+    """The table `parallel`, below the picture: what was measured, the transfers alone, and the model."""
+    alt = "The time of layers on one GPU and on two, with its parts, and a model for up to 64 GPUs"
+    layer = parallel.model_of(data)
+    notes = [
+        f"Model: tokens spread evenly; NVLink {parallel_model.NVLINK / 1e9:.0f} GB/s in one direction inside "
+        f"of {parallel_model.GPUS_OF_A_MACHINE} GPUs, InfiniBand {parallel_model.INFINIBAND / 1e9:.0f} GB/s "
+        f"a GPU outside, memory {parallel_model.MEMORY / 1e12:.1f} TB/s, products "
+        f"{parallel_model.FP8 / 1e12:.0f} TFLOPS; MB a GPU "
+        "sends in a layer, there and back; the last columns compare with GPUs that have all experts each.",
+        *parallel.provenance(data, protocol=True),
+    ]
+    tables = (parallel.table(data), parallel.transfers(data), [*parallel_model.table(layer)])
+    return "\n\n".join([f"![{alt}](parallel.png)", *map(markdown, tables), under(notes)])
 
 
 def training_table(data: TimesFile) -> str:

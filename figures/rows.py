@@ -65,6 +65,13 @@ class HostMeta(TimesMeta):
     python: str
 
 
+class ParallelMeta(TimesMeta):
+    """Also: NCCL's version, and the sizes of what was measured (gemm_ladder.measure.parallel_ranks.Plan)."""
+
+    nccl: str
+    plan: dict[str, Any]
+
+
 class CardsMeta(TypedDict):
     nvcc: str
     date: str
@@ -163,6 +170,29 @@ class CastRow(TypedDict):
     us_p10: float
     us_p90: float
     gb_s: float
+
+
+class ParallelRow(TypedDict):
+    """A layer on one GPU, or shared by several: parallel.json.
+
+    what is "experts", "mlp", or a transfer alone: "all_to_all", "all_reduce". impl is "one" (the whole layer,
+    on one GPU), "sums" or "rows" (what travels back), or "nccl". tokens are those of all ranks together. us
+    is the median of the slowest rank's time, of which dispatch_us, products_us and combine_us are parts; 0
+    where there is no such part. bytes is what a rank sends to others; rel_err is ||out - one|| / ||one||.
+    """
+
+    what: str
+    impl: str
+    ranks: int
+    tokens: int
+    us: float
+    us_p10: float
+    us_p90: float
+    dispatch_us: float
+    products_us: float
+    combine_us: float
+    bytes: int
+    rel_err: float
 
 
 class _EmulatedRun(TypedDict):
@@ -335,6 +365,12 @@ class CastsFile(TypedDict):
     schema: int
     meta: TimesMeta
     rows: list[CastRow]
+
+
+class ParallelFile(TypedDict):
+    schema: int
+    meta: ParallelMeta
+    rows: list[ParallelRow]
 
 
 class CardsFile(TypedDict):

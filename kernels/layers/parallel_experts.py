@@ -47,6 +47,7 @@ class Dispatched(NamedTuple):
             number of these rows where it is none.
         factors: bfloat16 [tokens, of each], by which it multiplies them.
         returned, sent: the numbers of rows that come back from each rank, and that go back to each.
+        bytes: what this rank has sent to others.
     """
 
     rows: torch.Tensor
@@ -56,6 +57,7 @@ class Dispatched(NamedTuple):
     factors: torch.Tensor
     returned: list[int]
     sent: list[int]
+    bytes: int
 
 
 class ParallelFp8Experts(Fp8Experts):
@@ -99,6 +101,7 @@ class ParallelFp8Experts(Fp8Experts):
         >>> layer(my_tokens, *route(router(my_tokens), top_k=8))  # doctest: +SKIP
     """
 
+    _ends: torch.Tensor
     ranks: Ranks
     combine_by: Combine
     all_experts: int
@@ -193,8 +196,7 @@ class ParallelFp8Experts(Fp8Experts):
                     )
         counts = [found["num_experts"] for found in of_ranks]
         self.all_experts, self.first_expert = sum(counts), sum(counts[: ranks.rank])
-        ends = torch.tensor(counts, device=self.down_proj.device).cumsum(0)
-        self.register_buffer("_ends", ends, persistent=False)
+        self._ends = torch.tensor(counts).cumsum(0)
 
     def forward(self, x: torch.Tensor, experts: torch.Tensor, expert_weights: torch.Tensor) -> torch.Tensor:
         """The experts' results for this rank's tokens, weighted and added up.
@@ -217,7 +219,10 @@ class ParallelFp8Experts(Fp8Experts):
         tokens = len(rows)
         chosen = experts.reshape(tokens, top_k).long()
         nobody = (chosen < 0) | (chosen >= self.all_experts)
+        if self._ends.device != x.device:  # it is no buffer, which a load would leave on the meta device
+            self._ends = self._ends.to(x.device)
         owner = torch.searchsorted(self._ends, chosen, right=True).masked_fill(nobody, size)
+        chosen = chosen.masked_fill(nobody, -1)  # a number that is no expert's may not fit where it travels
 
         # For each rank, which tokens go there, and in which row of what is sent each is.
         goes = torch.zeros(tokens, size + 1, dtype=torch.bool, device=x.device).scatter_(1, owner, True)
@@ -247,13 +252,14 @@ class ParallelFp8Experts(Fp8Experts):
         received = sent.new_empty(sum(receives), sent.shape[1])
         dist.all_to_all_single(received, sent, receives, sends, group=self.ranks.group)
         received, here = received.view(torch.uint8), sum(their_choices)
+        moved = (sum(sends) - sends[self.ranks.rank]) * packed.shape[1]
         if self.combine_by == "rows":
             places = _places_by_owner(owner, sum(my_choices))
             factors = expert_weights.reshape(chosen.shape).bfloat16()
-            return Dispatched(received, top_k, here, places, factors, my_choices, their_choices)
+            return Dispatched(received, top_k, here, places, factors, my_choices, their_choices, moved)
         places = _first_of_each(owner, where.view(size, tokens), sum(sends))
         factors = torch.ones(places.shape, dtype=torch.bfloat16, device=x.device)
-        return Dispatched(received, top_k, here, places, factors, sends, receives)
+        return Dispatched(received, top_k, here, places, factors, sends, receives, moved)
 
     def compute(self, dispatched: Dispatched) -> torch.Tensor:
         """bfloat16 [rows, hidden]: what this rank's experts give for the rows that it has received, a row for
@@ -319,8 +325,7 @@ class ParallelFp8Experts(Fp8Experts):
         if len(x):
             codes, of_rows = functions.per_token_group_quant_fp8(x, self.use_ue8m0)
             for column, part in enumerate((codes, of_rows, chosen.int(), factors.bfloat16())):
-                place = packed[:, begins[column] : begins[column + 1]]
-                place.copy_(part.view(torch.uint8) if column == 0 else part.contiguous().view(torch.uint8))
+                packed[:, begins[column] : begins[column + 1]].view(part.dtype).copy_(part)
         return packed
 
     def _unpacked(self, dispatched: Dispatched) -> tuple[torch.Tensor, ...]:

@@ -239,6 +239,13 @@ class RowParallelFp8Linear(_Part):
     cut = 1
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self._input(x)
-        out = _Sum.apply(self._product(x), self.ranks.group)
+        return self.reduce(self.partial(x))
+
+    def partial(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., n]: what this rank adds to the result."""
+        return self._product(self._input(x))
+
+    def reduce(self, partial: torch.Tensor) -> torch.Tensor:
+        """The sum of all ranks' parts, and the bias."""
+        out: torch.Tensor = _Sum.apply(partial, self.ranks.group)
         return out if self.bias is None else out + self.bias.to(out.dtype)

@@ -39,16 +39,16 @@ class Ranks:
         found: Any = group
         if group is None:
             found = dist.group.WORLD
-        elif hasattr(group, "mesh_dim_names"):
-            if group.ndim != 1:
+        elif hasattr(found, "mesh_dim_names"):  # a DeviceMesh, whose module need not be imported for others
+            if found.ndim != 1:
                 raise InputError(
-                    f"the mesh has {group.ndim} dimensions; one, such as mesh['tp'], is needed to share a "
+                    f"the mesh has {found.ndim} dimensions; one, such as mesh['tp'], is needed to share a "
                     "layer over"
                 )
-            found = group.get_group()
-        elif group is dist.GroupMember.NON_GROUP_MEMBER:
+            found = found.get_group()
+        if found is dist.GroupMember.NON_GROUP_MEMBER:
             raise InputError("this process is not in the group; one that it is in is needed")
-        elif not isinstance(group, dist.ProcessGroup):
+        if not isinstance(found, dist.ProcessGroup):
             raise InputError(
                 f"group is of type {type(group).__name__}; a ProcessGroup, a DeviceMesh or None is needed"
             )
@@ -94,7 +94,7 @@ class Ranks:
         each = count // self.size
         return range(self.rank * each, (self.rank + 1) * each)
 
-    def agree(self, **values: int) -> list[dict[str, int]]:
+    def agree(self, **values: Any) -> list[dict[str, Any]]:
         """What each process gives for these names, by rank; every process has to ask."""
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, values, group=self.group)

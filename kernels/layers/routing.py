@@ -25,12 +25,14 @@ class Placement(NamedTuple):
         rows: the tensor that the product takes: m_indices int32 [size], masked_m or grouped_layout int32
             [experts].
         places: int64 [tokens, top_k]: the row of each choice; `size` where the choice is no expert.
+        most: how many choices are experts, at most.
     """
 
     layout: Layout
     size: int
     rows: torch.Tensor
     places: torch.Tensor
+    most: int
 
     def tokens(self) -> torch.Tensor:
         """int32 [size]: the token of each row; -1 where it has none."""
@@ -113,6 +115,7 @@ def place(chosen: torch.Tensor, experts: int, layout: Layout, most: int | None =
     """
     tokens, top_k = chosen.shape
     choices = chosen.reshape(-1).long()
+    most = len(choices) if most is None else most
     # A bucket behind the last expert's for the choices that are no expert.
     choices = choices.where((choices >= 0) & (choices < experts), experts)
     of_sorted, order = choices.sort(stable=True)
@@ -127,7 +130,7 @@ def place(chosen: torch.Tensor, experts: int, layout: Layout, most: int | None =
         of_sorted = of_sorted.where(rank < tokens, experts)  # none outside, whatever is chosen twice
     else:
         alignment = settings.get_mk_alignment_for_contiguous_layout()
-        size = most_rows(len(choices) if most is None else most, experts)
+        size = most_rows(most, experts)
         padded = (counts + alignment - 1) // alignment * alignment
         behind = padded.cumsum(0)
         first = behind - padded
@@ -140,4 +143,4 @@ def place(chosen: torch.Tensor, experts: int, layout: Layout, most: int | None =
     place_of_sorted = (first[of_sorted] + rank).where(of_sorted < experts, size)
     places = torch.empty_like(place_of_sorted)
     places[order] = place_of_sorted
-    return Placement(layout, size, rows.int(), places.view(tokens, top_k))
+    return Placement(layout, size, rows.int(), places.view(tokens, top_k), most)

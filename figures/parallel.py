@@ -1,0 +1,180 @@
+"""Layers that GPUs share, from data/parallel.json: tables of figures/README.md, and figures/parallel.png, on
+which is the model of parallel_model.py, too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+from . import casts, measured, parallel_model
+from .rows import ParallelFile, ParallelMeta, ParallelRow, fields
+from .sheet import INK, MUTED, frame, sheet
+
+META_FIELDS = fields(ParallelMeta)
+ROW_FIELDS = fields(ParallelRow)
+LAYERS = {"experts": "Mixture of experts", "mlp": "Feed-forward layer"}
+# The parts of a call: in a row, in words, and the colour.
+STEPS = {
+    "dispatch_us": ("dispatch", "#c77d3a"),
+    "products_us": ("casts and products", "#2a788e"),
+    "combine_us": ("combine", "#8a5fa8"),
+}
+LINES = ("#1a1a1a", "#2a788e", "#c77d3a", "#8a5fa8", "#7f7f7f")  # numbers of tokens, in the model
+IMPLS = {"one": "whole", "sums": "sums", "rows": "rows"}
+
+
+def load(path: Path) -> ParallelFile:
+    """parallel.json. Raises ValueError where a field of its form is missing."""
+    return cast(ParallelFile, measured.load(path, META_FIELDS, ROW_FIELDS))
+
+
+def of(data: ParallelFile, what: str) -> dict[int, dict[tuple[int, str], ParallelRow]]:
+    """The rows of a layer: for each number of tokens, by (ranks, impl)."""
+    found: dict[int, dict[tuple[int, str], ParallelRow]] = {}
+    for row in data["rows"]:
+        if row["what"] == what:
+            found.setdefault(row["tokens"], {})[row["ranks"], row["impl"]] = row
+    return found
+
+
+def name_of(ranks: int, impl: str) -> str:
+    return "1 GPU" if ranks == 1 else f"{ranks} GPUs, {IMPLS[impl]}"
+
+
+def table(data: ParallelFile) -> list[list[str]]:
+    """The times as cells; the first row is the header."""
+    head = ["layer", "tokens", "GPUs", "us", *(f"{words}, us" for words, _ in STEPS.values())]
+    cells = [[*head, "times faster than one", "MB sent", "error"]]
+    for what, layer in LAYERS.items():
+        for tokens, rows in of(data, what).items():
+            one = rows.get((1, "one"))
+            for (ranks, impl), row in rows.items():
+                steps = [f"{row[step]:.0f}" if row[step] else "-" for step in STEPS]  # type: ignore[literal-required]
+                faster = f"{one['us'] / row['us']:.2f}" if one else "-"
+                sent = f"{row['bytes'] / 1e6:.1f}" if ranks > 1 else "-"
+                off = f"{row['rel_err']:.1e}" if ranks > 1 else "-"
+                gpus = name_of(ranks, impl) if what == "experts" else str(ranks)
+                cells.append([layer, str(tokens), gpus, f"{row['us']:.0f}", *steps, faster, sent, off])
+    return cells
+
+
+def transfers(data: ParallelFile) -> list[list[str]]:
+    """The transfers alone as cells."""
+    cells = [["transfer", "GPUs", "MB sent", "us", "GB/s"]]
+    for row in data["rows"]:
+        if row["what"] not in LAYERS:
+            rate = f"{row['bytes'] / row['us'] / 1e3:.0f}"
+            sent = f"{row['bytes'] / 1e6:.2f}"
+            cells.append([row["what"], str(row["ranks"]), sent, f"{row['us']:.0f}", rate])
+    return cells
+
+
+def provenance(data: ParallelFile, protocol: bool = False) -> list[str]:
+    """Where the figures come from."""
+    sentence, *_ = casts.provenance(cast(Any, data))
+    said = f"{sentence} NCCL {data['meta']['nccl']}."
+    return [said + (f" Protocol: {data['meta']['protocol']}." if protocol else "")]
+
+
+def model_of(data: ParallelFile) -> parallel_model.Layer:
+    """The sizes that were measured."""
+    plan = data["meta"]["plan"]
+    return parallel_model.Layer(**{name: plan[name] for name in parallel_model.Layer._fields})
+
+
+def picture(data: ParallelFile) -> Any:
+    """A matplotlib Figure: what was measured on one GPU and on several, with its steps, and the model."""
+    sizes = data["meta"]["plan"]
+    figure, bottom, top = sheet(
+        11,
+        6.9,
+        "Layers that GPUs share",
+        f"Experts: {sizes['experts']} of {sizes['hidden']} x {sizes['intermediate']}, {sizes['top_k']} for "
+        f"each token. Feed-forward: {sizes['hidden']} x {sizes['mlp']}, in columns and rows",
+        [
+            "Above: measured, with the host's share. sums: a rank adds up a token's rows before it sends one "
+            "back; rows: it sends one for each expert. Of the slowest rank; medians.",
+            "Below: a model on paper with the rates of data sheets, of which only the points are measured: "
+            "NVLink inside of 8 GPUs, InfiniBand outside.",
+            *provenance(data),
+        ],
+    )
+    span, gap = top - bottom, 0.13 * (top - bottom)
+    half = (span - gap) / 2
+    low = top - half
+    for axes, (what, layer) in zip(
+        (figure.add_axes((0.07, low, 0.53, half)), figure.add_axes((0.68, low, 0.29, half))),
+        LAYERS.items(),
+        strict=True,
+    ):
+        _bars(axes, of(data, what), layer)
+    _model(figure.add_axes((0.07, bottom, 0.53, half)), data)
+    _limits(figure.add_axes((0.68, bottom, 0.29, half)), model_of(data))
+    return figure
+
+
+def _bars(axes: Any, cases: dict[int, dict[tuple[int, str], ParallelRow]], title: str) -> None:
+    """Each time over that of one GPU, in its parts."""
+    keys = list(dict.fromkeys(key for rows in cases.values() for key in rows))
+    wide = 0.8 / max(1, len(keys))
+    most = 1.0
+    for place, rows in enumerate(cases.values()):
+        one = rows[1, "one"]["us"]
+        for index, key in enumerate(keys):
+            if key not in rows:
+                continue
+            row, below = rows[key], 0.0
+            x = place + (index - (len(keys) - 1) / 2) * wide
+            for step, (words, colour) in STEPS.items():
+                share = row[step] / one  # type: ignore[literal-required]
+                first = place == index == 0
+                axes.bar(
+                    x, share, wide * 0.9, below, color=colour, label=words if first else None, zorder=2,
+                    edgecolor="white", linewidth=0.5,
+                )  # fmt: skip
+                below += share
+            most = max(most, below)
+            name = "1" if key[0] == 1 else f"{key[0]}" + (f"\n{IMPLS[key[1]]}" if len(keys) > 2 else "")
+            axes.text(x, below, f"{row['us']:.0f}", ha="center", va="bottom", size=9.5, color=INK)
+            axes.text(x, -0.02, name, ha="center", va="top", size=9.5, color=MUTED, linespacing=1)
+    axes.set_xticks(range(len(cases)), [f"\n\n{tokens} tokens" for tokens in cases])
+    axes.set_ylim(0, most * 1.12)
+    axes.set_title(f"{title}: time over one GPU's; above, us; below, GPUs", loc="left", size=10, color=MUTED)
+    frame(axes, "y", 9.5)
+    if len(keys) > 2:
+        axes.legend(loc="upper center", ncols=3, fontsize=9.5, frameon=False)
+        axes.set_ylim(0, most * 1.25)
+
+
+def _model(axes: Any, data: ParallelFile) -> None:
+    """The model's time by number of GPUs, a line for each number of tokens, and what was measured."""
+    layer = model_of(data)
+    for colour, (tokens, rows) in zip(LINES, of(data, "experts").items(), strict=False):
+        us = [parallel_model.shared(layer, tokens, ranks).us for ranks in parallel_model.RANKS]
+        axes.plot(parallel_model.RANKS, us, "-", color=colour, linewidth=1.6, zorder=2)
+        axes.text(parallel_model.RANKS[-1] * 1.06, us[-1], str(tokens), color=colour, size=9.5, va="center")
+        seen = [(ranks, row["us"]) for (ranks, impl), row in rows.items() if impl in ("one", "sums")]
+        axes.plot([x for x, _ in seen], [y for _, y in seen], "o", color=colour, markersize=6, zorder=3)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(parallel_model.RANKS, [str(ranks) for ranks in parallel_model.RANKS])
+    axes.set_xlim(0.9, parallel_model.RANKS[-1] * 1.9)
+    axes.yaxis.set_major_formatter("{x:g}")
+    title = "Mixture of experts: model (lines), us, by GPUs; tokens of all together"
+    axes.set_title(title, loc="left", size=10, color=MUTED)
+    frame(axes, "both", 9.5)
+
+
+def _limits(axes: Any, layer: parallel_model.Layer) -> None:
+    """The tokens of a GPU above which dispatch costs more than it saves."""
+    ranks = [one for one in parallel_model.RANKS if one > 1]
+    limits = [parallel_model.stops_paying(layer, one) for one in ranks]
+    axes.plot(ranks, limits, "o-", color=STEPS["dispatch_us"][1], linewidth=1.6, zorder=2)
+    for x, y in zip(ranks, limits, strict=True):
+        axes.text(x, y * 1.08, f"{y:.0f}", ha="center", va="bottom", size=9.5, color=INK)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ranks, [str(one) for one in ranks])
+    axes.set_xlim(1.6, ranks[-1] * 1.3)
+    axes.set_ylim(0, max(limits) * 1.25)
+    axes.set_title("Model: tokens a GPU up to which sharing pays", loc="left", size=10, color=MUTED)
+    frame(axes, "both", 9.5)

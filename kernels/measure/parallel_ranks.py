@@ -1,0 +1,352 @@
+"""What each process of `python -m gemm_ladder parallel` does: it has one GPU, checks the layers that all
+share beside the whole ones, and times both.
+
+    python -m gemm_ladder.measure.parallel_ranks PLAN RANK FOLDER
+
+PLAN is JSON; rank 0 writes FOLDER/rows.json. It times the whole layers alone, for the figures of one GPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from gemm_ladder.casts import functions
+from gemm_ladder.figures.rows import ParallelRow
+from gemm_ladder.layers import (
+    ColumnParallelFp8Linear,
+    Fp8Experts,
+    Fp8Linear,
+    ParallelFp8Experts,
+    RowParallelFp8Linear,
+)
+from gemm_ladder.layers.parallel_experts import Combine, Dispatched
+
+MODULE = "gemm_ladder.measure.parallel_ranks"
+WARM = 3  # calls that are not counted
+AT_ONCE = 16  # experts whose weights are made at the same time
+# Of ||out - one device|| / ||one device||. Both have the same operands, but other kernels may add in another
+# order, which changes some codes of the cast between the two products.
+MOST_ERROR = 1e-2
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is measured: the sizes of DeepSeek-V3 (arXiv:2412.19437), whole.
+
+    Attributes:
+        ranks: numbers of GPUs; 1 is measured with the whole layers.
+        tokens: of all ranks together.
+        hidden, intermediate, experts, top_k: of the mixture.
+        mlp: the intermediate size of a feed-forward layer without experts.
+        transfers: bytes that a rank sends to others in an all-to-all, and that it adds in an all-reduce.
+        calls: of each layer at each size.
+    """
+
+    ranks: tuple[int, ...] = (1, 2)
+    tokens: tuple[int, ...] = (128, 1024, 4096, 16384)
+    hidden: int = 7168
+    intermediate: int = 2048
+    experts: int = 256
+    top_k: int = 8
+    mlp: int = 18432
+    transfers: tuple[int, ...] = (1 << 16, 1 << 20, 1 << 24, 1 << 28)
+    calls: int = 20
+
+
+class Found(NamedTuple):
+    """Microseconds of a call on the slowest rank, and of its steps: a list for each call."""
+
+    us: list[float]
+    steps: list[list[float]]
+
+
+def main(arguments: Sequence[str]) -> None:
+    given, rank, folder = json.loads(arguments[0]), int(arguments[1]), Path(arguments[2])
+    plan = Plan(**{name: tuple(one) if isinstance(one, list) else one for name, one in given.items()})
+    device = torch.device("cuda", rank)
+    torch.cuda.set_device(device)
+    dist.init_process_group(
+        "nccl",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=max(plan.ranks),
+        device_id=device,
+    )
+    rows, wrong = measure(plan, device)
+    if rank == 0:
+        (folder / "rows.json").write_text(json.dumps({"rows": rows, "wrong": wrong}))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def measure(plan: Plan, device: torch.device) -> tuple[list[ParallelRow], list[str]]:
+    """Check and time everything, in all processes at once.
+
+    Returns:
+        The rows and, as sentences, what is wrong; complete on rank 0.
+    """
+    rows: list[ParallelRow] = []
+    wrong: list[str] = []
+    with torch.no_grad():
+        whole = whole_experts(plan, device)
+        for size in plan.ranks:
+            group = dist.new_group(range(size))
+            if dist.get_rank() < size:
+                measure_experts(plan, whole, size, group, device, rows, wrong)
+        del whole
+        linears = whole_mlp(plan, device)
+        for size in plan.ranks:
+            group = dist.new_group(range(size))
+            if dist.get_rank() < size:
+                measure_mlp(plan, linears, size, group, device, rows, wrong)
+                if size > 1:
+                    measure_transfers(plan, size, group, device, rows)
+    return rows, wrong
+
+
+# ----------------------------------------------------------------------------------------------- a mixture
+
+
+def whole_experts(plan: Plan, device: torch.device) -> Fp8Experts:
+    """All experts, the same on every rank, of random normal weights."""
+    with torch.device("meta"):
+        layer = Fp8Experts(plan.experts, plan.hidden, plan.intermediate)
+    state = {name: torch.empty_like(one, device=device) for name, one in layer.state_dict().items()}
+    for begin in range(0, plan.experts, AT_ONCE):
+        some = slice(begin, min(begin + AT_ONCE, plan.experts))
+        generator = torch.Generator(device).manual_seed(begin)
+        for name in ("gate_up_proj", "down_proj"):
+            shape = (some.stop - some.start, *state[name].shape[1:])
+            made = torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
+            codes, scales = functions.per_block_quant_fp8(made / shape[-1] ** 0.5)
+            state[name][some], state[f"{name}_scale_inv"][some] = codes, scales
+    layer.load_state_dict(state, assign=True)
+    return layer
+
+
+def measure_experts(
+    plan: Plan,
+    whole: Fp8Experts,
+    size: int,
+    group: dist.ProcessGroup,
+    device: torch.device,
+    rows: list[ParallelRow],
+    wrong: list[str],
+) -> None:
+    combines: tuple[Combine, ...] = ("sums", "rows") if size > 1 else ()
+    layers = [ParallelFp8Experts.from_experts(whole, group, combine=combine) for combine in combines]
+    for tokens in plan.tokens:
+        call = tuple(one.chunk(size)[dist.get_rank(group)] for one in routed(plan, tokens, device))
+        if size == 1:
+            found = timed([functools.partial(_called, whole, call)], group, plan.calls, device)
+            rows.append(row("experts", "one", 1, tokens, found, {"products": 0}, 0, 0.0))
+            continue
+        expected = whole(*call)
+        for layer in layers:
+            dispatched = layer.dispatch(*call)
+            off = error(layer.combine(layer.compute(dispatched), dispatched), expected, group)
+            if not off < MOST_ERROR:
+                wrong.append(f"experts, {layer.combine_by}, {tokens} tokens on {size} GPUs: off by {off:.2g}")
+                continue
+            found = timed(_steps(layer, call), group, plan.calls, device)
+            moved = max(gathered(outgoing(dispatched, plan.hidden, dist.get_rank(group)), group))
+            named = {"dispatch": 0, "products": 1, "combine": 2}
+            rows.append(row("experts", layer.combine_by, size, tokens, found, named, moved, off))
+
+
+def _called(layer: Fp8Experts, call: tuple[torch.Tensor, ...], _: object) -> torch.Tensor:
+    found: torch.Tensor = layer(*call)
+    return found
+
+
+def _steps(layer: ParallelFp8Experts, call: tuple[torch.Tensor, ...]) -> list[Step]:
+    x, chosen, factors = call
+    return [
+        lambda _: layer.dispatch(x, chosen, factors),
+        lambda dispatched: (layer.compute(dispatched), dispatched),
+        lambda both: layer.combine(*both),
+    ]
+
+
+def routed(plan: Plan, tokens: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The tokens of all ranks, each with different experts, all equally likely."""
+    generator = torch.Generator(device).manual_seed(tokens)
+    x = torch.randn(tokens, plan.hidden, generator=generator, device=device).bfloat16()
+    likes = torch.rand(tokens, plan.experts, generator=generator, device=device)
+    best = likes.topk(plan.top_k, dim=1)
+    return x, best.indices, best.values / best.values.sum(1, keepdim=True)
+
+
+def outgoing(dispatched: Dispatched, hidden: int, rank: int) -> int:
+    """Bytes that this rank sends to others: rows to experts, and results back."""
+    back = sum(dispatched.sent) - dispatched.sent[rank]
+    return dispatched.bytes + 2 * hidden * back
+
+
+# ------------------------------------------------------------------------------------ a layer without experts
+
+
+def whole_mlp(plan: Plan, device: torch.device) -> list[Fp8Linear]:
+    """gate, up and down, the same on every rank."""
+    torch.manual_seed(0)
+    sizes = ((plan.hidden, plan.mlp), (plan.hidden, plan.mlp), (plan.mlp, plan.hidden))
+    return [Fp8Linear(*one, bias=False, device=device, dtype=torch.bfloat16) for one in sizes]
+
+
+def measure_mlp(
+    plan: Plan,
+    linears: list[Fp8Linear],
+    size: int,
+    group: dist.ProcessGroup,
+    device: torch.device,
+    rows: list[ParallelRow],
+    wrong: list[str],
+) -> None:
+    kinds = (ColumnParallelFp8Linear, ColumnParallelFp8Linear, RowParallelFp8Linear)
+    gate, up, down = (kind.from_linear(one, group) for kind, one in zip(kinds, linears, strict=True))
+    assert isinstance(down, RowParallelFp8Linear)
+    for tokens in plan.tokens:
+        x, *_ = routed(plan, tokens, device)
+
+        def whole(_: object, x: torch.Tensor = x) -> torch.Tensor:
+            return linears[2](F.silu(linears[0](x)) * linears[1](x))
+
+        if size == 1:
+            found = timed([whole], group, plan.calls, device)
+            rows.append(row("mlp", "one", 1, tokens, found, {"products": 0}, 0, 0.0))
+            continue
+        steps: list[Step] = [
+            lambda _, x=x: down.partial(F.silu(gate(x)) * up(x)),
+            lambda partial: down.reduce(partial),
+        ]
+        off = error(steps[1](steps[0](None)), whole(None), group)
+        if not off < MOST_ERROR:
+            wrong.append(f"mlp, {tokens} tokens on {size} GPUs: off by {off:.2g}")
+            continue
+        found = timed(steps, group, plan.calls, device)
+        moved = 2 * (size - 1) * x.nbytes // size  # of a ring: each part is sent to be added, and once more
+        rows.append(row("mlp", "sums", size, tokens, found, {"products": 0, "combine": 1}, moved, off))
+
+
+def measure_transfers(
+    plan: Plan, size: int, group: dist.ProcessGroup, device: torch.device, rows: list[ParallelRow]
+) -> None:
+    """Transfers alone: what the links give. Their rows have bytes instead of tokens."""
+    for count in plan.transfers:
+        of_each = count // (size - 1) // 16 * 8  # BF16 numbers that go to each other rank
+        sent = torch.zeros(size * of_each, dtype=torch.bfloat16, device=device)
+        received = torch.empty_like(sent)
+        keep = [0 if rank == dist.get_rank(group) else of_each for rank in range(size)]
+        behind = sum(keep)
+        moves: dict[str, tuple[Step, int]] = {
+            "all_to_all": (
+                lambda _, r=received[:behind], s=sent[:behind], k=keep: dist.all_to_all_single(
+                    r, s, k, k, group=group
+                ),
+                2 * behind,
+            ),
+            "all_reduce": (
+                lambda _, s=sent[:behind]: dist.all_reduce(s, group=group),
+                4 * behind * (size - 1) // size,
+            ),
+        }
+        for name, (move, moved) in moves.items():
+            found = timed([move], group, plan.calls, device)
+            rows.append(row(name, "nccl", size, 0, found, {"combine": 0}, moved, 0.0))
+
+
+# -------------------------------------------------------------------------------------------------- measuring
+
+Step = Callable[[Any], Any]  # is given what the step before it has returned
+
+
+def timed(steps: Sequence[Step], group: dist.ProcessGroup, calls: int, device: torch.device) -> Found:
+    """Time calls of some steps: the group's ranks begin each together, and what counts is the slowest."""
+    found = []
+    for _ in range(WARM + calls):
+        dist.barrier(group)
+        _wait(device)
+        marks, state = [_mark(device)], None
+        for step in steps:
+            state = step(state)
+            marks.append(_mark(device))
+        _wait(device)
+        found.append([_between(one, other) for one, other in itertools.pairwise(marks)])
+    of_ranks = gathered(found[WARM:], group)
+    slowest = [max(of_call, key=sum) for of_call in zip(*of_ranks, strict=True)]
+    return Found([sum(one) for one in slowest], [list(one) for one in zip(*slowest, strict=True)])
+
+
+def gathered(value: Any, group: dist.ProcessGroup) -> list[Any]:
+    found = [None] * dist.get_world_size(group)
+    dist.all_gather_object(found, value, group=group)
+    return found
+
+
+def error(out: torch.Tensor, expected: torch.Tensor, group: dist.ProcessGroup) -> float:
+    """The largest of all ranks' ||out - expected|| / ||expected||."""
+    off = ((out.float() - expected.float()).norm() / expected.float().norm()).item() if out.numel() else 0.0
+    return max(gathered(off, group))
+
+
+def row(
+    what: str,
+    impl: str,
+    ranks: int,
+    tokens: int,
+    found: Found,
+    steps: dict[str, int],
+    moved: int,
+    off: float,
+) -> ParallelRow:
+    """One row of figures/data/parallel.json; `steps` says which of the measured ones is which."""
+    p10, median, p90 = (round(float(value), 3) for value in np.percentile(found.us, [10, 50, 90]))
+    of_step = {name: round(float(np.median(found.steps[at])), 3) for name, at in steps.items()}
+    return {
+        "what": what,
+        "impl": impl,
+        "ranks": ranks,
+        "tokens": tokens,
+        "us": median,
+        "us_p10": p10,
+        "us_p90": p90,
+        "dispatch_us": of_step.get("dispatch", 0.0),
+        "products_us": of_step.get("products", 0.0),
+        "combine_us": of_step.get("combine", 0.0),
+        "bytes": moved,
+        "rel_err": float(f"{off:.3g}"),
+    }
+
+
+def _mark(device: torch.device) -> Any:
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _between(one: Any, other: Any) -> float:
+    """Microseconds."""
+    return (other - one) * 1e6 if isinstance(one, float) else one.elapsed_time(other) * 1e3
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

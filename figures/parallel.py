@@ -88,12 +88,13 @@ def picture(data: ParallelFile) -> Any:
     figure, bottom, top = sheet(
         11,
         6.9,
-        "Layers that GPUs share",
+        "Layers that several GPUs share",
         f"Experts: {sizes['experts']} of {sizes['hidden']} x {sizes['intermediate']}, {sizes['top_k']} for "
         f"each token. Feed-forward: {sizes['hidden']} x {sizes['mlp']}, in columns and rows",
         [
-            "Above: measured, with the host's share. sums: a rank adds up a token's rows before it sends one "
-            "back; rows: it sends one for each expert. Of the slowest rank; medians.",
+            "Above: measured, with the host's share; medians of the slowest GPU. On a bar: microseconds. "
+            "Below it: GPUs, and the tokens of all together. sums: a GPU adds up a token's rows before it "
+            "sends one back; rows: it sends one for each expert.",
             "Below: a model on paper with the rates of data sheets, of which only the points are measured: "
             "NVLink inside of 8 GPUs, InfiniBand outside.",
             *provenance(data),
@@ -137,9 +138,9 @@ def _bars(axes: Any, cases: dict[int, dict[tuple[int, str], ParallelRow]], title
             name = "1" if key[0] == 1 else f"{key[0]}" + (f"\n{IMPLS[key[1]]}" if len(keys) > 2 else "")
             axes.text(x, below, f"{row['us']:.0f}", ha="center", va="bottom", size=9.5, color=INK)
             axes.text(x, -0.02, name, ha="center", va="top", size=9.5, color=MUTED, linespacing=1)
-    axes.set_xticks(range(len(cases)), [f"\n\n{tokens} tokens" for tokens in cases])
+    axes.set_xticks(range(len(cases)), [f"\n\n{tokens}" for tokens in cases])
     axes.set_ylim(0, most * 1.12)
-    axes.set_title(f"{title}: time over one GPU's; above, us; below, GPUs", loc="left", size=10, color=MUTED)
+    axes.set_title(f"{title}: time over one GPU's", loc="left", size=10, color=MUTED)
     frame(axes, "y", 9.5)
     if len(keys) > 2:
         axes.legend(loc="upper center", ncols=3, fontsize=9.5, frameon=False)
@@ -171,7 +172,7 @@ def _limits(axes: Any, layer: parallel_model.Layer) -> None:
     limits = [parallel_model.stops_paying(layer, one) for one in ranks]
     axes.plot(ranks, limits, "o-", color=STEPS["dispatch_us"][1], linewidth=1.6, zorder=2)
     for x, y in zip(ranks, limits, strict=True):
-        axes.text(x, y * 1.08, f"{y:.0f}", ha="center", va="bottom", size=9.5, color=INK)
+        axes.text(x, y + 0.02 * max(limits), f"{y:.0f}", ha="center", va="bottom", size=9.5, color=INK)
     axes.set_xscale("log", base=2)
     axes.set_xticks(ranks, [str(one) for one in ranks])
     axes.set_xlim(1.6, ranks[-1] * 1.3)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from gemm_ladder import precompiling
 from gemm_ladder.cli import main
 from gemm_ladder.errors import GemmLadderError, InputError
 from gemm_ladder.figures import draw, measured, parallel_model, readme, sheet
@@ -112,6 +114,34 @@ def test_a_process_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(parallel, "SECONDS", 0.3)
     with pytest.raises(GemmLadderError, match=r"the processes take more than 0\.3 s"):
         parallel.in_processes(parallel_ranks.Plan(ranks=(1,)), tmp_path)
+
+
+@pytest.mark.usefixtures("fake_gpu")
+def test_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the processes leave is shown and written; kernels for every size are built before."""
+    data, built = made_up(), []
+    monkeypatch.setattr(parallel, "need_gpus", lambda count: None)
+    monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 28, 3))
+    monkeypatch.setattr(precompiling, "build_all", lambda configs, target: built.extend(configs))
+
+    def work(plan: parallel_ranks.Plan, folder: Path) -> None:
+        (folder / "rows.json").write_text(json.dumps({"rows": data["rows"], "wrong": ["one is wrong"]}))
+
+    monkeypatch.setattr(parallel, "in_processes", work)
+    path = tmp_path / "parallel.json"
+    assert main(["parallel", "--json", str(path)]) == 1
+    said = capsys.readouterr().out
+    assert "one is wrong" in said and "left as they are: a result is wrong" in said
+    assert "2 GPUs, sums" in said and figure.load(path)["meta"]["nccl"] == "2.28.3"
+    assert {config.kind for config in built} >= {"dense", "masked", "psum"}
+    assert {(config.n, config.k) for config in built} >= {
+        (4096, 7168),
+        (7168, 2048),
+        (9216, 7168),
+        (7168, 9216),
+    }
 
 
 @pytest.mark.gpu

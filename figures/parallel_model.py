@@ -22,7 +22,7 @@ INFINIBAND = 50e9
 MEMORY = 4.8e12
 # FP8 operations a second of grouped products with many rows: about what figures/data/production.json has.
 FP8 = 1.4e15
-# What a layer costs however few tokens there are: two transfers' latency and the launches between them.
+# Assumed: what a transfer takes however few tokens there are. Before dispatch, counts travel first.
 FIXED_US = {"dispatch": 30.0, "combine": 15.0}
 GPUS_OF_A_MACHINE = 8
 RANKS = (1, 2, 4, 8, 16, 32, 64)

@@ -2,7 +2,7 @@
 #   make compare    check every rung against the reference; with a Hopper GPU, time it beside libraries.
 #                   ARGS="--shapes 64x128x256" passes options on
 #   make test       style checks and the whole test suite
-#   make measure    renew everything that figures/data has about the kernels: about twenty-five minutes on a machine
+#   make measure    renew everything that figures/data has about the kernels: about half an hour on a machine
 #                   with a Hopper GPU, nvcc and ncu
 PYTHON ?= python3
 VENV ?= .venv
@@ -27,6 +27,7 @@ measure: $(VENV)/installed-test
 	$(BIN)/python -m gemm_ladder everywhere
 	$(BIN)/python -m gemm_ladder training
 	$(BIN)/python -m gemm_ladder casts
+	$(BIN)/python -m gemm_ladder train
 	$(BIN)/python -m gemm_ladder interleave
 	$(BIN)/python -m gemm_ladder host
 	$(BIN)/python -m gemm_ladder timeline all --json figures/data/timeline.json

@@ -10,6 +10,7 @@ Needs matplotlib and nothing else: no GPU, no compiler, no gemm_ladder. The file
     data/host.json         what a call costs the host (python -m gemm_ladder host)
     data/casts.json        the casts to FP8 beside a copy and libraries (python -m gemm_ladder casts)
     data/parallel.json     layers that GPUs share (python -m gemm_ladder parallel)
+    data/fp8_training.json a model trained with FP8 linears and BF16 ones (python -m gemm_ladder train)
     data/interleave.json   rung 8 in each of its modes (python -m gemm_ladder interleave)
     data/cards.json        what each rung is made of, and what limits it (python -m gemm_ladder cards)
     data/timeline.json     who did what, and when (python -m gemm_ladder timeline all --json ...)
@@ -34,6 +35,7 @@ def main(root: Path = HERE.parent) -> None:
     from . import (
         casts,
         everywhere,
+        fp8_training,
         hopper_map,
         host,
         ladder,
@@ -61,6 +63,8 @@ def main(root: Path = HERE.parent) -> None:
         pictures["casts"] = casts.picture(data["casts"])
     if "parallel" in data:
         pictures["parallel"] = parallel.picture(data["parallel"])
+    if "fp8_training" in data:
+        pictures["fp8_training"] = fp8_training.picture(data["fp8_training"])
     for name, picture in pictures.items():
         picture.savefig(figures / f"{name}.png", dpi=130, metadata={"Software": None})
     timeline.draw(root)
@@ -79,7 +83,7 @@ def main(root: Path = HERE.parent) -> None:
 def recorded(folder: Path) -> dict[str, Any]:
     """The files in `folder` that tables and pictures are made of, as far as they are there, by name without
     .json."""
-    from . import casts, everywhere, host, measured, parallel, rung_cards
+    from . import casts, everywhere, fp8_training, host, measured, parallel, rung_cards
 
     loaders: dict[str, Callable[[Path], Any]] = {
         **dict.fromkeys(("ladder", "production", "training", "interleave"), measured.load),
@@ -87,6 +91,7 @@ def recorded(folder: Path) -> dict[str, Any]:
         "host": host.load,
         "casts": casts.load,
         "parallel": parallel.load,
+        "fp8_training": fp8_training.load,
         "cards": rung_cards.load,
     }
     paths = {name: folder / f"{name}.json" for name in loaders}

@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from . import casts, everywhere, host, parallel, parallel_model, production
+from . import casts, everywhere, fp8_training, host, parallel, parallel_model, production
 from .measured import CEILING, Series, name_of, provenance, series, sizes_of
-from .rows import CastsFile, HostFile, ParallelFile, TimesFile
+from .rows import CastsFile, HostFile, LossesFile, ParallelFile, TimesFile
 from .rung_cards import resources_table, rungs_table
 from .tables import markdown, table, under
 
@@ -48,6 +48,8 @@ def figures_readme(text: str, data: Mapping[str, Any]) -> str:
         bodies["parallel"] = parallel_table(data["parallel"])
     if "training" in data:
         bodies["training"] = training_table(data["training"])
+    if "fp8_training" in data:
+        bodies["fp8-training"] = losses_table(data["fp8_training"])
     if "interleave" in data:
         bodies["interleave"] = interleave_table(data["interleave"])
     for name, body in bodies.items():
@@ -150,6 +152,19 @@ def training_table(data: TimesFile) -> str:
         *provenance(shown, protocol=True),
     ]
     return f"{markdown(cells)}\n\n{under(notes)}"
+
+
+def losses_table(data: LossesFile) -> str:
+    """The table `fp8-training`, below the picture."""
+    alt = "The losses of a model trained with FP8 linears and with BF16 ones, and the time of a step"
+    notes = [
+        "Held out: after the last step; training: the mean of the last "
+        f"{fp8_training.LAST:.0%} of the steps.",
+        *fp8_training.about(data),
+        *fp8_training.provenance(data, protocol=True),
+    ]
+    found = fp8_training.verdict(data)
+    return f"![{alt}](fp8_training.png)\n\n{found}\n\n{markdown(fp8_training.table(data))}\n\n{under(notes)}"
 
 
 def interleave_table(data: TimesFile) -> str:

@@ -72,6 +72,41 @@ class ParallelMeta(TimesMeta):
     plan: dict[str, Any]
 
 
+class CorpusMeta(TypedDict):
+    """A text: what it is, how many files and bytes it has, and the hash of what is trained on and, after it,
+    of what is held out."""
+
+    name: str
+    files: int
+    train_bytes: int
+    held_out_bytes: int
+    sha256: str
+
+
+class StepTime(TypedDict):
+    """How long a step of training took: the median of `steps` of them. mode is "eager" or "compiled"."""
+
+    linears: str
+    seed: int
+    mode: str
+    steps: int
+    ms: float
+    ms_p10: float
+    ms_p90: float
+
+
+class LossesMeta(TimesMeta):
+    """Also: the text; the model's sizes, how many parameters it has and how many of them are multiplied in
+    FP8; the tokens of a step; how many steps were done and how many were wanted; and how long they took."""
+
+    corpus: CorpusMeta
+    model: dict[str, int]
+    tokens: int
+    steps: int
+    steps_wanted: int
+    times: list[StepTime]
+
+
 class CardsMeta(TypedDict):
     nvcc: str
     date: str
@@ -193,6 +228,21 @@ class ParallelRow(TypedDict):
     combine_us: float
     bytes: int
     rel_err: float
+
+
+class LossRow(TypedDict):
+    """The losses of a model in training: fp8_training.json.
+
+    linears is "bf16" or "fp8"; seed is that of the first weights and of the batches. Losses are nats a byte:
+    train is the mean of the steps since the row before, held_out that of the model after so many steps, on
+    text that it is not trained on; None where it was not looked at.
+    """
+
+    linears: str
+    seed: int
+    step: int
+    train: float | None
+    held_out: float | None
 
 
 class _EmulatedRun(TypedDict):
@@ -371,6 +421,12 @@ class ParallelFile(TypedDict):
     schema: int
     meta: ParallelMeta
     rows: list[ParallelRow]
+
+
+class LossesFile(TypedDict):
+    schema: int
+    meta: LossesMeta
+    rows: list[LossRow]
 
 
 class CardsFile(TypedDict):

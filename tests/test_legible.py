@@ -16,6 +16,7 @@ from gemm_ladder.figures import (
     casts,
     draw,
     everywhere,
+    fp8_training,
     host,
     ladder,
     lessons,
@@ -46,6 +47,8 @@ def recorded() -> Iterator[tuple[str, Any]]:
         "host": lambda: host.picture(data["host"]),
         "casts": lambda: casts.picture(data["casts"]),
     }
+    if "fp8_training" in data:
+        made["fp8_training"] = lambda: fp8_training.picture(data["fp8_training"])
     yield from ((name, make()) for name, make in made.items())
     yield from timeline.pictures(timeline.load(measured.DATA / "timeline.json")).items()
 
@@ -88,6 +91,7 @@ def test_rungs_next_to_each_other_are_not_neighbours_in_hue() -> None:
         (drawing.EIGHT, 30),
         ([*timeline.COLOURS.values()], 20),
         ([*bench.COLOURS.values()], 25),
+        ([*fp8_training.COLOURS.values()], 25),
         ([colour for colour, _ in roofline.STYLES.values()], 25),
         ([production.FASTER, production.SLOWER], 25),
     ],

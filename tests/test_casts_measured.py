@@ -11,7 +11,7 @@ from gemm_ladder.cli import main
 from gemm_ladder.errors import InputError
 from gemm_ladder.figures import casts as figure
 from gemm_ladder.figures import draw, measured, readme
-from gemm_ladder.measure import casts, records, session, timing
+from gemm_ladder.measure import casts, casts_peers, records, session, timing
 
 SMALL = (40, 256)
 CPU = torch.device("cpu")
@@ -50,6 +50,61 @@ def test_bytes() -> None:
         read = problem.x.nbytes * (casts.EXPERTS if cast.gather else 1)
         others = problem.rows.nbytes if cast.gather else problem.weight.nbytes * (cast.before == "rms_norm")
         assert cast.bytes(*SMALL) == read + out.codes.numel() + out.scales.nbytes + others
+
+
+# As vLLM 0.33.0 defines them.
+VLLM = (
+    "per_token_group_fp8_quant(Tensor input, Tensor! output_q, Tensor! output_s, int group_size, float eps, "
+    "float fp8_min, float fp8_max, bool scale_ue8m0, bool dummy_is_scale_transposed, "
+    "bool dummy_is_tma_aligned) -> ()",
+    "silu_and_mul_per_block_quant(Tensor! out, Tensor input, Tensor! scales, int group_size, "
+    "Tensor? scale_ub=None, bool is_scale_transposed=False) -> ()",
+    "rms_norm_per_block_quant(Tensor! result, Tensor input, Tensor weight, Tensor! scale, float epsilon, "
+    "Tensor? scale_ub, Tensor!? residual, int group_size, bool is_scale_transposed) -> ()",
+)
+
+
+def test_vllms_casts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its operators get what their schemas want, and their results are checked. Those here cast by torch."""
+    problem = casts.Problem(casts.CASTS[0], *SMALL, CPU)
+    monkeypatch.setattr(casts_peers.importlib.util, "find_spec", lambda name: None)
+    casts_peers.vllm_library.cache_clear()
+    with pytest.raises(ImportError, match="no package vllm is installed"):
+        casts.PEERS["vllm"](problem)
+    monkeypatch.undo()
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "__init__.py").write_text("raise ImportError('vllm itself is not imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match="vllm has no _C_stable_libtorch"):
+        casts.PEERS["vllm"](problem)
+    file, loaded = tmp_path / "vllm" / "_C_stable_libtorch.abi3.so", []
+    file.touch()
+    monkeypatch.setattr(torch.ops, "load_library", loaded.append)
+    monkeypatch.setattr(casts_peers, "VLLM_OPERATORS", "gemm_ladder_like_vllm")
+    library = torch.library.Library("gemm_ladder_like_vllm", "DEF")
+    current: list[casts.Problem] = []
+
+    def write(codes: torch.Tensor, scales: torch.Tensor) -> None:
+        for out, found in zip((codes, scales), current[-1].by_torch(), strict=True):
+            out.copy_(found)
+
+    places = {"per_token": (1, 2), "silu_and_mul_per_token": (0, 2), "rms_norm_per_token": (0, 3)}
+    for schema, (codes, scales) in zip(VLLM, places.values(), strict=True):
+        library.define(schema)
+        library.impl(
+            schema.partition("(")[0], lambda *given, c=codes, s=scales: write(given[c], given[s]), "CPU"
+        )
+    for cast in casts.CASTS:
+        current.append(casts.Problem(cast, *SMALL, CPU))
+        if str(cast) in places:
+            call = casts.PEERS["vllm"](current[-1])
+            casts.check_peer(current[-1], call)
+            assert call()[1].stride() == (1, SMALL[0])
+        else:
+            with pytest.raises(InputError, match="it has no such cast"):
+                casts.PEERS["vllm"](current[-1])
+    assert loaded == [str(file)]
+    casts_peers.vllm_library.cache_clear()
 
 
 def made_up() -> dict[str, object]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import functools
-import importlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from gemm_ladder.errors import InputError, LaunchError, one_line
 from gemm_ladder.figures import casts as figure
 from gemm_ladder.figures import tables
 from gemm_ladder.figures.rows import CastRow
-from gemm_ladder.measure import records, session, timing
+from gemm_ladder.measure import casts_peers, records, session, timing
 from gemm_ladder.measure.peers import Call
 
 RECORD = "casts.json"
@@ -45,7 +44,8 @@ PROTOCOL = (
     f"rows, a read of them; graph: a CUDA graph of {GRAPH_CALLS} calls on the same tensors, its time over "
     "the calls; copy: torch's copy of as many bytes, half of them read and half written; gb_s counts what "
     f"has to move, a gathered row each time; a gather makes {EXPERTS} rows of each token; torch, "
-    "torch_compile: the same work by torch's operators, in BF16 until the cast"
+    "torch_compile: the same work by torch's operators, in BF16 until the cast; vllm: its wheel's compiled "
+    "operators, scales MN-major"
 )
 
 
@@ -315,36 +315,11 @@ def torch_compile(problem: Problem) -> Call:
     return torch.compile(problem.by_torch, dynamic=False)
 
 
-def vllm(problem: Problem) -> Call:
-    """vLLM's cast per token."""
-    utils = importlib.import_module("vllm.model_executor.layers.quantization.utils.fp8_utils")
-    return _per_token_only(
-        problem, lambda x: utils.per_token_group_quant_fp8(x, SCALE_BLOCK, column_major_scales=True)
-    )
-
-
-def sglang(problem: Problem) -> Call:
-    """SGLang's cast per token."""
-    utils = importlib.import_module("sglang.srt.layers.quantization.fp8_kernel")
-    return _per_token_only(
-        problem,
-        lambda x: utils.sglang_per_token_group_quant_fp8(
-            x, SCALE_BLOCK, column_major_scales=True, scale_tma_aligned=True
-        ),
-    )
-
-
-def _per_token_only(problem: Problem, cast: Callable[[torch.Tensor], object]) -> Call:
-    if problem.cast != Cast("per_token"):
-        raise InputError("its cast per token alone is compared")
-    return functools.partial(cast, problem.x)
-
-
 PEERS: dict[str, Callable[[Problem], Call]] = {
     "torch": lambda problem: problem.by_torch,
     "torch_compile": torch_compile,
-    "vllm": vllm,
-    "sglang": sglang,
+    "vllm": lambda problem: casts_peers.vllm(str(problem.cast), problem.x, problem.weight, EPSILON),
+    "sglang": lambda problem: casts_peers.sglang(str(problem.cast), problem.x),
 }
 
 

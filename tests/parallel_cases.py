@@ -49,7 +49,7 @@ def same(found: torch.Tensor, expected: torch.Tensor) -> None:
     """Equal bits on a CPU."""
     assert found.dtype == expected.dtype and found.shape == expected.shape
     if found.is_cuda and found.numel():
-        rows = (one.detach().double().flatten(0, -2).cpu().numpy() for one in (found, expected))
+        rows = (one.detach().double().reshape(-1, one.shape[-1]).cpu().numpy() for one in (found, expected))
         assert metrics.max_row_error(*rows) < ROW_ERROR
     else:
         assert torch.equal(found, expected), (found - expected).abs().max()

@@ -4,6 +4,7 @@
 
 #include "cast_per_token.cuh"
 #include "cast_rms_norm.cuh"
+#include "cast_silu.cuh"
 #include "cast_tile.cuh"
 #include "launch.cuh"
 
@@ -26,6 +27,13 @@ bool in_pieces(const CastParams& p, bool turned) {
            whole(p.x_group * bytes, 16) && whole(p.k * bytes, 16) &&
            (turned || (whole(p.codes_row, kPiece) && whole(p.codes_group, kPiece) &&
                        whole(reinterpret_cast<int64_t>(p.codes), kPiece)));
+}
+
+// Whether all rows are those of one matrix with whole runs, and their bytes can be counted with 32 bits.
+template <Input kInput>
+bool in_one_matrix(const CastParams& p) {
+    return !p.rows && !p.counts && p.groups == 1 && p.k % kScaleK == 0 && p.x_row >= 0 &&
+           p.x_row * Piece<kInput>::kBytes <= UINT32_MAX && p.k * Piece<kInput>::kBytes <= UINT32_MAX;
 }
 
 template <typename Kernel>
@@ -54,6 +62,11 @@ const char* start_per_token(const CastArgs& args) {
     if (!in_pieces<kInput>(p, false)) return start_runs<kInput, kBefore, false, 1>(args);
     // So few runs that all are in flight at once.
     if (runs * kRunLanes <= args.num_sms * kThreadsAnSm) return start_runs<kInput, kBefore, true, 1>(args);
+    if constexpr (kBefore == Before::kSiluAndMul && kInput != Input::kFp32)
+        if (in_one_matrix<kInput>(p)) {
+            const int64_t most = args.num_sms * kCtasAnSm, ctas = ceil_div(runs, kThreads / kRunLanes);
+            return start_kernel(fp8_cast_silu<kInput>, args, ctas < most ? ctas : most, 0);
+        }
     return start_runs<kInput, kBefore, true, kMostRows>(args);
 }
 

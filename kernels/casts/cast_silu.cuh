@@ -1,0 +1,75 @@
+// SiLU-and-multiply and the cast per token, of BF16 or FP16, for a large matrix whose rows are whole runs. It computes
+// what cast_per_token.cuh does.
+//
+// The arithmetic takes nearly as long as the bytes, so neither may wait for the other: 8 lanes cast a run, and while
+// they compute with it, the numbers of their next run, `step` runs further, are on their way into registers. The place
+// of the next run follows from that of the last by two additions.
+#pragma once
+
+#include "cast_per_token.cuh"
+
+constexpr int kCtasAnSm = 4;  // that run at the same time
+
+// Where a run is.
+struct Place {
+    uint32_t row, run;
+
+    // Goes on by so many rows and runs, `runs` of which are a row.
+    __device__ __forceinline__ void advance(uint32_t down, uint32_t across, uint32_t runs) {
+        row += down, run += across;
+        if (run >= runs) ++row, run -= runs;
+    }
+};
+
+template <Input kInput>
+__global__ void __launch_bounds__(kThreads, kCtasAnSm) fp8_cast_silu(const CastParams p) {
+    static_assert(kInput != Input::kFp32, "a thread has registers for pieces of 16 bytes");
+    constexpr uint32_t kUnits = kThreads / kRunLanes;  // runs that a CTA casts at the same time
+    constexpr int kParts = 2, kApart = kScaleK / kParts;
+    using P = Piece<kInput>;
+    const uint32_t runs = static_cast<uint32_t>(p.k) / kScaleK, units = static_cast<uint32_t>(p.m) * runs;
+    const uint32_t lane = threadIdx.x % kRunLanes, step = gridDim.x * kUnits;
+    const uint32_t down = step / runs, across = step - down * runs;
+    uint32_t unit = blockIdx.x * kUnits + threadIdx.x / kRunLanes;  // numbers runs, row by row
+    Place at{unit / runs, unit % runs}, next = at;
+    const uint8_t* x = static_cast<const uint8_t*>(p.x) + lane * sizeof(P);
+    const uint32_t x_row = static_cast<uint32_t>(p.x_row) * P::kBytes, ups = static_cast<uint32_t>(p.k) * P::kBytes;
+    const uint32_t codes_row = static_cast<uint32_t>(p.codes_row);
+    uint8_t* codes = p.codes + lane * kPiece;
+
+    P gates[kParts]{}, others[kParts]{};  // of the run at `next`; zeros, or those before, past the end
+    const auto load_next = [&](bool wanted) {
+        if (!wanted) return;
+        const uint8_t* from = x + static_cast<uint64_t>(next.row) * x_row + next.run * (kScaleK * P::kBytes);
+#pragma unroll
+        for (int j = 0; j < kParts; ++j) {
+            gates[j] = load_piece<kInput, true>(from + j * kApart * P::kBytes, 0, 1, kPiece);
+            others[j] = load_piece<kInput, true>(from + ups + j * kApart * P::kBytes, 0, 1, kPiece);
+        }
+    };
+
+    ptx::griddepcontrol_launch_dependents();
+    ptx::griddepcontrol_wait();  // x may be what the kernel ahead writes
+    load_next(unit < units);
+    for (uint32_t first = blockIdx.x * kUnits; first < units; first += step) {  // first: of the CTA, so all lanes stay
+        const P gate[kParts] = {gates[0], gates[1]}, other[kParts] = {others[0], others[1]};
+        const bool mine = unit < units;
+        unit += step;
+        next.advance(down, across, runs);
+        load_next(unit < units);
+
+        Piece<Input::kFp32> numbers[kParts];
+#pragma unroll
+        for (int j = 0; j < kParts; ++j) numbers[j] = silu_and_mul(gate[j], other[j]);
+        uint32_t amax[1] = {amax_of(numbers)};
+        const Scale scale = scale_of(amax_of_one<kRunLanes>(amax), p.power_of_two);
+        if (mine) {
+            if (lane == 0) p.scales[at.row * p.scale_row + at.run * p.scale_column] = scale.value;
+            uint8_t* to = codes + static_cast<uint64_t>(at.row) * codes_row + at.run * kScaleK;
+#pragma unroll
+            for (int j = 0; j < kParts; ++j)
+                store_codes<true>(to + j * kApart, numbers[j], [&](int) { return scale.inverse; }, kPiece);
+        }
+        at = next;
+    }
+}

@@ -93,7 +93,8 @@ def _silu_and_mul(operator: Callable[..., None], x: torch.Tensor) -> Pair:
 
 
 def _rms_norm(operator: Callable[..., None], x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> Pair:
-    codes, scales = _results(*x.shape, x.device, len(x))
+    m, k = x.shape
+    codes, scales = _results(m, k, x.device, m)
     largest, residual, transposed = None, None, True
     operator(codes, x, weight, scales, epsilon, largest, residual, SCALE_BLOCK, transposed)
     return codes, scales

@@ -58,7 +58,8 @@ def standard_library(folder: Path | None = None) -> Corpus:
         GemmLadderError: there is less than LEAST_BYTES of it.
     """
     root = Path(sysconfig.get_path("stdlib")) if folder is None else folder
-    train, held_out = [], []
+    train: list[bytes] = []
+    held_out: list[bytes] = []
     names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
     chosen = [name for name in names if not {*name.split("/")[:-1]} & {*TESTS, *PACKAGES}]
     for index, name in enumerate(chosen):

@@ -13,7 +13,7 @@ import argparse
 import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -81,7 +81,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.model = transformer.make(self.sizes, self.seed, self.linears == "fp8", self.device)
-        self.forward: torch.nn.Module = self.model
+        self.forward: Callable[[torch.Tensor], torch.Tensor] = self.model
         matrices = [one for one in self.model.parameters() if one.dim() == 2]
         others = [one for one in self.model.parameters() if one.dim() != 2]
         groups = [{"params": matrices, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
@@ -102,7 +102,7 @@ class Run:
         length = self.sizes.context + 1
         places = torch.randint(len(text) - length + 1, (count, self.batch), generator=self._draw)
         places = places.to(self.device)
-        clock, losses = Clock(self.device), []
+        clock, losses = Clock(self.device), list[torch.Tensor]()
         for of_step in places:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate(self.done + len(losses), self.steps)
@@ -279,7 +279,8 @@ def kernels(sizes: Sizes, tokens: int, device: torch.device) -> list[precompilin
         for of_product in ((n, k), (k, n)):  # y, and dx
             needed.append(launching.plan("dense", *of_product, 1, sms, gpu).at(tokens))
         needed.append(candidates.choose(n, k, (tokens,), sms))
-    needed += [Kernel(kind, "nothing", torch.bfloat16) for kind in ("per_token", "per_channel_turned")]
+    needed.append(Kernel("per_token", "nothing", torch.bfloat16))
+    needed.append(Kernel("per_channel_turned", "nothing", torch.bfloat16))
     needed.append(Kernel("per_block", "nothing", torch.float32))
     return list(dict.fromkeys(needed))
 

@@ -63,7 +63,8 @@ class Layer(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
         gate, up = self.up(multiply(x)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up)
+        out: torch.Tensor = x + self.down(F.silu(gate) * up)
+        return out
 
 
 class Transformer(nn.Module):

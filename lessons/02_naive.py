@@ -16,7 +16,7 @@
 # [s1_naive.cu](../kernels/stages/s1_naive.cu), a kernel that you can read in a minute. It is slow, and you
 # will count why.
 #
-# > **Needs:** lesson [01](01_fp8_numbers.ipynb). **Time:** 25 minutes to read, 40 for guesses and exercises;
+# > **Needs:** lesson [01](01_fp8_numbers.ipynb). **Time:** 30 minutes to read, 40 for guesses and exercises;
 # > its cells run in half a minute, less when its kernels have been compiled. **May be skipped:** nothing.
 
 # %%
@@ -29,7 +29,7 @@ import numpy as np
 from gemm_ladder.figures import measured
 from gemm_ladder.ref import fp8, gemm, metrics
 from matplotlib import pyplot as plt
-from workshop import drawing, drawing_results, evidence, exercises, model, workbench
+from workshop import constants, drawing, drawing_results, evidence, exercises, model, workbench
 
 drawing.style()
 rung = gl.rungs["s1_naive"]
@@ -175,6 +175,7 @@ print(
 model.code(model.floor)
 
 # %%
+constants.show("floor")
 size = (4096, 7168, 16384)
 for m, n, k in (size, (64, 7168, 16384)):
     print(
@@ -182,12 +183,21 @@ for m, n, k in (size, (64, 7168, 16384)):
     )
 
 # %% [markdown]
-# The longer of the two is the floor. With 4096 rows it is the tensor cores'; with 64 rows each byte of B is
-# used 64 times instead of 4096, and the floor is memory's. A kernel works at both at the same time, so they
-# are not added.
+# The lessons' model has no other constants than those that are shown like this, each where it comes in, with
+# its origin. Two of these are of the **[SM clock](glossary.md#sm-clock)**, how many cycles an
+# [SM](glossary.md#sm) does in a second. A GPU sets it itself. `FULL_MHZ`, 1.98 GHz, is its upper limit; the
+# model has s1 and s2 run at it, as they need little power. `CLOCK_MHZ`, 1.65 GHz, is what remains when busy
+# tensor cores bring the GPU to its power limit. A third figure, 1.83 GHz, is NVIDIA's: the data sheet's 1979
+# [TFLOPS](glossary.md#tflops) are those of that clock. Wherever a lesson turns cycles into microseconds, it
+# says by which of the three.
 #
-# s1 has no tensor cores, but FP32 pipes: on each [SM](glossary.md#sm) 128 `fmaf` a cycle instead of 4096. How
-# many microseconds will it take for 4096 x 7168 x 16384? And how many times as fast is the
+# The longer of the two times is the floor. (A GPU at a clock above 1.65 GHz could be faster than the tensor
+# cores' floor, by a fifth at most; none of those measured here is.) With 4096 rows it is the tensor cores';
+# with 64 rows each byte of B is used 64 times instead of 4096, and the floor is memory's. A kernel works at
+# both at the same time, so they are not added.
+#
+# s1 has no tensor cores, but FP32 pipes: on each SM 128 `fmaf` a cycle instead of 4096, at 1.98 GHz. How many
+# microseconds will it take for 4096 x 7168 x 16384? And how many times as fast is the
 # [ceiling](glossary.md#ceiling), NVIDIA's library on the tensor cores?
 
 # %% tags=["guess"]
@@ -298,11 +308,21 @@ workbench.card("s1_naive")
 #    of what it could do. From 80 % on the unit is the limit: ask it for less. Here that is
 #    [L1](glossary.md#l1), as we have just counted.
 # 2. **Nothing is full?** If all units are below 60 %, the warps wait, and the last table says what for: for
-#    memory, for a barrier, for a result. Then the cure is more work at the same time, not less work.
+#    memory, for a barrier, for a result. Then the cure is more work at the same time, not less work. Between
+#    60 and 80 % it is some of both: a unit is near its limit, and yet there are times in which it has nothing
+#    to do, because the warps wait. So the line in bold type names both, the unit and the wait. (The two
+#    thresholds are NVIDIA's, of Nsight Compute.)
 # 3. **Who is [resident](glossary.md#occupancy)?** Few resident warps can hide little waiting.
 #    [Registers](glossary.md#register) and [shared memory](glossary.md#shared-memory) of a block, at the top,
 #    say how many fit: an SM has 65536 registers and 228 KB.
-# 4. **The machine code** says whether the instructions are there that you have meant.
+# 4. **The machine code** says whether the instructions are there that you have meant. Most rows are 0 here.
+#    They are instructions that later lessons bring in: [QGMMA](glossary.md#wgmma) multiplies on the tensor
+#    cores ([04](04_wgmma.ipynb)). UTMALDG orders a load of the [copy engine](glossary.md#copy-engine) and
+#    SYNCS works on a barrier in shared memory, an [mbarrier](glossary.md#mbarrier) (both [06](06_tma.ipynb));
+#    a [multicast](glossary.md#multicast) load is for several blocks ([07](07_tma_multicast.ipynb)); UTMASTG
+#    orders a store of the copy engine ([09](09_persistent.ipynb)). BAR is `__syncthreads` and its kind
+#    ([03](03_tiled.ipynb)), [FFMA](glossary.md#ffma) is `fmaf`, and a yielding one lets another warp go first
+#    ([10](10_ffma_interleave.ipynb)).
 #
 # One row is the thread through all lessons: the tensor cores. A product is done when they are busy all the
 # time, and the rungs above this one do little else than to keep them busy.

@@ -325,7 +325,8 @@ print("k = 200:", rung.supports(64, 128, 200))
 #
 # The promotion is here, too, with 1.5 cycles for each column of 64 rows. The SM's 128 FP32
 # [lanes](glossary.md#lane) could do it in half a cycle; the rest is waiting, and lesson 10 asks how much of
-# it can go.
+# it can go. From here on cycles become microseconds at 1.65 GHz, the [SM clock](glossary.md#sm-clock) of a
+# GPU whose tensor cores work.
 #
 # Guess the microseconds, and how many times as fast as s1_naive the kernel is.
 
@@ -358,20 +359,27 @@ print(*notes, sep="\n")
 evidence.compare("s3_wgmma", "04.us")
 
 # %% [markdown]
-# A chain of waits, with round numbers, is most of this kernel's time. Where the prediction is lowest, k is
-# short: what a tile costs before its first K block and after its last one is not in the model yet.
-#
+# A chain of waits, with round numbers, is most of this kernel's time. Where the prediction is lowest, at
+# 0.78, k is short, and what a tile costs before its first K block and after its last one is not in the model
+# yet. How much would that be for each [wave](glossary.md#wave)?
+
+# %%
+evidence.a_wave("s3_wgmma", [(4096, 32768, 512)])
+
+# %% [markdown]
 # ## What limits it now
 #
-# Look at the thread first. Tensor cores of which most of the time is latency cannot be busy:
+# Look at the thread first. Where most of the time is latency, the tensor cores cannot be busy:
 
 # %%
 evidence.thread("s3_wgmma")
 
 # %% [markdown]
-# Record a run and draw what the first block does. A kernel without [mbarriers](glossary.md#mbarrier) gives
-# the recorder few events, so all between two waits is grey, a warp's own copying and promoting, too. Look at
-# the orange: between its bars nothing is multiplied.
+# Record a run and draw what the first block does. Look at the orange: between its bars nothing is multiplied.
+# A warp's own row is grey throughout, and has no colour for copying and promoting. Both consist of ordinary
+# instructions, and the emulator lets a warp run through those within one step, up to the next wait. So they
+# have no length here: they are the white lines between two waits. Behind a dark piece comes the promotion;
+# then the warp waits for the others, copies, and waits for the others again.
 
 # %%
 with gl.emulator(seed=2, record=True) as run:
@@ -427,7 +435,7 @@ workbench.break_it("s3_wgmma", problem, (f"swizzle_128b{plain}", plain), guess="
 # In every row but those with r mod 8 = 0, chunks of k change places. A's rows and B's rows that meet have
 # been mixed up differently, so products of the wrong k are added. Nothing is out of bounds, so no fault is
 # named: it is just wrong. Where r mod 8 is the same in both rows, they were mixed up alike, and the result is
-# right up to the order of addition: look at D[0, 0].
+# right up to the order of addition. So the first wrong element is D[0, 1]: D[0, 0] is right.
 #
 # </details>
 #

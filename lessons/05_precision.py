@@ -306,7 +306,8 @@ else:
 # Promoting more often costs more. Count it: an output needs one `fmaf` each time. An [SM](glossary.md#sm) of
 # an H100 can do 128 of them in a clock cycle ("Throughput of Native Arithmetic Instructions", CUDA C++
 # Programming Guide), and its tensor cores multiply and add 4096 pairs of E4M3 numbers (from the 1979
-# [TFLOPS](glossary.md#tflops) of the data sheet, 132 SMs and 1.83 GHz).
+# [TFLOPS](glossary.md#tflops) of the data sheet, 132 SMs and 1.83 GHz, the data sheet's [SM
+# clock](glossary.md#sm-clock)).
 
 # %%
 INTERVALS = (32, 64, 128, 256, 512, 1024, 2048, 4096)

@@ -19,7 +19,7 @@
 # again. One object answers both, the **[mbarrier](glossary.md#mbarrier)**, and most of this lesson is about
 # it.
 #
-# > **Needs:** lesson [04](04_wgmma.ipynb). **Time:** 40 minutes to read, 65 for guesses and exercises; its
+# > **Needs:** lesson [04](04_wgmma.ipynb). **Time:** 45 minutes to read, 65 for guesses and exercises; its
 # > cells run in a minute, less when its kernels have been compiled. **May be skipped:** nothing.
 
 # %%
@@ -44,8 +44,9 @@ drawing.where("L2", "TMA", "shared memory", "mbarriers")
 # ## What limited the rung below
 #
 # [Rung s3](04_wgmma.ipynb) copies, then multiplies, then [promotes](glossary.md#promotion). Here are two of
-# its [warps](glossary.md#warp), over four [blocks of k](glossary.md#k-block). White is their own work,
-# copying and promoting:
+# its [warps](glossary.md#warp), over four [blocks of k](glossary.md#k-block). As in lesson 04, their own
+# work, copying and promoting, has no length on the [emulator](glossary.md#emulator): it is in the white lines
+# between two waits.
 
 # %%
 with gl.emulator(seed=2, record=True) as run:
@@ -434,10 +435,15 @@ print(*notes, sep="\n")
 evidence.compare("s4_tma", "06.us")
 
 # %% [markdown]
-# Within a quarter, but for 32768 x 512. There a tile has four K blocks, and its beginning and its end, which
-# the model still leaves out, take longer than what is between them. The rest looks as if L2 were the limit.
-# Keep that in mind: it is a prediction that came about true, and a prediction can come true for a wrong
-# reason.
+# Within about a quarter, but for 32768 x 512. There a tile has four K blocks, and its beginning and its end,
+# which the model still leaves out, take longer than what is between them:
+
+# %%
+evidence.a_wave("s4_tma", [(4096, 32768, 512)])
+
+# %% [markdown]
+# The rest looks as if L2 were the limit. Keep that in mind: the prediction came true, and a prediction can
+# come true for a wrong reason.
 #
 # ## What limits it now
 
@@ -455,24 +461,29 @@ drawing.timeline(found, max(span.end for span in found), "s4_tma: eight blocks o
 
 # %% [markdown]
 # The loads have left the warps and lie beside the products. The promotion has not: while a warp promotes, the
-# tensor core still has nothing to do for it. The [emulator](glossary.md#emulator)'s steps are no durations.
-# These are, from a GPU, of two blocks that share an SM:
+# tensor core still has nothing to do for it. The emulator's steps are no durations. These are, from a GPU, of
+# two blocks that share an SM:
 
 # %%
 drawing_tma.gpu_timeline("s4_tma")
 
 # %% [markdown]
-# The number at its upper right is the **tensor-core share**, and every timeline has it: the operations that
-# the WGMMAs of all blocks on this SM did, over those that its tensor cores could have done in that time. It
-# is what ncu's number above is, for another product: here k is 1024, so a tile's beginning and end weigh
-# more, and the recording itself takes time. That a WGMMA is *in flight* says less: it is in flight from its
-# issue until its warp has seen its end, also while it waits behind the other block's. Orange bars are no
-# work. How fast they pass is.
+# The first number under its title is the **tensor-core share**, and every timeline has it: the operations
+# that the WGMMAs of all blocks on this SM did, over those that its tensor cores could have done in that time,
+# at the clock that the SM had. It is what ncu's number above is, 40 %, for another product: ncu ran k = 2048,
+# and here k is 1024, so a tile's beginning and end weigh twice as much, and the recording itself takes time.
+# Compare timelines with timelines, and ncu's numbers with each other. That a WGMMA is *in flight* says less:
+# it is in flight from its issue until its warp has seen its end, also while it waits behind the other
+# block's. Orange bars are no work. How fast they pass is.
 #
 # Now compare the two blocks: do they take turns, as the model assumes?
 #
-# The long wait is for the first load. After it, the warp hardly waits for `full` here: look at its second
-# job instead. The first products of a block have a blue bar below them: its first thread waits for an empty
+# The recorder sees the instructions that have a stamp: waits, orders to the copy engine, WGMMAs. Ordinary
+# stores have none. So a row ends with its last wait for a WGMMA: what comes after it, the last promotion and
+# the stores to D, is not in the picture.
+#
+# The long wait is for the first load. After it, the warp hardly waits for `full` here: look at its second job
+# instead. The first products of a block have a blue bar below them: its first thread waits for an empty
 # stage, announces, orders three boxes. The last ones have none, as everything has been ordered. Compare how
 # long they take, and how long the warp then still waits for the tensor core:
 
@@ -548,9 +559,10 @@ workbench.break_it(
 # %% [markdown]
 # <details><summary>Why</summary>
 #
-# On a fresh barrier the wrong parity passes at once, so the warps use a stage whose bytes are still on their
-# way. Its scales are read first. On a GPU the result would come from whatever was in shared memory, which is
-# sometimes the right data.
+# On a fresh barrier the wrong parity passes at once, so the warps multiply a stage whose bytes are still on
+# their way. The emulator names a load that writes what a WGMMA has been told to read, with nothing between
+# the two. On a GPU the result would come from whatever was in shared memory, which is sometimes the right
+# data.
 #
 # </details>
 #
@@ -570,9 +582,9 @@ workbench.break_it(
 # %% [markdown]
 # <details><summary>Why</summary>
 #
-# The first load waits until a stage is released that has never been filled. The other warps wait for the
-# load, and this warp's other lanes for their lane 0. A GPU would hang silently; the emulator tells which warp
-# waits at which barrier, and what the barrier still lacks.
+# The first load waits until a stage is released that has never been filled. All other threads, this warp's
+# other lanes too, wait for the load. A GPU would hang silently; the emulator tells which warp waits at which
+# barrier, and what the barrier still lacks.
 #
 # </details>
 #

@@ -62,7 +62,7 @@ below, mine = drawing_warps.on_gpu("s6_warp_specialized"), drawing_warps.on_gpu(
 if below and mine:
     drawing_warps.before_after(below, mine, until=min(rows[0]["until"] for rows in (below, mine)))
     for rows in (below, mine):
-        print(f"{rows[0]['rung']}: {timeline.share_in_words(rows[0])};")
+        print(f"{rows[0]['rung']}, k = {rows[0]['k']}: {timeline.share_in_words(rows[0])};")
         print(
             f"    {timeline.beside(rows):.0%} of this block's promotion beside its other warpgroup's WGMMAs"
         )
@@ -577,8 +577,12 @@ workbench.break_it("s7_persistent", problem, (stores, stores + " ring = Ring();"
 # <details><summary>Why</summary>
 #
 # The producer's walk goes on where it was: with four blocks of k and three stages, the second tile begins at
-# stage 1. The consumers look at stage 0 with parity 0, a phase that has long passed, so they do not wait.
-# With k = 384 both would be at stage 0 again, in a phase of the other parity.
+# stage 1. The consumers begin at stage 0, with parity 0. What arrives there is the tile's *third* block,
+# which they take for its first. Then they go to stage 1, again for parity 0. The tile's first block is there.
+# If it has landed, the barrier is a phase further than they think: they wait for the phase after it, for a
+# load that the producer orders only when stage 1 has been released. Both wait for ever. If it has not landed
+# yet, the phase before is the one that parity 0 names, so they pass at once and read what is still being
+# written. With k = 384 the producer would be at stage 0 again, too, but in a phase of the other parity.
 #
 # </details>
 #

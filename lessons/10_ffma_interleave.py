@@ -69,7 +69,8 @@ if rows:
 
 # %% [markdown]
 # Green should lie beside orange: then the promotion costs nothing. How much of the time would that need?
-# Count cycles for one slice, 64 x 128 of D and 128 of k.
+# Count cycles for one slice, 64 x 128 of D and 128 of k; recorded times become cycles by the clock that this
+# [SM](glossary.md#sm) had meanwhile, 1.73 GHz.
 
 # %%
 m, n = 64, 128
@@ -81,8 +82,8 @@ for what in ("multiply", "promote") if rows else ():
 # %% [markdown]
 # By the first line there is room for it, four times over. What is recorded is longer: the recording itself
 # takes time, the consumers share the tensor cores, and the [warps](glossary.md#warp) share what issues
-# instructions. An [SM](glossary.md#sm) has [four schedulers](glossary.md#warp-scheduler); each has one warp
-# of each consumer, and issues one instruction a cycle. Through a promotion a scheduler issues nothing but
+# instructions. An SM has [four schedulers](glossary.md#warp-scheduler); each has one warp of each consumer,
+# and issues one instruction a cycle. Through a promotion a scheduler issues nothing but
 # [FFMAs](glossary.md#ffma), if it is let. A consumer that could start its next [WGMMAs](glossary.md#wgmma)
 # needs a few issue slots at that moment, of the same schedulers.
 #
@@ -314,7 +315,8 @@ tflops = {
 }
 print(f"{tflops[rung.name] / tflops['s7_persistent']:.3f} times as fast as s7_persistent")
 if measured.recorded()["meta"]["sources"] != build.sources_digest():
-    print("These times are of earlier kernel sources: the rung may have been built in another mode.")
+    print("The kernels' files have changed since these times were taken (lesson 13: sources). That may be a")
+    print("name, or this rung's mode: a digest tells that something is different, not what.")
 print(*notes, sep="\n")
 
 # %% [markdown]

@@ -1015,6 +1015,8 @@ for words, call in {
         call()
     except gl.GemmLadderError as error:
         print(f"{words:14}{error}")
+    else:
+        print(f"{words:14}can be used: the columns of a larger matrix")
 
 # %% [markdown]
 # One thing is not checked: what `m_indices` and `masked_m` hold, because to read them the host would have to
@@ -1023,8 +1025,9 @@ for words, call in {
 #
 # ## How fast it is
 #
-# The first picture had 64 x 2112 x 7168. How many times as fast as s7 is this rung there? And how many
-# microseconds does it take for 4096 x 7168 x 16384?
+# The first picture has shown 64 x 2112 x 7168: four times as fast as s7. Now take the same 64 rows and a
+# larger weight, 7168 x 16384, of which s7 makes 38 tiles. How many times as fast as s7 is this rung there?
+# And how many microseconds does it take for 4096 x 7168 x 16384?
 
 # %% tags=["guess"]
 exercises.guess("11.us", None)
@@ -1051,7 +1054,7 @@ below, mine = (drawing_production.recorded(rung) for rung in ("s7_persistent", "
 for shape in mine:
     print(f"{' x '.join(map(str, shape)):>20}: {below[shape] / mine[shape]:.2f} times as fast as s7")
 exercises.found(
-    "11.faster", below[64, 2112, 7168] / mine[64, 2112, 7168], "times as fast at 64 x 2112 x 7168"
+    "11.faster", below[64, 7168, 16384] / mine[64, 7168, 16384], "times as fast at 64 x 7168 x 16384"
 )
 
 # %%
@@ -1142,8 +1145,10 @@ workbench_production.break_it(
 # %% [markdown]
 # <details><summary>Why</summary>
 #
-# Not all parts have arrived. The emulator's fresh shared memory is NaN; a GPU's has whatever was there, for
-# example the parts of the call before: they may be the very numbers that you expect.
+# A block adds up what is there, and other blocks' parts arrive while it does. The emulator names a part that
+# is written where another block has read already, with nothing that orders the two. On a GPU the sum would
+# have whatever was in its place before, for example the parts of the call before: they may be the very
+# numbers that you expect.
 #
 # </details>
 #
@@ -1224,10 +1229,10 @@ workbench_production.break_it(pair_a, problem, (waits, ""), seeds=4, guess="11.b
 # %% [markdown]
 # <details><summary>Why</summary>
 #
-# Nothing is wrong here: the emulator runs one kernel after the other, so the operands are there. On a GPU
+# D would be right here: the emulator runs one kernel after the other, so the operands are there. On a GPU
 # they nearly always are, too. The kernel ahead has to be late, and to write an operand, before a stale one is
-# read. So the emulator does not look at the result but at the order: a thread of a kernel that may begin
-# early must have waited before it has anything loaded or stored.
+# read. So the emulator does not look at the result but at the order, and names the first load: a thread of a
+# kernel that may begin early must have waited before it has anything loaded or stored.
 #
 # </details>
 #

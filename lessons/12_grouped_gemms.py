@@ -18,7 +18,7 @@
 # in one place, the **scheduler**: which [thread block](glossary.md#thread-block) computes which
 # [tile](glossary.md#tile).
 #
-# > **Needs:** lesson [11](11_production.ipynb). **Time:** 35 minutes to read, 50 for guesses and exercises;
+# > **Needs:** lesson [11](11_production.ipynb). **Time:** 40 minutes to read, 50 for guesses and exercises;
 # > its cells run in a minute, less when its kernels have been compiled. **May be skipped:** all of it: no
 # > other lesson needs it.
 
@@ -396,8 +396,9 @@ else:
 # would wait. It leaves the black line where the tensor cores are the slower of the two, and gets back to it
 # as padding becomes small. So a handful of rows filled up to 128 cost no more than themselves.
 #
-# The lines come from two constants of an H100, the bytes and the operations it gets done in a microsecond,
-# and assume that everything is read once.
+# The lines come from two constants of an H100, the bytes and the operations it gets done in a microsecond (at
+# 1.65 GHz), and assume that everything is read once. The times are of an H200, whose memory is faster: on the
+# slope a dot may lie above the line.
 #
 # ## Which tile
 #

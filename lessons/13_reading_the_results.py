@@ -15,7 +15,7 @@
 # number may be compared with, what it could have been at best, and how a true number misleads. All of it is
 # in [figures/data](../figures/data): you can answer each question below from the files.
 #
-# > **Needs:** lesson [11](11_production.ipynb). **Time:** 45 minutes to read, 55 for guesses and exercises;
+# > **Needs:** lesson [11](11_production.ipynb). **Time:** 50 minutes to read, 55 for guesses and exercises;
 # > its cells run in a minute, less when its kernels have been compiled. **May be skipped:** nothing.
 
 # %%
@@ -61,6 +61,12 @@ for field, value in row.items():
     print(f"{field:8} {value}")
 
 # %% [markdown]
+# - **sources**, in the meta: which kernels these are. It is a digest of all words and signs of the kernels'
+#   files, comments left out. If it is not that of the files beside you, one of them has been changed since:
+#   perhaps a kernel, perhaps only a name. Whether the *machine code* is another one can be asked:
+#   `python -m gemm_ladder.measure.carry_over COMMIT --machine-code` compiles the kernels of then and of now,
+#   and if they have the same instructions, it writes the present digest into the file. A file with an older
+#   digest is of the kernels of its date, and no more can be said of it.
 # - **us**: microseconds, the median of some calls; **us_p10** and **us_p90**: a tenth of the calls was
 #   faster, a tenth slower.
 # - **tflops** and **gb_s** follow from the time: operations, and the bytes that have to move *at least*, by
@@ -202,10 +208,10 @@ for words, factor in gpus.items():
 # Against that, there is something between the calls: 8 GB of memset, which takes longer than most products
 # and keeps the GPU in the same state for all. No protocol cures everything, which is why it is written down.
 #
-# **Clocks.** The clock is not pinned: the GPU is measured as its users have it. It chooses the clock itself,
-# as high as its power limit and its temperature let it. A time does not say what the clock was, but
-# [TFLOPS](glossary.md#tflops) say what it was *at least*: the [tensor cores](glossary.md#tensor-core) of an
-# [SM](glossary.md#sm) do no more than 8192 operations a cycle.
+# **Clocks.** The [SM clock](glossary.md#sm-clock) is not pinned: the GPU is measured as its users have it. It
+# chooses the clock itself, up to 1.98 GHz, as high as its power limit and its temperature let it. A time does
+# not say what the clock was, but [TFLOPS](glossary.md#tflops) say what it was *at least*: the [tensor
+# cores](glossary.md#tensor-core) of an [SM](glossary.md#sm) do no more than 8192 operations a cycle.
 
 # %%
 best = {
@@ -297,11 +303,11 @@ print(f"reached:    {drawing_results.memory().copy} TB/s, {drawing_results.ceili
 # - A column far from both, like the small square, is limited by neither: too few [tiles](glossary.md#tile) to
 #   fill the GPU, and a time so short that starting and ending is most of it. No roof knows that.
 #
-# The data sheet's flat roof is out of reach for every kernel here: it assumes the highest clock, and under
-# full load the power limit does not allow that clock. So "percent of peak" says little, and the lessons use
+# The data sheet's flat roof is out of reach for every kernel here: it assumes an SM clock of 1.83 GHz, and
+# under full load the power limit does not allow that. So "percent of peak" says little, and the lessons use
 # "percent of the [ceiling](glossary.md#ceiling)". The tensor-core share, which is also ncu's percentage and a
 # timeline's, is another: it is of the cycles that there were, at whatever clock. This is the whole thread,
-# for 4096 x 7168 x 2048:
+# for 4096 x 7168 x 2048 (the timelines have k = 1024, and lower shares):
 
 # %%
 evidence.thread("s9_production")

@@ -11,7 +11,7 @@
 # %% [markdown]
 # # Your own rung
 #
-# The last lesson has no new kernel in it: you write it. You choose a brief, predict what it is worth, write
+# This lesson has no new kernel in it: you write one. You choose a brief, predict what it is worth, write
 # the kernel, have it judged, and look at where the prediction was off. The kernel takes an evening beyond the
 # minutes below, or two sessions of 90 minutes with others. Three worked solutions are at the end.
 #
@@ -336,6 +336,6 @@ if not found:
 # The third is a close call: it wins only if a K block of 96 columns takes clearly less than one of 128.
 # Promotion and WGMMAs do get shorter, and the waiting around them does not.
 #
-# That was the last lesson. What you have read is in [kernels](../kernels/stages); what was tried and did not
+# That was the ladder. What you have read is in [kernels](../kernels/stages); what was tried and did not
 # work in [NOTES.md](../kernels/production/NOTES.md). To make your rung one of the ladder,
 # [kernels/README.md](../kernels/README.md) says which three files it takes.

@@ -46,7 +46,7 @@ drawing.style()
 
 # %%
 LANES = 128  # FFMAs a cycle and SM: "Arithmetic Instructions", CUDA C++ Programming Guide
-HOPPER = 4096  # FP8 multiply-adds a cycle and SM: 1979 TFLOPS of an H100 SXM, 132 SMs, 1.83 GHz
+HOPPER = 4096  # FP8 multiply-adds a cycle and SM: 1979 TFLOPS: an H100 SXM, 132 SMs, at 1.83 GHz
 tile_m, tile_n, block_k = 128, 256, 128
 for name, rate in (("Hopper", HOPPER), ("Blackwell", 2 * HOPPER)):
     tensor, promotion = tile_m * tile_n * block_k / rate, tile_m * tile_n / LANES

@@ -65,14 +65,14 @@ def test_digest_is_replaced_where_only_words_changed(repository: Path) -> None:
     before = recorded(repository)
     earlier = json.loads(before["one.json"])["meta"]["note"]
     present = digest.digest_of({"a.cu": A, "ffma.py": FFMA})
-    replaced = carry_over.carry_over(repository, "measured")
-    assert [path.name for path in replaced] == ["one.json", "two.json"]
+    replaced, kept = carry_over.carry_over(repository, "measured")
+    assert [path.name for path in replaced] == ["one.json", "two.json"] and not kept
     after = recorded(repository)
     for name in before:
         expected = before[name].replace(f'"sources": "{earlier}"', f'"sources": "{present}"')
         assert after[name] == expected, "nothing else has changed"
     assert after["old.json"] == before["old.json"], "of other sources"
-    assert carry_over.carry_over(repository, "measured") == [], "once is enough"
+    assert carry_over.carry_over(repository, "measured") == ([], []), "once is enough"
 
 
 @pytest.mark.parametrize(
@@ -103,16 +103,39 @@ def test_machine_code_decides_where_it_is_compared(repository: Path) -> None:
         asked.append((folder / "stages" / "a.cu").read_text())
         return ["a"] if len(asked) == 1 else []
 
-    assert carry_over.carry_over(repository, "measured", differing) and not asked
+    assert carry_over.carry_over(repository, "measured", differing)[0] and not asked
     (repository / "kernels/stages/a.cu").write_text("int renamed;\n")
     before = recorded(repository)
     with pytest.raises(GemmLadderError, match=r"since measured, the machine code of a has changed\.$"):
         carry_over.carry_over(repository, "measured", differing)
     assert recorded(repository) == before and asked == [A]
-    replaced = carry_over.carry_over(repository, "measured", differing)
+    replaced, _ = carry_over.carry_over(repository, "measured", differing)
     assert [path.name for path in replaced] == ["one.json", "two.json"]
     present = digest.digest_of({"a.cu": "int renamed;\n", "ffma.py": FFMA})
     assert all(f'"sources": "{present}"' in path.read_text() for path in replaced)
+
+
+@pytest.mark.parametrize(
+    ("changed", "kept"),
+    [
+        ("casts/cast.cuh", {"casts.json"}),
+        ("training/gemm.cuh", {"training.json"}),
+        ("include/ptx.cuh", {"casts.json", "training.json"}),
+    ],
+)
+def test_files_of_kernels_that_are_not_compared(repository: Path, changed: str, kept: set[str]) -> None:
+    """They stay as they are where their own sources, or what all include, have other tokens."""
+    data = repository / "figures" / "data"
+    for name in ("casts.json", "training.json"):
+        (data / name).write_text((data / "one.json").read_text())
+    (repository / "kernels" / changed).parent.mkdir()
+    (repository / "kernels" / changed).write_text("int added;\n")
+    before = recorded(repository)
+    replaced, left = carry_over.carry_over(repository, "measured", lambda _: [])
+    assert {path.name for path in left} == kept
+    assert {path.name for path in replaced} == {"one.json", "two.json", "casts.json", "training.json"} - kept
+    assert all(recorded(repository)[name] == before[name] for name in kept)
+    assert carry_over.carry_over(repository, "measured", lambda _: [])[1] == left
 
 
 @pytest.mark.slow

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+
 import numpy as np
 import pytest
 from gemm_ladder.arguments import H100_SMS
@@ -12,7 +15,7 @@ from gemm_ladder.production.config import Config
 from gemm_ladder.rungs import rungs
 
 lessons.find()
-from workshop import drawing_results, evidence, model  # noqa: E402
+from workshop import constants, drawing_results, evidence, model  # noqa: E402
 
 LONG = ((4096, 7168, 16384), (4096, 4096, 7168), (4096, 2112, 7168), (8192, 8192, 8192))  # m x n x k
 SHORT = (4096, 32768, 512)
@@ -75,6 +78,18 @@ def test_the_terms_are_those_of_production(size: tuple[int, int, int]) -> None:
     assert mine["tensor cores"] == pytest.approx(theirs["tensor_us"][0])
     scales = 2 * model.tiles(m, n, 256, 256) * k // model.BLOCK * 256 * 4 / model.L2  # the lessons' has none
     assert mine["L2"] + scales == pytest.approx(theirs["l2_us"][0])
+
+
+def test_every_constant_of_the_model_is_shown_with_its_origin(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where it comes in, and once; but for shapes, which are no figures of a machine."""
+    lines = "".join(model.code(one).plain for one in vars(model).values() if inspect.isfunction(one))
+    names = set(re.findall(r"\b[A-Z][A-Z0-9_]+\b", re.sub(r'""".*?"""', "", lines, flags=re.S)))
+    shapes = {"BLOCK", "TWO_TILES", "RUNGS"}
+    assert {name for name in names - shapes if hasattr(model, name)} == {*constants.CONSTANTS}
+    for of in ("floor", *model.RUNGS):
+        constants.show(of)
+    shown = re.findall(r"^    (\w+) = .*: .*\n        from: .+$", capsys.readouterr().out, re.M)
+    assert sorted(shown) == sorted(constants.CONSTANTS)
 
 
 def test_the_thread_in_words() -> None:

@@ -14,6 +14,7 @@ from workshop import course, glossary, texts  # noqa: E402
 
 PAGE = (lessons.FOLDER / glossary.PAGE).read_text()
 TERMS = glossary.terms(PAGE)
+PATHS = ("12 sessions of 90 minutes", "Further sessions")  # of course.PATHS: together, all lessons
 each_lesson = pytest.mark.parametrize("path", texts.paths(), ids=lambda path: path.stem)
 
 
@@ -100,7 +101,9 @@ def test_every_lesson_needs_what_is_there() -> None:
     every = course.lessons()
     assert {*course.NEEDS} == {*course.SECONDS} == {*every}
     needed = {one for of in course.NEEDS.values() for one in of}
-    assert needed <= {*every} and not needed & {*course.OPTIONAL} and {*course.OPTIONAL} < {*every}
+    assert needed <= {*every} and {*course.OPTIONAL} < {*every}
+    for name in {*every} - {*course.OPTIONAL}:
+        assert not {*course.NEEDS[name]} & {*course.OPTIONAL}, name
     done: set[str] = set()
     order = list(course.NEEDS)
     for name in order:  # the table is in the order of reading
@@ -112,6 +115,25 @@ def test_a_lesson_that_is_not_in_the_tables() -> None:
     every = course.lessons()
     with pytest.raises(ValueError, match="14_new: NEEDS and SECONDS"):
         course.written({**every, "new": every["tma"]._replace(stem="14_new")})
+
+
+def test_an_optional_lesson_that_another_one_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its head says which one."""
+    every = course.lessons()
+    lesson, more = every["grouped_gemms"], {**every, "more": every["tma"]._replace(stem="99_more")}
+
+    def head() -> str:
+        return " ".join(course.head(lesson, more).replace("> ", "").split())
+
+    assert "all of it: no other lesson needs it." in head()
+    monkeypatch.setattr(course, "NEEDS", {**course.NEEDS, "more": ("grouped_gemms",)})
+    assert "all of it: no lesson needs it, but for [99](99_more.ipynb)." in head()
+
+
+def test_the_paths_have_every_lesson() -> None:
+    """A lesson is in the twelve sessions, or it is optional and in the further ones."""
+    steps = [step.name for name in PATHS for session in course.PATHS[name][1] for step in session]
+    assert sorted(steps) == sorted(course.lessons())
 
 
 def test_the_sessions_have_every_lesson_that_others_need() -> None:

@@ -5,7 +5,8 @@
 A file of figures/data names the digest of the sources that it was measured with. COMMIT is a commit with
 those sources. If they have the same tokens as the present ones, or, with --machine-code, if nvcc makes the
 same instructions of them, then what was measured are the present kernels, and the earlier digest is replaced
-by the present one in every file of figures/data that has it.
+by the present one in every file of figures/data that has it. The machine code of casts and of training's
+kernels is not compared: where their sources have other tokens, their files stay as they are.
 
 A digest may be of either rule: the present one, which hashes tokens (`gemm_ladder.build.digest`), or the one
 before it, which hashed the bytes of the files, comments included.
@@ -30,34 +31,37 @@ from gemm_ladder.measure import same_code
 _FOLDER = "kernels"  # in the repository
 # As digest.SOURCES, and where ffma.py was before kernels/ had folders for Python.
 _SOURCES = (*digest.SOURCES, "ffma.py")
+# Recorded files of kernels that same_code does not compile, and where these are, beside include/.
+_NOT_COMPARED = {"casts.json": "casts", "training.json": "training"}
 
 
 def carry_over(
     repository: Path, commit: str, differing_kernels: Callable[[Path], list[str]] | None = None
-) -> list[Path]:
+) -> tuple[list[Path], list[Path]]:
     """Replace the digest of `commit`'s sources in figures/data by the present one.
 
     Args:
         repository: the checkout.
         commit: has the sources that were measured.
         differing_kernels: names the kernels whose machine code differs between a folder with the earlier
-            sources and the present ones. It is asked if tokens differ; None: then nothing is carried over.
+            sources and the present ones. It is asked if tokens differ of what is timed there; None: then
+            nothing is carried over.
 
     Returns:
-        The files that were changed.
+        The files that were changed; and those that keep the earlier digest, as their kernels' sources have
+        changed and their machine code is not compared.
 
     Raises:
         GemmLadderError: git does not know the commit, a source has other tokens and nobody compares machine
             code, or the machine code differs.
     """
     files = _files(repository, commit)
-    then = {
-        PurePosixPath(path).name: content.decode()
-        for path, content in files.items()
-        if any(fnmatch.fnmatchcase(path, pattern) for pattern in _SOURCES)
-    }
+    earlier = [path for path in files if any(fnmatch.fnmatchcase(path, pattern) for pattern in _SOURCES)]
+    then = {PurePosixPath(path).name: files[path].decode() for path in earlier}
     paths = [path for pattern in digest.SOURCES for path in (repository / _FOLDER).glob(pattern)]
     now = {path.name: path.read_text(encoding="utf-8") for path in paths}
+    folder_of = {PurePosixPath(path).name: PurePosixPath(path).parent.name for path in earlier}
+    folder_of |= {path.name: path.parent.name for path in paths}
     changed = sorted(
         name
         for name in then.keys() | now.keys()
@@ -65,11 +69,14 @@ def carry_over(
         or name not in now
         or digest.tokens(name, then[name]) != digest.tokens(name, now[name])
     )
-    if changed:
-        if differing_kernels is None or "ffma.py" in changed:
+    folders = {folder_of[name] for name in changed}
+    left = {file for file, folder in _NOT_COMPARED.items() if folders & {folder, "include"}}
+    timed = [name for name in changed if folder_of[name] not in _NOT_COMPARED.values()]
+    if timed:
+        if differing_kernels is None or "ffma.py" in timed:
             raise GemmLadderError(
                 f"The recorded files stay as they are: since {commit}, more than comments and white space "
-                f"has changed in {', '.join(changed)}."
+                f"has changed in {', '.join(timed)}."
             )
         with tempfile.TemporaryDirectory() as folder:
             for path, content in files.items():
@@ -83,14 +90,16 @@ def carry_over(
             )
     then_digests = f"(?:{earlier_digest(files)}|{digest.digest_of(then)})"
     recorded = re.compile(rf'("sources":\s*"){then_digests}(")')
-    replaced = []
+    replaced, kept = [], []
     for path in sorted((repository / "figures" / "data").glob("*.json")):
         text = path.read_text(encoding="utf-8")
         new = recorded.sub(rf"\g<1>{digest.digest_of(now)}\g<2>", text)
-        if new != text:
+        if new != text and path.name in left:
+            kept.append(path)
+        elif new != text:
             path.write_text(new, encoding="utf-8")
             replaced.append(path)
-    return replaced
+    return replaced, kept
 
 
 def earlier_digest(files: dict[str, bytes]) -> str:
@@ -136,12 +145,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     repository = digest.KERNELS.parent
     try:
         compare = same_code.differing_kernels if arguments.machine_code else None
-        replaced = carry_over(repository, arguments.commit, compare)
+        replaced, kept = carry_over(repository, arguments.commit, compare)
     except GemmLadderError as error:
         print(error, file=sys.stderr)
         return 1
     for path in replaced:
         print(f"{path.relative_to(repository)} has the present digest")
+    for path in kept:
+        print(f"{path.relative_to(repository)} keeps its digest: its kernels' sources have changed")
     print(f"{len(replaced)} files carried over")
     return 0
 

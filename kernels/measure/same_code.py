@@ -20,6 +20,7 @@ from gemm_ladder.production import launching
 from gemm_ladder.production.config import Config
 from gemm_ladder.sass import disassembly
 
+GPUS = ("NVIDIA H100 80GB HBM3", "NVIDIA H200")  # that the recorded files are of
 Instructions = list[tuple[str, str, str, int]]
 
 
@@ -48,16 +49,16 @@ def _rungs() -> Iterator[tuple[str, str]]:
 
 
 def _production() -> Iterator[tuple[str, str]]:
-    """(name, text) of the production kernel of every product that is timed, as calls on an H100 choose it."""
+    """(name, text) of the production kernel of every product that is timed, as calls on GPUS choose it."""
     products = [*PRODUCTS, *(Product("dense", 1, shape) for shape in MEASURED)]
-    for config in dict.fromkeys(map(_configuration, products)):
-        yield config.name, config.source()
+    chosen = [_configuration(product, gpu) for gpu in GPUS for product in products]
+    for text in dict.fromkeys(config.source() for config in chosen):
+        yield next(config.name for config in chosen if config.source() == text), text
 
 
-def _configuration(product: Product) -> Config:
+def _configuration(product: Product, gpu: str) -> Config:
     kind, groups, (m, n, k) = product
     rows = MASKED_MAX_M if kind == "masked" else sum(held_rows(product))
-    gpu = "NVIDIA H100 80GB HBM3"
     return launching.configuration(kind, rows, n, k, groups, m, H100_SMS, gpu)
 
 

@@ -17,7 +17,8 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script: where `workshop` is
 texts = importlib.import_module("workshop.texts")
 
-# How fast one reads, as readers who took all of the lessons found it: 17 to 19 hours.
+# How fast one reads. Nobody was timed at single lessons: the rates are set so that all lessons come to what
+# readers who took all of them gave, 17 to 19 hours.
 WORDS, LINES = 100, 15  # of text, of code, in a minute
 EXERCISE, GUESS = 10, 2  # minutes for one
 STEP = 5  # minutes: what times are rounded to
@@ -40,7 +41,7 @@ NEEDS = {
     "reading_the_results": ("production",),
     "your_own_rung": ("tma_multicast",),
 }
-OPTIONAL = ("ffma_interleave", "grouped_gemms")  # lessons that no other one needs
+OPTIONAL = ("ffma_interleave", "grouped_gemms")  # lessons that none needs but optional ones
 # Seconds that a lesson's cells take on two cores when its kernels are not compiled yet, rounded up; make.py
 # says where one takes longer.
 SECONDS = {
@@ -117,6 +118,10 @@ PATHS: dict[str, tuple[str, tuple[tuple[Step, ...], ...]]] = {
             (Step("reading_the_results"),),
             (Step("your_own_rung"),),
         ),
+    ),
+    "Further sessions": (
+        "What the twelve leave out, in any order, each after the lessons that its head names.",
+        ((Step("ffma_interleave"),), (Step("grouped_gemms"),)),
     ),
 }
 
@@ -207,7 +212,9 @@ def head(lesson: Lesson, every: dict[str, Lesson]) -> str:
         whole, with_exercises = minutes(lesson, Step(lesson.name, optional=True))
         skipped += f" ({_rounded(whole + with_exercises - reading - doing)} minutes)"
     if lesson.name in OPTIONAL:
-        skipped = "all of it: no other lesson needs it"
+        needed_by = " and ".join(other.link for name, other in every.items() if lesson.name in NEEDS[name])
+        skipped = f"all of it: no {'' if needed_by else 'other '}lesson needs it"
+        skipped += f", but for {needed_by}" if needed_by else ""
     return texts.wrapped(
         f"> **Needs:** {needs}. **Time:** {_rounded(reading)} minutes to read, {_rounded(doing)} for "
         f"guesses and exercises; its cells run in {_IN_WORDS[SECONDS[lesson.name]]}, less when its kernels "

@@ -14,7 +14,7 @@ import numpy as np
 from gemm_ladder.figures import hopper_map, measured
 from gemm_ladder.figures.timeline import COLOURS, MEANINGS
 from gemm_ladder.ref import fp8, layouts
-from gemm_ladder.timeline.spans import Span, label, place
+from gemm_ladder.timeline.spans import TENSOR_CORE, Span, label, place
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
@@ -230,26 +230,31 @@ def wgmma_tile(n: int) -> None:
     plt.show()
 
 
+TO_MULTIPLY = "wait for the tensor core"  # in timelines, apart from the other waits
+
+
 def timeline(spans: Iterable[Span], until: float, title: str) -> None:
     """Spans of a recorded run, a lane for each actor; time in steps of the emulator's scheduler."""
-    spans = sorted((span for span in spans if span.begin < until), key=place)
+    colours = {**COLOURS, TO_MULTIPLY: "#9a9a9a"}
+    meanings = {**MEANINGS, "wait": "wait for anything else", TO_MULTIPLY: TO_MULTIPLY}
+    kinds = {span: TO_MULTIPLY if span.on == TENSOR_CORE else span.what for span in spans}
+    spans = sorted((span for span in kinds if span.begin < until), key=place)
     alone = len({span.role for span in spans}) == 1  # then its name says nothing
     names = [label(span).removeprefix(f"{span.role}, " if alone else "") for span in spans]
     lanes = list(dict.fromkeys(names))
     _, axes = plt.subplots(figsize=(9, 0.9 + 0.34 * len(lanes)))
     for span, name in zip(spans, names, strict=True):
         y, width = lanes.index(name), min(span.end, until) - span.begin
-        axes.barh(
-            y, width, left=span.begin, height=0.8, color=COLOURS[span.what], edgecolor="white", linewidth=0.4
-        )
+        colour = colours[kinds[span]]
+        axes.barh(y, width, left=span.begin, height=0.8, color=colour, edgecolor="white", linewidth=0.8)
     axes.set_yticks(range(len(lanes)), lanes)
     axes.invert_yaxis()
     axes.set_xlabel("steps of the emulator's scheduler: an order, not durations")
     axes.tick_params(length=0)
     axes.set_title(title)
-    shown = [what for what in COLOURS if any(span.what == what for span in spans)]
-    handles = [Patch(color=COLOURS[what], label=MEANINGS[what]) for what in shown]
-    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, -1.7 / len(lanes)), ncols=4)
+    shown = [what for what in colours if any(kinds[span] == what for span in spans)]
+    handles = [Patch(color=colours[what], label=meanings[what]) for what in shown]
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, -1.7 / len(lanes)), ncols=3)
     plt.show()
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from gemm_ladder.figures import measured, rung_cards, tables
 from gemm_ladder.figures.rows import CardsFile
 from matplotlib import pyplot as plt
-from workshop import drawing_results, exercises, model
+from workshop import constants, drawing_results, exercises, model
 from workshop.drawing import BLUE, INK, MUTED, ORANGE, _pale
 
 SHOWN = (4096, 7168, 16384)  # the shape of the lessons' bars
@@ -17,7 +17,10 @@ SIZES = (SHOWN, (4096, 7168, 2048), (4096, 32768, 512), (4096, 2112, 7168), (64,
 
 
 def predict(rung: str, size: tuple[int, int, int] = SHOWN, of: model.Prediction | None = None) -> None:
-    """Print what the model expects of a rung at one shape, term by term; `of`: instead of the model's own."""
+    """Print a rung's constants, and what the model expects at one shape, term by term; `of`: instead of the
+    model's own, without constants."""
+    if of is None:
+        constants.show(rung)
     found = of or model.RUNGS[rung](*size)
     longest = max(map(len, found.terms))
     print(f"{rung} at {drawing_results.name(size)}, microseconds:")
@@ -45,6 +48,19 @@ def compare(rung: str, guess: str = "", sizes: Sequence[tuple[int, int, int]] = 
     print(f"Measured: {gpu}, L2 dirty.")
     if guess:
         exercises.found(guess, us[SHOWN], "us")
+
+
+def a_wave(rung: str, sizes: Sequence[tuple[int, int, int]], of: str = "") -> None:
+    """Print how much longer than predicted a rung takes for each wave of its tiles of 64 x 128, two an SM;
+    `of`: another function of the model than the rung's own."""
+    us = drawing_results.times(rung)
+    for size in (one for one in sizes if one in us):
+        expected = (getattr(model, of) if of else model.RUNGS[rung])(*size).us
+        waves = model.waves(*size[:2], 64, 128, 2 * model.SMS)
+        print(
+            f"{drawing_results.name(size)}: predicted {expected:.0f} us, {expected / us[size]:.2f} of the "
+            f"measured {us[size]:.0f}; {waves} waves, {(us[size] - expected) / waves:+.1f} us for each"
+        )
 
 
 def thread(rung: str) -> None:

@@ -303,10 +303,10 @@ for words, turns in (("A's two loads in 2 turns, B's in 4", 2 * 2 + 2 * 4 + 1), 
 # The model's two terms are half of what the card counts. They have a warp's load take one turn for every 128
 # *different* bytes, and that is too few. A 128-bit load is served for eight threads at a time (section 2),
 # which makes four turns, and a turn is not saved whenever the next eight threads want the same words again.
-# The four groups of eight want the same quads of B; of A, each group wants one quad. If B's loads take all
-# four turns, and A's, for which a group wants a single quad, two, the row comes out as the card has it. That
-# is an explanation which fits, not a measurement: ncu has no row for each load. The prediction of the time
-# stays what it was, since even with these turns the issue slots are fuller.
+# In s2 all four groups of eight want the same eight quads of B, and each group wants a single quad of A. If
+# B's loads take all four turns, and A's two, the row comes out as the card has it. That is an explanation
+# which fits, not a measurement: ncu has no row for each load. The prediction of the time stays what it was,
+# since even with these turns the issue slots are the fullest unit.
 
 # %%
 evidence.thread("s2_tiled")

@@ -476,11 +476,11 @@ drawing_tma.gpu_timeline("s4_tma")
 # it is in flight from its issue until its warp has seen its end, also while it waits behind the other
 # block's. Orange bars are no work. How fast they pass is.
 #
-# Now compare the two blocks: do they take turns, as the model assumes?
+# On a GPU only some instructions are recorded: waits, orders to the copy engine, WGMMAs. Ordinary stores are
+# not. So a row ends with its last wait for a WGMMA: what comes after it, the last promotion and the stores to
+# D, is not in the picture.
 #
-# The recorder sees the instructions that have a stamp: waits, orders to the copy engine, WGMMAs. Ordinary
-# stores have none. So a row ends with its last wait for a WGMMA: what comes after it, the last promotion and
-# the stores to D, is not in the picture.
+# Now compare the two blocks: do they take turns, as the model assumes?
 #
 # The long wait is for the first load. After it, the warp hardly waits for `full` here: look at its second job
 # instead. The first products of a block have a blue bar below them: its first thread waits for an empty

@@ -486,8 +486,8 @@ us = 2 * m * n * k / s4[size] / 1e6
 print(f"s4_tma had {asked / us / 1e6:.1f} TB/s from L2, by the model {model.L2 / 1e6:g} at most")
 
 # %% [markdown]
-# So the model's L2 is too slow by a quarter at least. The constant stays, as it is production's: there it has
-# been used for choosing, which needs the right order and not the right time.
+# So the model's L2 is too slow by a quarter at least. The constant stays, as it is production's: there it is
+# for choosing between kernels, which needs their right order and not their right times.
 #
 # The cure is to give the loading to a warp that does nothing else, and to let two warpgroups of one block
 # multiply and promote in turns. That is [rung s6](08_warp_specialized.ipynb). It keeps the multicast. And the

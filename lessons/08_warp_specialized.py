@@ -79,10 +79,11 @@ else:
 # do more, because none waits behind another block's. Both shares are at k = 1024 and with the recording's own
 # time; ncu's, which come further below, are at k = 2048 and higher.
 #
-# Neither picture shows a store, although both kernels store a tile at their end. They do it by ordinary
-# stores from registers, which leave no stamp. So a [consumer](glossary.md#consumer)'s row ends with its last
-# wait for a WGMMA, and the store, which takes longer than any promotion, comes behind it, unseen. The rung of
-# the next lesson stores by the copy engine, and there it is in the picture.
+# On a GPU neither block shows a store, although both store a tile at their end. They do it by ordinary stores
+# from registers, which leave no stamp. (The emulator records such stores, too: they are in the first
+# picture.) So a [consumer](glossary.md#consumer)'s row ends with its last wait for a WGMMA, and the store,
+# which takes longer than any promotion, comes behind it, unseen. The rung of the next lesson stores by the
+# copy engine, and there it is in the picture.
 #
 # The tile was a limit too. Count the [operations for each byte](glossary.md#arithmetic-intensity) that a
 # block asks [L2](glossary.md#l2) for. Of the operand that is shared it asks for half; the neighbour asks for
@@ -289,9 +290,9 @@ for row in (row for row in bridges.load("bridges")["rows"] if row["l2"] == "dirt
 # At the long k the cluster gains less than 1 %. At k = 2048 it costs: without it the kernel takes 8 % less
 # time. A cluster's blocks begin together and end together, and in this rung the meeting at the end comes
 # *behind* the stores of D: all threads of a block, not only its producer, wait there until the neighbour has
-# stored as well. That is the order which lesson 07's section on a fence found to be slow for s5. It was left
-# so here, because the next rung does away with it: its blocks end once a kernel. (Whether the meeting is all
-# of the 8 % was not measured.)
+# stored as well. That is the order which [lesson 07](07_tma_multicast.ipynb), in its section on a fence,
+# found to be slow for s5. In the next rung it hardly matters, because its blocks end only once in a kernel.
+# (Whether the meeting is all of the 8 % was not measured.)
 #
 # ## What limits it now
 #

@@ -212,7 +212,8 @@ def head(lesson: Lesson, every: dict[str, Lesson]) -> str:
         whole, with_exercises = minutes(lesson, Step(lesson.name, optional=True))
         skipped += f" ({_rounded(whole + with_exercises - reading - doing)} minutes)"
     if lesson.name in OPTIONAL:
-        needed_by = " and ".join(other.link for name, other in every.items() if lesson.name in NEEDS[name])
+        users = [other.link for name, other in every.items() if lesson.name in NEEDS.get(name, ())]
+        needed_by = " and ".join(users)
         skipped = f"all of it: no {'' if needed_by else 'other '}lesson needs it"
         skipped += f", but for {needed_by}" if needed_by else ""
     return texts.wrapped(

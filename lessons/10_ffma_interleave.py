@@ -70,7 +70,7 @@ if rows:
 # %% [markdown]
 # Green should lie beside orange: then the promotion costs nothing. How much of the time would that need?
 # Count cycles for one slice, 64 x 128 of D and 128 of k; recorded times become cycles by the clock that this
-# [SM](glossary.md#sm) had meanwhile, 1.73 GHz.
+# [SM](glossary.md#sm) had meanwhile.
 
 # %%
 m, n = 64, 128

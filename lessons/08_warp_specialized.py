@@ -66,7 +66,7 @@ below, mine = drawing_warps.on_gpu("s5_tma_multicast"), drawing_warps.on_gpu("s6
 if below and mine:
     drawing_warps.before_after(below, mine, until=min(rows[0]["until"] for rows in (below, mine)))
     for rows in (below, mine):
-        print(f"{rows[0]['rung']}, k = {rows[0]['k']}: {timeline.share_in_words(rows[0])};")
+        print(f"{rows[0]['rung']}, k = {rows[0]['k']}:\n    {timeline.share_in_words(rows[0])};")
         print(
             f"    {timeline.beside(rows):.0%} of this block's promotion beside its other warpgroup's WGMMAs"
         )
@@ -277,8 +277,8 @@ evidence.thread(rung.name)
 # timeline's, at k = 1024.
 #
 # Does the cluster pay? The rung has been measured without it, too, each block loading all of A itself
-# ([bridge_triton_cute](bridge_triton_cute.ipynb), on an H200). At which of the two k does the rung win, and
-# by how much?
+# ([bridge_triton_cute](bridge_triton_cute.ipynb), on an H200). At which of the three shapes does the
+# cluster win, and by how much?
 
 # %%
 for row in (row for row in bridges.load("bridges")["rows"] if row["l2"] == "dirty"):
@@ -287,12 +287,12 @@ for row in (row for row in bridges.load("bridges")["rows"] if row["l2"] == "dirt
         print(f"{words} {row['us']:6.1f} us (10 to 90 %: {row['p10']:.1f} to {row['p90']:.1f})")
 
 # %% [markdown]
-# At the long k the cluster gains less than 1 %. At k = 2048 it costs: without it the kernel takes 8 % less
-# time. A cluster's blocks begin together and end together, and in this rung the meeting at the end comes
-# *behind* the stores of D: all threads of a block, not only its producer, wait there until the neighbour has
-# stored as well. That is the order which [lesson 07](07_tma_multicast.ipynb), in its section on a fence,
-# found to be slow for s5. In the next rung it hardly matters, because its blocks end only once in a kernel.
-# (Whether the meeting is all of the 8 % was not measured.)
+# Only the longest k gains by the cluster, less than 1 %. At k = 7168 the kernel takes 2 % less time without
+# it, and at k = 2048, 8 % less. A cluster's blocks begin together and end together, and in this rung the
+# meeting at the end comes *behind* the stores of D: all threads of a block, not only its producer, wait there
+# until the neighbour has stored as well. That is the order which [lesson 07](07_tma_multicast.ipynb), in its
+# section on a fence, found to be slow for s5. In the next rung it hardly matters, because its blocks end only
+# once in a kernel. (Whether the meeting is all of the 8 % was not measured.)
 #
 # ## What limits it now
 #

@@ -62,7 +62,7 @@ below, mine = drawing_warps.on_gpu("s6_warp_specialized"), drawing_warps.on_gpu(
 if below and mine:
     drawing_warps.before_after(below, mine, until=min(rows[0]["until"] for rows in (below, mine)))
     for rows in (below, mine):
-        print(f"{rows[0]['rung']}, k = {rows[0]['k']}: {timeline.share_in_words(rows[0])};")
+        print(f"{rows[0]['rung']}, k = {rows[0]['k']}:\n    {timeline.share_in_words(rows[0])};")
         print(
             f"    {timeline.beside(rows):.0%} of this block's promotion beside its other warpgroup's WGMMAs"
         )

@@ -471,10 +471,10 @@ print(f"measured {us:16.1f}, the prediction is {model.in_step(*size).us / us:.2f
 evidence.a_wave("s5_tma_multicast", [(4096, 7168, 2048), (4096, 32768, 512)], of="in_step")
 
 # %% [markdown]
-# Some 3 to 5 us a wave: what a tile does before its first K block and behind its last one. In a recording of
-# s5 the stores alone take 4.5 us, as the two blocks of an SM store 32 KB at the same time as all others. That
-# is the third thing which the model lacks; the next lesson puts it in. (With 64 rows an SM has one block,
-# which is in step with nobody: there the turns of s5's own prediction are nearer, 0.94.)
+# Some 3 to 5 us a wave: what a tile does before its first K block and behind its last one. In the recording
+# above, the last promotion and the stores take 4 us, as the two blocks of an SM store 32 KB at the same time
+# as all others do. That is the third thing which the model lacks; the next lesson puts it in. (With 64 rows
+# an SM has one block, which is in step with nobody: there the turns of s5's own prediction are nearer, 0.94.)
 #
 # And the term that was too long? The same chain is in s4, beside an L2 that can give more than the model
 # thinks:

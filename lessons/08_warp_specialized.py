@@ -64,7 +64,7 @@ drawing_warps.before_after(
 # %%
 below, mine = drawing_warps.on_gpu("s5_tma_multicast"), drawing_warps.on_gpu("s6_warp_specialized")
 if below and mine:
-    drawing_warps.before_after(below, mine, until=min(rows[0]["until"] for rows in (below, mine)))
+    drawing_warps.before_after(below, mine, until=max(rows[0]["until"] for rows in (below, mine)))
     for rows in (below, mine):
         print(f"{rows[0]['rung']}, k = {rows[0]['k']}:\n    {timeline.share_in_words(rows[0])};")
         print(
@@ -79,11 +79,26 @@ else:
 # do more, because none waits behind another block's. Both shares are at k = 1024 and with the recording's own
 # time; ncu's, which come further below, are at k = 2048 and higher.
 #
-# On a GPU neither block shows a store, although both store a tile at their end. They do it by ordinary stores
-# from registers, which leave no stamp. (The emulator records such stores, too: they are in the first
-# picture.) So a [consumer](glossary.md#consumer)'s row ends with its last wait for a WGMMA, and the store,
-# which takes longer than any promotion, comes behind it, unseen. The rung of the next lesson stores by the
-# copy engine, and there it is in the picture.
+# The purple bars at the end are the stores. They have no stamp of their own, being ordinary stores from
+# registers: a bar reaches from a [consumer](glossary.md#consumer)'s last wait for a WGMMA to the meeting of
+# the cluster, and the last promotion is in it. (s4 has no such meeting, so that its picture ends before the
+# stores.) How long is it for s6, and is that typical? The picture is of a block of the first
+# [wave](glossary.md#wave), and all SMs store at the same time there. Compare with the launch as a whole:
+
+# %%
+for rows, tile in ((below, (64, 128)), (mine, (256, 128))):
+    stores = [end - begin for row in rows for what, begin, end in row["spans"] if what == "store"]
+    blocks = 2 if rows is below else 1  # of an SM
+    waves = model.waves(rows[0]["m"], rows[0]["n"], *tile, blocks * model.SMS)
+    last = max(end for row in rows for what, _, end in row["spans"] if what == "multiply")
+    print(f"{rows[0]['rung']}: {last:.1f} us until the last WGMMA ends, then {max(stores):.1f} us of stores.")
+    whole = rows[0]["us"]  # of a launch that leaves no stamps
+    print(f"    The whole launch: {whole:.0f} us, in {waves} waves of {whole / waves:.1f} us each.")
+
+# %% [markdown]
+# Over the whole launch a wave of s6 takes two thirds of what the pictured block does. So later tiles are
+# stored faster: probably since their blocks neither begin nor end together any more, and are less in each
+# other's way. The rung of the next lesson has the copy engine store, beside the next tile's products.
 #
 # The tile was a limit too. Count the [operations for each byte](glossary.md#arithmetic-intensity) that a
 # block asks [L2](glossary.md#l2) for. Of the operand that is shared it asks for half; the neighbour asks for
@@ -239,7 +254,7 @@ print(
 # each consumer is a chain of its own slices. The two are at the same time, so the longer counts. That
 # replaces the turns that nobody arranged. And there is a new term, **begin and end**: with no second block
 # on the SM, a tile waits for its first stage, about a microsecond, and stores its outputs, with nothing
-# beside either. A recording of s5 has how long a store takes: 4.5 us for the two blocks of an SM, with 16
+# beside either. How long a store takes is in the recording of s5: 4 us for the two blocks of an SM, with 16
 # KB each. Here a block has 64 KB.
 #
 # How many microseconds do you expect for 4096 x 7168 x 16384?
@@ -273,7 +288,7 @@ evidence.compare(rung.name, "08.us")
 evidence.thread(rung.name)
 
 # %% [markdown]
-# Within 7 % at all five. The share is ncu's, at k = 2048; the one at the lesson's beginning was the
+# Within a tenth at all five. The share is ncu's, at k = 2048; the one at the lesson's beginning was the
 # timeline's, at k = 1024.
 #
 # Does the cluster pay? The rung has been measured without it, too, each block loading all of A itself
@@ -312,7 +327,7 @@ for k in (512, 2048, 7168, 16384):
     multiply = model.tensor(256, 128) * k / model.BLOCK / model.CLOCK_MHZ
     print(
         f"k = {k:5}: {multiply:5.1f} us of WGMMAs for a tile, "
-        f"{edges / (edges + multiply):.0%} of the time without any"
+        f"{edges / (edges + multiply):.1%} of the time without any"
     )
     matters += edges / (edges + multiply) > 0.1
 exercises.found("08.edges", matters, "of the four")

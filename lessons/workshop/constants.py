@@ -109,7 +109,7 @@ CONSTANTS = {
             "STORE",
             f"{model.STORE:.0f} bytes/us",
             "that an SM stores, if each thread writes four bytes at a time and all SMs store",
-            "a recording of s5 on an H200: two blocks store 16 KB each in 4.5 us",
+            f"the recording of s5: the two blocks of an SM store 16 KB each in {model.STORES_US:.1f} us",
         ),
         Constant(
             "OUTPUT_US",

@@ -16,12 +16,13 @@ Nothing is fitted to a rung that it predicts. A prediction is of microseconds, f
 from __future__ import annotations
 
 import inspect
+import statistics
 from collections.abc import Callable
 from typing import NamedTuple
 
 from gemm_ladder.arguments import H100_SMS as SMS
 from gemm_ladder.arguments import ceil_div
-from gemm_ladder.figures import measured
+from gemm_ladder.figures import measured, timeline
 from gemm_ladder.production.launching import configuration
 from gemm_ladder.production.prediction import (
     BLOCK_CYCLES,
@@ -45,9 +46,18 @@ SHARED_BYTES = 128  # of shared memory: 32 banks of 4
 FULL_MHZ = 1980.0  # the highest clock; CLOCK_MHZ is that of busy tensor cores, whose power lowers it
 LATENCY = 800  # cycles: a load from global memory while many others do the same, a round figure
 FILL_US = 1.0  # until the first stage of an empty ring has arrived, a round figure
-# Bytes a microsecond that an SM stores if each thread writes four at a time: from a recording of s5 on an
-# H200, where two blocks with 16 KB each take 4.5 us, all SMs at the same time.
-STORE = 2 * 64 * 128 * 2 / 4.5
+
+
+def _stores_us() -> float:
+    """Microseconds that the two blocks of an SM store at the end of s5, 16 KB each, as recorded on a GPU."""
+    rows = [row for row in timeline.load(measured.DATA / "timeline.json")["rows"] if row["machine"] == "gpu"]
+    spans = [span for row in rows if row["rung"] == "s5_tma_multicast" for span in row["spans"]]
+    return statistics.median(end - begin for what, begin, end in spans if what == "store")
+
+
+STORES_US = _stores_us()
+# Bytes a microsecond that an SM stores if each thread writes four at a time, all SMs at the same time.
+STORE = 2 * 64 * 128 * 2 / STORES_US
 
 # Bytes a microsecond from and to memory: what a copy reaches on the GPU that was measured.
 MEMORY = drawing_results.memory().copy * 1e6

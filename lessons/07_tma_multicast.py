@@ -450,10 +450,11 @@ drawing_tma.gpu_timeline("s5_tma_multicast")
 
 # %% [markdown]
 # Otherwise this is s4's picture: while a product runs, the warp orders loads; after it, the warp promotes.
-# Look at the two blocks beside each other, and at the model's assumption that they take turns. Where both
-# begin together, they multiply at the same time, which takes twice as long, and then promote at the same
-# time, and no [tensor core](glossary.md#tensor-core) works. Nothing makes them take turns. Put that in place
-# of the turns:
+# (The purple stores are new in it because s5 has something recorded behind them, its last meeting.) Look at
+# the two blocks beside each other, and at the model's assumption that they take turns. Where both begin
+# together, they multiply at the same time, which takes twice as long, and then promote at the same time, and
+# no [tensor core](glossary.md#tensor-core) works. Nothing makes them take turns. Put that in place of the
+# turns:
 
 # %%
 model.code(model.in_step)

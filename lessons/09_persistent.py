@@ -55,7 +55,8 @@ drawing_warps.before_after(
 
 # %% [markdown]
 # And recorded on a GPU, a block of each while they computed the same product. Of each role you see the first
-# [warp](glossary.md#warp). The block of s6 makes one tile and ends; the block of s7 goes on to its next.
+# [warp](glossary.md#warp). The block of s6 makes one tile, stores it until beyond the picture's end, and
+# ends; the block of s7 goes on to its next.
 
 # %%
 below, mine = drawing_warps.on_gpu("s6_warp_specialized"), drawing_warps.on_gpu("s7_persistent")

@@ -23,7 +23,7 @@ OTHERS = {
     for name in (
         *("tensor_core_probe.json", "cards.json", "timeline.json", "precision.json", "host.json"),
         *("everywhere.json", "training.json", "mma_probe.json", "casts.json"),
-        "fp8_training.json",
+        *("fp8_training.json", "parallel.json"),
     )
 }
 FILES = sorted(set(DATA.glob("*.json")) - OTHERS)

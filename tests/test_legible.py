@@ -21,6 +21,7 @@ from gemm_ladder.figures import (
     ladder,
     lessons,
     measured,
+    parallel,
     production,
     roofline,
     sheet,
@@ -46,9 +47,9 @@ def recorded() -> Iterator[tuple[str, Any]]:
         "bench": lambda: bench.picture(data["everywhere"]),
         "host": lambda: host.picture(data["host"]),
         "casts": lambda: casts.picture(data["casts"]),
+        "parallel": lambda: parallel.picture(data["parallel"]),
+        "fp8_training": lambda: fp8_training.picture(data["fp8_training"]),
     }
-    if "fp8_training" in data:
-        made["fp8_training"] = lambda: fp8_training.picture(data["fp8_training"])
     yield from ((name, make()) for name, make in made.items())
     yield from timeline.pictures(timeline.load(measured.DATA / "timeline.json")).items()
 

@@ -62,3 +62,44 @@ def test_a_load_of_what_nothing_has_written(fill: str, read: str) -> None:
         assert len(found.notes) == 1
         begin = "a thread (reads.cu:12) reads shared memory that nothing has written"
         assert found.notes[0].startswith(begin + said), found.notes
+
+
+# Half of s is written; each way uses it all, some of them only to forget what comes of it.
+USES = r"""
+#include <cuda_runtime.h>
+#include "ptx.cuh"
+__device__ int launches;
+__global__ void uses(float* x, float* y, int way) {
+    __shared__ float s[64];
+    const int t = threadIdx.x;
+    if (t < 32) s[t] = 1;
+    __syncthreads();
+    const float number = ptx::ld_shared<float>(__cvta_generic_to_shared(&s[t])), sum = fmaf(number, x[t], 2.0f);
+    x[t] += 1;
+    if (way == 0) y[t] = t < 32 ? sum : 7;
+    if (way == 1) y[t] = t < 33 ? sum : 7;
+    if (way == 2) y[t] = fmaxf(number, 2);
+    if (way == 3) y[t] = fminf(number, 2);
+    if (way == 4) y[t] = number > 0 ? 3 : 4;
+    if (way == 5) printf(number > 5 ? "large" : "small");
+    if (way == 6 && t == 0) ++launches;
+}
+"""
+
+
+@pytest.mark.parametrize(("way", "used"), [(0, False), (1, True), (2, True), (3, True), (4, True), (5, True)])
+def test_a_number_that_is_not_used(way: int, used: bool) -> None:
+    """The runs that tell leave nothing behind: memory and what was printed are those of one run."""
+    x, y = np.ones(64, np.float32), np.zeros(64, np.float32)
+    found = lab.run(USES, x, y, way, block=64)
+    assert [", such as s[32]" in note for note in found.notes] == [True] * used
+    assert (x == 2).all() and found.printed in ("", "small" * 64)
+    if way < 2:
+        assert (y[:32] == 3).all() and np.isnan(y[32]) == used and (y[33:] == 7).all()
+
+
+def test_a_number_of_a_kernel_that_keeps_count() -> None:
+    """A second run would find the __device__ variable changed, so it is not known whether the number is used."""
+    x = np.ones(64, np.float32)
+    assert len(lab.run(USES, x, x.copy(), 6, block=64).notes) == 1
+    assert (x == 2).all()

@@ -70,8 +70,8 @@ void note_unwritten(uint32_t address, const void* from, const std::string& name)
     if (!from || !current_cluster->orders()) return;
     char text[16];
     std::snprintf(text, sizeof text, "0x%x", address);
-    current_cluster->note("a thread" + place_of(from) + " reads shared memory that nothing has written",
-                          ", such as " + (name.empty() ? text : name));
+    current_cluster->note_unwritten("a thread" + place_of(from) + " reads shared memory that nothing has written",
+                                    ", such as " + (name.empty() ? text : name));
 }
 
 // The block whose shared memory it is.

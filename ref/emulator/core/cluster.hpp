@@ -41,7 +41,9 @@ struct Launch {
     std::function<void()> begin_another{};
     std::mutex printing;  // for what follows
     std::string printed{};
-    std::map<std::string, std::string> notes{};  // by what each begins with, its end
+    using Notes = std::map<std::string, std::string>;  // by what each begins with, its end
+    Notes notes{}, unwritten{};                        // `unwritten`: of numbers that may not have been used
+    uint8_t fresh = 0xFF;                              // each byte of shared memory that nothing has written
 };
 
 // Shared memories that no cluster uses: their buffers, of some megabytes, serve the next launch.
@@ -214,11 +216,8 @@ class Cluster {
     }
     // A sentence on what is legal and likely a mistake. Of those that begin alike one is kept, whatever the order of
     // the clusters.
-    void note(const std::string& begin, const std::string& end) {
-        const std::lock_guard lock(launch_.printing);
-        std::string& known = launch_.notes.try_emplace(begin, end).first->second;
-        known = std::min(known, end);
-    }
+    void note(const std::string& begin, const std::string& end) { note(launch_.notes, begin, end); }
+    void note_unwritten(const std::string& begin, const std::string& end) { note(launch_.unwritten, begin, end); }
     Layouts layouts;
     // A thread calls the emulator, from the place `from` in the kernel's machine code.
     void enter(Thread& thread, const void* from) {
@@ -272,6 +271,11 @@ class Cluster {
     }
 
   private:
+    void note(Launch::Notes& notes, const std::string& begin, const std::string& end) {
+        const std::lock_guard lock(launch_.printing);
+        std::string& known = notes.try_emplace(begin, end).first->second;
+        known = std::min(known, end);
+    }
     void reset(int64_t cluster);
     dim3 index_of_block(int64_t cluster, uint32_t rank) const;
     void exit_checks(Thread& thread);

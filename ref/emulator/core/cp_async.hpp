@@ -76,7 +76,7 @@ void copy_async(uint32_t shared, const void* global, uint32_t size, uint32_t byt
     if (!thread.dependency_waited)
         fail_at(Fault::missing_dependency_wait, shared,
                 "cp.async before griddepcontrol.wait, in a kernel that may begin before the one ahead has ended");
-    if (bytes && !current_cluster->memory->allows(address, bytes, thread.last_tensor))
+    if (bytes && !current_cluster->memory->allows(address, bytes, thread.last_tensor, false))
         access_outside(address, bytes, false);
     thread.async_writes.open.push_back(
         begin_write("cp.async", *thread.block, shared, size, [global, size, bytes](uint8_t* data) {

@@ -33,6 +33,94 @@ inline std::vector<int64_t> shuffled(int64_t clusters, uint64_t seed) {
     return order;
 }
 
+// What the clusters of a grid have done.
+struct Outcome {
+    std::vector<std::pair<int64_t, FaultReport>> faults;  // with the cluster's place in the order
+    std::vector<std::vector<EmulatorEvent>> events;       // of each cluster, if they are recorded
+    uint64_t steps = 0;
+};
+
+inline Outcome run_clusters(const LaunchConfig& config, const Cluster::Shape& shape, const Call& call, Launch& launch) {
+    const int64_t clusters = config.blocks / config.cluster;
+    const std::vector<int64_t> order = shuffled(clusters, launch.config.seed);
+    std::atomic<int64_t> next{0};
+    Outcome outcome;
+    outcome.events.resize(launch.config.record ? static_cast<std::size_t>(clusters) : 0);
+    std::mutex mutex;
+    Watchdog watchdog;
+    // The first failing cluster in this order is reported, so the report does not depend on how many OS threads there
+    // are.
+    const auto work = [&] {
+        try {
+            const Signals signals;
+            Cluster cluster(shape, launch);
+            const Watchdog::Watching watching(watchdog, cluster);
+            for (int64_t i; (i = next++) < clusters && i < launch.failed;) {
+                const int64_t index = order[static_cast<std::size_t>(i)];
+                const std::optional<FaultReport> fault = cluster.run(index, call, i);
+                const std::lock_guard lock(mutex);
+                outcome.steps += cluster.steps();
+                if (!outcome.events.empty())
+                    outcome.events[static_cast<std::size_t>(index)] = std::move(cluster.events);
+                if (!fault) continue;
+                outcome.faults.emplace_back(i, *fault);
+                launch.failed = std::min<int64_t>(launch.failed, i);
+            }
+        } catch (const std::exception& error) {
+            const std::lock_guard lock(mutex);
+            outcome.faults.emplace_back(-1, FaultReport{Fault::host, error.what(), {}, 0});
+            launch.failed = -1;
+        }
+    };
+    const int64_t cores =
+        launch.config.threads > 0 ? launch.config.threads : std::max(1u, std::thread::hardware_concurrency());
+    std::list<std::thread> workers;
+    launch.begin_another = [&] {
+        const std::lock_guard lock(mutex);
+        if (next < clusters && static_cast<int>(workers.size()) < kResident) workers.emplace_back(work);
+    };
+    for (int64_t i = 1; i < std::min(cores, clusters); ++i) launch.begin_another();
+    work();
+    for (;;) {
+        std::thread worker;
+        {
+            const std::lock_guard lock(mutex);
+            if (workers.empty()) break;
+            worker = std::move(workers.front());
+            workers.pop_front();
+        }
+        worker.join();
+    }
+    return outcome;
+}
+
+inline std::unique_ptr<Launch> new_launch(const Call& call) {
+    return std::unique_ptr<Launch>(
+        new Launch{session.config, {session.config.tensors, session.config.tensor_count, call}});
+}
+
+// Whether what a launch has written depends on numbers in shared memory that nothing has written, such as scales of
+// rows that are not stored. The grid runs again from what memory held `before`, with other numbers there: those of the
+// launch are NaN, these are large, and then large and negative, so that a maximum or minimum shows them, too. What the
+// launch has written stays. Where it is not known what a kernel may write, the answer is yes.
+inline bool uses_unwritten(const LaunchConfig& config, const Cluster::Shape& shape, const Call& call,
+                           const Launch& launch, const Contents& before) {
+    if (!before.complete() || launch.memory.wrote_variables()) return true;
+    const Contents after(launch.memory);
+    bool uses = false;
+    for (const uint8_t fresh : {0x7B, 0xFB}) {
+        if (uses) break;
+        before.restore();
+        const std::unique_ptr<Launch> again = new_launch(call);
+        again->config.record = 0;
+        again->fresh = fresh;
+        uses = !run_clusters(config, shape, call, *again).faults.empty() || again->printed != launch.printed ||
+               again->memory.wrote_variables() || !after.same();
+    }
+    after.restore();
+    return uses;
+}
+
 inline thread_local LaunchConfig launched{};  // of this OS thread's last launch
 
 const char* run_grid(const LaunchConfig& config, const GridShape& grid, const Call& call) {
@@ -53,75 +141,29 @@ const char* run_grid(const LaunchConfig& config, const GridShape& grid, const Ca
 
     launched = config;
     if (session.config.dry) return nullptr;
-    const int64_t clusters = config.blocks / config.cluster;
     const Cluster::Shape shape{grid,
                                static_cast<int>(config.cluster),
                                static_cast<int>(config.threads),
                                config.shared_bytes,
                                static_cast<int>(kRegisters / config.blocks_an_sm),
                                config.early};
-    Launch launch{session.config, {session.config.tensors, session.config.tensor_count, call}};
-    const std::vector<int64_t> order = shuffled(clusters, session.config.seed);
-    std::atomic<int64_t> next{0};
-    std::vector<std::vector<EmulatorEvent>> events(session.config.record ? static_cast<std::size_t>(clusters) : 0);
-    std::vector<std::pair<int64_t, FaultReport>> faults;  // with the cluster's place in the order
-    std::mutex mutex;
-    uint64_t steps = 0;
-    Watchdog watchdog;
-    // The first failing cluster in this order is reported, so the report does not depend on how many OS threads there
-    // are.
-    const auto work = [&] {
-        try {
-            const Signals signals;
-            Cluster cluster(shape, launch);
-            const Watchdog::Watching watching(watchdog, cluster);
-            for (int64_t i; (i = next++) < clusters && i < launch.failed;) {
-                const int64_t index = order[static_cast<std::size_t>(i)];
-                const std::optional<FaultReport> fault = cluster.run(index, call, i);
-                const std::lock_guard lock(mutex);
-                steps += cluster.steps();
-                if (!events.empty()) events[static_cast<std::size_t>(index)] = std::move(cluster.events);
-                if (!fault) continue;
-                faults.emplace_back(i, *fault);
-                launch.failed = std::min<int64_t>(launch.failed, i);
-            }
-        } catch (const std::exception& error) {
-            const std::lock_guard lock(mutex);
-            faults.emplace_back(-1, FaultReport{Fault::host, error.what(), {}, 0});
-            launch.failed = -1;
-        }
-    };
-    const int64_t cores =
-        session.config.threads > 0 ? session.config.threads : std::max(1u, std::thread::hardware_concurrency());
-    std::list<std::thread> workers;
-    launch.begin_another = [&] {
-        const std::lock_guard lock(mutex);
-        if (next < clusters && static_cast<int>(workers.size()) < kResident) workers.emplace_back(work);
-    };
-    for (int64_t i = 1; i < std::min(cores, clusters); ++i) launch.begin_another();
-    work();
-    for (;;) {
-        std::thread worker;
-        {
-            const std::lock_guard lock(mutex);
-            if (workers.empty()) break;
-            worker = std::move(workers.front());
-            workers.pop_front();
-        }
-        worker.join();
-    }
+    const std::unique_ptr<Launch> launch = new_launch(call);
+    const Contents before(launch->memory);
+    Outcome outcome = run_clusters(config, shape, call, *launch);
+    if (!launch->unwritten.empty() && (!outcome.faults.empty() || uses_unwritten(config, shape, call, *launch, before)))
+        launch->notes.merge(launch->unwritten);
 
     Dl_info found{};
     dladdr(call.kernel, &found);
     session.library = found.dli_fname ? found.dli_fname : "";
     session.library_begin = reinterpret_cast<uintptr_t>(found.dli_fbase);
-    session.steps += steps;  // of all kernels that one launcher starts
-    session.printed += launch.printed;
-    for (const auto& [begin, end] : launch.notes) session.notes.push_back(begin + end);
-    for (const auto& of_cluster : events)
+    session.steps += outcome.steps;  // of all kernels that one launcher starts
+    session.printed += launch->printed;
+    for (const auto& [begin, end] : launch->notes) session.notes.push_back(begin + end);
+    for (const auto& of_cluster : outcome.events)
         session.events.insert(session.events.end(), of_cluster.begin(), of_cluster.end());
-    if (faults.empty()) return nullptr;
-    session.fault = std::ranges::min_element(faults, {}, [](const auto& fault) { return fault.first; })->second;
+    if (outcome.faults.empty()) return nullptr;
+    session.fault = std::ranges::min_element(outcome.faults, {}, [](const auto& fault) { return fault.first; })->second;
     session.fault->message.insert(0, "emulator: ");
     return session.fault->message.c_str();
 }

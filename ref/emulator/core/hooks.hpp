@@ -119,7 +119,7 @@ struct IndexOutside {
     const GlobalMemory& memory = *thread.cluster->memory;
     if (!memory.known()) return;
     if (!memory.find(address, bytes, thread.last_tensor)) {
-        if (memory.holds(address)) return;
+        if (memory.holds(address, write)) return;
         access_outside(address, bytes, write);
     }
     if (!thread.dependency_waited) access_early(address);

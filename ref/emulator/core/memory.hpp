@@ -161,15 +161,20 @@ class GlobalMemory {
     }
 
     // Whether it is one of the kernel's arguments, or a variable or constant of its library.
-    bool holds(uintptr_t address) const {
-        return address - reinterpret_cast<uintptr_t>(call_.arguments) < call_.bytes ||
-               runs(reinterpret_cast<const void*>(address));
+    bool holds(uintptr_t address, bool write) const {
+        const bool is = address - reinterpret_cast<uintptr_t>(call_.arguments) < call_.bytes ||
+                        runs(reinterpret_cast<const void*>(address));
+        if (is && write) wrote_variables_ = true;
+        return is;
     }
+    // Whether the kernel has written one of those.
+    bool wrote_variables() const { return wrote_variables_; }
 
     // Whether a kernel may use the bytes; if they are a tensor's, `number` is that one's.
-    bool allows(uintptr_t address, std::size_t bytes, std::size_t& number) const {
-        return !known() || find(address, bytes, number) || holds(address);
+    bool allows(uintptr_t address, std::size_t bytes, std::size_t& number, bool write) const {
+        return !known() || find(address, bytes, number) || holds(address, write);
     }
+    const std::vector<EmulatorTensor>& tensors() const { return tensors_; }
 
     // How many bytes the nearest tensor is away.
     uint64_t nearest(uintptr_t address, std::size_t bytes) const {
@@ -227,6 +232,46 @@ class GlobalMemory {
     std::vector<std::unique_ptr<Writers>> writers_;
     Call call_;
     const void* image_ = nullptr;
+    mutable std::atomic<bool> wrote_variables_{false};
+};
+
+// What a launch's arrays held at some time.
+class Contents {
+  public:
+    // None are kept if it is not known what the kernel may write, or if it is too much.
+    explicit Contents(const GlobalMemory& memory) {
+        std::size_t bytes = 0;
+        for (const EmulatorTensor& tensor : memory.tensors()) bytes += size(tensor);
+        if (!memory.known() || bytes > kMost) return;
+        complete_ = true;
+        for (const EmulatorTensor& tensor : memory.tensors()) {
+            const auto* begin = reinterpret_cast<const uint8_t*>(tensor.begin);
+            parts_.emplace_back(tensor.begin, std::vector<uint8_t>(begin, begin + size(tensor)));
+        }
+    }
+    bool complete() const { return complete_; }
+    // Whether they hold the same now.
+    bool same() const {
+        return std::ranges::all_of(parts_, [](const auto& part) {
+            return std::memcmp(reinterpret_cast<const void*>(part.first), part.second.data(), part.second.size()) == 0;
+        });
+    }
+    // Writes only what has changed: others of the arrays may lie in memory that cannot be written.
+    void restore() const {
+        for (const auto& [begin, bytes] : parts_) {
+            auto* now = reinterpret_cast<uint8_t*>(begin);
+            for (std::size_t i = 0; i < bytes.size(); ++i)
+                if (now[i] != bytes[i]) now[i] = bytes[i];
+        }
+    }
+
+  private:
+    static constexpr std::size_t kMost = std::size_t{256} << 20;
+    static std::size_t size(const EmulatorTensor& tensor) {
+        return static_cast<std::size_t>(tensor.bytes ? tensor.bytes + tensor.padding : 0);
+    }
+    bool complete_ = false;
+    std::vector<std::pair<uintptr_t, std::vector<uint8_t>>> parts_;
 };
 
 }  // namespace emulator

@@ -164,7 +164,7 @@ void use_atomically(void* pointer, std::size_t bytes) {
                 bytes);
     if (Block* block = holder(address))
         use_shared(*block, address, bytes, true, true);
-    else if (!current_cluster->memory->allows(address, bytes, self().last_tensor))
+    else if (!current_cluster->memory->allows(address, bytes, self().last_tensor, true))
         access_outside(address, bytes, true);
     current_cluster->maybe_yield();
 }
@@ -213,7 +213,7 @@ Vector add_vector(Vector* pointer, const Vector& value, const void* from) {
                 sizeof(Vector));
     if (holder(address))
         fail_at(Fault::invalid_operand, address, "atomicAdd of a vector in shared memory; global memory is needed");
-    if (!current_cluster->memory->allows(address, sizeof(Vector), thread.last_tensor))
+    if (!current_cluster->memory->allows(address, sizeof(Vector), thread.last_tensor, true))
         access_outside(address, sizeof(Vector), true);
     Vector old;
     for (std::size_t at = 0; at < sizeof(Vector); at += sizeof(float)) {

@@ -49,7 +49,7 @@ inline void Cluster::reset(int64_t cluster) {
         const dim3 block_index = index_of_block(cluster, static_cast<uint32_t>(rank));
         block.index = block_index.x + static_cast<int64_t>(shape_.grid.grid.x) *
                                           (block_index.y + static_cast<int64_t>(shape_.grid.grid.y) * block_index.z);
-        block.memory.reset(shape_.shared_bytes);
+        block.memory.reset(shape_.shared_bytes, launch_.fresh);
         block.exchanges.resize(warps);
         for (int warp = 0; warp < warps; ++warp) block.alive.push_back(lanes_of(warp, shape_.threads));
         block.aligned.assign(warps, {});

@@ -34,9 +34,10 @@ std::string name_of_mbarrier(const SharedMemory& memory, uint32_t address);
 
 class SharedMemory {
   public:
-    // `bytes` of dynamic shared memory; there are no variables yet. Fresh contents are 0xFF: NaN as FP32, as BF16 and
-    // as E4M3.
-    void reset(uint32_t bytes) {
+    // `bytes` of dynamic shared memory; there are no variables yet. Each byte is `fresh`. 0xFF is NaN as FP32, as BF16
+    // and as E4M3.
+    void reset(uint32_t bytes, uint8_t fresh) {
+        fresh_ = fresh;
         generic_.resize(kSharedLimit);
         async_.resize(kSharedLimit);
         writer_.resize(kSharedLimit / kWord);
@@ -337,8 +338,8 @@ class SharedMemory {
     };
 
     void clear(uint32_t begin, uint32_t end) {
-        std::fill(generic_.begin() + begin, generic_.begin() + end, 0xFF);
-        std::fill(async_.begin() + begin, async_.begin() + end, 0xFF);
+        std::fill(generic_.begin() + begin, generic_.begin() + end, fresh_);
+        std::fill(async_.begin() + begin, async_.begin() + end, fresh_);
     }
     // Words of one region, all of which have a writer_.
     template <uint32_t kWords>
@@ -394,7 +395,7 @@ class SharedMemory {
             return;
         // Atomics write, too, and then what lies there is no longer what clear() has put there.
         const bool poison = std::all_of(&generic_[none], &generic_[none] + std::min(bytes, kWord),
-                                        [](uint8_t byte) { return byte == 0xFF; });
+                                        [this](uint8_t byte) { return byte == fresh_; });
         if (poison) note_unwritten(none + kSharedBase, actor.from, name_at(none + kSharedBase));
     }
     // A thread's load or store of what a TMA load may not have written yet.
@@ -476,6 +477,7 @@ class SharedMemory {
     }
 
     uint32_t bytes_ = 0, variables_begin_ = kSharedLimit;
+    uint8_t fresh_ = 0xFF;
     std::vector<std::pair<const SharedVariable*, uint32_t>> variables_;
     std::vector<uint8_t> generic_, async_;
     std::vector<uint32_t> writer_;  // for each word: 1 + the thread whose store is not fenced yet; 0 = none

@@ -157,7 +157,7 @@ inline void check_global(const Transfer& transfer, bool write) {
         const auto address = reinterpret_cast<uintptr_t>(piece.global);
         if (!piece.bytes || memory.is_tensor(address, piece.bytes, number) || memory.find(address, piece.bytes, number))
             continue;
-        if (memory.holds(address) || (write && memory.pads(address, piece.bytes))) continue;
+        if (memory.holds(address, write) || (write && memory.pads(address, piece.bytes))) continue;
         fail_at(Fault::global_out_of_bounds, address, "%s %s %u bytes at %s: %s", transfer.who,
                 write ? "writes" : "reads", piece.bytes, memory.describe(address, piece.bytes).c_str(),
                 write ? "the tensor map describes more than there is, or the last row ends inside these 16 bytes, "

@@ -179,7 +179,9 @@ PRODUCTION = Subject(
         _production("contiguous", family("contiguous", 256, 96, "A")),
         _production("masked, B shared", family("masked", 64, 96, "B", cluster=4, n=136), num_sms=1),
         _production(
-            "psum, two slices", family("psum", 256, 64, alignment=256, stages=2), counts=(257, 0, 65, 128)
+            "psum, two slices",
+            family("psum", 256, 64, alignment=256, stages=2),
+            counts=(257, 0, 65, 128, 130),  # the last: threads store rows of the second slice
         ),
         _production(
             "two blocks an SM, and a single consumer",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from gemm_ladder.errors import InputError
+from gemm_ladder.lab import moves
 from gemm_ladder.lab.arrays import dtype_name, is_array, on_gpu
 from gemm_ladder.lab.places import where, whole_tiles
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 2.0**-8  # an element of BF16 is rounded by up to 2^-9 of it; a sum on FP8 tensor cores loses less
 ENOUGH = 0.9  # the share of the wrong values that a guess has to explain
-SAMPLE = 64  # wrong values, or rows, that are looked up
+SAMPLE = 64  # rows, or columns, that are looked up
 FEWEST = 4  # with fewer wrong values, a guess would fit by chance
 SHOWN = 3  # wrong values that are listed
 
@@ -145,39 +146,24 @@ def _guesses(
     yield f"are the right ones times {factor:.4g}", share(expected * factor) if abs(factor) > 1e-3 else 0.0
     if found.shape[0] == found.shape[1]:
         yield "are those of the transposed matrix", share(expected.T)
-    yield from _moved(found, expected, wrong, places, (tolerance, size))
+    yield from _moved(found, expected, places, (tolerance, size))
     for axis, one in ((0, "row"), (1, "column")):
         yield from _others(found, expected, wrong, axis, one, (tolerance, size))
 
 
 def _moved(
-    found: np.ndarray,
-    expected: np.ndarray,
-    wrong: np.ndarray,
-    places: np.ndarray,
-    bounds: tuple[float, float],
+    found: np.ndarray, expected: np.ndarray, places: np.ndarray, bounds: tuple[float, float]
 ) -> Iterator[tuple[str, float]]:
     """Values that belong to a place at one distance, the same for all."""
-    chosen = places[np.linspace(0, len(places) - 1, min(len(places), SAMPLE)).astype(int)]
-    votes: dict[tuple[int, int], int] = {}
-    for row, column in chosen.tolist():
-        for there in np.argwhere(_near(np.asarray(found[row, column]), expected, *bounds)).tolist():
-            distance = there[0] - row, there[1] - column
-            votes[distance] = votes.get(distance, 0) + 1
-    for down, right in sorted(votes, key=lambda one: -votes[one])[:2]:
-        there = places + np.array([down, right])
-        inside = ((there >= 0) & (there < found.shape)).all(axis=1)
-        same = np.zeros(len(places), bool)
-        same[inside] = _near(found[tuple(places[inside].T)], expected[tuple(there[inside].T)], *bounds)
-        steps = [
-            f"{abs(distance)} {many} {words[distance > 0]}"
-            for distance, many, words in (
-                (down, "rows", ("above", "below")),
-                (right, "columns", ("to the left", "to the right")),
-            )
-            if distance
-        ]
-        yield f"are those that belong {' and '.join(steps)}", float(same.mean())
+
+    def belongs(row: int, column: int) -> np.ndarray:
+        return np.argwhere(_near(np.asarray(found[row, column]), expected, *bounds))
+
+    for distance in moves.likely(places, belongs):
+        share = moves.share(
+            distance, places, found.shape, lambda here, there: _near(found[here], expected[there], *bounds)
+        )
+        yield f"are those that belong {moves.in_words(distance)}", share
 
 
 def _others(

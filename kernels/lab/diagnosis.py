@@ -6,12 +6,11 @@ which compute the product with a mistake in it. It takes the one that explains t
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from gemm_ladder.lab import mistakes
+from gemm_ladder.lab import mistakes, moves
 from gemm_ladder.lab.agreement import ELEMENT, FLUSHED, added, never_written, values
 from gemm_ladder.lab.operands import Operands
 
@@ -86,17 +85,13 @@ def _guesses(
 
 def _other_places(found: np.ndarray, expected: np.ndarray, wrong: np.ndarray) -> Iterator[Guess]:
     """Values that belong to other places of D: a neighbour's, or rows or columns that changed places."""
-    count = int(wrong.sum())
-    if count < FEWEST or len(np.unique(found[wrong])) < FEWEST:
+    if wrong.sum() < FEWEST or len(np.unique(found[wrong])) < FEWEST:
         return
     places = np.argwhere(wrong)
-    down, right = _shift(found, expected, places)
-    if (down, right) != (0, 0):
-        there = places + np.array([down, right])
-        inside = ((there >= 0) & (there < found.shape)).all(axis=1)
-        same = np.zeros(count, bool)
-        same[inside] = found[tuple(places[inside].T)] == expected[tuple(there[inside].T)]
-        yield Guess(f"are those of D{_steps(down, right)}", float(same.mean()))
+    for distance in moves.likely(places, lambda row, column: np.argwhere(expected == found[row, column]))[:1]:
+        share = moves.share(distance, places, found.shape, lambda here, there: found[here] == expected[there])
+        text = "another tile's, or rows or columns that moved"
+        yield Guess(f"are those of D {moves.in_words(distance)}: {text}", share)
     for axis, one in ((0, "row"), (1, "column")):
         yield from _permuted(found, expected, wrong, axis, one)
     top, left = places.min(axis=0)
@@ -104,27 +99,6 @@ def _other_places(found: np.ndarray, expected: np.ndarray, wrong: np.ndarray) ->
     box = np.s_[top:bottom, left:end]
     if np.array_equal(np.sort(found[box], axis=None), np.sort(expected[box], axis=None)):
         yield Guess("are the right ones of this region, in other places of it", 1.0)
-
-
-def _shift(found: np.ndarray, expected: np.ndarray, places: np.ndarray) -> tuple[int, int]:
-    """The distance (down, right) at which most of the wrong values are the expected ones."""
-    rng = np.random.default_rng(0)
-    votes: Counter[tuple[int, int]] = Counter()
-    for row, column in places[rng.permutation(len(places))[:48]]:
-        for there in np.argwhere(expected == found[row, column])[:2000]:
-            votes[int(there[0] - row), int(there[1] - column)] += 1
-    return votes.most_common(1)[0][0] if votes else (0, 0)
-
-
-def _steps(down: int, right: int) -> str:
-    steps = []
-    for distance, positive, negative, many in (
-        (down, "below", "above", "rows"),
-        (right, "to the right", "to the left", "columns"),
-    ):
-        if distance:
-            steps.append(f"{abs(distance)} {many} {positive if distance > 0 else negative}")
-    return f" {' and '.join(steps)}: another tile's, or rows or columns that moved"
 
 
 def _permuted(

@@ -134,6 +134,29 @@ def test_symbols_that_do_not_suit(symbols: dict[str, object], said: str) -> None
     assert said in str(caught.value)
 
 
+STRUCTURE = """
+#include <cuda_runtime.h>
+struct Both { float *x, *y; };
+__global__ void k(const __grid_constant__ Both both) { both.y[threadIdx.x] += both.x[threadIdx.x]; }
+"""
+
+
+class Both(ctypes.Structure):
+    _fields_ = (("x", ctypes.c_void_p), ("y", ctypes.c_void_p))
+
+
+def test_arrays_that_a_structure_points_to() -> None:
+    """The emulator knows those that it is told of. Others are a fault, and a sweep restores them."""
+    x, y = np.ones(32, np.float32), np.zeros(32, np.float32)
+    both = Both(x.ctypes.data, y.ctypes.data)
+    assert lab.sweep(STRUCTURE, both, block=32, pointed_to={"x": x, "both.y": y}, seeds=3).sound
+    assert (y == 1).all()
+    with pytest.raises(EmulatorError, match=r"at both\.y\[\d+\], outside both.y of shape 31"):
+        lab.run(STRUCTURE, both, block=32, pointed_to={"x": x, "both.y": y[:31]})
+    with pytest.raises(InputError, match="pointed_to has 'x': 3; arrays on the CPU are needed"):
+        lab.run(STRUCTURE, both, block=32, pointed_to={"x": 3})
+
+
 POINTERS = """
 #include <cuda_runtime.h>
 struct Mine { int a; };
@@ -225,3 +248,73 @@ def test_the_last_block_adds_up() -> None:
     x, out = np.zeros(8, np.float32), np.zeros(1, np.float32)
     assert lab.sweep(source, x, out, grid=8, block=32, seeds=8).sound
     assert out[0] == 8
+
+
+CRASHES = """
+#include <cassert>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <cuda_runtime.h>
+__global__ void writes(int* out) { out[threadIdx.x] = 7; }
+struct Args {
+    int* out;
+    int way, zero;
+    const int* null;
+};
+static int recurse(int depth) {
+    volatile int more = depth + 1;
+    return more ? recurse(more) + 1 : 0;
+}
+extern "C" const char* gemm_ladder_launch(const Args* args) {
+    writes<<<1, args->way == 8 ? 64 : 32>>>(args->out);
+    const int way = args->way;
+    if (way == 1) args->out[0] = 5 / args->zero;
+    if (way == 2) args->out[0] = *args->null;
+    if (way == 3) std::memcpy(args->out, args->null, 128 + args->zero);
+    if (way == 4) args->out[0] = recurse(1);
+    if (way == 5) assert(args->zero);
+    if (way == 6) std::exit(EXIT_FAILURE);
+    if (way == 7) throw std::runtime_error("why");
+    if (way == 8 && cudaGetLastError() != cudaSuccess) abort();
+    return nullptr;
+}
+"""
+
+
+class CrashArgs(ctypes.Structure):
+    _fields_ = (("out", ctypes.c_void_p), ("way", ctypes.c_int), ("zero", ctypes.c_int))
+    _fields_ += (("null", ctypes.c_void_p),)
+
+
+@pytest.mark.parametrize(
+    ("way", "line", "said"),
+    [
+        (1, 20, "divides an integer by zero"),
+        (2, 21, "uses an address that does not exist"),
+        (3, 22, "uses an address that does not exist"),
+        (4, 14, "has used up its stack"),
+        (5, 24, "fails the assertion `args->zero'"),
+        (6, 25, "calls exit(1)"),
+        (7, None, "throws an exception that nothing catches: why"),
+    ],
+)
+def test_a_launcher_that_crashes(way: int, line: int | None, said: str) -> None:
+    """Python goes on, and the next launch works."""
+    out = np.zeros(32, np.int32)
+    library = build.load(CRASHES, target="emulator", name="crashes").lib
+    with pytest.raises(EmulatorError, match="emulator: the launcher, on the host, ") as caught:
+        emulator.launch(library, CrashArgs(out.ctypes.data, way), {"out": out})
+    assert said in str(caught.value) and caught.value.what == "crashed"
+    assert line is None or caught.value.line == f"crashes.cu:{line}"
+    assert emulator.launch(library, CrashArgs(out.ctypes.data, 0), {"out": out}) is None
+    assert (out == 7).all()
+
+
+def test_a_launcher_that_gives_up_after_a_fault() -> None:
+    """The fault is the kernel's."""
+    out = np.zeros(32, np.int32)
+    library = build.load(CRASHES, target="emulator", name="crashes").lib
+    with pytest.raises(EmulatorError, match=r"outside out of shape 32") as caught:
+        emulator.launch(library, CrashArgs(out.ctypes.data, 8), {"out": out})
+    assert caught.value.what == "global_out_of_bounds" and caught.value.line == "crashes.cu:7"

@@ -74,7 +74,8 @@ __global__ void uses(float* x, float* y, int way) {
     const int t = threadIdx.x;
     if (t < 32) s[t] = 1;
     __syncthreads();
-    const float number = ptx::ld_shared<float>(__cvta_generic_to_shared(&s[t])), sum = fmaf(number, x[t], 2.0f);
+    const float number = ptx::ld_shared<float>(__cvta_generic_to_shared(&s[t]));
+    const float sum = fmaf(number, x[t], 2.0f);
     x[t] += 1;
     if (way == 0) y[t] = t < 32 ? sum : 7;
     if (way == 1) y[t] = t < 33 ? sum : 7;
@@ -99,7 +100,7 @@ def test_a_number_that_is_not_used(way: int, used: bool) -> None:
 
 
 def test_a_number_of_a_kernel_that_keeps_count() -> None:
-    """A second run would find the __device__ variable changed, so it is not known whether the number is used."""
+    """A second run would find the __device__ variable changed, so whether the number is used is not known."""
     x = np.ones(64, np.float32)
     assert len(lab.run(USES, x, x.copy(), 6, block=64).notes) == 1
     assert (x == 2).all()

@@ -51,6 +51,8 @@ class Options(TypedDict, total=False):
             without atomics; elsewhere that is a fault on the emulator.
         symbols: arrays for __device__ and __constant__ variables of the source, by name: copied to them
             before the launch, and back after it.
+        pointed_to: arrays that no argument is but that pointers in a structure lead to, by the names that
+            messages give them. Only for the emulator, which allows a kernel no other memory.
     """
 
     grid: Dim
@@ -62,6 +64,7 @@ class Options(TypedDict, total=False):
     include: Sequence[str | Path]
     several_writers: Collection[str]
     symbols: Mapping[str, Array] | None
+    pointed_to: Mapping[str, Array] | None
 
 
 class _Launch(ctypes.Structure):
@@ -114,7 +117,13 @@ class Prepared:
                     f"symbols has {name!r}: {described(array)}; the names of __device__ or __constant__ "
                     "variables, and an array for each, are needed."
                 )
-        self.arrays += self.symbols.values()
+        self.pointed_to = dict(options.get("pointed_to") or {})
+        for name, array in self.pointed_to.items():
+            if not is_array(array) or on_gpu(array):
+                raise InputError(
+                    f"pointed_to has {name!r}: {described(array)}; arrays on the CPU are needed."
+                )
+        self.arrays += [*self.symbols.values(), *self.pointed_to.values()]
         if device not in (None, "cpu", "cuda"):
             raise InputError(f'device is {device!r}; "cpu" or "cuda" is needed.')
         where = {on_gpu(array) for array in self.arrays}
@@ -146,16 +155,17 @@ class Prepared:
         self._check_symbols()
         self.parameters = list(parameters_of(self.library))
         self.names = parameter_names(text, self.kernel, len(self.parameters))
-        self.array_names = [
-            name for name, one in zip(self.names, args, strict=False) if holds_array(one)
-        ] + list(self.symbols)
+        self.array_names = [name for name, one in zip(self.names, args, strict=False) if holds_array(one)] + [
+            *self.symbols,
+            *self.pointed_to,
+        ]
         several_writers = options.get("several_writers", ())
         for name in several_writers:
-            if name not in self.names:
+            if name not in self.names and name not in self.pointed_to:
                 raise InputError(
                     f"several_writers has {name!r}; {self.kernel}'s parameters are {', '.join(self.names)}."
                 )
-        self.once = set(self.names) - set(several_writers)
+        self.once = {*self.names, *self.pointed_to} - set(several_writers)
         if len(args) != len(self.parameters):
             raise InputError(
                 f"{len(args)} arguments are given; {self.kernel} has {len(self.parameters)} parameters: "
@@ -194,7 +204,7 @@ class Prepared:
         return result
 
     def _on_emulator(self, seed: int, record: bool, threads: int | None, max_steps: int | None) -> Result:
-        tensors = {}
+        tensors = dict(self.pointed_to)
         for name, one in zip(self.names, self.args, strict=True):
             if holds_array(one):
                 tensors[name] = one.array if isinstance(one, TensorMap) else one

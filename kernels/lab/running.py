@@ -41,7 +41,7 @@ def run(
             CPU tensors are copied to a GPU and back.
         seed, record, threads, max_steps: as for `gemm_ladder.emulator`; a GPU ignores them.
         options: grid=1, block=128, cluster=None, shared_bytes=0, kernel=None, defines=None, include=(),
-            several_writers=() and symbols=None, which `gemm_ladder.lab.Options` explains.
+            several_writers=(), symbols=None and pointed_to=None, which `gemm_ladder.lab.Options` explains.
 
     Raises:
         InputError: the arguments do not suit the kernel.

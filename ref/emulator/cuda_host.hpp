@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdlib>
 #include <tuple>
 
 #include "cuda_vectors.hpp"
@@ -38,6 +39,16 @@ struct cudaDeviceProp {
     int major, minor, multiProcessorCount, warpSize, maxThreadsPerBlock;
     std::size_t totalGlobalMem, sharedMemPerBlock, sharedMemPerBlockOptin, sharedMemPerMultiprocessor;
 };
+
+// A launcher that gives up, as where a CUDA call has failed, ends with a fault, and Python goes on.
+extern "C" [[noreturn]] void emulator_exit(int code);
+extern "C" [[noreturn]] void emulator_abort();
+namespace std {
+using ::emulator_abort;
+using ::emulator_exit;
+}  // namespace std
+#define exit(code) emulator_exit(code)
+#define abort() emulator_abort()
 
 namespace emulator {
 

@@ -19,6 +19,7 @@
 #include <system_error>
 #include <thread>
 
+#include "launcher.hpp"
 #include "reports.hpp"
 
 namespace emulator {
@@ -122,7 +123,17 @@ class Signals {
             thread->from = from;
             return end(interrupted, Fault::endless_loop, 0, kEndless);
         }
-        if (!thread) {  // not in a kernel: the signal happens again, with the handler that was there before
+        if (Launcher* launcher = thread ? nullptr : Launcher::running()) {
+            constexpr uintptr_t kNear = 1 << 16;
+            const auto address = reinterpret_cast<uintptr_t>(info->si_addr);
+            const auto stack = static_cast<uintptr_t>(interrupted.stack());
+            const bool overflow = signal != SIGFPE && address - (stack - kNear) < 2 * kNear;
+            launcher->note(overflow ? "has used up its stack" : reason(signal), from);
+            set(interrupted.instruction(), &Launcher::leave);
+            set(interrupted.stack(), reinterpret_cast<void*>(launcher->stack()));
+            return;
+        }
+        if (!thread) {  // the emulator's own: the signal happens again, with the handler that was there before
             for (std::size_t i = 0; i < kSignals.size(); ++i)
                 if (kSignals[i] == signal) sigaction(signal, &earlier_[i], nullptr);
             return;

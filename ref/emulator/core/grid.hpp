@@ -147,6 +147,7 @@ const char* run_grid(const LaunchConfig& config, const GridShape& grid, const Ca
                                config.shared_bytes,
                                static_cast<int>(kRegisters / config.blocks_an_sm),
                                config.early};
+    const Launcher::Waiting waiting;
     const std::unique_ptr<Launch> launch = new_launch(call);
     const Contents before(launch->memory);
     Outcome outcome = run_clusters(config, shape, call, *launch);

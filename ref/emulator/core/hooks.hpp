@@ -172,12 +172,14 @@ struct IndexOutside {
 
 [[gnu::always_inline]] inline void* copy(void* to, const void* bytes_from, std::size_t bytes, void* from) {
     if (bytes == 0) return to;
+    const Launcher::Copying copying(from);
     access(const_cast<void*>(bytes_from), bytes, false, from);
     access(to, bytes, true, from);
     return std::memmove(to, bytes_from, bytes);
 }
 [[gnu::always_inline]] inline void* fill(void* to, int value, std::size_t bytes, void* from) {
     if (bytes == 0) return to;
+    const Launcher::Copying copying(from);
     access(to, bytes, true, from);
     return std::memset(to, value, bytes);
 }

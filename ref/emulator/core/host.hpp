@@ -7,6 +7,7 @@
 #include <mutex>
 
 #include "../cuda_host.hpp"
+#include "crash.hpp"
 #include "grid.hpp"
 
 namespace emulator {
@@ -83,6 +84,23 @@ cudaError_t copy_from(void* to, const void* from, std::size_t size, std::size_t 
 }
 
 }  // namespace emulator
+
+// Calls a launcher. Returns what it does; where it crashes, the fault's message.
+extern "C" const char* emulator_call(const char* (*launcher)(const void*), const void* arguments) {
+    const emulator::Signals signals;
+    emulator::Launcher mine(reinterpret_cast<const void*>(launcher));
+    mine.stands_at(emulator::stack_pointer());
+    if (_setjmp(mine.back()) == 0) {
+        try {
+            return launcher(arguments);
+        } catch (const std::exception& error) {
+            mine.note((std::string("throws an exception that nothing catches: ") + error.what()).c_str(), nullptr);
+        } catch (...) {
+            mine.note("throws an exception that nothing catches", nullptr);
+        }
+    }
+    return emulator::session.fault->message.c_str();
+}
 
 cudaError_t cudaGetLastError() {
     const auto error = static_cast<cudaError_t>(emulator::session.error);

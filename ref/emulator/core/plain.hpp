@@ -8,6 +8,7 @@
 #include "../cooperative_groups.h"
 #include "instructions.hpp"
 #include "lanes.hpp"
+#include "launcher.hpp"
 
 namespace emulator {
 
@@ -267,6 +268,9 @@ namespace emulator {
 [[noreturn, gnu::always_inline]] inline void failed_assert(const char* assertion, const char* file, unsigned line,
                                                            const char* function) {
     if (!current_thread) {
+        if (const Launcher* launcher = Launcher::running())
+            launcher->fail(("fails the assertion `" + std::string(assertion) + "'").c_str(),
+                           __builtin_return_address(0));
         std::fprintf(stderr, "%s:%u: %s: assertion `%s' failed\n", file, line, function, assertion);
         std::abort();
     }
@@ -275,6 +279,20 @@ namespace emulator {
 }
 
 }  // namespace emulator
+
+// What exit() and abort() are in a file that includes cuda_runtime.h (../cuda_host.hpp).
+extern "C" [[noreturn]] void emulator_exit(int code) {
+    if (emulator::current_thread) emulator::fail(emulator::Fault::crashed, "calls exit(%d), as only a host can", code);
+    if (const emulator::Launcher* launcher = emulator::Launcher::running())
+        launcher->fail(("calls exit(" + std::to_string(code) + ")").c_str(), __builtin_return_address(0));
+    std::exit(code);
+}
+extern "C" [[noreturn]] void emulator_abort() {
+    if (emulator::current_thread) emulator::fail(emulator::Fault::crashed, "calls abort(), as only a host can");
+    if (const emulator::Launcher* launcher = emulator::Launcher::running())
+        launcher->fail("calls abort()", __builtin_return_address(0));
+    std::abort();
+}
 
 // What <cassert>'s assert() calls in a kernel (kernels/build/job.py renames it), in GNU's library and in Apple's.
 extern "C" [[noreturn]] void emulator_assert_fail(const char* assertion, const char* file, unsigned line,

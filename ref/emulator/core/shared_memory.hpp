@@ -19,6 +19,7 @@
 #include "names.hpp"
 #include "order.hpp"
 #include "shared_layout.hpp"
+#include "shared_variables.hpp"
 
 namespace emulator {
 
@@ -46,11 +47,10 @@ class SharedMemory {
         state_.assign(kSharedLimit / kChunk, {});
         regions_.assign(kRegions, {});
         accesses_.reset();
-        reads_.reset(bytes == bytes_ && variables_.empty());
+        reads_.reset(bytes == bytes_ && variables_.none());
         bytes_ = bytes;
         clear(0, (bytes + kChunk - 1) / kChunk * kChunk);
-        variables_begin_ = kSharedLimit;
-        variables_.clear();
+        variables_.reset(bytes);
         loads_.assign(1, {});
         forget();
     }
@@ -61,44 +61,25 @@ class SharedMemory {
         reads_.forget();
     }
 
-    // The offset of a __shared__ variable. The variables lie at the end of shared memory, so
-    // what a kernel writes behind its dynamic shared memory does not land in one. Returns nothing if there is no room.
+    // The offset of a __shared__ variable, which gets one when it is used first. Returns nothing if there is no room.
     std::optional<uint32_t> variable(const SharedVariable& variable, uint32_t alignment) {
-        for (const auto& [known, offset] : variables_)
-            if (known == &variable) return offset;
-        const auto bytes = static_cast<uint32_t>(variable.bytes);
-        alignment = std::max(alignment, kChunk);
-        if (bytes + alignment > variables_begin_ - std::min(bytes_, variables_begin_)) return std::nullopt;
-        const uint32_t end = variables_begin_;
-        variables_begin_ = (variables_begin_ - bytes) / alignment * alignment;
-        clear(variables_begin_, end);
-        variables_.emplace_back(&variable, variables_begin_);
-        return variables_begin_;
+        if (const auto known = variables_.find(variable)) return known;
+        const uint32_t end = variables_.begin();
+        const auto offset = variables_.add(variable, alignment);
+        if (offset) clear(*offset, end);
+        return offset;
     }
-
     // What a place in a __shared__ variable is called, such as "tile[3][5]"; "" for any other place.
-    std::string name_at(uint64_t address) const {
-        const uint64_t at = address - kSharedBase;
-        for (const auto& [variable, offset] : variables_)
-            if (at >= offset && at - offset < variable->bytes) return place_in(*variable, at - offset);
-        return "";
-    }
+    std::string name_at(uint64_t address) const { return variables_.name_at(address - kSharedBase); }
     // Of a pointer outside, such as one behind an array's last element: how far behind the last variable it is; "" if
     // it is nowhere near.
     std::string nearest_variable(uintptr_t pointer) const {
         constexpr uintptr_t kNear = 4096;
         const uintptr_t behind = pointer - reinterpret_cast<uintptr_t>(generic_.data()) - kSharedLimit;
-        const auto last = std::ranges::max_element(variables_, {}, [](const auto& one) { return one.second; });
-        if (behind >= kNear || last == variables_.end()) return "";
-        const SharedVariable& variable = *last->first;
-        const std::size_t past = behind + kSharedLimit - last->second - variable.bytes;
-        if (variable.dimensions != 1) return ", " + std::to_string(past) + " bytes behind the end of " + variable.name;
-        return ": it is where " + std::string(variable.name) + "[" +
-               std::to_string((variable.bytes + past) / variable.element) + "] would be, and " + variable.name +
-               " has " + std::to_string(variable.extents[0]) + " elements";
+        return behind < kNear ? variables_.behind(behind + kSharedLimit) : "";
     }
     // The bytes of the __shared__ variables, with what lies between them.
-    uint32_t variables_bytes() const { return kSharedLimit - variables_begin_; }
+    uint32_t variables_bytes() const { return kSharedLimit - variables_.begin(); }
 
     // ---- Pointers, as plain C++ uses them
     uint8_t* pointer(uint32_t offset) { return generic_.data() + offset; }
@@ -174,74 +155,19 @@ class SharedMemory {
         std::memcpy(chunk.data(), &async_[at], kChunk);
         return chunk;
     }
+    // ---- TMA loads into it (shared_memory_loads.hpp)
     // A load has been issued: until it lands, no one may read or write these chunks, and they hold NaN. `pieces` have
     // their addresses, as `shared`.
     template <typename Pieces>
-    void begin_load(const Pieces& pieces, const Actor& actor, const Moment& done, uint32_t mbarrier) {
-        loads_.push_back({done, actor.from, mbarrier});
-        const auto number = static_cast<uint32_t>(loads_.size() - 1);
-        uint32_t last_region = kRegions, last_load = 0;
-        bool unread = false;
-        for (const auto& piece : pieces) {
-            const uint32_t at = check(piece.shared, kChunk, kTmaLoad), region = at / kRegion;
-            if (region != last_region) unread = reads_.done(region, actor);
-            last_region = region;
-            ChunkState& state = state_[at / kChunk];
-            if (!unread || !state.is_free()) writable(at, kChunk, piece.shared, kTmaLoad, actor, unread);
-            if (state.load != last_load && !actor.comes_after(loads_[state.load].done))
-                load_race(at, loads_[state.load], actor);
-            last_load = state.load;
-            if (accesses_.touched(at)) order_load(at, actor);
-            state.load = number;
-            state.landing = true;
-            std::memset(&generic_[at], 0xFF, kChunk);
-            std::memset(&async_[at], 0xFF, kChunk);
-            ++regions_[region].landing;
-            ++regions_[region].version;
-        }
-    }
+    void begin_load(const Pieces& pieces, const Actor& actor, const Moment& done, uint32_t mbarrier);
     // A lane issues a WGMMA that reads this chunk: it, or a lane that it has met since, must have waited for the load
     // that filled it.
-    void wait_for_load(uint32_t address, const char* who, const Actor& actor) {
-        const uint32_t at = check(address, kChunk, who);
-        const Load& load = loads_[state_[at / kChunk].load];
-        if (actor.comes_after(load.done)) return;
-        const std::string cause = why_not_landed(*this, load.mbarrier, &actor);
-        fail_race(Fault::read_during_load, address, load.from,
-                  "%s reads shared memory at 0x%x, which a TMA load may still be writing: %s", who, address,
-                  cause.c_str());
-    }
+    void wait_for_load(uint32_t address, const char* who, const Actor& actor);
     // Some of the load's chunks arrive from global memory. Elements outside the tensor arrive as zeros.
     template <typename Piece>
-    void land(std::span<const Piece> pieces) {
-        constexpr std::size_t kAhead = 16;  // pieces that are fetched into the caches before they are read
-        for (std::size_t i = 0; i < pieces.size(); ++i) {
-            const Piece& piece = pieces[i];
-            if (i + kAhead < pieces.size()) __builtin_prefetch(pieces[i + kAhead].global);
-            if (piece.bytes == kChunk) {
-                land(piece.shared, piece.global);
-                continue;
-            }
-            Chunk chunk{};
-            if (piece.bytes) std::memcpy(&chunk[piece.begin], piece.global, piece.bytes);
-            land(piece.shared, chunk.data());
-        }
-    }
+    void land(std::span<const Piece> pieces);
     // One of the load's chunks, with its data.
-    void land(uint32_t address, const uint8_t* chunk) {
-        const uint32_t at = address - kSharedBase;  // checked when the load began
-        std::memcpy(&generic_[at], chunk, kChunk);
-        std::memcpy(&async_[at], chunk, kChunk);
-        Region& region = regions_[at / kRegion];
-        if (region.unfenced)
-            for (uint32_t word = at / kWord; word < (at + kChunk) / kWord; ++word) {
-                region.unfenced -= writer_[word] != 0;
-                writer_[word] = 0;
-            }
-        state_[at / kChunk].landing = false;
-        --region.landing;
-        ++region.version;
-    }
+    void land(uint32_t address, const uint8_t* chunk);
 
     // The copy engine reads `bytes` bytes, which it need not have read before end_read. What threads have stored there
     // must lie before `issuer`.
@@ -370,18 +296,6 @@ class SharedMemory {
                 if (writer_[word]) published_by_another(word, issuer);  // the issuer's own fences count
         return accesses_.order_read(at, who, issuer);
     }
-    // A TMA load is issued, into a chunk that threads have used.
-    [[gnu::noinline]] void order_load(uint32_t at, const Actor& actor) {
-        accesses_.order_load(at, actor);
-        const uint32_t first = at / kWord;
-        for (uint32_t word = first; word < first + kChunkWords; ++word)
-            if (writer_[word] && !published_by_another(word, actor.issuer()))
-                fail_race(Fault::missing_proxy_fence, word * kWord + kSharedBase, accesses_.stored_from(word),
-                          "TMA load overwrites shared memory at 0x%x that %s wrote without fence.proxy.async: the "
-                          "store may come after the load",
-                          word * kWord + kSharedBase, name_of_writer(writer_[word] - 1).c_str());
-        accesses_.forget(at);
-    }
     // A thread loads or stores: whatever it conflicts with must lie before.
     void order(uint32_t at, uint32_t bytes, bool writes, Actor& actor) {
         if (actor.doubtful) [[unlikely]]
@@ -398,32 +312,14 @@ class SharedMemory {
                                         [this](uint8_t byte) { return byte == fresh_; });
         if (poison) note_unwritten(none + kSharedBase, actor.from, name_at(none + kSharedBase));
     }
+    // ---- In shared_memory_loads.hpp
+    // A TMA load is issued, into a chunk that threads have used.
+    void order_load(uint32_t at, const Actor& actor);
     // A thread's load or store of what a TMA load may not have written yet.
-    [[noreturn, gnu::noinline]] void use_race(uint32_t at, bool writes, const Actor& actor) const {
-        const Load& load = loads_[state_[at / kChunk].load];
-        const std::string cause = why_not_landed(*this, load.mbarrier, &actor);
-        fail_race(writes ? Fault::write_during_load : Fault::read_during_load, at + kSharedBase, load.from,
-                  "%s shared memory at 0x%x, which a TMA load may still be writing: %s", writes ? "writes" : "reads",
-                  at + kSharedBase, cause.c_str());
-    }
-    [[noreturn, gnu::noinline]] void load_race(uint32_t at, const Load& load, const Actor& actor) const {
-        fail_race(Fault::data_race, at + kSharedBase, load.from,
-                  "TMA load overwrites shared memory at 0x%x, which an earlier TMA load has filled, that of %s, and "
-                  "nothing orders the two: %s",
-                  at + kSharedBase, who_loads(load.done).c_str(), why_loaded_again(load.done, actor).c_str());
-    }
-
+    [[noreturn]] void use_race(uint32_t at, bool writes, const Actor& actor) const;
+    [[noreturn]] void load_race(uint32_t at, const Load& load, const Actor& actor) const;
     // A store or a TMA load (`who`) writes what a TMA load has not written yet.
-    [[noreturn, gnu::noinline]] void already_landing(uint32_t address, const char* who, const Load& load,
-                                                     const Actor& actor) const {
-        if (who == kTmaLoad)
-            fail_race(Fault::write_during_load, address, load.from,
-                      "TMA load writes 0x%x while an earlier TMA load is still writing it, that of %s: %s", address,
-                      who_loads(load.done).c_str(), why_loaded_again(load.done, actor).c_str());
-        const std::string cause = why_not_landed(*this, load.mbarrier, actor.comes_after(load.done) ? nullptr : &actor);
-        fail_race(Fault::write_during_load, address, load.from,
-                  "%s writes 0x%x while a TMA load is still writing it: %s", who, address, cause.c_str());
-    }
+    [[noreturn]] void already_landing(uint32_t address, const char* who, const Load& load, const Actor& actor) const;
 
     void mark(uint32_t at, uint32_t bytes, Actor& actor) {
         const uint32_t first = at / kWord, end = (at + bytes - 1) / kWord + 1, writer = actor.number + 1;
@@ -448,7 +344,7 @@ class SharedMemory {
     uint32_t inside(uint32_t address, uint32_t bytes, const char* who) const {
         const uint32_t at = address - kSharedBase;
         const bool dynamic = address >= kSharedBase && at + bytes <= bytes_;
-        if (!dynamic && (at < variables_begin_ || at + bytes > kSharedLimit || address < kSharedBase))
+        if (!dynamic && (at < variables_.begin() || at + bytes > kSharedLimit || address < kSharedBase))
             fail_at(Fault::out_of_bounds, address,
                     "%s at 0x%x (%u bytes) is outside the block's shared memory, 0x%x to 0x%x", who, address, bytes,
                     kSharedBase, kSharedBase + bytes_);
@@ -476,9 +372,9 @@ class SharedMemory {
                         name_of_mbarrier(*this, at / kChunk * kChunk + half * kMbarrier + kSharedBase).c_str());
     }
 
-    uint32_t bytes_ = 0, variables_begin_ = kSharedLimit;
+    uint32_t bytes_ = 0;
     uint8_t fresh_ = 0xFF;
-    std::vector<std::pair<const SharedVariable*, uint32_t>> variables_;
+    SharedVariables variables_;
     std::vector<uint8_t> generic_, async_;
     std::vector<uint32_t> writer_;  // for each word: 1 + the thread whose store is not fenced yet; 0 = none
     struct Fence {

@@ -15,7 +15,7 @@
 #include "fiber.hpp"
 #include "layouts.hpp"
 #include "memory.hpp"
-#include "shared_memory.hpp"
+#include "shared_memory_loads.hpp"
 
 namespace emulator {
 

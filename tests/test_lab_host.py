@@ -257,6 +257,7 @@ CRASHES = """
 #include <stdexcept>
 #include <cuda_runtime.h>
 __global__ void writes(int* out) { out[threadIdx.x] = 7; }
+__global__ void __cluster_dims__(16, 1, 1) wide(int* out) { out[blockIdx.x] = 9; }
 struct Args {
     int* out;
     int way, zero;
@@ -277,7 +278,10 @@ extern "C" const char* gemm_ladder_launch(const Args* args) {
     if (way == 6) std::exit(EXIT_FAILURE);
     if (way == 7) throw std::runtime_error("why");
     if (way == 8 && cudaGetLastError() != cudaSuccess) abort();
-    return nullptr;
+    if (way == 10) cudaFuncSetAttribute(wide, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    if (way >= 9) wide<<<16, 32>>>(args->out);
+    const cudaError_t error = cudaGetLastError();
+    return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 """
 
@@ -290,12 +294,12 @@ class CrashArgs(ctypes.Structure):
 @pytest.mark.parametrize(
     ("way", "line", "said"),
     [
-        (1, 20, "divides an integer by zero"),
-        (2, 21, "uses an address that does not exist"),
-        (3, 22, "uses an address that does not exist"),
-        (4, 14, "has used up its stack"),
-        (5, 24, "fails the assertion `args->zero'"),
-        (6, 25, "calls exit(1)"),
+        (1, 21, "divides an integer by zero"),
+        (2, 22, "uses an address that does not exist"),
+        (3, 23, "uses an address that does not exist"),
+        (4, None, "has used up its stack"),
+        (5, 25, "fails the assertion `args->zero'"),
+        (6, 26, "calls exit(1)"),
         (7, None, "throws an exception that nothing catches: why"),
     ],
 )
@@ -307,6 +311,7 @@ def test_a_launcher_that_crashes(way: int, line: int | None, said: str) -> None:
         emulator.launch(library, CrashArgs(out.ctypes.data, way), {"out": out})
     assert said in str(caught.value) and caught.value.what == "crashed"
     assert line is None or caught.value.line == f"crashes.cu:{line}"
+    assert way != 4 or caught.value.line in ("crashes.cu:15", "crashes.cu:16"), "in recurse()"
     assert emulator.launch(library, CrashArgs(out.ctypes.data, 0), {"out": out}) is None
     assert (out == 7).all()
 
@@ -318,3 +323,13 @@ def test_a_launcher_that_gives_up_after_a_fault() -> None:
     with pytest.raises(EmulatorError, match=r"outside out of shape 32") as caught:
         emulator.launch(library, CrashArgs(out.ctypes.data, 8), {"out": out})
     assert caught.value.what == "global_out_of_bounds" and caught.value.line == "crashes.cu:7"
+
+
+def test_a_cluster_of_sixteen() -> None:
+    """More than 8 blocks need cudaFuncSetAttribute, on a GPU as well."""
+    out = np.zeros(32, np.int32)
+    library = build.load(CRASHES, target="emulator", name="crashes").lib
+    said = emulator.launch(library, CrashArgs(out.ctypes.data, 9), {"out": out})
+    assert said == "invalid configuration argument" and (out == 7).all()
+    assert emulator.launch(library, CrashArgs(out.ctypes.data, 10), {"out": out}) is None
+    assert (out[:16] == 9).all()

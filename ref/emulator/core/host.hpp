@@ -19,15 +19,20 @@ inline cudaError_t failed(cudaError_t error) {
 // What a GPU would report of the kernels that were launched before.
 inline cudaError_t outcome() { return session.fault ? failed(cudaErrorLaunchFailure) : cudaSuccess; }
 
-// The dynamic shared memory that a kernel may be given, where cudaFuncSetAttribute has said so.
+// What a launch of a kernel may ask for, as cudaFuncSetAttribute has said.
+struct Allowed {
+    std::size_t shared_bytes = kSharedUnasked;
+    bool large_clusters = false;
+};
 inline std::mutex allowed_mutex;
-inline std::map<const void*, int> allowed_bytes;
+inline std::map<const void*, Allowed> allowed;
 
 cudaError_t allow(const void* kernel, cudaFuncAttribute attribute, int value) {
+    const std::lock_guard lock(allowed_mutex);
+    if (attribute == cudaFuncAttributeNonPortableClusterSizeAllowed) allowed[kernel].large_clusters = value != 0;
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
     if (value < 0 || value > static_cast<int>(kSharedLimit)) return failed(cudaErrorInvalidValue);
-    const std::lock_guard lock(allowed_mutex);
-    allowed_bytes[kernel] = value;
+    allowed[kernel].shared_bytes = std::max<std::size_t>(static_cast<std::size_t>(value), kSharedUnasked);
     return cudaSuccess;
 }
 
@@ -37,15 +42,13 @@ void start_from_host(const HostLaunch& launch, const void* kernel,
     const auto size = [](const dim3& box) { return static_cast<int64_t>(box.x) * box.y * box.z; };
     const auto multiple = [](uint32_t blocks, uint32_t cluster) { return blocks && cluster && blocks % cluster == 0; };
     const dim3 &grid = launch.grid, &cluster = launch.cluster;
-    {
+    const Allowed may = [kernel] {
         const std::lock_guard lock(allowed_mutex);
-        const auto found = allowed_bytes.find(kernel);
-        const std::size_t most =
-            found == allowed_bytes.end() ? kSharedUnasked : static_cast<std::size_t>(found->second);
-        if (launch.shared_bytes > std::max<std::size_t>(most, kSharedUnasked)) {
-            failed(cudaErrorInvalidValue);
-            return;
-        }
+        return allowed[kernel];
+    }();
+    if (launch.shared_bytes > may.shared_bytes) {
+        failed(cudaErrorInvalidValue);
+        return;
     }
     if (!multiple(grid.x, cluster.x) || !multiple(grid.y, cluster.y) || !multiple(grid.z, cluster.z)) {
         failed(cudaErrorInvalidConfiguration);
@@ -55,7 +58,8 @@ void start_from_host(const HostLaunch& launch, const void* kernel,
                               .threads = static_cast<uint32_t>(std::min<int64_t>(size(launch.block), UINT32_MAX)),
                               .shared_bytes = static_cast<uint32_t>(launch.shared_bytes),
                               .stream = launch.stream,
-                              .cluster = static_cast<uint32_t>(size(cluster))};
+                              .cluster = static_cast<uint32_t>(size(cluster)),
+                              .large_clusters = may.large_clusters};
     if (run_grid(config, {grid, launch.block, cluster}, {kernel, run, arguments, bytes}) && !session.fault)
         failed(cudaErrorInvalidConfiguration);
     outcome();

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from gemm_ladder.lab import bf16
 from gemm_ladder.lab.agreement import differing
 from gemm_ladder.lab.diagnosis import explain
 from gemm_ladder.lab.operands import Operands, normal
@@ -68,9 +69,10 @@ def only_k(name: str, begin: int) -> np.ndarray:
     return np.tile(values[:, :, begin : begin + 32], 4).reshape(len(values), -1)
 
 
-def without_k(begin: int) -> np.ndarray:
+def without_k(*begins: int) -> np.ndarray:
     values = OPERANDS.a.reshape(-1, BLOCKS, 128).copy()
-    values[:, :, begin : begin + 32] = 0
+    for begin in begins:
+        values[:, :, begin : begin + 32] = 0
     return values.reshape(M, -1)
 
 
@@ -143,6 +145,9 @@ MISTAKES = {
     "have A's scale of 1 K block before": changed(sfa=OPERANDS.sfa[:, [0, 0, 1, 2, 3, 4]]),
     "each K block began with the sum of those before": promoted(lambda sums: sums.cumsum(0)),
     "lack K 32 to 63 of each K block": changed(a=without_k(32)),
+    "have only K 0 to 31 and 64 to 95 of each K block": changed(a=without_k(32, 96)),
+    "are made with A in place of B": changed(b=np.pad(OPERANDS.a, ((0, N - M), (0, 0)))),
+    "are made with B in place of A": changed(a=OPERANDS.b[:M]),
     "A's descriptor is not advanced": changed(a=only_k("a", 0)),
     "B's descriptor is not advanced": changed(b=only_k("b", 0)),
     "have K 0 to 31 of each K block four times": changed(a=only_k("a", 0), b=only_k("b", 0)),
@@ -162,6 +167,15 @@ def test_a_mistake_is_named(text: str) -> None:
     guess = explain(OPERANDS, found, RIGHT, differing(found, RIGHT))
     assert guess and re.search(text, guess.text), guess
     assert guess.share > 0.9
+
+
+def test_another_type_is_named() -> None:
+    operands = bf16.normal(np.random.default_rng(3), 64, 72, 128)
+    right = operands.bits("tensor core")
+    a, b = (codes.view(np.float16).astype(np.float64) for codes in (operands.a, operands.b))
+    found = gemm.to_bf16(a @ b.T).view(np.uint16)
+    guess = explain(operands, found, right, differing(found, right))
+    assert guess and guess.text == "are made as if A and B were FP16"
 
 
 def test_what_is_not_known_is_not_named() -> None:

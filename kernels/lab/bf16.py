@@ -38,6 +38,7 @@ class Bf16Operands(Operands):
     nan: ClassVar[int] = NAN
     lost: ClassVar[float] = 2.0**-16
     arithmetics: ClassVar[tuple[Arithmetic, ...]] = ("tensor core", "float64", *PARTS)
+    other_type: ClassVar[str | None] = "FP16"
 
     @classmethod
     def of(cls, a: Codes, b: Codes) -> Bf16Operands:
@@ -47,6 +48,10 @@ class Bf16Operands(Operands):
     @staticmethod
     def decode(codes: Codes) -> np.ndarray:
         return (codes.astype(np.uint32) << 16).view(np.float32)
+
+    @staticmethod
+    def decode_as_other_type(codes: Codes) -> np.ndarray:
+        return codes.view(np.float16).astype(np.float32)
 
     def exact(self) -> np.ndarray:
         with np.errstate(invalid="ignore", over="ignore"):

@@ -7,7 +7,7 @@ in float64, so they are compared with a result up to its rounding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from gemm_ladder.arguments import SCALE_BLOCK, TMA_ALIGNMENT, align
@@ -57,10 +57,19 @@ class Sample:
         """float64 [S, K, block]: rows of B, by the columns of D that they make."""
         return self._in_blocks(self.operands.b[columns])
 
-    def _in_blocks(self, codes: np.ndarray) -> np.ndarray:
+    def other_types(self) -> tuple[np.ndarray, np.ndarray]:
+        """float64 [S, K, block]: A and B as numbers of another type."""
+        decode = self.operands.decode_as_other_type
+        a, b = self.operands.a[self.row], self.operands.b[self.column]
+        return self._in_blocks(a, decode), self._in_blocks(b, decode)
+
+    def _in_blocks(
+        self, codes: np.ndarray, decode: Callable[[np.ndarray], np.ndarray] | None = None
+    ) -> np.ndarray:
         block = self.operands.block
         padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % block)))
-        return self.operands.decode(padded).astype(np.float64).reshape(len(codes), -1, block)
+        numbers = (decode or self.operands.decode)(padded)
+        return numbers.astype(np.float64).reshape(len(codes), -1, block)
 
 
 def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -82,6 +91,7 @@ def products(sample: Sample, found: np.ndarray) -> Products:
     yield from _accumulation(sample)
     yield from _slices(sample)
     yield from _swizzles(sample)
+    yield from _operands(sample)
     yield from _rows_of_others(sample)
     yield from _factors(sample, found)
 
@@ -244,6 +254,11 @@ def _slices(s: Sample) -> Products:
         yield f"lack {only}", scaled(s.partial - each[..., which])
         yield f"have only {only}", scaled(each[..., which])
         yield f"have {only} four times", scaled(cut * each[..., which])
+    for one in range(cut):
+        for other in range(one + 1, cut):
+            first, second = (f"{which * size} to {which * size + size - 1}" for which in (one, other))
+            made = scaled(each[..., one] + each[..., other])
+            yield f"have only K {first} and {second} of each K block", made
     fixed = "is not advanced from one WGMMA to the next"
     yield f"are made as if A's descriptor {fixed}", scaled(_dot(a[:, :, :1], b).sum(2))
     yield f"are made as if B's descriptor {fixed}", scaled(_dot(a, b[:, :, :1]).sum(2))
@@ -263,6 +278,23 @@ def _swizzles(s: Sample) -> Products:
     for which, left, right in (("A is", a, s.b), ("B is", s.a, b), ("A and B are", a, b)):
         text = f"are made as if {which} swizzled by the writer alone, or by the reader alone"
         yield text, (s.scale * _dot(left, right)).sum(1)
+
+
+def _operands(s: Sample) -> Products:
+    """An operand in the other's place, or of another type. Rows that a matrix lacks are zeros, as TMA's."""
+    m, n, _ = s.operands.shape
+    for one, other, taken, rows, count, kept in (
+        ("A", "B", s.a_of, s.column, m, s.a),
+        ("B", "A", s.b_of, s.row, n, s.b),
+    ):
+        there = taken(np.minimum(rows, count - 1)) * (rows < count)[:, None, None]
+        yield f"are made with {one} in place of {other}", (s.scale * _dot(kept, there)).sum(1)
+    if s.operands.other_type is None:
+        return
+    a, b = s.other_types()
+    with np.errstate(invalid="ignore", over="ignore"):
+        made = (s.scale * _dot(a, b)).sum(1)
+    yield f"are made as if A and B were {s.operands.other_type}", made
 
 
 def _rows_of_others(s: Sample) -> Products:

@@ -50,6 +50,7 @@ class Operands:
         nan: the code of a NaN, which surrounds the operands in memory.
         lost: what the tensor cores' additions lose, relative to the norm of many numbers (agreement.py).
         arithmetics: those whose bits a result may have.
+        other_type: the name of a type that a kernel may take them for, to wrong but finite results.
     """
 
     a: np.ndarray
@@ -62,6 +63,7 @@ class Operands:
     nan: ClassVar[int] = FP8_NAN
     lost: ClassVar[float] = 2.0**-12
     arithmetics: ClassVar[tuple[Arithmetic, ...]] = ("tensor core", "CUDA cores", "float64", *PARTS)
+    other_type: ClassVar[str | None] = None  # the largest of a run of E4M3 are NaN as E5M2
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -76,6 +78,10 @@ class Operands:
     def decode(codes: np.ndarray) -> np.ndarray:
         """The numbers that codes of A or B mean."""
         return fp8.decode(codes)
+
+    @staticmethod
+    def decode_as_other_type(codes: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
 
     def exact(self) -> np.ndarray:
         """float64 [m, n]: the reference over the dequantised operands."""

@@ -35,6 +35,11 @@ def test_from_another_block(machine: str) -> None:
         assert out.tolist() == [1, 2]
 
 
+def test_made_invalid_and_used_again(machine: str) -> None:
+    for out in run(machine, 4, 2):
+        assert out.tolist() == [0, 1]
+
+
 FAULTS = {
     30: ("too_many_arrivals", "arrives on mbarrier 0x4400 more often than its count of 4 in phase 0"),
     31: ("invalid_operand", "mbarrier.arrive with a count of 0: 1 to"),

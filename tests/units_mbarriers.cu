@@ -76,6 +76,19 @@ __global__ void units(int unit, uint32_t* out) {
             }
             return meet_cluster();
         }
+        case 4: {  // made invalid, and then again an mbarrier, of another count and in its first phase
+            const uint32_t barrier = init(1);
+            if (thread) return;
+            ptx::mbarrier_arrive(barrier);
+            ptx::mbarrier_wait_parity(barrier, 0);
+            ptx::mbarrier_inval(barrier);
+            ptx::mbarrier_init(barrier, 2);
+            ptx::mbarrier_arrive(barrier);
+            out[0] = ptx::mbarrier_test_wait_parity(barrier, 0);
+            ptx::mbarrier_arrive(barrier);
+            out[1] = ptx::mbarrier_test_wait_parity(barrier, 0);
+            return;
+        }
         default:
             return;
     }

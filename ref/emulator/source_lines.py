@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
+WRAPPERS = "include", "warp.cuh"  # the header of instructions that is the same for both machines
 
 _BACK = (1, 0, 2, 4, 8, 16, 32)
 _known: dict[tuple[str, int], list[tuple[str, int]]] = {}
@@ -111,9 +112,13 @@ def _addr2line(library: str, places: list[int]) -> dict[int, list[tuple[str, int
     for text in answered.stdout.splitlines():
         if re.fullmatch(r"0x[0-9a-f]+", text):  # -a: the address comes before its lines
             place = int(text, 16)
-        elif (matched := re.match(r"(.*[^?]):(\d+)", text)) and not Path(matched[1]).is_relative_to(HERE):
+        elif (matched := re.match(r"(.*[^?]):(\d+)", text)) and not _is_emulator(Path(matched[1])):
             found.setdefault(place, []).append((_named(matched[1], library), int(matched[2])))
     return found
+
+
+def _is_emulator(file: Path) -> bool:
+    return file.is_relative_to(HERE) or file.parts[-2:] == WRAPPERS
 
 
 def _named(file: str, library: str) -> str:

@@ -162,9 +162,10 @@ inline void check_global(const Transfer& transfer, bool write) {
         if (memory.holds(address, write) || (write && memory.pads(address, piece.bytes))) continue;
         fail_at(Fault::global_out_of_bounds, address, "%s %s %u bytes at %s: %s", transfer.who,
                 write ? "writes" : "reads", piece.bytes, memory.describe(address, piece.bytes).c_str(),
-                write ? "the tensor map describes more than there is, or the last row ends inside these 16 bytes, "
-                        "which are written whole, and the array has no memory behind it"
-                      : "the tensor map describes more than there is");
+                !transfer.layout ? "there are fewer bytes"
+                : write ? "the tensor map describes more than there is, or the last row ends inside these 16 bytes, "
+                          "which are written whole, and the array has no memory behind it"
+                        : "the tensor map describes more than there is");
     }
 }
 

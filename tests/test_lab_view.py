@@ -284,7 +284,7 @@ def test_terminal() -> None:
     terminal = Terminal(lab.Stepper(recorded("s4_tma")))
     terminal.stdout = io.StringIO()
     lines = ("n mbarrier_phase", "", "b", "s", "n nonsense", "w 0", "where 99", "where", "barrier full 0")
-    for line in (*lines, "barrier none", "end", "source", "what"):
+    for line in (*lines, "barrier none", "stage 0", "stage 77", "end", "source", "what"):
         terminal.onecmd(line)
     said = terminal.stdout.getvalue()
     for words in (
@@ -297,6 +297,8 @@ def test_terminal() -> None:
         "where needs a warp's number",
         "full 0: phase ",
         "none",
+        "stage 0: ",
+        "There is no stage 77",
     ):
         assert words in said
     assert terminal.onecmd("quit") and terminal.onecmd("q")

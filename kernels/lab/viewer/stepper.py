@@ -266,6 +266,19 @@ class Terminal(cmd.Cmd):
 
         self._answer(said)
 
+    def do_stage(self, line: str) -> None:
+        """stage NUMBER or ADDRESS: what a stage of shared memory holds."""
+        name = line.strip()
+        which = int(name, 0) if re.fullmatch(r"0x[0-9a-fA-F]+|\d+", name) else name
+
+        def said() -> str:
+            state = self.stepper.stage(which)
+            if state is None:
+                return f"Nothing has been loaded into stage {name} yet."
+            return f"stage {name}: {state.state}, load {state.round}"
+
+        self._answer(said)
+
     def do_source(self, line: str) -> None:
         """source: the source text around the event."""
         print(self.stepper.source(8) or "The event has no source line.", file=self.stdout)

@@ -107,3 +107,32 @@ def test_torch_tensors(right: np.ndarray) -> None:
 def test_refusals(found: object, expected: object, tolerance: float, said: str) -> None:
     with pytest.raises(InputError, match=said):
         lab.compare(found, expected, tolerance)
+
+
+def _half_of_k(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    kept = np.arange(a.shape[1]) % 32 < 16
+    return (a * kept) @ b.T
+
+
+PRODUCTS = {
+    "have only K 0 to 15 and 32 to 47 of each K block": _half_of_k,
+    "are made with A in place of B": lambda a, b: a @ np.pad(a, ((0, len(b) - len(a)), (0, 0))).T,
+    "lack K block 1": lambda a, b: np.delete(a, np.s_[64:128], 1) @ np.delete(b, np.s_[64:128], 1).T,
+    "A is that of 2 K blocks before": lambda a, b: np.concatenate([a[:, :128], a[:, :-128]], 1) @ b.T,
+}
+
+
+@pytest.mark.parametrize("said", PRODUCTS)
+def test_a_wrong_product(said: str) -> None:
+    rng = np.random.default_rng(2)
+    arrays = [rng.standard_normal((rows, 384)).astype(ml_dtypes.bfloat16) for rows in (M, N)]
+    a, b = (array.astype(np.float32) for array in arrays)
+    found, expected = PRODUCTS[said](a, b), a @ b.T
+    assert said in str(lab.compare(found, expected, product_of=(arrays[0], arrays[1])))
+    assert said not in str(lab.compare(found, expected))
+
+
+def test_what_is_no_product() -> None:
+    a, b, d = np.zeros((M, 64)), np.zeros((N, 32)), np.zeros((M, N))
+    with pytest.raises(InputError, match=r"product_of has shapes \(128, 64\) and \(192, 32\); \[m, k\] and"):
+        lab.compare(d, d, product_of=(a, b))

@@ -42,6 +42,7 @@ __global__ void product(const __grid_constant__ TensorMap a, const __grid_consta
 }
 """
 LINES = PRODUCT.splitlines()
+CHANGES = "CHANGE_A", "CHANGE_B", "AFTER_LOAD"
 
 
 def line(text: str) -> int:
@@ -55,7 +56,7 @@ def product(swizzle: int = 128, **changes: str) -> tuple[list[str], bool]:
     a, b = (rng.standard_normal((64, 64)).astype(ml_dtypes.bfloat16) for _ in range(2))
     d = np.zeros((64, 64), np.float32)
     maps = [lab.tensor_map(one, (64, 64), swizzle=swizzle) for one in (a, b)]
-    defines = {"CHANGE_A": "", "CHANGE_B": "", "AFTER_LOAD": "", **changes}
+    defines = {**dict.fromkeys(CHANGES, ""), **changes}
     result = lab.run(PRODUCT, *maps, d, block=128, shared_bytes=5 * 64 * 128, defines=defines)
     right = np.allclose(d, a.astype(np.float32) @ b.astype(np.float32).T, atol=1e-4)
     return result.notes, right
@@ -64,6 +65,20 @@ def product(swizzle: int = 128, **changes: str) -> tuple[list[str], bool]:
 def test_a_tile_that_is_read_as_it_was_loaded_needs_no_note(capsys: pytest.CaptureFixture[str]) -> None:
     assert product() == ([], True)
     assert capsys.readouterr().err == ""
+
+
+def test_another_type() -> None:
+    """An array of FP16 that BF16 WGMMAs multiply. Bits as integers may be of any type."""
+    d = np.zeros((64, 64), np.float32)
+    launch = {"block": 128, "shared_bytes": 5 * 64 * 128, "defines": dict.fromkeys(CHANGES, "")}
+    for dtype, said in ((np.float16, ["A", "B"]), (np.uint16, [])):
+        maps = [lab.tensor_map(np.ones((64, 64), dtype), (64, 64), swizzle=128) for _ in range(2)]
+        where = f"product.cu:{line('// the products')}"
+        assert lab.run(PRODUCT, *maps, d, **launch).notes == [
+            f"a WGMMA ({where}) reads its {which} as bf16 from a tile that a TMA load "
+            f"(product.cu:{line(f'  // {which}')}) has brought by a tensor map of f16 elements"
+            for which in said
+        ]
 
 
 def test_another_swizzle(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from gemm_ladder.errors import InputError
-from gemm_ladder.lab import moves
-from gemm_ladder.lab.arrays import dtype_name, is_array, on_gpu
+from gemm_ladder.lab import moves, plain_products
+from gemm_ladder.lab.arrays import dtype_name, is_array, item_bytes, on_gpu
 from gemm_ladder.lab.places import where, whole_tiles
 
 if TYPE_CHECKING:
@@ -42,7 +42,12 @@ class Comparison:
         return self.text
 
 
-def compare(found: Array, expected: Array, tolerance: float = TOLERANCE) -> Comparison:
+def compare(
+    found: Array,
+    expected: Array,
+    tolerance: float = TOLERANCE,
+    product_of: tuple[Array, Array] | None = None,
+) -> Comparison:
     """Compare an array that a kernel wrote with the right one, of any type and any layout in memory.
 
     A value is right if it differs from the expected one by at most `tolerance` times the sum of that one's
@@ -54,15 +59,19 @@ def compare(found: Array, expected: Array, tolerance: float = TOLERANCE) -> Comp
         found, expected: NumPy arrays or CPU tensors of one shape. A 1D array counts as one row; dimensions
             before the last two count as more rows.
         tolerance: 0 asks for equality.
+        product_of: A [m, k] and B [n, k], if what is expected is A B^T. Then mistakes are named that kernels
+            for products make, such as a stage of the ring that holds another K block (128 bytes of K).
 
     Raises:
-        InputError: no arrays of one shape, on a GPU, or a tolerance below 0.
+        InputError: no arrays of one shape, on a GPU, a tolerance below 0, or no matrices of which it is the
+            product.
     """
     got, right = _numbers("found", found), _numbers("expected", expected)
     if got.shape != right.shape:
         raise InputError(f"found has shape {got.shape}, expected {right.shape}; one shape is needed.")
     if not tolerance >= 0:
         raise InputError(f"tolerance is {tolerance}; a number from 0 on is needed.")
+    operands = _operands(product_of, got.shape) if product_of else None
     if not got.size:
         return Comparison(True, np.zeros(got.shape, bool), 0.0, "There are no values.")
     matrix = _matrix(got), _matrix(right)
@@ -72,7 +81,7 @@ def compare(found: Array, expected: Array, tolerance: float = TOLERANCE) -> Comp
     difference[np.isnan(matrix[0]) & np.isnan(matrix[1])] = 0
     largest = float(difference.max())
     text = (
-        _said(*matrix, wrong, tolerance)
+        _said(*matrix, wrong, tolerance, operands)
         if wrong.any()
         else f"RIGHT: all {got.size} values; the largest difference is {largest:.3g}."
     )
@@ -106,11 +115,31 @@ def _near(found: np.ndarray, expected: np.ndarray, tolerance: float, size: float
     return near & np.isfinite(expected) | (found == expected) | (np.isnan(found) & np.isnan(expected))
 
 
-def _said(found: np.ndarray, expected: np.ndarray, wrong: np.ndarray, tolerance: float) -> str:
+_Operands = tuple[np.ndarray, np.ndarray, int]  # A, B, bytes of an element
+
+
+def _operands(given: tuple[Array, Array], shape: tuple[int, ...]) -> _Operands:
+    a, b = (_numbers(name, array) for name, array in zip("AB", given, strict=True))
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or (len(a), len(b)) != shape:
+        raise InputError(
+            f"product_of has shapes {a.shape} and {b.shape}; [m, k] and [n, k] are needed, where [m, n] is "
+            f"{shape}."
+        )
+    return a, b, item_bytes(given[0])
+
+
+def _said(
+    found: np.ndarray,
+    expected: np.ndarray,
+    wrong: np.ndarray,
+    tolerance: float,
+    operands: _Operands | None,
+) -> str:
     count = int(wrong.sum())
     values = f"{count} of {wrong.size} values" if count > 1 else "one value"
     text = f"WRONG: {values} ({where(wrong, 'all')})"
-    guess = next((one for one in _guesses(found, expected, wrong, tolerance) if one[1] >= ENOUGH), None)
+    guesses = _guesses(found, expected, wrong, tolerance, operands)
+    guess = next((one for one in guesses if one[1] >= ENOUGH), None)
     if guess:
         text += f" {guess[0]}" if guess[1] == 1 else f", of which {guess[1]:.0%} {guess[0]}"
     lines = [text + "."]
@@ -126,7 +155,11 @@ def _said(found: np.ndarray, expected: np.ndarray, wrong: np.ndarray, tolerance:
 
 
 def _guesses(
-    found: np.ndarray, expected: np.ndarray, wrong: np.ndarray, tolerance: float
+    found: np.ndarray,
+    expected: np.ndarray,
+    wrong: np.ndarray,
+    tolerance: float,
+    operands: _Operands | None,
 ) -> Iterator[tuple[str, float]]:
     """What the wrong values may be, as the end of a sentence, and the share of them that are that."""
     values = found[wrong]
@@ -149,6 +182,8 @@ def _guesses(
     yield from _moved(found, expected, places, (tolerance, size))
     for axis, one in ((0, "row"), (1, "column")):
         yield from _others(found, expected, wrong, axis, one, (tolerance, size))
+    if operands:
+        yield plain_products.mistake(*operands, found, wrong, tolerance * size, tolerance)
 
 
 def _moved(

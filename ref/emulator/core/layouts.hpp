@@ -14,7 +14,9 @@
 #include <utility>
 #include <vector>
 
+#include "../mma.cuh"
 #include "operand.hpp"
+#include "reductions.hpp"
 #include "shared_memory.hpp"
 
 namespace emulator {
@@ -23,6 +25,7 @@ namespace emulator {
 // `rows` of them are a slab.
 struct Layout {
     uint32_t begin, row_bytes, rows, swizzle;
+    Element element;   // of the tensor map
     const void* from;  // the place in the kernel that has issued the load
 
     bool operator==(const Layout&) const = default;
@@ -57,8 +60,8 @@ class Layouts {
 
     // Whether the chunks of a WGMMA's operand lie otherwise in the boxes than its descriptor has them. An operand is
     // looked at once for each layout that it meets.
-    std::optional<Misfit> misfit(const Operand& operand, Footprint& footprint, const LayoutNumbers& numbers,
-                                 const SharedMemory& memory) {
+    std::optional<Misfit> misfit(const Operand& operand, ptx::Type type, Footprint& footprint,
+                                 const LayoutNumbers& numbers, const SharedMemory& memory) {
         if (numbers.empty()) return std::nullopt;
         const auto number = [&](uint32_t offset) { return numbers[offset / kChunk]; };
         const uint16_t first = number(footprint.chunks.front()), last = number(footprint.chunks.back());
@@ -85,7 +88,9 @@ class Layouts {
             if (memory.has_stored(address) || memory.has_stored(known.address)) return;
             found = describe(operand, layout, known, piece);
         });
-        return found || operand.mn_major ? found : runs_on(operand, boxes);
+        if (!found && !operand.mn_major) found = runs_on(operand, boxes);
+        if (found || !first || memory.has_stored(footprint.chunks.front() + kSharedBase)) return found;
+        return other_type(layouts_[first - 1u], type);
     }
 
     // Whether the eight rows of a matrix, which ldmatrix reads, are eight rows of a box, and not all of them from the
@@ -144,6 +149,20 @@ class Layouts {
         return Misfit{&box, " by a descriptor that begins inside of the tile of a TMA load",
                       ", at its row " + std::to_string(begin.spot.row) + ", and from row " +
                           std::to_string(operand.first + next.row) + " on is in another tile"};
+    }
+
+    // A tensor map's elements are not the WGMMA's. Those of unsigned integers may be anything's bits, and so may those
+    // that tensor_map_2d makes of 16-bit integers, which it calls BF16.
+    static std::optional<Misfit> other_type(const Layout& layout, ptx::Type type) {
+        const Element element = layout.element;
+        const bool differs = element == Element::f16    ? type != ptx::Type::f16
+                             : element == Element::bf16 ? ptx::type_bytes(type) != 2
+                             : element == Element::f32  ? ptx::type_bytes(type) != 4
+                                                        : false;
+        if (!differs) return std::nullopt;
+        static constexpr const char* kNames[] = {"e4m3", "e5m2", "bf16", "f16", "tf32", "s8", "u8"};
+        return Misfit{&layout, " as " + std::string(kNames[static_cast<int>(type)]) + " from a tile that a TMA load",
+                      std::string(" has brought by a tensor map of ") + element_name(element) + " elements"};
     }
 
     static Misfit describe(const Operand& operand, const Layout& layout, const Piece& known, const Piece& piece) {

@@ -81,7 +81,7 @@ inline SharedTransfer box_of(const TensorMap& map, const char* who, uint32_t sha
     const int64_t row_end = store ? (map.size[0] + in_piece - 1) / in_piece * in_piece : map.size[0];
     auto transfer = std::make_shared<Transfer>(Transfer{who, shared, 1, {}});
     for (int i = 1; i < map.rank; ++i) transfer->rows *= map.box[i];
-    transfer->layout = Layout{shared, row_bytes, map.rank > 1 ? map.box[1] : 1, map.swizzle, self().from};
+    transfer->layout = Layout{shared, row_bytes, map.rank > 1 ? map.box[1] : 1, map.swizzle, map.element, self().from};
     const uint32_t in_row = (row_bytes + kChunk - 1) / kChunk;
     transfer->pieces.resize(std::size_t{transfer->rows} * in_row);
     Piece* piece = transfer->pieces.data();

@@ -232,11 +232,13 @@ inline void begin_reads(const Thread& thread, WgmmaOp& op, int64_t number) {
 
 // A warp has issued a WGMMA: whether it reads its operands as they were loaded.
 inline void note_misfits(const Block& block, int warp, const WgmmaOp& op) {
-    const auto misfit = [&](const Operand& operand, Footprint& footprint) {
-        return current_cluster->layouts.misfit(operand, footprint, block.layouts, block.memory);
+    const auto misfit = [&](const Operand& operand, ptx::Type type, Footprint& footprint) {
+        return current_cluster->layouts.misfit(operand, type, footprint, block.layouts, block.memory);
     };
-    if (op.footprint_a) note_misfit("a WGMMA", " reads its A", misfit(operand_a(op.form, warp), *op.footprint_a));
-    note_misfit("a WGMMA", " reads its B", misfit(operand_b(op.form), *op.footprint_b));
+    const MatrixKind& kind = op.form.kind;
+    if (op.footprint_a)
+        note_misfit("a WGMMA", " reads its A", misfit(operand_a(op.form, warp), kind.a, *op.footprint_a));
+    note_misfit("a WGMMA", " reads its B", misfit(operand_b(op.form), kind.b, *op.footprint_b));
 }
 
 // One lane issues a WGMMA. When the last of the warp's 32 lanes has done so, the tensor core may execute it.

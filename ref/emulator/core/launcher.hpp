@@ -68,7 +68,7 @@ class Launcher {
     jmp_buf& back() { return back_; }
     // Where leave() may run: a place on the stack that the launcher's functions have had, of which no more is needed.
     // Processors count on a multiple of 16 bytes, on x86-64 before the return address.
-    void stands_at(uintptr_t stack) { stack_ = (stack - kUnused) / 16 * 16 - (kSavedRegisters == 6 ? 8 : 0); }
+    void stands_at(uintptr_t stack) { stack_ = (stack - kUnused) / 16 * 16 - kReturnAddress; }
     uintptr_t stack() const { return stack_; }
     // Ends the launcher, with what it has been noted to have done.
     [[noreturn]] static void leave() { longjmp(current->back_, 1); }
@@ -105,6 +105,11 @@ class Launcher {
     }
 
     static constexpr uintptr_t kUnused = 4096;
+#ifdef __x86_64__
+    static constexpr uintptr_t kReturnAddress = 8;  // bytes on the stack
+#else
+    static constexpr uintptr_t kReturnAddress = 0;  // in a register
+#endif
     static inline thread_local Launcher* current = nullptr;
     Launcher* outer_;
     const void* image_ = nullptr;

@@ -196,7 +196,7 @@ class ParallelFp8Experts(Fp8Experts):
                     )
         counts = [found["num_experts"] for found in of_ranks]
         self.all_experts, self.first_expert = sum(counts), sum(counts[: ranks.rank])
-        self._ends = torch.tensor(counts).cumsum(0)
+        self._ends = torch.tensor(counts, device="cpu").cumsum(0)
 
     def forward(self, x: torch.Tensor, experts: torch.Tensor, expert_weights: torch.Tensor) -> torch.Tensor:
         """The experts' results for this rank's tokens, weighted and added up.

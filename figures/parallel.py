@@ -96,7 +96,7 @@ def picture(data: ParallelFile) -> Any:
             "Below it: GPUs, and the tokens of all together. sums: a GPU adds up a token's rows before it "
             "sends one back; rows: it sends one for each expert.",
             "Below: a model on paper with the rates of data sheets, of which only the points are measured: "
-            "NVLink inside of 8 GPUs, InfiniBand outside.",
+            "NVLink inside of 8 GPUs, InfiniBand outside. Passed on: a row goes to another machine once.",
             *provenance(data),
         ],
     )
@@ -170,9 +170,18 @@ def _limits(axes: Any, layer: parallel_model.Layer) -> None:
     """The tokens of a GPU above which dispatch costs more than it saves."""
     ranks = [one for one in parallel_model.RANKS if one > 1]
     limits = [parallel_model.stops_paying(layer, one) for one in ranks]
-    axes.plot(ranks, limits, "o-", color=STEPS["dispatch_us"][1], linewidth=1.6, zorder=2)
-    for x, y in zip(ranks, limits, strict=True):
-        axes.text(x, y + 0.02 * max(limits), f"{y:.0f}", ha="center", va="bottom", size=9.5, color=INK)
+    passed = [parallel_model.stops_paying(layer, one, passed_on=True) for one in ranks]
+    for values, style, step, words in (
+        (passed, "o--", "products_us", "passed on"),
+        (limits, "o-", "dispatch_us", "sent to each"),
+    ):
+        axes.plot(ranks, values, style, color=STEPS[step][1], linewidth=1.6, label=words, zorder=2)
+    for x, y, other in zip(ranks, limits, passed, strict=True):
+        below = other > y
+        place = y + (-0.03 if below else 0.03) * max(limits)
+        side = "top" if below else "bottom"
+        axes.text(x, place, f"{y:.0f}", ha="center", va=side, size=9.5, color=INK)
+    axes.legend(fontsize=9.5, frameon=False)
     axes.set_xscale("log", base=2)
     axes.set_xticks(ranks, [str(one) for one in ranks])
     axes.set_xlim(1.6, ranks[-1] * 1.3)

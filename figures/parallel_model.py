@@ -63,9 +63,9 @@ class Cost(NamedTuple):
         return self.dispatch + self.products + self.combine
 
 
-def reaches(layer: Layer, ranks: int) -> float:
-    """The probability that a token has an expert on a given rank."""
-    each, misses = layer.experts / ranks, 1.0
+def reaches(layer: Layer, parts: float) -> float:
+    """The probability that a token has an expert in a given one of so many equal parts of all experts."""
+    each, misses = layer.experts / parts, 1.0
     for drawn in range(layer.top_k):
         misses *= max(0.0, layer.experts - each - drawn) / (layer.experts - drawn)
     return 1 - misses
@@ -76,11 +76,22 @@ def used(layer: Layer, tokens: float, experts: float) -> float:
     return experts * (1 - (1 - layer.top_k / layer.experts) ** tokens)
 
 
-def shared(layer: Layer, tokens: float, ranks: int) -> Cost:
-    """A layer whose experts are shared: `tokens` tokens in all, on `ranks` GPUs."""
+def shared(layer: Layer, tokens: float, ranks: int, passed_on: bool = False) -> Cost:
+    """A layer whose experts are shared.
+
+    Args:
+        tokens: in all.
+        ranks: GPUs.
+        passed_on: whether a row goes to another machine once, to one of its GPUs, which passes it on to the
+            others there. (ParallelFp8Experts sends it to each of them.)
+    """
     each, chance = tokens / ranks, reaches(layer, ranks)
-    neighbours = min(ranks, GPUS_OF_A_MACHINE) - 1
-    inside, outside = each * chance * neighbours, each * chance * (ranks - 1 - neighbours)
+    machines = max(1, ranks // GPUS_OF_A_MACHINE)
+    outside = each * chance * (ranks - min(ranks, GPUS_OF_A_MACHINE))
+    inside = each * chance * (ranks - 1) - outside
+    if passed_on:
+        outside = each * reaches(layer, machines) * (machines - 1)
+        inside = each * chance * (ranks - machines)
 
     def takes(row: int, fixed: float) -> float:
         seconds = max(inside * row / NVLINK, outside * row / INFINIBAND)  # both at the same time
@@ -107,26 +118,29 @@ def _products(layer: Layer, rows: float, experts: float) -> float:
     return 1e6 * max(rows * 2 * layer.weight_bytes / FP8, experts * layer.weight_bytes / MEMORY)
 
 
-def stops_paying(layer: Layer, ranks: int) -> float:
+def stops_paying(layer: Layer, ranks: int, passed_on: bool = False) -> float:
     """The number of tokens for each rank above which sharing costs more than it saves; 0 if it never pays.
 
     With few tokens a GPU reads the weights of its experts, and those of a share are read sooner than all of
     them. With many the products take as long either way, and dispatch comes on top.
     """
     each = 2.0**20
-    while each >= 1 and shared(layer, each * ranks, ranks).us >= alone(layer, each * ranks, ranks).us:
+    while each >= 1:
+        if shared(layer, each * ranks, ranks, passed_on).us < alone(layer, each * ranks, ranks).us:
+            return each
         each /= 2**0.05
-    return each if each >= 1 else 0.0
+    return 0.0
 
 
 def table(layer: Layer | None = None) -> Iterator[list[str]]:
     """The model as cells; the first row is the header."""
     layer = layer or Layer()
     head = ["GPUs", "tokens a GPU", "MB inside", "MB outside", "dispatch, us", "products, us", "combine, us"]
-    yield [*head, "all experts on each, us", "pays up to, tokens a GPU"]
+    yield [*head, "all experts on each, us", "pays up to, tokens a GPU", "where rows are passed on"]
     for ranks in (8, 16, 32, 64):
         for each in (128, 4096):
             cost, own = shared(layer, each * ranks, ranks), alone(layer, each * ranks, ranks)
             sent = [f"{moved / 1e6:.1f}" for moved in (cost.inside, cost.outside)]
             times = [f"{us:.0f}" for us in (cost.dispatch, cost.products, cost.combine, own.us)]
-            yield [str(ranks), str(each), *sent, *times, f"{stops_paying(layer, ranks):.0f}"]
+            limits = [f"{stops_paying(layer, ranks, passed_on):.0f}" for passed_on in (False, True)]
+            yield [str(ranks), str(each), *sent, *times, *limits]

@@ -186,8 +186,8 @@ drawing_ranks.paper(layer, (128, 1024, 4096))
 # although dispatch and combine soon take longer than the products. With 4096, as where long prompts are read,
 # it gains nothing on 2 GPUs and loses on more; from 16 GPUs on much, since most rows leave the machine then,
 # and the network is a ninth as fast. So what is done in practice is to send a row to another *machine* once,
-# and to pass it on there by NVLink; to let the next batch's products run while this batch's rows travel; and,
-# where prompts are read, to share among fewer GPUs.
+# and to pass it on there by NVLink (the table's last column; ParallelFp8Experts does not); to let the next
+# batch's products run while this batch's rows travel; and, where prompts are read, to share among fewer GPUs.
 #
 # Real experts are not equally likely, either. The slowest rank decides, and all others wait for it.
 

@@ -64,6 +64,15 @@ def test_the_model() -> None:
     assert one.products == pytest.approx(16384 * 8 * 6 * 7168 * 2048 / parallel_model.FP8 * 1e6)
     assert two.products == pytest.approx(one.products / 2) and two.outside == 0
     assert two.inside == pytest.approx(8192 * parallel_model.reaches(layer, 2) * (7440 + 14336))
+    passed = parallel_model.shared(layer, 16384, 8, passed_on=True)
+    assert passed == pytest.approx(parallel_model.shared(layer, 16384, 8))
+    far, once = (parallel_model.shared(layer, 16384, 16, passed_on) for passed_on in (False, True))
+    chance = parallel_model.reaches(layer, 16)
+    row = layer.row_bytes + 2 * layer.hidden
+    assert far.outside == pytest.approx(1024 * chance * 8 * row)
+    assert once.outside == pytest.approx(1024 * parallel_model.reaches(layer, 2) * row)
+    assert far.inside + far.outside == pytest.approx(1024 * chance * 15 * row)
+    assert once.inside == pytest.approx(1024 * chance * 14 * row) and once.us < far.us
     few = parallel_model.shared(layer, 1, 1).products
     assert few == pytest.approx(8 * layer.weight_bytes / parallel_model.MEMORY * 1e6)
     for ranks in parallel_model.RANKS[1:]:

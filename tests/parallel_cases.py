@@ -116,6 +116,32 @@ def experts_sums_are_within_their_bound(device: str) -> None:
 
 
 @case
+def experts_that_every_token_goes_to(device: str) -> None:
+    """They give the same sums, and wait for nothing."""
+    whole, _ = experts_of(device)
+    layers = [ParallelFp8Experts.from_experts(whole, everywhere=everywhere) for everywhere in (False, True)]
+    for count in (1, 40):
+        x, chosen, factors = tokens(count, 4, device, seed=dist.get_rank())
+        chosen[::3, 2] = -1
+        same(*(layer(x, chosen, factors) for layer in layers))
+    assert "everywhere=True" in repr(layers[1])
+    none = tuple(one[:0] for one in (x, chosen, factors))
+    assert layers[1](*none).shape == (0, HIDDEN)
+    with refused("combine is 'rows' and everywhere is True; 'sums' is needed for that"):
+        ParallelFp8Experts.from_experts(whole, combine="rows", everywhere=True)
+    if device == "cuda":
+        layer, expected = layers[1], layers[1](x, chosen, factors)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = layer(x, chosen, factors)
+        out.zero_()
+        graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(out, expected)
+
+
+@case
 def experts_whatever_the_load(device: str) -> None:
     """A rank without tokens, no row for some expert or rank, all rows for one expert, choices of nobody."""
     for combine in ("rows", "sums"):

@@ -330,19 +330,21 @@ class Fp8Experts(torch.nn.Module):
             state[f"{prefix}down_proj{behind}"] = down
 
 
-def added(rows: torch.Tensor, places: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+def added(rows: torch.Tensor, places: torch.Tensor, factors: torch.Tensor | None) -> torch.Tensor:
     """Sums of some rows each, every row times a factor.
 
     Args:
         rows: bfloat16 [rows + 1, hidden]; the last one is zeros.
         places: int64 [sums, of each]: the rows of each sum. One whose place is the last row adds nothing,
             whatever its factor: NaN times 0 is NaN.
-        factors: of places' elements, of a floating-point type; they are rounded to BF16.
+        factors: of places' elements, of a floating-point type; they are rounded to BF16. None: all are 1.
 
     Returns:
         bfloat16 [sums, hidden], added in FP32 and rounded once.
     """
     picked = rows[places]
+    if factors is None:
+        return picked.sum(1, dtype=torch.float32).to(picked.dtype)
     factors = factors.reshape(places.shape).masked_fill(places == len(rows) - 1, 0)
     with torch.autocast(rows.device.type, enabled=False):  # which would make it a product of another type
         return torch.bmm(factors[:, None].to(picked.dtype), picked).view(len(places), rows.shape[1])

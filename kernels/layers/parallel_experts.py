@@ -9,11 +9,13 @@ to a part of one row, a cast before the journey gives the bits of a cast after i
 rank, however many of its experts are there.
 
 All of it is `torch.distributed.all_to_all_single`. How many rows travel is known on the GPU only, and is read
-before they do, so a call waits for the GPU once, and no CUDA graph can capture it.
+before they do, so a call waits for the GPU, and no CUDA graph can capture it: but for the setting with which
+all tokens go everywhere.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 Combine = Literal["sums", "rows"]
 COMBINES = ("sums", "rows")
+# A row that travels: its codes, their scales, its experts and its weights.
+TRAVEL = (weights.E4M3, torch.float32, torch.int32, torch.bfloat16)
 _ALIGNMENT = 16  # bytes that a row which travels is a multiple of
 
 
@@ -45,7 +49,7 @@ class Dispatched(NamedTuple):
         here: how many of the received rows' choices are experts of this rank.
         places: int64 [tokens, of each]: of this rank's own tokens, which returned rows a token adds up; the
             number of these rows where it is none.
-        factors: bfloat16 [tokens, of each], by which it multiplies them.
+        factors: [tokens, of each], by which it multiplies them; None for 1.
         returned, sent: the numbers of rows that come back from each rank, and that go back to each.
         bytes: what this rank has sent to others.
     """
@@ -54,7 +58,7 @@ class Dispatched(NamedTuple):
     top_k: int
     here: int
     places: torch.Tensor
-    factors: torch.Tensor
+    factors: torch.Tensor | None
     returned: list[int]
     sent: list[int]
     bytes: int
@@ -73,6 +77,9 @@ class ParallelFp8Experts(Fp8Experts):
             for CPUs.
         combine: what travels back. "sums": each rank adds up a token's rows of its experts, and sends one row
             for each that it was sent. "rows": one for each expert of a token.
+        everywhere: every token goes to every rank, so that nothing has to be counted. All ranks then need the
+            same number of tokens in a call, which nobody checks. For few tokens: nothing waits for the GPU,
+            and a CUDA graph can capture a call after one with as many tokens.
 
     Attributes:
         num_experts, gate_up_proj, down_proj, ...: those of this rank's experts.
@@ -101,9 +108,10 @@ class ParallelFp8Experts(Fp8Experts):
         >>> layer(my_tokens, *route(router(my_tokens), top_k=8))  # doctest: +SKIP
     """
 
-    _ends: torch.Tensor
+    _constants: dict[tuple[str, str], torch.Tensor]
     ranks: Ranks
     combine_by: Combine
+    everywhere: bool
     all_experts: int
     first_expert: int
 
@@ -115,6 +123,7 @@ class ParallelFp8Experts(Fp8Experts):
         *,
         group: Group = None,
         combine: Combine = "sums",
+        everywhere: bool = False,
         layout: Setting = "auto",
         use_ue8m0: bool = False,
         device: torch.device | str | int | None = None,
@@ -125,7 +134,7 @@ class ParallelFp8Experts(Fp8Experts):
         super().__init__(
             own, hidden_size, intermediate_size, layout=layout, use_ue8m0=use_ue8m0, device=device
         )
-        self._share(ranks, combine)
+        self._share(ranks, combine, everywhere)
 
     @classmethod
     def from_weights(
@@ -135,6 +144,7 @@ class ParallelFp8Experts(Fp8Experts):
         *,
         group: Group = None,
         combine: Combine = "sums",
+        everywhere: bool = False,
         layout: Setting = "auto",
         use_ue8m0: bool = False,
     ) -> ParallelFp8Experts:
@@ -143,23 +153,28 @@ class ParallelFp8Experts(Fp8Experts):
         Args:
             gate_up_proj, down_proj: as for `Fp8Experts.from_weights`, of this rank's experts. Ranks may have
                 different numbers of them.
-            group, combine, layout, use_ue8m0: as for the class.
+            group, combine, everywhere, layout, use_ue8m0: as for the class.
         """
         ranks = Ranks(group)
         layer = super().from_weights(gate_up_proj, down_proj, layout=layout, use_ue8m0=use_ue8m0)
         assert isinstance(layer, cls)
-        layer._share(ranks, combine)
+        layer._share(ranks, combine, everywhere)
         return layer
 
     @classmethod
     def from_experts(
-        cls, whole: Fp8Experts, group: Group = None, *, combine: Combine = "sums"
+        cls,
+        whole: Fp8Experts,
+        group: Group = None,
+        *,
+        combine: Combine = "sums",
+        everywhere: bool = False,
     ) -> ParallelFp8Experts:
         """This rank's part of experts that every rank has, copied out of them.
 
         Args:
             whole: all experts, whose layout and use_ue8m0 hold on.
-            group, combine: as for the class.
+            group, combine, everywhere: as for the class.
         """
         if not isinstance(whole, Fp8Experts) or isinstance(whole, cls):
             raise InputError(f"experts is of type {type(whole).__name__}; a whole Fp8Experts is needed")
@@ -171,20 +186,23 @@ class ParallelFp8Experts(Fp8Experts):
         for name, tensor in whole.named_parameters():
             part = tensor.detach()[own.start : own.stop].clone()
             layer.register_parameter(name, Parameter(part, requires_grad=False))
-        layer._share(ranks, combine)
+        layer._share(ranks, combine, everywhere)
         return layer.train(whole.training)
 
-    def _share(self, ranks: Ranks, combine: Combine) -> None:
+    def _share(self, ranks: Ranks, combine: Combine, everywhere: bool) -> None:
         """Find out what the other ranks have."""
         if combine not in COMBINES:
             raise InputError(f"combine is {combine!r}; one of {', '.join(COMBINES)} is needed")
+        if everywhere and combine != "sums":
+            raise InputError(f"combine is {combine!r} and everywhere is True; 'sums' is needed for that")
         ranks.check_device(self.down_proj.device)
-        self.ranks, self.combine_by = ranks, combine
+        self.ranks, self.combine_by, self.everywhere = ranks, combine, bool(everywhere)
         alike = {
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
             "use_ue8m0": self.use_ue8m0,
             "combine": combine,
+            "everywhere": self.everywhere,
         }
         of_ranks = ranks.agree(num_experts=self.num_experts, **alike)
         for name, value in alike.items():
@@ -196,7 +214,18 @@ class ParallelFp8Experts(Fp8Experts):
                     )
         counts = [found["num_experts"] for found in of_ranks]
         self.all_experts, self.first_expert = sum(counts), sum(counts[: ranks.rank])
-        self._ends = torch.tensor(counts, device="cpu").cumsum(0)
+        # No buffers, which a load of the weights would leave on the meta device.
+        self._constants = {
+            ("bounds", "cpu"): torch.tensor([0, *itertools.accumulate(counts)], device="cpu"),
+            ("one", "cpu"): torch.ones(1, dtype=torch.int64, device="cpu"),
+        }
+
+    def _constant(self, name: str, device: torch.device) -> torch.Tensor:
+        """A small tensor, copied to a device once: "bounds", where each rank's experts begin, or "one"."""
+        key = name, str(device)
+        if key not in self._constants:
+            self._constants[key] = self._constants[name, "cpu"].to(device)
+        return self._constants[key]
 
     def forward(self, x: torch.Tensor, experts: torch.Tensor, expert_weights: torch.Tensor) -> torch.Tensor:
         """The experts' results for this rank's tokens, weighted and added up.
@@ -216,50 +245,48 @@ class ParallelFp8Experts(Fp8Experts):
         self._check(x, experts, expert_weights)
         size, top_k = self.ranks.size, experts.shape[-1]
         rows = x.reshape(-1, self.hidden_size)
-        tokens = len(rows)
-        chosen = experts.reshape(tokens, top_k).long()
-        nobody = (chosen < 0) | (chosen >= self.all_experts)
-        if self._ends.device != x.device:  # it is no buffer, which a load would leave on the meta device
-            self._ends = self._ends.to(x.device)
-        owner = torch.searchsorted(self._ends, chosen, right=True).masked_fill(nobody, size)
-        chosen = chosen.masked_fill(nobody, -1)  # a number that is no expert's may not fit where it travels
+        chosen = experts.reshape(len(rows), top_k).long()
+        factors = expert_weights.reshape(chosen.shape)
+        if self.everywhere:
+            return self._to_everyone(self._packed(rows, chosen, factors, top_k), top_k)
 
-        # For each rank, which tokens go there, and in which row of what is sent each is.
-        goes = torch.zeros(tokens, size + 1, dtype=torch.bool, device=x.device).scatter_(1, owner, True)
-        goes_to = goes[:, :size].t().reshape(-1)  # [size * tokens]
-        choices = torch.zeros(size + 1, dtype=torch.int64, device=x.device)
-        choices.scatter_add_(0, owner.view(-1), torch.ones_like(owner).view(-1))
-        told = torch.stack(
-            [
-                goes_to.view(size, tokens).sum(1),
-                choices[:size],
-                torch.full_like(choices[:size], top_k if tokens else 0),
-            ],
-            dim=1,
-        )
+        # Each choice's rank, from 1; 0 and size + 1 are nobody. And how many of a token's are on each rank.
+        owner = torch.searchsorted(self._constant("bounds", x.device), chosen, right=True)
+        goes = torch.zeros(len(rows), size + 2, dtype=torch.int64, device=x.device)
+        goes.scatter_add_(1, owner, self._constant("one", x.device).expand_as(owner))
+        of_ranks = goes[:, 1 : size + 1].t().contiguous()
+        there = of_ranks > 0
+        width = self._constant("one", x.device).expand(size) * (top_k if len(rows) else 0)
+        told = torch.stack((there.sum(1), of_ranks.sum(1), width), 1)
         heard = torch.empty_like(told)
         dist.all_to_all_single(heard, told, group=self.ranks.group)
         (sends, my_choices, _), (receives, their_choices, of_tokens) = (
-            torch.stack([told, heard]).transpose(1, 2).tolist()  # the call waits for the GPU here, once
+            torch.stack((told, heard)).transpose(1, 2).tolist()  # which waits for the GPU
         )
         top_k = self._same_top_k(of_tokens)
 
-        where = torch.where(goes_to, goes_to.cumsum(0) - 1, sum(sends))
-        token = where.new_empty(sum(sends) + 1)
-        token[where] = torch.arange(tokens, device=x.device).repeat(size)
-        packed = self._packed(rows, chosen, expert_weights.reshape(chosen.shape), top_k)
-        sent = packed.view(torch.int64)[token[:-1]]
+        packed = self._packed(rows, chosen, factors, top_k)
+        sent = packed.view(torch.int64)[there.nonzero()[:, 1]]
         received = sent.new_empty(sum(receives), sent.shape[1])
         dist.all_to_all_single(received, sent, receives, sends, group=self.ranks.group)
         received, here = received.view(torch.uint8), sum(their_choices)
         moved = (sum(sends) - sends[self.ranks.rank]) * packed.shape[1]
         if self.combine_by == "rows":
-            places = _places_by_owner(owner, sum(my_choices))
-            factors = expert_weights.reshape(chosen.shape).bfloat16()
+            places = _places_by_owner(owner, size, sum(my_choices))
             return Dispatched(received, top_k, here, places, factors, my_choices, their_choices, moved)
-        places = _first_of_each(owner, where.view(size, tokens), sum(sends))
-        factors = torch.ones(places.shape, dtype=torch.bfloat16, device=x.device)
-        return Dispatched(received, top_k, here, places, factors, sends, receives, moved)
+        row = torch.where(there, there.view(-1).cumsum(0).view_as(there) - 1, sum(sends))
+        # For each rank, or where there are more of them than a token can reach, for each that it does.
+        places = row.t() if size <= top_k else _reached(owner, row, sum(sends))
+        return Dispatched(received, top_k, here, places, None, sends, receives, moved)
+
+    def _to_everyone(self, packed: torch.Tensor, top_k: int) -> Dispatched:
+        """The same with every token going to every rank."""
+        size, tokens = self.ranks.size, len(packed)
+        received = packed.new_empty(size * tokens, packed.shape[1])
+        dist.all_to_all_single(received, packed.repeat(size, 1), group=self.ranks.group)
+        places = torch.arange(size * tokens, device=packed.device).view(size, tokens).t()
+        counts, moved = [tokens] * size, (size - 1) * packed.numel()
+        return Dispatched(received, top_k, len(received) * top_k, places, None, counts, counts, moved)
 
     def compute(self, dispatched: Dispatched) -> torch.Tensor:
         """bfloat16 [rows, hidden]: what this rank's experts give for the rows that it has received, a row for
@@ -324,17 +351,18 @@ class ParallelFp8Experts(Fp8Experts):
         packed = torch.empty(len(x), width, dtype=torch.uint8, device=x.device)
         if len(x):
             codes, of_rows = functions.per_token_group_quant_fp8(x, self.use_ue8m0)
-            for column, part in enumerate((codes, of_rows, chosen.int(), factors.bfloat16())):
-                packed[:, begins[column] : begins[column + 1]].view(part.dtype).copy_(part)
+            # A number that is no expert's may not fit into 32 bits.
+            chosen = chosen.clamp(-1, self.all_experts)
+            for column, part in enumerate((codes, of_rows, chosen, factors)):
+                packed[:, begins[column] : begins[column + 1]].view(TRAVEL[column]).copy_(part)
         return packed
 
     def _unpacked(self, dispatched: Dispatched) -> tuple[torch.Tensor, ...]:
         """Received rows' codes, scales, experts by this rank's numbers, and weights."""
-        types = (weights.E4M3, torch.float32, torch.int32, torch.bfloat16)
         begins = self._columns(dispatched.top_k)
         codes, of_rows, chosen, factors = (
             dispatched.rows[:, begins[column] : begins[column + 1]].view(dtype)
-            for column, dtype in enumerate(types)
+            for column, dtype in enumerate(TRAVEL)
         )
         return codes, of_rows, chosen - self.first_expert, factors
 
@@ -358,9 +386,8 @@ class ParallelFp8Experts(Fp8Experts):
         super()._load_from_state_dict(state_dict, prefix, *others, **keywords)
 
     def extra_repr(self) -> str:
-        return (
-            f"{super().extra_repr()}, {self.ranks}, all_experts={self.all_experts}, combine={self.combine_by}"
-        )
+        how = f"combine={self.combine_by}" + ", everywhere=True" * self.everywhere
+        return f"{super().extra_repr()}, {self.ranks}, all_experts={self.all_experts}, {how}"
 
 
 def _gathered(
@@ -374,27 +401,25 @@ def _gathered(
     return a, sfa.copy_(of_rows[token])
 
 
-def _places_by_owner(owner: torch.Tensor, count: int) -> torch.Tensor:
-    """int64 [tokens, top_k]: where each choice is when all are sorted by their owner, and within one by token
-    and place; `count` for those that have none, which are the last."""
-    order = owner.view(-1).sort(stable=True).indices
+def _places_by_owner(owner: torch.Tensor, size: int, count: int) -> torch.Tensor:
+    """int64 [tokens, top_k]: where each choice is when all are sorted by their owner, 1 to `size`, and within
+    one by token and place; `count`, which is that of all, for those that have no owner."""
+    order = owner.masked_fill(owner == 0, size + 1).view(-1).sort(stable=True).indices
     places = torch.empty_like(order)
     places[order] = torch.arange(len(order), device=order.device)
     return places.clamp(max=count).view(owner.shape)
 
 
-def _first_of_each(owner: torch.Tensor, where: torch.Tensor, count: int) -> torch.Tensor:
-    """int64 [tokens, of each]: for each rank that a token goes to, the row in which it is sent there; `count`
+def _reached(owner: torch.Tensor, row: torch.Tensor, count: int) -> torch.Tensor:
+    """int64 [tokens, top_k]: for each rank that a token goes to, the row in which it is sent there; `count`
     where it goes to fewer.
 
     Args:
-        owner: int64 [tokens, top_k]: each choice's rank, or their number.
-        where: int64 [ranks, tokens]: the row in which a token is sent to a rank.
+        owner: int64 [tokens, top_k]: each choice's rank, from 1; another number is nobody.
+        row: int64 [ranks, tokens]: the row in which a token is sent to a rank.
     """
-    size, tokens = where.shape
-    with_none = torch.cat([where, where.new_full((1, tokens), count)])
+    none = row.new_full((1, row.shape[1]), count)
     by_rank, _ = owner.sort(dim=1)
-    again = torch.zeros_like(by_rank, dtype=torch.bool)
-    again[:, 1:] = by_rank[:, 1:] == by_rank[:, :-1]
-    found = by_rank.masked_fill(again, size).sort(dim=1).values[:, : min(size, owner.shape[1])]
-    return with_none.gather(0, found.t()).t()
+    again = by_rank[:, 1:] == by_rank[:, :-1]
+    by_rank[:, 1:].masked_fill_(again, 0)
+    return torch.cat((none, row, none)).gather(0, by_rank.t()).t()

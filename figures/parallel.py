@@ -18,9 +18,11 @@ STEPS = {
     "dispatch_us": ("dispatch", "#c77d3a"),
     "products_us": ("casts and products", "#2a788e"),
     "combine_us": ("combine", "#8a5fa8"),
+    "graph_us": ("all in a CUDA graph", "#b5b5b5"),
 }
 LINES = ("#1a1a1a", "#2a788e", "#c77d3a", "#8a5fa8", "#7f7f7f")  # numbers of tokens, in the model
-IMPLS = {"one": "whole", "sums": "sums", "rows": "rows"}
+IMPLS = {"one": "", "sums": "sums", "rows": "rows", "everywhere": "all"}
+WHOLE = "graph_us"  # of a call in a CUDA graph, which has no parts
 
 
 def load(path: Path) -> ParallelFile:
@@ -37,24 +39,37 @@ def of(data: ParallelFile, what: str) -> dict[int, dict[tuple[int, str], Paralle
     return found
 
 
-def name_of(ranks: int, impl: str) -> str:
-    return "1 GPU" if ranks == 1 else f"{ranks} GPUs, {IMPLS[impl]}"
+def name_of(ranks: int, impl: str, between: str = ", ") -> str:
+    """How a time was measured, in words."""
+    how, graph, _ = impl.partition("_graph")
+    gpus = f"{ranks} GPU{'s' * (ranks > 1)}" if between == ", " else str(ranks)
+    return between.join(filter(None, (gpus, IMPLS[how], graph.removeprefix("_"))))
+
+
+def parts(row: ParallelRow) -> dict[str, float]:
+    """The microseconds of a call's steps."""
+    found = {step: float(cast(Any, row).get(step, 0.0)) for step in STEPS}
+    if row["impl"].endswith("_graph"):
+        found[WHOLE] = row["us"]
+    return found
 
 
 def table(data: ParallelFile) -> list[list[str]]:
     """The times as cells; the first row is the header."""
-    head = ["layer", "tokens", "GPUs", "us", *(f"{words}, us" for words, _ in STEPS.values())]
+    steps = [step for step in STEPS if step != WHOLE]
+    head = ["layer", "tokens", "GPUs", "us", *(f"{STEPS[step][0]}, us" for step in steps)]
     cells = [[*head, "times faster than one", "MB sent", "error"]]
     for what, layer in LAYERS.items():
         for tokens, rows in of(data, what).items():
-            one = rows.get((1, "one"))
             for (ranks, impl), row in rows.items():
-                steps = [f"{row[step]:.0f}" if row[step] else "-" for step in STEPS]  # type: ignore[literal-required]
+                graph = "_graph" * impl.endswith("_graph")
+                one, found = rows.get((1, "one" + graph)), parts(row)
                 faster = f"{one['us'] / row['us']:.2f}" if one else "-"
                 sent = f"{row['bytes'] / 1e6:.1f}" if ranks > 1 else "-"
                 off = f"{row['rel_err']:.1e}" if ranks > 1 else "-"
                 gpus = name_of(ranks, impl) if what == "experts" else str(ranks)
-                cells.append([layer, str(tokens), gpus, f"{row['us']:.0f}", *steps, faster, sent, off])
+                times = [f"{found[step]:.0f}" if found[step] else "-" for step in steps]
+                cells.append([layer, str(tokens), gpus, f"{row['us']:.0f}", *times, faster, sent, off])
     return cells
 
 
@@ -87,64 +102,58 @@ def picture(data: ParallelFile) -> Any:
     sizes = data["meta"]["plan"]
     figure, bottom, top = sheet(
         11,
-        6.9,
+        7.2,
         "Layers that several GPUs share",
         f"Experts: {sizes['experts']} of {sizes['hidden']} x {sizes['intermediate']}, {sizes['top_k']} for "
         f"each token. Feed-forward: {sizes['hidden']} x {sizes['mlp']}, in columns and rows",
         [
-            "Above: measured, with the host's share; medians of the slowest GPU. On a bar: microseconds. "
+            "Bars: measured, with the host's share; medians of the slowest GPU. On a bar: microseconds. "
             "Below it: GPUs, and the tokens of all together. sums: a GPU adds up a token's rows before it "
-            "sends one back; rows: it sends one for each expert.",
-            "Below: a model on paper with the rates of data sheets, of which only the points are measured: "
-            "NVLink inside of 8 GPUs, InfiniBand outside. Passed on: a row goes to another machine once.",
+            "sends one back; rows: it sends one for each expert; all: as sums, but every token goes to every "
+            "GPU.",
+            "Model: on paper, with the rates of data sheets: NVLink inside of 8 GPUs, InfiniBand outside; "
+            "points are measured (sums). Passed on: a row goes to another machine once.",
             *provenance(data),
         ],
     )
-    span, gap = top - bottom, 0.13 * (top - bottom)
-    half = (span - gap) / 2
-    low = top - half
-    for axes, (what, layer) in zip(
-        (figure.add_axes((0.07, low, 0.53, half)), figure.add_axes((0.68, low, 0.29, half))),
-        LAYERS.items(),
-        strict=True,
-    ):
-        _bars(axes, of(data, what), layer)
-    _model(figure.add_axes((0.07, bottom, 0.53, half)), data)
-    _limits(figure.add_axes((0.68, bottom, 0.29, half)), model_of(data))
+    gap = 0.13 * (top - bottom)
+    half = (top - bottom - gap) / 2
+    _bars(figure.add_axes((0.06, top - half, 0.92, half)), of(data, "experts"), LAYERS["experts"])
+    _bars(figure.add_axes((0.06, bottom, 0.27, half)), of(data, "mlp"), LAYERS["mlp"])
+    _model(figure.add_axes((0.41, bottom, 0.28, half)), data)
+    _limits(figure.add_axes((0.75, bottom, 0.23, half)), model_of(data))
     return figure
 
 
 def _bars(axes: Any, cases: dict[int, dict[tuple[int, str], ParallelRow]], title: str) -> None:
     """Each time over that of one GPU, in its parts."""
     keys = list(dict.fromkeys(key for rows in cases.values() for key in rows))
-    wide = 0.8 / max(1, len(keys))
-    most = 1.0
+    wide, most = 0.86 / max(1, len(keys)), 1.0
+    named: set[str] = set()
     for place, rows in enumerate(cases.values()):
-        one = rows[1, "one"]["us"]
-        for index, key in enumerate(keys):
-            if key not in rows:
-                continue
-            row, below = rows[key], 0.0
-            x = place + (index - (len(keys) - 1) / 2) * wide
-            for step, (words, colour) in STEPS.items():
-                share = row[step] / one  # type: ignore[literal-required]
-                first = place == index == 0
-                axes.bar(
-                    x, share, wide * 0.9, below, color=colour, label=words if first else None, zorder=2,
-                    edgecolor="white", linewidth=0.5,
-                )  # fmt: skip
-                below += share
+        one, here = rows[1, "one"]["us"], [key for key in keys if key in rows]
+        for index, key in enumerate(here):
+            below, x = 0.0, place + (index - (len(here) - 1) / 2) * wide
+            for step, us in parts(rows[key]).items():
+                if us:
+                    words, colour = STEPS[step]
+                    axes.bar(
+                        x, us / one, wide * 0.9, below, color=colour, label=None if words in named else words,
+                        zorder=2, edgecolor="white", linewidth=0.5,
+                    )  # fmt: skip
+                    named.add(words)
+                    below += us / one
             most = max(most, below)
-            name = "1" if key[0] == 1 else f"{key[0]}" + (f"\n{IMPLS[key[1]]}" if len(keys) > 2 else "")
-            axes.text(x, below, f"{row['us']:.0f}", ha="center", va="bottom", size=9.5, color=INK)
-            axes.text(x, -0.02, name, ha="center", va="top", size=9.5, color=MUTED, linespacing=1)
-    axes.set_xticks(range(len(cases)), [f"\n\n{tokens}" for tokens in cases])
-    axes.set_ylim(0, most * 1.12)
+            name = name_of(*key, between="\n") if len(keys) > 2 else str(key[0])
+            axes.text(x, below, f"{rows[key]['us']:.0f}", ha="center", va="bottom", size=9, color=INK)
+            axes.text(x, -0.02 * most, name, ha="center", va="top", size=9, color=MUTED, linespacing=1)
+    lines = "\n\n\n" if len(keys) > 2 else "\n"
+    axes.set_xticks(range(len(cases)), [f"{lines}{tokens}" for tokens in cases])
+    axes.set_ylim(0, most * (1.25 if len(keys) > 2 else 1.12))
     axes.set_title(f"{title}: time over one GPU's", loc="left", size=10, color=MUTED)
-    frame(axes, "y", 9.5)
+    frame(axes, "y", 9)
     if len(keys) > 2:
-        axes.legend(loc="upper center", ncols=3, fontsize=9.5, frameon=False)
-        axes.set_ylim(0, most * 1.25)
+        axes.legend(loc="upper center", ncols=len(named), fontsize=9, frameon=False)
 
 
 def _model(axes: Any, data: ParallelFile) -> None:
@@ -153,17 +162,17 @@ def _model(axes: Any, data: ParallelFile) -> None:
     for colour, (tokens, rows) in zip(LINES, of(data, "experts").items(), strict=False):
         us = [parallel_model.shared(layer, tokens, ranks).us for ranks in parallel_model.RANKS]
         axes.plot(parallel_model.RANKS, us, "-", color=colour, linewidth=1.6, zorder=2)
-        axes.text(parallel_model.RANKS[-1] * 1.06, us[-1], str(tokens), color=colour, size=9.5, va="center")
+        axes.text(parallel_model.RANKS[-1] * 1.06, us[-1], str(tokens), color=colour, size=9, va="center")
         seen = [(ranks, row["us"]) for (ranks, impl), row in rows.items() if impl in ("one", "sums")]
         axes.plot([x for x, _ in seen], [y for _, y in seen], "o", color=colour, markersize=6, zorder=3)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(parallel_model.RANKS, [str(ranks) for ranks in parallel_model.RANKS])
-    axes.set_xlim(0.9, parallel_model.RANKS[-1] * 1.9)
+    axes.set_xlim(0.9, parallel_model.RANKS[-1] * 2.9)
     axes.yaxis.set_major_formatter("{x:g}")
-    title = "Mixture of experts: model (lines), us, by GPUs; tokens of all together"
+    title = "Model of the mixture, us, by GPUs"
     axes.set_title(title, loc="left", size=10, color=MUTED)
-    frame(axes, "both", 9.5)
+    frame(axes, "both", 9)
 
 
 def _limits(axes: Any, layer: parallel_model.Layer) -> None:
@@ -180,11 +189,11 @@ def _limits(axes: Any, layer: parallel_model.Layer) -> None:
         below = other > y
         place = y + (-0.03 if below else 0.03) * max(limits)
         side = "top" if below else "bottom"
-        axes.text(x, place, f"{y:.0f}", ha="center", va=side, size=9.5, color=INK)
-    axes.legend(fontsize=9.5, frameon=False)
+        axes.text(x, place, f"{y:.0f}", ha="center", va=side, size=9, color=INK)
+    axes.legend(fontsize=9, frameon=False)
     axes.set_xscale("log", base=2)
     axes.set_xticks(ranks, [str(one) for one in ranks])
     axes.set_xlim(1.6, ranks[-1] * 1.3)
     axes.set_ylim(0, max(limits) * 1.25)
-    axes.set_title("Model: tokens a GPU up to which sharing pays", loc="left", size=10, color=MUTED)
-    frame(axes, "both", 9.5)
+    axes.set_title("Model: pays up to, tokens a GPU", loc="left", size=10, color=MUTED)
+    frame(axes, "both", 9)

@@ -211,7 +211,8 @@ class ParallelRow(TypedDict):
     """A layer on one GPU, or shared by several: parallel.json.
 
     what is "experts", "mlp", or a transfer alone: "all_to_all", "all_reduce". impl is "one" (the whole layer,
-    on one GPU), "sums" or "rows" (what travels back), or "nccl". tokens are those of all ranks together. us
+    on one GPU), "sums", "rows" or "everywhere" (how ParallelFp8Experts lets tokens travel), or "nccl", with
+    "_graph" behind it in a CUDA graph. tokens are those of all ranks together. us
     is the median of the slowest rank's time, of which dispatch_us, products_us and combine_us are parts; 0
     where there is no such part. bytes is what a rank sends to others; rel_err is ||out - one|| / ||one||.
     """

@@ -91,8 +91,9 @@ drawing_ranks.travel({"a row for each expert": for_each, "a row for each rank": 
 #
 # How many rows come is known only after the router has run, on the GPU. So the ranks tell each other the
 # numbers first, in a small all-to-all, and the CPU waits for them, to know how much memory to ask for. That
-# is why no [CUDA graph](glossary.md#cuda-graph) can record this layer. Libraries for decoding avoid it: they
-# reserve room for as many rows as there may be.
+# is why no [CUDA graph](glossary.md#cuda-graph) can record this. Where there are few tokens and few ranks,
+# there is another way (`everywhere=True`): every token goes to every rank, so there is nothing to count. With
+# 4 ranks that is a tenth more rows than in the picture on the right.
 #
 # ## Before or after the cast
 #

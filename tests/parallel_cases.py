@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -419,7 +420,8 @@ def what_is_measured(device: str) -> None:
     own = torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device("cpu")
     rows, wrong = parallel_ranks.measure(plan, own)
     found = {(row["what"], row["impl"], row["ranks"]): row for row in rows}
-    expected = {(what, "sums", size) for what in ("experts", "mlp")} | {("experts", "rows", size)}
+    expected = {(what, "sums", size) for what in ("experts", "mlp")}
+    expected |= {("experts", impl, size) for impl in ("rows", "everywhere")}
     expected |= {(what, "nccl", size) for what in ("all_to_all", "all_reduce")}
     if dist.get_rank() == 0:
         expected |= {("experts", "one", 1), ("mlp", "one", 1)}
@@ -427,3 +429,8 @@ def what_is_measured(device: str) -> None:
     sums, copies = found["experts", "sums", size], found["experts", "rows", size]
     assert 0 < sums["dispatch_us"] < sums["us"] and sums["rel_err"] < parallel_ranks.MOST_ERROR
     assert 0 < sums["bytes"] <= copies["bytes"]
+    everywhere = found["experts", "everywhere", size]["bytes"]
+    assert everywhere == (size - 1) * 8 // size * (parallel_ranks.row_bytes(plan) + 2 * 128)
+    if device == "cuda":
+        rows, wrong = parallel_ranks.measure(dataclasses.replace(plan, graph_tokens=(8,)), own)
+        assert not wrong and ("everywhere_graph", size) in {(row["impl"], row["ranks"]) for row in rows}

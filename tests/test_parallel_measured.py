@@ -23,7 +23,7 @@ def made_up() -> dict[str, Any]:
     meta |= {"nccl": "2.28", "plan": dataclasses.asdict(parallel_ranks.Plan())}
     rows = []
     for tokens in parallel_ranks.Plan().tokens:
-        for what, impls in (("experts", ("one", "sums", "rows")), ("mlp", ("one", "sums"))):
+        for what, impls in (("experts", ("one", "sums", "rows", "everywhere")), ("mlp", ("one", "sums"))):
             for index, impl in enumerate(impls):
                 steps = {"products": 0} if impl == "one" else {"dispatch": 0, "products": 1, "combine": 2}
                 times = [[100.0 + tokens / (1 + index)] * 3 for _ in steps]
@@ -32,6 +32,9 @@ def made_up() -> dict[str, Any]:
                     parallel_ranks.row(what, impl, 1 + bool(index), tokens, found, steps, 1 << 20, 1e-3)
                 )
     sent = parallel_ranks.Found([10.0], [[10.0]])
+    for ranks, impl in ((1, "one_graph"), (2, "everywhere_graph")):
+        us = parallel_ranks.Found([30.0 / ranks], [[30.0 / ranks]])
+        rows.append(parallel_ranks.row("experts", impl, ranks, 128, us, {}, 1 << 20, 0.0))
     rows.append(parallel_ranks.row("all_to_all", "nccl", 2, 0, sent, {"combine": 0}, 1 << 20, 0.0))
     return {"schema": measured.SCHEMA, "meta": meta, "rows": rows}
 
@@ -42,7 +45,11 @@ def test_the_record_is_drawn(tmp_path: Path) -> None:
     assert figure.load(path)["rows"] == data["rows"]
     assert draw.recorded(tmp_path).keys() == {"parallel"}
     cells = figure.table(figure.load(path))
-    assert len(cells) == 1 + 5 * len(parallel_ranks.Plan().tokens)
+    assert len(cells) == 1 + 6 * len(parallel_ranks.Plan().tokens) + 2
+    assert [row[2:5] + row[7:8] for row in cells if "graph" in row[2]] == [
+        ["1 GPU, graph", "30", "-", "1.00"],
+        ["2 GPUs, all, graph", "15", "-", "2.00"],
+    ]
     assert cells[1][:4] == ["Mixture of experts", "128", "1 GPU", "228"] and cells[1][-2:] == ["-", "-"]
     assert cells[2][2] == "2 GPUs, sums" and cells[2][-3:] == ["0.46", "1.0", "1.0e-03"]
     assert figure.transfers(data)[1] == ["all_to_all", "2", "1.05", "10", "105"]
@@ -136,12 +143,15 @@ def test_the_command(
     monkeypatch.setattr(precompiling, "build_all", lambda configs, target: built.extend(configs))
 
     def work(plan: parallel_ranks.Plan, folder: Path) -> None:
+        if plan.graph_tokens:
+            raise GemmLadderError("the process of GPU 1 fails: no graph")
         (folder / "rows.json").write_text(json.dumps({"rows": data["rows"], "wrong": ["one is wrong"]}))
 
     monkeypatch.setattr(parallel, "in_processes", work)
     path = tmp_path / "parallel.json"
     assert main(["parallel", "--json", str(path)]) == 1
     said = capsys.readouterr().out
+    assert "CUDA graph at experts: the process of GPU 1 fails: no graph" in said
     assert "one is wrong" in said and "left as they are: a result is wrong" in said
     assert "2 GPUs, sums" in said and figure.load(path)["meta"]["nccl"] == "2.28.3"
     assert {config.kind for config in built} >= {"dense", "masked", "psum"}
@@ -158,7 +168,10 @@ def test_a_measurement(tmp_path: Path) -> None:
     assert main(["parallel", "--experts", "8", "--tokens", "64", "--json", str(path)]) == 0
     rows = figure.load(path)["rows"]
     assert {(row["what"], row["impl"]) for row in rows if row["tokens"]} == {
-        *(("experts", impl) for impl in ("one", "sums", "rows")),
+        *(
+            ("experts", impl)
+            for impl in ("one", "sums", "rows", "everywhere", "one_graph", "everywhere_graph")
+        ),
         *(("mlp", impl) for impl in ("one", "sums")),
     }
     assert all(row["us"] > 0 for row in rows)

@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from gemm_ladder.casts import functions
+from gemm_ladder.figures import parallel_model
 from gemm_ladder.figures.rows import ParallelRow
 from gemm_ladder.layers import (
     ColumnParallelFp8Linear,
@@ -31,7 +32,7 @@ from gemm_ladder.layers import (
     ParallelFp8Experts,
     RowParallelFp8Linear,
 )
-from gemm_ladder.layers.parallel_experts import Combine, Dispatched
+from gemm_ladder.layers.parallel_experts import Dispatched
 
 MODULE = "gemm_ladder.measure.parallel_ranks"
 WARM = 3  # calls that are not counted
@@ -52,6 +53,7 @@ class Plan:
         mlp: the intermediate size of a feed-forward layer without experts.
         transfers: bytes that a rank sends to others in an all-to-all, and that it adds in an all-reduce.
         calls: of each layer at each size.
+        graph_tokens: instead of all else, a mixture in a CUDA graph with so many tokens.
     """
 
     ranks: tuple[int, ...] = (1, 2)
@@ -63,6 +65,7 @@ class Plan:
     mlp: int = 18432
     transfers: tuple[int, ...] = (1 << 16, 1 << 20, 1 << 24, 1 << 28)
     calls: int = 20
+    graph_tokens: tuple[int, ...] = ()
 
 
 class Found(NamedTuple):
@@ -104,7 +107,10 @@ def measure(plan: Plan, device: torch.device) -> tuple[list[ParallelRow], list[s
         for size in plan.ranks:
             group = dist.new_group(range(size))
             if dist.get_rank() < size:
-                measure_experts(plan, whole, size, group, device, rows, wrong)
+                of_experts = measure_graphs if plan.graph_tokens else measure_experts
+                of_experts(plan, whole, size, group, device, rows, wrong)
+        if plan.graph_tokens:
+            return rows, wrong
         del whole
         linears = whole_mlp(plan, device)
         for size in plan.ranks:
@@ -145,25 +151,76 @@ def measure_experts(
     rows: list[ParallelRow],
     wrong: list[str],
 ) -> None:
-    combines: tuple[Combine, ...] = ("sums", "rows") if size > 1 else ()
-    layers = [ParallelFp8Experts.from_experts(whole, group, combine=combine) for combine in combines]
+    layers = {} if size == 1 else shared_layers(whole, group)
+    rank = dist.get_rank(group)
     for tokens in plan.tokens:
-        call = tuple(one.chunk(size)[dist.get_rank(group)] for one in routed(plan, tokens, device))
+        call = tuple(one.chunk(size)[rank] for one in routed(plan, tokens, device))
         if size == 1:
             found = timed([functools.partial(_called, whole, call)], group, plan.calls, device)
             rows.append(row("experts", "one", 1, tokens, found, {"products": 0}, 0, 0.0))
             continue
         expected = whole(*call)
-        for layer in layers:
+        for name, layer in layers.items():
             dispatched = layer.dispatch(*call)
             off = error(layer.combine(layer.compute(dispatched), dispatched), expected, group)
             if not off < MOST_ERROR:
-                wrong.append(f"experts, {layer.combine_by}, {tokens} tokens on {size} GPUs: off by {off:.2g}")
+                wrong.append(f"experts, {name}, {tokens} tokens on {size} GPUs: off by {off:.2g}")
                 continue
             found = timed(_steps(layer, call), group, plan.calls, device)
-            moved = max(gathered(outgoing(dispatched, plan.hidden, dist.get_rank(group)), group))
+            moved = max(gathered(outgoing(dispatched, plan.hidden, rank), group))
             named = {"dispatch": 0, "products": 1, "combine": 2}
-            rows.append(row("experts", layer.combine_by, size, tokens, found, named, moved, off))
+            rows.append(row("experts", name, size, tokens, found, named, moved, off))
+
+
+def shared_layers(whole: Fp8Experts, group: dist.ProcessGroup) -> dict[str, ParallelFp8Experts]:
+    """This rank's part of the experts, by how tokens travel."""
+    return {
+        "sums": ParallelFp8Experts.from_experts(whole, group),
+        "rows": ParallelFp8Experts.from_experts(whole, group, combine="rows"),
+        "everywhere": ParallelFp8Experts.from_experts(whole, group, everywhere=True),
+    }
+
+
+def measure_graphs(
+    plan: Plan,
+    whole: Fp8Experts,
+    size: int,
+    group: dist.ProcessGroup,
+    device: torch.device,
+    rows: list[ParallelRow],
+    wrong: list[str],
+) -> None:
+    """The layers that a CUDA graph can capture, in one: the host's share is that of a single launch."""
+    layer, name = whole, "one"
+    if size > 1:
+        layer, name = ParallelFp8Experts.from_experts(whole, group, everywhere=True), "everywhere"
+    for tokens in plan.graph_tokens:
+        call = tuple(one.chunk(size)[dist.get_rank(group)] for one in routed(plan, tokens, device))
+        expected = whole(*call)
+        for _ in range(WARM):
+            layer(*call)
+        _wait(device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
+            out = layer(*call)
+        out.zero_()
+        graph.replay()
+        off = error(out, expected, group)
+        if not off < MOST_ERROR:
+            wrong.append(f"experts, {name} in a graph, {tokens} tokens on {size} GPUs: off by {off:.2g}")
+            continue
+        found = timed([functools.partial(_replayed, graph)], group, plan.calls, device)
+        moved = 0 if size == 1 else (size - 1) * tokens // size * (row_bytes(plan) + 2 * plan.hidden)
+        rows.append(row("experts", f"{name}_graph", size, tokens, found, {}, moved, off))
+
+
+def row_bytes(plan: Plan) -> int:
+    """Of a token that travels to a rank."""
+    return parallel_model.Layer(plan.hidden, plan.intermediate, plan.experts, plan.top_k).row_bytes
+
+
+def _replayed(graph: torch.cuda.CUDAGraph, _: object) -> None:
+    graph.replay()
 
 
 def _called(layer: Fp8Experts, call: tuple[torch.Tensor, ...], _: object) -> torch.Tensor:

@@ -20,7 +20,7 @@
 #
 # > **Needs:** lesson [11](11_production.ipynb). **Time:** 40 minutes to read, 50 for guesses and exercises;
 # > its cells run in a minute, less when its kernels have been compiled. **May be skipped:** all of it: no
-# > other lesson needs it.
+# > lesson needs it, but for [16](16_experts_over_gpus.ipynb).
 
 # %%
 from gemm_ladder.figures import lessons

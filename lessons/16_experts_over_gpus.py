@@ -16,9 +16,9 @@
 # it is the tokens that travel. How much travels, what a cast has to do with it, when that is worth it, and
 # whether the answer is the same: all of this can be found without a GPU.
 #
-# > **Needs:** lesson [11](11_production.ipynb). **Time:** 20 minutes to read, 35 for guesses and exercises;
-# > its cells run in a minute, less when its kernels have been compiled. **May be skipped:** all of it: no
-# > other lesson needs it.
+# > **Needs:** lesson [12](12_grouped_gemms.ipynb). **Time:** 20 minutes to read, 35 for guesses and
+# > exercises; its cells run in a minute, less when its kernels have been compiled. **May be skipped:** all of
+# > it: no other lesson needs it.
 
 # %%
 from gemm_ladder.figures import lessons

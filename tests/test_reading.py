@@ -120,13 +120,13 @@ def test_a_lesson_that_is_not_in_the_tables() -> None:
 def test_an_optional_lesson_that_another_one_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its head says which one."""
     every = course.lessons()
-    lesson, more = every["grouped_gemms"], {**every, "more": every["tma"]._replace(stem="99_more")}
+    lesson, more = every["ffma_interleave"], {**every, "more": every["tma"]._replace(stem="99_more")}
 
     def head() -> str:
         return " ".join(course.head(lesson, more).replace("> ", "").split())
 
     assert "all of it: no other lesson needs it." in head()
-    monkeypatch.setattr(course, "NEEDS", {**course.NEEDS, "more": ("grouped_gemms",)})
+    monkeypatch.setattr(course, "NEEDS", {**course.NEEDS, "more": ("ffma_interleave",)})
     assert "all of it: no lesson needs it, but for [99](99_more.ipynb)." in head()
 
 

@@ -124,7 +124,7 @@ PATHS: dict[str, tuple[str, tuple[tuple[Step, ...], ...]]] = {
     ),
     "Further sessions": (
         "What the twelve leave out, in any order, each after the lessons that its head names.",
-        ((Step("ffma_interleave"),), (Step("grouped_gemms"),)),
+        ((Step("ffma_interleave"),), (Step("grouped_gemms"),), (Step("experts_over_gpus"),)),
     ),
 }
 

@@ -212,12 +212,17 @@ if (measured.DATA / "parallel.json").exists():
     print(tables.plain(parallel.table(data)))
     print(tables.plain(parallel.transfers(data)))
     print(*parallel.provenance(data))
+    best = max(row["bytes"] / row["us"] / 1e3 for row in data["rows"] if row["what"] == "all_to_all")
+    print(f"\nan all-to-all: {best:.0f} GB/s at best, of the data sheet's {parallel_model.NVLINK / 1e9:.0f}")
 else:
     print("It has not been measured yet.")
 
 # %% [markdown]
-# The parts contain the host's share: dozens of small kernels around two transfers, which is most of the time
-# where tokens are few. What a model on paper leaves out is where to look next.
+# The parts contain the host's share: dozens of small operations around two transfers, which are most of the
+# time where tokens are few. Only where every token goes everywhere can a CUDA graph spare them. And the model
+# counts products and transfers alone. To lay the rows out by expert, to cast between the two products and to
+# add up a token's rows moves gigabytes as well, where tokens are many. What a model on paper leaves out is
+# where to look next.
 #
 # ## Exercises
 #

@@ -14,7 +14,7 @@ from gemm_ladder.cli import main
 from gemm_ladder.errors import GemmLadderError, InputError
 from gemm_ladder.figures import draw, measured, parallel_model, readme, sheet
 from gemm_ladder.figures import parallel as figure
-from gemm_ladder.measure import parallel, parallel_ranks, records, session
+from gemm_ladder.measure import parallel, parallel_ranks, rank_timing, records, session
 
 
 def made_up() -> dict[str, Any]:
@@ -27,15 +27,13 @@ def made_up() -> dict[str, Any]:
             for index, impl in enumerate(impls):
                 steps = {"products": 0} if impl == "one" else {"dispatch": 0, "products": 1, "combine": 2}
                 times = [[100.0 + tokens / (1 + index)] * 3 for _ in steps]
-                found = parallel_ranks.Found([sum(one) for one in zip(*times, strict=True)], times)
-                rows.append(
-                    parallel_ranks.row(what, impl, 1 + bool(index), tokens, found, steps, 1 << 20, 1e-3)
-                )
-    sent = parallel_ranks.Found([10.0], [[10.0]])
+                found = rank_timing.Found([sum(one) for one in zip(*times, strict=True)], times)
+                rows.append(rank_timing.row(what, impl, 1 + bool(index), tokens, found, steps, 1 << 20, 1e-3))
+    sent = rank_timing.Found([10.0], [[10.0]])
     for ranks, impl in ((1, "one_graph"), (2, "everywhere_graph")):
-        us = parallel_ranks.Found([30.0 / ranks], [[30.0 / ranks]])
-        rows.append(parallel_ranks.row("experts", impl, ranks, 128, us, {}, 1 << 20, 0.0))
-    rows.append(parallel_ranks.row("all_to_all", "nccl", 2, 0, sent, {"combine": 0}, 1 << 20, 0.0))
+        us = rank_timing.Found([30.0 / ranks], [[30.0 / ranks]])
+        rows.append(rank_timing.row("experts", impl, ranks, 128, us, {}, 1 << 20, 0.0))
+    rows.append(rank_timing.row("all_to_all", "nccl", 2, 0, sent, {"combine": 0}, 1 << 20, 0.0))
     return {"schema": measured.SCHEMA, "meta": meta, "rows": rows}
 
 

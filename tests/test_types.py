@@ -35,7 +35,7 @@ STRICT = (
         f"gemm_ladder.layers.{module}"
         for module in (
             *("conversion", "experts", "linear", "parallel_experts", "parallel_linear", "products"),
-            *("ranks", "routing", "weights"),
+            *("ranks", "routing", "travelling", "weights"),
         )
     ),
     *("gemm_ladder.production.tuner", "gemm_ladder.build", "gemm_ladder.build.library"),

@@ -22,10 +22,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 import torch.distributed as dist
 from gemm_ladder import scales
-from gemm_ladder.arguments import SCALE_BLOCK, align, ceil_div
 from gemm_ladder.casts import functions
 from gemm_ladder.errors import InputError
-from gemm_ladder.layers import routing, weights
+from gemm_ladder.layers import routing, travelling, weights
 from gemm_ladder.layers.experts import PROJECTIONS, Fp8Experts, Setting, added
 from gemm_ladder.layers.ranks import Ranks
 from torch.nn.parameter import Parameter
@@ -35,9 +34,6 @@ if TYPE_CHECKING:
 
 Combine = Literal["sums", "rows"]
 COMBINES = ("sums", "rows")
-# A row that travels: its codes, their scales, its experts and its weights.
-TRAVEL = (weights.E4M3, torch.float32, torch.int32, torch.bfloat16)
-_ALIGNMENT = 16  # bytes that a row which travels is a multiple of
 
 
 class Dispatched(NamedTuple):
@@ -293,7 +289,10 @@ class ParallelFp8Experts(Fp8Experts):
         each of them or, with combine="rows", for each of their choices that is one of these experts."""
         if not dispatched.here:
             return self.down_proj.new_empty(sum(dispatched.sent), self.hidden_size, dtype=torch.bfloat16)
-        codes, of_rows, chosen, factors = self._unpacked(dispatched)
+        codes, of_rows, chosen, factors = travelling.unpacked(
+            dispatched.rows, self.hidden_size, dispatched.top_k
+        )
+        chosen = chosen - self.first_expert
         layout = self.layout
         if layout == "auto":
             layout = routing.layout_for(len(codes), chosen.shape[1], self.num_experts)
@@ -335,36 +334,16 @@ class ParallelFp8Experts(Fp8Experts):
             )
         return next(iter(found), 0)
 
-    def _columns(self, top_k: int) -> list[int]:
-        """Where in a row that travels its parts begin, and its width, in bytes: codes; scales, float32;
-        experts, int32; their weights, bfloat16."""
-        found = [0]
-        for part in (self.hidden_size, 4 * ceil_div(self.hidden_size, SCALE_BLOCK), 4 * top_k, 2 * top_k):
-            found.append(found[-1] + part)
-        return [*found, align(found[-1], _ALIGNMENT)]
-
     def _packed(
         self, x: torch.Tensor, chosen: torch.Tensor, factors: torch.Tensor, top_k: int
     ) -> torch.Tensor:
         """uint8 [tokens, ...]: this rank's tokens, in the form in which they travel."""
-        *begins, width = self._columns(top_k)
-        packed = torch.empty(len(x), width, dtype=torch.uint8, device=x.device)
-        if len(x):
-            codes, of_rows = functions.per_token_group_quant_fp8(x, self.use_ue8m0)
-            # A number that is no expert's may not fit into 32 bits.
-            chosen = chosen.clamp(-1, self.all_experts)
-            for column, part in enumerate((codes, of_rows, chosen, factors)):
-                packed[:, begins[column] : begins[column + 1]].view(TRAVEL[column]).copy_(part)
-        return packed
-
-    def _unpacked(self, dispatched: Dispatched) -> tuple[torch.Tensor, ...]:
-        """Received rows' codes, scales, experts by this rank's numbers, and weights."""
-        begins = self._columns(dispatched.top_k)
-        codes, of_rows, chosen, factors = (
-            dispatched.rows[:, begins[column] : begins[column + 1]].view(dtype)
-            for column, dtype in enumerate(TRAVEL)
-        )
-        return codes, of_rows, chosen - self.first_expert, factors
+        if not len(x):
+            width = travelling.columns(self.hidden_size, top_k)[-1]
+            return torch.empty(0, width, dtype=torch.uint8, device=x.device)
+        in_fp8 = functions.per_token_group_quant_fp8(x, self.use_ue8m0)
+        # A number that is no expert's may not fit into 32 bits.
+        return travelling.packed(in_fp8, chosen.clamp(-1, self.all_experts), factors)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *others: Any, **keywords: Any

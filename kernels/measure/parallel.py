@@ -26,7 +26,8 @@ from gemm_ladder.figures import tables
 from gemm_ladder.figures.rows import ParallelRow
 from gemm_ladder.layers import routing
 from gemm_ladder.measure import records, session
-from gemm_ladder.measure.parallel_ranks import MODULE, WARM, Plan
+from gemm_ladder.measure.parallel_ranks import MODULE, Plan
+from gemm_ladder.measure.rank_timing import WARM
 from gemm_ladder.production import choice, launching
 from gemm_ladder.production.config import Config
 

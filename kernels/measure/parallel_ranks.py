@@ -10,15 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import json
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -33,9 +29,9 @@ from gemm_ladder.layers import (
     RowParallelFp8Linear,
 )
 from gemm_ladder.layers.parallel_experts import Dispatched
+from gemm_ladder.measure.rank_timing import WARM, Step, error, gathered, row, timed, wait
 
 MODULE = "gemm_ladder.measure.parallel_ranks"
-WARM = 3  # calls that are not counted
 AT_ONCE = 16  # experts whose weights are made at the same time
 # Of ||out - one device|| / ||one device||. Both have the same operands, but other kernels may add in another
 # order, which changes some codes of the cast between the two products.
@@ -66,13 +62,6 @@ class Plan:
     transfers: tuple[int, ...] = (1 << 16, 1 << 20, 1 << 24, 1 << 28)
     calls: int = 20
     graph_tokens: tuple[int, ...] = ()
-
-
-class Found(NamedTuple):
-    """Microseconds of a call on the slowest rank, and of its steps: a list for each call."""
-
-    us: list[float]
-    steps: list[list[float]]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -199,7 +188,7 @@ def measure_graphs(
         expected = whole(*call)
         for _ in range(WARM):
             layer(*call)
-        _wait(device)
+        wait(device)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
             out = layer(*call)
@@ -322,87 +311,6 @@ def measure_transfers(
         for name, (move, moved) in moves.items():
             found = timed([move], group, plan.calls, device)
             rows.append(row(name, "nccl", size, 0, found, {"combine": 0}, moved, 0.0))
-
-
-# -------------------------------------------------------------------------------------------------- measuring
-
-Step = Callable[[Any], Any]  # is given what the step before it has returned
-
-
-def timed(steps: Sequence[Step], group: dist.ProcessGroup, calls: int, device: torch.device) -> Found:
-    """Time calls of some steps: the group's ranks begin each together, and what counts is the slowest."""
-    found = []
-    for _ in range(WARM + calls):
-        dist.barrier(group)
-        _wait(device)
-        marks, state = [_mark(device)], None
-        for step in steps:
-            state = step(state)
-            marks.append(_mark(device))
-        _wait(device)
-        found.append([_between(one, other) for one, other in itertools.pairwise(marks)])
-    of_ranks = gathered(found[WARM:], group)
-    slowest = [max(of_call, key=sum) for of_call in zip(*of_ranks, strict=True)]
-    return Found([sum(one) for one in slowest], [list(one) for one in zip(*slowest, strict=True)])
-
-
-def gathered(value: Any, group: dist.ProcessGroup) -> list[Any]:
-    found = [None] * dist.get_world_size(group)
-    dist.all_gather_object(found, value, group=group)
-    return found
-
-
-def error(out: torch.Tensor, expected: torch.Tensor, group: dist.ProcessGroup) -> float:
-    """The largest of all ranks' ||out - expected|| / ||expected||."""
-    off = ((out.float() - expected.float()).norm() / expected.float().norm()).item() if out.numel() else 0.0
-    return max(gathered(off, group))
-
-
-def row(
-    what: str,
-    impl: str,
-    ranks: int,
-    tokens: int,
-    found: Found,
-    steps: dict[str, int],
-    moved: int,
-    off: float,
-) -> ParallelRow:
-    """One row of figures/data/parallel.json; `steps` says which of the measured ones is which."""
-    p10, median, p90 = (round(float(value), 3) for value in np.percentile(found.us, [10, 50, 90]))
-    of_step = {name: round(float(np.median(found.steps[at])), 3) for name, at in steps.items()}
-    return {
-        "what": what,
-        "impl": impl,
-        "ranks": ranks,
-        "tokens": tokens,
-        "us": median,
-        "us_p10": p10,
-        "us_p90": p90,
-        "dispatch_us": of_step.get("dispatch", 0.0),
-        "products_us": of_step.get("products", 0.0),
-        "combine_us": of_step.get("combine", 0.0),
-        "bytes": moved,
-        "rel_err": float(f"{off:.3g}"),
-    }
-
-
-def _mark(device: torch.device) -> Any:
-    if device.type != "cuda":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
-def _between(one: Any, other: Any) -> float:
-    """Microseconds."""
-    return (other - one) * 1e6 if isinstance(one, float) else one.elapsed_time(other) * 1e3
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <bit>
+#include <type_traits>
 
 #include "copy_types.cuh"
 #include "cuda.hpp"
@@ -24,8 +25,17 @@ namespace emulator {
 // The instructions that are templates for a kernel, for any size.
 uint64_t shuffle(uint64_t bits, int lane);
 void set_registers(int registers, bool increase, int line);
-void store_shared(uint32_t address, const void* value, uint32_t bytes);
-void load_shared(uint32_t address, void* value, uint32_t bytes);
+// What a shared load or store moves, the first byte in the lowest bits. It is passed in registers: a variable that is
+// passed by its address has hooks wherever a kernel uses it.
+struct SharedBytes {
+    uint64_t low, high;
+};
+template <std::size_t kBytes>
+using Unsigned =
+    std::conditional_t<kBytes == 8, uint64_t,
+                       std::conditional_t<kBytes == 4, uint32_t, std::conditional_t<kBytes == 2, uint16_t, uint8_t>>>;
+void store_shared(uint32_t address, SharedBytes value, uint32_t bytes);
+SharedBytes load_shared(uint32_t address, uint32_t bytes);
 void wait_stores(std::size_t groups, bool read_only);
 void wait_wgmma(int in_flight, int line);
 
@@ -97,13 +107,20 @@ uint32_t shared_memory();
 uint32_t mapa(uint32_t address, uint32_t rank);
 template <typename T>
 void st_shared(uint32_t address, T value) {
-    emulator::store_shared(address, &value, sizeof value);
+    emulator::SharedBytes bytes{};
+    if constexpr (sizeof value == 16)
+        bytes = std::bit_cast<emulator::SharedBytes>(value);
+    else
+        bytes.low = std::bit_cast<emulator::Unsigned<sizeof value>>(value);
+    emulator::store_shared(address, bytes, sizeof value);
 }
 template <typename T>
 T ld_shared(uint32_t address) {
-    T value;
-    emulator::load_shared(address, &value, sizeof value);
-    return value;
+    const emulator::SharedBytes bytes = emulator::load_shared(address, sizeof(T));
+    if constexpr (sizeof(T) == 16)
+        return std::bit_cast<T>(bytes);
+    else
+        return std::bit_cast<T>(static_cast<emulator::Unsigned<sizeof(T)>>(bytes.low));
 }
 void st_shared_cluster(uint32_t address, float4 value);
 void stmatrix_x4(uint32_t address, uint32_t r0, uint32_t r1, uint32_t r2, uint32_t r3, int line = __builtin_LINE());

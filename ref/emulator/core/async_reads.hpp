@@ -98,8 +98,12 @@ class AsyncReads {
     }
 
     // The copy engine reads the chunk at some moment between begin and end. Returns the read's number.
+    // A copy says the same of each of its chunks, and then they have one number.
     uint32_t add(const AsyncRead& read) {
-        copies_.push_back(read);
+        const AsyncRead& last = copies_.back();
+        const bool same = read.done.number && read.done.number == last.done.number &&
+                          read.done.thread == last.done.thread && read.from == last.from && read.who == last.who;
+        if (!same) copies_.push_back(read);
         return static_cast<uint32_t>(copies_.size() - 1);
     }
     void begin(uint32_t at, uint32_t number) {

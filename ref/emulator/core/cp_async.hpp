@@ -92,7 +92,7 @@ void wait_copies(std::size_t groups) {
     EMULATOR_ENTER;
     Thread& thread = self();
     auto& committed = thread.async_writes.groups;
-    for (; committed.size() > groups; committed.pop_front()) {
+    for (; committed.size() > groups; committed.erase(committed.begin())) {
         for (const auto& copy : committed.front().copies) copy->land();
         Told told;
         told.join(nullptr, committed.front().last, 0);

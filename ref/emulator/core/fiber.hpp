@@ -44,13 +44,9 @@ class Stacks {
     static bool holds(uintptr_t address) { return address - begin_ < bytes_; }
     // Of each stack, whether its thread's local variables are watched (Thread::watch). It stands here, and not in the
     // thread, because the hooks ask for it so often: a cache line has the answers of two warps.
-    static bool& watched(const char* stack) {
-        return watched_[(reinterpret_cast<uintptr_t>(stack) - begin_) / kStackBytes];
-    }
-    // Whether the address is in a stack that is not watched. (It may also be one that is no fiber's.)
-    [[gnu::always_inline]] static bool unwatched(uintptr_t address) {
-        const uintptr_t number = (address - begin_) / kStackBytes;
-        return number < kMost && !watched_[number];
+    [[gnu::always_inline]] static bool& watched(uintptr_t address) {
+        // As many stacks as follow one another have different places. An address that is in none has the place of one.
+        return watched_[address / kStackBytes % kMost];
     }
     static std::size_t page() {
         static const auto bytes = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
@@ -215,7 +211,7 @@ class Fiber {
 
     // Called on the fiber: stops it and returns from the resume() that was running it.
     void suspend() { switch_stack(&self_, resumer_); }
-    bool& watched() const { return Stacks::watched(stack_); }
+    bool& watched() const { return Stacks::watched(reinterpret_cast<uintptr_t>(stack_)); }
     // The stack of the resume() that runs the fiber: a signal handler that sends the OS thread to resume_stack with it
     // suspends the fiber for good.
     void* resumer() const { return resumer_; }

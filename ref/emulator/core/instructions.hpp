@@ -118,13 +118,15 @@ uint64_t shuffle(uint64_t bits, int lane) {
     return exchange("shfl.sync.idx", {bits}, ~0u, true)[static_cast<std::size_t>(lane % 32)][0];
 }
 
-void store_shared(uint32_t address, const void* value, uint32_t bytes) {
+void store_shared(uint32_t address, SharedBytes value, uint32_t bytes) {
     EMULATOR_ENTER;
-    self().block->memory.write(address, value, bytes, self());
+    self().block->memory.write(address, &value, bytes, self());
 }
-void load_shared(uint32_t address, void* value, uint32_t bytes) {
+SharedBytes load_shared(uint32_t address, uint32_t bytes) {
     EMULATOR_LOOK;
-    self().block->memory.read(address, value, bytes, self());
+    SharedBytes value{};
+    self().block->memory.read(address, &value, bytes, self());
+    return value;
 }
 
 }  // namespace emulator
@@ -350,7 +352,7 @@ void wgmma_commit_group(int line) {
     emulator::together("wgmma.commit_group", line);
     self().wgmma_groups.push_back(self().wgmmas);
     emulator::commit_wgmmas(self(), self().wgmmas);
-    emulator::record_warp(Event::wgmma_commit, 0, static_cast<int64_t>(self().wgmma_groups.size()) - 1);
+    emulator::record_warp(Event::wgmma_commit, 0, self().wgmma_groups.end() - 1);
 }
 
 }  // namespace ptx

@@ -14,6 +14,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "../launch.cuh"
@@ -127,14 +128,24 @@ class GlobalMemory {
         Writers& writers = *writers_[number];
         const uint64_t packed = mine.packed();
         const std::size_t item = static_cast<std::size_t>(tensor.item);
-        const std::size_t last = std::min((address - tensor.begin + bytes - 1) / item, writers.size() - 1);
+        const std::size_t end = std::min((address - tensor.begin + bytes - 1) / item + 1, writers.size());
         std::optional<Writer> other;
-        for (std::size_t i = (address - tensor.begin) / item; i <= last; ++i) {
-            const uint64_t before = writers[i].exchange(packed, std::memory_order_relaxed);
-            if (!before || before == packed) continue;
-            const Writer writer = Writer::of(before);
-            if (writer.block != mine.block || (writer.thread != mine.thread && writer.moment && !ordered(writer)))
-                other = writer;
+        for (std::size_t i = (address - tensor.begin) / item; i < end;) {
+            const std::size_t group = i / kGroup * kGroup, group_end = std::min(end, group + kGroup);
+            uint64_t first = lock(writers[group]);
+            for (; i < group_end; ++i) {
+                const uint64_t before = i == group ? first : writers[i].load(std::memory_order_relaxed);
+                if (before == packed) continue;
+                if (i == group)
+                    first = packed;
+                else
+                    writers[i].store(packed, std::memory_order_relaxed);
+                if (!before) continue;
+                const Writer writer = Writer::of(before);
+                if (writer.block != mine.block || (writer.thread != mine.thread && writer.moment && !ordered(writer)))
+                    other = writer;
+            }
+            writers[group].store(first, std::memory_order_release);
         }
         return other;
     }
@@ -226,9 +237,20 @@ class GlobalMemory {
         return text + "]";
     }
 
+    // For each element: the last one, packed; 0 = none. Clusters on several OS threads write them. The first of each
+    // kGroup neighbours holds kLocked while one of them looks at the group: one atomic exchange where each of the
+    // elements would need one, which takes as long as twenty other instructions.
+    using Writers = std::vector<std::atomic<uint64_t>>;
+    static constexpr std::size_t kGroup = 8;
+    static constexpr uint64_t kLocked = UINT64_MAX;  // no writer: Writer::packed has the block in the high 32 bits
+    static uint64_t lock(std::atomic<uint64_t>& first) {
+        uint64_t was;
+        while ((was = first.exchange(kLocked, std::memory_order_acquire)) == kLocked) std::this_thread::yield();
+        return was;
+    }
+
     std::vector<EmulatorTensor> tensors_;
-    std::deque<std::string> names_;                      // of allocations
-    using Writers = std::vector<std::atomic<uint64_t>>;  // for each element: the last one, packed; 0 = none
+    std::deque<std::string> names_;  // of allocations
     std::vector<std::unique_ptr<Writers>> writers_;
     Call call_;
     const void* image_ = nullptr;

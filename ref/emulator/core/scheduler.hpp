@@ -89,7 +89,7 @@ inline void Cluster::reset(int64_t cluster) {
             thread.fiber.watched() = false;
             thread.dependency_waited = !shape_.early;
             thread.wgmmas = thread.wgmmas_waited = 0;
-            thread.wgmma_groups.clear();
+            thread.wgmma_groups = {};
             thread.accumulators.clear();
             thread.rested.clear();
             thread.written_since_fence.clear();

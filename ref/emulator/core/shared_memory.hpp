@@ -322,15 +322,26 @@ class SharedMemory {
     [[noreturn]] void already_landing(uint32_t address, const char* who, const Load& load, const Actor& actor) const;
 
     void mark(uint32_t at, uint32_t bytes, Actor& actor) {
-        const uint32_t first = at / kWord, end = (at + bytes - 1) / kWord + 1, writer = actor.number + 1;
+        const uint32_t first = at / kWord, end = (at + bytes - 1) / kWord + 1;
         bool is_new = false;
-        for (uint32_t word = first; word < end; ++word) {
-            if (writer_[word] == writer) continue;
-            is_new = true;
-            regions_[word / kRegionWords].unfenced += writer_[word] == 0;
+        if (end - first == kChunkWords && first % kChunkWords == 0)
+            is_new = mark<kChunkWords>(first, actor.number + 1);
+        else
+            for (uint32_t word = first; word < end; ++word) is_new |= mark<1>(word, actor.number + 1);
+        if (is_new) actor.unfenced.push_back({first, end - first});
+    }
+    // Words of one region. Returns whether the writer had not written some of them. (Their number is known to the
+    // compiler, which would make loops over many words of it otherwise.)
+    template <uint32_t kWords>
+    bool mark(uint32_t first, uint32_t writer) {
+        uint32_t fresh = 0, others = 0;
+        for (uint32_t word = first; word < first + kWords; ++word) {
+            fresh += writer_[word] == 0;
+            others |= writer_[word] ^ writer;
             writer_[word] = writer;
         }
-        if (is_new) actor.unfenced.push_back({first, end - first});
+        regions_[first / kRegionWords].unfenced += fresh;
+        return others != 0;
     }
     void readable(uint32_t at, uint32_t address, const char* who, const Actor& actor) const {
         if (!state_[at / kChunk].landing) return;
@@ -352,7 +363,7 @@ class SharedMemory {
     }
     uint32_t check(uint32_t address, uint32_t bytes, const char* who) const {
         const uint32_t at = inside(address, bytes, who);
-        if (address % bytes)
+        if (address & (bytes - 1))  // `bytes` is a power of two
             fail_at(Fault::misaligned, address, "%s of %u bytes at 0x%x, which is not a multiple of %u", who, bytes,
                     address, bytes);
         return at;

@@ -108,6 +108,7 @@ class NumberedQueue {
     bool empty() const { return begin_ == all_.size(); }
     T& operator[](int64_t number) { return all_[static_cast<std::size_t>(number - over_)]; }
     T& front() { return all_[begin_]; }
+    const T& back() const { return all_.back(); }
     T& push_back(T element) { return all_.emplace_back(std::move(element)); }
     void pop_front() {
         if (++begin_ < all_.size() && begin_ < kKept) return;
@@ -224,7 +225,7 @@ struct AsyncWrites {  // of one thread
     uint32_t arrived = 0, arrived_on = 0;            // the last one before a cp.async.mbarrier.arrive; its mbarrier
     std::map<uint32_t, std::pair<Block*, uint32_t>> stores;  // the numbers of st.asyncs: where their mbarriers are
     std::vector<std::shared_ptr<AsyncWrite>> open;           // copies since the last commit
-    std::deque<Group> groups;
+    std::vector<Group> groups;  // few; and an empty deque would allocate memory, for each thread of each launch
     // What the thread's next write knows; and what the thread knew, and its moment, when that was computed.
     Known known, thread_knew;
     uint32_t thread_moment = 0;
@@ -250,7 +251,7 @@ struct Thread : Actor {
     bool dependency_waited = false;  // has executed griddepcontrol.wait, or the kernel was not launched early
     Moment dependency_moment;        // when
     int64_t wgmmas_waited = 0;       // of Actor::wgmmas, those that this lane has waited for
-    std::vector<int64_t> wgmma_groups;  // the value of `wgmmas` at each commit
+    NumberedQueue<int64_t> wgmma_groups;  // the value of `wgmmas` at each commit that it has not waited for
     std::vector<Accumulator> accumulators;
     std::vector<Accumulator> rested;  // those that it has waited for and not touched since, nor fenced
     std::vector<std::pair<uintptr_t, std::size_t>> written_since_fence;  // local variables: addresses and bytes

@@ -308,7 +308,8 @@ void issue_wgmma(const MatrixKind& kind, uint32_t* d, int64_t n, const uint32_t*
             if (!a) block.memory.order_read(*op.footprint_a, kWgmmaA, lanes);
             block.memory.order_read(*op.footprint_b, kWgmmaB, lanes);
         }
-        cluster.later({block.index, warp, -1}, [&block, &queue, warp] {
+        cluster.later({block.index, warp, -1}, [&block, warp] {  // as small as std::function keeps without allocating
+            const WgmmaQueue& queue = block.wgmmas[static_cast<std::size_t>(warp)];
             if (queue.executed < queue.issued) execute_next_wgmma(block, warp);
         });
         cluster.wake(queue.waiters);
@@ -357,10 +358,11 @@ void wait_wgmma(int in_flight, int line) {
     Cluster& cluster = *thread.cluster;
     Block& block = *thread.block;
     if (thread.lane() == 0) cluster.record(Event::wgmma_wait, block, thread.index, 0, in_flight);
-    const auto groups = static_cast<int64_t>(thread.wgmma_groups.size());
-    if (groups > in_flight) {
-        const int64_t target = thread.wgmma_groups[static_cast<std::size_t>(groups - in_flight - 1)];
+    NumberedQueue<int64_t>& groups = thread.wgmma_groups;
+    if (const int64_t done = groups.end() - in_flight; done > groups.begin()) {
+        const int64_t target = groups[done - 1];
         finish_wgmmas(thread, target);
+        while (groups.begin() < done) groups.pop_front();
         WgmmaQueue& queue = block.wgmmas[static_cast<std::size_t>(thread.warp())];
         for (; thread.wgmmas_waited < target; ++thread.wgmmas_waited) {
             if (++queue.ops[thread.wgmmas_waited].waited == 32) queue.ops.pop_front();

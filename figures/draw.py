@@ -11,6 +11,7 @@ Needs matplotlib and nothing else: no GPU, no compiler, no gemm_ladder. The file
     data/casts.json        the casts to FP8 beside a copy and libraries (python -m gemm_ladder casts)
     data/parallel.json     layers that GPUs share (python -m gemm_ladder parallel)
     data/fp8_training.json a model trained with FP8 linears and BF16 ones (python -m gemm_ladder train)
+    data/model.json        FP8 in decoder layers and in a whole model (python -m gemm_ladder model)
     data/interleave.json   rung 8 in each of its modes (python -m gemm_ladder interleave)
     data/cards.json        what each rung is made of, and what limits it (python -m gemm_ladder cards)
     data/timeline.json     who did what, and when (python -m gemm_ladder timeline all --json ...)
@@ -39,6 +40,7 @@ def main(root: Path = HERE.parent) -> None:
         hopper_map,
         host,
         ladder,
+        model,
         parallel,
         production,
         readme,
@@ -65,6 +67,8 @@ def main(root: Path = HERE.parent) -> None:
         pictures["parallel"] = parallel.picture(data["parallel"])
     if "fp8_training" in data:
         pictures["fp8_training"] = fp8_training.picture(data["fp8_training"])
+    if "model" in data:
+        pictures |= {"layers": model.picture(data["model"]), "minilm": model.lines(data["model"])}
     for name, picture in pictures.items():
         picture.savefig(figures / f"{name}.png", dpi=130, metadata={"Software": None})
     timeline.draw(root)
@@ -83,7 +87,7 @@ def main(root: Path = HERE.parent) -> None:
 def recorded(folder: Path) -> dict[str, Any]:
     """The files in `folder` that tables and pictures are made of, as far as they are there, by name without
     .json."""
-    from . import casts, everywhere, fp8_training, host, measured, parallel, rung_cards
+    from . import casts, everywhere, fp8_training, host, measured, model, parallel, rung_cards
 
     loaders: dict[str, Callable[[Path], Any]] = {
         **dict.fromkeys(("ladder", "production", "training", "interleave"), measured.load),
@@ -92,6 +96,7 @@ def recorded(folder: Path) -> dict[str, Any]:
         "casts": casts.load,
         "parallel": parallel.load,
         "fp8_training": fp8_training.load,
+        "model": model.load,
         "cards": rung_cards.load,
     }
     paths = {name: folder / f"{name}.json" for name in loaders}

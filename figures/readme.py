@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from . import casts, everywhere, fp8_training, host, parallel, parallel_model, production
+from . import casts, everywhere, fp8_training, host, model, parallel, parallel_model, production
 from .measured import CEILING, Series, name_of, provenance, series, sizes_of
-from .rows import CastsFile, HostFile, LossesFile, ParallelFile, TimesFile
+from .rows import CastsFile, HostFile, LossesFile, ModelFile, ParallelFile, TimesFile
 from .rung_cards import resources_table, rungs_table
 from .tables import markdown, table, under
 
@@ -46,6 +46,8 @@ def figures_readme(text: str, data: Mapping[str, Any]) -> str:
         bodies["casts"] = casts_table(data["casts"])
     if "parallel" in data:
         bodies["parallel"] = parallel_table(data["parallel"])
+    if "model" in data:
+        bodies["model"] = model_table(data["model"])
     if "training" in data:
         bodies["training"] = training_table(data["training"])
     if "fp8_training" in data:
@@ -128,6 +130,23 @@ def parallel_table(data: ParallelFile) -> str:
     ]
     tables = (parallel.table(data), parallel.transfers(data), [*parallel_model.table(layer)])
     return "\n\n".join([f"![{alt}](parallel.png)", *map(markdown, tables), under(notes)])
+
+
+def model_table(data: ModelFile) -> str:
+    """The table `model`: what it means, the pictures, the times and the parts."""
+    means = "\n".join(f"- {line}" if not line.startswith(" ") else line for line in model.summary(data))
+    graph, calls = (f"{words}:\n\n{markdown(model.table(data, how))}" for how, words in model.HOWS.items())
+    return "\n\n".join(
+        [
+            means,
+            "![The kernel time of a decoder layer by part, in BF16 and in FP8](layers.png)",
+            "![How many times as fast MiniLM is in FP8, by tokens](minilm.png)",
+            f"{graph}\n\n{calls}",
+            f"<details>\n<summary>Where the time goes</summary>\n\n{markdown(model.parts_table(data))}\n\n"
+            "</details>",
+            under(model.notes(data)),
+        ]
+    )
 
 
 def training_table(data: TimesFile) -> str:

@@ -60,6 +60,16 @@ class EverywhereMeta(TimesMeta, total=False):
     wrong: list[str]
 
 
+class ModelMeta(TimesMeta, total=False):
+    """Also: DeepGEMM's version; whether MiniLM's weights were "trained" or "random"; of those that were
+    trained, the least cosine of a sentence's vector in FP8 and in FP32, of sentences and of a word or two."""
+
+    deep_gemm: str | None
+    weights: str
+    cosine: float
+    cosine_short: float
+
+
 class HostMeta(TimesMeta):
     cpu: str | None
     python: str
@@ -246,6 +256,32 @@ class LossRow(TypedDict):
     held_out: float | None
 
 
+class ModelRow(TypedDict):
+    """A decoder layer, or the whole of a small model: model.json.
+
+    phase is "prefill" (a sequence of `tokens`), "decode" (a batch of `tokens` sequences, each of `context`
+    tokens) or "encode" (sentences of `tokens` together). impl is "bf16", "fp8" (converted by
+    gemm_ladder.layers), both also "..._compiled" (by torch.compile), "fp8_fused" (norms and activations are
+    part of the casts) or "deep_gemm" (the same with its products). how is "calls" (from Python, by the clock
+    on the wall) or "graph" (a CUDA graph). us is the median of some measurements; rel_err is against BF16;
+    parts are microseconds of kernels by the names in gemm_ladder.measure.model_times.PARTS, empty where they
+    were not told apart.
+    """
+
+    model: str
+    phase: str
+    tokens: int
+    context: int
+    impl: str
+    how: str
+    us: float
+    us_least: float
+    us_most: float
+    tokens_s: int
+    rel_err: float
+    parts: dict[str, float]
+
+
 class _EmulatedRun(TypedDict):
     impl: str
     m: int
@@ -428,6 +464,12 @@ class LossesFile(TypedDict):
     schema: int
     meta: LossesMeta
     rows: list[LossRow]
+
+
+class ModelFile(TypedDict):
+    schema: int
+    meta: ModelMeta
+    rows: list[ModelRow]
 
 
 class CardsFile(TypedDict):

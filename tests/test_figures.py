@@ -24,6 +24,7 @@ OTHERS = {
         *("tensor_core_probe.json", "cards.json", "timeline.json", "precision.json", "host.json"),
         *("everywhere.json", "training.json", "mma_probe.json", "casts.json"),
         *("fp8_training.json", "parallel.json"),
+        "model.json",
     )
 }
 FILES = sorted(set(DATA.glob("*.json")) - OTHERS)

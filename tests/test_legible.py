@@ -21,6 +21,7 @@ from gemm_ladder.figures import (
     ladder,
     lessons,
     measured,
+    model,
     parallel,
     production,
     roofline,
@@ -50,6 +51,9 @@ def recorded() -> Iterator[tuple[str, Any]]:
         "parallel": lambda: parallel.picture(data["parallel"]),
         "fp8_training": lambda: fp8_training.picture(data["fp8_training"]),
     }
+    if "model" in data:
+        made["layers"] = lambda: model.picture(data["model"])
+        made["minilm"] = lambda: model.lines(data["model"])
     yield from ((name, make()) for name, make in made.items())
     yield from timeline.pictures(timeline.load(measured.DATA / "timeline.json")).items()
 
@@ -94,6 +98,8 @@ def test_rungs_next_to_each_other_are_not_neighbours_in_hue() -> None:
         ([*bench.COLOURS.values()], 25),
         ([*fp8_training.COLOURS.values()], 25),
         ([colour for colour, _ in roofline.STYLES.values()], 25),
+        ([*model.COLOURS.values(), model.WHOLE], 25),
+        ([colour for _, colour in model.LINES.values()], 25),
         ([production.FASTER, production.SLOWER], 25),
     ],
 )

@@ -19,6 +19,7 @@ TASKS = (
     "change which kernel a shape gets",
     "add an instruction",
     *("add a peer", "change what a call accepts", "change how a kernel is built or cached"),
+    "change a decoder layer that `model` measures, or how it computes",
     "change what is built before a call needs it",
     *("add a measured shape", "fix a command"),
 )

@@ -9,10 +9,11 @@ and `verdicts` (what the times mean). For what the choice of a kernel learns fro
 configurations at which products, and the file of results), `table` (the same for DeepSeek-V3's table),
 `configurations` (one product), `batches` (their compilation) and `learning` (the fit). And the commands, one
 file each: `compare`, `production_rows`, `training`, `casts` (with `casts_peers`), `fp8_training` (with
-`transformer` and `corpus`), `everywhere`, `bench`, `calibrate`, `host` (with `starting`), `interleave`,
-`cards` (with `ncu`), `precision`, `tensor_core` (with `tensor_core_inputs`), `mma_probe` (with
-`mma_inputs`), `fences`, and `carry_over` (with `same_code`), which lets a record stand after a change that
-changes no machine code. What does not: the form of the recorded files (`gemm_ladder.figures.rows`), drawing
-figures and writing tables from them (`gemm_ladder.figures`), recording what happens inside a kernel
-(`gemm_ladder.timeline`), and tests.
+`transformer` and `corpus`), `model` (with `model_cases`, `model_times` and `model_warming`; its layers are in
+`decoder` and `arithmetic`, its whole model in `minilm`), `everywhere`, `bench`, `calibrate`, `host` (with
+`starting`), `interleave`, `cards` (with `ncu`), `precision`, `tensor_core` (with `tensor_core_inputs`),
+`mma_probe` (with `mma_inputs`), `fences`, and `carry_over` (with `same_code`), which lets a record stand
+after a change that changes no machine code. What does not: the form of the recorded files
+(`gemm_ladder.figures.rows`), drawing figures and writing tables from them (`gemm_ladder.figures`), recording
+what happens inside a kernel (`gemm_ladder.timeline`), and tests.
 """

@@ -28,7 +28,8 @@ NAME = "all-MiniLM-L6-v2"
 HIDDEN, INNER, HEADS, LAYERS = 384, 1536, 12, 6
 VOCABULARY, POSITIONS = 30522, 512
 EPSILON = 1e-12
-PADDING, UNKNOWN, BEGIN, END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
+PADDING = 0  # a token that is none
+UNKNOWN, BEGIN, END = "[UNK]", "[CLS]", "[SEP]"
 LONGEST_WORD = 100  # letters; a longer one is unknown
 
 # Ours on the left, the checkpoint's on the right.
@@ -172,14 +173,22 @@ def embed(model: torch.nn.Module, sentences: Sequence[str]) -> torch.Tensor:
     """float32 [sentences, 384]: a vector of length 1 for each sentence. The model is an Encoder, or any that
     is called like one."""
     of_word = vocabulary()
-    tokens = [numbers(sentence, of_word) for sentence in sentences]
-    longest = max(map(len, tokens))
+    ids, valid = padded([numbers(sentence, of_word) for sentence in sentences])
     device = next(model.parameters()).device
-    padded = [[*one, *[of_word[PADDING]] * (longest - len(one))] for one in tokens]
-    lengths = torch.tensor([len(one) for one in tokens], device=device)
-    valid = torch.arange(longest, device=device) < lengths[:, None]
-    states = model(torch.tensor(padded, device=device), valid).float()
-    return F.normalize((states * valid[..., None]).sum(1) / lengths[:, None], dim=-1)
+    ids, valid = ids.to(device), valid.to(device)
+    return vectors(model(ids, valid), valid)
+
+
+def padded(tokens: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a model is called with: int64 and bool [sentences, longest], the tokens, and where they are."""
+    longest = max(map(len, tokens))
+    ids = torch.tensor([[*one, *[PADDING] * (longest - len(one))] for one in tokens])
+    return ids, torch.arange(longest) < torch.tensor([len(one) for one in tokens])[:, None]
+
+
+def vectors(states: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Each sentence's vector, given its tokens' states: their mean, of length 1, in float32."""
+    return F.normalize((states.float() * valid[..., None]).sum(1), dim=-1)
 
 
 def vocabulary() -> dict[str, int]:

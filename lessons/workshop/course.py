@@ -40,10 +40,11 @@ NEEDS = {
     "grouped_gemms": ("production",),
     "reading_the_results": ("production",),
     "your_own_rung": ("tma_multicast",),
+    "fp8_in_a_model": ("precision",),
     "experts_over_gpus": ("grouped_gemms",),
 }
 # Lessons that none needs but optional ones.
-OPTIONAL = ("ffma_interleave", "grouped_gemms", "experts_over_gpus")
+OPTIONAL = ("ffma_interleave", "grouped_gemms", "fp8_in_a_model", "experts_over_gpus")
 # Seconds that a lesson's cells take on two cores when its kernels are not compiled yet, rounded up; make.py
 # says where one takes longer.
 SECONDS = {
@@ -52,6 +53,7 @@ SECONDS = {
     **dict.fromkeys(("persistent", "ffma_interleave", "grouped_gemms", "reading_the_results"), 60),
     "production": 120,
     "your_own_rung": 120,
+    "fp8_in_a_model": 60,
     "experts_over_gpus": 60,
 }
 _IN_WORDS = {30: "half a minute", 60: "a minute", 120: "two minutes"}

@@ -141,8 +141,8 @@ plt.show()
 
 # %% [markdown]
 # Two things hold it down: around each half of a layer the state goes past the products, in the residual sum,
-# so only what a layer *adds* has their error; and errors of different layers are independent. What is above
-# the dashed line is what later layers make of earlier errors.
+# so only what a layer *adds* has their error; and the errors of different layers are independent, so that
+# six layers have about $\sqrt{6}$ times the error of one, not six times.
 #
 # ## What the model is for
 #

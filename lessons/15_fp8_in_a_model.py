@@ -28,7 +28,7 @@ import copy
 
 import numpy as np
 import torch
-from gemm_ladder.figures import draw, measured
+from gemm_ladder.figures import draw, measured, tables
 from gemm_ladder.figures import model as of_models
 from gemm_ladder.layers import Fp8Linear, convert
 from gemm_ladder.ref import fp8, metrics
@@ -278,7 +278,8 @@ drawing_results.page(of_models.lines(recorded["model"])) if "model" in recorded 
 if "fp8_training" in recorded:
     from gemm_ladder.figures import fp8_training
 
-    print(fp8_training.verdict(recorded["fp8_training"]))
+    print(fp8_training.verdict(recorded["fp8_training"]), "\n")
+    print(tables.plain(fp8_training.table(recorded["fp8_training"])), "\n")
     print(*fp8_training.provenance(recorded["fp8_training"]))
 else:
     print("The losses have not been measured yet (figures/data has no fp8_training.json).")
@@ -286,7 +287,8 @@ else:
 # %% [markdown]
 # The errors of a step are about as random as the choice of its examples is, and the optimizer averages over
 # both. What must not be rounded to 8 bits is what steps *add up* in: the weights that the optimizer changes
-# by thousandths of themselves.
+# by thousandths of themselves. In time, a step has more casts than inference has: of the input, of the
+# gradient and of the weight, for three products. So layers have to be wider still before a step gets faster.
 #
 # ## Exercises
 #

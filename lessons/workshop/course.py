@@ -126,7 +126,12 @@ PATHS: dict[str, tuple[str, tuple[tuple[Step, ...], ...]]] = {
     ),
     "Further sessions": (
         "What the twelve leave out, in any order, each after the lessons that its head names.",
-        ((Step("ffma_interleave"),), (Step("grouped_gemms"),), (Step("experts_over_gpus"),)),
+        (
+            (Step("ffma_interleave"),),
+            (Step("grouped_gemms"),),
+            (Step("fp8_in_a_model"),),
+            (Step("experts_over_gpus"),),
+        ),
     ),
 }
 

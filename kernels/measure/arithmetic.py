@@ -76,7 +76,8 @@ class Fused(Arithmetic):
         return functions.silu_and_mul_per_token_group_quant_fp8(x)
 
     def linear(self, layer: Any, x: Any) -> torch.Tensor:
-        out = x[0].new_empty(len(x[0]), layer.out_features, dtype=torch.bfloat16)
+        codes: torch.Tensor = x[0]
+        out = codes.new_empty(len(codes), layer.out_features, dtype=torch.bfloat16)
         self._gemm(x, (layer.weight, layer.weight_scale_inv), out)
         return out
 

@@ -279,6 +279,17 @@ def config_of(name: str) -> dict[str, Any]:
     return dict(next(one.config for one in MODELS if one.name == name))
 
 
+def experts_of(name: str) -> dict[str, int]:
+    """The sizes of a model's experts, by the names that Fp8Experts has for them; empty where it has none."""
+    config = config_of(name) if KINDS.get(name) is Mixture else {}
+    names = {
+        "num_experts": "n_routed_experts",
+        "hidden_size": "hidden_size",
+        "intermediate_size": "moe_intermediate_size",
+    }
+    return {ours: config[theirs] for ours, theirs in names.items()} if config else {}
+
+
 def make(name: str, device: torch.device | str, config: Mapping[str, Any] | None = None) -> Layer:
     """A layer with random weights that keep the size of what they multiply.
 

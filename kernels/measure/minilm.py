@@ -128,7 +128,7 @@ class Encoder(torch.nn.Module):
             [sentences, tokens, 384], of the weights' type.
         """
         where = torch.arange(ids.shape[1], device=ids.device)
-        x = self.norm(self.words(ids) + self.positions(where) + self.kinds.weight[0])
+        x: torch.Tensor = self.norm(self.words(ids) + self.positions(where) + self.kinds.weight[0])
         mask = None if valid is None else valid[:, None, None]
         for layer in self.layers:
             x = layer(x, mask)

@@ -141,7 +141,7 @@ def on_gpu(
     with torch.cuda.device(device), torch.no_grad(), ThreadPoolExecutor(1) as aside:
         building = aside.submit(build, todo, device, library is not None)
         for name in todo:
-            if model_cases.has_experts(name):
+            if decoder.experts_of(name):
                 building.result()  # until then other processes have much of the GPU's memory
             say(f"{name}: weights, conversion")
             part = (
@@ -171,7 +171,7 @@ def build(names: Sequence[str], device: torch.device, with_deep_gemm: bool) -> N
         casts = [pool.submit(kernel.compile, "cuda") for kernel in model_cases.CASTS]
         needed = [cell for name in names if name != minilm.NAME for cell in model_cases.products(name)]
         with contextlib.ExitStack() as stack:
-            if with_deep_gemm and any(map(model_cases.has_experts, names)):
+            if with_deep_gemm and any(map(decoder.experts_of, names)):
                 stack.enter_context(model_warming.warming())
             warming.compile_all(model_cases.configurations(names, device), needed if with_deep_gemm else ())
         for cast in casts:

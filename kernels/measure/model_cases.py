@@ -181,7 +181,8 @@ def layers_compiled(model: minilm.Encoder) -> minilm.Encoder:
     torch._dynamo.config.recompile_limit = LIMIT
     twin = copy.copy(model)
     twin._modules = dict(model._modules)
-    twin.layers = torch.nn.ModuleList(torch.compile(layer, dynamic=True) for layer in model.layers)
+    made: list[Any] = [torch.compile(layer, dynamic=True) for layer in model.layers]
+    twin.layers = torch.nn.ModuleList(made)
     return twin
 
 
@@ -210,11 +211,6 @@ def _called(run: Callable[..., torch.Tensor], *given: Any) -> Call:
     return lambda: run(*given).flatten(0, -2)
 
 
-def has_experts(name: str) -> bool:
-    """Whether a model's layer is a mixture of experts."""
-    return decoder.KINDS.get(name) is decoder.Mixture
-
-
 def products(name: str) -> Iterator[Cell]:
     """The FP8 products of a model at all of its sizes, each once: those that DeepGEMM may compute, too."""
     if name == minilm.NAME:
@@ -237,15 +233,12 @@ def configurations(names: Sequence[str], device: torch.device) -> list[Config]:
         return launching.configuration(kind, m, n, k, groups, expected, num_sms, gpu)
 
     found = [configuration("dense", *cell.shape, 1, None) for name in names for cell in products(name)]
-    for name in names:
-        if not has_experts(name):
-            continue
-        layer = decoder.make(name, "meta")
+    for sizes in filter(None, map(decoder.experts_of, names)):
+        experts, hidden, inner = sizes.values()
         for tokens in (*PREFILL, *DECODE):
-            for weight in (layer.experts.gate_up_proj, layer.experts.down_proj):
-                experts, n, k = weight.shape
-                choices = tokens * decoder.TOP_K
-                kind = routing.layout_for(tokens, decoder.TOP_K, experts)
-                rows = tokens if kind == "masked" else routing.most_rows(choices, experts)
+            choices = tokens * decoder.TOP_K
+            kind = routing.layout_for(tokens, decoder.TOP_K, experts)
+            rows = tokens if kind == "masked" else routing.most_rows(choices, experts)
+            for n, k in ((2 * inner, hidden), (hidden, inner)):
                 found.append(configuration(kind, rows, n, k, experts, ceil_div(choices, experts)))
     return found

@@ -78,7 +78,7 @@ def _parts(runs: Sequence[Marked]) -> list[dict[str, float]]:
     kernels = sorted(
         (event.start_ns(), event.name(), event.duration_ns() / 1000)
         for event in profile.profiler.kineto_results.events()
-        if event.device_type() == torch.autograd.DeviceType.CUDA
+        if event.device_type() == torch.autograd.DeviceType.CUDA  # type: ignore[attr-defined]
     )
     calls = by_part([(name, us) for _, name, us in kernels], marks)
     of_run = [calls[begin : begin + REPEATS] for begin in range(0, len(calls), REPEATS)]

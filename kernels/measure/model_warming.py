@@ -53,14 +53,13 @@ def run(library: ModuleType, sizes: list[int], device: torch.device, **config: i
     Args:
         config: the experts' sizes; those of DeepSeek-V3 if there are none.
     """
-    if not config:
-        of_model = decoder.make("DeepSeek-V3", "meta").experts
-        experts, hidden, inner = of_model.down_proj.shape
-        config = {"num_experts": experts, "hidden_size": hidden, "intermediate_size": inner}
-    made = LibrarysExperts(Fp8Experts(**config, device="meta"), library).to_empty(device=device)
+    config = config or decoder.experts_of("DeepSeek-V3")
+    experts, hidden = config["num_experts"], config["hidden_size"]
+    on_meta = Fp8Experts(experts, hidden, config["intermediate_size"], device="meta")
+    made = LibrarysExperts(on_meta, library).to_empty(device=device)
     for tokens in sizes:
-        x = torch.zeros(tokens, config["hidden_size"], dtype=torch.bfloat16, device=device)
-        chosen = torch.rand(tokens, config["num_experts"], device=device).topk(decoder.TOP_K).indices
+        x = torch.zeros(tokens, hidden, dtype=torch.bfloat16, device=device)
+        chosen = torch.rand(tokens, experts, device=device).topk(decoder.TOP_K).indices
         with contextlib.suppress(Exception), torch.no_grad():
             made(x, chosen, torch.ones_like(chosen, dtype=torch.float32))
 

@@ -12,6 +12,8 @@ from gemm_ladder import build
 from gemm_ladder.build import job, worker
 from gemm_ladder.errors import InputError
 
+ROOMS = ("include", "production", "training", "casts", "layers")  # that have headers of kernels
+
 
 def job_of(source: str | Path, target: build.Target = "emulator", **options: object) -> job.Job:
     """The job of a build, without building it."""
@@ -83,14 +85,14 @@ def test_includes_are_found_as_a_compiler_finds_them(tmp_path: Path) -> None:
 def test_emulator_finds_its_own_headers_first() -> None:
     """Both folders have a ptx.cuh."""
     folders = job_of("int x;\n").include_dirs
-    assert [path.name for path in folders] == ["emulator", "include", "production", "training", "casts"]
+    assert [path.name for path in folders] == ["emulator", *ROOMS]
     assert all((path / "ptx.cuh").is_file() for path in folders[:2])
 
 
 def test_cuda_never_sees_the_emulators_headers() -> None:
     nvcc_or_skip()
     folders = job_of("int x;\n", "cuda").include_dirs
-    assert [path.name for path in folders] == ["include", "production", "training", "casts"]
+    assert [path.name for path in folders] == [*ROOMS]
     assert set(folders) < set(job_of("int x;\n").include_dirs)
 
 

@@ -29,6 +29,7 @@ SOURCES = (
     "production/*.cuh",
     "training/*.cuh",
     "casts/*.cuh",
+    "layers/*.cuh",
     "sass/ffma.py",
 )
 

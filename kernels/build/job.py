@@ -182,7 +182,7 @@ class Job:
         include_dirs = [Path(flag[2:]).absolute() for flag in extra_flags if flag.startswith("-I")]
         if target == "emulator":
             include_dirs.append(_REF / "emulator")
-        include_dirs += [KERNELS / room for room in ("include", "production", "training", "casts")]
+        include_dirs += [KERNELS / room for room in ("include", "production", "training", "casts", "layers")]
         if path:
             include_dirs.append(path.parent)
         for folder in include_dirs:

@@ -12,7 +12,7 @@ from gemm_ladder.arguments import K_MULTIPLE, SCALE_BLOCK, ceil_div
 from gemm_ladder.casts import functions
 from gemm_ladder.casts.kernel import INPUTS
 from gemm_ladder.errors import InputError
-from gemm_ladder.layers import routing, weights
+from gemm_ladder.layers import combining, routing, weights
 from torch.nn.parameter import Parameter
 
 PROJECTIONS = ("gate_up_proj", "down_proj")
@@ -182,16 +182,16 @@ class Fp8Experts(torch.nn.Module):
         else:
             a = functions.per_token_group_quant_fp8(rows, self.use_ue8m0, rows=placed.tokens())
             of_experts = self._in_one_matrix(a, placed)
-        return added(of_experts, placed.places, expert_weights).view(x.shape).to(x.dtype)
+        return combining.combined(of_experts, placed.places, expert_weights, x.dtype).view(x.shape)
 
     def _in_one_matrix(self, a: tuple[torch.Tensor, torch.Tensor], placed: routing.Placement) -> torch.Tensor:
-        """BF16 [size + 1, hidden]: the result of each row of `a`, which is laid out in the contiguous or the
-        psum layout, and a row of zeros."""
+        """BF16 [size, hidden]: the result of each row of `a`, which is laid out in the contiguous or the psum
+        layout."""
         inner = a[0].new_empty(placed.size, 2 * self.intermediate_size, dtype=torch.bfloat16)
         self._product(placed, a, "gate_up_proj", inner)
         b = functions.silu_and_mul_per_token_group_quant_fp8(inner, self.use_ue8m0)
         out = self._results(placed)
-        self._product(placed, b, "down_proj", out[: placed.size])
+        self._product(placed, b, "down_proj", out)
         return out
 
     def _masked(self, rows: tuple[torch.Tensor, torch.Tensor], placed: routing.Placement) -> torch.Tensor:
@@ -211,13 +211,11 @@ class Fp8Experts(torch.nn.Module):
         self._product(placed, lhs, "gate_up_proj", inner)
         b = functions.silu_and_mul_per_token_group_quant_fp8(inner, self.use_ue8m0, masked_m=placed.rows)
         out = self._results(placed)
-        self._product(placed, b, "down_proj", out[: placed.size].view(experts, tokens, hidden))
+        self._product(placed, b, "down_proj", out.view(experts, tokens, hidden))
         return out
 
     def _results(self, placed: routing.Placement) -> torch.Tensor:
-        out = self.down_proj.new_empty(placed.size + 1, self.hidden_size, dtype=torch.bfloat16)
-        out[placed.size].zero_()
-        return out
+        return self.down_proj.new_empty(placed.size, self.hidden_size, dtype=torch.bfloat16)
 
     def _product(
         self,
@@ -328,23 +326,3 @@ class Fp8Experts(torch.nn.Module):
             joined = [one.view(torch.uint8) if one.dtype == weights.E4M3 else one for one in (gate, up)]
             state[f"{prefix}gate_up_proj{behind}"] = torch.cat(joined, 1).view(gate.dtype)
             state[f"{prefix}down_proj{behind}"] = down
-
-
-def added(rows: torch.Tensor, places: torch.Tensor, factors: torch.Tensor | None) -> torch.Tensor:
-    """Sums of some rows each, every row times a factor.
-
-    Args:
-        rows: bfloat16 [rows + 1, hidden]; the last one is zeros.
-        places: int64 [sums, of each]: the rows of each sum. One whose place is the last row adds nothing,
-            whatever its factor: NaN times 0 is NaN.
-        factors: of places' elements, of a floating-point type; they are rounded to BF16. None: all are 1.
-
-    Returns:
-        bfloat16 [sums, hidden], added in FP32 and rounded once.
-    """
-    picked = rows[places]
-    if factors is None:
-        return picked.sum(1, dtype=torch.float32).to(picked.dtype)
-    factors = factors.reshape(places.shape).masked_fill(places == len(rows) - 1, 0)
-    with torch.autocast(rows.device.type, enabled=False):  # which would make it a product of another type
-        return torch.bmm(factors[:, None].to(picked.dtype), picked).view(len(places), rows.shape[1])

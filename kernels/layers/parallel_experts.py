@@ -24,8 +24,8 @@ import torch.distributed as dist
 from gemm_ladder import scales
 from gemm_ladder.casts import functions
 from gemm_ladder.errors import InputError
-from gemm_ladder.layers import routing, travelling, weights
-from gemm_ladder.layers.experts import PROJECTIONS, Fp8Experts, Setting, added
+from gemm_ladder.layers import combining, routing, travelling, weights
+from gemm_ladder.layers.experts import PROJECTIONS, Fp8Experts, Setting
 from gemm_ladder.layers.ranks import Ranks
 from torch.nn.parameter import Parameter
 
@@ -302,23 +302,21 @@ class ParallelFp8Experts(Fp8Experts):
         else:
             found = self._in_one_matrix(_gathered(codes, of_rows, placed), placed)
         if self.combine_by == "sums":
-            return added(found, placed.places, factors)
+            return combining.combined(found, placed.places, factors)
         places = placed.places.view(-1)
         is_here = (chosen.view(-1) >= 0) & (chosen.view(-1) < self.num_experts)
         behind = torch.where(is_here, is_here.cumsum(0) - 1, dispatched.here)
         order = places.new_empty(dispatched.here + 1)
         order[behind] = places
-        return found[order[:-1]]
+        # An expert that a token chose twice may have no row for it, which makes a row of zeros.
+        return combining.combined(found, order[:-1, None], None)
 
     def combine(self, rows: torch.Tensor, dispatched: Dispatched) -> torch.Tensor:
         """bfloat16 [tokens, hidden]: send the experts' results back, and add up those for this rank's own
         tokens."""
-        returned = rows.new_empty(sum(dispatched.returned) + 1, self.hidden_size)
-        returned[-1].zero_()
-        dist.all_to_all_single(
-            returned[:-1], rows, dispatched.returned, dispatched.sent, group=self.ranks.group
-        )
-        return added(returned, dispatched.places, dispatched.factors)
+        returned = rows.new_empty(sum(dispatched.returned), self.hidden_size)
+        dist.all_to_all_single(returned, rows, dispatched.returned, dispatched.sent, group=self.ranks.group)
+        return combining.combined(returned, dispatched.places, dispatched.factors)
 
     def _same_top_k(self, of_ranks: list[int]) -> int:
         """How many experts a token has. All ranks hear the same numbers, so all of them refuse."""

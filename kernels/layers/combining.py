@@ -1,0 +1,220 @@
+"""The end of a mixture of experts: for each token the sum of its experts' rows, each times a factor.
+
+    sums = combined(rows, places, factors, torch.bfloat16)
+
+combine_rows.cuh does it in one pass on a Hopper GPU. Elsewhere, or where the kernel cannot be built, or would
+have to be loaded while a CUDA graph is captured, torch's operators do it, with the same bits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+from gemm_ladder import ops
+from gemm_ladder.arguments import HOPPER, MAX_SIZE, ceil_div
+from gemm_ladder.casts.kernel import INPUTS
+from gemm_ladder.errors import BuildError, LaunchError, ToolchainError, one_line
+
+if TYPE_CHECKING:
+    from gemm_ladder.build import Built, Target
+
+NAME = "combine_rows"
+COLUMNS = 1024  # of a row that one thread block adds up: 128 threads with 8 each
+_ALIGNMENT = 16  # bytes that a load of the kernel has
+_NUMBERS = {dtype: number for number, dtype in enumerate(INPUTS)}  # enum Input of cast_numbers.cuh
+
+_libraries: dict[Target, ctypes.CDLL | None] = {}  # None: it could not be built
+
+
+class Params(ctypes.Structure):
+    """struct CombineParams of combine_rows.cuh"""
+
+    _fields_ = (
+        ("rows", ctypes.c_void_p),
+        ("places", ctypes.c_void_p),
+        ("factors", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+        ("hidden", ctypes.c_int64),
+        ("tokens", ctypes.c_int64),
+        ("top_k", ctypes.c_int64),
+        ("row_bytes", ctypes.c_int64),
+    )
+
+
+class Args(ctypes.Structure):
+    """struct CombineArgs of combine_rows.cuh"""
+
+    _fields_ = (
+        ("params", Params),
+        ("out", ctypes.c_int64),
+        ("factor", ctypes.c_int64),
+        ("stream", ctypes.c_void_p),
+    )
+
+
+def combined(
+    rows: torch.Tensor,
+    places: torch.Tensor,
+    factors: torch.Tensor | None,
+    dtype: torch.dtype = torch.bfloat16,
+) -> torch.Tensor:
+    """Sums of some rows each, every row times a factor.
+
+    A sum begins with 0 and takes its rows in order, each by a fused multiply-add in FP32. It is rounded to
+    BF16 once, at its end.
+
+    Args:
+        rows: bfloat16 [rows, hidden], hidden a multiple of 8.
+        places: int64 [sums, of each]: the rows of each sum. A number that is no row's adds nothing, whatever
+            its factor, NaN too: it counts as 0 times a row of zeros.
+        factors: of places' elements, of a floating-point type; they are rounded to BF16. None: all are 1.
+        dtype: float32, bfloat16 or float16: what the sums are converted to.
+
+    Returns:
+        dtype [sums, hidden], without a history for autograd.
+    """
+    operands = (rows.detach(), places, None if factors is None else factors.detach())
+    if ops.compiling() or ops.seen(*operands):
+        found: torch.Tensor = torch.ops.gemm_ladder.combine_rows(*operands, dtype)
+        return found
+    return _compute(*operands, dtype)
+
+
+def _compute(
+    rows: torch.Tensor, places: torch.Tensor, factors: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor:
+    if factors is not None:
+        factors = factors.reshape(places.shape)
+    if rows.is_cuda and why_not(rows.device, len(places), rows.shape[1]) is None:
+        return by_kernel(rows, places, factors, dtype)
+    return by_torch(rows, places, factors, dtype)
+
+
+def _fake(
+    rows: torch.Tensor, places: torch.Tensor, factors: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor:
+    return rows.new_empty(places.shape[0], rows.shape[1], dtype=dtype)
+
+
+def by_torch(
+    rows: torch.Tensor, places: torch.Tensor, factors: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """As `combined`, on any device; factors has places' shape."""
+    sums = rows.new_zeros(len(places), rows.shape[1], dtype=torch.float32)
+    if len(rows):
+        inside = (places >= 0) & (places < len(rows))
+        places = places.where(inside, 0)
+        # A product of two BF16 numbers is exact in FP64. Its sum with an FP32 number, rounded to FP64 and
+        # then to FP32, is what a fused multiply-add gives, as FP64 has more than twice the digits.
+        numbers = inside.double() if factors is None else factors.bfloat16().double().where(inside, 0)
+        for choice in range(places.shape[1]):
+            picked = rows[places[:, choice]].double().where(inside[:, choice, None], 0)
+            sums = torch.addcmul(sums.double(), picked, numbers[:, choice, None]).float()
+    return sums.bfloat16().to(dtype)
+
+
+def by_kernel(
+    rows: torch.Tensor, places: torch.Tensor, factors: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """As `by_torch`, on the emulator, or queued on the current stream of a GPU for which `why_not` had no
+    reason.
+
+    Raises:
+        LaunchError: the launch is refused. EmulatorError: the emulator found the kernel at fault.
+        gemm_ladder.build.ToolchainError, BuildError: the kernel could not be compiled.
+    """
+    out = rows.new_empty(len(places), rows.shape[1], dtype=dtype)
+    if out.numel():
+        run(rows, places, factors, out)
+    return out
+
+
+def run(rows: torch.Tensor, places: torch.Tensor, factors: torch.Tensor | None, out: torch.Tensor) -> None:
+    """As `by_kernel`, into `out`, which is contiguous, at a multiple of 16 bytes and not empty."""
+    if rows.stride(1) != 1 or rows.stride(0) * 2 % _ALIGNMENT or rows.data_ptr() % _ALIGNMENT:
+        rows = rows.clone(memory_format=torch.contiguous_format)
+    if factors is None:
+        factors = torch.ones(places.shape, dtype=rows.dtype, device=rows.device)
+    elif factors.dtype not in INPUTS:
+        factors = factors.bfloat16()
+    places, factors = places.contiguous(), factors.contiguous()
+    params = Params(
+        rows.data_ptr(),
+        places.data_ptr(),
+        factors.data_ptr(),
+        out.data_ptr(),
+        *rows.shape,
+        *places.shape,
+        rows.stride(0) * rows.itemsize,
+    )
+    args = Args(params, _NUMBERS[out.dtype], _NUMBERS[factors.dtype], 0)
+    if rows.is_cuda:
+        from gemm_ladder import launch  # here, as below: what is added up by torch's operators needs neither
+
+        device = rows.device
+        with torch.cuda.device(device):
+            args.stream = torch.cuda.current_stream(device).cuda_stream
+            said = launch.launcher(_libraries.get("cuda") or load("cuda"))(ctypes.addressof(args))
+        error = said and said.decode()
+    else:
+        from gemm_ladder.ref import emulator
+
+        tensors = {"the rows": rows, "the places": places, "the factors": factors, "the sums": out}
+        library = _libraries.get("emulator") or load("emulator")
+        error = emulator.launch(library, args, tensors, once={"the sums"})
+    if error:
+        raise LaunchError(f"{NAME}: {error}")
+
+
+def compile_for(target: Target) -> Built:
+    """Compile the kernels, or find them in the cache.
+
+    Raises:
+        gemm_ladder.build.ToolchainError, BuildError: they could not be compiled.
+    """
+    from gemm_ladder import build  # here: what is added up on the CPU needs no compiler
+
+    return build.make(build.Job.of('#include "combine_rows.cuh"\n', target, NAME))
+
+
+def load(target: Target) -> ctypes.CDLL:
+    """The library with the kernels, compiled if it is not in the cache, and loaded."""
+    library = _libraries[target] = compile_for(target).lib
+    return library
+
+
+@functools.cache
+def _is_hopper(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) == HOPPER
+
+
+def why_not(device: torch.device, tokens: int, hidden: int) -> str | None:
+    """Why the kernel cannot add up rows on a GPU; None if it can. It is loaded then.
+
+    A kernel that cannot be built is tried once in a process, and a warning says why it was not.
+    """
+    if not _is_hopper(device):
+        return f"{device} is no Hopper GPU"
+    if hidden % 8 or tokens * ceil_div(hidden, COLUMNS) > MAX_SIZE:
+        return f"{tokens} rows of {hidden} numbers cannot be divided among thread blocks"
+    if "cuda" not in _libraries:
+        if torch.cuda.is_current_stream_capturing():  # to load a library would break the capture
+            return f"a CUDA graph is being captured and {NAME} is not loaded"
+        try:
+            load("cuda")
+        except (BuildError, ToolchainError) as error:
+            _libraries["cuda"] = None
+            warnings.warn(
+                f"{NAME} cannot be built, and torch's own operators do its work: {one_line(error)}",
+                stacklevel=2,
+            )
+    return None if _libraries["cuda"] else f"{NAME} could not be built"
+
+
+_SCHEMA = f"{NAME}(Tensor rows, Tensor places, Tensor? factors, ScalarType dtype) -> Tensor"
+ops.define(_SCHEMA, _compute, _fake)

@@ -74,3 +74,46 @@ def test_route() -> None:
         with pytest.raises(InputError) as refused:
             call()
         assert str(refused.value) == message
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_places_of_many(layout: routing.Layout, device: str) -> None:
+    """As counted one by one, for any number of experts and any nonsense among the choices; none of them lies
+    outside, or in another's row."""
+    for tokens, top_k, experts, dtype in (
+        (1, 1, 1, torch.int64),
+        (40, 3, 7, torch.int32),
+        (9, 16, 40000, torch.int64),
+        (150, 8, 64, torch.int64),
+    ):
+        generator = torch.Generator().manual_seed(tokens)
+        chosen = torch.randint(-1, experts + 1, (tokens, top_k), generator=generator)
+        chosen[0], chosen[-1, 0] = experts - 1, 2**31 - 1  # an expert more than once
+        if dtype == torch.int64:
+            chosen[0, -1], chosen[tokens // 2, 0] = 1 << 40, -(1 << 40)
+        placed = routing.place(chosen.to(device, dtype), experts, layout)
+        ends, first = [0] * experts, 0
+        counts = torch.bincount(chosen[(chosen >= 0) & (chosen < experts)], minlength=experts).tolist()
+        begins = []
+        for expert in range(experts):
+            begins.append(expert * tokens if layout == "masked" else first)
+            first += -(-counts[expert] // 128) * 128
+        wanted, held = torch.full_like(chosen, placed.size), torch.full((placed.size,), -1)
+        for token in range(tokens):
+            for choice, expert in enumerate(chosen[token].tolist()):
+                if 0 <= expert < experts and (layout != "masked" or ends[expert] < tokens):
+                    wanted[token, choice] = begins[expert] + ends[expert]
+                    held[wanted[token, choice]] = token
+                    ends[expert] += 1
+        assert torch.equal(placed.places.cpu(), wanted) and placed.places.dtype == torch.int64
+        assert torch.equal(placed.tokens().cpu().long(), held)
+        assert placed.rows.dtype == torch.int32 and placed.rows.is_contiguous()
+        if layout == "masked":
+            assert placed.rows.tolist() == ends
+        elif layout == "psum":
+            assert placed.rows.tolist() == [begin + end for begin, end in zip(begins, ends, strict=True)]
+        else:
+            rows = torch.full((placed.size,), -1)
+            for expert, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+                rows[begin : begin + end] = expert
+            assert torch.equal(placed.rows.cpu().long(), rows)

@@ -199,13 +199,12 @@ class Fp8Experts(torch.nn.Module):
         read."""
         codes, of_rows = rows
         (tokens, hidden), experts = codes.shape, self.num_experts
-        where, token = placed.places.view(-1), placed.token_of_choice()
         # One row more for the choices that are no expert, and one expert more for their scales.
         a = codes.new_empty(placed.size + 1, hidden)
-        a.view(torch.uint8)[where] = codes.view(torch.uint8)[token]
+        a.view(torch.int64)[placed.places] = codes.view(torch.int64)[:, None]
         shape = (experts + 1, tokens, of_rows.shape[1])
         sfa = of_rows.new_empty_strided(shape, scales.mn_major_strides(shape))
-        sfa[where // tokens, where % tokens] = of_rows[token]
+        sfa[placed.places // tokens, placed.places % tokens] = of_rows[:, None]
         inner = codes.new_empty(experts, tokens, 2 * self.intermediate_size, dtype=torch.bfloat16)
         lhs = (a[: placed.size].view(experts, tokens, hidden), sfa[:experts])
         self._product(placed, lhs, "gate_up_proj", inner)

@@ -37,13 +37,9 @@ class Placement(NamedTuple):
     def tokens(self) -> torch.Tensor:
         """int32 [size]: the token of each row; -1 where it has none."""
         found = self.places.new_full((self.size + 1,), -1, dtype=torch.int32)
-        found[self.places.view(-1)] = self.token_of_choice().int()
+        token = torch.arange(len(self.places), dtype=torch.int32, device=self.places.device)
+        found[self.places] = token[:, None]
         return found[: self.size]
-
-    def token_of_choice(self) -> torch.Tensor:
-        """int64 [tokens * top_k]: the token whose choice it is."""
-        token = torch.arange(len(self.places), device=self.places.device)
-        return token[:, None].expand(self.places.shape).reshape(-1)
 
 
 def route(
@@ -113,34 +109,48 @@ def place(chosen: torch.Tensor, experts: int, layout: Layout, most: int | None =
         most: how many of the choices are experts, or more; all if None. A contiguous or psum layout has rows
             for so many.
     """
-    tokens, top_k = chosen.shape
-    choices = chosen.reshape(-1).long()
-    most = len(choices) if most is None else most
-    # A bucket behind the last expert's for the choices that are no expert.
-    choices = choices.where((choices >= 0) & (choices < experts), experts)
-    of_sorted, order = choices.sort(stable=True)
-    buckets = torch.arange(experts + 1, device=chosen.device)
-    ends = torch.searchsorted(of_sorted, buckets, right=True)
-    begins = torch.searchsorted(of_sorted, buckets)
-    counts = ends - begins
-    rank = torch.arange(len(choices), device=chosen.device) - begins[of_sorted]
+    most = chosen.numel() if most is None else most
     if layout == "masked":
-        size, first = experts * tokens, buckets * tokens
-        rows = counts[:experts].clamp(max=tokens)
-        of_sorted = of_sorted.where(rank < tokens, experts)  # none outside, whatever is chosen twice
-    else:
-        alignment = settings.get_mk_alignment_for_contiguous_layout()
-        size = most_rows(most, experts)
-        padded = (counts + alignment - 1) // alignment * alignment
-        behind = padded.cumsum(0)
-        first = behind - padded
-        rows = (first + counts)[:experts]
-        if layout == "contiguous":
-            row = torch.arange(size, device=chosen.device)
-            group = torch.searchsorted(behind[:experts], row, right=True)
-            inside = row < torch.cat([rows, rows.new_zeros(1)])[group]
-            rows = group.where(inside, -1)
-    place_of_sorted = (first[of_sorted] + rank).where(of_sorted < experts, size)
-    places = torch.empty_like(place_of_sorted)
-    places[order] = place_of_sorted
-    return Placement(layout, size, rows.int(), places.view(tokens, top_k), most)
+        return _masked(chosen, experts, most)
+    choices = chosen.reshape(-1).clamp(-1, experts)  # -1 or `experts`: no expert
+    # Numbers of 16 bits are sorted in fewer passes.
+    keys = choices.short() if experts < 2**15 else choices
+    of_sorted, order = keys.sort(stable=True)
+    buckets = torch.arange(experts + 1, dtype=keys.dtype, device=chosen.device)
+    begins = torch.searchsorted(of_sorted, buckets, out_int32=True)
+    counts = begins.diff()
+    alignment = settings.get_mk_alignment_for_contiguous_layout()
+    padded = (counts + (alignment - 1)) // alignment * alignment
+    behind = padded.cumsum(0, dtype=torch.int32)
+    first = behind - padded
+    rows = first + counts
+    size = most_rows(most, experts)
+    # By how much the place of an expert's row is beyond that of its choice among the sorted ones. The last
+    # number is for choices that are no expert: for -1, too, which is an index from the end.
+    beyond = torch.nn.functional.pad(first - begins[:-1], (0, 1), value=size)
+    among_sorted = torch.empty_like(order)
+    among_sorted[order] = torch.arange(len(order), device=order.device)
+    places = (among_sorted + beyond[choices.long()]).clamp(max=size)
+    if layout == "contiguous":
+        row = torch.arange(size, dtype=torch.int32, device=chosen.device)
+        group = torch.searchsorted(behind, row, right=True, out_int32=True)
+        inside = row < torch.nn.functional.pad(rows, (0, 1))[group]
+        rows = group.where(inside, -1)
+    return Placement(layout, size, rows, places.view(chosen.shape), most)
+
+
+def _masked(chosen: torch.Tensor, experts: int, most: int) -> Placement:
+    """`place` for the masked layout. As it is for few tokens, a choice's number among its expert's is counted
+    in a table, which takes fewer operators than sorting."""
+    tokens = len(chosen)
+    # Numbers that are no expert's become -1 or `experts`, and both become `experts`.
+    choices = chosen.reshape(1, -1).clamp(-1, experts).long() % (experts + 1)
+    is_of = torch.zeros(experts + 1, choices.shape[1] + 1, dtype=torch.int32, device=chosen.device)
+    is_of[:, 1:].scatter_(0, choices, 1)
+    # In column i: how many of the first i choices are an expert's.
+    before = is_of.cumsum(1, dtype=torch.int32)
+    number = before[:, :-1].gather(0, choices)
+    size = experts * tokens
+    places = torch.add(number, choices, alpha=tokens).clamp(max=size)
+    places = places.where(number < tokens, size)  # none outside, whatever is chosen twice
+    return Placement("masked", size, before[:experts, -1].clamp(max=tokens), places.view(chosen.shape), most)

@@ -14,6 +14,7 @@ import torch
 from families import FAMILIES, name
 from gemm_ladder.casts.kernel import KERNELS as KERNELS_OF_CASTS
 from gemm_ladder.casts.kernel import Kernel
+from gemm_ladder.layers import combining
 from gemm_ladder.production.config import Config
 from training_cases import CONFIGS as TRAINING_CONFIGS
 
@@ -61,6 +62,16 @@ for m, k, gap, rows in ((130, 264, 8, None), (20, 137, 3, None), (1500, 2048, 0,
     cast = Placed.of(kind, before, x, True, **given)
     cast.run()
     cast.check()
+"""
+COMBINE = """
+import torch
+from gemm_ladder.casts.kernel import INPUTS
+from test_layers_combining import by_kernel, check_same, choices, expected, numbers
+for hidden, top_k in ((144, 3), (1040, 16)):
+    rows = numbers((40, hidden), torch.bfloat16).cuda()
+    for dtype in INPUTS:
+        given = rows, *choices(9, top_k, dtype, "cuda")
+        check_same(by_kernel(*given, dtype), expected(*given, dtype))
 """
 TOOLS = ("memcheck", "racecheck", "synccheck")
 
@@ -125,3 +136,11 @@ def test_training_is_clean(index: int, tool: str) -> None:
 def test_casts_are_clean(kernel: Kernel, tool: str) -> None:
     kernel.compile("cuda")
     check(tool, CAST, kernel.kind, kernel.before)
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", TOOLS)
+def test_combining_is_clean(tool: str) -> None:
+    combining.compile_for("cuda")
+    check(tool, COMBINE)

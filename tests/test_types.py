@@ -34,8 +34,8 @@ STRICT = (
     *(
         f"gemm_ladder.layers.{module}"
         for module in (
-            *("conversion", "experts", "linear", "parallel_experts", "parallel_linear", "products"),
-            *("ranks", "routing", "travelling", "weights"),
+            *("combining", "conversion", "experts", "linear", "parallel_experts", "parallel_linear"),
+            *("products", "ranks", "routing", "travelling", "weights"),
         )
     ),
     *("gemm_ladder.production.tuner", "gemm_ladder.build", "gemm_ladder.build.library"),

@@ -3,7 +3,8 @@
     sums = combined(rows, places, factors, torch.bfloat16)
 
 combine_rows.cuh does it in one pass on a Hopper GPU. Elsewhere, or where the kernel cannot be built, or would
-have to be loaded while a CUDA graph is captured, torch's operators do it, with the same bits.
+have to be loaded while a CUDA graph is captured, torch's operators do it, with the same bits. torch.compile
+traces a call as one operator, `torch.ops.gemm_ladder.combine_rows`, which gemm_ladder.layers registers.
 """
 
 from __future__ import annotations

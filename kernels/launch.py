@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +16,8 @@ from gemm_ladder.ref import emulator
 
 # Takes the address of a GemmArgs or GroupedArgs, returns None or an error.
 Launcher = Callable[[Any], "bytes | None"]
+
+_UNCHANGED = contextlib.nullcontext()
 
 
 def on_gpu(name: str, library: ctypes.CDLL, call: CheckedCall, num_sms: int = 0) -> None:
@@ -28,12 +32,32 @@ def on_gpu(name: str, library: ctypes.CDLL, call: CheckedCall, num_sms: int = 0)
         LaunchError: CUDA or the kernel's own launcher refuses.
     """
     device = call.a.device
-    with torch.cuda.device(device):
-        stream = torch.cuda.current_stream(device).cuda_stream
-        args = GroupedArgs.of(call, usable_sms(device, num_sms), stream)
-        error = launcher(library)(ctypes.addressof(args))
+    start(name, launcher(library), GroupedArgs.of(call, usable_sms(device, num_sms)), device)
+
+
+def start(name: str, entry: Launcher, arguments: Any, device: torch.device) -> None:
+    """Queue a kernel on the current stream of a GPU, whichever device is current.
+
+    Args:
+        name: whose kernel it is, for the error.
+        entry: of its library, as `launcher` gives it.
+        arguments: a ctypes structure with a field `stream`, which is written.
+        device: a CUDA device, with its index.
+
+    Raises:
+        LaunchError: CUDA or the kernel's own launcher refuses.
+    """
+    with current(device):
+        # torch.cuda.current_stream makes an object, which takes longer than the launch.
+        arguments.stream = torch._C._cuda_getCurrentRawStream(device.index)
+        error = entry(ctypes.addressof(arguments))
     if error is not None:
         raise LaunchError(f"{name}: {error.decode()}")
+
+
+def current(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """A context in which a GPU is the current one. If it is already, which is usual, torch is not told so."""
+    return _UNCHANGED if torch.cuda.current_device() == device.index else torch.cuda.device(device)
 
 
 def on_emulator(name: str, library: ctypes.CDLL, call: CheckedCall, num_sms: int = 0) -> None:
@@ -65,5 +89,11 @@ def launcher(library: ctypes.CDLL, name: str = "gemm_ladder_launch") -> Launcher
 
 def usable_sms(device: torch.device | int, limit: int = 0) -> int:
     """How many SMs of a GPU to use: all, or `limit`, if that is not 0 and there are more."""
-    total = int(torch.cuda.get_device_properties(device).multi_processor_count)
+    index = device if isinstance(device, int) else device.index
+    total = _sms(torch.cuda.current_device() if index is None else index)
     return min(limit or total, total)
+
+
+@functools.cache
+def _sms(index: int) -> int:
+    return int(torch.cuda.get_device_properties(index).multi_processor_count)

@@ -47,21 +47,35 @@ compiling = torch.compiler.is_dynamo_compiling
 _modes = torch._C._len_torch_dispatch_stack
 _profiled = torch._C._autograd._profiler_enabled
 _traced = torch._C._get_tracing_state
+_transform = torch._C._functorch.peek_interpreter_stack  # the innermost of torch.func's, or None
+_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter, type(None), bool, int, float))
 
 
 def seen(*operands: object) -> bool:
     """Whether a call has to go through torch's dispatcher: a mode (FakeTensorMode, make_fx, FlopCounterMode),
     torch.jit.trace or a profiler wants to see it, or a tensor is of a class that computes for itself
     (FakeTensor, DTensor)."""
+    watched = _modes() or _profiled() or _traced() is not None
+    if not watched and _PLAIN.issuperset(map(type, operands)):
+        return False  # as nearly always, and at once
     if any(map(checks.is_distributed, operands)):
         return False  # so that it is refused
     if not _modes():
         fake = [isinstance(one, FakeTensor) for one in operands if isinstance(one, torch.Tensor)]
         if any(fake):
             return all(fake)  # beside others they are refused
-    if _modes() or _profiled() or _traced() is not None:
-        return True
-    return any(map(_computes_for_itself, operands))
+    return bool(watched) or any(map(_computes_for_itself, operands))
+
+
+def direct(*operands: torch.Tensor | None) -> bool:
+    """Whether a call with gradients may leave out torch's dispatcher and its operators' rules for autograd:
+    torch does not compile, nobody wants to see the call, the tensors are plain ones (`fast_path.is_plain`),
+    and no derivatives but those of a backward pass are computed."""
+    if compiling() or seen(*operands) or _transform() is not None:
+        return False
+    if torch.autograd.forward_ad._current_level >= 0:
+        return False
+    return all(one is None or fast_path.is_plain(one) for one in operands)
 
 
 def _computes_for_itself(operand: object) -> bool:

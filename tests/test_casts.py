@@ -11,7 +11,7 @@ import pytest
 import torch
 from cast_cases import DEVICE, Placed, columns, expected, numbers, spaced, weight_for
 from gemm_ladder import lab
-from gemm_ladder.casts import eager, functions, launching, operands
+from gemm_ladder.casts import eager, functions, launching, operands, plans
 from gemm_ladder.casts.kernel import INPUTS, KERNELS, KINDS, Before, Kernel, Kind
 from gemm_ladder.errors import BuildError, InputError
 from gemm_ladder.sass import disassembly
@@ -342,6 +342,7 @@ def test_captured_casts(monkeypatch: pytest.MonkeyPatch) -> None:
     for loaded in (True, False):
         if not loaded:
             monkeypatch.setattr(launching, "_libraries", {})
+            monkeypatch.setattr(plans, "_plans", {})
         graph, given = torch.cuda.CUDAGraph(), torch.zeros_like(x)
         with torch.cuda.graph(graph):
             found = gl.per_token_group_quant_fp8(given)

@@ -4,11 +4,13 @@ torch. On the CPU, and on a GPU if there is one."""
 from __future__ import annotations
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from gemm_ladder import ops
 from gemm_ladder.errors import InputError
 from gemm_ladder.layers import Fp8Linear, products
 from gemm_ladder.ref import metrics
@@ -116,21 +118,66 @@ def test_leading_dimensions(device: str) -> None:
 def test_only_what_is_asked_for(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No gradient is computed that nobody wants: of the first layer's input, of a frozen weight."""
     calls = []
-    for name in ("fp8_linear_grad_input", "fp8_linear_grad_weight"):
-        operator = getattr(torch.ops.gemm_ladder, name)
+    for name in ("_grad_input", "_grad_weight"):
+        function = getattr(products, name)
         monkeypatch.setattr(
-            torch.ops.gemm_ladder, name, lambda *given, of=operator: calls.append(of) or of(*given)
+            products, name, lambda *given, of=function: calls.append(of.__name__) or of(*given)
         )
     layer, _ = layer_of(16, 32, device, trainable=True)
     x = normal(3, 32, device=device)
     layer(x).sum().backward()
-    assert [str(one) for one in calls] == ["gemm_ladder.fp8_linear_grad_weight"]
+    assert calls == ["_grad_weight"]
     layer.weight.requires_grad_(False)
     layer(x.requires_grad_()).sum().backward()
-    assert [str(one) for one in calls[1:]] == ["gemm_ladder.fp8_linear_grad_input"]
+    assert calls[1:] == ["_grad_input"]
     layer.quantize_().requires_grad_(True)  # of a whole model; an FP8 weight has no gradient all the same
     layer(x).sum().backward()
     assert layer.weight.grad is None and len(calls) == 3
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_as_the_operators(trainable: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody looks on, no operator is called; hooks are; the bits are those of the operators, which a
+    profiler and a transform of torch.func still see."""
+    layer, _ = layer_of(24, 32, device, bias=True, trainable=trainable)
+    x = normal(3, 5, 32, device=device).requires_grad_()
+    seen: list[torch.Tensor] = []
+    layer.register_full_backward_hook(lambda layer, grads, of_out: seen.extend(grads))
+
+    def gradients() -> list[torch.Tensor]:
+        x.grad, layer.bias.grad, layer.weight.grad = None, None, None
+        with torch.autograd.graph.save_on_cpu():
+            out = layer(x)
+        out.square().sum().backward()
+        return [out, x.grad, layer.bias.grad, *([layer.weight.grad] if trainable else [])]
+
+    def operators() -> set[str]:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            gradients()
+        return {one.key for one in profile.key_averages() if one.key.startswith("gemm_ladder::fp8_linear")}
+
+    wanted = {"", "_grad_input", *(["_grad_weight"] if trainable else [])}
+    assert operators() == {f"gemm_ladder::fp8_linear{name}" for name in wanted}
+    seen.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in wanted:
+            patch.setattr(torch.ops.gemm_ladder, f"fp8_linear{name}", lambda *given: pytest.fail("called"))
+        found = gradients()
+    assert len(seen) == 1 and torch.equal(seen[0], found[1])
+    monkeypatch.setattr(ops, "direct", lambda *operands: False)
+    assert all(map(torch.equal, found, gradients()))
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_several_gradients_at_once(trainable: bool, device: str) -> None:
+    """torch's batched gradients stand for many in one tensor of its own class; each comes to its own."""
+    layer, _ = layer_of(16, 32, device, trainable=trainable)
+    x, grads = normal(3, 32, device=device).requires_grad_(), normal(2, 3, 16, device=device, seed=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch: of its fallback, which calls the operator for each
+        (found,) = torch.autograd.grad(layer(x), x, grads, is_grads_batched=True)
+    for one, grad in zip(found, grads, strict=True):
+        assert torch.equal(one, torch.autograd.grad(layer(x), x, grad)[0])
 
 
 def test_gradients_add_up(device: str) -> None:

@@ -30,7 +30,10 @@ STRICT = (
         f"gemm_ladder.training.{module}"
         for module in ("candidates", "config", "launching", "operands", "products")
     ),
-    *(f"gemm_ladder.casts.{module}" for module in ("eager", "functions", "kernel", "launching", "operands")),
+    *(
+        f"gemm_ladder.casts.{module}"
+        for module in ("eager", "functions", "kernel", "launching", "operands", "plans")
+    ),
     *(
         f"gemm_ladder.layers.{module}"
         for module in (

@@ -17,7 +17,7 @@ import functools
 
 import torch
 from gemm_ladder import ops
-from gemm_ladder.casts import eager, operands
+from gemm_ladder.casts import eager, operands, plans
 from gemm_ladder.casts.kernel import KERNELS, Before, Kind
 
 __all__ = [
@@ -226,8 +226,15 @@ def _call(kind: Kind, before: Before, *given: object) -> Pair:
 
 
 def _compute(kind: Kind, before: Before, *given: object) -> Pair:
+    key = plans.key_of(kind, before, *given)
+    if (done := plans.run(key, *given)) is not None:
+        return done
     call = operands.check(kind, before, *given)
-    return operands.as_returned(call, run(call, True))
+    out = run(call, True)
+    found = operands.as_returned(call, out)
+    if call.x.is_cuda:
+        plans.add(key, call, out, found)
+    return found
 
 
 def _fake(kind: Kind, before: Before, *given: object) -> Pair:

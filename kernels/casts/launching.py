@@ -10,12 +10,10 @@ import torch
 from gemm_ladder import launch as launches
 from gemm_ladder.arguments import EMULATED_SMS, HOPPER
 from gemm_ladder.casts.kernel import Kernel
-from gemm_ladder.casts.operands import CheckedCast, Results
+from gemm_ladder.casts.operands import NAME, CheckedCast, Results
 from gemm_ladder.errors import BuildError, LaunchError, ToolchainError, one_line
 from gemm_ladder.ref import emulator
 from gemm_ladder.settings import num_sms_limit
-
-NAME = "a cast"  # in errors
 
 _libraries: dict[Kernel, ctypes.CDLL | None] = {}  # None: it could not be built
 
@@ -55,8 +53,8 @@ class Args(ctypes.Structure):
     _fields_ = (("params", Params), ("num_sms", ctypes.c_int64), ("stream", ctypes.c_void_p))
 
 
-def arguments(call: CheckedCast, out: Results, num_sms: int, stream: int = 0) -> Args:
-    """The arguments of a launch. The struct keeps no tensor alive."""
+def arguments(call: CheckedCast, out: Results, num_sms: int) -> Args:
+    """The arguments of a launch, but for the stream. The struct keeps no tensor alive."""
     optional = (call.weight, call.rows, call.counts, call.ks)
     addresses = [None if one is None else one.data_ptr() for one in optional]
     groups, x_rows, _ = call.x.shape
@@ -78,7 +76,6 @@ def arguments(call: CheckedCast, out: Results, num_sms: int, stream: int = 0) ->
             call.use_ue8m0,
         ),
         num_sms,
-        stream,
     )
 
 
@@ -104,12 +101,15 @@ def run(call: CheckedCast, out: Results, num_sms: int = 0) -> None:
             raise LaunchError(f"{NAME}: {error}")
         return
     device = call.x.device
-    with torch.cuda.device(device):
-        library = _libraries.get(call.kernel) or load(call.kernel)
-        stream = torch.cuda.current_stream(device).cuda_stream
-        args = arguments(call, out, launches.usable_sms(device, num_sms or num_sms_limit()), stream)
-        if message := launches.launcher(library)(ctypes.addressof(args)):
-            raise LaunchError(f"{NAME}: {message.decode()}")
+    with launches.current(device):
+        entry = launcher(call.kernel)
+    args = arguments(call, out, launches.usable_sms(device, num_sms or num_sms_limit()))
+    launches.start(NAME, entry, args, device)
+
+
+def launcher(kernel: Kernel) -> launches.Launcher:
+    """A kernel's entry point for the GPU, loaded if it is not."""
+    return launches.launcher(_libraries.get(kernel) or load(kernel))
 
 
 def _whole(codes: torch.Tensor) -> torch.Tensor:

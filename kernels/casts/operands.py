@@ -26,6 +26,7 @@ from gemm_ladder.arguments import K_MULTIPLE, MAX_SIZE, SCALE_BLOCK, align, ceil
 from gemm_ladder.casts.kernel import INPUTS, Before, Kernel, Kind
 from gemm_ladder.errors import InputError
 
+NAME = "a cast"  # in errors of a launch
 E4M3 = torch.float8_e4m3fn
 
 

@@ -149,6 +149,8 @@ class Fp8Linear(torch.nn.Module):
         """The result without the bias."""
         codes, scales = self._weight_in_fp8()
         trained = self.weight if self.trainable else None
+        if x.dim() == 2:
+            return products.linear(x, trained, codes, scales, self.use_ue8m0)
         rows = x.reshape(-1, self.in_features)
         out = products.linear(rows, trained, codes, scales, self.use_ue8m0)
         return out.view(*x.shape[:-1], self.out_features)

@@ -5,12 +5,16 @@
     dW = dy^T x, of [m, n] and [m, k]   both per channel, since the sum is over tokens; output in FP32
 
 They are operators of torch, `torch.ops.gemm_ladder`: torch.compile and torch.export trace each as one call,
-and autograd knows the gradients of the first. The gradient passes through the casts as if they changed
-nothing (the "straight-through" estimate), as is usual for FP8. There is no second derivative.
+and autograd knows the gradients of the first. Where nobody wants to see a call (`ops.direct`), the operators'
+functions are called directly, with `_Linear` to tell autograd the same: torch's dispatcher, and the rules for
+autograd that it has from Python, take several times as long as the functions. The gradient passes through the
+casts as if they changed nothing (the "straight-through" estimate), as is usual for FP8. There is no second
+derivative.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,10 +51,13 @@ def linear(
     differentiated = torch.is_grad_enabled() and (
         x.requires_grad or (weight is not None and weight.requires_grad)
     )
-    if differentiated or ops.compiling() or ops.seen(x, codes):
-        found: torch.Tensor = torch.ops.gemm_ladder.fp8_linear(x, weight, codes, scales, use_ue8m0)
-        return found
-    return _linear(x, weight, codes, scales, use_ue8m0)
+    if differentiated and ops.direct(x, codes):
+        found: torch.Tensor = _Linear.apply(x, weight, codes, scales, use_ue8m0)
+    elif differentiated or ops.compiling() or ops.seen(x, codes):
+        found = torch.ops.gemm_ladder.fp8_linear(x, weight, codes, scales, use_ue8m0)
+    else:
+        found = _linear(x, weight, codes, scales, use_ue8m0)
+    return found
 
 
 def _linear(
@@ -68,11 +75,13 @@ def _grad_input(
     k."""
     n, k = codes.shape
     padding = -n % K_MULTIPLE
-    turned = codes.new_empty(k, n + padding)
-    turned[:, :n].copy_(codes.t())
     if padding:
+        turned = codes.new_empty(k, n + padding)
+        turned[:, :n].copy_(codes.t())
         turned[:, n:].view(torch.uint8).zero_()
         grad = F.pad(grad, (0, padding))
+    else:
+        turned = codes.t().contiguous()
     return _linear(grad, None, turned, scales.t().contiguous(), use_ue8m0)
 
 
@@ -84,7 +93,7 @@ def _grad_weight(grad: torch.Tensor, x: torch.Tensor, use_ue8m0: bool) -> torch.
     if not x.shape[0]:
         return out.zero_()
     of_grad, of_x = (functions.per_channel_group_quant_fp8(one, use_ue8m0) for one in (grad, x))
-    training.gemm(of_grad, of_x, out)
+    training.gemm_of_casts(of_grad, of_x, out)
     return out
 
 
@@ -104,12 +113,28 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
             "first derivative only"
         )
     x, codes, scales = ctx.saved_tensors
+    grad_input: Callable[..., torch.Tensor] = torch.ops.gemm_ladder.fp8_linear_grad_input
+    grad_weight: Callable[..., torch.Tensor] = torch.ops.gemm_ladder.fp8_linear_grad_weight
+    if ops.direct(grad, x, codes):
+        grad_input, grad_weight = _grad_input, _grad_weight
     of_x = of_weight = None
     if codes is not None:
-        of_x = torch.ops.gemm_ladder.fp8_linear_grad_input(grad, codes, scales, ctx.use_ue8m0)
+        of_x = grad_input(grad, codes, scales, ctx.use_ue8m0)
     if x is not None:
-        of_weight = torch.ops.gemm_ladder.fp8_linear_grad_weight(grad, x, ctx.use_ue8m0).to(ctx.weight_dtype)
+        of_weight = grad_weight(grad, x, ctx.use_ue8m0).to(ctx.weight_dtype)
     return of_x, of_weight, None, None, None
+
+
+class _Linear(torch.autograd.Function):
+    """What the operator fp8_linear is to autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> torch.Tensor:
+        found = _linear(*inputs)
+        _keep(ctx, inputs, found)
+        return found
+
+    backward = staticmethod(_backward)
 
 
 ops.define(

@@ -25,7 +25,7 @@ def quantized(weight: torch.Tensor, use_ue8m0: bool) -> tuple[torch.Tensor, torc
     without memory, on the meta device, gets the like."""
     if weight.is_meta:
         return torch.empty_like(weight, dtype=E4M3), weight.new_empty(blocks(weight), dtype=torch.float32)
-    return functions.per_block_quant_fp8(weight.detach(), use_ue8m0)
+    return functions.per_block_quant_fp8(weight, use_ue8m0)
 
 
 def dequantized(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:

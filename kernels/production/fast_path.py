@@ -121,6 +121,7 @@ _KEYS = {
 # The dispatch keys of a tensor whose elements are those in memory, on the CPU and on a GPU: those of its
 # device, and those by which autograd and autocast come in between.
 _PLAIN_KEYS = ("CPU", "AutogradCPU", "AutocastCPU", "CUDA", "AutogradCUDA", "AutocastCUDA", "ADInplaceOrView")
+_CLASSES = (torch.Tensor, torch.nn.Parameter)  # exactly: a subclass may behave differently
 _OFFSETS = ("cdata_at", "keys_at")
 _WORD = ctypes.sizeof(ctypes.c_uint64)
 _TENSOR_WORDS = 24  # of a c10::TensorImpl, at least
@@ -298,6 +299,12 @@ def _api() -> Api:
     )
 
 
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is of torch's own class and its elements are those in memory."""
+    return type(tensor) in _CLASSES and not torch._C._dispatch_keys(tensor).raw_repr() & ~_plain_keys()
+
+
+@functools.cache
 def _plain_keys() -> int:
     """The bits of _PLAIN_KEYS in a set of dispatch keys."""
     keys = (torch._C.DispatchKeySet(torch._C._dispatch_key_parse(name)) for name in _PLAIN_KEYS)

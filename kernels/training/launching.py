@@ -94,16 +94,14 @@ def run(config: Config | None, call: CheckedCall, num_sms: int = 0) -> None:
                 raise LaunchError(f"{NAME}: {error}")
         return
     device = call.d.device
-    with torch.cuda.device(device):
+    with launches.current(device):
         if config and config not in _libraries:
             _refuse_capture(config, call)
         kernel = library(config) if config else None
         _begin(call)
-        if kernel:
-            stream = torch.cuda.current_stream(device).cuda_stream
-            args = arguments(call, launches.usable_sms(device, num_sms), stream)
-            if message := launches.launcher(kernel)(ctypes.addressof(args)):
-                raise LaunchError(f"{NAME}: {message.decode()}")
+    if kernel:
+        args = arguments(call, launches.usable_sms(device, num_sms))
+        launches.start(NAME, launches.launcher(kernel), args, device)
 
 
 def _begin(call: CheckedCall) -> None:
@@ -118,9 +116,9 @@ def _begin(call: CheckedCall) -> None:
         call.d.copy_(call.c)
 
 
-def arguments(call: CheckedCall, num_sms: int, stream: int = 0) -> Args:
-    """The arguments of a launch: all groups that have a k, those with the largest first, so that no large
-    tile begins last. The struct keeps what it points to alive, but not the tensors."""
+def arguments(call: CheckedCall, num_sms: int) -> Args:
+    """The arguments of a launch, but for the stream: all groups that have a k, those with the largest first,
+    so that no large tile begins last. The struct keeps what it points to alive, but not the tensors."""
     groups = sorted((group for group in call.groups if group.k), key=lambda group: -group.k)
     a, b, d, m, n = call.a.data_ptr(), call.b.data_ptr(), call.d.data_ptr(), call.m, call.n
     floats = ctypes.sizeof(ctypes.c_float)
@@ -145,7 +143,6 @@ def arguments(call: CheckedCall, num_sms: int, stream: int = 0) -> Args:
         d_stride=call.d.stride(-2) if m > 1 else align(n, quad),
         accumulate=call.c is not None,
         num_sms=num_sms,
-        stream=stream,
         groups=(GroupArgs * len(structs))(*structs),
         num_groups=len(structs),
     )

@@ -14,7 +14,7 @@ from typing import TypeAlias, cast
 
 import torch
 from gemm_ladder import checks, settings
-from gemm_ladder.arguments import K_MULTIPLE, SCALE_BLOCK
+from gemm_ladder.arguments import FP32_N_MULTIPLE, K_MULTIPLE, SCALE_BLOCK
 from gemm_ladder.calls import is_recipe
 from gemm_ladder.checks import grouped
 from gemm_ladder.errors import InputError
@@ -47,6 +47,17 @@ def gemm(a: object, b: object, d: object, c: object = None) -> None:
         gemm_ladder.build.ToolchainError, BuildError: the kernel could not be compiled.
     """
     _dense(a, b, d, c)
+
+
+def gemm_of_casts(a: Pair, b: Pair, d: torch.Tensor) -> None:
+    """`gemm` of what `per_channel_group_quant_fp8` returned for two matrices of as many rows, one or more,
+    into a new tensor. Most of what is checked of a call holds of these, and is not asked again."""
+    (m, k), n = a[0].shape, b[0].shape[0]
+    if k % K_MULTIPLE or n % FP32_N_MULTIPLE or compiling() or seen(d, *a, *b):
+        return gemm(a, b, d)  # which refuses these sizes
+    checks.runs_on(d.device)
+    group = operands.Group(0, k, 0, 0)
+    ops.run(CheckedCall((group,), a[0], b[0], a[1], b[1], d, None, m, n))
 
 
 def wgrad_gemm_fp8_fp8_fp32_nt(lhs: Pair, rhs: Pair, out: torch.Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from cases import place
 from families import DENSE, DEVICE, check_contiguous
+from gemm_ladder import launch
 from gemm_ladder.arguments import KINDS, SCALE_BLOCK, GemmArgs, GroupedArgs
 from gemm_ladder.build import job
 from gemm_ladder.errors import InputError, LaunchError
@@ -21,6 +23,26 @@ from gemm_ladder.production import choice, fast_path, launching, tuner
 from gemm_ladder.production.config import Config
 from gemm_ladder.ref import metrics
 from grouped_cases import contiguous, masked
+
+
+@pytest.mark.parametrize("current", [0, 1])
+def test_where_a_kernel_is_queued(current: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the current stream of the tensors' device, which is made the current one only where it is not."""
+    entered, streams, gpu = [], [], torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+    monkeypatch.setattr(
+        torch.cuda, "device", lambda device: entered.append(device) or contextlib.nullcontext()
+    )
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 100 + index, raising=False)
+
+    def entry(address: int) -> bytes | None:
+        streams.append(GroupedArgs.from_address(address).stream)
+        return b"no such luck" if len(streams) > 1 else None
+
+    launch.start("it", entry, GroupedArgs(), gpu)
+    with pytest.raises(LaunchError, match=r"^it: no such luck$"):
+        launch.start("it", entry, GroupedArgs(), gpu)
+    assert streams == [101, 101] and entered == [gpu, gpu] * (current == 0)
 
 
 def test_arguments_are_those_in_cpp():

@@ -51,7 +51,7 @@ def linear(
     differentiated = torch.is_grad_enabled() and (
         x.requires_grad or (weight is not None and weight.requires_grad)
     )
-    if differentiated and ops.direct(x, codes):
+    if differentiated and ops.direct(x, weight, codes):
         found: torch.Tensor = _Linear.apply(x, weight, codes, scales, use_ue8m0)
     elif differentiated or ops.compiling() or ops.seen(x, codes):
         found = torch.ops.gemm_ladder.fp8_linear(x, weight, codes, scales, use_ue8m0)

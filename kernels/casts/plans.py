@@ -155,7 +155,7 @@ def add(key: Key | None, call: CheckedCast, out: Results, returned: Pair) -> Non
         device,
     )
     with _lock:
-        if len(_plans) >= MOST:
+        if len(_plans) >= MOST and key not in _plans:  # it is, where another thread was quicker
             del _plans[next(iter(_plans))]
         _plans[key] = plan
 

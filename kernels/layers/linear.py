@@ -156,10 +156,11 @@ class Fp8Linear(torch.nn.Module):
         return out.view(*x.shape[:-1], self.out_features)
 
     def _weight_in_fp8(self) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.weight_scale_inv is None:
-            return weights.quantized(self.weight, self.use_ue8m0)
+        weight, scales = self.weight, self.weight_scale_inv  # once: torch finds parameters slowly
+        if scales is None:
+            return weights.quantized(weight, self.use_ue8m0)
         # Detached, as a whole model may have been asked to require grad.
-        return self.weight.detach(), self.weight_scale_inv.detach()
+        return weight.detach(), scales.detach()
 
     def _input(self, x: torch.Tensor) -> torch.Tensor:
         """x as it is cast to FP8: of autocast's type in its region."""

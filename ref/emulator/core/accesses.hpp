@@ -120,7 +120,8 @@ class Accesses {
             const std::string cause =
                 is_asynchronous(written.by) && !reader
                     ? missing_after(written.by)
-                    : "__syncwarp() before one lane's arrival for its warp, or an arrival of each lane";
+                    : "a wait for the stage's empty mbarrier is missing, or the mbarrier counts too few arrivals, or "
+                      "there is no __syncwarp() before one lane's arrival for its warp";
             fail_race(Fault::data_race, address, reader ? reader->from : written.from,
                       "TMA load overwrites shared memory at 0x%x, which %s, and nothing orders the two: %s", address,
                       who.c_str(), cause.c_str());

@@ -115,7 +115,9 @@ print("s3_wgmma against the definition:       ", metrics.relative_error(d.cpu().
 print("the definition, itself rounded to BF16:", metrics.relative_error(rounded, exact))
 
 # %% [markdown]
-# The two errors are nearly the same: the kernel's error is that of its output format.
+# The two errors are nearly the same: the kernel's error is that of its output format. **Relative error**
+# means, here and in all lessons, $\lVert x - y \rVert / \lVert y \rVert$, where y is the exact matrix and the
+# norm goes over all of its elements.
 #
 # ## What the emulator does
 #
@@ -136,8 +138,9 @@ print(
 )
 
 # %% [markdown]
-# With `record=True` it writes down what happened. These are the kinds of events of the last run; later
-# lessons draw them.
+# With `record=True` it writes down what happened. These are the kinds of events of the last run, most of them
+# named after the [PTX](glossary.md#ptx) instruction that caused them; later lessons say what those do, and
+# draw them. ([WGMMA](glossary.md#wgmma) is the instruction of the [tensor cores](glossary.md#tensor-core).)
 
 # %%
 for kind, count in zip(*np.unique(run.events["kind"], return_counts=True), strict=True):
@@ -147,14 +150,13 @@ for kind, count in zip(*np.unique(run.events["kind"], return_counts=True), stric
 # The emulator is strict. Where the hardware promises nothing, it does the worst that is allowed: a copy
 # arrives late, and a write stays invisible until the instruction that makes it visible. So a mistake that a
 # GPU forgives on most days has a symptom here, and often a name. Take one line out of `s3_wgmma`, the fence
-# between writing [shared memory](glossary.md#shared-memory) and letting the [tensor
-# core](glossary.md#tensor-core) read it.
+# between writing [shared memory](glossary.md#shared-memory) and letting the tensor core read it.
 #
-# Guess first: what will happen, and which line of [s3_wgmma.cu](../kernels/stages/s3_wgmma.cu) is it? Put
-# your guess in place of the two `None`, some words of the line and one of four outcomes: "right" (the right
-# answer all the same), "wrong" (another answer, without an error), "fault" (the emulator names what was done
-# wrong) or "hang" (a thread waits for ever). The cell after it shows both. If you have no guess, run them as
-# they are.
+# Guess first: what will happen, and which line of [s3_wgmma.cu](../kernels/stages/s3_wgmma.cu) is it? There
+# are two fences in it, and the comments beside them help. Put your guess in place of the two `None`, some
+# words of the line and one of four outcomes: "right" (the right answer all the same), "wrong" (another
+# answer, without an error), "fault" (the emulator names what was done wrong) or "hang" (a thread waits for
+# ever). The cell after it shows both. If you have no guess, run them as they are.
 
 # %% tags=["guess"]
 exercises.guess_break("00.break1", line=None, then=None)
@@ -178,16 +180,18 @@ workbench.break_it("s3_wgmma", on_cpu, ("ptx::fence_proxy_async();", ""), guess=
 # cuBLASLt with one scale for a whole matrix. That is not the same product: it has no promotion. cuBLASLt is
 # NVIDIA's library; the other grey bar is its product with the same scales as ours. Where a lesson has
 # DeepGEMM beside it, that is DeepSeek's library. The times are of an H200, which is an H100 with more and
-# faster memory, 141 GB and 4.8 TB/s; the map of the chip has an H100's figures.
+# faster memory, 141 GB and 4.8 TB/s; the map of the chip has an H100's figures, 80 GB and 3.35 TB/s.
 #
-# How many times as fast as the naive kernel, `s1_naive`, is the last rung, `s9_production`? Guess.
+# How many times as fast as the naive kernel, `s1_naive`, is the last rung, `s9_production`? Guess. (The front
+# page of the repository has a table of all rungs' speeds at this shape. If you have seen it, you know. The
+# later lessons ask for the rungs between these two, one at a time, and mostly at another shape.)
 
 # %% tags=["guess"]
 exercises.guess("00.ladder", None)
 
 # %%
 size = (4096, 7168, 16384)
-impls = [name for name in gl.rungs if name != "s0_numpy"] + ["cublaslt_blockwise", "cublaslt_tensorwise"]
+impls = ["s1_naive", "s9_production", "cublaslt_blockwise", "cublaslt_tensorwise"]
 for line in drawing.bars(impls, size):
     print(line)
 speeds = {
@@ -196,8 +200,9 @@ speeds = {
 exercises.found("00.ladder", speeds["s9_production"] / speeds["s1_naive"], "times as fast")
 
 # %% [markdown]
-# The axis is logarithmic: from one labelled tick to the next is ten times as fast.
-# [The measurements](../figures/README.md) have the other shapes.
+# The axis is logarithmic: from one labelled tick to the next is ten times as fast. What lies between the two
+# blue bars is the course. [The measurements](../figures/README.md) have all rungs at all shapes; look at them
+# after the lessons, as these will ask you to guess.
 #
 # ## How a lesson goes
 #

@@ -149,9 +149,11 @@ def steps(axes, power):
     axes.plot(x, x, color=drawing.GRID)
     axes.plot(x, fp8.decode(fp8.encode(x / scale)) * scale, color=drawing.BLUE, linewidth=1)
     axes.set_title(f"4 is sent to 2^{power}")
+    axes.set_xlabel("the number")
+    axes.set_ylabel("what it becomes")
 
 
-figure, panels = plt.subplots(1, 3, figsize=(9, 2.8))
+figure, panels = plt.subplots(1, 3, figsize=(9, 2.8), layout="constrained")
 for axes, power in zip(panels, (-6, 8, 10), strict=True):
     steps(axes, power)
 plt.show()
@@ -204,8 +206,10 @@ print("error of B:", metrics.relative_error(fp8.dequantize_rhs(b, sfb), weights)
 # %% [markdown]
 # ## What it costs a product
 #
-# Each term of a sum over k has an error of its own, and they are as often up as down. So errors grow like the
-# sum itself, and the relative error of the product does not depend on k.
+# Each term of a sum over k has an error of its own, and these are as often up as down: their sum grows like
+# $\sqrt{k}$. But the terms, of normal numbers, are as often positive as negative, too, so that the sum itself
+# also grows like $\sqrt{k}$. The relative error of the product does not depend on k. (Were all terms
+# positive, the sum would grow like k, and the relative error would fall.)
 
 # %%
 for k in (128, 512, 2048, 8192):
@@ -281,7 +285,8 @@ exercises.found("01.outlier", doubled["E4M3, one scale"], "times, with E4M3")
 # %% [markdown]
 # Integers fail early. E4M3 with one scale holds on until the ordinary numbers reach the subnormal region, and
 # then fails as well. With 1x128 scales an outlier can spoil only the runs that it is in, one of the eight of
-# each row here: the same happens, to an eighth of the numbers.
+# each row here: the same happens, to an eighth of the numbers. It also happens later. One scale for the
+# matrix has to suit the largest of 128 outliers, while a run's scale has to suit its own row's alone.
 #
 # So fine scales buy *range*, not precision: a format with 4 bits of exponent has much range of its own, and
 # blocks add the rest.

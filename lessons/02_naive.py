@@ -26,7 +26,6 @@ lessons.enter()  # makes this folder the working directory, wherever Jupyter was
 
 import gemm_ladder as gl
 import numpy as np
-from gemm_ladder.figures import measured
 from gemm_ladder.ref import fp8, gemm, metrics
 from matplotlib import pyplot as plt
 from workshop import constants, drawing, drawing_results, evidence, exercises, model, workbench
@@ -50,7 +49,7 @@ drawing.naive_block(8, 32)
 # %% [markdown]
 # Here is the kernel. Compare it with `product` in [the first lesson](00_start_here.ipynb): the loop over [K
 # blocks](glossary.md#k-block), blocks of 128 along k, and the [promotion](glossary.md#promotion) at its end
-# are the same two lines.
+# are the same two steps.
 
 # %%
 workbench.code(rung.source, "__global__", "^}")
@@ -188,8 +187,9 @@ for m, n, k in (size, (64, 7168, 16384)):
 # [SM](glossary.md#sm) does in a second. A GPU sets it itself. `FULL_MHZ`, 1.98 GHz, is its upper limit; the
 # model has s1 and s2 run at it, as they need little power. `CLOCK_MHZ`, 1.65 GHz, is what remains when busy
 # tensor cores bring the GPU to its power limit. A third figure, 1.83 GHz, is NVIDIA's: the data sheet's 1979
-# [TFLOPS](glossary.md#tflops) are those of that clock. Wherever a lesson turns cycles into microseconds, it
-# says by which of the three.
+# [TFLOPS](glossary.md#tflops) are those of that clock. (`WGMMA_FLOPS` is named after the instruction that
+# drives the tensor cores, in lesson 04.) Wherever a lesson turns cycles into microseconds, it says by which
+# of the three.
 #
 # The longer of the two times is the floor. (A GPU at a clock above 1.65 GHz could be faster than the tensor
 # cores' floor, by a fifth at most; none of those measured here is.) With 4096 rows it is the tensor cores';
@@ -197,30 +197,34 @@ for m, n, k in (size, (64, 7168, 16384)):
 # both at the same time, so they are not added.
 #
 # s1 has no tensor cores, but FP32 pipes: on each SM 128 `fmaf` a cycle instead of 4096, at 1.98 GHz. How many
-# microseconds will it take for 4096 x 7168 x 16384? And how many times as fast is the
-# [ceiling](glossary.md#ceiling), NVIDIA's library on the tensor cores?
+# microseconds will it take for 4096 x 7168 x 2048? And how many times as fast is the
+# [ceiling](glossary.md#ceiling), NVIDIA's library on the tensor cores, where memory is its floor, at 64 x
+# 7168 x 16384?
 
 # %% tags=["guess"]
 exercises.guess("02.us", None)
 exercises.guess("02.ceiling", None)
 
 # %%
-notes = drawing.bars(["s1_naive", "s2_tiled", "cublaslt_tensorwise"], size, marked="s1_naive")
-recorded = {one.impl: one for one in measured.series(measured.recorded(), "dirty")}
-naive, ceiling = recorded["s1_naive"].tflops[size], recorded["cublaslt_tensorwise"].tflops[size]
-exercises.found("02.ceiling", ceiling / naive, "times as fast")
-m, n, k = size
+notes = drawing.bars(["s1_naive", "cublaslt_tensorwise"], size, marked="s1_naive")
+naive, ceiling = (drawing_results.times(impl) for impl in ("s1_naive", "cublaslt_tensorwise"))
+m, n, k = evidence.GUESSED
 pipes = m * n * k / (model.FMAS * model.SMS * model.FULL_MHZ)
-measured_us = 2 * m * n * k / naive / 1e6
-exercises.found("02.us", measured_us, "us")
-print(f"the FP32 pipes alone need {pipes:.0f} us: as a prediction, off {measured_us / pipes:.0f}-fold")
+off = naive[m, n, k] / pipes
+exercises.found("02.us", naive[m, n, k], f"us at {m} x {n} x {k}")
+print(f"The FP32 pipes alone need {pipes:.0f} us: as a prediction, off {off:.0f}-fold.")
+few = (64, 7168, 16384)
+exercises.found("02.ceiling", naive[few] / ceiling[few], f"times as fast at {drawing_results.name(few)}")
 print(*notes, sep="\n")
 
 # %% [markdown]
 # The same as a picture, the **[roofline](glossary.md#roofline)**. To the right: [operations for each
 # byte](glossary.md#arithmetic-intensity) that has to move, a property of the shape. Upwards: operations a
-# second. The slope is memory's floor, the flat part the tensor cores': no dot can be above them. A dot far
-# below both is limited by something else, and this kernel is.
+# second. A floor of the time is a roof of the speed. The slope is what memory allows, the flat part what the
+# tensor cores allow, and both are drawn twice: dotted by the data sheet (at its 1.83 GHz), and as a full line
+# where they have been reached on this GPU, by a copy and by the ceiling. No dot can be above the dotted
+# lines, and none here is above the full ones. A dot far below is limited by something else, and this kernel
+# is.
 
 # %%
 drawing_results.roofline([(64, 7168, 16384), size], ["s1_naive", "cublaslt_tensorwise"])
@@ -229,8 +233,8 @@ drawing_results.roofline([(64, 7168, 16384), size], ["s1_naive", "cublaslt_tenso
 # ## What limits it
 #
 # Count what one multiplication and one addition cost. The inner loop loads a byte of A and a byte of B,
-# converts both, and does one `fmaf`: five instructions at the least, of which one is arithmetic. The rest of
-# the answer is in memory. First, how often is each byte read?
+# converts both, and does one `fmaf`: five instructions at the least, of which one does what we want. The rest
+# of the answer is in memory. First, how often is each byte read?
 
 # %%
 m, n, k = size
@@ -324,15 +328,21 @@ workbench.card("s1_naive")
 #    ([03](03_tiled.ipynb)), [FFMA](glossary.md#ffma) is `fmaf`, and a yielding one lets another warp go first
 #    ([10](10_ffma_interleave.ipynb)).
 #
+# Two things to know when you compare. ncu looked at k = 2048, and the bars of speed are of k = 16384: at the
+# shorter k the two ends of a [tile](glossary.md#tile) weigh more, so a rung may look worse here than there.
+# And "the FP32 pipe" is busy for 2.3 %, not for one part in 135, 0.74 %. Each E4M3 number becomes a float by
+# two instructions. The conversion pipe has neither of them (0.0), and three times 0.74 is 2.2: so the `fmaf`
+# and one instruction of each of the two conversions seem to share the FP32 pipe. Among the waits, "the
+# dispatcher" means that an instruction has been chosen and is held back; "a delay that the compiler has set"
+# is a number of cycles in the instruction itself; "room in the queue to [global
+# memory](glossary.md#global-memory)" is a place for one more load.
+#
 # One row is the thread through all lessons: the tensor cores. A product is done when they are busy all the
-# time, and the rungs above this one do little else than to keep them busy.
-
-# %%
-evidence.thread("s1_naive")
-
-# %% [markdown]
-# Two cures are old. Load a [tile](glossary.md#tile) once into the **shared memory** of a block and let all of
-# its threads use it; and let each thread make many outputs. The next rung has both.
+# time. Here they are never busy, and in the next rung neither; from [lesson 04](04_wgmma.ipynb) on each
+# lesson shows their share, and the rungs do little else than to raise it.
+#
+# Two cures are old. Load a tile once into the **shared memory** of a block and let all of its threads use it;
+# and let each thread make many outputs. The next rung has both.
 #
 # ## Break it
 #
@@ -409,8 +419,8 @@ workbench.break_it(
 #
 # ## Exercises
 #
-# **1.** The promotion is missing from the kernel. Write the line: `partial` is the sum over this block, `row`
-# this thread's row, and the result belongs in `total`.
+# **1.** The promotion is missing from the kernel. Without scrolling up, write the line: `partial` is the sum
+# over this block, `row` this thread's row, and the result belongs in `total`.
 
 # %% tags=["exercise"]
 promotion = "total += partial;"

@@ -42,11 +42,12 @@ drawing.where("warp scheduler", "registers", "CUDA cores", "shared memory", "ban
 # ## What limited the rung below
 #
 # The card of s1_naive names one unit, [L1](glossary.md#l1), at 98 % of its peak. A line of L1 has 128 bytes,
-# and to answer a load the cache has to find every line that the [warp](glossary.md#warp) touches. Suppose
-# that it finds one line a cycle. A warp of s1_naive touches one line for A and 32 for B, and with them its 32
-# threads do one `fmaf` each. What would that allow? Work it out on paper first: 132 [SMs](glossary.md#sm), at
-# the [SM clock](glossary.md#sm-clock)'s upper limit of 1.98 GHz, an operation being a multiplication or an
-# addition. How many [TFLOPS](glossary.md#tflops)?
+# four of lesson 02's [sectors](glossary.md#sector), and to answer a load the cache has to find every line
+# that the [warp](glossary.md#warp) touches, however little of it is read. Suppose that it finds one line a
+# cycle. A warp of s1_naive touches one line for A and 32 for B, and with them its 32 threads do one `fmaf`
+# each. What would that allow? Work it out on paper first: 132 [SMs](glossary.md#sm), at the [SM
+# clock](glossary.md#sm-clock)'s upper limit of 1.98 GHz, an operation being a multiplication or an addition.
+# How many [TFLOPS](glossary.md#tflops)?
 
 # %% tags=["guess"]
 exercises.guess("03.lines", None)
@@ -61,8 +62,10 @@ exercises.found("03.lines", SMS * CLOCK * 2 * fmas / lines / 1e12, "TFLOPS, by t
 print(f"measured:  {recorded['s1_naive'][size]:.3f} TFLOPS")
 
 # %% [markdown]
-# One guess about one unit explains the whole kernel, and it is the first term of the model. At other shapes,
-# in microseconds:
+# One guess about one unit explains the whole kernel, and it is the first term of the model. Here it is at
+# other shapes, in microseconds. ("[L2](glossary.md#l2) [dirty](glossary.md#dirty)" below such a table: before
+# each call the cache was filled with other data, so that no operand is in it; [lesson
+# 13](13_reading_the_results.ipynb) has more.)
 
 # %%
 constants.show("s1_naive")
@@ -126,6 +129,7 @@ def bound(name, fmas, guess="", **work):
     return tflops
 
 
+print(f"the FP32 pipe, if nothing else limited it: {SMS * CLOCK * 2 * UNITS['FP32 pipe'] / 1e12:.0f} TFLOPS")
 # A warp, one k. Instructions of s1: two loads, two conversions of two instructions each, one fmaf.
 bound("s1_naive", 32, instructions=7, shared_bytes=0, lines=33)
 # The 32 threads read one number of A and 32 of B: 128 bytes each time, as all banks work for each load.
@@ -134,11 +138,12 @@ bound("tile in registers", 32 * 64, "03.registers", instructions=16 + 64, shared
 vectorised = bound("128-bit loads", 32 * 64, "03.vector", instructions=4 + 64, shared_bytes=4 * 128, lines=0)
 
 # %% [markdown]
-# A tile in shared memory moves the limit from L1 to shared memory, which is faster; but an `fmaf` that reads
-# two numbers from there leaves the FP32 pipe idle seven cycles in eight. A tile in registers is what feeds
-# it: a thread with 8 x 8 outputs does 64 `fmaf` for 16 numbers, 4 for each; with R x R it would be R / 2.
-# What bounds R is the number of registers, 255 for each thread; and the more of them a thread has, the fewer
-# warps fit on an SM: the lower is its **[occupancy](glossary.md#occupancy)**.
+# A tile in shared memory moves the limit from L1 to shared memory, which is faster; but with an `fmaf` that
+# reads two numbers from there the FP32 pipe does 8.4 of the 67 TFLOPS that it could: it is idle seven cycles
+# in eight. A tile in registers is what feeds it: a thread with 8 x 8 outputs does 64 `fmaf` for 16 numbers, 4
+# for each; with R x R it would be R / 2. What bounds R is the number of registers, 255 for each thread; and
+# the more of them a thread has, the fewer warps fit on an SM: the lower is its
+# **[occupancy](glossary.md#occupancy)**.
 #
 # The last two lines of the model assume something that is not free: that shared memory serves a warp's load
 # in one cycle for every 128 bytes. Section 2 sees to that.
@@ -174,10 +179,10 @@ workbench.diff("s1_naive", "s2_tiled")
 #
 # ## 1. What a block asks of the cache
 #
-# **[Coalescing](glossary.md#coalesced)**, in lesson 02, was about the 32-byte [sectors](glossary.md#sector)
-# that a warp's load touches. Here a thread loads 16 bytes of a row of its own, so a warp touches 32 lines,
-# and half of each sector is of use at once; the other half is what the next step asks for, and it is in L1 by
-# then. How many lines are that for each `fmaf`?
+# **[Coalescing](glossary.md#coalesced)**, in lesson 02, was about the 32-byte sectors that a warp's load
+# touches. Here a thread loads 16 bytes of a row of its own, so a warp touches 32 lines, and half of each
+# sector is of use at once; the other half is what the next step asks for, and it is in L1 by then. How many
+# lines are that for each `fmaf`?
 
 # %%
 loads = 8 * 8  # 8 warps, one load each for 16 of k, 8 times for a block of 128
@@ -243,10 +248,14 @@ print("k = 200:", rung.supports(64, 128, 200))
 #
 # ## How fast it is: first the prediction
 #
-# The last line above left out what comes in every step of 16 of k, and every block of 128. Tiles are made in
-# **[waves](glossary.md#wave)**: all SMs begin one, and the last wave takes as long as the others, however few
-# tiles it has. And an SM has room for one such block, because of the registers, and so for two warps at each
-# of its [four schedulers](glossary.md#warp-scheduler). How many microseconds do you expect?
+# The model's last line, 63 TFLOPS with 128-bit loads, left out what comes in every step of 16 of k, and every
+# block of 128. Tiles are made in **[waves](glossary.md#wave)**: all SMs begin one, and the last wave takes as
+# long as the others, however few tiles it has. And an SM has room for one such block, because of the
+# registers, and so for two warps at each of its [four schedulers](glossary.md#warp-scheduler). How many
+# microseconds do you expect for 4096 x 7168 x 2048?
+
+# %%
+constants.show("s2_tiled")
 
 # %% tags=["guess"]
 exercises.guess("03.measured", None)
@@ -265,7 +274,7 @@ tiles, waves = model.tiles(*size[:2], 128, 128), model.waves(*size[:2], 128, 128
 print(f"{tiles} tiles on {SMS} SMs: {waves} waves, of which {tiles / SMS / waves:.0%} is work")
 
 # %%
-notes = drawing.bars(["s1_naive", "s2_tiled", "s3_wgmma", "cublaslt_tensorwise"], size, marked="s2_tiled")
+notes = drawing.bars(["s1_naive", "s2_tiled", "cublaslt_tensorwise"], size, marked="s2_tiled")
 evidence.compare("s2_tiled", "03.measured")
 print(*notes, sep="\n")
 
@@ -307,9 +316,6 @@ for words, turns in (("A's two loads in 2 turns, B's in 4", 2 * 2 + 2 * 4 + 1), 
 # B's loads take all four turns, and A's two, the row comes out as the card has it. That is an explanation
 # which fits, not a measurement: ncu has no row for each load. The prediction of the time stays what it was,
 # since even with these turns the issue slots are the fullest unit.
-
-# %%
-evidence.thread("s2_tiled")
 
 # %% [markdown]
 # ## What limits it now
@@ -371,8 +377,9 @@ workbench.break_it(
 # %% [markdown]
 # <details><summary>Why</summary>
 #
-# A fast thread stores the next step where a slow one still reads this step. With one buffer you need two
-# barriers: one after the last read, one after the stores.
+# A fast thread stores the next step where a slow one still reads this step. The emulator says the same as for
+# break 1, as it sees the same: a store and a read of one place without a barrier in between. With one buffer
+# you need two of them: one after the last read, one after the stores.
 #
 # </details>
 #
@@ -401,7 +408,7 @@ workbench.break_it(
 # **4.** `inside` is always true.
 
 # %% tags=["guess"]
-exercises.guess_break("03.break4", line=None, then=None)
+exercises.guess_break("03.break4", then=None)
 
 # %% tags=["break"]
 workbench.break_it(
@@ -433,8 +440,9 @@ multiply = "partial[0][0] += a[0];"
 exercises.check("03.1", multiply)
 
 # %% [markdown]
-# **2.** The store to shared memory is missing, too: byte i of a row's 16 bytes is in `word`, at bits `i % 4 *
-# 8`. Write the line that converts it and puts it where `load_quads` will look for it.
+# **2.** The store to shared memory is missing, too, which you have seen (so from memory): byte i of a row's
+# 16 bytes is in `word`, at bits `i % 4 * 8`. Write the line that converts it and puts it where `load_quads`
+# will look for it.
 
 # %% tags=["exercise"]
 put = "tile[0][line] = static_cast<float>(word);"

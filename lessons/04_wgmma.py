@@ -31,7 +31,7 @@ import numpy as np
 from gemm_ladder.figures import measured, rung_cards
 from gemm_ladder.ref import fp8, gemm, layouts, metrics
 from gemm_ladder.timeline import spans
-from workshop import drawing, drawing_shared, evidence, exercises, model, workbench
+from workshop import constants, drawing, drawing_shared, evidence, exercises, model, workbench
 
 drawing.style()
 rung = gl.rungs["s3_wgmma"]
@@ -156,7 +156,8 @@ for bits in out:
 drawing.descriptor(int(out[0]))
 
 # %% [markdown]
-# - **address**, in units of 16 bytes: shared memory's own addresses, which are 32 bits wide.
+# - **address**: shared memory's own addresses, which are 32 bits wide. This and the two offsets are kept in
+#   units of 16 bytes: the bits hold a sixteenth of the number that the picture names.
 # - **stride_byte_offset** (SBO): from one group of 8 rows to the next, one atom.
 # - **leading_byte_offset** (LBO): not used by operands like these.
 # - **base_offset**: 0 where the tile begins at a multiple of 1024.
@@ -271,9 +272,9 @@ print(f" 64 *  64 + 1 = {held[0, 3]:g}")  # row 8, column 1
 
 # %% [markdown]
 # The first sum lost its 1. A 32-bit float has 24 significant bits, and 15 would have done. The tensor core's
-# adder keeps fewer: 14, of the largest term. Over a long sum such losses add up, always toward zero. So the
-# sum is taken out of the tensor core every 128 of k, scaled, and added to the total in true 32-bit
-# arithmetic: that is the promotion.
+# adder keeps fewer: it lines all terms up with the largest one, and keeps 14 digits, counted from that one's
+# first digit on. Over a long sum such losses add up, always toward zero. So the sum is taken out of the
+# tensor core every 128 of k, scaled, and added to the total in true 32-bit arithmetic: that is the promotion.
 #
 # The emulator computes what the hardware does, by a model whose every result was compared with an H100's:
 
@@ -323,12 +324,14 @@ print("k = 200:", rung.supports(64, 128, 200))
 #   memory, and the model has 800, for a GPU on which everybody loads at once. A thread waits three times: for
 #   A's tile, for B's, and, beside the WGMMAs, for A's scales.
 #
-# The promotion is here, too, with 1.5 cycles for each column of 64 rows. The SM's 128 FP32
-# [lanes](glossary.md#lane) could do it in half a cycle; the rest is waiting, and lesson 10 asks how much of
-# it can go. From here on cycles become microseconds at 1.65 GHz, the [SM clock](glossary.md#sm-clock) of a
-# GPU whose tensor cores work.
+# The promotion is here, too, with 1.5 cycles for each column of 64 rows. The SM's 128 CUDA cores could do it
+# in half a cycle; the rest is waiting, and lesson 10 asks how much of it can go. From here on cycles become
+# microseconds at 1.65 GHz, the [SM clock](glossary.md#sm-clock) of a GPU whose tensor cores work.
 #
-# Guess the microseconds, and how many times as fast as s1_naive the kernel is.
+# Guess the microseconds for 4096 x 7168 x 2048, and how many times as fast as s2_tiled the kernel is there.
+
+# %%
+constants.show("s3_wgmma")
 
 # %% tags=["guess"]
 exercises.guess("04.us", None)
@@ -342,7 +345,10 @@ size = (4096, 7168, 16384)
 evidence.predict("s3_wgmma", size)
 
 # %% [markdown]
-# Nearly all of it is latency. Do you believe that?
+# Nearly all of it is latency. Do you believe that? (The tensor cores' 278 us are half of the floor's 539 in
+# lesson 02. Two blocks share an SM and work at the same time, each on half of the tiles; and this is what one
+# of these two chains waits for its own products. That the two may be in each other's way is not in the
+# model.)
 
 # %%
 notes = drawing.bars(
@@ -351,7 +357,7 @@ notes = drawing.bars(
 tflops = {
     one.impl: one.tflops[size] for one in measured.series(measured.recorded(), "dirty") if size in one.tflops
 }
-exercises.found("04.faster", tflops["s3_wgmma"] / tflops["s1_naive"], "times as fast as s1_naive")
+evidence.faster("04.faster", "s3_wgmma", "s2_tiled")
 print(f"{tflops['s3_wgmma'] / tflops['cublaslt_tensorwise']:.0%} of the ceiling")
 print(*notes, sep="\n")
 
@@ -375,11 +381,14 @@ evidence.a_wave("s3_wgmma", [(4096, 32768, 512)])
 evidence.thread("s3_wgmma")
 
 # %% [markdown]
-# Record a run and draw what the first block does. Look at the orange: between its bars nothing is multiplied.
-# A warp's own row is grey throughout, and has no colour for copying and promoting. Both consist of ordinary
-# instructions, and the emulator lets a warp run through those within one step, up to the next wait. So they
-# have no length here: they are the white lines between two waits. Behind a dark piece comes the promotion;
-# then the warp waits for the others, copies, and waits for the others again.
+# Record a run and draw what the first block does. Look at the order, not at the lengths: on the emulator
+# orange fills half of the picture, while by the model the products take a tenth of the time. Between the
+# orange bars nothing is multiplied. (The four warps issue a WGMMA together; each warp's bar ends when that
+# warp has looked whether it is done, so they are not equally long.) A warp's own row is grey throughout, and
+# has no colour for copying and promoting. Both consist of ordinary instructions, and the emulator lets a warp
+# run through those within one step, up to the next wait. So they have no length here: they are the white
+# lines between two waits. Behind a dark piece comes the promotion; then the warp waits for the others,
+# copies, and waits for the others again.
 
 # %%
 with gl.emulator(seed=2, record=True) as run:
@@ -477,8 +486,8 @@ workbench.break_it("s3_wgmma", problem, (WAIT + PROMOTE, PROMOTE + WAIT), guess=
 # <details><summary>Why</summary>
 #
 # Until the wait the contents of the registers are undefined, and the emulator names the thread that reads
-# them. On a GPU you would get the sum of an unknown part of the products; or ptxas would notice, and put a
-# wait of its own behind every WGMMA.
+# them. On a GPU you would get the sum of an unknown part of the products; or ptxas, the last stage of the
+# compiler, would notice, and put a wait of its own behind every WGMMA.
 #
 # </details>
 #
@@ -561,8 +570,8 @@ def element(thread, i):
 exercises.check("04.3", element)
 
 # %% [markdown]
-# **4.** The lines between the copying and the first WGMMA are missing from the kernel. Write them. The check
-# tells you what the emulator says.
+# **4.** The lines between the copying and the first WGMMA are missing from the kernel. Write them, from
+# memory and by the reasons of section 4. The check tells you what the emulator says.
 
 # %% tags=["exercise"]
 between = """

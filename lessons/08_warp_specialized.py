@@ -33,7 +33,7 @@ import gemm_ladder as gl
 import numpy as np
 from gemm_ladder.figures import measured, timeline
 from gemm_ladder.ref import gemm, layouts, metrics
-from workshop import bridges, drawing, drawing_warps, evidence, exercises, model, workbench
+from workshop import bridges, constants, drawing, drawing_warps, evidence, exercises, model, workbench
 
 drawing.style()
 rung = gl.rungs["s6_warp_specialized"]
@@ -59,7 +59,10 @@ drawing_warps.before_after(
 )
 
 # %% [markdown]
-# On the emulator this is an order, without durations. On a GPU it has durations, too:
+# The orders to the copy engine have a row of their own now, that of the [producer](glossary.md#producer), and
+# have left the rows of those who multiply. And there are two rows of orange, each with its own green: one can
+# be promoting while the other multiplies. On the emulator this is an order, without durations. On a GPU it
+# has durations, too:
 
 # %%
 below, mine = drawing_warps.on_gpu("s5_tma_multicast"), drawing_warps.on_gpu("s6_warp_specialized")
@@ -102,7 +105,8 @@ for rows, tile in ((below, (64, 128)), (mine, (256, 128))):
 #
 # The tile was a limit too. Count the [operations for each byte](glossary.md#arithmetic-intensity) that a
 # block asks [L2](glossary.md#l2) for. Of the operand that is shared it asks for half; the neighbour asks for
-# the other half, and [multicasts](glossary.md#multicast) it.
+# the other half, and [multicasts](glossary.md#multicast) it. (s5 shares B. s6 shares A, whose tile is the
+# larger one now, with 256 rows against 128: that is exercise 2 of lesson 07.)
 
 # %%
 for name, rows, columns, fetched in (("s5", 64, 128, 64 + 128 / 2), ("s6", 256, 128, 256 / 2 + 128)):
@@ -115,14 +119,14 @@ for name, rows, columns, fetched in (("s5", 64, 128, 64 + 128 / 2), ("s6", 256, 
 # A larger tile needs more registers, and section 1 shows why s5 could not have them. Its card:
 
 # %%
-workbench.card("s5_tma_multicast")
+workbench.card("s5_tma_multicast", again=True)
 
 # %% [markdown]
 # ## The idea
 #
 # **[Warp specialisation](glossary.md#warp-specialisation)**: a warp gets a job, and keeps it. The
-# **[producer](glossary.md#producer)** walks around the [ring](glossary.md#ring) of stages and fills them. Two
-# warpgroups, the **consumers**, walk around the same ring and empty them. They meet at the mbarriers of [rung
+# **producer** walks around the [ring](glossary.md#ring) of stages and fills them. Two warpgroups, the
+# **consumers**, walk around the same ring and empty them. They meet at the mbarriers of [rung
 # s4](06_tma.ipynb), `full` and `empty`, and nowhere else. Nothing makes the two consumers take turns. But
 # each waits for its own products only, so while one promotes, the other can use the [tensor
 # cores](glossary.md#tensor-core).
@@ -257,7 +261,10 @@ print(
 # beside either. How long a store takes is in the recording of s5: 4 us for the two blocks of an SM, with 16
 # KB each. Here a block has 64 KB.
 #
-# How many microseconds do you expect for 4096 x 7168 x 16384?
+# How many microseconds do you expect for 4096 x 7168 x 2048?
+
+# %%
+constants.show("s6_warp_specialized")
 
 # %% tags=["guess"]
 exercises.guess("08.us", None)
@@ -288,7 +295,9 @@ evidence.compare(rung.name, "08.us")
 evidence.thread(rung.name)
 
 # %% [markdown]
-# Within a tenth at all five. The share is ncu's, at k = 2048; the one at the lesson's beginning was the
+# Within a tenth at all five. The share is ncu's, at k = 2048, where a tile's begin and end weigh far more
+# than at the k = 16384 of the bars: so a rung at 87 % of the [ceiling](glossary.md#ceiling) there can keep
+# its tensor cores busy for less than half of the time here. The share at the lesson's beginning was the
 # timeline's, at k = 1024.
 #
 # Does the cluster pay? The rung has been measured without it, too, each block loading all of A itself
@@ -315,8 +324,8 @@ for row in (row for row in bridges.load("bridges")["rows"] if row["l2"] == "dirt
 # registers the consumers. So there is no second block that could multiply while this one begins or ends.
 # Beginning, it waits for its first stage; ending, it stores its tile, and its tensor cores have nothing to
 # do. How much is that? Take the model's begin and end of a tile, and for a K block what the tensor cores
-# need. Predict: for how many of DeepSeek-V3's four k, 512, 2048, 7168 and 16384, is it more than a tenth of
-# the time?
+# need. Predict: for how many of four of DeepSeek-V3's k, 512, 2048, 7168 and 16384, is it more than a tenth
+# of the time?
 
 # %% tags=["guess"]
 exercises.guess("08.edges", None)
@@ -449,8 +458,8 @@ def largest(consumers, producer):
 exercises.check("08.1", largest)
 
 # %% [markdown]
-# **2.** What the producer does with a stage before it asks for its loads is missing. Write the two lines:
-# wait until `next.stage` is empty, and announce at `full` how many bytes will come.
+# **2.** What the producer does with a stage before it asks for its loads is missing. From memory, write the
+# two lines: wait until `next.stage` is empty, and announce at `full` how many bytes will come.
 
 # %% tags=["exercise"]
 announce = """

@@ -38,6 +38,7 @@ from gemm_ladder.measure.interleave import MODES
 from gemm_ladder.ref import gemm, metrics
 from gemm_ladder.sass import ffma
 from workshop import (
+    constants,
     drawing,
     drawing_ffma,
     drawing_warps,
@@ -90,7 +91,7 @@ for what in ("multiply", "promote") if rows else ():
 # The card of s7:
 
 # %%
-workbench.card("s7_persistent")
+workbench.card("s7_persistent", again=True)
 
 # %% [markdown]
 # ## The idea
@@ -186,22 +187,27 @@ TITLES = {name: name.replace("_of_", "/") for name in MODES}
 drawing_ffma.runs({TITLES[name]: code.run(name) for name in MODES})
 
 # %% [markdown]
-# Compare the second line with the last. Which compiler it is was printed above: nvcc 13.0 makes the pattern
-# of DeepGEMM by itself, up to a few instructions at the ends of runs. nvcc 12.8 and those before it let none
-# yield. In numbers, for both kernels of the library:
+# Compare the second line with the last. Which compiler it is was printed above: nvcc 13.0 alternates by
+# itself, as DeepGEMM's pass does. The run that is drawn is one of those in which both agree; in others the
+# compiler begins with the second FFMA in place of the first, so that every instruction differs from the
+# pass's, and a few runs are less regular at their ends. nvcc 12.8 and those before it let none yield. In
+# numbers, for all runs of both kernels of the library:
 
 # %%
 for name, mode in code.data["modes"].items():
     counts = f"{mode['yields']:3} FFMAs yield, {mode['reuses']:3} keep the scale"
     print(f"{TITLES[name]:8}: {counts}; {mode['changed']:3} bytes changed")
+runs = code.data["differ"]
+print("FFMAs that are others in full than the compiler's, run by run:", end=" ")
+print(*(f"{differ} of {length}" for differ, length in runs), sep=", ")
 
 # %% [markdown]
-# It does not do it everywhere. These are the FFMAs of each rung, from the cards:
+# It does not do it everywhere. These are the FFMAs of the other rungs, from the cards:
 
 # %%
 cards = rung_cards.load(measured.DATA / "cards.json")
 for row in cards["rows"]:
-    if row["sass"]:
+    if row["sass"] and row["rung"] != rung.name:  # which would give an answer away
         ffmas, yielding = (
             sum(kernel[key] for kernel in row["sass"].values()) for key in ("FFMA", "FFMA, yielding")
         )
@@ -254,7 +260,7 @@ part = slice(start, start + 8)
 workbench_sass.change(before[part], code.instructions("off")[part])
 
 # %% [markdown]
-# ... and all that changes from the compiler's to full:
+# ... and all that changes from the compiler's to full, in this run:
 
 # %%
 pairs = zip(before, code.instructions("full"), strict=True)
@@ -281,13 +287,16 @@ print("where:", "on the GPU" if workbench.HOPPER else "on the emulator")
 # ## How fast it is: first the prediction
 #
 # What can it gain at most? In the model of s7 a consumer's promotion takes 1.5 cycles for each column: 192
-# for a slice, of which the `fmaf` need only the half-cycle of each column that 64 rows take on 128
-# [lanes](glossary.md#lane), 64 in all. That is the last unit that was not a term of its own, the **issue
+# for a slice, of which the `fmaf` need only the half-cycle of each column that 64 rows take on 128 [CUDA
+# cores](glossary.md#cuda-core), 64 in all. That is the last unit that was not a term of its own, the **issue
 # slots**. Suppose that yielding makes everything else go away, as if no FFMA ever waited behind another
 # warp's.
 #
-# How many microseconds will it really be? And the rung is built in the mode that wins, by the
-# mean over all shapes. Which of the four is it? Guess; by how much it wins comes below.
+# How many microseconds will it really be for 4096 x 7168 x 2048? And the rung is built in the mode that wins,
+# by the mean over all shapes. Which of the four is it? Guess; by how much it wins comes below.
+
+# %%
+constants.show("s8_ffma_interleave")
 
 # %% tags=["guess"]
 exercises.guess("10.us", None)
@@ -306,8 +315,6 @@ print(f"at most {1 - model.s8(*size).us / model.s7(*size).us:.0%} less time than
 # rungs:
 
 # %%
-built = next(name for name, mode in MODES.items() if mode == ffma.DEFAULT_MODE)
-print("mode:", TITLES[built])
 ladder = [*list(gl.rungs)[1:9], "cublaslt_blockwise", "cublaslt_tensorwise"]
 notes = drawing.bars(ladder, size, marked=rung.name)
 tflops = {
@@ -327,19 +334,21 @@ evidence.compare(rung.name, "10.us")
 evidence.thread(rung.name)
 
 # %% [markdown]
-# Most of the 1.5 cycles are not FFMAs that stand in the way of another warp's instruction; they are the
-# warp's own waiting, for the WGMMA's registers and at the turn of the loop. A bit in the FFMAs cannot take
-# that away.
+# So most of the 1.5 cycles are not FFMAs that stand in the way of another warp's instruction. We think that
+# they are the warp's own waiting, for the WGMMA's registers and at the turn of the loop, which no bit in the
+# FFMAs can take away; nothing here measures that by itself.
 #
 # Two numbers do not tell whether a small difference is one. This is each mode against the compiler's own
 # code, measured in one process:
 
 # %%
 data = measured.load(measured.DATA / "interleave.json")
+built = next(name for name, mode in MODES.items() if mode == ffma.DEFAULT_MODE)
 drawing_ffma.modes(data)
 
 # %% [markdown]
-# Where a line does not touch the grey band, the difference is larger than the spread of the calls. Count:
+# Where a line does not touch the grey band, the percentiles of the two are apart: nine calls in ten of the
+# one are faster than nine in ten of the other. Count:
 
 # %%
 times = {(row["impl"], (row["m"], row["n"], row["k"])): row for row in data["rows"]}
@@ -365,11 +374,13 @@ print(f"kernel sources {meta['sources'][:12]}")
 # Read it line by line:
 #
 # - **off** says what yielding is worth at all. A compiler that does not do it gives you code like this.
-# - **full** says what DeepGEMM's first pass still adds, where the compiler makes nearly the same code.
+# - **full** says what DeepGEMM's first pass still adds to a compiler that alternates by itself.
 # - **9/16** says whether yielding all the way is too much.
 #
-# The last line is the answer, and the rung is built that way. Look at the lines of the picture again: what is
-# won is won at the large shapes. Full changes little, because the compiler does nearly that by itself.
+# The last line is the answer, and the rung is built that way. Look at the lines of the picture again: 9/16
+# wins most where k is long, 1.1 to 1.5 % from k = 7168 on, and 0.2 to 0.8 % below; all six shapes have 4096
+# rows. Full changes little. The compiler alternates, too, and with which of two FFMAs a run begins seems to
+# make no difference.
 #
 # Against rung s7 alone you would see only what the pass adds to what the compiler has done; against off
 # alone, you would also count what everybody with such a compiler has already. A measurement of an idea
@@ -385,8 +396,9 @@ notes = drawing_ffma.of_ceiling(rung.name)
 print(*notes, sep="\n")
 
 # %% [markdown]
-# The short bars are where D is small: two sizes of tile, made for large m, cannot fit all shapes. Do what the
-# launcher does, and count:
+# One bar is longer than 100: the ceiling is an easier product, not a bound, and at that shape its kernel is
+# not the best that there could be. The short bars are where D is small: two sizes of tile, made for large m,
+# cannot fit all shapes. Do what the launcher does, and count:
 
 # %%
 sms = data["meta"]["num_sms"]

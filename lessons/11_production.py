@@ -32,7 +32,7 @@
 #   [fast_path.cpp](../kernels/production/fast_path.cpp).
 # - What was tried, with what result: [NOTES.md](../kernels/production/NOTES.md).
 #
-# > **Needs:** lesson [09](09_persistent.ipynb). **Time:** 55 minutes to read, 55 for guesses and exercises;
+# > **Needs:** lesson [09](09_persistent.ipynb). **Time:** 60 minutes to read, 55 for guesses and exercises;
 # > its cells run in two minutes, less when its kernels have been compiled. **May be skipped:** *5. Tiles that
 # > straddle scales*; *6. Before the first load*; *What was learned*; *A dozen kernels for a weight*;
 # > *Measuring instead of expecting*; *What a call costs the host*; *In other people's code* (30 minutes).
@@ -103,7 +103,9 @@ for m, n, k in ((4096, 7168, 16384), (4096, 2112, 7168), (64, 7168, 2048), (64, 
 # %% [markdown]
 # With 64 rows, most SMs have nothing to do, and those that work spend half of their products or more on rows
 # that do not exist. A product of few rows, as in decoding, is bound by reading B from memory, and a few SMs
-# cannot ask for enough bytes at a time. Orange is what this lesson is about:
+# cannot ask for enough bytes at a time. Orange is what this lesson is about. (It is above the
+# [ceiling](glossary.md#ceiling) here: that is another product's time, by a library's kernel, and not a
+# bound.)
 
 # %%
 size = (64, 2112, 7168)
@@ -115,7 +117,7 @@ print(*notes, sep="\n")
 # The card of the rung below:
 
 # %%
-workbench.card("s8_ffma_interleave")
+workbench.card("s8_ffma_interleave", again=True)
 
 # %% [markdown]
 # ## The idea
@@ -141,11 +143,14 @@ workbench.Text(f"```cpp\n{config.source()}```", config.source())
 
 # %% [markdown]
 # Everything else follows in the template, also at compile time: how many [registers](glossary.md#register),
-# bytes and boxes there are, and what is impossible.
+# bytes and boxes there are, and what is impossible. Two of many: `kStoreN` is the width of the boxes in which
+# a [consumer](glossary.md#consumer)'s columns are stored, 64 if that divides them; `kBytesOutput` is the room
+# that a consumer's results need on their way to D. ([geometry.cuh](../kernels/production/geometry.cuh) has
+# them all; `kPieces` belongs to section 3, and what has B's scales in its name to section 5.)
 
 # %%
 geometry = workbench_production.source("geometry.cuh")
-workbench.code(geometry, "constexpr int kSegment =", "kBytesPieces : ")
+workbench.code(geometry, "constexpr int kStoreN =", "kBytesPieces : ")
 
 # %%
 workbench.code(geometry, "static_assert\\(kConsumers", "a cluster shares something")
@@ -162,28 +167,32 @@ except gl.GemmLadderError as error:
 # %% [markdown]
 # ## 1. Which block computes which tile
 #
-# The **scheduler** decides it, for the [producer](glossary.md#producer) and the
-# [consumers](glossary.md#consumer) alike: `next` gives a block its next tile, the same one to all of its
-# [warps](glossary.md#warp).
+# A cluster takes a **[unit of work](glossary.md#unit-of-work)**. If it shares A, that is two tiles side by
+# side; if it shares B, two below each other; if it shares K, one tile, and each block multiplies a part of
+# its K. The **scheduler** says which unit is whose, to the [producer](glossary.md#producer) and to the
+# consumers alike: `next` gives a block its next tile, the same one to all of its [warps](glossary.md#warp).
+# This is what a dense kernel has of it; the next lesson shows the rest.
 
 # %%
 scheduler = workbench_production.source("scheduler.cuh")
-workbench.code(scheduler, "__device__ bool next", "^    }")
+GROUPED = "left out: what the grouped kinds need, lesson 12"
+others = [("kC.kind == Kind::kMasked", "^        }$")]
+workbench.code(scheduler, "__device__ bool next", "^    }", others, GROUPED)
 
 # %% [markdown]
-# To find where a unit lies takes a division at worst, and to find its group takes a read from memory. So both
-# are worked out a tile ahead, when no warp waits for them. Only the first tile is waited for; if all tiles
-# lie side by side, it takes no division:
+# To find where a unit lies takes a division, which is slow. So it is worked out a tile ahead, when no warp
+# waits for it. Only the first tile is waited for; if all tiles lie side by side, it takes no division.
+# Otherwise the units are walked through in bands, `group` of them wide, as in rung s7; `first_` is where a
+# band begins, and `in_band_` the unit's number in it:
 
 # %%
-workbench.code(scheduler, "void look_ahead", "^    }")
+others = [("while \\(kByGroup", "^        }$"), ("In the contiguous layout the rows", "^        }$")]
+workbench.code(scheduler, "void look_ahead", "^    }", others, GROUPED)
 
 # %% [markdown]
-# A cluster takes a **[unit of work](glossary.md#unit-of-work)**. If it shares A, that is two tiles side by
-# side; if it shares B, two below each other; if it shares K, one tile, and each block multiplies a part of
-# its K. Ask the scheduler itself, in a kernel that only writes down what it is told. You see the first tiles
-# of three clusters: each colour is a cluster, a number is a block; where K is shared, its halves are drawn
-# side by side:
+# Ask the scheduler itself, in a kernel that only writes down what it is told. You see the first tiles of
+# three clusters: each colour is a cluster, a number is a block; where K is shared, its halves are drawn side
+# by side:
 
 # %%
 walks = {}
@@ -246,11 +255,12 @@ for one in (
 drawing_production.schedule(panels, SMS)
 
 # %% [markdown]
-# The third is the second with another end. Two whole waves of 128 x 192 tiles are 3072 rows; the other 1024
-# rows, the **tail**, are 132 tiles of 256 x 64, again a whole wave, and a shorter one. A kernel for that has
-# two copies of the main loop, one for each tile. They take turns with the same [ring](glossary.md#ring):
-# `Geometry` says what each tile needs, and a stage is as large as the larger need. The launcher deals out the
-# rows before the kernel runs, so each copy sees a product of its own:
+# The third is the second with another end. 2112 columns are 11 tiles of 192; two waves are 264 tiles, and 264
+# / 11 = 24 tiles of 128 rows are 3072 rows. The other 1024 rows, the **tail**, are 4 x 33 = 132 tiles of 256
+# x 64, again a whole wave, and a shorter one. A kernel for that has two copies of the main loop, one for each
+# tile. They take turns with the same [ring](glossary.md#ring): `Geometry` says what each tile needs, and a
+# stage is as large as the larger need. The launcher deals out the rows before the kernel runs, so each copy
+# sees a product of its own:
 
 # %%
 workbench.code(workbench_production.source("start.cuh"), "^int64_t deal", "^}")
@@ -493,16 +503,19 @@ for one in (pair_a, pair_b):
 # ## Who decides
 #
 # The **candidates** are the configurations to choose from. Some of them do not suit a product: a tile of 256
-# rows, for example, is of no use to 64 rows. How many suit 64 x 2112 x 7168? Guess.
+# rows, for example, is of no use to 64 rows. Of those that there are for dense products with k = 7168, how
+# many suit 64 x 2112 x 7168? Guess.
+
+# %%
+m, n, k = 64, 2112, 7168
+known = candidates("dense", k)
+print(f"{len(known.configs)} candidates for dense products with k = {k}")
 
 # %% tags=["guess"]
 exercises.guess("11.candidates", None)
 
 # %%
-m, n, k = 64, 2112, 7168
-known = candidates("dense", k)
 suits = known.suiting("dense", np.array([float(m)]), n, k, SMS)
-print(f"{len(known.configs)} candidates for dense products with k = {k}")
 exercises.found("11.candidates", int(suits.sum()), f"of them suit {m} x {n} x {k}")
 
 # %% [markdown]
@@ -533,7 +546,9 @@ _ = explain.main([str(m), str(n), str(k)])
 # ### Arithmetic first
 #
 # A kernel does several things at the same time. `work` in prediction.py finds how long each of them would
-# take if it were alone. The constants are round figures of an H100:
+# take if it were alone. The constants are round figures of an H100, also where the GPU is an H200: what
+# differs is left to the learned factor, of which each GPU model has its own. All measured times in this
+# lesson are of the GPU that the lessons show:
 
 # %%
 with open(prediction.__file__) as file:
@@ -585,8 +600,8 @@ for shape in evidence.SIZES[:4]:
 # L2 dirty:
 
 # %%
-H100 = GPU.replace(" ", "_")
-everything = list(calibration.read(measured.DATA / "calibration" / H100))
+GPU_FILE = GPU.replace(" ", "_")  # how the files of a GPU are named
+everything = list(calibration.read(measured.DATA / "calibration" / GPU_FILE))
 results = [one for one in everything if math.isfinite(one.us[0])]  # those that were measured and right
 weights = {(one.cell.kind, one.cell.groups, *one.cell.shape[1:]) for one in results}
 print(f"{len(results)} configurations, at {len({one.cell for one in results})} products")
@@ -673,7 +688,7 @@ text = page[page.index("    def __call__(self, given") : page.index("def stem(gp
 workbench.Text(f"```python\n{text}```", text)
 
 # %%
-learned = json.loads((prediction.LEARNED / f"{H100}.json").read_text())
+learned = json.loads((prediction.LEARNED / f"{GPU_FILE}.json").read_text())
 network = prediction.read(learned)
 numbers = [sum(matrix.size + bias.size for matrix, bias in layers) for layers in network.members]
 print(
@@ -821,9 +836,10 @@ print(f"{len(choice.STEPS)} steps, {len(plan.configs)} kernels; calls with m up 
 #
 # `gemm_ladder.tune(kind, m, n, k)`, or `python -m gemm_ladder tune M N K`, times the candidates that are
 # expected to be good on your GPU in all three states of L2, each after a look at its result, and keeps the
-# best. From then on it is one of the weight's kernels, and a call with this GPU, this number of SMs, these
-# n and k and the same step of m takes it, whatever is expected of it. Watch that, without a GPU, in a folder
-# of its own; the time that is kept is made up, and nothing looks at it again:
+# best. From then on it is one of the weight's kernels, and a call with this GPU, this number of SMs, these n
+# and k and the same step of m takes it, whatever is expected of it. With another number of SMs the kept time
+# does not count. Watch that, without a GPU, in a folder of its own; the time that is kept is made up, and
+# nothing looks at it again:
 
 # %%
 with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, GEMM_LADDER_CACHE=folder):
@@ -864,22 +880,29 @@ for one in results:
     if one.cell.shape == (4096, 2112, 7168) and one.config.name.endswith(("128x192", "128x192_256x64")):
         expected_us = prediction.predict(one.config, 4096, gpu=GPU).us
         tile = explain.tile(one.config, " x ")
-        print(f"{tile:25} measured {one.us[0]:.1f} us, expected {expected_us:.1f} us, L2 dirty")
+        finer = f"{one.config.stages} stages, bands of {one.config.group_m}"
+        print(f"{tile:25} {finer:24} measured {one.us[0]:.1f} us, expected {expected_us:.1f} us, L2 dirty")
 
 # %% [markdown]
 # ## What was tried
 #
 # Most ideas do not work. [NOTES.md](../kernels/production/NOTES.md) keeps them all: what was expected, what
-# was measured, what became of it. Its entries, and how each ends:
+# was measured, what became of it. How its entries end (those that end neither way are counts, tables, and
+# what was found out without a change):
 
 # %%
 notes = workbench_production.source("NOTES.md").split("\n\n")
 entries = [" ".join(entry.split()) for entry in notes if entry.startswith("**")]
+listed = []
 for entry in entries:
     title, rest = re.match(r"\*\*(.+?)\*\*[.:,]?(.*)", entry).groups()
     found = re.findall(r"Not kept|Kept|are kept|Dropped|No clusters", rest)
     verdict = "" if not found else "kept" if found[0] in ("Kept", "are kept") else "dropped"
-    print(f"{verdict:8} {title.rstrip('.')}")
+    listed.append((verdict, title.rstrip(".")))
+counts = {words: sum(verdict == words for verdict, _ in listed) for words in ("kept", "dropped", "")}
+print("entries that end with kept: {kept}, with dropped: {dropped}, others: {}".format(counts[""], **counts))
+fold = "\n".join(f"- {verdict + ': ' if verdict else ''}{title}" for verdict, title in listed)
+workbench.Text(f"<details><summary>All titles</summary>\n\n{fold}\n\n</details>", fold)
 
 # %% [markdown]
 # Two of them in full. Read them for the pattern: an expectation with a number, *before* the measurement.
@@ -1027,7 +1050,7 @@ for words, call in {
 #
 # The first picture has shown 64 x 2112 x 7168: four times as fast as s7. Now take the same 64 rows and a
 # larger weight, 7168 x 16384, of which s7 makes 38 tiles. How many times as fast as s7 is this rung there?
-# And how many microseconds does it take for 4096 x 7168 x 16384?
+# And how many microseconds does it take for 4096 x 7168 x 2048?
 
 # %% tags=["guess"]
 exercises.guess("11.us", None)
@@ -1063,12 +1086,12 @@ for shape, one in expected.items():
     ratios = one.estimate_us / mine[shape], one.us / mine[shape]
     cells.append([drawing_results.name(shape), *(f"{ratio:.2f}" for ratio in ratios)])
 print(tables.plain(cells))
-exercises.found("11.us", mine[4096, 7168, 16384], "us")
+exercises.found("11.us", mine[evidence.GUESSED], "us at 4096 x 7168 x 2048")
 evidence.thread("s9_production")
 
 # %% [markdown]
-# Where the tile of s7 was right for the shape, there was little to gain. The rest is the choice. Its card,
-# for the shape of the picture:
+# Where the tile of s7 was right for the shape, there was little to gain. The rest is the choice. Its card:
+# the instructions are those of a kernel for k = 16384, the percentages those of k = 2048.
 
 # %%
 workbench.card("s9_production")
@@ -1076,8 +1099,10 @@ workbench.card("s9_production")
 # %% [markdown]
 # ## What limits it now
 #
-# Three kinds of shapes have three limits. Compare the measured time with the floor: what memory needs to move
-# every byte once, or the tensor cores to multiply.
+# Three kinds of shapes have three limits. Compare the measured time with the model's floor: what memory needs
+# to move every byte once, or the tensor cores to multiply, at 1.65 GHz. ([Lesson
+# 13](13_reading_the_results.ipynb) compares with the speed that a library has reached, which is lower, and
+# comes to higher percentages.)
 
 # %%
 for (m, n, k), us in sorted(drawing_production.recorded("s9_production").items()):
@@ -1087,8 +1112,8 @@ for (m, n, k), us in sorted(drawing_production.recorded("s9_production").items()
 
 # %% [markdown]
 # - Many rows and a long k: the tensor cores. What is left is the promotion, whose [FFMAs](glossary.md#ffma)
-#   have to be issued beside the [WGMMAs](glossary.md#wgmma) (NOTES.md, *Where the time is*). [Lesson
-#   13](13_reading_the_results.ipynb) adds what power does.
+#   have to be issued beside the [WGMMAs](glossary.md#wgmma) (NOTES.md, *Where the time is*), and what power
+#   does to the clock (lesson 13).
 # - Few rows: memory, and the time until the first bytes arrive and after the last ones, which is a larger
 #   part the smaller the product is.
 # - In between, and where k is short: waves that are not full, and outputs that have to be stored while
@@ -1281,8 +1306,8 @@ def stages(tile_m, tile_n, consumers, scales_b):
 exercises.check("11.3", stages)
 
 # %% [markdown]
-# **4.** The addition in `reduce` is missing. `sum` has to become the sum of all blocks' partial sums of piece
-# `i`, from rank 0 on. `partial(from)` is block `from`'s.
+# **4.** The addition in `reduce` is missing. (From memory.) `sum` has to become the sum of all blocks'
+# partial sums of piece `i`, from rank 0 on. `partial(from)` is block `from`'s.
 
 # %% tags=["exercise"]
 addition = """

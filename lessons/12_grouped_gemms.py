@@ -37,7 +37,15 @@ from gemm_ladder.measure.shapes import EXPERTS as EXPERT_SIZES
 from gemm_ladder.production import choice, prediction
 from gemm_ladder.production.config import Config
 from gemm_ladder.ref import fp8, gemm, metrics
-from workshop import drawing, drawing_grouped, exercises, workbench, workbench_grouped, workbench_production
+from workshop import (
+    drawing,
+    drawing_grouped,
+    drawing_results,
+    exercises,
+    workbench,
+    workbench_grouped,
+    workbench_production,
+)
 
 drawing.style()
 
@@ -260,8 +268,8 @@ print("relative error:", metrics.relative_error(public[counted], exact[counted])
 # %% [markdown]
 # ## What padding costs
 #
-# Rows of padding inside a block are multiplied like all others. Of all rows that are, how many per cent count
-# in the example above, with 4 of 8 experts for each token?
+# Rows of padding inside a block are multiplied like all others. Suppose that the model had read the first two
+# sentences only. Of all rows of A, how many per cent would count then, with 4 of 8 experts for each token?
 
 # %% tags=["guess"]
 exercises.guess("12.padding", None)
@@ -271,8 +279,11 @@ rows = np.arange(1, 641)
 drawing_grouped.padding(
     rows, {f"filled up to {size}": rows / (-(-rows // size) * size) for size in (64, 128)}
 )
-print(f"here: {counts.sum()} of {len(m_indices)} rows count")
-exercises.found("12.padding", 100 * counts.sum() / len(m_indices), "per cent")
+print(f"in the example above: {counts.sum()} of {len(m_indices)} rows count")
+two = chosen[: np.flatnonzero(tokens == "[CLS]")[2]]
+rows_of_two = len(contiguous_rows(two)[0])
+print(f"of two sentences: {two.size} of {rows_of_two}")
+exercises.found("12.padding", 100 * two.size / rows_of_two, "per cent")
 
 # %% [markdown]
 # With hundreds of rows an expert it is little. With a few, nearly all of the multiplying is in vain; what
@@ -361,7 +372,7 @@ def allowed(n, k, filled_to):
     """TFLOPS of the rows that count, at the speed of memory or of the tensor cores, by EACH."""
     multiplied = -(-EACH // filled_to) * filled_to
     bytes_moved = n * k + EACH * k + 2 * EACH * n
-    memory_us = bytes_moved / prediction.MEMORY
+    memory_us = bytes_moved / (drawing_results.memory().copy * 1e6)
     compute_us = 2 * multiplied * n * k / (prediction.WGMMA_FLOPS * prediction.CLOCK_MHZ * H100_SMS)
     return 2 * EACH * n * k / np.maximum(memory_us, compute_us) / 1e6
 
@@ -396,9 +407,9 @@ else:
 # would wait. It leaves the black line where the tensor cores are the slower of the two, and gets back to it
 # as padding becomes small. So a handful of rows filled up to 128 cost no more than themselves.
 #
-# The lines come from two constants of an H100, the bytes and the operations it gets done in a microsecond (at
-# 1.65 GHz), and assume that everything is read once. The times are of an H200, whose memory is faster: on the
-# slope a dot may lie above the line.
+# The lines assume that everything is read once, at the rate that a copy reaches on the GPU that was measured,
+# and that the tensor cores run at 1.65 GHz. The slope itself has no dots yet: no product with fewer than 256
+# rows an expert is in the table.
 #
 # ## Which tile
 #
@@ -461,8 +472,8 @@ except InputError as refused:
 
 # %% [markdown]
 # **2.** [A cluster](07_tma_multicast.ipynb) of two blocks, with tiles below each other, shares B: each loads
-# half of the columns' tile, for both. The rules forbid this in the contiguous layout. Which elements are
-# wrong if you do it all the same?
+# half of the columns' tile, for both. The rules forbid this in the contiguous layout. What comes of it if you
+# do it all the same?
 
 # %% tags=["guess"]
 exercises.guess_break("12.break2", line=None, then=None)
@@ -597,7 +608,8 @@ def balance(n, k, bandwidth, speed):
 exercises.check("12.3", balance)
 
 # %% [markdown]
-# **4.** The lines with which a block walks on to its group are missing from `look_ahead`. Write them.
+# **4.** The lines with which a block walks on to its group are missing from `look_ahead`. Write them without
+# scrolling up.
 
 # %% tags=["exercise"]
 walk_on = """

@@ -226,8 +226,9 @@ for impl in ("cublas_bf16", "cublaslt_blockwise", "s9_production", "cublaslt_ten
     print(f"{impl:20} {best[impl]:5.0f} TFLOPS need {clock:5.0f} MHz, if no cycle is lost")
 
 # %% [markdown]
-# Two kernels with the same products to make, one at a higher clock than the other, are both "full": the one
-# that moves fewer bytes and issues fewer other instructions has more of the power left for the tensor cores.
+# Two kernels can both keep the tensor cores busy all the time, and yet differ in speed: the one that moves
+# fewer bytes and issues fewer other instructions leaves more of the power to the tensor cores, and gets a
+# higher clock.
 #
 # ## How much a number moves
 #
@@ -349,8 +350,10 @@ for (m, n, k), us in drawing_results.times("s9_production").items():
 drawing_results.fullness(points)
 
 # %% [markdown]
-# On the dotted line a kernel would lose nothing but its empty waves. A dot far below it loses something else:
-# with k = 512 the output is as large as it is elsewhere, but there is little to multiply while it leaves.
+# The dots lie at 97 to 100 % to the right: with the tiles that are chosen hardly any wave is empty, and what
+# these shapes lose is something else. On the dotted line a kernel would lose nothing but its empty waves. A
+# dot far below it loses something else: with k = 512 the output is as large as it is elsewhere, but there is
+# little to multiply while it leaves.
 #
 # ## Pictures that mislead
 #
@@ -432,8 +435,9 @@ ladder = measured.recorded()
 drawing_results.page(roofline.roofline(everything, ladder)) if "production" in recorded else None
 
 # %% [markdown]
-# A last look at the table: which shapes lose? Those are the ones to ask about first. A table in which
-# nothing loses may be a table from which something was taken.
+# A last look at the table: which shapes lose? The printed lines say how many, and the bars that go to the
+# left which. Those are the ones to ask about first. A table in which nothing loses may be a table from which
+# something was taken.
 #
 # ## How to doubt a benchmark
 #
@@ -592,6 +596,7 @@ for run in runs["runs"]:
     ratio = f"{theirs_then / mine:.3f}" if mine else "-"
     lines.append([run["date"], run["gpu"], *(f"{one:.1f}" if one else "-" for one in times), ratio])
 print(tables.plain([head, *lines]))
+print(f"DeepGEMM on the first day, at which our top rung was not timed: {theirs_then:.1f} us")
 ceilings = [run["us"]["cublaslt_tensorwise"] for run in runs["runs"]]
 print(f"the same library, the same product: {max(ceilings) / min(ceilings) - 1:.1%} between these runs")
 

@@ -120,14 +120,15 @@ exercises.found("14.case", first)
 # %% [markdown]
 # With four stages, the fifth K block is the first that is loaded over another one. The verdict names the
 # case, the seed and the line, and the command that runs just that again. Such a command is what you debug
-# with: `lab view` and `lab.Stepper` show what happened on that seed, event by event.
+# with. In a terminal, `python -m gemm_ladder lab view FILE.cu --seed SEED --shape MxNxK` writes a page on
+# which you can step through that schedule, event by event.
 #
 # ## Predict
 #
-# Before you write a line: what will it be worth? Take s4_tma's own times. A [wave](glossary.md#wave) takes so
-# long for the ends of a tile, whatever k is (the first load, the store), and so long for each K block. Two
-# shapes that differ in k alone give both numbers. There are two pairs of them: for few rows, where each SM
-# has at most one CTA, and for many, where it has two.
+# Before you write a line: what will it be worth? Take s4_tma's own times. The time of a
+# [wave](glossary.md#wave) has two parts: one for the two ends of its tiles, the first load and the store,
+# whatever k is; and one for each K block. Two shapes that differ in k alone give both numbers. There are two
+# pairs of them: for few rows, where each SM has at most one CTA, and for many, where it has two.
 
 # %%
 # Of the ladder's model: SMs, microseconds to launch, and bytes that memory moves in one.
@@ -247,7 +248,8 @@ else:
 # **1.** The model as a function. `ctas` CTAs each walk through `blocks` K blocks, and `moved` bytes go
 # through memory. `alone` and `together` are pairs (ends, block) as above: `alone` for at most SMS CTAs,
 # `together` for more, of which two run on an SM at once. A kernel does not end before memory has moved all
-# bytes, which takes `moved / MEMORY` with the launch in it. Return the microseconds.
+# bytes, which takes `moved / MEMORY`; that is an alternative to the sum of the launch and the waves, not a
+# part of it. Return the microseconds.
 
 
 # %% tags=["exercise"]
@@ -292,7 +294,10 @@ for brief in own_rung.BRIEFS:
 
 # %% [markdown]
 # The bits of the second are not those of one sum over k, and the judge says whose they are: k was added in
-# two parts. Where there is only one K block, one of the two CTAs has nothing to do and adds zeros.
+# two parts. Where there is only one K block, one of the two CTAs has nothing to do and adds zeros. In the
+# picture, the grey behind the last product is the two meetings of the cluster; between them the CTAs send
+# each other sums, behind them they store. Sending and storing are ordinary instructions, which have no length
+# here.
 
 # %%
 own_rung.timeline("solutions/own_rung_split_k.cu", 64, 128, 1024)

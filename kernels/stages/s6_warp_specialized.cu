@@ -6,9 +6,8 @@
 // so that L2 serves most loads.
 //   1. The producer, one thread of warpgroup 0, loads K block after K block into the ring of stages. It waits for
 //      nothing but an empty stage. The cluster's two CTAs, whose tiles lie side by side, multicast A to each other;
-//   2. two consumer warpgroups multiply and promote, 2 x 64 rows each, so that while one promotes on the CUDA cores,
-//   the
-//      other has the tensor cores. setmaxnreg moves registers to them from the producer's warpgroup.
+//   2. two consumer warpgroups multiply and promote, 2 x 64 rows each, so that while one promotes on the CUDA
+//      cores, the other has the tensor cores. setmaxnreg moves registers to them from the producer's warpgroup.
 //
 // The mbarriers of one CTA; its neighbour's are the mirror image.
 //

@@ -71,13 +71,13 @@ class Step(NamedTuple):
 
 # By its length: what the path is for, and its steps. An inner tuple is what belongs together in one session.
 PATHS: dict[str, tuple[str, tuple[tuple[Step, ...], ...]]] = {
-    "30 minutes": (
+    "40 minutes": (
         "To see what this is. Read in a browser and run nothing.",
         (
             (Step("start_here", without=("Exercises",)),),
+            (Step("fp8_numbers", only=("256 numbers",)),),
+            (Step("wgmma", only=("The idea",)),),
             (Step("tma", only=("The idea",)),),
-            (Step("warp_specialized", only=("The idea",)),),
-            (Step("production", only=("The idea",)),),
             (Step("reading_the_results", only=("How to doubt a benchmark",)),),
         ),
     ),
@@ -106,7 +106,7 @@ PATHS: dict[str, tuple[str, tuple[tuple[Step, ...], ...]]] = {
             (Step("reading_the_results", only=("How to doubt a benchmark",)),),
         ),
     ),
-    "12 sessions of 90 minutes": (
+    "12 sessions of 1 to 2 hours": (
         "To be able to write one. All guesses and exercises; a session's reading is for before it, where "
         "there is a teacher.",
         (

@@ -160,7 +160,7 @@ def roofline(shapes: Sequence[Size], impls: Sequence[str]) -> None:
             axes.scatter([here], [row["tflops"]], s=26, color=colour, zorder=3)
             words = measured.PEERS.get(row["impl"], row["impl"].split("_")[0])
             line = {"arrowstyle": "-", "color": GRID, "linewidth": 0.6}
-            box = {"facecolor": "white", "linewidth": 0, "pad": 0.6, "alpha": 0.85}
+            box = {"facecolor": "white", "linewidth": 0, "pad": 0.6}
             at_side = here * 1.16, 10 ** (height - 9)
             axes.annotate(
                 words,
@@ -171,6 +171,7 @@ def roofline(shapes: Sequence[Size], impls: Sequence[str]) -> None:
                 va="center",
                 arrowprops=line,
                 bbox=box,
+                zorder=5,
             )
         axes.annotate(
             name(shape), (here, lowest / (1.7 + index % 2)), ha="center", va="top", size=8, color=INK
@@ -180,6 +181,7 @@ def roofline(shapes: Sequence[Size], impls: Sequence[str]) -> None:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("operations for each byte that has to move")
+    axes.set_ylabel("TFLOPS")
     axes.set_title("TFLOPS under the roofs, L2 dirty")
     axes.legend(loc="upper left")
     plt.show()

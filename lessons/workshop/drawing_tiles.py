@@ -113,7 +113,7 @@ def _order(axes: Axes, group: int, tiles_m: int, pairs_n: int, clusters: int) ->
         colour = ORANGE if wave[tile, pair] == 0 else _pale(BLUE, 0.15 + 0.22 * (wave[tile, pair] % 3))
         axes.add_patch(Rectangle((pair, tile), 1, 1, facecolor=colour, edgecolor="white", linewidth=0.5))
     first = walk[: min(2 * group + 1, clusters)]
-    axes.plot(first[:, 1] + 0.5, first[:, 0] + 0.5, color=INK, linewidth=0.8)
+    axes.plot(first[:, 1] + 0.5, first[:, 0] + 0.5, color=INK, linewidth=2)
     axes.set_xlim(0, pairs_n)
     axes.set_ylim(tiles_m, 0)
     axes.set_aspect("equal")

@@ -9,18 +9,16 @@ from collections.abc import Mapping, Sequence
 from gemm_ladder.figures import measured, rung_cards, tables
 from gemm_ladder.figures.rows import CardsFile
 from matplotlib import pyplot as plt
-from workshop import constants, drawing_results, exercises, model
+from workshop import drawing_results, exercises, model
 from workshop.drawing import BLUE, INK, MUTED, ORANGE, _pale
 
 SHOWN = (4096, 7168, 16384)  # the shape of the lessons' bars
-SIZES = (SHOWN, (4096, 7168, 2048), (4096, 32768, 512), (4096, 2112, 7168), (64, 7168, 16384))
+GUESSED = (4096, 7168, 2048)  # the one that guesses are about: README's table answers those about SHOWN
+SIZES = (SHOWN, GUESSED, (4096, 32768, 512), (4096, 2112, 7168), (64, 7168, 16384))
 
 
 def predict(rung: str, size: tuple[int, int, int] = SHOWN, of: model.Prediction | None = None) -> None:
-    """Print a rung's constants, and what the model expects at one shape, term by term; `of`: instead of the
-    model's own, without constants."""
-    if of is None:
-        constants.show(rung)
+    """Print what the model expects at one shape, term by term; `of`: instead of the model's own."""
     found = of or model.RUNGS[rung](*size)
     longest = max(map(len, found.terms))
     print(f"{rung} at {drawing_results.name(size)}, microseconds:")
@@ -29,10 +27,11 @@ def predict(rung: str, size: tuple[int, int, int] = SHOWN, of: model.Prediction 
     print(f"predicted{' ' * (longest - 5)} {found.us:10.1f}")
 
 
-def compare(rung: str, guess: str = "", sizes: Sequence[tuple[int, int, int]] = SIZES) -> None:
+def compare(rung: str, guess: str = "", sizes: Sequence[tuple[int, int, int]] = SIZES, of: str = "") -> None:
     """Print the model's microseconds beside the measured ones, L2 dirty, and how far off they are.
 
-    `guess` names the reader's guess about SHOWN, printed below.
+    `guess` names the reader's guess about GUESSED, printed below; `of`: another function of the model than
+    the rung's own.
     """
     us = drawing_results.times(rung)
     if not us:
@@ -40,14 +39,20 @@ def compare(rung: str, guess: str = "", sizes: Sequence[tuple[int, int, int]] = 
         return
     cells = [["m x n x k", "predicted us", "measured us", "predicted / measured"]]
     for size in (one for one in sizes if one in us):
-        expected = model.RUNGS[rung](*size).us
+        expected = (getattr(model, of) if of else model.RUNGS[rung])(*size).us
         ratio = f"{expected / us[size]:.2f}"
         cells.append([drawing_results.name(size), f"{expected:.1f}", f"{us[size]:.1f}", ratio])
     print(tables.plain(cells))
     gpu = measured.load(measured.DATA / "ladder.json")["meta"]["gpu"]
     print(f"Measured: {gpu}, L2 dirty.")
     if guess:
-        exercises.found(guess, us[SHOWN], "us")
+        exercises.found(guess, us[GUESSED], f"us at {drawing_results.name(GUESSED)}")
+
+
+def faster(guess: str, rung: str, than: str) -> None:
+    """Print how many times as fast a rung is as another at GUESSED, beside the reader's guess."""
+    mine, other = (drawing_results.times(name)[GUESSED] for name in (rung, than))
+    exercises.found(guess, other / mine, f"times as fast as {than} at {drawing_results.name(GUESSED)}")
 
 
 def a_wave(rung: str, sizes: Sequence[tuple[int, int, int]], of: str = "") -> None:

@@ -57,9 +57,11 @@ def found(name: str, truth: Number | str, unit: str = "") -> None:
 
 
 def guess_break(name: str, line: str | None = None, then: str | None = None) -> None:
-    """Store a guess about a fault: some words of the line that is changed for it, and one of OUTCOMES."""
-    if line is None or then is None:
-        print(f"line: some words of the line to change; then: one of {', '.join(map(repr, OUTCOMES))}.")
+    """Store a guess about a fault: one of OUTCOMES, and some words of the line that is changed for it, or
+    None where the task names the line."""
+    if then is None:
+        words = f"then: one of {', '.join(map(repr, OUTCOMES))}"
+        print(f"{words}; line: some words of the line to change, where the text does not name it.")
     elif then not in OUTCOMES:
         print(f"{then!r} is not one of {', '.join(map(repr, OUTCOMES))}.")
     else:
@@ -84,9 +86,12 @@ def broken(name: str, changed: Sequence[str], outcomes: Sequence[str]) -> None:
     if mine is None:
         print("You made no guess.")
         return
-    is_line = any(len(_plain(mine["line"])) > 3 and _plain(mine["line"]) in _plain(old) for old in changed)
     lines = "; ".join(" ".join(old.split()) for old in changed)
     print(f"You guessed: {words[mine['then']]}. That is {'so' if mine['then'] in outcomes else 'not so'}.")
+    if mine["line"] is None:
+        print(f"What was changed: {lines}")
+        return
+    is_line = any(len(_plain(mine["line"])) > 3 and _plain(mine["line"]) in _plain(old) for old in changed)
     print(f"Your line is {'changed, yes' if is_line else 'another one'}. What was changed: {lines}")
 
 

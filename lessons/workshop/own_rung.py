@@ -186,14 +186,15 @@ def changed_lines(file: str) -> tuple[int, int]:
 
 
 def timeline(file: str, m: int, n: int, k: int, seed: int = 2) -> None:
-    """Record a launch of a rung on the emulator, and draw what each block of its first cluster did; or print
-    what fault it has."""
+    """Record a launch of a rung on the emulator, and draw what each block of its first cluster did, of each
+    warpgroup its first warp; or print what fault it has."""
     try:
         events = apart.call(_events, str(find(file)), m, n, k, seed)
     except EmulatorError as error:
         print(f"FAULT: {error}")
         return
     found = spans.spans(spans.of_emulator(events))
+    found = [span for span in found if span.unit == spans.COPY_ENGINE or span.index % 4 == 0]
     end = max(span.end for span in found)
     for block in sorted({span.block for span in found}):
         title = f"{Path(file).stem}, block {block}: {m} x {n} x {k}"

@@ -244,12 +244,20 @@ class Text:
         return {"text/markdown": markdown, "text/plain": self.plain}
 
 
-def code(text: str, begin: str, end: str) -> Text:
-    """The lines of a source from the first that matches `begin` to the next that matches `end`."""
+def code(text: str, begin: str, end: str, without: Sequence[tuple[str, str]] = (), instead: str = "") -> Text:
+    """The lines of a source from the first that matches `begin` to the next that matches `end`.
+
+    Of these, those between the two of each pair of `without` are left out, and `instead`, a comment, says so.
+    """
     lines = text.splitlines()
     first = next(i for i, line in enumerate(lines) if re.search(begin, line))
     last = next(i for i in range(first, len(lines)) if re.search(end, lines[i]))
-    part = "\n".join(lines[first : last + 1])
+    lines = lines[first : last + 1]
+    for cut, until in without:
+        at = next(i for i, line in enumerate(lines) if re.search(cut, line))
+        to = next(i for i in range(at, len(lines)) if re.search(until, lines[i]))
+        lines[at : to + 1] = [f"{lines[at][: len(lines[at]) - len(lines[at].lstrip())]}// [{instead}]"]
+    part = "\n".join(lines)
     return Text(f"```cpp\n{part}\n```", part)
 
 
@@ -275,10 +283,15 @@ def diff(below: str, rung: str, context: int = 3) -> Text:
     return Text(f"```diff\n{text}\n```", text)
 
 
-def card(rung: str) -> Text:
-    """The rung's card, as figures/cards has it, under a smaller heading."""
+def card(rung: str, again: bool = False) -> Text:
+    """The rung's card, as figures/cards has it, under a smaller heading; `again`: folded, but for the line
+    that says what limits it, since the lesson before has shown it."""
     text = rung_cards.cards(rung_cards.load(measured.DATA / "cards.json"))[rung]
-    return Text("#### " + text.removeprefix("# ").replace("../../", "../"), text)
+    shown = "#### " + text.removeprefix("# ").replace("../../", "../")
+    if again:
+        limit = next((line for line in shown.splitlines() if line.startswith("**")), "")
+        shown = f"{limit}\n\n<details><summary>All of the card of {rung}</summary>\n\n{shown}\n\n</details>"
+    return Text(shown, text)
 
 
 def slider(draw: Callable[..., None], **ranges: tuple[int, int] | Sequence[str]) -> object:

@@ -33,7 +33,8 @@ def read() -> dict[str, Any]:
         "bytes", of the library; "kernels", for each its template arguments, its place in the library in bytes
         and the lengths of its promotions; "listing", one promotion of the kernel SHOWN with the four WGMMAs
         before it: [address, predicate, opcode, operands]; "modes", for each how many FFMAs of the library
-        yield and reuse, how many bytes differ from the compiler's, and the words of the listing, in hex.
+        yield and reuse, how many bytes differ from the compiler's, and the words of the listing, in hex;
+        "differ", for each promotion how many of its FFMAs are others in mode full, and how many it has.
 
     Raises:
         ToolchainError: there is no nvcc, or no cuobjdump.
@@ -65,8 +66,13 @@ def read() -> dict[str, Any]:
             "changed": sum(old != new for old, new in zip(library, rewritten, strict=True)),
             "words": [f"{word:032x}" for word in words],
         }
+    full = ffma.promotions(ffma.rewrite(library, MODES["full"]))
+    differ = [
+        (sum(one.word != other.word for one, other in zip(*pair, strict=True)), len(pair[0]))
+        for pair in zip(promotions, full, strict=True)
+    ]
     lines = [(one.address, one.predicate, one.opcode, one.operands.replace(".reuse", "")) for one in listing]
-    return {"bytes": len(library), "kernels": kernels, "listing": lines, "modes": modes}
+    return {"bytes": len(library), "kernels": kernels, "listing": lines, "modes": modes, "differ": differ}
 
 
 def _word(library: bytes, kernel: slice, one: disassembly.Instruction) -> bytes:

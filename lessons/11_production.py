@@ -547,8 +547,8 @@ _ = explain.main([str(m), str(n), str(k)])
 #
 # A kernel does several things at the same time. `work` in prediction.py finds how long each of them would
 # take if it were alone. The constants are round figures of an H100, also where the GPU is an H200: what
-# differs is left to the learned factor, of which each GPU model has its own. All measured times in this
-# lesson are of the GPU that the lessons show:
+# differs is left to the learned factor, of which each GPU model has its own. (Measured times are of the GPU
+# that the lessons show, unless a line names another.)
 
 # %%
 with open(prediction.__file__) as file:

@@ -295,9 +295,9 @@ for brief in own_rung.BRIEFS:
 # %% [markdown]
 # The bits of the second are not those of one sum over k, and the judge says whose they are: k was added in
 # two parts. Where there is only one K block, one of the two CTAs has nothing to do and adds zeros. In the
-# picture, the grey behind the last product is the two meetings of the cluster; between them the CTAs send
-# each other sums, behind them they store. Sending and storing are ordinary instructions, which have no length
-# here.
+# picture, the grey behind the last product is waiting: at the barrier of the CTA, then at the two meetings of
+# the cluster, between which the CTAs send each other sums. The store comes last. Sending and storing are
+# ordinary instructions, which have no colour.
 
 # %%
 own_rung.timeline("solutions/own_rung_split_k.cu", 64, 128, 1024)

@@ -5,8 +5,8 @@
 A file of figures/data names the digest of the sources that it was measured with. COMMIT is a commit with
 those sources. If they have the same tokens as the present ones, or, with --machine-code, if nvcc makes the
 same instructions of them, then what was measured are the present kernels, and the earlier digest is replaced
-by the present one in every file of figures/data that has it. The machine code of casts and of training's
-kernels is not compared: where their sources have other tokens, their files stay as they are.
+by the present one in every file of figures/data that has it. The machine code of the kernels of casts,
+layers and training is not compared: where their sources have other tokens, their files stay as they are.
 
 A digest may be of either rule: the present one, which hashes tokens (`gemm_ladder.build.digest`), or the one
 before it, which hashed the bytes of the files, comments included.
@@ -31,8 +31,12 @@ from gemm_ladder.measure import same_code
 _FOLDER = "kernels"  # in the repository
 # As digest.SOURCES, and where ffma.py was before kernels/ had folders for Python.
 _SOURCES = (*digest.SOURCES, "ffma.py")
-# Recorded files of kernels that same_code does not compile, and where these are, beside include/.
-_NOT_COMPARED = {"casts.json": "casts", "training.json": "training"}
+# Recorded files of kernels that same_code does not compile, and the folders of these, beside include/.
+_NOT_COMPARED = {
+    "casts.json": {"casts"},
+    "training.json": {"training"},
+    **dict.fromkeys(("fp8_training.json", "model.json", "parallel.json"), {"casts", "layers", "training"}),
+}
 
 
 def carry_over(
@@ -70,8 +74,8 @@ def carry_over(
         or digest.tokens(name, then[name]) != digest.tokens(name, now[name])
     )
     folders = {folder_of[name] for name in changed}
-    left = {file for file, folder in _NOT_COMPARED.items() if folders & {folder, "include"}}
-    timed = [name for name in changed if folder_of[name] not in _NOT_COMPARED.values()]
+    left = {file for file, of_file in _NOT_COMPARED.items() if folders & {*of_file, "include"}}
+    timed = [name for name in changed if folder_of[name] not in set().union(*_NOT_COMPARED.values())]
     if timed:
         if differing_kernels is None or "ffma.py" in timed:
             raise GemmLadderError(

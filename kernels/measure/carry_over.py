@@ -33,9 +33,11 @@ _FOLDER = "kernels"  # in the repository
 _SOURCES = (*digest.SOURCES, "ffma.py")
 # Recorded files of kernels that same_code does not compile, and the folders of these, beside include/.
 _NOT_COMPARED = {
-    "casts.json": {"casts"},
-    "training.json": {"training"},
-    **dict.fromkeys(("fp8_training.json", "model.json", "parallel.json"), {"casts", "layers", "training"}),
+    "casts.json": frozenset({"casts"}),
+    "training.json": frozenset({"training"}),
+    **dict.fromkeys(
+        ("fp8_training.json", "model.json", "parallel.json"), frozenset({"casts", "layers", "training"})
+    ),
 }
 
 

@@ -25,6 +25,7 @@ from gemm_ladder.figures import lessons
 lessons.enter()  # makes this folder the working directory, wherever Jupyter was started
 
 import copy
+import textwrap
 
 import numpy as np
 import torch
@@ -255,8 +256,8 @@ exercises.found("15.skip", min(KINDS, key=lost.get))
 
 # %%
 if "model" in recorded:
-    print("\n".join(of_models.summary(recorded["model"])))
-    print(*of_models.provenance(recorded["model"]))
+    for sentence in (*of_models.summary(recorded["model"]), *of_models.provenance(recorded["model"])):
+        print(textwrap.fill(sentence, 100, subsequent_indent="    "))
 else:
     print("The layers have not been measured on a GPU yet (python -m gemm_ladder model does it).")
 drawing_results.page(of_models.lines(recorded["model"])) if "model" in recorded else None

@@ -176,7 +176,9 @@ print(tables.plain(cells))
 exercises.guess("16.stops", None)
 
 # %%
-print(tables.plain([*parallel_model.table(layer)]))
+cells = [*parallel_model.table(layer)]
+print(tables.plain([row[:8] for row in cells]), "\n")
+print(tables.plain([[row[0], *row[8:]] for row in (cells[0], *cells[1::2])]))
 exercises.found("16.stops", parallel_model.stops_paying(layer, 8), "tokens")
 
 # %%
@@ -209,7 +211,10 @@ for name, scores in (("equally likely", np.ones(layer.experts)), ("some preferre
 # %%
 if (measured.DATA / "parallel.json").exists():
     data = parallel.load(measured.DATA / "parallel.json")
-    print(tables.plain(parallel.table(data)))
+    head, *cells = parallel.table(data)
+    for name in dict.fromkeys(row[0] for row in cells):
+        print(f"{name}:")
+        print(tables.plain([row[1:8] for row in (head, *cells) if row[0] in (name, head[0])]), "\n")
     print(tables.plain(parallel.transfers(data)))
     print(*parallel.provenance(data))
     best = max(row["bytes"] / row["us"] / 1e3 for row in data["rows"] if row["what"] == "all_to_all")

@@ -30,8 +30,8 @@ def paper(layer: parallel_model.Layer, tokens: Sequence[int]) -> None:
     """The model's time of a layer by GPUs, a panel for each number of tokens a GPU: shared, in its parts, and
     with all experts on each."""
     ranks = [one for one in parallel_model.RANKS if one > 1]
-    _, panels = plt.subplots(1, len(tokens), figsize=(9, 3.2), gridspec_kw={"wspace": 0.3})
-    for axes, each in zip(np.atleast_1d(panels), tokens, strict=True):
+    _, panels = plt.subplots(1, len(tokens), figsize=(9, 3.2), gridspec_kw={"wspace": 0.3}, squeeze=False)
+    for axes, each in zip(panels[0], tokens, strict=True):
         costs = [parallel_model.shared(layer, each * one, one) for one in ranks]
         below = np.zeros(len(ranks))
         for name, colour in (("dispatch", ORANGE), ("products", BLUE), ("combine", EIGHT[6])):
@@ -43,5 +43,7 @@ def paper(layer: parallel_model.Layer, tokens: Sequence[int]) -> None:
         axes.set_xticks(range(len(ranks)), map(str, ranks))
         axes.set_xlabel("GPUs", color=MUTED)
         axes.set_title(f"{each} tokens a GPU, us")
-    axes.legend(fontsize=9, frameon=False)
+    # In the first panel, where sharing pays everywhere, there is room below the line.
+    place = {"loc": "center right", "bbox_to_anchor": (1.04, 0.66), "handlelength": 0.8}
+    panels[0][0].legend(fontsize=9, frameon=False, **place)
     plt.show()

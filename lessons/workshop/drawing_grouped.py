@@ -87,7 +87,7 @@ def tiles(walked: np.ndarray, config: Config, call: Call, title: str) -> None:
     walked: as workbench_production.walk gives them.
     """
     rows, n = int(np.prod(call.shape[:-1])), call.shape[-1]
-    _, axes = plt.subplots(figsize=(12 if call.kind == "masked" else 9, 2.4))
+    _, axes = plt.subplots(figsize=(9, 2.6))
     axes.add_patch(Rectangle((0, 0), rows, n, facecolor="#f2f2f2", linewidth=0))
     for tile in walked:
         high, wide = min(config.tile_m, tile["rows"]), min(config.tile_n, n - tile["column"])
@@ -102,7 +102,7 @@ def tiles(walked: np.ndarray, config: Config, call: Call, title: str) -> None:
         edge = (tile["row"], tile["column"]), high, wide
         axes.add_patch(Rectangle(*edge, facecolor="none", edgecolor="white", linewidth=1.2))
         if high > 0.011 * rows:
-            at, upright = (tile["row"] + high / 2, tile["column"] + wide / 2), high < 0.022 * rows
+            at, upright = (tile["row"] + high / 2, tile["column"] + wide / 2), high < 0.03 * rows
             words = f"{tile['block']}:{tile['turn']}"
             look = {"ha": "center", "va": "center", "size": 7.5, "rotation": 90 if upright else 0}
             box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.7}

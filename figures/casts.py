@@ -85,13 +85,7 @@ def table(data: CastsFile) -> list[list[str]]:
 
 def provenance(data: CastsFile, protocol: bool = False) -> list[str]:
     """Where the figures come from."""
-    meta = data["meta"]
-    power = f", {meta['power_limit_w']} W" if meta["power_limit_w"] else ""
-    sentence = (
-        f"{meta['gpu']}, {meta['num_sms']} SMs{power}; driver {meta['driver']}, CUDA {meta['cuda']}, "
-        f"nvcc {meta['nvcc']}, torch {meta['torch']}; {meta['date']}, kernel sources {meta['sources'][:12]}."
-    )
-    return [sentence + (f" Protocol: {meta['protocol']}." if protocol else "")]
+    return [measured.source_of(data["meta"], protocol)]
 
 
 def picture(data: CastsFile) -> Any:

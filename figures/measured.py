@@ -6,7 +6,7 @@ rows.py says which fields the files have.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -115,6 +115,23 @@ def number(tflops: float | None) -> str:
     return f"{tflops:.0f}" if tflops >= 100 else f"{tflops:.3g}"
 
 
+def source_of(meta: Mapping[str, Any], protocol: bool = False, *, libraries: str = "", more: str = "") -> str:
+    """What one run was measured with.
+
+    Args:
+        protocol: add how.
+        libraries: others than torch and their versions, beginning with a comma.
+        more: sentences ahead of the protocol, beginning with a space.
+    """
+    power = f", {meta['power_limit_w']} W" if meta["power_limit_w"] else ""
+    nvcc = f", nvcc {meta['nvcc']}" if meta["nvcc"] else ""
+    said = (
+        f"{meta['gpu']}, {meta['num_sms']} SMs{power}; driver {meta['driver']}, CUDA {meta['cuda']}{nvcc}, "
+        f"torch {meta['torch']}{libraries}; {meta['date']}, kernel sources {meta['sources'][:12]}.{more}"
+    )
+    return said + (f" Protocol: {meta['protocol']}." if protocol else "")
+
+
 def provenance(shown: Sequence[Series], protocol: bool = False) -> list[str]:
     """Where the figures come from: a sentence for each run that they are taken from."""
     sentences = []
@@ -122,12 +139,5 @@ def provenance(shown: Sequence[Series], protocol: bool = False) -> list[str]:
         rungs = [one.label for one in shown if one.meta is meta and not one.is_peer]
         peers = [one.label for one in shown if one.meta is meta and one.is_peer]
         names = ", ".join(([f"{rungs[0]} to {rungs[-1]}"] if len(rungs) > 2 else rungs) + peers)
-        power = f", {meta['power_limit_w']} W" if meta["power_limit_w"] else ""
-        nvcc = f", nvcc {meta['nvcc']}" if meta["nvcc"] else ""
-        sentences.append(
-            f"{names}: {meta['gpu']}, {meta['num_sms']} SMs{power}; driver {meta['driver']}, "
-            f"CUDA {meta['cuda']}{nvcc}, torch {meta['torch']}; {meta['date']}, "
-            f"kernel sources {meta['sources'][:12]}."
-            + (f" Protocol: {meta['protocol']}." if protocol else "")
-        )
+        sentences.append(f"{names}: {source_of(meta, protocol)}")
     return sentences

@@ -165,14 +165,8 @@ def _number(us: float) -> str:
 def provenance(data: ModelFile, protocol: bool = False) -> list[str]:
     """Where the figures come from."""
     meta = data["meta"]
-    power = f", {meta['power_limit_w']} W" if meta["power_limit_w"] else ""
     theirs = f", DeepGEMM {meta['deep_gemm']}" if meta.get("deep_gemm") else ""
-    sentence = (
-        f"{meta['gpu']}, {meta['num_sms']} SMs{power}; driver {meta['driver']}, CUDA {meta['cuda']}, "
-        f"nvcc {meta['nvcc']}, torch {meta['torch']}{theirs}; {meta['date']}, kernel sources "
-        f"{meta['sources'][:12]}."
-    )
-    return [sentence + (f" Protocol: {meta['protocol']}." if protocol else "")]
+    return [measured.source_of(meta, protocol, libraries=theirs)]
 
 
 BAR, GAP = 0.17, 0.16  # inches: a bar, and what is between two sizes

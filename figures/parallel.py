@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
-from . import casts, measured, parallel_model
+from . import measured, parallel_model
 from .rows import ParallelFile, ParallelMeta, ParallelRow, fields
 from .sheet import INK, MUTED, frame, sheet
 
@@ -86,9 +86,7 @@ def transfers(data: ParallelFile) -> list[list[str]]:
 
 def provenance(data: ParallelFile, protocol: bool = False) -> list[str]:
     """Where the figures come from."""
-    sentence, *_ = casts.provenance(cast(Any, data))
-    said = f"{sentence} NCCL {data['meta']['nccl']}."
-    return [said + (f" Protocol: {data['meta']['protocol']}." if protocol else "")]
+    return [measured.source_of(data["meta"], protocol, more=f" NCCL {data['meta']['nccl']}.")]
 
 
 def model_of(data: ParallelFile) -> parallel_model.Layer:

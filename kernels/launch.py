@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-from collections.abc import Callable
-from typing import Any
+import warnings
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import torch
 from gemm_ladder.arguments import EMULATED_SMS, GroupedArgs
 from gemm_ladder.checks import CheckedCall
-from gemm_ladder.errors import LaunchError
+from gemm_ladder.errors import BuildError, LaunchError, ToolchainError, one_line
 from gemm_ladder.ref import emulator
+
+K = TypeVar("K", bound=Hashable)
 
 # Takes the address of a GemmArgs or GroupedArgs, returns None or an error.
 Launcher = Callable[[Any], "bytes | None"]
@@ -85,6 +88,33 @@ def launcher(library: ctypes.CDLL, name: str = "gemm_ladder_launch") -> Launcher
     function.restype, function.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
     entry: Launcher = function
     return entry
+
+
+def why_not_loaded(
+    name: str, key: K, libraries: dict[K, ctypes.CDLL | None], load: Callable[[K], object]
+) -> str | None:
+    """Why a kernel that torch's operators can replace cannot run on a GPU; None if it can. It is loaded then.
+
+    A kernel that cannot be built is tried once in a process, and a warning says why it was not.
+
+    Args:
+        name: of the kernel, for messages.
+        key: of it in `libraries`.
+        libraries: what has been loaded; None where it could not be built.
+        load: builds it, and puts it into `libraries`.
+    """
+    if key not in libraries:
+        if torch.cuda.is_current_stream_capturing():  # to load a library would break the capture
+            return f"a CUDA graph is being captured and {name} is not loaded"
+        try:
+            load(key)
+        except (BuildError, ToolchainError) as error:
+            libraries[key] = None
+            warnings.warn(
+                f"{name} cannot be built, and torch's own operators do its work: {one_line(error)}",
+                stacklevel=3,
+            )
+    return None if libraries[key] else f"{name} could not be built"
 
 
 def usable_sms(device: torch.device | int, limit: int = 0) -> int:

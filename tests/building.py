@@ -16,6 +16,7 @@ import pytest
 from gemm_ladder import build
 from gemm_ladder.build import background, cache, toolchain
 from gemm_ladder.errors import BuildError
+from gemm_ladder.sass import disassembly
 
 SOURCE = """
 #include <memory>
@@ -61,6 +62,16 @@ def nvcc_or_skip() -> toolchain.Cuda:
     if not toolchain.find_torch().links_cuda:
         pytest.skip("needs a torch that is built with CUDA")
     return found
+
+
+def disassembler_or_skip() -> None:
+    """Skip the test where nvcc, or what reads its machine code, is missing."""
+    try:
+        build.find_cuda()
+    except build.ToolchainError as error:
+        pytest.skip(f"needs nvcc: {error}")
+    if disassembly.find_cuobjdump() is None:
+        pytest.skip("needs cuobjdump: pip install nvidia-cuda-cuobjdump")
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> None:

@@ -9,6 +9,7 @@ import gemm_ladder as gl
 import numpy as np
 import pytest
 import torch
+from building import disassembler_or_skip
 from cast_cases import DEVICE, Placed, columns, expected, numbers, spaced, weight_for
 from gemm_ladder import lab
 from gemm_ladder.casts import eager, functions, launching, operands, plans
@@ -375,12 +376,7 @@ def test_a_kernel_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kernel", [one for one in KERNELS if one.dtype == BF16], ids=lambda one: one.name)
 def test_machine_code(kernel: Kernel) -> None:
     """Nothing is spilled, and where rows lie at multiples of 16 bytes they are loaded so."""
-    try:
-        gl.build.find_cuda()
-    except gl.build.ToolchainError as error:
-        pytest.skip(f"needs nvcc: {error}")
-    if disassembly.find_cuobjdump() is None:
-        pytest.skip("needs cuobjdump: pip install nvidia-cuda-cuobjdump")
+    disassembler_or_skip()
     built = kernel.compile("cuda")
     for name, used in disassembly.resources(built.log).items():
         assert (used.stack_frame, used.spill_stores, used.spill_loads) == (0, 0, 0), name

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import warnings
 
-import gemm_ladder as gl
 import numpy as np
 import pytest
 import torch
+from building import disassembler_or_skip
 from cast_cases import numbers, spaced
 from gemm_ladder.casts.kernel import INPUTS
 from gemm_ladder.errors import BuildError
@@ -182,12 +182,7 @@ def test_a_kernel_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_machine_code() -> None:
     """Nothing is spilled, and all rows' loads, of 16 bytes, come before the first sum."""
-    try:
-        gl.build.find_cuda()
-    except gl.build.ToolchainError as error:
-        pytest.skip(f"needs nvcc: {error}")
-    if disassembly.find_cuobjdump() is None:
-        pytest.skip("needs cuobjdump: pip install nvidia-cuda-cuobjdump")
+    disassembler_or_skip()
     built = combining.compile_for("cuda")
     for name, used in disassembly.resources(built.log).items():
         assert (used.stack_frame, used.spill_stores, used.spill_loads) == (0, 0, 0), name

@@ -12,6 +12,7 @@ import gemm_ladder as gl
 import numpy as np
 import pytest
 import torch
+from building import disassembler_or_skip
 from gemm_ladder.cli import main
 from gemm_ladder.errors import InputError, LaunchError
 from gemm_ladder.figures import timeline as figure
@@ -34,12 +35,7 @@ CLOCKS = re.compile(r"SR_(CLOCK|GLOBALTIMER)")
 @pytest.fixture(scope="module")
 def compiled():
     """compiled(path, stamped) -> gemm_ladder.build.Built, for sm_90a."""
-    try:
-        gl.build.find_cuda()
-    except gl.build.ToolchainError as error:
-        pytest.skip(f"needs nvcc: {error}")
-    if disassembly.find_cuobjdump() is None:
-        pytest.skip("needs cuobjdump: pip install nvidia-cuda-cuobjdump")
+    disassembler_or_skip()
     return lambda path, stamped: gl.build.compile(
         path, target="cuda", defines={stamps.MACRO: 1} if stamped else {}
     )

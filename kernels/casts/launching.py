@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import warnings
 
 import torch
 from gemm_ladder import launch as launches
 from gemm_ladder.arguments import EMULATED_SMS, HOPPER
 from gemm_ladder.casts.kernel import Kernel
 from gemm_ladder.casts.operands import NAME, CheckedCast, Results
-from gemm_ladder.errors import BuildError, LaunchError, ToolchainError, one_line
+from gemm_ladder.errors import LaunchError
 from gemm_ladder.ref import emulator
 from gemm_ladder.settings import num_sms_limit
 
@@ -137,18 +136,7 @@ def why_not(kernel: Kernel, device: torch.device) -> str | None:
         return f"the tensors are on {device}"
     if not _is_hopper(device):
         return f"{device} is no Hopper GPU"
-    if kernel not in _libraries:
-        if torch.cuda.is_current_stream_capturing():  # to load a library would break the capture
-            return f"a CUDA graph is being captured and {kernel.name} is not loaded"
-        try:
-            load(kernel)
-        except (BuildError, ToolchainError) as error:
-            _libraries[kernel] = None
-            warnings.warn(
-                f"{kernel.name} cannot be built, and torch's own operators do its work: {one_line(error)}",
-                stacklevel=2,
-            )
-    return None if _libraries[kernel] else f"{kernel.name} could not be built"
+    return launches.why_not_loaded(kernel.name, kernel, _libraries, load)
 
 
 @functools.lru_cache(maxsize=256)

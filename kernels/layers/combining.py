@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import warnings
 from typing import TYPE_CHECKING
 
 import torch
 from gemm_ladder import ops
 from gemm_ladder.arguments import HOPPER, MAX_SIZE, ceil_div
 from gemm_ladder.casts.kernel import INPUTS
-from gemm_ladder.errors import BuildError, LaunchError, ToolchainError, one_line
+from gemm_ladder.errors import LaunchError
 
 if TYPE_CHECKING:
     from gemm_ladder.build import Built, Target
@@ -153,22 +152,19 @@ def run(rows: torch.Tensor, places: torch.Tensor, factors: torch.Tensor | None, 
         *places.shape,
         rows.stride(0) * rows.itemsize,
     )
-    args = Args(params, _NUMBERS[out.dtype], _NUMBERS[factors.dtype], 0)
+    args = Args(params, _NUMBERS[out.dtype], _NUMBERS[factors.dtype])
     if rows.is_cuda:
         from gemm_ladder import launch  # here, as below: what is added up by torch's operators needs neither
 
-        device = rows.device
-        with torch.cuda.device(device):
-            args.stream = torch.cuda.current_stream(device).cuda_stream
-            said = launch.launcher(_libraries.get("cuda") or load("cuda"))(ctypes.addressof(args))
-        error = said and said.decode()
-    else:
-        from gemm_ladder.ref import emulator
+        with launch.current(rows.device):
+            entry = launch.launcher(_libraries.get("cuda") or load("cuda"))
+        launch.start(NAME, entry, args, rows.device)
+        return
+    from gemm_ladder.ref import emulator
 
-        tensors = {"the rows": rows, "the places": places, "the factors": factors, "the sums": out}
-        library = _libraries.get("emulator") or load("emulator")
-        error = emulator.launch(library, args, tensors, once={"the sums"})
-    if error:
+    tensors = {"the rows": rows, "the places": places, "the factors": factors, "the sums": out}
+    library = _libraries.get("emulator") or load("emulator")
+    if error := emulator.launch(library, args, tensors, once={"the sums"}):
         raise LaunchError(f"{NAME}: {error}")
 
 
@@ -203,18 +199,9 @@ def why_not(device: torch.device, tokens: int, hidden: int) -> str | None:
         return f"{device} is no Hopper GPU"
     if hidden % 8 or tokens * ceil_div(hidden, COLUMNS) > MAX_SIZE:
         return f"{tokens} rows of {hidden} numbers cannot be divided among thread blocks"
-    if "cuda" not in _libraries:
-        if torch.cuda.is_current_stream_capturing():  # to load a library would break the capture
-            return f"a CUDA graph is being captured and {NAME} is not loaded"
-        try:
-            load("cuda")
-        except (BuildError, ToolchainError) as error:
-            _libraries["cuda"] = None
-            warnings.warn(
-                f"{NAME} cannot be built, and torch's own operators do its work: {one_line(error)}",
-                stacklevel=2,
-            )
-    return None if _libraries["cuda"] else f"{NAME} could not be built"
+    from gemm_ladder import launch
+
+    return launch.why_not_loaded(NAME, "cuda", _libraries, load)
 
 
 _SCHEMA = f"{NAME}(Tensor rows, Tensor places, Tensor? factors, ScalarType dtype) -> Tensor"

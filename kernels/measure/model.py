@@ -345,14 +345,7 @@ def resumed(path: Path, meta: dict[str, Any]) -> session.Measured[ModelRow]:
 
 
 def save(result: session.Measured[ModelRow], path: Path) -> None:
-    """Write the file as a whole: a run that is killed meanwhile leaves the one before."""
-    written = path.with_name(path.name + ".new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        records.save(result.data, written)
-        written.replace(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}); another is needed") from None
+    records.keep_whole(result.data, path)
     measured.check(result.data, path.name, figure.META_FIELDS, figure.ROW_FIELDS)
 
 

@@ -153,3 +153,18 @@ def save(data: Any, path: Path) -> None:
     named = f'"columns": {json.dumps(columns)},\n' if columns else ""
     text = f'{{\n"schema": {data["schema"]},\n"meta": {meta},\n{named}"rows": [\n{rows}\n]\n}}\n'
     path.write_text(text, encoding="utf-8")
+
+
+def keep_whole(data: Any, path: Path) -> None:
+    """As `save`, as a whole: a run that is killed meanwhile leaves the file before. Folders are made.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    written = path.with_name(path.name + ".new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(data, written)
+        written.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}); another is needed") from None

@@ -131,10 +131,10 @@ def _step(
                     return False
                 result.unfinished -= 1
                 if path and index % SAVED_EVERY == SAVED_EVERY - 1:
-                    save(result, path)
+                    records.keep_whole(result.data, path)
     finally:
         if path:
-            save(result, path)
+            records.keep_whole(result.data, path)
     return True
 
 
@@ -184,14 +184,3 @@ def resumed(path: Path, meta: dict[str, Any]) -> Run:
         missing=before.get("not_measured", []),
         faults=before.get("faults", []),
     )
-
-
-def save(result: Run, path: Path) -> None:
-    """Write the file as a whole: a run that is killed meanwhile leaves the one before."""
-    written = path.with_name(path.name + ".new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        records.save(result.data, written)
-        written.replace(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}); another is needed") from None

@@ -256,10 +256,9 @@ class Terminal(cmd.Cmd):
     def do_barrier(self, line: str) -> None:
         """barrier NAME or ADDRESS: an mbarrier's phase, pending arrivals and bytes to come."""
         name = line.strip()
-        address = int(name, 0) if re.fullmatch(r"0x[0-9a-fA-F]+|\d+", name) else name
 
         def said() -> str:
-            state = self.stepper.barrier(address)
+            state = self.stepper.barrier(_number_or_name(name))
             if state is None:
                 return f"{name} has not been initialised yet."
             return f"{name}: phase {state.phase}, {state.pending} pending, {state.bytes} bytes to come"
@@ -269,10 +268,9 @@ class Terminal(cmd.Cmd):
     def do_stage(self, line: str) -> None:
         """stage NUMBER or ADDRESS: what a stage of shared memory holds."""
         name = line.strip()
-        which = int(name, 0) if re.fullmatch(r"0x[0-9a-fA-F]+|\d+", name) else name
 
         def said() -> str:
-            state = self.stepper.stage(which)
+            state = self.stepper.stage(_number_or_name(name))
             if state is None:
                 return f"Nothing has been loaded into stage {name} yet."
             return f"stage {name}: {state.state}, load {state.round}"
@@ -323,3 +321,7 @@ class Terminal(cmd.Cmd):
         print(found if found.event != before else "There is no further event of that kind.", file=self.stdout)
         if found.event != before and found.line:
             print(found.source(0), file=self.stdout)
+
+
+def _number_or_name(word: str) -> int | str:
+    return int(word, 0) if re.fullmatch(r"0x[0-9a-fA-F]+|\d+", word) else word

@@ -14,6 +14,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -83,6 +84,29 @@ def main(arguments: Sequence[str]) -> None:
     dist.destroy_process_group()
 
 
+class Ranks(NamedTuple):
+    """What is measured on some of the ranks, on each of which this is the same but for the device.
+
+    Attributes:
+        size: how many they are, the first ones.
+        rows, wrong: what has been measured, and what was not right; added to.
+    """
+
+    plan: Plan
+    size: int
+    group: dist.ProcessGroup
+    device: torch.device
+    rows: list[ParallelRow]
+    wrong: list[str]
+
+    def right(self, what: str, tokens: int, off: float) -> bool:
+        """Whether a result that is off by so much is right; noted if not."""
+        if off < MOST_ERROR:
+            return True
+        self.wrong.append(f"{what}, {tokens} tokens on {self.size} GPUs: off by {off:.2g}")
+        return False
+
+
 def measure(plan: Plan, device: torch.device) -> tuple[list[ParallelRow], list[str]]:
     """Check and time everything, in all processes at once.
 
@@ -94,20 +118,19 @@ def measure(plan: Plan, device: torch.device) -> tuple[list[ParallelRow], list[s
     with torch.no_grad():
         whole = whole_experts(plan, device)
         for size in plan.ranks:
-            group = dist.new_group(range(size))
+            here = Ranks(plan, size, dist.new_group(range(size)), device, rows, wrong)
             if dist.get_rank() < size:
-                of_experts = measure_graphs if plan.graph_tokens else measure_experts
-                of_experts(plan, whole, size, group, device, rows, wrong)
+                (measure_graphs if plan.graph_tokens else measure_experts)(here, whole)
         if plan.graph_tokens:
             return rows, wrong
         del whole
         linears = whole_mlp(plan, device)
         for size in plan.ranks:
-            group = dist.new_group(range(size))
+            here = Ranks(plan, size, dist.new_group(range(size)), device, rows, wrong)
             if dist.get_rank() < size:
-                measure_mlp(plan, linears, size, group, device, rows, wrong)
+                measure_mlp(here, linears)
                 if size > 1:
-                    measure_transfers(plan, size, group, device, rows)
+                    measure_transfers(here)
     return rows, wrong
 
 
@@ -131,15 +154,8 @@ def whole_experts(plan: Plan, device: torch.device) -> Fp8Experts:
     return layer
 
 
-def measure_experts(
-    plan: Plan,
-    whole: Fp8Experts,
-    size: int,
-    group: dist.ProcessGroup,
-    device: torch.device,
-    rows: list[ParallelRow],
-    wrong: list[str],
-) -> None:
+def measure_experts(here: Ranks, whole: Fp8Experts) -> None:
+    plan, size, group, device, rows, _ = here
     layers = {} if size == 1 else shared_layers(whole, group)
     rank = dist.get_rank(group)
     for tokens in plan.tokens:
@@ -152,8 +168,7 @@ def measure_experts(
         for name, layer in layers.items():
             dispatched = layer.dispatch(*call)
             off = error(layer.combine(layer.compute(dispatched), dispatched), expected, group)
-            if not off < MOST_ERROR:
-                wrong.append(f"experts, {name}, {tokens} tokens on {size} GPUs: off by {off:.2g}")
+            if not here.right(f"experts, {name}", tokens, off):
                 continue
             found = timed(_steps(layer, call), group, plan.calls, device)
             moved = max(gathered(outgoing(dispatched, plan.hidden, rank), group))
@@ -170,16 +185,9 @@ def shared_layers(whole: Fp8Experts, group: dist.ProcessGroup) -> dict[str, Para
     }
 
 
-def measure_graphs(
-    plan: Plan,
-    whole: Fp8Experts,
-    size: int,
-    group: dist.ProcessGroup,
-    device: torch.device,
-    rows: list[ParallelRow],
-    wrong: list[str],
-) -> None:
+def measure_graphs(here: Ranks, whole: Fp8Experts) -> None:
     """The layers that a CUDA graph can capture, in one: the host's share is that of a single launch."""
+    plan, size, group, device, rows, _ = here
     layer, name = whole, "one"
     if size > 1:
         layer, name = ParallelFp8Experts.from_experts(whole, group, everywhere=True), "everywhere"
@@ -195,8 +203,7 @@ def measure_graphs(
         out.zero_()
         graph.replay()
         off = error(out, expected, group)
-        if not off < MOST_ERROR:
-            wrong.append(f"experts, {name} in a graph, {tokens} tokens on {size} GPUs: off by {off:.2g}")
+        if not here.right(f"experts, {name} in a graph", tokens, off):
             continue
         found = timed([functools.partial(_replayed, graph)], group, plan.calls, device)
         moved = 0 if size == 1 else (size - 1) * tokens // size * (row_bytes(plan) + 2 * plan.hidden)
@@ -251,15 +258,8 @@ def whole_mlp(plan: Plan, device: torch.device) -> list[Fp8Linear]:
     return [Fp8Linear(*one, bias=False, device=device, dtype=torch.bfloat16) for one in sizes]
 
 
-def measure_mlp(
-    plan: Plan,
-    linears: list[Fp8Linear],
-    size: int,
-    group: dist.ProcessGroup,
-    device: torch.device,
-    rows: list[ParallelRow],
-    wrong: list[str],
-) -> None:
+def measure_mlp(here: Ranks, linears: list[Fp8Linear]) -> None:
+    plan, size, group, device, rows, _ = here
     kinds = (ColumnParallelFp8Linear, ColumnParallelFp8Linear, RowParallelFp8Linear)
     gate, up, down = (kind.from_linear(one, group) for kind, one in zip(kinds, linears, strict=True))
     assert isinstance(down, RowParallelFp8Linear)
@@ -278,18 +278,16 @@ def measure_mlp(
             lambda partial: down.reduce(partial),
         ]
         off = error(steps[1](steps[0](None)), whole(None), group)
-        if not off < MOST_ERROR:
-            wrong.append(f"mlp, {tokens} tokens on {size} GPUs: off by {off:.2g}")
+        if not here.right("mlp", tokens, off):
             continue
         found = timed(steps, group, plan.calls, device)
         moved = 2 * (size - 1) * x.nbytes // size  # of a ring: each part is sent to be added, and once more
         rows.append(row("mlp", "sums", size, tokens, found, {"products": 0, "combine": 1}, moved, off))
 
 
-def measure_transfers(
-    plan: Plan, size: int, group: dist.ProcessGroup, device: torch.device, rows: list[ParallelRow]
-) -> None:
+def measure_transfers(here: Ranks) -> None:
     """Transfers alone: what the links give. Their rows have bytes instead of tokens."""
+    plan, size, group, device, rows, _ = here
     for count in plan.transfers:
         of_each = count // (size - 1) // 16 * 8  # BF16 numbers that go to each other rank
         sent = torch.zeros(size * of_each, dtype=torch.bfloat16, device=device)

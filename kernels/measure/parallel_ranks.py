@@ -84,11 +84,12 @@ def main(arguments: Sequence[str]) -> None:
     dist.destroy_process_group()
 
 
-class Ranks(NamedTuple):
-    """What is measured on some of the ranks, on each of which this is the same but for the device.
+class Round(NamedTuple):
+    """One round of measuring, on the first of the ranks, each with a device of its own.
 
     Attributes:
-        size: how many they are, the first ones.
+        size: how many ranks take part.
+        group: these.
         rows, wrong: what has been measured, and what was not right; added to.
     """
 
@@ -118,7 +119,7 @@ def measure(plan: Plan, device: torch.device) -> tuple[list[ParallelRow], list[s
     with torch.no_grad():
         whole = whole_experts(plan, device)
         for size in plan.ranks:
-            here = Ranks(plan, size, dist.new_group(range(size)), device, rows, wrong)
+            here = Round(plan, size, dist.new_group(range(size)), device, rows, wrong)
             if dist.get_rank() < size:
                 (measure_graphs if plan.graph_tokens else measure_experts)(here, whole)
         if plan.graph_tokens:
@@ -126,7 +127,7 @@ def measure(plan: Plan, device: torch.device) -> tuple[list[ParallelRow], list[s
         del whole
         linears = whole_mlp(plan, device)
         for size in plan.ranks:
-            here = Ranks(plan, size, dist.new_group(range(size)), device, rows, wrong)
+            here = Round(plan, size, dist.new_group(range(size)), device, rows, wrong)
             if dist.get_rank() < size:
                 measure_mlp(here, linears)
                 if size > 1:
@@ -154,7 +155,7 @@ def whole_experts(plan: Plan, device: torch.device) -> Fp8Experts:
     return layer
 
 
-def measure_experts(here: Ranks, whole: Fp8Experts) -> None:
+def measure_experts(here: Round, whole: Fp8Experts) -> None:
     plan, size, group, device, rows, _ = here
     layers = {} if size == 1 else shared_layers(whole, group)
     rank = dist.get_rank(group)
@@ -185,7 +186,7 @@ def shared_layers(whole: Fp8Experts, group: dist.ProcessGroup) -> dict[str, Para
     }
 
 
-def measure_graphs(here: Ranks, whole: Fp8Experts) -> None:
+def measure_graphs(here: Round, whole: Fp8Experts) -> None:
     """The layers that a CUDA graph can capture, in one: the host's share is that of a single launch."""
     plan, size, group, device, rows, _ = here
     layer, name = whole, "one"
@@ -258,7 +259,7 @@ def whole_mlp(plan: Plan, device: torch.device) -> list[Fp8Linear]:
     return [Fp8Linear(*one, bias=False, device=device, dtype=torch.bfloat16) for one in sizes]
 
 
-def measure_mlp(here: Ranks, linears: list[Fp8Linear]) -> None:
+def measure_mlp(here: Round, linears: list[Fp8Linear]) -> None:
     plan, size, group, device, rows, _ = here
     kinds = (ColumnParallelFp8Linear, ColumnParallelFp8Linear, RowParallelFp8Linear)
     gate, up, down = (kind.from_linear(one, group) for kind, one in zip(kinds, linears, strict=True))
@@ -285,7 +286,7 @@ def measure_mlp(here: Ranks, linears: list[Fp8Linear]) -> None:
         rows.append(row("mlp", "sums", size, tokens, found, {"products": 0, "combine": 1}, moved, off))
 
 
-def measure_transfers(here: Ranks) -> None:
+def measure_transfers(here: Round) -> None:
     """Transfers alone: what the links give. Their rows have bytes instead of tokens."""
     plan, size, group, device, rows, _ = here
     for count in plan.transfers:

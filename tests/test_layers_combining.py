@@ -32,9 +32,7 @@ def added(rows: np.ndarray, places: np.ndarray, factors: np.ndarray) -> np.ndarr
             for column in range(rows.shape[1]):
                 if 0 <= place < rows.shape[0]:
                     row, factor = rows[place, column], factors[token, choice]
-                else:
-                    row = factor = np.float32(0)
-                sums[token, column] = tensor_core.fma(factor, row, sums[token, column])
+                    sums[token, column] = tensor_core.fma(factor, row, sums[token, column])
     return sums
 
 
@@ -96,13 +94,25 @@ def test_numbers_that_underflow(device: str) -> None:
     rows = torch.from_numpy(np.ldexp(rng.normal(size=(40, 256)), rng.integers(-80, -60, (40, 256)))).to(BF16)
     rows[:, :64] = torch.finfo(BF16).max
     places, factors = choices(20, 6, torch.float32, "cpu")
-    factors[5:] = torch.ldexp(factors[5:], torch.randint(-75, -60, factors[5:].shape))
+    factors[5:] = torch.ldexp(factors[5:], torch.from_numpy(rng.integers(-75, -60, factors[5:].shape)))
     factors[:5] = 0.50001
     given = rows.to(device), places.to(device), factors.to(device)
     wanted = expected(*given, torch.float32)
     assert wanted.isinf().any() and ((wanted != 0) & (wanted.abs() < 2e-38)).any()
     check_same(by_kernel(*given, torch.float32), wanted)
     check_same(combining.by_torch(*given, torch.float32), wanted)
+
+
+def test_a_sum_of_minus_zero_stays_one(device: str) -> None:
+    """A negative product below what FP32 has is rounded to -0, which what is no row has to leave as it is."""
+    rows = torch.full((1, 16), -(2.0**-80), dtype=BF16, device=device)
+    for top_k in (1, 8, 11):
+        places = torch.full((2, top_k), -1, device=device)
+        places[0, 0] = 0
+        given = rows, places, torch.full((2, top_k), 2.0**-80, device=device)
+        for run in (by_kernel, combining.by_torch, expected):
+            found = run(*given, torch.float32).signbit()
+            assert found[0].all() and not found[1].any()
 
 
 def test_strides(device: str) -> None:

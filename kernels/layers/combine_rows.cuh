@@ -71,6 +71,7 @@ __device__ __forceinline__ void store_piece(void* out, int64_t element, const fl
 template <Input kOut, Input kFactor>
 __global__ void __launch_bounds__(kCombineThreads) combine_rows(const CombineParams p) {
     constexpr int kFactorBytes = Piece<kFactor>::kBytes;
+    constexpr uint32_t kMinusZero = 1u << (8 * kFactorBytes - 1);
     const uint32_t parts = static_cast<uint32_t>(ceil_div(p.hidden, kCombineThreads * kPiece));
     const uint32_t token = blockIdx.x / parts, part = blockIdx.x - token * parts;
     const int64_t column = static_cast<int64_t>(part * kCombineThreads + threadIdx.x) * kPiece;
@@ -92,11 +93,11 @@ __global__ void __launch_bounds__(kCombineThreads) combine_rows(const CombinePar
 #pragma unroll
         for (int i = 0; i < kTogether; ++i) {
             // One comparison for both ends: a negative number is a large unsigned one. What is no row becomes a row of
-            // zeros, times 0.
+            // zeros times -0: adding their product, -0, changes no sum, while +0 would change a sum of -0.
             const bool is_row = static_cast<uint64_t>(at[i]) < static_cast<uint64_t>(p.count);
             const uint8_t* row = rows + static_cast<uint64_t>(static_cast<uint32_t>(at[i])) * row_bytes;
             pieces[i] = load_piece<Input::kBf16, true>(row, 0, 1, is_row ? kPiece : 0);
-            factor[i] = is_row ? load_bits<kFactor>(factors + i * kFactorBytes) : 0;
+            factor[i] = is_row ? load_bits<kFactor>(factors + i * kFactorBytes) : kMinusZero;
         }
 #pragma unroll
         for (int i = 0; i < kTogether; ++i) {

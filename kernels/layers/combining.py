@@ -71,7 +71,7 @@ def combined(
     Args:
         rows: bfloat16 [rows, hidden], hidden a multiple of 8.
         places: int64 [sums, of each]: the rows of each sum. A number that is no row's adds nothing, whatever
-            its factor, NaN too: it counts as 0 times a row of zeros.
+            its factor, NaN too.
         factors: of places' elements, of a floating-point type; they are rounded to BF16. None: all are 1.
         dtype: float32, bfloat16 or float16: what the sums are converted to.
 
@@ -111,7 +111,9 @@ def by_torch(
         places = places.where(inside, 0)
         # A product of two BF16 numbers is exact in FP64. Its sum with an FP32 number, rounded to FP64 and
         # then to FP32, is what a fused multiply-add gives, as FP64 has more than twice the digits.
-        numbers = inside.double() if factors is None else factors.bfloat16().double().where(inside, 0)
+        # What is no row has -0 for its product, which changes no sum; +0 would change a sum of -0.
+        given = torch.ones_like(places) if factors is None else factors.bfloat16()
+        numbers = given.double().where(inside, -0.0)
         for choice in range(places.shape[1]):
             picked = rows[places[:, choice]].double().where(inside[:, choice, None], 0)
             sums = torch.addcmul(sums.double(), picked, numbers[:, choice, None]).float()

@@ -28,7 +28,7 @@ import numpy as np
 from gemm_ladder.figures import measured
 from gemm_ladder.ref import fp8, gemm, layouts, metrics
 from matplotlib import pyplot as plt
-from workshop import drawing, exercises, workbench
+from workshop import drawing, exercises, printed, workbench
 
 drawing.style()
 np.set_printoptions(precision=4, suppress=True, linewidth=100)
@@ -39,7 +39,7 @@ fast, bf16 = recorded["cublaslt_tensorwise"], recorded["cublas_bf16"]
 print(
     f"NVIDIA's FP8 product is {fast.tflops[size] / bf16.tflops[size]:.2f} times as fast as its BF16 product"
 )
-print(f"at m x n x k = {' x '.join(map(str, size))}.", *measured.provenance([fast, bf16]))
+print(f"at m x n x k = {' x '.join(map(str, size))}.", *printed.provenance([fast, bf16]), sep="\n")
 
 # %%
 drawing.where("HBM", "tensor cores")
@@ -182,7 +182,7 @@ workbench.slider(staircase, power=(-9, 12))
 # - B, the weights: a scale for each block of **128x128**. They are computed once.
 
 # %%
-drawing.scale_blocks(m=256, n=384, k=512)
+drawing.scale_blocks(m=64, n=384, k=512)
 
 # %% [markdown]
 # A scale costs 4 bytes. How much is that for each operand?

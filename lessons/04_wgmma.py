@@ -31,7 +31,7 @@ import numpy as np
 from gemm_ladder.figures import measured, rung_cards
 from gemm_ladder.ref import fp8, gemm, layouts, metrics
 from gemm_ladder.timeline import spans
-from workshop import constants, drawing, drawing_shared, evidence, exercises, model, workbench
+from workshop import constants, drawing, drawing_shared, evidence, exercises, model, printed, workbench
 
 drawing.style()
 rung = gl.rungs["s3_wgmma"]
@@ -150,7 +150,7 @@ __global__ void descriptors(const void* in, uint64_t* out) {
     shared_bytes=2 * 64 * 128,
 )
 for bits in out:
-    print(f"0x{bits:016x}  {layouts.SmemDescriptor.decode(int(bits))}")
+    print(f"0x{bits:016x}:\n    {layouts.SmemDescriptor.decode(int(bits))}")
 
 # %%
 drawing.descriptor(int(out[0]))
@@ -252,7 +252,7 @@ too_early = ONE_WGMMA.replace(wait, "").replace(look, look + wait)
 try:
     one_wgmma(a, b, too_early, device="cpu")
 except gl.EmulatorError as fault:
-    print(fault)
+    printed.show(fault)
 
 # %% [markdown]
 # The last argument of `wgmma`, `scale_d`, says whether it adds to the accumulators or starts from zero. The

@@ -32,7 +32,17 @@ import numpy as np
 from gemm_ladder.figures import measured, rung_cards, timeline
 from gemm_ladder.ref import gemm, layouts, metrics
 from gemm_ladder.timeline import spans
-from workshop import constants, drawing, drawing_tma, evidence, exercises, model, workbench, workbench_tma
+from workshop import (
+    constants,
+    drawing,
+    drawing_tma,
+    evidence,
+    exercises,
+    model,
+    printed,
+    workbench,
+    workbench_tma,
+)
 
 drawing.style()
 rung = gl.rungs["s4_tma"]
@@ -176,7 +186,7 @@ for seed in range(6):
         one_barrier(without_it, seed=seed, device="cpu")
         print(f"schedule {seed}: went well")
     except gl.EmulatorError as error:
-        print(f"schedule {seed}: {error}")
+        printed.show(f"schedule {seed}: {error}")
 
 # %% [markdown]
 # Where it hangs, warp 2 looked too late: phase 1 was over as well, so the barrier was in phase 2, whose

@@ -41,6 +41,7 @@ from workshop import (
     evidence,
     exercises,
     model,
+    printed,
     workbench,
     workbench_tma,
 )
@@ -161,7 +162,7 @@ for seed in range(4):
         )
         print(f"schedule {seed}: went well")
     except gl.EmulatorError as error:
-        print(f"schedule {seed}: {error}")
+        printed.show(f"schedule {seed}: {error}")
 
 # %% [markdown]
 # And they have to meet again at the end, if something is still on its way to the neighbour that the neighbour
@@ -442,7 +443,7 @@ for shape in measured.sizes_of(timed):
     for one in timed:
         print(f"    {2 * np.prod(shape) / one.tflops[shape] / 1e6:8.1f}  {one.impl}")
 for line in measured.provenance(timed):
-    print(line.partition(": ")[2])
+    printed.show(line.partition(": ")[2])
 if not timed:
     print("Not measured yet. On a machine with a Hopper GPU: python -m gemm_ladder fences")
 

@@ -33,7 +33,17 @@ import numpy as np
 from gemm_ladder.arguments import GemmArgs
 from gemm_ladder.figures import measured, timeline
 from gemm_ladder.ref import gemm, layouts, metrics
-from workshop import constants, drawing, drawing_tiles, drawing_warps, evidence, exercises, model, workbench
+from workshop import (
+    constants,
+    drawing,
+    drawing_tiles,
+    drawing_warps,
+    evidence,
+    exercises,
+    model,
+    printed,
+    workbench,
+)
 
 drawing.style()
 rung = gl.rungs["s7_persistent"]
@@ -292,7 +302,7 @@ try:
         STORE.replace("    ptx::fence_proxy_async();\n", ""), d, box, shared_bytes=64 * 128, device="cpu"
     )
 except gl.EmulatorError as error:
-    print(error)
+    printed.show(error)
 
 # %% [markdown]
 # Then the two kinds of waiting. After `.read` the buffer may be written again, and D may still be without its
@@ -357,7 +367,7 @@ m, n, k = 4096, 7168, 16384
 tiles_m, pairs_n = m // 256, n // 256
 walk = np.zeros((tiles_m * pairs_n, 2), np.int32)
 workbench.try_kernel(WALK, walk, np.frombuffer(bytes(GemmArgs(m=m, n=n, k=k)), np.uint8), threads=32)
-print("the first pairs of tiles, by row and column of D:", *map(tuple, walk[:10].tolist()))
+printed.show("the first pairs of tiles, by row and column of D:", *map(tuple, walk[:10].tolist()))
 print(
     "in the order of the pictures below:",
     np.array_equal(walk // 256, drawing_tiles.order(tiles_m, pairs_n, group=8)),

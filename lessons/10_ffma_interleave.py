@@ -45,6 +45,7 @@ from workshop import (
     evidence,
     exercises,
     model,
+    printed,
     workbench,
     workbench_sass,
 )
@@ -198,8 +199,8 @@ for name, mode in code.data["modes"].items():
     counts = f"{mode['yields']:3} FFMAs yield, {mode['reuses']:3} keep the scale"
     print(f"{TITLES[name]:8}: {counts}; {mode['changed']:3} bytes changed")
 runs = code.data["differ"]
-print("FFMAs that are others in full than the compiler's, run by run:", end=" ")
-print(*(f"{differ} of {length}" for differ, length in runs), sep=", ")
+counts = ", ".join(f"{differ} of {length}" for differ, length in runs)
+printed.show("FFMAs that are others in full than the compiler's, run by run:", counts)
 
 # %% [markdown]
 # It does not do it everywhere. These are the FFMAs of the other rungs, from the cards:
@@ -474,7 +475,7 @@ both = [
     dataclasses.replace(one, word=one.word & ~YIELD if interleaved.yields else one.word)
     for one, interleaved in zip(run, code.run("full"), strict=True)
 ]
-print("it objects to", objects_to(both))
+printed.show("it objects to", objects_to(both))
 exercises.found("10.break2", in_words(both))
 
 # %% [markdown]
@@ -625,9 +626,11 @@ exercises.check("10.5", overlap)
 
 # %% [markdown]
 # <details><summary>Why the ladder does not do that</summary>
+#
 # Count the accumulators of a thread: 2 x 64 in `total`, and now 2 x 64 in `partial`. That is 256 registers
 # for them alone, and `setmaxnreg` gives a consumer 232: the compiler would have to keep some in local memory.
 # With one `partial` it is the other consumer whose WGMMAs run while this one promotes.
+#
 # </details>
 
 # %% [markdown]

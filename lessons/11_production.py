@@ -68,6 +68,7 @@ from workshop import (
     evidence,
     exercises,
     model,
+    printed,
     workbench,
     workbench_production,
     workbench_tma,
@@ -139,7 +140,8 @@ workbench.code(workbench_production.source("config.cuh"), "^struct Config", "^};
 
 # %%
 config = choice.choose("dense", 64, 2112, 7168)
-workbench.Text(f"```cpp\n{config.source()}```", config.source())
+text = printed.folded(config.source())
+workbench.Text(f"```cpp\n{text}\n```", text)
 
 # %% [markdown]
 # Everything else follows in the template, also at compile time: how many [registers](glossary.md#register),

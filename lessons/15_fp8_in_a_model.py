@@ -25,7 +25,6 @@ from gemm_ladder.figures import lessons
 lessons.enter()  # makes this folder the working directory, wherever Jupyter was started
 
 import copy
-import textwrap
 
 import numpy as np
 import torch
@@ -34,7 +33,7 @@ from gemm_ladder.figures import model as of_models
 from gemm_ladder.layers import Fp8Linear, convert
 from gemm_ladder.ref import fp8, metrics
 from matplotlib import pyplot as plt
-from workshop import drawing, drawing_results, exercises, workbench_model
+from workshop import drawing, drawing_results, exercises, printed, workbench_model
 
 drawing.style()
 torch.manual_seed(0)
@@ -257,7 +256,7 @@ exercises.found("15.skip", min(KINDS, key=lost.get))
 # %%
 if "model" in recorded:
     for sentence in (*of_models.summary(recorded["model"]), *of_models.provenance(recorded["model"])):
-        print(textwrap.fill(sentence, 100, subsequent_indent="    "))
+        printed.show(sentence)
 else:
     print("The layers have not been measured on a GPU yet (python -m gemm_ladder model does it).")
 drawing_results.page(of_models.lines(recorded["model"])) if "model" in recorded else None
@@ -279,9 +278,9 @@ drawing_results.page(of_models.lines(recorded["model"])) if "model" in recorded 
 if "fp8_training" in recorded:
     from gemm_ladder.figures import fp8_training
 
-    print(fp8_training.verdict(recorded["fp8_training"]), "\n")
-    print(tables.plain(fp8_training.table(recorded["fp8_training"])), "\n")
-    print(*fp8_training.provenance(recorded["fp8_training"]))
+    printed.show(fp8_training.verdict(recorded["fp8_training"]))
+    print("\n" + tables.plain(fp8_training.table(recorded["fp8_training"])) + "\n")
+    printed.show(*fp8_training.provenance(recorded["fp8_training"]))
 else:
     print("The losses have not been measured yet (figures/data has no fp8_training.json).")
 

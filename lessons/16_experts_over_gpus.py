@@ -27,7 +27,7 @@ lessons.enter()  # makes this folder the working directory, wherever Jupyter was
 
 import numpy as np
 from gemm_ladder.figures import measured, parallel, parallel_model, tables
-from workshop import drawing, drawing_ranks, exercises, workbench_ranks
+from workshop import drawing, drawing_ranks, exercises, printed, workbench_ranks
 
 drawing.style()
 
@@ -216,7 +216,7 @@ if (measured.DATA / "parallel.json").exists():
         print(f"{name}:")
         print(tables.plain([row[1:8] for row in (head, *cells) if row[0] in (name, head[0])]), "\n")
     print(tables.plain(parallel.transfers(data)))
-    print(*parallel.provenance(data))
+    printed.show(*parallel.provenance(data))
     best = max(row["bytes"] / row["us"] / 1e3 for row in data["rows"] if row["what"] == "all_to_all")
     print(f"\nan all-to-all: {best:.0f} GB/s at best, of the data sheet's {parallel_model.NVLINK / 1e9:.0f}")
 else:

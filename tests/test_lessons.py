@@ -27,9 +27,19 @@ LESSONS = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
 BRIDGES = sorted(FOLDER.glob("bridge_*.py"))  # to read: without exercises
 SOLVED = "solved"  # a check that comes after the solution
 LARGEST = 1_000_000  # bytes: what a browser still shows, and a repository bears
+WIDEST = 110  # letters of a printed line: what GitHub's column has room for
 
 lessons.find()
-from workshop import apart, bridges, exercises, guesses, make, progress, workbench  # noqa: E402
+from workshop import (  # noqa: E402
+    apart,
+    bridges,
+    exercises,
+    guesses,
+    make,
+    printed,
+    progress,
+    workbench,
+)
 
 each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
 each_page = pytest.mark.parametrize("lesson", [*LESSONS, *BRIDGES], ids=lambda path: path.stem)
@@ -81,6 +91,9 @@ def test_notebook_is_whole_and_small(lesson: Path) -> None:
     assert all(make.WIDGET not in output.get("data", {}) for output in outputs), "a page cannot run it"
     assert lesson in BRIDGES or any("image/png" in output.get("data", {}) for output in outputs)
     assert all("text/plain" in output["data"] for output in outputs if "data" in output)
+    printed = "".join(output.get("text", "") for output in outputs).splitlines()
+    wide = [line for line in printed if len(line) > WIDEST]
+    assert not wide, f"a page does not break these lines (workshop/printed.py does): {wide}"
 
 
 def texts() -> Iterator[tuple[str, str]]:
@@ -254,6 +267,16 @@ def test_guesses(
     guesses.guess("02.a", mine, *choices)
     guesses.found("02.a", *(("L2",) if choices else (7.3, "times")))
     assert said in capsys.readouterr().out
+
+
+def test_printed_lines_are_as_wide_as_a_page() -> None:
+    words = ["word"] * 60 + ["in one piece"] * 20
+    folded = printed.folded("  short\n  " + " ".join(map(printed.whole, words)))
+    first, second, *rest = folded.splitlines()
+    assert first == "  short" and second.startswith("  word") and len(rest) > 2
+    assert all(len(line) <= printed.WIDTH < WIDEST for line in (second, *rest))
+    assert all(re.match("      (word|in one piece)", line) for line in rest)
+    assert " ".join(line.strip() for line in (second, *rest)) == " ".join(words)
 
 
 def test_a_broken_kernel_cannot_end_the_notebook() -> None:

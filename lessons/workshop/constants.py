@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import inspect
 import re
-import textwrap
 from typing import NamedTuple
 
-from workshop import model
+from workshop import model, printed
 
 GUIDE = "CUDA C++ Programming Guide"
 ROUND = "a round figure of an H100, as kernels/production/prediction.py has it"
@@ -146,5 +145,5 @@ def show(of: str) -> None:
         one = CONSTANTS[name]
         print(f"    {name} = {one.value}: {one.what}\n        from: {one.origin}")
     if again:
-        words = "Known already: " + ", ".join(f"{name} = {CONSTANTS[name].value}" for name in again) + "."
-        print(textwrap.fill(words, 105, subsequent_indent="    "))
+        values = [printed.whole(f"{name} = {CONSTANTS[name].value}") for name in again]
+        printed.show(f"Known already: {', '.join(values)}.")

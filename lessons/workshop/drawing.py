@@ -18,6 +18,7 @@ from gemm_ladder.timeline.spans import TENSOR_CORE, Span, label, place
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
+from workshop import printed
 
 INK, MUTED, GRID, BLUE, ORANGE = "#1a1a1a", "#666666", "#d8d8d8", "#2b6cb0", "#e8590c"
 GREEN = "#14784f"
@@ -131,7 +132,7 @@ def bars(impls: Sequence[str], size: tuple[int, int, int], marked: str = "") -> 
     axes.set_title(f"TFLOPS at {' x '.join(map(str, size))}, logarithmic")
     axes.tick_params(length=0)
     plt.show()
-    return measured.provenance(chosen)
+    return printed.provenance(chosen)
 
 
 # ------------------------------------------------------------------------------------------------ FP8, scales

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from gemm_ladder.figures import measured, rung_cards, tables
 from gemm_ladder.figures.rows import CardsFile
 from matplotlib import pyplot as plt
-from workshop import drawing_results, exercises, model
+from workshop import drawing_results, exercises, model, printed
 from workshop.drawing import BLUE, INK, MUTED, ORANGE, _pale
 
 SHOWN = (4096, 7168, 16384)  # the shape of the lessons' bars
@@ -90,7 +90,7 @@ def thread(rung: str) -> None:
     axes.spines["bottom"].set_visible(False)
     axes.set_title(f"Tensor cores busy, {_where(cards)}")
     plt.show()
-    print(in_words(rung, busy))
+    printed.show(in_words(rung, busy))
 
 
 def in_words(rung: str, busy: Mapping[str, Mapping[str, float] | None]) -> str:

@@ -9,7 +9,7 @@ import collections
 from collections.abc import Sequence
 
 from gemm_ladder.errors import EmulatorError
-from workshop import progress
+from workshop import printed, progress
 
 # What may come of a broken kernel.
 OUTCOMES = {
@@ -32,12 +32,12 @@ def guess(name: str, mine: Number | str | None = None, *choices: str) -> None:
         mine: a number or, where there are choices, one of them. None: there is no guess.
         choices: what to choose from; none: a number is asked for.
     """
-    what = f"one of {', '.join(map(repr, choices))}" if choices else "a number"
+    what = f"one of {', '.join(printed.whole(repr(one)) for one in choices)}" if choices else "a number"
     is_number = isinstance(mine, Number) and not isinstance(mine, bool)
     if mine is None:
-        print(f"Put your guess in place of None: {what}.")
+        printed.show(f"Put your guess in place of None: {what}.")
     elif mine not in choices if choices else not is_number:
-        print(f"{mine!r} is not a guess that can be compared; {what} is needed.")
+        printed.show(f"{mine!r} is not a guess that can be compared; {what} is needed.")
     else:
         _store(name, mine)
 
@@ -61,7 +61,7 @@ def guess_break(name: str, line: str | None = None, then: str | None = None) -> 
     None where the task names the line."""
     if then is None:
         words = f"then: one of {', '.join(map(repr, OUTCOMES))}"
-        print(f"{words}; line: some words of the line to change, where the text does not name it.")
+        print(f"{words}; line: some of its words, where the text does not name it.")
     elif then not in OUTCOMES:
         print(f"{then!r} is not one of {', '.join(map(repr, OUTCOMES))}.")
     else:
@@ -78,7 +78,7 @@ def broken(name: str, changed: Sequence[str], outcomes: Sequence[str]) -> None:
     """
     counts = collections.Counter(outcomes).most_common()
     words = {**OUTCOMES, CRASH: "the process that ran it ended"}
-    print(
+    printed.show(
         "Found:",
         ", ".join(f"{words[outcome]} ({count} of {len(outcomes)})" for outcome, count in counts) + ".",
     )
@@ -89,10 +89,10 @@ def broken(name: str, changed: Sequence[str], outcomes: Sequence[str]) -> None:
     lines = "; ".join(" ".join(old.split()) for old in changed)
     print(f"You guessed: {words[mine['then']]}. That is {'so' if mine['then'] in outcomes else 'not so'}.")
     if mine["line"] is None:
-        print(f"What was changed: {lines}")
+        printed.show(f"What was changed: {lines}")
         return
     is_line = any(len(_plain(mine["line"])) > 3 and _plain(mine["line"]) in _plain(old) for old in changed)
-    print(f"Your line is {'changed, yes' if is_line else 'another one'}. What was changed: {lines}")
+    printed.show(f"Your line is {'changed, yes' if is_line else 'another one'}. What was changed: {lines}")
 
 
 def outcome(symptom: EmulatorError | str | None) -> str:

@@ -27,7 +27,7 @@ from gemm_ladder.measure import cards, variants
 from gemm_ladder.production import prediction
 from gemm_ladder.ref import emulator
 from gemm_ladder.timeline import spans
-from workshop import apart, drawing, model
+from workshop import apart, drawing, model, printed
 from workshop.exercises.record import compiler_said
 
 BELOW = "s4_tma"  # the rung that a brief begins with
@@ -122,7 +122,7 @@ def judge(file: str, *changes: tuple[str, str], cases: tuple[str, ...] | None = 
     """Print what the judge says of a rung on the emulator, with each (old, new) replaced before. Returns the
     case that is wrong, or nothing."""
     found = apart.call(_judged, str(find(file)), changes, cases)
-    print(found.words)
+    printed.show(found.words)
     return str(found.case)
 
 
@@ -191,7 +191,7 @@ def timeline(file: str, m: int, n: int, k: int, seed: int = 2) -> None:
     try:
         events = apart.call(_events, str(find(file)), m, n, k, seed)
     except EmulatorError as error:
-        print(f"FAULT: {error}")
+        printed.show(f"FAULT: {error}")
         return
     found = spans.spans(spans.of_emulator(events))
     found = [span for span in found if span.unit == spans.COPY_ENGINE or span.index % 4 == 0]

@@ -13,6 +13,7 @@ import dataclasses
 import difflib
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 
 import gemm_ladder as gl
@@ -25,7 +26,7 @@ from gemm_ladder.measure.variants import changed
 from gemm_ladder.ref import emulator, fp8, tensor_core
 from gemm_ladder.ref.gemm import BF16
 from gemm_ladder.rungs import Rung
-from workshop import apart, guesses
+from workshop import apart, guesses, printed
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == arguments.HOPPER
 DEVICE = "cuda" if HOPPER else "cpu"
@@ -218,7 +219,10 @@ def show_symptoms(
         groups[kind(words)].append(str(words))
     print(f"{len(found)} schedules:")
     for texts in sorted(groups.values(), key=len, reverse=True):
-        print(f"  {len(texts)} x {texts[0]}")
+        count = f"  {len(texts)} x "
+        first, *rest = texts[0].splitlines()
+        below = textwrap.indent(textwrap.dedent("\n".join(rest)), " " * len(count))
+        printed.show(f"{count}{first}\n{below}")
     if guess:
         guesses.broken(guess, [old for old, _ in changes], [*map(guesses.outcome, found)])
 

@@ -18,7 +18,7 @@ import gemm_ladder as gl
 from gemm_ladder import build
 from gemm_ladder.measure.interleave import MODES
 from gemm_ladder.sass import disassembly, ffma
-from workshop import guesses, workbench
+from workshop import guesses, printed, workbench
 
 RECORDED = Path(__file__).resolve().parents[1] / "data" / "promotion.json"
 RUNG = gl.rungs["s8_ffma_interleave"]
@@ -150,10 +150,10 @@ def refused(attempt: Callable[[], object], guess: str = "") -> None:
     try:
         attempt()
     except build.ToolchainError as error:
-        print(f"This cell needs nvcc. {error}")
+        printed.show(f"This cell needs nvcc. {error}")
         return
     except ffma.UnknownCodeError as error:
-        print(error)
+        printed.show(error)
     else:
         print("The pass accepts it.")
         outcome = "it rewrites"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gemm_ladder.errors import InputError
 from gemm_ladder.figures import lessons
-from workshop import progress, workbench
+from workshop import printed, progress, workbench
 from workshop.exercises import whole
 from workshop.exercises.record import Exercise
 from workshop.guesses import found, guess, guess_break
@@ -30,9 +30,9 @@ def check(name: str, mine: object) -> None:
         with progress.changed() as known:
             if name not in known["solved"]:
                 known["solved"].append(name)
-        print(f"Right: {verdict.words}")
+        printed.show(f"Right: {verdict.words}")
     else:
-        print(f'Not yet: {verdict.words}\nFor a hint: exercises.hint("{name}")')
+        printed.show(f'Not yet: {verdict.words}\nFor a hint: exercises.hint("{name}")')
 
 
 def hint(name: str) -> None:
@@ -41,7 +41,11 @@ def hint(name: str) -> None:
     with progress.changed() as known:
         seen = known["hints"][name] = min(known["hints"].get(name, 0) + 1, len(hints))
     for number in range(seen):
-        print(textwrap.fill(f"{number + 1}. {STEPS[number]}: {hints[number]}", 105, subsequent_indent="   "))
+        print(
+            textwrap.fill(
+                f"{number + 1}. {STEPS[number]}: {hints[number]}", printed.WIDTH, subsequent_indent="   "
+            )
+        )
     rest = len(hints) - seen
     print(f"More: call it again ({rest} left)." if rest else f'The answer: exercises.answer("{name}")')
 

@@ -222,6 +222,7 @@ def picture(data: Any) -> Any:
     )
     inch = (top - bottom) / (heat + gap + bars)
     left, width, between = 0.39, 0.185, 0.0175
+    counts: list[Any] = []
     for index, state in enumerate(states):
         x = left + index * (width + between)
         found = ratios(data, state)
@@ -230,7 +231,12 @@ def picture(data: Any) -> Any:
         axes.set_title(textwrap.fill(STATES[state], 28), loc="left", size=9, color=INK, pad=6)
         if index == 0:
             _names(axes, rows, places)
-        _distribution(figure.add_axes((x, bottom, width, bars * inch)), found)
+        counts.append(figure.add_axes((x, bottom, width, bars * inch)))
+        _distribution(counts[-1], found)
+    most = max((axes.get_ylim()[1] for axes in counts), default=1)
+    for index, axes in enumerate(counts):  # one scale, whose numbers are at the first
+        axes.set_ylim(0, most)
+        axes.tick_params(labelleft=index == 0)
     if states:
         _scale(figure, (0.04, bottom + 0.5 * bars * inch, 0.24, 0.1 * inch), mesh)
     return figure

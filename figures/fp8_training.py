@@ -134,7 +134,7 @@ def _losses(axes: Any, data: LossesFile) -> None:
             axes.plot(
                 [*found], [*found.values()], style, color=COLOURS[run], lw=1.3, label=name, zorder=front
             )
-    last = [at_the_end(data, run, "held_out") for run in LABELS]
+    last = [at_the_end(data, run, cast(Split, split)) for run in LABELS for split in ("train", "held_out")]
     axes.set_ylim(0.85 * min(last), 2.5 * max(last))
     axes.set_xlim(0, data["meta"]["steps"])
     axes.set_title("loss, nats a byte; solid: held out, dotted: in training", loc="left", size=9, color=MUTED)

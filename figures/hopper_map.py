@@ -90,6 +90,8 @@ class _Page:
         for index, line in enumerate(words):
             size, colour = (TEXT, INK) if index < names else (SMALL, MUTED)
             weight = "bold" if piece in self.marked and index < names else "normal"
+            if weight == "bold":  # whose letters are wider
+                size -= 1
             self.text(x + w / 2, top + 14 * index, line, size, colour, weight, "middle")
 
     def line(self, x: float, y: float, to_x: float, to_y: float, dashed: bool = False) -> None:

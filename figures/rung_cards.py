@@ -93,7 +93,7 @@ def resources_table(cards: CardsFile, ladder: TimesFile | None) -> str:
         "lines: of code, without blank lines, comments and docstrings; changed: against the rung below; "
         "registers: per thread at launch and, in brackets, after setmaxnreg.",
         *_provenance(cards),
-        f"TFLOPS in [README.md](../README.md#rungs): at {name_of(SHOWN)}, L2 dirty. {CEILING}.",
+        f"TFLOPS in [README.md](../README.md#the-rungs): at {name_of(SHOWN)}, L2 dirty. {CEILING}.",
         *provenance(times),
     ]
     if times and {cards["meta"]["sources"]} != {one.meta["sources"] for one in times}:

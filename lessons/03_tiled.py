@@ -154,7 +154,7 @@ vectorised = bound("128-bit loads", 32 * 64, "03.vector", instructions=4 + 64, s
 # 8 rows and its 8 columns are two **quads** each, 64 apart; a quad is what a 128-bit load reads.
 
 # %%
-drawing_shared.tile(thread=45)
+drawing_shared.tile(thread=47)
 
 # %% [markdown]
 # ## The change to the file

@@ -147,8 +147,8 @@ print("one:", chain(first), "  two:", chain(first, second))
 
 # %% [markdown]
 # The [emulator](glossary.md#emulator) adds with `gemm_ladder.ref.tensor_core`, which is your program made
-# fast. It was compared with an H100, bit for bit; the count is in [the last lesson](04_wgmma.ipynb), section
-# 5. So from here on you can trust the model with long sums.
+# fast. It was compared with an H100, bit for bit; the count is in section 5 of [the last
+# lesson](04_wgmma.ipynb). So from here on you can trust the model with long sums.
 #
 # ## A sum that stops
 #
@@ -439,7 +439,7 @@ def typical(x, magnitudes):
 full = activation @ weight.T
 medians = {}
 heads = ("activations", "all but 1%", "weights", "product", "its median row")
-print(f"{'relative error of':26}" + "".join(f"{head:>15}" for head in heads))
+print(f"{'relative error of':24}" + "".join(f"{head:>16}" for head in heads))
 for name, (of_a, of_b) in CASTS.items():
     a, b, magnitudes = of_a(activation), of_b(weight), np.abs(activation)
     d = a @ b.T
@@ -451,7 +451,7 @@ for name, (of_a, of_b) in CASTS.items():
         np.median(row_errors(d, full)),
     )
     medians[name] = errors[-1]
-    print(f"{name:26}" + "".join(f"{error:15.4f}" for error in errors))
+    print(f"{name:24}" + "".join(f"{error:16.4f}" for error in errors))
 exercises.found("05.suffers", max(medians, key=medians.get))
 
 # %% [markdown]

@@ -270,8 +270,8 @@ for size, mode in at:
     mine, base = at[size, mode], at[size, "s8_compiler"]
     apart = mine["us_p90"] < base["us_p10"] or mine["us_p10"] > base["us_p90"]
     change = mine["us"] / base["us"] - 1
-    words = "percentiles " + ("apart  " if apart else "overlap")
-    words += f", {'more' if abs(change) > noise else 'less'} than from run to run"
+    words = f"percentiles {'apart,' if apart else 'overlap,':8} "
+    words += f"{'more' if abs(change) > noise else 'less'} than from run to run"
     print(f"{drawing_results.name(size):>20} {mode:10} {change:+6.2%}, {words}")
 
 # %% [markdown]
@@ -370,9 +370,9 @@ drawing_results.three_axes(
 # zero, and the one in the middle tells a lie that the one on the left does not. A logarithmic axis is for
 # numbers that differ by factors, as from s1 to s9; here it hides what there is to see.
 #
-# The ladder's own figure has both: bars, logarithmic, where s1 has to be in sight, and lines from zero. Look
-# at it with these questions: which panels can be compared with each other? Where do lines cross, and what
-# does a line *between* two shapes mean? (Nothing: it leads the eye.)
+# The lessons' bars are logarithmic, as s1 has to be in sight. The ladder's own figure has lines from zero.
+# Look at it with these questions: which panels can be compared with each other? Where do lines cross, and
+# what does a line *between* two shapes mean? (Nothing: it leads the eye.)
 #
 # ![The ladder: TFLOPS by shape and by size](../figures/ladder.png)
 #
@@ -583,8 +583,8 @@ shape, across = tuple(runs["shape"]), runs["across"]
 head = [
     "date",
     "GPU",
-    "cuBLASLt, a scale per tensor",
-    "cuBLASLt, block scales",
+    "cuBLASLt, per tensor",
+    "cuBLASLt, per block",
     "ours",
     "DeepGEMM then / ours",
 ]
@@ -642,12 +642,14 @@ if both:
 
 # %% [markdown]
 # <details><summary>What is wrong</summary>
+#
 # The means are near each other, and that is the trap: the errors of single rows go both ways, and a mean
 # hides them. A
 # yardstick tells how much faster a *card* is, at best; it does not tell what another version of a library
 # does, nor how a product that lives by memory moves when the tensor cores do. (The second comparison is not
 # the first one repeated, either: another GPU model, and a later DeepGEMM. Say what you changed.) The rows and
 # their commits are in data/runs.json; the file that was compared with is gone from this repository.
+#
 # </details>
 #
 # A list to go through, with any benchmark, this one too:

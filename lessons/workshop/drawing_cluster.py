@@ -84,7 +84,7 @@ def multicast(recorded: np.ndarray, names: Sequence[str]) -> None:
     _, axes = plt.subplots(figsize=(9.2, 6.8))
     _canvas(axes, 36, 18.4, "One stage in each block of a cluster, filled and released")
     axes.set_aspect("auto")
-    axes.add_patch(Rectangle((0.4, 0.1), 34.9, 3.7, facecolor="#f4f4f4", edgecolor=GRID))
+    axes.add_patch(Rectangle((0.4, 0.1), 35.4, 3.7, facecolor="#f4f4f4", edgecolor=GRID))
     axes.text(18, 0.7, "L2", ha="center", va="center", size=11, weight="bold", color=INK)
     _filling(axes, ring, requests(recorded), names)
     axes.axhline(11.0, color=GRID, linewidth=0.8)

@@ -151,6 +151,8 @@ def reach(
         axes.set_xlabel("rows of an expert")
         axes.set_title(f"n = {n}, k = {k}")
     panels[0].set_ylabel("TFLOPS")
+    panels[0].set_yticks([200, 500, 1000, 2000], ["200", "500", "1000", "2000"])
+    panels[0].yaxis.set_minor_formatter("")
     panels[0].legend(fontsize=8, loc="lower right")
     plt.show()
 

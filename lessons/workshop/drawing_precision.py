@@ -151,7 +151,7 @@ def why_128(by_data: Mapping[str, Mapping[int, float]], rounding: float, cost: M
             place = {"xytext": (0, -9), "ha": "right", "va": "top"}
         left.annotate(data, (k, error), textcoords="offset points", color=colour, size=8, **place)
     left.axhline(rounding, color=MUTED, linewidth=0.9, linestyle="--")
-    left.text(1.05 * min(cost), rounding * 1.15, "rounding to BF16", size=7.5, color=MUTED)
+    left.text(max(cost), rounding * 1.15, "rounding to BF16", size=7.5, color=MUTED, ha="right")
     left.set_yscale("log")
     left.set_title("Relative error")
     right.plot(*zip(*cost.items(), strict=True), color=ORANGE, marker="o", markersize=3.5)

@@ -19,7 +19,7 @@ from gemm_ladder.production.config import Config
 from gemm_ladder.production.prediction import predict
 from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
-from workshop import workbench_production
+from workshop import printed, workbench_production
 from workshop.drawing import BLUE, EIGHT, GRID, INK, MUTED, ORANGE, _pale
 
 SHARES = {"nothing": MUTED, "A": BLUE, "B": EIGHT[2], "K": ORANGE}
@@ -44,7 +44,7 @@ def bars(impls: Sequence[str], size: tuple[int, int, int], marked: str = "") -> 
     axes.set_title(f"TFLOPS at {' x '.join(map(str, size))}")
     axes.tick_params(length=0)
     plt.show()
-    return measured.provenance(chosen)
+    return printed.provenance(chosen)
 
 
 def clusters(walks: Mapping[str, tuple[Config, np.ndarray]]) -> None:
@@ -166,7 +166,7 @@ def choices(m: int, n: int, k: int, kind: Kind = "dense", groups: int = 1) -> No
     axes.annotate("what memory or the tensor cores need at least", (256, expected.floor_us), (0, 3),
                   textcoords="offset points", ha="right", size=8, color=MUTED)  # fmt: skip
     axes.plot([chosen.tile_n], [chosen_us], "o", markersize=11, markerfacecolor="none", markeredgecolor=INK)
-    axes.set_ylim(0, 3.2 * chosen_us)
+    axes.set_ylim(0, 3.5 * chosen_us)
     axes.set_xticks(range(16, 257, 16))
     axes.tick_params(length=0)
     axes.set_xlabel("columns of a tile")

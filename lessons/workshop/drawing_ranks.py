@@ -39,11 +39,11 @@ def paper(layer: parallel_model.Layer, tokens: Sequence[int]) -> None:
             axes.bar(range(len(ranks)), us, 0.7, below, color=colour, label=name)
             below += us
         alone = [parallel_model.alone(layer, each * one, one).us for one in ranks]
-        axes.plot(range(len(ranks)), alone, "_", color=INK, markersize=26, label="all experts on each")
+        axes.plot(range(len(ranks)), alone, color=INK, linewidth=1.2, label="all experts on each")
         axes.set_xticks(range(len(ranks)), map(str, ranks))
         axes.set_xlabel("GPUs", color=MUTED)
         axes.set_title(f"{each} tokens a GPU, us")
     # In the first panel, where sharing pays everywhere, there is room below the line.
-    place = {"loc": "center right", "bbox_to_anchor": (1.04, 0.66), "handlelength": 0.8}
+    place = {"loc": "center right", "bbox_to_anchor": (1.04, 0.66), "handlelength": 1.2}
     panels[0][0].legend(fontsize=9, frameon=False, **place)
     plt.show()

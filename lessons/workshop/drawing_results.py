@@ -97,7 +97,7 @@ def spreads() -> None:
         ]
         axes.scatter(*zip(*points, strict=True), s=16, color=colour, alpha=0.75, label=label, zorder=3)
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_major_formatter("{x:.0f}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.2g}%")
     axes.set_ylim(bottom=0)
     axes.grid(axis="y", color=GRID, linewidth=0.6)

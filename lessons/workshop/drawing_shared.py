@@ -45,7 +45,7 @@ def tile(thread: int) -> None:
     axes.text(4, top + 64, "A in shared memory: 16 of k", rotation=90, ha="center", va="center", size=8)
     axes.text(left + 64, -1, "B in shared memory: 16 of k", ha="center", size=8)
     axes.set_title(
-        f"D: 128 x 128 by 256 threads. Orange: thread {thread}, and what it reads for each k", pad=12
+        f"D: 128 x 128 by 256 threads. Orange: thread {thread}, and what it reads for each k", pad=20
     )
     plt.show()
 

@@ -202,7 +202,7 @@ def roles(events: np.ndarray) -> None:
             words = f"{name}, rows {64 * slab} to {64 * slab + 63}"
             _cell(axes, x, top + slab * height, _pale(colours[group], 0.45), words, 8.4, height)
     bottom = top + slabs * height
-    _cell(axes, 16, bottom + 0.2, _pale(MUTED, 0.35), "B, all rows: both consumers", 8.4, height)
+    _cell(axes, 16, bottom + 0.2, _pale(MUTED, 0.35), "B, all rows:\nboth consumers", 8.4, height)
     small = {"size": 8, "color": MUTED, "ha": "center"}
     axes.text(20.2, top - 0.3, "a stage, in shared memory", va="bottom", **small)
     axes.text(33.2, top - 0.3, "the tile, in registers", va="bottom", **small)

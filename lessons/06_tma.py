@@ -661,7 +661,7 @@ workbench.break_it(
 # <details><summary>Why</summary>
 #
 # The engine writes A's rows as they come, and the descriptor still says 128-byte swizzle: products of the
-# wrong k are added, as in [the last lesson](04_wgmma.ipynb). Rows with r mod 8 = 0 are as they should be.
+# wrong k are added, as in [lesson 04](04_wgmma.ipynb). Rows with r mod 8 = 0 are as they should be.
 #
 # </details>
 #

@@ -548,7 +548,8 @@ workbench.break_it(
 #
 # Two lanes of each warp of each block arrive at the same barrier: 16 arrivals where 8 are a phase. So block 0
 # takes a stage for free when half of the warps have released it, and orders the next tile into both blocks.
-# Block 1, at whose barrier no warp arrives, would wait for ever; the emulator stops at the first fault.
+# Block 1, at whose barrier no warp arrives, waits for ever; which of the two comes first depends on the
+# schedule.
 #
 # </details>
 #

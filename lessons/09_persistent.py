@@ -130,7 +130,7 @@ try:
     begins_there = SCALES.replace("6 / kScaleBox * kScaleBox", "6")
     workbench.try_kernel(begins_there, box, ten, threads=32, shared_bytes=256, device="cpu")
 except gl.EmulatorError as error:
-    print(error)
+    printed.show(error)
 
 # %% [markdown]
 # In [shared memory](glossary.md#shared-memory) every box begins at a multiple of 128. That is `kScalePitch`:

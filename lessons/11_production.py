@@ -140,7 +140,7 @@ workbench.code(workbench_production.source("config.cuh"), "^struct Config", "^};
 
 # %%
 config = choice.choose("dense", 64, 2112, 7168)
-text = printed.folded(config.source())
+text = printed.folded(config.source().replace(" = ", printed.whole(" = ")))
 workbench.Text(f"```cpp\n{text}\n```", text)
 
 # %% [markdown]
@@ -662,7 +662,7 @@ def summary(regret):
 
 estimates = np.exp(data.base)
 by_estimate = regrets(lambda inputs: np.zeros((len(inputs), len(prediction.STATES))))
-print("the estimate alone is", words(estimates))
+printed.show("the estimate alone is", words(estimates))
 print(summary(by_estimate))
 
 # %% [markdown]
@@ -722,7 +722,7 @@ drawing_production.how_good(
         "the same, at most 12 kernels a weight": by_choice,
     },
 )
-print("with the factor, it is", words(expected))
+printed.show("with the factor, it is", words(expected))
 print(f"any measured configuration:     {summary(by_network)}")
 print(f"at most {choice.MOST_KERNELS} kernels for a weight: {summary(by_choice)}")
 
@@ -1250,7 +1250,7 @@ exercises.guess_break("11.break6", line=None, then=None)
 
 # %% tags=["break"]
 waits = workbench_production.last_line("ptx::griddepcontrol_wait();")
-print(waits.strip())
+printed.show(waits.strip())
 workbench_production.break_it(pair_a, problem, (waits, ""), seeds=4, guess="11.break6")
 
 # %% [markdown]

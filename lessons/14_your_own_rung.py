@@ -81,7 +81,8 @@ BRIEF = "split_k"  # or "bf16", or "96_columns"
 
 # %%
 mine = own_rung.begin(BRIEF)
-print(*own_rung.find(mine).read_text().splitlines()[:14], sep="\n")
+head = "\n".join(own_rung.find(mine).read_text().splitlines()[:14])
+workbench.Text(f"```cpp\n{head}\n```", head)
 
 # %% [markdown]
 # ## The judge

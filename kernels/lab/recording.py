@@ -28,6 +28,7 @@ class Recording:
         seed: of the schedule.
         fault: that ended the launch, or None.
         texts: source texts that are in no file, by the name that the line table gives them.
+        accumulators: what the accumulators of WGMMAs held.
     """
 
     events: np.ndarray = field(repr=False)
@@ -35,6 +36,7 @@ class Recording:
     seed: int = 0
     fault: EmulatorError | None = None
     texts: dict[str, str] = field(default_factory=dict, repr=False)
+    accumulators: emulator.Accumulators = field(default_factory=emulator.Accumulators, repr=False)
 
     @classmethod
     def of(cls, run: Recording | Recorded | emulator.Run, launch: int | None = None) -> Recording:
@@ -54,7 +56,8 @@ class Recording:
                 raise InputError(f"launch is {launch}; the run has {len(run.launches)} launches.")
             events = run.events[run.events["launch"] == number]
             fault = run.fault if number == len(run.launches) - 1 else None
-            found: Any = cls(events, run.libraries[number], run.seed, fault, dict(run.texts))
+            held = run.accumulators.get(number, emulator.Accumulators())
+            found: Any = cls(events, run.libraries[number], run.seed, fault, dict(run.texts), held)
         else:
             if launch:
                 raise InputError(f"launch is {launch}; {type(run).__name__} holds one launch.")

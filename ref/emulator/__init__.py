@@ -26,14 +26,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from gemm_ladder.errors import EmulatorError, InputError
 from gemm_ladder.ref import mma, tensor_core
-from gemm_ladder.ref.emulator import source_lines
+from gemm_ladder.ref.emulator import interface, source_lines
 from gemm_ladder.ref.emulator.interface import (
     EVENT,
+    Accumulators,
     Config,
     Fault,
     LaunchConfig,
     Tensor,
     declare,
+    read_accumulators,
     read_events,
 )
 
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray | torch.Tensor
 
-__all__ = ["EVENT", "EmulatorError", "LaunchConfig", "Run", "emulator", "launch"]
+__all__ = ["EVENT", "Accumulators", "EmulatorError", "LaunchConfig", "Run", "emulator", "launch"]
 
 
 def arithmetic() -> dict[str, int]:
@@ -69,6 +71,7 @@ class Run:
         fault: EmulatorError that ended the last launch; None if it had none.
         events: structured array of dtype EVENT, one cluster after another (each has its own clock), in the
             order in which things happened within a cluster; empty if not recorded.
+        accumulators: dict of Accumulators, what WGMMAs' accumulators held, by the launch that was recorded.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Run:
         self.libraries: list[str] = []
         self.texts: dict[str, str] = {}
         self.fault: EmulatorError | None = None
+        self.accumulators: dict[int, Accumulators] = {}
         self._events: list[np.ndarray] = []
 
     @property
@@ -108,6 +112,7 @@ class Run:
                     dry=self.dry,
                     tensors=ctypes.addressof(self._tensors),
                     tensor_count=len(known),
+                    kept_bytes=interface.KEPT_BYTES,
                     **arithmetic(),
                 )
             )
@@ -122,6 +127,7 @@ class Run:
             number += 1
         if self.record:
             self._events.append(read_events(library, len(self.launches)))
+            self.accumulators[len(self.launches)] = read_accumulators(library)
         config = LaunchConfig()
         library.emulator_launched(ctypes.byref(config))
         self.launches.append(config)
@@ -143,7 +149,8 @@ def emulator(
 
     Args:
         seed: the schedule, 0 to 2^64 - 1. The result of a correct kernel does not depend on it.
-        record: keep every event (slower, and some 200 bytes an event).
+        record: keep every event (slower, and some 200 bytes an event), and the accumulators of WGMMAs after
+            each wait (up to 256 MB in all, each cluster's first ones).
         threads: OS threads; each runs one cluster at a time. None: one for each core. Where a thread waits
             in a loop for another cluster that has not begun, one more is started. Fewer take longer; what a
             correct kernel computes does not depend on them.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from gemm_ladder.errors import EmulatorError
@@ -47,6 +48,36 @@ EVENT = np.dtype(
 )
 
 
+# struct EmulatorAccumulator: what a warp's accumulators do from the WGMMA that is the first to use them to
+# the wait that gives them back.
+ACCUMULATOR = np.dtype(
+    [
+        ("cluster", np.int32),
+        ("block", np.int32),
+        ("warp", np.int32),
+        ("number", np.int32),
+        ("type", np.int32),
+        ("n", np.int32),
+        ("begin", np.int64),
+        ("end", np.int64),
+        ("offset", np.int64),
+    ]
+)
+
+
+class Accumulators(NamedTuple):
+    """What a launch's accumulators held.
+
+    Attributes:
+        rows: of dtype ACCUMULATOR: record.hpp says what the fields mean.
+        values: uint8, the bytes that `offset` counts: 16 rows of n values, of `mma.Type(type)`.
+    """
+
+    rows: np.ndarray = np.empty(0, ACCUMULATOR)
+    values: np.ndarray = np.empty(0, np.uint8)
+
+
+KEPT_BYTES = 256 << 20  # of accumulators, that a launch which is recorded keeps
 PIECE = 16  # bytes that a TMA store writes as one
 
 
@@ -64,6 +95,7 @@ class Config(ctypes.Structure):
         ("dry", ctypes.c_int32),
         ("tensors", ctypes.c_void_p),
         ("tensor_count", ctypes.c_int64),
+        ("kept_bytes", ctypes.c_int64),
     ]
 
 
@@ -184,6 +216,10 @@ def declare(library: ctypes.CDLL) -> None:
     library.emulator_steps.restype = ctypes.c_int64
     library.emulator_events.restype = ctypes.c_int64
     library.emulator_events.argtypes = [ctypes.POINTER(ctypes.c_void_p)]
+    library.emulator_accumulators.restype = ctypes.c_int64
+    library.emulator_accumulators.argtypes = [ctypes.POINTER(ctypes.c_void_p)]
+    library.emulator_accumulator_values.restype = ctypes.c_int64
+    library.emulator_accumulator_values.argtypes = [ctypes.POINTER(ctypes.c_void_p)]
     library.emulator_event_name.restype = ctypes.c_char_p
     library.emulator_event_name.argtypes = [ctypes.c_int32]
 
@@ -197,16 +233,28 @@ def _kinds(library: ctypes.CDLL) -> np.ndarray:
 
 
 def read_events(library: ctypes.CDLL, launch_index: int) -> np.ndarray:
-    address = ctypes.c_void_p()
-    count = library.emulator_events(ctypes.byref(address))
-    events = np.empty(count, EVENT)
-    if count:
-        raw = np.frombuffer(
-            (ctypes.c_char * (count * RAW_EVENT.itemsize)).from_address(address.value), RAW_EVENT
-        )
+    raw = _array(library.emulator_events, RAW_EVENT)
+    events = np.empty(len(raw), EVENT)
+    if len(raw):
         for field in set(EVENT.names or ()) & set(RAW_EVENT.names or ()) - {"kind"}:
             events[field] = raw[field]
         events["offset"] = source_lines.offsets(library, raw["from"])
         events["kind"] = _kinds(library)[raw["kind"]]
         events["launch"] = launch_index
     return events
+
+
+def read_accumulators(library: ctypes.CDLL) -> Accumulators:
+    return Accumulators(
+        _array(library.emulator_accumulators, ACCUMULATOR).copy(),
+        _array(library.emulator_accumulator_values, np.dtype(np.uint8)).copy(),
+    )
+
+
+def _array(function: Callable[..., int], dtype: np.dtype) -> np.ndarray:
+    """What a function of the library gives: an address, and how many. Valid until the next launch."""
+    address = ctypes.c_void_p()
+    count = function(ctypes.byref(address))
+    if not count or address.value is None:
+        return np.empty(0, dtype)
+    return np.frombuffer((ctypes.c_char * (count * dtype.itemsize)).from_address(address.value), dtype)

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from gemm_ladder.errors import InputError
 from gemm_ladder.lab.recording import Recording
+from gemm_ladder.lab.viewer.accumulators import Accumulator, accumulators
 from gemm_ladder.lab.viewer.history import Barrier, BarrierState, History
 from gemm_ladder.lab.viewer.sentences import SENTENCES
 from gemm_ladder.lab.viewer.smem import Place, PlaceState
@@ -25,12 +27,13 @@ class Stepper:
         step = lab.Stepper(result)
         step.next("mbarrier_phase")     # to the next event of that kind, of any warp
         step.next(warp=2)               # to warp 2's next event
-        step.where(2), step.barrier("full 0"), step.stage(0)
+        step.where(2), step.barrier("full 0"), step.stage(0), step.accumulator(0)
 
-    Nothing runs: a step back is as good as one forward. The values of accumulators are not recorded.
+    Nothing runs: a step back is as good as one forward.
 
     Attributes:
         history: all events of the cluster, and their states.
+        accumulators: of WGMMAs, all that the cluster's warpgroups use.
         event: the index of the event that has just happened.
         every_lane: whether `next` and `back` stop at the events of every lane; by default an instruction of a
             warp's lanes is one stop.
@@ -57,6 +60,7 @@ class Stepper:
             faulty = recording.faulty_cluster()
             cluster = recording.clusters()[0] if faulty is None else faulty
         self.history = History(recording, cluster)
+        self.accumulators = accumulators(recording, cluster)
         self.event = 0
         self.every_lane = every_lane
 
@@ -114,6 +118,28 @@ class Stepper:
         """
         return self._place(which, block).at(self.event)
 
+    def accumulator(self, warpgroup: int = 0, number: int = 0, block: int | None = None) -> np.ndarray | None:
+        """The accumulators, 64 rows of n columns, that some of a warpgroup's WGMMAs add to.
+
+            step.next("wgmma_pass", warp=0).accumulator()  # the sums after warp 0's next wait
+
+        A warp's 16 rows are as its last `wgmma.wait_group` gave them back; what the kernel's own statements
+        have done to the registers since then is not recorded.
+
+        Args:
+            warpgroup: of the thread block.
+            number: which of the warpgroup's accumulators, in the order in which it has used them first.
+            block: the thread block; None: the cluster's first.
+
+        Returns:
+            Array of shape [64, n], float32, float16 or int32; None before the first WGMMA on them. Rows of
+            warps whose WGMMAs are in flight, or not issued, are NaN (in int32 the same bits, 0x7FC00000).
+
+        Raises:
+            InputError: there is no such accumulator, or its values were too many to be kept.
+        """
+        return self._accumulator(warpgroup, number, block).at(self.event)
+
     @property
     def line(self) -> str | None:
         """The source line of the event, such as "s4_tma.cu:91"."""
@@ -134,7 +160,7 @@ class Stepper:
         )
 
     def state(self) -> str:
-        """All warps, mbarriers and places at this moment, one a line."""
+        """All warps, mbarriers, places and accumulators at this moment, one a line."""
         history = self.history
         lines = [
             f"block {block}, warp {warp}: {history.where(block, warp, self.event)}"
@@ -150,6 +176,9 @@ class Stepper:
             if content := place.at(self.event):
                 load = f", load {content.round}" if content.round else ""
                 lines.append(f"block {place.block}, {place.name}: {content.state}{load}")
+        for one in self.accumulators:
+            if said := one.state(self.event):
+                lines.append(f"block {one.block}, {one.name}: {said}")
         return "\n".join(lines)
 
     def __repr__(self) -> str:
@@ -218,11 +247,22 @@ class Stepper:
             f"There is no stage {which!r} in block {block}; it has {', '.join(one.name for one in mine)}."
         )
 
+    def _accumulator(self, warpgroup: int, number: int, block: int | None) -> Accumulator:
+        block = self.history.blocks[0] if block is None else block
+        mine = [one for one in self.accumulators if one.block == block]
+        for one in mine:
+            if (one.warpgroup, one.number) == (warpgroup, number):
+                return one
+        raise InputError(
+            f"There is no accumulator {number} of warpgroup {warpgroup} in block {block}; it has "
+            f"{'; '.join(one.name for one in mine) or 'none'}."
+        )
+
 
 class Terminal(cmd.Cmd):
     """Commands for a Stepper: what `python -m gemm_ladder lab step` reads."""
 
-    intro = "Enter steps to the next event; help lists the commands (n, b, s, w, q are short)."
+    intro = "Enter steps to the next event; help lists the commands (n, b, s, w, a, q are short)."
     prompt = "> "
 
     def __init__(self, stepper: Stepper) -> None:
@@ -277,6 +317,24 @@ class Terminal(cmd.Cmd):
 
         self._answer(said)
 
+    def do_accumulator(self, line: str) -> None:
+        """accumulator [WARPGROUP [NUMBER [BLOCK]]]: the 64 rows that WGMMAs add to, after the last wait."""
+        numbers = line.split()
+        if len(numbers) > 3 or not all(number.isdigit() for number in numbers):
+            print(
+                "accumulator may have a warpgroup's number, one of its accumulators' and a block's.",
+                file=self.stdout,
+            )
+            return
+
+        def said() -> str:
+            found = self.stepper.accumulator(*map(int, numbers))
+            if found is None:
+                return "No WGMMA has used it yet."
+            return f"{found.shape[0]} x {found.shape[1]}, {found.dtype}:\n{found}"
+
+        self._answer(said)
+
     def do_source(self, line: str) -> None:
         """source: the source text around the event."""
         print(self.stepper.source(8) or "The event has no source line.", file=self.stdout)
@@ -294,7 +352,7 @@ class Terminal(cmd.Cmd):
     def default(self, line: str) -> bool | None:  # type: ignore[override] # cmd's returns what a command does
         short: dict[str, Callable[[str], bool | None]] = {
             **{"n": self.do_next, "b": self.do_back, "s": self.do_state, "w": self.do_where},
-            "q": self.do_quit,
+            **{"a": self.do_accumulator, "q": self.do_quit},
         }
         command, _, rest = line.partition(" ")
         if command in short:

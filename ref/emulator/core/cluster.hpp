@@ -102,12 +102,17 @@ class Cluster {
 
     uint64_t steps() const { return step_; }
     uint64_t turn() const { return turn_; }  // rises whenever a thread is given its turn
-    std::vector<EmulatorEvent> events;
+    Recorded recorded;
     std::vector<Block> blocks;
     const GlobalMemory* memory;
     const EmulatorConfig& config() const { return config_; }
     const Call& call() const { return *call_; }
     const Shape& shape() const { return shape_; }
+    int64_t index() const { return index_; }
+    int64_t clusters() const {  // of the grid
+        const dim3& grid = shape_.grid.grid;
+        return static_cast<int64_t>(grid.x) * grid.y * grid.z / shape_.size;
+    }
     int elected_lane() const { return elected_lane_; }
     Place issuer() const { return issuer_; }
     // The asynchronous instruction that is being carried out (Issued), and the place in the kernel that issued it.
@@ -120,8 +125,9 @@ class Cluster {
     // ---- What the instructions use
     void record(Event kind, const Block& block, int thread, uint32_t address = 0, int64_t value = 0) {
         if (config_.record)
-            events.push_back({step_, static_cast<int32_t>(index_), static_cast<int32_t>(block.index), thread,
-                              static_cast<int32_t>(kind), address, 0, value, thread >= 0 ? self().from : nullptr});
+            recorded.events.push_back({step_, static_cast<int32_t>(index_), static_cast<int32_t>(block.index), thread,
+                                       static_cast<int32_t>(kind), address, 0, value,
+                                       thread >= 0 ? self().from : nullptr});
     }
     // The calling thread stops until these waiters are woken; the caller then tests its condition again.
     void block_on(Waiters& waiters, const Wait& wait) {

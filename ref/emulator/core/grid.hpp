@@ -36,7 +36,7 @@ inline std::vector<int64_t> shuffled(int64_t clusters, uint64_t seed) {
 // What the clusters of a grid have done.
 struct Outcome {
     std::vector<std::pair<int64_t, FaultReport>> faults;  // with the cluster's place in the order
-    std::vector<std::vector<EmulatorEvent>> events;       // of each cluster, if they are recorded
+    std::vector<Recorded> recorded;                       // of each cluster, if it is recorded
     uint64_t steps = 0;
 };
 
@@ -45,7 +45,7 @@ inline Outcome run_clusters(const LaunchConfig& config, const Cluster::Shape& sh
     const std::vector<int64_t> order = shuffled(clusters, launch.config.seed);
     std::atomic<int64_t> next{0};
     Outcome outcome;
-    outcome.events.resize(launch.config.record ? static_cast<std::size_t>(clusters) : 0);
+    outcome.recorded.resize(launch.config.record ? static_cast<std::size_t>(clusters) : 0);
     std::mutex mutex;
     Watchdog watchdog;
     // The first failing cluster in this order is reported, so the report does not depend on how many OS threads there
@@ -60,8 +60,8 @@ inline Outcome run_clusters(const LaunchConfig& config, const Cluster::Shape& sh
                 const std::optional<FaultReport> fault = cluster.run(index, call, i);
                 const std::lock_guard lock(mutex);
                 outcome.steps += cluster.steps();
-                if (!outcome.events.empty())
-                    outcome.events[static_cast<std::size_t>(index)] = std::move(cluster.events);
+                if (!outcome.recorded.empty())
+                    outcome.recorded[static_cast<std::size_t>(index)] = std::move(cluster.recorded);
                 if (!fault) continue;
                 outcome.faults.emplace_back(i, *fault);
                 launch.failed = std::min<int64_t>(launch.failed, i);
@@ -161,8 +161,8 @@ const char* run_grid(const LaunchConfig& config, const GridShape& grid, const Ca
     session.steps += outcome.steps;  // of all kernels that one launcher starts
     session.printed += launch->printed;
     for (const auto& [begin, end] : launch->notes) session.notes.push_back(begin + end);
-    for (const auto& of_cluster : outcome.events)
-        session.events.insert(session.events.end(), of_cluster.begin(), of_cluster.end());
+    const std::size_t earlier = session.recorded.events.size();
+    for (const Recorded& of_cluster : outcome.recorded) session.recorded.append(of_cluster, earlier);
     if (outcome.faults.empty()) return nullptr;
     session.fault = std::ranges::min_element(outcome.faults, {}, [](const auto& fault) { return fault.first; })->second;
     session.fault->message.insert(0, "emulator: ");
@@ -222,8 +222,16 @@ const char* emulator_note(int64_t number) {
 void emulator_launched(LaunchConfig* out) { *out = emulator::launched; }
 int64_t emulator_steps() { return static_cast<int64_t>(emulator::session.steps); }
 int64_t emulator_events(const EmulatorEvent** out) {
-    *out = emulator::session.events.data();
-    return static_cast<int64_t>(emulator::session.events.size());
+    *out = emulator::session.recorded.events.data();
+    return static_cast<int64_t>(emulator::session.recorded.events.size());
+}
+int64_t emulator_accumulators(const EmulatorAccumulator** out) {
+    *out = emulator::session.recorded.accumulators.data();
+    return static_cast<int64_t>(emulator::session.recorded.accumulators.size());
+}
+int64_t emulator_accumulator_values(const uint8_t** out) {
+    *out = emulator::session.recorded.values.data();
+    return static_cast<int64_t>(emulator::session.recorded.values.size());
 }
 const char* emulator_event_name(int32_t kind) { return emulator::event_name(kind); }
 // Whether the last launch was stopped by a fault of its kernel, and which.

@@ -1,6 +1,7 @@
 // The input and output of a run: its configuration, its events, its fault, and the random numbers that drive it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -36,6 +37,7 @@ struct EmulatorConfig {
     int32_t dry;  // 1: run nothing, only keep the launcher's LaunchConfig
     const EmulatorTensor* tensors;
     int64_t tensor_count;  // 0: what a kernel does to global memory is not checked
+    int64_t kept_bytes;    // of accumulators, if events are kept; each cluster keeps its share, the first ones
 };
 
 struct EmulatorEvent {
@@ -50,7 +52,45 @@ struct EmulatorEvent {
         from;  // the place in the kernel's machine code that executed the instruction; nullptr where thread is -1
 };
 
+// What a warp's accumulators do from the WGMMA that is the first to use them to the wait that gives them back.
+struct EmulatorAccumulator {
+    int32_t cluster, block, warp;
+    int32_t number;   // of the warp's accumulators, in the order in which WGMMAs have used them first
+    int32_t type, n;  // a ptx::Type; columns
+    int64_t begin,
+        end;         // the events of lane 0, counted in the cluster, that begin and end this; end = -1: none has yet
+    int64_t offset;  // of their 16 rows of n values in Recorded::values; -1: there are none, or they were left out
+};
+
 namespace emulator {
+
+// What a cluster did or, in a Session, all of them did.
+struct Recorded {
+    std::vector<EmulatorEvent> events;
+    std::vector<EmulatorAccumulator> accumulators;
+    std::vector<uint8_t> values;
+
+    void clear() {
+        events.clear();
+        accumulators.clear();
+        values.clear();
+    }
+    // Adds what a cluster did. The first `earlier` events are those of kernels that the same launcher has started
+    // before.
+    void append(const Recorded& other, std::size_t earlier) {
+        events.insert(events.end(), other.events.begin(), other.events.end());
+        for (EmulatorAccumulator one : other.accumulators) {
+            const auto end = events.begin() + static_cast<std::ptrdiff_t>(earlier);
+            const int64_t before = std::count_if(
+                events.begin(), end, [&](const EmulatorEvent& event) { return event.cluster == one.cluster; });
+            one.begin += before;
+            if (one.end >= 0) one.end += before;
+            if (one.offset >= 0) one.offset += static_cast<int64_t>(values.size());
+            accumulators.push_back(one);
+        }
+        values.insert(values.end(), other.values.begin(), other.values.end());
+    }
+};
 
 // The kinds of event, and what `address` and `value` mean in each. An instruction of a whole warp is recorded once, for
 // its lane 0.
@@ -121,7 +161,7 @@ class Random {
 struct Session {
     EmulatorConfig config{};
     uint64_t steps = 0;
-    std::vector<EmulatorEvent> events;
+    Recorded recorded;
     std::optional<FaultReport> fault;
     std::string library;  // the path of the kernel's
     uintptr_t library_begin = 0;

@@ -21,7 +21,7 @@ inline void Cluster::reset(int64_t cluster) {
     last_ = nullptr;
     fault_.reset();
     instruction = {};
-    events.clear();
+    recorded.clear();
     ready_.reset(numbers() / 32);
     pending_.clear();
     patient_.clear();

@@ -143,7 +143,8 @@ struct Accumulator {    // a thread's part of it
     AccumulatorTile* tile;
     ptx::Type type;
     int64_t last_op;
-    const void* from;  // the place in the kernel that issued that
+    const void* from;                // the place in the kernel that issued that
+    std::optional<std::size_t> row;  // of Recorded::accumulators, of a lane 0
 };
 
 struct WgmmaForm {  // what all lanes of a warpgroup must agree on
@@ -172,6 +173,8 @@ struct WgmmaQueue {                    // the WGMMAs that a warp has issued, in 
     Waiters waiters;
     std::deque<AccumulatorTile> tiles;
     std::vector<AccumulatorTile*> free_tiles;
+    // The accumulators that have been used, in order: lane 0's registers, type and columns. Only if they are recorded.
+    std::vector<std::tuple<const uint32_t*, ptx::Type, int64_t>> known;
 
     AccumulatorTile* take_tile(std::size_t bytes) {
         if (free_tiles.empty()) free_tiles.push_back(&tiles.emplace_back());

@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "../ptx.cuh"
+#include "accumulators.hpp"
 #include "lanes.hpp"
 
 namespace emulator {
@@ -276,7 +277,8 @@ void issue_wgmma(const MatrixKind& kind, uint32_t* d, int64_t n, const uint32_t*
         ++op.accumulators->lanes;
         if (scale_d)
             move_accumulators<true>(kind.d, lane, static_cast<std::size_t>(n), d, op.accumulators->rows.data());
-        thread.accumulators.push_back({d, count, op.accumulators, kind.d, 0, nullptr});
+        thread.accumulators.push_back({d, count, op.accumulators, kind.d, 0, nullptr, {}});
+        if (lane == 0) record_flight(thread, queue, thread.accumulators.back(), n);
         accumulator = std::prev(thread.accumulators.end());
         std::fill_n(d, count, poison(kind.d));
     }
@@ -381,6 +383,7 @@ void wait_wgmma(int in_flight, int line) {
             const std::size_t columns = accumulator.count * (accumulator.type == ptx::Type::f16 ? 4 : 2);
             move_accumulators<false>(accumulator.type, static_cast<std::size_t>(thread.lane()), columns,
                                      accumulator.home, tile.rows.data());
+            if (accumulator.row) record_values(cluster, accumulator);
             if (--tile.lanes == 0) queue.free_tiles.push_back(&tile);
             thread.wgmma_fenced = false;
             thread.rested.push_back(accumulator);

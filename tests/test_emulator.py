@@ -53,12 +53,13 @@ def test_tma_load_with_a_hint_for_l2_is_a_load(machine: str) -> None:
         np.testing.assert_array_equal(out, swizzled(window(matrix, 30, 48, BOX_ROWS, BOX_COLUMNS)))
 
 
+@pytest.mark.parametrize("unit", [13, 16], ids=["its box", "its map"])
 @pytest.mark.parametrize(("y", "x"), [(30, 48), (39, 144), (-5, -16)])
-def test_a_box_prefetched_into_l2_is_loaded_as_it_is(machine: str, y: int, x: int) -> None:
+def test_what_is_prefetched_is_loaded_as_it_is(machine: str, y: int, x: int, unit: int) -> None:
     matrix = np.random.default_rng(7).integers(1, 256, (40, 160), np.uint8)
     for seed in for_each_schedule(machine):
         out = np.zeros(BOX, np.uint8)
-        run_unit(machine, 13, out, matrix, seed, rows=40, columns=160, x=x, y=y)
+        run_unit(machine, unit, out, matrix, seed, rows=40, columns=160, x=x, y=y)
         np.testing.assert_array_equal(out, swizzled(window(matrix, y, x, BOX_ROWS, BOX_COLUMNS)))
 
 
@@ -112,6 +113,15 @@ def test_tma_reduction_adds_and_clips(machine: str, y: int, x: int) -> None:
         np.testing.assert_array_equal(out, expected)
 
 
+def test_tma_stores_take_turns_with_two_buffers(machine: str) -> None:
+    turn, _, column = np.indices((6, BOX_ROWS, BOX_COLUMNS))
+    expected = (column // 4 * 4 + turn & 0x7F) + column % 4
+    for seed in for_each_schedule(machine):
+        out = np.zeros((6 * BOX_ROWS, BOX_COLUMNS), np.uint8)
+        run_unit(machine, 17, out, None, seed, rows=6 * BOX_ROWS, columns=BOX_COLUMNS)
+        np.testing.assert_array_equal(out, expected.reshape(out.shape))
+
+
 BAD_BOXES = [
     (0, 8, 0, "misaligned", "TMA load at column 8, byte 8 of the row: a multiple of 16 is needed"),
     (1, 7, 5, "misaligned", "TMA load at column 7, byte 28 of the row: a multiple of 16 is needed"),
@@ -138,7 +148,8 @@ def test_a_gpu_refuses_these_boxes_too(unit: int, x: int, y: int) -> None:
     assert run.returncode and "illegal instruction" in run.stderr, run.stderr
 
 
-def test_wgmma_reads_through_descriptors_into_fragments(machine: str) -> None:
+@pytest.mark.parametrize("unit", [4, 19], ids=["the writers fence", "the reader fences"])
+def test_wgmma_reads_through_descriptors_into_fragments(machine: str, unit: int) -> None:
     codes = fp8.encode(np.random.default_rng(3).standard_normal((128, 128)).astype(np.float32))
     codes = np.ascontiguousarray(codes).view(np.uint8)
     a, b = codes[:64], codes[64:]
@@ -148,7 +159,7 @@ def test_wgmma_reads_through_descriptors_into_fragments(machine: str) -> None:
     row, column = layouts.wgmma_accumulator(64)
     for seed in for_each_schedule(machine):
         out = np.zeros((128, 32), np.float32)
-        run_unit(machine, 4, out, codes, seed)
+        run_unit(machine, unit, out, codes, seed)
         np.testing.assert_array_equal(out, expected[row, column])
 
 
@@ -233,6 +244,20 @@ def test_vector_stores_to_this_blocks_and_to_the_other_blocks_shared_memory(mach
         out = np.zeros((2, 128, 2, 4), np.float32)
         run_unit(machine, 11, out, None, seed)
         np.testing.assert_array_equal(out, expected)
+
+
+def test_a_relaxed_arrival_says_that_a_block_has_begun(machine: str) -> None:
+    expected = np.repeat(1000 * np.array([[1], [0]]) + np.arange(128), 4, axis=1)
+    for seed in for_each_schedule(machine):
+        out = np.full((2, 128 * 4), np.nan, np.float32)
+        run = run_unit(machine, 18, out, None, seed)
+        np.testing.assert_array_equal(out, expected)
+        if run is not None:
+            kinds = run.events["kind"][run.events["thread"] >= 0]
+            first = kinds == "cluster_pass"
+            assert (kinds[: first.argmax()] == "cluster_arrive").sum() == 8, (
+                "all warps arrive before one passes"
+            )
 
 
 def test_words_next_to_an_mbarrier_can_be_stored(machine: str) -> None:

@@ -78,13 +78,16 @@ __global__ void tma_store(const __grid_constant__ TensorMap map, int x, int y) {
     }
 }
 
-// 4: out[thread][register] of two chained m64n64k32. A is the first and B the second 64 rows of a swizzled tile.
+// 4, 19: out[thread][register] of two chained m64n64k32. A is the first and B the second 64 rows of a swizzled tile.
+// The proxy fence is on the writers' side of the barrier (4) or on the reader's (19).
+template <bool kReaderFences>
 __global__ void __launch_bounds__(128) wgmma_fragment(const uint8_t* in, uint8_t* out) {
     const uint32_t smem = ptx::shared_memory(), bytes = 64 * kSwizzleRow;
     for (uint32_t i = threadIdx.x * 4; i < 2 * bytes; i += blockDim.x * 4)
         ptx::st_shared(smem + swizzle_128b(i), *reinterpret_cast<const uint32_t*>(in + i));
-    ptx::fence_proxy_async();
+    if (!kReaderFences) ptx::fence_proxy_async();
     __syncthreads();
+    if (kReaderFences) ptx::fence_proxy_async();
     float d[32];
     ptx::wgmma_fence();
     ptx::wgmma<64>(d, smem_descriptor(smem), smem_descriptor(smem + bytes), 0);
@@ -203,12 +206,17 @@ __global__ void beside_a_barrier(uint8_t* out) {
     }
 }
 
-// 13: as 10, but the box is first prefetched into L2, which must not change what is loaded.
+// 13, 16: as 10, but first the box is prefetched into L2 (13), or the tensor map (16), which must not change what is
+// loaded.
+template <bool kMap>
 __global__ void tma_prefetch(const __grid_constant__ TensorMap map, uint8_t* out, int x, int y, uint32_t box_bytes) {
     const uint32_t smem = ptx::shared_memory(), barrier = smem + kBarrier;
     init_barrier(barrier, 1);
     if (threadIdx.x == 0) {
-        ptx::cp_async_bulk_prefetch_tensor_2d_hint(&map, x, y, ptx::createpolicy_evict_first());
+        if (kMap)
+            ptx::prefetch_tensormap(&map);
+        else
+            ptx::cp_async_bulk_prefetch_tensor_2d_hint(&map, x, y, ptx::createpolicy_evict_first());
         ptx::mbarrier_arrive_expect_tx(barrier, box_bytes);
         ptx::cp_async_bulk_tensor_2d(smem, &map, barrier, x, y);
     }
@@ -249,6 +257,40 @@ __global__ void tma_reduce(const __grid_constant__ TensorMap map, int x, int y) 
     }
 }
 
+// 17: stores kTurns boxes, of bytes t, t + 1, t + 2, ..., below each other. They take turns with two buffers: a box is
+// written when at most one store may not have read its buffer yet.
+constexpr int kTurns = 6;
+__global__ void tma_stores_in_turn(const __grid_constant__ TensorMap map) {
+    for (uint32_t turn = 0; turn < kTurns; ++turn) {
+        const uint32_t buffer = ptx::shared_memory() + turn % 2 * kBoxBytes;
+        if (threadIdx.x == 0) ptx::cp_async_bulk_wait_group_read<1>();
+        __syncthreads();
+        for (uint32_t i = threadIdx.x * 4; i < kBoxBytes; i += blockDim.x * 4)
+            ptx::st_shared(buffer + swizzle_128b(i), (i + turn & 0x7F) * 0x01010101u + 0x03020100u);
+        ptx::fence_proxy_async();
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            ptx::cp_async_bulk_tensor_2d_store(&map, buffer, 0, turn * kBoxRows);
+            ptx::cp_async_bulk_commit_group();
+        }
+    }
+    if (threadIdx.x == 0) ptx::cp_async_bulk_wait_group<0>();
+}
+
+// 18: each thread of a cluster of two stores four equal floats in the other block, once all threads of both have
+// arrived: an arrival that is relaxed says that the block has begun. out[rank][thread] = what the other block has
+// stored.
+__global__ void relaxed_arrivals(uint8_t* out) {
+    const uint32_t address = ptx::shared_memory() + threadIdx.x * 16, rank = ptx::cluster_ctarank();
+    const float mine = static_cast<float>(1000 * rank + threadIdx.x);
+    ptx::barrier_cluster_arrive_relaxed();
+    ptx::barrier_cluster_wait();
+    ptx::st_shared_cluster(ptx::mapa(address, 1 - rank), float4{mine, mine, mine, mine});
+    ptx::barrier_cluster_arrive();
+    ptx::barrier_cluster_wait();
+    reinterpret_cast<float4*>(out)[rank * blockDim.x + threadIdx.x] = ptx::ld_shared<float4>(address);
+}
+
 template <int kRowBytes>
 const char* store_box(const UnitArgs& u, const LaunchConfig& config, const TensorMap& map) {
     return launch(tma_store<kRowBytes>, config, map, static_cast<int>(u.x), static_cast<int>(u.y));
@@ -285,7 +327,7 @@ extern "C" const char* gemm_ladder_launch(const UnitArgs* args) {
                                      : store_box<128>(u, config, map);
         case 4:
             config.shared_bytes = 2 * 64 * kSwizzleRow;
-            return launch(wgmma_fragment, config, u.in, u.out);
+            return launch(wgmma_fragment<false>, config, u.in, u.out);
         case 5:
             config.threads = 32;
             return launch(stmatrix, config, u.out);
@@ -312,7 +354,7 @@ extern "C" const char* gemm_ladder_launch(const UnitArgs* args) {
             return launch(beside_a_barrier, config, u.out);
         case 13:
             if (auto error = bytes_map(u.in)) return error;
-            return launch(tma_prefetch, config, map, u.out, x, y, box_bytes);
+            return launch(tma_prefetch<false>, config, map, u.out, x, y, box_bytes);
         case 14:
             if (auto error = launch(counts, config, u.out)) return error;
             config.early = true;
@@ -322,6 +364,19 @@ extern "C" const char* gemm_ladder_launch(const UnitArgs* args) {
                                            kBoxRows, kSwizzleRow / 4, Swizzle::k128B))
                 return error;
             return launch(tma_reduce, config, map, x, y);
+        case 16:
+            if (auto error = bytes_map(u.in)) return error;
+            return launch(tma_prefetch<true>, config, map, u.out, x, y, box_bytes);
+        case 17:
+            if (auto error = bytes_map(u.out)) return error;
+            return launch(tma_stores_in_turn, config, map);
+        case 18:
+            config.blocks = 2;
+            config.cluster = 2;
+            return launch(relaxed_arrivals, config, u.out);
+        case 19:
+            config.shared_bytes = 2 * 64 * kSwizzleRow;
+            return launch(wgmma_fragment<true>, config, u.in, u.out);
         default:
             return "no such unit";
     }

@@ -154,6 +154,16 @@ __global__ void barriers_of_halves(float* y) {
     y[threadIdx.x] = 1;
 }
 
+__global__ void barriers_of_one_line(float* y) {
+    threadIdx.x % 32 < 16 ? __syncthreads() : __syncthreads();
+    y[threadIdx.x] = 1;
+}
+
+__global__ void named_barriers_of_one_line(float* y) {
+    threadIdx.x % 32 < 16 ? ptx::bar_sync(1, 64) : ptx::bar_sync(1, 64);
+    y[threadIdx.x] = 1;
+}
+
 __global__ void shuffles_of_halves(float* y) {
     float value = threadIdx.x;
     if (threadIdx.x % 2)

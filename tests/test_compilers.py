@@ -120,3 +120,20 @@ def test_an_accumulator_in_flight_is_guarded(compiler: str) -> None:
     with pytest.raises(EmulatorError, match="reads accumulator register 1 while a WGMMA") as caught:
         lab.run(source, np.zeros(128, np.float32), block=128, shared_bytes=16384)
     assert caught.value.line and caught.value.line.endswith(":10")
+
+
+@pytest.mark.slow
+def test_equal_barriers_of_one_line_stay_two(compiler: str) -> None:
+    """A compiler may not make one call of them: a warp that has diverged would go unnoticed."""
+    source = """
+    #include <cuda_runtime.h>
+    __global__ void k(float* out) {
+        if (threadIdx.x % 2) __syncthreads(); else __syncthreads();
+        out[threadIdx.x] = 1;
+    }
+    """
+    with pytest.raises(EmulatorError, match="the warp has diverged") as caught:
+        lab.run(source, np.zeros(64, np.float32), block=64)
+    assert caught.value.what == "divergent_warp"
+    for line in (caught.value.line, caught.value.other_line):
+        assert line and line.endswith(":4")

@@ -201,6 +201,16 @@ ALONE = {
         64,
         Said("divergent_warp", r"executes __syncthreads\(\), and other lanes of its warp", "__syncthreads"),
     ),
+    "barriers_of_one_line": (
+        64,
+        Said(
+            "divergent_warp", r"executes __syncthreads\(\), and other lanes of its warp", "[?] __syncthreads"
+        ),
+    ),
+    "named_barriers_of_one_line": (
+        64,
+        Said("divergent_warp", r"executes bar.sync, and other lanes of its warp", "[?] ptx::bar_sync"),
+    ),
     "shuffles_of_halves": (
         32,
         Said("divergent_warp", r"executes shfl.sync.\w+ while its warp executes shfl.sync.\w+", "__shfl"),

@@ -70,6 +70,7 @@ _HOOKS_OF_GCC = (
     *("--param=max-inline-insns-single=300", "--param=max-inline-insns-auto=300"),
 )
 _HOOKS_OF_CLANG = (
+    "-gno-column-info",  # a call that two of one line are made into keeps the line
     "-fsanitize=array-bounds",
     toolchain.TRACED,
     *("-mllvm", "-tsan-instrument-memory-accesses=0"),

@@ -21,7 +21,7 @@ namespace cooperative_groups {
 
 class thread_block {
   public:
-    static void sync(int line = __builtin_LINE()) { __syncthreads(line); }
+    static void sync(int place = EMULATOR_PLACE) { __syncthreads(place); }
     static unsigned thread_rank() { return emulator::thread_rank(); }
     static unsigned num_threads() { return emulator::block_threads(); }
     static unsigned size() { return num_threads(); }

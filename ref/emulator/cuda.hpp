@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
+#include <source_location>
 
 #include "copies.hpp"
 #include "cuda_vectors.hpp"
@@ -52,7 +53,19 @@ void launch_bounds(int64_t threads, int64_t blocks_an_sm = 1, int64_t cluster = 
 
 }  // namespace emulator
 
-void __syncthreads(int line = __builtin_LINE());  // the kernel's line that calls: all lanes of a warp are in one line
+// The default argument for where a kernel calls an .aligned instruction, all of whose lanes must be in one place: the
+// line, and the column, which tells two calls in one line apart. As an argument it also keeps a compiler from making
+// equal calls in two branches one.
+#ifdef __clang__
+#define EMULATOR_PLACE (__builtin_LINE() | __builtin_COLUMN() << 20)
+#else
+namespace emulator {
+constexpr int place(const std::source_location& at) { return static_cast<int>(at.line() | at.column() << 20); }
+}  // namespace emulator
+#define EMULATOR_PLACE ::emulator::place(std::source_location::current())
+#endif
+
+void __syncthreads(int place = EMULATOR_PLACE);
 
 #define threadIdx (emulator::indices().thread)
 #define blockIdx (emulator::indices().block)

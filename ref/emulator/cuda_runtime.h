@@ -22,9 +22,9 @@
 
 inline constexpr int warpSize = 32;
 
-int __syncthreads_count(int predicate, int line = __builtin_LINE());
-int __syncthreads_and(int predicate, int line = __builtin_LINE());
-int __syncthreads_or(int predicate, int line = __builtin_LINE());
+int __syncthreads_count(int predicate, int place = EMULATOR_PLACE);
+int __syncthreads_and(int predicate, int place = EMULATOR_PLACE);
+int __syncthreads_or(int predicate, int place = EMULATOR_PLACE);
 void __syncwarp();
 void __syncwarp(unsigned mask);
 

@@ -24,7 +24,7 @@ namespace emulator {
 
 // The instructions that are templates for a kernel, for any size.
 uint64_t shuffle(uint64_t bits, int lane);
-void set_registers(int registers, bool increase, int line);
+void set_registers(int registers, bool increase, int place);
 // What a shared load or store moves, the first byte in the lowest bits. It is passed in registers: a variable that is
 // passed by its address has hooks wherever a kernel uses it.
 struct SharedBytes {
@@ -37,14 +37,14 @@ using Unsigned =
 void store_shared(uint32_t address, SharedBytes value, uint32_t bytes);
 SharedBytes load_shared(uint32_t address, uint32_t bytes);
 void wait_stores(std::size_t groups, bool read_only);
-void wait_wgmma(int in_flight, int line);
+void wait_wgmma(int in_flight, int place);
 
 }  // namespace emulator
 
 namespace ptx {
 
-// `line` is the kernel's line that calls. All lanes of a warp must execute an .aligned instruction together, so all
-// must come from one line.
+// `place` is where the kernel calls. All lanes of a warp must execute an .aligned instruction together, so all must
+// come from one place.
 
 // ---------------------------------------------------------------------------------------------- thread identity
 
@@ -61,12 +61,12 @@ T shfl_sync_idx(T value, int lane) {
     return value;
 }
 template <int kRegisters>
-void setmaxnreg_inc(int line = __builtin_LINE()) {
-    emulator::set_registers(kRegisters, true, line);
+void setmaxnreg_inc(int place = EMULATOR_PLACE) {
+    emulator::set_registers(kRegisters, true, place);
 }
 template <int kRegisters>
-void setmaxnreg_dec(int line = __builtin_LINE()) {
-    emulator::set_registers(kRegisters, false, line);
+void setmaxnreg_dec(int place = EMULATOR_PLACE) {
+    emulator::set_registers(kRegisters, false, place);
 }
 
 // -------------------------------------------------------------------------------------------- conversions
@@ -123,16 +123,16 @@ T ld_shared(uint32_t address) {
         return std::bit_cast<T>(static_cast<emulator::Unsigned<sizeof(T)>>(bytes.low));
 }
 void st_shared_cluster(uint32_t address, float4 value);
-void stmatrix_x4(uint32_t address, uint32_t r0, uint32_t r1, uint32_t r2, uint32_t r3, int line = __builtin_LINE());
+void stmatrix_x4(uint32_t address, uint32_t r0, uint32_t r1, uint32_t r2, uint32_t r3, int place = EMULATOR_PLACE);
 void fence_proxy_async();
 
 // --------------------------------------------------------------------------------------- execution barriers
 
-void bar_sync(uint32_t id, uint32_t threads, int line = __builtin_LINE());
+void bar_sync(uint32_t id, uint32_t threads, int place = EMULATOR_PLACE);
 void bar_arrive(uint32_t id, uint32_t threads);
-void barrier_cluster_arrive(int line = __builtin_LINE());
-void barrier_cluster_arrive_relaxed(int line = __builtin_LINE());
-void barrier_cluster_wait(int line = __builtin_LINE());
+void barrier_cluster_arrive(int place = EMULATOR_PLACE);
+void barrier_cluster_arrive_relaxed(int place = EMULATOR_PLACE);
+void barrier_cluster_wait(int place = EMULATOR_PLACE);
 
 // ------------------------------------------------------------------------------------- kernels of one stream
 
@@ -179,11 +179,11 @@ template <int N>
 void wgmma(float (&d)[N / 2], uint64_t desc_a, uint64_t desc_b, int scale_d) {
     wgmma<Type::f32, Type::e4m3, Type::e4m3, N>(d, desc_a, desc_b, scale_d);
 }
-void wgmma_fence(int line = __builtin_LINE());
-void wgmma_commit_group(int line = __builtin_LINE());
+void wgmma_fence(int place = EMULATOR_PLACE);
+void wgmma_commit_group(int place = EMULATOR_PLACE);
 template <int kGroups>
-void wgmma_wait_group(int line = __builtin_LINE()) {
-    emulator::wait_wgmma(kGroups, line);
+void wgmma_wait_group(int place = EMULATOR_PLACE) {
+    emulator::wait_wgmma(kGroups, place);
 }
 
 }  // namespace ptx

@@ -28,9 +28,9 @@ void launch_bounds(int64_t threads, int64_t blocks_an_sm, int64_t cluster) {
 
 // setmaxnreg, once for each warp: registers are given back at once; to take more, a warp waits until the block has
 // enough free. The warps of a warpgroup must all ask for the same number.
-void set_registers(int registers, bool increase, int line) {
+void set_registers(int registers, bool increase, int place) {
     EMULATOR_ENTER;
-    together("setmaxnreg", line);
+    together("setmaxnreg", place);
     if (registers % 8 || registers < 24 || registers > 256)
         fail(Fault::invalid_operand, "setmaxnreg %d: a multiple of 8 from 24 to 256 is needed", registers);
     Thread& thread = self();
@@ -165,9 +165,9 @@ void st_shared_cluster(uint32_t address, float4 value) {
     emulator::remote_block(address).memory.write(address & emulator::kOffsetMask, &value, sizeof value, actor);
     actor.unfenced = std::move(own);
 }
-void stmatrix_x4(uint32_t address, uint32_t r0, uint32_t r1, uint32_t r2, uint32_t r3, int line) {
+void stmatrix_x4(uint32_t address, uint32_t r0, uint32_t r1, uint32_t r2, uint32_t r3, int place) {
     EMULATOR_ENTER;
-    emulator::together("stmatrix", line);
+    emulator::together("stmatrix", place);
     const auto& lanes = emulator::exchange("stmatrix", {address, r0, r1, r2, r3});
     const uint32_t tile = laneid() / 8, row = laneid() % 8;  // the row that this lane's address is for
     uint4 data;
@@ -187,28 +187,28 @@ void fence_proxy_async() {
 
 // --------------------------------------------------------------------------------------- execution barriers
 
-void bar_sync(uint32_t id, uint32_t threads, int line) {
+void bar_sync(uint32_t id, uint32_t threads, int place) {
     EMULATOR_MEET;
-    emulator::together("bar.sync", line);
+    emulator::together("bar.sync", place);
     emulator::named_barrier(id, emulator::counted(id, threads), true);
 }
 void bar_arrive(uint32_t id, uint32_t threads) {
     EMULATOR_MEET;
     emulator::named_barrier(id, emulator::counted(id, threads), false);
 }
-void barrier_cluster_arrive(int line) {
+void barrier_cluster_arrive(int place) {
     EMULATOR_MEET;
-    emulator::together("barrier.cluster.arrive", line);
+    emulator::together("barrier.cluster.arrive", place);
     emulator::arrive_at_cluster();
 }
-void barrier_cluster_arrive_relaxed(int line) {
+void barrier_cluster_arrive_relaxed(int place) {
     EMULATOR_MEET;
-    emulator::together("barrier.cluster.arrive", line);
+    emulator::together("barrier.cluster.arrive", place);
     emulator::arrive_at_cluster(true, false);
 }
-void barrier_cluster_wait(int line) {
+void barrier_cluster_wait(int place) {
     EMULATOR_MEET;
-    emulator::together("barrier.cluster.wait", line);
+    emulator::together("barrier.cluster.wait", place);
     emulator::wait_for_cluster();
 }
 
@@ -339,17 +339,17 @@ void cp_async_bulk_commit_group() {
 
 // --------------------------------------------------------------------------------------------------- WGMMA
 
-void wgmma_fence(int line) {
+void wgmma_fence(int place) {
     EMULATOR_ENTER;
-    emulator::together("wgmma.fence", line);
+    emulator::together("wgmma.fence", place);
     self().wgmma_fenced = self().fiber.watched() = true;
     self().written_since_fence.clear();
     self().rested.clear();
     emulator::record_warp(Event::wgmma_fence);
 }
-void wgmma_commit_group(int line) {
+void wgmma_commit_group(int place) {
     EMULATOR_ENTER;
-    emulator::together("wgmma.commit_group", line);
+    emulator::together("wgmma.commit_group", place);
     self().wgmma_groups.push_back(self().wgmmas);
     emulator::commit_wgmmas(self(), self().wgmmas);
     emulator::record_warp(Event::wgmma_commit, 0, self().wgmma_groups.end() - 1);
@@ -357,9 +357,9 @@ void wgmma_commit_group(int line) {
 
 }  // namespace ptx
 
-void __syncthreads(int line) {
+void __syncthreads(int place) {
     EMULATOR_MEET;
-    emulator::together("__syncthreads()", line);
+    emulator::together("__syncthreads()", place);
     emulator::named_barrier(0, 0, true);
 }
 void __syncwarp() {

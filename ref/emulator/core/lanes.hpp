@@ -70,16 +70,16 @@ inline const Slots& exchange(const char* what, std::initializer_list<uint64_t> d
     return slots;
 }
 
-// An .aligned instruction of one lane, in a line of the kernel: all lanes of the warp must come to it in the same one.
+// An .aligned instruction of one lane, in a place of the kernel: all lanes of the warp must come to it in the same one.
 // Otherwise the warp has diverged, and PTX does not say what the instruction does. A lane need not wait for the others
 // here: each one's first such instruction is compared with the others' first, and so on.
-inline void together(const char* what, int line) {
+inline void together(const char* what, int place) {
     Thread& thread = self();
     const auto warp = static_cast<std::size_t>(thread.warp());
     NumberedQueue<Aligned>& queue = thread.block->aligned[warp];
     const int64_t number = thread.aligned++;
-    Aligned& met = number == queue.end() ? queue.push_back({what, line, 0, thread.from}) : queue[number];
-    if (met.line != line || (met.what != what && std::strcmp(met.what, what) != 0))
+    Aligned& met = number == queue.end() ? queue.push_back({what, place, 0, thread.from}) : queue[number];
+    if (met.place != place || (met.what != what && std::strcmp(met.what, what) != 0))
         fail_race(
             Fault::divergent_warp, 0, met.from,
             "executes %s, and other lanes of its warp execute %s elsewhere: the warp has diverged, and all its lanes "

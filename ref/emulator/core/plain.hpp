@@ -311,19 +311,19 @@ float4 atomicAdd(float4* address, float4 value) {
     return emulator::add_vector(address, value, __builtin_return_address(0));
 }
 
-int __syncthreads_count(int predicate, int line) {
+int __syncthreads_count(int predicate, int place) {
     EMULATOR_MEET;
-    emulator::together("__syncthreads_count()", line);
+    emulator::together("__syncthreads_count()", place);
     return static_cast<int>(emulator::named_barrier(0, 0, true, predicate != 0));
 }
-int __syncthreads_and(int predicate, int line) {
+int __syncthreads_and(int predicate, int place) {
     EMULATOR_MEET;
-    emulator::together("__syncthreads_and()", line);
+    emulator::together("__syncthreads_and()", place);
     return emulator::named_barrier(0, 0, true, predicate == 0) == 0;
 }
-int __syncthreads_or(int predicate, int line) {
+int __syncthreads_or(int predicate, int place) {
     EMULATOR_MEET;
-    emulator::together("__syncthreads_or()", line);
+    emulator::together("__syncthreads_or()", place);
     return emulator::named_barrier(0, 0, true, predicate != 0) != 0;
 }
 void __syncwarp(unsigned mask) {

@@ -126,7 +126,7 @@ class NumberedQueue {
 
 struct Aligned {  // an .aligned instruction, and the lanes that have come to it
     const char* what = nullptr;
-    int line = 0;
+    int place = 0;  // EMULATOR_PLACE
     uint32_t lanes = 0;
     const void* from = nullptr;
 };

@@ -353,9 +353,9 @@ inline void finish_wgmmas(Thread& thread, int64_t target) {
 }
 
 // wgmma.wait_group of one lane: its warp goes on when at most `in_flight` of its groups are unfinished.
-void wait_wgmma(int in_flight, int line) {
+void wait_wgmma(int in_flight, int place) {
     EMULATOR_ENTER;
-    together("wgmma.wait_group", line);
+    together("wgmma.wait_group", place);
     Thread& thread = self();
     Cluster& cluster = *thread.cluster;
     Block& block = *thread.block;

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from gemm_ladder import build, lab
-from gemm_ladder.errors import EmulatorError, InputError
+from gemm_ladder.errors import BuildError, EmulatorError, InputError
 from gemm_ladder.ref import emulator
 
 # A launcher with all that a host program does: memory of its own, two launches of which the second uses what
@@ -314,6 +314,72 @@ def test_a_launcher_that_crashes(way: int, line: int | None, said: str) -> None:
     assert way != 4 or caught.value.line in ("crashes.cu:15", "crashes.cu:16"), "in recurse()"
     assert emulator.launch(library, CrashArgs(out.ctypes.data, 0), {"out": out}) is None
     assert (out == 7).all()
+
+
+THREADS = """
+#include <cuda_runtime.h>
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+#include <thread>
+__global__ void writes(int* out) { out[threadIdx.x] = 7; }
+struct Args {
+    int* out;
+    int way, zero;
+    const int* null;
+};
+static std::atomic<bool> begun = false;
+static __noinline__ void crash(int* out, int way, int zero) {
+    begun = true;
+    if (way == 1) *out = 5 / zero;
+    if (way == 2) throw std::runtime_error("why");
+    if (way == 3) std::exit(EXIT_FAILURE);
+    if (way == 4) std::abort();
+}
+extern "C" const char* gemm_ladder_launch(const Args* args) {
+    writes<<<1, 32>>>(args->out);
+    std::thread other(crash, args->out, args->way, args->zero);
+    while (!begun) std::this_thread::yield();
+    if (args->way == 4)
+        other.detach();
+    else
+        other.join();
+    std::this_thread::sleep_for(std::chrono::milliseconds(args->way == 4 ? 100 : 0));
+    return nullptr;
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("way", "line", "said"),
+    [
+        (1, 16, "divides an integer by zero"),
+        (2, 17, "is aborted, as by an exception that nothing catches"),
+        (3, 18, "calls exit(1)"),
+        (4, 19, "calls abort()"),  # of a launcher that does not wait for it
+    ],
+)
+def test_a_thread_of_a_launcher_that_crashes(way: int, line: int, said: str) -> None:
+    out = np.zeros(32, np.int32)
+    library = build.load(THREADS, target="emulator", name="threads").lib
+    with pytest.raises(EmulatorError, match="on the host, in a thread that it has started, ") as caught:
+        emulator.launch(library, CrashArgs(out.ctypes.data, way), {"out": out})
+    assert said in str(caught.value) and caught.value.what == "crashed"
+    assert caught.value.line == f"threads.cu:{line}"
+    assert emulator.launch(library, CrashArgs(out.ctypes.data, 0), {"out": out}) is None
+    assert (out == 7).all()
+
+
+def test_a_library_that_crashes_when_it_is_loaded() -> None:
+    """Which the process that builds it does first."""
+    source = """
+    #include <cuda_runtime.h>
+    static int* nowhere = nullptr;
+    static int first = *nowhere;
+    __global__ void k(int* out) { out[0] = first; }
+    """
+    with pytest.raises(BuildError, match=r"loading the library ends with SIGSEGV: the first value of a var"):
+        lab.run(source, np.zeros(1, np.int32))
 
 
 def test_a_launcher_that_gives_up_after_a_fault() -> None:

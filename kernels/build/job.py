@@ -90,6 +90,7 @@ _LINK_FLAGS = (
         "-pthread",
     )
 )
+_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGABRT)
 # What can change a compiler's output without being on its command line.
 _VARIABLES = (
     "CC",
@@ -341,6 +342,11 @@ class Job:
 
     def _failure(self, code: int, linked: bool) -> str:
         """The sentence for a worker that ended with `code`, after linking a library or before."""
+        if linked and -code in _CRASHES:
+            return (
+                f"{self.label} ({self.target}) builds, but loading the library ends with "
+                f"{signal.Signals(-code).name}: the first value of a variable outside of functions crashes."
+            )
         if code < 0:
             return f"The build of {self.label} ({self.target}) was ended by {signal.Signals(-code).name}."
         if linked:

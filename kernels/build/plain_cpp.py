@@ -5,6 +5,7 @@ Everything else of CUDA is macros and functions in ref/emulator. Here are the co
     __shared__ float tile[32][33];      a variable that each thread block has one of
     extern __shared__ uint8_t all[];    a block's dynamic shared memory
     kernel<<<grid, block>>>(a, b);      a launch
+    __noinline__                        a name that the C++ library uses, so that it cannot be a macro
 
 What a kernel promises by __launch_bounds__ is written once more, as a call at its beginning.
 Lines keep their numbers. Declarations in included files are not rewritten, so a kernel's __shared__ variables
@@ -49,7 +50,9 @@ def rewritten(text: str, label: str) -> str:
     Raises:
         InputError: inline PTX, or a __shared__ declaration that cannot be understood.
     """
-    if not re.search(r"__shared__|__launch_bounds__|<<<|\basm\b|__asm__|TensorMap|CUtensorMap", text):
+    if not re.search(
+        r"__shared__|__launch_bounds__|__noinline__|<<<|\basm\b|__asm__|TensorMap|CUtensorMap", text
+    ):
         return text
     tokens = [token for token in _tokens(text) if token.kind != "space"]
     _check_tensor_maps(text, tokens, label)
@@ -75,6 +78,8 @@ def rewritten(text: str, label: str) -> str:
             edits += _launch(tokens, at, clusters)
         if token.text == "__launch_bounds__":
             edits += _bounds(tokens, at)
+        if token.text == "__noinline__" and tokens[at - 1].text != "(":
+            edits.append((token.begin, token.end, "__attribute__((noinline))"))
         if token.text == "{":
             scopes.append(_scope(tokens, at))
         elif token.text == "}" and scopes:

@@ -14,7 +14,7 @@
 #include "shared_variable.hpp"
 
 #define __constant__
-#define __noinline__ __attribute__((noinline))
+#define __noinline__  // in headers; kernels/build/plain_cpp.py replaces it in .cu files
 #define __align__(bytes) alignas(bytes)
 #define __cluster_dims__(...)
 #define __maxnreg__(...)

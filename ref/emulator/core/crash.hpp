@@ -24,8 +24,6 @@
 
 namespace emulator {
 
-constexpr int kTooLong = SIGURG;  // sent by a Watchdog; a process that does not know it ignores it
-
 // Two registers of the code that a signal has interrupted. It goes on with what they are when the handler returns.
 class Interrupted {
   public:
@@ -45,6 +43,22 @@ class Interrupted {
 #else
 #error "The emulator runs on Linux and macOS: it has to know where a signal has interrupted a kernel."
 #endif
+
+    // Whether it waits in a system call, which goes on when the handler returns, or has just done so.
+    bool in_system_call() const {
+#ifdef __x86_64__
+        constexpr uint16_t kCall = 0x050F;
+        using Code = uint16_t;
+        const auto is_call = [](Code code) { return code == kCall; };
+#else
+        constexpr uint32_t kCall = 0xD4000001, kNumber = 0xFFFF << 5;
+        using Code = uint32_t;
+        const auto is_call = [](Code code) { return (code & ~kNumber) == kCall; };
+#endif
+        Code around[2];
+        std::memcpy(around, reinterpret_cast<const Code*>(static_cast<uintptr_t>(instruction())) - 1, sizeof around);
+        return is_call(around[0]) || is_call(around[1]);
+    }
 
   private:
     mcontext_t& machine_;
@@ -84,7 +98,7 @@ class Signals {
   private:
     static constexpr std::size_t kBytes = 64 * 1024;
     static constexpr int kWithoutSymbol = 3;
-    static constexpr std::array kSignals{SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, kTooLong};
+    static constexpr std::array kSignals{SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT, kTooLong};
 
     static const char* reason(int signal) {
         switch (signal) {
@@ -93,6 +107,8 @@ class Signals {
             case SIGILL:
             case SIGTRAP:
                 return "reaches code that is not to be reached, such as the end of a function that returns a value";
+            case SIGABRT:
+                return "is aborted, as by an exception that nothing catches";
             default:
                 return "uses an address that does not exist";
         }
@@ -117,7 +133,7 @@ class Signals {
         if (signal == kTooLong) {
             // The emulator's own code, which holds locks, is not left: the thread's next hook ends it, or a later
             // signal that finds the kernel's code.
-            if (!thread) return;
+            if (!thread) return end_launcher(interrupted, from);
             thread->overdue = thread->fiber.watched() = true;
             if (!current_cluster->memory->runs(from) || !is_function(from)) return;
             thread->from = from;
@@ -129,11 +145,11 @@ class Signals {
             const auto stack = static_cast<uintptr_t>(interrupted.stack());
             const bool overflow = signal != SIGFPE && address - (stack - kNear) < 2 * kNear;
             launcher->note(overflow ? "has used up its stack" : reason(signal), from);
-            set(interrupted.instruction(), &Launcher::leave);
-            set(interrupted.stack(), reinterpret_cast<void*>(launcher->stack()));
-            return;
+            return leave(interrupted, *launcher);
         }
-        if (!thread) {  // the emulator's own: the signal happens again, with the handler that was there before
+        if (!thread) {
+            Launcher::end_elsewhere(reason(signal), from);
+            // The emulator's own: the signal happens again, with the handler that was there before.
             for (std::size_t i = 0; i < kSignals.size(); ++i)
                 if (kSignals[i] == signal) sigaction(signal, &earlier_[i], nullptr);
             return;
@@ -152,6 +168,18 @@ class Signals {
         note(what, address, nullptr, text);
         set(interrupted.instruction(), &resume_stack);
         set(interrupted.stack(), current_thread->fiber.resumer());
+    }
+
+    static void leave(const Interrupted& interrupted, const Launcher& launcher) {
+        set(interrupted.instruction(), &Launcher::leave);
+        set(interrupted.stack(), reinterpret_cast<void*>(launcher.stack()));
+    }
+    // A thread that the launcher has started has crashed. The launcher ends where it runs code of its own, or waits;
+    // the C library's code, which may hold locks, is not left, and the signal comes again.
+    static void end_launcher(const Interrupted& interrupted, const void* from) {
+        const Launcher* launcher = Launcher::running();
+        if (launcher && (launcher->has(from) || interrupted.in_system_call()) && launcher->note_elsewhere())
+            leave(interrupted, *launcher);
     }
 
     std::unique_ptr<char[]> stack_;

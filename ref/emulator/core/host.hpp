@@ -96,7 +96,8 @@ extern "C" const char* emulator_call(const char* (*launcher)(const void*), const
     mine.stands_at(emulator::stack_pointer());
     if (_setjmp(mine.back()) == 0) {
         try {
-            return launcher(arguments);
+            const char* said = launcher(arguments);
+            if (!mine.note_elsewhere()) return said;
         } catch (const std::exception& error) {
             mine.note((std::string("throws an exception that nothing catches: ") + error.what()).c_str(), nullptr);
         } catch (...) {

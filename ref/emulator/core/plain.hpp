@@ -271,6 +271,8 @@ namespace emulator {
         if (const Launcher* launcher = Launcher::running())
             launcher->fail(("fails the assertion `" + std::string(assertion) + "'").c_str(),
                            __builtin_return_address(0));
+        Launcher::end_elsewhere(("fails the assertion `" + std::string(assertion) + "'").c_str(),
+                                __builtin_return_address(0));
         std::fprintf(stderr, "%s:%u: %s: assertion `%s' failed\n", file, line, function, assertion);
         std::abort();
     }
@@ -285,12 +287,15 @@ extern "C" [[noreturn]] void emulator_exit(int code) {
     if (emulator::current_thread) emulator::fail(emulator::Fault::crashed, "calls exit(%d), as only a host can", code);
     if (const emulator::Launcher* launcher = emulator::Launcher::running())
         launcher->fail(("calls exit(" + std::to_string(code) + ")").c_str(), __builtin_return_address(0));
+    emulator::Launcher::end_elsewhere(("calls exit(" + std::to_string(code) + ")").c_str(),
+                                      __builtin_return_address(0));
     std::exit(code);
 }
 extern "C" [[noreturn]] void emulator_abort() {
     if (emulator::current_thread) emulator::fail(emulator::Fault::crashed, "calls abort(), as only a host can");
     if (const emulator::Launcher* launcher = emulator::Launcher::running())
         launcher->fail("calls abort()", __builtin_return_address(0));
+    emulator::Launcher::end_elsewhere("calls abort()", __builtin_return_address(0));
     std::abort();
 }
 

@@ -152,7 +152,7 @@ __global__ void fault(int which, const __grid_constant__ TensorMap map, float* t
             ptx::ld_shared<uint4>(smem + 4);
             return;
         case 35:  // bytes are read before their load has landed
-        case 36:  // or written
+        case 36:  // bytes are written before their load has landed
             if (threadIdx.x) return;
             load(smem, barrier, map);
             if (which == 35)
@@ -299,7 +299,7 @@ __global__ void fault(int which, const __grid_constant__ TensorMap map, float* t
             ptx::wgmma<kN>(d, tile, tile, 0);
             ptx::wgmma_wait_group<0>();
             return sink(d[0]);
-        case 74:  // the same, and then what the WGMMA reads is overwritten
+        case 74:  // no wgmma.commit_group before the wait, and then what the WGMMA reads is overwritten
             ptx::wgmma_fence();
             ptx::wgmma<kN>(d, tile, tile, 0);
             ptx::wgmma_wait_group<0>();

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import fault_examples
 import gemm_ladder as gl
 import numpy as np
 import pytest
@@ -278,6 +279,18 @@ def test_the_readme_explains_each_kind_of_fault() -> None:
         name for row in table.splitlines() if row.startswith("| `") for name in re.findall(r"`(\w+)`", row)
     }
     assert set(kinds()) <= explained
+
+
+@pytest.mark.parametrize("fault", fault_examples.CASES)
+def test_the_example_of_a_fault_is_that_of_a_run(fault: str) -> None:
+    """ref/emulator/FAULTS.md, which python tests/fault_examples.py writes."""
+    shown, found = fault_examples.read()[fault], fault_examples.example(fault)
+    assert shown.code == found.code
+    assert fault_examples.words(shown.message) == fault_examples.words(found.message)
+
+
+def test_each_fault_has_an_example() -> None:
+    assert fault_examples.read().keys() == fault_examples.CASES.keys() == set(kinds()) - {"host"}
 
 
 def test_a_fault_of_asynchronous_work_names_the_thread_that_issued_it() -> None:

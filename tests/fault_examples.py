@@ -103,7 +103,7 @@ def read() -> dict[str, Example]:
 
 def words(message: str) -> str:
     """A message without places, numbers and line breaks, which may differ between compilers."""
-    message = re.sub(r"\s\([^()]*\.cu:\d+[^()]*\)", "", message)
+    message = re.sub(r"\s\([^()]*\.cu:\d+[^()]*\)|\s(?=\[)", "", message)
     return " ".join(re.sub(r"0x[0-9a-f]+|\d+", "#", message).split())
 
 

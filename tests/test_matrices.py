@@ -8,7 +8,7 @@ import functools
 import gemm_ladder as gl
 import numpy as np
 import pytest
-from gemm_ladder import build
+from gemm_ladder import build, lab
 from gemm_ladder.measure import mma_inputs, mma_probe
 from gemm_ladder.ref import emulator, mma
 from gemm_ladder.ref.mma import INSTRUCTIONS
@@ -120,3 +120,23 @@ FAULTS = {
 @pytest.mark.parametrize("which", FAULTS)
 def test_faults(which: int) -> None:
     check_fault(which, *FAULTS[which])
+
+
+def test_integers_like_the_mark_of_what_is_uninitialised(machine: str) -> None:
+    """What a compiler puts into such registers is -2 or -1 in each byte, or the integer -1."""
+    source = """
+    #include "launch.cuh"
+    #include "mma.cuh"
+    using ptx::Type;
+    __global__ void k(const uint32_t* bytes, int* out) {
+        const uint32_t a[4] = {bytes[0], bytes[0], bytes[0], bytes[0]}, b[2] = {bytes[1], bytes[1]};
+        int d[4] = {out[threadIdx.x], out[threadIdx.x], out[threadIdx.x], out[threadIdx.x]};
+        ptx::mma_sync<Type::s32, Type::s8, Type::s8>(d, a, b);
+        out[threadIdx.x] = d[0];
+    }
+    """
+    device = "cpu" if machine == "emulator" else "cuda"
+    for value in (-1, -2):
+        data, out = np.full((2, 4), value, np.int8).view(np.uint32).ravel(), np.full(32, -1, np.int32)
+        lab.run(source, data, out, block=32, device=device)
+        assert (out == -1 + 32 * value * value).all()

@@ -345,7 +345,8 @@ class Job:
         if linked and -code in _CRASHES:
             return (
                 f"{self.label} ({self.target}) builds, but loading the library ends with "
-                f"{signal.Signals(-code).name}: the first value of a variable outside of functions crashes."
+                f"{signal.Signals(-code).name}: what runs then crashes, such as what computes the first "
+                "value of a variable outside of functions."
             )
         if code < 0:
             return f"The build of {self.label} ({self.target}) was ended by {signal.Signals(-code).name}."

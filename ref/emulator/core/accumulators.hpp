@@ -1,9 +1,33 @@
-// What a record keeps of accumulators, which a debugger's reader wants to see: their values after each wait.
+// The registers of matrix instructions: whether anything has initialised them, and what a record keeps of accumulators,
+// their values after each wait.
 #pragma once
 
 #include "cluster.hpp"
 
 namespace emulator {
+
+// What a compiler puts into a variable that nothing has initialised (-ftrivial-auto-var-init=pattern): a float of
+// -1.7e38, or a NaN, that no computation is likely to give. Of some types it is a number like others, and not looked
+// for.
+#ifdef __clang__
+constexpr uint32_t kUninitialised = 0xFFFFFFFF;  // of integers: -1, or 255
+constexpr bool is_likely(ptx::Type type) {
+    return type == ptx::Type::s8 || type == ptx::Type::u8 || type == ptx::Type::s32;
+}
+#else
+constexpr uint32_t kUninitialised = 0xFEFEFEFE;  // of bytes: -2, 254, and -448, to which E4M3 saturates
+constexpr bool is_likely(ptx::Type type) {
+    return type == ptx::Type::s8 || type == ptx::Type::u8 || type == ptx::Type::e4m3;
+}
+#endif
+inline void check_initialised(ptx::Type type, const uint32_t* registers, std::size_t count, const char* who,
+                              const char* what) {
+    if (is_likely(type)) return;
+    const uint32_t* found = std::find(registers, registers + count, kUninitialised);
+    if (found != registers + count)
+        fail(Fault::uninitialised_register, "%s %s register %lld, which nothing has initialised", who, what,
+             static_cast<long long>(found - registers));
+}
 
 // Lane 0 gives its registers to a WGMMA of `n` columns, and no WGMMA had them before.
 inline void record_flight(const Thread& thread, WgmmaQueue& queue, Accumulator& accumulator, int64_t n) {

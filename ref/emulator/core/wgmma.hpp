@@ -140,20 +140,6 @@ inline void check_warpgroup(Block& block, int warp, int64_t number, const WgmmaF
     if (++warps == 4) issued.erase(found);
 }
 
-// What a compiler puts into a variable that nothing has initialised (-ftrivial-auto-var-init=pattern): a float of
-// -1.7e38, or a NaN, that no computation is likely to give.
-#ifdef __clang__
-constexpr uint32_t kUninitialised = 0xFFFFFFFF;
-#else
-constexpr uint32_t kUninitialised = 0xFEFEFEFE;
-#endif
-inline void check_initialised(const uint32_t* registers, std::size_t count, const char* who, const char* what) {
-    const uint32_t* found = std::find(registers, registers + count, kUninitialised);
-    if (found != registers + count)
-        fail(Fault::uninitialised_register, "%s %s register %lld, which nothing has initialised", who, what,
-             static_cast<long long>(found - registers));
-}
-
 // wgmma reads and writes registers some time later, so what a thread did to them before must lie before wgmma.fence.
 inline void check_fenced(const Thread& thread, const uint32_t* registers, std::size_t count, const char* what) {
     const auto begin = reinterpret_cast<uintptr_t>(registers), end = begin + count * sizeof(uint32_t);
@@ -272,7 +258,7 @@ void issue_wgmma(const MatrixKind& kind, uint32_t* d, int64_t n, const uint32_t*
         fail(Fault::divergent_warp, "wgmma number %lld differs from its warp's", static_cast<long long>(number));
 
     if (is_fresh) {
-        if (scale_d) check_initialised(d, count, "wgmma adds to", "accumulator");
+        if (scale_d) check_initialised(kind.d, d, count, "wgmma adds to", "accumulator");
         if (!op.accumulators) op.accumulators = queue.take_tile(count * 32 * sizeof(uint32_t));
         ++op.accumulators->lanes;
         if (scale_d)
@@ -290,7 +276,7 @@ void issue_wgmma(const MatrixKind& kind, uint32_t* d, int64_t n, const uint32_t*
     accumulator->from = thread.from;
     if (a) {
         check_fenced(thread, a, 4, "A's");
-        check_initialised(a, 4, "wgmma reads", "A's");
+        check_initialised(kind.a, a, 4, "wgmma reads", "A's");
         std::copy_n(a, 4, op.a[lane].begin());
     }
     if (lane == 0) cluster.record(Event::wgmma, block, thread.index, a ? 0 : Descriptor(desc_a).start, n);
@@ -400,9 +386,9 @@ void mma_sync(const MatrixKind& kind, uint32_t* d, const uint32_t* a, const uint
     const Thread& thread = self();
     if (!current_cluster->config().mma) fail(Fault::unsupported, "mma.sync: no tensor core was configured");
     const bool halves = kind.d == ptx::Type::f16;
-    check_initialised(a, 4, "mma.sync reads", "A's");
-    check_initialised(b, 2, "mma.sync reads", "B's");
-    check_initialised(d, halves ? 2 : 4, "mma.sync adds to", "accumulator");
+    check_initialised(kind.a, a, 4, "mma.sync reads", "A's");
+    check_initialised(kind.b, b, 2, "mma.sync reads", "B's");
+    check_initialised(kind.d, d, halves ? 2 : 4, "mma.sync adds to", "accumulator");
     const auto pair = [](uint32_t low, uint32_t high) { return static_cast<uint64_t>(high) << 32 | low; };
     const Slots& lanes = exchange("mma.sync", {pair(a[0], a[1]), pair(a[2], a[3]), pair(b[0], b[1]), pair(d[0], d[1]),
                                                halves ? 0 : pair(d[2], d[3])});

@@ -205,19 +205,23 @@ def compute_on_cpu(call: CheckedCall) -> None:
         alignment = settings.get_mk_alignment_for_contiguous_layout()
         grouped = functools.partial(reference.grouped_psum, alignment=alignment)
         products = _in_float64(grouped, *operands, call.rows)
-        for begin, _, padded in reference.psum_rows(call.rows.numpy(), alignment, call.m):
+        for begin, _, padded in reference.psum_rows(as_array(call.rows), alignment, call.m):
             _write(call.out[begin:padded], products[begin:padded])
 
 
 def _in_float64(function: Callable[..., np.ndarray], *operands: torch.Tensor) -> np.ndarray:
-    arrays = (
-        tensor.view(torch.uint8).numpy().view(ml_dtypes.float8_e4m3fn)
-        if tensor.dtype == torch.float8_e4m3fn
-        else tensor.numpy()
-        for tensor in (operand.detach() for operand in operands)
-    )
     with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinities are results like any other
-        return function(*arrays)
+        return function(*map(as_array, operands))
+
+
+def as_array(tensor: torch.Tensor) -> np.ndarray:
+    """A CPU tensor's numbers, to be read. torch.Tensor.numpy would forbid ever after that the memory is
+    resized, which FSDP does with a weight's after each pass."""
+    numbers = tensor.detach().resolve_neg()
+    if tensor.dtype == torch.float8_e4m3fn:
+        codes: np.ndarray = np.from_dlpack(numbers.view(torch.uint8))
+        return codes.view(ml_dtypes.float8_e4m3fn)
+    return np.from_dlpack(numbers)
 
 
 def _write(out: torch.Tensor, product: np.ndarray) -> None:

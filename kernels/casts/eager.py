@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from gemm_ladder.arguments import SCALE_BLOCK, ceil_div
 from gemm_ladder.casts.operands import CheckedCast, Results
+from gemm_ladder.ops import as_array
 from gemm_ladder.ref.fp8 import E4M3_MAX
 
 SMALLEST_AMAX = 1e-4  # so that a block of zeros gets a scale other than 0
@@ -106,10 +107,10 @@ def _numbers(call: CheckedCast) -> torch.Tensor:
         gate, up = x[..., : call.k], x[..., call.k :]
         if x.is_cuda:
             return F.silu(gate) * up
-        return torch.from_numpy(activations.silu_and_mul(gate.numpy(), up.numpy()))
+        return torch.from_numpy(activations.silu_and_mul(as_array(gate), as_array(up)))
     assert call.weight is not None
     weight = call.weight.float()
     if x.is_cuda:
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + call.epsilon) * weight
-    rows = activations.rms_norm(x.reshape(-1, call.k).numpy(), weight.numpy(), call.epsilon)
+    rows = activations.rms_norm(as_array(x.reshape(-1, call.k)), as_array(weight), call.epsilon)
     return torch.from_numpy(rows).view(x.shape)

@@ -7,8 +7,9 @@ import io
 
 import pytest
 import torch
+from gemm_ladder.casts import functions
 from gemm_ladder.errors import InputError
-from gemm_ladder.layers import Fp8Linear, weights
+from gemm_ladder.layers import Fp8Experts, Fp8Linear, frozen_parameters, route, weights
 from gemm_ladder.ref import metrics
 from layer_cases import layer_of, normal
 
@@ -122,3 +123,50 @@ def test_refusals(call, message: str) -> None:
     with pytest.raises(InputError) as refused:
         call()
     assert str(refused.value) == message
+
+
+def test_memory_can_be_resized() -> None:
+    """FSDP lets go of a weight's memory after a pass; NumPy, which computes on a CPU, does not forbid it."""
+    layer, _ = layer_of(24, 32, bias=True)
+    experts = Fp8Experts(2, 32, 16)
+    x, norm = torch.randn(3, 32, requires_grad=True), torch.nn.Parameter(torch.ones(32))
+    layer(x).sum().backward()
+    with torch.no_grad():
+        experts(x, *route(x[:, :2], 1))
+        functions.rms_norm_per_token_group_quant_fp8(x, norm, 1e-6)
+    for tensor in (*layer.parameters(), *experts.parameters(), x, norm):
+        storage = tensor.untyped_storage()
+        size = storage.nbytes()
+        storage.resize_(0)
+        storage.resize_(size)
+
+
+def test_frozen_parameters() -> None:
+    shared = Fp8Linear(32, 16)
+    parts = {"one": shared, "two": Fp8Linear(32, 16, trainable=True), "three": shared}
+    model = torch.nn.ModuleDict(parts | {"experts": Fp8Experts(2, 32, 16), "norm": torch.nn.LayerNorm(16)})
+    found = frozen_parameters(model)
+    experts = (f"experts.{name}" for name in dict(model.experts.named_parameters()))
+    assert list(found) == ["one.weight", "one.weight_scale_inv", *experts]
+    assert found["one.weight"] is shared.weight and frozen_parameters(parts["two"]) == {}
+    assert list(frozen_parameters(shared)) == ["weight", "weight_scale_inv"]
+    with pytest.raises(InputError, match=r"model is of type list; a torch.nn.Module is needed"):
+        frozen_parameters([model])
+
+
+def test_a_weight_that_was_converted() -> None:
+    """By what does not know that its numbers mean nothing without their scales."""
+    layer, experts = layer_of(24, 32)[0], Fp8Experts(2, 32, 16)
+    for module, name, call in (
+        (layer, "weight", lambda: layer(normal(3, 32))),
+        (experts, "down_proj", lambda: experts(normal(3, 32), *route(normal(3, 2), 1))),
+    ):
+        changed = torch.nn.Parameter(getattr(module, name).to(BF16), requires_grad=False)
+        setattr(module, name, changed)
+        with pytest.raises(InputError) as refused:
+            call()
+        what = "the weight" if name == "weight" else name
+        assert str(refused.value) == (
+            f"{what} was stored in FP8 and is torch.bfloat16 now, as FSDP makes it with a param_dtype; "
+            "float8_e4m3fn is needed (gemm_ladder.layers.frozen_parameters says how to keep it)"
+        )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import parallel_cases
 import parallel_runs
 import pytest
+import sharded_cases
 import torch
 from gemm_ladder.errors import InputError
 from gemm_ladder.layers import ColumnParallelFp8Linear, ParallelFp8Experts
 
-each_case = pytest.mark.parametrize("case", parallel_cases.CASES)
+each_case = pytest.mark.parametrize("case", sharded_cases.CASES)
 
 
 @pytest.fixture(scope="module")

@@ -37,8 +37,8 @@ STRICT = (
     *(
         f"gemm_ladder.layers.{module}"
         for module in (
-            *("combining", "conversion", "experts", "linear", "parallel_experts", "parallel_linear"),
-            *("products", "ranks", "routing", "travelling", "weights"),
+            *("combining", "conversion", "experts", "frozen", "linear", "parallel_experts"),
+            *("parallel_linear", "products", "ranks", "routing", "travelling", "weights"),
         )
     ),
     *("gemm_ladder.production.tuner", "gemm_ladder.build", "gemm_ladder.build.library"),

@@ -6,15 +6,16 @@
 
 What belongs here: the `linear` layer, the `products` that it is made of and their gradients; the `experts` of
 a mixture, the `routing` of tokens to them, and the kernel for `combining` what they give; `weights` in FP8,
-made or read from checkpoints; the `conversion` of models; and layers that several GPUs share
-(`parallel_linear`; `parallel_experts`, to which tokens are `travelling`), whose `ranks` are those of a group
-of torch.distributed. What does not: the casts (`gemm_ladder.casts`) and the products themselves
-(`gemm_ladder.api`, `gemm_ladder.training`), which these modules call as any user does; and communication,
-which is torch.distributed's.
+made or read from checkpoints; the `conversion` of models, and which of their parameters are `frozen`; and
+layers that several GPUs share (`parallel_linear`; `parallel_experts`, to which tokens are `travelling`),
+whose `ranks` are those of a group of torch.distributed. What does not: the casts (`gemm_ladder.casts`) and
+the products themselves (`gemm_ladder.api`, `gemm_ladder.training`), which these modules call as any user
+does; and communication, which is torch.distributed's.
 """
 
 from gemm_ladder.layers.conversion import Layer, Report, convert
 from gemm_ladder.layers.experts import Fp8Experts
+from gemm_ladder.layers.frozen import frozen_parameters
 from gemm_ladder.layers.linear import Fp8Linear
 from gemm_ladder.layers.parallel_experts import ParallelFp8Experts
 from gemm_ladder.layers.parallel_linear import ColumnParallelFp8Linear, RowParallelFp8Linear
@@ -29,5 +30,6 @@ __all__ = [
     "Report",
     "RowParallelFp8Linear",
     "convert",
+    "frozen_parameters",
     "route",
 ]

@@ -224,6 +224,7 @@ class Fp8Experts(torch.nn.Module):
         out: torch.Tensor,
     ) -> None:
         codes, of_blocks = (getattr(self, one).detach() for one in (name, name + weights.SCALES))
+        weights.check_stored(name, codes)
         expected = ceil_div(placed.most, self.num_experts)
         if placed.layout == "masked":
             calls.masked(lhs, (codes, of_blocks), out, placed.rows, expected)

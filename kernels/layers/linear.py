@@ -159,6 +159,7 @@ class Fp8Linear(torch.nn.Module):
         weight, scales = self.weight, self.weight_scale_inv  # once: torch finds parameters slowly
         if scales is None:
             return weights.quantized(weight, self.use_ue8m0)
+        weights.check_stored("the weight", weight)
         # Detached, as a whole model may have been asked to require grad.
         return weight.detach(), scales.detach()
 

@@ -48,6 +48,15 @@ def check_size(name: str, value: object, multiple: int) -> None:
         raise InputError(f"{name} is {size}; a positive multiple of {multiple} is needed")
 
 
+def check_stored(name: str, codes: torch.Tensor) -> None:
+    """Refuse a weight in FP8 that somebody has converted to another type, without its scales."""
+    if codes.dtype != E4M3:
+        raise InputError(
+            f"{name} was stored in FP8 and is {codes.dtype} now, as FSDP makes it with a param_dtype; "
+            "float8_e4m3fn is needed (gemm_ladder.layers.frozen_parameters says how to keep it)"
+        )
+
+
 def as_blocks(name: str, scales: torch.Tensor, needed: tuple[int, ...]) -> torch.Tensor:
     """A checkpoint's scales as float32 of the shape `needed`.
 

@@ -1,0 +1,110 @@
+"""Cases like those of parallel_cases.py, of models that torch itself shares among processes: FSDP and
+DistributedDataParallel around layers whose weights are stored in FP8."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from gemm_ladder.layers import Fp8Experts, Fp8Linear, frozen_parameters, route
+from parallel_cases import BF16, CASES, case, near, refused
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+__all__ = ["CASES"]  # with those of parallel_cases.py
+
+K, N = 128, 256
+
+
+class Block(torch.nn.Module):
+    """Frozen layers in FP8 beside others that are trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(K)
+        self.up, self.down = Fp8Linear(K, N), Fp8Linear(N, K, bias=False)
+        self.beside = torch.nn.Linear(K, N, bias=False)
+        self.experts = Fp8Experts(3, K, 128)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(x)
+        x = x + self.down(torch.relu(self.up(y) + self.beside(y)))
+        with torch.no_grad():
+            routed = self.experts(x, *route(x[:, :3], 2))
+        return x + routed
+
+
+def model(device: str) -> torch.nn.Sequential:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(Block(), Block()).to(device)
+
+
+def inputs(device: str) -> torch.Tensor:
+    return torch.randn(5, K, generator=torch.Generator().manual_seed(1)).to(device)
+
+
+@contextlib.contextmanager
+def unchanged(shared: torch.nn.Module) -> Iterator[None]:
+    """Checks that the weights in FP8 keep their types, bits and number."""
+    before = {name: one.detach().clone() for name, one in frozen_parameters(shared).items()}
+    assert len(before) == 16
+    yield
+    for name, one in frozen_parameters(shared).items():
+        mine, its = (local(tensor).flatten() for tensor in (one.detach(), before.pop(name)))
+        assert mine.dtype == its.dtype and torch.equal(mine.view(torch.uint8), its.view(torch.uint8)), name
+    assert not before
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+@case
+def fsdp_with_frozen_layers(device: str) -> None:
+    """FP8 layers apart, without a type to cast to, or whole on every rank; both give what one device does."""
+    mesh = init_device_mesh(device, (dist.get_world_size(),))
+    x = inputs(device)
+    for dtype in (None, BF16):
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+        plain = model(device)
+        expected = plain.to(dtype or torch.float32)(x.to(dtype or torch.float32))
+        for whole in (False, True):
+            shared = model(device)
+            ignored = set(frozen_parameters(shared).values()) if whole else None
+            for layer in [*shared.modules()] if not whole else ():
+                if isinstance(layer, (Fp8Linear, Fp8Experts)):
+                    fully_shard(layer, mesh=mesh)
+            for block in shared:
+                fully_shard(block, mesh=mesh, mp_policy=policy, ignored_params=ignored)
+            fully_shard(shared, mesh=mesh, mp_policy=policy, ignored_params=ignored)
+            optimizer = torch.optim.AdamW([one for one in shared.parameters() if one.requires_grad])
+            with unchanged(shared):
+                out = shared(x)
+                assert out.dtype == (dtype or torch.float32)
+                near(out, expected)
+                out.float().square().mean().backward()
+                before = local(shared[0].beside.weight.detach()).clone()
+                optimizer.step()
+                assert not torch.equal(local(shared[0].beside.weight.detach()), before)
+                optimizer.zero_grad()
+                assert shared(x).isfinite().all()
+    shared = model(device)
+    fully_shard(shared, mesh=mesh, mp_policy=policy)
+    with refused("the weight was stored in FP8 and is torch.bfloat16 now, as FSDP makes it"):
+        shared(x)
+
+
+@case
+def ddp_with_frozen_layers(device: str) -> None:
+    shared = model(device)
+    names = list(frozen_parameters(shared))
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(shared, names)
+    wrapped = DistributedDataParallel(shared)
+    with unchanged(shared):
+        wrapped(inputs(device) * (1 + dist.get_rank())).square().mean().backward()
+        found = shared[0].beside.weight.grad
+        dist.broadcast(others := found.clone(), 0)
+        assert found.any() and torch.equal(found, others)

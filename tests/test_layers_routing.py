@@ -58,6 +58,8 @@ def test_route() -> None:
     chosen, factors = route(logits, 1, bias=torch.tensor([9.0, 0, 0, 0]), normalize=False)
     assert chosen.tolist() == [[0], [0]]  # chosen by its bias, weighted without
     torch.testing.assert_close(factors[:, 0], scores[:, 0])
+    none = torch.full((1, 4), -200.0)  # their sigmoids are 0 in FP32
+    assert route(none, 2, scoring="sigmoid")[1].tolist() == [[0, 0]]
     for call, message in (
         (lambda: route(logits, 5), "top_k is 5; 1 to 4, the number of experts, is needed"),
         (lambda: route(logits, 0), "top_k is 0; 1 to 4, the number of experts, is needed"),
@@ -66,6 +68,22 @@ def test_route() -> None:
             lambda: route(logits.int(), 2),
             "logits is torch.int32 [2, 4]; a tensor [..., experts] of a floating-point type is needed",
         ),
+        (
+            lambda: route(logits, 2, bias=torch.ones(3)),
+            "bias is torch.float32 [3]; a floating-point type and [4], one for each expert, is needed",
+        ),
+        (
+            lambda: route(logits, 2, bias=torch.ones(4, dtype=torch.int64)),
+            "bias is torch.int64 [4]; a floating-point type and [4], one for each expert, is needed",
+        ),
+        (lambda: route(logits, 2, bias=1.0), "bias is of type float; a torch.Tensor or None is needed"),
+        (
+            lambda: route(logits, 2, bias=torch.ones(4, device="meta")),
+            "bias is on meta and logits on cpu; one device is needed",
+        ),
+        (lambda: route(logits, 2, scale="2"), "scale is of type str; a number is needed"),
+        (lambda: route(logits, 2, scale=torch.ones(2)), "scale is of type Tensor; a number is needed"),
+        (lambda: route(logits, 2, scale=None), "scale is of type NoneType; a number is needed"),
         (
             lambda: route(3, 2),
             "logits is of type int; a tensor [..., experts] of a floating-point type is needed",

@@ -6,6 +6,7 @@ go, so a CUDA graph can capture it.
 
 from __future__ import annotations
 
+import numbers
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -65,8 +66,8 @@ def route(
         int64 and float32 [..., top_k]: the experts, the one with the largest score first, and the weights.
 
     Raises:
-        InputError: logits is no such tensor, top_k is below 1 or more than there are experts, or scoring is
-            neither.
+        InputError: logits or bias is no such tensor, top_k is below 1 or more than there are experts, scoring
+            is neither, or scale is no number.
     """
     if not isinstance(logits, torch.Tensor) or not logits.is_floating_point() or logits.dim() == 0:
         is_tensor = isinstance(logits, torch.Tensor)
@@ -76,13 +77,31 @@ def route(
         raise InputError(f"top_k is {top_k}; 1 to {logits.shape[-1]}, the number of experts, is needed")
     if scoring not in ("softmax", "sigmoid"):
         raise InputError(f"scoring is {scoring!r}; 'softmax' or 'sigmoid' is needed")
+    _check_bias(bias, logits)
+    if isinstance(scale, bool) or not isinstance(scale, numbers.Real):
+        raise InputError(f"scale is of type {type(scale).__name__}; a number is needed")
     scores = logits.float().softmax(-1) if scoring == "softmax" else logits.float().sigmoid()
     chosen_by = scores if bias is None else scores + bias
     experts = chosen_by.topk(top_k, dim=-1).indices
     weights = scores.gather(-1, experts)
     if normalize:
-        weights = weights / weights.sum(-1, keepdim=True)
+        total = weights.sum(-1, keepdim=True)
+        weights = weights / total.clamp(min=torch.finfo(total.dtype).tiny)  # scores may all be 0
     return experts, weights * scale
+
+
+def _check_bias(bias: object, logits: torch.Tensor) -> None:
+    if bias is None:
+        return
+    if not isinstance(bias, torch.Tensor):
+        raise InputError(f"bias is of type {type(bias).__name__}; a torch.Tensor or None is needed")
+    if not bias.is_floating_point() or tuple(bias.shape) != tuple(logits.shape[-1:]):
+        raise InputError(
+            f"bias is {bias.dtype} {list(bias.shape)}; a floating-point type and [{logits.shape[-1]}], one "
+            "for each expert, is needed"
+        )
+    if bias.device != logits.device:
+        raise InputError(f"bias is on {bias.device} and logits on {logits.device}; one device is needed")
 
 
 def layout_for(tokens: int, top_k: int, experts: int) -> Layout:

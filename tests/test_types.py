@@ -38,7 +38,8 @@ STRICT = (
         f"gemm_ladder.layers.{module}"
         for module in (
             *("combining", "conversion", "experts", "frozen", "linear", "parallel_experts"),
-            *("parallel_linear", "products", "ranks", "routing", "travelling", "weights"),
+            *("parallel_linear", "products", "ranks", "routing", "single_experts", "travelling"),
+            "weights",
         )
     ),
     *("gemm_ladder.production.tuner", "gemm_ladder.build", "gemm_ladder.build.library"),

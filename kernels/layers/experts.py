@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from gemm_ladder import calls, checks, ops, scales
-from gemm_ladder.arguments import K_MULTIPLE, SCALE_BLOCK, ceil_div
+from gemm_ladder.arguments import K_MULTIPLE, ceil_div
 from gemm_ladder.casts import functions
 from gemm_ladder.casts.kernel import INPUTS
 from gemm_ladder.errors import InputError
-from gemm_ladder.layers import combining, routing, weights
+from gemm_ladder.layers import combining, routing, single_experts, weights
 from torch.nn.parameter import Parameter
 
 PROJECTIONS = ("gate_up_proj", "down_proj")
@@ -46,7 +46,9 @@ class Fp8Experts(torch.nn.Module):
     `load_state_dict` takes these names (also `..._scale`, and weights that are not in FP8 yet), or those of
     checkpoints with three layers for each expert: `0.gate_proj.weight`, `0.up_proj.weight`,
     `0.down_proj.weight`, with their `weight_scale_inv` or `weight_scale`, and so on. Scales are as for
-    Fp8Linear.
+    Fp8Linear. A checkpoint of single experts may be in several files, to be loaded one after another with
+    strict=False; each tensor is written to its place, without a copy of the whole. An expert that a layer on
+    the meta device, loaded with assign=True, has not been given yet makes results of NaN.
 
     Raises:
         InputError: sizes, types or an input that cannot be used.
@@ -276,53 +278,42 @@ class Fp8Experts(torch.nn.Module):
         return self
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *others: Any, **keywords: Any
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        *others: Any,
     ) -> None:
         """Bring what a checkpoint has into the form of this layer, and load it as torch does."""
-        if any(f"{prefix}{expert}.down_proj.weight" in state_dict for expert in range(self.num_experts)):
-            self._join(state_dict, prefix)
-        for name in PROJECTIONS:
-            weight, of_blocks = weights.take(state_dict, prefix + name, getattr(self, name).shape)
-            if weight is not None and weight.dtype != weights.E4M3:
-                weight, of_blocks = weights.quantized(weight, self.use_ue8m0)
-            for behind, tensor in (("", weight), (weights.SCALES, of_blocks)):
-                if tensor is not None:
-                    state_dict[prefix + name + behind] = tensor
-        super()._load_from_state_dict(state_dict, prefix, *others, **keywords)
+        if single_experts.numbers(state_dict, prefix):
+            assign = bool(local_metadata.get("assign_to_params_buffers"))
+            missing_keys += self._join(state_dict, prefix, assign)
+        else:
+            for name in PROJECTIONS:
+                weight, of_blocks = weights.take(state_dict, prefix + name, getattr(self, name).shape)
+                if weight is not None and weight.dtype != weights.E4M3:
+                    weight, of_blocks = weights.quantized(weight, self.use_ue8m0)
+                for behind, tensor in (("", weight), (weights.SCALES, of_blocks)):
+                    if tensor is not None:
+                        state_dict[prefix + name + behind] = tensor
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *others)
 
-    def _join(self, state: dict[str, Any], prefix: str) -> None:
-        """Make one tensor of those that a checkpoint has for each expert."""
-        experts, hidden, intermediate = self.down_proj.shape
-        shapes = {
-            "gate_proj": (intermediate, hidden),
-            "up_proj": (intermediate, hidden),
-            "down_proj": (hidden, intermediate),
-        }
-        found: dict[str, list[tuple[torch.Tensor, torch.Tensor | None]]] = {name: [] for name in shapes}
-        for expert in range(experts):
-            for name, shape in shapes.items():
-                key = f"{prefix}{expert}.{name}.weight"
-                weight, of_blocks = weights.take(state, key, shape)
-                if weight is None or (weight.dtype == weights.E4M3) != (of_blocks is not None):
-                    raise InputError(
-                        f"{key}, or the scales of it, is missing; those of {experts} experts are needed"
-                    )
-                found[name].append((weight, of_blocks))
-        types = {str(weight.dtype) for of in found.values() for weight, _ in of}
-        if len(types) > 1:
-            raise InputError(
-                f"the experts' weights in {prefix}* are {' and '.join(sorted(types))}; one type is needed"
-            )
-        in_fp8 = found["gate_proj"][0][1] is not None
-        if in_fp8 and intermediate % SCALE_BLOCK:
-            raise InputError(
-                f"intermediate_size is {intermediate}; a multiple of {SCALE_BLOCK} is needed to join "
-                "gate_proj and up_proj in FP8, of which a block would have two scales"
-            )
-        for part, behind in enumerate(("", weights.SCALES) if in_fp8 else ("",)):
-            gate, up, down = (
-                torch.stack([cast(torch.Tensor, one[part]) for one in found[name]]) for name in shapes
-            )
-            joined = [one.view(torch.uint8) if one.dtype == weights.E4M3 else one for one in (gate, up)]
-            state[f"{prefix}gate_up_proj{behind}"] = torch.cat(joined, 1).view(gate.dtype)
-            state[f"{prefix}down_proj{behind}"] = down
+    def _join(self, state: dict[str, Any], prefix: str, assign: bool) -> list[str]:
+        """Read the layers of single experts, into this layer's tensors or new ones; `state` gets those then.
+        Returns the names of what is missing."""
+        first = self._first_expert()
+        given = single_experts.Checkpoint(
+            state, prefix, range(first, first + self.num_experts), self.down_proj
+        )
+        stored = single_experts.Stored(*(getattr(self, name) for name in single_experts.Stored._fields))
+        if self.down_proj.is_meta or (assign and not given.missing):
+            stored = stored.new(given.device)
+        given.write(stored, self.use_ue8m0)
+        state.update(zip((prefix + name for name in stored._fields), stored, strict=True))
+        return given.missing
+
+    def _first_expert(self) -> int:
+        """The number in a checkpoint of the first expert."""
+        return 0

@@ -16,7 +16,6 @@ all tokens go everywhere.
 from __future__ import annotations
 
 import itertools
-import re
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -24,7 +23,7 @@ import torch.distributed as dist
 from gemm_ladder import scales
 from gemm_ladder.casts import functions
 from gemm_ladder.errors import InputError
-from gemm_ladder.layers import combining, routing, travelling, weights
+from gemm_ladder.layers import combining, routing, single_experts, travelling, weights
 from gemm_ladder.layers.experts import PROJECTIONS, Fp8Experts, Setting
 from gemm_ladder.layers.ranks import Ranks
 from torch.nn.parameter import Parameter
@@ -92,7 +91,8 @@ class ParallelFp8Experts(Fp8Experts):
 
     `state_dict` has the names of Fp8Experts and this rank's weights: a file for each rank. `load_state_dict`
     takes those, or the weights of all experts, by the same names or by those of checkpoints
-    (`17.gate_proj.weight`), of which it keeps its own.
+    (`17.gate_proj.weight`, numbered among all experts), of which it keeps its own. So a rank need not read
+    more than these: experts from first_expert on, num_experts of them.
 
     Raises:
         InputError: as Fp8Experts; or torch.distributed is not initialised, the group is none that this
@@ -353,14 +353,12 @@ class ParallelFp8Experts(Fp8Experts):
                 tensor = state_dict.get(key)
                 if tensor is not None and tensor.dim() == 3 and len(tensor) == self.all_experts:
                     state_dict[key] = tensor[first : first + own]
-        if any(key.startswith(f"{prefix}{first + own - 1}.") for key in state_dict):
-            numbered = re.compile(re.escape(prefix) + r"(\d+)\.(.+)")
-            for key in [*state_dict]:
-                if found := numbered.fullmatch(key):
-                    tensor, expert = state_dict.pop(key), int(found[1]) - first
-                    if 0 <= expert < own:
-                        state_dict[f"{prefix}{expert}.{found[2]}"] = tensor
+        elsewhere = {*range(self.all_experts)} - {*range(first, first + own)}
+        single_experts.drop(state_dict, prefix, elsewhere)
         super()._load_from_state_dict(state_dict, prefix, *others, **keywords)
+
+    def _first_expert(self) -> int:
+        return self.first_expert
 
     def extra_repr(self) -> str:
         how = f"combine={self.combine_by}" + ", everywhere=True" * self.everywhere

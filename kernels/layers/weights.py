@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 
 import torch
 from gemm_ladder import scales as of_products
@@ -83,10 +83,22 @@ def as_blocks(name: str, scales: torch.Tensor, needed: tuple[int, ...]) -> torch
 def take(
     state: MutableMapping[str, torch.Tensor], name: str, shape: tuple[int, ...]
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Take a weight and its scales out of a checkpoint's tensors.
+    """Take a weight and its scales out of a checkpoint's tensors, as `look` finds them."""
+    weight, scales = look(state, name, shape)
+    for behind in ("", SCALES, OTHERS_SCALES):
+        state.pop(name + behind, None)
+    # The tensors of a file may begin anywhere, and a load that assigns them keeps their addresses.
+    if weight is not None and weight.dtype == E4M3:
+        weight = of_products.row_major(weight)
+    return weight, None if scales is None else of_products.row_major(scales)
+
+
+def look(
+    state: Mapping[str, torch.Tensor], name: str, shape: tuple[int, ...]
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Find a weight and its scales among a checkpoint's tensors.
 
     Args:
-        state: loses what is taken.
         name: the weight's, such as "model.layers.3.mlp.up_proj.weight".
         shape: [(groups,) n, k] of the weight.
 
@@ -95,7 +107,7 @@ def take(
         not there.
 
     Raises:
-        InputError: what is there cannot be such a weight. Nothing has been taken then.
+        InputError: what is there cannot be such a weight.
     """
     weight = state.get(name)
     of_blocks = [given for behind in (SCALES, OTHERS_SCALES) if (given := name + behind) in state]
@@ -107,16 +119,10 @@ def take(
         raise InputError(f"{name} is {weight.dtype}; float8_e4m3fn, float32, bfloat16 or float16 is needed")
     if weight is not None and of_blocks and weight.dtype != E4M3:
         raise InputError(f"{name} is {weight.dtype} and {of_blocks[0]} is given; float8_e4m3fn is needed")
-    scales = None
-    if of_blocks:
-        needed = blocks(torch.empty(shape, device="meta"))
-        scales = as_blocks(of_blocks[0], state[of_blocks[0]], needed)
-    for one in (name, *of_blocks):
-        state.pop(one, None)
-    # The tensors of a file may begin anywhere, and a load that assigns them keeps their addresses.
-    if weight is not None and weight.dtype == E4M3:
-        weight = of_products.row_major(weight)
-    return weight, None if scales is None else of_products.row_major(scales)
+    if not of_blocks:
+        return weight, None
+    needed = blocks(torch.empty(shape, device="meta"))
+    return weight, as_blocks(of_blocks[0], state[of_blocks[0]], needed)
 
 
 def keeping_types(

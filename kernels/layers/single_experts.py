@@ -1,0 +1,137 @@
+"""Checkpoints that have three layers for each expert, as DeepSeek-V3's: bringing them into the two tensors of
+Fp8Experts, also from several files that have some of them each.
+
+Every tensor is written where it belongs. Beside the checkpoint's tensors and the layer's there are never more
+than those of one expert.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, MutableMapping
+from typing import NamedTuple
+
+import torch
+from gemm_ladder.arguments import SCALE_BLOCK
+from gemm_ladder.errors import InputError
+from gemm_ladder.layers import weights
+
+NAMES = ("gate_proj", "up_proj", "down_proj")
+_KEY = re.compile(rf"(\d+)\.(?:{'|'.join(NAMES)})\.weight(?:{weights.SCALES}|{weights.OTHERS_SCALES})?")
+
+State = MutableMapping[str, torch.Tensor]
+Given = tuple[torch.Tensor | None, torch.Tensor | None]  # a weight and its scales
+
+
+class Stored(NamedTuple):
+    """A layer's tensors, that are written to."""
+
+    gate_up_proj: torch.Tensor
+    gate_up_proj_scale_inv: torch.Tensor
+    down_proj: torch.Tensor
+    down_proj_scale_inv: torch.Tensor
+
+    def new(self, device: torch.device) -> Stored:
+        """The like with memory of their own. Scales begin as NaN, and so do results of experts that are never
+        written."""
+        tensors = (torch.empty_like(tensor, device=device, requires_grad=False) for tensor in self)
+        return Stored(*(one.fill_(torch.nan) if one.dtype == torch.float32 else one for one in tensors))
+
+
+def numbers(state: State, prefix: str) -> set[int]:
+    """The experts of which a checkpoint has layers of their own."""
+    found = (_KEY.fullmatch(key, len(prefix)) for key in state if key.startswith(prefix))
+    return {int(match[1]) for match in found if match}
+
+
+def drop(state: State, prefix: str, others: set[int]) -> None:
+    """Take the layers of some experts out of a checkpoint's tensors."""
+    for key in [key for key in state if key.startswith(prefix)]:
+        if (match := _KEY.fullmatch(key, len(prefix))) and int(match[1]) in others:
+            del state[key]
+
+
+class Checkpoint:
+    """What a checkpoint has of a layer's experts.
+
+    Args:
+        state: the checkpoint's tensors.
+        prefix: what their names have before an expert's number.
+        experts: the numbers of the layer's experts there.
+        down_proj: the layer's, for its sizes.
+
+    Attributes:
+        missing: the names that are needed besides.
+
+    Raises:
+        InputError: one of the tensors cannot be such a weight, or the scales of two that are joined cannot
+            be. Nothing has been written or taken out of `state` then.
+    """
+
+    def __init__(self, state: State, prefix: str, experts: range, down_proj: torch.Tensor) -> None:
+        self._state, self._prefix, self._experts = state, prefix, experts
+        _, hidden, self._inner = down_proj.shape
+        shapes = dict.fromkeys(NAMES, (self._inner, hidden)) | {"down_proj": (hidden, self._inner)}
+        self.missing: list[str] = []
+        self._given: dict[tuple[int, str], Given] = {}
+        for expert in experts:
+            for name in NAMES:
+                self._given[expert, name] = self._look(self._key(expert, name), shapes[name])
+            if self._inner % SCALE_BLOCK:
+                self._check_joined(expert)
+
+    def _key(self, expert: int, name: str) -> str:
+        return f"{self._prefix}{expert}.{name}.weight"
+
+    def _look(self, key: str, shape: tuple[int, ...]) -> Given:
+        weight, scales = weights.look(self._state, key, shape)
+        if weight is None:
+            self.missing.append(key)
+        if scales is None and (weight is None or weight.dtype == weights.E4M3):
+            self.missing.append(key + weights.SCALES)
+        return weight, scales
+
+    def _check_joined(self, expert: int) -> None:
+        """Where a block of 128 x 128 has rows of both, gate and up have to be cast together."""
+        gate, up = (self._given[expert, name] for name in NAMES[:2])
+        reason = f"intermediate_size is {self._inner}; a multiple of {SCALE_BLOCK} is needed to "
+        for weight, scales in (gate, up):
+            if scales is not None or (weight is not None and weight.dtype == weights.E4M3):
+                raise InputError(
+                    f"{reason}join gate_proj and up_proj in FP8, of which a block would have two scales"
+                )
+        if (gate[0] is None) != (up[0] is None):
+            there, other = sorted(NAMES[:2], key=lambda name: self._given[expert, name][0] is None)
+            raise InputError(
+                f"{reason}load {self._key(expert, there)} without {other}, since a block has rows of both"
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return next(one.device for given in self._given.values() for one in given if one is not None)
+
+    def write(self, stored: Stored, use_ue8m0: bool) -> None:
+        """Write what is there to a layer's tensors, and take it out of the checkpoint's."""
+        with torch.no_grad():
+            for place, expert in enumerate(self._experts):
+                of_expert = Stored(*(tensor.detach()[place] for tensor in stored))
+                for (weight, of_blocks), codes, scales in self._targets(expert, of_expert):
+                    if weight is not None and weight.dtype != weights.E4M3:
+                        weight, of_blocks = weights.quantized(weight.to(codes.device), use_ue8m0)
+                    if weight is not None:
+                        codes.copy_(weight)
+                    if of_blocks is not None:
+                        scales.copy_(of_blocks)
+        drop(self._state, self._prefix, {*self._experts})
+
+    def _targets(self, expert: int, to: Stored) -> Iterator[tuple[Given, torch.Tensor, torch.Tensor]]:
+        """An expert's weights, and which part of its tensors each belongs to."""
+        gate, up, down = (self._given[expert, name] for name in NAMES)
+        yield down, to.down_proj, to.down_proj_scale_inv
+        if not self._inner % SCALE_BLOCK:
+            for half, given in enumerate((gate, up)):
+                codes, scales = (one.chunk(2)[half] for one in (to.gate_up_proj, to.gate_up_proj_scale_inv))
+                yield given, codes, scales
+        elif gate[0] is not None and up[0] is not None:
+            yield (torch.cat([gate[0], up[0]]), None), to.gate_up_proj, to.gate_up_proj_scale_inv

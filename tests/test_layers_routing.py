@@ -32,6 +32,17 @@ def test_places(layout: routing.Layout) -> None:
         assert (placed.rows == -1).sum() == 512 - 5
 
 
+def test_room() -> None:
+    """For more rows than there are tokens, and for fewer."""
+    chosen = torch.tensor([[2, 0], [0, -1], [2, 3]])
+    placed = routing.place(chosen, 4, "masked", room=128)
+    assert placed.size == 512 and placed.rows.tolist() == [2, 0, 2, 1]
+    assert placed.places.tolist() == [[256, 0], [1, 512], [257, 384]]
+    placed = routing.place(chosen, 4, "masked", room=1)
+    assert placed.size == 4 and placed.rows.tolist() == [1, 0, 1, 1]
+    assert placed.places.tolist() == [[2, 0], [4, 4], [4, 3]]
+
+
 def test_most_rows_is_enough_and_needed() -> None:
     """The worst choices need exactly so many rows."""
     for choices, experts in ((1, 8), (8, 8), (300, 8), (300, 2)):

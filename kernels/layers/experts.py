@@ -178,7 +178,7 @@ class Fp8Experts(torch.nn.Module):
         layout = self.layout
         if layout == "auto":
             layout = routing.layout_for(len(rows), chosen.shape[1], self.num_experts)
-        placed = routing.place(chosen, self.num_experts, layout)
+        placed = routing.place(chosen, self.num_experts, layout, None, self._room(len(rows)))
         if layout == "masked":
             of_experts = self._masked(functions.per_token_group_quant_fp8(rows, self.use_ue8m0), placed)
         else:
@@ -200,20 +200,25 @@ class Fp8Experts(torch.nn.Module):
         """The same of tokens in FP8, in the masked layout, whose rows that count alone are written and
         read."""
         codes, of_rows = rows
-        (tokens, hidden), experts = codes.shape, self.num_experts
+        hidden, experts = codes.shape[1], self.num_experts
+        room = placed.size // experts
         # One row more for the choices that are no expert, and one expert more for their scales.
         a = codes.new_empty(placed.size + 1, hidden)
         a.view(torch.int64)[placed.places] = codes.view(torch.int64)[:, None]
-        shape = (experts + 1, tokens, of_rows.shape[1])
+        shape = (experts + 1, room, of_rows.shape[1])
         sfa = of_rows.new_empty_strided(shape, scales.mn_major_strides(shape))
-        sfa[placed.places // tokens, placed.places % tokens] = of_rows[:, None]
-        inner = codes.new_empty(experts, tokens, 2 * self.intermediate_size, dtype=torch.bfloat16)
-        lhs = (a[: placed.size].view(experts, tokens, hidden), sfa[:experts])
+        sfa[placed.places // room, placed.places % room] = of_rows[:, None]
+        inner = codes.new_empty(experts, room, 2 * self.intermediate_size, dtype=torch.bfloat16)
+        lhs = (a[: placed.size].view(experts, room, hidden), sfa[:experts])
         self._product(placed, lhs, "gate_up_proj", inner)
         b = functions.silu_and_mul_per_token_group_quant_fp8(inner, self.use_ue8m0, masked_m=placed.rows)
         out = self._results(placed)
-        self._product(placed, b, "down_proj", out.view(experts, tokens, hidden))
+        self._product(placed, b, "down_proj", out.view(experts, room, hidden))
         return out
+
+    def _room(self, tokens: int) -> int:
+        """How many rows each expert has in the masked layout."""
+        return tokens
 
     def _results(self, placed: routing.Placement) -> torch.Tensor:
         return self.down_proj.new_empty(placed.size, self.hidden_size, dtype=torch.bfloat16)

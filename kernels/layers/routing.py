@@ -22,7 +22,7 @@ class Placement(NamedTuple):
 
     Attributes:
         layout: which.
-        size: how many rows it has; in the masked layout those of all groups, which have tokens' number each.
+        size: how many rows it has; in the masked layout those of all groups, which have equally many.
         rows: the tensor that the product takes: m_indices int32 [size], masked_m or grouped_layout int32
             [experts].
         places: int64 [tokens, top_k]: the row of each choice; `size` where the choice is no expert.
@@ -116,21 +116,24 @@ def most_rows(choices: int, experts: int) -> int:
     return (choices + min(experts, choices) * (alignment - 1)) // alignment * alignment
 
 
-def place(chosen: torch.Tensor, experts: int, layout: Layout, most: int | None = None) -> Placement:
+def place(
+    chosen: torch.Tensor, experts: int, layout: Layout, most: int | None = None, room: int | None = None
+) -> Placement:
     """Lay out the choices of all tokens, those of an expert in the order of the tokens.
 
     Args:
         chosen: int32 or int64 [tokens, top_k]: experts. What is below 0, or not below `experts`, is no
             expert: the choice has no row.
         experts: how many there are.
-        layout: of the product. In the masked layout each expert has room for every token once, and choices
-            beyond that have no row.
+        layout: of the product.
         most: how many of the choices are experts, or more; all if None. A contiguous or psum layout has rows
             for so many.
+        room: how many rows each expert has in the masked layout, and choices beyond that have none; as many
+            as there are tokens if None.
     """
     most = chosen.numel() if most is None else most
     if layout == "masked":
-        return _masked(chosen, experts, most)
+        return _masked(chosen, experts, most, len(chosen) if room is None else room)
     choices = chosen.reshape(-1).clamp(-1, experts)  # -1 or `experts`: no expert
     # Numbers of 16 bits are sorted in fewer passes.
     keys = choices.short() if experts < 2**15 else choices
@@ -158,10 +161,9 @@ def place(chosen: torch.Tensor, experts: int, layout: Layout, most: int | None =
     return Placement(layout, size, rows, places.view(chosen.shape), most)
 
 
-def _masked(chosen: torch.Tensor, experts: int, most: int) -> Placement:
+def _masked(chosen: torch.Tensor, experts: int, most: int, room: int) -> Placement:
     """`place` for the masked layout. As it is for few tokens, a choice's number among its expert's is counted
     in a table, which takes fewer operators than sorting."""
-    tokens = len(chosen)
     # Numbers that are no expert's become -1 or `experts`, and both become `experts`.
     choices = chosen.reshape(1, -1).clamp(-1, experts).long() % (experts + 1)
     is_of = torch.zeros(experts + 1, choices.shape[1] + 1, dtype=torch.int32, device=chosen.device)
@@ -169,7 +171,7 @@ def _masked(chosen: torch.Tensor, experts: int, most: int) -> Placement:
     # In column i: how many of the first i choices are an expert's.
     before = is_of.cumsum(1, dtype=torch.int32)
     number = before[:, :-1].gather(0, choices)
-    size = experts * tokens
-    places = torch.add(number, choices, alpha=tokens).clamp(max=size)
-    places = places.where(number < tokens, size)  # none outside, whatever is chosen twice
-    return Placement("masked", size, before[:experts, -1].clamp(max=tokens), places.view(chosen.shape), most)
+    size = experts * room
+    places = torch.add(number, choices, alpha=room).clamp(max=size)
+    places = places.where(number < room, size)  # none outside, whatever is chosen twice
+    return Placement("masked", size, before[:experts, -1].clamp(max=room), places.view(chosen.shape), most)

@@ -10,12 +10,13 @@ from typing import Any
 import gemm_ladder
 import torch
 import torch.nn.functional as F
-from gemm_ladder.arguments import ceil_div
+from gemm_ladder.arguments import align, ceil_div
 from gemm_ladder.casts import functions
 from gemm_ladder.layers import Fp8Experts, weights
 from gemm_ladder.layers.routing import Placement
 
 EPSILON = 1e-6
+TILE_ROWS = 128  # what the rows of a group are a multiple of where DeepGEMM computes them
 
 
 class Arithmetic:
@@ -106,6 +107,11 @@ class LibrarysExperts(Fp8Experts):
         self.layout, self.use_ue8m0, self.library = experts.layout, experts.use_ue8m0, library
         for name, parameter in experts.named_parameters():
             self.register_parameter(name, parameter)
+
+    def _room(self, tokens: int) -> int:
+        """DeepGEMM writes whole tiles of rows in the masked layout. So groups have room for whole tiles, as
+        servers give them: otherwise it writes into the next group."""
+        return align(tokens, TILE_ROWS)
 
     def _product(
         self, placed: Placement, lhs: tuple[torch.Tensor, torch.Tensor], name: str, out: torch.Tensor

@@ -26,6 +26,7 @@ from gemm_ladder.figures import measured, tables
 from gemm_ladder.figures import model as figure
 from gemm_ladder.figures.rows import ModelRow
 from gemm_ladder.measure import (
+    arithmetic,
     decoder,
     minilm,
     model_cases,
@@ -53,7 +54,8 @@ PROTOCOL = (
     f"sequence; decode: a batch of sequences of {model_cases.CONTEXT} tokens each, their keys and values in "
     "BF16; MiniLM: one sentence, or sentences of "
     f"{model_cases.SENTENCE} tokens, without padding; rel_err: ||out - bf16|| / ||bf16 - input|| of a token, "
-    "the median of all; torch.compile with dynamic sizes, of MiniLM each layer; simplified: "
+    "the median of all; torch.compile with dynamic sizes, of MiniLM each layer; DeepGEMM: masked groups "
+    f"have room for whole tiles of {arithmetic.TILE_ROWS} rows, which it writes; simplified: "
     f"{decoder.SIMPLIFIED}"
 )
 

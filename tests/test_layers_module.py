@@ -141,6 +141,20 @@ def test_memory_can_be_resized() -> None:
         storage.resize_(size)
 
 
+@pytest.mark.parametrize("trainable", [False, True])
+def test_shapes_alone(trainable: bool) -> None:
+    """On the meta device a call says what it would return."""
+    with torch.device("meta"):
+        x = torch.empty(2, 3, 32, dtype=BF16)
+        layer, experts = Fp8Linear(32, 16, trainable=trainable), Fp8Experts(4, 32, 16)
+        chosen = route(torch.empty(2, 3, 4), 2)
+    with torch.no_grad():
+        found = [layer(x), experts(x, *chosen)]
+    assert [(one.shape, one.dtype, one.is_meta) for one in (*found, layer(x))] == [
+        ((2, 3, size), BF16, True) for size in (16, 32, 16)
+    ]
+
+
 def test_frozen_parameters() -> None:
     shared = Fp8Linear(32, 16)
     parts = {"one": shared, "two": Fp8Linear(32, 16, trainable=True), "three": shared}

@@ -171,6 +171,8 @@ class Fp8Experts(torch.nn.Module):
             InputError: other types, shapes or devices; or a gradient would be needed, which there is none of.
         """
         self._check(x, experts, expert_weights)
+        if x.is_meta:  # which has a shape alone
+            return torch.empty_like(x)
         rows = x.reshape(-1, self.hidden_size)
         chosen = experts.reshape(len(rows), experts.shape[-1])
         if not chosen.numel():

@@ -53,7 +53,7 @@ def linear(
     )
     if differentiated and ops.direct(x, weight, codes):
         found: torch.Tensor = _Linear.apply(x, weight, codes, scales, use_ue8m0)
-    elif differentiated or ops.compiling() or ops.seen(x, codes):
+    elif differentiated or ops.compiling() or ops.seen(x, codes) or x.is_meta:
         found = torch.ops.gemm_ladder.fp8_linear(x, weight, codes, scales, use_ue8m0)
     else:
         found = _linear(x, weight, codes, scales, use_ue8m0)

@@ -240,8 +240,6 @@ def test_other_experts() -> None:
         for name, reason in expected.items()
         for weight in ("gate_up_proj", "down_proj")
     }
-    report = convert(torch.nn.ModuleList([Experts()]), trainable=True)
-    assert {layer.reason for layer in report.layers} == {"experts in FP8 are not trained"}
 
 
 def test_one_layer_in_two_places() -> None:
@@ -250,6 +248,15 @@ def test_one_layer_in_two_places() -> None:
     model = torch.nn.ModuleDict({"a": shared, "b": torch.nn.Sequential(shared, shared)})
     assert reasons(convert(model)) == {"a": "", "b.0": "", "b.1": ""}
     assert model["a"] is model["b"][0] is model["b"][1] and isinstance(model["a"], Fp8Linear)
+
+
+def test_trainable_experts() -> None:
+    model = torch.nn.ModuleList([Experts()])
+    parameters = [id(parameter) for parameter in model.parameters()]
+    report = convert(model, trainable=True)
+    assert [id(parameter) for parameter in model.parameters()] == parameters
+    assert isinstance(model[0], Fp8Experts) and model[0].trainable
+    assert all(0.02 < layer.error < 0.03 for layer in report.converted) and len(report.converted) == 2
 
 
 def test_trainable() -> None:

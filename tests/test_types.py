@@ -37,8 +37,16 @@ STRICT = (
     *(
         f"gemm_ladder.layers.{module}"
         for module in (
-            *("combining", "conversion", "experts", "frozen", "linear", "parallel_experts"),
-            *("parallel_linear", "products", "ranks", "routing", "single_experts", "travelling"),
+            *("combining", "conversion", "expert_products", "experts", "frozen", "linear"),
+            *(
+                "parallel_experts",
+                "parallel_linear",
+                "products",
+                "ranks",
+                "routing",
+                "single_experts",
+                "travelling",
+            ),
             "weights",
         )
     ),

@@ -15,6 +15,7 @@ TASKS = (
     *("change a training kernel, its tiles or their choice", "change a cast, or add what comes before one"),
     "change a layer, its gradients, or what it reads from checkpoints",
     "change how tokens are laid out for experts, or what is computed for them",
+    "change the gradients of experts, or what is read of single ones",
     "change what GPUs that share a layer send each other, or what each has",
     "change which kernel a shape gets",
     "add an instruction",

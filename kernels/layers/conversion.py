@@ -113,7 +113,7 @@ def convert(
         A report, to print. What else is left alone, and why, it says of each layer: sizes that the products
         do not take, classes derived from torch.nn.Linear, layers with hooks, weights that two modules share
         (unless trainable) or that modules of torch read themselves, weights that are not finite, and experts
-        that are to be trained or that compute something else.
+        that compute something else.
 
     Raises:
         InputError: `model` is no module or a linear layer itself, or skip is none of the above. Nothing was
@@ -225,8 +225,6 @@ def _why_not(
     if isinstance(module, torch.nn.Linear):
         if type(module) is not torch.nn.Linear:
             return f"its class {type(module).__name__} may compute something else than torch.nn.Linear"
-    elif trainable:
-        return "experts in FP8 are not trained"
     elif reason := _other_experts(module):
         return reason
     if "forward" in vars(module):
@@ -276,7 +274,9 @@ def _replacement(module: torch.nn.Module, trainable: bool, use_ue8m0: bool) -> t
     try:
         if isinstance(module, torch.nn.Linear):
             return Fp8Linear.from_linear(module, trainable=trainable, use_ue8m0=use_ue8m0)
-        experts = Fp8Experts.from_weights(*(weight.detach() for _, weight in given), use_ue8m0=use_ue8m0)
+        experts = Fp8Experts.from_weights(
+            *(weight for _, weight in given), trainable=trainable, use_ue8m0=use_ue8m0
+        )
         return experts.train(module.training)
     except InputError as refused:
         return str(refused)

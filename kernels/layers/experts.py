@@ -1,4 +1,4 @@
-"""The feed-forward layers of a mixture of experts, in FP8, for inference."""
+"""The feed-forward layers of a mixture of experts, in FP8."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gemm_ladder.arguments import K_MULTIPLE, ceil_div
 from gemm_ladder.casts import functions
 from gemm_ladder.casts.kernel import INPUTS
 from gemm_ladder.errors import InputError
-from gemm_ladder.layers import combining, routing, single_experts, weights
+from gemm_ladder.layers import combining, expert_products, routing, single_experts, weights
 from torch.nn.parameter import Parameter
 
 PROJECTIONS = ("gate_up_proj", "down_proj")
@@ -28,6 +28,12 @@ class Fp8Experts(torch.nn.Module):
     the two products, and each token then adds up its experts' rows, always in the same order. Nothing waits
     for the GPU. So a CUDA graph can capture a call after one with as many tokens, which loads the kernels.
 
+    For inference, or beside what is trained (trainable=False), the weights are stored in FP8 and have no
+    gradients; x and expert_weights do. For training (trainable=True) they are parameters of their own type,
+    cast in every call. A call whose gradients are wanted, and every call of a trained layer, has the
+    contiguous layout; all of its gradients are products in FP8 (`gemm_ladder.layers.expert_products` says
+    which), and those of weights wait for the GPU once.
+
     Args:
         num_experts, hidden_size, intermediate_size: the sizes, the last two multiples of 16.
         layout: how the rows of experts lie. "psum": one expert's behind another's, each beginning at a
@@ -35,13 +41,16 @@ class Fp8Experts(torch.nn.Module):
             every row. "masked": room for every token in every expert, of which only rows that are used are
             read or written. "auto": the one of "psum" and "masked" that has fewer rows, which is masked for
             few tokens.
+        trainable: whether the weights are trained.
         use_ue8m0: round all scales up to powers of two.
         device: of the weights, which begin as those of torch.nn.Linear do.
+        dtype: of weights that are trained: float32, bfloat16 or float16; None: torch's default.
 
     Attributes:
-        gate_up_proj: float8_e4m3fn [experts, 2 intermediate, hidden]: gate above up.
-        down_proj: float8_e4m3fn [experts, hidden, intermediate].
-        gate_up_proj_scale_inv, down_proj_scale_inv: float32, one for each 128 x 128 of these.
+        gate_up_proj: float8_e4m3fn [experts, 2 intermediate, hidden]: gate above up; dtype if trainable.
+        down_proj: float8_e4m3fn [experts, hidden, intermediate]; dtype if trainable.
+        gate_up_proj_scale_inv, down_proj_scale_inv: float32, one for each 128 x 128 of these. None if
+            trainable.
 
     `load_state_dict` takes these names (also `..._scale`, and weights that are not in FP8 yet), or those of
     checkpoints with three layers for each expert: `0.gate_proj.weight`, `0.up_proj.weight`,
@@ -64,8 +73,8 @@ class Fp8Experts(torch.nn.Module):
 
     gate_up_proj: Parameter
     down_proj: Parameter
-    gate_up_proj_scale_inv: Parameter
-    down_proj_scale_inv: Parameter
+    gate_up_proj_scale_inv: Parameter | None
+    down_proj_scale_inv: Parameter | None
 
     def __init__(
         self,
@@ -74,21 +83,26 @@ class Fp8Experts(torch.nn.Module):
         intermediate_size: int,
         *,
         layout: Setting = "auto",
+        trainable: bool = False,
         use_ue8m0: bool = False,
         device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         sizes = {"hidden_size": hidden_size, "intermediate_size": intermediate_size}
         for name, value in {"num_experts": num_experts, **sizes}.items():
             weights.check_size(name, value, K_MULTIPLE if name in sizes else 1)
         shapes = ((2 * intermediate_size, hidden_size), (hidden_size, intermediate_size))
+        kind = (dtype or torch.get_default_dtype()) if trainable else torch.bfloat16
+        if kind not in INPUTS:
+            raise InputError(f"dtype is {kind}; float32, bfloat16 or float16 is needed")
         begun = [
-            torch.empty(num_experts, n, k, dtype=torch.bfloat16, device=device).uniform_(
+            torch.empty(num_experts, n, k, dtype=kind, device=device).uniform_(
                 -1 / math.sqrt(k), 1 / math.sqrt(k)
             )
             for n, k in shapes
         ]
-        self._take(begun, layout, use_ue8m0)
+        self._take(begun, layout, trainable, use_ue8m0)
 
     @classmethod
     def from_weights(
@@ -97,6 +111,7 @@ class Fp8Experts(torch.nn.Module):
         down_proj: torch.Tensor,
         *,
         layout: Setting = "auto",
+        trainable: bool = False,
         use_ue8m0: bool = False,
     ) -> Fp8Experts:
         """Experts with the weights given.
@@ -105,6 +120,7 @@ class Fp8Experts(torch.nn.Module):
             gate_up_proj: float32, bfloat16 or float16 [experts, 2 intermediate, hidden]: gate above up.
             down_proj: [experts, hidden, intermediate], likewise.
             layout, use_ue8m0: as for the class.
+            trainable: as for the class. Parameters are shared then, so an optimizer that has them goes on.
 
         Raises:
             InputError: other shapes or types, or sizes that are no multiple of 16.
@@ -130,18 +146,38 @@ class Fp8Experts(torch.nn.Module):
             )
         layer = cls.__new__(cls)
         torch.nn.Module.__init__(layer)
-        layer._take([gate_up_proj, down_proj], layout, use_ue8m0)
+        layer._take([gate_up_proj, down_proj], layout, trainable, use_ue8m0)
         return layer
 
-    def _take(self, given: list[torch.Tensor], layout: Setting, use_ue8m0: bool) -> None:
+    def _take(self, given: list[torch.Tensor], layout: Setting, trainable: bool, use_ue8m0: bool) -> None:
         if layout not in SETTINGS:
             raise InputError(f"layout is {layout!r}; one of {', '.join(SETTINGS)} is needed")
         self.layout: Setting = layout
         self.use_ue8m0 = bool(use_ue8m0)
         for name, weight in zip(PROJECTIONS, given, strict=True):
+            kept = weight if isinstance(weight, Parameter) else Parameter(weight.detach())
+            self.register_parameter(name, kept if trainable else None)
+            self.register_parameter(name + weights.SCALES, None)
+        if not trainable:
+            self._store(given)
+
+    def _store(self, given: list[torch.Tensor]) -> None:
+        """Keep weights in FP8."""
+        for name, weight in zip(PROJECTIONS, given, strict=True):
             codes, of_blocks = weights.quantized(weight, self.use_ue8m0)
             self.register_parameter(name, Parameter(codes, requires_grad=False))
             self.register_parameter(name + weights.SCALES, Parameter(of_blocks, requires_grad=False))
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the weights are stored in their own type, for training."""
+        return self.down_proj_scale_inv is None
+
+    def quantize_(self) -> Fp8Experts:
+        """Store trained weights in FP8, for inference; returns the layer."""
+        if self.trainable:
+            self._store([self.gate_up_proj, self.down_proj])
+        return self
 
     @property
     def num_experts(self) -> int:
@@ -168,13 +204,16 @@ class Fp8Experts(torch.nn.Module):
             x's type and shape: BF16 sums, converted.
 
         Raises:
-            InputError: other types, shapes or devices; or a gradient would be needed, which there is none of.
+            InputError: other types, shapes or devices.
         """
         self._check(x, experts, expert_weights)
         if x.is_meta:  # which has a shape alone
             return torch.empty_like(x)
         rows = x.reshape(-1, self.hidden_size)
         chosen = experts.reshape(len(rows), experts.shape[-1])
+        wanted = torch.is_grad_enabled() and (x.requires_grad or expert_weights.requires_grad)
+        if self.trainable or wanted:
+            return self._differentiated(rows, chosen, expert_weights.reshape(chosen.shape)).view(x.shape)
         if not chosen.numel():
             return torch.zeros_like(x)
         layout = self.layout
@@ -187,6 +226,23 @@ class Fp8Experts(torch.nn.Module):
             a = functions.per_token_group_quant_fp8(rows, self.use_ue8m0, rows=placed.tokens())
             of_experts = self._in_one_matrix(a, placed)
         return combining.combined(of_experts, placed.places, expert_weights, x.dtype).view(x.shape)
+
+    def _differentiated(
+        self, rows: torch.Tensor, chosen: torch.Tensor, factors: torch.Tensor
+    ) -> torch.Tensor:
+        """The result, with gradients."""
+        trained = (self.gate_up_proj, self.down_proj) if self.trainable else None
+        pairs = [self._in_fp8(name) for name in PROJECTIONS]
+        stored = expert_products.Weights(*pairs[0], *pairs[1])
+        return expert_products.experts(rows, chosen, factors, trained, stored, self.use_ue8m0)
+
+    def _in_fp8(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """A weight's codes and scales."""
+        weight, of_blocks = getattr(self, name), getattr(self, name + weights.SCALES)
+        if of_blocks is None:
+            return weights.quantized(weight.detach(), self.use_ue8m0)
+        weights.check_stored(name, weight)
+        return weight.detach(), of_blocks.detach()
 
     def _in_one_matrix(self, a: tuple[torch.Tensor, torch.Tensor], placed: routing.Placement) -> torch.Tensor:
         """BF16 [size, hidden]: the result of each row of `a`, which is laid out in the contiguous or the psum
@@ -232,8 +288,7 @@ class Fp8Experts(torch.nn.Module):
         name: str,
         out: torch.Tensor,
     ) -> None:
-        codes, of_blocks = (getattr(self, one).detach() for one in (name, name + weights.SCALES))
-        weights.check_stored(name, codes)
+        codes, of_blocks = self._in_fp8(name)
         expected = ceil_div(placed.most, self.num_experts)
         if placed.layout == "masked":
             calls.masked(lhs, (codes, of_blocks), out, placed.rows, expected)
@@ -251,10 +306,6 @@ class Fp8Experts(torch.nn.Module):
                 raise InputError(
                     f"{name} is on {tensor.device} and the weights on {self.down_proj.device}; one device is "
                     "needed for both"
-                )
-            if torch.is_grad_enabled() and tensor.requires_grad:
-                raise InputError(
-                    f"{name} requires grad, and experts in FP8 have no gradient; torch.no_grad() is needed"
                 )
         if not ops.compiling():
             checks.no_tangents(given)
@@ -277,10 +328,12 @@ class Fp8Experts(torch.nn.Module):
     def extra_repr(self) -> str:
         sizes = ("num_experts", "hidden_size", "intermediate_size")
         named = ", ".join(f"{name}={getattr(self, name)}" for name in sizes)
-        return f"{named}, weights=float8_e4m3fn, layout={self.layout}" + ", use_ue8m0=True" * self.use_ue8m0
+        kind = str(self.down_proj.dtype).removeprefix("torch.")
+        stored = f"{kind}, cast to float8_e4m3fn in every call" if self.trainable else kind
+        return f"{named}, weights={stored}, layout={self.layout}" + ", use_ue8m0=True" * self.use_ue8m0
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Fp8Experts:
-        kept = tuple(self.parameters(recurse=False))
+        kept = () if self.trainable else tuple(self.parameters(recurse=False))
         super()._apply(weights.keeping_types(fn, kept), recurse)  # type: ignore[no-untyped-call]
         return self
 
@@ -299,12 +352,8 @@ class Fp8Experts(torch.nn.Module):
             missing_keys += self._join(state_dict, prefix, assign)
         else:
             for name in PROJECTIONS:
-                weight, of_blocks = weights.take(state_dict, prefix + name, getattr(self, name).shape)
-                if weight is not None and weight.dtype != weights.E4M3:
-                    weight, of_blocks = weights.quantized(weight, self.use_ue8m0)
-                for behind, tensor in (("", weight), (weights.SCALES, of_blocks)):
-                    if tensor is not None:
-                        state_dict[prefix + name + behind] = tensor
+                weight = getattr(self, name)
+                weights.bring(state_dict, prefix + name, weight, self.trainable, self.use_ue8m0)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *others)
 
     def _join(self, state: dict[str, Any], prefix: str, assign: bool) -> list[str]:
@@ -312,13 +361,14 @@ class Fp8Experts(torch.nn.Module):
         Returns the names of what is missing."""
         first = self._first_expert()
         given = single_experts.Checkpoint(
-            state, prefix, range(first, first + self.num_experts), self.down_proj
+            state, prefix, range(first, first + self.num_experts), self.down_proj, self.trainable
         )
         stored = single_experts.Stored(*(getattr(self, name) for name in single_experts.Stored._fields))
         if self.down_proj.is_meta or (assign and not given.missing):
             stored = stored.new(given.device)
         given.write(stored, self.use_ue8m0)
-        state.update(zip((prefix + name for name in stored._fields), stored, strict=True))
+        named = zip(stored._fields, stored, strict=True)
+        state.update((prefix + name, tensor) for name, tensor in named if tensor is not None)
         return given.missing
 
     def _first_expert(self) -> int:

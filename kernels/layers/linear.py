@@ -202,18 +202,7 @@ class Fp8Linear(torch.nn.Module):
         self, state_dict: dict[str, Any], prefix: str, *others: Any, **keywords: Any
     ) -> None:
         """Bring what a checkpoint has into the form of this layer, and load it as torch does."""
-        weight, scales = weights.take(state_dict, prefix + "weight", self.weight.shape)
-        if weight is not None and self.trainable and weight.dtype == weights.E4M3:
-            if scales is None:
-                raise InputError(
-                    f"{prefix}weight is float8_e4m3fn without scales; {prefix}{WEIGHT_SCALES} is needed"
-                )
-            weight, scales = weights.dequantized(weight, scales).to(self.weight.dtype), None
-        elif weight is not None and not self.trainable and weight.dtype != weights.E4M3:
-            weight, scales = weights.quantized(weight, self.use_ue8m0)
-        for name, tensor in (("weight", weight), (WEIGHT_SCALES, scales)):
-            if tensor is not None:
-                state_dict[prefix + name] = tensor
+        weights.bring(state_dict, prefix + "weight", self.weight, self.trainable, self.use_ue8m0)
         super()._load_from_state_dict(state_dict, prefix, *others, **keywords)
 
 

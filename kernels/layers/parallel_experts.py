@@ -133,7 +133,7 @@ class ParallelFp8Experts(Fp8Experts):
         self._share(ranks, combine, everywhere)
 
     @classmethod
-    def from_weights(
+    def from_weights(  # type: ignore[override] # these are not trained
         cls,
         gate_up_proj: torch.Tensor,
         down_proj: torch.Tensor,
@@ -174,6 +174,8 @@ class ParallelFp8Experts(Fp8Experts):
         """
         if not isinstance(whole, Fp8Experts) or isinstance(whole, cls):
             raise InputError(f"experts is of type {type(whole).__name__}; a whole Fp8Experts is needed")
+        if whole.trainable:
+            raise InputError("the experts are trained; quantize_() is needed before they are divided")
         ranks = Ranks(group)
         own = ranks.share("num_experts", whole.num_experts)
         layer = cls.__new__(cls)
@@ -239,6 +241,12 @@ class ParallelFp8Experts(Fp8Experts):
     def dispatch(self, x: torch.Tensor, experts: torch.Tensor, expert_weights: torch.Tensor) -> Dispatched:
         """Send this rank's tokens to the ranks of their experts, and receive what others send here."""
         self._check(x, experts, expert_weights)
+        for name, tensor in (("x", x), ("expert_weights", expert_weights)):
+            if torch.is_grad_enabled() and tensor.requires_grad:
+                raise InputError(
+                    f"{name} requires grad, and experts over several GPUs have no gradient; torch.no_grad() "
+                    "is needed"
+                )
         size, top_k = self.ranks.size, experts.shape[-1]
         rows = x.reshape(-1, self.hidden_size)
         chosen = experts.reshape(len(rows), top_k).long()

@@ -8,7 +8,7 @@ than those of one expert.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import NamedTuple
 
 import torch
@@ -24,18 +24,35 @@ Given = tuple[torch.Tensor | None, torch.Tensor | None]  # a weight and its scal
 
 
 class Stored(NamedTuple):
-    """A layer's tensors, that are written to."""
+    """A layer's tensors, that are written to. A layer that is trained has no scales."""
 
     gate_up_proj: torch.Tensor
-    gate_up_proj_scale_inv: torch.Tensor
+    gate_up_proj_scale_inv: torch.Tensor | None
     down_proj: torch.Tensor
-    down_proj_scale_inv: torch.Tensor
+    down_proj_scale_inv: torch.Tensor | None
 
     def new(self, device: torch.device) -> Stored:
-        """The like with memory of their own. Scales begin as NaN, and so do results of experts that are never
-        written."""
-        tensors = (torch.empty_like(tensor, device=device, requires_grad=False) for tensor in self)
-        return Stored(*(one.fill_(torch.nan) if one.dtype == torch.float32 else one for one in tensors))
+        """The like with memory of their own. Scales, and weights without them, begin as NaN, and so do
+        results of experts that are never written."""
+
+        def like(tensor: torch.Tensor) -> torch.Tensor:
+            found = torch.empty_like(tensor, device=device, requires_grad=False)
+            return found if found.dtype == weights.E4M3 else found.fill_(torch.nan)
+
+        return self._each(like)
+
+    def of(self, place: int) -> Stored:
+        """Those of one expert."""
+        return self._each(lambda tensor: tensor.detach()[place])
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Stored:
+        first, second = self.gate_up_proj_scale_inv, self.down_proj_scale_inv
+        return Stored(
+            change(self.gate_up_proj),
+            None if first is None else change(first),
+            change(self.down_proj),
+            None if second is None else change(second),
+        )
 
 
 def numbers(state: State, prefix: str) -> set[int]:
@@ -59,6 +76,7 @@ class Checkpoint:
         prefix: what their names have before an expert's number.
         experts: the numbers of the layer's experts there.
         down_proj: the layer's, for its sizes.
+        trained: whether the layer has weights of their own type.
 
     Attributes:
         missing: the names that are needed besides.
@@ -68,8 +86,10 @@ class Checkpoint:
             be. Nothing has been written or taken out of `state` then.
     """
 
-    def __init__(self, state: State, prefix: str, experts: range, down_proj: torch.Tensor) -> None:
-        self._state, self._prefix, self._experts = state, prefix, experts
+    def __init__(
+        self, state: State, prefix: str, experts: range, down_proj: torch.Tensor, trained: bool
+    ) -> None:
+        self._state, self._prefix, self._experts, self._trained = state, prefix, experts, trained
         _, hidden, self._inner = down_proj.shape
         shapes = dict.fromkeys(NAMES, (self._inner, hidden)) | {"down_proj": (hidden, self._inner)}
         self.missing: list[str] = []
@@ -77,7 +97,7 @@ class Checkpoint:
         for expert in experts:
             for name in NAMES:
                 self._given[expert, name] = self._look(self._key(expert, name), shapes[name])
-            if self._inner % SCALE_BLOCK:
+            if self._inner % SCALE_BLOCK and not trained:
                 self._check_joined(expert)
 
     def _key(self, expert: int, name: str) -> str:
@@ -85,9 +105,15 @@ class Checkpoint:
 
     def _look(self, key: str, shape: tuple[int, ...]) -> Given:
         weight, scales = weights.look(self._state, key, shape)
+        in_fp8 = weight is not None and weight.dtype == weights.E4M3
+        if self._trained and in_fp8 != (scales is not None):
+            raise InputError(
+                f"one of {key} and {key}{weights.SCALES} is given; both are needed for weights that are "
+                "trained"
+            )
         if weight is None:
             self.missing.append(key)
-        if scales is None and (weight is None or weight.dtype == weights.E4M3):
+        if scales is None and (in_fp8 or (weight is None and not self._trained)):
             self.missing.append(key + weights.SCALES)
         return weight, scales
 
@@ -115,23 +141,25 @@ class Checkpoint:
         """Write what is there to a layer's tensors, and take it out of the checkpoint's."""
         with torch.no_grad():
             for place, expert in enumerate(self._experts):
-                of_expert = Stored(*(tensor.detach()[place] for tensor in stored))
-                for (weight, of_blocks), codes, scales in self._targets(expert, of_expert):
-                    if weight is not None and weight.dtype != weights.E4M3:
-                        weight, of_blocks = weights.quantized(weight.to(codes.device), use_ue8m0)
+                for (weight, of_blocks), to, scales in self._targets(expert, stored.of(place)):
+                    if weight is not None and self._trained and of_blocks is not None:
+                        weight = weights.dequantized(weight.to(to.device), of_blocks.to(to.device))
+                    elif weight is not None and not self._trained and weight.dtype != weights.E4M3:
+                        weight, of_blocks = weights.quantized(weight.to(to.device), use_ue8m0)
                     if weight is not None:
-                        codes.copy_(weight)
-                    if of_blocks is not None:
+                        to.copy_(weight)
+                    if of_blocks is not None and scales is not None:
                         scales.copy_(of_blocks)
         drop(self._state, self._prefix, {*self._experts})
 
-    def _targets(self, expert: int, to: Stored) -> Iterator[tuple[Given, torch.Tensor, torch.Tensor]]:
+    def _targets(self, expert: int, to: Stored) -> Iterator[tuple[Given, torch.Tensor, torch.Tensor | None]]:
         """An expert's weights, and which part of its tensors each belongs to."""
         gate, up, down = (self._given[expert, name] for name in NAMES)
         yield down, to.down_proj, to.down_proj_scale_inv
-        if not self._inner % SCALE_BLOCK:
-            for half, given in enumerate((gate, up)):
-                codes, scales = (one.chunk(2)[half] for one in (to.gate_up_proj, to.gate_up_proj_scale_inv))
-                yield given, codes, scales
+        weight, scales = to.gate_up_proj, to.gate_up_proj_scale_inv
+        if scales is None or not self._inner % SCALE_BLOCK:
+            halves = weight.chunk(2)
+            of_halves = (None, None) if scales is None else scales.chunk(2)
+            yield from zip((gate, up), halves, of_halves, strict=True)
         elif gate[0] is not None and up[0] is not None:
-            yield (torch.cat([gate[0], up[0]]), None), to.gate_up_proj, to.gate_up_proj_scale_inv
+            yield (torch.cat([gate[0], up[0]]), None), weight, scales

@@ -93,6 +93,31 @@ def take(
     return weight, None if scales is None else of_products.row_major(scales)
 
 
+def bring(
+    state: MutableMapping[str, torch.Tensor],
+    name: str,
+    parameter: torch.Tensor,
+    trained: bool,
+    use_ue8m0: bool,
+) -> None:
+    """Bring a weight among a checkpoint's tensors into the form in which a layer has it: that of `parameter`,
+    if it is trained, or else FP8.
+
+    Raises:
+        InputError: as `look`, or it is in FP8 without scales and is to be trained.
+    """
+    weight, scales = take(state, name, parameter.shape)
+    if weight is not None and trained and weight.dtype == E4M3:
+        if scales is None:
+            raise InputError(f"{name} is float8_e4m3fn without scales; {name}{SCALES} is needed")
+        weight, scales = dequantized(weight, scales).to(parameter.dtype), None
+    elif weight is not None and not trained and weight.dtype != E4M3:
+        weight, scales = quantized(weight, use_ue8m0)
+    for behind, tensor in (("", weight), (SCALES, scales)):
+        if tensor is not None:
+            state[name + behind] = tensor
+
+
 def look(
     state: Mapping[str, torch.Tensor], name: str, shape: tuple[int, ...]
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:

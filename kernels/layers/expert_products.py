@@ -1,0 +1,264 @@
+"""The six products of experts that have gradients, all in FP8, and which is the gradient of which.
+
+    inner = x W1^T          rows of tokens, gathered by expert, and gates above up in W1
+    out   = h W2^T          h = SiLU(gate) * up, of inner; a token's result is the sum of its rows of `out`,
+                            each times a factor f
+    dh    = f (dy W2)       dy gathered as x is; f's own gradient is the sum of (dy W2) h over a row
+    dx    = dinner W1       added up as `out` is, without factors; dinner is dh through SiLU-and-multiply
+    dW2   = dy^T (f h)      over the rows of each expert, as
+    dW1   = dinner^T x      is this
+
+The first four are products in the contiguous layout with a scale for each 1 x 128 of a row and for each 128 x
+128 of a weight, which is the same for a weight that is turned. The last two are products that are grouped
+along K: both operands are cast per channel, with a scale for each 128 rows of a column, and sums are FP32.
+What passes from one product to the next is rounded to BF16. A gradient passes through the casts as if they
+changed nothing.
+
+Both passes are operators of torch, which torch.compile and torch.export trace as one call each. The backward
+pass reads how many rows each expert has, for which it waits for the GPU, if gradients of weights are wanted.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from gemm_ladder import calls, ops, settings
+from gemm_ladder.arguments import SCALE_BLOCK
+from gemm_ladder.casts import functions
+from gemm_ladder.errors import InputError
+from gemm_ladder.layers import combining, routing
+from gemm_ladder.training import products as training
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+class Weights(NamedTuple):
+    """The weights of experts in FP8: codes and scales of gate_up_proj and of down_proj."""
+
+    w1: torch.Tensor
+    w1_scales: torch.Tensor
+    w2: torch.Tensor
+    w2_scales: torch.Tensor
+
+
+def experts(
+    x: torch.Tensor,
+    chosen: torch.Tensor,
+    factors: torch.Tensor,
+    trained: tuple[torch.Tensor, torch.Tensor] | None,
+    stored: Weights,
+    use_ue8m0: bool,
+) -> torch.Tensor:
+    """A mixture of experts, with gradients of x, of the factors and of the weights.
+
+    Args:
+        x: float32, bfloat16 or float16 [tokens, hidden].
+        chosen: int32 or int64 [tokens, top_k]: experts; other numbers are none.
+        factors: [tokens, top_k], of a floating-point type; they are rounded to BF16.
+        trained: what the weights were cast from, which gets gradients; None if they are stored in FP8.
+        stored: the weights.
+        use_ue8m0: whether scales are rounded up to powers of two.
+
+    Returns:
+        x's type [tokens, hidden].
+
+    Raises:
+        InputError: the alignment of the contiguous layout is no multiple of 128.
+    """
+    alignment = settings.get_mk_alignment_for_contiguous_layout()
+    if alignment % SCALE_BLOCK:
+        raise InputError(
+            f"the alignment of the contiguous layout is {alignment}; a multiple of {SCALE_BLOCK} is needed "
+            "for gradients of experts"
+        )
+    out: torch.Tensor = torch.ops.gemm_ladder.fp8_experts(
+        x, chosen, factors, *(trained or (None, None)), *stored, use_ue8m0
+    )[0]
+    return out
+
+
+def _forward(
+    x: torch.Tensor,
+    chosen: torch.Tensor,
+    factors: torch.Tensor,
+    gate_up: torch.Tensor | None,
+    down: torch.Tensor | None,
+    w1: torch.Tensor,
+    w1_scales: torch.Tensor,
+    w2: torch.Tensor,
+    w2_scales: torch.Tensor,
+    use_ue8m0: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The result, and for the backward pass: the first products' results, which row each choice has, and the
+    expert of each row."""
+    placed = routing.place(chosen, len(w1), "contiguous")
+    a = functions.per_token_group_quant_fp8(x, use_ue8m0, rows=placed.tokens())
+    inner = _product(a, (w1, w1_scales), placed.rows)
+    b = functions.silu_and_mul_per_token_group_quant_fp8(inner, use_ue8m0)
+    out = _product(b, (w2, w2_scales), placed.rows)
+    y = combining.combined(out, placed.places, factors, x.dtype)
+    return y, inner, placed.places, placed.rows
+
+
+def _product(a: Pair, b: Pair, rows: torch.Tensor) -> torch.Tensor:
+    """BF16 [size, n]: a product in the contiguous layout."""
+    out = a[0].new_empty(a[0].shape[0], b[0].shape[1], dtype=torch.bfloat16)
+    calls.contiguous(a, b, out, rows, None)
+    return out
+
+
+def _turned(codes: torch.Tensor, of_blocks: torch.Tensor) -> Pair:
+    return codes.mT.contiguous(), of_blocks.mT.contiguous()
+
+
+def _backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    factors: torch.Tensor,
+    inner: torch.Tensor,
+    places: torch.Tensor,
+    rows: torch.Tensor,
+    w1: torch.Tensor,
+    w1_scales: torch.Tensor,
+    w2: torch.Tensor,
+    w2_scales: torch.Tensor,
+    use_ue8m0: bool,
+    of_x: bool,
+    of_weights: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of x, of the factors, in FP32, and of both weights, in FP32; those that are not wanted
+    are empty."""
+    size = len(rows)
+    placed = routing.Placement("contiguous", size, rows, places, places.numel())
+    token = placed.tokens()
+    gate, up = inner.float().chunk(2, -1)
+    sigmoid = gate.sigmoid()
+    silu = gate * sigmoid
+    h = silu * up
+    of_h = _product(
+        functions.per_token_group_quant_fp8(grad, use_ue8m0, rows=token), _turned(w2, w2_scales), rows
+    ).float()
+    of_rows = torch.nn.functional.pad((of_h * h).sum(-1), (0, 1))  # 0 for a choice that has no row
+    of_factors = of_rows[places]
+
+    # In BF16, as the forward pass has them; 0 where a row is padding.
+    factor = factors.new_zeros(size + 1, dtype=torch.float32)
+    factor[places] = factors.bfloat16().float()
+    factor = factor[:size, None]
+    of_h = of_h * factor
+    of_silu = sigmoid * (1 + gate * (1 - sigmoid))
+    of_inner = torch.cat([of_h * up * of_silu, of_h * silu], -1).bfloat16()
+    of_input, of_w1, of_w2 = (
+        x.new_empty(0, dtype=dtype) for dtype in (x.dtype, torch.float32, torch.float32)
+    )
+    if of_x:
+        back = _product(
+            functions.per_token_group_quant_fp8(of_inner, use_ue8m0), _turned(w1, w1_scales), rows
+        )
+        of_input = combining.combined(back, places, None, x.dtype)
+    if of_weights:
+        ks = _rows_of_experts(rows, len(w1))
+        on_host = ks.tolist()  # which waits for the GPU
+        factored = (factor * h).bfloat16()
+        of_w1 = _grouped(
+            functions.per_channel_group_quant_fp8(of_inner, use_ue8m0, ks=ks),
+            functions.per_channel_group_quant_fp8(x, use_ue8m0, rows=token, ks=ks),
+            on_host,
+        )
+        of_w2 = _grouped(
+            functions.per_channel_group_quant_fp8(grad, use_ue8m0, rows=token, ks=ks),
+            functions.per_channel_group_quant_fp8(factored, use_ue8m0, ks=ks),
+            on_host,
+        )
+    return of_input, of_factors, of_w1, of_w2
+
+
+def _rows_of_experts(rows: torch.Tensor, count: int) -> torch.Tensor:
+    """int32 [experts]: how many rows each has, with its padding. The first row of every block that has rows
+    has an expert."""
+    alignment = settings.get_mk_alignment_for_contiguous_layout()
+    numbers = torch.arange(count, dtype=rows.dtype, device=rows.device)
+    blocks = (rows[::alignment] == numbers[:, None]).sum(1, dtype=torch.int32)
+    return blocks * alignment
+
+
+def _grouped(a: Pair, b: Pair, ks: list[int]) -> torch.Tensor:
+    """FP32 [experts, m, n]: for each expert the product over its rows."""
+    total = sum(ks)
+
+    def used(codes: torch.Tensor, scales: torch.Tensor) -> Pair:
+        return codes[: scales.shape[0] * total], scales[:, : total // SCALE_BLOCK]
+
+    out = a[0].new_empty(len(ks), a[1].shape[0], b[1].shape[0], dtype=torch.float32)
+    training.k_grouped_fp8_gemm_nt_contiguous(used(*a), used(*b), out, ks)
+    return out
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    x, _, factors, gate_up, down, *stored, ctx.use_ue8m0 = inputs
+    wanted = ctx.needs_input_grad
+    ctx.of_x, ctx.of_factors, ctx.of_weights = wanted[0], wanted[2], wanted[3] or wanted[4]
+    ctx.types = [None if one is None else one.dtype for one in (factors, gate_up, down)]
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, factors, *output[1:], *stored)
+
+
+def _gradients(ctx: Any, grad: torch.Tensor | None, *of_others: None) -> tuple[torch.Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 10
+    if torch.is_grad_enabled():
+        raise InputError(
+            "a gradient of a gradient is asked for; create_graph=False is needed: a product in FP8 has a "
+            "first derivative only"
+        )
+    of_input, *others = torch.ops.gemm_ladder.fp8_experts_backward(
+        grad, *ctx.saved_tensors, ctx.use_ue8m0, ctx.of_x, ctx.of_weights
+    )
+    wanted = (ctx.of_factors, *ctx.needs_input_grad[3:5])
+    of_factors, of_w1, of_w2 = (
+        one.to(dtype) if needed else None
+        for one, dtype, needed in zip(others, ctx.types, wanted, strict=True)
+    )
+    return of_input if ctx.of_x else None, None, of_factors, of_w1, of_w2, *(None,) * 5
+
+
+def _fake_forward(
+    x: torch.Tensor, chosen: torch.Tensor, factors: torch.Tensor, *others: Any
+) -> tuple[torch.Tensor, ...]:
+    w1 = others[2]
+    size = routing.most_rows(chosen.numel(), w1.shape[0])
+    return (
+        torch.empty_like(x, memory_format=torch.contiguous_format),
+        x.new_empty(size, w1.shape[1], dtype=torch.bfloat16),
+        chosen.new_empty(chosen.shape, dtype=torch.int64),
+        chosen.new_empty(size, dtype=torch.int32),
+    )
+
+
+def _fake_backward(
+    grad: torch.Tensor, x: torch.Tensor, factors: torch.Tensor, *others: Any
+) -> tuple[torch.Tensor, ...]:
+    *_, w1, _, w2, _, _, of_x, of_weights = others
+    shapes = [w1.shape, w2.shape] if of_weights else [(0,), (0,)]
+    return (
+        x.new_empty(x.shape if of_x else (0,)),
+        x.new_empty(factors.shape, dtype=torch.float32),
+        *(x.new_empty(shape, dtype=torch.float32) for shape in shapes),
+    )
+
+
+_STORED = "Tensor w1, Tensor w1_scales, Tensor w2, Tensor w2_scales, bool use_ue8m0"
+ops.define(
+    f"fp8_experts(Tensor x, Tensor chosen, Tensor factors, Tensor? gate_up, Tensor? down, {_STORED}) -> "
+    "(Tensor, Tensor, Tensor, Tensor)",
+    _forward,
+    _fake_forward,
+    gradient=(_keep, _gradients),
+)
+ops.define(
+    "fp8_experts_backward(Tensor grad, Tensor x, Tensor factors, Tensor inner, Tensor places, Tensor rows, "
+    f"{_STORED}, bool of_x, bool of_weights) -> (Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _fake_backward,
+)

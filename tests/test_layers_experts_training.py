@@ -316,6 +316,10 @@ def test_refusals(device: str, settings_restored: None) -> None:
         out.sum().backward()
     with pytest.raises(InputError, match=r"dtype is torch.float64; float32, bfloat16 or float16 is needed"):
         Fp8Experts(2, 16, 16, trainable=True, dtype=torch.float64)
+    with pytest.raises(InputError, match=r"x is a tensor inside of torch.func.grad"):
+        torch.func.grad(lambda x: layer(x, *given[1:3]).sum())(given.x)
+    with pytest.raises(InputError, match=r"x is a tensor inside of torch.func.vmap"):
+        torch.func.vmap(layer)(*(one.detach()[None] for one in given[:3]))
     gl.set_mk_alignment_for_contiguous_layout(64)
     with pytest.raises(InputError, match=r"is 64; a multiple of 128 is needed for gradients of experts"):
         layer(*given[:3])

@@ -309,6 +309,8 @@ class Fp8Experts(torch.nn.Module):
                 )
         if not ops.compiling():
             checks.no_tangents(given)
+            for name, tensor in given.items():
+                checks.in_no_transform(name, tensor)
         if x.dtype not in INPUTS or x.dim() == 0 or x.shape[-1] != self.hidden_size:
             raise InputError(
                 f"x is {x.dtype} {list(x.shape)}; float32, bfloat16 or float16 "

@@ -141,7 +141,11 @@ def test_an_exported_program_in_another_process(tmp_path: Path) -> None:
         for path in package.rglob("*.py")
         if "define(" in (text := path.read_text()) or "define_product(" in text
     ]
-    for name in ("combining", "products"):  # registered by gemm_ladder.layers, as these modules say
+    for name in (
+        "combining",
+        "expert_products",
+        "products",
+    ):  # registered by gemm_ladder.layers, as these modules say
         modules.remove(f"gemm_ladder.layers.{name}")
     assert {ops.__name__, training_ops.__name__, "gemm_ladder.utils.math"} <= set(modules)
     assert api.__name__ not in modules

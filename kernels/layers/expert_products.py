@@ -14,8 +14,9 @@ along K: both operands are cast per channel, with a scale for each 128 rows of a
 What passes from one product to the next is rounded to BF16. A gradient passes through the casts as if they
 changed nothing.
 
-Both passes are operators of torch, which torch.compile and torch.export trace as one call each. The backward
-pass reads how many rows each expert has, for which it waits for the GPU, if gradients of weights are wanted.
+Both passes are operators of torch, which gemm_ladder.layers registers; torch.compile and torch.export trace
+each as one call. If gradients of weights are wanted, the backward pass reads how many rows each expert has,
+for which it waits for the GPU.
 """
 
 from __future__ import annotations

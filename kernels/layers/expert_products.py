@@ -131,25 +131,15 @@ def _backward(
     """The gradients of x, of the factors, in FP32, and of both weights, in FP32; those that are not wanted
     are empty."""
     size = len(rows)
-    placed = routing.Placement("contiguous", size, rows, places, places.numel())
-    token = placed.tokens()
-    gate, up = inner.float().chunk(2, -1)
-    sigmoid = gate.sigmoid()
-    silu = gate * sigmoid
-    h = silu * up
-    of_h = _product(
-        functions.per_token_group_quant_fp8(grad, use_ue8m0, rows=token), _turned(w2, w2_scales), rows
-    ).float()
-    of_rows = torch.nn.functional.pad((of_h * h).sum(-1), (0, 1))  # 0 for a choice that has no row
-    of_factors = of_rows[places]
-
+    token = routing.Placement("contiguous", size, rows, places, places.numel()).tokens()
     # In BF16, as the forward pass has them; 0 where a row is padding.
     factor = factors.new_zeros(size + 1, dtype=torch.float32)
     factor[places] = factors.bfloat16().float()
-    factor = factor[:size, None]
-    of_h = of_h * factor
-    of_silu = sigmoid * (1 + gate * (1 - sigmoid))
-    of_inner = torch.cat([of_h * up * of_silu, of_h * silu], -1).bfloat16()
+    of_h = _product(
+        functions.per_token_group_quant_fp8(grad, use_ue8m0, rows=token), _turned(w2, w2_scales), rows
+    )
+    of_rows, of_inner, factored = _through_silu_and_mul(inner, of_h, factor[:size, None])
+    of_factors = torch.nn.functional.pad(of_rows, (0, 1))[places]  # 0 for a choice that has no row
     of_input, of_w1, of_w2 = (
         x.new_empty(0, dtype=dtype) for dtype in (x.dtype, torch.float32, torch.float32)
     )
@@ -161,7 +151,6 @@ def _backward(
     if of_weights:
         ks = _rows_of_experts(rows, len(w1))
         on_host = ks.tolist()  # which waits for the GPU
-        factored = (factor * h).bfloat16()
         of_w1 = _grouped(
             functions.per_channel_group_quant_fp8(of_inner, use_ue8m0, ks=ks),
             functions.per_channel_group_quant_fp8(x, use_ue8m0, rows=token, ks=ks),
@@ -173,6 +162,23 @@ def _backward(
             on_host,
         )
     return of_input, of_factors, of_w1, of_w2
+
+
+def _through_silu_and_mul(
+    inner: torch.Tensor, of_h: torch.Tensor, factor: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """From `of_h`, which is dy W2: the gradients of factors, FP32 [size], and of `inner`, and f h, both BF16.
+    What is FP32 in between lives no longer than this takes."""
+    gate, up = inner.float().chunk(2, -1)
+    back = of_h.float()
+    sigmoid = gate.sigmoid()
+    silu = gate * sigmoid
+    h = silu * up
+    of_rows = (back * h).sum(-1)
+    back = back * factor
+    slope = sigmoid * (1 + gate * (1 - sigmoid))
+    of_inner = torch.cat([back * up * slope, back * silu], -1).bfloat16()
+    return of_rows, of_inner, (factor * h).bfloat16()
 
 
 def _rows_of_experts(rows: torch.Tensor, count: int) -> torch.Tensor:

@@ -60,7 +60,7 @@ class Dispatched(NamedTuple):
 
 
 class ParallelFp8Experts(Fp8Experts):
-    """Fp8Experts of which each rank of a group has a contiguous part. For inference, as that is.
+    """Fp8Experts of which each rank of a group has a contiguous part. For inference alone.
 
     Every rank of the group calls it, each with its own tokens, also one that has none; a rank that does not,
     or that refuses what it is given, leaves the others waiting for it until the group's timeout.

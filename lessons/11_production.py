@@ -19,7 +19,8 @@
 #
 # - The kernel: [gemm.cuh](../kernels/production/gemm.cuh),
 #   [geometry.cuh](../kernels/production/geometry.cuh), [scheduler.cuh](../kernels/production/scheduler.cuh),
-#   and what starts it, [start.cuh](../kernels/production/start.cuh).
+#   [store.cuh](../kernels/production/store.cuh), and what starts it,
+#   [start.cuh](../kernels/production/start.cuh).
 # - What is decided before it is compiled: [config.cuh](../kernels/production/config.cuh), and in Python
 #   [config.py](../kernels/production/config.py), [candidates.py](../kernels/production/candidates.py) and
 #   [choice.py](../kernels/production/choice.py).

@@ -131,14 +131,14 @@ def _production(
     Args:
         m: of the dense layout.
         num_sms: by default as many as two clusters have blocks.
-        counts: rows of each group, in the contiguous and the psum layout.
+        counts: rows of each group.
         behind: psum: rows behind the last group's.
         cut: contiguous: rows at the end that are left out.
     """
     n, k = config.n, config.k
     make = {
         "contiguous": lambda: contiguous(list(counts), n, k, padding=2 if cut else 0, block=config.alignment),
-        "masked": lambda: masked([5, 0, 100, 130], 130, n, k),
+        "masked": lambda: masked(list(counts), max(counts), n, k),
         "psum": lambda: psum(list(counts), n, k, alignment=config.alignment, behind=behind),
     }
     sms = num_sms or config.cluster * 2
@@ -170,6 +170,7 @@ PRODUCTION = Subject(
         KERNELS / file
         for file in (
             *("production/gemm.cuh", "production/scheduler.cuh", "production/geometry.cuh"),
+            "production/store.cuh",
             *("production/start.cuh", "include/epilogue.cuh", "include/layout.cuh"),
         )
     ),
@@ -177,11 +178,18 @@ PRODUCTION = Subject(
         _production("A shared, a tail", family("dense", 64, 96, "A", n=520, tail_m=128, tail_n=32), 300, 4),
         _production("K split", family("dense", 64, 64, "K", n=136, stream_b=True, prefetch=2), 74),
         _production("contiguous", family("contiguous", 256, 96, "A")),
-        _production("masked, B shared", family("masked", 64, 96, "B", cluster=4, n=136), num_sms=1),
+        _production(
+            "masked, B shared",
+            family("masked", 64, 96, "B", cluster=4, n=136),
+            num_sms=1,
+            counts=(5, 0, 130, 127),
+        ),
+        _production("masked, two slices", family("masked", 256, 64, stages=2), counts=(227, 0, 260)),
         _production(
             "psum, two slices",
             family("psum", 256, 64, alignment=256, stages=2),
-            counts=(257, 0, 65, 128, 130),  # the last: threads store rows of the second slice
+            counts=(257, 0, 130, 128, 65),
+            behind=0,  # the second consumer has a single row of the last group
         ),
         _production(
             "two blocks an SM, and a single consumer",
@@ -207,9 +215,10 @@ PRODUCTION = Subject(
             behind=40,
         ),
         _production(
-            "psum, tiles of half the alignment",
-            family("psum", 128, 64, alignment=256, stages=2),
-            counts=(128, 0, 65, 128),
+            "psum, tiles of a third of the alignment, D ends behind the last one",
+            family("psum", 128, 64, alignment=384, stages=2),
+            counts=(128, 0, 65, 100),
+            behind=250,
         ),
         _production(
             "a tail from the middle of a wave on",

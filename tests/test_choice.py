@@ -171,10 +171,10 @@ def test_any_number_of_sms(kind, groups, n, k, num_sms):
         assert choose(kind, m, n, k, groups, num_sms).check()
 
 
-def suiting(kind: str, rows: int, n: int = 4096, k: int = 7168) -> list[Config]:
+def suiting(kind: str, rows: int, n: int = 4096, k: int = 7168, groups: int = 1) -> list[Config]:
     """The candidates that suit a product with these rows of a group."""
     known = candidates(kind, k)
-    suits = known.suiting(kind, np.array([float(rows)]), n, k, 132)[:, 0]
+    suits = known.suiting(kind, np.array([float(rows)]), n, k, 132, groups)[:, 0]
     return [known.at(one, n, k) for one in np.flatnonzero(suits)]
 
 
@@ -183,6 +183,18 @@ def test_candidates_are_for_the_rows_of_a_group():
     assert {one.tile_m for one in suiting("contiguous", 4096)} == {64, 128, 256}
     assert {one.tile_m for one in suiting("masked", 4096)} == {64, 128, 256}
     assert not any(one.stream_b for one in suiting("dense", 4096)), "B is read again"
+
+
+@pytest.mark.parametrize(
+    ("rows", "k", "groups", "drift"),
+    [(256, 7168, 256, True), (100, 7168, 256, False), (2048, 7168, 256, False), (256, 2048, 256, False)]
+    + [(256, 7168, 16, False)],
+)
+def test_thread_blocks_of_a_psum_layout_drift_apart(rows, k, groups, drift):
+    """In many waves, unless a group has one tile below each other or a wave's B stays in L2."""
+    found = {one.tile_m for one in suiting("psum", rows, k=k, groups=groups)}
+    assert found == ({64} if drift else {64, 128})
+    assert 128 in {one.tile_m for one in suiting("masked", rows, k=k, groups=groups)}
 
 
 def test_candidates_keep_the_rules():

@@ -34,6 +34,9 @@ SPLIT_TILE = 128 * 128  # elements of the largest tile whose K is split
 LEAST_BLOCKS = 4  # K blocks that each thread block of a cluster which splits K has at least
 MOST_WAVES = 24  # of small tiles: with more, larger ones are faster, as a tile's fixed costs add up
 SMALL_TILE = 128 * 128
+# psum, with tiles of 128 x 192: in how many waves thread blocks drift apart, and how many bytes of B stay in
+# L2. Its 50 to 60 MB are two halves, each with a copy of what SMs on both sides read.
+LARGE_TILE, DRIFTING_WAVES, STAYS_IN_L2 = (128, 192), 32, 30e6
 
 
 def prefetched(tile_n: int) -> int:
@@ -128,7 +131,9 @@ class Candidates:
             config = dataclasses.replace(config, stages=config.stages - 1)
         return config
 
-    def suiting(self, kind: Kind, rows: Floats, n: int, k: int, num_sms: int) -> NDArray[np.bool_]:
+    def suiting(
+        self, kind: Kind, rows: Floats, n: int, k: int, num_sms: int, groups: int = 1
+    ) -> NDArray[np.bool_]:
         """Which configuration suits which number of rows: [configurations, rows].
 
         It suits if it can compute the product, and if nothing that is known beforehand is against it.
@@ -137,6 +142,7 @@ class Candidates:
             rows: [rows] of a group; in a dense product, of A.
             n, k: the sizes of B.
             num_sms: how many SMs there are to use.
+            groups: how many of B.
         """
         column = {name: values[:, None] for name, values in self.columns.items()}
         tile_m, tile_n, cluster = column["tile_m"], column["tile_n"], column["cluster"]
@@ -160,6 +166,14 @@ class Candidates:
             suits &= (column["tail_m"] == 0) | ((whole > 0) & (whole < rows))
         elif kind in ("masked", "psum"):
             suits &= (column["stream_b"] == 0) | (down <= 8)
+            if kind == "psum":
+                # Half a tile of two consumers takes less time than a whole one, so thread blocks drift apart.
+                # Those that multiply by the same B then read it from memory each, if L2 has lost it by then.
+                below = np.ceil(rows / LARGE_TILE[0])
+                waves = groups * below * np.ceil(n / LARGE_TILE[1]) / num_sms
+                read = num_sms / below * LARGE_TILE[1] * k  # bytes of B in a wave
+                drifts = (below > 1) & (waves > DRIFTING_WAVES) & (read > STAYS_IN_L2)
+                suits &= (tile_m <= WGMMA_M) | ~drifts
         else:
             suits &= (column["stream_b"] == 0) | (down <= 1)
             # Otherwise too many tiles would contain rows of two experts.

@@ -246,7 +246,7 @@ def expected(
     It is infinite where a configuration does not suit.
     """
     each = np.array(rows, dtype=np.float64)
-    suits = among.suiting(kind, each, n, k, num_sms)
+    suits = among.suiting(kind, each, n, k, num_sms, groups)
     which, where = np.nonzero(suits)
     columns = {name: values[which] for name, values in among.columns.items()}
     found = prediction.work(columns, each[where], kind, n, k, groups, num_sms)

@@ -72,6 +72,7 @@
 #include "layout.cuh"
 #include "ptx.cuh"
 #include "scheduler.cuh"
+#include "store.cuh"
 
 // All threads of all CTAs of the cluster arrive and wait. The warp converges first: barrier.cluster is .aligned.
 __device__ inline void meet() {
@@ -321,6 +322,7 @@ struct Gemm : Geometry<kC>, SharedMemory<kC> {
                 skip(at);
             if (tile.group >= 0) at.ring.next_tile();
             tile.move(at.first_row, at.first_column);
+            if (kC.kind == Kind::kPsum && tile.padded > tile.rows) clear_rows(total, kSliceM, tile.rows);
             if constexpr (kSplits > 1)
                 reduce(total, part.p, consumer, tile);
             else
@@ -345,8 +347,7 @@ struct Gemm : Geometry<kC>, SharedMemory<kC> {
     // ---- Consumers: epilogue
 
     // Packs a consumer's results into shared memory, swizzled. The copy engine stores them to D while the next tile is
-    // being multiplied; only in the masked and the psum layout, a group's last tile may be stored by the threads
-    // instead.
+    // being multiplied; only in the masked layout, a group's last tile may be stored by the threads instead.
     static __device__ void store(const float (&total)[kSlices][kRegisters], const Part& part, int consumer,
                                  const Tile& tile) {
         const int thread = threadIdx.x % kWarpgroup;
@@ -355,22 +356,17 @@ struct Gemm : Geometry<kC>, SharedMemory<kC> {
 #pragma unroll
         for (int slice = 0; slice < kSlices; ++slice)
             store_shared<kConsumerN, kStoreN>(smem_d(consumer) + slice * kBytesSlice, total[slice]);
-        if (Scheduler<kC>::kByGroup && (tile.rows < kC.tile_m - kSliceM + kWgmmaM || tile.padded > tile.rows)) {
-            // The rows after a group's valid ones lie inside D. In the masked layout they must stay as they are, and in
-            // the psum layout those of padding become zeros, also those behind this tile. A TMA store would write the
-            // products of what lies there in A, so the threads store such a tile.
+        // The rows after a group's valid ones lie inside D. In the masked layout they must stay as they are, so a TMA
+        // store, which writes whole tiles, cannot be used. In the psum layout those of padding are zeros, and a tile's
+        // rows are all of one group or its padding; but padding behind the tile has no tile of its own.
+        if (kC.kind == Kind::kMasked && tile.rows < kC.tile_m - kSliceM + kWgmmaM) {
             ptx::bar_sync(1 + consumer, kWarpgroup);
-            for (int i = thread; i / (kConsumerN / 8) / kWgmmaM * kSliceM < tile.padded; i += kWarpgroup) {
-                const int column = i % (kConsumerN / 8) * 8, r = i / (kConsumerN / 8);
-                const int row = r / kWgmmaM * kSliceM + r % kWgmmaM;
-                if (row >= tile.padded || tile.column + column >= kC.n) continue;
-                const uint32_t box = smem_d(consumer) + r / kWgmmaM * kBytesSlice + column / kStoreN * kBytesBox;
-                const uint32_t from = swizzle<kStoreN * 2>((r % kWgmmaM * kStoreN + column % kStoreN) * 2);
-                *reinterpret_cast<uint4*>(part.p.d + (tile.row + row) * part.p.d_stride + tile.column + column) =
-                    row < tile.rows ? ptx::ld_shared<uint4>(box + from) : uint4{};
-            }
+            store_rows<kC.n, kConsumerN, kStoreN, kSliceM>(part.p, tile, smem_d(consumer), kBytesSlice);
             return;
         }
+        if (kC.kind == Kind::kPsum && tile.padded <= 0) return;  // a unit's tile that lies behind the group
+        if (kC.kind == Kind::kPsum && tile.padded > tile.rows)
+            store_zeros<kC.n, kConsumerN, kSliceM>(part.p, tile, kC.tile_m);
         ptx::fence_proxy_async();
         ptx::bar_sync(1 + consumer, kWarpgroup);
         if (thread == 0) {

@@ -57,7 +57,12 @@ def changed(config: Config, *changes: tuple[str, str]) -> Changed:
     """The configuration with each (old, new) replaced in the kernel's files; ValueError where `old` is in
     none of them."""
     text = source("start.cuh")
-    for name in ("gemm.cuh", "geometry.cuh", "scheduler.cuh"):  # each is included by those before it
+    for name in (
+        "gemm.cuh",
+        "store.cuh",
+        "geometry.cuh",
+        "scheduler.cuh",
+    ):  # each is included by those before it
         first, include, last = text.partition(INCLUDE.format(name))
         text = first + source(name) + last.replace(include, "")
     text = replaced(text.replace("#pragma once\n", ""), "kernels/production", changes)

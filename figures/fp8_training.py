@@ -15,6 +15,7 @@ META_FIELDS = fields(LossesMeta)
 ROW_FIELDS = fields(LossRow)
 Run = tuple[str, int]  # linears, seed
 BF16, FP8, OTHER = ("bf16", 0), ("fp8", 0), ("bf16", 1)
+MODES = {"eager": "", "compiled": ", compiled", "graph": ", CUDA graph"}  # ways to run a step, behind a label
 LABELS = {BF16: "BF16", FP8: "FP8", OTHER: "BF16, another seed"}
 COLOURS = {BF16: "#1a1a1a", FP8: "#d0642a", OTHER: "#9a9a9a"}
 BARS = {"bf16": "#9a9a9a", "fp8": "#d0642a"}
@@ -76,10 +77,10 @@ def verdict(data: LossesFile) -> str:
 def table(data: LossesFile) -> list[list[str]]:
     """Losses and times as cells; the first row is the header."""
     meta = data["meta"]
-    cells = [["linears", "steps", "held out", "training", "ms a step", "ms a step, torch.compile"]]
+    cells = [["linears", "steps", "held out", "training", "ms a step", "torch.compile", "CUDA graph"]]
     for run, label in LABELS.items():
         times = {one["mode"]: one["ms"] for one in meta["times"] if (one["linears"], one["seed"]) == run}
-        ms = [f"{times[mode]:.2f}" if mode in times else "-" for mode in ("eager", "compiled")]
+        ms = [f"{times[mode]:.2f}" if mode in times else "-" for mode in MODES]
         ends = [f"{at_the_end(data, run, split):.4f}" for split in ("held_out", "train")]
         cells.append([label, str(meta["steps"]), *ends, *ms])
     return cells
@@ -159,7 +160,8 @@ def _differences(axes: Any, data: LossesFile) -> None:
 
 
 def _times(axes: Any, data: LossesFile) -> None:
-    times = sorted(data["meta"]["times"], key=lambda one: (one["mode"] != "eager", one["linears"] == "fp8"))
+    order = list(MODES)
+    times = sorted(data["meta"]["times"], key=lambda one: (order.index(one["mode"]), one["linears"] == "fp8"))
     for y, one in enumerate(times):
         axes.barh(y, one["ms"], height=0.65, color=BARS[one["linears"]], zorder=2)
         axes.plot([one["ms_p10"], one["ms_p90"]], [y, y], color=INK, linewidth=1.2, zorder=3)
@@ -167,8 +169,7 @@ def _times(axes: Any, data: LossesFile) -> None:
             f"{one['ms']:.2f}", (max(one["ms"], one["ms_p90"]), y), (5, 0), textcoords="offset points",
             size=8.5, color=INK, va="center",
         )  # fmt: skip
-    modes = {"eager": "", "compiled": ", compiled"}
-    names = [LABELS[one["linears"], one["seed"]] + modes[one["mode"]] for one in times]
+    names = [LABELS[one["linears"], one["seed"]] + MODES[one["mode"]] for one in times]
     axes.set_yticks(range(len(times)), names)
     axes.set_ylim(len(times) - 0.5, -0.5)
     axes.set_xlim(0, 1.12 * max(one["ms_p90"] for one in times))

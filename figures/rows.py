@@ -94,7 +94,8 @@ class CorpusMeta(TypedDict):
 
 
 class StepTime(TypedDict):
-    """How long a step of training took: the median of `steps` of them. mode is "eager" or "compiled"."""
+    """How long a step of training took: the median of `steps` of them. mode is "eager", "compiled" or
+    "graph"."""
 
     linears: str
     seed: int

@@ -4,7 +4,8 @@ Needs a Hopper GPU. Three models are trained, 50 steps of each in turn, so that 
 whenever the time is up: with BF16 linears, with Fp8Linear (both products of the backward pass in FP8, too)
 from the same numbers on the same batches, and with BF16 linears from another seed, which tells how much two
 losses differ anyhow. What is kept: the losses on what is trained and on what is held out, and the time of a
-step, eager and with torch.compile. In a checkout, figures/data/fp8_training.json is renewed.
+step: as Python calls it, with torch.compile, and in a CUDA graph, which leaves out the host. In a checkout,
+figures/data/fp8_training.json is renewed.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ EVERY = 10  # steps whose mean loss is one row
 HELD_OUT = 4  # batches of held-out text
 SECONDS = 235.0  # that the command takes at most, but for a turn
 COMPILE_SECONDS = 40.0  # that are left for compiling a model, or it is not timed
-COMPILED_STEPS = 30
+TIMED_STEPS = 30  # with torch.compile, and in a CUDA graph
 WARM_UP, RATE, LAST_RATE, CLIP = 100, 6e-4, 6e-5, 1.0  # steps of warm-up, learning rates, norm of gradients
 BETAS, DECAY = (0.9, 0.95), 0.1
 PROTOCOL = (
@@ -53,7 +54,7 @@ PROTOCOL = (
     "first weights and the batches, which are pieces of the text from places drawn at random; losses are "
     f"nats a byte, a training loss the mean of {EVERY} steps, held out always the same pieces; "
     f"{TURN} steps of each model in turn, in one process; ms: of a step, forward, backward and optimizer, "
-    "from one CUDA event to the next, median of all steps"
+    "from one CUDA event to the next, median of all steps; graph: the same step captured once and replayed"
 )
 
 
@@ -251,10 +252,39 @@ def compiled(model: Run, text: Corpus) -> StepTime:
     source, before = on_device(text.train, model.device), len(model.ms)
     losses = len(model.losses)
     model.train(source, 3)
-    model.train(source, COMPILED_STEPS)
+    model.train(source, TIMED_STEPS)
     times = model.ms[before + 3 :]
     del model.ms[before:], model.losses[losses:]
     return step_time(model, "compiled", times)
+
+
+def in_graph(model: Run, text: Corpus) -> StepTime:
+    """The time of a step in a CUDA graph, eager. It trains the model on, with the same batch again and again.
+
+    Raises:
+        RuntimeError: something in the step cannot be captured.
+    """
+    model.forward, device = model.model, model.device
+    length = model.sizes.context + 1
+    places = torch.arange(model.batch, device=device) * length
+    tokens = pieces(on_device(text.train, device), places, length)
+    for group in model.optimizer.param_groups:
+        group["capturable"] = True
+    aside = torch.cuda.Stream(device)  # as torch asks for: what is captured has run on another stream before
+    aside.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(aside):
+        for _ in range(3):
+            model._step(tokens)
+    torch.cuda.current_stream(device).wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        model._step(tokens)
+    graph.replay()
+    clock = Clock(device)
+    for _ in range(TIMED_STEPS):
+        graph.replay()
+        clock.tick()
+    return step_time(model, "graph", clock.ms())
 
 
 def step_time(model: Run, mode: str, ms: Sequence[float]) -> StepTime:
@@ -300,7 +330,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=STEPS, help=f"{STEPS} are recorded")
     parser.add_argument("--batch", type=int, default=BATCH, help=f"sequences a step; {BATCH} are recorded")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="that all of it may take")
-    parser.add_argument("--no-compile", action="store_true", help="do not time it with torch.compile")
+    parser.add_argument(
+        "--no-compile", action="store_true", help="time it neither with torch.compile nor in a CUDA graph"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the measurements to FILE")
     arguments = parser.parse_args(argv)
     for name in ("steps", "batch", "seconds"):
@@ -338,13 +370,16 @@ def on_gpu(
     result: session.Measured[LossRow] = session.Measured(
         meta={**records.machine(device, 0), "protocol": PROTOCOL, **described(models, text)}
     )
-    for model in models[:2] if not arguments.no_compile else ():
+    ways = {"torch.compile": compiled, "CUDA graph": in_graph}
+    for (way, timed), model in itertools.product(ways.items(), models[:2]):
+        if arguments.no_compile:
+            break
         left = arguments.seconds - (time.perf_counter() - started)
-        shape = f"{model.linears}, torch.compile"
+        shape = f"{model.linears}, {way}"
         try:
             if left < COMPILE_SECONDS:
                 raise InputError(f"{left:.0f} s were left; {COMPILE_SECONDS:.0f} s are needed")
-            times.append(compiled(model, text))
+            times.append(timed(model, text))
         except Exception as error:  # torch.compile may refuse with any exception
             result.missing.append({"impl": "train", "shape": shape, "reason": one_line(error)})
         else:

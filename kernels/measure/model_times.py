@@ -68,7 +68,9 @@ def _parts(runs: Sequence[Marked]) -> list[dict[str, float]]:
         marks.append(part)
         torch.cuda._sleep(1)
 
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True
+    ) as profile:
         for run in runs:
             for _ in range(REPEATS):
                 mark("")  # a call begins

@@ -117,7 +117,8 @@ class KernelTimer:
         """The microseconds of all calls of all jobs, in order. `written` is written before each call, and
         `read` is read after that in the clean state."""
         activities = [torch.profiler.ProfilerActivity.CUDA]
-        with torch.profiler.profile(activities=activities) as profile:
+        # acc_events: without it some releases of torch warn that only this profile's events will be reported.
+        with torch.profiler.profile(activities=activities, acc_events=True) as profile:
             for call, l2, calls in jobs:
                 for _ in range(calls):
                     written.zero_()

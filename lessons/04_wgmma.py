@@ -233,17 +233,21 @@ drawing.fragment()
 # say what is ordered.
 #
 # - **`fence_proxy_async`**. Ordinary stores and the tensor core reach shared memory by two different paths,
-#   two **[proxies](glossary.md#proxy)**. What a thread has stored is guaranteed to be visible on the other
-#   path only after this thread's fence. Then `__syncthreads`, because the tensor core reads what *all*
-#   threads wrote.
+#   two **[proxies](glossary.md#proxy)**. What has been stored on one is guaranteed to be visible on the other
+#   only behind this fence. In this repository each thread executes it for its own stores, and then comes
+#   `__syncthreads`, because the tensor core reads what *all* threads wrote. That is the usual order, and not
+#   the only one: [PTX](glossary.md#ptx) asks for a fence somewhere on the way from the store, by way of the
+#   barrier, to the WGMMA. A warp that executes the fence behind the barrier, and then issues the WGMMA,
+#   carries over all stores that the barrier has told it of. The [emulator](glossary.md#emulator) accepts
+#   both.
 # - **`wgmma_fence`** comes before the first WGMMA, and whenever the threads have touched the accumulators
 #   since the last.
 # - **`wgmma_commit_group`** closes a group of WGMMAs.
 # - **`wgmma_wait_group<N>`** waits until at most N groups are unfinished. Before it, no thread may read the
 #   accumulators or overwrite the operands.
 #
-# What is in the registers before the wait? A GPU promises nothing. The [emulator](glossary.md#emulator) puts
-# NaN there, and names a thread that reads it:
+# What is in the registers before the wait? A GPU promises nothing. The emulator puts NaN there, and names a
+# thread that reads it:
 
 # %%
 wait = "    ptx::wgmma_wait_group<0>();\n"

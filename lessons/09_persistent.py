@@ -285,9 +285,10 @@ print("columns 0 to 31 are untouched: ", not d[:, :32].any())
 # %% [markdown]
 # Around it there are four things, and each is needed:
 #
-# - **`fence_proxy_async`**, by every thread that wrote: the copy engine reads by the [async
-#   proxy](glossary.md#proxy), and the threads wrote by the generic one.
-# - **`bar_sync(id, threads)`**: a barrier for some of the block's threads. Only when all 128 have fenced may
+# - **`fence_proxy_async`**: the copy engine reads by the [async proxy](glossary.md#proxy), and the threads
+#   wrote by the generic one. Here every thread that wrote executes it, before the barrier. As in lesson 04,
+#   one behind the barrier is as good, by the thread that asks for the store: it knows of all stores by then.
+# - **`bar_sync(id, threads)`**: a barrier for some of the block's threads. Only when all 128 have written may
 #   one of them ask for the store. `__syncthreads` would wait for the producer, which never arrives.
 # - **`cp_async_bulk_commit_group`** closes a group of this thread's stores. No
 #   [mbarrier](glossary.md#mbarrier) is involved.

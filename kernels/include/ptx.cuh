@@ -194,8 +194,11 @@ __device__ __forceinline__ void stmatrix_x4(uint32_t address, uint32_t r0, uint3
                  : "memory");
 }
 
-// "Parallel Synchronization and Communication Instructions: membar/fence". Makes this thread's ordinary writes to
-// shared memory visible to the async proxy, that is, to WGMMA and to the copy engine.
+// "Parallel Synchronization and Communication Instructions: membar/fence". Makes ordinary writes to shared memory
+// visible to the async proxy, that is, to WGMMA and to the copy engine: this thread's, and those of other threads that
+// a barrier has ordered before the fence. PTX asks for one such fence on the way from a write to an asynchronous
+// access. In the kernels here each thread that wrote executes it, and then comes the barrier; behind the barrier, in
+// the thread that issues the access, it is right as well.
 __device__ __forceinline__ void fence_proxy_async() {
     trace::stamp(trace::Event::fence_proxy_async);
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

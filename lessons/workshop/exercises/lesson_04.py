@@ -5,7 +5,7 @@ from __future__ import annotations
 import gemm_ladder as gl
 from gemm_ladder.ref import layouts
 from workshop import workbench
-from workshop.exercises.record import Exercise, Verdict, compared, in_rung, lines, same
+from workshop.exercises.record import Exercise, Verdict, compared, in_rung, lines, same, where_the_fence_is
 from workshop.exercises.whole import whole_kernel
 
 
@@ -25,7 +25,8 @@ def _element(mine: object) -> Verdict:
 
 def _between(mine: object) -> Verdict:
     own = lines(gl.rungs["s3_wgmma"].source, "fence_proxy_async", "wgmma_fence")
-    return in_rung("s3_wgmma", workbench.problem(m=64, n=128, k=512), (own, str(mine)))
+    verdict = in_rung("s3_wgmma", workbench.problem(m=64, n=128, k=512), (own, str(mine)))
+    return where_the_fence_is(verdict, str(mine), "__syncthreads")
 
 
 EXERCISES = {
@@ -74,8 +75,8 @@ EXERCISES = {
             "is still missing.",
             "What each thread has stored must become visible to the tensor core; all threads must have done "
             "so; and the accumulators must be ready for a WGMMA.",
-            "In this order: the fence between the proxies, the barrier of the block, and the fence that "
-            "comes before a first WGMMA. The first and the last are functions of ptx::, without arguments.",
+            "In the rung's order: the fence between the proxies, the barrier of the block, and the fence "
+            "before a first WGMMA. The first and the last are functions of ptx::, without arguments.",
         ),
     ),
     "04.5": whole_kernel(

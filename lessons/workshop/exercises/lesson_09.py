@@ -5,7 +5,7 @@ from __future__ import annotations
 import gemm_ladder as gl
 from gemm_ladder.ref import layouts
 from workshop import drawing_tiles, workbench
-from workshop.exercises.record import Exercise, Verdict, in_rung, lines, same
+from workshop.exercises.record import Exercise, Verdict, in_rung, lines, same, where_the_fence_is
 from workshop.exercises.whole import whole_kernel
 
 WALKS = ((16, 28, 8), (10, 5, 8), (3, 4, 8), (7, 3, 1))  # tiles of m, pairs of n, tiles of m at a time
@@ -14,7 +14,8 @@ PLACES = [(pair, *of) for of in WALKS for pair in (0, 2, 5, 9, 11)]
 
 def _between(mine: object) -> Verdict:
     own = lines(gl.rungs["s7_persistent"].source, "ptx::fence_proxy_async();", "ptx::bar_sync(")
-    return in_rung("s7_persistent", workbench.problem(m=768, n=128, k=512), (own, str(mine)))
+    verdict = in_rung("s7_persistent", workbench.problem(m=768, n=128, k=512), (own, str(mine)))
+    return where_the_fence_is(verdict, str(mine), "bar_sync")
 
 
 EXERCISES = {
@@ -52,10 +53,11 @@ EXERCISES = {
     "09.3": Exercise(
         _between,
         (
-            "Two lines. Section 3 says what each of the writing threads has to do before one of them may ask "
-            "the copy engine.",
-            "The copy engine reads by the async proxy, so each thread needs a fence between the proxies. "
-            "Then the consumer's 128 threads must meet, but not the producer: __syncthreads will not do.",
+            "Two lines. Section 3 says what has to be done before one of the threads that wrote may ask the "
+            "copy engine.",
+            "The copy engine reads by the async proxy, so what was stored needs a fence between the proxies: "
+            "the rung has each thread execute it. And the consumer's 128 threads must meet, but not the "
+            "producer: __syncthreads will not do.",
             "The same fence as in lesson 04; then ptx::bar_sync(id, threads), with the id that the exercise "
             "gives, and kWarpgroup threads.",
         ),

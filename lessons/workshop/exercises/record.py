@@ -95,6 +95,19 @@ def by_running(find: Callable[[], Sequence[workbench.Symptom | None]]) -> Verdic
     return Verdict(True, f"bit for bit the expected result in {len(found)} schedules.")
 
 
+def where_the_fence_is(verdict: Verdict, mine: str, barrier: str) -> Verdict:
+    """A verdict on lines with fence.proxy.async and a barrier; if they are right, and unlike the rung's have
+    the fence behind the barrier, a sentence says why that is right, too."""
+    text = re.sub(r"//[^\n]*", "", mine)
+    if not verdict.right or text.rfind("fence_proxy_async") < text.find(barrier):
+        return verdict
+    words = (
+        "The rung has the fence before the barrier, by each thread for its own stores. Behind the barrier it "
+        "carries over what the barrier has told its thread of, and PTX accepts either."
+    )
+    return Verdict(True, f"{verdict.words}\n{words}")
+
+
 def compiler_said(error: build.BuildError, file: str = "kernel.cu") -> str:
     """The compiler's first error, as the end of a verdict; with its place if that is in the reader's file."""
     said = re.search(rf"(?:^(?:\S*/)?({re.escape(file)}:\d+):\d+: )?(?:fatal )?error: (.*)", str(error), re.M)

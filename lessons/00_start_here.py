@@ -153,10 +153,10 @@ for kind, count in zip(*np.unique(run.events["kind"], return_counts=True), stric
 # between writing [shared memory](glossary.md#shared-memory) and letting the tensor core read it.
 #
 # Guess first: what will happen, and which line of [s3_wgmma.cu](../kernels/stages/s3_wgmma.cu) is it? There
-# are two fences in it, and the comments beside them help. Put your guess in place of the two `None`, some
-# words of the line and one of four outcomes: "right" (the right answer all the same), "wrong" (another
-# answer, without an error), "fault" (the emulator names what was done wrong) or "hang" (a thread waits for
-# ever). The cell after it shows both. If you have no guess, run them as they are.
+# are two fences in it, and the comments beside them help. Put your guess in place of the two `None`: the
+# line, or a piece of it that no other has, and one of four outcomes: "right" (the right answer all the same),
+# "wrong" (another answer, without an error), "fault" (the emulator names what was done wrong) or "hang" (a
+# thread waits for ever). The cell after it shows both. If you have no guess, run them as they are.
 
 # %% tags=["guess"]
 exercises.guess_break("00.break1", line=None, then=None)

@@ -587,8 +587,9 @@ workbench.break_it(
 exercises.guess_break("09.break3", line=None, then=None)
 
 # %% tags=["break"]
-stores = "store(total, map_d, consumer, tile_m, tile_n);"
-workbench.break_it("s7_persistent", problem, (stores, stores + " ring = Ring();"), guess="09.break3")
+begins = "            Ring ring;  // the stage to multiply\n"
+loop = "            for (int tile_m, tile_n; tiles.next(tile_m, tile_n);) {\n"
+workbench.break_it("s7_persistent", problem, (begins + loop, loop + "    " + begins), guess="09.break3")
 
 # %% [markdown]
 # <details><summary>Why</summary>

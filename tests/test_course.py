@@ -16,6 +16,7 @@ from gemm_ladder.figures import lessons
 
 lessons.find()
 from workshop import copies, exercises, guesses, make, progress, workbench  # noqa: E402
+from workshop.changes import Change  # noqa: E402
 
 
 @pytest.fixture
@@ -179,7 +180,8 @@ def test_progress(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_outcome_of_a_fault_beside_the_guess(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    changed = ["    ptx::fence_proxy_async();\n"]
+    text = "    ptx::fence_proxy_async();\n    __syncthreads();\n"
+    changed = Change(text, text.replace("ptx::fence_proxy_async();", ""))
     guesses.guess_break("00.break1", line="fence_proxy_async", then="fault")
     guesses.broken("00.break1", changed, ["fault", "fault", "right"])
     said = capsys.readouterr().out
@@ -193,7 +195,7 @@ def test_the_outcome_of_a_fault_beside_the_guess(folder: Path, capsys: pytest.Ca
     said = capsys.readouterr().out
     assert (
         "That is not so." in said
-        and "Your line is another one. What was changed: ptx::fence_proxy_async();" in said
+        and "Your line is another one.\nWhat was changed:\n    - ptx::fence_proxy_async();\n" in said
     )
     guesses.guess_break("00.break1", line="x", then="explodes")
     assert "'explodes' is not one of 'right', 'wrong', 'fault', 'hang'." in capsys.readouterr().out

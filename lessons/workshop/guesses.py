@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from gemm_ladder.errors import EmulatorError
 from workshop import printed, progress
+from workshop.changes import Change
 
 # What may come of a broken kernel.
 OUTCOMES = {
@@ -57,23 +58,23 @@ def found(name: str, truth: Number | str, unit: str = "") -> None:
 
 
 def guess_break(name: str, line: str | None = None, then: str | None = None) -> None:
-    """Store a guess about a fault: one of OUTCOMES, and some words of the line that is changed for it, or
-    None where the task names the line."""
+    """Store a guess about a fault: one of OUTCOMES, and the line that is changed for it, or a piece that no
+    other line has. The line is None where the task names it."""
     if then is None:
         words = f"then: one of {', '.join(map(repr, OUTCOMES))}"
-        print(f"{words}; line: some of its words, where the text does not name it.")
+        print(f"{words}; line: the line or a piece of it, where the text does not name it.")
     elif then not in OUTCOMES:
         print(f"{then!r} is not one of {', '.join(map(repr, OUTCOMES))}.")
     else:
         _store(name, {"line": line, "then": then})
 
 
-def broken(name: str, changed: Sequence[str], outcomes: Sequence[str]) -> None:
+def broken(name: str, change: Change | None, outcomes: Sequence[str]) -> None:
     """Print what came of a fault, beside the guess.
 
     Args:
         name: as for guess_break.
-        changed: the texts that were replaced.
+        change: the source before and after; None: the fault is not in a source.
         outcomes: what came of it under each schedule.
     """
     counts = collections.Counter(outcomes).most_common()
@@ -86,13 +87,12 @@ def broken(name: str, changed: Sequence[str], outcomes: Sequence[str]) -> None:
     if mine is None:
         print("You made no guess.")
         return
-    lines = "; ".join(" ".join(old.split()) for old in changed)
     print(f"You guessed: {words[mine['then']]}. That is {'so' if mine['then'] in outcomes else 'not so'}.")
-    if mine["line"] is None:
-        printed.show(f"What was changed: {lines}")
+    if change is None:
         return
-    is_line = any(len(_plain(mine["line"])) > 3 and _plain(mine["line"]) in _plain(old) for old in changed)
-    printed.show(f"Your line is {'changed, yes' if is_line else 'another one'}. What was changed: {lines}")
+    if mine["line"] is not None:
+        printed.show(change.verdict(mine["line"]))
+    printed.show(f"What was changed:\n{change.shown()}")
 
 
 def outcome(symptom: EmulatorError | str | None) -> str:
@@ -112,7 +112,3 @@ def _store(name: str, mine: object) -> None:
     with progress.changed() as known:
         known["guesses"][name] = mine
     print("Your guess is stored.")
-
-
-def _plain(text: str) -> str:
-    return "".join(text.split())

@@ -27,6 +27,7 @@ from gemm_ladder.ref import emulator, fp8, tensor_core
 from gemm_ladder.ref.gemm import BF16
 from gemm_ladder.rungs import Rung
 from workshop import apart, guesses, printed
+from workshop.changes import Change
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == arguments.HOPPER
 DEVICE = "cuda" if HOPPER else "cpu"
@@ -202,14 +203,15 @@ def break_it(name: str, of: Problem, *changes: tuple[str, str], seeds: int = 8, 
 
     `guess` names a guess of `exercises.guess_break`, to be printed beside them.
     """
-    found = tried(symptoms, changed(name, *changes), of, expected(name, of), range(seeds))
-    show_symptoms(found, fault, changes, guess)
+    broken = changed(name, *changes)
+    found = tried(symptoms, broken, of, expected(name, of), range(seeds))
+    show_symptoms(found, fault, Change(gl.rungs[name].source, broken.source), guess)
 
 
 def show_symptoms(
     found: Sequence[Symptom | None],
     kind: Callable[[Symptom], str],
-    changes: Sequence[tuple[str, str]] = (),
+    change: Change | None = None,
     guess: str = "",
 ) -> None:
     """Print the first symptom of each kind, with how many schedules have one of it, and the guess."""
@@ -224,7 +226,7 @@ def show_symptoms(
         below = textwrap.indent(textwrap.dedent("\n".join(rest)), " " * len(count))
         printed.show(f"{count}{first}\n{below}")
     if guess:
-        guesses.broken(guess, [old for old, _ in changes], [*map(guesses.outcome, found)])
+        guesses.broken(guess, change, [*map(guesses.outcome, found)])
 
 
 def fault(symptom: Symptom) -> str:

@@ -14,6 +14,7 @@ from gemm_ladder.production.config import Config
 from gemm_ladder.ref import fp8, tensor_core
 from gemm_ladder.ref.gemm import BF16
 from workshop import workbench, workbench_production
+from workshop.changes import Change
 
 BEFORE = -1.0  # what `out` holds before a call: to be seen where nothing was written
 MAX_STEPS = 300_000  # of the emulator's scheduler: more than any call of the lesson needs
@@ -118,9 +119,12 @@ def break_it(
 
     `guess` names a guess of `exercises.guess_break`, to be printed beside them.
     """
-    broken = workbench_production.changed(config, *changes) if changes else config
+    broken, change = config, None
+    if changes:
+        broken = workbench_production.changed(config, *changes)
+        change = Change(workbench_production.changed(config).kernel, broken.kernel)
     found = workbench.tried(symptoms, broken, call, range(seeds), num_sms)
-    workbench.show_symptoms(found, _kind, changes, guess)
+    workbench.show_symptoms(found, _kind, change, guess)
 
 
 def _kind(symptom: workbench.Symptom) -> str:

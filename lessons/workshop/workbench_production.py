@@ -18,6 +18,7 @@ from gemm_ladder.production.config import Config
 from gemm_ladder.ref import emulator, fp8
 from gemm_ladder.ref.gemm import BF16
 from workshop import workbench
+from workshop.changes import Change
 
 FOLDER = Path(launching.__file__).resolve().parent
 INCLUDE = '#include "{}"\n'
@@ -205,5 +206,6 @@ def break_it(
     a guess of `exercises.guess_break`, to be printed beside them.
     """
     right = workbench.expected("s9_production", of) if right is None else right
-    found = workbench.tried(symptoms, changed(config, *changes), of, right, range(seeds))
-    workbench.show_symptoms(found, workbench.fault, changes, guess)
+    broken = changed(config, *changes)
+    found = workbench.tried(symptoms, broken, of, right, range(seeds))
+    workbench.show_symptoms(found, workbench.fault, Change(changed(config).kernel, broken.kernel), guess)

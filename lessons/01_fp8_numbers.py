@@ -134,7 +134,7 @@ axes.set_title("Relative error of 4096 normal numbers")
 plt.show()
 print("sent to 448:", metrics.relative_error(there_and_back(block, fp8.E4M3_MAX), block))
 print("sent to 1:  ", metrics.relative_error(there_and_back(block, 1.0), block))
-print("sent to 2^12:", metrics.relative_error(there_and_back(block, 2.0**12), block))
+print("sent to 2^10:", metrics.relative_error(there_and_back(block, 2.0**10), block))
 
 # %% [markdown]
 # It is flat over many powers of two. That is the floating point at work: in the middle region the relative
@@ -385,7 +385,7 @@ exercises.check("01.2", block_scales)
 # %% [markdown]
 # **3.** Break it: a colleague's cast divides by a scale that is eight times too small. Predict the relative
 # error of this lesson's 4096 normally distributed numbers, cast with one scale, then replace the 0 below.
-# Within a tenth of the truth is right.
+# Within a twentieth of the truth is right.
 
 # %% tags=["exercise"]
 predicted = 0.0

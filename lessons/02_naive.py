@@ -420,7 +420,7 @@ workbench.break_it(
 # ## Exercises
 #
 # **1.** The promotion is missing from the kernel. Without scrolling up, write the line: `partial` is the sum
-# over this block, `row` this thread's row, and the result belongs in `total`.
+# over this block, `row` this thread's row, and the result belongs in `total`, rounded as the rung rounds it.
 
 # %% tags=["exercise"]
 promotion = "total += partial;"

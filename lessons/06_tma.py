@@ -683,8 +683,9 @@ workbench.break_it("s4_tma", problem, ("ptx::fence_mbarrier_init();", ""), guess
 # ## Exercises
 #
 # **1.** What an mbarrier does, as a function. It was initialised with `count`; the `events` are pairs:
-# ("arrive", 0), ("expect", bytes), which announces bytes and arrives, and ("land", bytes). Return (phase,
-# pending arrivals, bytes to come).
+# ("arrive", 0), ("expect", bytes), which announces bytes and arrives, and ("land", bytes). Bytes may land
+# before they are announced: the number of those to come is negative then, and the phase goes on. Return
+# (phase, pending arrivals, bytes to come).
 
 
 # %% tags=["exercise"]

@@ -486,7 +486,11 @@ exercises.check("08.3", tile_row)
 # %% [markdown]
 # **4.** A whole kernel, the smallest with warps of different jobs: yours of lesson 06, with a third warpgroup
 # that loads. No cluster, one slice. Warpgroup 0 produces, 1 and 2 multiply the upper and the lower 64 rows.
-# The frame is that lesson's, with PRODUCER = 1.
+# The frame is that lesson's, with PRODUCER = 1. Move registers as in section 1, though this kernel would do
+# without: a consumer has half of the totals of s6's, and the 168 registers with which each of 384 threads
+# begins are enough. The check does not notice if you leave it out, nor if a consumer gives back what it
+# needs: the emulator counts a block's registers, not those that a thread uses. On a GPU the latter is
+# undefined.
 
 # %%
 exercises.frame("08.4")

@@ -647,8 +647,9 @@ exercises.check("09.3", between)
 
 # %% [markdown]
 # **4.** A whole kernel: that of lesson 08's last exercise, with blocks that stay. There are no more blocks
-# than SMs, and block i makes the tiles i, i + gridDim.x, and so on; tiles go down first, as they did. The
-# results may be stored from registers. The frame is the same again, with PERSISTENT = 1.
+# than SMs, and block i makes the tiles i, i + gridDim.x, and so on; tiles go down first, as they did (the
+# check looks at the results, not at their order). The results may be stored from registers. The frame is the
+# same again, with PERSISTENT = 1.
 
 # %%
 exercises.frame("09.4")

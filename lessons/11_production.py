@@ -1293,15 +1293,14 @@ def place(unit, units_m, units_n, group):
 exercises.check("11.2", place)
 
 # %% [markdown]
-# **3.** How many stages are there at k = 7168? A block has 232448 bytes. The buffer for results is BF16, for
-# each consumer rounded up to 1024 bytes. B's scales have two buffers, and each has 256 bytes for each of the
-# tile's `scales_b`. A stage has A's and B's tile for 128 of k, A's scales and 32 bytes for barriers, all
-# rounded up to 1024. There are never more than 16 stages, and in a tile of 64 rows never more than 176 KB of
-# them.
+# **3.** How many stages are there at k = 7168? A block has 232448 bytes. The buffer for results has the
+# tile in BF16. B's scales have two buffers, and each has 256 bytes for each of the tile's `scales_b`. A stage
+# has A's and B's tile for 128 of k, A's scales and 32 bytes for barriers, all rounded up to 1024. There are
+# never more than 16 stages, and in a tile of 64 rows never more than 176 KB of them.
 
 
 # %% tags=["exercise"]
-def stages(tile_m, tile_n, consumers, scales_b):
+def stages(tile_m, tile_n, scales_b):
     return 232448 // ((tile_m + tile_n) * 128)
 
 

@@ -609,7 +609,7 @@ exercises.check("12.3", balance)
 
 # %% [markdown]
 # **4.** The lines with which a block walks on to its group are missing from `look_ahead`. Write them without
-# scrolling up.
+# scrolling up. The same file serves contiguous calls, which do not walk from group to group.
 
 # %% tags=["exercise"]
 walk_on = """

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import pytest
 from gemm_ladder.figures import lessons
 
@@ -28,3 +31,96 @@ def test_a_fence_before_or_behind_the_barrier(name: str, lines: str, right: bool
     """PTX accepts both; none is a fault, and a fence cannot replace the barrier."""
     found = verdict(name, f"        {lines}\n")
     assert found.right == right and says in found.words and (says == BEHIND) == (BEHIND in found.words)
+
+
+# Answers that come near, by exercise: each is wrong in a way that some case has to show.
+
+
+def decoded_waves(m: int, n: int, tile_m: int, tile_n: int, sms: int) -> tuple[int, float]:
+    tiles = -(-m // tile_m) * -(-n // tile_n)
+    return -(-tiles // sms), tiles % sms / sms  # 0 where the last wave is full
+
+
+def stages(limit: int = 16, scales: int = 512, small: int = 176) -> Callable[..., int]:
+    def stages(tile_m: int, tile_n: int, scales_b: int) -> int:
+        stage = -(-((tile_m + tile_n) * 128 + 4 * tile_m + 32) // 1024) * 1024
+        most = small * 1024 // stage if tile_m == 64 else limit
+        return min(limit, most, (232448 - tile_m * tile_n * 2 - scales_b * scales) // stage)
+
+    return stages
+
+
+def mbarrier(over: Callable[[int], bool], least: int | None = None) -> Callable[..., tuple[int, int, int]]:
+    def mbarrier(count: int, events: list[tuple[str, int]]) -> tuple[int, int, int]:
+        phase, pending, to_come = 0, count, 0
+        for event, size in events:
+            pending -= event != "land"
+            to_come += {"arrive": 0, "expect": size, "land": -size}[event]
+            to_come = to_come if least is None else max(least, to_come)
+            if pending == 0 and over(to_come):
+                phase, pending = phase + 1, count
+        return phase, pending, to_come
+
+    return mbarrier
+
+
+def weakest(*fields: str) -> Callable[..., tuple]:
+    def weakest(rows: list[dict], libraries: list[str]) -> tuple:
+        times: dict[tuple, dict[str, float]] = {}
+        for row in rows:
+            product = tuple(row[field] for field in ("kind", "groups", "m", "n", "k", "l2", *fields))
+            times.setdefault(product, {})[row["impl"]] = row["us"]
+        ratios = {}
+        for product, us in times.items():
+            theirs = [us[library] for library in libraries if library in us]
+            if theirs and "s9_production" in us:
+                ratios[product] = min(theirs) / us["s9_production"]
+        worst = min(ratios, key=ratios.__getitem__)
+        return *worst[:6], ratios[worst]
+
+    return weakest
+
+
+@pytest.mark.parametrize(
+    ("name", "mine", "right"),
+    [
+        ("01.3", 0.669, True),
+        ("01.3", 0.7056, False),  # of a scale that is 9.1 times too small
+        ("03.4", lambda stride: math.gcd(stride, 32), True),
+        ("03.4", lambda stride: stride & -stride, False),  # 64 turns at 64
+        ("06.1", mbarrier(lambda to_come: to_come == 0), True),
+        ("06.1", mbarrier(lambda to_come: to_come <= 0), False),
+        ("06.1", mbarrier(lambda to_come: to_come == 0, least=0), False),
+        ("11.1", decoded_waves, False),
+        ("11.3", stages(), True),
+        ("11.3", stages(limit=99), False),
+        ("11.3", stages(scales=0), False),
+        ("11.3", stages(small=999), False),
+        ("13.5", weakest("max_m", "expected_m"), True),
+        ("13.5", weakest(), False),
+        ("13.5", weakest("max_m"), False),
+        ("13.5", weakest("expected_m"), False),
+    ],
+)
+def test_answers_that_come_near(name: str, mine: object, right: bool) -> None:
+    found = verdict(name, mine)
+    assert found.right == right, found.words
+
+
+@pytest.mark.parametrize(
+    ("line", "right"),
+    [
+        ("total = fmaf(partial, p.sfa[block * p.sfa_stride + row] * sfb[block], total);", True),
+        ("total += partial * (p.sfa[block * p.sfa_stride + row] * sfb[block]);", False),
+        ("total = fmaf(p.sfa[block * p.sfa_stride + row], partial * sfb[block], total);", False),
+    ],
+)
+def test_the_promotion_rounds_once(line: str, right: bool) -> None:
+    found = verdict("02.1", line)
+    assert found.right == right and right != ("single rounding" in found.words), found.words
+
+
+def test_a_walk_through_groups_leaves_other_layouts_alone() -> None:
+    line = "while (unit_ >= units_m_ * kUnitsN && ++group_ < p_.groups) {"
+    found = verdict("12.4", f"{line} unit_ -= units_m_ * kUnitsN; enter_group(); }}")
+    assert not found.right and "stores 32 times where 16 are needed" in found.words

@@ -16,11 +16,11 @@ def place(unit, units_m, units_n, group):
 
 
 # %%
-def stages(tile_m, tile_n, consumers, scales_b):
+def stages(tile_m, tile_n, scales_b):
     def round_up(size):
         return -(-size // 1024) * 1024
 
-    results = consumers * round_up(tile_m * tile_n * 2 // consumers)
+    results = tile_m * tile_n * 2
     scales = 2 * scales_b * 256
     stage = round_up((tile_m + tile_n) * 128 + 4 * tile_m + 32)
     most = 176 * 1024 // stage if tile_m == 64 else 16

@@ -23,7 +23,7 @@ def _predicted(mine: object) -> Verdict:
     block = np.random.default_rng(1).standard_normal(4096)  # the lesson's
     scale = np.abs(block).max() / fp8.E4M3_MAX / 8
     truth = metrics.relative_error(fp8.decode(fp8.encode(block / scale)) * scale, block)
-    return number(mine, truth, 0.1, f"it is {truth:.3f}.")
+    return number(mine, truth, 0.05, f"it is {truth:.3f}.")
 
 
 EXERCISES = {

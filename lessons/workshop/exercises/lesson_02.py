@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+import numpy as np
 from workshop import workbench
 from workshop.exercises.record import Exercise, Verdict, in_rung, same
 
 
 def _promotion(mine: object) -> Verdict:
     line = "total = fmaf(partial, p.sfa[block * p.sfa_stride + row] * sfb[block], total);"
-    return in_rung("s1_naive", workbench.problem(m=24, n=256, k=512), (line, str(mine)))
+    verdict = in_rung("s1_naive", workbench.problem(m=24, n=256, k=512), (line, str(mine)))
+    if not verdict.right:
+        return verdict
+    rounded = in_rung("s1_naive", _cancelling(), (line, str(mine)), seeds=1)
+    return (
+        Verdict(verdict.right, verdict.words)
+        if rounded.right
+        else Verdict(False, f"{ROUNDS}\n{rounded.words}")
+    )
+
+
+def _cancelling() -> workbench.Problem:
+    """256 of K whose second half takes away what the first half gives: what is left of each sum is what the
+    promotion's roundings made of it."""
+    half = workbench.problem(m=8, n=128, k=128)
+    twice = [np.concatenate([part, part], axis=1) for part in (half.a, half.sfa, half.sfb)]
+    minus = (half.b.view(np.uint8) ^ 0x80).view(half.b.dtype)
+    return workbench.Problem(twice[0], twice[1], np.concatenate([half.b, minus], axis=1), twice[2])
+
+
+ROUNDS = (
+    "the sum is right but for its last bits, which show where blocks cancel each other. The rung multiplies "
+    "the two scales, and then multiplies and adds with a single rounding."
+)
 
 
 EXERCISES = {

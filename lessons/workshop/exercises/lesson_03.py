@@ -26,7 +26,8 @@ EXERCISES = {
         (
             "A thread makes 8 x 8 outputs. How many multiplications does it do for this one k?",
             "Every number of A meets every number of B: two loops, one inside the other, and partial[i][j] "
-            "gets the product of number i and number j. As in s1, one rounding for each: fmaf.",
+            "gets the product of number i and number j. As in s1 by fmaf; the product of two E4M3 numbers is "
+            "exact, so a multiplication and an addition give the same bits here.",
             "for (int i = 0; i < kPerThread; ++i), inside it the same for j, and in that fmaf with a[i], "
             "b[j] and the partial sum of these two, whose result goes back to where that sum was.",
         ),
@@ -57,7 +58,7 @@ EXERCISES = {
     "03.4": Exercise(
         same(
             lambda stride: drawing_shared.turns(np.arange(32) * stride * WORD, 1),
-            [(1,), (2,), (3,), (4,), (16,), (32,), (33,), (48,)],
+            [(1,), (2,), (3,), (4,), (16,), (32,), (33,), (48,), (64,), (96,)],
         ),
         (
             "Write down the banks of a few threads for strides of 2, 3 and 32: word w is in bank w % 32. How "

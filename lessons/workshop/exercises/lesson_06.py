@@ -28,6 +28,9 @@ EVENTS = [
     (1, [("expect", 1024), ("land", 768), ("land", 256)]),
     (2, [("expect", 64), ("land", 64)]),
     (1, [("expect", 64), ("land", 64), ("expect", 32)]),
+    (1, [("land", 64), ("expect", 64)]),
+    (2, [ARRIVE, ("land", 64), ("expect", 96), ("land", 32)]),
+    (1, [("land", 64), ARRIVE]),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gemm_ladder as gl
 from gemm_ladder.arguments import H100_SMS
 from gemm_ladder.measure.shapes import EXPERTS
 from gemm_ladder.production import prediction
@@ -42,10 +43,38 @@ MACHINE = prediction.MEMORY, prediction.WGMMA_FLOPS * prediction.CLOCK_MHZ * H10
 
 
 def _walk_on(mine: object) -> Verdict:
-    call = workbench_grouped.random_call("masked", (70, 100, 0, 5), 256, 256, max_m=100)
+    """By a masked call's result, and by how often a contiguous one, in which no block walks on, stores."""
     own = lines(workbench_production.source("scheduler.cuh"), "while (kByGroup", "        }\n")
-    changed = workbench_production.changed(Config.of("masked", 256, 256, 64, 128), (own, str(mine)))
-    return by_running(lambda: workbench.tried(workbench_grouped.symptoms, changed, call, range(4)))
+    change = own, str(mine)
+    masked = workbench_grouped.random_call("masked", (70, 100, 0, 5), 256, 256, max_m=100)
+    changed = workbench_production.changed(Config.of("masked", 256, 256, 64, 128), change)
+    found = by_running(lambda: workbench.tried(workbench_grouped.symptoms, changed, masked, range(4)))
+    if not found.right:
+        return found
+    config = Config.of("contiguous", 256, 256, 128, 128)
+    changed = workbench_production.changed(config, change)
+    other = by_running(lambda: workbench.tried(_more_stores, changed, config))
+    return (
+        found if other.right else Verdict(False, f"a masked call is right, but of another kind {other.words}")
+    )
+
+
+def _more_stores(changed: Config, config: Config) -> list[workbench.Symptom | None]:
+    """Blocks that walk on where there is nothing to walk to make their tiles again: no fault, only slow."""
+    try:
+        stores, wanted = _stores(changed), _stores(config)
+    except gl.EmulatorError as error:
+        return [error]
+    if stores == wanted:
+        return [None]
+    return [f"A contiguous call stores {stores} times where {wanted} are needed: its blocks walk on as well."]
+
+
+def _stores(config: Config) -> int:
+    call = workbench_grouped.random_call("contiguous", (128, 128), config.n, config.k)
+    with gl.emulator(record=True, max_steps=workbench_grouped.MAX_STEPS) as run:
+        workbench_grouped.multiply(config, call, "cpu")
+    return int((run.events["kind"] == "tma_store").sum())
 
 
 EXERCISES = {

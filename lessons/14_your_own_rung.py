@@ -51,7 +51,10 @@ drawing.where("SM", "tensor cores", "shared memory", "mbarriers", "TMA", "cluste
 #   are bytes, and which are elements?
 # - **`split_k`**: the two CTAs of a [cluster](glossary.md#cluster) share a [tile](glossary.md#tile), and each
 #   sums up half of k. It should pay where rows are few: 64 x 7168 x 16384 has 56 tiles for 132
-#   [SMs](glossary.md#sm). What is hard: where the two halves meet, and when a CTA may end.
+#   [SMs](glossary.md#sm). What is hard: where the two halves meet, and when a CTA may end. Where k has an odd
+#   number of K blocks, either CTA may take the one more. A CTA reads the other's [shared
+#   memory](glossary.md#shared-memory) by `ptx::ld_shared_cluster`, or writes to it by
+#   `ptx::st_shared_cluster`, at an address from `ptx::mapa`.
 # - **`96_columns`**: tiles of 64 x 96. It should pay at n = 2112, which is 22 tiles of 96 and nothing left
 #   over, or 17 of 128, the last one half empty. What is hard: a tile may lie in two scale blocks of B.
 #
@@ -59,6 +62,11 @@ drawing.where("SM", "tensor cores", "shared memory", "mbarriers", "TMA", "cluste
 # of code added and as many removed; every shape that s4_tma takes, right bit for bit or within the rungs'
 # bounds, on every [schedule](glossary.md#schedule). A shape that your kernel cannot compute may be refused
 # with a sentence, which costs points.
+#
+# The wrappers are in [kernels/include](../kernels/include). One that s4_tma does not use may need another
+# `#include`: `mma.cuh` has the WGMMA of BF16, which is
+# `ptx::wgmma<ptx::Type::f32, ptx::Type::bf16, ptx::Type::bf16, N>`, and `cluster.cuh` what reaches a
+# neighbour's memory. [A table](../ref/emulator/README.md#what-a-kernel-may-use) says what the other files have.
 #
 # Choose one. (Any other idea will do as well, if it has a shape where it should pay. The judge asks for no
 # brief; the exercise below does.)
@@ -90,10 +98,11 @@ workbench.Text(f"```cpp\n{head}\n```", head)
 # `python -m gemm_ladder lab judge my_rung_split_k.cu` says whether a kernel is right, or the first thing that
 # is wrong with it. It looks at three things.
 #
-# - **Bits.** It multiplies some thirty products: one tile and one K block first, then rings that come round,
-#   ragged edges, subnormal and infinite numbers, scales that all differ. A result has to have the bits of the
-#   [tensor cores](glossary.md#tensor-core)' sums; or of such sums with k in 2, 3, 4 or 8 parts; or it has to
-#   lie within the bounds of rounding, and then you have to say why its bits are others.
+# - **Bits.** It multiplies some thirty products: one tile and one K block first, then rings that come
+#   round, ragged edges, subnormal and infinite numbers, scales that all differ. A result has to have the
+#   bits of the [tensor cores](glossary.md#tensor-core)' sums; or of such sums with k in 2, 3, 4 or 8 parts,
+#   rounded down or up where it does not go evenly; or it has to lie within the bounds of rounding, and then
+#   you have to say why its bits are others.
 # - **Schedules.** Every case runs on schedule after schedule of the [emulator](glossary.md#emulator), and has
 #   to give the same bits on each.
 # - **Faults.** The emulator names what a GPU would pass over: [its table](../ref/emulator/README.md#faults).
@@ -165,8 +174,9 @@ print(f"its WGMMAs:   {WGMMAS:5.3f} us")
 # write down a best and a worst case and why:
 #
 # - `bf16`: twice as many K blocks, of 64 elements. Each takes at worst what s4_tma's takes. At best it takes
-#   its WGMMAs alone, as nothing is promoted: as many cycles as with [FP8](glossary.md#fp8), for each of the
-#   two CTAs on an SM.
+#   its WGMMAs alone, as nothing is promoted. These take as many cycles as those of s4_tma's K block: half as
+#   many elements, at half of [FP8](glossary.md#fp8)'s rate. Two CTAs on an SM take turns at the tensor cores,
+#   so that a K block of each takes twice as long.
 # - `split_k`: twice as many CTAs, each with half of the K blocks. A K block takes what it took; at the end
 #   comes about 1 us for adding up.
 # - `96_columns`: more tiles. A K block takes at worst what it took, and at best three quarters.
@@ -298,7 +308,8 @@ for brief in own_rung.BRIEFS:
 # two parts. Where there is only one K block, one of the two CTAs has nothing to do and adds zeros. In the
 # picture, the grey behind the last product is waiting: at the barrier of the CTA, then at the two meetings of
 # the cluster, between which the CTAs send each other sums. The store comes last. Sending and storing are
-# ordinary instructions, which have no colour.
+# ordinary instructions, which have no colour of their own. In s4_tma's picture what follows the last product,
+# the store included, could be drawn in one piece; here the meetings lie between.
 
 # %%
 own_rung.timeline("solutions/own_rung_split_k.cu", 64, 128, 1024)

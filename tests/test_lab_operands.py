@@ -20,6 +20,7 @@ from gemm_ladder.lab.cases import CASES, GPU_CASES, Case
 from gemm_ladder.lab.given import Given
 from gemm_ladder.lab.operands import PARTS
 from gemm_ladder.lab.surroundings import surround
+from gemm_ladder.lab.verdicts import Bits, Verdict
 from gemm_ladder.ref import emulator, gemm, tensor_core
 from repository import REPOSITORY
 
@@ -105,7 +106,35 @@ def test_a_kernel_that_splits_k_is_recognised() -> None:
     other = changed(SPLIT_K, "rank * all / kCluster,", "rank * (all - all / kCluster),")
     other = other.replace("(rank + 1) * all / kCluster - first", "rank ? all - first : all - all / kCluster")
     verdict = gl.judge(other, device="cpu", seconds=3, cases=cases)
-    assert verdict.right and verdict.arithmetic is None, verdict  # the first part has three of five K blocks
+    last = "K in 2 parts, the last the shortest"  # the first part has three of five K blocks
+    assert verdict.right and verdict.arithmetic == last, verdict
+    assert f"bit for bit, with {last}, whose sums are added in order, in 3 shapes" in verdict.sentence
+
+
+def test_bits_of_no_known_addition_name_the_case_that_shows_it() -> None:
+    """One K block, and then all others: of two K blocks that is K in 2 parts, of five it is nothing known."""
+    bits, verdict = Bits(), Verdict("mine", "cpu")
+    for name in ("two_k_blocks", "ragged_63", "many_tiles"):
+        case = next(case for case in CASES if case.name == name)
+        sums = case.operands.sum_of(0, 1), case.operands.sum_of(1, case.k // 128)
+        assert bits.wrong(case, 0, tensor_core.bf16_bits(sums[0] + sums[1])) is None
+        verdict.judged.append(case)
+    verdict.apart, verdict.until = bits.apart, bits.until
+    assert not bits.models and bits.apart is not None and bits.until == "K in 2 parts"
+    said = str(verdict).splitlines()[-1]
+    assert said.startswith("  apart     its bits are no known addition's from 200 x 520 x 640 (many_tiles")
+    assert said.endswith("before, they are those of K in 2 parts whose sums are added in order")
+
+
+def test_the_ways_to_split_k() -> None:
+    assert PARTS["K in 2 parts"].ends(5) == [0, 2, 5]
+    assert PARTS["K in 2 parts, the last the shortest"].ends(5) == [0, 3, 5]
+    assert PARTS["K in 4 parts, the last the shortest"].ends(6) == [0, 2, 4, 6, 6]
+    assert all(
+        split.ends(8 * 3) == PARTS[name.partition(",")[0]].ends(24)
+        for name, split in PARTS.items()
+        if split.parts != 3
+    )
 
 
 @pytest.mark.parametrize(

@@ -70,10 +70,16 @@ CASES = (
     Case("two_k_blocks", 64, 128, 256, "a second K block, with other scales"),
     Case("one_row", 1, 128, 128, "a single row"),
     *(
-        Case(f"{blocks}_k_blocks", 16, 24, 128 * blocks, f"a ring of {blocks - 1} stages comes round")
+        Case(
+            f"{blocks}_k_blocks",
+            16,
+            24,
+            128 * blocks,
+            f"{blocks} K blocks: a ring of fewer stages comes round",
+        )
         for blocks in range(3, 10)
     ),
-    Case("17_k_blocks", 16, 24, 128 * 17, "a ring of up to 8 stages comes round twice"),
+    Case("17_k_blocks", 16, 24, 128 * 17, "17 K blocks: a ring of up to 8 stages comes round twice"),
     Case("narrow", 64, 8, 384, "fewer columns than any tile has"),
     Case("subnormal", 20, 136, 256, "subnormal operands and results", subnormal),
     Case("ragged_65", 65, 248, 128, "one row more than 64"),

@@ -225,7 +225,7 @@ def _on_emulator(
             elif not runs.run(case):
                 break
     verdict.arithmetic = runs.bits.models[0] if runs.bits.models else None
-    verdict.apart, verdict.seconds = runs.bits.apart, runs.spent
+    verdict.apart, verdict.until, verdict.seconds = runs.bits.apart, runs.bits.until, runs.spent
     return verdict
 
 

@@ -81,7 +81,7 @@ def judge(
             if verdict.wrong:
                 break
     verdict.arithmetic = bits.models[0] if bits.models else None
-    verdict.apart = bits.apart
+    verdict.apart, verdict.until = bits.apart, bits.until
     if verdict.right:
         tick("timing")
         if cases[0].operands.scaled:

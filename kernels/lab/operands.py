@@ -15,16 +15,52 @@ from gemm_ladder.arguments import SCALE_BLOCK, ceil_div
 from gemm_ladder.ref import fp8, gemm, tensor_core
 
 # Who adds: the tensor cores, with 14 bits, and FP32 from K block to K block; FP32 alone, in k order; or
-# nothing is rounded before the result becomes BF16. Or the tensor cores, with K split: of B K blocks part i
-# of S has those from i * B // S on, and the parts' sums are added in order, in FP32.
+# nothing is rounded before the result becomes BF16. Or the tensor cores, with K split (`PARTS`), where the
+# parts' sums are added in order, in FP32.
 Arithmetic = Literal[
-    "tensor core", "CUDA cores", "float64", "K in 2 parts", "K in 3 parts", "K in 4 parts", "K in 8 parts"
+    "tensor core",
+    "CUDA cores",
+    "float64",
+    "K in 2 parts",
+    "K in 3 parts",
+    "K in 4 parts",
+    "K in 8 parts",
+    "K in 2 parts, the last the shortest",
+    "K in 3 parts, the last the shortest",
+    "K in 4 parts, the last the shortest",
+    "K in 8 parts, the last the shortest",
 ]
-PARTS: dict[Arithmetic, int] = {
-    "K in 2 parts": 2,
-    "K in 3 parts": 3,
-    "K in 4 parts": 4,
-    "K in 8 parts": 8,
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """How K is split: where the K blocks do not go evenly into the parts, there is more than one way.
+
+    Attributes:
+        parts: how many there are.
+        rounded_up: each part has blocks / parts of them, rounded up, and the last has what is left, perhaps
+            nothing; otherwise part i begins at block i * blocks // parts.
+    """
+
+    parts: int
+    rounded_up: bool
+
+    def ends(self, blocks: int) -> list[int]:
+        """Where the parts of so many K blocks begin, and where the last one ends."""
+        if self.rounded_up:
+            return [min(part * ceil_div(blocks, self.parts), blocks) for part in range(self.parts + 1)]
+        return [part * blocks // self.parts for part in range(self.parts + 1)]
+
+
+PARTS: dict[Arithmetic, Split] = {
+    "K in 2 parts": Split(2, False),
+    "K in 3 parts": Split(3, False),
+    "K in 4 parts": Split(4, False),
+    "K in 8 parts": Split(8, False),
+    "K in 2 parts, the last the shortest": Split(2, True),
+    "K in 3 parts, the last the shortest": Split(3, True),
+    "K in 4 parts, the last the shortest": Split(4, True),
+    "K in 8 parts, the last the shortest": Split(8, True),
 }
 
 # The rungs whose product is not the tensor cores'.
@@ -99,8 +135,7 @@ class Operands:
             return gemm.to_bf16(self.exact()).view(np.uint16)
         if arithmetic == "CUDA cores":
             return tensor_core.cuda_core_gemm(self.a, self.sfa, self.b, self.sfb)
-        blocks, parts = self.sfa.shape[1], PARTS.get(arithmetic, 1)
-        ends = [part * blocks // parts for part in range(parts + 1)]
+        ends = PARTS.get(arithmetic, Split(1, False)).ends(self.sfa.shape[1])
         sums = [self.sum_of(*part) for part in itertools.pairwise(ends) if part[0] < part[1]]
         with np.errstate(invalid="ignore", over="ignore"):
             return tensor_core.bf16_bits(functools.reduce(np.add, sums))

@@ -63,7 +63,8 @@ class Verdict:
         unreached: the cases for which there was no time.
         arithmetic: whose bits the results have in every case, or None: they are within the bounds of
             rounding.
-        apart: if None in `arithmetic`, a case whose bits are not the tensor cores'.
+        apart: if None in `arithmetic`, the first case in which no known addition gives all bits so far.
+        until: an addition that gives those of all cases before `apart`; None if that is the first one.
         wrong: the first thing that is wrong; None if nothing is.
         times: on a GPU, by implementation and shape "MxNxK", the microseconds of a call.
         seconds: that judging took.
@@ -77,6 +78,7 @@ class Verdict:
     unreached: list[Case] = dataclasses.field(default_factory=list)
     arithmetic: Arithmetic | None = None
     apart: Case | None = None
+    until: Arithmetic | None = None
     wrong: Wrong | None = None
     times: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
@@ -112,7 +114,8 @@ class Verdict:
         if self.wrong:
             lines += [f"  {label:9} {text}" for label, text in self.wrong.details]
         elif self.apart and not self.arithmetic:
-            lines.append(f"  apart     its bits are first others at {self.apart}")
+            before = f"; before, they are those of {DESCRIBED[self.until]}" if self.until else ""
+            lines.append(f"  apart     its bits are no known addition's from {self.apart} on{before}")
         if self.refused:
             name, said = next(iter(self.refused.items()))
             lines.append(f"  refused   {_count(len(self.refused), 'shape')}, such as {name}: {said}")
@@ -134,7 +137,10 @@ DESCRIBED: Mapping[Arithmetic, str] = {
     "tensor core": "the tensor cores",
     "CUDA cores": "FP32 additions in the order of k",
     "float64": "the exact product rounded once",
-    **{name: f"{name} whose sums are added in order" for name in PARTS},
+    **{
+        name: f"{name}{',' if split.rounded_up else ''} whose sums are added in order"
+        for name, split in PARTS.items()
+    },
 }
 
 
@@ -144,17 +150,19 @@ class Bits:
     def __init__(self) -> None:
         self.models: tuple[Arithmetic, ...] = get_args(Arithmetic)
         self.apart: Case | None = None
+        self.until: Arithmetic | None = None
         self._first: dict[str, np.ndarray] = {}
 
     def wrong(self, case: Case, seed: int | None, found: np.ndarray) -> Wrong | None:
         """What is wrong with a result, if anything is."""
         known = case.operands.arithmetics
-        self.models = models_of(case, found, tuple(one for one in self.models if one in known))
+        left = models_of(case, found, tuple(one for one in self.models if one in known))
+        if self.models and not left:
+            self.apart, self.until = case, self.models[0] if self._first else None
+        self.models = left
         if not differing(found, expected_bits(case, "tensor core")).any():
             self._first.setdefault(case.name, found)
         else:
-            if self.apart is None:
-                self.apart = case
             if not models_of(case, found, tuple(one for one in known if one != "tensor core")):
                 mask = out_of_bounds(case, found)
                 if mask.any():

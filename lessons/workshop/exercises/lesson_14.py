@@ -40,7 +40,7 @@ EXERCISES = {
             "BF16: what had 128 elements in 128 bytes has 64, and who promotes what? Split-K: which K blocks "
             "does each of the two CTAs walk through, and where do their sums meet? 96 columns: at which "
             "columns of a tile may B's scale change?",
-            "The wrappers: ptx::wgmma<Type::f32, Type::bf16, Type::bf16, N> of mma.cuh; "
+            "The wrappers: ptx::wgmma<ptx::Type::f32, ptx::Type::bf16, ptx::Type::bf16, N> of mma.cuh; "
             "ptx::cluster_ctarank, mapa and ld_shared_cluster of cluster.cuh, between two cluster barriers; "
             "and for 96 columns a scale for each 32 of them, which are 16 registers.",
         ),

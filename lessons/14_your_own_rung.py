@@ -66,7 +66,7 @@ drawing.where("SM", "tensor cores", "shared memory", "mbarriers", "TMA", "cluste
 # The wrappers are in [kernels/include](../kernels/include). One that s4_tma does not use may need another
 # `#include`: `mma.cuh` has the WGMMA of BF16, which is
 # `ptx::wgmma<ptx::Type::f32, ptx::Type::bf16, ptx::Type::bf16, N>`, and `cluster.cuh` what reaches a
-# neighbour's memory. [A table](../ref/emulator/README.md#what-a-kernel-may-use) says what the other files have.
+# neighbour's memory. [A table](../ref/emulator/README.md#what-a-kernel-may-use) says what the others have.
 #
 # Choose one. (Any other idea will do as well, if it has a shape where it should pay. The judge asks for no
 # brief; the exercise below does.)

@@ -14,6 +14,7 @@ from gemm_ladder.figures import draw
 from gemm_ladder.figures import measured as measurements
 from gemm_ladder.measure import compare, problems, records, session, timing
 from gemm_ladder.measure.shapes import DEEPSEEK_V3, EMULATOR, EMULATOR_LIMIT, MEASURED, Shape, parse
+from gemm_ladder.rungs import rungs
 
 CPU = torch.device("cpu")
 RAGGED = Shape(100, 72, 200)
@@ -190,3 +191,15 @@ def test_an_installed_package_keeps_nothing(
     session.keep(a_result(), None, whole=True)
     assert "not a checkout" in capsys.readouterr().out
     assert not list(tmp_path.rglob("*"))
+
+
+def test_recorded_times_are_those_that_were_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    """A rung's own command does not print what its lesson asks the reader to guess of the others."""
+    size, ladder = Shape(4096, 7168, 16384), measurements.recorded()
+    compare.show_recorded(compare.only(ladder, [rungs["s3_wgmma"]], [size]), "dirty")
+    head, table = capsys.readouterr().out.split("\n", 1)
+    assert head.startswith("RECORDED, not measured here")
+    assert "s3_wgmma" in table and "4096 x 7168 x 16384" in table and "cuBLASLt" in table
+    assert "s4_tma" not in table and "64 x 7168" not in table
+    compare.show_recorded(compare.only(ladder, [rungs["s3_wgmma"]], [Shape(64, 128, 256)]), "dirty")
+    assert capsys.readouterr().out.startswith("No figures are recorded for a dirty L2 at these shapes")

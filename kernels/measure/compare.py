@@ -3,7 +3,7 @@
 With a Hopper GPU, every rung is built, checked against the reference and timed beside its peers. If all
 rungs, shapes and states of L2 were measured in a checkout, figures/data/ladder.json and its figures and
 tables are renewed. Without a Hopper GPU, every rung runs on the emulator at small shapes, and the times
-recorded on a GPU are shown, marked as recorded.
+recorded on a GPU are shown, marked as recorded; of some rungs or shapes, where only those are asked for.
 """
 
 from __future__ import annotations
@@ -67,7 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"Found {found}: every rung runs on the emulator, a Hopper SM on this CPU.\n")
         rows = on_emulator(chosen, sizes)
         print()
-        show_recorded(measured.recorded(), arguments.l2 if arguments.l2 in timing.L2_STATES else "dirty")
+        asked = measured.recorded()
+        if arguments.rungs is not None or arguments.shapes != "all":
+            asked = only(asked, chosen, None if arguments.shapes == "all" else sizes)
+        show_recorded(asked, arguments.l2 if arguments.l2 in timing.L2_STATES else "dirty")
         if arguments.json:
             print("\nWhat the emulator ran is kept; no GPU was timed.")
             records.export(
@@ -133,11 +136,23 @@ def _row(rung: Rung, shape: Shape, outcome: str, reason: str | None = None) -> E
     }
 
 
+def only(ladder: TimesFile, chosen: Sequence[Rung], sizes: Sequence[Shape] | None) -> TimesFile:
+    """The recorded times of some rungs, with those of the libraries, at some shapes; None: at all."""
+    names = {rung.name for rung in chosen}
+    rows = [
+        row
+        for row in ladder["rows"]
+        if (row["impl"] in names or row["impl"] not in rungs)
+        and (sizes is None or (row["m"], row["n"], row["k"]) in sizes)
+    ]
+    return {**ladder, "rows": rows}
+
+
 def show_recorded(ladder: TimesFile, l2: str) -> None:
     """Print the times that are in figures/data, and say that they are not this machine's."""
     shown = measured.series(ladder, l2)
     if not shown:
-        print(f"No figures are recorded for a {l2} L2.")
+        print(f"No figures are recorded for a {l2} L2 at these shapes: without --shapes, all are shown.")
         return
     print(f"RECORDED, not measured here: TFLOPS on {shown[0].meta['gpu']}, L2 cold and {l2}")
     print(tables.plain(tables.table(shown)))

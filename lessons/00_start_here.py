@@ -138,9 +138,11 @@ print(
 )
 
 # %% [markdown]
-# With `record=True` it writes down what happened. These are the kinds of events of the last run, most of them
-# named after the [PTX](glossary.md#ptx) instruction that caused them; later lessons say what those do, and
-# draw them. ([WGMMA](glossary.md#wgmma) is the instruction of the [tensor cores](glossary.md#tensor-core).)
+# With `record=True` it writes down what happened: of what a [warp](glossary.md#warp) does together one event,
+# so that the two blocks of 128 threads have 8 `thread_start`. These are the kinds of events of the last run,
+# most of them named after the [PTX](glossary.md#ptx) instruction that caused them; later lessons say what
+# those do, and draw them. ([WGMMA](glossary.md#wgmma) is the instruction of the [tensor
+# cores](glossary.md#tensor-core).)
 
 # %%
 for kind, count in zip(*np.unique(run.events["kind"], return_counts=True), strict=True):

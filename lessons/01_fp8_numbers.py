@@ -17,7 +17,7 @@
 #
 # > **Needs:** lesson [00](00_start_here.ipynb). **Time:** 20 minutes to read, 30 for guesses and exercises;
 # > its cells run in half a minute, less when its kernels have been compiled. **May be skipped:** *On matrices
-# > that look real* (5 minutes).
+# > that look real* (5 minutes more).
 
 # %%
 from gemm_ladder.figures import lessons

@@ -196,10 +196,10 @@ for m, n, k in (size, (64, 7168, 16384)):
 # with 64 rows each byte of B is used 64 times instead of 4096, and the floor is memory's. A kernel works at
 # both at the same time, so they are not added.
 #
-# s1 has no tensor cores, but FP32 pipes: on each SM 128 `fmaf` a cycle instead of 4096, at 1.98 GHz. How many
-# microseconds will it take for 4096 x 7168 x 2048? And how many times as fast is the
-# [ceiling](glossary.md#ceiling), NVIDIA's library on the tensor cores, where memory is its floor, at 64 x
-# 7168 x 16384?
+# s1 has no tensor cores, but FP32 pipes: on each SM 128 `fmaf` a cycle instead of 4096, at 1.98 GHz. How
+# many microseconds will it take for 4096 x 7168 x 2048? (Lesson 00's bars would tell; do not look.) And how
+# many times as fast is the [ceiling](glossary.md#ceiling), NVIDIA's library on the tensor cores, where
+# memory is its floor, at 64 x 7168 x 16384?
 
 # %% tags=["guess"]
 exercises.guess("02.us", None)

@@ -292,6 +292,9 @@ print(*notes, sep="\n")
 workbench.card("s2_tiled")
 
 # %% [markdown]
+# The [tensor cores](glossary.md#tensor-core)' 0.1 % are the profiler's, and this repository has no
+# explanation for them: in the machine code there is no instruction that needs them.
+#
 # One row of the card is far from the model: "L1 and shared memory" are busy for 61 % of the time, and the
 # model has 4634 of 17261 us for shared memory, 27 %. By how much is that off, and why? The card counts two
 # things in one row, the loads of shared memory and those of L1, and its time is the measured one, a third

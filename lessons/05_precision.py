@@ -18,7 +18,7 @@
 #
 # > **Needs:** lesson [04](04_wgmma.ipynb). **Time:** 30 minutes to read, 50 for guesses and exercises; its
 # > cells run in a minute, less when its kernels have been compiled. **May be skipped:** *On real numbers: a
-# > trained model* (15 minutes).
+# > trained model* (15 minutes more).
 
 # %%
 from gemm_ladder.figures import lessons
@@ -327,9 +327,11 @@ for every in (32, 128, 512):
 # %% [markdown]
 # The left picture is at k = 4096. To the left of 128 the error falls further, although it is below the
 # rounding to BF16 already. To the right, non-negative numbers rise above the line. And the cost: every 32,
-# the [CUDA cores](glossary.md#cuda-core) would have as much to do as the tensor cores, and could hardly hide
-# behind them. Every 128 it is a quarter, and hiding *that* is the work of [the later rungs](README.md).
-# Beyond 128 little is left to be gained.
+# the [CUDA cores](glossary.md#cuda-core) would have as much to do as the tensor cores, and could hardly
+# hide behind them. Every 128 it is a quarter: half a cycle for each column of 64 rows, where the products
+# take two. That counts the `fmaf` alone. A promotion waits as well, and takes some 1.5 cycles a column by
+# the model of [lesson 04](04_wgmma.ipynb), three quarters of the products' two, and hiding *that* is the
+# work of [the later rungs](README.md). Beyond 128 little is left to be gained.
 #
 # 128 has another advantage: the `fmaf` of a promotion multiplies as well. So a scale for every 128 of k costs
 # no further instruction.
@@ -358,8 +360,8 @@ else:
 
 # %% [markdown]
 # Never to promote would gain less than 5 % here, although the promotion of a [K block](glossary.md#k-block)
-# takes as long as three quarters of its products: nearly all of this rung's time is spent waiting, and the
-# promotion is short beside that. In a rung that keeps its tensor cores busy it is not.
+# takes three quarters of the time of its products (those 1.5 cycles of 2): nearly all of this rung's time is
+# spent waiting, and the promotion is short beside that. In a rung that keeps its tensor cores busy it is not.
 
 # %% [markdown]
 # ## On real numbers: a trained model (optional)

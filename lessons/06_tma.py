@@ -494,7 +494,10 @@ drawing_tma.gpu_timeline("s4_tma")
 # not. So a row ends with its last wait for a WGMMA: what comes after it, the last promotion and the stores to
 # D, is not in the picture.
 #
-# Now compare the two blocks: do they take turns, as the model assumes?
+# Now compare the two blocks: do they take turns, as the model assumes? The green bars tell. The two blocks'
+# promotions hardly ever coincide, and while one promotes, a product of the other is mostly in flight: they
+# do. That the orange bars coincide for more than half of their length is no objection, since a product that
+# waits behind the other block's is in flight, too.
 #
 # The long wait is for the first load. After it, the warp hardly waits for `full` here: look at its second job
 # instead. The first products of a block have a blue bar below them: its first thread waits for an empty
@@ -597,7 +600,8 @@ workbench.break_it(
 #
 # The first load waits until a stage is released that has never been filled. All other threads, this warp's
 # other lanes too, wait for the load. A GPU would hang silently; the emulator tells which warp waits at which
-# barrier, and what the barrier still lacks.
+# barrier, and what the barrier still lacks. (It gives this one's address and no name, because it knows a full
+# and an empty barrier by what they are used for, and here nobody got that far.)
 #
 # </details>
 #

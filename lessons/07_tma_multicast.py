@@ -18,9 +18,9 @@
 # **[multicast](glossary.md#multicast)**, which later rungs keep. It is also about an expectation, and how to
 # measure whether it comes true.
 #
-# > **Needs:** lesson [06](06_tma.ipynb). **Time:** 35 minutes to read, 55 for guesses and exercises; its
+# > **Needs:** lesson [06](06_tma.ipynb). **Time:** 40 minutes to read, 55 for guesses and exercises; its
 # > cells run in a minute, less when its kernels have been compiled. **May be skipped:** *A fence that is not
-# > in the source* (10 minutes).
+# > in the source* (10 minutes more).
 
 # %%
 from gemm_ladder.figures import lessons
@@ -121,7 +121,10 @@ workbench.diff("s4_tma", "s5_tma_multicast")
 # **`mbarrier_arrive_cluster`**.
 #
 # **`barrier_cluster_arrive`** and **`barrier_cluster_wait`** are a `__syncthreads` for the whole cluster, in
-# two halves. Here each block initialises a barrier, arrives at its neighbour's, and waits for its own:
+# two halves. A warp executes each of them as one, so a `__syncwarp` brings its [lanes](glossary.md#lane)
+# together where one of them comes from a branch of its own; a `__syncthreads` is not needed besides, because
+# the cluster's barrier waits for all threads of both blocks. Here each block initialises a barrier, arrives
+# at its neighbour's, and waits for its own:
 
 # %%
 MEET = """
@@ -231,8 +234,8 @@ workbench.code(rung.source, "const auto load = ", "^    };")
 workbench.code(rung.source, "ptx::wgmma_wait_group<0>\\(\\);", "mbarrier_arrive_cluster")
 
 # %% [markdown]
-# [Lane](glossary.md#lane) 0 arrives at block 0's barrier, lane 1 at block 1's; for one of them `mapa` gives
-# an address in its own block. `empty` expects 8 arrivals, 4 warps of 2 blocks.
+# Lane 0 arrives at block 0's barrier, lane 1 at block 1's; for one of them `mapa` gives an address in its own
+# block. `empty` expects 8 arrivals, 4 warps of 2 blocks.
 #
 # Run it, check it:
 

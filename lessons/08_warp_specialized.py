@@ -231,7 +231,9 @@ workbench.code(rung.source, "if \\(threadIdx.x < kWarpgroup\\) {", "^    } else 
 
 # %% [markdown]
 # Then the consumers' path. Each warp reports that it has finished with a stage, at both blocks of the
-# cluster, right after the last product that reads it, and before the promotion.
+# cluster, right after the last product that reads it, and before the promotion. (`shfl_sync_idx(x, 0)` gives
+# all lanes of a warp lane 0's x. They have the same here anyway; but now the compiler knows it, and computes
+# once for the warp what depends on it.)
 
 # %%
 workbench.code(rung.source, "^    } else {$", "^    }$")

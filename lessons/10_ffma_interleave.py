@@ -21,7 +21,7 @@
 #
 # > **Needs:** lesson [09](09_persistent.ipynb). **Time:** 35 minutes to read, 60 for guesses and exercises;
 # > its cells run in a minute, less when its kernels have been compiled. **May be skipped:** all of it: no
-# > other lesson needs it.
+# > other lesson needs it; lesson [13](13_reading_the_results.ipynb) has an example or an exercise of it.
 
 # %%
 from gemm_ladder.figures import lessons

@@ -36,7 +36,8 @@
 # > **Needs:** lesson [09](09_persistent.ipynb). **Time:** 60 minutes to read, 55 for guesses and exercises;
 # > its cells run in two minutes, less when its kernels have been compiled. **May be skipped:** *5. Tiles that
 # > straddle scales*; *6. Before the first load*; *What was learned*; *A dozen kernels for a weight*;
-# > *Measuring instead of expecting*; *What a call costs the host*; *In other people's code* (30 minutes).
+# > *Measuring instead of expecting*; *What a call costs the host*; *In other people's code* (30 minutes
+# > more).
 
 # %%
 from gemm_ladder.figures import lessons
@@ -537,8 +538,10 @@ _ = explain.main([str(m), str(n), str(k)])
 #   scales; with tiles of 64 rows no more than 176 KB of them. L2 has to keep what is asked for until it is
 #   loaded, and a deeper ring asks for more at once.
 # - **L2 MB**: what all blocks together ask for.
-# - **floor**: the time to move every byte once at the bandwidth that a copy reaches, or to do the operations
-#   at the peak rate of the [tensor cores](glossary.md#tensor-core), whichever is longer.
+# - **floor**: the time to move every byte once at the bandwidth that a copy reaches, or to do the
+#   operations at the peak rate of the [tensor cores](glossary.md#tensor-core), whichever is longer. It is
+#   an H100's here; where this lesson compares measured times with a floor, further down, it is that of the
+#   GPU that was measured, whose memory may be faster.
 # - **estimate**: what arithmetic alone says, which is the next section.
 # - **us**: the expected time with L2 [dirty](glossary.md#dirty), with L2 clean, and in a [CUDA
 #   graph](glossary.md#cuda-graph) ([lesson 13](13_reading_the_results.ipynb) describes these states). The

@@ -20,7 +20,8 @@
 #
 # > **Needs:** lesson [11](11_production.ipynb). **Time:** 40 minutes to read, 50 for guesses and exercises;
 # > its cells run in a minute, less when its kernels have been compiled. **May be skipped:** all of it: no
-# > lesson needs it, but for [16](16_experts_over_gpus.ipynb).
+# > lesson needs it, but for [16](16_experts_over_gpus.ipynb); lesson [13](13_reading_the_results.ipynb) has
+# > an example or an exercise of it.
 
 # %%
 from gemm_ladder.figures import lessons

@@ -275,9 +275,11 @@ for size, mode in at:
     print(f"{drawing_results.name(size):>20} {mode:10} {change:+6.2%}, {words}")
 
 # %% [markdown]
-# Differences inside one run may be smaller than those between runs and yet be real: the percentiles are
-# apart. But one below both is not a result. "No difference" is a result, too; [lesson
-# 10](10_ffma_interleave.ipynb) is about this one.
+# A difference inside one run may be smaller than those between runs and yet be real: where the percentiles
+# are apart. Where they overlap, single calls of the two modes cannot be told apart, and a median that is
+# off by more than runs are from each other says that this shape's times scatter: measure it again, with
+# more calls, before you believe it. A difference below both is not a result. "No difference" is a result,
+# too; [lesson 10](10_ffma_interleave.ipynb) is about this one.
 #
 # So the tables here show a library from the same run as the kernels, or not at all. Where only a time of
 # another run can be had, it has to be brought to this run by **yardsticks**: what other libraries took in
@@ -350,10 +352,12 @@ for (m, n, k), us in drawing_results.times("s9_production").items():
 drawing_results.fullness(points)
 
 # %% [markdown]
-# The dots lie at 97 to 100 % to the right: with the tiles that are chosen hardly any wave is empty, and what
-# these shapes lose is something else. On the dotted line a kernel would lose nothing but its empty waves. A
-# dot far below it loses something else: with k = 512 the output is as large as it is elsewhere, but there is
-# little to multiply while it leaves.
+# The dots lie at 97 to 100 % to the right: with the tiles that are chosen hardly any wave is empty, and
+# what these shapes lose is something else. On the dotted line a kernel would lose nothing but its empty
+# waves. A dot far below it loses something else: with k = 512 the output is as large as it is elsewhere,
+# but there is little to multiply while it leaves. With 2048 x 2048 x 2048 all of it takes one wave, a
+# matter of microseconds, of which starting, the first load and the last store are a part that nothing
+# hides.
 #
 # ## Pictures that mislead
 #
@@ -539,7 +543,8 @@ print(f"stopped when the GPU had finished:       {gpu_free / calls:5.1f} us a ca
 # **Where do we lose?** The table above was chosen by us: the shapes of one model, for which kernels were
 # tuned. [everywhere.json](../figures/data/everywhere.json) was not: public models' weights, cut for 1 to 8
 # GPUs, with m from 1 to 16384. A ratio is the best library's time over ours in the same run, in one of
-# three states of L2. In how many of 100 cells are we slower than a library? Guess.
+# three states of L2. In how many of 100 cells are we slower than a library? Guess. (The repository's front
+# page tells it, if you have read that.)
 
 # %% tags=["guess"]
 exercises.guess("13.lost", None)

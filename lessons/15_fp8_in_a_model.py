@@ -211,11 +211,13 @@ for name in ("layers.0.query", "layers.0.down", "layers.3.query", "layers.3.down
 #
 # ## What to skip
 #
-# `convert` takes patterns of what to leave alone. By default it leaves the projection to the vocabulary
-# (`lm_head`) and the routers of [mixtures of experts](glossary.md#mixture-of-experts) (`gate`, `router`): a
-# router is small work, and if its scores are off, a token goes to *another expert*, which no average repairs.
-# Which of this model's layers should be left, if one kind may be? Guess the kind that repairs most of the
-# error.
+# `convert` takes patterns of what to leave alone. A pattern is one or more whole parts of a layer's path,
+# next to each other: `down` matches every layer of that name, `layers.0` all that is inside of layer 0.
+# Wildcards are those of a shell, such as `layers.*.up`. By default it leaves the projection to the
+# vocabulary (`lm_head`) and the routers of [mixtures of experts](glossary.md#mixture-of-experts) (`gate`,
+# `router`): a router is small work, and if its scores are off, a token goes to *another expert*, which no
+# average repairs. Which of this model's layers should be left, if one kind may be? Guess the kind that
+# repairs most of the error.
 
 # %% tags=["guess"]
 exercises.guess("15.skip", None, "query and key", "value and out", "up", "down")
@@ -251,7 +253,7 @@ exercises.found("15.skip", min(KINDS, key=lost.get))
 #
 # The casts are work that [BF16](glossary.md#bf16) does not have. Each product saves time, and its cast costs
 # time; which is more depends on the sizes. What was measured, of this model and of a layer each of two large
-# ones:
+# ones; the picture has this model alone. To *pay* is to be more than 2 % faster: less counts as level.
 
 # %%
 if "model" in recorded:
@@ -263,11 +265,13 @@ drawing_results.page(of_models.lines(recorded["model"])) if "model" in recorded 
 
 # %% [markdown]
 # Think of a product with many tokens, m, and a weight of [n, k]. In BF16 it takes $2mnk / s_{16}$, in FP8
-# $2mnk / s_8$. The cast reads the input in BF16 and writes it in FP8, $3mk$ bytes, at memory's rate. Both the
-# gain and the cost grow with m and k; n alone decides. That is exercise 2, and why a linear layer that is
-# 384 wide can hardly pay, one of 4096 does, and layers that share an input share a cast: engines make q, k
-# and v one product. With few tokens time is what it takes to read the weight. FP8 halves that, if the cast,
-# one more kernel, does not take it back: so norms and SiLU are fused with the casts.
+# $2mnk / s_8$. The cast reads the input in BF16 and writes it in FP8, $3mk$ bytes, at memory's rate. Both
+# the gain and the cost grow with m and k; n alone decides. That is exercise 2, and why a linear layer that
+# is 384 wide can hardly pay, one of 4096 does, and layers that share an input share a cast: engines make q,
+# k and v one product. Of this model's layers `up` is 1536 wide, but a block has five others of 384, each
+# with a cast of its own: their $nk$ together are 512 times their $k$, as if all were 512 wide. With few
+# tokens time is what it takes to read the weight. FP8 halves that, if the cast, one more kernel, does not
+# take it back: so norms and SiLU are fused with the casts.
 #
 # ## Training
 #

@@ -167,10 +167,11 @@ print(tables.plain(cells))
 # or as memory needs for the weights, whichever is longer. `gemm_ladder.figures.parallel_model` adds these
 # times up; nothing in it is fitted.
 #
-# What it is compared with are GPUs that have all experts each, if they had the memory: no token travels, and
-# each GPU reads all of the weights. With few tokens sharing must win, because fewer weights are read. With
-# many the weights do not count, and what travels does. Up to how many tokens on each of 8 GPUs does sharing
-# pay?
+# What it is compared with are GPUs that have all experts each, if they had the memory: no token travels,
+# and each GPU reads all of the weights. In the table, *MB inside* is what both journeys take from a GPU to
+# others of its machine, and *MB outside* what they take to other machines. With few tokens sharing must
+# win, because fewer weights are read. With many the weights do not count, and what travels does. Up to how
+# many tokens on each of 8 GPUs does sharing pay?
 
 # %% tags=["guess"]
 exercises.guess("16.stops", None)
@@ -206,7 +207,8 @@ for name, scores in (("equally likely", np.ones(layer.experts)), ("some preferre
 # ## What was measured
 #
 # `python -m gemm_ladder parallel` measures the mixture and a layer in columns and rows on one and on two
-# GPUs, which NVLink joins.
+# GPUs, which NVLink joins. Rows with `sums` or `rows` combine in that way; those with `all` are
+# `everywhere=True`.
 
 # %%
 if (measured.DATA / "parallel.json").exists():

@@ -75,7 +75,7 @@ CASES = (
             16,
             24,
             128 * blocks,
-            f"{blocks} K blocks: a ring of fewer stages comes round",
+            f"{blocks} K blocks: a ring of fewer stages, if there is one, comes round",
         )
         for blocks in range(3, 10)
     ),

@@ -45,6 +45,8 @@ NEEDS = {
 }
 # Lessons that none needs but optional ones.
 OPTIONAL = ("ffma_interleave", "grouped_gemms", "fp8_in_a_model", "experts_over_gpus")
+# By the name of one of these: a lesson that takes an example or an exercise from it, and does without it.
+SHOWN_IN = {"ffma_interleave": "reading_the_results", "grouped_gemms": "reading_the_results"}
 # Seconds that a lesson's cells take on two cores when its kernels are not compiled yet, rounded up; make.py
 # says where one takes longer.
 SECONDS = {
@@ -107,8 +109,8 @@ PATHS: dict[str, tuple[str, tuple[tuple[Step, ...], ...]]] = {
         ),
     ),
     "12 sessions of 1 to 2 hours": (
-        "To be able to write one. All guesses and exercises; a session's reading is for before it, where "
-        "there is a teacher.",
+        "To be able to write one. All guesses and exercises, but those of the sections to skip; a session's "
+        "reading is for before it, where there is a teacher.",
         (
             (Step("start_here"), Step("fp8_numbers")),
             (Step("naive"),),
@@ -220,12 +222,14 @@ def head(lesson: Lesson, every: dict[str, Lesson]) -> str:
     skipped = "; ".join(f"*{title.removesuffix(' (optional)')}*" for title in optional(lesson))
     if skipped:
         whole, with_exercises = minutes(lesson, Step(lesson.name, optional=True))
-        skipped += f" ({_rounded(whole + with_exercises - reading - doing)} minutes)"
+        skipped += f" ({_rounded(whole + with_exercises - reading - doing)} minutes more)"
     if lesson.name in OPTIONAL:
         users = [other.link for name, other in every.items() if lesson.name in NEEDS.get(name, ())]
         needed_by = " and ".join(users)
         skipped = f"all of it: no {'' if needed_by else 'other '}lesson needs it"
         skipped += f", but for {needed_by}" if needed_by else ""
+        if lesson.name in SHOWN_IN:
+            skipped += f"; lesson {every[SHOWN_IN[lesson.name]].link} has an example or an exercise of it"
     return texts.wrapped(
         f"> **Needs:** {needs}. **Time:** {_rounded(reading)} minutes to read, {_rounded(doing)} for "
         f"guesses and exercises; its cells run in {_IN_WORDS[SECONDS[lesson.name]]}, less when its kernels "

@@ -72,15 +72,13 @@ def number(mine: float, truth: float, within: float, why: str) -> Verdict:
 
 def in_rung(name: str, of: workbench.Problem, *changes: tuple[str, str], seeds: int = 8) -> Verdict:
     """The verdict on lines put into a rung, (its own, the reader's), by its result under some schedules."""
-    return by_running(
-        lambda: workbench.tried(
-            workbench.symptoms,
-            workbench.changed(name, *changes),
-            of,
-            workbench.expected(name, of),
-            range(seeds),
-        )
+    changes = tuple(
+        (own, mine + "\n" if own.endswith("\n") and not mine.endswith("\n") else mine)
+        for own, mine in changes
     )
+    rung, right = workbench.changed(name, *changes), workbench.expected(name, of)
+    found = by_running(lambda: workbench.tried(workbench.symptoms, rung, of, right, range(seeds)))
+    return Verdict(found.right, without_a_ring(found.words, rung.source))
 
 
 def by_running(find: Callable[[], Sequence[workbench.Symptom | None]]) -> Verdict:
@@ -106,6 +104,13 @@ def where_the_fence_is(verdict: Verdict, mine: str, barrier: str) -> Verdict:
         "carries over what the barrier has told its thread of, and PTX accepts either."
     )
     return Verdict(True, f"{verdict.words}\n{words}")
+
+
+def without_a_ring(words: str, source: str) -> str:
+    """What the emulator says of a cause, for a kernel without mbarriers: its reader may not know them yet."""
+    if "mbarrier" not in words or "mbarrier" in source:
+        return words
+    return f"{words}\nThis kernel has no mbarriers: here a __syncthreads is missing, or at another place."
 
 
 def compiler_said(error: build.BuildError, file: str = "kernel.cu") -> str:

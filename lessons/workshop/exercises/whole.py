@@ -14,11 +14,13 @@ from pathlib import Path
 from gemm_ladder import build, lab
 from gemm_ladder.errors import InputError
 from workshop import apart, workbench
-from workshop.exercises.record import Exercise, Verdict, compiler_said
+from workshop.exercises.record import Exercise, Verdict, compiler_said, without_a_ring
 
 FRAMES = Path(__file__).resolve().parents[1] / "frames"
 PLACE = "// ---- Your kernel\n"  # of a frame: what the reader writes goes behind this line
 NAME = "kernel.cu"  # what compiler and emulator call the reader's lines, which begin at its line 1
+# Of the judge's lines: what needs a file, or counts tiles of the ladder's size.
+LEFT_OUT = ("again ", "unreached ", "where ")
 SECONDS = 1.5  # of the judge; the cases take less, and then run again on other schedules
 # Of the judge's: one K block, rings that come round; one tile, and several; rows and columns past the end.
 CASES = (
@@ -101,5 +103,5 @@ def _judge(source: str, defines: dict[str, int], cases: Sequence[str]) -> Verdic
         rest = [case.name for case in found.unreached]
         found = lab.judge(source, seconds=20 * SECONDS, device="cpu", cases=rest, defines=defines)
     words = str(found).removeprefix(f"{'RIGHT' if found.right else 'WRONG'}: {found.name}").lstrip(": ")
-    shown = [line for line in words.splitlines() if not line.lstrip().startswith(("again ", "unreached "))]
-    return Verdict(found.right, "\n".join(shown))
+    shown = [line for line in words.splitlines() if not line.lstrip().startswith(LEFT_OUT)]
+    return Verdict(found.right, without_a_ring("\n".join(shown), source))

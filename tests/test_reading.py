@@ -125,9 +125,9 @@ def test_an_optional_lesson_that_another_one_needs(monkeypatch: pytest.MonkeyPat
     def head() -> str:
         return " ".join(course.head(lesson, more).replace("> ", "").split())
 
-    assert "all of it: no other lesson needs it." in head()
+    assert "all of it: no other lesson needs it; lesson [13]" in head()
     monkeypatch.setattr(course, "NEEDS", {**course.NEEDS, "more": ("ffma_interleave",)})
-    assert "all of it: no lesson needs it, but for [99](99_more.ipynb)." in head()
+    assert "all of it: no lesson needs it, but for [99](99_more.ipynb); lesson [13]" in head()
 
 
 def test_the_paths_have_every_lesson() -> None:

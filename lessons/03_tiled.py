@@ -26,6 +26,8 @@ from gemm_ladder.figures import lessons
 
 lessons.enter()  # makes this folder the working directory, wherever Jupyter was started
 
+import json
+
 import gemm_ladder as gl
 import numpy as np
 from gemm_ladder.figures import measured, rung_cards
@@ -316,9 +318,18 @@ for words, turns in (("A's two loads in 2 turns, B's in 4", 2 * 2 + 2 * 4 + 1), 
 # *different* bytes, and that is too few. A 128-bit load is served for eight threads at a time (section 2),
 # which makes four turns, and a turn is not saved whenever the next eight threads want the same words again.
 # In s2 all four groups of eight want the same eight quads of B, and each group wants a single quad of A. If
-# B's loads take all four turns, and A's two, the row comes out as the card has it. That is an explanation
-# which fits, not a measurement: ncu has no row for each load. The prediction of the time stays what it was,
-# since even with these turns the issue slots are the fullest unit.
+# B's loads take all four turns, and A's two, the row comes out as the card has it. ncu has no row for each
+# load, but a kernel that does nothing else can tell ([shared_loads.py](data/shared_loads.py)):
+
+# %%
+loads = json.loads((lessons.FOLDER / "data" / "shared_loads.json").read_text())
+print(f"cycles of the SM for a warp's 128-bit load ({loads['meta']['gpu']}, {loads['meta']['date']})")
+for words, cycles in loads["cycles"].items():
+    print(f"{cycles:5.2f}  {words}")
+
+# %% [markdown]
+# So it is. Even a load of one quad by all threads takes two turns. The prediction of the time stays what it
+# was, since with these turns, too, the issue slots are the fullest unit.
 
 # %% [markdown]
 # ## What limits it now

@@ -187,8 +187,13 @@ def test_candidates_are_for_the_rows_of_a_group():
 
 @pytest.mark.parametrize(
     ("rows", "k", "groups", "drift"),
-    [(256, 7168, 256, True), (100, 7168, 256, False), (2048, 7168, 256, False), (256, 2048, 256, False)]
-    + [(256, 7168, 16, False)],
+    [
+        (256, 7168, 256, True),
+        (100, 7168, 256, False),
+        (2048, 7168, 256, False),
+        (256, 2048, 256, False),
+        (256, 7168, 16, False),
+    ],
 )
 def test_thread_blocks_of_a_psum_layout_drift_apart(rows, k, groups, drift):
     """In many waves, unless a group has one tile below each other or a wave's B stays in L2."""

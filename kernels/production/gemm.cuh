@@ -322,7 +322,8 @@ struct Gemm : Geometry<kC>, SharedMemory<kC> {
                 skip(at);
             if (tile.group >= 0) at.ring.next_tile();
             tile.move(at.first_row, at.first_column);
-            if (kC.kind == Kind::kPsum && tile.padded > tile.rows) clear_rows(total, kSliceM, tile.rows);
+            if constexpr (kC.kind == Kind::kPsum)
+                if (tile.padded > tile.rows) clear_rows(total, kSliceM, tile.rows);
             if constexpr (kSplits > 1)
                 reduce(total, part.p, consumer, tile);
             else
@@ -361,7 +362,7 @@ struct Gemm : Geometry<kC>, SharedMemory<kC> {
         // rows are all of one group or its padding; but padding behind the tile has no tile of its own.
         if (kC.kind == Kind::kMasked && tile.rows < kC.tile_m - kSliceM + kWgmmaM) {
             ptx::bar_sync(1 + consumer, kWarpgroup);
-            store_rows<kC.n, kConsumerN, kStoreN, kSliceM>(part.p, tile, smem_d(consumer), kBytesSlice);
+            store_rows<kC.n, kConsumerN, kStoreN, kSliceM>(part.p, tile, smem_d(consumer), kBytesSlice, thread);
             return;
         }
         if (kC.kind == Kind::kPsum && tile.padded <= 0) return;  // a unit's tile that lies behind the group

@@ -119,12 +119,15 @@ class Scheduler {
         for (; in_band_ >= group * length; first_ += group) in_band_ -= group * length;
         const int band = width - first_ < group ? width - first_ : group;  // the last one may be narrower
         const int along = static_cast<unsigned>(in_band_) / static_cast<unsigned>(band);
-        int beside = in_band_ - along * band;
-        // A group's last tile takes less time than the others if it is mostly padding. The clusters take units in turn,
-        // and are of an even number: where the units below each other are, too, the same half of the clusters would get
-        // all of the last ones, were the order of pairs not changed from column to column.
-        if (kC.kind == Kind::kPsum && band % 2 == 0) beside ^= along & 1;
-        beside += first_;
+        int beside = first_ + in_band_ - along * band;
+        if constexpr (kC.kind == Kind::kPsum) {
+            // A group's last tile takes less time than the others if it is mostly padding. The clusters take units in
+            // turn, and are of an even number: where the units below each other are, too, the same half of the clusters
+            // would get all of the last ones, were the order of pairs not changed from column to column.
+            beside = in_band_ - along * band;
+            if (band % 2 == 0) beside ^= along & 1;
+            beside += first_;
+        }
         const int down = across ? along : beside, right = across ? beside : along;
         row_ = (down * kDown + (kDown > 1 ? rank() : 0)) * kC.tile_m;
         column_ = (right * kRight + (kRight > 1 ? rank() : 0)) * kC.tile_n;

@@ -19,19 +19,20 @@ __device__ void clear_rows(float (&total)[kSlices][kRegisters], int slice_m, int
     }
 }
 
-// A consumer's threads store the rows of a tile that count, from its boxes in shared memory to D. The consumer has
-// kWgmmaM rows of every kSliceM, and kN columns; `address` is where its first slice lies.
+// A consumer's threads store the rows of a tile that count, from its boxes in shared memory to D, and zeros in those of
+// padding, if the layout has any. The consumer has kWgmmaM rows of every kSliceM, and kN columns; `address` is where
+// its first slice lies.
 template <int kColumns, int kN, int kStoreN, int kSliceM>
-__device__ void store_rows(const GroupedArgs& p, const Tile& tile, uint32_t address, uint32_t bytes_slice) {
+__device__ void store_rows(const GroupedArgs& p, const Tile& tile, uint32_t address, uint32_t bytes_slice, int thread) {
     constexpr uint32_t kBytesBox = kWgmmaM * kStoreN * 2;
-    for (int i = threadIdx.x % 128; i / (kN / 8) / kWgmmaM * kSliceM < tile.rows; i += 128) {
+    for (int i = thread; i / (kN / 8) / kWgmmaM * kSliceM < tile.padded; i += 128) {
         const int column = i % (kN / 8) * 8, r = i / (kN / 8);
         const int row = r / kWgmmaM * kSliceM + r % kWgmmaM;
-        if (row >= tile.rows || tile.column + column >= kColumns) continue;
+        if (row >= tile.padded || tile.column + column >= kColumns) continue;
         const uint32_t box = address + r / kWgmmaM * bytes_slice + column / kStoreN * kBytesBox;
         const uint32_t from = swizzle<kStoreN * 2>((r % kWgmmaM * kStoreN + column % kStoreN) * 2);
         *reinterpret_cast<uint4*>(p.d + (tile.row + row) * p.d_stride + tile.column + column) =
-            ptx::ld_shared<uint4>(box + from);
+            row < tile.rows ? ptx::ld_shared<uint4>(box + from) : uint4{};
     }
 }
 

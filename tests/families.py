@@ -68,7 +68,7 @@ MASKED = [
 
 
 PSUM = [
-    family("psum", 64, 96, stream_b=True, prefetch=3),
+    family("psum", 64, 96, stream_b=True, prefetch=3, group_m=2),
     family("psum", 64, 128, "B", alignment=64),
     family("psum", 128, 128, "A"),
     family("psum", 128, 160, "B", cluster=4, stages=2),

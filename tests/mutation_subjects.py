@@ -216,8 +216,8 @@ PRODUCTION = Subject(
         ),
         _production(
             "psum, tiles of a third of the alignment, D ends behind the last one",
-            family("psum", 128, 64, alignment=384, stages=2),
-            counts=(128, 0, 65, 100),
+            family("psum", 128, 64, alignment=384, stages=2, group_m=2),
+            counts=(300, 0, 65, 100),  # the first: a band of two tiles, and one of one
             behind=250,
         ),
         _production(

@@ -298,9 +298,8 @@ workbench.card("s2_tiled")
 # explanation for them: in the machine code there is no instruction that needs them.
 #
 # One row of the card is far from the model: "L1 and shared memory" are busy for 61 % of the time, and the
-# model has 4634 of 17261 us for shared memory, 27 %. By how much is that off, and why? The card counts two
-# things in one row, the loads of shared memory and those of L1, and its time is the measured one, a third
-# longer. So bring the model's two terms to that time:
+# model has 4634 of 17261 us for shared memory, 27 %. Why? The card counts the loads of shared memory and of
+# L1 in one row, and its time is the measured one, a third longer. So bring the model's two terms to it:
 
 # %%
 card = next(row for row in rung_cards.load(measured.DATA / "cards.json")["rows"] if row["rung"] == "s2_tiled")
@@ -315,11 +314,11 @@ for words, turns in (("A's two loads in 2 turns, B's in 4", 2 * 2 + 2 * 4 + 1), 
 
 # %% [markdown]
 # The model's two terms are half of what the card counts. They have a warp's load take one turn for every 128
-# *different* bytes, and that is too few. A 128-bit load is served for eight threads at a time (section 2),
+# *different* bytes: too few. A 128-bit load is served for eight threads at a time (section 2),
 # which makes four turns, and a turn is not saved whenever the next eight threads want the same words again.
-# In s2 all four groups of eight want the same eight quads of B, and each group wants a single quad of A. If
-# B's loads take all four turns, and A's two, the row comes out as the card has it. ncu has no row for each
-# load, but a kernel that does nothing else can tell ([shared_loads.py](data/shared_loads.py)):
+# In s2 all four groups of eight want the same eight quads of B, and each group a single quad of A. If B's
+# loads take four turns, and A's two, the row comes out right. A kernel that does nothing else
+# ([shared_loads.py](data/shared_loads.py)) says:
 
 # %%
 loads = json.loads((lessons.FOLDER / "data" / "shared_loads.json").read_text())
@@ -328,8 +327,7 @@ for words, cycles in loads["cycles"].items():
     print(f"{cycles:5.2f}  {words}")
 
 # %% [markdown]
-# So it is. Even a load of one quad by all threads takes two turns. The prediction of the time stays what it
-# was, since with these turns, too, the issue slots are the fullest unit.
+# So it is. The predicted time stays what it was: the issue slots are still the fullest unit.
 
 # %% [markdown]
 # ## What limits it now

@@ -343,7 +343,10 @@ drawing_grouped.tiles(walked, masked, masked_call, "Masked: blocks pass from gro
 # row. All others are stored by the copy engine.
 
 # %%
-workbench.code(kernel, "if \\(Scheduler<kC>::kByGroup", "^        }")
+workbench.code(kernel, "// The rows after a group's valid ones", "^        }")
+
+# %%
+workbench.code(workbench_production.source("store.cuh"), "^// A consumer's threads store the rows", "^}")
 
 # %%
 d = workbench_grouped.multiply(masked, masked_call)
@@ -513,7 +516,7 @@ problem = workbench_grouped.random_call("masked", (70, 100, 0, 5), 256, 256, max
 workbench_grouped.break_it(
     small["masked"],
     problem,
-    ("Scheduler<kC>::kByGroup && (tile.rows", "false && (tile.rows"),
+    ("kC.kind == Kind::kMasked && tile.rows", "false && tile.rows"),
     guess="12.break3",
 )
 

@@ -293,6 +293,8 @@ else:
 # both. What must not be rounded to 8 bits is what steps *add up* in: the weights that the optimizer changes
 # by thousandths of themselves. In time, a step has more casts than inference has: of the input, of the
 # gradient and of the weight, for three products. So layers have to be wider still before a step gets faster.
+# Called from Python, this small model's step in FP8 waits for the host, which has many more kernels to queue.
+# A [CUDA graph](glossary.md#cuda-graph) queues them all at once, and there the two are level.
 #
 # ## Exercises
 #

@@ -62,7 +62,7 @@ def guess_break(name: str, line: str | None = None, then: str | None = None) -> 
     other line has. The line is None where the task names it."""
     if then is None:
         words = f"then: one of {', '.join(map(repr, OUTCOMES))}"
-        print(f"{words}; line: the line or a piece of it, where the text does not name it.")
+        print(f"{words}; line: the line or a piece of it, unless the text names it.")
     elif then not in OUTCOMES:
         print(f"{then!r} is not one of {', '.join(map(repr, OUTCOMES))}.")
     else:

@@ -56,7 +56,7 @@ drawing.where("L2", "TMA", "shared memory", "mbarriers")
 # [Rung s3](04_wgmma.ipynb) copies, then multiplies, then [promotes](glossary.md#promotion). Here are two of
 # its [warps](glossary.md#warp), over four [blocks of k](glossary.md#k-block). As in lesson 04, their own
 # work, copying and promoting, has no length on the [emulator](glossary.md#emulator): it is in the white lines
-# between two waits.
+# between two waits. (In s4 events before and after give it a bar.)
 
 # %%
 with gl.emulator(seed=2, record=True) as run:
@@ -494,10 +494,9 @@ drawing_tma.gpu_timeline("s4_tma")
 # not. So a row ends with its last wait for a WGMMA: what comes after it, the last promotion and the stores to
 # D, is not in the picture.
 #
-# Now compare the two blocks: do they take turns, as the model assumes? The green bars tell. The two blocks'
-# promotions hardly ever coincide, and while one promotes, a product of the other is mostly in flight: they
-# do. That the orange bars coincide for more than half of their length is no objection, since a product that
-# waits behind the other block's is in flight, too.
+# Do the two blocks take turns, as the model assumes? The green bars tell. Their promotions hardly ever
+# coincide, and while one promotes, a product of the other is mostly in flight: they do. That the orange bars
+# coincide is no objection: a product that waits behind the other one is in flight, too.
 #
 # The long wait is for the first load. After it, the warp hardly waits for `full` here: look at its second job
 # instead. The first products of a block have a blue bar below them: its first thread waits for an empty

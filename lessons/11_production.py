@@ -629,10 +629,10 @@ for index in sorted(range(len(same)), key=lambda index: same[index].us[0]):
 print(tables.plain([head, *cells]))
 
 # %% [markdown]
-# All times are in microseconds. You can read in this table *why* something is slow: the widest tile leaves so
-# few blocks that each has much to load, and the narrowest one asks L2 for the most. What it cannot tell apart
-# is what no term is about. Two candidates that differ in the hint `evict_first` have the same estimate and
-# take different times.
+# All times are in microseconds. You can read in this table *why* something is slow: a wide tile whose K is
+# not split leaves so few blocks that each has much to load, and the narrowest one asks L2 for the most. What
+# it cannot tell apart is what no term is about. Two candidates that differ in the hint `evict_first` have the
+# same estimate and take different times.
 #
 # Now for all of them. Two questions are asked. How far is the estimate from the measured time? And, since a
 # choice needs no times but only the right order: how much longer does the configuration with the smallest

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from gemm_ladder.figures import lessons
 
@@ -80,6 +82,22 @@ def weakest(*fields: str) -> Callable[..., tuple]:
     return weakest
 
 
+def address(warp: int, lane: int, column: int, right_half: Callable[[int, int], int]) -> int:
+    row = 16 * warp + lane % 16
+    return row * 128 + right_half(column // 8 ^ row % 8, lane // 16) * 16
+
+
+def result(
+    better: Callable[[list[float]], float], middle: Callable[[list[float]], float]
+) -> Callable[..., tuple]:
+    def result(passes: list[list[float]]) -> tuple:
+        times = min(passes, key=better)
+        low, high = np.percentile(times, [10, 90])
+        return middle(times), low, high
+
+    return result
+
+
 @pytest.mark.parametrize(
     ("name", "mine", "right"),
     [
@@ -90,11 +108,16 @@ def weakest(*fields: str) -> Callable[..., tuple]:
         ("06.1", mbarrier(lambda to_come: to_come == 0), True),
         ("06.1", mbarrier(lambda to_come: to_come <= 0), False),
         ("06.1", mbarrier(lambda to_come: to_come == 0, least=0), False),
+        ("09.2", lambda warp, lane, column: address(warp, lane, column, operator.xor), True),
+        ("09.2", lambda warp, lane, column: address(warp, lane, column, operator.add), False),
         ("11.1", decoded_waves, False),
         ("11.3", stages(), True),
         ("11.3", stages(limit=99), False),
         ("11.3", stages(scales=0), False),
         ("11.3", stages(small=999), False),
+        ("13.2", result(np.median, np.median), True),
+        ("13.2", result(min, np.median), False),
+        ("13.2", result(np.median, lambda times: sorted(times)[len(times) // 2]), False),
         ("13.5", weakest("max_m", "expected_m"), True),
         ("13.5", weakest(), False),
         ("13.5", weakest("max_m"), False),
@@ -104,6 +127,12 @@ def weakest(*fields: str) -> Callable[..., tuple]:
 def test_answers_that_come_near(name: str, mine: object, right: bool) -> None:
     found = verdict(name, mine)
     assert found.right == right, found.words
+
+
+def test_the_bits_without_multicast_are_no_answer() -> None:
+    load = "ptx::cp_async_bulk_tensor_2d(next.stage + kB{}, &map_b, full, block * kTileK, tile_n{});"
+    found = verdict("07.4", load.format("", "") + load.format(" + 8192", " + 64"))
+    assert not found.right and "as in s4" in found.words, found.words
 
 
 @pytest.mark.parametrize(

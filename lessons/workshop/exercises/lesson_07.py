@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import gemm_ladder as gl
 from workshop import workbench
 from workshop.exercises.record import Exercise, Verdict, in_rung, lines, same
@@ -10,7 +12,10 @@ from workshop.exercises.record import Exercise, Verdict, in_rung, lines, same
 def _load_b(mine: object) -> Verdict:
     source = gl.rungs["s5_tma_multicast"].source
     own = lines(source, "rank = ptx::cluster_ctarank", "next.stage + kScaleA, &map_sfa", last=False)
-    return in_rung("s5_tma_multicast", workbench.problem(m=128, n=128, k=768), (own, str(mine)))
+    verdict = in_rung("s5_tma_multicast", workbench.problem(m=128, n=128, k=768), (own, str(mine)))
+    if verdict.right and "_multicast(" not in re.sub(r"//[^\n]*", "", str(mine)):
+        return Verdict(False, "the bits are right, but each block asks for all of B itself, as in s4.")
+    return verdict
 
 
 EXERCISES = {

@@ -39,7 +39,12 @@ EXERCISES = {
             lambda warp, lane, column: int(
                 layouts.swizzle_128b(16 * warp + lane % 16, 2 * (column + lane // 16 * 8))
             ),
-            [(warp, lane, column) for warp in (0, 3) for column in (0, 16, 48) for lane in (0, 1, 9, 16, 30)],
+            [
+                (warp, lane, column)
+                for warp in (0, 3)
+                for column in (0, 16, 48)
+                for lane in (0, 1, 9, 16, 17, 31)
+            ],
         ),
         (
             "An x4 writes 16 rows and two halves of 8 columns. Which lanes give which addresses? The section "

@@ -21,6 +21,7 @@ PLACE = "// ---- Your kernel\n"  # of a frame: what the reader writes goes behin
 NAME = "kernel.cu"  # what compiler and emulator call the reader's lines, which begin at its line 1
 # Of the judge's lines: what needs a file, or counts tiles of the ladder's size.
 LEFT_OUT = ("again ", "unreached ", "where ")
+HOW = "Results and the order of accesses were looked at, not whether it works as the exercise describes."
 SECONDS = 1.5  # of the judge; the cases take less, and then run again on other schedules
 # Of the judge's: one K block, rings that come round; one tile, and several; rows and columns past the end.
 CASES = (
@@ -104,4 +105,6 @@ def _judge(source: str, defines: dict[str, int], cases: Sequence[str]) -> Verdic
         found = lab.judge(source, seconds=20 * SECONDS, device="cpu", cases=rest, defines=defines)
     words = str(found).removeprefix(f"{'RIGHT' if found.right else 'WRONG'}: {found.name}").lstrip(": ")
     shown = [line for line in words.splitlines() if not line.lstrip().startswith(LEFT_OUT)]
+    if found.right:
+        shown.append(HOW)
     return Verdict(found.right, without_a_ring("\n".join(shown), source))

@@ -189,10 +189,10 @@ drawing_ffma.runs({TITLES[name]: code.run(name) for name in MODES})
 
 # %% [markdown]
 # Compare the second line with the last. Which compiler it is was printed above: nvcc 13.0 alternates by
-# itself, as DeepGEMM's pass does. The run that is drawn is one of those in which both agree; in others the
-# compiler begins with the second FFMA in place of the first, so that every instruction differs from the
-# pass's, and a few runs are less regular at their ends. nvcc 12.8 and those before it let none yield. In
-# numbers, for all runs of both kernels of the library:
+# itself, as DeepGEMM's pass does. The run that is drawn is one of those in which both agree, but for its last
+# FFMA; in others the compiler begins with the second FFMA in place of the first, so that every instruction
+# differs from the pass's, and a few runs are less regular at their ends. nvcc 12.8 and those before it let
+# none yield. In numbers, for all runs of both kernels of the library:
 
 # %%
 for name, mode in code.data["modes"].items():

@@ -55,7 +55,9 @@ def _walk_on(mine: object) -> Verdict:
     changed = workbench_production.changed(config, change)
     other = by_running(lambda: workbench.tried(_more_stores, changed, config))
     return (
-        found if other.right else Verdict(False, f"a masked call is right, but of another kind {other.words}")
+        found
+        if other.right
+        else Verdict(False, f"a masked call is right, but not one of another kind: {other.words}")
     )
 
 

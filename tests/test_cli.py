@@ -104,10 +104,17 @@ def test_emulator(capsys: Output) -> None:
     ]
     assert len(lines) == 6 and sum(line.endswith("right") for line in lines) == 5
     assert "not run: s3_wgmma is given n = 10; a multiple of 8 is needed" in lines[-1]
-    here, recorded = printed.split("RECORDED, not measured here: ")
+    assert "TFLOPS" not in printed and "No figures are recorded for a dirty L2 at these shapes" in printed
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_recorded_times(capsys: Output) -> None:
+    assert main(["compare", "--rungs", "s0_numpy"]) == 0
+    here, recorded = capsys.readouterr().out.split("RECORDED, not measured here: ")
     assert "TFLOPS" not in here
     assert f"TFLOPS on {measured.recorded()['meta']['gpu']}" in recorded and "4096 x 7168 x 16384" in recorded
-    for sentence in measured.provenance(measured.series(measured.recorded(), "dirty")):
+    asked = compare.only(measured.recorded(), [rungs["s0_numpy"]], None)
+    for sentence in measured.provenance(measured.series(asked, "dirty")):
         assert f"recorded: {sentence}" in recorded
 
 

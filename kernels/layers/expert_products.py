@@ -28,7 +28,7 @@ from gemm_ladder import calls, ops, settings
 from gemm_ladder.arguments import SCALE_BLOCK
 from gemm_ladder.casts import functions
 from gemm_ladder.errors import InputError
-from gemm_ladder.layers import combining, routing
+from gemm_ladder.layers import combining, products, routing
 from gemm_ladder.training import products as training
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -215,10 +215,7 @@ def _gradients(ctx: Any, grad: torch.Tensor | None, *of_others: None) -> tuple[t
     if grad is None:
         return (None,) * 10
     if torch.is_grad_enabled():
-        raise InputError(
-            "a gradient of a gradient is asked for; create_graph=False is needed: a product in FP8 has a "
-            "first derivative only"
-        )
+        raise products.second_derivative()
     of_input, *others = torch.ops.gemm_ladder.fp8_experts_backward(
         grad, *ctx.saved_tensors, ctx.use_ue8m0, ctx.of_x, ctx.of_weights
     )

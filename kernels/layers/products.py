@@ -105,13 +105,18 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     ctx.save_for_backward(x if of_weight else None, *((codes, scales) if of_x else (None, None)))
 
 
+def second_derivative() -> InputError:
+    """What is raised where a backward pass is asked for a history of its own."""
+    return InputError(
+        "a gradient of a gradient is asked for; create_graph=False is needed: a product in FP8 has a first "
+        "derivative only"
+    )
+
+
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     # Where W is trained, dx depends on it, and dW on x, also if `grad` itself has no history.
     if torch.is_grad_enabled() and (grad.requires_grad or ctx.weight_dtype is not None):
-        raise InputError(
-            "a gradient of a gradient is asked for; create_graph=False is needed: a product in FP8 has a "
-            "first derivative only"
-        )
+        raise second_derivative()
     x, codes, scales = ctx.saved_tensors
     grad_input: Callable[..., torch.Tensor] = torch.ops.gemm_ladder.fp8_linear_grad_input
     grad_weight: Callable[..., torch.Tensor] = torch.ops.gemm_ladder.fp8_linear_grad_weight

@@ -20,8 +20,9 @@ __device__ void clear_rows(float (&total)[kSlices][kRegisters], int slice_m, int
 }
 
 // A consumer's threads store the rows of a tile that count, from its boxes in shared memory to D, and zeros in those of
-// padding, if the layout has any. The consumer has kWgmmaM rows of every kSliceM, and kN columns; `address` is where
-// its first slice lies.
+// padding. The consumer has kWgmmaM rows of every kSliceM, and kN columns; `address` is where its first slice lies.
+// The masked layout, which alone calls this, has no padding: without the zeros the compiler makes other machine code
+// than the one that was measured.
 template <int kColumns, int kN, int kStoreN, int kSliceM>
 __device__ void store_rows(const GroupedArgs& p, const Tile& tile, uint32_t address, uint32_t bytes_slice, int thread) {
     constexpr uint32_t kBytesBox = kWgmmaM * kStoreN * 2;

@@ -137,6 +137,25 @@ def test_silu_of_many_whole_runs(dtype: torch.dtype, machine: str) -> None:
             cast.check()
 
 
+@pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
+def test_rms_norm_of_many_whole_rows(dtype: torch.dtype, machine: str) -> None:
+    """Whose next row is loaded while one is cast: rows that end at a pass's end, in a warp's half, and at a
+    warp's end, some with gaps between them. Rows of no whole runs, or fewer rows, have another kernel."""
+    for m, k, gap in (
+        (14, 4096, 0),
+        (13, 2176, 16),
+        (13, 5120, 8),
+        (12, 8064, 0),
+        (13, 5128, 8),
+        (11, 4096, 0),
+    ):
+        x = spaced(numbers((m, k), dtype), DEVICE[machine], gap=gap, offset=8)
+        cast = place("per_token", "rms_norm", x, k, use_ue8m0=m == 14)
+        for seed in range(2):
+            cast.run(seed=seed, num_sms=1)
+            cast.check()
+
+
 @pytest.mark.parametrize("name", functions.__all__)
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_functions(name: str, device: str) -> None:

@@ -56,6 +56,16 @@ struct Piece {
     }
 };
 
+// At the start of a cast: lets the kernel behind begin, and waits for the one ahead, whose results x, the rows and the
+// counts may be. What is behind a cast is mostly a product. One whose rows fill many tiles should not begin early: its
+// CTAs would get the SMs in the order in which the cast leaves them, and those that read the same tile of B would lie
+// apart (production/NOTES.md, 2026-11-30).
+__device__ __forceinline__ void start_early(const CastParams& p) {
+    constexpr int64_t kFewRows = 128;  // of one tile
+    if (p.m <= kFewRows) ptx::griddepcontrol_launch_dependents();
+    ptx::griddepcontrol_wait();
+}
+
 // Loads `count` numbers, at most a piece, and zeros for the others. kVector: a piece lies at a multiple of 16 bytes and
 // is loaded whole or not at all.
 template <Input kInput, bool kVector>

@@ -25,8 +25,7 @@ __global__ void __launch_bounds__(kThreads) fp8_cast_per_token(const CastParams 
     const int64_t column = static_cast<int64_t>(run) * kScaleK + lane * kPiece;
     const int counts[kParts] = {inside(p, column), inside(p, column + kApart)};
 
-    ptx::griddepcontrol_launch_dependents();
-    ptx::griddepcontrol_wait();                 // x, the rows and the counts may be what the kernel ahead writes
+    start_early(p);
     int64_t rows = group < p.groups ? p.m : 0;  // of the group that are cast
     if (p.counts && rows && p.counts[group] < rows) rows = p.counts[group];
     Piece<kInput> pieces[kRows][kParts], ups[kBefore == Before::kSiluAndMul ? kRows : 1][kParts];

@@ -1,20 +1,37 @@
-// RMSNorm and the cast per token. A CTA has kRows rows: it adds up each one's squares, then casts what they become.
+// RMSNorm and the cast per token. A CTA has a row: it adds up the squares, then casts what the row becomes.
 //
-// Thread t holds pieces t, t + 256, ... of 8 elements of each row, kHeld at most, so that a row is read once. Where a
-// row has more, kHeld is 0 and it is read twice, the second time from L2. The order of the sum is that of
-// ref/activations.py, whatever kHeld is. Two rows share the weights, and wait together, for memory and for the sums.
+// Thread t holds pieces t, t + 256, ... of 8 elements, kHeld at most, so that a row is read once. Where a row has more,
+// kHeld is 0 and it is read twice, the second time from L2. The order of the sum is that of ref/activations.py,
+// whatever kHeld is. cast_rms_norm_rows.cuh does the same for a large matrix.
 #pragma once
 
 #include <type_traits>
 
 #include "cast_numbers.cuh"
 
+constexpr uint32_t kBytesSums = kThreads / 32 * 4;  // a float for each warp
+
+// The sum over a CTA's threads, in each of them. `sums` are kBytesSums bytes of shared memory that nobody may be
+// reading any more: nothing waits before they are written.
+__device__ __forceinline__ float sum_of_all(float sum, uint32_t sums) {
+    for (int lanes = 16; lanes; lanes /= 2) sum += ptx::shfl_sync_bfly(kAllLanes, sum, lanes);
+    if (threadIdx.x % 32 == 0) ptx::st_shared(sums + 4 * (threadIdx.x / 32), sum);
+    __syncthreads();
+    float whole = 0;
+    for (int i = 0; i < kThreads / 32; ++i) whole += ptx::ld_shared<float>(sums + 4 * i);
+    return whole;
+}
+
+// What the numbers of a row are multiplied by, whose squares have this sum.
+__device__ __forceinline__ float inverse_root_of(float sum, const CastParams& p) {
+    return __frcp_rn(__fsqrt_rn(__fdiv_rn(sum, static_cast<float>(p.k)) + p.epsilon));
+}
+
 template <Input kInput, bool kVector, int kHeld>
 __global__ void __launch_bounds__(kThreads) fp8_cast_rms_norm(const CastParams p) {
-    const uint32_t smem = ptx::shared_memory(), group = blockIdx.x / static_cast<uint32_t>(p.m);
+    const uint32_t group = blockIdx.x / static_cast<uint32_t>(p.m);
     const int64_t row = blockIdx.x - group * p.m;
-    ptx::griddepcontrol_launch_dependents();
-    ptx::griddepcontrol_wait();
+    start_early(p);
     if (p.counts && row >= p.counts[group]) return;
     int64_t begins[1];
     find_rows(p, group, p.m, [&](int) { return row; }, begins);
@@ -51,13 +68,7 @@ __global__ void __launch_bounds__(kThreads) fp8_cast_rms_norm(const CastParams p
     } else {
         for (int64_t pass = 0; pass < passes; ++pass) add(load(p.x, begin, pass, p.x_column));
     }
-    for (int lanes = 16; lanes; lanes /= 2) sum += ptx::shfl_sync_bfly(kAllLanes, sum, lanes);
-    if (threadIdx.x % 32 == 0) ptx::st_shared(smem + 4 * (threadIdx.x / 32), sum);
-    __syncthreads();
-
-    float whole = 0;
-    for (int i = 0; i < kThreads / 32; ++i) whole += ptx::ld_shared<float>(smem + 4 * i);
-    const float inverse_root = __frcp_rn(__fsqrt_rn(__fdiv_rn(whole, static_cast<float>(p.k)) + p.epsilon));
+    const float inverse_root = inverse_root_of(sum_of_all(sum, ptx::shared_memory()), p);
 
     // The cast, of kTogether passes' pieces. All lanes take part in the shuffles, also those beyond the row's end.
     constexpr int kLanesARun = kPiecesARun / kTogether;  // that have the same run's scale

@@ -48,8 +48,7 @@ __global__ void __launch_bounds__(kThreads, kCtasAnSm) fp8_cast_silu(const CastP
         }
     };
 
-    ptx::griddepcontrol_launch_dependents();
-    ptx::griddepcontrol_wait();  // x may be what the kernel ahead writes
+    start_early(p);
     load_next(unit < units);
     for (uint32_t first = blockIdx.x * kUnits; first < units; first += step) {  // first: of the CTA, so all lanes stay
         const P gate[kParts] = {gates[0], gates[1]}, other[kParts] = {others[0], others[1]};

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cast_per_token.cuh"
-#include "cast_rms_norm.cuh"
+#include "cast_rms_norm_rows.cuh"
 #include "cast_silu.cuh"
 #include "cast_tile.cuh"
 #include "launch.cuh"
@@ -81,16 +81,28 @@ const char* start_tile(const CastArgs& args) {
                : start_kernel(fp8_cast_tile<kInput, kBefore, kShare, false>, args, tiles, shared);
 }
 
+template <Input kInput, int kHeld>
+const char* start_rms_norm_held(const CastArgs& args) {
+    constexpr int64_t kLeastRows = 4;  // of a CTA; with fewer, to begin with the weights takes longer than it saves
+    const CastParams& p = args.params;
+    if constexpr (kInput != Input::kFp32 && kHeld > 1) {
+        const int64_t ctas = args.num_sms * kRowsCtasAnSm;
+        if (in_one_matrix<kInput>(p) && p.m >= kLeastRows * ctas)
+            return start_kernel(fp8_cast_rms_norm_rows<kInput, kHeld>, args, ctas,
+                                2 * kBytesSums + kHeld * kThreads * sizeof(Piece<kInput>));
+    }
+    return start_kernel(fp8_cast_rms_norm<kInput, true, kHeld>, args, p.groups * p.m, kBytesSums);
+}
+
 template <Input kInput>
 const char* start_rms_norm(const CastArgs& args) {
-    constexpr uint32_t kShared = kThreads / 32 * 4;
     const CastParams& p = args.params;
-    const int64_t blocks = p.groups * p.m, passes = ceil_div(p.k, kThreads * kPiece);
-    if (!in_pieces<kInput>(p, false)) return start_kernel(fp8_cast_rms_norm<kInput, false, 0>, args, blocks, kShared);
-    if (passes <= 1) return start_kernel(fp8_cast_rms_norm<kInput, true, 1>, args, blocks, kShared);
-    if (passes <= 2) return start_kernel(fp8_cast_rms_norm<kInput, true, 2>, args, blocks, kShared);
-    if (passes <= 4) return start_kernel(fp8_cast_rms_norm<kInput, true, 4>, args, blocks, kShared);
-    return start_kernel(fp8_cast_rms_norm<kInput, true, 0>, args, blocks, kShared);
+    const int64_t rows = p.groups * p.m, passes = ceil_div(p.k, kThreads * kPiece);
+    if (!in_pieces<kInput>(p, false)) return start_kernel(fp8_cast_rms_norm<kInput, false, 0>, args, rows, kBytesSums);
+    if (passes <= 1) return start_rms_norm_held<kInput, 1>(args);
+    if (passes <= 2) return start_rms_norm_held<kInput, 2>(args);
+    if (passes <= 4) return start_rms_norm_held<kInput, 4>(args);
+    return start_kernel(fp8_cast_rms_norm<kInput, true, 0>, args, rows, kBytesSums);
 }
 
 template <Kind kKind, Before kBefore, Input kInput>

@@ -65,8 +65,7 @@ __global__ void __launch_bounds__(kThreads, ctas_an_sm(kInput, kBefore, kVector)
     };
 
     // Load.
-    ptx::griddepcontrol_launch_dependents();
-    ptx::griddepcontrol_wait();
+    start_early(p);
     constexpr Input kHeld = kBefore == Before::kNothing ? kInput : Input::kFp32;
     int64_t begins[kPieces];
     find_rows(p, group, p.m, [&](int i) { return tile_row * kTile + row_here(i); }, begins);

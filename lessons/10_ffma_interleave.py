@@ -134,8 +134,14 @@ before = code.instructions("compiler")
 print(*map(workbench_sass.line, before), sep="\n")
 
 # %% [markdown]
-# In the first QGMMA, `RZ, !UPT` is `scale_d` = 0: it starts from zero. The yields at the right are not in
-# cuobjdump's text. They are read from the bits, as the next section shows.
+# In the first QGMMA, `RZ, !UPT` is `scale_d` = 0: it starts from zero. R24 is a register of each thread; UR28
+# is a **[uniform register](glossary.md#uniform-register)**, which a warp has once, for all of its threads.
+# UIADD3 (an addition), UMOV, UISETP (a comparison) and USEL (a choice by its result) compute in such
+# registers, here the next WGMMAs' [descriptors](glossary.md#descriptor) and the [ring](glossary.md#ring)'s
+# next [stage](glossary.md#stage). R2UR, which other listings have, moves a number there from a thread's
+# register. (NVIDIA lists them as uniform datapath instructions in [CUDA Binary
+# Utilities](https://docs.nvidia.com/cuda/cuda-binary-utilities/#instruction-set-reference).) The yields at
+# the right are not in cuobjdump's text. They are read from the bits, as the next section shows.
 #
 # ## 1. The bits of an FFMA
 #
@@ -415,8 +421,7 @@ for m, n in ((64, 2112), (64, 7168), (4096, 2112), (4096, 7168)):
 
 # %% [markdown]
 # Idle SMs, and rows of tiles that go nowhere. The [next rung](11_production.ipynb) is a kernel whose tile,
-# [stages](glossary.md#stage) and [clusters](glossary.md#cluster) are chosen for the shape. The card of this
-# one:
+# stages and [clusters](glossary.md#cluster) are chosen for the shape. The card of this one:
 
 # %%
 workbench.card(rung.name)
@@ -560,15 +565,16 @@ def keeps(gap, scale, next_scale, destination):
 exercises.check("10.2", keeps)
 
 # %% [markdown]
-# **3.** Does FFMA number `i` of the run yield, if the first `sixteenths` sixteenths of the run are
-# interleaved? `scales[i]` is the register with its scale.
+# **3.** Does FFMA number `i` of a run yield, if the first `sixteenths` sixteenths of the run are interleaved?
+# `scales[i]` is the register with its scale. These are the scales of the run above; the check has another
+# run, too.
 
 # %%
 scales = [one.scale for one in code.run("compiler")]
 
 
 # %% tags=["exercise"]
-def yields(i, sixteenths):
+def yields(i, sixteenths, scales):
     return i < sixteenths
 
 

@@ -100,7 +100,7 @@ for m, n, k in ((4096, 7168, 16384), (4096, 2112, 7168), (64, 7168, 2048), (64, 
         wanted = m * n / (tiles * tile_m * tile_n)
         print(
             f"{m:4} x {n} x {k:5}: {tiles:3} tiles of {tile_m} x {tile_n} "
-            f"for {SMS} SMs, {wanted:.0%} of them wanted"
+            f"for {SMS} SMs, {wanted:.0%} of the outputs wanted"
         )
 
 # %% [markdown]
@@ -483,7 +483,8 @@ workbench.code(workbench_production.source("gemm.cuh"), "Multiplies one K block,
 # %% [markdown]
 # Who loads is decided in another way. In rung s7 it is thread 0, by `threadIdx.x`. Here a warp's number comes
 # out of a shuffle, and `elect.sync` picks the [lane](glossary.md#lane). The result is the same, but the
-# machine code is not: the compiler now *knows* that no warp is divided and that one thread loads.
+# machine code is not: the compiler now *knows* that no warp is divided and that one thread loads. So it keeps
+# addresses in [uniform registers](glossary.md#uniform-register).
 
 # %%
 workbench.code(workbench_production.source("gemm.cuh"), "---- Roles", "G::produce")
@@ -1229,7 +1230,8 @@ workbench_production.break_it(
 #
 # </details>
 #
-# **5.** A thread takes one scale of B for all of its columns, in tiles of 96.
+# **5.** (Needs section 5, which may be skipped.) A thread takes one scale of B for all of its columns, in
+# tiles of 96.
 
 # %% tags=["guess"]
 exercises.guess_break("11.break5", line=None, then=None)
@@ -1247,7 +1249,7 @@ workbench_production.break_it(pair_a, problem, (SEGMENT, "kSegment = kConsumerN"
 #
 # </details>
 #
-# **6.** The kernel does not wait for the one ahead of it.
+# **6.** (Needs section 6, which may be skipped.) The kernel does not wait for the one ahead of it.
 
 # %% tags=["guess"]
 exercises.guess_break("11.break6", line=None, then=None)

@@ -12,7 +12,7 @@ def keeps(gap, scale, next_scale, destination):
 
 
 # %%
-def yields(i, sixteenths):
+def yields(i, sixteenths, scales):
     earlier = scales[:i].count(scales[i])
     return i < len(scales) * sixteenths // 16 and earlier % 2 == 0
 

@@ -28,7 +28,7 @@ def balance(n, k, bandwidth, speed):
 
 # %%
 walk_on = """
-        while (kC.kind == Kind::kMasked && unit_ >= units_m_ * kUnitsN && ++group_ < p_.groups) {
+        while (kByGroup && unit_ >= units_m_ * kUnitsN && ++group_ < p_.groups) {
             unit_ -= units_m_ * kUnitsN;
             enter_group();
         }

@@ -9,9 +9,10 @@ from collections.abc import Iterable
 import gemm_ladder as gl
 import numpy as np
 import torch
+from gemm_ladder.arguments import M_ALIGNMENT, align
 from gemm_ladder.production import launching
 from gemm_ladder.production.config import Config
-from gemm_ladder.ref import fp8, tensor_core
+from gemm_ladder.ref import fp8, gemm, tensor_core
 from gemm_ladder.ref.gemm import BF16
 from workshop import workbench, workbench_production
 from workshop.changes import Change
@@ -28,10 +29,10 @@ class Call:
     """A grouped product's operands in NumPy.
 
     Attributes:
-        kind: "contiguous" or "masked".
+        kind: "contiguous", "masked" or "psum".
         lhs: E4M3 [m, k] and float32 [m, k / 128]; masked: [groups, max_m, ...].
         rhs: E4M3 [groups, n, k] and float32 [groups, ceil(n / 128), k / 128].
-        rows: int32, m_indices [m] or masked_m [groups].
+        rows: int32, m_indices [m], masked_m [groups], or psum's ends [groups].
     """
 
     kind: str
@@ -44,11 +45,21 @@ class Call:
         """Of `out`."""
         return *self.lhs[0].shape[:-1], self.rhs[0].shape[1]
 
+    @property
+    def owners(self) -> np.ndarray:
+        """The group of each row of A, -1 for padding; not of a masked call."""
+        if self.kind == "contiguous":
+            return self.rows
+        owners = np.full(len(self.lhs[0]), -1)
+        for group, (begin, end, _) in enumerate(gemm.psum_rows(self.rows, M_ALIGNMENT, len(owners))):
+            owners[begin:end] = group
+        return owners
+
     def expected(self) -> np.ndarray:
         """BF16, of out's shape, bit for bit: zeros for rows of padding, BEFORE where nothing is written."""
-        d = np.full(self.shape, 0 if self.kind == "contiguous" else BEFORE, BF16)
+        d = np.full(self.shape, BEFORE if self.kind == "masked" else 0, BF16)
         for group, (b, sfb) in enumerate(zip(*self.rhs, strict=True)):
-            mine = self.rows == group if self.kind == "contiguous" else (group, slice(self.rows[group]))
+            mine = (group, slice(self.rows[group])) if self.kind == "masked" else self.owners == group
             d[mine] = tensor_core.gemm(self.lhs[0][mine], self.lhs[1][mine], b, sfb).view(BF16)
         return d
 
@@ -63,13 +74,16 @@ def multiply(config: Config, call: Call, device: str = workbench.DEVICE, num_sms
 
 def random_call(kind: str, counts: Iterable[int], n: int, k: int, max_m: int = 0) -> Call:
     """Normal numbers for groups of so many rows. contiguous: the groups one right after the other, with no
-    padding; masked: of max_m rows each."""
+    padding; masked: of max_m rows each; psum: each padded to the alignment."""
     counts, rng = list(counts), np.random.default_rng(0)
+    padded = np.array([align(count, M_ALIGNMENT) for count in counts])
     b = [fp8.per_block_cast_to_fp8(rng.standard_normal((n, k)).astype(np.float32)) for _ in counts]
     rhs = tuple(np.stack(part) for part in zip(*b, strict=True))
-    shape = (sum(counts),) if kind == "contiguous" else (len(counts), max_m)
+    shape = {"contiguous": (sum(counts),), "masked": (len(counts), max_m), "psum": (padded.sum(),)}[kind]
     a, sfa = fp8.per_token_cast_to_fp8(rng.standard_normal((np.prod(shape), k)).astype(np.float32))
     rows = np.repeat(np.arange(len(counts)), counts) if kind == "contiguous" else np.array(counts)
+    if kind == "psum":
+        rows += np.cumsum(padded) - padded
     return Call(kind, (a.reshape(*shape, k), sfa.reshape(*shape, -1)), rhs, rows.astype(np.int32))
 
 
@@ -96,7 +110,7 @@ def difference(d: np.ndarray, right: np.ndarray, call: Call) -> str | None:
         if call.kind == "masked":
             here = wrong[group] if group >= 0 else np.zeros(0, bool)
         else:
-            here = wrong[call.rows == group]
+            here = wrong[call.owners == group]
         if here.any():
             name = f"group {group}" if group >= 0 else "padding"
             rows, columns = (np.flatnonzero(here.any(axis)) for axis in (1, 0))

@@ -182,13 +182,15 @@ def symptoms(
     return workbench.symptoms(call, of, right, seeds)
 
 
-def parts_in_order() -> workbench.Problem:
-    """60 x 72 x 512, to show in which order K's four parts are added: those of every sum are 2^24, 1, -2^24
-    and 1, and 2^24 + 1 is 2^24 in FP32."""
-    columns = np.ones((72, 512))
-    columns[:, 256:384] = -1  # the third part
-    a, b = (fp8.encode(x).view(fp8.E4M3) for x in (np.ones((60, 512)), columns))
-    scales = np.tile(np.float32([2.0**17, 2.0**-7, 2.0**17, 2.0**-7]), (60, 1))  # times 128 terms of 1
+PARTS = (2.0**24, 1, -(2.0**24), 1)
+
+
+def parts_in_order(parts: tuple[float, ...] = PARTS) -> workbench.Problem:
+    """60 x 72 x 512, to show in which order K's four parts are added: `parts` are those of every sum, and
+    2^24 + 1 is 2^24 in FP32."""
+    signs = np.tile(np.repeat(np.sign(parts), 128), (72, 1))
+    a, b = (fp8.encode(x).view(fp8.E4M3) for x in (np.ones((60, 512)), signs))
+    scales = np.tile(np.float32(np.abs(parts)) / 128, (60, 1))  # times 128 terms of 1
     return workbench.Problem(a, scales, b, np.ones((1, 4), np.float32))
 
 

@@ -9,7 +9,7 @@ from workshop.exercises.record import Exercise, Verdict, in_rung, same
 
 def _promotion(mine: object) -> Verdict:
     line = "total = fmaf(partial, p.sfa[block * p.sfa_stride + row] * sfb[block], total);"
-    verdict = in_rung("s1_naive", workbench.problem(m=24, n=256, k=512), (line, str(mine)))
+    verdict = in_rung("s1_naive", workbench.problem(m=22, n=256, k=512), (line, str(mine)))
     if not verdict.right:
         return verdict
     rounded = in_rung("s1_naive", _cancelling(), (line, str(mine)), seeds=1)

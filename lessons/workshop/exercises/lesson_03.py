@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from gemm_ladder.ref import fp8
 from workshop import drawing_shared, workbench
 from workshop.exercises.record import Exercise, Verdict, in_rung, same
 from workshop.exercises.whole import whole_kernel
@@ -14,15 +15,41 @@ LOOPS = """#pragma unroll
 """
 STORED = "tile[i][line] = ptx::cvt_f32_e4m3(static_cast<uint8_t>(word >> i % 4 * 8));"
 WORD = 4  # bytes
+RAGGED = workbench.problem(m=130, n=136, k=256)
+LOADED = "const uint32_t word = i < 4 ? bytes.x : i < 8 ? bytes.y : i < 12 ? bytes.z : bytes.w;"
+# The same word, with a GPU's shift: by 32 and more it gives 0, where a CPU shifts by the remainder.
+SHIFTED = """struct Word {
+    uint32_t bits;
+    operator uint32_t() const { return bits; }
+    uint32_t operator>>(int by) const { return by < 0 || by > 31 ? 0 : bits >> by; }
+    uint32_t operator>>(uint32_t by) const { return by > 31 ? 0 : bits >> by; }
+};
+const Word word{i < 4 ? bytes.x : i < 8 ? bytes.y : i < 12 ? bytes.z : bytes.w};"""
+ORDER = (
+    "numbers that do not cancel have the right sums, because both tiles hold k in the same order. But it is "
+    "not the order of the bytes in memory, of which a word has the first one lowest."
+)
 
 
-def _in_s2(own: str, mine: str) -> Verdict:
-    return in_rung("s2_tiled", workbench.problem(m=130, n=136, k=256), (own, mine), seeds=4)
+def _stored(mine: object) -> Verdict:
+    changes = (LOADED, SHIFTED), (STORED, str(mine))
+    verdict = in_rung("s2_tiled", RAGGED, *changes, seeds=4)
+    if not verdict.right:
+        return verdict
+    ordered = in_rung("s2_tiled", order_of_k(), *changes, seeds=1)
+    return verdict if ordered.right else Verdict(False, f"{ORDER}\n{ordered.words}")
+
+
+def order_of_k() -> workbench.Problem:
+    """In every word the first two products cancel, and the third is lost if it comes before them."""
+    words = [np.tile([448, sign * 448, 2.0**-9, 0], (rows, 32)) for rows, sign in ((8, -1), (128, 1))]
+    a, b = (fp8.encode(x).view(fp8.E4M3) for x in words)
+    return workbench.Problem(a, np.ones((8, 1), np.float32), b, np.ones((1, 1), np.float32))
 
 
 EXERCISES = {
     "03.1": Exercise(
-        lambda mine: _in_s2(LOOPS, f"{mine}\n"),
+        lambda mine: in_rung("s2_tiled", RAGGED, (LOOPS, f"{mine}\n"), seeds=4),
         (
             "A thread makes 8 x 8 outputs. How many multiplications does it do for this one k?",
             "Every number of A meets every number of B: two loops, one inside the other, and partial[i][j] "
@@ -33,7 +60,7 @@ EXERCISES = {
         ),
     ),
     "03.2": Exercise(
-        lambda mine: _in_s2(STORED, str(mine)),
+        _stored,
         (
             "Two things: which byte of the word, and which place in the tile. `line` is this thread's row. "
             "What is i?",
@@ -58,7 +85,7 @@ EXERCISES = {
     "03.4": Exercise(
         same(
             lambda stride: drawing_shared.turns(np.arange(32) * stride * WORD, 1),
-            [(1,), (2,), (3,), (4,), (16,), (32,), (33,), (48,), (64,), (96,)],
+            [(1,), (2,), (3,), (4,), (12,), (16,), (32,), (33,), (48,), (64,), (96,)],
         ),
         (
             "Write down the banks of a few threads for strides of 2, 3 and 32: word w is in bank w % 32. How "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import gemm_ladder as gl
 from gemm_ladder.arguments import H100_SMS
 from gemm_ladder.measure.shapes import EXPERTS
@@ -43,22 +45,22 @@ MACHINE = prediction.MEMORY, prediction.WGMMA_FLOPS * prediction.CLOCK_MHZ * H10
 
 
 def _walk_on(mine: object) -> Verdict:
-    """By a masked call's result, and by how often a contiguous one, in which no block walks on, stores."""
+    """By a masked and a psum call's results, and by how often a contiguous one, in which no block walks on,
+    stores."""
     own = lines(workbench_production.source("scheduler.cuh"), "while (kByGroup", "        }\n")
     change = own, str(mine)
-    masked = workbench_grouped.random_call("masked", (70, 100, 0, 5), 256, 256, max_m=100)
-    changed = workbench_production.changed(Config.of("masked", 256, 256, 64, 128), change)
-    found = by_running(lambda: workbench.tried(workbench_grouped.symptoms, changed, masked, range(4)))
-    if not found.right:
-        return found
+    found = []
+    for kind in ("masked", "psum"):
+        call = workbench_grouped.random_call(kind, (70, 100, 0, 5), 256, 256, max_m=100)
+        changed = workbench_production.changed(Config.of(kind, 256, 256, 64, 128), change)
+        one = by_running(partial(workbench.tried, workbench_grouped.symptoms, changed, call, range(4)))
+        if not one.right:
+            return Verdict(False, f"{' '.join(found)} In a {kind} call {one.words}".strip())
+        found.append(f"A {kind} call is right.")
     config = Config.of("contiguous", 256, 256, 128, 128)
     changed = workbench_production.changed(config, change)
     other = by_running(lambda: workbench.tried(_more_stores, changed, config))
-    return (
-        found
-        if other.right
-        else Verdict(False, f"a masked call is right, but not one of another kind: {other.words}")
-    )
+    return one if other.right else Verdict(False, f"masked and psum calls are right, but: {other.words}")
 
 
 def _more_stores(changed: Config, config: Config) -> list[workbench.Symptom | None]:
@@ -118,8 +120,9 @@ EXERCISES = {
             "When must it stop even so?",
             "As long as there are groups left. A group has units_m_ * kUnitsN units; subtract them, move "
             "group_ on, and call enter_group(), which sets units_m_ for the new group.",
-            "A while loop, whose condition is that the kind is masked (kC.kind == Kind::kMasked), unit_ is "
-            "not below the group's units, and ++group_ < p_.groups; its body subtracts, then enters.",
+            "A while loop, whose condition is that this kind of call goes from group to group (kByGroup: "
+            "masked and psum ones do), unit_ is not below the group's units, and ++group_ < p_.groups; its "
+            "body subtracts, then enters.",
         ),
     ),
 }

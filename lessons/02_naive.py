@@ -332,14 +332,13 @@ workbench.card("s1_naive")
 # shorter k the two ends of a [tile](glossary.md#tile) weigh more, so a rung may look worse here than there.
 # And "the FP32 pipe" is busy for 2.3 %, not for one part in 135, 0.74 %. Each E4M3 number becomes a float by
 # two instructions. The conversion pipe has neither of them (0.0), and three times 0.74 is 2.2: so the `fmaf`
-# and one instruction of each of the two conversions seem to share the FP32 pipe. Among the waits, "the
-# dispatcher" means that an instruction has been chosen and is held back; "a delay that the compiler has set"
-# is a number of cycles in the instruction itself; "room in the queue to [global
+# and one instruction of each of the two conversions seem to share the FP32 pipe. Among the waits, "a delay
+# that the compiler has set" is a number of cycles in the instruction itself; "room in the queue to [global
 # memory](glossary.md#global-memory)" is a place for one more load.
 #
 # One row is the thread through all lessons: the tensor cores. A product is done when they are busy all the
-# time. Here they are never busy, and in the next rung neither; from [lesson 04](04_wgmma.ipynb) on each
-# lesson shows their share, and the rungs do little else than to raise it.
+# time. Here and in the next rung they are never busy; from [lesson 04](04_wgmma.ipynb) on each lesson shows
+# their share, and the rungs do little but raise it.
 #
 # Two cures are old. Load a tile once into the **shared memory** of a block and let all of its threads use it;
 # and let each thread make many outputs. The next rung has both.

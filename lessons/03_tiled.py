@@ -294,8 +294,8 @@ print(*notes, sep="\n")
 workbench.card("s2_tiled")
 
 # %% [markdown]
-# The [tensor cores](glossary.md#tensor-core)' 0.1 % are the profiler's, and this repository has no
-# explanation for them: in the machine code there is no instruction that needs them.
+# A warp that waits for "the dispatcher" has an instruction that was chosen and is held back. The [tensor
+# cores](glossary.md#tensor-core)' 0.1 % is unexplained: no instruction of the machine code needs them.
 #
 # One row of the card is far from the model: "L1 and shared memory" are busy for 61 % of the time, and the
 # model has 4634 of 17261 us for shared memory, 27 %. Why? The card counts the loads of shared memory and of
@@ -346,7 +346,8 @@ print(f"cuBLASLt, on the tensor cores: {recorded['cublaslt_tensorwise'][size]:.0
 #
 # ## Break it
 #
-# Predict each symptom before you run the cell.
+# Predict each symptom before you run the cell. A fault names its thread by the warp and the
+# [lane](glossary.md#lane), which is the thread's number in the warp.
 
 # %%
 problem = workbench.problem(m=130, n=136, k=256)

@@ -247,7 +247,7 @@ drawing.fragment()
 #   accumulators or overwrite the operands.
 #
 # What is in the registers before the wait? A GPU promises nothing. The emulator puts NaN there, and names a
-# thread that reads it:
+# thread that reads it, by its warp and [lane](glossary.md#lane):
 
 # %%
 wait = "    ptx::wgmma_wait_group<0>();\n"

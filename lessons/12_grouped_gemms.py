@@ -181,6 +181,26 @@ call = workbench_grouped.Call("contiguous", (a, sfa), rhs, m_indices)
 print("A:", a.shape, " B:", rhs[0].shape, " their scales:", sfa.shape, rhs[1].shape)
 
 # %% [markdown]
+# ### The same rows, told by their ends
+#
+# `m_indices` repeats each expert for all of its rows. But the next expert begins at the next multiple of 128,
+# so it is enough to say where each one *ends*: one number for each, in a vector on the GPU. DeepGEMM calls
+# this the **[psum layout](glossary.md#psum-layout)**, because without padding the ends would be prefix sums
+# of the counts. The same public function takes it, with `use_psum_layout=True`.
+
+# %%
+ends = (np.cumsum(-(-counts // BLOCK) * BLOCK) - (-counts % BLOCK)).astype(np.int32)
+print("ends:", *ends)
+for expert, (begin, end, padded) in enumerate(gemm.psum_rows(ends, BLOCK, len(m_indices))):
+    print(f"expert {expert}: {end - begin:3} rows from row {begin:3} on, {padded - end:3} of padding")
+
+# %% [markdown]
+# To the kernel it is a kind of its own, `kPsum`. It goes from group to group (`kByGroup`), as a masked kernel
+# further down does, and the padding behind a group becomes zeros, whatever A holds there: `padding_of` says
+# how many rows that is. `tile.rows` is how many valid rows there are from a tile's first one to its group's
+# end; in a group's last tile `tile.padded` counts the padding behind them, too, and in all other tiles the
+# two are equal. The listings below have the lines of all kinds.
+#
 # ### The scheduler, alone
 #
 # How does a block find its tiles? No other block tells it. Every block computes the same list of **units**
@@ -324,7 +344,8 @@ workbench.code(scheduler, "while \\(kByGroup", "^        }")
 
 # %% [markdown]
 # `enter_group` takes a number from `masked_m`. One below 0 counts as none, one above `max_m` as `max_m`:
-# whatever the router wrote there, a block stays inside the tensors and comes to an end.
+# whatever the router wrote there, a block stays inside the tensors and comes to an end. (For a psum call,
+# which walks as well, it takes a group's end, and subtracts where the group begins.)
 
 # %%
 masked = Config.of("masked", N, K, tile_m=64, tile_n=128)
@@ -340,7 +361,8 @@ drawing_grouped.tiles(walked, masked, masked_call, "Masked: blocks pass from gro
 # One thing is harder than in the contiguous layout. The last tile of a group has rows that do not count, and
 # `out` must stay there as it was. The copy engine writes whole boxes, and what it leaves out lies outside of
 # the *tensor*; here it is only outside of the *group*. Such a tile is stored by ordinary instructions, row by
-# row. All others are stored by the copy engine.
+# row. All others are stored by the copy engine. (In a psum call it stores the last tiles, too: what follows a
+# group's rows there is the group's own padding, and the consumers set its sums to zero before.)
 
 # %%
 workbench.code(kernel, "// The rows after a group's valid ones", "^        }")
@@ -613,7 +635,8 @@ exercises.check("12.3", balance)
 
 # %% [markdown]
 # **4.** The lines with which a block walks on to its group are missing from `look_ahead`. Write them without
-# scrolling up. The same file serves contiguous calls, which do not walk from group to group.
+# scrolling up. The same file serves calls of all kinds: masked and psum ones walk from group to group,
+# contiguous ones do not.
 
 # %% tags=["exercise"]
 walk_on = """

@@ -151,6 +151,15 @@ def test_a_short_path_is_short(length: str, most: float) -> None:
     assert most / 2 < sum(sum(course.minutes(every[step.name], step)) for step in steps) <= most
 
 
+def test_the_sessions_take_the_hours_that_readme_says() -> None:
+    every = course.lessons()
+    steps = [step for session in course.PATHS["12 sessions of 1 to 2 hours"][1] for step in session]
+    least, most = course.SESSIONS
+    assert least <= sum(sum(course.minutes(every[step.name], step)) for step in steps) / 60 <= most
+    said = f"the twelve sessions come to the {least} to {most} hours"
+    assert said in " ".join((lessons.FOLDER / "README.md").read_text().split())
+
+
 def test_a_path_names_sections_that_are_there() -> None:
     lesson = course.lessons()["tma"]
     with pytest.raises(ValueError, match=r"06_tma has no section No such thing"):

@@ -17,11 +17,13 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script: where `workshop` is
 texts = importlib.import_module("workshop.texts")
 
-# How fast one reads. Nobody was timed at single lessons: the rates are set so that all lessons come to what
-# readers who took all of them gave, 17 to 19 hours.
+# How fast one reads. Nobody was timed at single lessons: the rates are set so that the twelve sessions come
+# to what readers gave for the course, SESSIONS.
+SESSIONS = 17, 19  # hours, at the least and at most
 WORDS, LINES = 100, 15  # of text, of code, in a minute
 EXERCISE, GUESS = 10, 2  # minutes for one
 STEP = 5  # minutes: what times are rounded to
+LONG = 240  # minutes, from which on a path's sum is told in hours, too
 
 # By a lesson's name: the lessons that it needs. Lessons are named without their numbers here.
 NEEDS = {
@@ -252,7 +254,8 @@ def paths(every: dict[str, Lesson]) -> str:
     for length, (words, sessions) in PATHS.items():
         steps = [step for session in sessions for step in session]
         total = sum(_rounded(sum(minutes(every[step.name], step))) for step in steps)
-        found += [f"### {length}", "", texts.filled(f"{words} Together: {total} minutes."), ""]
+        hours = f", {total / 60:.1f} hours" if total >= LONG else ""
+        found += [f"### {length}", "", texts.filled(f"{words} Together: {total} minutes{hours}."), ""]
         found += ["| | lesson | read | skip | minutes |", "|---:|---|---|---|---:|"]
         for number, session in enumerate(sessions, start=1):
             for step in session:

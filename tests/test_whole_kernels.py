@@ -69,6 +69,11 @@ def test_what_is_wrong_is_said_of_the_readers_lines(kernel: str, said: str) -> N
     assert "--first-seed" not in verdict.words, "a notebook's reader has no file to judge again"
 
 
+def test_a_case_tells_the_stride_of_the_scales_from_m() -> None:
+    verdict = whole.judged(TILED, solution("03.5").replace("p.sfa_stride", "p.m"))
+    assert not verdict.right and "as if their rows were m = 63 apart" in verdict.words, verdict.words
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", whole.FRAME_OF)
 def test_a_solution_as_machine_code(name: str) -> None:

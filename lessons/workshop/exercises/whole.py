@@ -35,7 +35,7 @@ CASES = (
     "many_tiles",
 )
 # The emulator follows every access of a CUDA core: a kernel without tensor cores gets smaller ones.
-SMALL_CASES = ("one_row", "3_k_blocks", "narrow", "subnormal", "ragged_65")
+SMALL_CASES = ("one_row", "3_k_blocks", "narrow", "subnormal", "ragged_63")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -201,6 +201,17 @@ def test_the_outcome_of_a_fault_beside_the_guess(folder: Path, capsys: pytest.Ca
     assert "'explodes' is not one of 'right', 'wrong', 'fault', 'hang'." in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("line", [70, "x", " ; ", ["fence"], b"fence_proxy_async"], ids=repr)
+def test_a_line_is_guessed_by_its_text(
+    line: object, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What cannot be found is refused before the outcome is shown, and the guess before it stays."""
+    guesses.guess_break("00.break1", line="fence_proxy_async", then="fault")
+    guesses.guess_break("00.break1", line=line, then="hang")  # type: ignore[arg-type]
+    assert f"{line!r} is not a line that can be found; its text is needed" in capsys.readouterr().out
+    assert progress.read(folder)["guesses"]["00.break1"] == {"line": "fence_proxy_async", "then": "fault"}
+
+
 def test_notebooks_that_run_at_once_do_not_lose_what_the_others_wrote(folder: Path) -> None:
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda i: guesses.guess(f"00.g{i}", i), range(40)))

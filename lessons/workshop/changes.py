@@ -34,7 +34,7 @@ class Change:
         It may be the whole line, its begin or another piece of it, with or without its comment and its
         spaces, or several lines. No other line may have that piece.
         """
-        if len(_tight(line)) < SHORTEST:
+        if too_short(line):
             return f"Your line, {line.strip()!r}, is too short to tell: give more of the line."
         changed, places = self._changed(), list[set[int]]()
         for squeezed in (_plain, _tight):  # the second: words of a comment
@@ -70,6 +70,11 @@ class Change:
                 if gone and gone == "".join(map(_plain, new[j:j_end])) and between <= NEAR:
                     found.update(range(first, last))
         return found
+
+
+def too_short(line: str) -> bool:
+    """Whether a line, or a piece of one, is so short that many lines may have it."""
+    return len(_tight(line)) < SHORTEST
 
 
 def _flush(lines: list[str]) -> list[str]:

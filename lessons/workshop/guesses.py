@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from gemm_ladder.errors import EmulatorError
 from workshop import printed, progress
-from workshop.changes import Change
+from workshop.changes import Change, too_short
 
 # What may come of a broken kernel.
 OUTCOMES = {
@@ -63,8 +63,13 @@ def guess_break(name: str, line: str | None = None, then: str | None = None) -> 
     if then is None:
         words = f"then: one of {', '.join(map(repr, OUTCOMES))}"
         print(f"{words}; line: the line or a piece of it, unless the text names it.")
-    elif then not in OUTCOMES:
-        print(f"{then!r} is not one of {', '.join(map(repr, OUTCOMES))}.")
+    elif not isinstance(then, str) or then not in OUTCOMES:
+        printed.show(f"{then!r} is not one of {', '.join(map(repr, OUTCOMES))}.")
+    elif line is not None and (not isinstance(line, str) or too_short(line)):
+        printed.show(
+            f"{line!r} is not a line that can be found; its text is needed, or a piece of it that no other "
+            "line has, in quotation marks."
+        )
     else:
         _store(name, {"line": line, "then": then})
 

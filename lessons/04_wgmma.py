@@ -392,8 +392,7 @@ evidence.thread("s3_wgmma")
 # has no colour for copying and promoting. Both consist of ordinary instructions, and the emulator lets a warp
 # run through those within one step, up to the next wait. So they have no length here: they are the white
 # lines between two waits. Behind a dark piece comes the promotion; then the warp waits for the others,
-# copies, and waits for the others again. (*[Consumer](glossary.md#consumer) 0* in a row's name is the
-# warpgroup that multiplies: here there is no other.)
+# copies, and waits for the others again.
 
 # %%
 with gl.emulator(seed=2, record=True) as run:

@@ -111,6 +111,15 @@ def test_a_kernel_that_splits_k_is_recognised() -> None:
     assert f"bit for bit, with {last}, whose sums are added in order, in 3 shapes" in verdict.sentence
 
 
+def test_a_rounding_more_for_each_k_block_is_no_split() -> None:
+    """Of up to 8 K blocks those are the bits of 8 parts; where there are more and they cancel, of nothing."""
+    more = "fmaf(partial[i] * (i / 2 % 2 ? scale1 : scale0), 1.0f, total[i])"
+    source = changed(gl.rungs["s4_tma"].path, "fmaf(partial[i], i / 2 % 2 ? scale1 : scale0, total[i])", more)
+    verdict = gl.judge(source, device="cpu", seconds=2, cases=["many_tiles", "17_k_blocks"])
+    assert verdict.right and verdict.arithmetic is None, verdict
+    assert verdict.apart is not None and verdict.apart.name == "17_k_blocks" and verdict.until in PARTS
+
+
 def test_bits_of_no_known_addition_name_the_case_that_shows_it() -> None:
     """One K block, and then all others: of two K blocks that is K in 2 parts, of five it is nothing known."""
     bits, verdict = Bits(), Verdict("mine", "cpu")

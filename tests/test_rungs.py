@@ -20,9 +20,21 @@ from cases import place
 from gemm_ladder.arguments import EMULATED_SMS
 from gemm_ladder.lab.agreement import BF16_WORST, tolerance, values
 from gemm_ladder.lab.cases import CASES, GPU_CASES, UNEVEN_CASES, Case
-from gemm_ladder.lab.operands import Operands, any_finite, normal, small_integers
+from gemm_ladder.lab.operands import (
+    OTHER_ARITHMETIC,
+    PARTS,
+    Arithmetic,
+    Operands,
+    Split,
+    any_finite,
+    normal,
+    small_integers,
+)
+from gemm_ladder.launch import usable_sms
+from gemm_ladder.production.launching import configuration
 from gemm_ladder.ref import metrics
 from gemm_ladder.rungs import Rung
+from gemm_ladder.settings import num_sms_limit
 from rung_runs import DEVICE, KERNELS, RUNGS, TALL, TILES, WIDE, launched, name, run
 
 
@@ -59,8 +71,22 @@ def test_bits_of_more_than_a_gpu_has_room_for(rung, case):
     check_bits(rung, case, "gpu")
 
 
+def arithmetic(rung: Rung, case: Case, machine: str) -> Arithmetic:
+    """Who adds up the rung's products: s9_production splits K where a product has few tiles."""
+    if rung.name != "s9_production":
+        return OTHER_ARITHMETIC.get(rung.name, "tensor core")
+    num_sms, gpu = EMULATED_SMS, ""
+    if machine == "gpu":
+        device = torch.device("cuda")
+        num_sms, gpu = usable_sms(device, num_sms_limit()), torch.cuda.get_device_name(device)
+    config = configuration("dense", case.m, case.n, case.k, 1, None, num_sms, gpu)
+    if config.share != "K":
+        return "tensor core"
+    return next(name for name, split in PARTS.items() if split == Split(config.cluster, rounded_up=False))
+
+
 def check_bits(rung: Rung, case: Case, machine: str) -> None:
-    found, expected = result(rung, case, machine), case.operands.expected_bits(rung.name)
+    found, expected = result(rung, case, machine), case.operands.bits(arithmetic(rung, case, machine))
     wrong = np.argwhere(found != expected)
     assert not len(wrong), (
         f"{len(wrong)} of {found.size} differ, first at {wrong[0]}: "

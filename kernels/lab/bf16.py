@@ -92,6 +92,16 @@ def normal(rng: np.random.Generator, m: int, n: int, k: int) -> Operands:
     return Bf16Operands.of(codes(m), codes(n))
 
 
+def _cancelling(rng: np.random.Generator, m: int, n: int, k: int) -> Operands:
+    """As operands.cancelling."""
+    one = normal(rng, m, n, k)
+    half = k // BLOCK // 2 * BLOCK
+    one.b[:, half : 2 * half] = one.b[:, :half]
+    one.a[1::2, half : 2 * half] = one.a[1::2, :half] ^ 0x8000
+    one.a[1::2, 2 * half :] = _bits(one.decode(one.a[1::2, 2 * half :]) * 2.0**-20)
+    return one
+
+
 def _small_integers(rng: np.random.Generator, m: int, n: int, k: int) -> Operands:
     """Integers up to 3: sums are exact."""
     return Bf16Operands.of(*(_bits(rng.integers(-3, 4, (rows, k)).astype(np.float32)) for rows in (m, n)))
@@ -139,6 +149,7 @@ Fill = Callable[[np.random.Generator, int, int, int], Operands]
 # By what fills a case with FP8, what fills it with BF16.
 FILLS: dict[Fill, Fill] = {
     operands.normal: normal,
+    operands.cancelling: _cancelling,
     operands.small_integers: _small_integers,
     operands.one_hot: _one_hot,
     operands.any_finite: _any_exponent,

@@ -16,6 +16,7 @@ import numpy as np
 from gemm_ladder.lab.operands import (
     Operands,
     any_finite,
+    cancelling,
     large_scales,
     normal,
     not_finite,
@@ -79,7 +80,14 @@ CASES = (
         )
         for blocks in range(3, 10)
     ),
-    Case("17_k_blocks", 16, 24, 128 * 17, "17 K blocks: a ring of up to 8 stages comes round twice"),
+    Case(
+        "17_k_blocks",
+        16,
+        24,
+        128 * 17,
+        "17 K blocks: a ring of up to 8 stages comes round twice, and sums that cancel show every rounding",
+        cancelling,
+    ),
     Case("narrow", 64, 8, 384, "fewer columns than any tile has"),
     Case("subnormal", 20, 136, 256, "subnormal operands and results", subnormal),
     Case("ragged_65", 65, 248, 128, "one row more than 64"),

@@ -168,6 +168,19 @@ def normal(rng: np.random.Generator, m: int, n: int, k: int) -> Operands:
     return Operands(codes(m), sfa, codes(n), sfb)
 
 
+def cancelling(rng: np.random.Generator, m: int, n: int, k: int) -> Operands:
+    """As `normal`, but of every second row of the product the second half of the K blocks takes away what the
+    first half gives, and the last one, where their number is odd, gives 2^-20 of what another does. These
+    rows show where sums were rounded in FP32, and in which order they were added."""
+    one = normal(rng, m, n, k)
+    half = k // SCALE_BLOCK // 2
+    first, second = slice(half * SCALE_BLOCK), slice(half * SCALE_BLOCK, 2 * half * SCALE_BLOCK)
+    one.b[:, second], one.sfb[:, half : 2 * half] = one.b[:, first], one.sfb[:, :half]
+    one.a[1::2, second], one.sfa[1::2, half : 2 * half] = one.a[1::2, first], -one.sfa[1::2, :half]
+    one.sfa[1::2, 2 * half :] *= np.float32(2.0**-20)
+    return one
+
+
 def powers_of_two(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
     return np.exp2(rng.integers(-2, 3, shape)).astype(np.float32)
 

@@ -55,8 +55,9 @@ drawing.where("SM", "tensor cores", "shared memory", "mbarriers", "TMA", "cluste
 #   number of K blocks, either CTA may take the one more. A CTA reads the other's [shared
 #   memory](glossary.md#shared-memory) by `ptx::ld_shared_cluster`, or writes to it by
 #   `ptx::st_shared_cluster`, at an address from `ptx::mapa`.
-# - **`96_columns`**: tiles of 64 x 96. It should pay at n = 2112, which is 22 tiles of 96 and nothing left
-#   over, or 17 of 128, the last one half empty. What is hard: a tile may lie in two scale blocks of B.
+# - **`96_columns`**: tiles of 64 x 96, by whichever WGMMAs. It should pay at n = 2112, which is 22 tiles of
+#   96 and nothing left over, or 17 of 128, the last one half empty. What is hard: a tile may lie in two scale
+#   blocks of B.
 #
 # The rules: one file; all of the ladder's wrappers, and no inline [PTX](glossary.md#ptx); at most 130 lines
 # of code added and as many removed; every shape that s4_tma takes, right bit for bit or within the rungs'
@@ -114,17 +115,16 @@ workbench.Text(f"```cpp\n{head}\n```", head)
 _ = own_rung.judge(mine, cases=("two_k_blocks", "5_k_blocks", "ragged_65"))
 
 # %% [markdown]
-# What will it say of a mistake? Let thread 0 not wait for an empty stage before it loads. The cases come in
-# this order; which is the first that shows it?
+# What will it say of a mistake? Let thread 0 of s4_tma itself not wait for an empty stage before it loads.
+# The cases come in this order; which is the first that shows it?
 
 # %% tags=["guess"]
 CASES = ("one_tile", "two_k_blocks", "3_k_blocks", "4_k_blocks", "5_k_blocks", "6_k_blocks", "many_tiles")
 exercises.guess("14.case", None, *CASES)
 
 # %%
-own_rung.begin("split_k")
 wait = "        ptx::mbarrier_wait_parity(next.stage + kEmpty, next.parity ^ 1);\n"
-first = own_rung.judge("my_rung_split_k.cu", (wait, ""), cases=CASES)
+first = own_rung.judge("s4_tma", (wait, ""), cases=CASES)
 exercises.found("14.case", first)
 
 # %% [markdown]

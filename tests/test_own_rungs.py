@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -74,8 +75,8 @@ def test_a_file_to_begin_with(brief: str, folder: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("brief", "old", "new", "said"),
     [
-        ("split_k", "", "", "those of one sum over all of k: it splits nothing"),
-        ("96_columns", "", "", "the product is right, by WGMMAs of n = 128"),
+        ("split_k", "", "", "right, but one CTA multiplies 16 of a tile's 16 K blocks: each is to have half"),
+        ("96_columns", "", "", "right, but its tiles are wider than 96 columns"),
         (
             "bf16",
             "",
@@ -100,6 +101,16 @@ def test_what_a_rung_lacks(brief: str, old: str, new: str, said: str, folder: Pa
     assert str(folder) not in words
 
 
+def test_the_shape_of_the_brief_may_not_be_refused(folder: Path) -> None:
+    path = folder / own_rung.begin("bf16")
+    assert own_rung._refusal(str(path)) is None
+    text = path.read_text()
+    path.write_text(
+        text.replace("if (tiles == 0)", 'if (p.k > 128) return "k is long";\n    if (tiles == 0)')
+    )
+    assert own_rung._refusal(str(path)) == "the brief's shape, 4096 x 7168 x 2048, is refused: k is long"
+
+
 def test_names_that_say_nothing(folder: Path) -> None:
     with pytest.raises(InputError, match=r"says no brief; a name such as my_rung_bf16\.cu is needed"):
         own_rung.find("my_rung.cu")
@@ -114,4 +125,74 @@ def test_the_timeline_is_of_this_file() -> None:
     events = own_rung._events(str(own_rung.find("solutions/own_rung_split_k.cu")), 64, 128, 1024, 0)
     loads = events[events["kind"] == "tma_load"]
     assert [int((loads["block"] == block).sum()) for block in (0, 1)] == [4 * 3, 4 * 3]
-    assert own_rung._widths(str(own_rung.find("solutions/own_rung_96_columns.cu"))) == {96}
+
+
+@pytest.mark.parametrize(
+    ("brief", "changes", "said"),
+    [
+        (  # a rounding more for each K block: where K has few, the bits are those of parts
+            "split_k",
+            [
+                (
+                    "fmaf(partial[i], i / 2 % 2 ? scale1 : scale0, total[i])",
+                    "fmaf(partial[i] * (i / 2 % 2 ? scale1 : scale0), 1.0f, total[i])",
+                )
+            ],
+            "one CTA multiplies 16 of a tile's 16 K blocks",
+        ),
+        (  # half of a tile's columns for each CTA, both of which walk through all of k
+            "split_k",
+            [
+                ("kTileN = 128", "kTileN = 64"),
+                ("blockIdx.x % tiles_m", "blockIdx.x / 2 % tiles_m"),
+                ("blockIdx.x / tiles_m * kTileN", "(blockIdx.x / 2 / tiles_m * 2 + blockIdx.x % 2) * kTileN"),
+                ("ceil_div(p.n, kTileN)", "ceil_div(p.n, 2 * kTileN) * 2"),
+            ],
+            "more than one CTA multiplies in the same K block",
+        ),
+        ("96_columns", [("kTileN = 128", "kTileN = 64")], "its tiles are narrower than 96 columns"),
+        ("96_columns", [("kTileN = 128", "kTileN = 104")], "its tiles are wider than 96 columns"),
+    ],
+)
+def test_a_right_product_that_is_not_the_brief(
+    brief: str, changes: list[tuple[str, str]], said: str, folder: Path
+) -> None:
+    path = folder / own_rung.begin(brief)
+    text = path.read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+    (lacks,) = own_rung.LOOKED_AT[brief]
+    assert said in (lacks(str(path)) or "")
+
+
+@pytest.mark.parametrize("brief", ["split_k", "96_columns"])
+def test_what_a_brief_asks_for(brief: str, tmp_path: Path) -> None:
+    """The worked solution has it; so has one whose tile is made of narrower WGMMAs."""
+    solution = own_rung.find(f"solutions/own_rung_{brief}.cu")
+    text, path = solution.read_text(), tmp_path / f"narrow_{brief}.cu"
+    wide = re.search(r" *ptx::wgmma<kTileN>\(partial, (.*), (advance\(desc_b, k\)), k != 0\);.*\n", text)
+    assert wide is not None
+    narrow = f"""
+            {{
+                float(*parts)[16] = reinterpret_cast<float(*)[16]>(partial);
+#pragma unroll
+                for (int part = 0; part < kTileN / 32; ++part)
+                    ptx::wgmma<32>(parts[part], {wide[1]}, advance({wide[2]}, part * 32 * kTileK), k != 0);
+            }}
+"""
+    path.write_text(text.replace(wide[0], narrow))
+    (lacks,) = own_rung.LOOKED_AT[brief]
+    assert lacks(str(solution)) is None and lacks(str(path)) is None
+    assert gl.judge(path, device="cpu", seconds=1, cases=["two_k_blocks", "ragged_127"]).right
+
+
+def test_a_mistake_is_planted_in_the_rung_itself(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Lesson 14 shows one before the reader has written a kernel, or with one that is written."""
+    (folder / "my_rung_split_k.cu").write_text("not a kernel")
+    source = (lessons.FOLDER / "14_your_own_rung.py").read_text()
+    wait = re.search(r"^wait = (.*)$", source, re.M)
+    assert wait is not None and 'own_rung.judge("s4_tma", (wait, "")' in source
+    found = own_rung.judge("s4_tma", (ast.literal_eval(wait[1]), ""), cases=("4_k_blocks", "5_k_blocks"))
+    assert found == "5_k_blocks" and "data_race" in capsys.readouterr().out

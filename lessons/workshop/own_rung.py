@@ -16,7 +16,7 @@ from typing import NamedTuple
 import gemm_ladder as gl
 import numpy as np
 from gemm_ladder import build, lab
-from gemm_ladder.arguments import EMULATED_SMS, H100_SMS, ceil_div
+from gemm_ladder.arguments import EMULATED_SMS, H100_SMS, GemmArgs, ceil_div
 from gemm_ladder.errors import EmulatorError, InputError
 from gemm_ladder.figures import lessons
 from gemm_ladder.lab import bf16, template
@@ -33,7 +33,8 @@ from workshop.exercises.record import compiler_said
 BELOW = "s4_tma"  # the rung that a brief begins with
 SECONDS = 8.0  # of the judge: all cases once, on two cores
 FEW_SECONDS = 2.0  # for some cases
-LARGE = ("many_tiles",)  # of the cases
+COLUMNS = 96  # of a tile of that brief
+BLOCKS = 16  # K blocks of a product that shows who multiplies them
 MEASURED = Path(__file__).resolve().parents[1] / "data" / "own_rungs.json"
 
 
@@ -108,20 +109,19 @@ class Judged(NamedTuple):
 
     Attributes:
         words: all that it prints.
-        arithmetic: whose bits the results have.
         case: the one that is wrong, or none.
     """
 
     right: bool
     words: str
-    arithmetic: str | None
     case: str
 
 
 def judge(file: str, *changes: tuple[str, str], cases: tuple[str, ...] | None = None) -> str:
     """Print what the judge says of a rung on the emulator, with each (old, new) replaced before. Returns the
-    case that is wrong, or nothing."""
-    found = apart.call(_judged, str(find(file)), changes, cases)
+    case that is wrong, or nothing. `file` may be the rung that a brief begins with, as well."""
+    path = gl.rungs[BELOW].path if file == BELOW else find(file)
+    found = apart.call(_judged, str(path), changes, cases)
     printed.show(found.words)
     return str(found.case)
 
@@ -133,12 +133,9 @@ def fulfils(file: str) -> tuple[bool, str]:
         found = apart.call(_judged, str(path), (), None)
         if not found.right:
             return False, found.words
-        brief = brief_of(path)
-        # In a product of few numbers BF16 may hide in which order they were added.
-        if brief == "split_k" and apart.call(_judged, str(path), (), LARGE).arithmetic == "tensor core":
-            return False, "its bits are those of one sum over all of k: it splits nothing."
-        if brief == "96_columns" and (others := apart.call(_widths, str(path)) - {96}):
-            return False, f"the product is right, by WGMMAs of n = {', '.join(map(str, sorted(others)))}."
+        for lacks in (_refusal, *LOOKED_AT.get(brief_of(path), ())):
+            if words := apart.call(lacks, str(path)):
+                return False, f"the product is right, but {words}"
     except build.BuildError as error:
         return False, compiler_said(error, path.name)
     except (apart.Ended, EmulatorError) as error:
@@ -151,11 +148,11 @@ def _judged(path: str, changes: tuple[tuple[str, str], ...], cases: tuple[str, .
     source: Path | str = Path(path)
     if changes:
         source = variants.replaced(Path(path).read_text(), path, changes)
-    operands = BRIEFS[brief_of(path)].operands
+    operands = "fp8" if Path(path) == gl.rungs[BELOW].path else BRIEFS[brief_of(path)].operands
     seconds = FEW_SECONDS if cases else SECONDS
     found = lab.judge(source, operands=operands, device="cpu", seconds=seconds, cases=cases)
     words = str(found).replace(f"{Path(path).parent}/", "")
-    return Judged(found.right, words, found.arithmetic, found.wrong.case.name if found.wrong else "")
+    return Judged(found.right, words, found.wrong.case.name if found.wrong else "")
 
 
 # ------------------------------------------------------------------------------------- predict and record
@@ -201,10 +198,57 @@ def timeline(file: str, m: int, n: int, k: int, seed: int = 2) -> None:
         drawing.timeline([span for span in found if span.block == block], end, title)
 
 
-def _widths(path: str) -> set[int]:
-    """The n of a rung's WGMMAs."""
-    events = _events(path, 64, 264, 256, 0)
-    return set(events["value"][events["kind"] == "wgmma"].tolist())
+def _refusal(path: str) -> str | None:
+    """What the launcher says of the brief's own shape, if it refuses that; nothing runs."""
+    m, n, k = BRIEFS[brief_of(path)].timed
+    args = GemmArgs(m=m, n=n, k=k, sfa_stride=ceil_div(m, 4) * 4, num_sms=H100_SMS)
+    library = build.load(Path(path), target="emulator").lib
+    with emulator.emulator(dry=True):
+        said = emulator.launch(library, args)
+    return said and f"the brief's shape, {m} x {n} x {k}, is refused: {said}"
+
+
+def _not_split(path: str) -> str | None:
+    """What a rung lacks to split K: in a product of one tile, whatever its size, by what each CTA multiplies
+    of 16 K blocks, and of one."""
+    many = _multiplied(path, BLOCKS)
+    block = sum(many.values()) / BLOCKS  # what a K block takes, of all CTAs together
+    busiest = max(many.values()) / block
+    if busiest > BLOCKS / 2:
+        return f"one CTA multiplies {busiest:g} of a tile's {BLOCKS} K blocks: each is to have half of them."
+    try:
+        alone = _multiplied(path, 1)
+    except InputError:  # a rung may refuse a single K block
+        return None
+    if max(alone.values()) < block:
+        return "more than one CTA multiplies in the same K block: each is to have K blocks of its own."
+    return None
+
+
+def _multiplied(path: str, blocks: int) -> dict[int, int]:
+    """For each CTA that multiplies in a product of one tile, the columns of all its WGMMAs."""
+    events = _events(path, 1, 8, 128 * blocks, 0)
+    wgmmas = events[events["kind"] == "wgmma"]
+    return {
+        int(block): int(wgmmas["value"][wgmmas["block"] == block].sum()) for block in set(wgmmas["block"])
+    }
+
+
+def _not_96_wide(path: str) -> str | None:
+    """What a rung lacks to have tiles of 96 columns, whatever WGMMAs they are made of."""
+    if _tiles(path, COLUMNS) > _tiles(path, 8):
+        return f"its tiles are narrower than {COLUMNS} columns."
+    if _tiles(path, COLUMNS + 8) == _tiles(path, 8):
+        return f"its tiles are wider than {COLUMNS} columns."
+    return None
+
+
+def _tiles(path: str, n: int) -> int:
+    """How often a stage is filled for n columns, with one K block: for each tile as often as for another."""
+    return int((_events(path, 1, n, 128, 0)["kind"] == "mbarrier_expect_tx").sum())
+
+
+LOOKED_AT = {"split_k": (_not_split,), "96_columns": (_not_96_wide,)}  # of a brief's rung, when it is right
 
 
 def _events(path: str, m: int, n: int, k: int, seed: int) -> np.ndarray:

@@ -42,7 +42,8 @@ EXERCISES = {
             "columns of a tile may B's scale change?",
             "The wrappers: ptx::wgmma<ptx::Type::f32, ptx::Type::bf16, ptx::Type::bf16, N> of mma.cuh; "
             "ptx::cluster_ctarank, mapa and ld_shared_cluster of cluster.cuh, between two cluster barriers; "
-            "and for 96 columns a scale for each 32 of them, which are 16 registers.",
+            "and for 96 columns a scale for each 32 of them, which are 16 registers of one WGMMA of n = 96, "
+            "or a WGMMA of n = 32 of their own.",
         ),
     ),
 }

@@ -350,8 +350,8 @@ drawing_cluster.against(
 )
 
 # %% [markdown]
-# Say plainly what you see, also where it is not what you hoped for; a fold below has our words. This is how
-# to read it:
+# Say plainly what you see, also where it is not what you hoped for; our words come after that. This is how to
+# read it:
 #
 # - **Long sums**, at the right of the first picture, are where the traffic of the loop counts most. The
 #   farther the dots stay below one and a half, the less was the traffic s4's limit, and the more the other

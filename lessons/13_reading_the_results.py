@@ -11,7 +11,7 @@
 # %% [markdown]
 # # Reading the results
 #
-# Every lesson ended with a speed. This one is about the speeds themselves: what exactly was measured, what a
+# Most lessons ended with a speed. This one is about the speeds themselves: what exactly was measured, what a
 # number may be compared with, what it could have been at best, and how a true number misleads. All of it is
 # in [figures/data](../figures/data): you can answer each question below from the files.
 #
@@ -446,7 +446,7 @@ drawing_results.page(roofline.roofline(everything, ladder)) if "production" in r
 # ## How to doubt a benchmark
 #
 # Each of the next cells takes a true measurement and makes a wrong claim of it. Say what is wrong before you
-# open the fold.
+# look at the answer below it.
 #
 # **1.** "Our kernel reaches more TFLOPS than any library here."
 
@@ -684,7 +684,8 @@ exercises.check("13.1", roof)
 
 # %% [markdown]
 # **2.** One time out of two passes. `passes` has two lists of microseconds; return what the data have as us,
-# us_p10 and us_p90: of the pass with the better median.
+# us_p10 and us_p90: of the pass with the better median. Percentiles are np.percentile's, which
+# interpolates linearly.
 
 
 # %% tags=["exercise"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -12,14 +14,18 @@ from gemm_ladder.figures import lessons
 from gemm_ladder.production.config import Config
 
 lessons.find()
-from workshop import exercises  # noqa: E402
-from workshop.exercises import lesson_11, record  # noqa: E402
+from workshop import exercises, texts  # noqa: E402
+from workshop.exercises import fitting, lesson_11  # noqa: E402
+
+
+def asked(name: str) -> fitting.Asked:
+    return fitting.asked(next(lessons.FOLDER.glob(f"{name[:2]}_*.py")), name)
+
 
 BEHIND = "Behind the barrier"  # what a check says of a fence that is there
 
 
-def verdict(name: str, mine: object) -> record.Verdict:
-    return exercises.exercise(name).check(mine)
+verdict = exercises.verdict
 
 
 @pytest.mark.parametrize(
@@ -109,6 +115,14 @@ def weakest(*fields: str) -> Callable[..., tuple]:
     return weakest
 
 
+def of_no_kind(rows: list[dict], libraries: list[str]) -> tuple:
+    first: dict[tuple, str] = {}
+    for row in rows:
+        fields = tuple(row[field] for field in ("groups", "m", "n", "k", "l2", "max_m", "expected_m"))
+        row["kind"] = first.setdefault(fields, row["kind"])
+    return weakest("max_m", "expected_m")(rows, libraries)
+
+
 def address(warp: int, lane: int, column: int, right_half: Callable[[int, int], int]) -> int:
     row = 16 * warp + lane % 16
     return row * 128 + right_half(column // 8 ^ row % 8, lane // 16) * 16
@@ -123,6 +137,38 @@ def result(
         return middle(times), low, high
 
     return result
+
+
+def call_times(kernels: list[tuple[str, float]]) -> list[float]:
+    """The list is used up, which a check has to bear."""
+    times, inside = [], False
+    while kernels:
+        name, us = kernels.pop(0)
+        inside ^= name == "spin_kernel"
+        if inside:
+            times += [0.0] if name == "spin_kernel" else []
+            times[-1] += us if name != "spin_kernel" else 0.0
+    return times
+
+
+def between_memsets(kernels: list[tuple[str, float]]) -> list[float]:
+    times: list[float] = []
+    for name, us in kernels:
+        if name == "memset":
+            times.append(0.0)
+        elif name != "spin_kernel":
+            times[-1] += us
+    return times
+
+
+def gaps_without_memset(kernels: list[tuple[str, float]]) -> list[float]:
+    times: list[float] = []
+    for name, us in kernels:
+        if name == "spin_kernel":
+            times.append(0.0)
+        elif name != "memset" and times:
+            times[-1] += us
+    return [us for us in times if us]
 
 
 @pytest.mark.parametrize(
@@ -157,10 +203,14 @@ def result(
         ("13.2", result(np.median, np.median), True),
         ("13.2", result(min, np.median), False),
         ("13.2", result(np.median, lambda times: sorted(times)[len(times) // 2]), False),
+        ("13.3", call_times, True),
+        ("13.3", between_memsets, False),
+        ("13.3", gaps_without_memset, False),
         ("13.5", weakest("max_m", "expected_m"), True),
         ("13.5", weakest(), False),
         ("13.5", weakest("max_m"), False),
         ("13.5", weakest("expected_m"), False),
+        ("13.5", of_no_kind, False),
     ],
 )
 def test_answers_that_come_near(name: str, mine: object, right: bool) -> None:
@@ -168,10 +218,67 @@ def test_answers_that_come_near(name: str, mine: object, right: bool) -> None:
     assert found.right == right, found.words
 
 
-def test_the_bits_without_multicast_are_no_answer() -> None:
-    load = "ptx::cp_async_bulk_tensor_2d(next.stage + kB{}, &map_b, full, block * kTileK, tile_n{});"
-    found = verdict("07.4", load.format("", "") + load.format(" + 8192", " + 64"))
-    assert not found.right and "as in s4" in found.words, found.words
+@pytest.mark.parametrize("multicast", [False, True])
+def test_each_block_loading_all_of_b_is_no_answer(multicast: bool) -> None:
+    """Nor is it by a multicast to the block itself."""
+    name, mask = ("_multicast", ", 1 << ptx::cluster_ctarank()") if multicast else ("", "")
+    load = "ptx::cp_async_bulk_tensor_2d%s(next.stage + kB%s, &map_b, full, block * kTileK, tile_n%s%s);"
+    found = verdict("07.4", load % (name, "", "", mask) + load % (name, " + 8192", " + 64", mask))
+    assert not found.right and "297,984 bytes of L2 where 199,680 do" in found.words, found.words
+
+
+def test_a_multicast_of_both_halves() -> None:
+    load = (
+        "ptx::cp_async_bulk_tensor_2d_multicast(next.stage + kB + %s * 8192, &map_b, full, block * kTileK, "
+    )
+    load += "tile_n + %s * 64, 3);"
+    assert verdict("07.4", load.replace("%s", "ptx::cluster_ctarank()")).right
+    one_for_both = f"if (ptx::cluster_ctarank() == 0) {{ {load % (0, 0)} {load % (1, 1)} }}"
+    assert verdict("07.4", one_for_both).right, "it asks for each byte once, too"
+
+
+EVERY = [name for path in texts.paths() for name in exercises.of_lesson(path.name[:2])]
+
+
+class Strange:
+    """Compared with a number, it says nothing that is true or false."""
+
+    def __eq__(self, other: object) -> object:  # type: ignore[override]
+        return np.zeros(2)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_an_answer_of_another_kind(name: str) -> None:
+    """It is refused in one sentence that says what is needed, whatever was given."""
+    kind = asked(name).kind
+    nothing, text = (None, Strange, Strange(), 1j, math.nan, True, b"x", {}), ("x", "0.5")
+    functions = (lambda: None, lambda one, *, more: one, functools.partial(max, key=abs), len)
+    given = {
+        "a n": (*text, *functions, [1, [2]], np.zeros(3)),
+        "a l": (*text, *functions, 1.0, [1]),
+        "a t": (*functions, 1.0, ["x"]),
+        "a f": (*text, *functions[:2], 1.0, [1]),
+    }[kind[:3]]
+    for mine in (*nothing, *given):
+        found = verdict(name, mine)
+        assert not found.right and found.words.startswith(f"{kind} is needed, not "), found.words
+        assert "\n" not in found.words and found.words.endswith(".") and len(found.words) < 160, found.words
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if re.match(r"a f", asked(name).kind)])
+def test_a_function_that_returns_something_strange(name: str) -> None:
+    """One case is named, and there is no traceback. A function without a name is as good as another."""
+    for result in (None, "x", Strange(), [np.zeros(2), 1], math.nan, (), lambda: 0):
+        found = verdict(name, lambda *_, result=result: result)
+        assert not found.right and re.search("gives|raises", found.words), found.words
+    assert not verdict(name, functools.partial(lambda *_: None)).right
+
+
+def test_a_partial_may_be_right() -> None:
+    found = verdict("07.1", functools.partial(lambda by, m, n, blocks: by * (m + n / blocks), 128))
+    assert found.right and found.words == "the function agrees in all 5 cases.", found.words
 
 
 @pytest.mark.parametrize(

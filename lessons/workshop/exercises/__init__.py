@@ -11,28 +11,39 @@ import re
 import textwrap
 from pathlib import Path
 
-from gemm_ladder.errors import InputError
+from gemm_ladder.errors import GemmLadderError, InputError
 from gemm_ladder.figures import lessons
-from workshop import printed, progress, workbench
-from workshop.exercises import whole
-from workshop.exercises.record import Exercise
+from workshop import apart, printed, progress, workbench
+from workshop.exercises import fitting, whole
+from workshop.exercises.record import Exercise, Verdict
 from workshop.guesses import found, guess, guess_break
 
-__all__ = ["answer", "check", "found", "frame", "guess", "guess_break", "hint", "why"]
+__all__ = ["answer", "check", "found", "frame", "guess", "guess_break", "hint", "verdict", "why"]
 
 STEPS = ("A nudge", "The idea", "Nearly the line")
 
 
 def check(name: str, mine: object) -> None:
     """Print "Right", and remember it, or "Not yet" with what was given and what is expected in one case."""
-    verdict = exercise(name).check(mine)
-    if verdict.right:
+    found = verdict(name, mine)
+    if found.right:
         with progress.changed() as known:
             if name not in known["solved"]:
                 known["solved"].append(name)
-        printed.show(f"Right: {verdict.words}")
+        printed.show(f"Right: {found.words}")
     else:
-        printed.show(f'Not yet: {verdict.words}\nFor a hint: exercises.hint("{name}")')
+        printed.show(f'Not yet: {found.words}\nFor a hint: exercises.hint("{name}")')
+
+
+def verdict(name: str, mine: object) -> Verdict:
+    """What the check says of an answer, of whatever kind it is."""
+    one = exercise(name)
+    if misfit := fitting.misfit(fitting.asked(_lesson(name[:2]), name), mine):
+        return Verdict(False, misfit)
+    try:
+        return one.check(mine)
+    except (GemmLadderError, apart.Ended) as error:
+        return Verdict(False, f"{error}")
 
 
 def hint(name: str) -> None:

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-import re
-
 import gemm_ladder as gl
-from workshop import workbench
+from gemm_ladder.rungs import Rung
+from workshop import apart, workbench
 from workshop.exercises.record import Exercise, Verdict, in_rung, lines, same
 
 
 def _load_b(mine: object) -> Verdict:
     source = gl.rungs["s5_tma_multicast"].source
     own = lines(source, "rank = ptx::cluster_ctarank", "next.stage + kScaleA, &map_sfa", last=False)
-    verdict = in_rung("s5_tma_multicast", workbench.problem(m=128, n=128, k=768), (own, str(mine)))
-    if verdict.right and "_multicast(" not in re.sub(r"//[^\n]*", "", str(mine)):
-        return Verdict(False, "the bits are right, but each block asks for all of B itself, as in s4.")
+    change, of = (own, str(mine)), workbench.problem(m=128, n=128, k=768)
+    verdict = in_rung("s5_tma_multicast", of, change)
+    if not verdict.right:
+        return verdict
+    rung = gl.rungs["s5_tma_multicast"]
+    asked, needed = (apart.call(_asked, one, of) for one in (workbench.changed(rung.name, change), rung))
+    if asked > needed:
+        words = "Each block asks for bytes that the other has asked for, too, as in s4."
+        return Verdict(False, f"the bits are right, for {asked:,} bytes of L2 where {needed:,} do. {words}")
     return verdict
+
+
+def _asked(rung: Rung, of: workbench.Problem) -> int:
+    """The bytes that the copy engine is asked to load; of a multicast once, however many blocks get them."""
+    with gl.emulator(record=True, max_steps=workbench.MAX_STEPS) as run:
+        workbench.multiply(rung, of, "cpu")
+    return int(run.events["value"][run.events["kind"] == "tma_load"].sum())
 
 
 EXERCISES = {

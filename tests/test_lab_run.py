@@ -240,8 +240,21 @@ def test_every_copy_has_the_rungs_code(rung: str) -> None:
     text = template.adapted(gl.rungs[rung].source, rung, Path("mine.cu"))
     code = [line for line in text.splitlines() if not line.startswith("//")]
     of_rung = [line for line in gl.rungs[rung].source.splitlines() if not line.startswith("//")]
-    assert code == [line.replace(rung, "mine") for line in of_rung]
+    assert [line.strip() for line in code] == [line.strip().replace(rung, "mine") for line in of_rung]
     assert "TODO" in text and "Rung " not in text.split("#include")[0]
+
+
+@pytest.mark.parametrize("name", ["mine", "my_rung_with_a_long_name"])
+@pytest.mark.parametrize("rung", ["s4_tma", "s7_persistent"])
+def test_a_copy_is_laid_out_for_its_name(rung: str, name: str) -> None:
+    """Parameters stand below each other, whatever the length of the name; no line is too long."""
+    lines = template.adapted(gl.rungs[rung].source, rung, Path(f"{name}.cu")).splitlines()
+    assert max(map(len, lines)) <= 120
+    first = next(i for i, line in enumerate(lines) if f" {name}(const" in line)
+    assert lines[first + 1].index("const") == lines[first].index("const")
+    for launched in [i for i, line in enumerate(lines) if f"launch({name}," in line]:
+        indented = len(lines[launched + 1]) - len(lines[launched + 1].lstrip())
+        assert indented == lines[launched].index(name)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_a_file_to_begin_with(brief: str, folder: Path, capsys: pytest.CaptureFi
     assert name == f"my_rung_{brief}.cu" and f"{name} is in {folder}." in capsys.readouterr().out
     assert own_rung.find(name) == folder / name and own_rung.brief_of(name) == brief
     assert ("--operands bf16" in (folder / name).read_text()) == (brief == "bf16")
-    assert own_rung.changed_lines(name) == (2, 2), "nothing but the names"
+    assert own_rung.changed_lines(name) == (3, 2), "the names alone, and a longer launch in two lines"
     (folder / name).write_text("// mine")
     own_rung.begin(brief)
     assert (folder / name).read_text() == "// mine"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 
 from gemm_ladder.errors import InputError
@@ -10,6 +11,7 @@ from gemm_ladder.lab.cases import OperandType
 from gemm_ladder.lab.given import ENTRY
 from gemm_ladder.rungs import Rung, rungs
 
+WIDTH = 120  # columns of a CUDA file
 # What the launcher is given, as comments of the file.
 FP8_GIVEN = (
     "//   at the end, starts it, and is given shapes whose n is a multiple of 8 and whose k is one of",
@@ -83,8 +85,27 @@ def adapted(source: str, rung: str, path: Path, operands: OperandType = "fp8") -
         "// - rewrite this comment. What follows is the one of the rung.",
         *header[1:],
     ]
-    body = re.sub(rf"\b{rung}\b", path.stem, "\n".join(lines[end:]))
-    return "\n".join([*comment, body]) + "\n"
+    first = textwrap.fill(comment[0], WIDTH, subsequent_indent="// ", break_on_hyphens=False)
+    return "\n".join([first, *comment[1:], *_renamed(lines[end:], rung, path.stem)]) + "\n"
+
+
+def _renamed(lines: list[str], rung: str, name: str) -> list[str]:
+    """The rung's code with another name: what was aligned behind the name is so again, and a line that is too
+    long is broken there."""
+    found, aligned = [], 0  # the column at which the parameters of the function with the name were aligned
+    for line in lines:
+        new = re.sub(rf"\b{rung}\b", name, line)
+        if aligned and len(line) - len(line.lstrip()) == aligned:
+            new = " " * (aligned + len(name) - len(rung)) + line.lstrip()
+        else:
+            call = re.search(rf"\b{rung}\(", line)
+            aligned = call.end() if call else 0
+        if len(new) > WIDTH and (argument := re.search(rf"\((?={name}, )", new)):
+            behind = argument.end() + len(name) + 1
+            found.append(new[:behind])
+            new = " " * argument.end() + new[behind:].lstrip()
+        found.append(new)
+    return found
 
 
 def _is_one_file(rung: Rung) -> bool:

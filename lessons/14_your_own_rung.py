@@ -62,7 +62,7 @@ drawing.where("SM", "tensor cores", "shared memory", "mbarriers", "TMA", "cluste
 # The rules: one file; all of the ladder's wrappers, and no inline [PTX](glossary.md#ptx); at most 130 lines
 # of code added and as many removed; every shape that s4_tma takes, right bit for bit or within the rungs'
 # bounds, on every [schedule](glossary.md#schedule). A shape that your kernel cannot compute may be refused
-# with a sentence, which costs points.
+# with a sentence, which costs points; the one that your brief is measured at may not.
 #
 # The wrappers are in [kernels/include](../kernels/include). One that s4_tma does not use may need another
 # `#include`: `mma.cuh` has the WGMMA of BF16, which is

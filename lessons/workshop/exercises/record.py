@@ -25,7 +25,8 @@ class Exercise:
     """An exercise of a lesson. Its answer is in lessons/solutions, under the lesson's name.
 
     Attributes:
-        check: from the reader's answer to the verdict.
+        check: from the reader's answer to the verdict; it is only given answers of the kind that the lesson's
+            cell begins with (fitting.py).
         hints: a nudge, then the idea, then nearly the line.
     """
 

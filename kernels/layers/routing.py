@@ -15,6 +15,7 @@ from gemm_ladder.errors import InputError
 
 Layout = Literal["contiguous", "masked", "psum"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+GroupScore = Literal["top2", "max"]
 
 
 class Placement(NamedTuple):
@@ -51,8 +52,19 @@ def route(
     bias: torch.Tensor | None = None,
     normalize: bool = True,
     scale: float = 1.0,
+    num_groups: int = 1,
+    top_groups: int | None = None,
+    group_score: GroupScore = "top2",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The experts that each token goes to, and with which weights.
+
+    With more than one group, the experts are split into `num_groups` equal runs, and a token goes only to
+    experts of its `top_groups` best groups. DeepSeek-V3 and R1 choose so: `num_groups=8, top_groups=4`, with
+    a bias and sigmoid. Of equal scores, of experts or of groups, torch.topk picks one.
+
+    Source: "DeepSeek-V3 Technical Report", arXiv:2412.19437, section 2.1.2, "Node-Limited Routing", which
+    adds the top_k / top_groups = 2 largest scores of a group; and `Gate` in inference/model.py of
+    github.com/deepseek-ai/DeepSeek-V3, whose group scores include the bias.
 
     Args:
         logits: [..., experts], of a floating-point type: what the router's linear layer gives.
@@ -61,33 +73,87 @@ def route(
         bias: [experts], added to the scores for the choice alone, as DeepSeek-V3 does to balance the load.
         normalize: divide a token's weights by their sum.
         scale: multiply the weights by it, at last.
+        num_groups: into how many equal runs the experts are split; a divisor of their number.
+        top_groups: how many groups a token's experts may come from; has to be given if num_groups is not 1.
+        group_score: what makes a group good: "top2", the sum of its two largest scores with bias (of its only
+            one if it has one expert), as in DeepSeek-V3, or "max", the largest, as in DeepSeek-V2
+            (arXiv:2405.04434, section 2.2.2), which has no bias.
 
     Returns:
         int64 and float32 [..., top_k]: the experts, the one with the largest score first, and the weights.
 
     Raises:
         InputError: logits or bias is no such tensor, top_k is below 1 or more than there are experts, scoring
-            is neither, or scale is no number.
+            is neither, scale is no number, num_groups does not divide the number of experts, top_groups is
+            below 1 or more than num_groups, the chosen groups have fewer than top_k experts, or group_score
+            is neither.
     """
     if not isinstance(logits, torch.Tensor) or not logits.is_floating_point() or logits.dim() == 0:
         is_tensor = isinstance(logits, torch.Tensor)
         given = f"{logits.dtype} {list(logits.shape)}" if is_tensor else f"of type {type(logits).__name__}"
         raise InputError(f"logits is {given}; a tensor [..., experts] of a floating-point type is needed")
-    if not 1 <= settings.whole_number("top_k", top_k) <= logits.shape[-1]:
+    top_k = settings.whole_number("top_k", top_k)
+    if not 1 <= top_k <= logits.shape[-1]:
         raise InputError(f"top_k is {top_k}; 1 to {logits.shape[-1]}, the number of experts, is needed")
     if scoring not in ("softmax", "sigmoid"):
         raise InputError(f"scoring is {scoring!r}; 'softmax' or 'sigmoid' is needed")
     _check_bias(bias, logits)
     if isinstance(scale, bool) or not isinstance(scale, numbers.Real):
         raise InputError(f"scale is of type {type(scale).__name__}; a number is needed")
+    groups, kept = _checked_groups(logits.shape[-1], top_k, num_groups, top_groups, group_score)
     scores = logits.float().softmax(-1) if scoring == "softmax" else logits.float().sigmoid()
     chosen_by = scores if bias is None else scores + bias
-    experts = chosen_by.topk(top_k, dim=-1).indices
+    if kept == groups:
+        experts = chosen_by.topk(top_k, dim=-1).indices
+    else:
+        experts = _of_best_groups(chosen_by, top_k, groups, kept, group_score)
     weights = scores.gather(-1, experts)
     if normalize:
         total = weights.sum(-1, keepdim=True)
         weights = weights / total.clamp(min=torch.finfo(total.dtype).tiny)  # scores may all be 0
     return experts, weights * scale
+
+
+def _of_best_groups(
+    scores: torch.Tensor, top_k: int, num_groups: int, top_groups: int, group_score: GroupScore
+) -> torch.Tensor:
+    """int64 [..., top_k]: the experts with the largest of `scores` [..., experts] in the best groups.
+
+    The last topk sees the experts of those groups only, so no other can be chosen. DeepSeek's code gives the
+    others a score instead: first it was 0, which is more than a negative score, and now it is -inf, which is
+    not less than that of an expert whose bias is -inf.
+    """
+    size = scores.shape[-1] // num_groups
+    grouped = scores.reshape(*scores.shape[:-1], num_groups, size)
+    best = grouped.amax(-1) if group_score == "max" else grouped.topk(min(size, 2), dim=-1).values.sum(-1)
+    first = best.topk(top_groups, dim=-1, sorted=False).indices * size
+    members = (first[..., None] + torch.arange(size, device=scores.device)).flatten(-2)
+    return members.gather(-1, scores.gather(-1, members).topk(top_k, dim=-1).indices)
+
+
+def _checked_groups(
+    experts: int, top_k: int, num_groups: object, top_groups: object, group_score: object
+) -> tuple[int, int]:
+    """How many groups there are, and how many of them a token's experts may come from."""
+    for name, number in (("num_groups", num_groups), ("top_groups", top_groups)):
+        if isinstance(number, bool):
+            raise InputError(f"{name} is of type bool; an int is needed")
+    groups = settings.whole_number("num_groups", num_groups)
+    if groups < 1 or experts % groups != 0:
+        raise InputError(f"num_groups is {groups}; a divisor of {experts}, the number of experts, is needed")
+    if not isinstance(group_score, str) or group_score not in get_args(GroupScore):
+        raise InputError(f"group_score is {group_score!r}; 'top2' or 'max' is needed")
+    if top_groups is None:
+        if groups == 1:
+            return 1, 1
+        raise InputError(f"top_groups is None; 1 to {groups}, the number of groups, is needed")
+    kept = settings.whole_number("top_groups", top_groups)
+    if not 1 <= kept <= groups:
+        raise InputError(f"top_groups is {kept}; 1 to {groups}, the number of groups, is needed")
+    most = kept * (experts // groups)
+    if top_k > most:
+        raise InputError(f"top_k is {top_k}; 1 to {most}, the number of experts in top_groups, is needed")
+    return groups, kept
 
 
 def _check_bias(bias: object, logits: torch.Tensor) -> None:

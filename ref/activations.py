@@ -1,4 +1,5 @@
-"""What a model computes just before an operand is cast to FP8: SiLU-and-multiply, and RMSNorm.
+"""What a model computes just before an operand is cast to FP8: SiLU-and-multiply, and RMSNorm; and what comes
+back through the first.
 
 Both are defined here as sequences of FP32 operations, each rounded once to nearest even, with the order of
 every sum written down. So a kernel can have the same bits on every machine, which library functions such as
@@ -24,7 +25,7 @@ ROUNDING = np.float32(12582912.0)
 SMALLEST_GATE, LARGEST_EXPONENT = np.float32(-87.0), np.float32(30.0)
 ONE = np.float32(1)
 
-PIECE, THREADS, WARP = 8, 256, 32  # of the kernel for RMSNorm, which decide the order of its sum
+PIECE, THREADS, WARP = 8, 256, 32  # of the kernels, which decide the order of their sums
 
 
 def silu_and_mul(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
@@ -47,20 +48,94 @@ def silu_and_mul(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
 
 
 @tensor_core._compiled(njit, error_model="numpy")
+def _limited(gate):
+    """What a gate counts as."""
+    return SMALLEST_GATE if gate < SMALLEST_GATE else gate
+
+
+@tensor_core._compiled(njit, error_model="numpy")
+def _sigmoid(x, scaled, bits):
+    """1 / (1 + exp(-x)) of a limited x. `scaled` and `bits` are room for a number each."""
+    y = LARGEST_EXPONENT if not x < LARGEST_EXPONENT else x
+    bits[0] = fma(y, -LOG2_E, ROUNDING)
+    n = bits[0] - ROUNDING
+    r = fma(y, -LOG2_E, -n)
+    scaled[0] = fma(fma(fma(fma(fma(C5, r, C4), r, C3), r, C2), r, C1), r, ONE)
+    scaled.view(np.int32)[0] += bits.view(np.int32)[0] << 23
+    return ONE / (ONE + scaled[0])
+
+
+@tensor_core._compiled(njit, error_model="numpy")
 def _silu_and_mul(gate, up, out):
     scaled, bits = np.empty(1, np.float32), np.empty(1, np.float32)
     for i in range(out.size):
-        x = gate[i]
-        if x < SMALLEST_GATE:
-            x = SMALLEST_GATE
-        y = LARGEST_EXPONENT if not x < LARGEST_EXPONENT else x
-        bits[0] = fma(y, -LOG2_E, ROUNDING)
-        n = bits[0] - ROUNDING
-        r = fma(y, -LOG2_E, -n)
-        p = fma(fma(fma(fma(fma(C5, r, C4), r, C3), r, C2), r, C1), r, ONE)
-        scaled[0] = p
-        scaled.view(np.int32)[0] += bits.view(np.int32)[0] << 23
-        out[i] = x * (ONE / (ONE + scaled[0])) * up[i]
+        x = _limited(gate[i])
+        out[i] = x * _sigmoid(x, scaled, bits) * up[i]
+
+
+def silu_and_mul_backward(
+    gate: np.ndarray, up: np.ndarray, of_h: np.ndarray, factors: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """What comes back through h = silu_and_mul(gate, up), which is then multiplied by a factor for each row.
+
+    With s = 1 / (1 + exp(-gate)) as in silu_and_mul, and b = of_h * factor,
+
+        d gate = b * up * (s * (1 + gate * (1 - s)))     d up = b * (gate * s)     d factor = sum of of_h * h
+
+    where the gate counts as -87 below that, and in the sum of the slope as 30 above that. The sum in the
+    slope, and each step of the last sum, are fused multiply-adds. The last sum is that of 32 threads: thread
+    t adds up pieces t, t + 32, ... of 8 elements, and these sums are added in pairs whose numbers differ in
+    bit 4, then in bit 3 and so on.
+
+    Args:
+        gate, up, of_h: float32 [rows, columns]; of_h is what comes back for h, without the factor.
+        factors: float32 [rows].
+
+    Returns:
+        float32: the gradients of gate and up, and h times the factor, all [rows, columns]; the gradients of
+        the factors [rows].
+    """
+    gate, up, of_h, factors = (np.ascontiguousarray(one, np.float32) for one in (gate, up, of_h, factors))
+    of_gate, of_up, factored = (np.empty_like(gate) for _ in range(3))
+    of_factors = np.empty_like(factors)
+    with np.errstate(all="ignore"):
+        _silu_and_mul_backward(gate, up, of_h, factors, of_gate, of_up, factored, of_factors)
+    return of_gate, of_up, factored, of_factors
+
+
+@tensor_core._compiled(njit, error_model="numpy")
+def _silu_and_mul_backward(gate, up, of_h, factors, of_gate, of_up, factored, of_factors):
+    scaled, bits = np.empty(1, np.float32), np.empty(1, np.float32)
+    sums = np.empty(WARP, np.float32)
+    rows, columns = gate.shape
+    for row in range(rows):
+        for lane in range(WARP):
+            total = np.float32(0)
+            for begin in range(lane * PIECE, columns, WARP * PIECE):
+                for column in range(begin, min(begin + PIECE, columns)):
+                    x = _limited(gate[row, column])
+                    s = _sigmoid(x, scaled, bits)
+                    silu = x * s
+                    h = silu * up[row, column]
+                    slope = s * fma(LARGEST_EXPONENT if x > LARGEST_EXPONENT else x, ONE - s, ONE)
+                    back = of_h[row, column] * factors[row]
+                    total = fma(of_h[row, column], h, total)
+                    of_gate[row, column] = back * up[row, column] * slope
+                    of_up[row, column] = back * silu
+                    factored[row, column] = factors[row] * h
+            sums[lane] = total
+        of_factors[row] = _in_pairs(sums, 0)
+
+
+@tensor_core._compiled(njit, error_model="numpy")
+def _in_pairs(sums, begin):
+    """The sum of a warp's 32 sums from `begin` on, which are lost: as shuffles add them up."""
+    step = WARP // 2
+    while step:
+        for lane in range(begin, begin + step):
+            sums[lane] += sums[lane + step]
+        step //= 2
+    return sums[begin]
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
@@ -99,12 +174,7 @@ def _rms_norm(x, weight, eps, out):
             sums[thread] = total
         whole = np.float32(0)
         for warp in range(0, THREADS, WARP):
-            step = WARP // 2
-            while step:
-                for lane in range(step):
-                    sums[warp + lane] += sums[warp + lane + step]
-                step //= 2
-            whole += sums[warp]
+            whole += _in_pairs(sums, warp)
         inverse = ONE / np.sqrt(whole / np.float32(k) + eps)
         for column in range(k):
             out[row, column] = x[row, column] * inverse * weight[column]

@@ -11,7 +11,7 @@ from building import disassembler_or_skip
 from cast_cases import numbers, spaced
 from gemm_ladder.casts.kernel import INPUTS
 from gemm_ladder.errors import BuildError
-from gemm_ladder.layers import combining
+from gemm_ladder.layers import combining, own_kernels
 from gemm_ladder.ref import gemm, tensor_core
 from gemm_ladder.sass import disassembly
 from numba import njit
@@ -159,14 +159,14 @@ def test_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = combining.combined(rows, places, factors)
     for loaded in (True, False):
         if not loaded:
-            monkeypatch.setattr(combining, "_libraries", {})
+            monkeypatch.setattr(combining.KERNEL, "libraries", {})
         graph, given = torch.cuda.CUDAGraph(), torch.zeros_like(rows)
         with torch.cuda.graph(graph):
             found = combining.combined(given, places, factors)
         given.copy_(rows)
         graph.replay()
         check_same(found, wanted)
-        assert bool(combining._libraries) == loaded
+        assert bool(combining.KERNEL.libraries) == loaded
 
 
 def test_a_kernel_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,9 +176,9 @@ def test_a_kernel_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
         raise BuildError("no compiler", "")
 
     cuda = torch.device("cuda", 0)
-    monkeypatch.setattr(combining, "compile_for", broken)
-    monkeypatch.setattr(combining, "_libraries", {})
-    monkeypatch.setattr(combining, "_is_hopper", lambda device: True)
+    monkeypatch.setattr(combining.KERNEL, "compile_for", broken)
+    monkeypatch.setattr(combining.KERNEL, "libraries", {})
+    monkeypatch.setattr(own_kernels, "is_hopper", lambda device: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     assert "cannot be divided" in combining.why_not(cuda, 3, 12)
     assert "cannot be divided" in combining.why_not(cuda, 2**30, 2048)
@@ -193,7 +193,7 @@ def test_a_kernel_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_machine_code() -> None:
     """Nothing is spilled, and all rows' loads, of 16 bytes, come before the first sum."""
     disassembler_or_skip()
-    built = combining.compile_for("cuda")
+    built = combining.KERNEL.compile_for("cuda")
     for name, used in disassembly.resources(built.log).items():
         assert (used.stack_frame, used.spill_stores, used.spill_loads) == (0, 0, 0), name
         assert used.registers <= 64, name  # 8 thread blocks of 128 threads an SM

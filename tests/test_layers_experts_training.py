@@ -16,7 +16,7 @@ from gemm_ladder.casts import functions
 from gemm_ladder.casts import launching as casts
 from gemm_ladder.errors import InputError
 from gemm_ladder.lab import agreement
-from gemm_ladder.layers import Fp8Experts, Fp8Linear, combining, weights
+from gemm_ladder.layers import Fp8Experts, Fp8Linear, combining, silu_backward, turning, weights
 from gemm_ladder.production import launching as production
 from gemm_ladder.ref import fp8, gemm, metrics, tensor_core
 from gemm_ladder.training import launching as training
@@ -204,8 +204,16 @@ def test_by_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_ops, "on_cpu", over_tokens)
     monkeypatch.setattr(functions, "_done_by_kernel", cast)
     monkeypatch.setattr(combining, "by_torch", combined)
+    for module, function in ((silu_backward, "through_silu_and_mul"), (turning, "turned")):
+
+        def by_kernel(*operands: torch.Tensor, run: Any = module.by_kernel, name: str = function) -> Any:
+            names.append(name)
+            return run(*operands)
+
+        monkeypatch.setattr(module, function, by_kernel)
     found = [layer(*given[:3]), *gradients(layer, given)]
-    for name, count in (("combined", 3), ("per_token", 2 * 2 + 2), ("per_channel_turned", 4)):
+    counts = {"combined": 3, "per_token": 2 * 2 + 2, "per_channel_turned": 4}
+    for name, count in {**counts, "through_silu_and_mul": 1, "turned": 2}.items():
         assert names.count(name) == count, names
     assert sum(name.startswith("fp8_gemm_contiguous") for name in names) == 2 * 2 + 2
     assert sum(name.startswith("fp8_gemm_1d1d") for name in names) == 2

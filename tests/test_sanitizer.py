@@ -14,7 +14,7 @@ import torch
 from families import FAMILIES, name
 from gemm_ladder.casts.kernel import KERNELS as KERNELS_OF_CASTS
 from gemm_ladder.casts.kernel import Kernel
-from gemm_ladder.layers import combining
+from gemm_ladder.layers import combining, silu_backward, turning
 from gemm_ladder.production.config import Config
 from training_cases import CONFIGS as TRAINING_CONFIGS
 
@@ -54,7 +54,7 @@ import sys
 import torch
 from cast_cases import Placed, columns, numbers, spaced, weight_for
 kind, before = sys.argv[1:]
-for m, k, gap, rows in ((130, 264, 8, None), (20, 137, 3, None), (1500, 2048, 0, None), (140, 136, 8, 12)):
+for m, k, gap, rows in ((130, 264, 8, None), (20, 137, 3, None), (1600, 2176, 0, None), (140, 136, 8, 12)):
     x = spaced(numbers((rows or m, columns(before, k)), torch.bfloat16), "cuda", gap)
     given = weight_for(before, k, x.dtype, "cuda")
     if rows:
@@ -62,6 +62,17 @@ for m, k, gap, rows in ((130, 264, 8, None), (20, 137, 3, None), (1500, 2048, 0,
     cast = Placed.of(kind, before, x, True, **given)
     cast.run()
     cast.check()
+"""
+BACKWARD = """
+import torch
+from gemm_ladder.layers import silu_backward, turning
+from test_layers_kernels import codes, numbers
+for shape in ((144, 272), (2, 80, 400)):
+    given = codes(*shape).cuda()
+    assert torch.equal(turning.by_kernel(given), given.mT)
+factors = torch.ones(17, device="cuda")
+silu_backward.by_kernel(numbers(17, 2 * 272, 0).cuda(), numbers(17, 272, 1).cuda(), factors)
+torch.cuda.synchronize()
 """
 COMBINE = """
 import torch
@@ -142,5 +153,14 @@ def test_casts_are_clean(kernel: Kernel, tool: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("tool", TOOLS)
 def test_combining_is_clean(tool: str) -> None:
-    combining.compile_for("cuda")
+    combining.KERNEL.compile_for("cuda")
     check(tool, COMBINE)
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_backward_pass_is_clean(tool: str) -> None:
+    for kernel in (turning.KERNEL, silu_backward.KERNEL):
+        kernel.compile_for("cuda")
+    check(tool, BACKWARD)

@@ -39,13 +39,16 @@ STRICT = (
         for module in (
             *("combining", "conversion", "expert_products", "experts", "frozen", "linear"),
             *(
+                "own_kernels",
                 "parallel_experts",
                 "parallel_linear",
                 "products",
                 "ranks",
                 "routing",
+                "silu_backward",
                 "single_experts",
                 "travelling",
+                "turning",
             ),
             "weights",
         )

@@ -180,12 +180,14 @@ __device__ __forceinline__ float inverse_of(float x) {
     return __fmaf_rn(inverse, __fmaf_rn(-x, inverse, 1.0f), inverse);
 }
 
-// gate / (1 + exp(-gate)) * up, as ref/activations.py says. exp(-gate) = 2^n * 2^r with |r| <= 1/2.
-__device__ __forceinline__ float silu_and_mul(float gate, float up) {
+// What a gate counts as, so that exp(-gate) is a normal number. NaN stays NaN.
+__device__ __forceinline__ float limited(float gate) { return gate < -87.0f ? -87.0f : gate; }
+
+// 1 / (1 + exp(-x)) of a limited x, as ref/activations.py says. exp(-x) = 2^n * 2^r with |r| <= 1/2.
+__device__ __forceinline__ float sigmoid(float x) {
     constexpr float kLog2E = 1.44269502f, kRounding = 12582912.0f;  // 1.5 * 2^23: rounds to an integer
     constexpr float kC1 = 0.693147f, kC2 = 0.24022242f, kC3 = 0.055507336f, kC4 = 0.009671513f, kC5 = 0.0013264727f;
-    const float x = gate < -87.0f ? -87.0f : gate;  // NaN stays NaN
-    const float y = fminf(x, 30.0f);                // and becomes 30 here
+    const float y = fminf(x, 30.0f);  // 30 where x is NaN
     const float shifted = __fmaf_rn(y, -kLog2E, kRounding), n = shifted - kRounding, r = __fmaf_rn(y, -kLog2E, -n);
     float power = __fmaf_rn(kC5, r, kC4);
     power = __fmaf_rn(power, r, kC3);
@@ -193,7 +195,13 @@ __device__ __forceinline__ float silu_and_mul(float gate, float up) {
     power = __fmaf_rn(power, r, kC1);
     power = __fmaf_rn(power, r, 1.0f);
     const float exponential = __uint_as_float(__float_as_uint(power) + (__float_as_uint(shifted) << 23));
-    return x * inverse_of(1.0f + exponential) * up;
+    return inverse_of(1.0f + exponential);
+}
+
+// gate / (1 + exp(-gate)) * up
+__device__ __forceinline__ float silu_and_mul(float gate, float up) {
+    const float x = limited(gate);
+    return x * sigmoid(x) * up;
 }
 
 // The piece of FP32 numbers that SiLU-and-multiply makes of two pieces.

@@ -10,24 +10,17 @@ traces a call as one operator, `torch.ops.gemm_ladder.combine_rows`, which gemm_
 from __future__ import annotations
 
 import ctypes
-import functools
-from typing import TYPE_CHECKING
 
 import torch
 from gemm_ladder import ops
-from gemm_ladder.arguments import HOPPER, MAX_SIZE, ceil_div
+from gemm_ladder.arguments import MAX_SIZE, ceil_div
 from gemm_ladder.casts.kernel import INPUTS
-from gemm_ladder.errors import LaunchError
+from gemm_ladder.layers.own_kernels import OwnKernel
 
-if TYPE_CHECKING:
-    from gemm_ladder.build import Built, Target
-
-NAME = "combine_rows"
+KERNEL = OwnKernel("combine_rows")
 COLUMNS = 1024  # of a row that one thread block adds up: 128 threads with 8 each
 _ALIGNMENT = 16  # bytes that a load of the kernel has
 _NUMBERS = {dtype: number for number, dtype in enumerate(INPUTS)}  # enum Input of cast_numbers.cuh
-
-_libraries: dict[Target, ctypes.CDLL | None] = {}  # None: it could not be built
 
 
 class Params(ctypes.Structure):
@@ -154,57 +147,16 @@ def run(rows: torch.Tensor, places: torch.Tensor, factors: torch.Tensor | None, 
         *places.shape,
         rows.stride(0) * rows.itemsize,
     )
-    args = Args(params, _NUMBERS[out.dtype], _NUMBERS[factors.dtype])
-    if rows.is_cuda:
-        from gemm_ladder import launch  # here, as below: what is added up by torch's operators needs neither
-
-        with launch.current(rows.device):
-            entry = launch.launcher(_libraries.get("cuda") or load("cuda"))
-        launch.start(NAME, entry, args, rows.device)
-        return
-    from gemm_ladder.ref import emulator
-
-    tensors = {"the rows": rows, "the places": places, "the factors": factors, "the sums": out}
-    library = _libraries.get("emulator") or load("emulator")
-    if error := emulator.launch(library, args, tensors, once={"the sums"}):
-        raise LaunchError(f"{NAME}: {error}")
-
-
-def compile_for(target: Target) -> Built:
-    """Compile the kernels, or find them in the cache.
-
-    Raises:
-        gemm_ladder.build.ToolchainError, BuildError: they could not be compiled.
-    """
-    from gemm_ladder import build  # here: what is added up on the CPU needs no compiler
-
-    return build.make(build.Job.of('#include "combine_rows.cuh"\n', target, NAME))
-
-
-def load(target: Target) -> ctypes.CDLL:
-    """The library with the kernels, compiled if it is not in the cache, and loaded."""
-    library = _libraries[target] = compile_for(target).lib
-    return library
-
-
-@functools.cache
-def _is_hopper(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) == HOPPER
+    given = {"the rows": rows, "the places": places, "the factors": factors}
+    KERNEL.start(Args(params, _NUMBERS[out.dtype], _NUMBERS[factors.dtype]), given, {"the sums": out})
 
 
 def why_not(device: torch.device, tokens: int, hidden: int) -> str | None:
-    """Why the kernel cannot add up rows on a GPU; None if it can. It is loaded then.
-
-    A kernel that cannot be built is tried once in a process, and a warning says why it was not.
-    """
-    if not _is_hopper(device):
-        return f"{device} is no Hopper GPU"
+    """Why the kernel cannot add up rows on a device; None if it can. It is loaded then."""
     if hidden % 8 or tokens * ceil_div(hidden, COLUMNS) > MAX_SIZE:
         return f"{tokens} rows of {hidden} numbers cannot be divided among thread blocks"
-    from gemm_ladder import launch
-
-    return launch.why_not_loaded(NAME, "cuda", _libraries, load)
+    return KERNEL.why_not(device)
 
 
-_SCHEMA = f"{NAME}(Tensor rows, Tensor places, Tensor? factors, ScalarType dtype) -> Tensor"
+_SCHEMA = f"{KERNEL.name}(Tensor rows, Tensor places, Tensor? factors, ScalarType dtype) -> Tensor"
 ops.define(_SCHEMA, _compute, _fake)

@@ -28,7 +28,7 @@ from gemm_ladder import calls, ops, settings
 from gemm_ladder.arguments import SCALE_BLOCK
 from gemm_ladder.casts import functions
 from gemm_ladder.errors import InputError
-from gemm_ladder.layers import combining, products, routing
+from gemm_ladder.layers import combining, products, routing, silu_backward, turning
 from gemm_ladder.training import products as training
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -110,7 +110,7 @@ def _product(a: Pair, b: Pair, rows: torch.Tensor) -> torch.Tensor:
 
 
 def _turned(codes: torch.Tensor, of_blocks: torch.Tensor) -> Pair:
-    return codes.mT.contiguous(), of_blocks.mT.contiguous()
+    return turning.turned(codes), of_blocks.mT.contiguous()
 
 
 def _backward(
@@ -138,7 +138,7 @@ def _backward(
     of_h = _product(
         functions.per_token_group_quant_fp8(grad, use_ue8m0, rows=token), _turned(w2, w2_scales), rows
     )
-    of_rows, of_inner, factored = _through_silu_and_mul(inner, of_h, factor[:size, None])
+    of_inner, of_rows, factored = silu_backward.through_silu_and_mul(inner, of_h, factor[:size])
     of_factors = torch.nn.functional.pad(of_rows, (0, 1))[places]  # 0 for a choice that has no row
     of_input, of_w1, of_w2 = (
         x.new_empty(0, dtype=dtype) for dtype in (x.dtype, torch.float32, torch.float32)
@@ -162,23 +162,6 @@ def _backward(
             on_host,
         )
     return of_input, of_factors, of_w1, of_w2
-
-
-def _through_silu_and_mul(
-    inner: torch.Tensor, of_h: torch.Tensor, factor: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """From `of_h`, which is dy W2: the gradients of factors, FP32 [size], and of `inner`, and f h, both BF16.
-    What is FP32 in between lives no longer than this takes."""
-    gate, up = inner.float().chunk(2, -1)
-    back = of_h.float()
-    sigmoid = gate.sigmoid()
-    silu = gate * sigmoid
-    h = silu * up
-    of_rows = (back * h).sum(-1)
-    back = back * factor
-    slope = sigmoid * (1 + gate * (1 - sigmoid))
-    of_inner = torch.cat([back * up * slope, back * silu], -1).bfloat16()
-    return of_rows, of_inner, (factor * h).bfloat16()
 
 
 def _rows_of_experts(rows: torch.Tensor, count: int) -> torch.Tensor:

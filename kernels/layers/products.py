@@ -23,6 +23,7 @@ from gemm_ladder import calls, checks, ops
 from gemm_ladder.arguments import K_MULTIPLE
 from gemm_ladder.casts import functions
 from gemm_ladder.errors import InputError
+from gemm_ladder.layers import turning
 from gemm_ladder.training import products as training
 
 
@@ -81,7 +82,7 @@ def _grad_input(
         turned[:, n:].view(torch.uint8).zero_()
         grad = F.pad(grad, (0, padding))
     else:
-        turned = codes.t().contiguous()
+        turned = turning.turned(codes)
     return _linear(grad, None, turned, scales.t().contiguous(), use_ue8m0)
 
 

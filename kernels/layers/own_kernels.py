@@ -1,0 +1,93 @@
+"""The kernels that layers have beside products and casts: each a library with one launcher.
+
+They run on a Hopper GPU, or on the emulator. Where one cannot, because it cannot be built or would have to be
+loaded while a CUDA graph is captured, torch's operators do its work.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from gemm_ladder.arguments import HOPPER
+from gemm_ladder.errors import LaunchError
+
+if TYPE_CHECKING:
+    from gemm_ladder.build import Built, Target
+
+
+class OwnKernel:
+    """A kernel, which is compiled and loaded when it is first needed.
+
+    Attributes:
+        name: of the kernel, of the header NAME.cuh that has its launcher, and in messages.
+        libraries: what has been loaded; None where it could not be built.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.libraries: dict[Target, ctypes.CDLL | None] = {}
+
+    def compile_for(self, target: Target) -> Built:
+        """Compile the kernel, or find it in the cache.
+
+        Raises:
+            gemm_ladder.build.ToolchainError, BuildError: it could not be compiled.
+        """
+        from gemm_ladder import build  # here: what torch's operators do needs no compiler
+
+        return build.make(build.Job.of(f'#include "{self.name}.cuh"\n', target, self.name))
+
+    def load(self, target: Target) -> ctypes.CDLL:
+        """Its library, compiled if it is not in the cache, and loaded."""
+        library = self.libraries[target] = self.compile_for(target).lib
+        return library
+
+    def why_not(self, device: torch.device) -> str | None:
+        """Why the kernel cannot run on a device; None if it can. It is loaded then.
+
+        A kernel that cannot be built is tried once in a process, and a warning says why it was not.
+        """
+        if device.type != "cuda":
+            return f"the tensors are on {device}"
+        if not is_hopper(device):
+            return f"{device} is no Hopper GPU"
+        from gemm_ladder import launch
+
+        return launch.why_not_loaded(self.name, "cuda", self.libraries, self.load)
+
+    def start(
+        self, args: ctypes.Structure, read: Mapping[str, torch.Tensor], written: Mapping[str, torch.Tensor]
+    ) -> None:
+        """Run the kernel on the emulator, or queue it on the current stream of its tensors' GPU.
+
+        Args:
+            args: of the launcher.
+            read, written: the tensors whose addresses it has, by what the emulator calls them. Of those that
+                are written each element is written once.
+
+        Raises:
+            LaunchError: the launch is refused. EmulatorError: the emulator found the kernel at fault.
+            gemm_ladder.build.ToolchainError, BuildError: the kernel could not be compiled.
+        """
+        device = next(iter(written.values())).device
+        if device.type == "cuda":
+            from gemm_ladder import launch
+
+            with launch.current(device):
+                entry = launch.launcher(self.libraries.get("cuda") or self.load("cuda"))
+            launch.start(self.name, entry, args, device)
+            return
+        from gemm_ladder.ref import emulator
+
+        library = self.libraries.get("emulator") or self.load("emulator")
+        if error := emulator.launch(library, args, {**read, **written}, once=set(written)):
+            raise LaunchError(f"{self.name}: {error}")
+
+
+@functools.cache
+def is_hopper(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) == HOPPER

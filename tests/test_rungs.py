@@ -128,7 +128,11 @@ def test_error(rung, case, machine):
 @pytest.mark.gpu
 @pytest.mark.parametrize(("rung", "case"), supported(KERNELS, CASES + UNEVEN_CASES))
 def test_machines_agree(rung, case):
-    """The GPU and the emulator run the same source and give the same bits."""
+    """The GPU and the emulator run the same source and give the same bits, if they split K alike:
+    s9_production chooses for the number of SMs. test_bits has each machine's own."""
+    splits = {machine: arithmetic(rung, case, machine) for machine in ("gpu", "emulator")}
+    if len(set(splits.values())) > 1:
+        pytest.skip(f"s9_production chooses other splits of K: {splits}")
     np.testing.assert_array_equal(result(rung, case, "gpu"), result(rung, case, "emulator"))
 
 

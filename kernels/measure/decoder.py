@@ -25,16 +25,15 @@ from torch.nn.parameter import Parameter
 
 BF16 = torch.bfloat16
 LONGEST = 8192  # tokens of a sequence
-TOP_K = 8
+TOP_K, EXPERT_GROUPS, TOP_GROUPS = 8, 8, 4  # DeepSeek-V3's experts: chosen within half of their groups
 ROUTED_SCALE = 2.5  # by which DeepSeek-V3 multiplies the experts' weights
 ROPE_BASE = 1e6
 
 SIMPLIFIED = (
-    "positions are RoPE's, without the rescaling of long contexts; the choice of experts is not limited to "
-    "groups of experts and has no bias that balances them, and random weights spread tokens evenly; prefill "
-    "is one sequence; attention is torch's, in DeepSeek's prefill with values padded to the size of keys, in "
-    "its decode two batched products with a softmax between them; a decoded token is one of a batch whose "
-    "sequences are all of the same length"
+    "positions are RoPE's, without the rescaling of long contexts; the choice of experts has no bias that "
+    "balances them, and random weights spread tokens evenly; prefill is one sequence; attention is torch's, "
+    "in DeepSeek's prefill with values padded to the size of keys, in its decode two batched products with a "
+    "softmax between them; a decoded token is one of a batch whose sequences are all of the same length"
 )
 
 Mark = Callable[[str], None]  # is told the name of the part of the layer that begins
@@ -229,7 +228,14 @@ class Mixture(Layer):
         mark("elementwise")
         x = F.rms_norm(x, (self.hidden,), self.inner_norm, EPSILON)
         mark("routing")
-        chosen, factors = route(self.router(x), TOP_K, scoring="sigmoid", scale=ROUTED_SCALE)
+        chosen, factors = route(
+            self.router(x),
+            TOP_K,
+            scoring="sigmoid",
+            scale=ROUTED_SCALE,
+            num_groups=EXPERT_GROUPS,
+            top_groups=TOP_GROUPS,
+        )
         mark("experts")
         routed = how.experts(self.experts, x, chosen, factors)
         mark("elementwise")

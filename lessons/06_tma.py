@@ -540,7 +540,7 @@ print(f"{asked / microseconds / 1e6:.1f} TB/s")
 
 # %% [markdown]
 # By NVIDIA's data sheets memory gives 3.35 TB/s on an H100 and 4.8 on an H200, so most of this comes from L2.
-# It is also more than the 9 that the model allows: one of the model's figures is wrong, and the next lesson's
+# It is also more than the 9 that the model allows: figures of the model are wrong, and the next lesson's
 # experiment says which. And blocks that lie below each other ask for the same tile of B. The next rung lets
 # two of them share it.
 #

@@ -309,8 +309,8 @@ exercises.found("07.faster", 100 * (ratio - 1), "per cent faster than s4_tma at 
 print(*notes, sep="\n")
 
 # %% [markdown]
-# A third of the traffic is gone, and the prediction has failed: it is a third below that for s4, and the time
-# is hardly below s4's:
+# A third of the traffic is gone, and the prediction has failed: it is a third below that for s4, and at the
+# sizes of the bars the time is hardly below s4's:
 
 # %%
 evidence.compare("s5_tma_multicast", "07.us")

@@ -282,7 +282,7 @@ workbench_sass.change(*zip(*different, strict=True)) if different else print("no
 # be the same.
 
 # %%
-problem = workbench.problem(m=600, n=328, k=640)  # ragged: tiles with 88 rows, and with 72 columns
+problem = workbench.problem(m=600, n=328, k=640)  # ragged: the last tiles of 128 x 192 are not whole
 right = workbench.expected(rung.name, problem)
 for name, mode in MODES.items():
     d = workbench.multiply(dataclasses.replace(rung, name=f"s8_{name}", mode=mode), problem)

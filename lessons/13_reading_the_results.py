@@ -728,7 +728,7 @@ exercises.check("13.4", ratio)
 # m, n, k, l2, impl, us and more. Of all products and states of L2 in which both "s9_production" and one of
 # `libraries` was measured, return the one with the smallest ratio of the best library's time over ours:
 # (kind, groups, m, n, k, l2, ratio). Beware of the masked products ([lesson 12](12_grouped_gemms.ipynb)):
-# what else than these fields tells two of them apart?
+# which two further fields tell them apart?
 
 
 # %% tags=["exercise"]

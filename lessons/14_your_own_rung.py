@@ -54,7 +54,8 @@ drawing.where("SM", "tensor cores", "shared memory", "mbarriers", "TMA", "cluste
 #   [SMs](glossary.md#sm). What is hard: where the two halves meet, and when a CTA may end. Where k has an odd
 #   number of K blocks, either CTA may take the one more. A CTA reads the other's [shared
 #   memory](glossary.md#shared-memory) by `ptx::ld_shared_cluster`, or writes to it by
-#   `ptx::st_shared_cluster`, at an address from `ptx::mapa`.
+#   `ptx::st_shared_cluster`, at an address from `ptx::mapa`. What is written where the ring was leaves out
+#   its [mbarriers](glossary.md#mbarrier), or `ptx::mbarrier_inval` ends them first.
 # - **`96_columns`**: tiles of 64 x 96, by whichever WGMMAs. It should pay at n = 2112, which is 22 tiles of
 #   96 and nothing left over, or 17 of 128, the last one half empty. What is hard: a tile may lie in two scale
 #   blocks of B.

@@ -15,7 +15,7 @@
 # vectors, and asks what a user asks: what is replaced, what is lost and where, what to leave alone, and
 # whether it pays.
 #
-# > **Needs:** lesson [05](05_precision.ipynb). **Time:** 20 minutes to read, 35 for guesses and exercises;
+# > **Needs:** lesson [05](05_precision.ipynb). **Time:** 25 minutes to read, 35 for guesses and exercises;
 # > its cells run in a minute, less when its kernels have been compiled. **May be skipped:** all of it: no
 # > other lesson needs it.
 
@@ -294,8 +294,8 @@ else:
 # by thousandths of themselves. In time, a step has more casts than inference has: of the input, of the
 # gradient and of the weight, for three products. So layers have to be wider still before a step gets faster.
 # Called from Python, this small model's step in FP8 waits for the host, which has many more kernels to queue.
-# A [CUDA graph](glossary.md#cuda-graph) queues them all at once: in a run that had time for graphs, a step took
-# 11.37 ms in FP8 there and 11.31 in BF16. (A dash stands for what a run had no time for.)
+# A [CUDA graph](glossary.md#cuda-graph) queues them all at once: in a run that had time for graphs, a step
+# took 11.37 ms in FP8 there and 11.31 in BF16. (A dash stands for what a run had no time for.)
 #
 # ## Exercises
 #

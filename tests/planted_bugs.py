@@ -293,6 +293,18 @@ BUGS = [
     ),
     Bug(
         "s6_warp_specialized",
+        "one lane of the producer's warp gives registers back",
+        "ptx::setmaxnreg_dec<40>();",
+        "if (threadIdx.x % 32 == 0) ptx::setmaxnreg_dec<40>();",
+        [
+            Symptom(
+                "deadlock", r"\(lane 0\).* for setmaxnreg, which the other lanes of its warp have to execute"
+            ),
+            Symptom("divergent_warp", r"setmaxnreg while its warp executes bar.warp.sync: all 32 lanes must"),
+        ],
+    ),
+    Bug(
+        "s6_warp_specialized",
         "a stage is released before its WGMMAs have read it",
         [f"{WAIT}if (slice == kSlices - 1) {{", "ring.advance();\n}\n"],
         ["if (slice == kSlices - 1) {", f"ring.advance();\n}}\n{WAIT}"],

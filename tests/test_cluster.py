@@ -91,6 +91,12 @@ def test_stores_that_complete_bytes(machine: str) -> None:
         np.testing.assert_array_equal(words, np.stack([ids.sum(1), -ids.max(1)], 1))
 
 
+def test_a_block_that_arrives_and_ends(machine: str) -> None:
+    """Its arrival counts, with what was written before it, until the others have arrived, and not longer."""
+    for out in run(machine, 5, (128,), grid=2, cluster=2, block=128):
+        assert out.tolist() == list(range(1, 129))
+
+
 FAULTS = {
     40: ("data_race", "(reads|writes) shared memory at 0x400, which (a st.async of )?thread"),
     41: ("invalid_operand", "st.async to block 0 completes bytes on an mbarrier of block 1"),

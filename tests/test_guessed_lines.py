@@ -31,6 +31,7 @@ EXPECT = in_rung("s5_tma_multicast", (f"{BYTES} + kBytesScales);", f"{BYTES} / k
 BARRIER = in_rung("s2_tiled", ("        __syncthreads();", "       "))
 WAIT = "        ptx::wgmma_wait_group<0>();\n"
 PROMOTE = gl.rungs["s3_wgmma"].source.partition(WAIT)[2].partition("        __syncthreads();")[0]
+READ = in_rung("s7_persistent", ("if (thread == 0) ptx::cp_async_bulk_wait_group_read<0>();", ""))
 MOVED = in_rung("s3_wgmma", (WAIT + PROMOTE, PROMOTE + WAIT))
 
 
@@ -56,6 +57,9 @@ MOVED = in_rung("s3_wgmma", (WAIT + PROMOTE, PROMOTE + WAIT))
         (SWIZZLE, "ptx::st_shared", YES),
         (EXPECT, "ptx::mbarrier_arrive_expect_tx(full, kBytesA", YES),
         (EXPECT, "kBytesScales", MORE),
+        (READ, "cp_async_bulk_wait_group_read<0>();", MORE),
+        (READ, "cp_async_bulk_wait_group_read<0>();  // the previous", YES),  # its comment tells it apart
+        (READ, "if (thread == 0) ptx::cp_async_bulk_wait_group_read<0>();  // my words", YES),
         (BARRIER, "__syncthreads();", YES),  # the whole line: more cannot be asked for
         (MOVED, "wgmma_wait_group", YES),
         (MOVED, "total[i] = fmaf(partial[i]", YES),  # it moves as well, if the wait stays

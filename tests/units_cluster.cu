@@ -137,6 +137,19 @@ __device__ void asynchronous(uint32_t* out) {
     meet_cluster();
 }
 
+// The second block writes to the first one, arrives, and ends without waiting.
+__device__ void last_words(uint32_t* out) {
+    const uint32_t mine = ptx::shared_memory() + 4 * threadIdx.x;
+    meet_cluster();
+    if (ptx::cluster_ctarank() == 1) {
+        ptx::st_shared_cluster(ptx::mapa(mine, 0), threadIdx.x + 1);
+        return ptx::barrier_cluster_arrive();
+    }
+    meet_cluster();
+    out[threadIdx.x] = ptx::ld_shared<uint32_t>(mine);
+    meet_cluster();  // of those that are left
+}
+
 __global__ void units(int unit, const uint32_t* in, uint32_t* out) {
     if (unit == 0 && threadIdx.x == 0) identity(out);
     if (unit == 1 && threadIdx.x % 2) lanes<0xAAAAAAAA>(in, out);
@@ -144,4 +157,5 @@ __global__ void units(int unit, const uint32_t* in, uint32_t* out) {
     if (unit == 2) widths(out);
     if (unit == 3) atomics(out);
     if (unit == 4) asynchronous(out);
+    if (unit == 5) last_words(out);
 }

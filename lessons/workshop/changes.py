@@ -37,7 +37,7 @@ class Change:
         if too_short(line):
             return f"Your line, {line.strip()!r}, is too short to tell: give more of the line."
         changed, places = self._changed(), list[set[int]]()
-        for squeezed in (_plain, _tight):  # the second: words of a comment
+        for squeezed in (_tight, _plain) if "//" in line else (_plain, _tight):  # _tight keeps comments
             wanted, lines = squeezed(line), [squeezed(one) for one in self.before.splitlines()]
             numbers = [number for number, text in enumerate(lines) for _ in text]  # of each character
             if places := [set(numbers[at : at + len(wanted)]) for at in _places(wanted, "".join(lines))]:

@@ -127,7 +127,7 @@ inline std::string Cluster::reason(const Thread& thread) {
                std::to_string(barrier.pending) + " of " + std::to_string(barrier.count) + " arrivals pending and " +
                bytes;
     }
-    if (what == "setmaxnreg") {
+    if (what == "registers") {
         std::snprintf(text, sizeof text,
                       "setmaxnreg.inc %u: each thread has %lld registers, as __launch_bounds__ leaves it, so a warp "
                       "needs %lld more, and of those that setmaxnreg.dec has given back %lld are left",
@@ -144,6 +144,7 @@ inline std::string Cluster::reason(const Thread& thread) {
                       ended ? (" (" + std::to_string(ended) + " of the block's have ended)").c_str() : "");
         return text;
     }
+    if (thread.wait.of_lanes) return what + ", which the other lanes of its warp have to execute with it";
     return what;
 }
 

@@ -59,6 +59,8 @@ inline void Cluster::exit_checks(Thread& thread) {
     ++instructions_;
     ++changes_;
     --cluster_live;
+    // It may have arrived on the barrier before it exits: then it is neither waited for nor counted any more.
+    if (thread.cluster_pending && thread.cluster_generation > cluster_generation) --cluster_arrived;
     complete_cluster_barrier();
     release_those_who_wait_for(thread);
     const auto warp = static_cast<std::size_t>(thread.warp());

@@ -52,7 +52,7 @@ void set_registers(int registers, bool increase, int place) {
         fail(Fault::invalid_operand, "setmaxnreg.%s %d while the warp has %d registers a thread, %s",
              increase ? "inc" : "dec", registers, had, reason);
     while (32 * (registers - had) > block.free_registers)
-        current_cluster->block_on(block.register_waiters, {"setmaxnreg", static_cast<uint32_t>(registers), had});
+        current_cluster->block_on(block.register_waiters, {"registers", static_cast<uint32_t>(registers), had});
     block.free_registers -= 32 * (registers - had);
     record_warp(Event::setmaxnreg, 0, registers);
     current_cluster->wake(block.register_waiters);

@@ -65,7 +65,7 @@ inline const Slots& exchange(const char* what, std::initializer_list<uint64_t> d
     if (orders) cluster.release(exchange.told);
     const uint32_t awaited = ignores_exited ? thread.block->alive[warp] : thread.lanes();
     if (exchange.arrived == (mask & awaited)) complete(exchange);
-    while (exchange.generation <= generation) cluster.block_on(exchange.waiters, {what});
+    while (exchange.generation <= generation) cluster.block_on(exchange.waiters, {.what = what, .of_lanes = true});
     if (orders) cluster.acquire(exchange.completed);
     return slots;
 }

@@ -378,8 +378,8 @@ class SharedMemory {
         const uint32_t first = at % kChunk;  // a write is aligned to its size, so it ends in this chunk
         for (uint32_t half = first / kMbarrier; half <= (first + bytes - 1) / kMbarrier; ++half)
             if (state.mbarrier[half])
-                fail_at(Fault::mbarrier_overwritten, address, "%s of %u bytes at 0x%x overwrites %s", who, bytes,
-                        address,
+                fail_at(Fault::mbarrier_overwritten, address,
+                        "%s of %u bytes at 0x%x overwrites %s, which mbarrier.inval has not ended", who, bytes, address,
                         name_of_mbarrier(*this, at / kChunk * kChunk + half * kMbarrier + kSharedBase).c_str());
     }
 

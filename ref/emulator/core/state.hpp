@@ -33,6 +33,7 @@ struct Wait {                    // what a thread waits for
     const char* what = nullptr;  // nullptr = not waiting
     uint32_t address = 0;        // mbarrier address or barrier number
     int64_t value = 0;           // parity
+    bool of_lanes = false;       // for the other lanes of its warp to execute the same instruction
 };
 
 // An mbarrier: its phase completes when no arrival is pending and no byte is outstanding.

@@ -74,6 +74,24 @@ def test_a_case_tells_the_stride_of_the_scales_from_m() -> None:
     assert not verdict.right and "as if their rows were m = 63 apart" in verdict.words, verdict.words
 
 
+@pytest.mark.parametrize(
+    ("line", "instead"),
+    [
+        ("for (int j = 0; j < kTile; ++j)", "for (int j = kTile - 1; j >= 0; --j)"),
+        (
+            "block = 0; block < p.k / kScaleK; ++block",
+            "block = p.k / kScaleK - 1; block >= 0; --block",
+        ),
+    ],
+)
+def test_a_kernel_that_adds_in_another_order(line: str, instead: str) -> None:
+    """Where the task asks for a rung's order, errors within the bounds are not enough."""
+    text = solution("03.5")
+    assert line in text
+    verdict = whole.judged(TILED, text.replace(line, instead))
+    assert not verdict.right and "the sums are not s1_naive's bit for bit" in verdict.words, verdict.words
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", whole.FRAME_OF)
 def test_a_solution_as_machine_code(name: str) -> None:
@@ -91,5 +109,5 @@ def test_a_busy_machine_leaves_no_case_out(monkeypatch: pytest.MonkeyPatch) -> N
     text = solution("03.5")
     assert text.count("if (m < p.m && n < p.n)") == 1
     wrong = TILED.around(text.replace("if (m < p.m && n < p.n)", "if (m < p.m && m < 64 && n < p.n)"))
-    verdict = whole._judge(wrong, {}, ("one_row", "ragged_65"))
+    verdict = whole._judge(wrong, {}, ("one_row", "ragged_65"), None)
     assert not verdict.right and "(row 64, all 248 columns) were never written" in verdict.words, verdict

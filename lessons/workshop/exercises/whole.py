@@ -13,6 +13,7 @@ from pathlib import Path
 
 from gemm_ladder import build, lab
 from gemm_ladder.errors import InputError
+from gemm_ladder.lab.operands import OTHER_ARITHMETIC
 from workshop import apart, workbench
 from workshop.exercises.record import Exercise, Verdict, compiler_said, without_a_ring
 
@@ -33,9 +34,10 @@ CASES = (
     "third_turn",
     "ragged_129",
     "many_tiles",
+    "17_k_blocks",  # whose sums show how they are added
 )
 # The emulator follows every access of a CUDA core: a kernel without tensor cores gets smaller ones.
-SMALL_CASES = ("one_row", "3_k_blocks", "narrow", "subnormal", "ragged_63")
+SMALL_CASES = ("one_row", "3_k_blocks", "narrow", "subnormal", "ragged_63", "17_k_blocks")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +48,13 @@ class Frame:
         file: its name in workshop/frames.
         defines: its macros.
         cases: of the judge.
+        like: a rung whose bits the task asks for; None: the rungs' error bounds are enough.
     """
 
     file: str
     defines: Mapping[str, int] = dataclasses.field(default_factory=dict)
     cases: Sequence[str] = CASES
+    like: str | None = None
 
     @property
     def text(self) -> str:
@@ -70,7 +74,7 @@ class Frame:
 
 
 FRAME_OF = {
-    "03.5": Frame("tiled.cu", cases=SMALL_CASES),
+    "03.5": Frame("tiled.cu", cases=SMALL_CASES, like="s1_naive"),
     "04.5": Frame("wgmma.cu"),
     "06.5": Frame("ring.cu", {"PRODUCER": 0, "PERSISTENT": 0}),
     "08.4": Frame("ring.cu", {"PRODUCER": 1, "PERSISTENT": 0}),
@@ -88,7 +92,7 @@ def judged(frame: Frame, kernel: str) -> Verdict:
     if "__global__" not in kernel:
         return Verdict(False, "there is no __global__ function in it.")
     try:
-        return apart.call(_judge, frame.around(kernel), dict(frame.defines), frame.cases)
+        return apart.call(_judge, frame.around(kernel), dict(frame.defines), frame.cases, frame.like)
     except build.BuildError as error:
         return Verdict(False, compiler_said(error))
     except apart.Ended as error:
@@ -97,7 +101,7 @@ def judged(frame: Frame, kernel: str) -> Verdict:
         return Verdict(False, str(error))
 
 
-def _judge(source: str, defines: dict[str, int], cases: Sequence[str]) -> Verdict:
+def _judge(source: str, defines: dict[str, int], cases: Sequence[str], like: str | None) -> Verdict:
     """In the other process: what the judge says, without what a notebook's reader cannot use."""
     found = lab.judge(source, seconds=SECONDS, device="cpu", cases=cases, defines=defines)
     if found.right and found.unreached:  # the machine does much else
@@ -105,6 +109,12 @@ def _judge(source: str, defines: dict[str, int], cases: Sequence[str]) -> Verdic
         found = lab.judge(source, seconds=20 * SECONDS, device="cpu", cases=rest, defines=defines)
     words = str(found).removeprefix(f"{'RIGHT' if found.right else 'WRONG'}: {found.name}").lstrip(": ")
     shown = [line for line in words.splitlines() if not line.lstrip().startswith(LEFT_OUT)]
-    if found.right:
+    right = found.right
+    if right and like and found.arithmetic != OTHER_ARITHMETIC.get(like, "tensor core"):
+        right = False
+        shown.insert(
+            0, f"the sums are not {like}'s bit for bit: they are added in another order, or by other steps."
+        )
+    if right:
         shown.append(HOW)
-    return Verdict(found.right, without_a_ring("\n".join(shown), source))
+    return Verdict(right, without_a_ring("\n".join(shown), source))

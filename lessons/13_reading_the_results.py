@@ -440,8 +440,8 @@ drawing_results.page(roofline.roofline(everything, ladder)) if "production" in r
 
 # %% [markdown]
 # A last look at the table: which shapes lose? The printed lines say how many, and the bars that go to the
-# left which. Those are the ones to ask about first. A table in which nothing loses may be a table from which
-# something was taken.
+# left which, but for one that is so little behind that its bar cannot be seen. Those are the ones to ask
+# about first. A table in which nothing loses may be a table from which something was taken.
 #
 # ## How to doubt a benchmark
 #

@@ -132,7 +132,7 @@ def fulfils(file: str) -> tuple[bool, str]:
     try:
         found = apart.call(_judged, str(path), (), None)
         if not found.right:
-            return False, found.words
+            return False, found.words.removeprefix("WRONG: ")
         for lacks in (_refusal, *LOOKED_AT.get(brief_of(path), ())):
             if words := apart.call(lacks, str(path)):
                 return False, f"the product is right, but {words}"
@@ -140,7 +140,7 @@ def fulfils(file: str) -> tuple[bool, str]:
         return False, compiler_said(error, path.name)
     except (apart.Ended, EmulatorError) as error:
         return False, str(error)
-    return True, found.words
+    return True, found.words.removeprefix("RIGHT: ")
 
 
 def _judged(path: str, changes: tuple[tuple[str, str], ...], cases: tuple[str, ...] | None) -> Judged:

@@ -1,5 +1,8 @@
 """The kernels that layers have beside products and casts: each a library with one launcher.
 
+combine_rows.cuh (`combining`) adds up what experts give, turn_codes.cuh (`turning`) exchanges a weight's rows
+and columns, and silu_backward.cuh (`silu_backward`) goes back through SiLU-and-multiply.
+
 They run on a Hopper GPU, or on the emulator. Where one cannot, because it cannot be built or would have to be
 loaded while a CUDA graph is captured, torch's operators do its work.
 """

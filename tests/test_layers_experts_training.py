@@ -327,6 +327,13 @@ def test_refusals(device: str, settings_restored: None) -> None:
         torch.func.grad(lambda x: layer(x, *given[1:3]).sum())(given.x)
     with pytest.raises(InputError, match=r"x is a tensor inside of torch.func.vmap"):
         torch.func.vmap(layer)(*(one.detach()[None] for one in given[:3]))
+    with pytest.raises(InputError, match=r"x has layout torch.sparse_coo; a dense tensor"):
+        layer(given.x.detach().to_sparse(), *given[1:3])
+    gl.set_mk_alignment_for_contiguous_layout(256)
+    out = layer(*given[:3])
+    gl.set_mk_alignment_for_contiguous_layout(128)  # by which experts' rows would be counted wrongly
+    with pytest.raises(InputError, match=r"was 256 in the forward pass and is 128 in the backward pass"):
+        out.sum().backward()
     gl.set_mk_alignment_for_contiguous_layout(64)
     with pytest.raises(InputError, match=r"is 64; a multiple of 128 is needed for gradients of experts"):
         layer(*given[:3])

@@ -65,7 +65,8 @@ def experts(
         x's type [tokens, hidden].
 
     Raises:
-        InputError: the alignment of the contiguous layout is no multiple of 128.
+        InputError: the alignment of the contiguous layout is no multiple of 128, or, in the backward pass,
+            it is no longer what it was.
     """
     alignment = settings.get_mk_alignment_for_contiguous_layout()
     if alignment % SCALE_BLOCK:
@@ -190,6 +191,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -
     wanted = ctx.needs_input_grad
     ctx.of_x, ctx.of_factors, ctx.of_weights = wanted[0], wanted[2], wanted[3] or wanted[4]
     ctx.types = [None if one is None else one.dtype for one in (factors, gate_up, down)]
+    ctx.alignment = settings.get_mk_alignment_for_contiguous_layout()  # of the rows that are kept
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, factors, *output[1:], *stored)
 
@@ -199,6 +201,11 @@ def _gradients(ctx: Any, grad: torch.Tensor | None, *of_others: None) -> tuple[t
         return (None,) * 10
     if torch.is_grad_enabled():
         raise products.second_derivative()
+    if (alignment := settings.get_mk_alignment_for_contiguous_layout()) != ctx.alignment:
+        raise InputError(
+            f"the alignment of the contiguous layout was {ctx.alignment} in the forward pass and is "
+            f"{alignment} in the backward pass; one is needed for both"
+        )
     of_input, *others = torch.ops.gemm_ladder.fp8_experts_backward(
         grad, *ctx.saved_tensors, ctx.use_ue8m0, ctx.of_x, ctx.of_weights
     )

@@ -307,6 +307,7 @@ class Fp8Experts(torch.nn.Module):
                     f"{name} is on {tensor.device} and the weights on {self.down_proj.device}; one device is "
                     "needed for both"
                 )
+            checks.dense(name, tensor)
         if not ops.compiling():
             checks.no_tangents(given)
             for name, tensor in given.items():

@@ -83,6 +83,8 @@ def test_what_the_kernel_does_not_turn(device: str) -> None:
         assert found.is_contiguous() and torch.equal(found.cpu(), given.mT)
         if device == "cpu":
             assert turning.why_not(on_device)
+    too_many = torch.empty(16, 16, dtype=torch.uint8).expand(2**31, 16, 16)
+    assert turning.why_not(too_many) == "there are too many tiles" and turning.why_not(too_many[1:]) is None
 
 
 @pytest.mark.gpu
@@ -147,6 +149,10 @@ def test_the_definition_is_the_derivative() -> None:
     infinite = np.float32([[np.inf, -np.inf, np.nan]])
     slope, *_ = activations.silu_and_mul_backward(infinite, *(np.ones((1, 3), np.float32),) * 2, np.ones(1))
     assert slope[0, 0] == 1 and abs(slope[0, 1]) < 1e-30 and np.isnan(slope[0, 2])
+    inner, ones = torch.cat([torch.from_numpy(infinite), torch.ones(1, 3)], -1).bfloat16(), torch.ones(1, 3)
+    of_inner, of_factors, factored = silu_backward.by_torch(inner, ones.bfloat16(), torch.ones(1))
+    assert of_inner[0, 0] == 1 and abs(of_inner[0, 1]) < 1e-30 and of_inner[0, 2].isnan()
+    assert of_factors.isnan() and factored[0, 0] == torch.inf and abs(factored[0, 1]) < 1e-30
 
 
 @pytest.mark.parametrize("kernel", [turning.KERNEL, silu_backward.KERNEL], ids=lambda one: one.name)

@@ -54,13 +54,14 @@ def through_silu_and_mul(inner: torch.Tensor, of_h: torch.Tensor, factors: torch
 def by_torch(inner: torch.Tensor, of_h: torch.Tensor, factors: torch.Tensor) -> Gradients:
     """As `through_silu_and_mul`, on any device. What is FP32 in between lives no longer than this takes."""
     gate, up = inner.float().chunk(2, -1)
+    gate = gate.clamp(min=-87)  # as the definition limits it, so that an infinite gate does not make NaN
     back = of_h.float()
     sigmoid = gate.sigmoid()
     silu = gate * sigmoid
     h = silu * up
     of_factors = (back * h).sum(-1)
     back = back * factors[:, None]
-    slope = sigmoid * (1 + gate * (1 - sigmoid))
+    slope = sigmoid * (1 + gate.clamp(max=30) * (1 - sigmoid))
     of_inner = torch.cat([back * up * slope, back * silu], -1).bfloat16()
     return of_inner, of_factors, (factors[:, None] * h).bfloat16()
 

@@ -6,6 +6,7 @@ turn_codes.cuh does it at the rate of a copy on a Hopper GPU, and torch's operat
 from __future__ import annotations
 
 import ctypes
+import math
 
 import torch
 from gemm_ladder.arguments import MAX_SIZE, ceil_div
@@ -56,7 +57,7 @@ def why_not(codes: torch.Tensor) -> str | None:
         stride % _ALIGNMENT for stride in (*codes.stride()[:-1], codes.data_ptr())
     ):
         return "rows are not contiguous, or not at multiples of 16 bytes"
-    if len(groups) * ceil_div(n, TILE) * ceil_div(k, TILE) > MAX_SIZE:
+    if math.prod(groups) * ceil_div(n, TILE) * ceil_div(k, TILE) > MAX_SIZE:
         return "there are too many tiles"
     return None
 

@@ -230,6 +230,13 @@ def test_no_tangents(device: str) -> None:
 
 
 @pytest.mark.parametrize("trainable", [False, True])
+def test_no_gradient_transform(trainable: bool, device: str) -> None:
+    layer, _ = layer_of(16, 32, device, trainable=trainable)
+    with pytest.raises(InputError, match=r"x is a tensor inside of torch.func.grad"):
+        torch.func.grad(lambda x: layer(x).sum())(normal(3, 32, device=device))
+
+
+@pytest.mark.parametrize("trainable", [False, True])
 def test_autocast(trainable: bool, device: str) -> None:
     """As torch.nn.Linear: the result has autocast's type, the gradients those of their tensors."""
     layer, _ = layer_of(16, 32, device, bias=True, trainable=trainable)

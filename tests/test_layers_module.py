@@ -100,7 +100,15 @@ def test_a_weight_that_is_computed() -> None:
         (lambda: Fp8Linear("a", 8), "in_features is of type str; an int is needed"),
         (
             lambda: Fp8Linear(16, 8, dtype=torch.float64),
-            "the weight is torch.float64; float32, bfloat16 or float16 is needed to be cast",
+            "dtype is torch.float64; float32, bfloat16 or float16 is needed",
+        ),
+        (
+            lambda: Fp8Linear(16, 8, dtype=torch.float8_e4m3fn),
+            "dtype is torch.float8_e4m3fn; float32, bfloat16 or float16 is needed",
+        ),
+        (
+            lambda: Fp8Linear(16, 8, trainable=True).double()(torch.ones(1, 16)),
+            "the weight is torch.float64; float32, bfloat16 or float16 is needed to be cast to FP8",
         ),
         (
             lambda: Fp8Linear.from_linear(torch.nn.Conv1d(16, 16, 1)),

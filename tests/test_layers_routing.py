@@ -284,6 +284,7 @@ def test_groups_refused() -> None:
         ({"num_groups": -4, "top_groups": 1}, "num_groups is -4; 0 or more is needed"),
         ({"num_groups": 4.0, "top_groups": 1}, "num_groups is of type float; an int is needed"),
         ({"num_groups": True}, "num_groups is of type bool; an int is needed"),
+        ({"top_k": True}, "top_k is of type bool; an int is needed"),
         ({"num_groups": None}, "num_groups is of type NoneType; an int is needed"),
         ({"num_groups": torch.tensor(4)}, "num_groups is of type Tensor; an int is needed"),
         ({"num_groups": 4}, f"top_groups is None; {of_four}"),
@@ -300,7 +301,7 @@ def test_groups_refused() -> None:
         ({"group_score": 2}, "group_score is 2; 'top2' or 'max' is needed"),
     ):
         with pytest.raises(InputError) as refused:
-            route(logits, 4, **given)
+            route(logits, **{"top_k": 4, **given})
         assert str(refused.value) == message
 
 

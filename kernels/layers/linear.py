@@ -80,6 +80,8 @@ class Fp8Linear(torch.nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(in_features, out_features)
+        if dtype is not None and dtype not in INPUTS:
+            raise InputError(f"dtype is {dtype}; float32, bfloat16 or float16 is needed")
         self._take(torch.nn.Linear(in_features, out_features, bias, device, dtype), trainable, use_ue8m0)
 
     @classmethod

@@ -55,6 +55,8 @@ def linear(
     if differentiated and ops.direct(x, weight, codes):
         found: torch.Tensor = _Linear.apply(x, weight, codes, scales, use_ue8m0)
     elif differentiated or ops.compiling() or ops.seen(x, codes) or x.is_meta:
+        if not ops.compiling():
+            checks.in_no_transform("x", x)
         found = torch.ops.gemm_ladder.fp8_linear(x, weight, codes, scales, use_ue8m0)
     else:
         found = _linear(x, weight, codes, scales, use_ue8m0)

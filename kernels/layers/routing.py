@@ -92,6 +92,9 @@ def route(
         is_tensor = isinstance(logits, torch.Tensor)
         given = f"{logits.dtype} {list(logits.shape)}" if is_tensor else f"of type {type(logits).__name__}"
         raise InputError(f"logits is {given}; a tensor [..., experts] of a floating-point type is needed")
+    for name, number in (("top_k", top_k), ("num_groups", num_groups), ("top_groups", top_groups)):
+        if isinstance(number, bool):
+            raise InputError(f"{name} is of type bool; an int is needed")
     top_k = settings.whole_number("top_k", top_k)
     if not 1 <= top_k <= logits.shape[-1]:
         raise InputError(f"top_k is {top_k}; 1 to {logits.shape[-1]}, the number of experts, is needed")
@@ -135,9 +138,6 @@ def _checked_groups(
     experts: int, top_k: int, num_groups: object, top_groups: object, group_score: object
 ) -> tuple[int, int]:
     """How many groups there are, and how many of them a token's experts may come from."""
-    for name, number in (("num_groups", num_groups), ("top_groups", top_groups)):
-        if isinstance(number, bool):
-            raise InputError(f"{name} is of type bool; an int is needed")
     groups = settings.whole_number("num_groups", num_groups)
     if groups < 1 or experts % groups != 0:
         raise InputError(f"num_groups is {groups}; a divisor of {experts}, the number of experts, is needed")

@@ -22,7 +22,15 @@ SCALE_TYPES = (torch.float32, *of_products.CONVERTED)
 
 def quantized(weight: torch.Tensor, use_ue8m0: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """A weight [(groups,) n, k] in FP8, and its scales, float32 [(groups,) ceil(n / 128), ceil(k / 128)]. One
-    without memory, on the meta device, gets the like."""
+    without memory, on the meta device, gets the like.
+
+    Raises:
+        InputError: it is of another type, as a trained one is after model.double().
+    """
+    if weight.dtype not in INPUTS:
+        raise InputError(
+            f"the weight is {weight.dtype}; float32, bfloat16 or float16 is needed to be cast to FP8"
+        )
     if weight.is_meta:
         return torch.empty_like(weight, dtype=E4M3), weight.new_empty(blocks(weight), dtype=torch.float32)
     return functions.per_block_quant_fp8(weight, use_ue8m0)

@@ -297,8 +297,17 @@ REFUSED = {
     "weight is bfloat16; float32 is needed": lambda: gl.rms_norm_per_token_group_quant_fp8(
         X, X[0].bfloat16()
     ),
-    "eps is nan; a number, 0 or larger, is needed": lambda: gl.rms_norm_per_token_group_quant_fp8(
-        X, X[0], float("nan")
+    "weight is of type NoneType; a torch.Tensor is needed": lambda: gl.rms_norm_per_token_group_quant_fp8(
+        X, None
+    ),
+    "eps is nan; a number, 0 or larger, that FP32 can hold, is needed": lambda: (
+        gl.rms_norm_per_token_group_quant_fp8(X, X[0], float("nan"))
+    ),
+    "eps is 1e+39; a number, 0 or larger, that FP32 can hold, is needed": lambda: (
+        gl.rms_norm_per_token_group_quant_fp8(X, X[0], 1e39)
+    ),
+    "eps is of type NoneType; an int or a float is needed": lambda: gl.rms_norm_per_token_group_quant_fp8(
+        X, X[0], None
     ),
     "rows is int64; int32 is needed": lambda: gl.per_channel_group_quant_fp8(X, rows=INT.long()),
     "rows has strides (2,); contiguous rows": lambda: gl.per_token_group_quant_fp8(X, rows=INT[::2]),

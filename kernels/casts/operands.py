@@ -17,7 +17,6 @@ Each refusal is one sentence that says what was given and what is needed.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -28,6 +27,7 @@ from gemm_ladder.errors import InputError
 
 NAME = "a cast"  # in errors of a launch
 E4M3 = torch.float8_e4m3fn
+LARGEST_EPS = torch.finfo(torch.float32).max
 
 
 class CheckedCast(NamedTuple):
@@ -111,7 +111,8 @@ def described(
 ) -> CheckedCast:
     """As `check`, by what can be said of tensors without memory."""
     optional = {"weight": weight, "rows": rows, "masked_m": masked_m, "ks": ks}
-    given = checks.tensors({"x": x} | {name: one for name, one in optional.items() if one is not None})
+    needed = {"x": x, "weight": weight} if before == "rms_norm" else {"x": x}
+    given = checks.tensors(needed | {name: one for name, one in optional.items() if one is not None})
     checks.same_device(given)
     matrix = given["x"]
     if matrix.dtype not in INPUTS or matrix.dim() not in (2, 3):
@@ -129,8 +130,10 @@ def described(
     if (norm := given.get("weight")) is not None:
         checks.dtype("weight", norm, matrix.dtype)
         checks.shape("weight", norm, (k,), f"[k] for x's k = {k}")
-    if not isinstance(eps, (int, float)) or not math.isfinite(eps) or eps < 0:
-        raise InputError(f"eps is {eps!r}; a number, 0 or larger, is needed")
+    if not isinstance(eps, (int, float)):
+        raise InputError(f"eps is of type {type(eps).__name__}; an int or a float is needed")
+    if not 0 <= eps <= LARGEST_EPS:
+        raise InputError(f"eps is {eps!r}; a number, 0 or larger, that FP32 can hold, is needed")
     if (index := given.get("rows")) is not None:
         (m,) = _indices("rows", index, "m")
         checks.sizes("x", matrix, "m", "k")

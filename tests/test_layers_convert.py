@@ -125,6 +125,7 @@ def test_what_is_left_alone() -> None:
     model = torch.nn.ModuleDict(
         {
             "derived": Derived(16, 16),
+            "lazy": torch.nn.LazyLinear(16),
             "narrow": torch.nn.Linear(20, 16),
             "wide": torch.nn.Linear(16, 16, dtype=torch.float64),
             "hooked": torch.nn.Linear(16, 16),
@@ -147,6 +148,7 @@ def test_what_is_left_alone() -> None:
     inside = "torch.nn.{} reads its weight itself"
     assert found == {
         "derived": subclass.format("Derived"),
+        "lazy": "its weight has no shape yet",
         "narrow": "in_features is 20; a positive multiple of 16 is needed",
         "wide": "the weight is torch.float64; float32, bfloat16 or float16 is needed to be cast",
         "hooked": "it has hooks, which would be lost",

@@ -14,6 +14,7 @@ from gemm_ladder.errors import InputError
 from gemm_ladder.layers import weights
 from gemm_ladder.layers.experts import PROJECTIONS, Fp8Experts
 from gemm_ladder.layers.linear import Fp8Linear
+from torch.nn.parameter import is_lazy
 
 # What is usually left in BF16: the projection to the vocabulary, and the routers of mixtures of experts,
 # which are small and whose rounding errors would send tokens to other experts.
@@ -40,7 +41,7 @@ class Layer:
 
     Attributes:
         name: its path: that of a linear layer, or of a weight of experts.
-        shape: of its weight, [(experts,) n, k].
+        shape: of its weight, [(experts,) n, k]; empty for a torch.nn.LazyLinear that was not called yet.
         reason: why it was not replaced; "" if it was.
         error: of the weight, ||FP8 - weight|| / ||weight|| in the Frobenius norm; None if it was not
             replaced, or has no memory (on the meta device).
@@ -220,6 +221,8 @@ def _why_not(
     trainable: bool,
 ) -> str:
     """Why a layer cannot be replaced, by what it is and what is around it; "" if it can."""
+    if any(is_lazy(weight) for _, weight in _weights(module)):
+        return "its weight has no shape yet"
     if isinstance(parent, READS_WEIGHTS):
         return f"torch.nn.{type(parent).__name__} reads its weight itself"
     if isinstance(module, torch.nn.Linear):
@@ -287,7 +290,7 @@ def _described(name: str, module: torch.nn.Module, found: torch.nn.Module | str)
     for of_weight, weight in _weights(module):
         path = name if of_weight == "weight" else f"{name}.{of_weight}"
         if isinstance(found, str):
-            yield Layer(path, tuple(weight.shape), found)
+            yield Layer(path, () if is_lazy(weight) else tuple(weight.shape), found)
             continue
         codes, scales = getattr(found, of_weight).detach(), getattr(found, of_weight + weights.SCALES)
         if scales is None:  # it is trained

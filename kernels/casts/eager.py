@@ -106,7 +106,7 @@ def _numbers(call: CheckedCast) -> torch.Tensor:
     if call.kernel.before == "silu_and_mul":
         gate, up = x[..., : call.k], x[..., call.k :]
         if x.is_cuda:
-            return F.silu(gate) * up
+            return F.silu(gate.clamp(min=float(activations.SMALLEST_GATE))) * up  # -infinity makes no NaN
         return torch.from_numpy(activations.silu_and_mul(as_array(gate), as_array(up)))
     assert call.weight is not None
     weight = call.weight.float()

@@ -104,7 +104,8 @@ for m, n, k in ((4096, 7168, 16384), (4096, 2112, 7168), (64, 7168, 2048), (64, 
         )
 
 # %% [markdown]
-# With 64 rows, most SMs have nothing to do, and those that work spend half of their products or more on rows
+# (The last rung gives its tiles to pairs of blocks, so it has an even number of columns of tiles.) With 64
+# rows, most SMs have nothing to do, and those that work spend half of their products or more on rows
 # that do not exist. A product of few rows, as in decoding, is bound by reading B from memory, and a few SMs
 # cannot ask for enough bytes at a time. Orange is what this lesson is about. (It is above the
 # [ceiling](glossary.md#ceiling) here: that is another product's time, by a library's kernel, and not a
@@ -187,10 +188,15 @@ workbench.code(scheduler, "__device__ bool next", "^    }", others, GROUPED)
 # To find where a unit lies takes a division, which is slow. So it is worked out a tile ahead, when no warp
 # waits for it. Only the first tile is waited for; if all tiles lie side by side, it takes no division.
 # Otherwise the units are walked through in bands, `group` of them wide, as in rung s7; `first_` is where a
-# band begins, and `in_band_` the unit's number in it:
+# band begins, and `in_band_` the unit's number in it. (`across` says whether the bands run to the right; the
+# constants beside it ask whether that pays.)
 
 # %%
-others = [("while \\(kByGroup", "^        }$"), ("In the contiguous layout the rows", "^        }$")]
+others = [
+    ("while \\(kByGroup", "^        }$"),
+    ("if constexpr \\(kC.kind == Kind::kPsum", "^        }$"),
+    ("In the contiguous layout the rows", "^        }$"),
+]
 workbench.code(scheduler, "void look_ahead", "^    }", others, GROUPED)
 
 # %% [markdown]

@@ -110,10 +110,12 @@ print(tables.plain([head, *cells]))
 
 # %% [markdown]
 # An expert alone does not fill its last wave, and SMs that have nothing to do wait for the next launch. In
-# one launch they go on with the next expert's tiles. And each launch pays for its beginning and its end: the
-# first loads have nothing to hide behind, nor has the last output. The times are what
-# `gemm_ladder.production.prediction` expects of an H100 with [L2](glossary.md#l2) [dirty](glossary.md#dirty).
-# They are predicted, not measured; [lesson 11](11_production.ipynb) has shown how well that works.
+# one launch they go on with the next expert's tiles. And each launch pays for its beginning and its end:
+# the first loads have nothing to hide behind, nor has the last output. The product of all experts also gets
+# larger tiles, where that is faster: then its turns are fewer, and longer. The times are what
+# `gemm_ladder.production.prediction` expects of an H100 with [L2](glossary.md#l2)
+# [dirty](glossary.md#dirty). They are predicted, not measured; [lesson 11](11_production.ipynb) has shown
+# how well that works.
 #
 # And to loop you must *know* the numbers of rows. They come out of the router, on the GPU. To read them, the
 # CPU would have to wait for it, in every layer.
@@ -195,11 +197,8 @@ for expert, (begin, end, padded) in enumerate(gemm.psum_rows(ends, BLOCK, len(m_
     print(f"expert {expert}: {end - begin:3} rows from row {begin:3} on, {padded - end:3} of padding")
 
 # %% [markdown]
-# To the kernel it is a kind of its own, `kPsum`. It goes from group to group (`kByGroup`), as a masked kernel
-# further down does, and the padding behind a group becomes zeros, whatever A holds there: `padding_of` says
-# how many rows that is. `tile.rows` is how many valid rows there are from a tile's first one to its group's
-# end; in a group's last tile `tile.padded` counts the padding behind them, too, and in all other tiles the
-# two are equal. The listings below have the lines of all kinds.
+# To the kernel it is a kind of its own, `kPsum`. The listings below have its lines, too; leave them for
+# later: they follow from the [masked layout](glossary.md#masked-layout), and are explained behind it.
 #
 # ### The scheduler, alone
 #
@@ -317,9 +316,9 @@ exercises.found("12.padding", 100 * two.size / rows_of_two, "per cent")
 # fixed. And where the experts are spread over many GPUs, the tokens come from all of them, and each needs a
 # place in A before anybody has counted how many there will be.
 #
-# In the **[masked layout](glossary.md#masked-layout)** each expert has room for `max_m` rows, and a vector on
-# the GPU, **`masked_m`**, says how many count. The shapes never change, and nothing is padded: what is in the
-# rest of the room does not matter. Here it is NaN:
+# In the **masked layout** each expert has room for `max_m` rows, and a vector on the GPU, **`masked_m`**,
+# says how many count. The shapes never change, and nothing is padded: what is in the rest of the room does
+# not matter. Here it is NaN:
 
 # %%
 MAX_M = 192  # an expert can be chosen by every token once
@@ -355,6 +354,11 @@ drawing_grouped.tiles(walked, masked, masked_call, "Masked: blocks pass from gro
 # %% [markdown]
 # Follow block 0 to the right. It does not begin anew in each group, but goes on counting: no block has two
 # tiles more than another.
+#
+# Now the psum lines can be read. A psum call goes from group to group, too: that is `kByGroup`. `tile.rows`
+# is how many valid rows there are from a tile's first one to its group's end. The padding behind a group
+# becomes zeros, whatever A holds there, and `padding_of` says how many rows that is; in a group's last tile
+# `tile.padded` counts them as well as the valid ones, and in all other tiles the two are equal.
 #
 # ### Rows that are not to be written
 #

@@ -439,9 +439,10 @@ ladder = measured.recorded()
 drawing_results.page(roofline.roofline(everything, ladder)) if "production" in recorded else None
 
 # %% [markdown]
-# A last look at the table: which shapes lose? The printed lines say how many, and the bars that go to the
-# left which, but for one that is so little behind that its bar cannot be seen. Those are the ones to ask
-# about first. A table in which nothing loses may be a table from which something was taken.
+# A last look at the table: which shapes lose? The printed lines say how many. Their bars go from 1 to the
+# left; one that is less than half a per cent behind is labelled 1.00 and has no bar that can be seen. (The
+# black ticks are the ceiling's.) Losers are the ones to ask about first. A table in which nothing loses may
+# be a table from which something was taken.
 #
 # ## How to doubt a benchmark
 #
@@ -724,11 +725,12 @@ def ratio(ours_now, theirs_then, yardsticks):
 exercises.check("13.4", ratio)
 
 # %% [markdown]
-# **5.** The weakest cell of everywhere.json. `rows` are the file's rows, each a dictionary with kind, groups,
-# m, n, k, l2, impl, us and more. Of all products and states of L2 in which both "s9_production" and one of
-# `libraries` was measured, return the one with the smallest ratio of the best library's time over ours:
-# (kind, groups, m, n, k, l2, ratio). Beware of the masked products ([lesson 12](12_grouped_gemms.ipynb)):
-# which two further fields tell them apart?
+# **5.** The weakest cell of everywhere.json. `rows` are the file's rows, each a dictionary with kind,
+# groups, m, n, k, impl, l2, us, us_p10, us_p90, tflops, gb_s, rel_err, rows, max_m and expected_m. Of all
+# products and states of L2 in which both "s9_production" and one of `libraries` was measured, return the
+# one with the smallest ratio of the best library's time over ours: (kind, groups, m, n, k, l2, ratio).
+# Beware of the masked products ([lesson 12](12_grouped_gemms.ipynb)): which two further fields tell them
+# apart?
 
 
 # %% tags=["exercise"]

@@ -146,7 +146,8 @@ WRONG = {
     ),
     "elect in a branch": (
         ("        if (lane == 0)\n", "        if (lane < 5 && ptx::elect_sync())\n"),
-        r"block 0, warp 4 waits for elect.sync (.*\n)+  block 0, warp 4 \(lanes 5 to 31\) has ended",
+        r"block 0, warp 4 waits for elect.sync, which the other lanes of its warp have to execute with it "
+        r"(.*\n)+  block 0, warp 4 \(lanes 5 to 31\) has ended",
         "elect.sync",
     ),
     "one stage more than there are": (

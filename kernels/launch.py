@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 import torch
-from gemm_ladder.arguments import EMULATED_SMS, GroupedArgs
+from gemm_ladder.arguments import EMULATED_SMS, HOPPER, GroupedArgs
 from gemm_ladder.checks import CheckedCall
 from gemm_ladder.errors import BuildError, LaunchError, ToolchainError, one_line
 from gemm_ladder.ref import emulator
@@ -90,10 +90,21 @@ def launcher(library: ctypes.CDLL, name: str = "gemm_ladder_launch") -> Launcher
     return entry
 
 
+@functools.cache
+def is_hopper(device: torch.device) -> bool:
+    """Whether a CUDA device is a Hopper GPU."""
+    return torch.cuda.get_device_capability(device) == HOPPER
+
+
 def why_not_loaded(
-    name: str, key: K, libraries: dict[K, ctypes.CDLL | None], load: Callable[[K], object]
+    name: str,
+    key: K,
+    libraries: dict[K, ctypes.CDLL | None],
+    load: Callable[[K], object],
+    device: torch.device,
 ) -> str | None:
-    """Why a kernel that torch's operators can replace cannot run on a GPU; None if it can. It is loaded then.
+    """Why a kernel that torch's operators can replace cannot run on a device; None if it can. It is loaded
+    then.
 
     A kernel that cannot be built is tried once in a process, and a warning says why it was not.
 
@@ -102,7 +113,12 @@ def why_not_loaded(
         key: of it in `libraries`.
         libraries: what has been loaded; None where it could not be built.
         load: builds it, and puts it into `libraries`.
+        device: of the tensors.
     """
+    if device.type != "cuda":
+        return f"the tensors are on {device}"
+    if not is_hopper(device):
+        return f"{device} is no Hopper GPU"
     if key not in libraries:
         if torch.cuda.is_current_stream_capturing():  # to load a library would break the capture
             return f"a CUDA graph is being captured and {name} is not loaded"

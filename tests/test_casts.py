@@ -11,7 +11,7 @@ import pytest
 import torch
 from building import disassembler_or_skip
 from cast_cases import DEVICE, Placed, columns, expected, numbers, spaced, weight_for
-from gemm_ladder import lab
+from gemm_ladder import lab, launch
 from gemm_ladder.casts import eager, functions, launching, operands, plans
 from gemm_ladder.casts.kernel import INPUTS, KERNELS, KINDS, Before, Kernel, Kind
 from gemm_ladder.errors import BuildError, InputError
@@ -391,7 +391,7 @@ def test_a_kernel_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Kernel, "compile", broken)
     monkeypatch.setattr(launching, "_libraries", {})
-    monkeypatch.setattr(launching, "_is_hopper", lambda device: True)
+    monkeypatch.setattr(launch, "is_hopper", lambda device: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     with pytest.warns(UserWarning, match=r"cannot be built, and torch's own operators do its work: no comp"):
         assert launching.why_not(kernel, cuda)

@@ -9,9 +9,10 @@ import pytest
 import torch
 from building import disassembler_or_skip
 from cast_cases import numbers, spaced
+from gemm_ladder import launch
 from gemm_ladder.casts.kernel import INPUTS
 from gemm_ladder.errors import BuildError
-from gemm_ladder.layers import combining, own_kernels
+from gemm_ladder.layers import combining
 from gemm_ladder.ref import gemm, tensor_core
 from gemm_ladder.sass import disassembly
 from numba import njit
@@ -178,7 +179,7 @@ def test_a_kernel_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda", 0)
     monkeypatch.setattr(combining.KERNEL, "compile_for", broken)
     monkeypatch.setattr(combining.KERNEL, "libraries", {})
-    monkeypatch.setattr(own_kernels, "is_hopper", lambda device: True)
+    monkeypatch.setattr(launch, "is_hopper", lambda device: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     assert "cannot be divided" in combining.why_not(cuda, 3, 12)
     assert "cannot be divided" in combining.why_not(cuda, 2**30, 2048)

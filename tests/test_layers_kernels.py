@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from building import disassembler_or_skip
+from gemm_ladder import launch
 from gemm_ladder.errors import BuildError
 from gemm_ladder.layers import own_kernels, products, silu_backward, turning
 from gemm_ladder.ref import activations, gemm
@@ -66,29 +67,22 @@ def test_turned(shape: tuple[int, ...], device: str, around: Callable[[], None])
 
 def test_what_the_kernel_does_not_turn(device: str) -> None:
     """torch's operators do: other sizes, columns apart, rows not at multiples of 16 bytes."""
+    placed = {shape: codes(*shape).to(device) for shape in ((32, 16), (32, 40), (32, 48))}
     for given in (
-        *(codes(*shape) for shape in ((8, 16), (16, 24), (0, 16), (2, 16, 0))),
-        codes(32, 16).t(),
-        codes(32, 40)[:, :32],
-        codes(32, 48)[:, 8:40],
+        *(codes(*shape).to(device) for shape in ((8, 16), (16, 24), (0, 16), (2, 16, 0))),
+        placed[32, 16].t(),
+        placed[32, 40][:, :32],
+        placed[32, 48][:, 8:40],
     ):
-        on_device = (
-            given.to(device).as_strided(given.shape, given.stride(), given.storage_offset())
-            if (device == "cpu")
-            else torch.empty_strided(given.shape, given.stride(), dtype=given.dtype, device=device).copy_(
-                given
-            )
-        )
-        found = turning.turned(on_device)
-        assert found.is_contiguous() and torch.equal(found.cpu(), given.mT)
-        if device == "cpu":
-            assert turning.why_not(on_device)
+        found = turning.turned(given)
+        assert found.is_contiguous() and torch.equal(found, given.mT)
+        assert turning.why_not(given)
     too_many = torch.empty(16, 16, dtype=torch.uint8).expand(2**31, 16, 16)
     assert turning.why_not(too_many) == "there are too many tiles" and turning.why_not(too_many[1:]) is None
 
 
 @pytest.mark.gpu
-def test_turned_at_a_copys_rate_is_the_kernels() -> None:
+def test_a_gpu_turns_by_the_kernel() -> None:
     given = codes(4, 256, 384).cuda().view(FP8)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         found = turning.turned(given)
@@ -166,7 +160,7 @@ def test_a_kernel_that_cannot_be_built(
 
     monkeypatch.setattr(kernel, "compile_for", broken)
     monkeypatch.setattr(kernel, "libraries", {})
-    monkeypatch.setattr(own_kernels, "is_hopper", lambda device: True)
+    monkeypatch.setattr(launch, "is_hopper", lambda device: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     cuda = torch.device("cuda", 0)
     with pytest.warns(UserWarning, match=r"cannot be built, and torch's own operators do its work: no comp"):

@@ -7,7 +7,7 @@ import functools
 
 import torch
 from gemm_ladder import launch as launches
-from gemm_ladder.arguments import EMULATED_SMS, HOPPER
+from gemm_ladder.arguments import EMULATED_SMS
 from gemm_ladder.casts.kernel import Kernel
 from gemm_ladder.casts.operands import NAME, CheckedCast, Results
 from gemm_ladder.errors import LaunchError
@@ -122,21 +122,12 @@ def load(kernel: Kernel) -> ctypes.CDLL:
     return library
 
 
-@functools.cache
-def _is_hopper(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) == HOPPER
-
-
 def why_not(kernel: Kernel, device: torch.device) -> str | None:
     """Why a cast on a device cannot be done by its kernel; None if it can. The kernel is loaded then.
 
     A kernel that cannot be built is tried once in a process, and a warning says why it was not.
     """
-    if device.type != "cuda":
-        return f"the tensors are on {device}"
-    if not _is_hopper(device):
-        return f"{device} is no Hopper GPU"
-    return launches.why_not_loaded(kernel.name, kernel, _libraries, load)
+    return launches.why_not_loaded(kernel.name, kernel, _libraries, load, device)
 
 
 @functools.lru_cache(maxsize=256)

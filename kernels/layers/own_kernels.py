@@ -10,12 +10,10 @@ loaded while a CUDA graph is captured, torch's operators do its work.
 from __future__ import annotations
 
 import ctypes
-import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
-from gemm_ladder.arguments import HOPPER
 from gemm_ladder.errors import LaunchError
 
 if TYPE_CHECKING:
@@ -54,13 +52,9 @@ class OwnKernel:
 
         A kernel that cannot be built is tried once in a process, and a warning says why it was not.
         """
-        if device.type != "cuda":
-            return f"the tensors are on {device}"
-        if not is_hopper(device):
-            return f"{device} is no Hopper GPU"
-        from gemm_ladder import launch
+        from gemm_ladder import launch  # here, as below: what torch's operators do needs neither
 
-        return launch.why_not_loaded(self.name, "cuda", self.libraries, self.load)
+        return launch.why_not_loaded(self.name, "cuda", self.libraries, self.load, device)
 
     def start(
         self, args: ctypes.Structure, read: Mapping[str, torch.Tensor], written: Mapping[str, torch.Tensor]
@@ -89,8 +83,3 @@ class OwnKernel:
         library = self.libraries.get("emulator") or self.load("emulator")
         if error := emulator.launch(library, args, {**read, **written}, once=set(written)):
             raise LaunchError(f"{self.name}: {error}")
-
-
-@functools.cache
-def is_hopper(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) == HOPPER

@@ -46,7 +46,7 @@ def through_silu_and_mul(inner: torch.Tensor, of_h: torch.Tensor, factors: torch
         The gradients of `inner`, bfloat16, and of `factors`, float32; and h times the factors, bfloat16
         [rows, columns].
     """
-    if len(of_h) and KERNEL.why_not(of_h.device) is None:
+    if of_h.is_cuda and len(of_h) and KERNEL.why_not(of_h.device) is None:
         return by_kernel(inner, of_h, factors)
     return by_torch(inner, of_h, factors)
 

@@ -126,12 +126,13 @@ def test_many_runs_and_long_rows(kind: Kind, before: Before, machine: str) -> No
 
 
 @pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
-def test_silu_of_many_whole_runs(dtype: torch.dtype, machine: str) -> None:
-    """Whose next run is loaded while one is cast: rows of one run with gaps between them, and rows of three,
-    which divide no step of a CTA's."""
-    for m, k, gap in ((257, 128, 16), (130, 384, 0)):
+@pytest.mark.parametrize("kind", KINDS)
+def test_silu_of_many_whole_runs(kind: Kind, dtype: torch.dtype, machine: str) -> None:
+    """Whose next run, or tile, is loaded while one is cast: rows of one run with gaps between them, and rows
+    of three, which divide no step of a CTA's. The last tile has one row, two, or all."""
+    for m, k, gap in ((257, 128, 16), (130, 384, 0), (256, 384, 8)):
         x = spaced(numbers((m, 2 * k), dtype), DEVICE[machine], gap=gap, offset=8)
-        cast = place("per_token", "silu_and_mul", x, k, use_ue8m0=m == 257)
+        cast = place(kind, "silu_and_mul", x, k, use_ue8m0=m == 257)
         for seed in range(3):
             cast.run(seed=seed, num_sms=1)
             cast.check()

@@ -27,6 +27,23 @@ __device__ __forceinline__ float inverse_root_of(float sum, const CastParams& p)
     return __frcp_rn(__fsqrt_rn(__fdiv_rn(sum, static_cast<float>(p.k)) + p.epsilon));
 }
 
+// A sum of squares with those of a piece added, one after the other.
+template <Input kInput>
+__device__ __forceinline__ float with_squares(float sum, const Piece<kInput>& piece) {
+    for (int i = 0; i < kPiece; ++i) sum = __fmaf_rn(piece[i], piece[i], sum);
+    return sum;
+}
+
+// What the first `count` numbers of a piece become. The others are 0: infinity times the weight 0 would be NaN.
+template <Input kInput>
+__device__ __forceinline__ Piece<Input::kFp32> normalised(const Piece<kInput>& piece, float inverse_root,
+                                                          const Piece<kInput>& weights, int count = kPiece) {
+    Piece<Input::kFp32> numbers;
+    for (int i = 0; i < kPiece; ++i)
+        numbers.words[i] = i < count ? __float_as_uint(piece[i] * inverse_root * weights[i]) : 0;
+    return numbers;
+}
+
 template <Input kInput, bool kVector, int kHeld>
 __global__ void __launch_bounds__(kThreads) fp8_cast_rms_norm(const CastParams p) {
     const uint32_t group = blockIdx.x / static_cast<uint32_t>(p.m);
@@ -55,18 +72,15 @@ __global__ void __launch_bounds__(kThreads) fp8_cast_rms_norm(const CastParams p
     constexpr int kTogether = kHeld ? kHeld : 1;
     Piece<kInput> held[kTogether], weights[kTogether];
     float sum = 0;
-    const auto add = [&](const Piece<kInput>& piece) {
-        for (int i = 0; i < kPiece; ++i) sum = __fmaf_rn(piece[i], piece[i], sum);
-    };
     if constexpr (kHeld != 0) {
 #pragma unroll
         for (int pass = 0; pass < kHeld; ++pass) held[pass] = load(p.x, begin, pass, p.x_column);
 #pragma unroll
         for (int pass = 0; pass < kHeld; ++pass) weights[pass] = load(p.weight, 0, pass, 1);
 #pragma unroll
-        for (int pass = 0; pass < kHeld; ++pass) add(held[pass]);
+        for (int pass = 0; pass < kHeld; ++pass) sum = with_squares(sum, held[pass]);
     } else {
-        for (int64_t pass = 0; pass < passes; ++pass) add(load(p.x, begin, pass, p.x_column));
+        for (int64_t pass = 0; pass < passes; ++pass) sum = with_squares(sum, load(p.x, begin, pass, p.x_column));
     }
     const float inverse_root = inverse_root_of(sum_of_all(sum, ptx::shared_memory()), p);
 
@@ -81,11 +95,8 @@ __global__ void __launch_bounds__(kThreads) fp8_cast_rms_norm(const CastParams p
 #pragma unroll
         for (int i = 0; i < kTogether; ++i) {
             const int count = count_of(pass + i);
-            for (int j = 0; j < kPiece; ++j) {
-                const float number = held[i][j] * inverse_root * weights[i][j];
-                // Beyond the row's end it may be infinity times 0. If kVector, the end divides no piece.
-                numbers[i].words[j] = kVector || j < count ? __float_as_uint(number) : 0;
-            }
+            // If kVector, the row's end divides no piece.
+            numbers[i] = normalised(held[i], inverse_root, weights[i], kVector ? kPiece : count);
             amax[i] = count > 0 ? amax_of<Input::kFp32, 1>({numbers[i]}) : 0;
         }
         const Scale mine = scale_of(amax_of_one<kPiecesARun>(amax), p.power_of_two);

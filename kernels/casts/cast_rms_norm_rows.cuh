@@ -48,8 +48,7 @@ __global__ void __launch_bounds__(kThreads, kRowsCtasAnSm) fp8_cast_rms_norm_row
         float sum = 0;
 #pragma unroll
         for (int i = 0; i < kHeld; ++i)
-            if (warp_has(i))
-                for (int j = 0; j < kPiece; ++j) sum = __fmaf_rn(held[i][j], held[i][j], sum);
+            if (warp_has(i)) sum = with_squares(sum, held[i]);
         const float inverse_root = inverse_root_of(sum_of_all(sum, sums), p);
         sums ^= kBytesSums;  // of the next row, as a thread may still read these
 
@@ -60,8 +59,7 @@ __global__ void __launch_bounds__(kThreads, kRowsCtasAnSm) fp8_cast_rms_norm_row
             if (!warp_has(i)) continue;
             const uint4 four = ptx::ld_shared<uint4>(weight(i));
             const P weights = {{four.x, four.y, four.z, four.w}};
-            for (int j = 0; j < kPiece; ++j)
-                numbers[i].words[j] = __float_as_uint(held[i][j] * inverse_root * weights[j]);
+            numbers[i] = normalised(held[i], inverse_root, weights);
             amax[i] = amax_of<Input::kFp32, 1>({numbers[i]});  // of no run that counts, beyond the row's end
         }
 

@@ -10,7 +10,7 @@
 
 constexpr int kCtasAnSm = 4;  // that run at the same time
 
-// Where a run is.
+// Where a run is; or a tile, of which there are `runs` side by side.
 struct Place {
     uint32_t row, run;
 

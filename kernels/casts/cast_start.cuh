@@ -4,8 +4,7 @@
 
 #include "cast_per_token.cuh"
 #include "cast_rms_norm_rows.cuh"
-#include "cast_silu.cuh"
-#include "cast_tile.cuh"
+#include "cast_silu_tile.cuh"
 #include "launch.cuh"
 
 // The argument of a launcher, filled in by Python (launching.py).
@@ -37,10 +36,11 @@ bool in_one_matrix(const CastParams& p) {
 }
 
 template <typename Kernel>
-const char* start_kernel(Kernel kernel, const CastArgs& args, int64_t blocks, uint32_t shared_bytes) {
+const char* start_kernel(Kernel kernel, const CastArgs& args, int64_t blocks, uint32_t shared_bytes,
+                         uint32_t threads = kThreads) {
     return launch(
         kernel,
-        {.blocks = blocks, .threads = kThreads, .shared_bytes = shared_bytes, .stream = args.stream, .early = true},
+        {.blocks = blocks, .threads = threads, .shared_bytes = shared_bytes, .stream = args.stream, .early = true},
         args.params);
 }
 
@@ -70,15 +70,28 @@ const char* start_per_token(const CastArgs& args) {
     return start_runs<kInput, kBefore, true, kMostRows>(args);
 }
 
+template <typename T>
+constexpr uint32_t shared_bytes_of(Share share) {
+    if (share == Share::kBlock) return 2 * kBytesMaxima<T>;
+    return share == Share::kColumn ? T::kOffsetCodes : T::kSharedBytes;
+}
+
 template <Input kInput, Before kBefore, Share kShare>
 const char* start_tile(const CastArgs& args) {
-    constexpr bool kTurned = kShare == Share::kColumnTurned;
     const CastParams& p = args.params;
+    const bool pieces = in_pieces<kInput>(p, kShare == Share::kColumnTurned);
+    if constexpr (kBefore == Before::kSiluAndMul && kInput != Input::kFp32)
+        if (pieces && in_one_matrix<kInput>(p)) {
+            using T = SiluTile<kShare>;
+            const int64_t tiles = ceil_div(p.m, kTile) * (p.k / T::kColumns);
+            const int64_t most = args.num_sms * kSiluTilesAnSm<kShare>;
+            return start_kernel(fp8_cast_silu_tile<kInput, kShare>, args, tiles < most ? tiles : most,
+                                shared_bytes_of<T>(kShare), T::kThreads);
+        }
     const int64_t tiles = p.groups * ceil_div(p.m, kTile) * ceil_div(p.k, kTile);
-    const uint32_t shared = kTurned ? kSharedBytes : kShare == Share::kColumn ? kOffsetCodes : kWarps * 4;
-    return in_pieces<kInput>(p, kTurned)
-               ? start_kernel(fp8_cast_tile<kInput, kBefore, kShare, true>, args, tiles, shared)
-               : start_kernel(fp8_cast_tile<kInput, kBefore, kShare, false>, args, tiles, shared);
+    const uint32_t shared = shared_bytes_of<WholeTile>(kShare);
+    return pieces ? start_kernel(fp8_cast_tile<kInput, kBefore, kShare, true>, args, tiles, shared)
+                  : start_kernel(fp8_cast_tile<kInput, kBefore, kShare, false>, args, tiles, shared);
 }
 
 template <Input kInput, int kHeld>

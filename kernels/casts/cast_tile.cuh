@@ -1,38 +1,57 @@
-// The casts that a CTA does for a tile of 128 x 128: one scale for the tile (per block), or one for each of its columns
-// (per channel).
+// The casts that a CTA does for a tile of 128 rows: one scale for the tile (per block), or one for each of its columns
+// (per channel). cast_silu_tile.cuh does the same for a large matrix ahead of which SiLU-and-multiply is computed.
 //
-// A thread holds 8 pieces of 8 columns: those of columns 8 * (thread % 16), in rows 4 * (thread / 16) and the three
-// below, and in the same four of the tile's lower half. So a tile is read once, and a warp reads two rows at a time.
-// The largest magnitudes of the warps meet in shared memory.
+// A thread holds pieces of 8 columns in four rows, one below the other: in a tile of 128 columns with 256 threads those
+// of columns 8 * (thread % 16), in rows 4 * (thread / 16) and the three below, and in the same four of the tile's lower
+// half. So a tile is read once, and a warp reads two rows at a time. The largest magnitudes of the warps meet in shared
+// memory.
 //
 // Per channel the codes can be stored turned, [k, m], as products want their operands, whose sum runs over the tokens.
-// A thread has four neighbouring codes of a column, one word; the words of the tile go through shared memory:
-//   word w of column c (rows 4 w to 4 w + 3) is stored as word w ^ 2 * (c / 8 % 16) of the column's 32.
-// So the lanes of a warp that store columns 8 apart, and those that load the 16-byte chunks of a column, use different
-// banks.
+// A thread has four neighbouring codes of a column, one word; the words of the tile go through shared memory, each
+// column's 32 in another order (Tile::turned), so that the lanes of a warp that store columns 8 apart, and those that
+// load the 16-byte chunks of a column, use different banks.
 #pragma once
 
 #include "cast_numbers.cuh"
 
 enum class Share { kBlock, kColumn, kColumnTurned };
 
-constexpr int kTile = kScaleK;                              // rows and columns
-constexpr int kQuad = 4;                                    // rows of a column in a word of codes
-constexpr int kPieces = kTile * kTile / kPiece / kThreads;  // that a thread holds
-constexpr int kWarps = kThreads / 32;
-constexpr int kOffsetInverse = kWarps * kTile * 4;  // in shared memory, after the warps' maxima
-constexpr int kOffsetCodes = kOffsetInverse + kTile * 4;
-constexpr int kSharedBytes = kOffsetCodes + kTile * kTile;
+constexpr int kTile = kScaleK;  // rows, and of a block columns
+constexpr int kQuad = 4;        // rows of a column in a word of codes
 
-// The CTAs that an SM is to hold at least: as many as the registers allow that their tiles need.
-constexpr int ctas_an_sm(Input input, Before before, bool vector) {
-    return !vector ? 1 : before == Before::kNothing && input != Input::kFp32 ? 3 : 2;
-}
+// How kCtaThreads threads share a tile of kColumns columns, and where in shared memory they put what.
+template <int kTileColumns, int kCtaThreads>
+struct Tile {
+    static constexpr int kColumns = kTileColumns, kThreads = kCtaThreads, kWarps = kThreads / 32;
+    static constexpr int kLanesARow = kColumns / kPiece;
+    static constexpr int kPieces = kTile * kColumns / kPiece / kThreads;  // that a thread holds
+    static constexpr int kOffsetInverse = kWarps * kColumns * 4;          // after the warps' maxima
+    static constexpr int kOffsetCodes = kOffsetInverse + kColumns * 4;
+    static constexpr int kSharedBytes = kOffsetCodes + kColumns * kTile;
 
-// The address, in a turned tile's shared memory, of word `word` of column `column`.
-__device__ __forceinline__ uint32_t turned(uint32_t column, uint32_t word) {
-    return column * kTile + 4 * (word ^ 2 * (column / kPiece));
-}
+    // Of this thread's pieces: the first column, which four rows of a half, and the row of piece i.
+    static __device__ __forceinline__ uint32_t column() { return threadIdx.x % kLanesARow * kPiece; }
+    static __device__ __forceinline__ uint32_t quad() { return threadIdx.x / kLanesARow; }
+    static __device__ __forceinline__ uint32_t row(int i) {
+        return static_cast<uint32_t>(i / kQuad) * (kTile / 2) + kQuad * quad() + i % kQuad;
+    }
+
+    // The place of a column's word `word`, its rows 4 * word to 4 * word + 3, among the column's words. A multiple of
+    // kSwap exchanges 16-byte chunks; with 128 columns an odd one also exchanges the halves of each chunk.
+    static constexpr uint32_t kSwap = 32 / kLanesARow;
+    static __device__ __forceinline__ uint32_t turned(uint32_t column, uint32_t word) {
+        return word ^ kSwap * (column / kPiece);
+    }
+};
+
+// Where the maxima of a block's warps meet.
+template <typename T>
+constexpr uint32_t kBytesMaxima = T::kWarps * 4;
+
+// Which tile a CTA casts: its group, the tiles above it, and its first column.
+struct TileAt {
+    int64_t group, row, column;
+};
 
 // The matrix [k, rows] that turned codes of row `row` belong to: all of them, or a group's. Groups are whole tiles, and
 // whatever the counts say, they lie in the m rows one after the other.
@@ -51,27 +70,141 @@ __device__ __forceinline__ Turned group_of(const CastParams& p, int64_t row) {
     return {row, 0};
 }
 
+// The inverse of the scale of a tile, whose scale is stored. The warps' maxima meet at `smem`.
+template <typename T, Input kHeld>
+__device__ __forceinline__ float inverse_of_block(const CastParams& p, const TileAt& at,
+                                                  const Piece<kHeld> (&pieces)[T::kPieces], uint32_t smem) {
+    uint32_t amax = ptx::redux_sync_max(kAllLanes, amax_of(pieces));
+    if (threadIdx.x % 32 == 0) ptx::st_shared(smem + 4 * (threadIdx.x / 32), amax);
+    __syncthreads();
+    for (int i = 0; i < T::kWarps; ++i) amax = max(amax, ptx::ld_shared<uint32_t>(smem + 4 * i));
+    const Scale scale = scale_of(amax, p.power_of_two);
+    if (threadIdx.x == 0)
+        p.scales[at.group * p.scale_group + at.row * p.scale_row + at.column / kTile * p.scale_column] = scale.value;
+    return scale.inverse;
+}
+
+// The inverses of the scales of this thread's columns. The scales of the tile's columns are stored.
+template <typename T, Input kHeld>
+__device__ __forceinline__ void inverses_of_columns(const CastParams& p, const TileAt& at,
+                                                    const Piece<kHeld> (&pieces)[T::kPieces], uint32_t smem,
+                                                    float (&inverses)[kPiece]) {
+    // Of a word's two columns together, if they are 16-bit numbers: in this thread, then in the others of its warp.
+    uint32_t amax[kPiece];
+#pragma unroll
+    for (int j = 0; j < Piece<kHeld>::kWords; ++j) {
+        uint32_t most = 0;
+        for (int i = 0; i < T::kPieces; ++i) most = larger<kHeld>(most, pieces[i].words[j]);
+        for (int lanes = T::kLanesARow; lanes < 32; lanes *= 2)
+            most = larger<kHeld>(most, ptx::shfl_sync_bfly(kAllLanes, most, lanes));
+        if constexpr (kHeld == Input::kFp32)
+            amax[j] = most;
+        else
+            amax[2 * j] = widened<kHeld>(most & 0xFFFFu), amax[2 * j + 1] = widened<kHeld>(most >> 16);
+    }
+    const uint32_t warp = threadIdx.x / 32;
+    if (threadIdx.x % 32 < T::kLanesARow)
+        for (int e = 0; e < kPiece; e += 4)
+            ptx::st_shared(smem + 4 * (warp * T::kColumns + T::column() + e),
+                           uint4{amax[e], amax[e + 1], amax[e + 2], amax[e + 3]});
+    __syncthreads();
+    if (threadIdx.x < T::kColumns) {
+        uint32_t most = 0;
+        for (int i = 0; i < T::kWarps; ++i)
+            most = max(most, ptx::ld_shared<uint32_t>(smem + 4 * (i * T::kColumns + threadIdx.x)));
+        const Scale scale = scale_of(most, p.power_of_two);
+        ptx::st_shared(smem + T::kOffsetInverse + 4 * threadIdx.x, scale.inverse);
+        const int64_t mine = at.column + threadIdx.x;
+        if (mine < p.k) p.scales[at.group * p.scale_group + at.row * p.scale_row + mine * p.scale_column] = scale.value;
+    }
+    __syncthreads();
+    for (int e = 0; e < kPiece; e += 4) {
+        const float4 four = ptx::ld_shared<float4>(smem + T::kOffsetInverse + 4 * (T::column() + e));
+        inverses[e] = four.x, inverses[e + 1] = four.y, inverses[e + 2] = four.z, inverses[e + 3] = four.w;
+    }
+}
+
+// Stores a tile's codes turned, through shared memory.
+template <typename T, Input kHeld>
+__device__ __forceinline__ void store_turned(const CastParams& p, const TileAt& at,
+                                             const Piece<kHeld> (&pieces)[T::kPieces], uint32_t smem,
+                                             const float (&inverses)[kPiece]) {
+    const uint32_t codes = smem + T::kOffsetCodes;
+#pragma unroll
+    for (int half = 0; half < T::kPieces; half += kQuad)
+#pragma unroll
+        for (int e = 0; e < kPiece; ++e) {
+            const uint32_t column = T::column() + e, word = T::row(half) / kQuad;
+            ptx::st_shared(codes + column * kTile + 4 * T::turned(column, word),
+                           codes_of(pieces[half][e] * inverses[e], pieces[half + 1][e] * inverses[e],
+                                    pieces[half + 2][e] * inverses[e], pieces[half + 3][e] * inverses[e]));
+        }
+    __syncthreads();
+    const Turned matrix = group_of(p, at.row * kTile);
+    constexpr int kChunks = kTile / 16;  // of a column
+    const uint32_t chunk = threadIdx.x % kChunks;
+    const int64_t row = at.row * kTile + 16 * chunk;
+    if (row >= matrix.begin + matrix.rows) return;  // the rows are a multiple of 16
+    uint8_t* to = p.codes + at.group * p.codes_group + p.k * matrix.begin + row - matrix.begin;
+#pragma unroll
+    for (int i = threadIdx.x / kChunks; i < T::kColumns; i += T::kThreads / kChunks) {
+        if (at.column + i >= p.k) break;
+        const uint32_t place = T::turned(i, 4 * chunk);
+        uint4 words = ptx::ld_shared<uint4>(codes + i * kTile + 16 * (place / 4));
+        if (place % 4) words = {words.z, words.w, words.x, words.y};
+        *reinterpret_cast<uint4*>(to + (at.column + i) * matrix.rows) = words;
+    }
+}
+
+// Casts a tile whose numbers the threads hold. `count`: how many columns of this thread's are in the matrix.
+template <typename T, Share kShare, bool kVector, Input kHeld>
+__device__ __forceinline__ void cast_tile(const CastParams& p, const TileAt& at,
+                                          const Piece<kHeld> (&pieces)[T::kPieces], uint32_t smem, int count) {
+    const auto store = [&](auto inverse) {
+#pragma unroll
+        for (int i = 0; i < T::kPieces; ++i) {
+            const int64_t row = at.row * kTile + T::row(i);
+            if (row >= p.m) continue;
+            uint8_t* codes = p.codes + at.group * p.codes_group + row * p.codes_row + at.column + T::column();
+            store_codes<kVector>(codes, pieces[i], inverse, count);
+        }
+    };
+    if constexpr (kShare == Share::kBlock) {
+        const float inverse = inverse_of_block<T>(p, at, pieces, smem);
+        store([&](int) { return inverse; });
+    } else {
+        float inverses[kPiece];
+        inverses_of_columns<T>(p, at, pieces, smem, inverses);
+        if constexpr (kShare == Share::kColumnTurned)
+            store_turned<T>(p, at, pieces, smem, inverses);
+        else
+            store([&](int e) { return inverses[e]; });
+    }
+}
+
+// The CTAs that an SM is to hold at least: as many as the registers allow that their tiles need.
+constexpr int ctas_an_sm(Input input, Before before, bool vector) {
+    return !vector ? 1 : before == Before::kNothing && input != Input::kFp32 ? 3 : 2;
+}
+
+using WholeTile = Tile<kTile, kThreads>;
+
 template <Input kInput, Before kBefore, Share kShare, bool kVector>
 __global__ void __launch_bounds__(kThreads, ctas_an_sm(kInput, kBefore, kVector)) fp8_cast_tile(const CastParams p) {
+    using T = WholeTile;
     const int64_t across = ceil_div(p.k, kTile), down = ceil_div(p.m, kTile);
     const uint32_t lines = blockIdx.x / static_cast<uint32_t>(across), group = lines / static_cast<uint32_t>(down);
-    const int64_t tile_row = lines - group * down, tile_column = blockIdx.x - lines * across;
-    const uint32_t smem = ptx::shared_memory(), warp = threadIdx.x / 32;
-    const uint32_t column_here = threadIdx.x % kPiecesARun * kPiece, quad = threadIdx.x / kPiecesARun;
-    const int64_t column = tile_column * kTile + column_here;
+    const TileAt at = {group, lines - group * down, (blockIdx.x - lines * across) * kTile};
+    const int64_t column = at.column + T::column();
     const int count = inside(p, column);
-    const auto row_here = [&](int i) {
-        return static_cast<uint32_t>(i / kQuad) * (kTile / 2) + kQuad * quad + i % kQuad;
-    };
 
-    // Load.
     start_early(p);
     constexpr Input kHeld = kBefore == Before::kNothing ? kInput : Input::kFp32;
-    int64_t begins[kPieces];
-    find_rows(p, group, p.m, [&](int i) { return tile_row * kTile + row_here(i); }, begins);
-    Piece<kHeld> pieces[kPieces];
+    int64_t begins[T::kPieces];
+    find_rows(p, group, p.m, [&](int i) { return at.row * kTile + T::row(i); }, begins);
+    Piece<kHeld> pieces[T::kPieces];
 #pragma unroll
-    for (int half = 0; half < kPieces; half += kQuad) {
+    for (int half = 0; half < T::kPieces; half += kQuad) {
         Piece<kInput> loaded[kQuad], ups[kBefore == Before::kSiluAndMul ? kQuad : 1];
 #pragma unroll
         for (int i = 0; i < kQuad; ++i) {
@@ -89,85 +222,5 @@ __global__ void __launch_bounds__(kThreads, ctas_an_sm(kInput, kBefore, kVector)
                 pieces[half + i] = loaded[i];
         }
     }
-
-    // The scales, and their inverses for this thread's columns.
-    float inverses[kShare == Share::kBlock ? 1 : kPiece];
-    if constexpr (kShare == Share::kBlock) {
-        uint32_t amax = ptx::redux_sync_max(kAllLanes, amax_of(pieces));
-        if (threadIdx.x % 32 == 0) ptx::st_shared(smem + 4 * warp, amax);
-        __syncthreads();
-        for (int i = 0; i < kWarps; ++i) amax = max(amax, ptx::ld_shared<uint32_t>(smem + 4 * i));
-        const Scale scale = scale_of(amax, p.power_of_two);
-        inverses[0] = scale.inverse;
-        if (threadIdx.x == 0)
-            p.scales[group * p.scale_group + tile_row * p.scale_row + tile_column * p.scale_column] = scale.value;
-    } else {
-        // Of a word's two columns together, if they are 16-bit numbers: in this thread, then in the other of its warp.
-        constexpr int kWords = Piece<kHeld>::kWords;
-        uint32_t amax[kPiece];
-#pragma unroll
-        for (int j = 0; j < kWords; ++j) {
-            uint32_t most = 0;
-            for (int i = 0; i < kPieces; ++i) most = larger<kHeld>(most, pieces[i].words[j]);
-            most = larger<kHeld>(most, ptx::shfl_sync_bfly(kAllLanes, most, kPiecesARun));
-            if constexpr (kHeld == Input::kFp32)
-                amax[j] = most;
-            else
-                amax[2 * j] = widened<kHeld>(most & 0xFFFFu), amax[2 * j + 1] = widened<kHeld>(most >> 16);
-        }
-        if (threadIdx.x % 32 < kPiecesARun)
-            for (int e = 0; e < kPiece; e += 4)
-                ptx::st_shared(smem + 4 * (warp * kTile + column_here + e),
-                               uint4{amax[e], amax[e + 1], amax[e + 2], amax[e + 3]});
-        __syncthreads();
-        if (threadIdx.x < kTile) {
-            uint32_t most = 0;
-            for (int i = 0; i < kWarps; ++i)
-                most = max(most, ptx::ld_shared<uint32_t>(smem + 4 * (i * kTile + threadIdx.x)));
-            const Scale scale = scale_of(most, p.power_of_two);
-            ptx::st_shared(smem + kOffsetInverse + 4 * threadIdx.x, scale.inverse);
-            const int64_t mine = tile_column * kTile + threadIdx.x;
-            if (mine < p.k)
-                p.scales[group * p.scale_group + tile_row * p.scale_row + mine * p.scale_column] = scale.value;
-        }
-        __syncthreads();
-        for (int e = 0; e < kPiece; e += 4) {
-            const float4 four = ptx::ld_shared<float4>(smem + kOffsetInverse + 4 * (column_here + e));
-            inverses[e] = four.x, inverses[e + 1] = four.y, inverses[e + 2] = four.z, inverses[e + 3] = four.w;
-        }
-    }
-
-    // The codes.
-    if constexpr (kShare != Share::kColumnTurned) {
-#pragma unroll
-        for (int i = 0; i < kPieces; ++i) {
-            const int64_t row = tile_row * kTile + row_here(i);
-            if (row < p.m)
-                store_codes<kVector>(
-                    p.codes + group * p.codes_group + row * p.codes_row + column, pieces[i],
-                    [&](int e) { return inverses[kShare == Share::kBlock ? 0 : e]; }, count);
-        }
-    } else {
-        const uint32_t tile = smem + kOffsetCodes;
-#pragma unroll
-        for (int half = 0; half < kPieces; half += kQuad)
-#pragma unroll
-            for (int e = 0; e < kPiece; ++e)
-                ptx::st_shared(tile + turned(column_here + e, half / kQuad * (kTile / 2 / kQuad) + quad),
-                               codes_of(pieces[half][e] * inverses[e], pieces[half + 1][e] * inverses[e],
-                                        pieces[half + 2][e] * inverses[e], pieces[half + 3][e] * inverses[e]));
-        __syncthreads();
-        const Turned matrix = group_of(p, tile_row * kTile);
-        constexpr int kChunks = kTile / 16;  // of a column
-        for (int i = threadIdx.x; i < kTile * kChunks; i += kThreads) {
-            const uint32_t here = i / kChunks, chunk = i % kChunks, swapped = here / kPiece;
-            const int64_t of = tile_column * kTile + here, row = tile_row * kTile + 16 * chunk;
-            if (of >= p.k || row >= matrix.begin + matrix.rows) continue;  // whose rows are a multiple of 16
-            // The XOR exchanges 16-byte chunks, and in every other group of 8 columns the halves of a chunk.
-            uint4 words = ptx::ld_shared<uint4>(tile + here * kTile + 16 * (chunk ^ swapped / 2));
-            if (swapped % 2) words = {words.z, words.w, words.x, words.y};
-            *reinterpret_cast<uint4*>(p.codes + group * p.codes_group + p.k * matrix.begin + of * matrix.rows + row -
-                                      matrix.begin) = words;
-        }
-    }
+    cast_tile<T, kShare, kVector>(p, at, pieces, ptx::shared_memory(), count);
 }

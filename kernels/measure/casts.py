@@ -84,6 +84,8 @@ CASTS = (
     Cast("per_token", "silu_and_mul"),
     Cast("per_token", "rms_norm"),
     Cast("per_token", gather=True),
+    Cast("per_block", "silu_and_mul"),
+    Cast("per_channel", "silu_and_mul"),
     Cast("per_channel_turned", "silu_and_mul"),
 )
 SHAPES = ((64, 7168), (4096, 7168), (16384, 7168))

@@ -1,0 +1,71 @@
+// SiLU-and-multiply and the casts per block and per channel, of BF16 or FP16, for one matrix whose rows are whole runs.
+// It computes what cast_tile.cuh does.
+//
+// The arithmetic takes nearly as long as the bytes, so neither may wait for the other: a CTA takes every gridDim.x-th
+// tile, and while it computes with the numbers of one, those of the next are on their way into registers. A thread has
+// four pieces of a tile, half as many as in cast_tile.cuh, so that there are registers for both. Per channel, tiles of
+// 64 columns let an SM hold three CTAs, of which one computes where another waits at a barrier.
+#pragma once
+
+#include <type_traits>
+
+#include "cast_silu.cuh"
+#include "cast_tile.cuh"
+
+// A block needs all 128 columns in one CTA.
+template <Share kShare>
+using SiluTile = Tile<kShare == Share::kBlock ? kTile : kTile / 2, kShare == Share::kBlock ? 2 * kThreads : kThreads>;
+
+template <Share kShare>
+constexpr int kSiluTilesAnSm = kShare == Share::kBlock ? 1 : 3;  // CTAs that run at the same time
+
+template <Input kInput, Share kShare>
+__global__ void __launch_bounds__(SiluTile<kShare>::kThreads, kSiluTilesAnSm<kShare>)
+    fp8_cast_silu_tile(const CastParams p) {
+    static_assert(kInput != Input::kFp32, "a thread has registers for pieces of 16 bytes");
+    using T = SiluTile<kShare>;
+    static_assert(T::kPieces == kQuad);
+    using P = Piece<kInput>;
+    const uint32_t m = static_cast<uint32_t>(p.m), k = static_cast<uint32_t>(p.k);
+    const uint32_t across = k / T::kColumns, lines = (m + kTile - 1) / kTile, tiles = across * lines;
+    const uint32_t down = gridDim.x / across, aside = gridDim.x - down * across;  // from one tile to the next
+    const uint32_t x_row = static_cast<uint32_t>(p.x_row) * P::kBytes;
+    const uint8_t* x =
+        static_cast<const uint8_t*>(p.x) + static_cast<uint64_t>(T::row(0)) * x_row + T::column() * P::kBytes;
+
+    Place at{blockIdx.x / across, blockIdx.x % across}, next = at;
+    P gates[kQuad], ups[kQuad];  // of the tile at `next`
+    const auto load_next = [&] {
+        if (next.row >= lines) return;
+        const uint32_t first = next.row * kTile;
+        const uint8_t* from = x + static_cast<uint64_t>(first) * x_row + next.run * (T::kColumns * P::kBytes);
+        const auto load = [&](auto whole) {
+#pragma unroll
+            for (int i = 0; i < kQuad; ++i, from += x_row) {
+                const int count = whole || first + T::row(i) < m ? kPiece : 0;
+                gates[i] = load_piece<kInput, true>(from, 0, 1, count);
+                ups[i] = load_piece<kInput, true>(from + k * P::kBytes, 0, 1, count);
+            }
+        };
+        if (first + kTile <= m)
+            load(std::true_type{});
+        else
+            load(std::false_type{});
+    };
+
+    start_early(p);
+    load_next();
+    uint32_t smem = ptx::shared_memory();
+    for (uint32_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+        Piece<Input::kFp32> pieces[kQuad];
+#pragma unroll
+        for (int i = 0; i < kQuad; ++i) pieces[i] = silu_and_mul(gates[i], ups[i]);
+        next.advance(down, aside, across);
+        load_next();
+        cast_tile<T, kShare, true>(p, {0, at.row, at.run * T::kColumns}, pieces, smem, kPiece);
+        at = next;
+        // The next block's maxima lie elsewhere, as a thread may still read these. With columns' another barrier is
+        // between.
+        if constexpr (kShare == Share::kBlock) smem ^= kBytesMaxima<T>;
+    }
+}

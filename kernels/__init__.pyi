@@ -29,6 +29,10 @@ from .arguments import ceil_div as ceil_div
 from .casts.functions import per_block_quant_fp8 as per_block_quant_fp8
 from .casts.functions import per_channel_group_quant_fp8 as per_channel_group_quant_fp8
 from .casts.functions import per_token_group_quant_fp8 as per_token_group_quant_fp8
+from .casts.functions import rms_norm_per_block_quant_fp8 as rms_norm_per_block_quant_fp8
+from .casts.functions import (
+    rms_norm_per_channel_group_quant_fp8 as rms_norm_per_channel_group_quant_fp8,
+)
 from .casts.functions import rms_norm_per_token_group_quant_fp8 as rms_norm_per_token_group_quant_fp8
 from .casts.functions import silu_and_mul_per_block_quant_fp8 as silu_and_mul_per_block_quant_fp8
 from .casts.functions import (

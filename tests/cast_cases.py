@@ -103,7 +103,7 @@ class Placed:
             size = one.untyped_storage().nbytes() // one.itemsize
             memory.append(torch.full((MARGIN + size + MARGIN,), canary, dtype=one.dtype, device=x.device))
             found.append(memory[-1].as_strided(one.shape, one.stride(), MARGIN))
-        return cls(call, operands.Results(found[0].view(torch.float8_e4m3fn), found[1]), memory)
+        return cls(call, like._replace(codes=found[0].view(torch.float8_e4m3fn), scales=found[1]), memory)
 
     def run(self, seed: int = 0, num_sms: int = 0) -> None:
         with gl.emulator(seed=seed):

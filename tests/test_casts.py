@@ -90,7 +90,7 @@ def test_gather(kind: Kind, before: Before, machine: str) -> None:
     empty.check()
 
 
-@pytest.mark.parametrize("before", ["nothing", "silu_and_mul"])
+@pytest.mark.parametrize("before", ["nothing", "silu_and_mul", "rms_norm"])
 def test_grouped_along_k(before: Before, machine: str) -> None:
     """Each group's codes are a matrix of their own. Counts may be nonsense: nothing outside is written."""
     m, k = 640, 136
@@ -413,8 +413,10 @@ def test_machine_code(kernel: Kernel) -> None:
     for name, instructions in disassembly.disassemble(built.path).items():
         opcodes = [one.opcode for one in instructions]
         in_pieces = "LDG.E.128" in opcodes
-        wide.append(in_pieces)
         assert in_pieces != ("LDG.E.U16" in opcodes), name
+        if "row_roots" in name:
+            continue  # it stores a number a row
+        wide.append(in_pieces)
         stored = (
             "STG.E.128" if kernel.kind == "per_channel_turned" else "STG.E.64" if in_pieces else "STG.E.U8"
         )
@@ -423,4 +425,4 @@ def test_machine_code(kernel: Kernel) -> None:
 
 
 def test_kinds_have_names() -> None:
-    assert len({kernel.name for kernel in KERNELS}) == len(KERNELS) == 3 * (2 * len(KINDS) + 1)
+    assert len({kernel.name for kernel in KERNELS}) == len(KERNELS) == 3 * 3 * len(KINDS)

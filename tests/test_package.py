@@ -81,6 +81,8 @@ def test_public_names():
         "per_token_group_quant_fp8",
         "precompile",
         "ref",
+        "rms_norm_per_block_quant_fp8",
+        "rms_norm_per_channel_group_quant_fp8",
         "rms_norm_per_token_group_quant_fp8",
         "rungs",
         "set_block_size_multiple_of",

@@ -31,6 +31,7 @@ struct CastParams {
     const int32_t* ks;      // [ks_count]: of turned codes, how many of m belong to each group
     uint8_t* codes;         // E4M3 [groups, m, k]; turned [groups, k, m], or with ks each group's [k, ks] in turn
     float* scales;
+    float* inverse_roots;  // [groups, m], of RMSNorm per block and per channel only: a kernel writes them for the next
     int64_t groups, x_rows, m, k;
     int64_t ks_count;  // -1: there are no ks, and all rows belong together
     int64_t x_group, x_row, x_column;

@@ -4,6 +4,7 @@
 
 #include "cast_per_token.cuh"
 #include "cast_rms_norm_rows.cuh"
+#include "cast_row_roots.cuh"
 #include "cast_silu_tile.cuh"
 #include "launch.cuh"
 
@@ -88,10 +89,17 @@ const char* start_tile(const CastArgs& args) {
             return start_kernel(fp8_cast_silu_tile<kInput, kShare>, args, tiles < most ? tiles : most,
                                 shared_bytes_of<T>(kShare), T::kThreads);
         }
+    if constexpr (kBefore == Before::kRmsNorm) {
+        const auto kernel = pieces ? fp8_cast_row_roots<kInput, true> : fp8_cast_row_roots<kInput, false>;
+        if (const char* error = start_kernel(kernel, args, p.groups * p.m, kBytesSums)) return error;
+    }
     const int64_t tiles = p.groups * ceil_div(p.m, kTile) * ceil_div(p.k, kTile);
-    const uint32_t shared = shared_bytes_of<WholeTile>(kShare);
-    return pieces ? start_kernel(fp8_cast_tile<kInput, kBefore, kShare, true>, args, tiles, shared)
-                  : start_kernel(fp8_cast_tile<kInput, kBefore, kShare, false>, args, tiles, shared);
+    const auto start = [&]<bool kVector>(std::bool_constant<kVector>) {
+        using T = WholeTile<kBefore, kVector>;
+        return start_kernel(fp8_cast_tile<kInput, kBefore, kShare, kVector>, args, tiles, shared_bytes_of<T>(kShare),
+                            T::kThreads);
+    };
+    return pieces ? start(std::true_type{}) : start(std::false_type{});
 }
 
 template <Input kInput, int kHeld>
@@ -120,7 +128,7 @@ const char* start_rms_norm(const CastArgs& args) {
 
 template <Kind kKind, Before kBefore, Input kInput>
 const char* start_cast(const CastArgs& args) {
-    if constexpr (kBefore == Before::kRmsNorm)
+    if constexpr (kBefore == Before::kRmsNorm && kKind == Kind::kToken)
         return start_rms_norm<kInput>(args);
     else if constexpr (kKind == Kind::kToken)
         return start_per_token<kInput, kBefore>(args);

@@ -12,7 +12,7 @@
 // load the 16-byte chunks of a column, use different banks.
 #pragma once
 
-#include "cast_numbers.cuh"
+#include "cast_rms_norm.cuh"
 
 enum class Share { kBlock, kColumn, kColumnTurned };
 
@@ -187,14 +187,20 @@ constexpr int ctas_an_sm(Input input, Before before, bool vector) {
     return !vector ? 1 : before == Before::kNothing && input != Input::kFp32 ? 3 : 2;
 }
 
-using WholeTile = Tile<kTile, kThreads>;
+// With twice the threads each has half the pieces, and an SM twice the warps: RMSNorm per block at 16384 x 7168 took
+// 239 us with 256 threads, and 173 with 512.
+template <Before kBefore, bool kVector>
+using WholeTile = Tile<kTile, kBefore == Before::kRmsNorm && kVector ? 2 * kThreads : kThreads>;
 
 template <Input kInput, Before kBefore, Share kShare, bool kVector>
-__global__ void __launch_bounds__(kThreads, ctas_an_sm(kInput, kBefore, kVector)) fp8_cast_tile(const CastParams p) {
-    using T = WholeTile;
+__global__ void __launch_bounds__(WholeTile<kBefore, kVector>::kThreads, ctas_an_sm(kInput, kBefore, kVector))
+    fp8_cast_tile(const CastParams p) {
+    using T = WholeTile<kBefore, kVector>;
     const int64_t across = ceil_div(p.k, kTile), down = ceil_div(p.m, kTile);
-    const uint32_t lines = blockIdx.x / static_cast<uint32_t>(across), group = lines / static_cast<uint32_t>(down);
-    const TileAt at = {group, lines - group * down, (blockIdx.x - lines * across) * kTile};
+    // Ahead of RMSNorm x was just read from its first row to its last, which L2 still has.
+    const uint32_t tile = kBefore == Before::kRmsNorm ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+    const uint32_t lines = tile / static_cast<uint32_t>(across), group = lines / static_cast<uint32_t>(down);
+    const TileAt at = {group, lines - group * down, (tile - lines * across) * kTile};
     const int64_t column = at.column + T::column();
     const int count = inside(p, column);
 
@@ -202,10 +208,14 @@ __global__ void __launch_bounds__(kThreads, ctas_an_sm(kInput, kBefore, kVector)
     constexpr Input kHeld = kBefore == Before::kNothing ? kInput : Input::kFp32;
     int64_t begins[T::kPieces];
     find_rows(p, group, p.m, [&](int i) { return at.row * kTile + T::row(i); }, begins);
+    Piece<kInput> weights;
+    if constexpr (kBefore == Before::kRmsNorm) weights = load_piece<kInput, kVector>(p.weight, column, 1, count);
     Piece<kHeld> pieces[T::kPieces];
 #pragma unroll
     for (int half = 0; half < T::kPieces; half += kQuad) {
         Piece<kInput> loaded[kQuad], ups[kBefore == Before::kSiluAndMul ? kQuad : 1];
+        float inverse_roots[kQuad];
+        const auto is_row = [&](int i) { return at.row * kTile + T::row(half + i) < p.m; };
 #pragma unroll
         for (int i = 0; i < kQuad; ++i) {
             const int64_t begin = begins[half + i];
@@ -213,11 +223,15 @@ __global__ void __launch_bounds__(kThreads, ctas_an_sm(kInput, kBefore, kVector)
             loaded[i] = load_piece<kInput, kVector>(p.x, begin + column * p.x_column, p.x_column, numbers);
             if constexpr (kBefore == Before::kSiluAndMul)
                 ups[i] = load_piece<kInput, kVector>(p.x, begin + (p.k + column) * p.x_column, p.x_column, numbers);
+            if constexpr (kBefore == Before::kRmsNorm)
+                inverse_roots[i] = is_row(i) ? p.inverse_roots[group * p.m + at.row * kTile + T::row(half + i)] : 0;
         }
 #pragma unroll
         for (int i = 0; i < kQuad; ++i) {
             if constexpr (kBefore == Before::kSiluAndMul)
                 pieces[half + i] = silu_and_mul(loaded[i], ups[i]);
+            else if constexpr (kBefore == Before::kRmsNorm)
+                pieces[half + i] = normalised(loaded[i], inverse_roots[i], weights, is_row(i) ? count : 0);
             else
                 pieces[half + i] = loaded[i];
         }

@@ -24,6 +24,8 @@ __all__ = [
     "per_block_quant_fp8",
     "per_channel_group_quant_fp8",
     "per_token_group_quant_fp8",
+    "rms_norm_per_block_quant_fp8",
+    "rms_norm_per_channel_group_quant_fp8",
     "rms_norm_per_token_group_quant_fp8",
     "silu_and_mul_per_block_quant_fp8",
     "silu_and_mul_per_channel_group_quant_fp8",
@@ -140,6 +142,31 @@ def silu_and_mul_per_block_quant_fp8(
     return _call("per_block", "silu_and_mul", x, None, 0.0, use_ue8m0, rows, None, None)
 
 
+def rms_norm_per_block_quant_fp8(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float = 1e-6,
+    use_ue8m0: bool = False,
+    rows: torch.Tensor | None = None,
+) -> Pair:
+    """x / sqrt(mean of its row's squares + eps) * weight, in FP32, and the cast for B of that.
+
+    x is read twice, as a block has parts of 128 rows.
+
+    Args:
+        x: float32, bfloat16 or float16 [n, k] or [groups, n, k], of any strides.
+        weight, eps: as for `rms_norm_per_token_group_quant_fp8`.
+        use_ue8m0, rows: as for `per_token_group_quant_fp8`.
+
+    Returns:
+        As `per_block_quant_fp8`.
+
+    Raises:
+        InputError: as there, or weight or eps is not as above.
+    """
+    return _call("per_block", "rms_norm", x, weight, eps, use_ue8m0, rows, None, None)
+
+
 def per_channel_group_quant_fp8(
     x: torch.Tensor,
     use_ue8m0: bool = False,
@@ -189,6 +216,35 @@ def silu_and_mul_per_channel_group_quant_fp8(
     """
     kind: Kind = "per_channel_turned" if transposed else "per_channel"
     return _call(kind, "silu_and_mul", x, None, 0.0, use_ue8m0, rows, None, ks)
+
+
+def rms_norm_per_channel_group_quant_fp8(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float = 1e-6,
+    use_ue8m0: bool = False,
+    rows: torch.Tensor | None = None,
+    transposed: bool = True,
+    ks: torch.Tensor | None = None,
+) -> Pair:
+    """x / sqrt(mean of its row's squares + eps) * weight, in FP32, and the cast for weight gradients of that.
+
+    x is read twice, as a scale belongs to parts of 128 rows.
+
+    Args:
+        x: float32, bfloat16 or float16 [k, n] or [groups, k, n], of any strides; k counts the tokens.
+        weight: [n], of x's type.
+        eps: as for `rms_norm_per_token_group_quant_fp8`.
+        use_ue8m0, rows, transposed, ks: as for `per_channel_group_quant_fp8`.
+
+    Returns:
+        As `per_channel_group_quant_fp8`.
+
+    Raises:
+        InputError: as there, or weight or eps is not as above.
+    """
+    kind: Kind = "per_channel_turned" if transposed else "per_channel"
+    return _call(kind, "rms_norm", x, weight, eps, use_ue8m0, rows, None, ks)
 
 
 def run(call: operands.CheckedCast, mn_major: bool) -> operands.Results:

@@ -32,7 +32,7 @@ INPUTS = {torch.bfloat16: "kBf16", torch.float16: "kFp16", torch.float32: "kFp32
 
 
 class Kernel(NamedTuple):
-    """The kernels of one library. "rms_norm" goes with "per_token" alone.
+    """The kernels of one library.
 
     Attributes:
         kind, before: what is cast, and how.
@@ -48,6 +48,11 @@ class Kernel(NamedTuple):
         """A name for people, and of the library."""
         before = "" if self.before == "nothing" else f"{self.before}_"
         return f"fp8_cast_{before}{self.kind}_{INPUTS[self.dtype][1:].lower()}"
+
+    @property
+    def reads_twice(self) -> bool:
+        """Whether a first kernel reads x for what the second multiplies each row by."""
+        return self.before == "rms_norm" and self.kind != "per_token"
 
     def source(self) -> str:
         """The source text to compile."""
@@ -76,11 +81,4 @@ class Kernel(NamedTuple):
 
 
 # All that there are.
-KERNELS = (
-    *(
-        Kernel(kind, before, dtype)
-        for kind, before, dtype in itertools.product(KINDS, _BEFORE, INPUTS)
-        if before != "rms_norm"
-    ),
-    *(Kernel("per_token", "rms_norm", dtype) for dtype in INPUTS),
-)
+KERNELS = tuple(itertools.starmap(Kernel, itertools.product(KINDS, _BEFORE, INPUTS)))

@@ -28,6 +28,7 @@ class Params(ctypes.Structure):
         ("ks", ctypes.c_void_p),
         ("codes", ctypes.c_void_p),
         ("scales", ctypes.c_void_p),
+        ("inverse_roots", ctypes.c_void_p),
         ("groups", ctypes.c_int64),
         ("x_rows", ctypes.c_int64),
         ("m", ctypes.c_int64),
@@ -54,15 +55,11 @@ class Args(ctypes.Structure):
 
 def arguments(call: CheckedCast, out: Results, num_sms: int) -> Args:
     """The arguments of a launch, but for the stream. The struct keeps no tensor alive."""
-    optional = (call.weight, call.rows, call.counts, call.ks)
-    addresses = [None if one is None else one.data_ptr() for one in optional]
+    tensors = (call.x, call.weight, call.rows, call.counts, call.ks, *out)
     groups, x_rows, _ = call.x.shape
     return Args(
         Params(
-            call.x.data_ptr(),
-            *addresses,
-            out.codes.data_ptr(),
-            out.scales.data_ptr(),
+            *(None if one is None else one.data_ptr() for one in tensors),
             groups,
             x_rows,
             call.m,
@@ -94,6 +91,8 @@ def run(call: CheckedCast, out: Results, num_sms: int = 0) -> None:
         return
     if not call.x.is_cuda:
         tensors = {**call.tensors, "the codes": _whole(out.codes), "the scales": out.scales}
+        if out.inverse_roots is not None:
+            tensors["the inverse roots"] = out.inverse_roots
         args = arguments(call, out, num_sms or EMULATED_SMS)
         error = emulator.launch(_emulated(call.kernel), args, tensors, once={"the codes", "the scales"})
         if error:

@@ -70,10 +70,12 @@ class Results(NamedTuple):
         codes: float8_e4m3fn [groups, m, k], contiguous; turned: [groups, k, m], rows align(m, 16) apart; with
             ks the memory of a [1, k, m] that holds each group's [k, ks[group]] in turn.
         scales: float32 [groups, rows, columns] of m x k, in units of what shares a scale.
+        inverse_roots: float32 [groups, m], memory that RMSNorm per block and per channel needs; else None.
     """
 
     codes: torch.Tensor
     scales: torch.Tensor
+    inverse_roots: torch.Tensor | None = None
 
 
 def check(
@@ -202,13 +204,14 @@ def results(call: CheckedCast, mn_major: bool) -> Results:
     return Results(
         codes,
         torch.empty_strided((groups, rows, columns), strides, dtype=torch.float32, device=device),
+        torch.empty(groups, m, dtype=torch.float32, device=device) if call.kernel.reads_twice else None,
     )
 
 
 def as_returned(call: CheckedCast, out: Results) -> tuple[torch.Tensor, torch.Tensor]:
     """The codes and scales as callers get them: without groups if x had none, and turned scales as the codes
     are, [k, runs of m]."""
-    codes, found = out
+    codes, found = out.codes, out.scales
     if call.kernel.kind == "per_channel_turned":
         found = found.mT
     if call.ks is not None:

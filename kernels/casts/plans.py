@@ -7,7 +7,7 @@ nothing that these would refuse. What may differ between tensors with one key is
 whether their storage still has their elements. Alignment decides nothing here, as the launchers look at
 addresses themselves (cast_start.cuh), and the contents of index tensors are looked at by kernels alone.
 
-A call with a plan makes two tensors, fills in addresses and the stream, and launches.
+A call with a plan makes the results, fills in addresses and the stream, and launches.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class Plan(NamedTuple):
 
     Attributes:
         arguments: a launching.Args without addresses and stream; copied, never written.
+        inverse_roots: of `operands.Results`, which nobody returns.
         device: of all tensors.
     """
 
@@ -64,6 +65,7 @@ class Plan(NamedTuple):
     given: tuple[_Given, ...]
     codes: _New
     scales: _New
+    inverse_roots: _New | None
     launcher: launches.Launcher
     device: torch.device
 
@@ -124,6 +126,9 @@ def run(key: Key | None, *given: object) -> Pair | None:
         x.new_empty_strided(one.shape, one.strides, dtype=one.dtype) for one in (plan.codes, plan.scales)
     )
     params.codes, params.scales = codes.data_ptr(), scales.data_ptr()
+    if (one := plan.inverse_roots) is not None:
+        between = x.new_empty_strided(one.shape, one.strides, dtype=one.dtype)
+        params.inverse_roots = between.data_ptr()
     launches.start(NAME, plan.launcher, arguments, plan.device)
     return codes, scales
 
@@ -145,12 +150,13 @@ def add(key: Key | None, call: CheckedCast, out: Results, returned: Pair) -> Non
     if not whole or not all(one.numel() for one in (*returned, *call.tensors.values())):
         return
     given = [(field, place, getattr(call, field)) for field, place in _PLACES.items()]
-    codes, scales = (_New(one.shape, one.stride(), one.dtype) for one in returned)
+    codes, scales = map(_new, returned)
     plan = Plan(
         launching.arguments(call, out, launches.usable_sms(device, num_sms_limit())),
         tuple(_Given(field, at, _span(one), one.itemsize) for field, at, one in given if one is not None),
         codes,
         scales,
+        None if out.inverse_roots is None else _new(out.inverse_roots),
         launching.launcher(call.kernel),
         device,
     )
@@ -158,6 +164,10 @@ def add(key: Key | None, call: CheckedCast, out: Results, returned: Pair) -> Non
         if len(_plans) >= MOST and key not in _plans:  # it is, where another thread was quicker
             del _plans[next(iter(_plans))]
         _plans[key] = plan
+
+
+def _new(like: torch.Tensor) -> _New:
+    return _New(like.shape, like.stride(), like.dtype)
 
 
 def _span(tensor: torch.Tensor) -> int:

@@ -196,8 +196,8 @@ def _by_kernel(
     _check(x, gran_k)
     if gran_k == SCALE_BLOCK and x.is_cuda and x.numel() and not checks.stands_for_others(x):
         call = operands.check(which, "nothing", x, use_ue8m0=use_ue8m0)
-        codes, scales = functions.run(call, mn_major=False)
-        return codes[0], scales[0]
+        out = functions.run(call, mn_major=False)
+        return out.codes[0], out.scales[0]
     return _by_operators(which, x, use_ue8m0, gran_k)
 
 

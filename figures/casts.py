@@ -30,6 +30,8 @@ MARKS = {
     "vllm": ("^", 6, "#c77d3a"),
     "sglang": ("v", 6, "#8a5fa8"),
 }
+# What may come ahead of a cast, as names of the data say it and in words.
+AHEAD = {"silu_and_mul_": "SiLU-and-multiply, ", "rms_norm_": "RMSNorm, ", "gather_": "gather, "}
 LINE = 0.3  # inches for a cast
 STATE = "dirty"  # the state of L2 that is drawn
 
@@ -49,23 +51,26 @@ def words(name: str) -> str:
     """A cast of the data in words."""
     turned = name.endswith("_turned")
     text = name.removesuffix("_turned")
-    for part, said in (
-        ("gather_", "gather, "),
-        ("silu_and_mul_", "SiLU-and-multiply, "),
-        ("rms_norm_", "RMSNorm, "),
-        ("per_", "per "),
-    ):
+    for part, said in {**AHEAD, "per_": "per "}.items():
         text = text.replace(part, said)
     return f"{text}, transposed" if turned else text
 
 
 def by_case(data: CastsFile, l2: str) -> dict[tuple[str, int, int], dict[str, CastRow]]:
-    """The rows of one state of L2: for each (cast, m, k) those of all implementations."""
+    """The rows of one state of L2: for each (cast, m, k) those of all implementations. Casts of the same that
+    comes ahead of them are next to each other."""
     found: dict[tuple[str, int, int], dict[str, CastRow]] = {}
     for row in data["rows"]:
         if row["l2"] == l2:
             found.setdefault((row["cast"], row["m"], row["k"]), {})[row["impl"]] = row
-    return found
+    shapes = list(dict.fromkeys((m, k) for _, m, k in found))
+    ahead = ("per_", *AHEAD)
+
+    def place(case: tuple[str, int, int]) -> tuple[int, int]:
+        name, m, k = case
+        return shapes.index((m, k)), next(i for i, part in enumerate(ahead) if name.startswith(part))
+
+    return {case: found[case] for case in sorted(found, key=place)}
 
 
 def table(data: CastsFile) -> list[list[str]]:

@@ -15,7 +15,12 @@ META_FIELDS = fields(LossesMeta)
 ROW_FIELDS = fields(LossRow)
 Run = tuple[str, int]  # linears, seed
 BF16, FP8, OTHER = ("bf16", 0), ("fp8", 0), ("bf16", 1)
-MODES = {"eager": "", "compiled": ", compiled", "graph": ", CUDA graph"}  # ways to run a step, behind a label
+MODES = {  # ways to run a step, as they stand behind a label
+    "eager": "",
+    "compiled": ", compiled",
+    "graph": ", CUDA graph",
+    "compiled_graph": ", compiled, CUDA graph",
+}
 LABELS = {BF16: "BF16", FP8: "FP8", OTHER: "BF16, another seed"}
 COLOURS = {BF16: "#1a1a1a", FP8: "#d0642a", OTHER: "#9a9a9a"}
 BARS = {"bf16": "#9a9a9a", "fp8": "#d0642a"}
@@ -77,7 +82,7 @@ def verdict(data: LossesFile) -> str:
 def table(data: LossesFile) -> list[list[str]]:
     """Losses and times as cells; the first row is the header."""
     meta = data["meta"]
-    cells = [["linears", "steps", "held out", "training", "ms a step", "torch.compile", "CUDA graph"]]
+    cells = [["linears", "steps", "held out", "training", "ms a step", "torch.compile", "CUDA graph", "both"]]
     for run, label in LABELS.items():
         times = {one["mode"]: one["ms"] for one in meta["times"] if (one["linears"], one["seed"]) == run}
         ms = [f"{times[mode]:.2f}" if mode in times else "-" for mode in MODES]
@@ -118,7 +123,7 @@ def picture(data: LossesFile) -> Any:
     inch, low, axes = (top - bottom) / panels, top, []
     for height in heights:
         low -= height * inch
-        axes.append(figure.add_axes((0.17, low, 0.77, height * inch)))
+        axes.append(figure.add_axes((0.22, low, 0.72, height * inch)))
         low -= gap_between * inch
     _losses(axes[0], data)
     _differences(axes[1], data)

@@ -94,8 +94,8 @@ class CorpusMeta(TypedDict):
 
 
 class StepTime(TypedDict):
-    """How long a step of training took: the median of `steps` of them. mode is "eager", "compiled" or
-    "graph"."""
+    """How long a step of training took: the median of `steps` of them. mode is "eager", "compiled",
+    "graph" or "compiled_graph"."""
 
     linears: str
     seed: int

@@ -158,6 +158,8 @@ def made_up(steps: int = 2000) -> dict[str, object]:
             for linears, seed, mode, ms in (
                 *(("bf16", 0, "eager", 14.0), ("fp8", 0, "eager", 16.0), ("bf16", 1, "eager", 14.1)),
                 *(("bf16", 0, "compiled", 9.0), ("fp8", 0, "compiled", 10.5)),
+                *(("bf16", 0, "graph", 13.0), ("fp8", 0, "graph", 12.5)),
+                *(("bf16", 0, "compiled_graph", 8.5), ("fp8", 0, "compiled_graph", 8.25)),
             )
         ],
     }
@@ -182,7 +184,7 @@ def test_the_record_is_drawn(tmp_path: Path) -> None:
     assert min(sheet.shown(picture, DPI).values()) >= sheet.SMALLEST - 1e-6
     text = "<!-- table-fp8-training:begin -->\n<!-- table-fp8-training:end -->"
     text = readme.figures_readme(text, {"fp8_training": data})
-    assert "| FP8 | 2000 | " in text and "| 16.00 | 10.50 |" in text
+    assert "| FP8 | 2000 | " in text and "| 16.00 | 10.50 | 12.50 | 8.25 |" in text
 
 
 def test_what_is_said_of_a_record() -> None:

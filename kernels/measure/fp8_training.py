@@ -4,8 +4,8 @@ Needs a Hopper GPU. Three models are trained, 50 steps of each in turn, so that 
 whenever the time is up: with BF16 linears, with Fp8Linear (both products of the backward pass in FP8, too)
 from the same numbers on the same batches, and with BF16 linears from another seed, which tells how much two
 losses differ anyhow. What is kept: the losses on what is trained and on what is held out, and the time of a
-step: as Python calls it, with torch.compile, and in a CUDA graph, which leaves out the host. In a checkout,
-figures/data/fp8_training.json is renewed.
+step: as Python calls it, with torch.compile, in a CUDA graph, which leaves out the host, and with both. In a
+checkout, figures/data/fp8_training.json is renewed.
 """
 
 from __future__ import annotations
@@ -247,8 +247,7 @@ def compiled(model: Run, text: Corpus) -> StepTime:
     Raises:
         Exception: whatever torch.compile raises.
     """
-    torch._dynamo.reset()
-    model.forward = torch.compile(model.model, dynamic=False)
+    model.forward = by_torch_compile(model)
     source, before = on_device(text.train, model.device), len(model.ms)
     losses = len(model.losses)
     model.train(source, 3)
@@ -258,13 +257,36 @@ def compiled(model: Run, text: Corpus) -> StepTime:
     return step_time(model, "compiled", times)
 
 
+def by_torch_compile(model: Run) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The model's forward pass, compiled anew: torch compiles one function a few times at most."""
+    torch._dynamo.reset()
+    forward: Callable[[torch.Tensor], torch.Tensor] = torch.compile(model.model, dynamic=False)
+    return forward
+
+
 def in_graph(model: Run, text: Corpus) -> StepTime:
     """The time of a step in a CUDA graph, eager. It trains the model on, with the same batch again and again.
 
     Raises:
         RuntimeError: something in the step cannot be captured.
     """
-    model.forward, device = model.model, model.device
+    model.forward = model.model
+    return step_time(model, "graph", replayed(model, text))
+
+
+def compiled_in_graph(model: Run, text: Corpus) -> StepTime:
+    """As `in_graph`, of a model that torch compiles.
+
+    Raises:
+        Exception: whatever torch.compile raises, or RuntimeError where something cannot be captured.
+    """
+    model.forward = by_torch_compile(model)
+    return step_time(model, "compiled_graph", replayed(model, text))
+
+
+def replayed(model: Run, text: Corpus) -> list[float]:
+    """The milliseconds of steps that are replayed from a CUDA graph."""
+    device = model.device
     length = model.sizes.context + 1
     places = torch.arange(model.batch, device=device) * length
     tokens = pieces(on_device(text.train, device), places, length)
@@ -284,7 +306,7 @@ def in_graph(model: Run, text: Corpus) -> StepTime:
     for _ in range(TIMED_STEPS):
         graph.replay()
         clock.tick()
-    return step_time(model, "graph", clock.ms())
+    return clock.ms()
 
 
 def step_time(model: Run, mode: str, ms: Sequence[float]) -> StepTime:
@@ -331,7 +353,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=BATCH, help=f"sequences a step; {BATCH} are recorded")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="that all of it may take")
     parser.add_argument(
-        "--no-compile", action="store_true", help="time it neither with torch.compile nor in a CUDA graph"
+        "--no-compile", action="store_true", help="time it neither with torch.compile nor in CUDA graphs"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the measurements to FILE")
     arguments = parser.parse_args(argv)
@@ -370,7 +392,7 @@ def on_gpu(
     result: session.Measured[LossRow] = session.Measured(
         meta={**records.machine(device, 0), "protocol": PROTOCOL, **described(models, text)}
     )
-    ways = {"torch.compile": compiled, "CUDA graph": in_graph}
+    ways = {"torch.compile": compiled, "CUDA graph": in_graph, "torch.compile, CUDA graph": compiled_in_graph}
     for (way, timed), model in itertools.product(ways.items(), models[:2]):
         if arguments.no_compile:
             break

@@ -233,8 +233,8 @@ drawing_results.roofline([(64, 7168, 16384), size], ["s1_naive", "cublaslt_tenso
 # ## What limits it
 #
 # Count what one multiplication and one addition cost. The inner loop loads a byte of A and a byte of B,
-# converts both, and does one `fmaf`: five instructions at the least, of which one does what we want. The rest
-# of the answer is in memory. First, how often is each byte read?
+# converts each by two instructions, and does one `fmaf`: seven at the least, one of which does what we want.
+# The rest of the answer is in memory. First, how often is each byte read?
 
 # %%
 m, n, k = size

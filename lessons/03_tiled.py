@@ -94,7 +94,7 @@ evidence.compare("s1_naive")
 # 1. **A [tile](glossary.md#tile) in [shared memory](glossary.md#shared-memory).** A [thread
 #    block](glossary.md#thread-block) of 32 x 32 threads loads 32 rows of A and of B once, and all of its
 #    threads read them from shared memory: two numbers for each `fmaf`. Threads of a warp that want the same
-#    number get it in the same turn.
+#    number get it in one turn, which counts as 128 bytes all the same.
 # 2. **A tile in [registers](glossary.md#register).** A thread computes 8 x 8 outputs. For each k it reads 8
 #    numbers of A and 8 of B, and does 64 `fmaf` with them.
 # 3. **128-bit loads.** One instruction reads four of those numbers.
@@ -134,7 +134,7 @@ def bound(name, fmas, guess="", **work):
 print(f"the FP32 pipe, if nothing else limited it: {SMS * CLOCK * 2 * UNITS['FP32 pipe'] / 1e12:.0f} TFLOPS")
 # A warp, one k. Instructions of s1: two loads, two conversions of two instructions each, one fmaf.
 bound("s1_naive", 32, instructions=7, shared_bytes=0, lines=33)
-# The 32 threads read one number of A and 32 of B: 128 bytes each time, as all banks work for each load.
+# The 32 threads read one number of A and 32 of B: a turn of all banks each, 128 bytes.
 bound("tile in shared memory", 32, "03.shared", instructions=3, shared_bytes=2 * 128, lines=0)
 bound("tile in registers", 32 * 64, "03.registers", instructions=16 + 64, shared_bytes=16 * 128, lines=0)
 vectorised = bound("128-bit loads", 32 * 64, "03.vector", instructions=4 + 64, shared_bytes=4 * 128, lines=0)

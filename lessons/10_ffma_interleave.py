@@ -134,12 +134,12 @@ before = code.instructions("compiler")
 print(*map(workbench_sass.line, before), sep="\n")
 
 # %% [markdown]
-# In the first QGMMA, `RZ, !UPT` is `scale_d` = 0: it starts from zero. R24 is a register of each thread; UR28
-# is a **[uniform register](glossary.md#uniform-register)**, which a warp has once, for all of its threads.
-# UIADD3 (an addition), UMOV, UISETP (a comparison) and USEL (a choice by its result) compute in such
-# registers, here the next WGMMAs' [descriptors](glossary.md#descriptor) and the [ring](glossary.md#ring)'s
-# next [stage](glossary.md#stage). R2UR, which other listings have, moves a number there from a thread's
-# register. (NVIDIA lists them as uniform datapath instructions in [CUDA Binary
+# FMUL makes one scale of A's and B's. In the first QGMMA, `RZ, !UPT` is `scale_d` = 0: it starts from zero.
+# R24 is a register of each thread; UR28 is a **[uniform register](glossary.md#uniform-register)**, which a
+# warp has once, for all of its threads. UIADD3 (an addition), UMOV, UISETP (a comparison) and USEL (a choice
+# by its result) compute in such registers, here the next WGMMAs' [descriptors](glossary.md#descriptor) and
+# the [ring](glossary.md#ring)'s next [stage](glossary.md#stage). R2UR, which other listings have, moves a
+# number there from a thread's register. (NVIDIA lists them as uniform datapath instructions in [CUDA Binary
 # Utilities](https://docs.nvidia.com/cuda/cuda-binary-utilities/#instruction-set-reference).) The yields at
 # the right are not in cuobjdump's text. They are read from the bits, as the next section shows.
 #

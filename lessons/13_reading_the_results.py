@@ -672,7 +672,7 @@ if both:
 #
 # **1.** The roof: at m x n x k, with memory of `tb_s` TB/s and tensor cores of `peak` TFLOPS, how many TFLOPS
 # are possible? Count the bytes as the data does: A and B of one byte an element, D of two, A's scales of four
-# bytes for each row and 128 of k, B's for each 128 of n and of k.
+# bytes for each row and 128 of k, B's for each 128 of n and of k, where what is left of n or k counts as 128.
 
 
 # %% tags=["exercise"]

@@ -321,6 +321,9 @@ REFUSED = {
     "masked_m has shape [4]; [2] is needed": lambda: gl.per_token_group_quant_fp8(
         X.view(2, 2, 6), masked_m=INT
     ),
+    "masked_m is given for a cast that is not per token": lambda: torch.ops.gemm_ladder.per_block_quant_fp8(
+        X.view(2, 2, 6), None, 0.0, False, None, INT[:2], None
+    ),
     "ks is given for codes that are not transposed; transposed=True": lambda: gl.per_channel_group_quant_fp8(
         X, transposed=False, ks=INT
     ),

@@ -20,6 +20,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("cast", casts.CASTS, ids=str)
 def test_ours_and_torchs_are_right(cast: casts.Cast) -> None:
     """And what is not right is found."""
+    assert casts.Problem(cast, 300, 256, CPU).wrong() is None
     problem = casts.Problem(cast, *SMALL, CPU)
     assert problem.wrong() is None
     casts.check_peer(problem, problem.ours())
@@ -30,16 +31,17 @@ def test_ours_and_torchs_are_right(cast: casts.Cast) -> None:
 
 
 def test_a_wrong_result_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = casts.Problem(casts.CASTS[0], *SMALL, CPU)
     right = casts.functions.run
 
     def wrong(*given: object, **options: object) -> object:
         out = right(*given, **options)
-        out.codes.view(torch.uint8)[0, 3, 5] ^= 1
+        out.codes.view(torch.uint8)[0, wrong_row, 5] ^= 1
         return out
 
     monkeypatch.setattr(casts.functions, "run", wrong)
-    assert problem.wrong() == "its codes are not the reference's"
+    for wrong_row in (3, 39, 299):
+        problem = casts.Problem(casts.CASTS[0], 300 if wrong_row > 40 else 40, 256, CPU)
+        assert problem.wrong() == "its codes are not the reference's"
 
 
 def test_bytes() -> None:

@@ -16,7 +16,7 @@ enum class Input { kBf16, kFp16, kFp32 };
 enum class Before { kNothing, kSiluAndMul, kRmsNorm };
 
 constexpr int kPiece = 8;      // neighbouring numbers that a thread loads and casts together
-constexpr int kThreads = 256;  // per CTA, in every cast
+constexpr int kThreads = 256;  // of a CTA; some tiles have twice as many (Tile::kThreads)
 constexpr int kPiecesARun = kScaleK / kPiece;
 constexpr uint32_t kSmallestAmax = 0x38D1B717u;  // the bits of 1e-4f: a run of zeros needs a scale above 0
 constexpr uint32_t kInfinity = 0x7F800000u;
@@ -58,9 +58,9 @@ struct Piece {
 };
 
 // At the start of a cast: lets the kernel behind begin, and waits for the one ahead, whose results x, the rows and the
-// counts may be. What is behind a cast is mostly a product. One whose rows fill many tiles should not begin early: its
-// CTAs would get the SMs in the order in which the cast leaves them, and those that read the same tile of B would lie
-// apart (production/NOTES.md, 2026-11-30).
+// counts may be. What is behind a cast is mostly a product. One with more than a tile of rows should not begin early:
+// its CTAs would get the SMs in the order in which the cast leaves them, and those that read the same tile of B would
+// lie apart (production/NOTES.md, 2026-11-30).
 __device__ __forceinline__ void start_early(const CastParams& p) {
     constexpr int64_t kFewRows = 128;  // of one tile
     if (p.m <= kFewRows) ptx::griddepcontrol_launch_dependents();
@@ -97,7 +97,8 @@ __device__ __forceinline__ Piece<kInput> load_piece(const void* x, int64_t eleme
 }
 
 // Where some rows of a group begin in x: row_of(i) for each i. It is -1 for a row of zeros: one from `end` on, or one
-// that is made of a row that x does not have. All indices are loaded before the first is used.
+// that is made of a row that x does not have. All indices are loaded before the first is used. With them x is one
+// matrix, and there are no groups.
 template <int kRows, typename RowOf>
 __device__ __forceinline__ void find_rows(const CastParams& p, int64_t group, int64_t end, RowOf row_of,
                                           int64_t (&begins)[kRows]) {
@@ -114,7 +115,7 @@ __device__ __forceinline__ void find_rows(const CastParams& p, int64_t group, in
     }
 }
 
-// How many numbers of the piece that begins at column `column` lie inside the row.
+// How many numbers of the piece that begins at column `column` lie inside the row; 0 or less if it begins behind it.
 __device__ __forceinline__ int inside(const CastParams& p, int64_t column) {
     const int64_t left = p.k - column;
     return left >= kPiece ? kPiece : static_cast<int>(left);
@@ -149,8 +150,9 @@ __device__ __forceinline__ uint32_t amax_of(const Piece<kInput> (&pieces)[kCount
         return widened<kInput>(max(most >> 16, most & 0xFFFFu));
 }
 
-// The maxima of kCount runs, each over the kLanes neighbouring lanes that share it: of run lane / (kLanes / kCount) in
-// each lane, which then works out one run's scale instead of all. With four runs (a to d) and 8 lanes:
+// The maxima of kCount runs, each over the kLanes neighbouring lanes that share it. Lane l of them returns that of run
+// l / (kLanes / kCount), so that it works out one run's scale instead of all. `amax` is overwritten. With four runs (a
+// to d) and 8 lanes:
 //   lanes 4 apart  keep the maxima of a, b or of c, d, and give away the other two
 //   lanes 2 apart  keep one of the two
 //   lanes 1 apart  have the same one
@@ -181,14 +183,14 @@ __device__ __forceinline__ float inverse_of(float x) {
     return __fmaf_rn(inverse, __fmaf_rn(-x, inverse, 1.0f), inverse);
 }
 
-// What a gate counts as, so that exp(-gate) is a normal number. NaN stays NaN.
+// What a gate counts as: 1 + exp(-gate) has to stay below 2^126, for inverse_of. NaN stays NaN.
 __device__ __forceinline__ float limited(float gate) { return gate < -87.0f ? -87.0f : gate; }
 
 // 1 / (1 + exp(-x)) of a limited x, as ref/activations.py says. exp(-x) = 2^n * 2^r with |r| <= 1/2.
 __device__ __forceinline__ float sigmoid(float x) {
     constexpr float kLog2E = 1.44269502f, kRounding = 12582912.0f;  // 1.5 * 2^23: rounds to an integer
     constexpr float kC1 = 0.693147f, kC2 = 0.24022242f, kC3 = 0.055507336f, kC4 = 0.009671513f, kC5 = 0.0013264727f;
-    const float y = fminf(x, 30.0f);  // 30 where x is NaN
+    const float y = fminf(x, 30.0f);  // above, 1 + exp(-x) is 1; 30 where x is NaN
     const float shifted = __fmaf_rn(y, -kLog2E, kRounding), n = shifted - kRounding, r = __fmaf_rn(y, -kLog2E, -n);
     float power = __fmaf_rn(kC5, r, kC4);
     power = __fmaf_rn(power, r, kC3);
@@ -238,7 +240,7 @@ __device__ __forceinline__ uint32_t codes_of(float a, float b, float c, float d)
 }
 
 // Writes the codes of a piece's first `count` numbers, each times the inverse of its scale, inverse(i). kVector: of all
-// of them, at a multiple of 8 bytes.
+// eight, at a multiple of 8 bytes, or of none where count is not positive.
 template <bool kVector, Input kInput, typename Inverse>
 __device__ __forceinline__ void store_codes(uint8_t* codes, const Piece<kInput>& piece, Inverse inverse, int count) {
     const auto scaled = [&](int i) { return piece[i] * inverse(i); };

@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kThreads) fp8_cast_per_token(const CastParams 
     constexpr int kParts = 2, kApart = kScaleK / kParts;
     const uint32_t runs = static_cast<uint32_t>(ceil_div(p.k, kScaleK));
     const uint32_t lines_a_group = static_cast<uint32_t>(ceil_div(p.m, kRows));
-    const uint32_t unit = blockIdx.x * kUnits + threadIdx.x / kRunLanes;  // start() sees to it that this fits
+    const uint32_t unit = blockIdx.x * kUnits + threadIdx.x / kRunLanes;  // operands.py has seen to it that this fits
     const uint32_t line = unit / runs, run = unit - line * runs;
     const uint32_t group = p.groups == 1 ? 0 : line / lines_a_group;
     const int64_t first = static_cast<int64_t>(line - group * lines_a_group) * kRows;

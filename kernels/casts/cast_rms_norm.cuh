@@ -1,8 +1,8 @@
 // RMSNorm and the cast per token. A CTA has a row: it adds up the squares, then casts what the row becomes.
 //
 // Thread t holds pieces t, t + 256, ... of 8 elements, kHeld at most, so that a row is read once. Where a row has more,
-// kHeld is 0 and it is read twice, the second time from L2. The order of the sum is that of ref/activations.py,
-// whatever kHeld is. cast_rms_norm_rows.cuh does the same for a large matrix.
+// or cannot be loaded 16 bytes at a time, kHeld is 0 and it is read twice, the second time from L2. The order of the
+// sum is that of ref/activations.py, whatever kHeld is. cast_rms_norm_rows.cuh does the same for a large matrix.
 #pragma once
 
 #include <type_traits>
@@ -22,7 +22,7 @@ __device__ __forceinline__ float sum_of_all(float sum, uint32_t sums) {
     return whole;
 }
 
-// What the numbers of a row are multiplied by, whose squares have this sum.
+// What the numbers of a row are multiplied by whose squares add up to `sum`: 1 / sqrt(their mean + epsilon).
 __device__ __forceinline__ float inverse_root_of(float sum, const CastParams& p) {
     return __frcp_rn(__fsqrt_rn(__fdiv_rn(sum, static_cast<float>(p.k)) + p.epsilon));
 }
@@ -34,7 +34,8 @@ __device__ __forceinline__ float with_squares(float sum, const Piece<kInput>& pi
     return sum;
 }
 
-// What the first `count` numbers of a piece become. The others are 0: infinity times the weight 0 would be NaN.
+// What the first `count` numbers of a piece become. The others are 0: where inverse_root is infinite (a row of zeros,
+// without epsilon), they would be NaN.
 template <Input kInput>
 __device__ __forceinline__ Piece<Input::kFp32> normalised(const Piece<kInput>& piece, float inverse_root,
                                                           const Piece<kInput>& weights, int count = kPiece) {
@@ -95,7 +96,7 @@ __global__ void __launch_bounds__(kThreads) fp8_cast_rms_norm(const CastParams p
 #pragma unroll
         for (int i = 0; i < kTogether; ++i) {
             const int count = count_of(pass + i);
-            // If kVector, the row's end divides no piece.
+            // With kVector a piece lies wholly inside the row or outside.
             numbers[i] = normalised(held[i], inverse_root, weights[i], kVector ? kPiece : count);
             amax[i] = count > 0 ? amax_of<Input::kFp32, 1>({numbers[i]}) : 0;
         }

@@ -37,7 +37,8 @@ __global__ void __launch_bounds__(kThreads, kCtasAnSm) fp8_cast_silu(const CastP
     const uint32_t codes_row = static_cast<uint32_t>(p.codes_row);
     uint8_t* codes = p.codes + lane * kPiece;
 
-    P gates[kParts]{}, others[kParts]{};  // of the run at `next`; zeros, or those before, past the end
+    P gates[kParts]{},
+        others[kParts]{};  // of the run at `next`; past the end they stay as they are, and nothing is stored
     const auto load_next = [&](bool wanted) {
         if (!wanted) return;
         const uint8_t* from = x + static_cast<uint64_t>(next.row) * x_row + next.run * (kScaleK * P::kBytes);

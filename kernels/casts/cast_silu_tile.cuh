@@ -1,10 +1,11 @@
 // SiLU-and-multiply and the casts per block and per channel, of BF16 or FP16, for one matrix whose rows are whole runs.
 // It computes what cast_tile.cuh does.
 //
-// The arithmetic takes nearly as long as the bytes, so neither may wait for the other: a CTA takes every gridDim.x-th
-// tile, and while it computes with the numbers of one, those of the next are on their way into registers. A thread has
-// four pieces of a tile, half as many as in cast_tile.cuh, so that there are registers for both. Per channel, tiles of
-// 64 columns let an SM hold three CTAs, of which one computes where another waits at a barrier.
+// The arithmetic takes nearly as long as the bytes, so neither may wait for the other. A CTA takes every gridDim.x-th
+// tile. When it has computed SiLU of a tile, it has the numbers of the next loaded into the same registers: they are on
+// their way while maxima are exchanged and codes are stored. A thread has four pieces of a tile, half as many as in
+// cast_tile.cuh, so that there are registers for both. Per channel, tiles of 64 columns let an SM hold three CTAs, of
+// which one computes where another waits for memory or at a barrier.
 #pragma once
 
 #include <type_traits>
@@ -47,6 +48,7 @@ __global__ void __launch_bounds__(SiluTile<kShare>::kThreads, kSiluTilesAnSm<kSh
                 ups[i] = load_piece<kInput, true>(from + k * P::kBytes, 0, 1, count);
             }
         };
+        // Only the last tiles have rows beyond m. Where the others do not ask, the cast is 2 % faster.
         if (first + kTile <= m)
             load(std::true_type{});
         else
@@ -64,8 +66,8 @@ __global__ void __launch_bounds__(SiluTile<kShare>::kThreads, kSiluTilesAnSm<kSh
         load_next();
         cast_tile<T, kShare, true>(p, {0, at.row, at.run * T::kColumns}, pieces, smem, kPiece);
         at = next;
-        // The next block's maxima lie elsewhere, as a thread may still read these. With columns' another barrier is
-        // between.
+        // The next block's maxima lie elsewhere, as a thread may still read these. Columns need no second place, as
+        // inverses_of_columns has another barrier behind the last read.
         if constexpr (kShare == Share::kBlock) smem ^= kBytesMaxima<T>;
     }
 }

@@ -17,7 +17,8 @@ struct CastArgs {
 
 enum class Kind { kToken, kBlock, kColumn, kColumnTurned };
 
-// Whether rows can be loaded and stored in pieces: each begins at a multiple of 16 bytes, and has whole pieces.
+// Whether rows of x can be loaded 16 bytes at a time, and their codes stored 8 at a time. Turned codes are stored 16 at
+// a time in any case, as operands.py lays them out for it.
 template <Input kInput>
 bool in_pieces(const CastParams& p, bool turned) {
     const int64_t bytes = Piece<kInput>::kBytes;
@@ -29,7 +30,8 @@ bool in_pieces(const CastParams& p, bool turned) {
                        whole(reinterpret_cast<int64_t>(p.codes), kPiece)));
 }
 
-// Whether all rows are those of one matrix with whole runs, and their bytes can be counted with 32 bits.
+// Whether all rows are those of one matrix, without a gather or counts, and have whole runs; and whether a row's bytes,
+// and those from one row to the next, can be counted with 32 bits.
 template <Input kInput>
 bool in_one_matrix(const CastParams& p) {
     return !p.rows && !p.counts && p.groups == 1 && p.k % kScaleK == 0 && p.x_row >= 0 &&
@@ -61,7 +63,7 @@ const char* start_per_token(const CastArgs& args) {
     const int64_t runs = p.groups * p.m * ceil_div(p.k, kScaleK);
     if (runs > INT32_MAX) return "more than 2^31 - 1 runs of 128 numbers";
     if (!in_pieces<kInput>(p, false)) return start_runs<kInput, kBefore, false, 1>(args);
-    // So few runs that all are in flight at once.
+    // So few runs that the GPU has room for all at once.
     if (runs * kRunLanes <= args.num_sms * kThreadsAnSm) return start_runs<kInput, kBefore, true, 1>(args);
     if constexpr (kBefore == Before::kSiluAndMul && kInput != Input::kFp32)
         if (in_one_matrix<kInput>(p)) {

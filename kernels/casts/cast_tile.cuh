@@ -36,8 +36,9 @@ struct Tile {
         return static_cast<uint32_t>(i / kQuad) * (kTile / 2) + kQuad * quad() + i % kQuad;
     }
 
-    // The place of a column's word `word`, its rows 4 * word to 4 * word + 3, among the column's words. A multiple of
-    // kSwap exchanges 16-byte chunks; with 128 columns an odd one also exchanges the halves of each chunk.
+    // The place of a column's word `word`, its rows 4 * word to 4 * word + 3, among the column's words. With 64 columns
+    // kSwap is 4, and the XOR moves whole chunks of 16 bytes. With 128 it is 2, and where column / kPiece is odd, the
+    // XOR also exchanges the halves of each chunk, which store_turned puts right.
     static constexpr uint32_t kSwap = 32 / kLanesARow;
     static __device__ __forceinline__ uint32_t turned(uint32_t column, uint32_t word) {
         return word ^ kSwap * (column / kPiece);
@@ -70,7 +71,7 @@ __device__ __forceinline__ Turned group_of(const CastParams& p, int64_t row) {
     return {row, 0};
 }
 
-// The inverse of the scale of a tile, whose scale is stored. The warps' maxima meet at `smem`.
+// Stores the scale of a tile, and returns its inverse. The warps' maxima meet at `smem`.
 template <typename T, Input kHeld>
 __device__ __forceinline__ float inverse_of_block(const CastParams& p, const TileAt& at,
                                                   const Piece<kHeld> (&pieces)[T::kPieces], uint32_t smem) {
@@ -84,12 +85,13 @@ __device__ __forceinline__ float inverse_of_block(const CastParams& p, const Til
     return scale.inverse;
 }
 
-// The inverses of the scales of this thread's columns. The scales of the tile's columns are stored.
+// Stores the scales of the tile's columns, and finds the inverses of those of this thread's columns.
 template <typename T, Input kHeld>
 __device__ __forceinline__ void inverses_of_columns(const CastParams& p, const TileAt& at,
                                                     const Piece<kHeld> (&pieces)[T::kPieces], uint32_t smem,
                                                     float (&inverses)[kPiece]) {
-    // Of a word's two columns together, if they are 16-bit numbers: in this thread, then in the others of its warp.
+    // The maxima: in this thread, then in the others of its warp; of a word's two columns together, if numbers have 16
+    // bits.
     uint32_t amax[kPiece];
 #pragma unroll
     for (int j = 0; j < Piece<kHeld>::kWords; ++j) {
@@ -144,7 +146,8 @@ __device__ __forceinline__ void store_turned(const CastParams& p, const TileAt& 
     constexpr int kChunks = kTile / 16;  // of a column
     const uint32_t chunk = threadIdx.x % kChunks;
     const int64_t row = at.row * kTile + 16 * chunk;
-    if (row >= matrix.begin + matrix.rows) return;  // the rows are a multiple of 16
+    // The rows are a multiple of 16: without ks, p.codes_row is, so that the padding is written, too, with zeros.
+    if (row >= matrix.begin + matrix.rows) return;
     uint8_t* to = p.codes + at.group * p.codes_group + p.k * matrix.begin + row - matrix.begin;
 #pragma unroll
     for (int i = threadIdx.x / kChunks; i < T::kColumns; i += T::kThreads / kChunks) {
@@ -182,13 +185,12 @@ __device__ __forceinline__ void cast_tile(const CastParams& p, const TileAt& at,
     }
 }
 
-// The CTAs that an SM is to hold at least: as many as the registers allow that their tiles need.
+// The CTAs that an SM holds at least: as many as have room for their pieces in its registers.
 constexpr int ctas_an_sm(Input input, Before before, bool vector) {
     return !vector ? 1 : before == Before::kNothing && input != Input::kFp32 ? 3 : 2;
 }
 
-// With twice the threads each has half the pieces, and an SM twice the warps: RMSNorm per block at 16384 x 7168 took
-// 239 us with 256 threads, and 173 with 512.
+// With 512 threads an SM has twice the warps, and so more loads on their way (NOTES.md).
 template <Before kBefore, bool kVector>
 using WholeTile = Tile<kTile, kBefore == Before::kRmsNorm && kVector ? 2 * kThreads : kThreads>;
 
@@ -197,7 +199,8 @@ __global__ void __launch_bounds__(WholeTile<kBefore, kVector>::kThreads, ctas_an
     fp8_cast_tile(const CastParams p) {
     using T = WholeTile<kBefore, kVector>;
     const int64_t across = ceil_div(p.k, kTile), down = ceil_div(p.m, kTile);
-    // Ahead of RMSNorm x was just read from its first row to its last, which L2 still has.
+    // fp8_cast_row_roots has just read x from its first row to its last. L2 still has the last ones, which are cast
+    // first.
     const uint32_t tile = kBefore == Before::kRmsNorm ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
     const uint32_t lines = tile / static_cast<uint32_t>(across), group = lines / static_cast<uint32_t>(down);
     const TileAt at = {group, lines - group * down, (tile - lines * across) * kTile};
@@ -215,6 +218,7 @@ __global__ void __launch_bounds__(WholeTile<kBefore, kVector>::kThreads, ctas_an
     for (int half = 0; half < T::kPieces; half += kQuad) {
         Piece<kInput> loaded[kQuad], ups[kBefore == Before::kSiluAndMul ? kQuad : 1];
         float inverse_roots[kQuad];
+        // A row that is made of no row of x has an inverse root, too; one beyond m has none.
         const auto is_row = [&](int i) { return at.row * kTile + T::row(half + i) < p.m; };
 #pragma unroll
         for (int i = 0; i < kQuad; ++i) {

@@ -19,6 +19,7 @@ import torch
 from gemm_ladder import ops
 from gemm_ladder.casts import eager, operands, plans
 from gemm_ladder.casts.kernel import KERNELS, Before, Kind
+from gemm_ladder.casts.operands import Pair
 
 __all__ = [
     "per_block_quant_fp8",
@@ -31,8 +32,6 @@ __all__ = [
     "silu_and_mul_per_channel_group_quant_fp8",
     "silu_and_mul_per_token_group_quant_fp8",
 ]
-
-Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 def per_token_group_quant_fp8(
@@ -132,6 +131,7 @@ def silu_and_mul_per_block_quant_fp8(
 
     Args:
         x: float32, bfloat16 or float16 [n, 2 k] or [groups, n, 2 k], of any strides.
+        use_ue8m0, rows: as for `per_token_group_quant_fp8`.
 
     Returns:
         As `per_block_quant_fp8`, of [(groups,) n, k].
@@ -207,6 +207,7 @@ def silu_and_mul_per_channel_group_quant_fp8(
 
     Args:
         x: float32, bfloat16 or float16 [k, 2 n] or [groups, k, 2 n], of any strides.
+        use_ue8m0, rows, transposed, ks: as for `per_channel_group_quant_fp8`.
 
     Returns:
         As `per_channel_group_quant_fp8`.

@@ -3,7 +3,8 @@
     Kernel("per_token", "silu_and_mul", torch.bfloat16).compile("cuda")
 
 Sizes, strides and the layout of the scales are arguments of a launch. cast_start.cuh chooses among a
-library's kernels by whether rows can be loaded 16 bytes at a time, and by how much there is to do.
+library's kernels by whether rows can be loaded 16 bytes at a time, by how much there is to do, and by whether
+it is one matrix of whole runs.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import torch
 if TYPE_CHECKING:
     from gemm_ladder.build import Built, Job, Target
 
-# Which numbers share a scale: 128 of a row, 128 x 128, or 128 of a column. Turned, the codes are stored with
-# columns contiguous, as the operands of weight gradients are needed.
+# Which numbers share a scale: 128 of a row, 128 x 128, or 128 of a column. Turned (the functions say
+# "transposed"), the codes are stored with columns contiguous, as the operands of weight gradients are needed.
 Kind = Literal["per_token", "per_block", "per_channel", "per_channel_turned"]
 Before = Literal["nothing", "silu_and_mul", "rms_norm"]  # what is computed ahead of the cast
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -35,7 +36,7 @@ class Kernel(NamedTuple):
     """The kernels of one library.
 
     Attributes:
-        kind, before: what is cast, and how.
+        kind, before: how it is cast, and what is computed before.
         dtype: of x, one of INPUTS.
     """
 
@@ -51,7 +52,7 @@ class Kernel(NamedTuple):
 
     @property
     def reads_twice(self) -> bool:
-        """Whether a first kernel reads x for what the second multiplies each row by."""
+        """Whether a first kernel reads x to find what each row is multiplied by."""
         return self.before == "rms_norm" and self.kind != "per_token"
 
     def source(self) -> str:
@@ -80,5 +81,5 @@ class Kernel(NamedTuple):
         return build.make(self.job(target))
 
 
-# All that there are.
+# All kernels.
 KERNELS = tuple(itertools.starmap(Kernel, itertools.product(KINDS, _BEFORE, INPUTS)))

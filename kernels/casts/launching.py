@@ -129,6 +129,6 @@ def why_not(kernel: Kernel, device: torch.device) -> str | None:
     return launches.why_not_loaded(kernel.name, kernel, _libraries, load, device)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.cache
 def _emulated(kernel: Kernel) -> ctypes.CDLL:
     return kernel.compile("emulator").lib

@@ -9,21 +9,24 @@
     masked_m  int32 [groups], contiguous: how many rows of each group are cast, per token. Other rows are
               neither read nor written. x has three dimensions then
     ks        int32 [groups], contiguous: how many rows of x, one after the other, belong to each group of
-              transposed codes: multiples of 128, smaller ones count as the next below. x is a matrix then,
-              whose rows are a multiple of 128. Codes of rows of no group are not written
+              transposed codes. Each is a multiple of 128; others are rounded down to one, and negative ones
+              to 0. x is a matrix then, whose rows are a multiple of 128. Codes of rows of no group are not
+              written
 
 Each refusal is one sentence that says what was given and what is needed.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from gemm_ladder import checks, scales
 from gemm_ladder.arguments import K_MULTIPLE, MAX_SIZE, SCALE_BLOCK, align, ceil_div
 from gemm_ladder.casts.kernel import INPUTS, Before, Kernel, Kind
 from gemm_ladder.errors import InputError
+
+Pair: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # codes and scales, as callers get them
 
 NAME = "a cast"  # in errors of a launch
 E4M3 = torch.float8_e4m3fn
@@ -69,7 +72,7 @@ class Results(NamedTuple):
     Attributes:
         codes: float8_e4m3fn [groups, m, k], contiguous; turned: [groups, k, m], rows align(m, 16) apart; with
             ks the memory of a [1, k, m] that holds each group's [k, ks[group]] in turn.
-        scales: float32 [groups, rows, columns] of m x k, in units of what shares a scale.
+        scales: float32 [groups, rows, columns], as many as there are runs or blocks of the m x k numbers.
         inverse_roots: float32 [groups, m], memory that RMSNorm per block and per channel needs; else None.
     """
 
@@ -140,6 +143,8 @@ def described(
         (m,) = _indices("rows", index, "m")
         checks.sizes("x", matrix, "m", "k")
     if (counts := given.get("masked_m")) is not None:
+        if kind != "per_token":
+            raise InputError("masked_m is given for a cast that is not per token; only those take it")
         _indices("masked_m", counts, "groups")
         groups, *_ = checks.sizes("x", matrix, "groups", "m", "k")
         checks.shape("masked_m", counts, (groups,), f"[groups] for x's {groups} groups")
@@ -208,7 +213,7 @@ def results(call: CheckedCast, mn_major: bool) -> Results:
     )
 
 
-def as_returned(call: CheckedCast, out: Results) -> tuple[torch.Tensor, torch.Tensor]:
+def as_returned(call: CheckedCast, out: Results) -> Pair:
     """The codes and scales as callers get them: without groups if x had none, and turned scales as the codes
     are, [k, runs of m]."""
     codes, found = out.codes, out.scales

@@ -20,15 +20,15 @@ from typing import NamedTuple, TypeAlias
 import torch
 from gemm_ladder import launch as launches
 from gemm_ladder.casts.kernel import Before, Kind
-from gemm_ladder.casts.operands import NAME, CheckedCast, Results
+from gemm_ladder.casts.operands import NAME, CheckedCast, Pair, Results
 from gemm_ladder.production import fast_path
 from gemm_ladder.settings import num_sms_limit
 
-Pair: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 Key: TypeAlias = tuple[Hashable, ...]
 
 MOST = 1024  # plans that are kept, of a kilobyte each
-# The tensors of a call: their names in CheckedCast and launching.Params, their places among its arguments.
+# The tensors of a call: their names in CheckedCast and launching.Params, their places among operands.check's
+# arguments after the first two.
 _PLACES = {"x": 0, "weight": 1, "rows": 4, "counts": 5, "ks": 6}
 
 _transform = torch._C._functorch.peek_interpreter_stack  # the innermost of torch.func's, or None
@@ -84,12 +84,16 @@ def key_of(kind: Kind, before: Before, *given: object) -> Key | None:
     if type(eps) not in (float, int) or type(use_ue8m0) is not bool or _transform() is not None:
         return None
     key: list[Hashable] = [kind, before, eps, use_ue8m0, num_sms_limit()]
-    for place in _PLACES.values():
+    for field, place in _PLACES.items():
         one = given[place]
         if one is None:
             key.append(None)
         # A weight with gaps is copied ahead of a launch, and an index tensor with gaps refused.
-        elif isinstance(one, torch.Tensor) and fast_path.is_plain(one) and (not place or one.is_contiguous()):
+        elif (
+            isinstance(one, torch.Tensor)
+            and fast_path.is_plain(one)
+            and (field == "x" or one.is_contiguous())
+        ):
             key += (one.dtype, one.get_device(), one.shape, one.stride())
         else:
             return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import functools
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from gemm_ladder import build, launch
-from gemm_ladder.arguments import SCALE_BLOCK, ceil_div
+from gemm_ladder.arguments import SCALE_BLOCK, align, ceil_div
 from gemm_ladder.casts import eager, functions, launching, operands
 from gemm_ladder.casts.kernel import Before, Kernel, Kind
 from gemm_ladder.errors import InputError, LaunchError, one_line
@@ -35,14 +36,16 @@ OURS, COPY, EMPTY = "casts", "copy", "empty"
 EXPERTS = 8  # that get each token, where rows are gathered
 EPSILON = 1e-6
 GRAPH_ROWS, GRAPH_CALLS = 64, 50  # up to which m, and how many calls, a graph is measured
-CHECKED_ROWS = 128
+CHECKED_ROWS = 128  # at either end: some kernels do the first and the last in different turns of a loop
+COPY_STEP = 1 << 13  # bytes; a copy of another size takes torch up to 3 us longer
 PEER_ERROR = 0.05  # a peer's result, relative to what it casts: E4M3's steps allow 0.036
 PROTOCOL = (
     "kernel time from the CUDA profiler (sum of the call's kernels); BF16, normal numbers; median of "
     f"{timing.MAX_CALLS} calls in two passes of opposite order, of which the better counts, all in one "
     f"process; before every call a memset of {timing.BATCH_FLUSH_BYTES >> 20} MiB (dirty) and, for the clean "
     f"rows, a read of them; graph: a CUDA graph of {GRAPH_CALLS} calls on the same tensors, its time over "
-    "the calls; copy: torch's copy of as many bytes, half of them read and half written; gb_s counts what "
+    "the calls; copy: torch's copy of as many bytes, half of them read and half written, both rounded up to "
+    f"multiples of {COPY_STEP}; gb_s counts what "
     f"has to move, a gathered row each time; a gather makes {EXPERTS} rows of each token; torch, "
     "torch_compile: the same work by torch's operators, in BF16 until the cast; vllm: its wheel's compiled "
     "operators, scales MN-major"
@@ -138,10 +141,9 @@ def chosen_shapes(text: str | None) -> list[tuple[int, int]]:
         return [*SHAPES]
     found = []
     for word in text.split(","):
-        sizes = [int(size) for size in word.split("x") if size.isdigit() and int(size)]
-        if len(sizes) != word.count("x") + 1 or len(sizes) != 2:
+        if not (sizes := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", word.strip())):
             raise InputError(f"{word!r} is no shape; MxK is needed, such as 4096x7168")
-        found.append((sizes[0], sizes[1]))
+        found.append((int(sizes[1]), int(sizes[2])))
     return found
 
 
@@ -209,18 +211,23 @@ class Problem:
         return codes if self.cast.kind.endswith("turned") else codes.T.contiguous(), scales
 
     def wrong(self) -> str | None:
-        """What is wrong with the first rows of our result, compared bit by bit with the reference."""
-        part = CHECKED_ROWS
+        """What is wrong with the first and the last rows of our result, compared bit by bit with the
+        reference."""
         out = functions.run(self.checked(self.x, self.rows), mn_major=True)
+        last = (self.m - 1) // CHECKED_ROWS * CHECKED_ROWS
+        return next(filter(None, (self._wrong_from(first, out) for first in {0, last})), None)
+
+    def _wrong_from(self, first: int, out: operands.Results) -> str | None:
+        part = slice(first, first + CHECKED_ROWS)
         if self.rows is None:
-            on_cpu = self.checked(self.x[:part].cpu(), None)
+            on_cpu = self.checked(self.x[part].cpu(), None)
         else:
-            on_cpu = self.checked(self.x.cpu(), self.rows[:part].cpu())
+            on_cpu = self.checked(self.x.cpu(), self.rows[part].cpu())
         expected = operands.results(on_cpu, mn_major=True)
         eager.run(on_cpu, expected)
-        rows = slice(on_cpu.m)
-        codes = out.codes[..., rows] if self.cast.kind.endswith("turned") else out.codes[:, rows]
-        scales = out.scales[:, : expected.scales.shape[1]]
+        codes = out.codes[..., part] if self.cast.kind.endswith("turned") else out.codes[:, part]
+        row = first if self.cast.kind == "per_token" else first // SCALE_BLOCK
+        scales = out.scales[:, row : row + expected.scales.shape[1]]
         if not torch.equal(codes.cpu().view(torch.uint8), expected.codes.view(torch.uint8)):
             return "its codes are not the reference's"
         return None if torch.equal(scales.cpu(), expected.scales) else "its scales are not the reference's"
@@ -237,7 +244,9 @@ def measure_one(
     if reason := problem.wrong():
         result.wrong.append(f"{where}: {reason}")
         return
-    calls: dict[str, Call] = {OURS: problem.ours(), COPY: copy_of(cast.bytes(m, k)), EMPTY: empty(problem)}
+    calls: dict[str, Call] = {OURS: problem.ours(), COPY: copy_of(cast.bytes(m, k))}
+    if m <= GRAPH_ROWS:
+        calls[EMPTY] = empty(problem)
     for name, make in PEERS.items() if peers else ():
         try:
             call = make(problem)
@@ -292,8 +301,8 @@ def row(cast: Cast, m: int, k: int, impl: str, l2: timing.State, us: Sequence[fl
 
 
 def copy_of(moved: int) -> Call:
-    """A copy that moves so many bytes: half of them are read, half written."""
-    source = torch.ones(moved // 2, dtype=torch.uint8, device="cuda")
+    """A copy that moves so many bytes, or a few more: half of them are read, half written."""
+    source = torch.ones(align(moved // 2, COPY_STEP), dtype=torch.uint8, device="cuda")
     return functools.partial(torch.empty_like(source).copy_, source)
 
 

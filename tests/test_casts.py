@@ -222,7 +222,14 @@ def test_operators(name: str, device: str) -> None:
     weight = torch.ones(272, device=device) if "rms_norm" in name else None
     rows = torch.tensor([3, -1, 5], dtype=torch.int32, device=device)
     operator = getattr(torch.ops.gemm_ladder, name).default
-    for arguments in ((x, weight, 1e-6, True, None, None, None), (x, weight, 1e-6, False, rows, None, None)):
+    cases = [(x, weight, 1e-6, True, None, None, None), (x, weight, 1e-6, False, rows, None, None)]
+    if "per_token" in name:
+        counts = torch.tensor([3, 0], dtype=torch.int32, device=device)
+        cases.append((x.view(2, 10, 272), weight, 1e-6, False, None, counts, None))
+    if name.endswith("_transposed"):
+        ks = torch.tensor([128, 0, 128], dtype=torch.int32, device=device)
+        cases.append((x.repeat(13, 1)[:256], weight, 1e-6, False, None, None, ks))
+    for arguments in cases:
         found = torch.library.opcheck(operator, arguments)
         assert set(found.values()) == {"SUCCESS"} and len(found) >= 4
 
@@ -288,6 +295,14 @@ def test_divisions_are_rounded_once(exponent: int, machine: str) -> None:
 
 X = torch.ones(4, 6)
 INT = torch.zeros(4, dtype=torch.int32)
+
+
+def freed(x: torch.Tensor) -> torch.Tensor:
+    """A tensor whose storage is empty."""
+    x.untyped_storage().resize_(0)
+    return x
+
+
 REFUSED = {
     "x is torch.int32 [4]; a float32, bfloat16 or float16 matrix, or three dimensions": lambda: (
         gl.per_token_group_quant_fp8(INT)
@@ -310,6 +325,22 @@ REFUSED = {
     "eps is of type NoneType; an int or a float is needed": lambda: gl.rms_norm_per_token_group_quant_fp8(
         X, X[0], None
     ),
+    "eps is of type bool; an int or a float is needed": lambda: gl.rms_norm_per_block_quant_fp8(
+        X, X[0], True
+    ),
+    "eps is an int of more than 20 digits; a number, 0 or larger": lambda: gl.rms_norm_per_block_quant_fp8(
+        X, X[0], 10**5000
+    ),
+    "use_ue8m0 is of type Tensor; a bool is needed": lambda: gl.silu_and_mul_per_block_quant_fp8(X, X[0]),
+    "x has a storage of 0 bytes; 96, for all of its elements": lambda: gl.per_token_group_quant_fp8(
+        freed(X.clone())
+    ),
+    "x has a storage of 0 bytes; 48, for all of its elements": lambda: gl.per_block_quant_fp8(
+        freed(torch._neg_view(torch.ones(2, 6)))
+    ),
+    "weight has a storage of 0 bytes; 44, for all of its elements": lambda: (
+        gl.rms_norm_per_token_group_quant_fp8(X, freed(torch.ones(12)[::2]))
+    ),
     "rows is int64; int32 is needed": lambda: gl.per_channel_group_quant_fp8(X, rows=INT.long()),
     "rows has strides (2,); contiguous rows": lambda: gl.per_token_group_quant_fp8(X, rows=INT[::2]),
     "rows is a lazily negated view; the numbers": lambda: gl.per_token_group_quant_fp8(
@@ -320,6 +351,15 @@ REFUSED = {
     ),
     "masked_m has shape [4]; [2] is needed": lambda: gl.per_token_group_quant_fp8(
         X.view(2, 2, 6), masked_m=INT
+    ),
+    "masked_m[1] is 3; a number of rows from 0 to 2": lambda: gl.per_token_group_quant_fp8(
+        X.view(2, 2, 6), masked_m=torch.tensor([0, 3], dtype=torch.int32)
+    ),
+    "ks[1] is 200; a multiple of 128 from 0 to 128, the rows that are left": lambda: (
+        gl.per_channel_group_quant_fp8(torch.ones(256, 6), ks=torch.tensor([128, 200], dtype=torch.int32))
+    ),
+    "ks[0] is 384; a multiple of 128 from 0 to 256": lambda: gl.silu_and_mul_per_channel_group_quant_fp8(
+        torch.ones(256, 6), ks=torch.tensor([384], dtype=torch.int32)
     ),
     "masked_m is given for a cast that is not per token": lambda: torch.ops.gemm_ladder.per_block_quant_fp8(
         X.view(2, 2, 6), None, 0.0, False, None, INT[:2], None

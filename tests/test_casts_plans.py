@@ -128,7 +128,6 @@ MISSED: dict[str, Callable[[], Arguments]] = {
     "negated": lambda: given(x=torch._neg_view(X)),
     "class": lambda: given(x=X.as_subclass(Derived)),
     "use_ue8m0": lambda: given(x=X, use_ue8m0=True),
-    "use_ue8m0, a tensor": lambda: given(x=X, use_ue8m0=torch.tensor(False)),
     "index": lambda: given(x=X, rows=integers(0)),
 }
 

@@ -24,6 +24,7 @@ import torch
 from gemm_ladder import checks, scales
 from gemm_ladder.arguments import K_MULTIPLE, MAX_SIZE, SCALE_BLOCK, align, ceil_div
 from gemm_ladder.casts.kernel import INPUTS, Before, Kernel, Kind
+from gemm_ladder.checks import grouped
 from gemm_ladder.errors import InputError
 
 Pair: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # codes and scales, as callers get them
@@ -97,10 +98,11 @@ def check(
     Raises:
         InputError: the first thing found wrong.
     """
-    call = described(kind, before, x, weight, eps, use_ue8m0, rows, masked_m, ks)
-    for name, tensor in call.tensors.items():
+    optional = {"weight": weight, "rows": rows, "masked_m": masked_m, "ks": ks}
+    given = {"x": x} | {name: one for name, one in optional.items() if one is not None}
+    for name, tensor in checks.tensors(given).items():  # before any of them is copied
         checks.has_memory(name, tensor)
-    return call
+    return described(kind, before, x, weight, eps, use_ue8m0, rows, masked_m, ks)
 
 
 def described(
@@ -135,10 +137,13 @@ def described(
     if (norm := given.get("weight")) is not None:
         checks.dtype("weight", norm, matrix.dtype)
         checks.shape("weight", norm, (k,), f"[k] for x's k = {k}")
-    if not isinstance(eps, (int, float)):
+    if not isinstance(eps, (int, float)) or isinstance(eps, bool):
         raise InputError(f"eps is of type {type(eps).__name__}; an int or a float is needed")
     if not 0 <= eps <= LARGEST_EPS:
-        raise InputError(f"eps is {eps!r}; a number, 0 or larger, that FP32 can hold, is needed")
+        said = eps if isinstance(eps, float) or abs(eps) < 10**20 else "an int of more than 20 digits"
+        raise InputError(f"eps is {said}; a number, 0 or larger, that FP32 can hold, is needed")
+    if not isinstance(use_ue8m0, bool):
+        raise InputError(f"use_ue8m0 is of type {type(use_ue8m0).__name__}; a bool is needed")
     if (index := given.get("rows")) is not None:
         (m,) = _indices("rows", index, "m")
         checks.sizes("x", matrix, "m", "k")
@@ -173,8 +178,32 @@ def described(
         m,
         k,
         float(eps),
-        bool(use_ue8m0),
+        use_ue8m0,
     )
+
+
+def contents(call: CheckedCast) -> None:
+    """Look at what masked_m and ks hold, unless a CUDA graph is being captured.
+
+    Raises:
+        InputError: the first number that makes no sense.
+    """
+    if call.counts is not None and not grouped.capturing(call.counts):
+        for group, rows in enumerate(call.counts.tolist()):
+            if not 0 <= rows <= call.m:
+                raise InputError(
+                    f"masked_m[{group}] is {rows}; a number of rows from 0 to {call.m} is needed"
+                )
+    if call.ks is not None and not grouped.capturing(call.ks):
+        begin = 0
+        for group, rows in enumerate(call.ks.tolist()):
+            if rows % SCALE_BLOCK or not 0 <= rows <= call.m - begin:
+                left = call.m - begin
+                raise InputError(
+                    f"ks[{group}] is {rows}; a multiple of {SCALE_BLOCK} from 0 to {left}, the rows that are "
+                    "left, is needed"
+                )
+            begin += rows
 
 
 def _indices(name: str, tensor: torch.Tensor, dimension: str) -> tuple[int, ...]:

@@ -445,6 +445,16 @@ def test_a_kernel_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("before", ["silu_and_mul", "rms_norm"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_of_fp32_is_spilled(kind: Kind, before: Before) -> None:
+    """Its pieces take twice as many registers."""
+    disassembler_or_skip()
+    for name, used in disassembly.resources(Kernel(kind, before, torch.float32).compile("cuda").log).items():
+        assert (used.stack_frame, used.spill_stores, used.spill_loads) == (0, 0, 0), name
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [one for one in KERNELS if one.dtype == BF16], ids=lambda one: one.name)
 def test_machine_code(kernel: Kernel) -> None:
     """Nothing is spilled, and where rows lie at multiples of 16 bytes they are loaded so."""

@@ -10,6 +10,8 @@
 #include "ptx.cuh"
 #include "warp.cuh"
 
+// Which numbers share a scale, and whether their codes are stored turned.
+enum class Kind { kToken, kBlock, kChannel, kChannelTurned };
 enum class Input { kBf16, kFp16, kFp32 };
 // What a number is made of: an element of x; SiLU of one of x's first half times the one beside it in the second half;
 // or an element of x normalised by its row's root mean square.

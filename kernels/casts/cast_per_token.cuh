@@ -9,12 +9,12 @@
 #include "cast_numbers.cuh"
 
 constexpr int kRunLanes = 8;
+constexpr int kParts = 2, kApart = kScaleK / kParts;  // pieces of a lane, and how far apart they are
 
 template <Input kInput, Before kBefore, bool kVector, int kRows>
 __global__ void __launch_bounds__(kThreads) fp8_cast_per_token(const CastParams p) {
     constexpr uint32_t kUnits = kThreads / kRunLanes;  // of kRows rows and one run, a CTA
     constexpr uint32_t kLanesARow = kRunLanes / kRows;
-    constexpr int kParts = 2, kApart = kScaleK / kParts;
     const uint32_t runs = static_cast<uint32_t>(ceil_div(p.k, kScaleK));
     const uint32_t lines_a_group = static_cast<uint32_t>(ceil_div(p.m, kRows));
     const uint32_t unit = blockIdx.x * kUnits + threadIdx.x / kRunLanes;  // operands.py has seen to it that this fits

@@ -12,6 +12,7 @@ constexpr int kRowsCtasAnSm = 3;  // that run at the same time
 
 template <Input kInput, int kHeld>
 __global__ void __launch_bounds__(kThreads, kRowsCtasAnSm) fp8_cast_rms_norm_rows(const CastParams p) {
+    static_assert(kHeld == 2 || kHeld == 4, "neighbouring lanes cast kHeld runs");
     static_assert(kInput != Input::kFp32, "a thread has registers for pieces of 16 bytes");
     using P = Piece<kInput>;
     constexpr uint32_t kPass = kThreads * kPiece;

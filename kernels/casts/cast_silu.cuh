@@ -8,7 +8,7 @@
 
 #include "cast_per_token.cuh"
 
-constexpr int kCtasAnSm = 4;  // that run at the same time
+constexpr int kSiluCtasAnSm = 4;  // that run at the same time
 
 // Where a run is; or a tile, of which there are `runs` side by side.
 struct Place {
@@ -22,10 +22,9 @@ struct Place {
 };
 
 template <Input kInput>
-__global__ void __launch_bounds__(kThreads, kCtasAnSm) fp8_cast_silu(const CastParams p) {
+__global__ void __launch_bounds__(kThreads, kSiluCtasAnSm) fp8_cast_silu(const CastParams p) {
     static_assert(kInput != Input::kFp32, "a thread has registers for pieces of 16 bytes");
     constexpr uint32_t kUnits = kThreads / kRunLanes;  // runs that a CTA casts at the same time
-    constexpr int kParts = 2, kApart = kScaleK / kParts;
     using P = Piece<kInput>;
     const uint32_t runs = static_cast<uint32_t>(p.k) / kScaleK, units = static_cast<uint32_t>(p.m) * runs;
     const uint32_t lane = threadIdx.x % kRunLanes, step = gridDim.x * kUnits;

@@ -8,23 +8,21 @@
 // which one computes where another waits for memory or at a barrier.
 #pragma once
 
-#include <type_traits>
-
 #include "cast_silu.cuh"
 #include "cast_tile.cuh"
 
 // A block needs all 128 columns in one CTA.
-template <Share kShare>
-using SiluTile = Tile<kShare == Share::kBlock ? kTile : kTile / 2, kShare == Share::kBlock ? 2 * kThreads : kThreads>;
+template <Kind kKind>
+using SiluTile = Tile<kKind == Kind::kBlock ? kTile : kTile / 2, kKind == Kind::kBlock ? 2 * kThreads : kThreads>;
 
-template <Share kShare>
-constexpr int kSiluTilesAnSm = kShare == Share::kBlock ? 1 : 3;  // CTAs that run at the same time
+template <Kind kKind>
+constexpr int kSiluTileCtasAnSm = kKind == Kind::kBlock ? 1 : 3;  // CTAs that run at the same time
 
-template <Input kInput, Share kShare>
-__global__ void __launch_bounds__(SiluTile<kShare>::kThreads, kSiluTilesAnSm<kShare>)
+template <Input kInput, Kind kKind>
+__global__ void __launch_bounds__(SiluTile<kKind>::kThreads, kSiluTileCtasAnSm<kKind>)
     fp8_cast_silu_tile(const CastParams p) {
     static_assert(kInput != Input::kFp32, "a thread has registers for pieces of 16 bytes");
-    using T = SiluTile<kShare>;
+    using T = SiluTile<kKind>;
     static_assert(T::kPieces == kQuad);
     using P = Piece<kInput>;
     const uint32_t m = static_cast<uint32_t>(p.m), k = static_cast<uint32_t>(p.k);
@@ -40,19 +38,19 @@ __global__ void __launch_bounds__(SiluTile<kShare>::kThreads, kSiluTilesAnSm<kSh
         if (next.row >= lines) return;
         const uint32_t first = next.row * kTile;
         const uint8_t* from = x + static_cast<uint64_t>(first) * x_row + next.run * (T::kColumns * P::kBytes);
-        const auto load = [&](auto whole) {
+        const auto load = [&]<bool kWhole>() {
 #pragma unroll
             for (int i = 0; i < kQuad; ++i, from += x_row) {
-                const int count = whole || first + T::row(i) < m ? kPiece : 0;
+                const int count = kWhole || first + T::row(i) < m ? kPiece : 0;
                 gates[i] = load_piece<kInput, true>(from, 0, 1, count);
                 ups[i] = load_piece<kInput, true>(from + k * P::kBytes, 0, 1, count);
             }
         };
         // Only the last tiles have rows beyond m. Where the others do not ask, the cast is 2 % faster.
         if (first + kTile <= m)
-            load(std::true_type{});
+            load.template operator()<true>();
         else
-            load(std::false_type{});
+            load.template operator()<false>();
     };
 
     start_early(p);
@@ -64,10 +62,10 @@ __global__ void __launch_bounds__(SiluTile<kShare>::kThreads, kSiluTilesAnSm<kSh
         for (int i = 0; i < kQuad; ++i) pieces[i] = silu_and_mul(gates[i], ups[i]);
         next.advance(down, aside, across);
         load_next();
-        cast_tile<T, kShare, true>(p, {0, at.row, at.run * T::kColumns}, pieces, smem, kPiece);
+        cast_tile<T, kKind, true>(p, {0, at.row, at.run * T::kColumns}, pieces, smem, kPiece);
         at = next;
         // The next block's maxima lie elsewhere, as a thread may still read these. Columns need no second place, as
         // inverses_of_columns has another barrier behind the last read.
-        if constexpr (kShare == Share::kBlock) smem ^= kBytesMaxima<T>;
+        if constexpr (kKind == Kind::kBlock) smem ^= T::kBytesMaxima;
     }
 }

@@ -1,5 +1,6 @@
 // The launchers of the casts: one function for each kind of cast, which chooses among its kernels by what the tensors
-// allow. A library has the kernels of one kind, one activation and one type of x.
+// allow. A library has the kernels of one kind, one activation and one type of x. operands.py has seen to it that all
+// runs of 128 numbers can be counted with 31 bits.
 #pragma once
 
 #include "cast_per_token.cuh"
@@ -15,8 +16,6 @@ struct CastArgs {
     void* stream;  // cudaStream_t; ignored by the emulator
 };
 
-enum class Kind { kToken, kBlock, kColumn, kColumnTurned };
-
 // Whether rows of x can be loaded 16 bytes at a time, and their codes stored 8 at a time. Turned codes are stored 16 at
 // a time in any case, as operands.py lays them out for it.
 template <Input kInput>
@@ -25,7 +24,7 @@ bool in_pieces(const CastParams& p, bool turned) {
     const auto whole = [](int64_t size, int64_t of) { return size % of == 0; };
     return whole(p.k, kPiece) && p.x_column == 1 && whole(reinterpret_cast<int64_t>(p.x), 16) &&
            whole(reinterpret_cast<int64_t>(p.weight), 16) && whole(p.x_row * bytes, 16) &&
-           whole(p.x_group * bytes, 16) && whole(p.k * bytes, 16) &&
+           whole(p.x_group * bytes, 16) &&
            (turned || (whole(p.codes_row, kPiece) && whole(p.codes_group, kPiece) &&
                        whole(reinterpret_cast<int64_t>(p.codes), kPiece)));
 }
@@ -34,7 +33,7 @@ bool in_pieces(const CastParams& p, bool turned) {
 // and those from one row to the next, can be counted with 32 bits.
 template <Input kInput>
 bool in_one_matrix(const CastParams& p) {
-    return !p.rows && !p.counts && p.groups == 1 && p.k % kScaleK == 0 && p.x_row >= 0 &&
+    return !p.rows && !p.counts && p.groups == 1 && p.k % kScaleK == 0 &&
            p.x_row * Piece<kInput>::kBytes <= UINT32_MAX && p.k * Piece<kInput>::kBytes <= UINT32_MAX;
 }
 
@@ -61,51 +60,40 @@ const char* start_per_token(const CastArgs& args) {
     constexpr int64_t kThreadsAnSm = 2048;
     const CastParams& p = args.params;
     const int64_t runs = p.groups * p.m * ceil_div(p.k, kScaleK);
-    if (runs > INT32_MAX) return "more than 2^31 - 1 runs of 128 numbers";
     if (!in_pieces<kInput>(p, false)) return start_runs<kInput, kBefore, false, 1>(args);
     // So few runs that the GPU has room for all at once.
     if (runs * kRunLanes <= args.num_sms * kThreadsAnSm) return start_runs<kInput, kBefore, true, 1>(args);
     if constexpr (kBefore == Before::kSiluAndMul && kInput != Input::kFp32)
-        if (in_one_matrix<kInput>(p)) {
-            const int64_t most = args.num_sms * kCtasAnSm, ctas = ceil_div(runs, kThreads / kRunLanes);
-            return start_kernel(fp8_cast_silu<kInput>, args, ctas < most ? ctas : most, 0);
-        }
+        if (in_one_matrix<kInput>(p)) return start_kernel(fp8_cast_silu<kInput>, args, args.num_sms * kSiluCtasAnSm, 0);
     return start_runs<kInput, kBefore, true, kMostRows>(args);
 }
 
-template <typename T>
-constexpr uint32_t shared_bytes_of(Share share) {
-    if (share == Share::kBlock) return 2 * kBytesMaxima<T>;
-    return share == Share::kColumn ? T::kOffsetCodes : T::kSharedBytes;
-}
-
-template <Input kInput, Before kBefore, Share kShare>
+template <Input kInput, Before kBefore, Kind kKind>
 const char* start_tile(const CastArgs& args) {
     const CastParams& p = args.params;
-    const bool pieces = in_pieces<kInput>(p, kShare == Share::kColumnTurned);
+    const bool pieces = in_pieces<kInput>(p, kKind == Kind::kChannelTurned);
     if constexpr (kBefore == Before::kSiluAndMul && kInput != Input::kFp32)
         if (pieces && in_one_matrix<kInput>(p)) {
-            using T = SiluTile<kShare>;
+            using T = SiluTile<kKind>;
             const int64_t tiles = ceil_div(p.m, kTile) * (p.k / T::kColumns);
-            const int64_t most = args.num_sms * kSiluTilesAnSm<kShare>;
-            return start_kernel(fp8_cast_silu_tile<kInput, kShare>, args, tiles < most ? tiles : most,
-                                shared_bytes_of<T>(kShare), T::kThreads);
+            const int64_t most = args.num_sms * kSiluTileCtasAnSm<kKind>;
+            return start_kernel(fp8_cast_silu_tile<kInput, kKind>, args, tiles < most ? tiles : most,
+                                T::shared_bytes(kKind), T::kThreads);
         }
     if constexpr (kBefore == Before::kRmsNorm) {
         const auto kernel = pieces ? fp8_cast_row_roots<kInput, true> : fp8_cast_row_roots<kInput, false>;
         if (const char* error = start_kernel(kernel, args, p.groups * p.m, kBytesSums)) return error;
     }
     const int64_t tiles = p.groups * ceil_div(p.m, kTile) * ceil_div(p.k, kTile);
-    const auto start = [&]<bool kVector>(std::bool_constant<kVector>) {
-        using T = WholeTile<kBefore, kVector>;
-        return start_kernel(fp8_cast_tile<kInput, kBefore, kShare, kVector>, args, tiles, shared_bytes_of<T>(kShare),
-                            T::kThreads);
-    };
-    return pieces ? start(std::true_type{}) : start(std::false_type{});
+    using T = WholeTile<kInput, kBefore>;
+    const auto kernel =
+        pieces ? fp8_cast_tile<kInput, kBefore, kKind, true> : fp8_cast_tile<kInput, kBefore, kKind, false>;
+    return start_kernel(kernel, args, tiles, T::shared_bytes(kKind), T::kThreads);
 }
 
 template <Input kInput, int kHeld>
 const char* start_rms_norm_held(const CastArgs& args) {
+    // A row of at most 2048 numbers is as fast with a CTA of its own.
     constexpr int64_t kLeastRows = 4;  // of a CTA; with fewer, to begin with the weights takes longer than it saves
     const CastParams& p = args.params;
     if constexpr (kInput != Input::kFp32 && kHeld > 1) {
@@ -134,10 +122,6 @@ const char* start_cast(const CastArgs& args) {
         return start_rms_norm<kInput>(args);
     else if constexpr (kKind == Kind::kToken)
         return start_per_token<kInput, kBefore>(args);
-    else if constexpr (kKind == Kind::kBlock)
-        return start_tile<kInput, kBefore, Share::kBlock>(args);
-    else if constexpr (kKind == Kind::kColumn)
-        return start_tile<kInput, kBefore, Share::kColumn>(args);
     else
-        return start_tile<kInput, kBefore, Share::kColumnTurned>(args);
+        return start_tile<kInput, kBefore, kKind>(args);
 }

@@ -14,8 +14,6 @@
 
 #include "cast_rms_norm.cuh"
 
-enum class Share { kBlock, kColumn, kColumnTurned };
-
 constexpr int kTile = kScaleK;  // rows, and of a block columns
 constexpr int kQuad = 4;        // rows of a column in a word of codes
 
@@ -27,7 +25,12 @@ struct Tile {
     static constexpr int kPieces = kTile * kColumns / kPiece / kThreads;  // that a thread holds
     static constexpr int kOffsetInverse = kWarps * kColumns * 4;          // after the warps' maxima
     static constexpr int kOffsetCodes = kOffsetInverse + kColumns * 4;
-    static constexpr int kSharedBytes = kOffsetCodes + kColumns * kTile;
+    static constexpr uint32_t kBytesMaxima = kWarps * 4;  // of a block
+    static_assert(kPieces == kQuad || kPieces == 2 * kQuad, "row() knows one half or two");
+    static constexpr uint32_t shared_bytes(Kind kind) {
+        if (kind == Kind::kBlock) return 2 * kBytesMaxima;  // of a tile and of the next (cast_silu_tile.cuh)
+        return kind == Kind::kChannel ? kOffsetCodes : kOffsetCodes + kColumns * kTile;
+    }
 
     // Of this thread's pieces: the first column, which four rows of a half, and the row of piece i.
     static __device__ __forceinline__ uint32_t column() { return threadIdx.x % kLanesARow * kPiece; }
@@ -45,13 +48,9 @@ struct Tile {
     }
 };
 
-// Where the maxima of a block's warps meet.
-template <typename T>
-constexpr uint32_t kBytesMaxima = T::kWarps * 4;
-
-// Which tile a CTA casts: its group, the tiles above it, and its first column.
+// Which tile a CTA casts: its group, how many tiles are above it, and its first column.
 struct TileAt {
-    int64_t group, row, column;
+    int64_t group, line, column;
 };
 
 // The matrix [k, rows] that turned codes of row `row` belong to: all of them, or a group's. Groups are whole tiles, and
@@ -72,37 +71,37 @@ __device__ __forceinline__ Turned group_of(const CastParams& p, int64_t row) {
 }
 
 // Stores the scale of a tile, and returns its inverse. The warps' maxima meet at `smem`.
-template <typename T, Input kHeld>
+template <typename T, Input kCast>
 __device__ __forceinline__ float inverse_of_block(const CastParams& p, const TileAt& at,
-                                                  const Piece<kHeld> (&pieces)[T::kPieces], uint32_t smem) {
+                                                  const Piece<kCast> (&pieces)[T::kPieces], uint32_t smem) {
     uint32_t amax = ptx::redux_sync_max(kAllLanes, amax_of(pieces));
     if (threadIdx.x % 32 == 0) ptx::st_shared(smem + 4 * (threadIdx.x / 32), amax);
     __syncthreads();
     for (int i = 0; i < T::kWarps; ++i) amax = max(amax, ptx::ld_shared<uint32_t>(smem + 4 * i));
     const Scale scale = scale_of(amax, p.power_of_two);
     if (threadIdx.x == 0)
-        p.scales[at.group * p.scale_group + at.row * p.scale_row + at.column / kTile * p.scale_column] = scale.value;
+        p.scales[at.group * p.scale_group + at.line * p.scale_row + at.column / kTile * p.scale_column] = scale.value;
     return scale.inverse;
 }
 
 // Stores the scales of the tile's columns, and finds the inverses of those of this thread's columns.
-template <typename T, Input kHeld>
+template <typename T, Input kCast>
 __device__ __forceinline__ void inverses_of_columns(const CastParams& p, const TileAt& at,
-                                                    const Piece<kHeld> (&pieces)[T::kPieces], uint32_t smem,
+                                                    const Piece<kCast> (&pieces)[T::kPieces], uint32_t smem,
                                                     float (&inverses)[kPiece]) {
     // The maxima: in this thread, then in the others of its warp; of a word's two columns together, if numbers have 16
     // bits.
     uint32_t amax[kPiece];
 #pragma unroll
-    for (int j = 0; j < Piece<kHeld>::kWords; ++j) {
+    for (int j = 0; j < Piece<kCast>::kWords; ++j) {
         uint32_t most = 0;
-        for (int i = 0; i < T::kPieces; ++i) most = larger<kHeld>(most, pieces[i].words[j]);
+        for (int i = 0; i < T::kPieces; ++i) most = larger<kCast>(most, pieces[i].words[j]);
         for (int lanes = T::kLanesARow; lanes < 32; lanes *= 2)
-            most = larger<kHeld>(most, ptx::shfl_sync_bfly(kAllLanes, most, lanes));
-        if constexpr (kHeld == Input::kFp32)
+            most = larger<kCast>(most, ptx::shfl_sync_bfly(kAllLanes, most, lanes));
+        if constexpr (kCast == Input::kFp32)
             amax[j] = most;
         else
-            amax[2 * j] = widened<kHeld>(most & 0xFFFFu), amax[2 * j + 1] = widened<kHeld>(most >> 16);
+            amax[2 * j] = widened<kCast>(most & 0xFFFFu), amax[2 * j + 1] = widened<kCast>(most >> 16);
     }
     const uint32_t warp = threadIdx.x / 32;
     if (threadIdx.x % 32 < T::kLanesARow)
@@ -117,7 +116,8 @@ __device__ __forceinline__ void inverses_of_columns(const CastParams& p, const T
         const Scale scale = scale_of(most, p.power_of_two);
         ptx::st_shared(smem + T::kOffsetInverse + 4 * threadIdx.x, scale.inverse);
         const int64_t mine = at.column + threadIdx.x;
-        if (mine < p.k) p.scales[at.group * p.scale_group + at.row * p.scale_row + mine * p.scale_column] = scale.value;
+        if (mine < p.k)
+            p.scales[at.group * p.scale_group + at.line * p.scale_row + mine * p.scale_column] = scale.value;
     }
     __syncthreads();
     for (int e = 0; e < kPiece; e += 4) {
@@ -127,9 +127,9 @@ __device__ __forceinline__ void inverses_of_columns(const CastParams& p, const T
 }
 
 // Stores a tile's codes turned, through shared memory.
-template <typename T, Input kHeld>
+template <typename T, Input kCast>
 __device__ __forceinline__ void store_turned(const CastParams& p, const TileAt& at,
-                                             const Piece<kHeld> (&pieces)[T::kPieces], uint32_t smem,
+                                             const Piece<kCast> (&pieces)[T::kPieces], uint32_t smem,
                                              const float (&inverses)[kPiece]) {
     const uint32_t codes = smem + T::kOffsetCodes;
 #pragma unroll
@@ -142,10 +142,10 @@ __device__ __forceinline__ void store_turned(const CastParams& p, const TileAt& 
                                     pieces[half + 2][e] * inverses[e], pieces[half + 3][e] * inverses[e]));
         }
     __syncthreads();
-    const Turned matrix = group_of(p, at.row * kTile);
+    const Turned matrix = group_of(p, at.line * kTile);
     constexpr int kChunks = kTile / 16;  // of a column
     const uint32_t chunk = threadIdx.x % kChunks;
-    const int64_t row = at.row * kTile + 16 * chunk;
+    const int64_t row = at.line * kTile + 16 * chunk;
     // The rows are a multiple of 16: without ks, p.codes_row is, so that the padding is written, too, with zeros.
     if (row >= matrix.begin + matrix.rows) return;
     uint8_t* to = p.codes + at.group * p.codes_group + p.k * matrix.begin + row - matrix.begin;
@@ -160,25 +160,25 @@ __device__ __forceinline__ void store_turned(const CastParams& p, const TileAt& 
 }
 
 // Casts a tile whose numbers the threads hold. `count`: how many columns of this thread's are in the matrix.
-template <typename T, Share kShare, bool kVector, Input kHeld>
+template <typename T, Kind kKind, bool kVector, Input kCast>
 __device__ __forceinline__ void cast_tile(const CastParams& p, const TileAt& at,
-                                          const Piece<kHeld> (&pieces)[T::kPieces], uint32_t smem, int count) {
+                                          const Piece<kCast> (&pieces)[T::kPieces], uint32_t smem, int count) {
     const auto store = [&](auto inverse) {
 #pragma unroll
         for (int i = 0; i < T::kPieces; ++i) {
-            const int64_t row = at.row * kTile + T::row(i);
+            const int64_t row = at.line * kTile + T::row(i);
             if (row >= p.m) continue;
             uint8_t* codes = p.codes + at.group * p.codes_group + row * p.codes_row + at.column + T::column();
             store_codes<kVector>(codes, pieces[i], inverse, count);
         }
     };
-    if constexpr (kShare == Share::kBlock) {
+    if constexpr (kKind == Kind::kBlock) {
         const float inverse = inverse_of_block<T>(p, at, pieces, smem);
         store([&](int) { return inverse; });
     } else {
         float inverses[kPiece];
         inverses_of_columns<T>(p, at, pieces, smem, inverses);
-        if constexpr (kShare == Share::kColumnTurned)
+        if constexpr (kKind == Kind::kChannelTurned)
             store_turned<T>(p, at, pieces, smem, inverses);
         else
             store([&](int e) { return inverses[e]; });
@@ -186,18 +186,19 @@ __device__ __forceinline__ void cast_tile(const CastParams& p, const TileAt& at,
 }
 
 // The CTAs that an SM holds at least: as many as have room for their pieces in its registers.
-constexpr int ctas_an_sm(Input input, Before before, bool vector) {
+constexpr int tile_ctas_an_sm(Input input, Before before, bool vector) {
     return !vector ? 1 : before == Before::kNothing && input != Input::kFp32 ? 3 : 2;
 }
 
 // With 512 threads an SM has twice the warps, and so more loads on their way (NOTES.md).
-template <Before kBefore, bool kVector>
-using WholeTile = Tile<kTile, kBefore == Before::kRmsNorm && kVector ? 2 * kThreads : kThreads>;
+// FP32 would not fit into the registers of so many.
+template <Input kInput, Before kBefore>
+using WholeTile = Tile<kTile, kBefore == Before::kRmsNorm && kInput != Input::kFp32 ? 2 * kThreads : kThreads>;
 
-template <Input kInput, Before kBefore, Share kShare, bool kVector>
-__global__ void __launch_bounds__(WholeTile<kBefore, kVector>::kThreads, ctas_an_sm(kInput, kBefore, kVector))
+template <Input kInput, Before kBefore, Kind kKind, bool kVector>
+__global__ void __launch_bounds__(WholeTile<kInput, kBefore>::kThreads, tile_ctas_an_sm(kInput, kBefore, kVector))
     fp8_cast_tile(const CastParams p) {
-    using T = WholeTile<kBefore, kVector>;
+    using T = WholeTile<kInput, kBefore>;
     const int64_t across = ceil_div(p.k, kTile), down = ceil_div(p.m, kTile);
     // fp8_cast_row_roots has just read x from its first row to its last. L2 still has the last ones, which are cast
     // first.
@@ -208,18 +209,18 @@ __global__ void __launch_bounds__(WholeTile<kBefore, kVector>::kThreads, ctas_an
     const int count = inside(p, column);
 
     start_early(p);
-    constexpr Input kHeld = kBefore == Before::kNothing ? kInput : Input::kFp32;
+    constexpr Input kCast = kBefore == Before::kNothing ? kInput : Input::kFp32;
     int64_t begins[T::kPieces];
-    find_rows(p, group, p.m, [&](int i) { return at.row * kTile + T::row(i); }, begins);
+    find_rows(p, group, p.m, [&](int i) { return at.line * kTile + T::row(i); }, begins);
     Piece<kInput> weights;
     if constexpr (kBefore == Before::kRmsNorm) weights = load_piece<kInput, kVector>(p.weight, column, 1, count);
-    Piece<kHeld> pieces[T::kPieces];
+    Piece<kCast> pieces[T::kPieces];
 #pragma unroll
     for (int half = 0; half < T::kPieces; half += kQuad) {
         Piece<kInput> loaded[kQuad], ups[kBefore == Before::kSiluAndMul ? kQuad : 1];
         float inverse_roots[kQuad];
         // A row that is made of no row of x has an inverse root, too; one beyond m has none.
-        const auto is_row = [&](int i) { return at.row * kTile + T::row(half + i) < p.m; };
+        const auto is_row = [&](int i) { return at.line * kTile + T::row(half + i) < p.m; };
 #pragma unroll
         for (int i = 0; i < kQuad; ++i) {
             const int64_t begin = begins[half + i];
@@ -228,7 +229,7 @@ __global__ void __launch_bounds__(WholeTile<kBefore, kVector>::kThreads, ctas_an
             if constexpr (kBefore == Before::kSiluAndMul)
                 ups[i] = load_piece<kInput, kVector>(p.x, begin + (p.k + column) * p.x_column, p.x_column, numbers);
             if constexpr (kBefore == Before::kRmsNorm)
-                inverse_roots[i] = is_row(i) ? p.inverse_roots[group * p.m + at.row * kTile + T::row(half + i)] : 0;
+                inverse_roots[i] = is_row(i) ? p.inverse_roots[group * p.m + at.line * kTile + T::row(half + i)] : 0;
         }
 #pragma unroll
         for (int i = 0; i < kQuad; ++i) {
@@ -240,5 +241,5 @@ __global__ void __launch_bounds__(WholeTile<kBefore, kVector>::kThreads, ctas_an
                 pieces[half + i] = loaded[i];
         }
     }
-    cast_tile<T, kShare, kVector>(p, at, pieces, ptx::shared_memory(), count);
+    cast_tile<T, kKind, kVector>(p, at, pieces, ptx::shared_memory(), count);
 }

@@ -23,7 +23,7 @@ Kind = Literal["per_token", "per_block", "per_channel", "per_channel_turned"]
 Before = Literal["nothing", "silu_and_mul", "rms_norm"]  # what is computed ahead of the cast
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-_KINDS = dict(zip(KINDS, ("kToken", "kBlock", "kColumn", "kColumnTurned"), strict=True))
+_KINDS = dict(zip(KINDS, ("kToken", "kBlock", "kChannel", "kChannelTurned"), strict=True))
 _BEFORE: dict[Before, str] = {
     "nothing": "kNothing",
     "silu_and_mul": "kSiluAndMul",

@@ -54,14 +54,19 @@ import sys
 import torch
 from cast_cases import Placed, columns, numbers, spaced, weight_for
 kind, before = sys.argv[1:]
-for m, k, gap, rows in ((130, 264, 8, None), (20, 137, 3, None), (1600, 2176, 0, None), (140, 136, 8, 12)):
-    x = spaced(numbers((rows or m, columns(before, k)), torch.bfloat16), "cuda", gap)
-    given = weight_for(before, k, x.dtype, "cuda")
-    if rows:
-        given["rows"] = torch.arange(-5, m - 5, dtype=torch.int32, device="cuda") * 3
-    cast = Placed.of(kind, before, x, True, **given)
+def check(x, k, **given):
+    cast = Placed.of(kind, before, x, True, **weight_for(before, k, x.dtype, "cuda"), **given)
     cast.run()
     cast.check()
+def integers(*values):
+    return torch.tensor(values, dtype=torch.int32, device="cuda")
+for m, k, gap, rows in ((130, 264, 8, None), (20, 137, 3, None), (1600, 2176, 0, None), (140, 136, 8, 12)):
+    x = spaced(numbers((rows or m, columns(before, k)), torch.bfloat16), "cuda", gap)
+    check(x, k, **({"rows": integers(*range(-15, 3 * m - 15, 3))} if rows else {}))
+x = numbers((3, 130, columns(before, 136)), torch.bfloat16).cuda()
+check(x, 136, **({"masked_m": integers(0, 2**31 - 1, 7)} if kind == "per_token" else {}))
+if kind == "per_channel_turned":
+    check(numbers((384, columns(before, 136)), torch.bfloat16).cuda(), 136, ks=integers(128, -7, 2**31 - 1))
 """
 BACKWARD = """
 import torch

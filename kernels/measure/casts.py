@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from gemm_ladder import build, launch
 from gemm_ladder.arguments import SCALE_BLOCK, align, ceil_div
 from gemm_ladder.casts import eager, functions, launching, operands
-from gemm_ladder.casts.kernel import Before, Kernel, Kind
+from gemm_ladder.casts.kernel import KINDS, Before, Kernel, Kind
 from gemm_ladder.errors import InputError, LaunchError, one_line
 from gemm_ladder.figures import casts as figure
 from gemm_ladder.figures import tables
@@ -80,19 +80,10 @@ class Cast:
 
 
 CASTS = (
-    Cast("per_token"),
-    Cast("per_block"),
-    Cast("per_channel"),
-    Cast("per_channel_turned"),
-    Cast("per_token", "silu_and_mul"),
-    Cast("per_token", "rms_norm"),
-    Cast("per_token", gather=True),
-    Cast("per_block", "rms_norm"),
-    Cast("per_channel", "rms_norm"),
-    Cast("per_channel_turned", "rms_norm"),
-    Cast("per_block", "silu_and_mul"),
-    Cast("per_channel", "silu_and_mul"),
-    Cast("per_channel_turned", "silu_and_mul"),
+    *(Cast(kind) for kind in KINDS),
+    *(Cast(kind, "silu_and_mul") for kind in KINDS),
+    *(Cast(kind, "rms_norm") for kind in KINDS),
+    *(Cast(kind, gather=True) for kind in KINDS),
 )
 SHAPES = ((64, 7168), (4096, 7168), (16384, 7168))
 

@@ -60,6 +60,10 @@ def test_inside_a_model(name: str) -> None:
     assert found.missing_keys == ["up.0.weight_scale_inv"]
     found = model.load_state_dict({"up.0.input_scale": torch.ones(1)}, strict=False)
     assert found.unexpected_keys == ["up.0.input_scale"]
+    for name in ("input_scale", "activation_scale"):
+        with pytest.raises(RuntimeError) as refused:
+            model.load_state_dict(whole | {f"up.0.{name}": torch.ones(1)})
+        assert f'"up.0.{name} (a static scale of inputs, which get a scale for each 128' in str(refused.value)
 
 
 def test_one_scale_for_all() -> None:

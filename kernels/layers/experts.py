@@ -42,7 +42,7 @@ class Fp8Experts(torch.nn.Module):
             read or written. "auto": the one of "psum" and "masked" that has fewer rows, which is masked for
             few tokens.
         trainable: whether the weights are trained.
-        use_ue8m0: round all scales up to powers of two.
+        use_ue8m0: round all scales up to powers of two. A state_dict does not have it.
         device: of the weights, which begin as those of torch.nn.Linear do.
         dtype: of weights that are trained: float32, bfloat16 or float16; None: torch's default.
 

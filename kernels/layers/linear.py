@@ -28,7 +28,9 @@ class Fp8Linear(torch.nn.Module):
         out_features: n, a multiple of 8.
         bias: whether there is one.
         trainable: whether the weight is trained.
-        use_ue8m0: round all scales up to powers of two, as checkpoints do whose scales are E8M0.
+        use_ue8m0: round all scales up to powers of two, as checkpoints do whose scales are E8M0. A state_dict
+            does not have it: a layer that loads such weights is made with it, too, or its inputs get other
+            scales.
         device, dtype: as for torch.nn.Linear. dtype is float32, bfloat16 or float16, and that of the bias and
             of a weight that is trained.
 
@@ -45,8 +47,10 @@ class Fp8Linear(torch.nn.Module):
     [..., n]. Sums are rounded to BF16 before they are converted to another type and the bias is added.
 
     `load_state_dict` takes weights of three kinds into either form: those of torch.nn.Linear, FP8 with
-    `weight_scale_inv` (DeepSeek-V3), and FP8 with `weight_scale` (compressed-tensors). Scales may be float32,
-    bfloat16 or float8_e8m0fnu, one for each block or a single one; they become float32, which changes none.
+    `weight_scale_inv` (DeepSeek-V3), and FP8 with `weight_scale` (compressed-tensors, with its "block" or
+    "tensor" strategy and dynamic inputs). Scales may be float32, bfloat16 or float8_e8m0fnu, one for each
+    128 x 128 or a single one; they become float32, which changes none. Refused are scales of another shape,
+    such as one for each row ("channel"), and static scales of inputs (`input_scale`), but for strict=False.
     `state_dict` has `weight` and, unless trainable, `weight_scale_inv`.
 
     Changing the type of a model, as `model.half()` does, leaves a weight in FP8 and its scales as they are.
@@ -201,11 +205,22 @@ class Fp8Linear(torch.nn.Module):
         return self
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *others: Any, **keywords: Any
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
     ) -> None:
         """Bring what a checkpoint has into the form of this layer, and load it as torch does."""
         weights.bring(state_dict, prefix + "weight", self.weight, self.trainable, self.use_ue8m0)
-        super()._load_from_state_dict(state_dict, prefix, *others, **keywords)
+        super()._load_from_state_dict(
+            *(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        )
+        static = {prefix + name for name in weights.STATIC}
+        unexpected_keys[:] = [weights.Static(key) if key in static else key for key in unexpected_keys]
 
 
 def _parameter(tensor: torch.Tensor | None) -> Parameter | None:

@@ -17,6 +17,8 @@ E4M3 = torch.float8_e4m3fn
 # are multiplied by them), and in those of compressed-tensors, which are only read here.
 SCALES = "_scale_inv"
 OTHERS_SCALES = "_scale"
+# Scales of inputs that are not computed in each call: of compressed-tensors, and of transformers.
+STATIC = ("input_scale", "activation_scale")
 SCALE_TYPES = (torch.float32, *of_products.CONVERTED)
 
 
@@ -156,6 +158,17 @@ def look(
         return weight, None
     needed = blocks(torch.empty(shape, device="meta"))
     return weight, as_blocks(of_blocks[0], state[of_blocks[0]], needed)
+
+
+class Static(str):
+    """The key of a static scale of inputs, which a layer does not take. Torch collects the unexpected keys of
+    a model and refuses them together, unless strict=False; in its message this one says why."""
+
+    def __format__(self, spec: str) -> str:
+        return (
+            f"{self!s} (a static scale of inputs, which get a scale for each {SCALE_BLOCK} of a row here; "
+            "strict=False loads the rest)"
+        )
 
 
 def keeping_types(

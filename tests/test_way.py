@@ -14,6 +14,7 @@ TASKS = (
     *("have the judge name another mistake", "change a tile shape"),
     *("change a training kernel, its tiles or their choice", "change a cast, or add what comes before one"),
     "change a layer, its gradients, or what it reads from checkpoints",
+    "change what `convert` replaces, or what its report says",
     "change how tokens are laid out for experts, or what is computed for them",
     "change the gradients of experts, or what is read of single ones",
     "change what GPUs that share a layer send each other, or what each has",

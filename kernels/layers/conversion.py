@@ -3,17 +3,19 @@ replaced."""
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import torch
+from gemm_ladder.casts.kernel import INPUTS
 from gemm_ladder.errors import InputError
-from gemm_ladder.layers import weights
+from gemm_ladder.layers import reading, saying, trying, weights
 from gemm_ladder.layers.experts import PROJECTIONS, Fp8Experts
 from gemm_ladder.layers.linear import Fp8Linear
+from gemm_ladder.layers.report import Layer, Report
 from torch.nn.parameter import is_lazy
 
 # What is usually left in BF16: the projection to the vocabulary, and the routers of mixtures of experts,
@@ -32,93 +34,66 @@ EXPERTS_HAVE = {
     "is_concatenated": True,
 }
 
+# Other modules with a 2-D weight, by their classes and by what the names of classes outside of torch have.
+NO_LINEAR = (torch.nn.Embedding, torch.nn.EmbeddingBag)
+NO_LINEAR_NAMES = ("embed", "norm")
+
 Skip = str | Iterable[str] | Callable[[str, torch.nn.Module], bool]
 
 
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """A linear layer of the model, or one of the two weights of its experts.
+class _Place(NamedTuple):
+    """A layer and where it is; `reason` says why it stays, "" if it is to be replaced."""
 
-    Attributes:
-        name: its path: that of a linear layer, or of a weight of experts.
-        shape: of its weight, [(experts,) n, k]; empty for a torch.nn.LazyLinear that was not called yet.
-        reason: why it was not replaced; "" if it was.
-        error: of the weight, ||FP8 - weight|| / ||weight|| in the Frobenius norm; None if it was not
-            replaced, or has no memory (on the meta device).
-    """
-
+    parent: torch.nn.Module
+    own_name: str
     name: str
-    shape: tuple[int, ...]
-    reason: str = ""
-    error: float | None = None
-
-    @property
-    def converted(self) -> bool:
-        return not self.reason
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """What `convert` did. As text it is a table.
-
-    Attributes:
-        layers: every linear layer of the model and all experts, in the model's order.
-        unused: patterns that were given in `skip` and match none of these.
-    """
-
-    layers: tuple[Layer, ...]
-    unused: tuple[str, ...] = ()
-
-    @property
-    def converted(self) -> list[Layer]:
-        """The layers that were replaced."""
-        return [layer for layer in self.layers if layer.converted]
-
-    @property
-    def kept(self) -> list[Layer]:
-        """The layers that were not."""
-        return [layer for layer in self.layers if not layer.converted]
-
-    def __str__(self) -> str:
-        rows = [("layer", "weight", "error")]
-        for layer in self.layers:
-            error = "-" if layer.error is None else f"{layer.error:.2%}"
-            rest = error if layer.converted else f"not converted: {layer.reason}"
-            rows.append((layer.name, " x ".join(map(str, layer.shape)), rest))
-        first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
-        lines = [f"{name:{first}}  {sizes:>{second}}  {rest}" for name, sizes, rest in rows]
-        lines.append(f"{len(self.converted)} of {len(self.layers)} layers converted")
-        lines += [f"skip has {pattern!r}, which matches no layer" for pattern in self.unused]
-        return "\n".join(lines)
+    module: torch.nn.Module
+    reason: str
 
 
 def convert(
     model: torch.nn.Module,
     skip: Skip = SKIP,
     *,
+    inputs: object = None,
     trainable: bool = False,
     use_ue8m0: bool = False,
 ) -> Report:
     """Replace the linear layers of a model by Fp8Linear, and experts of transformers by Fp8Experts, in place.
 
     Args:
-        model: any module of torch, such as a model of transformers. On the meta device, too: then FP8 weights
-            can be loaded into it with load_state_dict(..., assign=True).
+        model: any module of torch, such as a model of transformers. On the meta device, too, to be loaded.
         skip: patterns of the layers to leave alone. A pattern matches a layer whose path has it between dots,
             or at an end: "lm_head" matches "model.lm_head", "layers.0" all that is inside of layer 0, and
             "gate" no "gate_proj". Wildcards are those of a shell. Or a function of a path and a module that
             says whether to leave it alone.
+        inputs: what the model is called with once, as it was given, in eval mode and without gradients: a
+            tensor, or a tuple or a dict of arguments. The report then has the error of each layer's output
+            for what the layer got there. The error of a weight, about 2.6 % for nearly any, does not tell one
+            layer from another.
         trainable, use_ue8m0: as for Fp8Linear.
 
     Returns:
         A report, to print. What else is left alone, and why, it says of each layer: sizes that the products
-        do not take, classes derived from torch.nn.Linear, layers with hooks, weights that two modules share
-        (unless trainable) or that modules of torch read themselves, weights that are not finite, and experts
-        that compute something else.
+        do not take, classes other than torch.nn.Linear, layers with hooks, weights that are not finite, and
+        experts that compute something else. And unless trainable, weights that two modules share, that
+        modules around them read themselves, as far as their source says so, or that transformers keeps in
+        FP32.
 
     Raises:
-        InputError: `model` is no module or a linear layer itself, or skip is none of the above. Nothing was
-            replaced.
+        InputError: `model` is no module or a linear layer itself, skip is none of the above, or the model
+            cannot be called with `inputs`. Nothing was replaced.
+
+    Unless trainable, a model of transformers says what it has become: `quantization_config` of its config, if
+    that has none, gets the form of DeepSeek-V3's checkpoints, which `save_pretrained` writes. The config is
+    changed, so a model that shares it should get a copy. The layers of a model on the meta device get memory
+    from a state of FP8 weights. Buffers that no state has stay there until their module is made again:
+
+        with torch.device("meta"):
+            model = transformers.LlamaForCausalLM(config)
+        convert(model)
+        model.load_state_dict(state, assign=True)  # all tensors of the file or files
+        model.model.rotary_emb = type(model.model.rotary_emb)(config)
 
     Example:
         >>> import torch, gemm_ladder
@@ -137,23 +112,45 @@ def convert(
             "needed"
         )
     skipped = _Skipped(skip)
-    owners = _owners(model)
+    left = _places(model, skipped, trainable)
+    calls = {}
+    if inputs is not None:
+        calls = trying.calls(model, {one.module for one in left if not one.reason}, inputs)
     replaced: dict[int, torch.nn.Module | str] = {}
+    output_errors: dict[int, float] = {}
     layers: list[Layer] = []
-    left = list(_layers(model))[::-1]
+    kept: list[str] = []
+    left.reverse()
     while left:  # the list lets go of a layer, so that its weight is freed once it is replaced
-        parent, own_name, name, module = left.pop()
-        found: torch.nn.Module | str = skipped.why(name, module) or _why_not(
-            parent, module, owners, trainable
-        )
+        parent, own_name, name, module, reason = left.pop()
+        found: torch.nn.Module | str = reason
         if not found:
             if id(module) not in replaced:
                 replaced[id(module)] = _replacement(module, trainable, use_ue8m0)
             found = replaced[id(module)]
-        if not isinstance(found, str):
+        if isinstance(found, str):
+            kept.append(name)
+        else:
             setattr(parent, own_name, found)
-        layers += _described(name, module, found)
-    return Report(tuple(layers), skipped.unused())
+            if call := calls.pop(id(module), None):
+                output_errors[id(module)] = call.error(found)
+        layers += _described(name, module, found, output_errors.get(id(module)))
+    if not trainable and len(kept) < len(layers):
+        saying.say(model, kept)
+    return Report(tuple(layers), skipped.unused(), inputs is not None)
+
+
+def _places(model: torch.nn.Module, skipped: _Skipped, trainable: bool) -> list[_Place]:
+    """Each layer of a model, in its order, and why it stays, as far as can be said before it is cast."""
+    owners = _owners(model)
+    readers = None if trainable else reading.Readers(model, ("weight", *PROJECTIONS))
+    return [
+        _Place(
+            *(parent, own_name, name, module),
+            skipped.why(name, module) or _why_not(parent, name, module, owners, readers),
+        )
+        for parent, own_name, name, module in _layers(model)
+    ]
 
 
 class _Skipped:
@@ -171,6 +168,8 @@ class _Skipped:
     def why(self, name: str, module: torch.nn.Module) -> str:
         """Why to leave a layer alone; "" if it need not be."""
         if self._asks is not None:
+            if _is_another(module):  # functions ask a layer for its sizes
+                return ""
             return "skip says so" if self._asks(name, module) else ""
         matching = [one for one in self._patterns if _matches(name, one)]
         self._used.update(matching)
@@ -188,9 +187,10 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _layers(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, str, torch.nn.Module]]:
-    """Each linear layer, and all experts: the module that has it, its name there, its path, and itself."""
+    """Each linear layer, all experts and what else has a 2-D weight: the module that has it, its name there,
+    its path, and itself."""
     for path, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, torch.nn.Linear) or (path and _are_experts(module)):
+        if isinstance(module, torch.nn.Linear) or (path and (_are_experts(module) or _is_another(module))):
             of_parent, _, name = path.rpartition(".")
             yield model.get_submodule(of_parent), name, path, module
 
@@ -205,6 +205,20 @@ def _are_experts(module: torch.nn.Module) -> bool:
     )
 
 
+def _is_another(module: torch.nn.Module) -> bool:
+    """Whether a module has a 2-D weight as a linear layer has it, such as Conv1D of transformers, but is
+    neither one of torch nor one in FP8."""
+    weight = module._parameters.get("weight")
+    name = type(module).__name__.lower()
+    return (
+        weight is not None
+        and not is_lazy(weight)
+        and weight.dim() == 2
+        and not isinstance(module, (torch.nn.Linear, Fp8Linear, *NO_LINEAR))
+        and not any(one in name for one in NO_LINEAR_NAMES)
+    )
+
+
 def _owners(model: torch.nn.Module) -> dict[int, list[tuple[int, str]]]:
     """For each parameter the modules that have it, each once, and their paths to it."""
     found: dict[int, list[tuple[int, str]]] = {}
@@ -216,11 +230,15 @@ def _owners(model: torch.nn.Module) -> dict[int, list[tuple[int, str]]]:
 
 def _why_not(
     parent: torch.nn.Module,
+    name: str,
     module: torch.nn.Module,
     owners: dict[int, list[tuple[int, str]]],
-    trainable: bool,
+    readers: reading.Readers | None,
 ) -> str:
-    """Why a layer cannot be replaced, by what it is and what is around it; "" if it can."""
+    """Why a layer cannot be replaced, by what it is and what is around it; "" if it can. Without `readers`
+    its weight keeps its type, and others may have and read it."""
+    if _is_another(module):
+        return f"its class {type(module).__name__} is no torch.nn.Linear"
     if any(is_lazy(weight) for _, weight in _weights(module)):
         return "its weight has no shape yet"
     if isinstance(parent, READS_WEIGHTS):
@@ -235,10 +253,24 @@ def _why_not(
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     if any(getattr(module, one) for one in hooks):
         return "it has hooks, which would be lost"
-    for _, weight in _weights(module):
-        others = [path for owner, path in owners.get(id(weight), []) if owner != id(module)]
-        if others and not trainable:
-            return f"its weight is {others[0]} as well"
+    if readers is not None:
+        for of_weight, weight in _weights(module):
+            others = [path for owner, path in owners.get(id(weight), []) if owner != id(module)]
+            if others:
+                return f"its weight is {others[0]} as well"
+            if reason := _needed_as_it_is(f"{name}.{of_weight}", readers):
+                return reason
+    return ""
+
+
+def _needed_as_it_is(path: str, readers: reading.Readers) -> str:
+    """Why a weight has to keep its type for the modules around its layer; "" if it need not."""
+    if method := readers.of(path):
+        return f"{method} reads its weight itself"
+    for module, below in readers.around(path):
+        for attribute, part in reading.kept_in_fp32(module):
+            if _matches(".".join(below), part):
+                return f"{attribute} of {type(module).__name__} has {part!r}"
     return ""
 
 
@@ -264,7 +296,7 @@ def _other_experts(module: torch.nn.Module) -> str:
 
 def _weights(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
     """A layer's weights, by their names in it."""
-    names = ("weight",) if isinstance(module, torch.nn.Linear) else PROJECTIONS
+    names = PROJECTIONS if _are_experts(module) else ("weight",)
     return [(name, getattr(module, name)) for name in names]
 
 
@@ -272,7 +304,7 @@ def _replacement(module: torch.nn.Module, trainable: bool, use_ue8m0: bool) -> t
     """The layer in FP8, or why there is none."""
     given = _weights(module)
     for _, weight in given:
-        if not weight.is_meta and not weight.isfinite().all():
+        if weight.dtype in INPUTS and not weight.is_meta and not weight.isfinite().all():
             return "its weight has NaN or infinities"
     try:
         if isinstance(module, torch.nn.Linear):
@@ -285,7 +317,9 @@ def _replacement(module: torch.nn.Module, trainable: bool, use_ue8m0: bool) -> t
         return str(refused)
 
 
-def _described(name: str, module: torch.nn.Module, found: torch.nn.Module | str) -> Iterator[Layer]:
+def _described(
+    name: str, module: torch.nn.Module, found: torch.nn.Module | str, output_error: float | None
+) -> Iterator[Layer]:
     """What the report says of a layer: an entry for each of its weights."""
     for of_weight, weight in _weights(module):
         path = name if of_weight == "weight" else f"{name}.{of_weight}"
@@ -295,7 +329,8 @@ def _described(name: str, module: torch.nn.Module, found: torch.nn.Module | str)
         codes, scales = getattr(found, of_weight).detach(), getattr(found, of_weight + weights.SCALES)
         if scales is None:  # it is trained
             codes, scales = weights.quantized(weight, bool(found.use_ue8m0))
-        yield Layer(path, tuple(weight.shape), error=_error(weight.detach(), codes, scales.detach()))
+        error = _error(weight.detach(), codes, scales.detach())
+        yield Layer(path, tuple(weight.shape), error=error, output_error=output_error)
 
 
 def _error(weight: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> float | None:

@@ -77,17 +77,22 @@ def convert(
         A report, to print. What else is left alone, and why, it says of each layer: sizes that the products
         do not take, classes other than torch.nn.Linear, layers with hooks, weights that are not finite, and
         experts that compute something else. And unless trainable, weights that two modules share, that
-        modules around them read themselves, as far as their source says so, or that transformers keeps in
-        FP32.
+        modules around them read themselves, as far as their source says so and but for methods that use
+        `dequantized_weight`, too, or that transformers keeps in FP32.
 
     Raises:
         InputError: `model` is no module or a linear layer itself, skip is none of the above, or the model
             cannot be called with `inputs`. Nothing was replaced.
 
-    Unless trainable, a model of transformers says what it has become: `quantization_config` of its config, if
-    that has none, gets the form of DeepSeek-V3's checkpoints, which `save_pretrained` writes. The config is
-    changed, so a model that shares it should get a copy. The layers of a model on the meta device get memory
-    from a state of FP8 weights. Buffers that no state has stay there until their module is made again:
+    Saving: unless trainable, `quantization_config` is set in the config of a model of transformers, if it has
+    none, to the form of DeepSeek-V3's checkpoints, with the paths of what was kept. `save_pretrained` writes
+    it, and transformers, vLLM and SGLang read it. Convert a whole model, as paths begin at `model`, and give
+    it a config of its own, as others that share it would say that they are in FP8, too. Of experts
+    `save_pretrained` writes codes one by one and scales together, which transformers reads on a GPU only;
+    `state_dict` has what Fp8Experts reads.
+
+    Loading: a model on the meta device gets its memory from a state of FP8 weights. Buffers that no state has
+    stay on the meta device until the module that has them is made again. For Llama:
 
         with torch.device("meta"):
             model = transformers.LlamaForCausalLM(config)

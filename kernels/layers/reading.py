@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+from gemm_ladder.layers import weights
 
 # Beginnings of the names of methods that are called before a model is used, or to print it; without the
 # underscores in front.
@@ -26,6 +27,8 @@ COMPARED = {
     **{ast.Gt: operator.gt, ast.GtE: operator.ge},
 }
 ANY = "*"  # an index that is not known
+# What only layers in FP8 have: a method that uses it as well is ready for one.
+OF_FP8 = ("dequantized_weight", weights.SCALES)
 # Attributes of modules that change while a model is used.
 CHANGING = {"gradient_checkpointing", "training"}
 # What transformers wants to have more bits, as parts of paths.
@@ -148,13 +151,15 @@ def _reads(method: str, function: types.FunctionType, names: frozenset[str]) -> 
             _learn(node, known)
     harmless = {id(one.value) for one in nodes if isinstance(one, ast.Attribute) and one.attr in HARMLESS}
     conditions = _conditions(nodes)
+    paths = {chain for node in nodes if isinstance(node, ast.Attribute) for chain in _meant(node, known)}
+    knows_fp8 = {chain[:-1] for chain in paths if chain and chain[-1].endswith(OF_FP8)}
     return [
         _Read(method, chain, own, conditions.get(id(node), ()))
         for node in nodes
         if isinstance(node, (ast.Attribute, ast.Call)) and id(node) not in harmless
         if not isinstance(getattr(node, "ctx", None), ast.Store)
         for chain in _meant(node, known)
-        if len(chain) > 1 and chain[-1] in names
+        if len(chain) > 1 and chain[-1] in names and chain[:-1] not in knows_fp8
     ]
 
 

@@ -1,19 +1,24 @@
 """Cases like those of parallel_cases.py, of what torch itself does with layers: FSDP and
-DistributedDataParallel around those whose weights are stored in FP8, torch.compile of those that ranks
-have a part of."""
+DistributedDataParallel around those whose weights are stored in FP8, torch.compile and
+checkpoints of those that ranks have a part of."""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as checkpoint
 from gemm_ladder.layers import (
     ColumnParallelFp8Linear,
     Fp8Experts,
     Fp8Linear,
+    ParallelFp8Experts,
     RowParallelFp8Linear,
+    distributed_state_dict,
     frozen_parameters,
     route,
 )
@@ -143,3 +148,37 @@ def compiled_linears(device: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(*seen, strict=True))
     called = [[str(node.target) for node in graph.graph.nodes] for graph in graphs]
     assert [sum("c10d_functional.all_reduce" in one for one in names) for names in called] == [1, 1]
+
+
+@case
+def checkpoints_for_any_number_of_ranks(device: str) -> None:
+    """What ranks save of their parts, whole layers load, and layers that are divided otherwise, each bit."""
+    kinds, size = (ColumnParallelFp8Linear, RowParallelFp8Linear), dist.get_world_size()
+    up, _ = linears(device, BF16)
+    experts = Fp8Experts(2 * size, K, K, device=device)
+    linear = [Fp8Linear.from_linear(up, trainable=one) for one in (True, False)]
+    whole = torch.nn.ModuleList([*linear, experts])
+    saved, other = (
+        torch.nn.ModuleList([kind.from_linear(one) for kind, one in zip(order, linear, strict=True)])
+        for order in (kinds, kinds[::-1])
+    )
+    for model in (saved, other):
+        model.append(ParallelFp8Experts.from_experts(experts))
+    expected = [{name: one.clone() for name, one in model.state_dict().items()} for model in (whole, other)]
+    for one in (*whole.state_dict().values(), *other.state_dict().values()):
+        one.zero_()
+    folder = [tempfile.mkdtemp()]
+    dist.broadcast_object_list(folder, 0)
+    checkpoint.save(distributed_state_dict(saved), checkpoint_id=folder[0])
+    for model, states in zip((whole, other), expected, strict=True):
+        checkpoint.load(distributed_state_dict(model), checkpoint_id=folder[0])
+        for name, one in model.state_dict().items():
+            assert torch.equal(one.float(), states[name].float()) and one.float().any(), name
+    dist.barrier()
+    shutil.rmtree(folder[0], ignore_errors=True)
+    fewer = [2] * (size - 1) + [1]
+    given = [torch.ones(fewer[dist.get_rank()], n, K, device=device) for n in (2 * K, K)]
+    with refused(f"the layer has {', '.join(map(str, fewer))} experts on its ranks; the same number on each"):
+        distributed_state_dict(ParallelFp8Experts.from_weights(*given))
+    with refused("model is of type list; a torch.nn.Module is needed"):
+        distributed_state_dict([whole])

@@ -9,12 +9,14 @@ of a mixture, the `routing` of tokens to them, and `expert_products`, which have
 `own_kernels`, for `combining` what experts give, for `turning` codes and for `silu_backward`; `weights` in
 FP8, made or read from checkpoints, also of `single_experts`; the `conversion` of models, and which of their
 parameters are `frozen`; and layers that several GPUs share (`parallel_linear`; `parallel_experts`, to which
-tokens are `travelling`), whose `ranks` are those of a group of torch.distributed. What does not: the casts
+tokens are `travelling`), whose `ranks` are those of a group of torch.distributed, and what makes
+`distributed_checkpoints` of them. What does not: the casts
 (`gemm_ladder.casts`) and the products themselves (`gemm_ladder.api`, `gemm_ladder.training`), which these
 modules call as any user does; and communication, which is torch.distributed's.
 """
 
 from gemm_ladder.layers.conversion import Layer, Report, convert
+from gemm_ladder.layers.distributed_checkpoints import distributed_state_dict
 from gemm_ladder.layers.experts import Fp8Experts
 from gemm_ladder.layers.frozen import frozen_parameters
 from gemm_ladder.layers.linear import Fp8Linear
@@ -31,6 +33,7 @@ __all__ = [
     "Report",
     "RowParallelFp8Linear",
     "convert",
+    "distributed_state_dict",
     "frozen_parameters",
     "route",
 ]

@@ -204,7 +204,7 @@ class ColumnParallelFp8Linear(_Part):
     RowParallelFp8Linear says of its results.
 
     `state_dict` has this rank's part. `load_state_dict` takes that, or the whole layer's weights of any kind
-    that Fp8Linear takes.
+    that Fp8Linear takes. What is saved with `distributed_state_dict` is of the whole layer, for any ranks.
 
     Raises:
         InputError: as Fp8Linear; or torch.distributed is not initialised, the group is none that this

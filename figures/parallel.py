@@ -3,6 +3,7 @@ which is the model of parallel_model.py, too."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -109,8 +110,9 @@ def picture(data: ParallelFile) -> Any:
             "Below it: GPUs, and the tokens of all together. sums: a GPU adds up a token's rows before it "
             "sends one back; rows: it sends one for each expert; all: as sums, but every token goes to every "
             "GPU.",
-            "Model: on paper, with the rates of data sheets: NVLink inside of 8 GPUs, InfiniBand outside; "
-            "points are measured (sums). Passed on: a row goes to another machine once.",
+            "Model: from what was measured on one GPU and on two (points). Assumed: inside of 8 GPUs rows "
+            "travel as fast, outside as InfiniBand's data sheet says. Shaded: with the least and the most of "
+            "what two GPUs took besides their shares and the transfers.",
             *provenance(data),
         ],
     )
@@ -119,7 +121,7 @@ def picture(data: ParallelFile) -> Any:
     _bars(figure.add_axes((0.06, top - half, 0.92, half)), of(data, "experts"), LAYERS["experts"])
     _bars(figure.add_axes((0.06, bottom, 0.27, half)), of(data, "mlp"), LAYERS["mlp"])
     _model(figure.add_axes((0.41, bottom, 0.28, half)), data)
-    _limits(figure.add_axes((0.75, bottom, 0.23, half)), model_of(data))
+    _limits(figure.add_axes((0.75, bottom, 0.23, half)), data)
     return figure
 
 
@@ -157,41 +159,46 @@ def _bars(axes: Any, cases: dict[int, dict[tuple[int, str], ParallelRow]], title
 def _model(axes: Any, data: ParallelFile) -> None:
     """The model's time by number of GPUs, a line for each number of tokens, and what was measured."""
     layer = model_of(data)
+    known = parallel_model.measured(layer, data["rows"])
     for colour, (tokens, rows) in zip(LINES, of(data, "experts").items(), strict=False):
-        us = [parallel_model.shared(layer, tokens, ranks).us for ranks in parallel_model.RANKS]
-        axes.plot(parallel_model.RANKS, us, "-", color=colour, linewidth=1.6, zorder=2)
-        axes.text(parallel_model.RANKS[-1] * 1.06, us[-1], str(tokens), color=colour, size=9, va="center")
+        costs = [parallel_model.shared(layer, known, "calls", tokens, one) for one in parallel_model.RANKS]
+        us = [cost.us for cost in costs]
+        axes.plot(parallel_model.RANKS, us, "-", color=colour, linewidth=1.6, label=str(tokens), zorder=2)
         seen = [(ranks, row["us"]) for (ranks, impl), row in rows.items() if impl in ("one", "sums")]
         axes.plot([x for x, _ in seen], [y for _, y in seen], "o", color=colour, markersize=6, zorder=3)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(parallel_model.RANKS, [str(ranks) for ranks in parallel_model.RANKS])
-    axes.set_xlim(0.9, parallel_model.RANKS[-1] * 2.9)
     axes.yaxis.set_major_formatter("{x:g}")
-    title = "Model of the mixture, us, by GPUs"
-    axes.set_title(title, loc="left", size=10, color=MUTED)
+    axes.yaxis.set_minor_formatter(lambda us, _: f"{us:g}" if f"{us:g}"[0] in "25" else "")
+    axes.legend(title="tokens of all", fontsize=9, title_fontsize=9, frameon=False, loc="upper right")
+    axes.set_title("Model, called from Python: us by GPUs", loc="left", size=10, color=MUTED)
     frame(axes, "both", 9)
 
 
-def _limits(axes: Any, layer: parallel_model.Layer) -> None:
-    """The tokens of a GPU above which dispatch costs more than it saves."""
-    ranks = [one for one in parallel_model.RANKS if one > 1]
-    limits = [parallel_model.stops_paying(layer, one) for one in ranks]
-    passed = [parallel_model.stops_paying(layer, one, passed_on=True) for one in ranks]
-    for values, style, step, words in (
-        (passed, "o--", "products_us", "passed on"),
-        (limits, "o-", "dispatch_us", "sent to each"),
-    ):
-        axes.plot(ranks, values, style, color=STEPS[step][1], linewidth=1.6, label=words, zorder=2)
-    for x, y, other in zip(ranks, limits, passed, strict=True):
-        below = other > y
-        place = y + (-0.03 if below else 0.03) * max(limits)
-        side = "top" if below else "bottom"
-        axes.text(x, place, f"{y:.0f}", ha="center", va=side, size=9, color=INK)
-    axes.legend(fontsize=9, frameon=False)
+def _limits(axes: Any, data: ParallelFile) -> None:
+    """From how many tokens of a GPU on sharing pays, and up to how many."""
+    layer = model_of(data)
+    known = parallel_model.measured(layer, data["rows"])
+    ranks = parallel_model.RANKS[1:]
+    for way, step in (("calls", "dispatch_us"), ("graph", "products_us")):
+        if way not in known.one:
+            continue
+        found = {
+            rest: [parallel_model.pays(layer, known, way, one, rest) or (math.nan,) * 2 for one in ranks]
+            for rest in parallel_model.Rest._fields
+        }
+        for end in range(2):
+            low, middle, high = ([both[end] for both in of_rest] for of_rest in found.values())
+            words = parallel_model.WAYS[way][0] if end else None
+            axes.plot(ranks, middle, "o-", color=STEPS[step][1], linewidth=1.6, label=words, zorder=2)
+            axes.fill_between(ranks, low, high, color=STEPS[step][1], alpha=0.2, linewidth=0, zorder=1)
+    axes.legend(fontsize=9, frameon=False, loc="upper right")
     axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
     axes.set_xticks(ranks, [str(one) for one in ranks])
     axes.set_xlim(1.6, ranks[-1] * 1.3)
-    axes.set_ylim(0, max(limits) * 1.25)
-    axes.set_title("Model: pays up to, tokens a GPU", loc="left", size=10, color=MUTED)
+    axes.set_ylim(1, 30000)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_title("Model: pays between, tokens a GPU", loc="left", size=10, color=MUTED)
     frame(axes, "both", 9)

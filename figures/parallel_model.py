@@ -1,16 +1,26 @@
-"""A mixture of experts over 1 to 64 GPUs on paper: the bytes that travel, and the time that they and the
-products take, from the sizes of the layer and the rates below. Nothing is fitted to measurements of it.
+"""A mixture of experts over up to 64 GPUs, on paper, from what data/parallel.json has of one GPU and of two.
 
-The sizes are DeepSeek-V3's, and every expert is equally likely. A rank sends a token once to each rank that
-has one of its experts, as 7168 codes, their scales and the choices, and gets one row of BF16 back from each,
-as gemm_ladder.layers.ParallelFp8Experts does. Transfers, and the products between them, follow one another:
-nothing is hidden behind anything else.
+    us = one(tokens) / ranks + travel + rest
+
+one     Measured: the whole layer on one GPU. Assumed: a rank has its share of that work, and none has more.
+        Between measured numbers of tokens it is a straight line, above the largest it grows with the tokens,
+        and below the smallest with the experts that have a row.
+travel  Measured: how long an all-to-all alone takes between two GPUs, a fixed time and a rate. Assumed: both
+        are the same among the 8 GPUs of a machine, and the rate to other machines is that of a data sheet.
+rest    Measured: what else two GPUs take: the host, counting the rows, laying them out. Assumed: more GPUs
+        take as much. It is not the same for all sizes, so there are a least, a mean and a most.
+
+There are two ways of sharing: called from Python, where a token goes once to each rank that has one of its
+experts; and in a CUDA graph, which can record nothing but that every token goes to every rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
+
+from .rows import ParallelRow
 
 # Bytes a second that a GPU can send to others of its machine: NVLink of the fourth generation moves 900 GB/s
 # in both directions together (nvidia.com, "H100 GPU" and "H200 GPU" data sheets).
@@ -18,14 +28,13 @@ NVLINK = 450e9
 # And to GPUs of other machines, where each GPU has a network adapter of 400 Gb/s (nvidia.com, "NVIDIA DGX
 # H100" data sheet: eight ConnectX-7 of 400 Gb/s InfiniBand).
 INFINIBAND = 50e9
-# An H200's memory (nvidia.com, "H200 GPU" data sheet).
-MEMORY = 4.8e12
-# FP8 operations a second of grouped products with many rows: about what figures/data/production.json has.
-FP8 = 1.4e15
-# Assumed: what a transfer takes however few tokens there are. Before dispatch, counts travel first.
-FIXED_US = {"dispatch": 30.0, "combine": 15.0}
 GPUS_OF_A_MACHINE = 8
 RANKS = (1, 2, 4, 8, 16, 32, 64)
+# The ways of sharing: in words, and the rows on one GPU and on two.
+WAYS = {
+    "calls": ("Python", "one", "sums"),
+    "graph": ("CUDA graph", "one_graph", "everywhere_graph"),
+}
 
 
 class Layer(NamedTuple):
@@ -48,19 +57,63 @@ class Layer(NamedTuple):
         return -(-used // 16) * 16
 
 
+class Rest(NamedTuple):
+    """Microseconds that two GPUs take besides their shares and the transfers."""
+
+    least: float
+    mean: float
+    most: float
+
+
+class Measured(NamedTuple):
+    """What the model takes from measurements: microseconds of one GPU by tokens, and the rest, for each way;
+    microseconds of a transfer however small, and bytes a second of a large one."""
+
+    one: dict[str, dict[int, float]]
+    rest: dict[str, Rest]
+    fixed_us: float
+    rate: float
+
+
 class Cost(NamedTuple):
     """What a layer takes on each of some ranks, in microseconds, and the bytes that a rank sends: inside of
     its machine, and to others; there and back."""
 
-    dispatch: float
-    products: float
-    combine: float
+    share: float
+    travel: float
+    rest: float
     inside: float
     outside: float
 
     @property
     def us(self) -> float:
-        return self.dispatch + self.products + self.combine
+        return self.share + self.travel + self.rest
+
+
+def measured(layer: Layer, rows: Iterable[ParallelRow]) -> Measured:
+    """What parallel.json has for the model. The way "graph" is missing where its rows are."""
+    rows = [*rows]
+    sent = sorted((row["bytes"], row["us"]) for row in rows if row["what"] == "all_to_all")
+    rate = (sent[-1][0] - sent[0][0]) / (sent[-1][1] - sent[0][1]) * 1e6
+    found = Measured({}, {}, sent[0][1], rate)
+    for way, (_, one, two) in WAYS.items():
+        alone, shares = _times(rows, one, 1), _times(rows, two, 2)
+        if not alone or not shares:
+            continue
+        if way == "graph":  # with more tokens than there: what Python takes, less what the graph spares there
+            last = max(alone)
+            spared = found.one["calls"][last] - alone[last]
+            alone |= {tokens: us - spared for tokens, us in found.one["calls"].items() if tokens > last}
+        found.one[way] = alone
+        found.rest[way] = Rest(0, 0, 0)
+        left = [us - shared(layer, found, way, tokens, 2).us for tokens, us in shares.items()]
+        found.rest[way] = Rest(min(left), sum(left) / len(left), max(left))
+    return found
+
+
+def _times(rows: Iterable[ParallelRow], impl: str, ranks: int) -> dict[int, float]:
+    wanted = ("experts", impl, ranks)
+    return {row["tokens"]: row["us"] for row in rows if (row["what"], row["impl"], row["ranks"]) == wanted}
 
 
 def reaches(layer: Layer, parts: float) -> float:
@@ -71,76 +124,103 @@ def reaches(layer: Layer, parts: float) -> float:
     return 1 - misses
 
 
-def used(layer: Layer, tokens: float, experts: float) -> float:
-    """How many of so many experts have a row, if `tokens` tokens may choose them."""
-    return experts * (1 - (1 - layer.top_k / layer.experts) ** tokens)
+def used(layer: Layer, tokens: float) -> float:
+    """The share of the experts that have a row, if `tokens` tokens choose."""
+    misses: float = (1 - layer.top_k / layer.experts) ** tokens
+    return 1 - misses
 
 
-def shared(layer: Layer, tokens: float, ranks: int, passed_on: bool = False) -> Cost:
+def one(layer: Layer, known: Measured, way: str, tokens: float) -> float:
+    """Microseconds of the whole layer on one GPU."""
+    times = sorted(known.one[way].items())
+    if tokens <= times[0][0]:
+        return times[0][1] * used(layer, tokens) / used(layer, times[0][0])
+    for (below, less), (above, more) in itertools.pairwise(times):
+        if tokens <= above:
+            return less + (more - less) * (tokens - below) / (above - below)
+    return times[-1][1] * tokens / times[-1][0]
+
+
+def shared(layer: Layer, known: Measured, way: str, tokens: float, ranks: int, rest: str = "mean") -> Cost:
     """A layer whose experts are shared.
 
     Args:
         tokens: in all.
         ranks: GPUs.
-        passed_on: whether a row goes to another machine once, to one of its GPUs, which passes it on to the
-            others there. (ParallelFp8Experts sends it to each of them.)
+        rest: which of what was measured: "least", "mean" or "most".
     """
-    each, chance = tokens / ranks, reaches(layer, ranks)
-    machines = max(1, ranks // GPUS_OF_A_MACHINE)
-    outside = each * chance * (ranks - min(ranks, GPUS_OF_A_MACHINE))
-    inside = each * chance * (ranks - 1) - outside
-    if passed_on:
-        outside = each * reaches(layer, machines) * (machines - 1)
-        inside = each * chance * (ranks - machines)
-
-    def takes(row: int, fixed: float) -> float:
-        seconds = max(inside * row / NVLINK, outside * row / INFINIBAND)  # both at the same time
-        return fixed + seconds * 1e6 if ranks > 1 else 0.0
-
-    back = 2 * layer.hidden
-    return Cost(
-        takes(layer.row_bytes, FIXED_US["dispatch"]),
-        _products(layer, tokens * layer.top_k / ranks, used(layer, tokens, layer.experts / ranks)),
-        takes(back, FIXED_US["combine"]),
-        inside * (layer.row_bytes + back),
-        outside * (layer.row_bytes + back),
-    )
+    share = one(layer, known, way, tokens) / ranks
+    if ranks == 1:
+        return Cost(share, 0.0, 0.0, 0.0, 0.0)
+    to_each = tokens / ranks * (1.0 if way == "graph" else reaches(layer, ranks))
+    near = min(ranks, GPUS_OF_A_MACHINE) - 1
+    rows = (to_each * near, to_each * (ranks - 1 - near))
+    travel = 0.0
+    for size in (layer.row_bytes, 2 * layer.hidden):  # there and back; inside and outside at the same time
+        travel += known.fixed_us + 1e6 * size * max(rows[0] / known.rate, rows[1] / INFINIBAND)
+    both = layer.row_bytes + 2 * layer.hidden
+    return Cost(share, travel, getattr(known.rest[way], rest), rows[0] * both, rows[1] * both)
 
 
-def alone(layer: Layer, tokens: float, ranks: int) -> Cost:
-    """The same tokens on as many GPUs, each of which has all experts, if it had room for them."""
-    each = tokens / ranks
-    return Cost(0.0, _products(layer, each * layer.top_k, used(layer, each, layer.experts)), 0.0, 0.0, 0.0)
+def pays(
+    layer: Layer, known: Measured, way: str, ranks: int, rest: str = "mean"
+) -> tuple[float, float] | None:
+    """From how many tokens on each rank on, and up to how many, the shared layer is faster than one that has
+    all experts on each rank, if they had the memory; None where it never is.
 
-
-def _products(layer: Layer, rows: float, experts: float) -> float:
-    """Microseconds: as long as the tensor cores need, or memory for the weights."""
-    return 1e6 * max(rows * 2 * layer.weight_bytes / FP8, experts * layer.weight_bytes / MEMORY)
-
-
-def stops_paying(layer: Layer, ranks: int, passed_on: bool = False) -> float:
-    """The number of tokens for each rank above which sharing costs more than it saves; 0 if it never pays.
-
-    With few tokens a GPU reads the weights of its experts, and those of a share are read sooner than all of
-    them. With many the products take as long either way, and dispatch comes on top.
+    A GPU with few tokens reads few experts anyhow. With more it reads all of them, or its share, which is
+    what sharing saves; with many it is the products that take long, either way, and travelling comes on top.
     """
-    each = 2.0**20
-    while each >= 1:
-        if shared(layer, each * ranks, ranks, passed_on).us < alone(layer, each * ranks, ranks).us:
-            return each
-        each /= 2**0.05
-    return 0.0
+    steps = [2 ** (step / 20) for step in range(20 * 18)]
+    paying = [
+        each
+        for each in steps
+        if shared(layer, known, way, each * ranks, ranks, rest).us < one(layer, known, way, each)
+    ]
+    return (paying[0], paying[-1]) if paying else None
 
 
-def table(layer: Layer | None = None) -> Iterator[list[str]]:
-    """The model as cells; the first row is the header."""
-    layer = layer or Layer()
-    head = ["GPUs", "tokens a GPU", "MB inside", "MB outside", "dispatch, us", "products, us", "combine, us"]
-    yield [*head, "all experts on each, us", "pays up to, tokens a GPU", "where rows are passed on"]
-    for ranks in (8, 16, 32, 64):
-        for each in (128, 4096):
-            cost, own = shared(layer, each * ranks, ranks), alone(layer, each * ranks, ranks)
-            sent = [f"{moved / 1e6:.1f}" for moved in (cost.inside, cost.outside)]
-            times = [f"{us:.0f}" for us in (cost.dispatch, cost.products, cost.combine, own.us)]
-            limits = [f"{stops_paying(layer, ranks, passed_on):.0f}" for passed_on in (False, True)]
-            yield [str(ranks), str(each), *sent, *times, *limits]
+def checks(layer: Layer, known: Measured, rows: Iterable[ParallelRow]) -> Iterator[list[str]]:
+    """The model beside what was measured on two GPUs, as cells; the first row is the header."""
+    head = ["2 GPUs", "tokens", "half of one, us", "travel, us", "rest, us"]
+    yield [*head, "model, us", "measured, us", "off"]
+    rows = [*rows]
+    for way in known.one:
+        for tokens, us in _times(rows, WAYS[way][2], 2).items():
+            cost = shared(layer, known, way, tokens, 2)
+            times = [f"{part:.0f}" for part in (cost.share, cost.travel, cost.rest, cost.us, us)]
+            yield [WAYS[way][0], str(tokens), *times, f"{cost.us / us - 1:+.0%}"]
+
+
+def table(layer: Layer, known: Measured) -> Iterator[list[str]]:
+    """More GPUs as cells; the first row is the header."""
+    head = ["", "GPUs", "tokens a GPU", "MB inside", "MB outside", "share, us", "travel, us"]
+    yield [*head, "in all, us", "all on each, us"]
+    for way in known.one:
+        for ranks in RANKS[3:]:
+            for each in (128, 4096):
+                cost = shared(layer, known, way, each * ranks, ranks)
+                sent = [f"{moved / 1e6:.1f}" for moved in (cost.inside, cost.outside)]
+                whole = one(layer, known, way, each)
+                times = [f"{us:.0f}" for us in (cost.share, cost.travel, cost.us, whole)]
+                yield [WAYS[way][0], str(ranks), str(each), *sent, *times]
+
+
+def limits(layer: Layer, known: Measured) -> Iterator[list[str]]:
+    """From how many tokens a GPU on sharing pays, and up to how many, as cells; the first row is the header.
+    In brackets, with the least and the most rest that was measured."""
+    yield ["GPUs", *(f"{WAYS[way][0]}, pays {end}" for way in known.one for end in ("from", "up to"))]
+    for ranks in RANKS[3:]:
+        cells = []
+        for way in known.one:
+            found = [pays(layer, known, way, ranks, rest) for rest in ("least", "mean", "most")]
+            for end in range(2):
+                ends = [_rounded(both[end]) if both else "never" for both in found]
+                first, mean, last = ends[::-1] if end else ends
+                cells.append(f"{mean} ({first} to {last})")
+        yield [str(ranks), *cells]
+
+
+def _rounded(tokens: float) -> str:
+    """To two digits: a model is no more precise."""
+    return f"{float(f'{tokens:.2g}'):.0f}"

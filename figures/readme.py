@@ -119,16 +119,24 @@ def casts_table(data: CastsFile) -> str:
 def parallel_table(data: ParallelFile) -> str:
     """The table `parallel`, below the picture: what was measured, the transfers alone, and the model."""
     alt = "The time of layers on one GPU and on two, with its parts, and a model for up to 64 GPUs"
-    layer = parallel.model_of(data)
+    layer, rows = parallel.model_of(data), data["rows"]
+    known = parallel_model.measured(layer, rows)
     notes = [
-        f"Model: tokens spread evenly; NVLink {parallel_model.NVLINK / 1e9:.0f} GB/s in one direction inside "
-        f"of {parallel_model.GPUS_OF_A_MACHINE} GPUs, InfiniBand {parallel_model.INFINIBAND / 1e9:.0f} GB/s "
-        f"a GPU outside, memory {parallel_model.MEMORY / 1e12:.1f} TB/s, products "
-        f"{parallel_model.FP8 / 1e12:.0f} TFLOPS; MB a GPU "
-        "sends in a layer, there and back; the last columns compare with GPUs that have all experts each.",
+        "Model: us = time on one GPU / GPUs + travel + rest. Measured: the time on one GPU; a transfer "
+        f"between two, {known.fixed_us:.0f} us and {known.rate / 1e9:.0f} GB/s; the rest, which is what two "
+        "GPUs take besides: the mean of what was found at these sizes, so the errors here say how well one "
+        "number does for all sizes, no more. Assumed: the same transfers among 8 GPUs, and the same rest for "
+        f"more GPUs; to other machines {parallel_model.INFINIBAND / 1e9:.0f} GB/s a GPU, as InfiniBand's "
+        "data sheet says; tokens and experts spread evenly; fewer than "
+        f"{min(known.one['calls'])} tokens, which were not measured, take less as fewer experts have a row.",
+        "Pays from, up to: the tokens a GPU between which sharing is faster than all experts on each GPU, if "
+        "they had room; in brackets, with the least and the most rest that was measured, which says nothing "
+        "about what is assumed. Python: called from there, a token goes once to each GPU that has one of its "
+        "experts. CUDA graph: every token goes to every GPU, which is more the more GPUs there are.",
         *parallel.provenance(data, protocol=True),
     ]
-    tables = (parallel.table(data), parallel.transfers(data), [*parallel_model.table(layer)])
+    model_tables = (parallel_model.checks(layer, known, rows), parallel_model.limits(layer, known))
+    tables = (parallel.table(data), parallel.transfers(data), *([*one] for one in model_tables))
     return "\n\n".join([f"![{alt}](parallel.png)", *map(markdown, tables), under(notes)])
 
 

@@ -159,39 +159,80 @@ print(tables.plain(cells))
 # %% [markdown]
 # In columns the sums are the same sums. In rows each is the sum of two that were rounded.
 #
-# ## On paper
+# ## What was measured
 #
-# Now to larger numbers of GPUs. Eight in a machine are linked by NVLink: a GPU sends 450 GB in a second, as
-# NVIDIA's data sheets say. To another machine it sends through a network adapter of 400 Gb/s, 50 GB in a
-# second: a ninth. The products take as long as the [tensor cores](glossary.md#tensor-core) need for all rows,
-# or as memory needs for the weights, whichever is longer. `gemm_ladder.figures.parallel_model` adds these
-# times up; nothing in it is fitted.
+# `python -m gemm_ladder parallel` measures the mixture and a layer in columns and rows on one and on two
+# GPUs, which NVLink joins. Rows with `sums` or `rows` combine in that way; those with `all` are
+# `everywhere=True`.
+
+# %%
+data = parallel.load(measured.DATA / "parallel.json")
+head, *cells = parallel.table(data)
+for name in dict.fromkeys(row[0] for row in cells):
+    print(f"{name}:")
+    print(tables.plain([row[1:8] for row in (head, *cells) if row[0] in (name, head[0])]), "\n")
+print(tables.plain(parallel.transfers(data)))
+printed.show(*parallel.provenance(data))
+best = max(row["bytes"] / row["us"] / 1e3 for row in data["rows"] if row["what"] == "all_to_all")
+print(f"\nan all-to-all: {best:.0f} GB/s at best, of the data sheet's {parallel_model.NVLINK / 1e9:.0f}")
+
+# %% [markdown]
+# Called from Python, dispatch takes about as long with 128 tokens as with 4096. It is the host's time, not
+# the rows': dozens of small operations around two transfers, and the wait for the numbers. Only where every
+# token goes everywhere can a CUDA graph spare it.
 #
-# What it is compared with are GPUs that have all experts each, if they had the memory: no token travels,
+# ## More GPUs, on paper
+#
+# What would 8 GPUs take, or 64? `gemm_ladder.figures.parallel_model` makes three parts of the time. The first
+# two are known for more GPUs if we assume something; the third is what two GPUs take besides.
+#
+# | part | measured | assumed |
+# |---|---|---|
+# | share | the whole layer on one GPU | of R GPUs each has 1/R of that work |
+# | travel | an all-to-all alone, between two GPUs | as fast among 8; to others 50 GB in a second |
+# | rest | what two GPUs take besides | more GPUs take as much |
+#
+# Eight GPUs are in a machine, linked by NVLink. To another machine a GPU sends through a network adapter of
+# 400 Gb/s, which is 50 GB in a second. And the rest is one number for all sizes. How far off is the model for
+# the two GPUs that it is taken from?
+
+# %%
+known = parallel_model.measured(layer, data["rows"])
+print(tables.plain([*parallel_model.checks(layer, known, data["rows"])]))
+
+# %% [markdown]
+# It is what is left when the parts that are known have been taken away, so these errors say only that one
+# number does for all sizes. About 8 GPUs they say nothing.
+#
+# What sharing is compared with are GPUs that have all experts each, if they had the memory: no token travels,
 # and each GPU reads all of the weights. In the table, *MB inside* is what both journeys take from a GPU to
-# others of its machine, and *MB outside* what they take to other machines. With few tokens sharing must
-# win, because fewer weights are read. With many the weights do not count, and what travels does. Up to how
-# many tokens on each of 8 GPUs does sharing pay?
+# others of its machine, and *MB outside* what they take to other machines. Called from Python, sharing has
+# to save more than the rest takes; with few tokens there is not so much to save, as few experts have a row.
+# With many the weights do not count, and what travels does. Up to how many tokens on each of 8 GPUs does
+# sharing pay, called from Python?
 
 # %% tags=["guess"]
 exercises.guess("16.stops", None)
 
 # %%
-cells = [*parallel_model.table(layer)]
-print(tables.plain([row[:8] for row in cells]), "\n")
-print(tables.plain([[row[0], *row[8:]] for row in (cells[0], *cells[1::2])]))
-exercises.found("16.stops", parallel_model.stops_paying(layer, 8), "tokens")
+for cells in (parallel_model.table(layer, known), parallel_model.limits(layer, known)):
+    print(tables.plain([*cells]), "\n")
+exercises.found("16.stops", parallel_model.pays(layer, known, "calls", 8)[1], "tokens")
 
 # %%
-drawing_ranks.paper(layer, (128, 1024, 4096))
+drawing_ranks.paper(layer, known, (128, 1024, 4096))
 
 # %% [markdown]
-# With 128 tokens a GPU, as in decoding, sharing takes a fraction of the time at every number of GPUs,
-# although dispatch and combine soon take longer than the products. With 4096, as where long prompts are read,
-# it gains nothing on 2 GPUs and loses on more; from 16 GPUs on much, since most rows leave the machine then,
-# and the network is a ninth as fast. So what is done in practice is to send a row to another *machine* once,
-# and to pass it on there by NVLink (the table's last column; ParallelFp8Experts does not); to let the next
-# batch's products run while this batch's rows travel; and, where prompts are read, to share among fewer GPUs.
+# With 128 tokens a GPU, as in decoding, sharing takes less time at every number of GPUs, but called from
+# Python, from 8 GPUs on, most of it is the rest. In a CUDA graph there is hardly a rest, and on 8 GPUs it is
+# much faster; but as every token goes to every GPU then, on 64 it no longer pays. With 4096, as where long
+# prompts are read, sharing loses; from 16 GPUs on much, since most rows leave the machine then, and the
+# network is far slower. The brackets show how much the limits depend on the rest. How much they depend on
+# what was assumed has not been measured.
+#
+# So what is done in practice is to send a row to another *machine* once, and to pass it on there by NVLink
+# (ParallelFp8Experts does not); to let the next batch's products run while this batch's rows travel; and,
+# where prompts are read, to share among fewer GPUs.
 #
 # Real experts are not equally likely, either. The slowest rank decides, and all others wait for it.
 
@@ -204,33 +245,6 @@ for name, scores in (("equally likely", np.ones(layer.experts)), ("some preferre
     print(f"{name}: of 32 ranks the fullest has {loads.max() / loads.mean():.2f} times the mean")
 
 # %% [markdown]
-# ## What was measured
-#
-# `python -m gemm_ladder parallel` measures the mixture and a layer in columns and rows on one and on two
-# GPUs, which NVLink joins. Rows with `sums` or `rows` combine in that way; those with `all` are
-# `everywhere=True`.
-
-# %%
-if (measured.DATA / "parallel.json").exists():
-    data = parallel.load(measured.DATA / "parallel.json")
-    head, *cells = parallel.table(data)
-    for name in dict.fromkeys(row[0] for row in cells):
-        print(f"{name}:")
-        print(tables.plain([row[1:8] for row in (head, *cells) if row[0] in (name, head[0])]), "\n")
-    print(tables.plain(parallel.transfers(data)))
-    printed.show(*parallel.provenance(data))
-    best = max(row["bytes"] / row["us"] / 1e3 for row in data["rows"] if row["what"] == "all_to_all")
-    print(f"\nan all-to-all: {best:.0f} GB/s at best, of the data sheet's {parallel_model.NVLINK / 1e9:.0f}")
-else:
-    print("It has not been measured yet.")
-
-# %% [markdown]
-# The parts contain the host's share: dozens of small operations around two transfers, which are most of the
-# time where tokens are few. Only where every token goes everywhere can a CUDA graph spare them. And the model
-# counts products and transfers alone. To lay the rows out by expert, to cast between the two products and to
-# add up a token's rows moves gigabytes as well, where tokens are many. What a model on paper leaves out is
-# where to look next.
-#
 # ## Exercises
 #
 # **1.** A rank's tokens have these experts, int [tokens, of each], and each of `ranks` ranks has `experts`

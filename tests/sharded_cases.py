@@ -1,15 +1,30 @@
-"""Cases like those of parallel_cases.py, of models that torch itself shares among processes: FSDP and
-DistributedDataParallel around layers whose weights are stored in FP8."""
+"""Cases like those of parallel_cases.py, of what torch itself does with layers: FSDP and
+DistributedDataParallel around those whose weights are stored in FP8, torch.compile and
+checkpoints of those that ranks have a part of."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
-from gemm_ladder.layers import Fp8Experts, Fp8Linear, frozen_parameters, route
-from parallel_cases import BF16, CASES, case, near, refused
+import torch.distributed.checkpoint as checkpoint
+from gemm_ladder.layers import (
+    ColumnParallelFp8Linear,
+    Fp8Experts,
+    Fp8Linear,
+    ParallelFp8Experts,
+    RowParallelFp8Linear,
+    distributed_state_dict,
+    frozen_parameters,
+    route,
+)
+from layer_cases import normal
+from parallel_cases import BF16, CASES, case, linears, near, refused
+from torch._dynamo.backends.common import aot_autograd
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -106,3 +121,64 @@ def ddp_with_frozen_layers(device: str) -> None:
         found = shared[0].beside.weight.grad
         dist.broadcast(others := found.clone(), 0)
         assert found.any() and torch.equal(found, others)
+
+
+@case
+def compiled_linears(device: str) -> None:
+    """In one graph forward and one backward, each with one functional collective; the bits stay."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    up, _ = linears(device, BF16)
+    shared = torch.nn.Sequential(
+        ColumnParallelFp8Linear.from_linear(up, trainable=True),
+        RowParallelFp8Linear.from_linear(torch.nn.Linear(1024, 512, device=device, dtype=BF16)),
+    )
+    compiled = torch.compile(shared, fullgraph=True, backend=aot_autograd(fw_compiler=backend))
+    x = normal(20, 512, device=device, dtype=BF16).requires_grad_()
+    wanted = [x, *(one for one in shared.parameters() if one.requires_grad)]
+    seen = []
+    for module in (compiled, shared):
+        out = module(x)
+        grads = torch.autograd.grad(out, wanted, normal(20, 512, device=device, dtype=BF16, seed=1))
+        seen.append([out, *grads])
+    assert all(torch.equal(one, other) for one, other in zip(*seen, strict=True))
+    called = [[str(node.target) for node in graph.graph.nodes] for graph in graphs]
+    assert [sum("c10d_functional.all_reduce" in one for one in names) for names in called] == [1, 1]
+
+
+@case
+def checkpoints_for_any_number_of_ranks(device: str) -> None:
+    """What ranks save of their parts, whole layers load, and layers that are divided otherwise, each bit."""
+    kinds, size = (ColumnParallelFp8Linear, RowParallelFp8Linear), dist.get_world_size()
+    up, _ = linears(device, BF16)
+    experts = Fp8Experts(2 * size, K, K, device=device)
+    linear = [Fp8Linear.from_linear(up, trainable=one) for one in (True, False)]
+    whole = torch.nn.ModuleList([*linear, experts])
+    saved, other = (
+        torch.nn.ModuleList([kind.from_linear(one) for kind, one in zip(order, linear, strict=True)])
+        for order in (kinds, kinds[::-1])
+    )
+    for model in (saved, other):
+        model.append(ParallelFp8Experts.from_experts(experts))
+    expected = [{name: one.clone() for name, one in model.state_dict().items()} for model in (whole, other)]
+    for one in (*whole.state_dict().values(), *other.state_dict().values()):
+        one.zero_()
+    folder = [tempfile.mkdtemp()]
+    dist.broadcast_object_list(folder, 0)
+    checkpoint.save(distributed_state_dict(saved), checkpoint_id=folder[0])
+    for model, states in zip((whole, other), expected, strict=True):
+        checkpoint.load(distributed_state_dict(model), checkpoint_id=folder[0])
+        for name, one in model.state_dict().items():
+            assert torch.equal(one.float(), states[name].float()) and one.float().any(), name
+    dist.barrier()
+    shutil.rmtree(folder[0], ignore_errors=True)
+    fewer = [2] * (size - 1) + [1]
+    given = [torch.ones(fewer[dist.get_rank()], n, K, device=device) for n in (2 * K, K)]
+    with refused(f"the layer has {', '.join(map(str, fewer))} experts on its ranks; the same number on each"):
+        distributed_state_dict(ParallelFp8Experts.from_weights(*given))
+    with refused("model is of type list; a torch.nn.Module is needed"):
+        distributed_state_dict([whole])

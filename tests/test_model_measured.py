@@ -270,6 +270,8 @@ def test_what_the_times_mean() -> None:
     assert figure.verdict({1: 0.5, 8: 1.5}) == (
         "FP8 pays at 8 tokens (1.50 times as fast as the faster BF16), not at 1 (0.50)."
     )
+    (only_one,) = (line for line in sentences if line.startswith("In a CUDA graph, DeepSeek-V3, decode"))
+    assert only_one.endswith("times as fast as BF16.")
     assert "cosine of 0.9960 or more" in sentences[-1] and "of 0.9850 or more" in sentences[-1]
 
 

@@ -34,6 +34,8 @@ def made_up() -> dict[str, Any]:
         us = rank_timing.Found([30.0 / ranks], [[30.0 / ranks]])
         rows.append(rank_timing.row("experts", impl, ranks, 128, us, {}, 1 << 20, 0.0))
     rows.append(rank_timing.row("all_to_all", "nccl", 2, 0, sent, {"combine": 0}, 1 << 20, 0.0))
+    more = rank_timing.Found([1010.0], [[1010.0]])
+    rows.append(rank_timing.row("all_to_all", "nccl", 2, 0, more, {"combine": 0}, (1 << 20) + 10**8, 0.0))
     return {"schema": measured.SCHEMA, "meta": meta, "rows": rows}
 
 
@@ -55,40 +57,76 @@ def test_the_record_is_drawn(tmp_path: Path) -> None:
     for text, size in sheet.shown(picture, 130).items():
         assert size >= sheet.SMALLEST - 1e-6, text
     text = "<!-- table-parallel:begin -->\n<!-- table-parallel:end -->"
-    assert "pays up to, tokens a GPU" in readme.figures_readme(text, {"parallel": data})
+    assert "CUDA graph, pays up to" in readme.figures_readme(text, {"parallel": data})
+
+
+def measured_rows(
+    one: dict[int, float], two: dict[int, float], graphs: dict[int, tuple[float, float]]
+) -> list[Any]:
+    """Rows of a mixture, and transfers of 20 us and 100 GB/s."""
+    times = [("experts", "one", 1, tokens, us, 0) for tokens, us in one.items()]
+    times += [("experts", "sums", 2, tokens, us, 0) for tokens, us in two.items()]
+    for tokens, (alone, shared) in graphs.items():
+        times += [("experts", "one_graph", 1, tokens, alone, 0)]
+        times += [("experts", "everywhere_graph", 2, tokens, shared, 0)]
+    times += [("all_to_all", "nccl", 2, 0, 20.0, 0), ("all_to_all", "nccl", 2, 0, 1020.0, 10**8)]
+    names = ("what", "impl", "ranks", "tokens", "us", "bytes")
+    return [dict(zip(names, row, strict=True)) for row in times]
 
 
 def test_the_model() -> None:
-    """Its bytes are counted, its limits as they have to be."""
+    """Its bytes are counted, its limits as they have to be, its times sums of what was measured."""
     layer = parallel_model.Layer()
     assert layer.row_bytes == 7168 + 224 + 48 and layer.weight_bytes == 3 * 7168 * 2048
     assert parallel_model.reaches(layer, 1) == 1 and parallel_model.reaches(layer, 256) == 8 / 256
     assert parallel_model.reaches(layer._replace(top_k=1), 8) == 1 / 8
-    one, two = (parallel_model.shared(layer, 16384, ranks) for ranks in (1, 2))
-    assert one == parallel_model.alone(layer, 16384, 1) and one.dispatch == one.inside == 0
-    assert one.products == pytest.approx(16384 * 8 * 6 * 7168 * 2048 / parallel_model.FP8 * 1e6)
-    assert two.products == pytest.approx(one.products / 2) and two.outside == 0
-    assert two.inside == pytest.approx(8192 * parallel_model.reaches(layer, 2) * (7440 + 14336))
-    passed = parallel_model.shared(layer, 16384, 8, passed_on=True)
-    assert passed == pytest.approx(parallel_model.shared(layer, 16384, 8))
-    far, once = (parallel_model.shared(layer, 16384, 16, passed_on) for passed_on in (False, True))
-    chance = parallel_model.reaches(layer, 16)
-    row = layer.row_bytes + 2 * layer.hidden
-    assert far.outside == pytest.approx(1024 * chance * 8 * row)
-    assert once.outside == pytest.approx(1024 * parallel_model.reaches(layer, 2) * row)
-    assert far.inside + far.outside == pytest.approx(1024 * chance * 15 * row)
-    assert once.inside == pytest.approx(1024 * chance * 14 * row) and once.us < far.us
-    few = parallel_model.shared(layer, 1, 1).products
-    assert few == pytest.approx(8 * layer.weight_bytes / parallel_model.MEMORY * 1e6)
+    row, chance = layer.row_bytes + 2 * layer.hidden, parallel_model.reaches(layer, 2)
+    travel = [40 + 1e6 * tokens / 2 * row / 100e9 for tokens in (100, 300)]
+    two = {100: 500 + 40 + chance * (travel[0] - 40) + 700, 300: 900 + 40 + chance * (travel[1] - 40) + 900}
+    rows = measured_rows({100: 1000.0, 300: 1800.0}, two, {100: (600.0, 300 + travel[0] + 50)})
+    known = parallel_model.measured(layer, rows)
+    assert known.fixed_us == 20 and known.rate == pytest.approx(100e9)
+    assert known.rest["calls"] == pytest.approx((700, 800, 900))
+    assert known.rest["graph"] == pytest.approx((50, 50, 50))
+    for tokens, calls, graph in ((100, 1000, 600), (200, 1400, 1000), (300, 1800, 1400), (600, 3600, 2800)):
+        assert parallel_model.one(layer, known, "calls", tokens) == pytest.approx(calls)
+        assert parallel_model.one(layer, known, "graph", tokens) == pytest.approx(graph)
+    single = parallel_model.one(layer, known, "calls", 1)
+    assert single == pytest.approx(1000 * (8 / 256) / (1 - (1 - 8 / 256) ** 100))
+    assert parallel_model.shared(layer, known, "calls", 300, 1) == (1800, 0, 0, 0, 0)
+    for rest, us in (("least", 700), ("mean", 800), ("most", 900)):
+        found = parallel_model.shared(layer, known, "calls", 100, 2, rest).us
+        assert found == pytest.approx(two[100] - 700 + us)
+    cells = [*parallel_model.checks(layer, known, rows)]
+    assert [one[-1] for one in cells[1:]] == [f"{100 / two[100]:+.0%}", f"{-100 / two[300]:+.0%}", "+0%"]
+    far = parallel_model.shared(layer, known, "calls", 16384, 16)
+    reached = 1024 * parallel_model.reaches(layer, 16)
+    assert far.outside == pytest.approx(reached * 8 * row) and far.inside == pytest.approx(reached * 7 * row)
+    assert far.travel == pytest.approx(40 + far.outside / 50e3)
+    everywhere = parallel_model.shared(layer, known, "graph", 16384, 8)
+    assert everywhere.inside == 1024 * 2 * 7 * row and everywhere.outside == 0
+    assert everywhere.travel == pytest.approx(40 + everywhere.inside / 100e3)
+
+
+def test_where_sharing_pays() -> None:
+    """Between two numbers of tokens, which are wider apart where the rest is less; or nowhere."""
+    layer = parallel_model.Layer()
+    rows = measured_rows({128: 3000.0, 16384: 14000.0}, {128: 2300.0, 16384: 8300.0}, {})
+    known = parallel_model.measured(layer, rows)
+    assert {*known.one} == {"calls"}
     for ranks in parallel_model.RANKS[1:]:
-        limit = parallel_model.stops_paying(layer, ranks)
-        pays = [
-            parallel_model.shared(layer, each * ranks, ranks).us
-            < parallel_model.alone(layer, each * ranks, ranks).us
-            for each in (0.99 * limit, 1.1 * limit)
-        ]
-        assert limit > 100 and pays == [True, False]
-    assert len({len(row) for row in parallel_model.table()}) == 1
+        least, mean, most = (
+            parallel_model.pays(layer, known, "calls", ranks, rest) for rest in parallel_model.Rest._fields
+        )
+        assert least and mean and most
+        assert least[0] <= mean[0] <= most[0] < most[1] <= mean[1] <= least[1]
+        for each, pays in ((0.9 * mean[0], False), (mean[0], True), (mean[1], True), (1.1 * mean[1], False)):
+            us = parallel_model.shared(layer, known, "calls", each * ranks, ranks).us
+            assert (us < parallel_model.one(layer, known, "calls", each)) is pays
+    never = known._replace(rest={"calls": parallel_model.Rest(1e6, 1e6, 1e6)})
+    assert parallel_model.pays(layer, never, "calls", 8) is None
+    assert [*parallel_model.limits(layer, never)][1] == ["8", *["never (never to never)"] * 2]
+    assert len({len(row) for row in parallel_model.table(layer, known)}) == 1
 
 
 def test_plans() -> None:

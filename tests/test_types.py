@@ -37,7 +37,8 @@ STRICT = (
     *(
         f"gemm_ladder.layers.{module}"
         for module in (
-            *("combining", "conversion", "expert_products", "experts", "frozen", "linear"),
+            *("combining", "conversion", "distributed_checkpoints", "expert_products", "experts", "frozen"),
+            "linear",
             *(
                 "own_kernels",
                 "parallel_experts",

@@ -18,6 +18,7 @@ TASKS = (
     "change how tokens are laid out for experts, or what is computed for them",
     "change the gradients of experts, or what is read of single ones",
     "change what GPUs that share a layer send each other, or what each has",
+    "change what such GPUs save together",
     "change which kernel a shape gets",
     "add an instruction",
     *("add a peer", "change what a call accepts", "change how a kernel is built or cached"),

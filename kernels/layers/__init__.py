@@ -11,12 +11,13 @@ FP8, made or read from checkpoints, also of `single_experts`; the `conversion` o
 for which it finds out who is `reading` weights, calls the model for `trying` inputs, and is `saying` in the
 model's config what it has become; which of its parameters are `frozen`; and layers that several GPUs share
 (`parallel_linear`; `parallel_experts`, to which tokens are `travelling`), whose `ranks` are those of a group
-of torch.distributed. What does not: the casts (`gemm_ladder.casts`) and the products themselves
-(`gemm_ladder.api`, `gemm_ladder.training`), which these modules call as any user does; and communication,
-which is torch.distributed's.
+of torch.distributed, and what makes `distributed_checkpoints` of them. What does not: the casts
+(`gemm_ladder.casts`) and the products themselves (`gemm_ladder.api`, `gemm_ladder.training`), which these
+modules call as any user does; and communication, which is torch.distributed's.
 """
 
 from gemm_ladder.layers.conversion import convert
+from gemm_ladder.layers.distributed_checkpoints import distributed_state_dict
 from gemm_ladder.layers.experts import Fp8Experts
 from gemm_ladder.layers.frozen import frozen_parameters
 from gemm_ladder.layers.linear import Fp8Linear
@@ -34,6 +35,7 @@ __all__ = [
     "Report",
     "RowParallelFp8Linear",
     "convert",
+    "distributed_state_dict",
     "frozen_parameters",
     "route",
 ]

@@ -9,7 +9,11 @@ belong to 128 of a row.
 
 The sums are `torch.distributed.all_reduce`, in the type of what is added: BF16 for a model in BF16. What is
 added has been rounded to BF16 by the products already, so FP32 would double the bytes that travel and spare
-one rounding for each rank but two.
+one rounding for each rank but two. torch.compile makes torch's functional collective of each, and Inductor
+runs that in place, without a copy. They are not written as functional collectives, because the gradient of
+one is another sum, which is wrong where every rank has the whole gradient, and because outside of
+torch.compile one returns a tensor of a subclass, and with NCCL runs on a second stream, which the first has
+to wait for.
 """
 
 from __future__ import annotations
@@ -200,7 +204,7 @@ class ColumnParallelFp8Linear(_Part):
     RowParallelFp8Linear says of its results.
 
     `state_dict` has this rank's part. `load_state_dict` takes that, or the whole layer's weights of any kind
-    that Fp8Linear takes.
+    that Fp8Linear takes. What is saved with `distributed_state_dict` is of the whole layer, for any ranks.
 
     Raises:
         InputError: as Fp8Linear; or torch.distributed is not initialised, the group is none that this

@@ -26,24 +26,24 @@ def travel(pictures: Mapping[str, np.ndarray]) -> None:
     plt.show()
 
 
-def paper(layer: parallel_model.Layer, tokens: Sequence[int]) -> None:
-    """The model's time of a layer by GPUs, a panel for each number of tokens a GPU: shared, in its parts, and
-    with all experts on each."""
+def paper(layer: parallel_model.Layer, known: parallel_model.Measured, tokens: Sequence[int]) -> None:
+    """The model's time of a layer by GPUs, called from Python, a panel for each number of tokens a GPU:
+    shared, in its parts, and with all experts on each."""
     ranks = [one for one in parallel_model.RANKS if one > 1]
-    _, panels = plt.subplots(1, len(tokens), figsize=(9, 3.2), gridspec_kw={"wspace": 0.3}, squeeze=False)
+    figure, panels = plt.subplots(1, len(tokens), figsize=(9, 3.2), squeeze=False)
+    figure.subplots_adjust(wspace=0.3)
     for axes, each in zip(panels[0], tokens, strict=True):
-        costs = [parallel_model.shared(layer, each * one, one) for one in ranks]
+        costs = [parallel_model.shared(layer, known, "calls", each * one, one) for one in ranks]
         below = np.zeros(len(ranks))
-        for name, colour in (("dispatch", ORANGE), ("products", BLUE), ("combine", EIGHT[6])):
+        for name, colour in (("rest", ORANGE), ("share", BLUE), ("travel", EIGHT[6])):
             us = np.array([getattr(cost, name) for cost in costs])
             axes.bar(range(len(ranks)), us, 0.7, below, color=colour, label=name)
             below += us
-        alone = [parallel_model.alone(layer, each * one, one).us for one in ranks]
-        axes.plot(range(len(ranks)), alone, color=INK, linewidth=1.2, label="all experts on each")
+        alone = parallel_model.one(layer, known, "calls", each)
+        axes.axhline(alone, color=INK, linewidth=1.2, label="all experts on each")
         axes.set_xticks(range(len(ranks)), map(str, ranks))
         axes.set_xlabel("GPUs", color=MUTED)
         axes.set_title(f"{each} tokens a GPU, us")
-    # In the first panel, where sharing pays everywhere, there is room below the line.
-    place = {"loc": "center right", "bbox_to_anchor": (1.04, 0.66), "handlelength": 1.2}
-    panels[0][0].legend(fontsize=9, frameon=False, **place)
+    handles, names = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="lower center", bbox_to_anchor=(0.5, -0.14), ncols=4, frameon=False)
     plt.show()

@@ -94,7 +94,7 @@ evidence.compare("s1_naive")
 # 1. **A [tile](glossary.md#tile) in [shared memory](glossary.md#shared-memory).** A [thread
 #    block](glossary.md#thread-block) of 32 x 32 threads loads 32 rows of A and of B once, and all of its
 #    threads read them from shared memory: two numbers for each `fmaf`. Threads of a warp that want the same
-#    number get it in one turn, which counts as 128 bytes all the same.
+#    number get it in one turn of 128 bytes.
 # 2. **A tile in [registers](glossary.md#register).** A thread computes 8 x 8 outputs. For each k it reads 8
 #    numbers of A and 8 of B, and does 64 `fmaf` with them.
 # 3. **128-bit loads.** One instruction reads four of those numbers.

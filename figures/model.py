@@ -285,7 +285,6 @@ def notes(data: ModelFile) -> Sequence[str]:
     return [
         "FP8's gain: the time of BF16, of the faster one if a compiled one was measured, too, over that of "
         "the fastest of ours; DeepGEMM over ours: both with fused casts; tokens a second: of the fastest of "
-        "ours; "
-        "error: of a token in the middle of all, against BF16, relative to what the layer adds.",
+        "ours; error: of a token in the middle of all, against BF16, relative to what the layer adds.",
         *provenance(data, protocol=True),
     ]

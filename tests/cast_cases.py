@@ -96,6 +96,8 @@ class Placed:
     def of(cls, kind: Kind, before: Before, x: torch.Tensor, mn_major: bool, **given: object) -> Placed:
         call = operands.check(kind, before, x, **given)
         like = operands.results(call, mn_major)
+        if like.inverse_roots is not None:
+            like.inverse_roots.fill_(torch.nan)  # all of them have to be written
         found, memory = [], []
         for one, canary in zip(
             (like.codes.view(torch.uint8), like.scales), (CODE, float(SCALE)), strict=True

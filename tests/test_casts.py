@@ -352,7 +352,7 @@ REFUSED = {
     "masked_m has shape [4]; [2] is needed": lambda: gl.per_token_group_quant_fp8(
         X.view(2, 2, 6), masked_m=INT
     ),
-    "masked_m[1] is 3; a number of rows from 0 to 2": lambda: gl.per_token_group_quant_fp8(
+    "masked_m[1] is 3; a number from 0 to max_m = 2 is needed": lambda: gl.per_token_group_quant_fp8(
         X.view(2, 2, 6), masked_m=torch.tensor([0, 3], dtype=torch.int32)
     ),
     "ks[1] is 200; a multiple of 128 from 0 to 128, the rows that are left": lambda: (

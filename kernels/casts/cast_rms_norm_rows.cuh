@@ -61,8 +61,8 @@ __global__ void __launch_bounds__(kThreads, kRowsCtasAnSm) fp8_cast_rms_norm_row
             const uint4 four = ptx::ld_shared<uint4>(weight(i));
             const P weights = {{four.x, four.y, four.z, four.w}};
             numbers[i] = normalised(held[i], inverse_root, weights);
-            amax[i] =
-                amax_of<Input::kFp32, 1>({numbers[i]});  // beyond the row's end it belongs to no scale that is stored
+            // Beyond the row's end it belongs to no scale that is stored.
+            amax[i] = amax_of<Input::kFp32, 1>({numbers[i]});
         }
 
         // Neighbouring lanes cast a run in each pass, and each works out the scale of one of these runs.

@@ -36,8 +36,8 @@ __global__ void __launch_bounds__(kThreads, kSiluCtasAnSm) fp8_cast_silu(const C
     const uint32_t codes_row = static_cast<uint32_t>(p.codes_row);
     uint8_t* codes = p.codes + lane * kPiece;
 
-    P gates[kParts]{},
-        others[kParts]{};  // of the run at `next`; past the end they stay as they are, and nothing is stored
+    // Of the run at `next`. Past the end they stay as they are, and nothing of them is stored.
+    P gates[kParts]{}, others[kParts]{};
     const auto load_next = [&](bool wanted) {
         if (!wanted) return;
         const uint8_t* from = x + static_cast<uint64_t>(next.row) * x_row + next.run * (kScaleK * P::kBytes);

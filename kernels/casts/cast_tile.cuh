@@ -1,5 +1,5 @@
 // The casts that a CTA does for a tile of 128 rows: one scale for the tile (per block), or one for each of its columns
-// (per channel). cast_silu_tile.cuh does the same for a large matrix ahead of which SiLU-and-multiply is computed.
+// (per channel). cast_silu_tile.cuh does the same after SiLU-and-multiply for one matrix of whole runs.
 //
 // A thread holds pieces of 8 columns in four rows, one below the other: in a tile of 128 columns with 256 threads those
 // of columns 8 * (thread % 16), in rows 4 * (thread / 16) and the three below, and in the same four of the tile's lower
@@ -190,8 +190,8 @@ constexpr int tile_ctas_an_sm(Input input, Before before, bool vector) {
     return !vector ? 1 : before == Before::kNothing && input != Input::kFp32 ? 3 : 2;
 }
 
-// With 512 threads an SM has twice the warps, and so more loads on their way (NOTES.md).
-// FP32 would not fit into the registers of so many.
+// With 512 threads an SM has twice the warps, and so more loads on their way (NOTES.md). FP32 would not fit into the
+// registers of so many.
 template <Input kInput, Before kBefore>
 using WholeTile = Tile<kTile, kBefore == Before::kRmsNorm && kInput != Input::kFp32 ? 2 * kThreads : kThreads>;
 

@@ -286,7 +286,7 @@ def _call(kind: Kind, before: Before, *given: object) -> Pair:
 
 
 def _compute(kind: Kind, before: Before, *given: object) -> Pair:
-    key = None if settings.check_contents else plans.key_of(kind, before, *given)
+    key = plans.key_of(kind, before, *given)
     if (done := plans.run(key, *given)) is not None:
         return done
     call = operands.check(kind, before, *given)

@@ -188,12 +188,8 @@ def contents(call: CheckedCast) -> None:
     Raises:
         InputError: the first number that makes no sense.
     """
-    if call.counts is not None and not grouped.capturing(call.counts):
-        for group, rows in enumerate(call.counts.tolist()):
-            if not 0 <= rows <= call.m:
-                raise InputError(
-                    f"masked_m[{group}] is {rows}; a number of rows from 0 to {call.m} is needed"
-                )
+    if call.counts is not None:
+        grouped.contents("masked", call.counts, call.m, len(call.x))
     if call.ks is not None and not grouped.capturing(call.ks):
         begin = 0
         for group, rows in enumerate(call.ks.tolist()):

@@ -5,7 +5,8 @@ device, shape and strides. Only plain tensors have one (`fast_path.is_plain`). W
 under it, goes through `operands`, which refuses what cannot be cast, and `launching`; so a plan holds for
 nothing that these would refuse. What may differ between tensors with one key is looked at in every call:
 whether their storage still has their elements. Alignment decides nothing here, as the launchers look at
-addresses themselves (cast_start.cuh), and the contents of index tensors are looked at by kernels alone.
+addresses themselves (cast_start.cuh). With GEMM_LADDER_CHECK=1 no call has a key, as the contents of index
+tensors are looked at in each; otherwise kernels alone do that.
 
 A call with a plan makes the results, fills in addresses and the stream, and launches.
 """
@@ -19,10 +20,10 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 from gemm_ladder import launch as launches
+from gemm_ladder import settings
 from gemm_ladder.casts.kernel import Before, Kind
 from gemm_ladder.casts.operands import NAME, CheckedCast, Pair, Results
 from gemm_ladder.production import fast_path
-from gemm_ladder.settings import num_sms_limit
 
 Key: TypeAlias = tuple[Hashable, ...]
 
@@ -81,9 +82,11 @@ def key_of(kind: Kind, before: Before, *given: object) -> Key | None:
         given: x, weight, eps, use_ue8m0, rows, masked_m and ks, as for `operands.check`, checked or not.
     """
     _, _, eps, use_ue8m0, *_ = given
-    if type(eps) not in (float, int) or type(use_ue8m0) is not bool or _transform() is not None:
+    if type(eps) not in (float, int) or type(use_ue8m0) is not bool:
         return None
-    key: list[Hashable] = [kind, before, eps, use_ue8m0, num_sms_limit()]
+    if settings.check_contents or _transform() is not None:
+        return None
+    key: list[Hashable] = [kind, before, eps, use_ue8m0, settings.num_sms_limit()]
     for field, place in _PLACES.items():
         one = given[place]
         if one is None:
@@ -156,7 +159,7 @@ def add(key: Key | None, call: CheckedCast, out: Results, returned: Pair) -> Non
     given = [(field, place, getattr(call, field)) for field, place in _PLACES.items()]
     codes, scales = map(_new, returned)
     plan = Plan(
-        launching.arguments(call, out, launches.usable_sms(device, num_sms_limit())),
+        launching.arguments(call, out, launches.usable_sms(device, settings.num_sms_limit())),
         tuple(_Given(field, at, _span(one), one.itemsize) for field, at, one in given if one is not None),
         codes,
         scales,

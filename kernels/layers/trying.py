@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from gemm_ladder.errors import InputError
+from gemm_ladder.errors import InputError, one_line
 
 ROWS = 256  # of a layer's first call that are kept: enough for an error in the norm
 
@@ -74,9 +74,8 @@ def calls(model: torch.nn.Module, layers: Iterable[torch.nn.Module], inputs: obj
         with torch.no_grad():
             model(*args, **keywords)
     except Exception as failed:
-        said = (str(failed).splitlines() or [""])[0]
         raise InputError(
-            f"the model cannot be called with inputs: {type(failed).__name__}: {said}"
+            f"the model cannot be called with inputs: {type(failed).__name__}: {one_line(failed)}"
         ) from failed
     finally:
         for hook in hooks:

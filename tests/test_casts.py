@@ -140,18 +140,27 @@ def test_silu_of_many_whole_runs(kind: Kind, dtype: torch.dtype, machine: str) -
 
 @pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
 def test_rms_norm_of_many_whole_rows(dtype: torch.dtype, machine: str) -> None:
-    """Whose next row is loaded while one is cast: rows that end at a pass's end, in a warp's half, and at a
-    warp's end, some with gaps between them. Rows of no whole runs, or fewer rows, have another kernel."""
+    """Whose next row is loaded while one is cast, by one warp, by two and by four, each with all its pieces,
+    with one fewer, and with some lanes' alone; some with gaps between the rows, and fewer rows than thread
+    blocks. Rows of no whole runs, and fewer than six an SM, have another kernel."""
     for m, k, gap in (
-        (14, 4096, 0),
-        (13, 2176, 16),
-        (13, 5120, 8),
-        (12, 8064, 0),
+        (6, 256, 0),
+        (35, 384, 8),
+        (33, 1024, 0),
+        (18, 1408, 16),
+        (34, 2048, 0),
+        (17, 2176, 16),
+        (10, 3456, 0),
+        (9, 4096, 0),
+        (6, 4224, 8),
+        (9, 5120, 8),
+        (6, 7168, 0),
+        (6, 8064, 0),
         (13, 5128, 8),
-        (11, 4096, 0),
+        (5, 4096, 0),
     ):
         x = spaced(numbers((m, k), dtype), DEVICE[machine], gap=gap, offset=8)
-        cast = place("per_token", "rms_norm", x, k, use_ue8m0=m == 14)
+        cast = place("per_token", "rms_norm", x, k, use_ue8m0=m == 9)
         for seed in range(2):
             cast.run(seed=seed, num_sms=1)
             cast.check()

@@ -152,30 +152,37 @@ __device__ __forceinline__ uint32_t amax_of(const Piece<kInput> (&pieces)[kCount
         return widened<kInput>(max(most >> 16, most & 0xFFFFu));
 }
 
-// The maxima of kCount runs, each over the kLanes neighbouring lanes that share it. Lane l of them returns that of run
-// l / (kLanes / kCount), so that it works out one run's scale instead of all. `amax` is overwritten. With four runs (a
-// to d) and 8 lanes:
-//   lanes 4 apart  keep the maxima of a, b or of c, d, and give away the other two
+// kCount values of each lane, each combined over the kLanes neighbouring lanes. Lane l of them returns value number
+// l / (kLanes / kCount). `values` is overwritten. With four (a to d) and 8 lanes:
+//   lanes 4 apart  keep a, b or c, d, and give away the other two
 //   lanes 2 apart  keep one of the two
 //   lanes 1 apart  have the same one
-template <int kLanes, int kCount>
-__device__ __forceinline__ uint32_t amax_of_one(uint32_t (&amax)[kCount]) {
+// A value is combined in the order of a butterfly: lanes kLanes / 2 apart first.
+template <int kLanes, typename T, int kCount, typename Combine>
+__device__ __forceinline__ T one_of_each(T (&values)[kCount], Combine combine) {
     int held = kCount;
 #pragma unroll
     for (int lanes = kLanes / 2; lanes; lanes /= 2) {
         if (held == 1) {
-            amax[0] = max(amax[0], ptx::shfl_sync_bfly(kAllLanes, amax[0], lanes));
+            values[0] = combine(values[0], ptx::shfl_sync_bfly(kAllLanes, values[0], lanes));
             continue;
         }
         held /= 2;
         const bool upper = threadIdx.x & lanes;
 #pragma unroll
         for (int i = 0; i < held; ++i) {
-            const uint32_t given = upper ? amax[i] : amax[i + held], kept = upper ? amax[i + held] : amax[i];
-            amax[i] = max(kept, ptx::shfl_sync_bfly(kAllLanes, given, lanes));
+            const T given = upper ? values[i] : values[i + held], kept = upper ? values[i + held] : values[i];
+            values[i] = combine(kept, ptx::shfl_sync_bfly(kAllLanes, given, lanes));
         }
     }
-    return amax[0];
+    return values[0];
+}
+
+// The maxima of kCount runs, each over the kLanes neighbouring lanes that share it, so that each lane works out the
+// scale of one run instead of all.
+template <int kLanes, int kCount>
+__device__ __forceinline__ uint32_t amax_of_one(uint32_t (&amax)[kCount]) {
+    return one_of_each<kLanes>(amax, [](uint32_t a, uint32_t b) { return max(a, b); });
 }
 
 // 1 / x, rounded to nearest, of a normal x below 2^126: the approximation is wrong by a unit in the last place at most,

@@ -11,15 +11,20 @@
 
 constexpr uint32_t kBytesSums = kThreads / 32 * 4;  // a float for each warp
 
+// The sum of what the warps of kThreads threads have put at `sums`.
+__device__ __forceinline__ float sum_of_warps(uint32_t sums) {
+    float whole = 0;
+    for (int i = 0; i < kThreads / 32; ++i) whole += ptx::ld_shared<float>(sums + 4 * i);
+    return whole;
+}
+
 // The sum over a CTA's threads, in each of them. `sums` are kBytesSums bytes of shared memory that nobody may be
 // reading any more: nothing waits before they are written.
 __device__ __forceinline__ float sum_of_all(float sum, uint32_t sums) {
     for (int lanes = 16; lanes; lanes /= 2) sum += ptx::shfl_sync_bfly(kAllLanes, sum, lanes);
     if (threadIdx.x % 32 == 0) ptx::st_shared(sums + 4 * (threadIdx.x / 32), sum);
     __syncthreads();
-    float whole = 0;
-    for (int i = 0; i < kThreads / 32; ++i) whole += ptx::ld_shared<float>(sums + 4 * i);
-    return whole;
+    return sum_of_warps(sums);
 }
 
 // What the numbers of a row are multiplied by whose squares add up to `sum`: 1 / sqrt(their mean + epsilon).

@@ -2,10 +2,11 @@
 // It computes what cast_tile.cuh does.
 //
 // The arithmetic takes nearly as long as the bytes, so neither may wait for the other. A CTA takes every gridDim.x-th
-// tile. When it has computed SiLU of a tile, it has the numbers of the next loaded into the same registers: they are on
-// their way while maxima are exchanged and codes are stored. A thread has four pieces of a tile, half as many as in
-// cast_tile.cuh, so that there are registers for both. Per channel, tiles of 64 columns let an SM hold three CTAs, of
-// which one computes where another waits for memory or at a barrier.
+// tile, and has the numbers of the next loaded while it casts one. A thread has four pieces of a tile, half as many as
+// in cast_tile.cuh, so that there are registers for both. Per channel, tiles of 64 columns let an SM hold three CTAs,
+// of which one computes where another waits for memory or at a barrier. It is enough that the next tile is on its way
+// when SiLU is computed, and pieces of the first are cast as they arrive. A block has one CTA an SM; there, loads are
+// issued ahead of SiLU (kAhead), once all of a tile has arrived.
 #pragma once
 
 #include "cast_silu.cuh"
@@ -18,7 +19,7 @@ using SiluTile = Tile<kKind == Kind::kBlock ? kTile : kTile / 2, kKind == Kind::
 template <Kind kKind>
 constexpr int kSiluTileCtasAnSm = kKind == Kind::kBlock ? 1 : 3;  // CTAs that run at the same time
 
-template <Input kInput, Kind kKind>
+template <Input kInput, Kind kKind, bool kAhead>
 __global__ void __launch_bounds__(SiluTile<kKind>::kThreads, kSiluTileCtasAnSm<kKind>)
     fp8_cast_silu_tile(const CastParams p) {
     static_assert(kInput != Input::kFp32, "a thread has registers for pieces of 16 bytes");
@@ -57,11 +58,15 @@ __global__ void __launch_bounds__(SiluTile<kKind>::kThreads, kSiluTileCtasAnSm<k
     load_next();
     uint32_t smem = ptx::shared_memory();
     for (uint32_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+        P gate[kQuad], up[kQuad];
+#pragma unroll
+        for (int i = 0; i < kQuad; ++i) gate[i] = gates[i], up[i] = ups[i];
+        next.advance(down, aside, across);
+        if constexpr (kAhead) load_next();
         Piece<Input::kFp32> pieces[kQuad];
 #pragma unroll
-        for (int i = 0; i < kQuad; ++i) pieces[i] = silu_and_mul(gates[i], ups[i]);
-        next.advance(down, aside, across);
-        load_next();
+        for (int i = 0; i < kQuad; ++i) pieces[i] = silu_and_mul(gate[i], up[i]);
+        if constexpr (!kAhead) load_next();
         cast_tile<T, kKind, true>(p, {0, at.row, at.run * T::kColumns}, pieces, smem, kPiece);
         at = next;
         // The next block's maxima lie elsewhere, as a thread may still read these. Columns need no second place, as

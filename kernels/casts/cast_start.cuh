@@ -3,6 +3,8 @@
 // runs of 128 numbers can be counted with 31 bits.
 #pragma once
 
+#include <algorithm>
+
 #include "cast_per_token.cuh"
 #include "cast_rms_norm_rows.cuh"
 #include "cast_row_roots.cuh"
@@ -38,12 +40,9 @@ bool in_one_matrix(const CastParams& p) {
 }
 
 template <typename Kernel>
-const char* start_kernel(Kernel kernel, const CastArgs& args, int64_t blocks, uint32_t shared_bytes,
-                         uint32_t threads = kThreads) {
-    return launch(
-        kernel,
-        {.blocks = blocks, .threads = threads, .shared_bytes = shared_bytes, .stream = args.stream, .early = true},
-        args.params);
+const char* start_kernel(Kernel kernel, const CastArgs& args, LaunchConfig config) {
+    config.stream = args.stream, config.early = true;
+    return launch(kernel, config, args.params);
 }
 
 template <Input kInput, Before kBefore, bool kVector, int kRows>
@@ -51,7 +50,7 @@ const char* start_runs(const CastArgs& args) {
     const CastParams& p = args.params;
     const int64_t units = p.groups * ceil_div(p.m, kRows) * ceil_div(p.k, kScaleK);
     return start_kernel(fp8_cast_per_token<kInput, kBefore, kVector, kRows>, args,
-                        ceil_div(units, kThreads / kRunLanes), 0);
+                        {.blocks = ceil_div(units, kThreads / kRunLanes), .threads = kThreads});
 }
 
 template <Input kInput, Before kBefore>
@@ -64,7 +63,10 @@ const char* start_per_token(const CastArgs& args) {
     // So few runs that the GPU has room for all at once.
     if (runs * kRunLanes <= args.num_sms * kThreadsAnSm) return start_runs<kInput, kBefore, true, 1>(args);
     if constexpr (kBefore == Before::kSiluAndMul && kInput != Input::kFp32)
-        if (in_one_matrix<kInput>(p)) return start_kernel(fp8_cast_silu<kInput>, args, args.num_sms * kSiluCtasAnSm, 0);
+        if (in_one_matrix<kInput>(p))
+            return start_kernel(
+                fp8_cast_silu<kInput>, args,
+                {.blocks = args.num_sms * kSiluCtasAnSm, .threads = kThreads, .blocks_an_sm = kSiluCtasAnSm});
     return start_runs<kInput, kBefore, true, kMostRows>(args);
 }
 
@@ -75,45 +77,73 @@ const char* start_tile(const CastArgs& args) {
     if constexpr (kBefore == Before::kSiluAndMul && kInput != Input::kFp32)
         if (pieces && in_one_matrix<kInput>(p)) {
             using T = SiluTile<kKind>;
-            const int64_t tiles = ceil_div(p.m, kTile) * (p.k / T::kColumns);
-            const int64_t most = args.num_sms * kSiluTileCtasAnSm<kKind>;
-            return start_kernel(fp8_cast_silu_tile<kInput, kKind>, args, tiles < most ? tiles : most,
-                                T::shared_bytes(kKind), T::kThreads);
+            constexpr int kCtasAnSm = kSiluTileCtasAnSm<kKind>;
+            const int64_t tiles = ceil_div(p.m, kTile) * (p.k / T::kColumns), most = args.num_sms * kCtasAnSm;
+            // Loads ahead of SiLU pay where an SM has one CTA, and that more than one tile.
+            constexpr bool kMayBeAhead = kCtasAnSm == 1;
+            const auto kernel = kMayBeAhead && tiles > most ? fp8_cast_silu_tile<kInput, kKind, kMayBeAhead>
+                                                            : fp8_cast_silu_tile<kInput, kKind, false>;
+            return start_kernel(kernel, args,
+                                {.blocks = std::min(tiles, most),
+                                 .threads = T::kThreads,
+                                 .shared_bytes = T::shared_bytes(kKind),
+                                 .blocks_an_sm = kCtasAnSm});
         }
     if constexpr (kBefore == Before::kRmsNorm) {
         const auto kernel = pieces ? fp8_cast_row_roots<kInput, true> : fp8_cast_row_roots<kInput, false>;
-        if (const char* error = start_kernel(kernel, args, p.groups * p.m, kBytesSums)) return error;
+        const LaunchConfig rows = {.blocks = p.groups * p.m, .threads = kThreads, .shared_bytes = kBytesSums};
+        if (const char* error = start_kernel(kernel, args, rows)) return error;
     }
     const int64_t tiles = p.groups * ceil_div(p.m, kTile) * ceil_div(p.k, kTile);
     using T = WholeTile<kInput, kBefore>;
     const auto kernel =
         pieces ? fp8_cast_tile<kInput, kBefore, kKind, true> : fp8_cast_tile<kInput, kBefore, kKind, false>;
-    return start_kernel(kernel, args, tiles, T::shared_bytes(kKind), T::kThreads);
+    const uint32_t ctas_an_sm = tile_ctas_an_sm(kInput, kBefore, pieces);
+    return start_kernel(
+        kernel, args,
+        {.blocks = tiles, .threads = T::kThreads, .shared_bytes = T::shared_bytes(kKind), .blocks_an_sm = ctas_an_sm});
 }
 
-template <Input kInput, int kHeld>
-const char* start_rms_norm_held(const CastArgs& args) {
-    // A row of at most 2048 numbers is as fast with a CTA of its own.
-    constexpr int64_t kLeastRows = 4;  // of a CTA; with fewer, to begin with the weights takes longer than it saves
-    const CastParams& p = args.params;
-    if constexpr (kInput != Input::kFp32 && kHeld > 1) {
-        const int64_t ctas = args.num_sms * kRowsCtasAnSm;
-        if (in_one_matrix<kInput>(p) && p.m >= kLeastRows * ctas)
-            return start_kernel(fp8_cast_rms_norm_rows<kInput, kHeld>, args, ctas,
-                                2 * kBytesSums + kHeld * kThreads * sizeof(Piece<kInput>));
+template <Input kInput, int kWarps, int kPieces>
+const char* start_rms_norm_rows(const CastArgs& args) {
+    using R = Row<kWarps>;
+    return start_kernel(fp8_cast_rms_norm_rows<kInput, kWarps, kPieces>, args,
+                        {.blocks = std::min(args.params.m, args.num_sms * R::kCtasAnSm),
+                         .threads = kWarps * 32,
+                         .shared_bytes = R::shared_bytes(kPieces),
+                         .blocks_an_sm = R::kCtasAnSm});
+}
+
+template <Input kInput, int kWarps>
+const char* start_rms_norm_rows(const CastArgs& args) {
+    const int64_t pieces = ceil_div(args.params.k, Row<kWarps>::kPass);
+    if constexpr (kWarps == 1) {  // otherwise there are more than 4
+        if (pieces <= 2) return start_rms_norm_rows<kInput, kWarps, 2>(args);
+        if (pieces <= 4) return start_rms_norm_rows<kInput, kWarps, 4>(args);
     }
-    return start_kernel(fp8_cast_rms_norm<kInput, true, kHeld>, args, p.groups * p.m, kBytesSums);
+    if (pieces <= 6) return start_rms_norm_rows<kInput, kWarps, 6>(args);
+    return start_rms_norm_rows<kInput, kWarps, 8>(args);
 }
 
 template <Input kInput>
 const char* start_rms_norm(const CastArgs& args) {
     const CastParams& p = args.params;
     const int64_t rows = p.groups * p.m, passes = ceil_div(p.k, kThreads * kPiece);
-    if (!in_pieces<kInput>(p, false)) return start_kernel(fp8_cast_rms_norm<kInput, false, 0>, args, rows, kBytesSums);
-    if (passes <= 1) return start_rms_norm_held<kInput, 1>(args);
-    if (passes <= 2) return start_rms_norm_held<kInput, 2>(args);
-    if (passes <= 4) return start_rms_norm_held<kInput, 4>(args);
-    return start_kernel(fp8_cast_rms_norm<kInput, true, 0>, args, rows, kBytesSums);
+    const auto start = [&](auto kernel) {
+        return start_kernel(kernel, args, {.blocks = rows, .threads = kThreads, .shared_bytes = kBytesSums});
+    };
+    if (!in_pieces<kInput>(p, false)) return start(fp8_cast_rms_norm<kInput, false, 0>);
+    if (passes > 4) return start(fp8_cast_rms_norm<kInput, true, 0>);
+    // With fewer rows, 256 threads for each end sooner.
+    constexpr int64_t kLeastRows = 6;  // of an SM
+    if constexpr (kInput != Input::kFp32)
+        if (in_one_matrix<kInput>(p) && p.m >= kLeastRows * args.num_sms)
+            return passes <= 1   ? start_rms_norm_rows<kInput, 1>(args)
+                   : passes <= 2 ? start_rms_norm_rows<kInput, 2>(args)
+                                 : start_rms_norm_rows<kInput, 4>(args);
+    return start(passes <= 1   ? fp8_cast_rms_norm<kInput, true, 1>
+                 : passes <= 2 ? fp8_cast_rms_norm<kInput, true, 2>
+                               : fp8_cast_rms_norm<kInput, true, 4>);
 }
 
 template <Kind kKind, Before kBefore, Input kInput>

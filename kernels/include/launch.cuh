@@ -23,21 +23,25 @@ inline const char* cuda_error(const char* what, cudaError_t status) {
     return status == cudaSuccess ? nullptr : error_text(what, cudaGetErrorString(status));
 }
 
+constexpr uint32_t kSharedBytesUnasked = 48 * 1024;  // dynamic shared memory that any kernel may have
+
 template <typename... Params, typename... Args>
 const char* launch(void (*kernel)(Params...), const LaunchConfig& config, Args... args) {
     if (config.blocks == 0) return nullptr;
     if (config.blocks > INT32_MAX) return error_text("kernel launch", "more than 2^31 - 1 blocks");
-    // Setting the attribute takes half a microsecond, so it is skipped if this thread's last launch was of the same
-    // kernel on the same device.
-    thread_local void (*allowed)(Params...) = nullptr;
-    thread_local int device_allowed = -1;
-    int device;
-    if (auto status = cudaGetDevice(&device)) return cuda_error("cudaGetDevice", status);
-    if (allowed != kernel || device_allowed != device) {
-        if (auto status =
-                cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, config.shared_bytes))
-            return cuda_error("cudaFuncSetAttribute", status);
-        allowed = kernel, device_allowed = device;
+    // More shared memory has to be asked for. That takes half a microsecond, so it is skipped if this thread's last
+    // launch with as much was of the same kernel on the same device.
+    if (config.shared_bytes > kSharedBytesUnasked) {
+        thread_local void (*allowed)(Params...) = nullptr;
+        thread_local int device_allowed = -1;
+        int device;
+        if (auto status = cudaGetDevice(&device)) return cuda_error("cudaGetDevice", status);
+        if (allowed != kernel || device_allowed != device) {
+            if (auto status =
+                    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, config.shared_bytes))
+                return cuda_error("cudaFuncSetAttribute", status);
+            allowed = kernel, device_allowed = device;
+        }
     }
     cudaLaunchAttribute attributes[2];
     uint32_t count = 0;
@@ -63,7 +67,7 @@ const char* launch(void (*kernel)(Params...), const LaunchConfig& config, Args..
 template <typename... Params, typename... Args>
 const char* launch_grid(void (*kernel)(Params...), dim3 grid, dim3 block, dim3 cluster, uint32_t shared_bytes,
                         void* stream, Args... args) {
-    if (shared_bytes > 48 * 1024)
+    if (shared_bytes > kSharedBytesUnasked)
         if (auto status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes))
             return cuda_error("cudaFuncSetAttribute", status);
     if (cluster.x * cluster.y * cluster.z > 8)

@@ -47,7 +47,7 @@ compiling = torch.compiler.is_dynamo_compiling
 _modes = torch._C._len_torch_dispatch_stack
 _profiled = torch._C._autograd._profiler_enabled
 _traced = torch._C._get_tracing_state
-_transform = torch._C._functorch.peek_interpreter_stack  # the innermost of torch.func's, or None
+transform = torch._C._functorch.peek_interpreter_stack  # the innermost of torch.func's, or None
 _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter, type(None), bool, int, float))
 
 
@@ -71,7 +71,7 @@ def direct(*operands: torch.Tensor | None) -> bool:
     """Whether a call with gradients may leave out torch's dispatcher and its operators' rules for autograd:
     torch does not compile, nobody wants to see the call, the tensors are plain ones (`fast_path.is_plain`),
     and no derivatives but those of a backward pass are computed."""
-    if compiling() or seen(*operands) or _transform() is not None:
+    if compiling() or seen(*operands) or transform() is not None:
         return False
     if torch.autograd.forward_ad._current_level >= 0:
         return False

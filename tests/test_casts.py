@@ -166,6 +166,16 @@ def test_rms_norm_of_many_whole_rows(dtype: torch.dtype, machine: str) -> None:
             cast.check()
 
 
+@pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
+def test_rms_norm_of_tiles_of_many_whole_rows(dtype: torch.dtype, machine: str) -> None:
+    """Whose roots are found as there."""
+    for m, k, gap in ((35, 384, 8), (18, 1408, 0), (10, 3456, 16), (6, 7168, 0)):
+        x = spaced(numbers((m, k), dtype), DEVICE[machine], gap=gap, offset=8)
+        cast = place("per_block", "rms_norm", x, k)
+        cast.run(num_sms=1)
+        cast.check()
+
+
 @pytest.mark.parametrize("name", functions.__all__)
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_functions(name: str, device: str) -> None:
@@ -233,7 +243,8 @@ def test_operators(name: str, device: str) -> None:
     operator = getattr(torch.ops.gemm_ladder, name).default
     cases = [(x, weight, 1e-6, True, None, None, None), (x, weight, 1e-6, False, rows, None, None)]
     if "per_token" in name:
-        counts = torch.tensor([3, 0], dtype=torch.int32, device=device)
+        # All rows: the others' results are not initialised, and here two calls' results are compared.
+        counts = torch.tensor([10, 10], dtype=torch.int32, device=device)
         cases.append((x.view(2, 10, 272), weight, 1e-6, False, None, counts, None))
     if name.endswith("_transposed"):
         ks = torch.tensor([128, 0, 128], dtype=torch.int32, device=device)
@@ -241,6 +252,21 @@ def test_operators(name: str, device: str) -> None:
     for arguments in cases:
         found = torch.library.opcheck(operator, arguments)
         assert set(found.values()) == {"SUCCESS"} and len(found) >= 4
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_inside_of_a_transform(device: str) -> None:
+    """Of torch.func, which makes new tensors there ones without memory: what it does not differentiate is
+    cast as elsewhere."""
+    x = torch.randn(3, 256, generator=torch.Generator().manual_seed(0)).to(device)
+    codes, scales = gl.per_token_group_quant_fp8(x)
+
+    def used(y: torch.Tensor) -> torch.Tensor:
+        inside = gl.per_token_group_quant_fp8(x)
+        assert torch.equal(inside[1], scales)
+        return (y * inside[0].float()).sum()
+
+    assert torch.equal(torch.func.grad(used)(torch.ones_like(x)), codes.float())
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

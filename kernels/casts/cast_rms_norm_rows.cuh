@@ -9,74 +9,89 @@
 
 #include "cast_rms_norm.cuh"
 
-constexpr int kRowPieces = 8;      // of a thread, at most
+constexpr int kMostPieces = 8;     // of a row, that a thread holds
 constexpr int kRowWarpsAnSm = 16;  // that run at the same time, with 128 registers a thread
 
-// How a CTA of 32 * kWarps threads shares a row: thread t has pieces t, t + 32 * kWarps, .... The row's sum has the
-// order of kThreads threads. They would be 8 warps, and a thread stands for one of each kPlaces of these: its pieces
-// i, i + kPlaces, ... are those of one thread of theirs.
-template <int kWarps>
+// How a CTA of 32 * kRowWarps threads shares rows of at most kPieces pieces a thread, and more than kPieces - 2: thread
+// t has pieces t, t + 32 * kRowWarps, .... A row's sum has the order of kThreads threads. They would be 8 warps, and a
+// thread stands for one of each kPlaces of these: its pieces i, i + kPlaces, ... are those of one thread of theirs.
+template <Input kRowInput, int kRowWarps, int kRowPieces>
 struct Row {
-    static constexpr int kPlaces = kThreads / 32 / kWarps;
-    static constexpr uint32_t kPass = kWarps * 32 * kPiece;  // numbers from one piece of a thread to the next
+    static_assert(kRowInput != Input::kFp32, "a thread has registers for pieces of 16 bytes");
+    static constexpr Input kInput = kRowInput;
+    static constexpr int kWarps = kRowWarps, kThreads = 32 * kWarps, kPieces = kRowPieces;
+    using P = Piece<kInput>;
+    static constexpr int kPlaces = ::kThreads / kThreads;
+    static constexpr uint32_t kPass = kThreads * kPiece;  // numbers from one piece of a thread to the next
     static constexpr int kCtasAnSm = kRowWarpsAnSm / kWarps;
-    static constexpr uint32_t shared_bytes(int pieces) { return 2 * kBytesSums + pieces * kPass * 2; }
+    static constexpr uint32_t kBytesWeights = kPieces * kPass * P::kBytes;
+
+    static __device__ __forceinline__ uint32_t column() { return threadIdx.x * kPiece; }  // of the first piece
+    // The last two pieces may be beyond the row's end: for some warps, which skip them, or for some lanes of a warp.
+    static __device__ __forceinline__ bool sure(int i) { return i + 2 < kPieces; }
+    static __device__ __forceinline__ bool warp_has(int i, uint32_t k) {
+        return sure(i) || i * kPass + threadIdx.x / 32 * 32 * kPiece < k;
+    }
+    static __device__ __forceinline__ int count(int i, uint32_t k) {
+        return sure(i) || i * kPass + column() < k ? kPiece : 0;
+    }
+
+    // Loads this thread's pieces of the row that begins at element `begin`.
+    static __device__ __forceinline__ void load(P (&pieces)[kPieces], const void* from, int64_t begin, uint32_t k) {
+#pragma unroll
+        for (int i = 0; i < kPieces; ++i)
+            pieces[i] = load_piece<kInput, true>(from, begin + i * kPass + column(), 1, count(i, k));
+    }
+
+    // The sum of a row's squares, in each thread. `sums` are kBytesSums bytes of shared memory that nobody may be
+    // reading any more.
+    static __device__ __forceinline__ float sum(const P (&pieces)[kPieces], uint32_t k, uint32_t sums) {
+        float squares[kPlaces] = {};
+#pragma unroll
+        for (int i = 0; i < kPieces; ++i)
+            if (warp_has(i, k)) squares[i % kPlaces] = with_squares(squares[i % kPlaces], pieces[i]);
+        const float mine = one_of_each<32>(squares, [](float a, float b) { return a + b; });
+        constexpr uint32_t kLanesAPlace = 32 / kPlaces;
+        const uint32_t lane = threadIdx.x % 32, place = lane / kLanesAPlace * kWarps + threadIdx.x / 32;
+        if (lane % kLanesAPlace == 0) ptx::st_shared(sums + 4 * place, mine);
+        __syncthreads();
+        return sum_of_warps(sums);
+    }
 };
 
-// For rows of at most kPieces pieces a thread, and more than kPieces - 2.
-template <Input kInput, int kWarps, int kPieces>
-__global__ void __launch_bounds__(kWarps * 32, Row<kWarps>::kCtasAnSm) fp8_cast_rms_norm_rows(const CastParams p) {
-    static_assert(kInput != Input::kFp32, "a thread has registers for pieces of 16 bytes");
-    using P = Piece<kInput>;
-    using R = Row<kWarps>;
-    const uint32_t k = static_cast<uint32_t>(p.k), m = static_cast<uint32_t>(p.m), column = threadIdx.x * kPiece;
-    // The last two pieces may be beyond the row's end: for some warps, which skip them, or for some lanes of a warp.
-    const auto sure = [&](int i) { return i + 2 < kPieces; };
-    const auto warp_has = [&](int i) { return sure(i) || i * R::kPass + threadIdx.x / 32 * 32 * kPiece < k; };
-    const auto count = [&](int i) { return sure(i) || i * R::kPass + column < k ? kPiece : 0; };
+template <typename R>
+__global__ void __launch_bounds__(R::kThreads, R::kCtasAnSm) fp8_cast_rms_norm_rows(const CastParams p) {
+    constexpr int kPieces = R::kPieces;
+    using P = typename R::P;
+    const uint32_t k = static_cast<uint32_t>(p.k), m = static_cast<uint32_t>(p.m), column = R::column();
 
     start_early(p);
     P next[kPieces];
-    const auto load_next = [&](uint32_t row) {
-        if (row >= m) return;
-#pragma unroll
-        for (int i = 0; i < kPieces; ++i)
-            next[i] = load_piece<kInput, true>(p.x, row * p.x_row + i * R::kPass + column, 1, count(i));
-    };
-    load_next(blockIdx.x);
+    if (blockIdx.x < m) R::load(next, p.x, blockIdx.x * p.x_row, k);
     // A thread writes and reads its own pieces of the weights, so no barrier is needed.
     const auto weight = [&](int i) {
         return ptx::shared_memory() + 2 * kBytesSums + (i * R::kPass + column) * P::kBytes;
     };
+    P weights[kPieces];
+    R::load(weights, p.weight, 0, k);
 #pragma unroll
-    for (int i = 0; i < kPieces; ++i) {
-        const P piece = load_piece<kInput, true>(p.weight, i * R::kPass + column, 1, count(i));
-        ptx::st_shared(weight(i), uint4{piece.words[0], piece.words[1], piece.words[2], piece.words[3]});
-    }
+    for (int i = 0; i < kPieces; ++i)
+        ptx::st_shared(weight(i),
+                       uint4{weights[i].words[0], weights[i].words[1], weights[i].words[2], weights[i].words[3]});
 
     uint32_t sums = ptx::shared_memory();
     for (uint32_t row = blockIdx.x; row < m; row += gridDim.x) {
         P held[kPieces];
         for (int i = 0; i < kPieces; ++i) held[i] = next[i];
-        load_next(row + gridDim.x);
-
-        float squares[R::kPlaces] = {};
-#pragma unroll
-        for (int i = 0; i < kPieces; ++i)
-            if (warp_has(i)) squares[i % R::kPlaces] = with_squares(squares[i % R::kPlaces], held[i]);
-        const float sum = one_of_each<32>(squares, [](float a, float b) { return a + b; });
-        constexpr uint32_t kLanesAPlace = 32 / R::kPlaces;
-        const uint32_t lane = threadIdx.x % 32, place = lane / kLanesAPlace * kWarps + threadIdx.x / 32;
-        if (lane % kLanesAPlace == 0) ptx::st_shared(sums + 4 * place, sum);
-        __syncthreads();
-        const float inverse_root = inverse_root_of(sum_of_warps(sums), p);
+        if (row + gridDim.x < m) R::load(next, p.x, (row + gridDim.x) * p.x_row, k);
+        const float inverse_root = inverse_root_of(R::sum(held, k, sums), p);
         sums ^= kBytesSums;  // of the next row, as a thread may still read these
 
         Piece<Input::kFp32> numbers[kPieces];
-        uint32_t amax[kRowPieces] = {};
+        uint32_t amax[kMostPieces] = {};
 #pragma unroll
         for (int i = 0; i < kPieces; ++i) {
-            if (!warp_has(i)) continue;
+            if (!R::warp_has(i, k)) continue;
             const uint4 four = ptx::ld_shared<uint4>(weight(i));
             const P weights = {{four.x, four.y, four.z, four.w}};
             numbers[i] = normalised(held[i], inverse_root, weights);
@@ -85,8 +100,9 @@ __global__ void __launch_bounds__(kWarps * 32, Row<kWarps>::kCtasAnSm) fp8_cast_
         }
 
         // Neighbouring lanes have a run in each piece, and each works out the scale of one of these runs.
-        constexpr uint32_t kLanesARun = kPiecesARun / kRowPieces;
-        const uint32_t neighbour = lane % kPiecesARun, run = (neighbour / kLanesARun * R::kPass + column) / kScaleK;
+        constexpr uint32_t kLanesARun = kPiecesARun / kMostPieces;
+        const uint32_t lane = threadIdx.x % 32, neighbour = lane % kPiecesARun;
+        const uint32_t run = (neighbour / kLanesARun * R::kPass + column) / kScaleK;
         const Scale mine = scale_of(amax_of_one<kPiecesARun>(amax), p.power_of_two);
         if (neighbour % kLanesARun == 0 && run * kScaleK < k)
             p.scales[row * p.scale_row + run * p.scale_column] = mine.value;
@@ -94,8 +110,8 @@ __global__ void __launch_bounds__(kWarps * 32, Row<kWarps>::kCtasAnSm) fp8_cast_
 #pragma unroll
         for (int i = 0; i < kPieces; ++i) {
             const float inverse = ptx::shfl_sync_idx(mine.inverse, lane - neighbour + i * kLanesARun);
-            if (!warp_has(i)) continue;
-            store_codes<true>(codes + i * R::kPass, numbers[i], [&](int) { return inverse; }, count(i));
+            if (!R::warp_has(i, k)) continue;
+            store_codes<true>(codes + i * R::kPass, numbers[i], [&](int) { return inverse; }, R::count(i, k));
         }
     }
 }

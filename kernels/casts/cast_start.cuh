@@ -6,9 +6,7 @@
 #include <algorithm>
 
 #include "cast_per_token.cuh"
-#include "cast_rms_norm_rows.cuh"
-#include "cast_row_roots.cuh"
-#include "cast_silu_tile.cuh"
+#include "cast_tiles.cuh"
 #include "launch.cuh"
 
 // The argument of a launcher, filled in by Python (launching.py).
@@ -70,30 +68,72 @@ const char* start_per_token(const CastArgs& args) {
     return start_runs<kInput, kBefore, true, kMostRows>(args);
 }
 
+// Whether there are so many rows of one matrix, whose pieces a CTA can hold, that CTAs take row after row. With fewer,
+// 256 threads for each end sooner.
+template <Input kInput>
+bool in_many_rows(const CastArgs& args) {
+    constexpr int64_t kLeastRows = 6;                                // of an SM
+    constexpr int64_t kMostColumns = 4 * 32 * kMostPieces * kPiece;  // of with_row's largest
+    const CastParams& p = args.params;
+    return in_one_matrix<kInput>(p) && p.k <= kMostColumns && p.m >= kLeastRows * args.num_sms;
+}
+
+// Calls `start` with the Row for rows of k numbers.
+template <Input kInput, typename Start>
+const char* with_row(int64_t k, const Start& start) {
+    const int64_t pieces = ceil_div(k, 32 * kPiece);  // of a warp
+    if (pieces <= 2) return start(Row<kInput, 1, 2>{});
+    if (pieces <= 4) return start(Row<kInput, 1, 4>{});
+    if (pieces <= 6) return start(Row<kInput, 1, 6>{});
+    if (pieces <= 8) return start(Row<kInput, 1, 8>{});
+    if (pieces <= 12) return start(Row<kInput, 2, 6>{});
+    if (pieces <= 16) return start(Row<kInput, 2, 8>{});
+    if (pieces <= 24) return start(Row<kInput, 4, 6>{});
+    return start(Row<kInput, 4, 8>{});
+}
+
+template <typename R, typename Kernel>
+const char* start_rows(Kernel kernel, const CastArgs& args, uint32_t shared_bytes) {
+    return start_kernel(kernel, args,
+                        {.blocks = std::min(args.params.m, args.num_sms * R::kCtasAnSm),
+                         .threads = R::kThreads,
+                         .shared_bytes = shared_bytes,
+                         .blocks_an_sm = R::kCtasAnSm});
+}
+
+// What each row is multiplied by, ahead of the casts of tiles.
+template <Input kInput>
+const char* start_row_roots(const CastArgs& args, bool pieces) {
+    const CastParams& p = args.params;
+    if constexpr (kInput != Input::kFp32)
+        if (pieces && in_many_rows<kInput>(args))
+            return with_row<kInput>(
+                p.k, [&]<typename R>(R) { return start_rows<R>(fp8_cast_row_roots_rows<R>, args, 2 * kBytesSums); });
+    return start_kernel(pieces ? fp8_cast_row_roots<kInput, true> : fp8_cast_row_roots<kInput, false>, args,
+                        {.blocks = p.groups * p.m, .threads = kThreads, .shared_bytes = kBytesSums});
+}
+
 template <Input kInput, Before kBefore, Kind kKind>
 const char* start_tile(const CastArgs& args) {
     const CastParams& p = args.params;
     const bool pieces = in_pieces<kInput>(p, kKind == Kind::kChannelTurned);
-    if constexpr (kBefore == Before::kSiluAndMul && kInput != Input::kFp32)
+    if constexpr (kBefore == Before::kRmsNorm)
+        if (const char* error = start_row_roots<kInput>(args, pieces)) return error;
+    if constexpr (kBefore != Before::kNothing && kInput != Input::kFp32)
         if (pieces && in_one_matrix<kInput>(p)) {
-            using T = SiluTile<kKind>;
-            constexpr int kCtasAnSm = kSiluTileCtasAnSm<kKind>;
+            using T = NextTile<kKind>;
+            constexpr int kCtasAnSm = kTilesCtasAnSm<kKind>;
             const int64_t tiles = ceil_div(p.m, kTile) * (p.k / T::kColumns), most = args.num_sms * kCtasAnSm;
-            // Loads ahead of SiLU pay where an SM has one CTA, and that more than one tile.
+            // It pays to load ahead where an SM has one CTA, and that more than one tile.
             constexpr bool kMayBeAhead = kCtasAnSm == 1;
-            const auto kernel = kMayBeAhead && tiles > most ? fp8_cast_silu_tile<kInput, kKind, kMayBeAhead>
-                                                            : fp8_cast_silu_tile<kInput, kKind, false>;
+            const auto kernel = kMayBeAhead && tiles > most ? fp8_cast_tiles<kInput, kBefore, kKind, kMayBeAhead>
+                                                            : fp8_cast_tiles<kInput, kBefore, kKind, false>;
             return start_kernel(kernel, args,
                                 {.blocks = std::min(tiles, most),
                                  .threads = T::kThreads,
                                  .shared_bytes = T::shared_bytes(kKind),
                                  .blocks_an_sm = kCtasAnSm});
         }
-    if constexpr (kBefore == Before::kRmsNorm) {
-        const auto kernel = pieces ? fp8_cast_row_roots<kInput, true> : fp8_cast_row_roots<kInput, false>;
-        const LaunchConfig rows = {.blocks = p.groups * p.m, .threads = kThreads, .shared_bytes = kBytesSums};
-        if (const char* error = start_kernel(kernel, args, rows)) return error;
-    }
     const int64_t tiles = p.groups * ceil_div(p.m, kTile) * ceil_div(p.k, kTile);
     using T = WholeTile<kInput, kBefore>;
     const auto kernel =
@@ -102,27 +142,6 @@ const char* start_tile(const CastArgs& args) {
     return start_kernel(
         kernel, args,
         {.blocks = tiles, .threads = T::kThreads, .shared_bytes = T::shared_bytes(kKind), .blocks_an_sm = ctas_an_sm});
-}
-
-template <Input kInput, int kWarps, int kPieces>
-const char* start_rms_norm_rows(const CastArgs& args) {
-    using R = Row<kWarps>;
-    return start_kernel(fp8_cast_rms_norm_rows<kInput, kWarps, kPieces>, args,
-                        {.blocks = std::min(args.params.m, args.num_sms * R::kCtasAnSm),
-                         .threads = kWarps * 32,
-                         .shared_bytes = R::shared_bytes(kPieces),
-                         .blocks_an_sm = R::kCtasAnSm});
-}
-
-template <Input kInput, int kWarps>
-const char* start_rms_norm_rows(const CastArgs& args) {
-    const int64_t pieces = ceil_div(args.params.k, Row<kWarps>::kPass);
-    if constexpr (kWarps == 1) {  // otherwise there are more than 4
-        if (pieces <= 2) return start_rms_norm_rows<kInput, kWarps, 2>(args);
-        if (pieces <= 4) return start_rms_norm_rows<kInput, kWarps, 4>(args);
-    }
-    if (pieces <= 6) return start_rms_norm_rows<kInput, kWarps, 6>(args);
-    return start_rms_norm_rows<kInput, kWarps, 8>(args);
 }
 
 template <Input kInput>
@@ -134,13 +153,11 @@ const char* start_rms_norm(const CastArgs& args) {
     };
     if (!in_pieces<kInput>(p, false)) return start(fp8_cast_rms_norm<kInput, false, 0>);
     if (passes > 4) return start(fp8_cast_rms_norm<kInput, true, 0>);
-    // With fewer rows, 256 threads for each end sooner.
-    constexpr int64_t kLeastRows = 6;  // of an SM
     if constexpr (kInput != Input::kFp32)
-        if (in_one_matrix<kInput>(p) && p.m >= kLeastRows * args.num_sms)
-            return passes <= 1   ? start_rms_norm_rows<kInput, 1>(args)
-                   : passes <= 2 ? start_rms_norm_rows<kInput, 2>(args)
-                                 : start_rms_norm_rows<kInput, 4>(args);
+        if (in_many_rows<kInput>(args))
+            return with_row<kInput>(p.k, [&]<typename R>(R) {
+                return start_rows<R>(fp8_cast_rms_norm_rows<R>, args, 2 * kBytesSums + R::kBytesWeights);
+            });
     return start(passes <= 1   ? fp8_cast_rms_norm<kInput, true, 1>
                  : passes <= 2 ? fp8_cast_rms_norm<kInput, true, 2>
                                : fp8_cast_rms_norm<kInput, true, 4>);

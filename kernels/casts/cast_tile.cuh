@@ -1,5 +1,5 @@
 // The casts that a CTA does for a tile of 128 rows: one scale for the tile (per block), or one for each of its columns
-// (per channel). cast_silu_tile.cuh does the same after SiLU-and-multiply for one matrix of whole runs.
+// (per channel). cast_tiles.cuh does the same after SiLU-and-multiply or RMSNorm for one matrix of whole runs.
 //
 // A thread holds pieces of 8 columns in four rows, one below the other: in a tile of 128 columns with 256 threads those
 // of columns 8 * (thread % 16), in rows 4 * (thread / 16) and the three below, and in the same four of the tile's lower
@@ -28,7 +28,7 @@ struct Tile {
     static constexpr uint32_t kBytesMaxima = kWarps * 4;  // of a block
     static_assert(kPieces == kQuad || kPieces == 2 * kQuad, "row() knows one half or two");
     static constexpr uint32_t shared_bytes(Kind kind) {
-        if (kind == Kind::kBlock) return 2 * kBytesMaxima;  // of a tile and of the next (cast_silu_tile.cuh)
+        if (kind == Kind::kBlock) return 2 * kBytesMaxima;  // of a tile and of the next (cast_tiles.cuh)
         return kind == Kind::kChannel ? kOffsetCodes : kOffsetCodes + kColumns * kTile;
     }
 

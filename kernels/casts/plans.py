@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 from gemm_ladder import launch as launches
-from gemm_ladder import settings
+from gemm_ladder import ops, settings
 from gemm_ladder.casts.kernel import Before, Kind
 from gemm_ladder.casts.operands import NAME, CheckedCast, Pair, Results
 from gemm_ladder.production import fast_path
@@ -31,8 +31,6 @@ MOST = 1024  # plans that are kept, of a kilobyte each
 # The tensors of a call: their names in CheckedCast and launching.Params, their places among operands.check's
 # arguments after the first two.
 _PLACES = {"x": 0, "weight": 1, "rows": 4, "counts": 5, "ks": 6}
-
-_transform = torch._C._functorch.peek_interpreter_stack  # the innermost of torch.func's, or None
 
 
 class _Given(NamedTuple):
@@ -84,7 +82,7 @@ def key_of(kind: Kind, before: Before, *given: object) -> Key | None:
     _, _, eps, use_ue8m0, *_ = given
     if type(eps) not in (float, int) or type(use_ue8m0) is not bool:
         return None
-    if settings.check_contents or _transform() is not None:
+    if settings.check_contents or ops.transform() is not None:
         return None
     key: list[Hashable] = [kind, before, eps, use_ue8m0, settings.num_sms_limit()]
     for field, place in _PLACES.items():

@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 import torch
 from gemm_ladder import checks, settings
-from gemm_ladder.arguments import Kind
+from gemm_ladder.arguments import Kind, ceil_div
 from gemm_ladder.checks import CheckedCall
 from gemm_ladder.errors import InputError
 from gemm_ladder.production import fast_path
@@ -121,6 +121,23 @@ def define_product(schema: str, function: Callable[..., None]) -> None:
         _nothing({name: one for name, one in named if isinstance(one, torch.Tensor)})
 
     torch.library.register_fake(f"gemm_ladder::{name}", fake, lib=_library)
+
+
+def symbolic_ceil_div(x: int, y: int) -> int:
+    """x / y, rounded up, as a size or a stride of what an operator returns without memory.
+
+    If x is a symbol, torch asks of each size whether it is 1, and of strides whether they are those of a
+    contiguous tensor, and an example's answer becomes a condition: a program that torch.export makes from an
+    x of 20 would take no x above y = 128. So torch.export gets a symbol that has no example, of which torch
+    takes the answer to be no; what its value is, the program asserts. torch.compile knows only symbols of its
+    inputs; it compiles again where an answer is another one.
+    """
+    if isinstance(x, int) or not torch.compiler.is_exporting():
+        return ceil_div(x, y)
+    found = torch.library.get_ctx().new_dynamic_size()
+    torch._check(found * y >= x)
+    torch._check(found * y < x + y)
+    return found
 
 
 def _nothing(operands: dict[str, torch.Tensor]) -> None:

@@ -304,7 +304,7 @@ def _compute(kind: Kind, before: Before, *given: object) -> Pair:
 def _fake(kind: Kind, before: Before, *given: object) -> Pair:
     """The results without memory."""
     call = operands.described(kind, before, *given)
-    return operands.as_returned(call, operands.results(call, True))
+    return operands.as_returned(call, operands.results(call, True, ops.symbolic_ceil_div))
 
 
 def _operator(kind: Kind, before: Before) -> str:

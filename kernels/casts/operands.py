@@ -18,11 +18,12 @@ Each refusal is one sentence that says what was given and what is needed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import torch
 from gemm_ladder import checks, scales
-from gemm_ladder.arguments import K_MULTIPLE, MAX_SIZE, SCALE_BLOCK, align, ceil_div
+from gemm_ladder.arguments import K_MULTIPLE, MAX_SIZE, SCALE_BLOCK, ceil_div
 from gemm_ladder.casts.kernel import INPUTS, Before, Kernel, Kind
 from gemm_ladder.checks import grouped
 from gemm_ladder.errors import InputError
@@ -116,7 +117,7 @@ def described(
     masked_m: object = None,
     ks: object = None,
 ) -> CheckedCast:
-    """As `check`, by what can be said of tensors without memory."""
+    """As `check`, by what can be said of tensors without memory, whose sizes may be symbols."""
     optional = {"weight": weight, "rows": rows, "masked_m": masked_m, "ks": ks}
     needed = {"x": x, "weight": weight} if before == "rms_norm" else {"x": x}
     given = checks.tensors(needed | {name: one for name, one in optional.items() if one is not None})
@@ -129,7 +130,7 @@ def described(
         )
     m, k = matrix.shape[-2:]
     if before == "silu_and_mul":
-        if k % 2:
+        if _known(k % 2 != 0):
             raise InputError(
                 f"x has {k} columns; an even number, for gates and what they multiply, is needed"
             )
@@ -158,13 +159,14 @@ def described(
         checks.sizes("x", matrix, "k", "n")
         if kind != "per_channel_turned":
             raise InputError("ks is given for codes that are not transposed; transposed=True is needed")
-        if m % SCALE_BLOCK:
+        if _known(m % SCALE_BLOCK != 0):
             raise InputError(f"there are {m} rows; with ks a multiple of {SCALE_BLOCK} is needed")
     for name, size in (("m", m), ("k", k)):
-        if size > MAX_SIZE:
+        if _known(size > MAX_SIZE):
             raise InputError(f"{name} is {size}; at most 2^31 - 1 is needed")
     groups = matrix.shape[0] if matrix.dim() == 3 else 1
-    if (runs := groups * m * ceil_div(k, SCALE_BLOCK)) > MAX_SIZE:
+    runs = groups * m * ceil_div(k, SCALE_BLOCK)
+    if _known(runs > MAX_SIZE):
         raise InputError(f"x has {runs} runs of {SCALE_BLOCK} numbers; at most 2^31 - 1 are needed")
     detached = matrix.detach().resolve_neg()
     return CheckedCast(
@@ -202,6 +204,12 @@ def contents(call: CheckedCast) -> None:
             begin += rows
 
 
+def _known(wrong: bool) -> bool:
+    """Whether something wrong is known. Of a symbol a comparison is no bool, and would be a condition of what
+    is exported or compiled if it were made one; the operator itself compares numbers."""
+    return wrong is True
+
+
 def _indices(name: str, tensor: torch.Tensor, dimension: str) -> tuple[int, ...]:
     checks.dtype(name, tensor, torch.int32)
     found = checks.sizes(name, tensor, dimension)
@@ -210,16 +218,20 @@ def _indices(name: str, tensor: torch.Tensor, dimension: str) -> tuple[int, ...]
     return found
 
 
-def results(call: CheckedCast, mn_major: bool) -> Results:
+def results(call: CheckedCast, mn_major: bool, ceil_div: Callable[[int, int], int] = ceil_div) -> Results:
     """New tensors for a cast, not initialised.
 
     Args:
         mn_major: lay the scales out as the products take them: those of tokens and channels "MN-major,
             TMA-aligned", those of blocks contiguous. Otherwise all are contiguous.
+        ceil_div: divides m and k, which may be symbols.
     """
-    kind, groups, m, k, device = call.kernel.kind, len(call.x), call.m, call.k, call.x.device
+    kind, groups, m, k, device = call.kernel.kind, call.x.shape[0], call.m, call.k, call.x.device
     if kind == "per_channel_turned":
-        codes = torch.empty(groups, k, align(m, K_MULTIPLE), dtype=E4M3, device=device)[..., :m]
+        row = m if call.ks is not None else ceil_div(m, K_MULTIPLE) * K_MULTIPLE  # with ks they are the same
+        # as_strided, because a slice would compare m with the row's length.
+        whole = torch.empty(groups, k, row, dtype=E4M3, device=device)
+        codes = whole.as_strided((groups, k, m), (k * row, row, 1))
     else:
         codes = torch.empty(groups, m, k, dtype=E4M3, device=device)
     rows = m if kind == "per_token" else ceil_div(m, SCALE_BLOCK)

@@ -178,15 +178,17 @@ def ceil_to_ue8m0(x: torch.Tensor) -> torch.Tensor:
 
 
 def _cast(which: Kind, x: torch.Tensor, use_ue8m0: bool, gran_k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A cast. It is an operator of torch where somebody wants to see it. Compiled, it is the operator where a
-    kernel may do it, and else what it is made of, which torch.compile makes one kernel of."""
-    if (ops.compiling() and x.is_cuda) or (not ops.compiling() and ops.seen(x)):
+    """A cast. It is an operator of torch where somebody wants to see it, and where it is exported. Compiled,
+    it is the operator where a kernel may do it, and else what it is made of, which torch.compile makes one
+    kernel of."""
+    compiled = ops.compiling() and not torch.compiler.is_exporting()
+    if x.is_cuda if compiled else (ops.compiling() or ops.seen(x)):
         operator = getattr(torch.ops.gemm_ladder, f"{which}_cast_to_fp8")
         found: tuple[torch.Tensor, torch.Tensor] = operator(
             x.detach() if isinstance(x, torch.Tensor) else x, use_ue8m0, gran_k
         )
         return found
-    return (_by_operators if ops.compiling() else _by_kernel)(which, x, use_ue8m0, gran_k)
+    return (_by_operators if compiled else _by_kernel)(which, x, use_ue8m0, gran_k)
 
 
 def _by_kernel(
@@ -211,6 +213,17 @@ def _by_operators(
     return eager.blocks(x, 1 if which == "per_token" else gran_k, gran_k, use_ue8m0)
 
 
+def _fake(which: Kind, x: torch.Tensor, use_ue8m0: bool, gran_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The results without memory."""
+    _check(x, gran_k)
+    rows, columns = (
+        size if which == whole else ops.symbolic_ceil_div(size, gran_k)
+        for size, whole in zip(x.shape, ("per_token", "per_channel"), strict=True)
+    )
+    codes = x.new_empty(x.shape, dtype=torch.float8_e4m3fn)
+    return codes, x.new_empty(rows, columns, dtype=torch.float32)
+
+
 def _check(x: torch.Tensor, gran_k: int) -> None:
     if not isinstance(x, torch.Tensor) or x.dim() != 2 or x.dtype not in _CAST_FROM:
         given = f"{x.dtype} {list(x.shape)}" if isinstance(x, torch.Tensor) else f"of type {type(x).__name__}"
@@ -224,7 +237,7 @@ def _define(which: Kind) -> None:
     ops.define(
         f"{which}_cast_to_fp8(Tensor x, bool use_ue8m0, int gran_k) -> (Tensor, Tensor)",
         functools.partial(_by_kernel, which),
-        functools.partial(_by_operators, which),
+        functools.partial(_fake, which),
     )
 
 

@@ -13,8 +13,8 @@ sentence that says what was given and what is needed. The contents of m_indices,
 on a GPU are not looked at, because that would wait for the GPU, unless GEMM_LADDER_CHECK=1 is in the
 environment when the package is first used. `gemm_ladder.checks` has the rules in full. In torch.compile and
 torch.export a call becomes an operator of `gemm_ladder.ops`. A process that loads what torch.export has saved
-imports this module before: it registers all operators, those of the casts and of scales' layouts, too; but
-`gemm_ladder.layers` registers those of layers.
+imports `gemm_ladder` before. This module registers all operators, those of the casts and of scales' layouts,
+too, but for those of layers.
 """
 
 from __future__ import annotations

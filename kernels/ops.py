@@ -12,6 +12,7 @@ do these functions.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -42,6 +43,7 @@ _OTHER_ARGUMENTS: dict[Kind, str] = {
 }
 _ARGUMENTS = {kind: 5 + others.count(",") for kind, others in _OTHER_ARGUMENTS.items()}  # how many
 _library = torch.library.Library("gemm_ladder", "DEF")
+_thread = threading.local()
 # Answers False. Where torch.compile reads a call of it, it takes the answer to be True.
 compiling = torch.compiler.is_dynamo_compiling
 _modes = torch._C._len_torch_dispatch_stack
@@ -99,7 +101,7 @@ def define(
             torch.library.register_autograd takes them.
     """
     name = schema.partition("(")[0]
-    _library.define(schema)
+    _declare(schema)
     _library.impl(name, function, "CompositeExplicitAutograd")
     torch.library.register_fake(f"gemm_ladder::{name}", fake, lib=_library)
     if gradient is not None:
@@ -107,10 +109,24 @@ def define(
         torch.library.register_autograd(f"gemm_ladder::{name}", backward, setup_context=keep, lib=_library)
 
 
+def _declare(schema: str, tags: tuple[torch.Tag, ...] = ()) -> None:
+    """Give an operator its schema. Torch first looks whether torch.ops has it, which must not import it."""
+    _thread.defines = True
+    try:
+        _library.define(schema, tags=tags)
+    finally:
+        _thread.defines = False
+
+
+def defining() -> bool:
+    """Whether this thread is about to define an operator."""
+    return getattr(_thread, "defines", False)
+
+
 def define_product(schema: str, function: Callable[..., None]) -> None:
     """Register an operator that writes its argument d and returns nothing; arguments as for `define`."""
     name = schema.partition("(")[0]
-    _library.define(schema, tags=(torch.Tag.needs_exact_strides,))
+    _declare(schema, (torch.Tag.needs_exact_strides,))
     for device in ("CPU", "CUDA"):
         _library.impl(name, function, device)
     operator = getattr(torch.ops.gemm_ladder, name).default

@@ -15,6 +15,8 @@ import pytest
 import torch
 from cases import place
 from gemm_ladder import api, ops
+from gemm_ladder.casts import functions
+from gemm_ladder.casts.kernel import KERNELS
 from gemm_ladder.lab.operands import normal
 from gemm_ladder.training import ops as training_ops
 from grouped_cases import contiguous, masked, psum
@@ -105,7 +107,7 @@ def test_export(kind: str, strict: bool, device: str) -> None:
 
 
 LOADS = """
-import sys, torch, gemm_ladder.api
+import gemm_ladder, sys, torch
 
 def registered():
     names = {schema.name for schema in torch._C._jit_get_all_schemas()}
@@ -122,7 +124,7 @@ assert registered() == found, registered() - found
 
 
 def test_an_exported_program_in_another_process(tmp_path: Path) -> None:
-    """gemm_ladder.api registers every operator, whichever module defines it."""
+    """Which finds every operator, whichever module defines it, having imported the package alone."""
 
     class Module(torch.nn.Module):
         def forward(self, x: torch.Tensor, b: torch.Tensor, sfb: torch.Tensor) -> torch.Tensor:
@@ -141,17 +143,30 @@ def test_an_exported_program_in_another_process(tmp_path: Path) -> None:
         for path in package.rglob("*.py")
         if "define(" in (text := path.read_text()) or "define_product(" in text
     ]
-    for name in (
-        "combining",
-        "expert_products",
-        "products",
-    ):  # registered by gemm_ladder.layers, as these modules say
-        modules.remove(f"gemm_ladder.layers.{name}")
     assert {ops.__name__, training_ops.__name__, "gemm_ladder.utils.math"} <= set(modules)
     assert api.__name__ not in modules
     files = [tmp_path / name for name in ("program.pt2", "arguments.pt", "expected.pt")]
     command = [sys.executable, "-c", LOADS, *map(str, files), *modules]
     run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+FINDS = """
+assert "gemm_ladder.ops" not in sys.modules
+for name in names:
+    assert str(getattr(torch.ops.gemm_ladder, name)) == f"gemm_ladder.{name}"
+assert not hasattr(torch.ops.gemm_ladder, "nothing")
+"""
+
+
+@pytest.mark.parametrize("first", ["gemm_ladder, sys, torch", "sys, torch, gemm_ladder"])
+def test_operators_are_found_when_they_are_asked_for(first: str) -> None:
+    """Also where torch is imported later than the package, which does not import it."""
+    casts = {functions._operator(kernel.kind, kernel.before) for kernel in KERNELS}
+    names = [*casts, *ops.NAMES.values(), *training_ops.NAMES, *CASTS, "fp8_linear", "combine_rows"]
+    run = subprocess.run(
+        [sys.executable, "-c", f"import {first}; names = {names}{FINDS}"], capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
 
 

@@ -15,6 +15,7 @@ N, K = 136, 272  # blocks that end inside the weight
 E4M3, E8M0, BF16 = torch.float8_e4m3fn, torch.float8_e8m0fnu, torch.bfloat16
 SCALE_TYPES = (torch.float32, BF16, E8M0)
 NAMES = ("weight_scale_inv", "weight_scale")
+EACH = ("gate_proj", "up_proj", "down_proj")  # of a single expert
 
 
 def checkpoint(
@@ -64,6 +65,23 @@ def test_inside_a_model(name: str) -> None:
         with pytest.raises(RuntimeError) as refused:
             model.load_state_dict(whole | {f"up.0.{name}": torch.ones(1)})
         assert f'"up.0.{name} (a static scale of inputs, which get a scale for each 128' in str(refused.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, E4M3], ids=str)
+def test_zero_points_of_zero(dtype: torch.dtype) -> None:
+    """compressed-tensors may write them for symmetric weights; others are refused, also with strict=False."""
+    state, meant = checkpoint("weight_scale")
+    zeros = {"weight_zero_point": torch.zeros(2, 3).to(dtype)}
+    layer = Fp8Linear(K, N)
+    assert str(layer.load_state_dict(state | zeros)) == "<All keys matched successfully>"
+    assert torch.equal(layer.dequantized_weight(), meant)
+    single = {f"{expert}.{name}.weight": torch.ones(128, 128) for expert in range(2) for name in EACH}
+    zeros = {f"{name}_zero_point": torch.zeros(1, 1).to(dtype) for name in single}
+    experts = Fp8Experts(2, 128, 128)
+    assert str(experts.load_state_dict(single | zeros)) == "<All keys matched successfully>"
+    zeros["1.up_proj.weight_zero_point"] = torch.ones(1, 1).to(dtype)
+    with pytest.raises(InputError, match=r"^1\.up_proj\.weight_zero_point has numbers other than 0"):
+        experts.load_state_dict(single | zeros, strict=False)
 
 
 def test_one_scale_for_all() -> None:
@@ -182,6 +200,11 @@ def test_safetensors_of_others(dtype: torch.dtype, tmp_path: Path) -> None:
         (
             {"weight": torch.ones(N, K, dtype=BF16)},
             "weight is torch.bfloat16 and weight_scale_inv is given; float8_e4m3fn is needed",
+        ),
+        (
+            {"weight_zero_point": torch.tensor([[0.0, 0, 0], [0, 0, -1]]).to(E4M3)},
+            "weight_zero_point has numbers other than 0, as asymmetric quantisation has; symmetric "
+            "quantisation is needed, since FP8 with a scale for each 128 x 128 has no zero points",
         ),
     ],
 )

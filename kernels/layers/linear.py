@@ -50,7 +50,8 @@ class Fp8Linear(torch.nn.Module):
     `weight_scale_inv` (DeepSeek-V3), and FP8 with `weight_scale` (compressed-tensors, with its "block" or
     "tensor" strategy and dynamic inputs). Scales may be float32, bfloat16 or float8_e8m0fnu, one for each
     128 x 128 or a single one; they become float32, which changes none. Refused are scales of another shape,
-    such as one for each row ("channel"), and static scales of inputs (`input_scale`), but for strict=False.
+    such as one for each row ("channel"), zero points other than 0 (`weight_zero_point`) and, unless
+    strict=False, static scales of inputs (`input_scale`).
     `state_dict` has `weight` and, unless trainable, `weight_scale_inv`.
 
     Changing the type of a model, as `model.half()` does, leaves a weight in FP8 and its scales as they are.

@@ -17,7 +17,8 @@ from gemm_ladder.errors import InputError
 from gemm_ladder.layers import weights
 
 NAMES = ("gate_proj", "up_proj", "down_proj")
-_KEY = re.compile(rf"(\d+)\.(?:{'|'.join(NAMES)})\.weight(?:{weights.SCALES}|{weights.OTHERS_SCALES})?")
+_BEHIND = (weights.SCALES, weights.OTHERS_SCALES, weights.ZERO_POINTS)
+_KEY = re.compile(rf"(\d+)\.(?:{'|'.join(NAMES)})\.weight(?:{'|'.join(_BEHIND)})?")
 
 State = MutableMapping[str, torch.Tensor]
 Given = tuple[torch.Tensor | None, torch.Tensor | None]  # a weight and its scales

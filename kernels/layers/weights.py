@@ -17,6 +17,8 @@ E4M3 = torch.float8_e4m3fn
 # are multiplied by them), and in those of compressed-tensors, which are only read here.
 SCALES = "_scale_inv"
 OTHERS_SCALES = "_scale"
+# The codes of 0 in checkpoints of compressed-tensors, whose asymmetric weights are (code - this) * scale.
+ZERO_POINTS = "_zero_point"
 # Scales of inputs that are not computed in each call: of compressed-tensors, and of transformers.
 STATIC = ("input_scale", "activation_scale")
 SCALE_TYPES = (torch.float32, *of_products.CONVERTED)
@@ -93,9 +95,9 @@ def as_blocks(name: str, scales: torch.Tensor, needed: tuple[int, ...]) -> torch
 def take(
     state: MutableMapping[str, torch.Tensor], name: str, shape: tuple[int, ...]
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Take a weight and its scales out of a checkpoint's tensors, as `look` finds them."""
+    """Take a weight, its scales and zero points of 0 out of a checkpoint's tensors, as `look` finds them."""
     weight, scales = look(state, name, shape)
-    for behind in ("", SCALES, OTHERS_SCALES):
+    for behind in ("", SCALES, OTHERS_SCALES, ZERO_POINTS):
         state.pop(name + behind, None)
     # The tensors of a file may begin anywhere, and a load that assigns them keeps their addresses.
     if weight is not None and weight.dtype == E4M3:
@@ -154,6 +156,13 @@ def look(
         raise InputError(f"{name} is {weight.dtype}; float8_e4m3fn, float32, bfloat16 or float16 is needed")
     if weight is not None and of_blocks and weight.dtype != E4M3:
         raise InputError(f"{name} is {weight.dtype} and {of_blocks[0]} is given; float8_e4m3fn is needed")
+    zero_points = state.get(name + ZERO_POINTS)
+    if zero_points is not None and not zero_points.is_meta and zero_points.float().any():
+        raise InputError(
+            f"{name}{ZERO_POINTS} has numbers other than 0, as asymmetric quantisation has; symmetric "
+            f"quantisation is needed, since FP8 with a scale for each {SCALE_BLOCK} x {SCALE_BLOCK} has no "
+            "zero points"
+        )
     if not of_blocks:
         return weight, None
     needed = blocks(torch.empty(shape, device="meta"))

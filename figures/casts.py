@@ -31,7 +31,12 @@ MARKS = {
     "sglang": ("v", 6, "#8a5fa8"),
 }
 # What may come ahead of a cast, as names of the data say it and in words.
-AHEAD = {"silu_and_mul_": "SiLU-and-multiply, ", "rms_norm_": "RMSNorm, ", "gather_": "gather, "}
+AHEAD = {
+    "silu_and_mul_": "SiLU-and-multiply, ",
+    "rms_norm_": "RMSNorm, ",
+    "gather_": "gather, ",
+    "masked_": "masked, ",
+}
 LINE = 0.3  # inches for a cast
 STATE = "dirty"  # the state of L2 that is drawn
 
@@ -43,7 +48,7 @@ def load(path: Path) -> CastsFile:
 
 def function_of(name: str) -> str:
     """The function of gemm_ladder that does a cast of the data."""
-    name = name.removeprefix("gather_").removesuffix("_turned")
+    name = name.removeprefix("masked_").removeprefix("gather_").removesuffix("_turned")
     return f"{name}_quant_fp8" if name.endswith("per_block") else f"{name}_group_quant_fp8"
 
 

@@ -202,9 +202,10 @@ class HostRow(TypedDict):
 class CastRow(TypedDict):
     """A cast to FP8 of [m, k] in BF16: casts.json.
 
-    cast is a gemm_ladder.measure.casts.Cast by its name. impl is "casts", "copy" (of as many bytes), "empty"
-    (a kernel that does nothing) or a library. l2 is "dirty", "clean" or, in a CUDA graph of calls on the same
-    tensors, "graph". us is the median; gb_s is 0 for the empty kernel.
+    cast is a gemm_ladder.measure.casts.Cast by its name; m counts the rows of all groups, where there are
+    groups, also those that are not cast. impl is "casts", "copy" (of as many bytes), "empty" (a kernel that
+    does nothing) or a library. l2 is "dirty", "clean" or, in a CUDA graph of calls on the same tensors,
+    "graph". us is the median; gb_s is 0 for the empty kernel.
     """
 
     cast: str

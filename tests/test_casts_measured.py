@@ -39,9 +39,11 @@ def test_a_wrong_result_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         return out
 
     monkeypatch.setattr(casts.functions, "run", wrong)
-    for wrong_row in (3, 39, 299):
-        problem = casts.Problem(casts.CASTS[0], 300 if wrong_row > 40 else 40, 256, CPU)
-        assert problem.wrong() == "its codes are not the reference's"
+    one_matrix, masked = [(0, 40, 3), (0, 40, 39), (0, 300, 299)], [(-1, 1600, row) for row in (3, 149, 150)]
+    for cast, m, wrong_row in (*one_matrix, *masked):
+        problem = casts.Problem(casts.CASTS[cast], m, 256, CPU)
+        is_cast = wrong_row < problem.valid  # masked, 150 of a group's 200 rows
+        assert problem.wrong() == ("its codes are not the reference's" if is_cast else None)
 
 
 def test_bytes() -> None:
@@ -49,9 +51,13 @@ def test_bytes() -> None:
     for cast in casts.CASTS:
         problem = casts.Problem(cast, *SMALL, CPU)
         out = casts.operands.results(problem.checked(problem.x, problem.rows), mn_major=False)
-        read = problem.x.nbytes * (casts.EXPERTS if cast.gather else 1)
-        others = problem.rows.nbytes if cast.gather else problem.weight.nbytes * (cast.before == "rms_norm")
-        assert cast.bytes(*SMALL) == read + out.codes.numel() + out.scales.nbytes + others
+        x, codes, scales = (
+            one[:, : problem.valid] if cast.masked else one for one in (problem.x, out.codes, out.scales)
+        )
+        read = x.numel() * 2 * (casts.EXPERTS if cast.gather else 1)
+        named = {"rows": cast.gather, "counts": cast.masked, "weight": cast.before == "rms_norm"}
+        others = sum(getattr(problem, name).nbytes for name, there in named.items() if there)
+        assert cast.bytes(*SMALL) == read + codes.numel() + 4 * scales.numel() + others
 
 
 # As vLLM 0.33.0 defines them.
@@ -63,6 +69,8 @@ VLLM = (
     "Tensor? scale_ub=None, bool is_scale_transposed=False) -> ()",
     "rms_norm_per_block_quant(Tensor! result, Tensor input, Tensor weight, Tensor! scale, float epsilon, "
     "Tensor? scale_ub, Tensor!? residual, int group_size, bool is_scale_transposed) -> ()",
+    "persistent_masked_m_silu_mul_quant(Tensor input, Tensor counts, Tensor! y_q, Tensor! y_s, "
+    "bool use_ue8m0) -> ()",
 )
 
 
@@ -88,9 +96,14 @@ def test_vllms_casts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def write(codes: torch.Tensor, scales: torch.Tensor) -> None:
         for out, found in zip((codes, scales), current[-1].by_torch(), strict=True):
-            out.copy_(found)
+            out.copy_(found.view(out.shape))
 
-    places = {"per_token": (1, 2), "silu_and_mul_per_token": (0, 2), "rms_norm_per_token": (0, 3)}
+    places = {
+        "per_token": (1, 2),
+        "silu_and_mul_per_token": (0, 2),
+        "rms_norm_per_token": (0, 3),
+        "masked_silu_and_mul_per_token": (2, 3),
+    }
     for schema, (codes, scales) in zip(VLLM, places.values(), strict=True):
         library.define(schema)
         library.impl(
@@ -101,7 +114,7 @@ def test_vllms_casts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if str(cast) in places:
             call = casts.PEERS["vllm"](current[-1])
             casts.check_peer(current[-1], call)
-            assert call()[1].stride() == (1, SMALL[0])
+            assert call()[1].stride()[-2:] == (1, current[-1].x.shape[-2])
         else:
             with pytest.raises(InputError, match="it has no such cast"):
                 casts.PEERS["vllm"](current[-1])
@@ -132,6 +145,7 @@ def test_the_record_is_drawn(tmp_path: Path) -> None:
     assert len(cells) == 1 + 2 * len(casts.CASTS) * len(casts.SHAPES)
     assert cells[1][:4] == ["per token", "64 x 7168", "dirty", "2.00"] and cells[1][-2:] == ["150%", "0.50"]
     assert "-" not in cells[1] and "-" in cells[-1]
+    assert cells[-1][:2] == ["masked, SiLU-and-multiply, per token", "16384 x 7168"]
     assert figure.picture(data).axes
     text = "<!-- table-casts:begin -->\n<!-- table-casts:end -->"
     assert "SiLU-and-multiply, per channel, transposed" in readme.figures_readme(text, {"casts": data})

@@ -34,6 +34,7 @@ from gemm_ladder.measure.peers import Call
 RECORD = "casts.json"
 OURS, COPY, EMPTY = "casts", "copy", "empty"
 EXPERTS = 8  # that get each token, where rows are gathered
+GROUPS = 8  # of the masked layout
 EPSILON = 1e-6
 GRAPH_ROWS, GRAPH_CALLS = 64, 50  # up to which m, and how many calls, a graph is measured
 CHECKED_ROWS = 128  # at either end: some kernels do the first and the last in different turns of a loop
@@ -46,37 +47,47 @@ PROTOCOL = (
     f"rows, a read of them; graph: a CUDA graph of {GRAPH_CALLS} calls on the same tensors, its time over "
     "the calls; copy: torch's copy of as many bytes, half of them read and half written, both rounded up to "
     f"multiples of {COPY_STEP}; gb_s counts what "
-    f"has to move, a gathered row each time; a gather makes {EXPERTS} rows of each token; torch, "
-    "torch_compile: the same work by torch's operators, in BF16 until the cast; vllm: its wheel's compiled "
-    "operators, scales MN-major"
+    f"has to move, a gathered row each time; a gather makes {EXPERTS} rows of each token; masked: "
+    f"m is the rows of {GROUPS} groups together, of each of which three quarters are valid, and only those "
+    "count; torch, torch_compile: the same work by torch's operators, in BF16 until the cast, of all rows, "
+    "as they would have to wait for the GPU to know which are valid; vllm: its wheel's compiled operators, "
+    "scales MN-major"
 )
 
 
 @dataclass(frozen=True)
 class Cast:
-    """A cast that is measured: of [m, k] in BF16."""
+    """A cast that is measured: of [m, k] in BF16. Masked, the m rows are those of GROUPS groups."""
 
     kind: Kind
     before: Before = "nothing"
     gather: bool = False
+    masked: bool = False
 
     def __str__(self) -> str:
         before = "" if self.before == "nothing" else f"{self.before}_"
-        return f"{'gather_' * self.gather}{before}{self.kind}"
+        return f"{'masked_' * self.masked}{'gather_' * self.gather}{before}{self.kind}"
 
     @property
     def kernel(self) -> Kernel:
         return Kernel(self.kind, self.before, torch.bfloat16)
 
     def bytes(self, m: int, k: int) -> int:
-        """What has to move: BF16 read, FP8 and scales written, indices and weights read."""
+        """What has to move: BF16 read, FP8 and scales written, indices, counts and weights read."""
+        if self.masked:
+            m = GROUPS * valid_rows(m)
         columns = 2 * k if self.before == "silu_and_mul" else k
         scales = {
             "per_token": m * ceil_div(k, SCALE_BLOCK),
             "per_block": ceil_div(m, SCALE_BLOCK) * ceil_div(k, SCALE_BLOCK),
         }.get(self.kind, ceil_div(m, SCALE_BLOCK) * k)
-        others = 4 * m * self.gather + 2 * k * (self.before == "rms_norm")
+        others = 4 * m * self.gather + 4 * GROUPS * self.masked + 2 * k * (self.before == "rms_norm")
         return 2 * m * columns + m * k + 4 * scales + others
+
+
+def valid_rows(m: int) -> int:
+    """The rows that are cast of each of GROUPS groups, which have m rows together: three quarters."""
+    return ceil_div(3 * ceil_div(m, GROUPS), 4)
 
 
 CASTS = (
@@ -84,6 +95,7 @@ CASTS = (
     *(Cast(kind, "silu_and_mul") for kind in KINDS),
     *(Cast(kind, "rms_norm") for kind in KINDS),
     *(Cast(kind, gather=True) for kind in KINDS),
+    Cast("per_token", "silu_and_mul", masked=True),  # behind DeepEP's low-latency dispatch
 )
 SHAPES = ((64, 7168), (4096, 7168), (16384, 7168))
 
@@ -157,22 +169,27 @@ def on_gpu(
 
 
 class Problem:
-    """A cast's operands."""
+    """A cast's operands. Masked, x has three dimensions, of whose second the first `valid` rows are cast."""
 
     def __init__(self, cast: Cast, m: int, k: int, device: torch.device) -> None:
         self.cast, self.m, self.k = cast, m, k
         generator = torch.Generator(device).manual_seed(0)
-        rows = ceil_div(m, EXPERTS) if cast.gather else m
+        groups = (GROUPS,) if cast.masked else ()
+        rows = ceil_div(m, EXPERTS if cast.gather else GROUPS if cast.masked else 1)
         columns = 2 * k if cast.before == "silu_and_mul" else k
-        self.x = torch.randn(rows, columns, generator=generator, device=device).bfloat16()
+        self.x = torch.randn(*groups, rows, columns, generator=generator, device=device).bfloat16()
         self.weight = torch.randn(k, generator=generator, device=device).bfloat16()
         order = torch.randperm(m, generator=generator, device=device)
         self.rows = (order % rows).int() if cast.gather else None
+        self.valid = valid_rows(m) if cast.masked else m
+        self.counts = torch.full(groups, self.valid, dtype=torch.int32, device=device) if groups else None
 
-    def checked(self, x: torch.Tensor, rows: torch.Tensor | None) -> operands.CheckedCast:
+    def checked(
+        self, x: torch.Tensor, rows: torch.Tensor | None, counts: torch.Tensor | None = None
+    ) -> operands.CheckedCast:
         """The call of gemm_ladder.casts."""
         norm = {"weight": self.weight.to(x.device), "eps": EPSILON} if self.cast.before == "rms_norm" else {}
-        return operands.check(self.cast.kind, self.cast.before, x, rows=rows, **norm)
+        return operands.check(self.cast.kind, self.cast.before, x, rows=rows, masked_m=counts, **norm)
 
     def ours(self) -> Call:
         cast, given = self.cast, {"rows": self.rows}
@@ -180,12 +197,14 @@ class Problem:
             given |= {"weight": self.weight, "eps": EPSILON}
         if "channel" in cast.kind:
             given["transposed"] = cast.kind.endswith("turned")
+        if cast.masked:
+            given["masked_m"] = self.counts
         function = getattr(gemm_ladder, figure.function_of(str(cast)))
         return functools.partial(function, self.x, **given)
 
     def numbers(self) -> torch.Tensor:
-        """[m, k]: what is cast, by torch's operators."""
-        x = self.x if self.rows is None else self.x[self.rows]
+        """What is cast, by torch's operators: [m, k], masked all rows of all groups."""
+        x = self.x.flatten(0, -2) if self.rows is None else self.x[self.rows]
         if self.cast.before == "silu_and_mul":
             return F.silu(x[:, : self.k]) * x[:, self.k :]
         if self.cast.before == "rms_norm":
@@ -201,17 +220,24 @@ class Problem:
         codes, scales = eager.blocks(numbers.T, 1, SCALE_BLOCK, False)
         return codes if self.cast.kind.endswith("turned") else codes.T.contiguous(), scales
 
+    def of_valid(self, rows: torch.Tensor) -> torch.Tensor:
+        """The valid ones of masked rows [groups, m of each, ...] or [groups * m of each, ...], as a matrix;
+        other rows as they are."""
+        if not self.cast.masked:
+            return rows
+        return rows.reshape(*self.x.shape[:2], -1)[:, : self.valid].flatten(0, 1)
+
     def wrong(self) -> str | None:
-        """What is wrong with the first and the last rows of our result, compared bit by bit with the
-        reference."""
-        out = functions.run(self.checked(self.x, self.rows), mn_major=True)
-        last = (self.m - 1) // CHECKED_ROWS * CHECKED_ROWS
+        """What is wrong with the first and the last rows of our result, or of each group's, compared bit by
+        bit with the reference."""
+        out = functions.run(self.checked(self.x, self.rows, self.counts), mn_major=True)
+        last = (self.valid - 1) // CHECKED_ROWS * CHECKED_ROWS
         return next(filter(None, (self._wrong_from(first, out) for first in {0, last})), None)
 
     def _wrong_from(self, first: int, out: operands.Results) -> str | None:
-        part = slice(first, first + CHECKED_ROWS)
+        part = slice(first, min(first + CHECKED_ROWS, self.valid))
         if self.rows is None:
-            on_cpu = self.checked(self.x[part].cpu(), None)
+            on_cpu = self.checked(self.x[..., part, :].cpu(), None)
         else:
             on_cpu = self.checked(self.x.cpu(), self.rows[part].cpu())
         expected = operands.results(on_cpu, mn_major=True)
@@ -323,15 +349,17 @@ def torch_compile(problem: Problem) -> Call:
 PEERS: dict[str, Callable[[Problem], Call]] = {
     "torch": lambda problem: problem.by_torch,
     "torch_compile": torch_compile,
-    "vllm": lambda problem: casts_peers.vllm(str(problem.cast), problem.x, problem.weight, EPSILON),
+    "vllm": lambda problem: casts_peers.vllm(
+        str(problem.cast), problem.x, problem.weight, EPSILON, problem.counts
+    ),
     "sglang": lambda problem: casts_peers.sglang(str(problem.cast), problem.x),
 }
 
 
 def check_peer(problem: Problem, call: Call) -> None:
     """Raise InputError where a peer's codes times its scales are not what was to be cast."""
-    codes, scales = call()
-    numbers = problem.numbers().float()
+    codes, scales = map(problem.of_valid, call())
+    numbers = problem.of_valid(problem.numbers()).float()
     if "channel" in problem.cast.kind:  # of which some are transposed: here all are
         numbers = numbers.T
         codes = codes if codes.shape == numbers.shape else codes.T

@@ -43,13 +43,16 @@ def vllm_library() -> Path:
     return found[0]
 
 
-def vllm(cast: str, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> Call:
+def vllm(
+    cast: str, x: torch.Tensor, weight: torch.Tensor, epsilon: float, counts: torch.Tensor | None = None
+) -> Call:
     """vLLM's operator for a cast of BF16, with scales MN-major.
 
     Args:
         cast: its name in the record.
-        x: [m, k], or [m, 2 k] ahead of SiLU-and-multiply.
+        x: [m, k], or [m, 2 k] ahead of SiLU-and-multiply, or masked [groups, m, 2 k].
         weight, epsilon: of RMSNorm.
+        counts: int32 [groups], of the masked layout: how many rows of each group are cast.
 
     Raises:
         InputError: vLLM has no such cast.
@@ -63,6 +66,8 @@ def vllm(cast: str, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> Ca
         return functools.partial(_silu_and_mul, named.silu_and_mul_per_block_quant, x)
     if cast == "rms_norm_per_token":
         return functools.partial(_rms_norm, named.rms_norm_per_block_quant, x, weight, epsilon)
+    if cast == "masked_silu_and_mul_per_token" and counts is not None:
+        return functools.partial(_masked, named.persistent_masked_m_silu_mul_quant, x, counts)
     raise InputError("it has no such cast")
 
 
@@ -97,6 +102,19 @@ def _rms_norm(operator: Callable[..., None], x: torch.Tensor, weight: torch.Tens
     codes, scales = _results(m, k, x.device, m)
     largest, residual, transposed = None, None, True
     operator(codes, x, weight, scales, epsilon, largest, residual, SCALE_BLOCK, transposed)
+    return codes, scales
+
+
+def _masked(operator: Callable[..., None], x: torch.Tensor, counts: torch.Tensor) -> Pair:
+    """vLLM's function of this name also writes zeros to the scales before. Nobody reads those of other rows,
+    and the time of that kernel is not counted."""
+    groups, m, columns = x.shape
+    k = columns // 2
+    codes = torch.empty(groups, m, k, dtype=torch.float8_e4m3fn, device=x.device)
+    shape = (groups, m, runs := ceil_div(k, SCALE_BLOCK))
+    scales = torch.empty_strided(shape, (m * runs, 1, m), dtype=torch.float32, device=x.device)
+    power_of_two = False
+    operator(x, counts, codes, scales, power_of_two)
     return codes, scales
 
 

@@ -112,7 +112,14 @@ def _training(groups: int) -> list[training_config.Config]:
 
 
 class Compiled(Protocol):
-    """What has a kernel: a configuration of this package's."""
+    """What has a kernel: a configuration of this package's, or a kernel of casts or layers."""
+
+    @property
+    def name(self) -> str:
+        """For people, and of the library."""
+
+    def source(self) -> str:
+        """The source text."""
 
     def job(self, target: build.Target) -> build.Job:
         """What compiles it."""

@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 
+import launched
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -20,7 +21,7 @@ from gemm_ladder.layers import (
     ParallelFp8Experts,
     RowParallelFp8Linear,
 )
-from gemm_ladder.measure import parallel_ranks
+from gemm_ladder.measure import parallel, parallel_ranks
 from gemm_ladder.ref import fp8, metrics
 from layer_cases import EXPERTS, HIDDEN, experts_of, normal, tokens
 
@@ -419,12 +420,15 @@ def linear_refusals(device: str) -> None:
 
 @case
 def what_is_measured(device: str) -> None:
-    """The command `parallel`, at small sizes: its layers are right, its rows whole."""
+    """The command `parallel`, at small sizes: its layers are right, its rows whole; BESIDE lists the kernels
+    that are launched beside the products."""
     size = dist.get_world_size()
     sizes = {"hidden": 128, "intermediate": 128, "experts": 8, "top_k": 2, "mlp": 128 * size}
     plan = parallel_ranks.Plan((1, size), (8,), transfers=(1 << 10,), calls=2, **sizes)
     own = torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device("cpu")
-    rows, wrong = parallel_ranks.measure(plan, own)
+    with launched.noted() as kernels:
+        rows, wrong = parallel_ranks.measure(plan, own)
+    assert device == "cuda" or kernels == {*parallel.BESIDE}
     found = {(row["what"], row["impl"], row["ranks"]): row for row in rows}
     expected = {(what, "sums", size) for what in ("experts", "mlp")}
     expected |= {("experts", impl, size) for impl in ("rows", "everywhere")}

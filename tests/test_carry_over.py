@@ -9,8 +9,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from gemm_ladder.build import digest, toolchain
+from gemm_ladder.casts.kernel import Kernel
 from gemm_ladder.errors import GemmLadderError, ToolchainError
+from gemm_ladder.layers import combining, silu_backward, turning
 from gemm_ladder.measure import carry_over, same_code
 from gemm_ladder.production.config import Config
 
@@ -65,14 +68,14 @@ def test_digest_is_replaced_where_only_words_changed(repository: Path) -> None:
     before = recorded(repository)
     earlier = json.loads(before["one.json"])["meta"]["note"]
     present = digest.digest_of({"a.cu": A, "ffma.py": FFMA})
-    replaced, kept = carry_over.carry_over(repository, "measured")
-    assert [path.name for path in replaced] == ["one.json", "two.json"] and not kept
+    changed, replaced, kept = carry_over.carry_over(repository, "measured")
+    assert [path.name for path in replaced] == ["one.json", "two.json"] and not kept and not changed
     after = recorded(repository)
     for name in before:
         expected = before[name].replace(f'"sources": "{earlier}"', f'"sources": "{present}"')
         assert after[name] == expected, "nothing else has changed"
     assert after["old.json"] == before["old.json"], "of other sources"
-    assert carry_over.carry_over(repository, "measured") == ([], []), "once is enough"
+    assert carry_over.carry_over(repository, "measured") == ([], [], {}), "once is enough"
 
 
 @pytest.mark.parametrize(
@@ -99,43 +102,69 @@ def test_machine_code_decides_where_it_is_compared(repository: Path) -> None:
     """The comparison is given the earlier sources, and asked only if tokens differ."""
     asked = []
 
-    def differing(folder: Path) -> list[str]:
+    def differing(folder: Path, file: str | None) -> list[str]:
+        assert file is None, "no other recorded file is there"
         asked.append((folder / "stages" / "a.cu").read_text())
         return ["a"] if len(asked) == 1 else []
 
-    assert carry_over.carry_over(repository, "measured", differing)[0] and not asked
+    assert carry_over.carry_over(repository, "measured", differing).replaced and not asked
     (repository / "kernels/stages/a.cu").write_text("int renamed;\n")
     before = recorded(repository)
     with pytest.raises(GemmLadderError, match=r"since measured, the machine code of a has changed\.$"):
         carry_over.carry_over(repository, "measured", differing)
     assert recorded(repository) == before and asked == [A]
-    replaced, _ = carry_over.carry_over(repository, "measured", differing)
-    assert [path.name for path in replaced] == ["one.json", "two.json"]
+    changed, replaced, _ = carry_over.carry_over(repository, "measured", differing)
+    assert changed == ["a.cu"] and [path.name for path in replaced] == ["one.json", "two.json"]
     present = digest.digest_of({"a.cu": "int renamed;\n", "ffma.py": FFMA})
     assert all(f'"sources": "{present}"' in path.read_text() for path in replaced)
 
 
+@pytest.mark.parametrize("compared", [False, True])
 @pytest.mark.parametrize(
-    ("changed", "kept"),
+    ("changed", "touched"),
     [
         ("casts/cast.cuh", {"casts.json"}),
         ("training/gemm.cuh", {"training.json"}),
         ("include/ptx.cuh", {"casts.json", "training.json"}),
     ],
 )
-def test_files_of_kernels_that_are_not_compared(repository: Path, changed: str, kept: set[str]) -> None:
-    """They stay as they are where their own sources, or what all include, have other tokens."""
+def test_files_of_other_kernels(repository: Path, changed: str, touched: set[str], compared: bool) -> None:
+    """They stay as they are where their own sources, or what all include, have other tokens or, if that is
+    compared, other machine code."""
     data = repository / "figures" / "data"
     for name in ("casts.json", "training.json"):
         (data / name).write_text((data / "one.json").read_text())
     (repository / "kernels" / changed).parent.mkdir()
     (repository / "kernels" / changed).write_text("int added;\n")
-    before = recorded(repository)
-    replaced, left = carry_over.carry_over(repository, "measured", lambda _: [])
-    assert {path.name for path in left} == kept
-    assert {path.name for path in replaced} == {"one.json", "two.json", "casts.json", "training.json"} - kept
+    before, asked = recorded(repository), []
+
+    def compare(folder: Path, file: str | None) -> list[str]:
+        asked.append(file)
+        return ["one", "two"] if file == "casts.json" else []
+
+    if "include" in changed and not compared:
+        with pytest.raises(GemmLadderError, match=r"has changed in ptx\.cuh\.$"):
+            carry_over.carry_over(repository, "measured")
+        assert recorded(repository) == before
+        return
+    found = carry_over.carry_over(repository, "measured", compare if compared else None)
+    kept = {"casts.json"} if compared else touched
+    assert {path.name for path in found.kept} == kept and found.changed == [Path(changed).name]
+    why = "the machine code of one, two has changed" if compared else "its kernels' sources have changed"
+    assert set(found.kept.values()) == {why}
+    rest = {"one.json", "two.json", "casts.json", "training.json"} - kept
+    assert {path.name for path in found.replaced} == rest
     assert all(recorded(repository)[name] == before[name] for name in kept)
-    assert carry_over.carry_over(repository, "measured", lambda _: [])[1] == left
+    rungs_too = [None] if "include" in changed else []
+    assert asked == ([*rungs_too, "casts.json", "training.json"] if compared else [])
+
+
+def test_every_list_belongs_to_a_recorded_file() -> None:
+    assert set(same_code.LISTS) == set(carry_over._FOLDERS)
+    for file in same_code.LISTS:
+        assert (digest.KERNELS.parent / "figures" / "data" / file).is_file()
+        names = {one.name for one in same_code.LISTS[file](same_code.GPUS[-1])}
+        assert len(names) > 5 and all(name.startswith(("fp8_", *OWN)) for name in names)
 
 
 @pytest.mark.slow
@@ -172,6 +201,42 @@ def test_machine_code_is_compared(
     assert old in text
     path.write_text(text.replace(old, new))
     assert same_code.differing_kernels(tmp_path) == differing
+
+
+OWN = [one.KERNEL.name for one in (combining, silu_backward, turning)]
+CAST = Kernel("per_token", "nothing", torch.bfloat16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("edits", "differing"),
+    [
+        ({"casts/cast_numbers.cuh": ("kToken", "kRow"), "casts/kernel.py": ("kToken", "kRow")}, []),
+        ({"casts/cast_start.cuh": ("start_cast(", "start_a_cast(")}, [CAST.name]),
+        ({"casts/kernel.py": ("class Kernel(", "class Cast(")}, [CAST.name]),
+        ({"layers/turn_codes.cuh": ("quad ^ 4 * chunk", "quad ^ 2 * chunk")}, ["turn_codes"]),
+    ],
+)
+def test_other_kernels_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edits: dict[str, tuple[str, str]], differing: list[str]
+) -> None:
+    """A renamed kind of cast changes no instruction, as the earlier kernel.py names it for the earlier
+    headers. What does not build, or has no text, differs."""
+    try:
+        toolchain.find_cuda()
+    except ToolchainError as error:
+        pytest.skip(f"needs nvcc: {error}")
+    monkeypatch.setattr(same_code, "LISTS", {"casts.json": lambda _: [CAST, turning.KERNEL]})
+    for name in same_code.ROOMS:
+        shutil.copytree(digest.KERNELS / name, tmp_path / name)
+    for name, (old, new) in edits.items():
+        path = tmp_path / name
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+    if "casts/cast_numbers.cuh" in edits:
+        path = tmp_path / "casts" / "cast_start.cuh"
+        path.write_text(path.read_text().replace("kToken", "kRow"))
+    assert same_code.differing_kernels(tmp_path, "casts.json") == differing
 
 
 def test_unknown_commit(repository: Path) -> None:

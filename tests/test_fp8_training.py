@@ -7,9 +7,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import launched
 import pictures
 import pytest
 import torch
+from gemm_ladder.arguments import H100_SMS
 from gemm_ladder.cli import main
 from gemm_ladder.errors import GemmLadderError
 from gemm_ladder.figures import draw, measured, readme, sheet
@@ -63,6 +65,15 @@ def test_losses_fall_and_fp8_is_close(capsys: pytest.CaptureFixture[str]) -> Non
     }
     mean = sum(bf16.losses[:10]) / 10
     assert figure.losses(data, ("bf16", 0), "train") == {10: pytest.approx(mean, abs=1e-5)}
+
+
+def test_what_a_step_launches() -> None:
+    """The list of its kernels has those beside the products, and no others."""
+    with launched.noted() as found:
+        model = fp8_training.Run("fp8", 0, SIZES, CPU, BATCH, 1)
+        model.train(fp8_training.on_device(TEXT.train, CPU), 1)
+    listed = fp8_training.kernels(SIZES, BATCH * SIZES.context, H100_SMS, "NVIDIA H200")
+    assert found == launched.beside_products(listed)
 
 
 def record(models: list[fp8_training.Run]) -> dict[str, object]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import gemm_ladder
+import launched
 import pytest
 import torch
 from gemm_ladder.arguments import ceil_div
@@ -107,6 +108,18 @@ def test_every_arithmetic_is_near_bf16(part: model_cases.Decoder) -> None:
         assert {*marks} == {"elementwise", "products", "attention"} | (
             {"routing", "experts"} if part.name == "DeepSeek-V3" else set()
         )
+
+
+def test_what_is_launched() -> None:
+    """The lists of kernels have those beside the products, and no others. (MiniLM's linears are converted as
+    those of the decoders.)"""
+    with launched.noted() as found:
+        for name, config in SMALL.items():
+            part = model_cases.Decoder(name, CPU, None, config)
+            for case in part.cases({}, prefill=(8,), decode=(2,), context=8):
+                for call in case.calls.values():
+                    call()
+    assert found == {*model_cases.CASTS, *model_cases.OWN}
 
 
 def test_the_librarys_experts_get_every_layout() -> None:

@@ -17,7 +17,7 @@ import torch
 from gemm_ladder.errors import LaunchError
 
 if TYPE_CHECKING:
-    from gemm_ladder.build import Built, Target
+    from gemm_ladder.build import Built, Job, Target
 
 
 class OwnKernel:
@@ -32,15 +32,25 @@ class OwnKernel:
         self.name = name
         self.libraries: dict[Target, ctypes.CDLL | None] = {}
 
+    def source(self) -> str:
+        """The source text to compile."""
+        return f'#include "{self.name}.cuh"\n'
+
+    def job(self, target: Target) -> Job:
+        """What compile_for() builds or finds. Raises ToolchainError where there is no compiler."""
+        from gemm_ladder import build  # here: what torch's operators do needs no compiler
+
+        return build.Job.of(self.source(), target, self.name)
+
     def compile_for(self, target: Target) -> Built:
         """Compile the kernel, or find it in the cache.
 
         Raises:
             gemm_ladder.build.ToolchainError, BuildError: it could not be compiled.
         """
-        from gemm_ladder import build  # here: what torch's operators do needs no compiler
+        from gemm_ladder import build
 
-        return build.make(build.Job.of(f'#include "{self.name}.cuh"\n', target, self.name))
+        return build.make(self.job(target))
 
     def load(self, target: Target) -> ctypes.CDLL:
         """Its library, compiled if it is not in the cache, and loaded."""

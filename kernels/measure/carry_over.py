@@ -5,8 +5,14 @@
 A file of figures/data names the digest of the sources that it was measured with. COMMIT is a commit with
 those sources. If they have the same tokens as the present ones, or, with --machine-code, if nvcc makes the
 same instructions of them, then what was measured are the present kernels, and the earlier digest is replaced
-by the present one in every file of figures/data that has it. The machine code of the kernels of casts,
-layers and training is not compared: where their sources have other tokens, their files stay as they are.
+by the present one in every file of figures/data that has it. Where the rungs or the production kernels
+differ, no file is changed. A file of which casts, layers or training kernels are a part stays as it is where
+these differ: without --machine-code in tokens, with it in the instructions of what it times
+(`same_code.of_file`).
+
+Only what runs on the GPU is compared. How it is launched, with how many thread blocks and which of a
+library's kernels, is decided in C++ on the host, of which --machine-code sees nothing: it names the headers
+that have other tokens, to be read.
 
 A digest may be of either rule: the present one, which hashes tokens (`gemm_ladder.build.digest`), or the one
 before it, which hashed the bytes of the files, comments included.
@@ -23,6 +29,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from gemm_ladder.build import digest
 from gemm_ladder.errors import GemmLadderError
@@ -31,35 +38,44 @@ from gemm_ladder.measure import same_code
 _FOLDER = "kernels"  # in the repository
 # As digest.SOURCES, and where ffma.py was before kernels/ had folders for Python.
 _SOURCES = (*digest.SOURCES, "ffma.py")
-# Recorded files of kernels that same_code does not compile, and the folders of these, beside include/.
-_NOT_COMPARED = {
+# The files of same_code.LISTS, and the folders of their kernels' sources, beside include/ and production/.
+_FOLDERS = {
     "casts.json": frozenset({"casts"}),
     "training.json": frozenset({"training"}),
     **dict.fromkeys(
         ("fp8_training.json", "model.json", "parallel.json"), frozenset({"casts", "layers", "training"})
     ),
 }
+Compare = Callable[[Path, "str | None"], list[str]]  # as same_code.differing_kernels
 
 
-def carry_over(
-    repository: Path, commit: str, differing_kernels: Callable[[Path], list[str]] | None = None
-) -> tuple[list[Path], list[Path]]:
+class Carried(NamedTuple):
+    """What carry_over() did.
+
+    Attributes:
+        changed: the sources that have other tokens.
+        replaced: the recorded files that have the present digest now.
+        kept: those that keep the earlier one, with what has changed.
+    """
+
+    changed: list[str]
+    replaced: list[Path]
+    kept: dict[Path, str]
+
+
+def carry_over(repository: Path, commit: str, compare: Compare | None = None) -> Carried:
     """Replace the digest of `commit`'s sources in figures/data by the present one.
 
     Args:
         repository: the checkout.
         commit: has the sources that were measured.
-        differing_kernels: names the kernels whose machine code differs between a folder with the earlier
-            sources and the present ones. It is asked if tokens differ of what is timed there; None: then
-            nothing is carried over.
-
-    Returns:
-        The files that were changed; and those that keep the earlier digest, as their kernels' sources have
-        changed and their machine code is not compared.
+        compare: names the kernels whose machine code differs between a folder with the earlier sources and
+            the present ones: the rungs and production kernels, or those of a recorded file. It is asked if
+            tokens differ; None: then nothing is carried over of what has other tokens.
 
     Raises:
-        GemmLadderError: git does not know the commit, a source has other tokens and nobody compares machine
-            code, or the machine code differs.
+        GemmLadderError: git does not know the commit, or of the rungs and production kernels a source has
+            other tokens and nobody compares machine code, or the machine code differs.
     """
     files = _files(repository, commit)
     earlier = [path for path in files if any(fnmatch.fnmatchcase(path, pattern) for pattern in _SOURCES)]
@@ -76,36 +92,39 @@ def carry_over(
         or digest.tokens(name, then[name]) != digest.tokens(name, now[name])
     )
     folders = {folder_of[name] for name in changed}
-    left = {file for file, of_file in _NOT_COMPARED.items() if folders & {*of_file, "include"}}
-    timed = [name for name in changed if folder_of[name] not in set().union(*_NOT_COMPARED.values())]
-    if timed:
-        if differing_kernels is None or "ffma.py" in timed:
-            raise GemmLadderError(
-                f"The recorded files stay as they are: since {commit}, more than comments and white space "
-                f"has changed in {', '.join(timed)}."
-            )
-        with tempfile.TemporaryDirectory() as folder:
-            for path, content in files.items():
-                (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
-                (Path(folder) / path).write_bytes(content)
-            differing = differing_kernels(Path(folder))
-        if differing:
-            raise GemmLadderError(
-                f"The recorded files stay as they are: since {commit}, the machine code of "
-                f"{', '.join(differing)} has changed."
-            )
+    timed = [name for name in changed if folder_of[name] not in set().union(*_FOLDERS.values())]
+    if timed and (compare is None or "ffma.py" in timed):
+        raise GemmLadderError(
+            f"The recorded files stay as they are: since {commit}, more than comments and white space has "
+            f"changed in {', '.join(timed)}."
+        )
     then_digests = f"(?:{earlier_digest(files)}|{digest.digest_of(then)})"
     recorded = re.compile(rf'("sources":\s*"){then_digests}(")')
-    replaced, kept = [], []
-    for path in sorted((repository / "figures" / "data").glob("*.json")):
-        text = path.read_text(encoding="utf-8")
-        new = recorded.sub(rf"\g<1>{digest.digest_of(now)}\g<2>", text)
-        if new != text and path.name in left:
-            kept.append(path)
-        elif new != text:
-            path.write_text(new, encoding="utf-8")
-            replaced.append(path)
-    return replaced, kept
+    texts = {path: path.read_text("utf-8") for path in sorted((repository / "figures/data").glob("*.json"))}
+    new = {path: recorded.sub(rf"\g<1>{digest.digest_of(now)}\g<2>", text) for path, text in texts.items()}
+    found = [path for path in texts if new[path] != texts[path]]
+    others = [path for path in found if path.name in _FOLDERS] if changed else []
+    kept = {}
+    if compare is None:
+        touched = [path for path in others if folders & _FOLDERS[path.name]]
+        kept = dict.fromkeys(touched, "its kernels' sources have changed")
+    elif changed:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in files.items():
+                (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
+                (Path(folder) / name).write_bytes(content)
+            if timed and (differing := compare(Path(folder), None)):
+                raise GemmLadderError(
+                    f"The recorded files stay as they are: since {commit}, the machine code of "
+                    f"{', '.join(differing)} has changed."
+                )
+            for path in others:
+                if differing := compare(Path(folder), path.name):
+                    kept[path] = f"the machine code of {', '.join(differing)} has changed"
+    replaced = [path for path in found if path not in kept]
+    for path in replaced:
+        path.write_text(new[path], encoding="utf-8")
+    return Carried(changed, replaced, kept)
 
 
 def earlier_digest(files: dict[str, bytes]) -> str:
@@ -121,9 +140,11 @@ def earlier_digest(files: dict[str, bytes]) -> str:
 
 
 def _files(repository: Path, commit: str) -> dict[str, bytes]:
-    """{path below kernels/: content} of the sources at a commit, by either rule."""
+    """{path below kernels/: content} of the sources at a commit, by either rule, and of what writes casts'
+    text."""
     listed = _git(repository, "ls-tree", "-r", "-z", "--name-only", f"{commit}:{_FOLDER}")
-    paths = [path for path in listed.decode().split("\0") if path.endswith((".cu", ".cuh", "ffma.py"))]
+    wanted = (".cu", ".cuh", "ffma.py", same_code.CASTS_TEXT)
+    paths = [path for path in listed.decode().split("\0") if path.endswith(wanted)]
     return {path: _git(repository, "show", f"{commit}:{_FOLDER}/{path}") for path in paths}
 
 
@@ -145,21 +166,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--machine-code",
         action="store_true",
-        help="if more has changed, compare the machine code of every kernel that is timed; needs nvcc",
+        help="if more has changed, compare the instructions of every kernel that is timed; needs nvcc",
     )
     arguments = parser.parse_args(argv)
     repository = digest.KERNELS.parent
     try:
         compare = same_code.differing_kernels if arguments.machine_code else None
-        replaced, kept = carry_over(repository, arguments.commit, compare)
+        changed, replaced, kept = carry_over(repository, arguments.commit, compare)
     except GemmLadderError as error:
         print(error, file=sys.stderr)
         return 1
     for path in replaced:
         print(f"{path.relative_to(repository)} has the present digest")
-    for path in kept:
-        print(f"{path.relative_to(repository)} keeps its digest: its kernels' sources have changed")
+    for path, why in kept.items():
+        print(f"{path.relative_to(repository)} keeps its digest: {why}")
     print(f"{len(replaced)} files carried over")
+    if arguments.machine_code and changed:
+        print(f"Read whether kernels are launched as they were: {', '.join(changed)} have other tokens")
     return 0
 
 

@@ -27,6 +27,7 @@ from gemm_ladder.errors import InputError, one_line
 from gemm_ladder.figures import fp8_training as figure
 from gemm_ladder.figures import tables
 from gemm_ladder.figures.rows import LossRow, StepTime
+from gemm_ladder.layers import turning
 from gemm_ladder.measure import corpus, records, session, transformer
 from gemm_ladder.measure.corpus import Corpus
 from gemm_ladder.measure.transformer import Sizes
@@ -323,9 +324,8 @@ def step_time(model: Run, mode: str, ms: Sequence[float]) -> StepTime:
     }
 
 
-def kernels(sizes: Sizes, tokens: int, device: torch.device) -> list[precompiling.Compiled]:
-    """What a step of the FP8 model launches."""
-    sms, gpu = launch.usable_sms(device), torch.cuda.get_device_name(device)
+def kernels(sizes: Sizes, tokens: int, sms: int, gpu: str) -> list[precompiling.Compiled]:
+    """What a step of the FP8 model launches on a GPU of this name, so many of whose SMs are used."""
     needed: list[precompiling.Compiled] = []
     for n, k in sizes.linears:
         for of_product in ((n, k), (k, n)):  # y, and dx
@@ -334,6 +334,7 @@ def kernels(sizes: Sizes, tokens: int, device: torch.device) -> list[precompilin
     needed.append(Kernel("per_token", "nothing", torch.bfloat16))
     needed.append(Kernel("per_channel_turned", "nothing", torch.bfloat16))
     needed.append(Kernel("per_block", "nothing", torch.float32))
+    needed.append(turning.KERNEL)
     return list(dict.fromkeys(needed))
 
 
@@ -384,7 +385,8 @@ def on_gpu(
 ) -> session.Measured[LossRow]:
     """Build the kernels, train, and time."""
     tokens = arguments.batch * SIZES.context
-    precompiling.build_all(kernels(SIZES, tokens, device), "cuda")
+    sms, gpu = launch.usable_sms(device), torch.cuda.get_device_name(device)
+    precompiling.build_all(kernels(SIZES, tokens, sms, gpu), "cuda")
     print(f"{time.perf_counter() - started:5.0f} s: the kernels are built", flush=True)
     models = runs(SIZES, device, arguments.batch, arguments.steps)
     train(models, text, arguments.seconds, started)

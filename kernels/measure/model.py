@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gemm_ladder import launch
 from gemm_ladder.build import folders
 from gemm_ladder.errors import GemmLadderError, InputError, one_line
 from gemm_ladder.figures import measured, tables
@@ -38,6 +39,7 @@ from gemm_ladder.measure import (
     warming,
 )
 from gemm_ladder.measure.model_cases import MODELS, Case
+from gemm_ladder.settings import num_sms_limit
 
 RECORD = "model.json"
 SAME = ("gpu", "driver", "cuda", "torch", "sources", "protocol", "deep_gemm", "weights")
@@ -175,7 +177,9 @@ def build(names: Sequence[str], device: torch.device, with_deep_gemm: bool) -> N
         with contextlib.ExitStack() as stack:
             if with_deep_gemm and any(map(decoder.experts_of, names)):
                 stack.enter_context(model_warming.warming())
-            warming.compile_all(model_cases.configurations(names, device), needed if with_deep_gemm else ())
+            num_sms, gpu = launch.usable_sms(device, num_sms_limit()), torch.cuda.get_device_name(device)
+            ours = model_cases.configurations(names, num_sms, gpu)
+            warming.compile_all(ours, needed if with_deep_gemm else ())
         for cast in casts:
             cast.result()
 

@@ -10,10 +10,9 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from gemm_ladder import launch
 from gemm_ladder.arguments import Kind, ceil_div
 from gemm_ladder.casts.kernel import Kernel
-from gemm_ladder.layers import Fp8Linear, convert, routing
+from gemm_ladder.layers import Fp8Linear, combining, convert, routing
 from gemm_ladder.measure import decoder, minilm
 from gemm_ladder.measure.arithmetic import IN_BF16, Arithmetic, Fused
 from gemm_ladder.measure.model_times import Mark, Marked
@@ -21,7 +20,6 @@ from gemm_ladder.measure.peers import Call
 from gemm_ladder.measure.shapes import Cell, Shape
 from gemm_ladder.production import launching
 from gemm_ladder.production.config import Config
-from gemm_ladder.settings import num_sms_limit
 
 DECODERS = tuple(decoder.KINDS)
 MODELS = (*DECODERS, minilm.NAME)
@@ -31,6 +29,8 @@ SENTENCE = 128  # tokens of a sentence at most
 ENCODED = (1, 8, 32, 128, 512, 2048, 8192)  # tokens of all sentences
 LIMIT = 64  # kinds of sizes that torch.compile compiles one function for
 
+# What is launched beside the products.
+OWN = (combining.KERNEL,)
 CASTS = (
     Kernel("per_block", "nothing", torch.bfloat16),
     Kernel("per_token", "nothing", torch.bfloat16),
@@ -225,9 +225,9 @@ def products(name: str) -> Iterator[Cell]:
         yield from (Cell("dense", 1, Shape(m, n, k)) for m in ms)
 
 
-def configurations(names: Sequence[str], device: torch.device) -> list[Config]:
-    """The configurations of our kernels that all sizes of these models need."""
-    num_sms, gpu = launch.usable_sms(device, num_sms_limit()), torch.cuda.get_device_name(device)
+def configurations(names: Sequence[str], num_sms: int, gpu: str) -> list[Config]:
+    """The configurations of our kernels that all sizes of these models need on a GPU of this name, so many of
+    whose SMs are used."""
 
     def configuration(kind: Kind, m: int, n: int, k: int, groups: int, expected: int | None) -> Config:
         return launching.configuration(kind, m, n, k, groups, expected, num_sms, gpu)

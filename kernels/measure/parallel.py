@@ -20,11 +20,12 @@ from pathlib import Path
 import torch
 from gemm_ladder import launch, precompiling
 from gemm_ladder.arguments import HOPPER, ceil_div
+from gemm_ladder.casts.kernel import Kernel
 from gemm_ladder.errors import GemmLadderError, InputError
 from gemm_ladder.figures import parallel as figure
 from gemm_ladder.figures import tables
 from gemm_ladder.figures.rows import ParallelRow
-from gemm_ladder.layers import routing
+from gemm_ladder.layers import combining, routing
 from gemm_ladder.measure import records, session
 from gemm_ladder.measure.parallel_ranks import MODULE, Plan
 from gemm_ladder.measure.rank_timing import WARM
@@ -34,6 +35,13 @@ from gemm_ladder.production.config import Config
 RECORD = "parallel.json"
 GRAPHS = 2  # for how many numbers of tokens, the first ones, a CUDA graph is measured
 SECONDS = 200  # after which the processes are taken to hang
+# What the layers launch beside products.
+BESIDE = (
+    Kernel("per_block", "nothing", torch.bfloat16),
+    Kernel("per_token", "nothing", torch.bfloat16),
+    Kernel("per_token", "silu_and_mul", torch.bfloat16),
+    combining.KERNEL,
+)
 PROTOCOL = (
     "a process for each GPU, NCCL; time between CUDA events, the host's share and its waiting included; the "
     f"ranks begin together, and the slowest counts; median of {Plan().calls} calls after {WARM} that do not "
@@ -111,7 +119,8 @@ def on_gpus(plan: Plan, device: torch.device) -> session.Measured[ParallelRow]:
         "plan": dataclasses.asdict(plan),
     }
     result: session.Measured[ParallelRow] = session.Measured(meta=meta)
-    precompiling.build_all(needed(plan, device), "cuda")
+    num_sms, gpu = launch.usable_sms(device), torch.cuda.get_device_name(device)
+    precompiling.build_all([*BESIDE, *needed(plan, num_sms, gpu)], "cuda")
     result.rows, result.wrong = found_by(plan)
     try:  # in new processes: what cannot be captured may leave NCCL unusable
         rows, wrong = found_by(dataclasses.replace(plan, graph_tokens=plan.tokens[:GRAPHS]))
@@ -131,9 +140,9 @@ def found_by(plan: Plan) -> tuple[list[ParallelRow], list[str]]:
     return found["rows"], found["wrong"]
 
 
-def needed(plan: Plan, device: torch.device) -> list[Config]:
-    """The kernels that the layers call; one that is missing here is built when it is called."""
-    num_sms, gpu = launch.usable_sms(device), torch.cuda.get_device_name(device)
+def needed(plan: Plan, num_sms: int, gpu: str) -> list[Config]:
+    """The kernels of products that the layers call on GPUs of this name, so many of whose SMs are used; one
+    that is missing here is built when it is called."""
     found: dict[Config, None] = {}
     for size in plan.ranks:
         experts = ceil_div(plan.experts, size)

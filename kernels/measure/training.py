@@ -180,7 +180,7 @@ def on_gpu(
     result: Measured[TimedRow] = Measured()
     with torch.cuda.device(device):
         num_sms = launch.usable_sms(device, num_sms_limit())
-        of_product = {one: choose(one.shape.m, one.shape.n, one.ks, num_sms) for one in chosen}
+        of_product = configurations(chosen, num_sms)
         needed = {one.with_room_for(product.groups) for one in configs for product in chosen}
         precompiling.build_all([*(needed or set(of_product.values()))], "cuda")
         measure_each(
@@ -195,6 +195,11 @@ def on_gpu(
     if not configs:
         result.meta["configurations"] = {str(one): config.name for one, config in of_product.items()}
     return result
+
+
+def configurations(chosen: Sequence[Product], num_sms: int) -> dict[Product, Config]:
+    """The kernel that the interface chooses for each product."""
+    return {one: choose(one.shape.m, one.shape.n, one.ks, num_sms) for one in chosen}
 
 
 @dataclass(frozen=True)

@@ -326,15 +326,16 @@ def step_time(model: Run, mode: str, ms: Sequence[float]) -> StepTime:
 
 def kernels(sizes: Sizes, tokens: int, sms: int, gpu: str) -> list[precompiling.Compiled]:
     """What a step of the FP8 model launches on a GPU of this name, so many of whose SMs are used."""
-    needed: list[precompiling.Compiled] = []
+    needed: list[precompiling.Compiled] = [
+        Kernel("per_token", "nothing", torch.bfloat16),
+        Kernel("per_channel_turned", "nothing", torch.bfloat16),
+        Kernel("per_block", "nothing", torch.float32),
+        turning.KERNEL,
+    ]
     for n, k in sizes.linears:
         for of_product in ((n, k), (k, n)):  # y, and dx
             needed.append(launching.plan("dense", *of_product, 1, sms, gpu).at(tokens))
         needed.append(candidates.choose(n, k, (tokens,), sms))
-    needed.append(Kernel("per_token", "nothing", torch.bfloat16))
-    needed.append(Kernel("per_channel_turned", "nothing", torch.bfloat16))
-    needed.append(Kernel("per_block", "nothing", torch.float32))
-    needed.append(turning.KERNEL)
     return list(dict.fromkeys(needed))
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -72,7 +73,8 @@ def differing_kernels(earlier: Path, file: str | None = None) -> list[str]:
         file: one of LISTS; None: the rungs and the production kernels.
 
     Returns:
-        Those names, also of what does not build from the earlier sources.
+        Those names, also of what does not build from the earlier sources. Of `file` it is the first that is
+        found: the others, which may be a hundred, need not be compiled then.
 
     Raises:
         gemm_ladder.build.ToolchainError: there is no nvcc, or no cuobjdump.
@@ -86,7 +88,12 @@ def differing_kernels(earlier: Path, file: str | None = None) -> list[str]:
         sources = [(one.name, one.source(), _earlier_text(one, earlier)) for one in of_file(file)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         same = pool.map(lambda one: _same(one[1], one[2], earlier), sources)
-        return [name for (name, *_), is_same in zip(sources, same, strict=True) if not is_same]
+        differing = (name for (name, *_), is_same in zip(sources, same, strict=True) if not is_same)
+        if file is None:
+            return [*differing]
+        first = [*itertools.islice(differing, 1)]
+        pool.shutdown(cancel_futures=True)
+        return first
 
 
 def _rungs() -> Iterator[tuple[str, str]]:

@@ -252,13 +252,6 @@ def experts_refusals(device: str) -> None:
         ParallelFp8Experts(8, 256 if rank else 128, 128, device=device)
     with refused("a token has 2 experts on rank 0 and 3 on rank 1; one number is needed"):
         layer(*tokens(5, 3 if rank else 2, device))
-    for name, part in (("x", 0), ("expert_weights", 2)):
-        wanted = [one.clone().requires_grad_(number == part) for number, one in enumerate(call)]
-        with refused(f"{name} requires grad, and experts over several GPUs have no gradient"):
-            layer(*wanted)
-    trained = Fp8Experts(EXPERTS, HIDDEN, 128, trainable=True, device=device)
-    with refused("the experts are trained; quantize_() is needed before they are divided"):
-        ParallelFp8Experts.from_experts(trained)
     same(layer(*call), whole(*call))
 
 

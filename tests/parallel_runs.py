@@ -1,5 +1,5 @@
-"""Several processes that run the functions of parallel_cases.py and sharded_cases.py, each with a rank of
-torch.distributed.
+"""Several processes that run the functions of trained_cases.py, sharded_cases.py and parallel_cases.py, each
+with a rank of torch.distributed.
 
     python tests/parallel_runs.py FOLDER BACKEND RANKS...
 
@@ -37,9 +37,9 @@ def found(folder: Path, size: int, case: str) -> list[str]:
 
 
 def _work(folder: Path, backend: str, rank: int, size: int) -> None:
-    import sharded_cases
     import torch
     import torch.distributed as dist
+    import trained_cases
 
     options: dict[str, Any] = {}
     if backend == "nccl":
@@ -49,7 +49,7 @@ def _work(folder: Path, backend: str, rank: int, size: int) -> None:
     options["timeout"] = datetime.timedelta(seconds=SECONDS[backend] / 2)
     dist.init_process_group(backend, init_method=store, rank=rank, world_size=size, **options)
     device = "cuda" if backend == "nccl" else "cpu"
-    for name, case in sharded_cases.CASES.items():
+    for name, case in trained_cases.CASES.items():
         try:
             case(device)
         except Exception:  # the others would wait for this one: it ends, which they notice
@@ -61,10 +61,10 @@ def _work(folder: Path, backend: str, rank: int, size: int) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    import sharded_cases  # what is imported before the fork is imported once
+    import trained_cases  # what is imported before the fork is imported once
 
     folder, backend = Path(arguments[0]), arguments[1]
-    assert sharded_cases.CASES
+    assert trained_cases.CASES
     for size in map(int, arguments[2:]):
         children = []
         for rank in range(size):

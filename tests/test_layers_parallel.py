@@ -6,12 +6,12 @@ from pathlib import Path
 
 import parallel_runs
 import pytest
-import sharded_cases
 import torch
+import trained_cases
 from gemm_ladder.errors import InputError
 from gemm_ladder.layers import ColumnParallelFp8Linear, ParallelFp8Experts
 
-each_case = pytest.mark.parametrize("case", sharded_cases.CASES)
+each_case = pytest.mark.parametrize("case", trained_cases.CASES)
 
 
 @pytest.fixture(scope="module")

@@ -43,6 +43,7 @@ STRICT = (
                 "own_kernels",
                 "parallel_experts",
                 "parallel_linear",
+                "parallel_products",
                 "products",
                 "ranks",
                 "reading",

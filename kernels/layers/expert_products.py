@@ -68,16 +68,31 @@ def experts(
         InputError: the alignment of the contiguous layout is no multiple of 128, or, in the backward pass,
             it is no longer what it was.
     """
-    alignment = settings.get_mk_alignment_for_contiguous_layout()
-    if alignment % SCALE_BLOCK:
-        raise InputError(
-            f"the alignment of the contiguous layout is {alignment}; a multiple of {SCALE_BLOCK} is needed "
-            "for gradients of experts"
-        )
+    alignment_now()
     out: torch.Tensor = torch.ops.gemm_ladder.fp8_experts(
         x, chosen, factors, *(trained or (None, None)), *stored, use_ue8m0
     )[0]
     return out
+
+
+def alignment_now(before: int | None = None) -> int:
+    """The alignment of the contiguous layout, for a pass; `before` is what it was in the forward pass.
+
+    Raises:
+        InputError: it is no multiple of 128, or is no longer what it was.
+    """
+    alignment = settings.get_mk_alignment_for_contiguous_layout()
+    if before is None and alignment % SCALE_BLOCK:
+        raise InputError(
+            f"the alignment of the contiguous layout is {alignment}; a multiple of {SCALE_BLOCK} is needed "
+            "for gradients of experts"
+        )
+    if before not in (None, alignment):
+        raise InputError(
+            f"the alignment of the contiguous layout was {before} in the forward pass and is {alignment} in "
+            "the backward pass; one is needed for both"
+        )
+    return alignment
 
 
 def _forward(
@@ -96,11 +111,27 @@ def _forward(
     expert of each row."""
     placed = routing.place(chosen, len(w1), "contiguous")
     a = functions.per_token_group_quant_fp8(x, use_ue8m0, rows=placed.tokens())
-    inner = _product(a, (w1, w1_scales), placed.rows)
-    b = functions.silu_and_mul_per_token_group_quant_fp8(inner, use_ue8m0)
-    out = _product(b, (w2, w2_scales), placed.rows)
+    out, inner = results(a, placed.rows, Weights(w1, w1_scales, w2, w2_scales), use_ue8m0)
     y = combining.combined(out, placed.places, factors, x.dtype)
     return y, inner, placed.places, placed.rows
+
+
+def results(
+    a: Pair, rows: torch.Tensor, stored: Weights, use_ue8m0: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The forward products: what the experts give for each row, and the first products' results.
+
+    Args:
+        a: codes and scales of the tokens' rows, in the contiguous layout.
+        rows: int32 [rows]: the expert of each, as the product takes it.
+        stored, use_ue8m0: as for `experts`.
+
+    Returns:
+        bfloat16 [rows, hidden] and [rows, 2 intermediate].
+    """
+    inner = _product(a, stored[:2], rows)
+    b = functions.silu_and_mul_per_token_group_quant_fp8(inner, use_ue8m0)
+    return _product(b, stored[2:], rows), inner
 
 
 def _product(a: Pair, b: Pair, rows: torch.Tensor) -> torch.Tensor:
@@ -108,6 +139,71 @@ def _product(a: Pair, b: Pair, rows: torch.Tensor) -> torch.Tensor:
     out = a[0].new_empty(a[0].shape[0], b[0].shape[1], dtype=torch.bfloat16)
     calls.contiguous(a, b, out, rows, None)
     return out
+
+
+def of_rows(factors: torch.Tensor, places: torch.Tensor, size: int) -> torch.Tensor:
+    """float32 [size]: the factor of each row, from those of tokens: rounded to BF16, as the forward pass has
+    them, and 0 where a row is padding."""
+    found = factors.new_zeros(size + 1, dtype=torch.float32)
+    found[places] = factors.bfloat16().float()
+    return found[:size]
+
+
+def back_to_inner(
+    grad: Pair, factors: torch.Tensor, inner: torch.Tensor, rows: torch.Tensor, stored: Weights
+) -> silu_backward.Gradients:
+    """Back through the second product and SiLU-and-multiply.
+
+    Args:
+        grad: codes and scales of the gradient of the result, gathered as the tokens' rows are.
+        factors: float32 [rows], as `of_rows` gives them.
+        inner, rows, stored: of the forward pass.
+
+    Returns:
+        What `silu_backward.through_silu_and_mul` gives: the gradients of `inner` and of the factors, and h
+        times the factors.
+    """
+    of_h = _product(grad, _turned(*stored[2:]), rows)
+    return silu_backward.through_silu_and_mul(inner, of_h, factors)
+
+
+def back_to_x(of_inner: torch.Tensor, rows: torch.Tensor, stored: Weights, use_ue8m0: bool) -> torch.Tensor:
+    """bfloat16 [rows, hidden]: the gradient of each row, of which a token adds up its own."""
+    a = functions.per_token_group_quant_fp8(of_inner, use_ue8m0)
+    return _product(a, _turned(*stored[:2]), rows)
+
+
+def back_to_weights(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    of_inner: torch.Tensor,
+    factored: torch.Tensor,
+    token: torch.Tensor,
+    rows: torch.Tensor,
+    count: int,
+    use_ue8m0: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """float32: the gradients of both weights of `count` experts, for which this waits for the GPU.
+
+    Args:
+        grad, x: [tokens, hidden]: the gradient of the result, and the tokens.
+        of_inner, factored: of the rows, as `back_to_inner` gives them.
+        token: int32 [rows]: the token of each row, -1 for padding.
+        rows: int32 [rows]: the expert of each.
+    """
+    ks = _rows_of_experts(rows, count)
+    on_host = ks.tolist()  # which waits for the GPU
+    of_w1 = _grouped(
+        functions.per_channel_group_quant_fp8(of_inner, use_ue8m0, ks=ks),
+        functions.per_channel_group_quant_fp8(x, use_ue8m0, rows=token, ks=ks),
+        on_host,
+    )
+    of_w2 = _grouped(
+        functions.per_channel_group_quant_fp8(grad, use_ue8m0, rows=token, ks=ks),
+        functions.per_channel_group_quant_fp8(factored, use_ue8m0, ks=ks),
+        on_host,
+    )
+    return of_w1, of_w2
 
 
 def _turned(codes: torch.Tensor, of_blocks: torch.Tensor) -> Pair:
@@ -131,37 +227,24 @@ def _backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients of x, of the factors, in FP32, and of both weights, in FP32; those that are not wanted
     are empty."""
-    size = len(rows)
+    size, stored = len(rows), Weights(w1, w1_scales, w2, w2_scales)
     token = routing.Placement("contiguous", size, rows, places, places.numel()).tokens()
-    # In BF16, as the forward pass has them; 0 where a row is padding.
-    factor = factors.new_zeros(size + 1, dtype=torch.float32)
-    factor[places] = factors.bfloat16().float()
-    of_h = _product(
-        functions.per_token_group_quant_fp8(grad, use_ue8m0, rows=token), _turned(w2, w2_scales), rows
+    of_inner, of_each, factored = back_to_inner(
+        functions.per_token_group_quant_fp8(grad, use_ue8m0, rows=token),
+        of_rows(factors, places, size),
+        inner,
+        rows,
+        stored,
     )
-    of_inner, of_rows, factored = silu_backward.through_silu_and_mul(inner, of_h, factor[:size])
-    of_factors = torch.nn.functional.pad(of_rows, (0, 1))[places]  # 0 for a choice that has no row
+    of_factors = torch.nn.functional.pad(of_each, (0, 1))[places]  # 0 for a choice that has no row
     of_input, of_w1, of_w2 = (
         x.new_empty(0, dtype=dtype) for dtype in (x.dtype, torch.float32, torch.float32)
     )
     if of_x:
-        back = _product(
-            functions.per_token_group_quant_fp8(of_inner, use_ue8m0), _turned(w1, w1_scales), rows
-        )
+        back = back_to_x(of_inner, rows, stored, use_ue8m0)
         of_input = combining.combined(back, places, None, x.dtype)
     if of_weights:
-        ks = _rows_of_experts(rows, len(w1))
-        on_host = ks.tolist()  # which waits for the GPU
-        of_w1 = _grouped(
-            functions.per_channel_group_quant_fp8(of_inner, use_ue8m0, ks=ks),
-            functions.per_channel_group_quant_fp8(x, use_ue8m0, rows=token, ks=ks),
-            on_host,
-        )
-        of_w2 = _grouped(
-            functions.per_channel_group_quant_fp8(grad, use_ue8m0, rows=token, ks=ks),
-            functions.per_channel_group_quant_fp8(factored, use_ue8m0, ks=ks),
-            on_host,
-        )
+        of_w1, of_w2 = back_to_weights(grad, x, of_inner, factored, token, rows, len(w1), use_ue8m0)
     return of_input, of_factors, of_w1, of_w2
 
 
@@ -191,7 +274,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -
     wanted = ctx.needs_input_grad
     ctx.of_x, ctx.of_factors, ctx.of_weights = wanted[0], wanted[2], wanted[3] or wanted[4]
     ctx.types = [None if one is None else one.dtype for one in (factors, gate_up, down)]
-    ctx.alignment = settings.get_mk_alignment_for_contiguous_layout()  # of the rows that are kept
+    ctx.alignment = settings.get_mk_alignment_for_contiguous_layout()
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, factors, *output[1:], *stored)
 
@@ -201,11 +284,7 @@ def _gradients(ctx: Any, grad: torch.Tensor | None, *of_others: None) -> tuple[t
         return (None,) * 10
     if torch.is_grad_enabled():
         raise products.second_derivative()
-    if (alignment := settings.get_mk_alignment_for_contiguous_layout()) != ctx.alignment:
-        raise InputError(
-            f"the alignment of the contiguous layout was {ctx.alignment} in the forward pass and is "
-            f"{alignment} in the backward pass; one is needed for both"
-        )
+    alignment_now(ctx.alignment)  # of the rows that are kept
     of_input, *others = torch.ops.gemm_ladder.fp8_experts_backward(
         grad, *ctx.saved_tensors, ctx.use_ue8m0, ctx.of_x, ctx.of_weights
     )

@@ -20,10 +20,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
-from gemm_ladder import scales
-from gemm_ladder.casts import functions
 from gemm_ladder.errors import InputError
-from gemm_ladder.layers import combining, routing, single_experts, travelling, weights
+from gemm_ladder.layers import (
+    combining,
+    expert_products,
+    parallel_products,
+    routing,
+    single_experts,
+    travelling,
+    weights,
+)
 from gemm_ladder.layers.experts import PROJECTIONS, Fp8Experts, Setting
 from gemm_ladder.layers.ranks import Ranks
 from torch.nn.parameter import Parameter
@@ -121,19 +127,28 @@ class ParallelFp8Experts(Fp8Experts):
         combine: Combine = "sums",
         everywhere: bool = False,
         layout: Setting = "auto",
+        trainable: bool = False,
         use_ue8m0: bool = False,
         device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         ranks = Ranks(group)
         weights.check_size("num_experts", num_experts, 1)
         own = len(ranks.share("num_experts", num_experts))
         super().__init__(
-            own, hidden_size, intermediate_size, layout=layout, use_ue8m0=use_ue8m0, device=device
+            own,
+            hidden_size,
+            intermediate_size,
+            layout=layout,
+            trainable=trainable,
+            use_ue8m0=use_ue8m0,
+            device=device,
+            dtype=dtype,
         )
         self._share(ranks, combine, everywhere)
 
     @classmethod
-    def from_weights(  # type: ignore[override] # these are not trained
+    def from_weights(
         cls,
         gate_up_proj: torch.Tensor,
         down_proj: torch.Tensor,
@@ -142,6 +157,7 @@ class ParallelFp8Experts(Fp8Experts):
         combine: Combine = "sums",
         everywhere: bool = False,
         layout: Setting = "auto",
+        trainable: bool = False,
         use_ue8m0: bool = False,
     ) -> ParallelFp8Experts:
         """This rank's part, of its own weights.
@@ -149,10 +165,13 @@ class ParallelFp8Experts(Fp8Experts):
         Args:
             gate_up_proj, down_proj: as for `Fp8Experts.from_weights`, of this rank's experts. Ranks may have
                 different numbers of them.
-            group, combine, everywhere, layout, use_ue8m0: as for the class.
+            group, combine, everywhere, layout, trainable, use_ue8m0: as for the class. Parameters are shared
+                if they are trained.
         """
         ranks = Ranks(group)
-        layer = super().from_weights(gate_up_proj, down_proj, layout=layout, use_ue8m0=use_ue8m0)
+        layer = super().from_weights(
+            gate_up_proj, down_proj, layout=layout, trainable=trainable, use_ue8m0=use_ue8m0
+        )
         assert isinstance(layer, cls)
         layer._share(ranks, combine, everywhere)
         return layer
@@ -169,13 +188,11 @@ class ParallelFp8Experts(Fp8Experts):
         """This rank's part of experts that every rank has, copied out of them.
 
         Args:
-            whole: all experts, whose layout and use_ue8m0 hold on.
+            whole: all experts, whose layout and use_ue8m0 hold on, and which are trained or not.
             group, combine, everywhere: as for the class.
         """
         if not isinstance(whole, Fp8Experts) or isinstance(whole, cls):
             raise InputError(f"experts is of type {type(whole).__name__}; a whole Fp8Experts is needed")
-        if whole.trainable:
-            raise InputError("the experts are trained; quantize_() is needed before they are divided")
         ranks = Ranks(group)
         own = ranks.share("num_experts", whole.num_experts)
         layer = cls.__new__(cls)
@@ -183,7 +200,10 @@ class ParallelFp8Experts(Fp8Experts):
         layer.layout, layer.use_ue8m0 = whole.layout, whole.use_ue8m0
         for name, tensor in whole.named_parameters():
             part = tensor.detach()[own.start : own.stop].clone()
-            layer.register_parameter(name, Parameter(part, requires_grad=False))
+            layer.register_parameter(name, Parameter(part, requires_grad=tensor.requires_grad))
+        for name in PROJECTIONS:
+            if whole.trainable:
+                layer.register_parameter(name + weights.SCALES, None)
         layer._share(ranks, combine, everywhere)
         return layer.train(whole.training)
 
@@ -193,6 +213,8 @@ class ParallelFp8Experts(Fp8Experts):
             raise InputError(f"combine is {combine!r}; one of {', '.join(COMBINES)} is needed")
         if everywhere and combine != "sums":
             raise InputError(f"combine is {combine!r} and everywhere is True; 'sums' is needed for that")
+        if everywhere and self.trainable:
+            raise InputError("everywhere is True and trainable, too; False is needed of one")
         ranks.check_device(self.down_proj.device)
         self.ranks, self.combine_by, self.everywhere = ranks, combine, bool(everywhere)
         alike = {
@@ -201,6 +223,7 @@ class ParallelFp8Experts(Fp8Experts):
             "use_ue8m0": self.use_ue8m0,
             "combine": combine,
             "everywhere": self.everywhere,
+            "trainable": self.trainable,
         }
         of_ranks = ranks.agree(num_experts=self.num_experts, **alike)
         for name, value in alike.items():
@@ -235,89 +258,125 @@ class ParallelFp8Experts(Fp8Experts):
         Returns:
             x's type and shape.
         """
-        dispatched = self.dispatch(x, experts, expert_weights)
+        self._check(x, experts, expert_weights)
+        wishes = self._wishes(x, expert_weights)
+        given = self._rows(x, experts, expert_weights)
+        if self.everywhere:
+            dispatched = self._to_everyone(*given)
+        else:
+            journey = self._journey(*given[:2], wishes if torch.is_grad_enabled() else None)
+            if any(journey.wishes):
+                return self._differentiated_over_ranks(journey, *given).view(x.shape)
+            dispatched = self._sent(journey, *given)
         return self.combine(self.compute(dispatched), dispatched).view(x.shape).to(x.dtype)
 
     def dispatch(self, x: torch.Tensor, experts: torch.Tensor, expert_weights: torch.Tensor) -> Dispatched:
-        """Send this rank's tokens to the ranks of their experts, and receive what others send here."""
+        """Send this rank's tokens to the ranks of their experts, and receive what others send here. `compute`
+        and `combine` are the rest of a call that has no gradients."""
         self._check(x, experts, expert_weights)
-        for name, tensor in (("x", x), ("expert_weights", expert_weights)):
-            if torch.is_grad_enabled() and tensor.requires_grad:
-                raise InputError(
-                    f"{name} requires grad, and experts over several GPUs have no gradient; torch.no_grad() "
-                    "is needed"
-                )
-        size, top_k = self.ranks.size, experts.shape[-1]
-        rows = x.reshape(-1, self.hidden_size)
-        chosen = experts.reshape(len(rows), top_k).long()
-        factors = expert_weights.reshape(chosen.shape)
+        if any(self._wishes(x, expert_weights)):
+            raise InputError(
+                "gradients are wanted, and dispatch has none; torch.no_grad(), or a call of the layer, is "
+                "needed"
+            )
+        given = self._rows(x, experts, expert_weights)
         if self.everywhere:
-            return self._to_everyone(self._packed(rows, chosen, factors, top_k), top_k)
+            return self._to_everyone(*given)
+        return self._sent(self._journey(*given[:2], None), *given)
 
-        # Each choice's rank, from 1; 0 and size + 1 are nobody. And how many of a token's are on each rank.
-        owner = torch.searchsorted(self._constant("bounds", x.device), chosen, right=True)
-        goes = torch.zeros(len(rows), size + 2, dtype=torch.int64, device=x.device)
-        goes.scatter_add_(1, owner, self._constant("one", x.device).expand_as(owner))
-        of_ranks = goes[:, 1 : size + 1].t().contiguous()
-        there = of_ranks > 0
-        width = self._constant("one", x.device).expand(size) * (top_k if len(rows) else 0)
-        told = torch.stack((there.sum(1), of_ranks.sum(1), width), 1)
-        heard = torch.empty_like(told)
-        dist.all_to_all_single(heard, told, group=self.ranks.group)
-        (sends, my_choices, _), (receives, their_choices, of_tokens) = (
-            torch.stack((told, heard)).transpose(1, 2).tolist()  # which waits for the GPU
+    def _wishes(self, x: torch.Tensor, expert_weights: torch.Tensor) -> travelling.Wishes:
+        """Which gradients this rank wants of a call."""
+        if not torch.is_grad_enabled():
+            return travelling.Wishes()
+        for name, tensor in (("x", x), ("expert_weights", expert_weights)):
+            if self.everywhere and tensor.requires_grad:
+                raise InputError(
+                    f"{name} requires grad and everywhere is True; everywhere=False, or torch.no_grad(), is "
+                    "needed"
+                )
+        trained = self.trainable and any(getattr(self, name).requires_grad for name in PROJECTIONS)
+        return travelling.Wishes(x.requires_grad, expert_weights.requires_grad, trained)
+
+    def _rows(
+        self, x: torch.Tensor, experts: torch.Tensor, expert_weights: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A call's tokens as rows: x, and the experts of each and their weights."""
+        rows = x.reshape(-1, self.hidden_size)
+        chosen = experts.reshape(len(rows), experts.shape[-1]).long()
+        return rows, chosen, expert_weights.reshape(chosen.shape)
+
+    def _journey(
+        self, rows: torch.Tensor, chosen: torch.Tensor, wishes: travelling.Wishes | None
+    ) -> travelling.Journey:
+        """Where tokens go."""
+        # Each choice's rank, from 1; 0 and size + 1 are nobody.
+        owner = torch.searchsorted(self._constant("bounds", rows.device), chosen, right=True)
+        one = self._constant("one", rows.device)
+        return travelling.planned(
+            self.ranks.group, self.ranks.rank, owner, one, self.ranks.size, rows.dtype, wishes
         )
-        top_k = self._same_top_k(of_tokens)
 
-        packed = self._packed(rows, chosen, factors, top_k)
-        sent = packed.view(torch.int64)[there.nonzero()[:, 1]]
-        received = sent.new_empty(sum(receives), sent.shape[1])
-        dist.all_to_all_single(received, sent, receives, sends, group=self.ranks.group)
-        received, here = received.view(torch.uint8), sum(their_choices)
-        moved = (sum(sends) - sends[self.ranks.rank]) * packed.shape[1]
-        if self.combine_by == "rows":
-            places = _places_by_owner(owner, size, sum(my_choices))
-            return Dispatched(received, top_k, here, places, factors, my_choices, their_choices, moved)
-        row = torch.where(there, there.view(-1).cumsum(0).view_as(there) - 1, sum(sends))
-        # For each rank, or where there are more of them than a token can reach, for each that it does.
-        places = row.t() if size <= top_k else _reached(owner, row, sum(sends))
-        return Dispatched(received, top_k, here, places, None, sends, receives, moved)
+    def _sent(
+        self, journey: travelling.Journey, rows: torch.Tensor, chosen: torch.Tensor, factors: torch.Tensor
+    ) -> Dispatched:
+        """What a rank has received after all tokens have gone to their experts."""
+        form, top_k = travelling.tokens_form(self.hidden_size, journey.top_k), journey.top_k
+        # A number that is no expert's may not fit into 32 bits.
+        others = (chosen.clamp(-1, self.all_experts), factors)
+        received = journey.outward(form, journey.tokens(), rows, self.use_ue8m0, *others)
+        moved = (sum(journey.sends) - journey.sends[self.ranks.rank]) * form.width
+        here, by_choice = sum(journey.answers), self.combine_by == "rows"
+        places = journey.places(by_choice)
+        if by_choice:
+            return Dispatched(received, top_k, here, places, factors, journey.asks, journey.answers, moved)
+        return Dispatched(received, top_k, here, places, None, journey.sends, journey.receives, moved)
 
-    def _to_everyone(self, packed: torch.Tensor, top_k: int) -> Dispatched:
+    def _to_everyone(self, rows: torch.Tensor, chosen: torch.Tensor, factors: torch.Tensor) -> Dispatched:
         """The same with every token going to every rank."""
-        size, tokens = self.ranks.size, len(packed)
+        size, tokens, top_k = self.ranks.size, len(rows), chosen.shape[1]
+        form = travelling.tokens_form(self.hidden_size, top_k)
+        packed = travelling.packed(form, rows, self.use_ue8m0, chosen.clamp(-1, self.all_experts), factors)
         received = packed.new_empty(size * tokens, packed.shape[1])
         dist.all_to_all_single(received, packed.repeat(size, 1), group=self.ranks.group)
         places = torch.arange(size * tokens, device=packed.device).view(size, tokens).t()
         counts, moved = [tokens] * size, (size - 1) * packed.numel()
         return Dispatched(received, top_k, len(received) * top_k, places, None, counts, counts, moved)
 
+    def _differentiated_over_ranks(
+        self, journey: travelling.Journey, rows: torch.Tensor, chosen: torch.Tensor, factors: torch.Tensor
+    ) -> torch.Tensor:
+        """The result, with gradients."""
+        pairs = [self._in_fp8(name) for name in PROJECTIONS]
+        return parallel_products.experts(
+            rows,
+            chosen.clamp(-1, self.all_experts),
+            factors,
+            (self.gate_up_proj, self.down_proj) if self.trainable else None,
+            expert_products.Weights(*pairs[0], *pairs[1]),
+            parallel_products.Call(journey, self.first_expert, self.combine_by == "rows", self.use_ue8m0),
+        )
+
     def compute(self, dispatched: Dispatched) -> torch.Tensor:
         """bfloat16 [rows, hidden]: what this rank's experts give for the rows that it has received, a row for
         each of them or, with combine="rows", for each of their choices that is one of these experts."""
         if not dispatched.here:
             return self.down_proj.new_empty(sum(dispatched.sent), self.hidden_size, dtype=torch.bfloat16)
-        codes, of_rows, chosen, factors = travelling.unpacked(
-            dispatched.rows, self.hidden_size, dispatched.top_k
-        )
+        form = travelling.tokens_form(self.hidden_size, dispatched.top_k)
+        codes, of_rows, chosen, factors = form.unpacked(dispatched.rows)
         chosen = chosen - self.first_expert
-        layout = self.layout
+        layout = "contiguous" if self.trainable else self.layout
         if layout == "auto":
             layout = routing.layout_for(len(codes), chosen.shape[1], self.num_experts)
         placed = routing.place(chosen, self.num_experts, layout, dispatched.here)
         if layout == "masked":
             found = self._masked((codes, of_rows), placed)
         else:
-            found = self._in_one_matrix(_gathered(codes, of_rows, placed), placed)
+            found = self._in_one_matrix(travelling.gathered(codes, of_rows, placed.tokens()), placed)
         if self.combine_by == "sums":
             return combining.combined(found, placed.places, factors)
-        places = placed.places.view(-1)
-        is_here = (chosen.view(-1) >= 0) & (chosen.view(-1) < self.num_experts)
-        behind = torch.where(is_here, is_here.cumsum(0) - 1, dispatched.here)
-        order = places.new_empty(dispatched.here + 1)
-        order[behind] = places
         # An expert that a token chose twice may have no row for it, which makes a row of zeros.
-        return combining.combined(found, order[:-1, None], None)
+        order = travelling.of_choices(chosen, self.num_experts, placed.places, dispatched.here)
+        return combining.combined(found, order[:, None], None)
 
     def combine(self, rows: torch.Tensor, dispatched: Dispatched) -> torch.Tensor:
         """bfloat16 [tokens, hidden]: send the experts' results back, and add up those for this rank's own
@@ -325,31 +384,6 @@ class ParallelFp8Experts(Fp8Experts):
         returned = rows.new_empty(sum(dispatched.returned), self.hidden_size)
         dist.all_to_all_single(returned, rows, dispatched.returned, dispatched.sent, group=self.ranks.group)
         return combining.combined(returned, dispatched.places, dispatched.factors)
-
-    def _same_top_k(self, of_ranks: list[int]) -> int:
-        """How many experts a token has. All ranks hear the same numbers, so all of them refuse."""
-        found: dict[int, int] = {}
-        for rank, top_k in enumerate(of_ranks):
-            if top_k:
-                found.setdefault(top_k, rank)
-        if len(found) > 1:
-            (first, at), (second, other) = list(found.items())[:2]
-            raise InputError(
-                f"a token has {first} experts on rank {at} and {second} on rank {other}; one number is "
-                "needed for all"
-            )
-        return next(iter(found), 0)
-
-    def _packed(
-        self, x: torch.Tensor, chosen: torch.Tensor, factors: torch.Tensor, top_k: int
-    ) -> torch.Tensor:
-        """uint8 [tokens, ...]: this rank's tokens, in the form in which they travel."""
-        if not len(x):
-            width = travelling.columns(self.hidden_size, top_k)[-1]
-            return torch.empty(0, width, dtype=torch.uint8, device=x.device)
-        in_fp8 = functions.per_token_group_quant_fp8(x, self.use_ue8m0)
-        # A number that is no expert's may not fit into 32 bits.
-        return travelling.packed(in_fp8, chosen.clamp(-1, self.all_experts), factors)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *others: Any, **keywords: Any
@@ -371,38 +405,3 @@ class ParallelFp8Experts(Fp8Experts):
     def extra_repr(self) -> str:
         how = f"combine={self.combine_by}" + ", everywhere=True" * self.everywhere
         return f"{super().extra_repr()}, {self.ranks}, all_experts={self.all_experts}, {how}"
-
-
-def _gathered(
-    codes: torch.Tensor, of_rows: torch.Tensor, placed: routing.Placement
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and their scales as a contiguous or a psum layout has them; padding has numbers of some row."""
-    token = placed.tokens().clamp(min=0).long()
-    a = codes.view(torch.int64)[token].view(codes.dtype)
-    shape = (placed.size, of_rows.shape[1])
-    sfa = of_rows.new_empty_strided(shape, scales.mn_major_strides(shape))
-    return a, sfa.copy_(of_rows[token])
-
-
-def _places_by_owner(owner: torch.Tensor, size: int, count: int) -> torch.Tensor:
-    """int64 [tokens, top_k]: where each choice is when all are sorted by their owner, 1 to `size`, and within
-    one by token and place; `count`, which is that of all, for those that have no owner."""
-    order = owner.masked_fill(owner == 0, size + 1).view(-1).sort(stable=True).indices
-    places = torch.empty_like(order)
-    places[order] = torch.arange(len(order), device=order.device)
-    return places.clamp(max=count).view(owner.shape)
-
-
-def _reached(owner: torch.Tensor, row: torch.Tensor, count: int) -> torch.Tensor:
-    """int64 [tokens, top_k]: for each rank that a token goes to, the row in which it is sent there; `count`
-    where it goes to fewer.
-
-    Args:
-        owner: int64 [tokens, top_k]: each choice's rank, from 1; another number is nobody.
-        row: int64 [ranks, tokens]: the row in which a token is sent to a rank.
-    """
-    none = row.new_full((1, row.shape[1]), count)
-    by_rank, _ = owner.sort(dim=1)
-    again = by_rank[:, 1:] == by_rank[:, :-1]
-    by_rank[:, 1:].masked_fill_(again, 0)
-    return torch.cat((none, row, none)).gather(0, by_rank.t()).t()

@@ -1,0 +1,237 @@
+"""Cases like those of parallel_cases.py, of experts that train on several ranks."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from gemm_ladder.layers import Fp8Experts, ParallelFp8Experts
+from layer_cases import EXPERTS, HIDDEN, INTERMEDIATE, normal, tokens
+from parallel_cases import BF16, UNIT, case, near, refused, same
+from sharded_cases import CASES
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+__all__ = ["CASES"]  # with those of sharded_cases.py
+
+
+class Given(NamedTuple):
+    """A call's arguments, of which x and factors want gradients, and the gradient of its result."""
+
+    x: torch.Tensor
+    chosen: torch.Tensor
+    factors: torch.Tensor
+    grad: torch.Tensor
+
+
+def given_on(rank: int, device: str, dtype: torch.dtype = BF16, top_k: int = 3, each: int = 40) -> Given:
+    """What a rank calls: the last has no tokens, and some choices are nobody's."""
+    count = 0 if rank == dist.get_world_size() - 1 else 9 + each * rank
+    x, chosen, factors = tokens(count, top_k, device, seed=rank)
+    chosen[::5, 1] = EXPERTS
+    grad = normal(count, HIDDEN, device=device, dtype=dtype, seed=rank)
+    return Given(x.to(dtype).requires_grad_(), chosen, factors.requires_grad_(), grad)
+
+
+def of_all(device: str, **options: Any) -> Given:
+    """The calls of all ranks as one."""
+    parts = zip(*(given_on(rank, device, **options) for rank in range(dist.get_world_size())), strict=True)
+    joined = [torch.cat([one.detach() for one in part]) for part in parts]
+    return Given(joined[0].requires_grad_(), joined[1], joined[2].requires_grad_(), joined[3])
+
+
+def mine(whole: torch.Tensor, count: int, each: int = 40) -> torch.Tensor:
+    """This rank's tokens of all."""
+    begin = sum(9 + each * rank for rank in range(dist.get_rank()))
+    return whole[begin : begin + count]
+
+
+def trained(device: str, dtype: torch.dtype = BF16, **options: Any) -> Fp8Experts:
+    torch.manual_seed(0)
+    first = torch.randn(EXPERTS, 2 * INTERMEDIATE, HIDDEN) / 12
+    second = torch.randn(EXPERTS, HIDDEN, INTERMEDIATE) / 9
+    options = {"trainable": True} | options
+    return Fp8Experts.from_weights(first.to(device, dtype), second.to(device, dtype), **options)
+
+
+def own(layer: ParallelFp8Experts, whole: torch.Tensor) -> torch.Tensor:
+    """What of all experts is this rank's."""
+    return whole[layer.first_expert : layer.first_expert + layer.num_experts]
+
+
+def results(layer: Fp8Experts, given: Given) -> list[torch.Tensor]:
+    """The result, and the gradients of x, of the factors, and, if it is trained, of the weights."""
+    wanted = [given.x, given.factors, *(layer.parameters() if layer.trainable else ())]
+    out = layer(*given[:3])
+    return [out.detach(), *torch.autograd.grad(out, wanted, given.grad)]
+
+
+@case
+def experts_train_with_the_bits_of_one_device(device: str) -> None:
+    """With "rows" everything; with "sums" what is no sum over ranks. One rank has no tokens."""
+    for dtype, trainable, use_ue8m0 in (
+        (BF16, True, False),
+        (torch.float32, True, True),
+        (BF16, False, False),
+    ):
+        whole = trained(device, dtype, trainable=trainable, use_ue8m0=use_ue8m0)
+        given = given_on(dist.get_rank(), device, dtype=dtype)
+        count = len(given.x)
+        expected = results(whole, of_all(device, dtype=dtype))
+        expected = [mine(one, count) for one in expected[:3]] + expected[3:]
+        for combine in ("rows", "sums"):
+            layer = ParallelFp8Experts.from_experts(whole, combine=combine)
+            assert layer.trainable == trainable
+            found = results(layer, given)
+            for place, (one, other) in enumerate(zip(found, expected, strict=True)):
+                if place >= 3:
+                    same(one, own(layer, other))
+                elif combine == "rows" or place == 2:
+                    same(one, other)
+                else:
+                    near(one, other)
+            with torch.no_grad():
+                same(layer(*given[:3]), found[0])
+
+
+@case
+def experts_gradients_of_x_are_within_their_bound(device: str) -> None:
+    """With "sums", where s adds up what each rank gives."""
+    whole = trained(device)
+    given = given_on(0, device, top_k=4)
+    layer = ParallelFp8Experts.from_experts(whole)
+    found, expected = (results(one, given)[1] for one in (layer, whole))
+    s = torch.zeros_like(expected, dtype=torch.float64)
+    for counts in [one["count"] for one in layer.ranks.agree(count=(layer.first_expert, layer.num_experts))]:
+        first, number = counts
+        outside = (given.chosen < first) | (given.chosen >= first + number)
+        s += results(whole, given._replace(chosen=given.chosen.masked_fill(outside, -1)))[1].double().abs()
+    if device == "cuda":
+        same(found, expected)
+    else:
+        bound = UNIT * (s + 2 * expected.double().abs()) * (1 + 4 * UNIT)
+        assert ((found.double() - expected.double()).abs() <= bound).all()
+        assert (found != expected).any(), "a bound that nothing comes near says nothing"
+
+
+@case
+def experts_train_whoever_wants_gradients(device: str) -> None:
+    """Also where one rank alone wants some: all go back, and none waits for another."""
+    rank = dist.get_rank()
+    whole = trained(device)
+    frozen = ParallelFp8Experts.from_experts(trained(device, trainable=False))
+    layer = ParallelFp8Experts.from_experts(whole)
+    for one in (frozen, layer):
+        x, chosen, factors, grad = (tensor.detach() for tensor in given_on(rank, device))
+        if rank == 0:
+            x.requires_grad_()
+        one(x, chosen, factors).backward(grad)
+        assert x.grad is None if rank else x.grad.any()
+    layer.zero_grad()
+    layer(x.detach(), chosen, factors).backward(grad)  # weights alone: nothing travels home
+    expected = layer.down_proj.grad.clone()
+    layer.zero_grad()
+    frozen.requires_grad_(False)
+    assert not frozen(x.detach(), chosen, factors).requires_grad
+    layer(given_on(rank, device).x, chosen, factors).backward(grad)
+    assert torch.equal(layer.down_proj.grad, expected)
+    layer.requires_grad_(rank == 1)
+    layer.zero_grad()
+    layer(x.detach(), chosen, factors).backward(grad)
+    assert layer.down_proj.grad is None if rank != 1 else torch.equal(layer.down_proj.grad, expected)
+
+
+@case
+def experts_train_with_checkpointing(device: str) -> None:
+    """A pass that is computed again gives the same gradients."""
+    layer = torch.nn.Sequential(ParallelFp8Experts.from_experts(trained(device), combine="rows"))[0]
+    given = given_on(dist.get_rank(), device)
+    expected = results(layer, given)
+    for reentrant in (False, True):
+        x, factors = (one.detach().requires_grad_() for one in (given.x, given.factors))
+        layer.zero_grad()
+
+        def twice(x: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+            return layer(x, given.chosen, factors) + layer(x, given.chosen, factors)
+
+        checkpoint(twice, x, factors, use_reentrant=reentrant).backward(given.grad)
+        found = [x.grad, factors.grad, layer.gate_up_proj.grad, layer.down_proj.grad]
+        for one, other in zip(found, expected[1:], strict=True):
+            assert torch.equal(one, 2 * other)
+
+
+@case
+def experts_train_beside_others(device: str) -> None:
+    """With DistributedDataParallel for the rest of a model: a step is that of all tokens on one device."""
+    size, given = dist.get_world_size(), tokens(24, 2, device, seed=dist.get_rank())
+
+    class Model(torch.nn.Module):
+        def __init__(self, experts: Fp8Experts) -> None:
+            super().__init__()
+            torch.manual_seed(3)
+            self.inner, self.experts = torch.nn.LayerNorm(HIDDEN, device=device), experts
+
+        def forward(self, x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+            return self.experts(self.inner(x), *others)
+
+    whole = trained(device, torch.float32)
+    shared = Model(ParallelFp8Experts.from_experts(whole, combine="rows"))
+    names = [name for name, _ in shared.named_parameters() if name.startswith("experts.")]
+    assert len(names) == 2
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(shared, names)
+    for parameter in shared.experts.parameters():
+        parameter.register_hook(lambda grad: grad / size)
+    wrapped = DistributedDataParallel(shared)
+    alone, losses = Model(whole), []
+    before = {name: one.clone() for name, one in alone.state_dict().items()}
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.02) for model in (shared, alone)]
+    every = [tokens(24, 2, device, seed=rank) for rank in range(size)]
+    joined = [torch.cat(part) for part in zip(*every, strict=True)]
+    for step in range(4):
+        for model, call, optimizer in ((wrapped, given, optimizers[0]), (alone, joined, optimizers[1])):
+            optimizer.zero_grad()
+            x = call[0].float()
+            # Not the mean of all numbers, whose gradient is so small that its scale is the smallest.
+            loss = (model(x, *call[1:]) - x).square().sum(-1).mean()
+            loss.backward()
+            optimizer.step()
+        losses.append(loss.item())
+        for name, found in shared.state_dict().items():
+            expected, begun = alone.state_dict()[name], before[name]
+            if name in names:
+                expected, begun = own(shared.experts, expected), own(shared.experts, begun)
+            off = (found - expected).norm() / (expected - begun).norm()
+            # Later a number that differs in its last bit may have got another code.
+            assert off < (1e-5 if step == 0 and device == "cpu" else 5e-2), (step, name, off)
+    assert losses == sorted(losses, reverse=True) and losses[-1] < 0.97 * losses[0], losses
+
+
+@case
+def experts_training_refusals(device: str) -> None:
+    rank, whole = dist.get_rank(), trained(device)
+    layer = ParallelFp8Experts.from_experts(whole)
+    given = given_on(0, device)
+    with (
+        torch.set_grad_enabled(rank == 0),
+        refused("gradients are wanted on rank 0 and disabled on rank 1; one is needed for all"),
+    ):
+        layer(*given[:3])
+    x = given.x.detach().to(torch.float32 if rank else BF16)
+    with refused("x is torch.bfloat16 on rank 0 and torch.float32 on rank 1; one type is needed for all"):
+        layer(x, *given[1:3])
+    with refused("a gradient of a gradient is asked for"):
+        torch.autograd.grad(layer(*given[:3]).sum(), given.x, create_graph=True)
+    with refused("gradients are wanted, and dispatch has none; torch.no_grad(), or a call of the layer"):
+        layer.dispatch(*given[:3])
+    with refused("everywhere is True and trainable, too"):
+        ParallelFp8Experts.from_experts(whole, everywhere=True)
+    with refused("trainable is False on rank 0 and True on rank 1; one is needed"):
+        ParallelFp8Experts(8, 128, 128, trainable=bool(rank), device=device)
+    frozen = ParallelFp8Experts.from_experts(trained(device, trainable=False), everywhere=True)
+    for name, place in (("x", 0), ("expert_weights", 2)):
+        wanted = [one.detach().requires_grad_(number == place) for number, one in enumerate(given[:3])]
+        with refused(f"{name} requires grad and everywhere is True; everywhere=False, or torch.no_grad()"):
+            frozen(*wanted)
+    out = layer(*given[:3]).detach()
+    same(layer.quantize_()(*(one.detach() for one in given[:3])), out)

@@ -6,7 +6,7 @@
 
 Rows travel as FP8 codes with their scales, 1.03 bytes for each number instead of BF16's 2. As a scale belongs
 to a part of one row, a cast before the journey gives the bits of a cast after it. A token travels once to a
-rank, however many of its experts are there.
+rank, however many of its experts are there. Calls with gradients are `parallel_products`.
 
 All of it is `torch.distributed.all_to_all_single`. How many rows travel is known on the GPU only, and is read
 before they do, so a call waits for the GPU, and no CUDA graph can capture it: but for the setting with which
@@ -66,21 +66,26 @@ class Dispatched(NamedTuple):
 
 
 class ParallelFp8Experts(Fp8Experts):
-    """Fp8Experts of which each rank of a group has a contiguous part. For inference alone.
+    """Fp8Experts of which each rank of a group has a contiguous part.
 
     Every rank of the group calls it, each with its own tokens, also one that has none; a rank that does not,
     or that refuses what it is given, leaves the others waiting for it until the group's timeout.
 
+    If any rank wants gradients, of x, expert_weights or its experts, the results of all ranks have a history,
+    and all have to go back through it, also one that needs no gradient itself. torch.utils.checkpoint may
+    compute the call again, if it does on all ranks.
+
     Args:
-        num_experts, hidden_size, intermediate_size, layout, use_ue8m0, device: of all experts, as for
-            Fp8Experts. The first ranks have one expert more than the others where it does not divide.
+        num_experts, hidden_size, intermediate_size, layout, trainable, use_ue8m0, device, dtype: of all
+            experts, as for Fp8Experts. The first ranks have one expert more than the others where it does not
+            divide. Each rank draws the numbers that its experts begin with, so ranks need different seeds.
         group: a process group, or a DeviceMesh of one dimension; None: all processes. NCCL for GPUs, or gloo
             for CPUs.
         combine: what travels back. "sums": each rank adds up a token's rows of its experts, and sends one row
             for each that it was sent. "rows": one for each expert of a token.
         everywhere: every token goes to every rank, so that nothing has to be counted. All ranks then need the
-            same number of tokens in a call, which nobody checks. For few tokens: nothing waits for the GPU,
-            and a CUDA graph can capture a call after one with as many tokens.
+            same number of tokens in a call, which nobody checks. For few tokens, and without gradients:
+            nothing waits for the GPU, and a CUDA graph can capture a call after one with as many tokens.
 
     Attributes:
         num_experts, gate_up_proj, down_proj, ...: those of this rank's experts.
@@ -95,6 +100,17 @@ class ParallelFp8Experts(Fp8Experts):
     "rows", where s adds up the absolute values of the ranks' sums: BF16 rounds by 2^-8 at most, each of these
     sums and both results.
 
+    Gradients of experts are sums over the tokens of all ranks, as of one device that has these tokens, in the
+    order of the ranks, and the sum of all ranks' losses: they have its bits, where the gradients of results
+    and the kernels are the same. So has the gradient of expert_weights. That of x has them with "rows"; with
+    "sums" each rank's part is rounded to BF16 before they are added, and the bound is as for y.
+
+    So experts must not be averaged over ranks that have others. FSDP (`fully_shard`) is told by
+    `ignored_params=set(layer.parameters())`, DistributedDataParallel by their names, as `frozen_parameters`
+    shows. These two average all other gradients over the ranks; for experts that is left to do:
+    `parameter.register_hook(lambda grad: grad / layer.ranks.size)`. With several such groups, in a mesh of
+    "dp" and "ep", `fully_shard(layer, mesh=mesh["dp"])` averages over the ranks that have the same experts.
+
     `state_dict` has the names of Fp8Experts and this rank's weights: a file for each rank. `load_state_dict`
     takes those, or the weights of all experts, by the same names or by those of checkpoints
     (`17.gate_proj.weight`, numbered among all experts), of which it keeps its own. So a rank need not read
@@ -102,8 +118,9 @@ class ParallelFp8Experts(Fp8Experts):
 
     Raises:
         InputError: as Fp8Experts; or torch.distributed is not initialised, the group is none that this
-            process is in, moves no tensors of this device, or has more ranks than there are experts; or
-            ranks differ in sizes, in use_ue8m0, in combine or in top_k.
+            process is in, moves no tensors of this device, or has more ranks than there are experts; ranks
+            differ in sizes, trainable, use_ue8m0, combine or top_k, or in x's type where experts are trained;
+            some want gradients and others have them disabled; or they are wanted with everywhere.
 
     Example:
         >>> layer = ParallelFp8Experts.from_experts(experts, mesh["ep"])  # doctest: +SKIP

@@ -229,6 +229,25 @@ def experts_train_beside_others(device: str) -> None:
 
 
 @case
+def experts_that_train_read_checkpoints(device: str) -> None:
+    """Of all experts, of this rank's, and of single ones."""
+    whole = trained(device)
+    layer = ParallelFp8Experts.from_experts(whole)
+    single = {}
+    for expert, (first, second) in enumerate(zip(whole.gate_up_proj, whole.down_proj, strict=True)):
+        named = zip(("gate_proj", "up_proj", "down_proj"), (*first.detach().chunk(2), second), strict=True)
+        single |= {f"{expert}.{name}.weight": one.detach() for name, one in named}
+    for state in (whole.state_dict(), layer.state_dict(), single):
+        fresh = ParallelFp8Experts(
+            EXPERTS, HIDDEN, INTERMEDIATE, trainable=True, dtype=torch.float32, device=device
+        )
+        assert fresh.trainable and fresh.down_proj.requires_grad
+        fresh.load_state_dict(state)
+        for name, one in fresh.named_parameters():
+            assert torch.equal(one, own(layer, getattr(whole, name)).float()), name
+
+
+@case
 def experts_training_refusals(device: str) -> None:
     rank, whole = dist.get_rank(), trained(device)
     layer = ParallelFp8Experts.from_experts(whole)
@@ -245,7 +264,7 @@ def experts_training_refusals(device: str) -> None:
         torch.autograd.grad(layer(*given[:3]).sum(), given.x, create_graph=True)
     with refused("gradients are wanted, and dispatch has none; torch.no_grad(), or a call of the layer"):
         layer.dispatch(*given[:3])
-    with refused("everywhere is True and trainable, too"):
+    with refused("everywhere is True and trainable is True; False is needed for one of them"):
         ParallelFp8Experts.from_experts(whole, everywhere=True)
     with refused("trainable is False on rank 0 and True on rank 1; one is needed"):
         ParallelFp8Experts(8, 128, 128, trainable=bool(rank), device=device)

@@ -100,12 +100,13 @@ class ParallelFp8Experts(Fp8Experts):
     "rows", where s adds up the absolute values of the ranks' sums: BF16 rounds by 2^-8 at most, each of these
     sums and both results.
 
-    Gradients of experts are sums over the tokens of all ranks, as of one device that has these tokens, in the
-    order of the ranks, and the sum of all ranks' losses: they have its bits, where the gradients of results
-    and the kernels are the same. So has the gradient of expert_weights. That of x has them with "rows"; with
-    "sums" each rank's part is rounded to BF16 before they are added, and the bound is as for y.
+    Gradients of experts are sums over the tokens of all ranks, for the sum of all ranks' losses. They and the
+    gradient of expert_weights have the bits of one device with all experts and all tokens, those of the first
+    rank first, where that uses the same kernels and the gradient of the result is the same. So has the
+    gradient of x with "rows"; with "sums" each rank's part of it is rounded to BF16 before these are added,
+    and the bound is as for y.
 
-    So experts must not be averaged over ranks that have others. FSDP (`fully_shard`) is told by
+    Experts must not be averaged over ranks that have others. FSDP (`fully_shard`) is told by
     `ignored_params=set(layer.parameters())`, DistributedDataParallel by their names, as `frozen_parameters`
     shows. These two average all other gradients over the ranks; for experts that is left to do:
     `parameter.register_hook(lambda grad: grad / layer.ranks.size)`. With several such groups, in a mesh of
@@ -231,7 +232,7 @@ class ParallelFp8Experts(Fp8Experts):
         if everywhere and combine != "sums":
             raise InputError(f"combine is {combine!r} and everywhere is True; 'sums' is needed for that")
         if everywhere and self.trainable:
-            raise InputError("everywhere is True and trainable, too; False is needed of one")
+            raise InputError("everywhere is True and trainable is True; False is needed for one of them")
         ranks.check_device(self.down_proj.device)
         self.ranks, self.combine_by, self.everywhere = ranks, combine, bool(everywhere)
         alike = {

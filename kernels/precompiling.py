@@ -9,8 +9,8 @@ A product is named as its calls name it: by the layout and, where it is another 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import Literal, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from gemm_ladder import build, calls, checks, launch
@@ -65,25 +65,47 @@ def precompile(
         if whole_number(name, value) < 1:
             raise InputError(f"{name} is {value}; 1 or more is needed")
     trains = _trains(kind, recipe)
-    if not torch.cuda.is_available():
-        raise InputError("there is no GPU to precompile for; a Hopper GPU is needed")
-    index = None if device is None else torch.device(device).index
-    device = torch.cuda.current_device() if index is None else index
-    checks.runs_on(torch.device("cuda", device))
+    gpu = gpu_of(device)
     if kind == "k_grouped":
         return _training(groups)
     if trains:
         return _training(1)
-    num_sms, gpu = launch.usable_sms(device, num_sms_limit()), torch.cuda.get_device_name(device)
-    choice.check(kind, max_m, n, k, groups, num_sms)
-    plan = launching.plan(kind, n, k, groups, num_sms, gpu)
-    needed = list(dict.fromkeys(map(plan.at, choice.steps_up_to(kind, max_m, groups))))
+    choice.check(kind, max_m, n, k, groups, gpu.num_sms)
+    needed = configurations(kind, n, k, groups, choice.steps_up_to(kind, max_m, groups), gpu)
     fast_path.start()
     build_all(needed, "cuda")
     fast_path.load()
     for config in needed:
         launching.library(config)
     return needed
+
+
+class Gpu(NamedTuple):
+    """What calls on a GPU choose their kernels by: its name, and how many of its SMs may be used now."""
+
+    name: str
+    num_sms: int
+
+
+def gpu_of(device: torch.device | int | None) -> Gpu:
+    """A GPU to precompile for; None: the current one.
+
+    Raises:
+        InputError: there is none, or it is no Hopper.
+    """
+    if not torch.cuda.is_available():
+        raise InputError("there is no GPU to precompile for; a Hopper GPU is needed")
+    index = None if device is None else torch.device(device).index
+    index = torch.cuda.current_device() if index is None else index
+    checks.runs_on(torch.device("cuda", index))
+    return Gpu(torch.cuda.get_device_name(index), launch.usable_sms(index, num_sms_limit()))
+
+
+def configurations(kind: Kind, n: int, k: int, groups: int, steps: Iterable[int], gpu: Gpu) -> list[Config]:
+    """The configurations that a product gets for numbers of rows, of a group if there are groups, each one of
+    choice.STEPS."""
+    plan = launching.plan(kind, n, k, groups, gpu.num_sms, gpu.name)
+    return list(dict.fromkeys(map(plan.at, steps)))
 
 
 def _trains(kind: str, recipe: object) -> bool:
@@ -112,7 +134,7 @@ def _training(groups: int) -> list[training_config.Config]:
 
 
 class Compiled(Protocol):
-    """What has a kernel: a configuration of this package's, or a kernel of casts or layers."""
+    """What has a kernel: a configuration of this package's, a cast, or a kernel of layers."""
 
     @property
     def name(self) -> str:

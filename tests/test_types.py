@@ -44,6 +44,7 @@ STRICT = (
                 "parallel_experts",
                 "parallel_linear",
                 "parallel_products",
+                "precompiling",
                 "products",
                 "ranks",
                 "reading",

@@ -3,8 +3,7 @@
 combine_rows.cuh (`combining`) adds up what experts give, turn_codes.cuh (`turning`) exchanges a weight's rows
 and columns, and silu_backward.cuh (`silu_backward`) goes back through SiLU-and-multiply.
 
-They run on a Hopper GPU, or on the emulator. Where one cannot, because it cannot be built or would have to be
-loaded while a CUDA graph is captured, torch's operators do its work.
+They run on a Hopper GPU, or on the emulator. Where one cannot be built, torch's operators do its work.
 """
 
 from __future__ import annotations
@@ -57,10 +56,17 @@ class OwnKernel:
         library = self.libraries[target] = self.compile_for(target).lib
         return library
 
+    def library(self, target: Target) -> ctypes.CDLL:
+        """Its library, which is loaded if it is not."""
+        return self.libraries.get(target) or self.load(target)
+
     def why_not(self, device: torch.device) -> str | None:
         """Why the kernel cannot run on a device; None if it can. It is loaded then.
 
         A kernel that cannot be built is tried once in a process, and a warning says why it was not.
+
+        Raises:
+            LaunchError: the kernel is not loaded while a CUDA graph is captured.
         """
         from gemm_ladder import launch  # here, as below: what torch's operators do needs neither
 
@@ -85,11 +91,10 @@ class OwnKernel:
             from gemm_ladder import launch
 
             with launch.current(device):
-                entry = launch.launcher(self.libraries.get("cuda") or self.load("cuda"))
+                entry = launch.launcher(self.library("cuda"))
             launch.start(self.name, entry, args, device)
             return
         from gemm_ladder.ref import emulator
 
-        library = self.libraries.get("emulator") or self.load("emulator")
-        if error := emulator.launch(library, args, {**read, **written}, once=set(written)):
+        if error := emulator.launch(self.library("emulator"), args, {**read, **written}, once=set(written)):
             raise LaunchError(f"{self.name}: {error}")

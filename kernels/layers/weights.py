@@ -31,10 +31,7 @@ def quantized(weight: torch.Tensor, use_ue8m0: bool) -> tuple[torch.Tensor, torc
     Raises:
         InputError: it is of another type, as a trained one is after model.double().
     """
-    if weight.dtype not in INPUTS:
-        raise InputError(
-            f"the weight is {weight.dtype}; float32, bfloat16 or float16 is needed to be cast to FP8"
-        )
+    check_castable(weight)
     if weight.is_meta:
         return torch.empty_like(weight, dtype=E4M3), weight.new_empty(blocks(weight), dtype=torch.float32)
     return functions.per_block_quant_fp8(weight, use_ue8m0)
@@ -58,6 +55,14 @@ def check_size(name: str, value: object, multiple: int) -> None:
     size = whole_number(name, value)
     if size == 0 or size % multiple:
         raise InputError(f"{name} is {size}; a positive multiple of {multiple} is needed")
+
+
+def check_castable(weight: torch.Tensor) -> None:
+    """Refuse a weight of a type that is not cast, as a trained one is after model.double()."""
+    if weight.dtype not in INPUTS:
+        raise InputError(
+            f"the weight is {weight.dtype}; float32, bfloat16 or float16 is needed to be cast to FP8"
+        )
 
 
 def check_stored(name: str, codes: torch.Tensor) -> None:

@@ -66,6 +66,12 @@ def all_for(groups: int) -> list[Config]:
     return list(dict.fromkeys(config.with_room_for(room) for room in rooms for config in CANDIDATES))
 
 
+def all_up_to(m: int, n: int, k: int, num_sms: int) -> list[Config]:
+    """Every configuration that `choose` gives for one group whose k is 1 to this one."""
+    blocks = range(1, ceil_div(k, SCALE_BLOCK) + 1)
+    return list(dict.fromkeys(_choose(m, n, some, 1, num_sms) for some in blocks))
+
+
 @functools.lru_cache(maxsize=4096)
 def _choose(m: int, n: int, blocks: int, groups: int, num_sms: int) -> Config:
     def time(item: tuple[Config, float]) -> float:

@@ -106,7 +106,9 @@ def why_not_loaded(
     """Why a kernel that torch's operators can replace cannot run on a device; None if it can. It is loaded
     then.
 
-    A kernel that cannot be built is tried once in a process, and a warning says why it was not.
+    A kernel that cannot be built is tried once in a process, and a warning says why it was not. A kernel that
+    is first needed while a CUDA graph is captured is refused, as those of products are: with torch's
+    operators in its place each replay would be slower, and nobody would know why.
 
     Args:
         name: of the kernel, for messages.
@@ -114,14 +116,20 @@ def why_not_loaded(
         libraries: what has been loaded; None where it could not be built.
         load: builds it, and puts it into `libraries`.
         device: of the tensors.
+
+    Raises:
+        LaunchError: the kernel is not loaded while a CUDA graph is captured.
     """
     if device.type != "cuda":
         return f"the tensors are on {device}"
     if not is_hopper(device):
         return f"{device} is no Hopper GPU"
     if key not in libraries:
-        if torch.cuda.is_current_stream_capturing():  # to load a library would break the capture
-            return f"a CUDA graph is being captured and {name} is not loaded"
+        if capturing(device):  # to load a library would break the capture
+            raise LaunchError(
+                f"a CUDA graph is being captured and {name} is not loaded; the same call, or "
+                "gemm_ladder.layers.precompile for the layers of a model, is needed before"
+            )
         try:
             load(key)
         except (BuildError, ToolchainError) as error:
@@ -131,6 +139,12 @@ def why_not_loaded(
                 stacklevel=3,
             )
     return None if libraries[key] else f"{name} could not be built"
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured on a GPU's current stream."""
+    with current(device):
+        return torch.cuda.is_current_stream_capturing()
 
 
 def usable_sms(device: torch.device | int, limit: int = 0) -> int:

@@ -14,7 +14,7 @@ from cast_cases import DEVICE, Placed, columns, expected, numbers, spaced, weigh
 from gemm_ladder import lab, launch
 from gemm_ladder.casts import eager, functions, launching, operands, plans
 from gemm_ladder.casts.kernel import INPUTS, KERNELS, KINDS, Before, Kernel, Kind
-from gemm_ladder.errors import BuildError, InputError
+from gemm_ladder.errors import BuildError, InputError, LaunchError
 from gemm_ladder.sass import disassembly
 from torch._subclasses import FakeTensorMode
 
@@ -444,21 +444,21 @@ def test_utils_use_the_kernels() -> None:
 
 @pytest.mark.gpu
 def test_captured_casts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a CUDA graph, with the kernel loaded and, by torch's operators, without."""
+    """In a CUDA graph: refused where the kernel is not loaded, and not done by torch's operators."""
+    monkeypatch.setattr(launching, "_libraries", {})
+    monkeypatch.setattr(plans, "_plans", {})
     x = torch.randn(70, 300, device="cuda")
+    given, graph = torch.zeros_like(x), torch.cuda.CUDAGraph()
+    refused = "fp8_cast_per_token_fp32 is not loaded; the same call, or"
+    with pytest.raises(LaunchError, match=refused), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        gl.per_token_group_quant_fp8(given)
     expected = gl.per_token_group_quant_fp8(x)
-    for loaded in (True, False):
-        if not loaded:
-            monkeypatch.setattr(launching, "_libraries", {})
-            monkeypatch.setattr(plans, "_plans", {})
-        graph, given = torch.cuda.CUDAGraph(), torch.zeros_like(x)
-        with torch.cuda.graph(graph):
-            found = gl.per_token_group_quant_fp8(given)
-        given.copy_(x)
-        graph.replay()
-        for one, other in zip(found, expected, strict=True):
-            assert torch.equal(one.float(), other.float())
-        assert bool(launching._libraries) == loaded
+    with torch.cuda.graph(graph):
+        found = gl.per_token_group_quant_fp8(given)
+    given.copy_(x)
+    graph.replay()
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.float(), other.float())
 
 
 def test_a_kernel_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -471,7 +471,7 @@ def test_a_kernel_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Kernel, "compile", broken)
     monkeypatch.setattr(launching, "_libraries", {})
     monkeypatch.setattr(launch, "is_hopper", lambda device: True)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(launch, "capturing", lambda device: False)
     with pytest.warns(UserWarning, match=r"cannot be built, and torch's own operators do its work: no comp"):
         assert launching.why_not(kernel, cuda)
     with warnings.catch_warnings():

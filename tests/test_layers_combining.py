@@ -11,7 +11,7 @@ from building import disassembler_or_skip
 from cast_cases import numbers, spaced
 from gemm_ladder import launch
 from gemm_ladder.casts.kernel import INPUTS
-from gemm_ladder.errors import BuildError
+from gemm_ladder.errors import BuildError, LaunchError
 from gemm_ladder.layers import combining
 from gemm_ladder.ref import gemm, tensor_core
 from gemm_ladder.sass import disassembly
@@ -155,19 +155,19 @@ def test_operator(device: str) -> None:
 
 @pytest.mark.gpu
 def test_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a CUDA graph, with the kernel loaded and, by torch's operators, without."""
+    """In a CUDA graph: refused where the kernel is not loaded, and not done by torch's operators."""
+    monkeypatch.setattr(combining.KERNEL, "libraries", {})
     rows, (places, factors) = numbers((40, 144), BF16).cuda(), choices(6, 3, torch.float32, "cuda")
+    given, graph = torch.zeros_like(rows), torch.cuda.CUDAGraph()
+    refused = "combine_rows is not loaded; the same call, or"
+    with pytest.raises(LaunchError, match=refused), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        combining.combined(given, places, factors)
     wanted = combining.combined(rows, places, factors)
-    for loaded in (True, False):
-        if not loaded:
-            monkeypatch.setattr(combining.KERNEL, "libraries", {})
-        graph, given = torch.cuda.CUDAGraph(), torch.zeros_like(rows)
-        with torch.cuda.graph(graph):
-            found = combining.combined(given, places, factors)
-        given.copy_(rows)
-        graph.replay()
-        check_same(found, wanted)
-        assert bool(combining.KERNEL.libraries) == loaded
+    with torch.cuda.graph(graph):
+        found = combining.combined(given, places, factors)
+    given.copy_(rows)
+    graph.replay()
+    check_same(found, wanted)
 
 
 def test_a_kernel_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +180,7 @@ def test_a_kernel_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(combining.KERNEL, "compile_for", broken)
     monkeypatch.setattr(combining.KERNEL, "libraries", {})
     monkeypatch.setattr(launch, "is_hopper", lambda device: True)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(launch, "capturing", lambda device: False)
     assert "cannot be divided" in combining.why_not(cuda, 3, 12)
     assert "cannot be divided" in combining.why_not(cuda, 2**30, 2048)
     with pytest.warns(UserWarning, match=r"cannot be built, and torch's own operators do its work: no comp"):

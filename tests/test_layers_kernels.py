@@ -161,7 +161,7 @@ def test_a_kernel_that_cannot_be_built(
     monkeypatch.setattr(kernel, "compile_for", broken)
     monkeypatch.setattr(kernel, "libraries", {})
     monkeypatch.setattr(launch, "is_hopper", lambda device: True)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(launch, "capturing", lambda device: False)
     cuda = torch.device("cuda", 0)
     with pytest.warns(UserWarning, match=r"cannot be built, and torch's own operators do its work: no comp"):
         assert kernel.why_not(cuda)

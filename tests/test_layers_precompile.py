@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from call_arguments import refusal
-from gemm_ladder import build, ops, precompiling
+from gemm_ladder import build, launch, ops, precompiling
 from gemm_ladder.casts import eager, plans
 from gemm_ladder.casts import launching as casts_launching
 from gemm_ladder.casts.kernel import Kernel
@@ -288,6 +288,32 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     sentence = "there is no GPU to precompile for; a Hopper GPU is needed"
     assert refusal(precompile, Fp8Linear(16, 8)) == sentence
+
+
+@pytest.mark.parametrize("kernel", [Kernel("per_token", "nothing", BF16), *OWN], ids=lambda one: one.name)
+def test_a_capture_needs_the_kernel(kernel: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a CUDA graph is captured, torch's operators do not take a kernel's place because it is not
+    loaded: only because it could not be built, which a call before has said."""
+    monkeypatch.setattr(launch, "is_hopper", lambda device: True)
+    monkeypatch.setattr(launch, "capturing", lambda device: True)
+    monkeypatch.setattr(build, "make", lambda *given: pytest.fail("it was built"))
+    libraries: dict[object, object] = {}
+    if isinstance(kernel, Kernel):
+        monkeypatch.setattr(casts_launching, "_libraries", libraries)
+        key, why_not = kernel, lambda: casts_launching.why_not(kernel, torch.device("cuda", 0))
+    else:
+        monkeypatch.setattr(kernel, "libraries", libraries)
+        key, why_not = "cuda", lambda: kernel.why_not(torch.device("cuda", 0))
+    with pytest.raises(LaunchError) as refused:
+        why_not()
+    assert str(refused.value) == (
+        f"a CUDA graph is being captured and {kernel.name} is not loaded; the same call, or "
+        "gemm_ladder.layers.precompile for the layers of a model, is needed before"
+    )
+    libraries[key] = object()
+    assert why_not() is None
+    libraries[key] = None
+    assert why_not() == f"{kernel.name} could not be built"
 
 
 # ------------------------------------------------------------------------------------------------- on a GPU

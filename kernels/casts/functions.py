@@ -7,8 +7,9 @@ behind them.
 A scale belongs to 128 numbers of a row ("per token"), to 128 x 128 ("per block") or to 128 of a column ("per
 channel"). `gemm_ladder.ref.fp8` defines the codes and scales bit by bit, those of zeros, NaN and infinities
 too, and `gemm_ladder.ref.activations` what is computed before: a result has these bits on a Hopper GPU and on
-the CPU. On another GPU, or where a kernel cannot be built, or would have to be loaded while a CUDA graph is
-captured, torch's own operators compute SiLU and RMSNorm, which may differ in the last bit.
+the CPU. On another GPU, or where a kernel cannot be built, torch's own operators compute SiLU and RMSNorm,
+which may differ in the last bit. The first call of a kernel compiles it. A CUDA graph can capture calls whose
+kernel is loaded, after a call or `gemm_ladder.layers.precompile`; others raise LaunchError there.
 
 What masked_m and ks hold is looked at on the CPU, and on a GPU only with GEMM_LADDER_CHECK=1, as that waits
 for the GPU. Otherwise numbers that make no sense leave a part of the result uninitialised, and nothing else.

@@ -125,6 +125,9 @@ def why_not(kernel: Kernel, device: torch.device) -> str | None:
     """Why a cast on a device cannot be done by its kernel; None if it can. The kernel is loaded then.
 
     A kernel that cannot be built is tried once in a process, and a warning says why it was not.
+
+    Raises:
+        LaunchError: the kernel is not loaded while a CUDA graph is captured.
     """
     return launches.why_not_loaded(kernel.name, kernel, _libraries, load, device)
 

@@ -2,9 +2,9 @@
 
     sums = combined(rows, places, factors, torch.bfloat16)
 
-combine_rows.cuh does it in one pass on a Hopper GPU. Elsewhere, or where the kernel cannot be built, or would
-have to be loaded while a CUDA graph is captured, torch's operators do it, with the same bits. torch.compile
-traces a call as one operator, `torch.ops.gemm_ladder.combine_rows`, which gemm_ladder.layers registers.
+combine_rows.cuh does it in one pass on a Hopper GPU. Elsewhere, or where the kernel cannot be built, torch's
+operators do it, with the same bits. torch.compile traces a call as one operator,
+`torch.ops.gemm_ladder.combine_rows`, which gemm_ladder.layers registers.
 """
 
 from __future__ import annotations
@@ -152,7 +152,11 @@ def run(rows: torch.Tensor, places: torch.Tensor, factors: torch.Tensor | None, 
 
 
 def why_not(device: torch.device, tokens: int, hidden: int) -> str | None:
-    """Why the kernel cannot add up rows on a device; None if it can. It is loaded then."""
+    """Why the kernel cannot add up rows on a device; None if it can. It is loaded then.
+
+    Raises:
+        LaunchError: the kernel is not loaded while a CUDA graph is captured.
+    """
     if hidden % 8 or tokens * ceil_div(hidden, COLUMNS) > MAX_SIZE:
         return f"{tokens} rows of {hidden} numbers cannot be divided among thread blocks"
     return KERNEL.why_not(device)

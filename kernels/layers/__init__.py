@@ -13,9 +13,8 @@ model's config what it has become; `precompiling` what its layers need; which of
 and layers that several GPUs share (`parallel_linear`; `parallel_experts`, to which tokens are `travelling`,
 and `parallel_products`, which have gradients), whose `ranks` are those of a group of torch.distributed, and
 what makes `distributed_checkpoints` of them. What does not: the casts (`gemm_ladder.casts`) and the products
-themselves (`gemm_ladder.api`,
-`gemm_ladder.training`), which these modules call as any user does; and communication, which is
-torch.distributed's.
+themselves (`gemm_ladder.api`, `gemm_ladder.training`), which these modules call as any user does; and
+communication, which is torch.distributed's.
 """
 
 from gemm_ladder.layers.conversion import convert

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from call_arguments import refusal
 from gemm_ladder import build, launch, ops, precompiling
 from gemm_ladder.casts import eager, plans
@@ -24,6 +26,7 @@ from gemm_ladder.layers import (
     route,
     routing,
     silu_backward,
+    travelling,
     turning,
 )
 from gemm_ladder.production import fast_path, launching
@@ -187,8 +190,9 @@ def test_experts_of_two_ranks(
     layer.all_experts, layer.first_expert, layer.combine_by = 2 * EXPERTS, 0, "sums"
     launched.clear()
     most = 40
-    known = set(precompile(layer, most, top_k=top_k, training=True))
+    known = set(precompile(layer, most, top_k=top_k))
     assert known <= set(precompile(layer, most))
+    form = travelling.tokens_form(HIDDEN, top_k)
     generator = torch.Generator().manual_seed(0)
     for count in range(1, 2 * most + 1):
         if everywhere and count % 2:
@@ -201,13 +205,33 @@ def test_experts_of_two_ranks(
             chosen = scores.topk(top_k, dim=1).indices
             chosen[0, 0] = 0
             here = count * top_k if everywhere else int((chosen < EXPERTS).sum())
-            packed = layer._packed(x, chosen, factors, top_k)
+            packed = travelling.packed(form, x, layer.use_ue8m0, chosen, factors)
             layer.compute(
                 parallel_experts.Dispatched(packed, top_k, here, chosen, factors, [count], [count], 0)
             )
     assert launched <= known
     if everywhere:
         assert launched == known
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_experts_over_ranks_with_gradients(
+    trainable: bool, built: list[object], launched: set[object], tmp_path: Path
+) -> None:
+    """Of one rank, whose tokens travel to itself."""
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        layer = ParallelFp8Experts.from_experts(experts_of(trainable=trainable)[0])
+        launched.clear()
+        known = set(precompile(layer, 40, training=True, top_k=2, dtype=torch.float32))
+        for count in range(1, 41):
+            x, chosen, factors = tokens(count)
+            layer(x.float().requires_grad_(), chosen, factors).sum().backward()
+    finally:
+        dist.destroy_process_group()
+    assert launched <= known and {*OWN} <= launched
+    assert any(map(is_grouped, launched)) == trainable
 
 
 def test_once_for_all_layers(built: list[object]) -> None:

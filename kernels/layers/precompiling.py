@@ -176,7 +176,7 @@ def _described(layer: Fp8Linear | Fp8Experts) -> _Linear | _Experts:
     if not isinstance(layer, ParallelFp8Experts):
         return _Experts(*sizes, cast, trained, 1, count, counted=False, differentiable=True)
     choices, counted = (layer.all_experts, False) if layer.everywhere else (count, True)
-    return _Experts(*sizes, cast, trained, layer.ranks.size, choices, counted, differentiable=False)
+    return _Experts(*sizes, cast, trained, layer.ranks.size, choices, counted, counted)
 
 
 def _device(layer: Fp8Linear | Fp8Experts, device: torch.device | int | None) -> torch.device | int | None:

@@ -138,6 +138,18 @@ def test_silu_of_many_whole_runs(kind: Kind, dtype: torch.dtype, machine: str) -
             cast.check()
 
 
+@pytest.mark.parametrize("said", [[3, 0, 30, 1000, -1, 17], [0, 0, 0, 0, 0, 1], [0] * 6, None], ids=str)
+@pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
+def test_silu_of_groups_of_whole_runs(dtype: torch.dtype, said: list[int] | None, machine: str) -> None:
+    """Whose rows that count follow each other; counts may be nonsense."""
+    x = spaced(numbers((6, 30, 512), dtype), DEVICE[machine], gap=16, offset=8)
+    counts = None if said is None else torch.tensor(said, dtype=torch.int32, device=x.device)
+    cast = place("per_token", "silu_and_mul", x, 256, masked_m=counts)
+    for seed in range(2):
+        cast.run(seed=seed, num_sms=1)
+        cast.check()
+
+
 @pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
 def test_rms_norm_of_many_whole_rows(dtype: torch.dtype, machine: str) -> None:
     """Whose next row is loaded while one is cast, by one warp, by two and by four, each with all its pieces,

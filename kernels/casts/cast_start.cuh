@@ -29,12 +29,18 @@ bool in_pieces(const CastParams& p, bool turned) {
                        whole(reinterpret_cast<int64_t>(p.codes), kPiece)));
 }
 
-// Whether all rows are those of one matrix, without a gather or counts, and have whole runs; and whether a row's bytes,
-// and those from one row to the next, can be counted with 32 bits.
+// Whether rows are made of x's own, without a gather, and have whole runs; and whether a row's bytes, and those from
+// one row to the next, can be counted with 32 bits.
+template <Input kInput>
+bool in_whole_runs(const CastParams& p) {
+    return !p.rows && p.k % kScaleK == 0 && p.x_row * Piece<kInput>::kBytes <= UINT32_MAX &&
+           p.k * Piece<kInput>::kBytes <= UINT32_MAX;
+}
+
+// The same for all rows of one matrix.
 template <Input kInput>
 bool in_one_matrix(const CastParams& p) {
-    return !p.rows && !p.counts && p.groups == 1 && p.k % kScaleK == 0 &&
-           p.x_row * Piece<kInput>::kBytes <= UINT32_MAX && p.k * Piece<kInput>::kBytes <= UINT32_MAX;
+    return in_whole_runs<kInput>(p) && !p.counts && p.groups == 1;
 }
 
 template <typename Kernel>
@@ -61,9 +67,9 @@ const char* start_per_token(const CastArgs& args) {
     // So few runs that the GPU has room for all at once.
     if (runs * kRunLanes <= args.num_sms * kThreadsAnSm) return start_runs<kInput, kBefore, true, 1>(args);
     if constexpr (kBefore == Before::kSiluAndMul && kInput != Input::kFp32)
-        if (in_one_matrix<kInput>(p))
+        if (in_whole_runs<kInput>(p))
             return start_kernel(
-                fp8_cast_silu<kInput>, args,
+                in_one_matrix<kInput>(p) ? fp8_cast_silu<kInput, false> : fp8_cast_silu<kInput, true>, args,
                 {.blocks = args.num_sms * kSiluCtasAnSm, .threads = kThreads, .blocks_an_sm = kSiluCtasAnSm});
     return start_runs<kInput, kBefore, true, kMostRows>(args);
 }

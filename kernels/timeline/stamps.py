@@ -256,12 +256,7 @@ class _Scale:
 
 
 def _median_us(call: Callable[[], None]) -> float:
-    """The median time of a call, with warm caches."""
-    return float(np.median(_times_us(call)))
-
-
-def _times_us(call: Callable[[], None]) -> list[float]:
-    """The times of CALLS calls, from CUDA events around each."""
+    """The median time of a call, with warm caches, from CUDA events around each of CALLS calls."""
     import torch
 
     call()
@@ -272,7 +267,7 @@ def _times_us(call: Callable[[], None]) -> list[float]:
         call()
     marks[-1].record()
     torch.cuda.synchronize()
-    return [1e3 * a.elapsed_time(b) for a, b in itertools.pairwise(marks)]
+    return 1e3 * float(np.median([a.elapsed_time(b) for a, b in itertools.pairwise(marks)]))
 
 
 @functools.cache

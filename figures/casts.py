@@ -135,6 +135,6 @@ def picture(data: CastsFile) -> Any:
         axes.xaxis.set_major_formatter("{x:g}")
         frame(axes, "both", 7.5)
         if index == 0:
-            above = {"loc": "lower right", "bbox_to_anchor": (1.02, 1.08), "ncols": len(impls)}
+            above = {"loc": "lower right", "bbox_to_anchor": (1.02, 1 + 0.16 / panel), "ncols": len(impls)}
             axes.legend(**above, fontsize=7.5, frameon=False)
     return figure

@@ -46,7 +46,9 @@ def _operators_are_offered() -> bool:
     ops = getattr(sys.modules.get("torch._ops"), "ops", None)
     if ops is None:
         return False
-    namespace = getattr(ops, __name__)  # torch makes it if nobody has asked for it yet
+    namespace = getattr(ops, __name__, None)  # torch makes it if nobody has asked for it yet
+    if namespace is None:  # something that is not torch
+        return False
     vars(namespace)["__getattr__"] = functools.partial(_operator, namespace)
     return True
 
@@ -75,7 +77,7 @@ class _Watcher(importlib.abc.MetaPathFinder):
         self.done = self.done or _operators_are_offered()
 
 
-if not _operators_are_offered():
+if not _operators_are_offered() and not any(type(one).__name__ == "_Watcher" for one in sys.meta_path):
     sys.meta_path.insert(0, _Watcher())
 
 __version__ = "0.1.0"

@@ -129,6 +129,7 @@ def experts_that_every_token_goes_to(device: str) -> None:
     assert "everywhere=True" in repr(layers[1])
     none = tuple(one[:0] for one in (x, chosen, factors))
     assert layers[1](*none).shape == (0, HIDDEN)
+    assert not layers[1](x, chosen[:, :0], factors[:, :0]).any()
     with refused("combine is 'rows' and everywhere is True; 'sums' is needed for that"):
         ParallelFp8Experts.from_experts(whole, combine="rows", everywhere=True)
     if device == "cuda":

@@ -170,6 +170,23 @@ def test_operators_are_found_when_they_are_asked_for(first: str) -> None:
     assert run.returncode == 0, run.stderr
 
 
+STAND_IN = """
+import importlib, sys, types
+
+import gemm_ladder
+sys.modules["torch._ops"] = types.ModuleType("torch._ops")
+sys.modules["torch._ops"].ops = types.ModuleType("ops")
+import colorsys
+importlib.reload(gemm_ladder)
+assert sum(type(one).__name__ == "_Watcher" for one in sys.meta_path) == 1
+"""
+
+
+def test_what_stands_in_for_torch_is_left_alone() -> None:
+    run = subprocess.run([sys.executable, "-c", STAND_IN], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
 @pytest.mark.parametrize("kind", ops.NAMES)
 def test_opcheck(kind: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch's own tests of an operator: its schema says what it writes, and fake tensors have an answer."""

@@ -229,6 +229,27 @@ def experts_train_beside_others(device: str) -> None:
 
 
 @case
+def experts_train_in_a_mesh(device: str) -> None:
+    """Two ranks share experts, and each pair of ranks has all of them: FSDP averages over the pairs. With one
+    pair there is nothing to average, and torch divides all the same."""
+    size = dist.get_world_size()
+    if size == 2:
+        return
+    mesh = init_device_mesh(device, (size // 2, 2), mesh_dim_names=("dp", "ep"))
+    whole = trained(device, torch.float32)
+    plain, sharded = (ParallelFp8Experts.from_experts(whole, mesh["ep"], combine="rows") for _ in range(2))
+    fully_shard(sharded, mesh=mesh["dp"])
+    sharded.set_gradient_divide_factor(float(size))
+    sharded.set_force_sum_reduction_for_comms(device == "cpu")
+    given = given_on(dist.get_rank(), device, torch.float32)
+    for layer in (plain, sharded):
+        layer(*given[:3]).backward(given.grad)
+    for one, other in zip(sharded.parameters(), plain.parameters(), strict=True):
+        dist.all_reduce(other.grad, group=mesh["dp"].get_group())
+        near(one.grad.full_tensor(), other.grad / size)
+
+
+@case
 def experts_that_train_read_checkpoints(device: str) -> None:
     """Of all experts, of this rank's, and of single ones."""
     whole = trained(device)

@@ -58,6 +58,8 @@ class Fp8Linear(torch.nn.Module):
 
     Raises:
         InputError: sizes, types or an input that cannot be used.
+        gemm_ladder.errors.LaunchError: a CUDA graph is being captured and a kernel is not loaded
+            (`gemm_ladder.layers.precompile`).
 
     Example:
         >>> import torch, gemm_ladder

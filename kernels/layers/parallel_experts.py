@@ -4,13 +4,14 @@
     compute    every rank runs its experts over the rows that it has received
     combine    the results travel back, and each token's rank adds them up
 
-Rows travel as FP8 codes with their scales, 1.03 bytes for each number instead of BF16's 2. As a scale belongs
-to a part of one row, a cast before the journey gives the bits of a cast after it. A token travels once to a
-rank, however many of its experts are there. Calls with gradients are `parallel_products`.
+Tokens travel as FP8 codes with their scales, 1.03 bytes for each number instead of BF16's 2, and results in
+BF16. As a scale belongs to a part of one row, a cast before the journey gives the bits of a cast after it. A
+token travels once to a rank, however many of its experts are there. Calls with gradients are
+`parallel_products`; where experts are trained, tokens travel in their own type.
 
 All of it is `torch.distributed.all_to_all_single`. How many rows travel is known on the GPU only, and is read
-before they do, so a call waits for the GPU, and no CUDA graph can capture it: but for the setting with which
-all tokens go everywhere.
+before they do, so a call waits for the GPU, and no CUDA graph can capture it. With everywhere=True nothing is
+counted, and a graph can.
 """
 
 from __future__ import annotations
@@ -71,9 +72,10 @@ class ParallelFp8Experts(Fp8Experts):
     Every rank of the group calls it, each with its own tokens, also one that has none; a rank that does not,
     or that refuses what it is given, leaves the others waiting for it until the group's timeout.
 
-    If any rank wants gradients, of x, expert_weights or its experts, the results of all ranks have a history,
-    and all have to go back through it, also one that needs no gradient itself. torch.utils.checkpoint may
-    compute the call again, if it does on all ranks.
+    If any rank wants gradients, of x, expert_weights or its experts, the results of all ranks require grad,
+    and every rank has to run backward through them, also one that needs no gradient itself.
+    torch.utils.checkpoint may compute the call again, if it does on all ranks; with use_reentrant=True every
+    rank then needs an input that requires grad.
 
     Args:
         num_experts, hidden_size, intermediate_size, layout, trainable, use_ue8m0, device, dtype: of all
@@ -107,10 +109,13 @@ class ParallelFp8Experts(Fp8Experts):
     and the bound is as for y.
 
     Experts must not be averaged over ranks that have others. FSDP (`fully_shard`) is told by
-    `ignored_params=set(layer.parameters())`, DistributedDataParallel by their names, as `frozen_parameters`
-    shows. These two average all other gradients over the ranks; for experts that is left to do:
-    `parameter.register_hook(lambda grad: grad / layer.ranks.size)`. With several such groups, in a mesh of
-    "dp" and "ep", `fully_shard(layer, mesh=mesh["dp"])` averages over the ranks that have the same experts.
+    `ignored_params=set(layer.parameters())`, DistributedDataParallel by the parameters' names in the model,
+    as `frozen_parameters` tells it others. These two average all other gradients over the ranks; for experts
+    that is left to do: `parameter.register_hook(lambda grad: grad / layer.ranks.size)`. With several such
+    groups, in a mesh of "dp" and "ep", `fully_shard(layer, mesh=mesh["dp"])` has the ranks with the same
+    experts average theirs, and runs no hooks: `layer.set_gradient_divide_factor(number_of_all_ranks)` makes
+    it the average over all, where these are two or more (with gloo only after
+    `layer.set_force_sum_reduction_for_comms(True)`).
 
     `state_dict` has the names of Fp8Experts and this rank's weights: a file for each rank. `load_state_dict`
     takes those, or the weights of all experts, by the same names or by those of checkpoints
@@ -290,7 +295,14 @@ class ParallelFp8Experts(Fp8Experts):
 
     def dispatch(self, x: torch.Tensor, experts: torch.Tensor, expert_weights: torch.Tensor) -> Dispatched:
         """Send this rank's tokens to the ranks of their experts, and receive what others send here. `compute`
-        and `combine` are the rest of a call that has no gradients."""
+        and `combine` are the rest of a call that has no gradients.
+
+        Args:
+            x, experts, expert_weights: as for `forward`.
+
+        Raises:
+            InputError: as there, or gradients are wanted. The other ranks then wait for this one.
+        """
         self._check(x, experts, expert_weights)
         if any(self._wishes(x, expert_weights)):
             raise InputError(
@@ -375,10 +387,17 @@ class ParallelFp8Experts(Fp8Experts):
         )
 
     def compute(self, dispatched: Dispatched) -> torch.Tensor:
-        """bfloat16 [rows, hidden]: what this rank's experts give for the rows that it has received, a row for
-        each of them or, with combine="rows", for each of their choices that is one of these experts."""
-        if not dispatched.here:
-            return self.down_proj.new_empty(sum(dispatched.sent), self.hidden_size, dtype=torch.bfloat16)
+        """What this rank's experts give for the rows that it has received.
+
+        Args:
+            dispatched: from `dispatch`.
+
+        Returns:
+            bfloat16 [rows, hidden]: a row for each of these or, with combine="rows", for each of their
+            choices that is one of this rank's experts.
+        """
+        if not dispatched.here:  # rows of zeros if tokens go everywhere and none has an expert
+            return self.down_proj.new_zeros(sum(dispatched.sent), self.hidden_size, dtype=torch.bfloat16)
         form = travelling.tokens_form(self.hidden_size, dispatched.top_k)
         codes, of_rows, chosen, factors = form.unpacked(dispatched.rows)
         chosen = chosen - self.first_expert
@@ -397,8 +416,15 @@ class ParallelFp8Experts(Fp8Experts):
         return combining.combined(found, order[:, None], None)
 
     def combine(self, rows: torch.Tensor, dispatched: Dispatched) -> torch.Tensor:
-        """bfloat16 [tokens, hidden]: send the experts' results back, and add up those for this rank's own
-        tokens."""
+        """Send the experts' results back, and add up those for this rank's own tokens.
+
+        Args:
+            rows: from `compute`.
+            dispatched: from `dispatch`.
+
+        Returns:
+            bfloat16 [tokens, hidden].
+        """
         returned = rows.new_empty(sum(dispatched.returned), self.hidden_size)
         dist.all_to_all_single(returned, rows, dispatched.returned, dispatched.sent, group=self.ranks.group)
         return combining.combined(returned, dispatched.places, dispatched.factors)

@@ -14,8 +14,8 @@ the numbers, which it casts per channel.
 
 The ranks have agreed on which gradients are wanted by any of them (`travelling.planned`). All of them then
 have a history, even one whose tokens, of which it may have none, need no gradient: every rank that goes back
-takes its part in what travels. All that travels in a pass does so within one call of this function, so
-nothing can be left out, nor change its order: not if a pass is computed again for checkpointing, either.
+takes its part in what travels. All that travels in a pass does so within one call of this function, so all
+ranks communicate in the same order, also when checkpointing computes the forward pass again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gemm_ladder.layers import combining, expert_products, products, routing, tr
 
 
 class Call(NamedTuple):
-    """What is no tensor of a call.
+    """What a call needs besides its tensors.
 
     Attributes:
         journey: who sends what to whom.

@@ -49,19 +49,20 @@ def precompile(
 
     Each is compiled once for all layers, as many at the same time as there are CPUs; if another process is
     building one already, this one waits for it. The fast path is built as well. On a terminal a progress bar
-    is shown. Afterwards such calls compile nothing, and a CUDA graph can capture a layer's first call.
+    is shown. Afterwards such calls compile nothing, and a CUDA graph can capture the first call of a layer on
+    one GPU (but for the gradients of trained experts, which wait for the GPU).
 
     Args:
         model: with Fp8Linear and Fp8Experts, also those that several GPUs share. It may be on the meta
             device, to be loaded later. Nothing is computed with it.
         max_tokens: the most rows of a call: the tokens of all sequences of a batch; of experts over several
-            GPUs those of each rank.
-        training: for calls whose gradients are wanted, the products of the backward pass, too. Experts whose
-            weights are frozen use other kernels then; ask twice for both. Gradients of weights are those of
+            GPUs the most that a rank has.
+        training: also compile the backward pass, for calls whose gradients are wanted. Experts whose weights
+            are frozen use other kernels then; ask twice for both. Gradients of weights are those of
             parameters that require grad now.
         top_k: how many experts a token goes to; None: any number, for which more kernels are compiled.
         dtype: of what the layers are given: float32, bfloat16 or float16. None: each of these that a
-            parameter of the model has, bfloat16 if none has; and inside of autocast's region its type.
+            parameter of the model has, bfloat16 if none has; called inside of torch.autocast, also its type.
             Weights that are trained are cast from the type that they have now.
         device: the GPU, a Hopper; None: that of each layer's weights, the current one if they are on none.
 
@@ -139,8 +140,8 @@ class _Experts(NamedTuple):
         experts, hidden, intermediate, layout: of this process's experts.
         cast, trained: as for _Linear.
         ranks: how many processes' tokens they get.
-        choices: how many choices of a token count here, at most.
-        counted: whether there may be fewer of them, and fewer tokens, as where tokens travel to experts.
+        choices: the most experts of this process that a token can choose.
+        counted: whether only tokens and choices of this process's experts arrive, rather than all.
         differentiable: whether there are gradients.
     """
 

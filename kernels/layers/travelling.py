@@ -92,7 +92,7 @@ class Wishes(NamedTuple):
 
 
 class Journey(NamedTuple):
-    """Who sends what to whom, which every rank knows of itself.
+    """How many tokens and choices this rank exchanges with each other rank in a call.
 
     Attributes:
         group: the process group.
@@ -104,7 +104,7 @@ class Journey(NamedTuple):
         asks, answers: how many choices these are.
         top_k: how many experts a token has, on all ranks.
         wishes: the gradients that some rank wants.
-        dtype: of x on the ranks that have tokens, if it is wanted of the experts that it be the same on all.
+        dtype: of the tokens; the same on all ranks that have some, where gradients of experts are wanted.
     """
 
     group: dist.ProcessGroup
@@ -256,7 +256,8 @@ _FLAGS = 1 + len(Wishes._fields)
 
 
 def _said(top_k: int, dtype: torch.dtype, wishes: Wishes | None) -> int:
-    """It as one number."""
+    """What this rank tells the others, in one integer: whether gradients are enabled, three flags of Wishes,
+    two bits of dtype, and top_k."""
     known = (top_k << 2 | _TYPES.index(dtype)) if top_k else 0
     flags = (wishes is not None, *(wishes or Wishes()))
     return known << _FLAGS | sum(flag << place for place, flag in enumerate(flags))
@@ -283,7 +284,7 @@ def of_choices(chosen: torch.Tensor, experts: int, places: torch.Tensor, here: i
     """int64 [here]: the row of each choice that is one of `experts`, in the order of tokens and choices.
 
     Args:
-        chosen: [tokens, top_k]: numbers, which are an expert's from 0 to `experts`, without that.
+        chosen: [tokens, top_k]: a number of 0 or more and less than `experts` is an expert's.
         places: int64 [tokens, top_k]: the row of each, as routing.place gives it.
         here: how many are an expert's.
     """

@@ -6,13 +6,14 @@ A file of figures/data names the digest of the sources that it was measured with
 those sources. If they have the same tokens as the present ones, or, with --machine-code, if nvcc makes the
 same instructions of them, then what was measured are the present kernels, and the earlier digest is replaced
 by the present one in every file of figures/data that has it. Where the rungs or the production kernels
-differ, no file is changed. A file of which casts, layers or training kernels are a part stays as it is where
-these differ: without --machine-code in tokens, with it in the instructions of what it times
+differ, no file is changed. Some files also time casts, or kernels of layers and training. Such a file keeps
+its digest if tokens of theirs differ or, with --machine-code, if the instructions of what it times do
 (`same_code.of_file`).
 
 Only what runs on the GPU is compared. How it is launched, with how many thread blocks and which of a
 library's kernels, is decided in C++ on the host, of which --machine-code sees nothing: it names the headers
-that have other tokens, to be read.
+that have other tokens, to be read. Nor does it see which kernels Python chooses for a call: it takes those
+that are chosen today.
 
 A digest may be of either rule: the present one, which hashes tokens (`gemm_ladder.build.digest`), or the one
 before it, which hashed the bytes of the files, comments included.

@@ -106,8 +106,8 @@ def _rms_norm(operator: Callable[..., None], x: torch.Tensor, weight: torch.Tens
 
 
 def _masked(operator: Callable[..., None], x: torch.Tensor, counts: torch.Tensor) -> Pair:
-    """vLLM's function of this name also writes zeros to the scales before. Nobody reads those of other rows,
-    and the time of that kernel is not counted."""
+    """Without the kernel by which vLLM's function of this name first fills the scales with zeros. That
+    favours vLLM; the scales of rows that do not count are never read."""
     groups, m, columns = x.shape
     k = columns // 2
     codes = torch.empty(groups, m, k, dtype=torch.float8_e4m3fn, device=x.device)

@@ -5,7 +5,8 @@ of it. Then what was measured of one version holds for the other.
 
 What is compared is each library whole: all of its kernels, also those that nobody timed. The rungs and the
 production kernels stand for most recorded files; `of_file` lists the libraries of those files that time
-others. A list has what is launched today.
+others. A list has what Python launches today: if it chose other kernels when a file was measured, nothing
+here sees that.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from gemm_ladder.arguments import EMULATED_SMS, HOPPER, GroupedArgs
-from gemm_ladder.checks import CheckedCall
+from gemm_ladder.checks import CheckedCall, grouped
 from gemm_ladder.errors import BuildError, LaunchError, ToolchainError, one_line
 from gemm_ladder.ref import emulator
 
@@ -125,7 +125,7 @@ def why_not_loaded(
     if not is_hopper(device):
         return f"{device} is no Hopper GPU"
     if key not in libraries:
-        if capturing(device):  # to load a library would break the capture
+        if grouped.capturing(device):  # to load a library would break the capture
             raise LaunchError(
                 f"a CUDA graph is being captured and {name} is not loaded; the same call, or "
                 "gemm_ladder.layers.precompile for the layers of a model, is needed before"
@@ -139,12 +139,6 @@ def why_not_loaded(
                 stacklevel=3,
             )
     return None if libraries[key] else f"{name} could not be built"
-
-
-def capturing(device: torch.device) -> bool:
-    """Whether a CUDA graph is being captured on a GPU's current stream."""
-    with current(device):
-        return torch.cuda.is_current_stream_capturing()
 
 
 def usable_sms(device: torch.device | int, limit: int = 0) -> int:

@@ -14,6 +14,7 @@ from cast_cases import DEVICE, Placed, columns, expected, numbers, spaced, weigh
 from gemm_ladder import lab, launch
 from gemm_ladder.casts import eager, functions, launching, operands, plans
 from gemm_ladder.casts.kernel import INPUTS, KERNELS, KINDS, Before, Kernel, Kind
+from gemm_ladder.checks import grouped
 from gemm_ladder.errors import BuildError, InputError, LaunchError
 from gemm_ladder.sass import disassembly
 from torch._subclasses import FakeTensorMode
@@ -483,7 +484,7 @@ def test_a_kernel_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Kernel, "compile", broken)
     monkeypatch.setattr(launching, "_libraries", {})
     monkeypatch.setattr(launch, "is_hopper", lambda device: True)
-    monkeypatch.setattr(launch, "capturing", lambda device: False)
+    monkeypatch.setattr(grouped, "capturing", lambda device: False)
     with pytest.warns(UserWarning, match=r"cannot be built, and torch's own operators do its work: no comp"):
         assert launching.why_not(kernel, cuda)
     with warnings.catch_warnings():

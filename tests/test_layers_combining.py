@@ -11,6 +11,7 @@ from building import disassembler_or_skip
 from cast_cases import numbers, spaced
 from gemm_ladder import launch
 from gemm_ladder.casts.kernel import INPUTS
+from gemm_ladder.checks import grouped
 from gemm_ladder.errors import BuildError, LaunchError
 from gemm_ladder.layers import combining
 from gemm_ladder.ref import gemm, tensor_core
@@ -180,7 +181,7 @@ def test_a_kernel_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(combining.KERNEL, "compile_for", broken)
     monkeypatch.setattr(combining.KERNEL, "libraries", {})
     monkeypatch.setattr(launch, "is_hopper", lambda device: True)
-    monkeypatch.setattr(launch, "capturing", lambda device: False)
+    monkeypatch.setattr(grouped, "capturing", lambda device: False)
     assert "cannot be divided" in combining.why_not(cuda, 3, 12)
     assert "cannot be divided" in combining.why_not(cuda, 2**30, 2048)
     with pytest.warns(UserWarning, match=r"cannot be built, and torch's own operators do its work: no comp"):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from building import disassembler_or_skip
 from gemm_ladder import launch
+from gemm_ladder.checks import grouped
 from gemm_ladder.errors import BuildError
 from gemm_ladder.layers import own_kernels, products, silu_backward, turning
 from gemm_ladder.ref import activations, gemm
@@ -161,7 +162,7 @@ def test_a_kernel_that_cannot_be_built(
     monkeypatch.setattr(kernel, "compile_for", broken)
     monkeypatch.setattr(kernel, "libraries", {})
     monkeypatch.setattr(launch, "is_hopper", lambda device: True)
-    monkeypatch.setattr(launch, "capturing", lambda device: False)
+    monkeypatch.setattr(grouped, "capturing", lambda device: False)
     cuda = torch.device("cuda", 0)
     with pytest.warns(UserWarning, match=r"cannot be built, and torch's own operators do its work: no comp"):
         assert kernel.why_not(cuda)

@@ -14,6 +14,7 @@ from gemm_ladder import build, launch, ops, precompiling
 from gemm_ladder.casts import eager, plans
 from gemm_ladder.casts import launching as casts_launching
 from gemm_ladder.casts.kernel import Kernel
+from gemm_ladder.checks import grouped
 from gemm_ladder.errors import LaunchError
 from gemm_ladder.layers import (
     Fp8Linear,
@@ -319,7 +320,7 @@ def test_a_capture_needs_the_kernel(kernel: object, monkeypatch: pytest.MonkeyPa
     """While a CUDA graph is captured, torch's operators do not take a kernel's place because it is not
     loaded: only because it could not be built, which a call before has said."""
     monkeypatch.setattr(launch, "is_hopper", lambda device: True)
-    monkeypatch.setattr(launch, "capturing", lambda device: True)
+    monkeypatch.setattr(grouped, "capturing", lambda device: True)
     monkeypatch.setattr(build, "make", lambda *given: pytest.fail("it was built"))
     libraries: dict[object, object] = {}
     if isinstance(kernel, Kernel):

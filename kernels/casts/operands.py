@@ -192,7 +192,7 @@ def contents(call: CheckedCast) -> None:
     """
     if call.counts is not None:
         grouped.contents("masked", call.counts, call.m, len(call.x))
-    if call.ks is not None and not grouped.capturing(call.ks):
+    if call.ks is not None and not grouped.capturing(call.ks.device):
         begin = 0
         for group, rows in enumerate(call.ks.tolist()):
             if rows % SCALE_BLOCK or not 0 <= rows <= call.m - begin:

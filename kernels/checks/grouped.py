@@ -21,7 +21,7 @@ def contents(kind: Kind, rows: torch.Tensor, m: int, groups: int) -> None:
     Raises:
         InputError: the first row or group that is wrong.
     """
-    if capturing(rows):
+    if capturing(rows.device):
         return
     if kind == "contiguous":
         _indices(rows, groups)
@@ -78,9 +78,10 @@ def _first(wrong: torch.Tensor) -> int | None:
     return int(found[0]) if len(found) else None
 
 
-def capturing(tensor: torch.Tensor) -> bool:
-    """Whether a CUDA graph is being captured on the tensor's GPU, which forbids looking at what it holds."""
-    if not tensor.is_cuda:
+def capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured on a GPU's current stream, which forbids looking at what tensors
+    there hold, and loading a kernel."""
+    if device.type != "cuda":
         return False
-    with torch.cuda.device(tensor.device):
+    with torch.cuda.device(device):
         return torch.cuda.is_current_stream_capturing()

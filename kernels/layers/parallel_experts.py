@@ -350,7 +350,7 @@ class ParallelFp8Experts(Fp8Experts):
         self, journey: travelling.Journey, rows: torch.Tensor, chosen: torch.Tensor, factors: torch.Tensor
     ) -> Dispatched:
         """What a rank has received after all tokens have gone to their experts."""
-        form, top_k = travelling.tokens_form(self.hidden_size, journey.top_k), journey.top_k
+        form, top_k = journey.form(self.hidden_size, journey.top_k), journey.top_k
         # A number that is no expert's may not fit into 32 bits.
         others = (chosen.clamp(-1, self.all_experts), factors)
         received = journey.outward(form, journey.tokens(), rows, self.use_ue8m0, *others)

@@ -85,8 +85,7 @@ class _Experts(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.alignment = expert_products.alignment_now()
         journey, count = call.journey, len(stored.w1)
-        kind = (journey.dtype,) if journey.wishes.of_experts else ()
-        form, tokens = travelling.tokens_form(x.shape[1], journey.top_k, *kind), journey.tokens()
+        form, tokens = journey.form(x.shape[1], journey.top_k), journey.tokens()
         received = journey.outward(form, tokens, x, call.use_ue8m0, chosen, factors)
         *numbers, their_chosen, their_factors = form.unpacked(received)
         their_chosen = their_chosen - call.first
@@ -123,8 +122,7 @@ class _Experts(torch.autograd.Function):
         )
         call, stored, hidden = ctx.call, expert_products.Weights(*rest), ctx.hidden
         journey, wanted = call.journey, call.journey.wishes
-        kind = (journey.dtype,) if wanted.of_experts else ()
-        form = travelling.tokens_form(hidden, 0, *kind)
+        form = journey.form(hidden, 0)
         none = tokens.new_empty(len(grad), 0)
         *dy, _, _ = form.unpacked(journey.outward(form, tokens, grad, call.use_ue8m0, none, none))
         token = routing.Placement("contiguous", len(rows), rows, places, places.numel()).tokens()
@@ -150,7 +148,7 @@ class _Experts(torch.autograd.Function):
                 of_choices = torch.nn.functional.pad(of_choices, (0, 0, 0, 1))  # 0 for what is nobody's
                 of_factors = of_choices[choices, column].to(ctx.types[1])
         if received is not None:
-            x = travelling.tokens_form(hidden, journey.top_k, *kind).unpacked(received)[0]
+            x = journey.form(hidden, journey.top_k).unpacked(received)[0]
             of_weights = expert_products.back_to_weights(
                 dy[0], x, of_inner, factored, token, rows, ctx.count, call.use_ue8m0
             )

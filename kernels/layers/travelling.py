@@ -119,6 +119,11 @@ class Journey(NamedTuple):
     wishes: Wishes
     dtype: torch.dtype
 
+    def form(self, hidden: int, top_k: int) -> Form:
+        """That of tokens, and of the gradients of their results: in FP8, or in their own type where gradients
+        of experts are wanted, which cast them per channel."""
+        return tokens_form(hidden, top_k, self.dtype if self.wishes.of_experts else weights.E4M3)
+
     def tokens(self) -> torch.Tensor:
         """int64 [sum of sends]: the token of each row that is sent, for which this waits for the GPU."""
         return self.there.nonzero()[:, 1]

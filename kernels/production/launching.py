@@ -20,7 +20,7 @@ import torch
 from gemm_ladder import checks, settings
 from gemm_ladder import launch as launches
 from gemm_ladder.arguments import M_ALIGNMENT, Kind
-from gemm_ladder.checks import CheckedCall
+from gemm_ladder.checks import CheckedCall, grouped
 from gemm_ladder.errors import InputError, LaunchError
 from gemm_ladder.production import choice, fast_path, tuned
 from gemm_ladder.production.config import WGMMA_M, Config
@@ -99,13 +99,12 @@ def _built(weight: choice.Plan, rows: int) -> Built:
 
 def _refuse_capture(config: Config, call: CheckedCall) -> None:
     """Raise LaunchError while a CUDA graph is being captured: loading a kernel would break the capture."""
-    with torch.cuda.device(call.out.device):
-        if torch.cuda.is_current_stream_capturing():
-            raise LaunchError(
-                f"a CUDA graph is being captured and {config.name} is not loaded; gemm_ladder.precompile("
-                f"n={call.n}, k={call.k}, groups={call.groups}, max_m={call.m}, kind={call.kind!r}) is "
-                "needed before"
-            )
+    if grouped.capturing(call.out.device):
+        raise LaunchError(
+            f"a CUDA graph is being captured and {config.name} is not loaded; gemm_ladder.precompile("
+            f"n={call.n}, k={call.k}, groups={call.groups}, max_m={call.m}, kind={call.kind!r}) is needed "
+            "before"
+        )
 
 
 def configuration(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 import functools
 
-import torch
 from gemm_ladder import launch as launches
 from gemm_ladder.arguments import EMULATED_SMS, TMA_ALIGNMENT, align, row_stride
+from gemm_ladder.checks import grouped
 from gemm_ladder.errors import LaunchError
 from gemm_ladder.ref import emulator
 from gemm_ladder.settings import num_sms_limit
@@ -157,7 +157,7 @@ def library(config: Config) -> ctypes.CDLL:
 
 def _refuse_capture(config: Config, call: CheckedCall) -> None:
     """Raise LaunchError while a CUDA graph is being captured: loading a kernel would break the capture."""
-    if torch.cuda.is_current_stream_capturing():
+    if grouped.capturing(call.d.device):
         k = sum(group.k for group in call.groups)
         product = f"groups={len(call.groups)}, kind='k_grouped'" if call.d.dim() == 3 else f"recipe={RECIPE}"
         raise LaunchError(

@@ -201,7 +201,7 @@ def _check_ks_tensor(given: object, call: CheckedCall) -> None:
     checks.dtype("ks_tensor", tensor, torch.int32)
     checks.shape("ks_tensor", tensor, (len(call.groups),), f"one k for each of {len(call.groups)} groups")
     ks = [group.k for group in call.groups]
-    looked_at = (settings.check_contents or not tensor.is_cuda) and not grouped.capturing(tensor)
+    looked_at = (settings.check_contents or not tensor.is_cuda) and not grouped.capturing(tensor.device)
     if looked_at and tensor.tolist() != ks:
         raise InputError(f"ks_tensor is {tensor.tolist()}; the same as ks, {ks}, is needed")
 

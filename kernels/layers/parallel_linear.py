@@ -9,11 +9,10 @@ belong to 128 of a row.
 
 The sums are `torch.distributed.all_reduce`, in the type of what is added: BF16 for a model in BF16. What is
 added has been rounded to BF16 by the products already, so FP32 would double the bytes that travel and spare
-one rounding for each rank but two. torch.compile makes torch's functional collective of each, and Inductor
-runs that in place, without a copy. They are not written as functional collectives, because the gradient of
-one is another sum, which is wrong where every rank has the whole gradient, and because outside of
-torch.compile one returns a tensor of a subclass, and with NCCL runs on a second stream, which the first has
-to wait for.
+one rounding for each rank but two. For torch.compile they are torch's functional collectives, which Inductor
+runs in place. Elsewhere those return a tensor of a subclass, and with NCCL run on a second stream, which the
+first has to wait for. Their gradients are not used: that of a sum is another sum, which is wrong where every
+rank has the whole gradient.
 """
 
 from __future__ import annotations
@@ -22,6 +21,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as functional_collectives
+from gemm_ladder import ops
 from gemm_ladder.arguments import SCALE_BLOCK
 from gemm_ladder.errors import InputError
 from gemm_ladder.layers import linear, weights
@@ -37,9 +38,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-        x = x.clone()
-        dist.all_reduce(x, group=group)
-        return x
+        return _sum(x, group)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
@@ -56,9 +55,18 @@ class _Shared(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        grad = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(grad, group=ctx.group)
-        return grad, None
+        return _sum(grad.contiguous(), ctx.group), None
+
+
+def _sum(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """The sum over all ranks, of a contiguous matrix."""
+    if ops.compiling():
+        # torch 2.11 makes the gradient zeros if the last operator works in place, as waiting does.
+        found: torch.Tensor = functional_collectives.all_reduce(x, "sum", group).clone()
+        return found
+    x = x.clone()
+    dist.all_reduce(x, group=group)
+    return x
 
 
 class _Part(linear.Fp8Linear):

@@ -93,8 +93,7 @@ __global__ void __launch_bounds__(R::kThreads, R::kCtasAnSm) fp8_cast_rms_norm_r
         for (int i = 0; i < kPieces; ++i) {
             if (!R::warp_has(i, k)) continue;
             const uint4 four = ptx::ld_shared<uint4>(weight(i));
-            const P weights = {{four.x, four.y, four.z, four.w}};
-            numbers[i] = normalised(held[i], inverse_root, weights);
+            numbers[i] = normalised(held[i], inverse_root, P{{four.x, four.y, four.z, four.w}});
             // Beyond the row's end it belongs to no scale that is stored.
             amax[i] = amax_of<Input::kFp32, 1>({numbers[i]});
         }

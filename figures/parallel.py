@@ -4,6 +4,7 @@ which is the model of parallel_model.py, too."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,12 +14,18 @@ from .sheet import INK, MUTED, frame, sheet
 
 META_FIELDS = fields(ParallelMeta)
 ROW_FIELDS = fields(ParallelRow)
-LAYERS = {"experts": "Mixture of experts", "mlp": "Feed-forward layer"}
+LAYERS = {
+    "experts": "Mixture of experts",
+    "mlp": "Feed-forward layer",
+    "training": "Smaller mixture, forward and backward",
+}
 # The parts of a call: in a row, in words, and the colour.
 STEPS = {
     "dispatch_us": ("dispatch", "#c77d3a"),
     "products_us": ("casts and products", "#2a788e"),
     "combine_us": ("combine", "#8a5fa8"),
+    "forward_us": ("forward", "#7fb0bb"),
+    "backward_us": ("backward", "#35608d"),
     "graph_us": ("all in a CUDA graph", "#b5b5b5"),
 }
 LINES = ("#1a1a1a", "#2a788e", "#c77d3a", "#8a5fa8", "#7f7f7f")  # numbers of tokens, in the model
@@ -56,11 +63,19 @@ def parts(row: ParallelRow) -> dict[str, float]:
 
 
 def table(data: ParallelFile) -> list[list[str]]:
-    """The times as cells; the first row is the header."""
-    steps = [step for step in STEPS if step != WHOLE]
+    """The times of calls without gradients as cells; the first row is the header."""
+    return _times(data, ("experts", "mlp"), ("dispatch_us", "products_us", "combine_us"))
+
+
+def training(data: ParallelFile) -> list[list[str]]:
+    """The times of forward and backward passes as cells."""
+    return _times(data, ("training",), ("forward_us", "backward_us"))
+
+
+def _times(data: ParallelFile, layers: Sequence[str], steps: Sequence[str]) -> list[list[str]]:
     head = ["layer", "tokens", "GPUs", "us", *(f"{STEPS[step][0]}, us" for step in steps)]
     cells = [[*head, "times faster than one", "MB sent", "error"]]
-    for what, layer in LAYERS.items():
+    for what in layers:
         for tokens, rows in of(data, what).items():
             for (ranks, impl), row in rows.items():
                 graph = "_graph" * impl.endswith("_graph")
@@ -68,9 +83,9 @@ def table(data: ParallelFile) -> list[list[str]]:
                 faster = f"{one['us'] / row['us']:.2f}" if one else "-"
                 sent = f"{row['bytes'] / 1e6:.1f}" if ranks > 1 else "-"
                 off = f"{row['rel_err']:.1e}" if ranks > 1 else "-"
-                gpus = name_of(ranks, impl) if what == "experts" else str(ranks)
+                gpus = str(ranks) if what == "mlp" else name_of(ranks, impl)
                 times = [f"{found[step]:.0f}" if found[step] else "-" for step in steps]
-                cells.append([layer, str(tokens), gpus, f"{row['us']:.0f}", *times, faster, sent, off])
+                cells.append([LAYERS[what], str(tokens), gpus, f"{row['us']:.0f}", *times, faster, sent, off])
     return cells
 
 
@@ -99,12 +114,15 @@ def model_of(data: ParallelFile) -> parallel_model.Layer:
 def picture(data: ParallelFile) -> Any:
     """A matplotlib Figure: what was measured on one GPU and on several, with its steps, and the model."""
     sizes = data["meta"]["plan"]
+    trained = sizes["training"]
     figure, bottom, top = sheet(
         11,
-        7.2,
+        10.4,
         "Layers that several GPUs share",
         f"Experts: {sizes['experts']} of {sizes['hidden']} x {sizes['intermediate']}, {sizes['top_k']} for "
-        f"each token. Feed-forward: {sizes['hidden']} x {sizes['mlp']}, in columns and rows",
+        f"each token. Feed-forward: {sizes['hidden']} x {sizes['mlp']}, in columns and rows. The "
+        f"smaller mixture: {trained['experts']} of {trained['hidden']} x {trained['intermediate']}, "
+        f"{trained['top_k']} for each token",
         [
             "Bars: measured, with the host's share; medians of the slowest GPU. On a bar: microseconds. "
             "Below it: GPUs, and the tokens of all together. sums: a GPU adds up a token's rows before it "
@@ -116,12 +134,14 @@ def picture(data: ParallelFile) -> Any:
             *provenance(data),
         ],
     )
-    gap = 0.13 * (top - bottom)
-    half = (top - bottom - gap) / 2
-    _bars(figure.add_axes((0.06, top - half, 0.92, half)), of(data, "experts"), LAYERS["experts"])
-    _bars(figure.add_axes((0.06, bottom, 0.27, half)), of(data, "mlp"), LAYERS["mlp"])
-    _model(figure.add_axes((0.41, bottom, 0.28, half)), data)
-    _limits(figure.add_axes((0.75, bottom, 0.23, half)), data)
+    gap = 0.11 * (top - bottom)
+    height = (top - bottom - 2 * gap) / 3
+    upper, middle = top - height, bottom + height + gap
+    _bars(figure.add_axes((0.06, upper, 0.92, height)), of(data, "experts"), LAYERS["experts"])
+    _bars(figure.add_axes((0.06, middle, 0.44, height)), of(data, "mlp"), LAYERS["mlp"])
+    _bars(figure.add_axes((0.56, middle, 0.42, height)), of(data, "training"), LAYERS["training"])
+    _model(figure.add_axes((0.06, bottom, 0.54, height)), data)
+    _limits(figure.add_axes((0.68, bottom, 0.3, height)), data)
     return figure
 
 

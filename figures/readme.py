@@ -136,7 +136,12 @@ def parallel_table(data: ParallelFile) -> str:
         *parallel.provenance(data, protocol=True),
     ]
     model_tables = (parallel_model.checks(layer, known, rows), parallel_model.limits(layer, known))
-    tables = (parallel.table(data), parallel.transfers(data), *([*one] for one in model_tables))
+    tables = (
+        parallel.table(data),
+        parallel.training(data),
+        parallel.transfers(data),
+        *([*one] for one in model_tables),
+    )
     return "\n\n".join([f"![{alt}](parallel.png)", *map(markdown, tables), under(notes)])
 
 

@@ -222,11 +222,13 @@ class CastRow(TypedDict):
 class ParallelRow(TypedDict):
     """A layer on one GPU, or shared by several: parallel.json.
 
-    what is "experts", "mlp", or a transfer alone: "all_to_all", "all_reduce". impl is "one" (the whole layer,
-    on one GPU), "sums", "rows" or "everywhere" (how ParallelFp8Experts lets tokens travel), or "nccl", with
-    "_graph" behind it in a CUDA graph. tokens are those of all ranks together. us
-    is the median of the slowest rank's time, of which dispatch_us, products_us and combine_us are parts; 0
-    where there is no such part. bytes is what a rank sends to others; rel_err is ||out - one|| / ||one||.
+    what is "experts", "mlp", "training" (forward and backward passes of experts), or a transfer alone:
+    "all_to_all", "all_reduce". impl is "one" (the whole layer, on one GPU), "sums", "rows" or
+    "everywhere" (how ParallelFp8Experts lets tokens travel), or "nccl", with "_graph" behind it in a CUDA
+    graph. tokens are those of all ranks together. us is the median of the slowest rank's time, of which
+    dispatch_us, products_us and combine_us, or in training forward_us and backward_us, are parts; 0 where
+    there is no such part. bytes is what a rank sends to others; rel_err is ||out - one|| / ||one||, in
+    training the largest of the result and the gradients.
     """
 
     what: str
@@ -239,6 +241,8 @@ class ParallelRow(TypedDict):
     dispatch_us: float
     products_us: float
     combine_us: float
+    forward_us: float
+    backward_us: float
     bytes: int
     rel_err: float
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 
-import launched
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -21,7 +19,6 @@ from gemm_ladder.layers import (
     ParallelFp8Experts,
     RowParallelFp8Linear,
 )
-from gemm_ladder.measure import parallel, parallel_ranks
 from gemm_ladder.ref import fp8, metrics
 from layer_cases import EXPERTS, HIDDEN, experts_of, normal, tokens
 
@@ -410,31 +407,3 @@ def linear_refusals(device: str) -> None:
     if device == "cuda":
         with refused("the weights are on cpu and the group moves tensors of cuda; one device is needed"):
             ColumnParallelFp8Linear(128, 128 * size)
-
-
-@case
-def what_is_measured(device: str) -> None:
-    """The command `parallel`, at small sizes: its layers are right, its rows whole; BESIDE lists the kernels
-    that are launched beside the products."""
-    size = dist.get_world_size()
-    sizes = {"hidden": 128, "intermediate": 128, "experts": 8, "top_k": 2, "mlp": 128 * size}
-    plan = parallel_ranks.Plan((1, size), (8,), transfers=(1 << 10,), calls=2, **sizes)
-    own = torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device("cpu")
-    with launched.noted() as kernels:
-        rows, wrong = parallel_ranks.measure(plan, own)
-    assert device == "cuda" or kernels == {*parallel.BESIDE}
-    found = {(row["what"], row["impl"], row["ranks"]): row for row in rows}
-    expected = {(what, "sums", size) for what in ("experts", "mlp")}
-    expected |= {("experts", impl, size) for impl in ("rows", "everywhere")}
-    expected |= {(what, "nccl", size) for what in ("all_to_all", "all_reduce")}
-    if dist.get_rank() == 0:
-        expected |= {("experts", "one", 1), ("mlp", "one", 1)}
-    assert not wrong and {*found} == expected
-    sums, copies = found["experts", "sums", size], found["experts", "rows", size]
-    assert 0 < sums["dispatch_us"] < sums["us"] and sums["rel_err"] < parallel_ranks.MOST_ERROR
-    assert 0 < sums["bytes"] <= copies["bytes"]
-    everywhere = found["experts", "everywhere", size]["bytes"]
-    assert everywhere == (size - 1) * 8 // size * (parallel_ranks.row_bytes(plan) + 2 * 128)
-    if device == "cuda":
-        rows, wrong = parallel_ranks.measure(dataclasses.replace(plan, graph_tokens=(8,)), own)
-        assert not wrong and ("everywhere_graph", size) in {(row["impl"], row["ranks"]) for row in rows}

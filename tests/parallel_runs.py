@@ -1,5 +1,5 @@
-"""Several processes that run the functions of trained_cases.py, sharded_cases.py and parallel_cases.py, each
-with a rank of torch.distributed.
+"""Several processes that run the functions of trained_cases.py, measured_cases.py, sharded_cases.py and
+parallel_cases.py, each with a rank of torch.distributed.
 
     python tests/parallel_runs.py FOLDER BACKEND RANKS...
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from gemm_ladder import precompiling
+from gemm_ladder import layers, precompiling
 from gemm_ladder.cli import main
 from gemm_ladder.errors import GemmLadderError, InputError
 from gemm_ladder.figures import draw, measured, parallel_model, readme, sheet
 from gemm_ladder.figures import parallel as figure
+from gemm_ladder.layers import Fp8Experts
 from gemm_ladder.measure import parallel, parallel_ranks, rank_timing, records, session
 from gemm_ladder.production.config import Config
 
@@ -30,6 +31,10 @@ def made_up() -> dict[str, Any]:
                 times = [[100.0 + tokens / (1 + index)] * 3 for _ in steps]
                 found = rank_timing.Found([sum(one) for one in zip(*times, strict=True)], times)
                 rows.append(rank_timing.row(what, impl, 1 + bool(index), tokens, found, steps, 1 << 20, 1e-3))
+    for index, impl in enumerate(("one", "sums", "rows")):
+        us = rank_timing.Found([90.0 / (1 + index)], [[30.0 / (1 + index)], [60.0 / (1 + index)]])
+        passes = {"forward": 0, "backward": 1}
+        rows.append(rank_timing.row("training", impl, 1 + bool(index), 4096, us, passes, 1 << 20, 1e-3))
     sent = rank_timing.Found([10.0], [[10.0]])
     for ranks, impl in ((1, "one_graph"), (2, "everywhere_graph")):
         us = rank_timing.Found([30.0 / ranks], [[30.0 / ranks]])
@@ -54,6 +59,11 @@ def test_the_record_is_drawn(tmp_path: Path) -> None:
     assert cells[1][:4] == ["Mixture of experts", "128", "1 GPU", "228"] and cells[1][-2:] == ["-", "-"]
     assert cells[2][2] == "2 GPUs, sums" and cells[2][-3:] == ["0.46", "1.0", "1.0e-03"]
     assert figure.transfers(data)[1] == ["all_to_all", "2", "1.05", "10", "105"]
+    assert [row[1:7] for row in figure.training(figure.load(path))[1:]] == [
+        ["4096", "1 GPU", "90", "30", "60", "1.00"],
+        ["4096", "2 GPUs, sums", "45", "15", "30", "2.00"],
+        ["4096", "2 GPUs, rows", "30", "10", "20", "3.00"],
+    ]
     picture = figure.picture(data)
     for text, size in sheet.shown(picture, 130).items():
         assert size >= sheet.SMALLEST - 1e-6, text
@@ -132,7 +142,9 @@ def test_where_sharing_pays() -> None:
 
 def test_plans() -> None:
     assert parallel.planned("1,2", None, 256) == parallel_ranks.Plan()
-    assert parallel.planned("2", "64, 128", 32) == parallel_ranks.Plan((2,), (64, 128), experts=32)
+    trained = parallel_ranks.Mixture((64, 128))
+    expected = parallel_ranks.Plan((2,), (64, 128), experts=32, training=trained)
+    assert parallel.planned("2", "64, 128", 32) == expected
     for given, words in (
         (("1,x", None, 256), "--ranks is '1,x'; positive numbers, with commas between them, are needed"),
         (("0", None, 256), "--ranks is '0'"),
@@ -179,6 +191,9 @@ def test_the_command(
     monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 28, 3))
     monkeypatch.setattr(precompiling, "build_all", lambda configs, target: built.extend(configs))
 
+    trained: list[Fp8Experts] = []
+    monkeypatch.setattr(layers, "precompile", lambda layer, *_, **__: trained.append(layer))
+
     def work(plan: parallel_ranks.Plan, folder: Path) -> None:
         if plan.graph_tokens:
             raise GemmLadderError("the process of GPU 1 fails: no graph")
@@ -194,6 +209,7 @@ def test_the_command(
     assert {*parallel.BESIDE} < {*built}
     configs = [one for one in built if isinstance(one, Config)]
     assert {config.kind for config in configs} >= {"dense", "masked", "psum"}
+    assert [layer.num_experts for layer in trained] == [64, 32]
     sizes = {(config.n, config.k) for config in configs}
     assert sizes >= {(4096, 7168), (7168, 2048), (9216, 7168), (7168, 9216)}
 
@@ -212,5 +228,6 @@ def test_a_measurement(tmp_path: Path) -> None:
             for impl in ("one", "sums", "rows", "everywhere", "one_graph", "everywhere_graph")
         ),
         *(("mlp", impl) for impl in ("one", "sums")),
+        *(("training", impl) for impl in ("one", "sums", "rows")),
     }
     assert all(row["us"] > 0 for row in rows)

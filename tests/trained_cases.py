@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from gemm_ladder.layers import Fp8Experts, ParallelFp8Experts
 from layer_cases import EXPERTS, HIDDEN, INTERMEDIATE, normal, tokens
+from measured_cases import CASES
 from parallel_cases import BF16, UNIT, case, near, refused, same
-from sharded_cases import CASES
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["CASES"]  # with those of sharded_cases.py
+__all__ = ["CASES"]  # with those of measured_cases.py
 
 
 class Given(NamedTuple):
@@ -203,7 +204,9 @@ def experts_train_beside_others(device: str) -> None:
         for parameter in shared.experts.parameters():
             parameter.register_hook(lambda grad: grad / size)
         wrapped, losses = wrap(shared, device), []
-        optimizers = [torch.optim.SGD(model.parameters(), lr=0.02) for model in (shared, alone)]
+        # On a GPU torch would take several parameters at once, and FSDP's are not of the experts' type.
+        one_by_one = functools.partial(torch.optim.SGD, lr=0.02, foreach=False)
+        optimizers = [one_by_one(model.parameters()) for model in (shared, alone)]
         for step in range(4):
             for model, call, optimizer in zip(
                 (wrapped, alone), (every[rank], joined), optimizers, strict=True

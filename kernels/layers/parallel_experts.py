@@ -109,13 +109,14 @@ class ParallelFp8Experts(Fp8Experts):
     and the bound is as for y.
 
     Experts must not be averaged over ranks that have others. FSDP (`fully_shard`) is told by
-    `ignored_params=set(layer.parameters())`, DistributedDataParallel by the parameters' names in the model,
-    as `frozen_parameters` tells it others. These two average all other gradients over the ranks; for experts
-    that is left to do: `parameter.register_hook(lambda grad: grad / layer.ranks.size)`. With several such
-    groups, in a mesh of "dp" and "ep", `fully_shard(layer, mesh=mesh["dp"])` has the ranks with the same
-    experts average theirs, and runs no hooks: `layer.set_gradient_divide_factor(number_of_all_ranks)` makes
-    it the average over all, where these are two or more (with gloo only after
-    `layer.set_force_sum_reduction_for_comms(True)`).
+    `ignored_params=set(layer.parameters())`, and on GPUs then needs an optimizer with `foreach=False`, as
+    torch's default does not take FSDP's parameters beside others. DistributedDataParallel is told by the
+    parameters' names in the model, as `frozen_parameters` tells it others. These two average all other
+    gradients over the ranks; for experts that is left to do:
+    `parameter.register_hook(lambda grad: grad / layer.ranks.size)`. With several such groups, in a mesh of
+    "dp" and "ep", `fully_shard(layer, mesh=mesh["dp"])` has the ranks with the same experts average theirs,
+    and runs no hooks: `layer.set_gradient_divide_factor(number_of_all_ranks)` makes it the average over all,
+    where these are two or more (with gloo only after `layer.set_force_sum_reduction_for_comms(True)`).
 
     `state_dict` has the names of Fp8Experts and this rank's weights: a file for each rank. `load_state_dict`
     takes those, or the weights of all experts, by the same names or by those of checkpoints

@@ -1,8 +1,9 @@
 """python -m gemm_ladder parallel: layers that two GPUs share, beside the same layers on one.
 
-Needs two Hopper GPUs of one machine. A mixture of experts of DeepSeek-V3's sizes, and a feed-forward layer
-that is divided in columns and rows, at several numbers of tokens in all: each is checked beside the whole
-layer, then timed, with its steps. In a checkout, figures/data/parallel.json is renewed.
+Needs two Hopper GPUs of one machine. A mixture of experts of DeepSeek-V3's sizes, a feed-forward layer
+that is divided in columns and rows, and a smaller mixture that is trained, at several numbers of tokens
+in all: each is checked beside the whole layer, then timed, with its steps. In a checkout,
+figures/data/parallel.json is renewed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from gemm_ladder import launch, precompiling
+from gemm_ladder import launch, layers, precompiling
 from gemm_ladder.arguments import HOPPER, ceil_div
 from gemm_ladder.casts.kernel import Kernel
 from gemm_ladder.errors import GemmLadderError, InputError
@@ -28,6 +29,7 @@ from gemm_ladder.figures.rows import ParallelRow
 from gemm_ladder.layers import combining, routing
 from gemm_ladder.measure import records, session
 from gemm_ladder.measure.parallel_ranks import MODULE, Plan
+from gemm_ladder.measure.parallel_training import whole_experts
 from gemm_ladder.measure.rank_timing import WARM
 from gemm_ladder.production import choice, launching
 from gemm_ladder.production.config import Config
@@ -48,7 +50,9 @@ PROTOCOL = (
     "count; random normal data, every expert equally likely; nothing is done to L2, than which the weights "
     "are far larger; one: the whole layer on one GPU; bytes: what a rank sends to others; rel_err: ||out - "
     "one|| / ||one|| of the worst rank; everywhere: every token goes to every rank; graph: in a CUDA graph, "
-    "replayed; all_to_all, all_reduce: transfers alone, in BF16"
+    "replayed; all_to_all, all_reduce: transfers alone, in BF16; training: forward and backward passes "
+    "with gradients of tokens, of their weights and of the experts; its rel_err is that of the result or the "
+    "gradient that is furthest off"
 )
 
 
@@ -74,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"Found {max(plan.ranks)} x {found}: layers are checked beside whole ones, then timed.\n")
     result = on_gpus(plan, device)
     if result.rows:
-        print(tables.plain(figure.table(result.data)))
+        for cells in (figure.table(result.data), figure.training(result.data)):
+            print(tables.plain(cells))
     session.show_measured(result, ())
     session.keep(result, arguments.json, plan == Plan(), RECORD, "every size on 1 and 2 GPUs")
     return 1 if result.wrong else 0
@@ -84,7 +89,9 @@ def planned(ranks: str, tokens: str | None, experts: int) -> Plan:
     """What the arguments ask for. Raises InputError where they ask for nothing that can be measured."""
     plan = Plan(ranks=_numbers("--ranks", ranks), experts=experts)
     if tokens is not None:
-        plan = dataclasses.replace(plan, tokens=_numbers("--tokens", tokens))
+        numbers = _numbers("--tokens", tokens)
+        trained = dataclasses.replace(plan.training, tokens=numbers)
+        plan = dataclasses.replace(plan, tokens=numbers, training=trained)
     most = max(plan.ranks)
     if any(one % most for one in plan.tokens):
         raise InputError(f"--tokens is {tokens}; multiples of {most}, a share for each GPU, are needed")
@@ -121,6 +128,10 @@ def on_gpus(plan: Plan, device: torch.device) -> session.Measured[ParallelRow]:
     result: session.Measured[ParallelRow] = session.Measured(meta=meta)
     num_sms, gpu = launch.usable_sms(device), torch.cuda.get_device_name(device)
     precompiling.build_all([*BESIDE, *needed(plan, num_sms, gpu)], "cuda")
+    for size in plan.ranks:
+        of_rank = dataclasses.replace(plan.training, experts=ceil_div(plan.training.experts, size))
+        layer = whole_experts(of_rank, "meta", torch.bfloat16)
+        layers.precompile(layer, max(of_rank.tokens), training=True, top_k=of_rank.top_k, device=device)
     result.rows, result.wrong = found_by(plan)
     try:  # in new processes: what cannot be captured may leave NCCL unusable
         rows, wrong = found_by(dataclasses.replace(plan, graph_tokens=plan.tokens[:GRAPHS]))

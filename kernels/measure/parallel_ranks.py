@@ -14,7 +14,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -30,6 +30,8 @@ from gemm_ladder.layers import (
     RowParallelFp8Linear,
 )
 from gemm_ladder.layers.parallel_experts import Dispatched
+from gemm_ladder.measure import parallel_training
+from gemm_ladder.measure.parallel_training import Mixture
 from gemm_ladder.measure.rank_timing import WARM, Step, error, gathered, row, timed, wait
 
 MODULE = "gemm_ladder.measure.parallel_ranks"
@@ -49,6 +51,7 @@ class Plan:
         hidden, intermediate, experts, top_k: of the mixture.
         mlp: the intermediate size of a feed-forward layer without experts.
         transfers: bytes that a rank sends to others in an all-to-all, and that it adds in an all-reduce.
+        training: a smaller mixture, whose forward and backward passes are measured.
         calls: of each layer at each size.
         graph_tokens: instead of all else, a mixture in a CUDA graph with so many tokens.
     """
@@ -61,13 +64,15 @@ class Plan:
     top_k: int = 8
     mlp: int = 18432
     transfers: tuple[int, ...] = (1 << 16, 1 << 20, 1 << 24, 1 << 28)
+    training: Mixture = dataclasses.field(default_factory=Mixture)
     calls: int = 20
     graph_tokens: tuple[int, ...] = ()
 
 
 def main(arguments: Sequence[str]) -> None:
     given, rank, folder = json.loads(arguments[0]), int(arguments[1]), Path(arguments[2])
-    plan = Plan(**{name: tuple(one) if isinstance(one, list) else one for name, one in given.items()})
+    given["training"] = Mixture(**with_tuples(given["training"]))
+    plan = Plan(**with_tuples(given))
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)
     dist.init_process_group(
@@ -82,6 +87,11 @@ def main(arguments: Sequence[str]) -> None:
         (folder / "rows.json").write_text(json.dumps({"rows": rows, "wrong": wrong}))
     dist.barrier()
     dist.destroy_process_group()
+
+
+def with_tuples(given: dict[str, Any]) -> dict[str, Any]:
+    """What JSON has made lists, as tuples again."""
+    return {name: tuple(one) if isinstance(one, list) else one for name, one in given.items()}
 
 
 class Round(NamedTuple):
@@ -100,9 +110,9 @@ class Round(NamedTuple):
     rows: list[ParallelRow]
     wrong: list[str]
 
-    def right(self, what: str, tokens: int, off: float) -> bool:
+    def right(self, what: str, tokens: int, off: float, most: float = MOST_ERROR) -> bool:
         """Whether a result that is off by so much is right; noted if not."""
-        if off < MOST_ERROR:
+        if off < most:
             return True
         self.wrong.append(f"{what}, {tokens} tokens on {self.size} GPUs: off by {off:.2g}")
         return False
@@ -132,6 +142,11 @@ def measure(plan: Plan, device: torch.device) -> tuple[list[ParallelRow], list[s
                 measure_mlp(here, linears)
                 if size > 1:
                     measure_transfers(here)
+    del linears
+    for size in plan.ranks:
+        here = Round(plan, size, dist.new_group(range(size)), device, rows, wrong)
+        if dist.get_rank() < size:
+            parallel_training.measure(here, plan.training)
     return rows, wrong
 
 

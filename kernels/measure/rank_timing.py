@@ -78,6 +78,8 @@ def row(
         "dispatch_us": of_step.get("dispatch", 0.0),
         "products_us": of_step.get("products", 0.0),
         "combine_us": of_step.get("combine", 0.0),
+        "forward_us": of_step.get("forward", 0.0),
+        "backward_us": of_step.get("backward", 0.0),
         "bytes": moved,
         "rel_err": float(f"{off:.3g}"),
     }

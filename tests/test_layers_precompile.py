@@ -21,13 +21,13 @@ from gemm_ladder.layers import (
     ParallelFp8Experts,
     combining,
     convert,
+    dispatching,
     own_kernels,
-    parallel_experts,
     precompile,
     route,
     routing,
+    row_format,
     silu_backward,
-    travelling,
     turning,
 )
 from gemm_ladder.production import fast_path, launching
@@ -193,7 +193,7 @@ def test_experts_of_two_ranks(
     most = 40
     known = set(precompile(layer, most, top_k=top_k))
     assert known <= set(precompile(layer, most))
-    form = travelling.tokens_form(HIDDEN, top_k)
+    of_row = row_format.token_format(HIDDEN, top_k)
     generator = torch.Generator().manual_seed(0)
     for count in range(1, 2 * most + 1):
         if everywhere and count % 2:
@@ -206,10 +206,8 @@ def test_experts_of_two_ranks(
             chosen = scores.topk(top_k, dim=1).indices
             chosen[0, 0] = 0
             here = count * top_k if everywhere else int((chosen < EXPERTS).sum())
-            packed = travelling.packed(form, x, layer.use_ue8m0, chosen, factors)
-            layer.compute(
-                parallel_experts.Dispatched(packed, top_k, here, chosen, factors, [count], [count], 0)
-            )
+            packed = row_format.pack_tokens(of_row, x, layer.use_ue8m0, chosen, factors)
+            layer.compute(dispatching.Dispatched(packed, top_k, here, chosen, factors, [count], [count], 0))
     assert launched <= known
     if everywhere:
         assert launched == known

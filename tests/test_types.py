@@ -37,8 +37,8 @@ STRICT = (
     *(
         f"gemm_ladder.layers.{module}"
         for module in (
-            *("combining", "conversion", "distributed_checkpoints", "expert_products", "experts", "frozen"),
-            "linear",
+            *("combining", "conversion", "dispatching", "distributed_checkpoints", "expert_products"),
+            *("experts", "frozen", "linear"),
             *(
                 "own_kernels",
                 "parallel_experts",
@@ -50,10 +50,10 @@ STRICT = (
                 "reading",
                 "report",
                 "routing",
+                "row_format",
                 "saying",
                 "silu_backward",
                 "single_experts",
-                "travelling",
                 "trying",
                 "turning",
             ),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import gemm_ladder
 import torch
 import torch.distributed as dist
 from gemm_ladder.layers import Fp8Experts, ParallelFp8Experts
 from layer_cases import EXPERTS, HIDDEN, INTERMEDIATE, normal, tokens
-from measured_cases import CASES
+from measured_cases import CASES, sent_bytes
 from parallel_cases import BF16, UNIT, case, near, refused, same
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -299,3 +301,75 @@ def experts_training_refusals(device: str) -> None:
             frozen(*wanted)
     out = layer(*given[:3]).detach()
     same(layer.quantize_()(*(one.detach() for one in given[:3])), out)
+
+
+@case
+def experts_that_one_rank_refuses(device: str) -> None:
+    """The others raise, too, and do not wait; later calls are as ever."""
+    rank, last = dist.get_rank(), dist.get_world_size() - 1
+    layer = ParallelFp8Experts.from_experts(trained(device), combine="rows")
+    given = given_on(0, device)
+    x, chosen, factors = (one.detach() for one in given[:3])
+    expected = results(layer, given)
+    weight = layer.down_proj
+
+    def converted() -> torch.Tensor:
+        layer.down_proj = torch.nn.Parameter(weight.double()) if rank == last else weight
+        return layer(x, chosen, factors)
+
+    def misaligned() -> torch.Tensor:
+        gemm_ladder.set_mk_alignment_for_contiguous_layout(64 if rank == last else 128)
+        return layer(x, chosen, factors)
+
+    calls: dict[str, Callable[[], object]] = {
+        "x is torch.bfloat16 [9, 64]; float32": lambda: layer(
+            x[:, :64] if rank == last else x, chosen, factors
+        ),
+        "gradients are wanted, and dispatch has none": lambda: layer.requires_grad_(rank == last).dispatch(
+            x, chosen, factors
+        ),
+        "the weight is torch.float64; float32": converted,
+        "the alignment of the contiguous layout is 64; a multiple of 128": misaligned,
+    }
+    for words, call in calls.items():
+        with refused(words if rank == last else f"rank {last} has refused its part of the call"):
+            call()
+        layer.down_proj = weight
+        layer.requires_grad_(True)
+        gemm_ladder.set_mk_alignment_for_contiguous_layout(128)
+        for one, other in zip(results(layer, given), expected, strict=True):
+            same(one, other)
+    out = layer(*given[:3])
+    gemm_ladder.set_mk_alignment_for_contiguous_layout(256)
+    with refused(
+        "the alignment of the contiguous layout was 128 in the forward pass and is 256 in the backward"
+    ):
+        out.backward(given.grad)
+    gemm_ladder.set_mk_alignment_for_contiguous_layout(128)
+
+
+@case
+def experts_send_no_more_than_is_needed(device: str) -> None:
+    """Gradients of tokens, if some rank needs them; tokens in the type of the ranks that have some."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    layer = ParallelFp8Experts.from_experts(trained(device, trainable=False))
+    given = given_on(0, device, each=40)
+    moved = []
+    for of_x in (True, False):
+        x, factors = given.x.detach().requires_grad_(of_x), given.factors.detach().requires_grad_()
+        with sent_bytes() as found:
+            layer(x, given.chosen, factors).backward(given.grad)
+        moved.append(found)
+    owned = (given.chosen >= layer.first_expert) & (given.chosen < layer.first_expert + layer.num_experts)
+    received = (size - 1) * int(owned.any(1).sum())  # every rank has the same tokens
+    assert moved[0][:-1] == moved[1][:-1] and moved[0][-1] - moved[1][-1] == received * 2 * HIDDEN
+    empty = rank == size - 1
+    whole = trained(device)
+    layer = ParallelFp8Experts.from_experts(whole, combine="rows")
+    mine = [one[: 0 if empty else None].detach() for one in given]
+    mine[0] = mine[0].float() if empty else mine[0]
+    layer(*mine[:3]).backward(mine[3].float() if empty else mine[3])
+    parts = [torch.cat([one.detach()] * (size - 1)) for one in given]
+    whole(*parts[:3]).backward(parts[3])
+    for name, parameter in layer.named_parameters():
+        same(parameter.grad, own(layer, getattr(whole, name).grad))

@@ -4,17 +4,17 @@
     layer = Fp8Linear.from_linear(torch.nn.Linear(7168, 2048))
     print(convert(model, skip=["lm_head"]))
 
-What belongs here: the `linear` layer, the `products` that it is made of and their gradients; the `experts`
-of a mixture, the `routing` of tokens to them, and `expert_products`, which have gradients; the layers'
+What belongs here: the `linear` layer, the `products` that it is made of and their gradients; the `experts` of
+a mixture, the `routing` of tokens to them, and `expert_products`, which have gradients; the layers'
 `own_kernels`, for `combining` what experts give, for `turning` codes and for `silu_backward`; `weights` in
 FP8, made or read from checkpoints, also of `single_experts`; the `conversion` of models with its `report`,
 for which it finds out who is `reading` weights, calls the model for `trying` inputs, and is `saying` in the
 model's config what it has become; `precompiling` what its layers need; which of its parameters are `frozen`;
-and layers that several GPUs share (`parallel_linear`; `parallel_experts`, to which tokens are `travelling`,
-and `parallel_products`, which have gradients), whose `ranks` are those of a group of torch.distributed, and
-what makes `distributed_checkpoints` of them. What does not: the casts (`gemm_ladder.casts`) and the products
-themselves (`gemm_ladder.api`, `gemm_ladder.training`), which these modules call as any user does; and
-communication, which is torch.distributed's.
+and layers that several GPUs share (`parallel_linear`; `parallel_experts`, `dispatching` tokens to them in
+rows of a `row_format`, and `parallel_products`, which have gradients), whose `ranks` are those of a group of
+torch.distributed, and what makes `distributed_checkpoints` of them. What does not: the casts
+(`gemm_ladder.casts`) and the products themselves (`gemm_ladder.api`, `gemm_ladder.training`), which these
+modules call as any user does; and communication, which is torch.distributed's.
 """
 
 from gemm_ladder.layers.conversion import convert

@@ -5,8 +5,8 @@
     combine    the results travel back, and each token's rank adds them up
 
 Tokens travel as FP8 codes with their scales, 1.03 bytes for each number instead of BF16's 2, and results in
-BF16. As a scale belongs to a part of one row, a cast before the journey gives the bits of a cast after it. A
-token travels once to a rank, however many of its experts are there. Calls with gradients are
+BF16. As a scale belongs to a part of one row, a cast before the all-to-all gives the bits of a cast after it.
+A token travels once to a rank, however many of its experts are there. Calls with gradients are
 `parallel_products`; where experts are trained, tokens travel in their own type.
 
 All of it is `torch.distributed.all_to_all_single`. How many rows travel is known on the GPU only, and is read
@@ -17,20 +17,22 @@ counted, and a graph can.
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
 from gemm_ladder.errors import InputError
 from gemm_ladder.layers import (
     combining,
+    dispatching,
     expert_products,
     parallel_products,
     routing,
+    row_format,
     single_experts,
-    travelling,
     weights,
 )
+from gemm_ladder.layers.dispatching import Dispatched, Rows
 from gemm_ladder.layers.experts import PROJECTIONS, Fp8Experts, Setting
 from gemm_ladder.layers.ranks import Ranks
 from torch.nn.parameter import Parameter
@@ -42,35 +44,12 @@ Combine = Literal["sums", "rows"]
 COMBINES = ("sums", "rows")
 
 
-class Dispatched(NamedTuple):
-    """What a rank has received, and what it needs to send the results back.
-
-    Attributes:
-        rows: uint8 [received, ...]: for each row its codes, scales, experts and weights.
-        top_k: how many experts a row has.
-        here: how many of the received rows' choices are experts of this rank.
-        places: int64 [tokens, of each]: of this rank's own tokens, which returned rows a token adds up; the
-            number of these rows where it is none.
-        factors: [tokens, of each], by which it multiplies them; None for 1.
-        returned, sent: the numbers of rows that come back from each rank, and that go back to each.
-        bytes: what this rank has sent to others.
-    """
-
-    rows: torch.Tensor
-    top_k: int
-    here: int
-    places: torch.Tensor
-    factors: torch.Tensor | None
-    returned: list[int]
-    sent: list[int]
-    bytes: int
-
-
 class ParallelFp8Experts(Fp8Experts):
     """Fp8Experts of which each rank of a group has a contiguous part.
 
-    Every rank of the group calls it, each with its own tokens, also one that has none; a rank that does not,
-    or that refuses what it is given, leaves the others waiting for it until the group's timeout.
+    Every rank of the group calls it, each with its own tokens, also one that has none; a rank that does not
+    leaves the others waiting for it until the group's timeout. Where one refuses what it is given, all raise
+    InputError, but for everywhere=True, where nothing tells the others, which wait for it.
 
     If any rank wants gradients, of x, expert_weights or its experts, the results of all ranks require grad,
     and every rank has to run backward through them, also one that needs no gradient itself.
@@ -282,16 +261,13 @@ class ParallelFp8Experts(Fp8Experts):
         Returns:
             x's type and shape.
         """
-        self._check(x, experts, expert_weights)
-        wishes = self._wishes(x, expert_weights)
-        given = self._rows(x, experts, expert_weights)
         if self.everywhere:
-            dispatched = self._to_everyone(*given)
+            dispatched = self._to_everyone(*self._checked(x, experts, expert_weights)[0])
         else:
-            journey = self._journey(*given[:2], wishes if torch.is_grad_enabled() else None)
-            if any(journey.wishes):
-                return self._differentiated_over_ranks(journey, *given).view(x.shape)
-            dispatched = self._sent(journey, *given)
+            plan, given = self._planned(x, experts, expert_weights)
+            if any(plan.needs_grad):
+                return self._differentiated_over_ranks(plan, *given).view(x.shape)
+            dispatched = self._dispatched(plan, *given)
         return self.combine(self.compute(dispatched), dispatched).view(x.shape).to(x.dtype)
 
     def dispatch(self, x: torch.Tensor, experts: torch.Tensor, expert_weights: torch.Tensor) -> Dispatched:
@@ -302,23 +278,31 @@ class ParallelFp8Experts(Fp8Experts):
             x, experts, expert_weights: as for `forward`.
 
         Raises:
-            InputError: as there, or gradients are wanted. The other ranks then wait for this one.
+            InputError: as there, or gradients are wanted.
         """
-        self._check(x, experts, expert_weights)
-        if any(self._wishes(x, expert_weights)):
-            raise InputError(
-                "gradients are wanted, and dispatch has none; torch.no_grad(), or a call of the layer, is "
-                "needed"
-            )
-        given = self._rows(x, experts, expert_weights)
         if self.everywhere:
-            return self._to_everyone(*given)
-        return self._sent(self._journey(*given[:2], None), *given)
+            return self._to_everyone(*self._checked(x, experts, expert_weights, False)[0])
+        plan, given = self._planned(x, experts, expert_weights, False)
+        return self._dispatched(plan, *given)
 
-    def _wishes(self, x: torch.Tensor, expert_weights: torch.Tensor) -> travelling.Wishes:
-        """Which gradients this rank wants of a call."""
+    def _checked(
+        self,
+        x: torch.Tensor,
+        experts: torch.Tensor,
+        expert_weights: torch.Tensor,
+        differentiable: bool = True,
+    ) -> tuple[Rows, dispatching.NeedsGrad]:
+        """A call's tokens, and which gradients this rank needs. Raises InputError where the call is refused,
+        as it is if it needs gradients and is not differentiable."""
+        self._check(x, experts, expert_weights)
+        rows = x.reshape(-1, self.hidden_size)
+        chosen = experts.reshape(len(rows), experts.shape[-1]).long()
+        given = Rows(rows, chosen, expert_weights.reshape(chosen.shape))
+        for name in PROJECTIONS:
+            weight = getattr(self, name)
+            weights.check_castable(weight) if self.trainable else weights.check_stored(name, weight)
         if not torch.is_grad_enabled():
-            return travelling.Wishes()
+            return given, dispatching.NeedsGrad()
         for name, tensor in (("x", x), ("expert_weights", expert_weights)):
             if self.everywhere and tensor.requires_grad:
                 raise InputError(
@@ -326,47 +310,67 @@ class ParallelFp8Experts(Fp8Experts):
                     "needed"
                 )
         trained = self.trainable and any(getattr(self, name).requires_grad for name in PROJECTIONS)
-        return travelling.Wishes(x.requires_grad, expert_weights.requires_grad, trained)
+        needs_grad = dispatching.NeedsGrad(x.requires_grad, expert_weights.requires_grad, trained)
+        if any(needs_grad) and not differentiable:
+            raise InputError(
+                "gradients are wanted, and dispatch has none; torch.no_grad(), or a call of the layer, is "
+                "needed"
+            )
+        if any(needs_grad):
+            expert_products.alignment_now()
+        return given, needs_grad
 
-    def _rows(
-        self, x: torch.Tensor, experts: torch.Tensor, expert_weights: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """A call's tokens as rows: x, and the experts of each and their weights."""
-        rows = x.reshape(-1, self.hidden_size)
-        chosen = experts.reshape(len(rows), experts.shape[-1]).long()
-        return rows, chosen, expert_weights.reshape(chosen.shape)
-
-    def _journey(
-        self, rows: torch.Tensor, chosen: torch.Tensor, wishes: travelling.Wishes | None
-    ) -> travelling.Journey:
-        """Where tokens go."""
+    def _planned(
+        self,
+        x: torch.Tensor,
+        experts: torch.Tensor,
+        expert_weights: torch.Tensor,
+        differentiable: bool = True,
+    ) -> tuple[dispatching.DispatchPlan, Rows]:
+        """Where tokens go, and the tokens. A rank that refuses its part tells the others."""
+        one = self._constant("one", self.down_proj.device)
+        try:
+            given, needs_grad = self._checked(x, experts, expert_weights, differentiable)
+        except Exception:
+            dispatching.refuse_dispatch(self.ranks.group, one, self.ranks.size)
+            raise
         # Each choice's rank, from 1; 0 and size + 1 are nobody.
-        owner = torch.searchsorted(self._constant("bounds", rows.device), chosen, right=True)
-        one = self._constant("one", rows.device)
-        return travelling.planned(
-            self.ranks.group, self.ranks.rank, owner, one, self.ranks.size, rows.dtype, wishes
+        owner = torch.searchsorted(self._constant("bounds", given.x.device), given.chosen, right=True)
+        plan = dispatching.plan_dispatch(
+            self.ranks.group,
+            self.ranks.rank,
+            owner,
+            one,
+            self.ranks.size,
+            given.x.dtype,
+            needs_grad if torch.is_grad_enabled() else None,
         )
+        return plan, given
 
-    def _sent(
-        self, journey: travelling.Journey, rows: torch.Tensor, chosen: torch.Tensor, factors: torch.Tensor
+    def _dispatched(
+        self, plan: dispatching.DispatchPlan, x: torch.Tensor, chosen: torch.Tensor, factors: torch.Tensor
     ) -> Dispatched:
         """What a rank has received after all tokens have gone to their experts."""
-        form, top_k = journey.form(self.hidden_size, journey.top_k), journey.top_k
+        of_row, top_k = plan.row_format(self.hidden_size, plan.top_k), plan.top_k
         # A number that is no expert's may not fit into 32 bits.
         others = (chosen.clamp(-1, self.all_experts), factors)
-        received = journey.outward(form, journey.tokens(), rows, self.use_ue8m0, *others)
-        moved = (sum(journey.sends) - journey.sends[self.ranks.rank]) * form.width
-        here, by_choice = sum(journey.answers), self.combine_by == "rows"
-        places = journey.places(by_choice)
+        received = plan.dispatch(of_row, plan.tokens(), x, self.use_ue8m0, *others)
+        moved = (sum(plan.tokens_to) - plan.tokens_to[self.ranks.rank]) * of_row.width
+        here, by_choice = sum(plan.choices_from), self.combine_by == "rows"
+        places = plan.rows_to_add(by_choice)
         if by_choice:
-            return Dispatched(received, top_k, here, places, factors, journey.asks, journey.answers, moved)
-        return Dispatched(received, top_k, here, places, None, journey.sends, journey.receives, moved)
+            counts = plan.choices_to, plan.choices_from
+            return Dispatched(received, top_k, here, places, factors, *counts, moved)
+        return Dispatched(received, top_k, here, places, None, plan.tokens_to, plan.tokens_from, moved)
 
-    def _to_everyone(self, rows: torch.Tensor, chosen: torch.Tensor, factors: torch.Tensor) -> Dispatched:
+    def _to_everyone(self, x: torch.Tensor, chosen: torch.Tensor, factors: torch.Tensor) -> Dispatched:
         """The same with every token going to every rank."""
-        size, tokens, top_k = self.ranks.size, len(rows), chosen.shape[1]
-        form = travelling.tokens_form(self.hidden_size, top_k)
-        packed = travelling.packed(form, rows, self.use_ue8m0, chosen.clamp(-1, self.all_experts), factors)
+        size, tokens, top_k = self.ranks.size, len(x), chosen.shape[1]
+        of_row, others = (
+            row_format.token_format(self.hidden_size, top_k),
+            (chosen.clamp(-1, self.all_experts),),
+        )
+        packed = row_format.pack_tokens(of_row, x, self.use_ue8m0, *others, factors)
         received = packed.new_empty(size * tokens, packed.shape[1])
         dist.all_to_all_single(received, packed.repeat(size, 1), group=self.ranks.group)
         places = torch.arange(size * tokens, device=packed.device).view(size, tokens).t()
@@ -374,17 +378,17 @@ class ParallelFp8Experts(Fp8Experts):
         return Dispatched(received, top_k, len(received) * top_k, places, None, counts, counts, moved)
 
     def _differentiated_over_ranks(
-        self, journey: travelling.Journey, rows: torch.Tensor, chosen: torch.Tensor, factors: torch.Tensor
+        self, plan: dispatching.DispatchPlan, x: torch.Tensor, chosen: torch.Tensor, factors: torch.Tensor
     ) -> torch.Tensor:
         """The result, with gradients."""
         pairs = [self._in_fp8(name) for name in PROJECTIONS]
         return parallel_products.experts(
-            rows,
+            x,
             chosen.clamp(-1, self.all_experts),
             factors,
             (self.gate_up_proj, self.down_proj) if self.trainable else None,
             expert_products.Weights(*pairs[0], *pairs[1]),
-            parallel_products.Call(journey, self.first_expert, self.combine_by == "rows", self.use_ue8m0),
+            parallel_products.Call(plan, self.first_expert, self.combine_by == "rows", self.use_ue8m0),
         )
 
     def compute(self, dispatched: Dispatched) -> torch.Tensor:
@@ -399,8 +403,8 @@ class ParallelFp8Experts(Fp8Experts):
         """
         if not dispatched.here:  # rows of zeros if tokens go everywhere and none has an expert
             return self.down_proj.new_zeros(sum(dispatched.sent), self.hidden_size, dtype=torch.bfloat16)
-        form = travelling.tokens_form(self.hidden_size, dispatched.top_k)
-        codes, of_rows, chosen, factors = form.unpacked(dispatched.rows)
+        of_row = row_format.token_format(self.hidden_size, dispatched.top_k)
+        codes, of_rows, chosen, factors = of_row.unpack(dispatched.rows)
         chosen = chosen - self.first_expert
         layout = "contiguous" if self.trainable else self.layout
         if layout == "auto":
@@ -409,11 +413,11 @@ class ParallelFp8Experts(Fp8Experts):
         if layout == "masked":
             found = self._masked((codes, of_rows), placed)
         else:
-            found = self._in_one_matrix(travelling.gathered(codes, of_rows, placed.tokens()), placed)
+            found = self._in_one_matrix(row_format.gather_tokens(codes, of_rows, placed.tokens()), placed)
         if self.combine_by == "sums":
             return combining.combined(found, placed.places, factors)
         # An expert that a token chose twice may have no row for it, which makes a row of zeros.
-        order = travelling.of_choices(chosen, self.num_experts, placed.places, dispatched.here)
+        order = dispatching.rows_of_choices(chosen, self.num_experts, placed.places, dispatched.here)
         return combining.combined(found, order[:, None], None)
 
     def combine(self, rows: torch.Tensor, dispatched: Dispatched) -> torch.Tensor:

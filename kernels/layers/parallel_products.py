@@ -12,10 +12,10 @@ once to each rank, and is cast before the factor, as on one device.
 Tokens and the gradients of results travel in FP8, unless experts are trained: a gradient of a weight needs
 the numbers, which it casts per channel.
 
-The ranks have agreed on which gradients are wanted by any of them (`travelling.planned`). All of them then
-have a history, even one whose tokens, of which it may have none, need no gradient: every rank that goes back
-takes its part in what travels. All that travels in a pass does so within one call of this function, so all
-ranks communicate in the same order, also when checkpointing computes the forward pass again.
+The ranks have agreed on which gradients are wanted by any of them (`dispatching.plan_dispatch`). All of them
+then have a history, even one whose tokens, of which it may have none, need no gradient: every rank that goes
+back takes its part in what travels. All that travels in a pass does so within one call of this function, so
+all ranks communicate in the same order, also when checkpointing computes the forward pass again.
 """
 
 from __future__ import annotations
@@ -24,21 +24,22 @@ from typing import Any, NamedTuple
 
 import torch
 from gemm_ladder.casts import functions
-from gemm_ladder.layers import combining, expert_products, products, routing, travelling
+from gemm_ladder.layers import combining, dispatching, expert_products, products, routing, row_format
+from gemm_ladder.layers.row_format import RowFormat
 
 
 class Call(NamedTuple):
     """What a call needs besides its tensors.
 
     Attributes:
-        journey: who sends what to whom.
-        first: the number of this rank's first expert.
+        plan: who sends what to whom.
+        first_expert: the number of this rank's first expert.
         by_choice: whether a row travels back for each choice of a token, not one for each token.
         use_ue8m0: whether scales are rounded up to powers of two.
     """
 
-    journey: travelling.Journey
-    first: int
+    plan: dispatching.DispatchPlan
+    first_expert: int
     by_choice: bool
     use_ue8m0: bool
 
@@ -84,21 +85,21 @@ class _Experts(torch.autograd.Function):
         call: Call,
     ) -> torch.Tensor:
         ctx.alignment = expert_products.alignment_now()
-        journey, count = call.journey, len(stored.w1)
-        form, tokens = journey.form(x.shape[1], journey.top_k), journey.tokens()
-        received = journey.outward(form, tokens, x, call.use_ue8m0, chosen, factors)
-        *numbers, their_chosen, their_factors = form.unpacked(received)
-        their_chosen = their_chosen - call.first
-        placed = routing.place(their_chosen, count, "contiguous", sum(journey.answers))
+        plan, count = call.plan, len(stored.w1)
+        of_row, tokens = plan.row_format(x.shape[1], plan.top_k), plan.tokens()
+        received = plan.dispatch(of_row, tokens, x, call.use_ue8m0, chosen, factors)
+        *numbers, their_chosen, their_factors = of_row.unpack(received)
+        their_chosen = their_chosen - call.first_expert
+        placed = routing.place(their_chosen, count, "contiguous", sum(plan.choices_from))
         a = _cast(numbers, placed.tokens(), call.use_ue8m0)
         of_experts, inner = expert_products.results(a, placed.rows, stored, call.use_ue8m0)
         if call.by_choice:
-            order = travelling.of_choices(their_chosen, count, placed.places, sum(journey.answers))
+            order = dispatching.rows_of_choices(their_chosen, count, placed.places, sum(plan.choices_from))
             rows = combining.combined(of_experts, order[:, None], None)
         else:
             order, rows = None, combining.combined(of_experts, placed.places, their_factors)
-        returned = journey.homeward(rows, call.by_choice)
-        places = journey.places(call.by_choice)
+        returned = plan.send_back(rows, call.by_choice)
+        places = plan.rows_to_add(call.by_choice)
         y = combining.combined(returned, places, factors if call.by_choice else None, x.dtype)
 
         ctx.call, ctx.count, ctx.hidden = call, count, x.shape[1]
@@ -107,7 +108,7 @@ class _Experts(torch.autograd.Function):
             received if any(ctx.needs_input_grad[2:4]) else None,
             expert_products.of_rows(their_factors, placed.places, placed.size),
             *(inner, placed.places, placed.rows, order),
-            *(tokens, places, journey.rows(call.by_choice)),
+            *(tokens, places, plan.row_of_choice(call.by_choice)),
             *stored,
         )
         return y
@@ -121,44 +122,44 @@ class _Experts(torch.autograd.Function):
             ctx.saved_tensors
         )
         call, stored, hidden = ctx.call, expert_products.Weights(*rest), ctx.hidden
-        journey, wanted = call.journey, call.journey.wishes
-        form = journey.form(hidden, 0)
+        plan, needed = call.plan, call.plan.needs_grad
+        of_row = plan.row_format(hidden, 0)
         none = tokens.new_empty(len(grad), 0)
-        *dy, _, _ = form.unpacked(journey.outward(form, tokens, grad, call.use_ue8m0, none, none))
+        *dy, _, _ = of_row.unpack(plan.dispatch(of_row, tokens, grad, call.use_ue8m0, none, none))
         token = routing.Placement("contiguous", len(rows), rows, places, places.numel()).tokens()
-        of_inner, of_each, factored = expert_products.back_to_inner(
+        grad_inner, grad_of_row, factored = expert_products.back_to_inner(
             _cast(dy, token, call.use_ue8m0), row_factors, inner, rows, stored
         )
-        of_x = of_factors = of_w1 = of_w2 = None
-        if wanted.of_x or wanted.of_factors:  # by any rank
+        grad_x = grad_factors = grad_w1 = grad_w2 = None
+        if needed.x or needed.factors:  # by any rank
             pick = places if order is None else order[:, None]
-            back = of_inner.new_empty(len(pick), 0)
-            if wanted.of_x:
-                each = expert_products.back_to_x(of_inner, rows, stored, call.use_ue8m0)
+            back = grad_inner.new_empty(len(pick), 0)
+            if needed.x:
+                each = expert_products.back_to_x(grad_inner, rows, stored, call.use_ue8m0)
                 back = combining.combined(each, pick, None)
-            form = travelling.Form(((back.shape[1], torch.bfloat16), (pick.shape[1], torch.float32)))
-            sent = form.packed(back, torch.nn.functional.pad(of_each, (0, 1))[pick])
-            of_rows, of_choices = form.unpacked(journey.homeward(sent, call.by_choice))
+            of_row = RowFormat(((back.shape[1], torch.bfloat16), (pick.shape[1], torch.float32)))
+            sent = of_row.pack(back, torch.nn.functional.pad(grad_of_row, (0, 1))[pick])
+            grad_rows, grad_choices = of_row.unpack(plan.send_back(sent, call.by_choice))
             if ctx.needs_input_grad[0]:
-                of_x = combining.combined(of_rows, returned, None, ctx.types[0])
+                grad_x = combining.combined(grad_rows, returned, None, ctx.types[0])
             if ctx.needs_input_grad[1]:
                 column = torch.zeros_like(choices)
                 if order is None:
                     column += torch.arange(choices.shape[1], device=choices.device)
-                of_choices = torch.nn.functional.pad(of_choices, (0, 0, 0, 1))  # 0 for what is nobody's
-                of_factors = of_choices[choices, column].to(ctx.types[1])
+                grad_choices = torch.nn.functional.pad(grad_choices, (0, 0, 0, 1))  # 0 for what is nobody's
+                grad_factors = grad_choices[choices, column].to(ctx.types[1])
         if received is not None:
-            x = journey.form(hidden, journey.top_k).unpacked(received)[0]
-            of_weights = expert_products.back_to_weights(
-                dy[0], x, of_inner, factored, token, rows, ctx.count, call.use_ue8m0
+            x = plan.row_format(hidden, plan.top_k).unpack(received)[0]
+            grad_weights = expert_products.back_to_weights(
+                dy[0], x, grad_inner, factored, token, rows, ctx.count, call.use_ue8m0
             )
-            of_w1, of_w2 = (
+            grad_w1, grad_w2 = (
                 one.to(dtype) if needed else None
                 for one, dtype, needed in zip(
-                    of_weights, ctx.types[2:], ctx.needs_input_grad[2:4], strict=True
+                    grad_weights, ctx.types[2:], ctx.needs_input_grad[2:4], strict=True
                 )
             )
-        return of_x, of_factors, of_w1, of_w2, None, None, None, None
+        return grad_x, grad_factors, grad_w1, grad_w2, None, None, None, None
 
 
 def _cast(
@@ -167,5 +168,5 @@ def _cast(
     """Codes and scales of each row in the contiguous layout: of tokens that have been cast, or of what they
     are."""
     if len(numbers) == 2:
-        return travelling.gathered(numbers[0], numbers[1], token)
+        return row_format.gather_tokens(numbers[0], numbers[1], token)
     return functions.per_token_group_quant_fp8(numbers[0], use_ue8m0, rows=token)

@@ -29,7 +29,7 @@ from gemm_ladder.layers import (
     ParallelFp8Experts,
     RowParallelFp8Linear,
 )
-from gemm_ladder.layers.parallel_experts import Dispatched
+from gemm_ladder.layers.dispatching import Dispatched
 from gemm_ladder.measure import parallel_training
 from gemm_ladder.measure.parallel_training import Mixture
 from gemm_ladder.measure.rank_timing import WARM, Step, error, gathered, row, timed, wait

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from gemm_ladder.layers import Fp8Experts, ParallelFp8Experts, travelling
+from gemm_ladder.layers import Fp8Experts, ParallelFp8Experts, row_format
 from gemm_ladder.layers.parallel_experts import COMBINES
 from gemm_ladder.measure.rank_timing import Step, error, gathered, row, timed
 
@@ -121,9 +121,9 @@ def sent(mixture: Mixture, layer: ParallelFp8Experts, chosen: torch.Tensor, grou
     mine = [owners == one for one in range(len(begins))]
     counts = gathered([(int(one.any(1).sum()), int(one.sum())) for one in mine], group)
     hidden, factors = mixture.hidden, 1 if by_choice else mixture.top_k
-    there = travelling.tokens_form(hidden, mixture.top_k, torch.bfloat16).width
-    there += travelling.tokens_form(hidden, 0, torch.bfloat16).width
-    back = 2 * hidden + travelling.Form(((hidden, torch.bfloat16), (factors, torch.float32))).width
+    there = row_format.token_format(hidden, mixture.top_k, torch.bfloat16).width
+    there += row_format.token_format(hidden, 0, torch.bfloat16).width
+    back = 2 * hidden + row_format.RowFormat(((hidden, torch.bfloat16), (factors, torch.float32))).width
     moved = sum(
         counts[rank][one][0] * there + counts[one][rank][by_choice] * back
         for one in range(len(begins))

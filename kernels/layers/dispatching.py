@@ -1,0 +1,291 @@
+"""How tokens are dispatched to their experts on other GPUs, and results sent back: in all-to-alls of rows of
+bytes, after the ranks have told each other how many of them go where."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from gemm_ladder.casts.kernel import INPUTS
+from gemm_ladder.errors import InputError
+from gemm_ladder.layers import row_format, weights
+from gemm_ladder.layers.row_format import RowFormat
+
+
+class Dispatched(NamedTuple):
+    """What a rank has received, and what it needs to send the results back.
+
+    Attributes:
+        rows: uint8 [received, ...]: for each row its codes, scales, experts and weights.
+        top_k: how many experts a row has.
+        here: how many of the received rows' choices are experts of this rank.
+        places: int64 [tokens, of each]: of this rank's own tokens, which returned rows a token adds up; the
+            number of these rows where it is none.
+        factors: [tokens, of each], by which it multiplies them; None for 1.
+        returned, sent: the numbers of rows that come back from each rank, and that go back to each.
+        bytes: what this rank has sent to others.
+    """
+
+    rows: torch.Tensor
+    top_k: int
+    here: int
+    places: torch.Tensor
+    factors: torch.Tensor | None
+    returned: list[int]
+    sent: list[int]
+    bytes: int
+
+
+class Rows(NamedTuple):
+    """A call's tokens as rows: x, [tokens, hidden], and each one's experts and their weights, [tokens,
+    top_k]."""
+
+    x: torch.Tensor
+    chosen: torch.Tensor
+    factors: torch.Tensor
+
+
+class NeedsGrad(NamedTuple):
+    """Which gradients are needed: of the tokens, of the experts' weights for them, of the experts."""
+
+    x: bool = False
+    factors: bool = False
+    experts: bool = False
+
+
+class DispatchPlan(NamedTuple):
+    """How many tokens and choices this rank exchanges with each other rank in a call.
+
+    Attributes:
+        group: the process group.
+        rank: of this process.
+        owner: int64 [tokens, of each]: the rank of each choice of this rank's tokens, from 1; 0 or one more
+            than there are ranks where it is nobody's.
+        is_sent: bool [ranks, tokens]: whether a token goes to a rank.
+        tokens_to, tokens_from: how many tokens go to each rank, and come from it.
+        choices_to, choices_from: how many choices these are.
+        top_k: how many experts a token has, on all ranks.
+        needs_grad: the gradients that some rank needs.
+        dtype: of the tokens; the same on all ranks that have some, where gradients of experts are needed.
+    """
+
+    group: dist.ProcessGroup
+    rank: int
+    owner: torch.Tensor
+    is_sent: torch.Tensor
+    tokens_to: list[int]
+    tokens_from: list[int]
+    choices_to: list[int]
+    choices_from: list[int]
+    top_k: int
+    needs_grad: NeedsGrad
+    dtype: torch.dtype
+
+    def row_format(self, hidden: int, top_k: int) -> RowFormat:
+        """That of tokens, and of the gradients of their results: in FP8, or in their own type where gradients
+        of experts are needed, which cast them per channel."""
+        dtype = self.dtype if self.needs_grad.experts else weights.E4M3
+        return row_format.token_format(hidden, top_k, dtype)
+
+    def tokens(self) -> torch.Tensor:
+        """int64 [sum of tokens_to]: the token of each row that is sent."""
+        row = self._row_of_token()
+        found = row.new_empty(sum(self.tokens_to) + 1)
+        found[row] = torch.arange(row.shape[1], device=row.device).expand_as(row)
+        return found[:-1]
+
+    def dispatch(
+        self, of_row: RowFormat, tokens: torch.Tensor, x: torch.Tensor, use_ue8m0: bool, *others: torch.Tensor
+    ) -> torch.Tensor:
+        """uint8 [sum of tokens_from, width]: what comes here when every rank sends rows of its tokens.
+
+        Args:
+            of_row: the rows' format.
+            tokens: as the method gives them.
+            x, use_ue8m0, others: what `row_format.pack_tokens` makes them of.
+        """
+        if not len(tokens):
+            x, others = x[:0], ()
+        sent = row_format.pack_tokens(of_row, x, use_ue8m0, *others).view(torch.int64)[tokens]
+        received = sent.new_empty(sum(self.tokens_from), sent.shape[1])
+        dist.all_to_all_single(received, sent, self.tokens_from, self.tokens_to, group=self.group)
+        return received.view(torch.uint8)
+
+    def send_back(self, rows: torch.Tensor, by_choice: bool) -> torch.Tensor:
+        """What comes back when every rank sends a row for each token that it received or, by choice, for each
+        of its choices."""
+        returned, sent = (
+            (self.choices_to, self.choices_from) if by_choice else (self.tokens_to, self.tokens_from)
+        )
+        found = rows.new_empty(sum(returned), rows.shape[1])
+        dist.all_to_all_single(found, rows, returned, sent, group=self.group)
+        return found
+
+    def row_of_choice(self, by_choice: bool) -> torch.Tensor:
+        """int64 [tokens, of each]: which returned row has each choice's result; for what is nobody's the
+        number of these rows."""
+        if by_choice:
+            return _rows_by_owner(self.owner, len(self.is_sent), sum(self.choices_to))
+        row = self._row_of_token()
+        none = row.new_full((1, row.shape[1]), sum(self.tokens_to))
+        return torch.cat((none, row, none)).gather(0, self.owner.t()).t()
+
+    def rows_to_add(self, by_choice: bool) -> torch.Tensor:
+        """int64 [tokens, some]: the returned rows that a token adds up; the number of these rows where there
+        is none."""
+        if by_choice:
+            return self.row_of_choice(True)
+        # For each rank, or where there are more of them than a token can reach, for each that it does.
+        if len(self.is_sent) <= self.top_k:
+            return self._row_of_token().t()
+        by_rank, order = self.owner.sort(dim=1)
+        again = torch.nn.functional.pad(by_rank[:, 1:] == by_rank[:, :-1], (1, 0))
+        return self.row_of_choice(False).gather(1, order).masked_fill(again, sum(self.tokens_to))
+
+    def _row_of_token(self) -> torch.Tensor:
+        """int64 [ranks, tokens]: the row in which a token is sent to a rank; the number of rows for none."""
+        row = self.is_sent.view(-1).cumsum(0).view_as(self.is_sent) - 1
+        return torch.where(self.is_sent, row, sum(self.tokens_to))
+
+
+def plan_dispatch(
+    group: dist.ProcessGroup,
+    rank: int,
+    owner: torch.Tensor,
+    one: torch.Tensor,
+    size: int,
+    dtype: torch.dtype,
+    needs_grad: NeedsGrad | None,
+) -> DispatchPlan:
+    """Tell the ranks how many tokens come from here, and hear it of them; this waits for the GPU.
+
+    Args:
+        group, rank, owner: as DispatchPlan has them.
+        one: int64 [1] on the device: 1, for which nothing has to be copied there.
+        size: how many ranks there are.
+        dtype: of this rank's tokens.
+        needs_grad: the gradients that this rank needs; None if it cannot go back, as gradients are disabled.
+
+    Raises:
+        InputError: a rank has refused the call; ranks differ in top_k; some need gradients where others have
+            them disabled; or gradients of experts are needed and the tokens are of several types. All ranks
+            hear the same, so all of them raise it.
+    """
+    tokens, top_k = owner.shape
+    goes = torch.zeros(tokens, size + 2, dtype=torch.int64, device=owner.device)
+    goes.scatter_add_(1, owner, one.expand_as(owner))
+    choices = goes[:, 1 : size + 1].t().contiguous()
+    is_sent = choices > 0
+    known = (top_k, dtype) if tokens and top_k else (None, None)
+    message = _Message(*known, False, needs_grad)
+    told = torch.stack((is_sent.sum(1), choices.sum(1), one.expand(size) * message.encoded()), 1)
+    (tokens_to, choices_to, _), (tokens_from, choices_from, encoded) = _exchange(told, group)
+    messages = [_Message.decoded(number) for number in encoded]
+    for other, found in enumerate(messages):
+        if found.refused:
+            raise InputError(
+                f"rank {other} has refused its part of the call, and raises why; all ranks have to take part"
+            )
+    common = _one_for_all("number", "a token has {} experts", [found.top_k for found in messages])
+    of_ranks = [found.needs_grad or NeedsGrad() for found in messages]
+    needed = NeedsGrad(*(any(of_one) for of_one in zip(*of_ranks, strict=True)))
+    if any(needed) and any(found.needs_grad is None for found in messages):
+        first = next(rank for rank, found in enumerate(messages) if any(found.needs_grad or ()))
+        other = next(rank for rank, found in enumerate(messages) if found.needs_grad is None)
+        raise InputError(
+            f"gradients are wanted on rank {first} and disabled on rank {other}; one is needed for all, as "
+            "they go back together"
+        )
+    types = [found.dtype for found in messages]
+    common_type = next(filter(None, types), None)
+    if needed.experts:
+        _one_for_all("type", "x is {}", types)
+    return DispatchPlan(
+        *(group, rank, owner, is_sent, tokens_to, tokens_from, choices_to, choices_from),
+        *(common or 0, needed, common_type or dtype),
+    )
+
+
+def refuse_dispatch(group: dist.ProcessGroup, one: torch.Tensor, size: int) -> None:
+    """Tell the ranks, which are in `plan_dispatch`, that this one refuses the call; all raise then."""
+    message = one.expand(size) * _Message(None, None, True, None).encoded()
+    _exchange(torch.stack((message - message, message - message, message), 1), group)
+
+
+def _exchange(told: torch.Tensor, group: dist.ProcessGroup) -> list[list[list[int]]]:
+    """What this rank tells each of the others, [ranks, 3], and what it hears of each, transposed and on the
+    host, for which this waits."""
+    heard = torch.empty_like(told)
+    dist.all_to_all_single(heard, told, group=group)
+    found: list[list[list[int]]] = torch.stack((told, heard)).transpose(1, 2).tolist()
+    return found
+
+
+def _one_for_all(noun: str, words: str, of_ranks: list[Any]) -> Any:
+    """What all ranks have, but for those that have None; raises InputError where it differs."""
+    known = [(rank, one) for rank, one in enumerate(of_ranks) if one is not None]
+    for rank, one in known:
+        if one != known[0][1]:
+            raise InputError(
+                f"{words.format(known[0][1])} on rank {known[0][0]} and {one} on rank {rank}; one {noun} is "
+                "needed for all"
+            )
+    return known[0][1] if known else None
+
+
+_TYPES = tuple(INPUTS)
+
+
+class _Message(NamedTuple):
+    """What ranks tell each other of a call.
+
+    Attributes:
+        top_k, dtype: None where there are no tokens.
+        refused: whether the rank refuses the call.
+        needs_grad: the gradients that it needs; None if they are disabled.
+    """
+
+    top_k: int | None
+    dtype: torch.dtype | None
+    refused: bool
+    needs_grad: NeedsGrad | None
+
+    def encoded(self) -> int:
+        """All in one integer: five flags, two bits of the type, and top_k, which is 0 for None."""
+        known = 0
+        if self.top_k is not None and self.dtype is not None:
+            known = self.top_k << 2 | _TYPES.index(self.dtype)
+        flags = (self.refused, self.needs_grad is not None, *(self.needs_grad or NeedsGrad()))
+        return known << len(flags) | sum(flag << place for place, flag in enumerate(flags))
+
+    @classmethod
+    def decoded(cls, number: int) -> _Message:
+        refused, enabled, *needed = (bool(number >> place & 1) for place in range(2 + len(NeedsGrad._fields)))
+        known = number >> 2 + len(NeedsGrad._fields)
+        top_k, dtype = (known >> 2, _TYPES[known & 3]) if known else (None, None)
+        return cls(top_k, dtype, refused, NeedsGrad(*needed) if enabled else None)
+
+
+def _rows_by_owner(owner: torch.Tensor, size: int, count: int) -> torch.Tensor:
+    """int64 [tokens, top_k]: where each choice is when all are sorted by their owner, 1 to `size`, and within
+    one by token and place; `count`, which is that of all, for those that have no owner."""
+    order = owner.masked_fill(owner == 0, size + 1).view(-1).sort(stable=True).indices
+    rows = torch.empty_like(order)
+    rows[order] = torch.arange(len(order), device=order.device)
+    return rows.clamp(max=count).view(owner.shape)
+
+
+def rows_of_choices(chosen: torch.Tensor, experts: int, places: torch.Tensor, here: int) -> torch.Tensor:
+    """int64 [here]: the row of each choice that is one of `experts`, in the order of tokens and choices.
+
+    Args:
+        chosen: [tokens, top_k]: a number of 0 or more and less than `experts` is an expert's.
+        places: int64 [tokens, top_k]: the row of each, as routing.place gives it.
+        here: how many are an expert's.
+    """
+    is_here = (chosen.view(-1) >= 0) & (chosen.view(-1) < experts)
+    behind = torch.where(is_here, is_here.cumsum(0) - 1, here)
+    order = places.new_empty(here + 1)
+    order[behind] = places.view(-1)
+    return order[:-1]

@@ -70,7 +70,7 @@ def _new_mn_major(sf: torch.Tensor) -> torch.Tensor:
 
 
 def _fake_mn_major(sf: torch.Tensor) -> torch.Tensor:
-    return sf.new_empty_strided(sf.shape, scales.mn_major_strides(sf.shape))
+    return sf.new_empty_strided(sf.shape, scales.mn_major_strides(sf.shape, ops.symbolic_ceil_div))
 
 
 ops.define("get_mn_major_tma_aligned_tensor(Tensor sf) -> Tensor", _new_mn_major, _fake_mn_major)

@@ -145,15 +145,13 @@ def symbolic_ceil_div(x: int, y: int) -> int:
     If x is a symbol, torch asks of each size whether it is 1, and of strides whether they are those of a
     contiguous tensor, and an example's answer becomes a condition: a program that torch.export makes from an
     x of 20 would take no x above y = 128. So torch.export gets a symbol that has no example, of which torch
-    takes the answer to be no; what its value is, the program asserts. torch.compile knows only symbols of its
-    inputs; it compiles again where an answer is another one.
+    takes the answer to be no. Nothing is said of its value: torch would conclude from x that it is 2 or more
+    where x is 128 * Dim("m"), as it takes m to be so, and the program would refuse 128. torch.compile knows
+    only symbols of its inputs; it compiles again where an answer is another one.
     """
     if isinstance(x, int) or not torch.compiler.is_exporting():
         return ceil_div(x, y)
-    found = torch.library.get_ctx().new_dynamic_size()
-    torch._check(found * y >= x)
-    torch._check(found * y < x + y)
-    return found
+    return torch.library.get_ctx().new_dynamic_size()
 
 
 def _nothing(operands: dict[str, torch.Tensor]) -> None:

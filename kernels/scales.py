@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import torch
-from gemm_ladder.arguments import TMA_ALIGNMENT, align
+from gemm_ladder.arguments import TMA_ALIGNMENT, ceil_div
 from gemm_ladder.errors import InputError
 
 # What scales may be instead of float32: BF16 as in some checkpoints, or E8M0, a power of two in one byte.
@@ -60,10 +61,16 @@ def row_major(sfb: torch.Tensor) -> torch.Tensor:
     return sfb.clone() if sfb.data_ptr() % TMA_ALIGNMENT else sfb
 
 
-def mn_major_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The strides, in floats, of scales [(groups,) mn, k / 128] as TMA reads them."""
+def mn_major_strides(
+    shape: tuple[int, ...], ceil_div: Callable[[int, int], int] = ceil_div
+) -> tuple[int, ...]:
+    """The strides, in floats, of scales [(groups,) mn, k / 128] as TMA reads them.
+
+    ceil_div: divides mn, which may be a symbol.
+    """
     mn, blocks = shape[-2:]
-    rows = align(mn, TMA_ALIGNMENT // torch.float32.itemsize)
+    floats = TMA_ALIGNMENT // torch.float32.itemsize
+    rows = ceil_div(mn, floats) * floats
     return (rows * blocks, 1, rows)[-len(shape) :]
 
 

@@ -1,6 +1,6 @@
-"""The casts in programs of torch.export and torch.compile that take any number of rows. Whether a size that
-is rounded up is 1, and whether rows have padding, must be no condition of a program because it is so for the
-example."""
+"""The casts in programs of torch.export and torch.compile that take tensors of any sizes. Whether a size that
+is rounded up, or halved, is 1, and whether rows have padding, must be no condition of a program because it is
+so for the example."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import gemm_ladder as gl
 import pytest
 import torch
 from gemm_ladder.casts import functions
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim
 
 K = 136
@@ -60,12 +61,96 @@ def test_export(name: str, options: dict[str, bool]) -> None:
         same(program, function, torch.randn(m, columns))
 
 
-def test_compile() -> None:
-    function, columns = cast("per_channel_group_quant_fp8", {})
+@pytest.mark.parametrize(("name", "options"), CASTS)
+def test_export_with_groups(name: str, options: dict[str, bool]) -> None:
+    """Rows or columns alone, and all together, from an example with one run of 128 in a row, whose scales are
+    contiguous but for padding."""
+    half, norm = (2 if "silu" in name else 1), "rms_norm" in name
+
+    def function(x: torch.Tensor, *weight: torch.Tensor) -> object:
+        return getattr(gl, name)(x, *weight, **options)
+
+    def tensors(*shape: int) -> tuple[torch.Tensor, ...]:
+        x = torch.randn(*shape[:-1], shape[-1] * half)
+        return (x, torch.randn(shape[-1])) if norm else (x,)
+
+    example = (2, 20, 128)
+    for dynamic in ((0, 1, 2),) if norm else ((1,), (2,), (0, 1, 2)):
+        dims = {at: Dim("k") * half if at == 2 and half > 1 else Dim("gmk"[at]) for at in dynamic}
+        sizes = (dims, {0: dims[2]}) if norm else (dims,)
+        given = tensors(*example)
+        program = torch.export.export(Module(function), given, dynamic_shapes=(sizes,)).module()
+        for others in ((1, 1, 1), (3, 21, 129), (0, 4, 6)):
+            shape = [others[at] if at in dims else example[at] for at in range(3)]
+            same(program, function, *tensors(*shape))
+
+
+@pytest.mark.parametrize("name", ["per_channel_group_quant_fp8", "rms_norm_per_channel_group_quant_fp8"])
+def test_columns_of_a_matrix(name: str) -> None:
+    """As it is, whose scales have padding along the columns."""
+    given = [torch.randn(200, 20), *(torch.ones(20) for _ in range("rms_norm" in name))]
+
+    def function(x: torch.Tensor, *weight: torch.Tensor) -> object:
+        return getattr(gl, name)(x, *weight, transposed=False)
+
+    k = Dim("k")
+    sizes = ({1: k}, {0: k})[: len(given)]
+    program = torch.export.export(Module(function), tuple(given), dynamic_shapes=(sizes,)).module()
+    for columns in (1, 21, 24):
+        same(program, function, torch.randn(200, columns), *(torch.ones(columns) for _ in given[1:]))
+
+
+def test_odd_columns() -> None:
+    """Which a program of any number of columns is not asked about before it runs."""
+    function = gl.silu_and_mul_per_token_group_quant_fp8
+    program = exported(function, torch.randn(20, 256), sizes=({1: Dim("k")},)).module()
+    same(program, function, torch.randn(20, 2))
+    with pytest.raises(gl.GemmLadderError, match=r"^x has 129 columns; an even number"):
+        program(torch.randn(20, 129))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_multiples(strict: bool) -> None:
+    """torch takes the m of 4 * Dim("m") to be 2 or more, and a program must not."""
+    per_token, per_channel = gl.per_token_group_quant_fp8, gl.silu_and_mul_per_channel_group_quant_fp8
+    sizes = ({0: Dim("groups"), 1: 4 * Dim("m")}, {0: Dim("groups")})
+
+    def masked(x: torch.Tensor, counts: torch.Tensor) -> object:
+        return per_token(x, masked_m=counts)
+
+    def grouped(x: torch.Tensor, ks: torch.Tensor) -> object:
+        return per_channel(x, ks=ks)
+
+    counts = torch.tensor([20, 20], dtype=torch.int32)
+    program = exported(masked, torch.randn(2, 20, 128), counts, sizes=sizes, strict=strict).module()
+    for m in (4, 24):
+        same(program, masked, torch.randn(1, m, 128), torch.tensor([m], dtype=torch.int32))
+    sizes = ({0: 128 * Dim("m"), 1: 2 * Dim("k")}, {0: Dim("groups")})
+    ks = torch.tensor([128, 128], dtype=torch.int32)
+    program = exported(grouped, torch.randn(256, 2 * K), ks, sizes=sizes, strict=strict).module()
+    for m, k in ((128, 1), (384, 130)):
+        same(program, grouped, torch.randn(m, 2 * k), torch.tensor([m - 128, 128, 0], dtype=torch.int32))
+
+
+def test_scales_of_groups() -> None:
+    """get_mn_major_tma_aligned_tensor of one scale a row."""
+    function = gl.get_mn_major_tma_aligned_tensor
+    sizes = ({0: Dim("groups"), 1: Dim("m")},)
+    program = exported(lambda sf: [function(sf)], torch.randn(2, 20, 1), sizes=sizes).module()
+    for m in (1, 21, 24):
+        same(program, lambda sf: [function(sf)], torch.randn(3, m, 1))
+
+
+@pytest.mark.parametrize(("name", "shape"), [("per_channel", (K,)), ("per_token", (2, 128))])
+def test_compile(name: str, shape: tuple[int, ...]) -> None:
+    """An example's answer is a condition here, but no size is a constant."""
+    function, _ = cast(f"{name}_group_quant_fp8", {})
+    counter = CompileCounterWithBackend("aot_eager")
     torch._dynamo.reset()
-    compiled = torch.compile(function, backend="aot_eager", dynamic=True, fullgraph=True)
-    for m in (20, 129):
-        same(compiled, function, torch.randn(m, columns))
+    compiled = torch.compile(function, backend=counter, dynamic=True, fullgraph=True)
+    for m in (20, 129, 21, 24, 130, 256):
+        same(compiled, function, torch.randn(*shape[:-1], m, shape[-1]))
+    assert counter.frame_count <= 4
 
 
 @pytest.mark.parametrize(("strict", "gran_k"), [(True, 32), (False, 128)])

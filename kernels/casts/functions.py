@@ -13,6 +13,9 @@ kernel is loaded, after a call or `gemm_ladder.layers.precompile`; others raise 
 
 What masked_m and ks hold is looked at on the CPU, and on a GPU only with GEMM_LADDER_CHECK=1, as that waits
 for the GPU. Otherwise numbers that make no sense leave a part of the result uninitialised, and nothing else.
+
+A program of torch.export takes any number of groups, rows and columns, each of which may be dynamic, alone or
+with others; NOTES.md beside this file has a table. An example's dynamic sizes have to be 2 or more.
 """
 
 from __future__ import annotations
@@ -304,8 +307,12 @@ def _compute(kind: Kind, before: Before, *given: object) -> Pair:
 
 def _fake(kind: Kind, before: Before, *given: object) -> Pair:
     """The results without memory."""
-    call = operands.described(kind, before, *given)
-    return operands.as_returned(call, operands.results(call, True, ops.symbolic_ceil_div))
+    call = operands.described(kind, before, *given, divided=ops.symbolic_ceil_div)
+    codes, scales = operands.as_returned(call, operands.results(call, True, ops.symbolic_ceil_div))
+    if call.ks is not None and before == "silu_and_mul":
+        # Their number is m times a symbol of half of x's columns, which torch could not find in it.
+        codes = codes.new_empty(ops.symbolic_ceil_div(call.m * call.k, 1))
+    return codes, scales
 
 
 def _operator(kind: Kind, before: Before) -> str:

@@ -116,8 +116,12 @@ def described(
     rows: object = None,
     masked_m: object = None,
     ks: object = None,
+    divided: Callable[[int, int], int] = ceil_div,
 ) -> CheckedCast:
-    """As `check`, by what can be said of tensors without memory, whose sizes may be symbols."""
+    """As `check`, by what can be said of tensors without memory, whose sizes may be symbols.
+
+    divided: halves the columns of x, which may be a symbol, ahead of SiLU-and-multiply.
+    """
     optional = {"weight": weight, "rows": rows, "masked_m": masked_m, "ks": ks}
     needed = {"x": x, "weight": weight} if before == "rms_norm" else {"x": x}
     given = checks.tensors(needed | {name: one for name, one in optional.items() if one is not None})
@@ -134,7 +138,7 @@ def described(
             raise InputError(
                 f"x has {k} columns; an even number, for gates and what they multiply, is needed"
             )
-        k //= 2
+        k = divided(k, 2)
     if (norm := given.get("weight")) is not None:
         checks.dtype("weight", norm, matrix.dtype)
         checks.shape("weight", norm, (k,), f"[k] for x's k = {k}")
@@ -239,9 +243,9 @@ def results(call: CheckedCast, mn_major: bool, ceil_div: Callable[[int, int], in
     if not mn_major or kind == "per_block":
         strides: tuple[int, ...] = (rows * columns, columns, 1)
     elif kind == "per_token":
-        strides = scales.mn_major_strides((groups, rows, columns))
+        strides = scales.mn_major_strides((groups, rows, columns), ceil_div)
     else:
-        by_group, of_channel, of_run = scales.mn_major_strides((groups, columns, rows))
+        by_group, of_channel, of_run = scales.mn_major_strides((groups, columns, rows), ceil_div)
         strides = (by_group, of_run, of_channel)
     return Results(
         codes,

@@ -257,3 +257,32 @@ def test_command(
     (repository / "kernels/stages/a.cu").write_text("int b;\n")
     assert carry_over.main(["measured"]) == 1
     assert "has changed in a.cu." in capsys.readouterr().err
+
+
+def test_changed_python_is_named(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where something is carried over, in the folders whose Python takes part in what is timed; not those of
+    which comments alone have changed."""
+    files = ("api.py", "casts/a.py", "layers/b.py", "lab/c.py", "measure/d.py")
+    for name in files:
+        (repository / "kernels" / name).parent.mkdir(exist_ok=True)
+        (repository / "kernels" / name).write_text("x = 1  # words\n")
+    git(repository, "add", "kernels")
+    git(repository, "commit", "--quiet", "-m", "b")
+    data = repository / "figures/data/one.json"
+    recorded_then = data.read_text()
+    monkeypatch.setattr(digest, "KERNELS", repository / "kernels")
+    assert carry_over.changed_python(repository, "HEAD") == []
+    (repository / "kernels/api.py").write_text("x = 1  # others\n")
+    (repository / "kernels/lab/c.py").write_text("x = 2\n")
+    assert carry_over.changed_python(repository, "HEAD") == []
+    (repository / "kernels/casts/a.py").write_text("x = 2\n")
+    (repository / "kernels/layers/b.py").unlink()
+    assert carry_over.changed_python(repository, "HEAD") == ["kernels/casts/a.py", "kernels/layers/b.py"]
+    assert carry_over.main(["measured"]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    added = "kernels/api.py, kernels/casts/a.py, kernels/measure/d.py have changed since measured"
+    assert said == f"Read whether the same is measured: {added}"
+    assert carry_over.main(["measured"]) == 0, "nothing is carried over a second time"
+    assert capsys.readouterr().out == "0 files carried over\n" and data.read_text() != recorded_then

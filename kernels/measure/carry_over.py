@@ -12,8 +12,9 @@ its digest if tokens of theirs differ or, with --machine-code, if the instructio
 
 Only what runs on the GPU is compared. How it is launched, with how many thread blocks and which of a
 library's kernels, is decided in C++ on the host, of which --machine-code sees nothing: it names the headers
-that have other tokens, to be read. Nor does it see which kernels Python chooses for a call: it takes those
-that are chosen today.
+that have other tokens, to be read. Nor does it see which kernels Python chooses for a call, or what else
+Python does in what is timed: it takes the kernels that are chosen today, and names the Python files that have
+changed, to be read, too.
 
 A digest may be of either rule: the present one, which hashes tokens (`gemm_ladder.build.digest`), or the one
 before it, which hashed the bytes of the files, comments included.
@@ -47,6 +48,11 @@ _FOLDERS = {
         ("fp8_training.json", "model.json", "parallel.json"), frozenset({"casts", "layers", "training"})
     ),
 }
+# Of Python below kernels/, what a call goes through, and what measures it. The rest is other tools.
+_PYTHON = [
+    f"{_FOLDER}/{room}*.py"
+    for room in ("", "casts/", "checks/", "layers/", "measure/", "production/", "training/", "utils/")
+]
 Compare = Callable[[Path, "str | None"], list[str]]  # as same_code.differing_kernels
 
 
@@ -128,6 +134,23 @@ def carry_over(repository: Path, commit: str, compare: Compare | None = None) ->
     return Carried(changed, replaced, kept)
 
 
+def changed_python(repository: Path, commit: str) -> list[str]:
+    """The Python files of _PYTHON that were added or removed since a commit, or have other tokens now, as
+    paths in the repository. ffma.py is compared above."""
+
+    def listed(status: str) -> list[str]:
+        globs = [f":(glob){pattern}" for pattern in _PYTHON]
+        options = ("--name-only", "--no-renames", "-z", f"--diff-filter={status}")
+        return _git(repository, "diff", *options, commit, "--", *globs).decode().split("\0")[:-1]
+
+    def differs(path: str) -> bool:
+        then = _git(repository, "show", f"{commit}:{path}").decode()
+        return digest.tokens(path, then) != digest.tokens(path, (repository / path).read_text("utf-8"))
+
+    found = [*listed("AD"), *filter(differs, listed("M"))]
+    return sorted(path for path in found if PurePosixPath(path).name != "ffma.py")
+
+
 def earlier_digest(files: dict[str, bytes]) -> str:
     """The earlier rule: SHA-256 (hex) of names and bytes of all *.cu, all *.cuh and ffma.py below kernels/.
 
@@ -184,6 +207,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{len(replaced)} files carried over")
     if arguments.machine_code and changed:
         print(f"Read whether kernels are launched as they were: {', '.join(changed)} have other tokens")
+    if replaced and (python := changed_python(repository, arguments.commit)):
+        print(f"Read whether the same is measured: {', '.join(python)} have changed since {arguments.commit}")
     return 0
 
 

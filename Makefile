@@ -29,6 +29,7 @@ measure: $(VENV)/installed-test
 	$(BIN)/python -m gemm_ladder casts
 	$(BIN)/python -m gemm_ladder train
 	$(BIN)/python -m gemm_ladder model
+	-$(BIN)/python -m gemm_ladder parallel  # needs two GPUs, and goes on without
 	$(BIN)/python -m gemm_ladder interleave
 	$(BIN)/python -m gemm_ladder host
 	$(BIN)/python -m gemm_ladder timeline all --json figures/data/timeline.json

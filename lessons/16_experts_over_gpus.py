@@ -181,6 +181,16 @@ print(f"\nan all-to-all: {best:.0f} GB/s at best, of the data sheet's {parallel_
 # the rows': dozens of small operations around two transfers, and the wait for the numbers. Only where every
 # token goes everywhere can a CUDA graph spare it.
 #
+# Training goes the same ways once more: the gradient of a token's result travels to the ranks of its experts,
+# and the gradients of the token come back. A rank has the gradients of its own experts then, of all ranks'
+# tokens, and nothing has to be added up. Experts of DeepSeek-V2-Lite's sizes, 64 of 2048 x 1408:
+
+# %%
+print(tables.plain([row[1:] for row in parallel.training(data)]))
+
+# %% [markdown]
+# With 4096 tokens two GPUs take longer than one, and with 16384 hardly less: again the host is the limit.
+#
 # ## More GPUs, on paper
 #
 # What would 8 GPUs take, or 64? `gemm_ladder.figures.parallel_model` makes three parts of the time. The first

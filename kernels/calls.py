@@ -23,6 +23,8 @@ from gemm_ladder.settings import whole_number
 def dense(lhs: object, rhs: object, out: object) -> None:
     """`fp8_gemm_nt`, by whichever name it was called."""
     if ops.compiling():
+        if ops.in_transform():
+            return ops.run_uncompiled(dense, lhs, rhs, out)
         return ops.call("dense", *_two(lhs), *_two(rhs), out)
     answer = fast_path.queue["dense"](lhs, rhs, out)
     if answer is True:
@@ -38,6 +40,8 @@ def contiguous(lhs: object, rhs: object, out: object, grouped_layout: object, m_
     """`m_grouped_fp8_gemm_nt_contiguous` with an index for each row, by whichever name it was called."""
     rows = _one(grouped_layout, m_indices)
     if ops.compiling():
+        if ops.in_transform():
+            return ops.run_uncompiled(contiguous, lhs, rhs, out, rows, None)
         return ops.call("contiguous", *_two(lhs), *_two(rhs), out, rows)
     if not settings.check_contents and _launched("contiguous", lhs, rhs, out, rows):
         return
@@ -53,6 +57,8 @@ def psum(
     rows = _one(grouped_layout, m_indices)
     expected = 0 if expected_m is None else _expected("expected_m_for_psum_layout", expected_m)
     if ops.compiling():
+        if ops.in_transform():
+            return ops.run_uncompiled(psum, lhs, rhs, out, rows, None, expected)
         return ops.call("psum", *_two(lhs), *_two(rhs), out, rows, expected)
     if not settings.check_contents and _launched("psum", lhs, rhs, out, rows, expected):
         return
@@ -65,6 +71,8 @@ def masked(lhs: object, rhs: object, out: object, masked_m: object, expected_m: 
     """`m_grouped_fp8_gemm_nt_masked`, by whichever name it was called."""
     expected = _expected("expected_m", expected_m)
     if ops.compiling():
+        if ops.in_transform():
+            return ops.run_uncompiled(masked, lhs, rhs, out, masked_m, expected)
         return ops.call("masked", *_two(lhs), *_two(rhs), out, masked_m, expected)
     if not settings.check_contents and _launched("masked", lhs, rhs, out, masked_m, expected):
         return

@@ -35,6 +35,9 @@ def get_mn_major_tma_aligned_tensor(sf: torch.Tensor) -> torch.Tensor:
     if ops.compiling() or ops.seen(sf):
         if not ops.compiling():
             _described(sf)
+        elif ops.in_transform():
+            alone: torch.Tensor = ops.run_uncompiled(get_mn_major_tma_aligned_tensor, sf)
+            return alone
         found: torch.Tensor = torch.ops.gemm_ladder.get_mn_major_tma_aligned_tensor(sf)
         return found
     return _mn_major(sf)

@@ -69,6 +69,21 @@ def seen(*operands: object) -> bool:
     return bool(watched) or any(map(_computes_for_itself, operands))
 
 
+def in_transform() -> bool:
+    """Of a call that torch.compile traces: whether it is not to, as `checks.uncompiled` says."""
+    from gemm_ladder.checks import uncompiled  # here: it imports torch's compiler
+
+    # That dual numbers have no level is read where torch.compile sees it, and makes it a condition.
+    return torch.autograd.forward_ad._current_level >= 0 or uncompiled.in_transform()
+
+
+def run_uncompiled(function: Callable[..., Any], *given: object) -> Any:
+    """Have torch.compile, which traces this, leave a call as it is."""
+    from gemm_ladder.checks import uncompiled
+
+    return uncompiled.run(function, *given)
+
+
 def direct(*operands: torch.Tensor | None) -> bool:
     """Whether a call with gradients may leave out torch's dispatcher and its operators' rules for autograd:
     torch does not compile, nobody wants to see the call, the tensors are plain ones (`fast_path.is_plain`),

@@ -282,9 +282,13 @@ def _done_by_kernel(call: operands.CheckedCast, out: operands.Results) -> bool:
 def _call(kind: Kind, before: Before, *given: object) -> Pair:
     """A cast, without a history for autograd; through its operator where torch compiles, somebody wants to
     see it, or a transform of torch.func would give the results no memory."""
-    if not ops.compiling() and ops.transform() is not None:
+    if ops.compiling():
+        if ops.in_transform():
+            alone: Pair = ops.run_uncompiled(_call, kind, before, *given)
+            return alone
+    elif ops.transform() is not None:
         operands.check(kind, before, *given)  # refuses tensors that stand for others there
-    elif not (ops.compiling() or ops.seen(*given)):
+    elif not ops.seen(*given):
         return _compute(kind, before, *given)
     detached = [one.detach() if isinstance(one, torch.Tensor) else one for one in given]
     found: Pair = getattr(torch.ops.gemm_ladder, _operator(kind, before))(*detached)

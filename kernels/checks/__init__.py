@@ -1,9 +1,10 @@
 """What a call accepts, checked before anything runs.
 
 What belongs here: the `rules`, one function each, that one tensor or the tensors of any call have to keep;
-the tensors of each layout, and their sizes (`layouts`); the contents of index tensors (`grouped`); and all of
-these together for a call (`products`). What does not: converting scales (`gemm_ladder.scales`), and what the
-training products accept (`gemm_ladder.training.operands`, which uses the rules).
+the tensors of each layout, and their sizes (`layouts`); the contents of index tensors (`grouped`); all of
+these together for a call (`products`); and which calls torch.compile is to leave to them (`uncompiled`). What
+does not: converting scales (`gemm_ladder.scales`), and what the training products accept
+(`gemm_ladder.training.operands`, which uses the rules).
 
 `operands` checks metadata only (device, dtype, shape, stride, address) and never waits for a GPU; it copies
 scales that are not in the layout that kernels read. `call` also checks what the production kernels need of

@@ -315,6 +315,8 @@ class Fp8Experts(torch.nn.Module):
             checks.no_tangents(given)
             for name, tensor in given.items():
                 checks.in_no_transform(name, tensor)
+        elif ops.in_transform():
+            ops.run_uncompiled(self._check, x, experts, expert_weights)
         if x.dtype not in INPUTS or x.dim() == 0 or x.shape[-1] != self.hidden_size:
             raise InputError(
                 f"x is {x.dtype} {list(x.shape)}; float32, bfloat16 or float16 "

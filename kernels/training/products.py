@@ -18,7 +18,7 @@ from gemm_ladder.arguments import FP32_N_MULTIPLE, K_MULTIPLE, SCALE_BLOCK
 from gemm_ladder.calls import is_recipe
 from gemm_ladder.checks import grouped
 from gemm_ladder.errors import InputError
-from gemm_ladder.ops import compiling, seen
+from gemm_ladder.ops import compiling, in_transform, run_uncompiled, seen
 from gemm_ladder.training import operands, ops
 from gemm_ladder.training.operands import RECIPE, CheckedCall
 
@@ -159,6 +159,8 @@ def k_grouped_wgrad_gemm_fp8_fp8_fp32_nt(
 
 
 def _dense(lhs: object, rhs: object, d: object, c: object, turned: bool = False) -> None:
+    if compiling() and in_transform():
+        return run_uncompiled(_dense, lhs, rhs, d, c, turned)
     if (pairs := _seen(lhs, rhs, d, c)) is not None:
         return ops.call("fp8_gemm_nt_1d1d", *pairs, d, None if c is d else c, c is d, turned)
     ops.run(operands.dense(lhs, rhs, d, c, turned))
@@ -174,6 +176,8 @@ def _k_grouped(
     multiple: int = SCALE_BLOCK,
     turned: bool = False,
 ) -> None:
+    if compiling() and in_transform():
+        return run_uncompiled(_k_grouped, lhs, rhs, d, ks, c, on_device, multiple, turned)
     if (pairs := _seen(lhs, rhs, d, c)) is not None:
         if not compiling():
             groups, _, _ = checks.sizes("D", cast(torch.Tensor, d), "groups", "m", "n")

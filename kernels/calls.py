@@ -54,12 +54,13 @@ def psum(
     lhs: object, rhs: object, out: object, grouped_layout: object, m_indices: object, expected_m: object
 ) -> None:
     """`m_grouped_fp8_gemm_nt_contiguous` with the groups' ends, by whichever name it was called."""
-    rows = _one(grouped_layout, m_indices)
-    expected = 0 if expected_m is None else _expected("expected_m_for_psum_layout", expected_m)
+    rows, name = _one(grouped_layout, m_indices), "expected_m_for_psum_layout"
     if ops.compiling():
         if ops.in_transform():
-            return ops.run_uncompiled(psum, lhs, rhs, out, rows, None, expected)
-        return ops.call("psum", *_two(lhs), *_two(rhs), out, rows, expected)
+            return ops.run_uncompiled(psum, lhs, rhs, out, rows, None, expected_m)
+        hint = 0 if expected_m is None else _expected_when_compiled(name, expected_m)
+        return ops.call("psum", *_two(lhs), *_two(rhs), out, rows, hint)
+    expected = 0 if expected_m is None else _expected(name, expected_m)
     if not settings.check_contents and _launched("psum", lhs, rhs, out, rows, expected):
         return
     if _other_sequence(lhs) or _other_sequence(rhs):
@@ -69,11 +70,12 @@ def psum(
 
 def masked(lhs: object, rhs: object, out: object, masked_m: object, expected_m: object) -> None:
     """`m_grouped_fp8_gemm_nt_masked`, by whichever name it was called."""
-    expected = _expected("expected_m", expected_m)
     if ops.compiling():
         if ops.in_transform():
-            return ops.run_uncompiled(masked, lhs, rhs, out, masked_m, expected)
-        return ops.call("masked", *_two(lhs), *_two(rhs), out, masked_m, expected)
+            return ops.run_uncompiled(masked, lhs, rhs, out, masked_m, expected_m)
+        hint = _expected_when_compiled("expected_m", expected_m)
+        return ops.call("masked", *_two(lhs), *_two(rhs), out, masked_m, hint)
+    expected = _expected("expected_m", expected_m)
     if not settings.check_contents and _launched("masked", lhs, rhs, out, masked_m, expected):
         return
     if _other_sequence(lhs) or _other_sequence(rhs):
@@ -82,9 +84,17 @@ def masked(lhs: object, rhs: object, out: object, masked_m: object, expected_m: 
 
 
 def _expected(name: str, value: object) -> int:
-    """A hint as an int. `whole_number` is asked about what is none: it takes longer, and torch.compile does
-    not trace it for sizes that it keeps variable."""
-    return value if type(value) is int and 0 <= value <= MAX_SIZE else whole_number(name, value)
+    """A hint as an int. `whole_number` is asked about what is none, as it takes longer."""
+    if type(value) is int and 0 <= value <= MAX_SIZE:
+        return value
+    return value if isinstance(value, torch.SymInt) else whole_number(name, value)
+
+
+def _expected_when_compiled(name: str, value: object) -> int:
+    """The same for torch.compile. `whole_number` would make a constant of a size that it keeps variable, and
+    that such a size is at most MAX_SIZE would be a condition of the program: the operator looks, when it
+    runs."""
+    return value if type(value) is int and value >= 0 else whole_number(name, value)
 
 
 def _launched(kind: Kind, lhs: object, *others: object) -> bool:

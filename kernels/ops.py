@@ -38,8 +38,8 @@ OPERANDS = "Tensor a, Tensor sfa, Tensor b, Tensor sfb, Tensor(a!) d"
 _OTHER_ARGUMENTS: dict[Kind, str] = {
     "dense": "",
     "contiguous": ", Tensor m_indices",
-    "masked": ", Tensor masked_m, int expected_m",
-    "psum": ", Tensor grouped_layout, int expected_m",
+    "masked": ", Tensor masked_m, SymInt expected_m",
+    "psum": ", Tensor grouped_layout, SymInt expected_m",
 }
 _ARGUMENTS = {kind: 5 + others.count(",") for kind, others in _OTHER_ARGUMENTS.items()}  # how many
 _library = torch.library.Library("gemm_ladder", "DEF")
@@ -287,6 +287,7 @@ def _define(kind: Kind) -> None:
         rows: torch.Tensor | None = None,
         expected_m: int = 0,
     ) -> None:
+        settings.whole_number("expected_m", expected_m)  # a compiled call has not looked
         operands = ((a, sfa), (b, sfb), d, rows, expected_m)[: _ARGUMENTS[kind] - 2]
         if not settings.check_contents and fast_path.launched(fast_path.queue[kind](*operands)):
             return

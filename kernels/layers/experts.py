@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from gemm_ladder import calls, checks, ops, scales
+from gemm_ladder import calls, checks, ops
 from gemm_ladder.arguments import K_MULTIPLE, ceil_div
 from gemm_ladder.casts import functions
 from gemm_ladder.casts.kernel import INPUTS
@@ -34,6 +34,10 @@ class Fp8Experts(torch.nn.Module):
     cast in every call. A call whose gradients are wanted, and every call of a trained layer, has the
     contiguous layout; all of its gradients are products in FP8 (`gemm_ladder.layers.expert_products` says
     which), and those of weights wait for the GPU once.
+
+    torch.compile keeps the number of tokens variable and makes few graphs: for any number, for 0 and for 1,
+    and up to two more with the layouts "masked" and "auto". A program of torch.export for any number (`Dim`)
+    has one layout: "auto" is refused there, "psum" is the one for many tokens and "masked" for few.
 
     Args:
         num_experts, hidden_size, intermediate_size: the sizes, the last two multiples of 16.
@@ -213,7 +217,8 @@ class Fp8Experts(torch.nn.Module):
         if x.is_meta:  # which has a shape alone
             return torch.empty_like(x)
         rows = x.reshape(-1, self.hidden_size)
-        chosen = experts.reshape(len(rows), experts.shape[-1])
+        count = rows.shape[0]  # which torch.compile keeps variable, unlike len(rows)
+        chosen = experts.reshape(count, experts.shape[-1])
         wanted = torch.is_grad_enabled() and (x.requires_grad or expert_weights.requires_grad)
         if self.trainable or wanted:
             return self._differentiated(rows, chosen, expert_weights.reshape(chosen.shape)).view(x.shape)
@@ -221,8 +226,8 @@ class Fp8Experts(torch.nn.Module):
             return torch.zeros_like(x)
         layout = self.layout
         if layout == "auto":
-            layout = routing.layout_for(len(rows), chosen.shape[1], self.num_experts)
-        placed = routing.place(chosen, self.num_experts, layout, None, self._room(len(rows)))
+            layout = routing.layout_for(count, chosen.shape[1], self.num_experts)
+        placed = routing.place(chosen, self.num_experts, layout, None, self._room(count))
         if layout == "masked":
             of_experts = self._masked(functions.per_token_group_quant_fp8(rows, self.use_ue8m0), placed)
         else:
@@ -260,21 +265,14 @@ class Fp8Experts(torch.nn.Module):
     def _masked(self, rows: tuple[torch.Tensor, torch.Tensor], placed: routing.Placement) -> torch.Tensor:
         """The same of tokens in FP8, in the masked layout, whose rows that count alone are written and
         read."""
-        codes, of_rows = rows
-        hidden, experts = codes.shape[1], self.num_experts
+        experts = self.num_experts
         room = placed.size // experts
-        # One row more for the choices that are no expert, and one expert more for their scales.
-        a = codes.new_empty(placed.size + 1, hidden)
-        a.view(torch.int64)[placed.places] = codes.view(torch.int64)[:, None]
-        shape = (experts + 1, room, of_rows.shape[1])
-        sfa = of_rows.new_empty_strided(shape, scales.mn_major_strides(shape))
-        sfa[placed.places // room, placed.places % room] = of_rows[:, None]
-        inner = codes.new_empty(experts, room, 2 * self.intermediate_size, dtype=torch.bfloat16)
-        lhs = (a[: placed.size].view(experts, room, hidden), sfa[:experts])
-        self._product(placed, lhs, "gate_up_proj", inner)
+        a = routing.in_masked_layout(*rows, placed.places, experts, room)
+        inner = a[0].new_empty(experts, room, 2 * self.intermediate_size, dtype=torch.bfloat16)
+        self._product(placed, a, "gate_up_proj", inner)
         b = functions.silu_and_mul_per_token_group_quant_fp8(inner, self.use_ue8m0, masked_m=placed.rows)
         out = self._results(placed)
-        self._product(placed, b, "down_proj", out.view(experts, room, hidden))
+        self._product(placed, b, "down_proj", out.view(experts, room, self.hidden_size))
         return out
 
     def _room(self, tokens: int) -> int:

@@ -10,7 +10,8 @@ import numbers
 from typing import Literal, NamedTuple, get_args
 
 import torch
-from gemm_ladder import settings
+from gemm_ladder import ops, scales, settings
+from gemm_ladder.arguments import TMA_ALIGNMENT
 from gemm_ladder.errors import InputError
 
 Layout = Literal["contiguous", "masked", "psum"]
@@ -39,7 +40,7 @@ class Placement(NamedTuple):
     def tokens(self) -> torch.Tensor:
         """int32 [size]: the token of each row; -1 where it has none."""
         found = self.places.new_full((self.size + 1,), -1, dtype=torch.int32)
-        token = torch.arange(len(self.places), dtype=torch.int32, device=self.places.device)
+        token = torch.arange(self.places.shape[0], dtype=torch.int32, device=self.places.device)
         found[self.places] = token[:, None]
         return found[: self.size]
 
@@ -171,7 +172,19 @@ def _check_bias(bias: object, logits: torch.Tensor) -> None:
 
 
 def layout_for(tokens: int, top_k: int, experts: int) -> Layout:
-    """The layout with fewer rows: masked for few tokens, psum for many."""
+    """The layout with fewer rows: masked for few tokens, psum for many.
+
+    Raises:
+        InputError: torch.export makes a program for any number of tokens, which has one layout.
+    """
+    if torch.compiler.is_exporting():
+        from torch.fx.experimental.symbolic_shapes import has_static_value  # here: it takes long to import
+
+        if not has_static_value(tokens):
+            raise InputError(
+                "layout is 'auto', which depends on the number of tokens; 'psum', 'contiguous' or 'masked' "
+                "is needed to export experts for any number of them"
+            )
     return "masked" if experts * tokens <= most_rows(tokens * top_k, experts) else "psum"
 
 
@@ -179,7 +192,7 @@ def most_rows(choices: int, experts: int) -> int:
     """The most rows of a contiguous or psum layout, whoever chooses what: each group that has a row may need
     one row less than the alignment as padding."""
     alignment = settings.get_mk_alignment_for_contiguous_layout()
-    return (choices + min(experts, choices) * (alignment - 1)) // alignment * alignment
+    return (choices + torch.sym_min(experts, choices) * (alignment - 1)) // alignment * alignment
 
 
 def place(
@@ -199,7 +212,7 @@ def place(
     """
     most = chosen.numel() if most is None else most
     if layout == "masked":
-        return _masked(chosen, experts, most, len(chosen) if room is None else room)
+        return _masked(chosen, experts, most, chosen.shape[0] if room is None else room)
     choices = chosen.reshape(-1).clamp(-1, experts)  # -1 or `experts`: no expert
     # Numbers of 16 bits are sorted in fewer passes.
     keys = choices.short() if experts < 2**15 else choices
@@ -215,9 +228,9 @@ def place(
     size = most_rows(most, experts)
     # By how much the place of an expert's row is beyond that of its choice among the sorted ones. The last
     # number is for choices that are no expert: for -1, too, which is an index from the end.
-    beyond = torch.nn.functional.pad(first - begins[:-1], (0, 1), value=size)
+    beyond = torch.cat([first - begins[:-1], first.new_full((1,), size)])
     among_sorted = torch.empty_like(order)
-    among_sorted[order] = torch.arange(len(order), device=order.device)
+    among_sorted[order] = torch.arange(order.shape[0], device=order.device)
     places = (among_sorted + beyond[choices.long()]).clamp(max=size)
     if layout == "contiguous":
         row = torch.arange(size, dtype=torch.int32, device=chosen.device)
@@ -241,3 +254,57 @@ def _masked(chosen: torch.Tensor, experts: int, most: int, room: int) -> Placeme
     places = torch.add(number, choices, alpha=room).clamp(max=size)
     places = places.where(number < room, size)  # none outside, whatever is chosen twice
     return Placement("masked", size, before[:experts, -1].clamp(max=room), places.view(chosen.shape), most)
+
+
+def in_masked_layout(
+    codes: torch.Tensor, of_rows: torch.Tensor, places: torch.Tensor, experts: int, room: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens in FP8 where the masked layout has them. Rows that do not count are not written.
+
+    Args:
+        codes, of_rows: float8_e4m3fn [tokens, hidden] and their scales, float32 [tokens, blocks].
+        places: as `place` gives them.
+        experts, room: how many groups there are, and how many rows each has.
+
+    Returns:
+        float8_e4m3fn [experts, room, hidden], and the scales, float32 [experts, room, blocks], as TMA reads
+        them.
+    """
+    if torch.compiler.is_exporting():  # where strides are no condition for what an operator returns
+        found: tuple[torch.Tensor, torch.Tensor] = torch.ops.gemm_ladder.in_masked_layout(
+            codes, of_rows, places, experts, room
+        )
+        return found
+    return _in_masked_layout(codes, of_rows, places, experts, room)
+
+
+def _in_masked_layout(
+    codes: torch.Tensor, of_rows: torch.Tensor, places: torch.Tensor, experts: int, room: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    size, hidden = experts * room, codes.shape[1]
+    # One row more for the choices that are no expert, and one expert more for their scales.
+    a = codes.new_empty(size + 1, hidden)
+    a.view(torch.int64)[places] = codes.view(torch.int64)[:, None]
+    shape = (experts + 1, room, of_rows.shape[1])
+    sfa = of_rows.new_empty_strided(shape, scales.mn_major_strides(shape))
+    sfa[places // room, places % room] = of_rows[:, None]
+    return a[:size].view(experts, room, hidden), sfa[:experts]
+
+
+def _fake(
+    codes: torch.Tensor, of_rows: torch.Tensor, places: torch.Tensor, experts: int, room: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    blocks, floats = of_rows.shape[1], TMA_ALIGNMENT // torch.float32.itemsize
+    aligned = ops.symbolic_ceil_div(room, floats) * floats
+    return (
+        codes.new_empty(experts, room, codes.shape[1]),
+        of_rows.new_empty_strided((experts, room, blocks), (aligned * blocks, 1, aligned)),
+    )
+
+
+ops.define(
+    "in_masked_layout(Tensor codes, Tensor of_rows, Tensor places, SymInt experts, SymInt room) -> "
+    "(Tensor, Tensor)",
+    _in_masked_layout,
+    _fake,
+)

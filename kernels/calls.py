@@ -10,7 +10,7 @@ refuses or converts, and `ops.run` computes.
 from __future__ import annotations
 
 import numbers
-from typing import Any
+from typing import Any, cast
 
 import torch
 from gemm_ladder import checks, ops, scales, settings
@@ -87,7 +87,7 @@ def _expected(name: str, value: object) -> int:
     """A hint as an int. `whole_number` is asked about what is none, as it takes longer."""
     if type(value) is int and 0 <= value <= MAX_SIZE:
         return value
-    return value if isinstance(value, torch.SymInt) else whole_number(name, value)
+    return cast(int, value) if isinstance(value, torch.SymInt) else whole_number(name, value)
 
 
 def _expected_when_compiled(name: str, value: object) -> int:

@@ -36,8 +36,7 @@ def get_mn_major_tma_aligned_tensor(sf: torch.Tensor) -> torch.Tensor:
         if not ops.compiling():
             _described(sf)
         elif ops.in_transform():
-            alone: torch.Tensor = ops.run_uncompiled(get_mn_major_tma_aligned_tensor, sf)
-            return alone
+            return ops.run_uncompiled(get_mn_major_tma_aligned_tensor, sf)
         found: torch.Tensor = torch.ops.gemm_ladder.get_mn_major_tma_aligned_tensor(sf)
         return found
     return _mn_major(sf)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -50,6 +50,7 @@ _modes = torch._C._len_torch_dispatch_stack
 _profiled = torch._C._autograd._profiler_enabled
 _traced = torch._C._get_tracing_state
 transform = torch._C._functorch.peek_interpreter_stack  # the innermost of torch.func's, or None
+_Result = TypeVar("_Result")
 _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter, type(None), bool, int, float))
 
 
@@ -77,11 +78,12 @@ def in_transform() -> bool:
     return torch.autograd.forward_ad._current_level >= 0 or uncompiled.in_transform()
 
 
-def run_uncompiled(function: Callable[..., Any], *given: object) -> Any:
+def run_uncompiled(function: Callable[..., _Result], *given: object) -> _Result:
     """Have torch.compile, which traces this, leave a call as it is."""
     from gemm_ladder.checks import uncompiled
 
-    return uncompiled.run(function, *given)
+    found: _Result = uncompiled.run(function, *given)
+    return found
 
 
 def direct(*operands: torch.Tensor | None) -> bool:

@@ -284,8 +284,7 @@ def _call(kind: Kind, before: Before, *given: object) -> Pair:
     see it, or a transform of torch.func would give the results no memory."""
     if ops.compiling():
         if ops.in_transform():
-            alone: Pair = ops.run_uncompiled(_call, kind, before, *given)
-            return alone
+            return ops.run_uncompiled(_call, kind, before, *given)
     elif ops.transform() is not None:
         operands.check(kind, before, *given)  # refuses tensors that stand for others there
     elif not ops.seen(*given):

@@ -15,17 +15,20 @@ from typing import Any
 import torch
 
 
-@torch.compiler.assume_constant_result
-def in_transform() -> bool:
+def _in_transform() -> bool:
     """Whether a transform is active. torch.compile calls this while it traces, and takes the answer for a
     constant: where another transform is active it traces again."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-@torch.compiler.disable(
-    reason="the call is inside of a transform of torch.func, or of dual numbers, for which FP8 has no rule; "
-    "a call outside of it is needed, or fullgraph=False if its tensors have no part in it"
-)
-def run(function: Callable[..., Any], *given: Any) -> Any:
+def _run(function: Callable[..., Any], *given: Any) -> Any:
     """Call a function that is not to be traced."""
     return function(*given)
+
+
+in_transform: Callable[[], bool] = torch.compiler.assume_constant_result(_in_transform)
+run: Callable[..., Any] = torch.compiler.disable(
+    _run,
+    reason="the call is inside of a transform of torch.func, or of dual numbers, for which FP8 has no rule; "
+    "a call outside of it is needed, or fullgraph=False if its tensors have no part in it",
+)

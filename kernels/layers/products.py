@@ -50,8 +50,7 @@ def linear(
     if not ops.compiling():
         checks.no_tangents({"x": x})
     elif ops.in_transform():
-        alone: torch.Tensor = ops.run_uncompiled(linear, x, weight, codes, scales, use_ue8m0)
-        return alone
+        return ops.run_uncompiled(linear, x, weight, codes, scales, use_ue8m0)
     differentiated = torch.is_grad_enabled() and (
         x.requires_grad or (weight is not None and weight.requires_grad)
     )

@@ -7,7 +7,7 @@ go, so a CUDA graph can capture it.
 from __future__ import annotations
 
 import numbers
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from gemm_ladder import ops, scales, settings
@@ -192,7 +192,9 @@ def most_rows(choices: int, experts: int) -> int:
     """The most rows of a contiguous or psum layout, whoever chooses what: each group that has a row may need
     one row less than the alignment as padding."""
     alignment = settings.get_mk_alignment_for_contiguous_layout()
-    return (choices + torch.sym_min(experts, choices) * (alignment - 1)) // alignment * alignment
+    groups: Any = torch.sym_min(experts, choices)  # without a condition where `choices` is a symbol
+    rows: int = (choices + groups * (alignment - 1)) // alignment * alignment
+    return rows
 
 
 def place(

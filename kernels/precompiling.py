@@ -91,14 +91,28 @@ def gpu_of(device: torch.device | int | None) -> Gpu:
     """A GPU to precompile for; None: the current one.
 
     Raises:
-        InputError: there is none, or it is no Hopper.
+        InputError: it is another device, there is none, or it is no Hopper.
     """
+    index = device if device is None or isinstance(device, int) else _index(device)
     if not torch.cuda.is_available():
         raise InputError("there is no GPU to precompile for; a Hopper GPU is needed")
-    index = None if device is None else torch.device(device).index
     index = torch.cuda.current_device() if index is None else index
+    if not 0 <= index < (count := torch.cuda.device_count()):
+        raise InputError(f"device is GPU {index}; less than {count}, the number of GPUs, is needed")
     checks.runs_on(torch.device("cuda", index))
     return Gpu(torch.cuda.get_device_name(index), launch.usable_sms(index, num_sms_limit()))
+
+
+def _index(device: object) -> int | None:
+    """The number of a GPU; None where its device does not say which."""
+    try:
+        found = torch.device(device)  # type: ignore[call-overload]
+    except (RuntimeError, TypeError):
+        found = None
+    if found is None or found.type != "cuda":
+        raise InputError(f"device is {device!s}; a GPU, which kernels are compiled for, is needed")
+    index: int | None = found.index
+    return index
 
 
 def configurations(kind: Kind, n: int, k: int, groups: int, steps: Iterable[int], gpu: Gpu) -> list[Config]:

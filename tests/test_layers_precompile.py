@@ -311,6 +311,8 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     sentence = "there is no GPU to precompile for; a Hopper GPU is needed"
     assert refusal(precompile, Fp8Linear(16, 8)) == sentence
+    sentence = "device is cpu; a GPU, which kernels are compiled for, is needed"
+    assert refusal(precompile, Fp8Linear(16, 8), device="cpu") == sentence
 
 
 @pytest.mark.parametrize("kernel", [Kernel("per_token", "nothing", BF16), *OWN], ids=lambda one: one.name)

@@ -25,6 +25,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
     built: list[object] = []
     found: list[object] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
     monkeypatch.setattr(launch, "usable_sms", lambda device, limit=0: 132)
@@ -82,6 +83,12 @@ def test_products_of_training(arguments: dict, groups: int, kernels: int, loaded
         ({"recipe": (1, 1, 64)}, "recipe is (1, 1, 64); (1, 128, 128) or None is needed"),
         ({"max_m": 0}, "max_m is 0; 1 or more is needed"),
         ({"n": 12}, "n is 12; a multiple of 8 is needed"),
+        (
+            {"device": torch.device("meta")},
+            "device is meta; a GPU, which kernels are compiled for, is needed",
+        ),
+        ({"device": "gpu:0"}, "device is gpu:0; a GPU, which kernels are compiled for, is needed"),
+        ({"device": "cuda:1"}, "device is GPU 1; 0 to 0, the GPUs that there are, is needed"),
         (
             {"kind": "grouped"},
             "kind is 'grouped'; one of dense, contiguous, masked, psum, k_grouped is needed",

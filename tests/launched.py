@@ -1,5 +1,4 @@
-"""Which kernels of casts and layers a run on the CPU would launch on a GPU: there torch's operators do their
-work."""
+"""Which kernels a run on the CPU would launch on a GPU: there torch's operators do their work."""
 
 from __future__ import annotations
 
@@ -8,31 +7,79 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import torch
+from gemm_ladder import ops
 from gemm_ladder.casts import eager
 from gemm_ladder.casts.kernel import Kernel
+from gemm_ladder.checks import CheckedCall
 from gemm_ladder.layers import combining, silu_backward, turning
 from gemm_ladder.layers.own_kernels import OwnKernel
+from gemm_ladder.production import launching
+from gemm_ladder.training import candidates, operands
+from gemm_ladder.training import ops as training_ops
 
-OWN = ((combining, "combined"), (silu_backward, "through_silu_and_mul"), (turning, "turned"))
+
+def _sums(
+    rows: torch.Tensor, places: torch.Tensor, factors: object, dtype: torch.dtype = torch.bfloat16
+) -> torch.Tensor:
+    return rows.new_empty(places.shape[0], rows.shape[1], dtype=dtype)
+
+
+def _gradients(inner: torch.Tensor, of_h: torch.Tensor, factors: torch.Tensor) -> silu_backward.Gradients:
+    return torch.empty_like(inner), torch.empty_like(factors), torch.empty_like(of_h)
+
+
+def _turned(codes: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(codes.mT, memory_format=torch.contiguous_format)
+
+
+# The functions that launch the layers' own kernels: when they do so on a GPU, and results without numbers.
+OWN: tuple[tuple[Any, str, Callable[..., bool], Callable[..., Any]], ...] = (
+    (combining, "combined", lambda rows, places, *_: places.shape[0] > 0, _sums),
+    (silu_backward, "through_silu_and_mul", lambda inner, *_: inner.shape[0] > 0, _gradients),
+    (turning, "turned", lambda codes: turning.why_not(codes) is None, _turned),
+)
 
 
 @contextmanager
-def noted() -> Iterator[set[Kernel | OwnKernel]]:
-    """The set that gets each kernel when it would be launched."""
-    found: set[Kernel | OwnKernel] = set()
+def noted(gpu: str = "", num_sms: int = 0) -> Iterator[set[object]]:
+    """The set that gets each kernel of casts and layers when it would be launched. With the name of a GPU and
+    its SMs it gets the configurations of products, too, and nothing is computed, which takes less time:
+    results are memory as it is."""
+    found: set[object] = set()
 
-    def noting(which: Callable[..., Kernel | OwnKernel], run: Callable[..., Any]) -> Callable[..., Any]:
+    def noting(
+        launches: Callable[..., object], run: Callable[..., Any], instead: Callable[..., Any]
+    ) -> Callable[..., Any]:
         def noted_run(*given: Any, **options: Any) -> Any:
-            found.add(which(*given))
-            return run(*given, **options)
+            if (kernel := launches(*given)) is not None:
+                found.add(kernel)
+            return (instead if gpu else run)(*given, **options)
 
         return noted_run
 
+    def own(kernel: OwnKernel, launches: Callable[..., bool]) -> Callable[..., object]:
+        return lambda *given: kernel if launches(*given) else None
+
+    def product(call: CheckedCall, expected_m: int = 0) -> object:
+        sizes = (call.m, call.n, call.k, call.groups)
+        return launching.configuration(call.kind, *sizes, expected_m, num_sms, gpu)
+
+    def of_training(call: operands.CheckedCall) -> object:
+        ks = [group.k for group in call.groups if group.k]
+        return candidates.choose(call.m, call.n, ks, num_sms)
+
+    def nothing(*given: object) -> None:
+        pass
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(eager, "run", noting(lambda call, out: call.kernel, eager.run))
-        for module, name in OWN:
-            kernel: OwnKernel = module.KERNEL
-            patch.setattr(module, name, noting(lambda *_, k=kernel: k, getattr(module, name)))
+        patch.setattr(eager, "run", noting(lambda call, out: call.kernel, eager.run, nothing))
+        for module, name, launches, instead in OWN:
+            run = getattr(module, name)
+            patch.setattr(module, name, noting(own(module.KERNEL, launches), run, instead))
+        if gpu:
+            patch.setattr(ops, "run", noting(product, ops.run, nothing))
+            patch.setattr(training_ops, "run", noting(of_training, training_ops.run, nothing))
         yield found
 
 

@@ -10,13 +10,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from call_arguments import refusal
-from gemm_ladder import build, launch, ops, precompiling
-from gemm_ladder.casts import eager, plans
+from gemm_ladder import build, launch, precompiling
 from gemm_ladder.casts import launching as casts_launching
+from gemm_ladder.casts import plans
 from gemm_ladder.casts.kernel import Kernel
 from gemm_ladder.checks import grouped
 from gemm_ladder.errors import LaunchError
 from gemm_ladder.layers import (
+    Fp8Experts,
     Fp8Linear,
     ParallelFp8Experts,
     combining,
@@ -34,7 +35,7 @@ from gemm_ladder.production import fast_path, launching
 from gemm_ladder.training import candidates
 from gemm_ladder.training import config as training_config
 from gemm_ladder.training import launching as training_launching
-from gemm_ladder.training import ops as training_ops
+from launched import noted
 from layer_cases import EXPERTS, HIDDEN, experts_of, layer_of, normal, tokens
 
 BF16 = torch.bfloat16
@@ -61,45 +62,23 @@ def built(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
 
 
 @pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> set[object]:
-    """What calls with CPU tensors would launch on an H100. Casts and products give zeros."""
-    found: set[object] = set()
-
-    def cast(call: SimpleNamespace, out: SimpleNamespace) -> None:
-        found.add(call.kernel)
-        out.codes.view(torch.uint8).zero_()
-        out.scales.zero_()
-
-    def product(call: SimpleNamespace, expected_m: int = 0) -> None:
-        sizes = (call.m, call.n, call.k, call.groups)
-        found.add(launching.configuration(call.kind, *sizes, expected_m, SMS, GPU))
-        call.out.zero_()
-
-    def of_training(call: SimpleNamespace) -> None:
-        ks = [group.k for group in call.groups if group.k]
-        found.add(candidates.choose(call.m, call.n, ks, SMS))
-        call.d.zero_()
-
-    def noted(kernel: own_kernels.OwnKernel, function: Callable[..., object]) -> Callable[..., object]:
-        return lambda *given: found.add(kernel) or function(*given)
-
-    def turned(codes: torch.Tensor) -> torch.Tensor:
-        found.update({turning.KERNEL} if turning.why_not(codes) is None else ())
-        return codes.mT.contiguous()
-
-    monkeypatch.setattr(eager, "run", cast)
-    monkeypatch.setattr(ops, "run", product)
-    monkeypatch.setattr(training_ops, "run", of_training)
-    monkeypatch.setattr(turning, "turned", turned)
-    for module in (combining, silu_backward):
-        monkeypatch.setattr(module, "by_torch", noted(module.KERNEL, module.by_torch))
-    return found
+def launched() -> Iterator[set[object]]:
+    """What calls with CPU tensors would launch on an H100."""
+    with noted(GPU, SMS) as found:
+        yield found
 
 
 def is_grouped(kernel: object) -> bool:
     """Whether it is one of the products that experts' weights get their gradients by: all that a call may
     need are compiled, wherever tokens go."""
     return isinstance(kernel, training_config.Config) and kernel.groups > 1
+
+
+def differentiate(layer: Fp8Experts, most: int) -> None:
+    """Both passes for 1 to `most` tokens."""
+    for count in range(1, most + 1):
+        x, chosen, factors = tokens(count)
+        layer(x.float().requires_grad_(), chosen, factors).sum().backward()
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -149,9 +128,7 @@ def test_experts_with_gradients(trainable: bool, built: list[object], launched: 
     layer, _ = experts_of(trainable=trainable)
     launched.clear()
     precompile(layer, MOST, training=True, top_k=2, dtype=torch.float32)
-    for count in range(1, MOST + 1):
-        x, chosen, factors = tokens(count)
-        layer(x.float().requires_grad_(), chosen, factors).sum().backward()
+    differentiate(layer, MOST)
     used, there = ({one for one in of if not is_grouped(one)} for of in (launched, built))
     single = {one for one in there if isinstance(one, training_config.Config)}  # of one expert's tokens
     assert launched <= set(built) and used == there - single and {*OWN} <= used
@@ -224,9 +201,7 @@ def test_experts_over_ranks_with_gradients(
         layer = ParallelFp8Experts.from_experts(experts_of(trainable=trainable)[0])
         launched.clear()
         known = set(precompile(layer, 40, training=True, top_k=2, dtype=torch.float32))
-        for count in range(1, 41):
-            x, chosen, factors = tokens(count)
-            layer(x.float().requires_grad_(), chosen, factors).sum().backward()
+        differentiate(layer, 40)
     finally:
         dist.destroy_process_group()
     assert launched <= known and {*OWN} <= launched

@@ -88,7 +88,7 @@ def test_products_of_training(arguments: dict, groups: int, kernels: int, loaded
             "device is meta; a GPU, which kernels are compiled for, is needed",
         ),
         ({"device": "gpu:0"}, "device is gpu:0; a GPU, which kernels are compiled for, is needed"),
-        ({"device": "cuda:1"}, "device is GPU 1; 0 to 0, the GPUs that there are, is needed"),
+        ({"device": "cuda:1"}, "device is GPU 1; less than 1, the number of GPUs, is needed"),
         (
             {"kind": "grouped"},
             "kind is 'grouped'; one of dense, contiguous, masked, psum, k_grouped is needed",

@@ -15,14 +15,14 @@ from gemm_ladder.layers import Fp8Experts, route, routing
 from torch._dynamo.backends.common import aot_autograd
 from torch.export import Dim, ExportedProgram
 
-EXPERTS, HIDDEN = 2, 128
+EXPERTS, HIDDEN, INTERMEDIATE = 2, 128, 16
 COUNTS = (0, 1, 129)
 KINDS = [*({"layout": layout} for layout in routing.LAYOUTS), {"trainable": True}]
 
 
-def experts_of(intermediate: int = 16, **options: object) -> Fp8Experts:
+def experts_of(**options: object) -> Fp8Experts:
     torch.manual_seed(0)
-    return Fp8Experts(EXPERTS, HIDDEN, intermediate, **options)
+    return Fp8Experts(EXPERTS, HIDDEN, INTERMEDIATE, **options)
 
 
 def tokens(count: int, top_k: int = 2) -> tuple[torch.Tensor, ...]:
@@ -47,7 +47,7 @@ def same(found: Callable[..., torch.Tensor], layer: Fp8Experts, counts: tuple[in
     ids=str,
 )
 def test_export(options: dict[str, object], strict: bool) -> None:
-    layer = experts_of(144, **options)
+    layer = experts_of(**options)
     torch._dynamo.reset()
     program = exported(layer, *tokens(20), strict=strict)
     assert same(program.module(), layer)

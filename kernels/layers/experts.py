@@ -37,7 +37,8 @@ class Fp8Experts(torch.nn.Module):
 
     torch.compile keeps the number of tokens variable and makes few graphs: for any number, for 0 and for 1,
     and up to two more with the layouts "masked" and "auto". A program of torch.export for any number (`Dim`)
-    has one layout: "auto" is refused there, "psum" is the one for many tokens and "masked" for few.
+    has one layout: "auto" is refused there, "psum" is the one for many tokens and "masked" for few. It keeps
+    the alignment that was set when it was made, which has to be set where it runs.
 
     Args:
         num_experts, hidden_size, intermediate_size: the sizes, the last two multiples of 16.

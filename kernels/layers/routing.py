@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from gemm_ladder import ops, scales, settings
-from gemm_ladder.arguments import TMA_ALIGNMENT
 from gemm_ladder.errors import InputError
 
 Layout = Literal["contiguous", "masked", "psum"]
@@ -296,12 +295,9 @@ def _in_masked_layout(
 def _fake(
     codes: torch.Tensor, of_rows: torch.Tensor, places: torch.Tensor, experts: int, room: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    blocks, floats = of_rows.shape[1], TMA_ALIGNMENT // torch.float32.itemsize
-    aligned = ops.symbolic_ceil_div(room, floats) * floats
-    return (
-        codes.new_empty(experts, room, codes.shape[1]),
-        of_rows.new_empty_strided((experts, room, blocks), (aligned * blocks, 1, aligned)),
-    )
+    a, sfa = ((experts, room, one.shape[1]) for one in (codes, of_rows))
+    strides = scales.mn_major_strides(sfa, ops.symbolic_ceil_div)
+    return codes.new_empty(a), of_rows.new_empty_strided(sfa, strides)
 
 
 ops.define(

@@ -116,6 +116,7 @@ def described(
     rows: object = None,
     masked_m: object = None,
     ks: object = None,
+    *,
     divided: Callable[[int, int], int] = ceil_div,
 ) -> CheckedCast:
     """As `check`, by what can be said of tensors without memory, whose sizes may be symbols.

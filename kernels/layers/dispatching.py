@@ -177,8 +177,10 @@ def plan_dispatch(
     goes.scatter_add_(1, owner, one.expand_as(owner))
     choices = goes[:, 1 : size + 1].t().contiguous()
     is_sent = choices > 0
-    known = (top_k, dtype) if tokens and top_k else (None, None)
-    message = _Message(*known, False, needs_grad)
+    has_choices = bool(tokens and top_k)
+    message = _Message(
+        top_k if has_choices else None, dtype if has_choices else None, refused=False, needs_grad=needs_grad
+    )
     told = torch.stack((is_sent.sum(1), choices.sum(1), one.expand(size) * message.encoded()), 1)
     (tokens_to, choices_to, _), (tokens_from, choices_from, encoded) = _exchange(told, group)
     messages = [_Message.decoded(number) for number in encoded]
@@ -209,7 +211,7 @@ def plan_dispatch(
 
 def refuse_dispatch(group: dist.ProcessGroup, one: torch.Tensor, size: int) -> None:
     """Tell the ranks, which are in `plan_dispatch`, that this one refuses the call; all raise then."""
-    message = one.expand(size) * _Message(None, None, True, None).encoded()
+    message = one.expand(size) * _Message(None, None, refused=True, needs_grad=None).encoded()
     _exchange(torch.stack((message - message, message - message, message), 1), group)
 
 

@@ -70,6 +70,13 @@ def seen(*operands: object) -> bool:
     return bool(watched) or any(map(_computes_for_itself, operands))
 
 
+def exporting() -> bool:
+    """Whether torch.export traces the call. Up to torch 2.11 torch.compile takes what torch.compiler says of
+    it for true, but it reads this variable."""
+    found: bool = torch.compiler._is_exporting_flag
+    return found
+
+
 def in_transform() -> bool:
     """Of a call that torch.compile traces: whether it is not to, as `checks.uncompiled` says."""
     from gemm_ladder.checks import uncompiled  # here: it imports torch's compiler
@@ -166,7 +173,7 @@ def symbolic_ceil_div(x: int, y: int) -> int:
     where x is 128 * Dim("m"), as it takes m to be so, and the program would refuse 128. torch.compile knows
     only symbols of its inputs; it compiles again where an answer is another one.
     """
-    if isinstance(x, int) or not torch.compiler.is_exporting():
+    if isinstance(x, int) or not exporting():
         return ceil_div(x, y)
     return torch.library.get_ctx().new_dynamic_size()
 

@@ -176,14 +176,11 @@ def layout_for(tokens: int, top_k: int, experts: int) -> Layout:
     Raises:
         InputError: torch.export makes a program for any number of tokens, which has one layout.
     """
-    if torch.compiler.is_exporting():
-        from torch.fx.experimental.symbolic_shapes import has_static_value  # here: it takes long to import
-
-        if not has_static_value(tokens):
-            raise InputError(
-                "layout is 'auto', which depends on the number of tokens; 'psum', 'contiguous' or 'masked' "
-                "is needed to export experts for any number of them"
-            )
+    if ops.exporting() and not _is_known(tokens):
+        raise InputError(
+            "layout is 'auto', which depends on the number of tokens; 'psum', 'contiguous' or 'masked' is "
+            "needed to export experts for any number of them"
+        )
     return "masked" if experts * tokens <= most_rows(tokens * top_k, experts) else "psum"
 
 
@@ -191,9 +188,21 @@ def most_rows(choices: int, experts: int) -> int:
     """The most rows of a contiguous or psum layout, whoever chooses what: each group that has a row may need
     one row less than the alignment as padding."""
     alignment = settings.get_mk_alignment_for_contiguous_layout()
-    groups: Any = torch.sym_min(experts, choices)  # without a condition where `choices` is a symbol
+    if _is_known(choices):
+        groups: Any = min(experts, choices)
+    else:
+        groups = torch.sym_min(experts, choices)  # without a condition for the symbol
     rows: int = (choices + groups * (alignment - 1)) // alignment * alignment
     return rows
+
+
+def _is_known(size: int) -> bool:
+    """Whether a size is a number, and no symbol of what torch.compile or torch.export traces."""
+    if not (ops.compiling() or ops.exporting()):
+        return True
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # here: it takes long to import
+
+    return has_static_value(size)
 
 
 def place(
@@ -271,7 +280,7 @@ def in_masked_layout(
         float8_e4m3fn [experts, room, hidden], and the scales, float32 [experts, room, blocks], as TMA reads
         them.
     """
-    if torch.compiler.is_exporting():  # where strides are no condition for what an operator returns
+    if ops.exporting():  # where strides are no condition for what an operator returns
         found: tuple[torch.Tensor, torch.Tensor] = torch.ops.gemm_ladder.in_masked_layout(
             codes, of_rows, places, experts, room
         )

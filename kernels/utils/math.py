@@ -181,7 +181,7 @@ def _cast(which: Kind, x: torch.Tensor, use_ue8m0: bool, gran_k: int) -> tuple[t
     """A cast. It is an operator of torch where somebody wants to see it, and where it is exported. Compiled,
     it is the operator where a kernel may do it, and else what it is made of, which torch.compile makes one
     kernel of."""
-    compiled = ops.compiling() and not torch.compiler.is_exporting()
+    compiled = ops.compiling() and not ops.exporting()
     if x.is_cuda if compiled else (ops.compiling() or ops.seen(x)):
         operator = getattr(torch.ops.gemm_ladder, f"{which}_cast_to_fp8")
         found: tuple[torch.Tensor, torch.Tensor] = operator(

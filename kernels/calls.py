@@ -61,7 +61,11 @@ def psum(
         hint = 0 if expected_m is None else _expected_when_compiled(name, expected_m)
         return ops.call("psum", *_two(lhs), *_two(rhs), out, rows, hint)
     expected = 0 if expected_m is None else _expected(name, expected_m)
-    if not settings.check_contents and _launched("psum", lhs, rhs, out, rows, expected):
+    if (
+        type(expected) is int
+        and not settings.check_contents
+        and _launched("psum", lhs, rhs, out, rows, expected)
+    ):
         return
     if _other_sequence(lhs) or _other_sequence(rhs):
         return psum(_tuple(lhs), _tuple(rhs), out, rows, None, expected)
@@ -76,7 +80,11 @@ def masked(lhs: object, rhs: object, out: object, masked_m: object, expected_m: 
         hint = _expected_when_compiled("expected_m", expected_m)
         return ops.call("masked", *_two(lhs), *_two(rhs), out, masked_m, hint)
     expected = _expected("expected_m", expected_m)
-    if not settings.check_contents and _launched("masked", lhs, rhs, out, masked_m, expected):
+    if (
+        type(expected) is int
+        and not settings.check_contents
+        and _launched("masked", lhs, rhs, out, masked_m, expected)
+    ):
         return
     if _other_sequence(lhs) or _other_sequence(rhs):
         return masked(_tuple(lhs), _tuple(rhs), out, masked_m, expected)
@@ -84,7 +92,8 @@ def masked(lhs: object, rhs: object, out: object, masked_m: object, expected_m: 
 
 
 def _expected(name: str, value: object) -> int:
-    """A hint as an int. `whole_number` is asked about what is none, as it takes longer."""
+    """A hint as an int, or a symbol, of which the fast path would make a number. `whole_number`, which takes
+    longer, is asked about what is neither."""
     if type(value) is int and 0 <= value <= MAX_SIZE:
         return value
     return cast(int, value) if isinstance(value, torch.SymInt) else whole_number(name, value)

@@ -70,6 +70,11 @@ def seen(*operands: object) -> bool:
     return bool(watched) or any(map(_computes_for_itself, operands))
 
 
+def in_mode() -> bool:
+    """Whether a mode of torch's dispatcher, such as that of make_fx, sees the call."""
+    return _modes() > 0
+
+
 def exporting() -> bool:
     """Whether torch.export traces the call. Up to torch 2.11 torch.compile takes what torch.compiler says of
     it for true, but it reads this variable."""

@@ -189,7 +189,8 @@ print(f"\nan all-to-all: {best:.0f} GB/s at best, of the data sheet's {parallel_
 print(tables.plain([row[1:] for row in parallel.training(data)]))
 
 # %% [markdown]
-# With 4096 tokens two GPUs take longer than one, and with 16384 hardly less: again the host is the limit.
+# With 4096 tokens two GPUs take longer than one, and with 16384 hardly less: again much of it is the host's
+# time.
 #
 # ## More GPUs, on paper
 #

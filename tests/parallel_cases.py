@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -96,6 +97,11 @@ def experts_have_the_bits_of_one_device(device: str) -> None:
     counts = layer.ranks.agree(count=layer.num_experts)
     assert sum(one["count"] for one in counts) == EXPERTS == layer.all_experts
     assert torch.equal(layer(*given), layer(*given))
+    x, chosen, factors = given
+    doubled = chosen.repeat_interleave(2, dim=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch warns of what it copies to search in
+        assert torch.equal(layer(x, doubled[:, ::2], factors), layer(*given))
 
 
 @case

@@ -27,6 +27,7 @@ from parallel_cases import BF16, CASES, case, linears, near, refused
 from torch._dynamo.backends.common import aot_autograd
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.parallel import DistributedDataParallel
 
 __all__ = ["CASES"]  # with those of parallel_cases.py
@@ -182,3 +183,16 @@ def checkpoints_for_any_number_of_ranks(device: str) -> None:
         distributed_state_dict(ParallelFp8Experts.from_weights(*given))
     with refused("model is of type list; a torch.nn.Module is needed"):
         distributed_state_dict([whole])
+
+
+@case
+def traced_linears(device: str) -> None:
+    """In make_fx's graph the sum over the ranks is waited for."""
+    layer = RowParallelFp8Linear.from_linear(
+        torch.nn.Linear(1024, 512, bias=False, device=device, dtype=BF16)
+    )
+    x = normal(20, layer.weight.shape[1], device=device, dtype=BF16)
+    with torch.no_grad():
+        graph = make_fx(lambda one: layer(one) * 2)(x)
+        for given in (x, x + 1):
+            assert torch.equal(graph(given), layer(given) * 2)

@@ -4,7 +4,9 @@ the example's number is a condition of them."""
 from __future__ import annotations
 
 import io
+import operator
 from collections.abc import Callable
+from typing import Any
 
 import gemm_ladder as gl
 import pytest
@@ -12,6 +14,7 @@ import torch
 from gemm_ladder import ops
 from gemm_ladder.errors import InputError
 from gemm_ladder.layers import Fp8Experts, route, routing
+from gemm_ladder.production import fast_path
 from torch._dynamo.backends.common import aot_autograd
 from torch.export import Dim, ExportedProgram
 
@@ -115,7 +118,15 @@ class Products(torch.nn.Module):
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_expected_rows(strict: bool) -> None:
+def test_expected_rows(strict: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They stay variable, also where there is a fast path, which makes numbers of them."""
+
+    def number_of(*given: Any) -> bool:
+        operator.index(given[-1])
+        return False
+
+    asked = {kind: number_of for kind in ("masked", "psum")}
+    monkeypatch.setattr(fast_path, "queue", fast_path.queue | asked)
     torch._dynamo.reset()
     given = torch.randn(128, HIDDEN), torch.zeros(20)
     sizes = ({}, {0: Dim("count")})

@@ -170,7 +170,7 @@ def test_experts_of_two_ranks(
     most = 40
     known = set(precompile(layer, most, top_k=top_k))
     assert known <= set(precompile(layer, most))
-    of_row = row_format.token_format(HIDDEN, top_k)
+    form = row_format.token_format(HIDDEN, top_k)
     generator = torch.Generator().manual_seed(0)
     for count in range(1, 2 * most + 1):
         if everywhere and count % 2:
@@ -183,7 +183,7 @@ def test_experts_of_two_ranks(
             chosen = scores.topk(top_k, dim=1).indices
             chosen[0, 0] = 0
             here = count * top_k if everywhere else int((chosen < EXPERTS).sum())
-            packed = row_format.pack_tokens(of_row, x, layer.use_ue8m0, chosen, factors)
+            packed = row_format.pack_tokens(form, x, layer.use_ue8m0, chosen, factors)
             layer.compute(dispatching.Dispatched(packed, top_k, here, chosen, factors, [count], [count], 0))
     assert launched <= known
     if everywhere:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -37,6 +38,11 @@ def given_on(rank: int, device: str, dtype: torch.dtype = BF16, top_k: int = 3, 
     chosen[::5, 1] = EXPERTS
     grad = normal(count, HIDDEN, device=device, dtype=dtype, seed=rank)
     return Given(x.to(dtype).requires_grad_(), chosen, factors.requires_grad_(), grad)
+
+
+def plain(given: Given) -> list[torch.Tensor]:
+    """A call's arguments that want no gradients."""
+    return [one.detach() for one in given[:3]]
 
 
 def of_all(device: str, **options: Any) -> Given:
@@ -134,7 +140,7 @@ def experts_train_whoever_wants_gradients(device: str) -> None:
         one(x, chosen, factors).backward(grad)
         assert x.grad is None if rank else x.grad.any()
     layer.zero_grad()
-    layer(x.detach(), chosen, factors).backward(grad)  # weights alone: nothing travels home
+    layer(x.detach(), chosen, factors).backward(grad)  # weights alone: nothing is sent back
     expected = layer.down_proj.grad.clone()
     layer.zero_grad()
     frozen.requires_grad_(False)
@@ -280,9 +286,16 @@ def experts_training_refusals(device: str) -> None:
     given = given_on(0, device)
     with (
         torch.set_grad_enabled(rank == 0),
-        refused("gradients are wanted on rank 0 and disabled on rank 1; one is needed for all"),
+        refused("rank 0 needs gradients and rank 1 can have none, as they are disabled there"),
     ):
         layer(*given[:3])
+    with refused("rank 0 needs gradients and rank 1 can have none"):
+        layer(*given[:3]) if rank == 0 else layer.requires_grad_(False).dispatch(*plain(given))
+    gemm_ladder.set_mk_alignment_for_contiguous_layout(64 if rank else 128)
+    with refused("rank 0 needs gradients and rank 1 can have none", "its alignment is no multiple of 128"):
+        layer(*(plain(given) if rank else given[:3]))
+    gemm_ladder.set_mk_alignment_for_contiguous_layout(128)
+    layer.requires_grad_(True)
     x = given.x.detach().to(torch.float32 if rank else BF16)
     with refused("x is torch.bfloat16 on rank 0 and torch.float32 on rank 1; one type is needed for all"):
         layer(x, *given[1:3])
@@ -309,7 +322,7 @@ def experts_that_one_rank_refuses(device: str) -> None:
     rank, last = dist.get_rank(), dist.get_world_size() - 1
     layer = ParallelFp8Experts.from_experts(trained(device), combine="rows")
     given = given_on(0, device)
-    x, chosen, factors = (one.detach() for one in given[:3])
+    x, chosen, factors = plain(given)
     expected = results(layer, given)
     weight = layer.down_proj
 
@@ -332,13 +345,17 @@ def experts_that_one_rank_refuses(device: str) -> None:
         "the alignment of the contiguous layout is 64; a multiple of 128": misaligned,
     }
     for words, call in calls.items():
-        with refused(words if rank == last else f"rank {last} has refused its part of the call"):
+        with refused(words if rank == last else f"rank {last} refused its input, and its own error says why"):
             call()
         layer.down_proj = weight
         layer.requires_grad_(True)
         gemm_ladder.set_mk_alignment_for_contiguous_layout(128)
         for one, other in zip(results(layer, given), expected, strict=True):
             same(one, other)
+    elsewhere = copy.deepcopy(layer).to("meta") if rank == last else layer
+    words = f"x is on {x.device} and the weights on meta"
+    with refused(words if rank == last else f"rank {last} refused its input"):
+        elsewhere(x, chosen, factors)
     out = layer(*given[:3])
     gemm_ladder.set_mk_alignment_for_contiguous_layout(256)
     with refused(
@@ -363,6 +380,10 @@ def experts_send_no_more_than_is_needed(device: str) -> None:
     owned = (given.chosen >= layer.first_expert) & (given.chosen < layer.first_expert + layer.num_experts)
     received = (size - 1) * int(owned.any(1).sum())  # every rank has the same tokens
     assert moved[0][:-1] == moved[1][:-1] and moved[0][-1] - moved[1][-1] == received * 2 * HIDDEN
+    x, chosen, factors, grad = (one[:0] for one in given)
+    factors = factors.detach().requires_grad_()
+    layer(x.detach(), chosen, factors).backward(grad)  # of no tokens, whose gradients nobody needs
+    assert factors.grad is not None and not factors.grad.numel()
     empty = rank == size - 1
     whole = trained(device)
     layer = ParallelFp8Experts.from_experts(whole, combine="rows")

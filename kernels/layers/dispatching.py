@@ -19,7 +19,8 @@ class Dispatched(NamedTuple):
     Attributes:
         rows: uint8 [received, ...]: for each row its codes, scales, experts and weights.
         top_k: how many experts a row has.
-        here: how many of the received rows' choices are experts of this rank.
+        here: how many of the received rows' choices are experts of this rank, at most; exact unless every
+            token goes everywhere.
         places: int64 [tokens, of each]: of this rank's own tokens, which returned rows a token adds up; the
             number of these rows where it is none.
         factors: [tokens, of each], by which it multiplies them; None for 1.
@@ -47,7 +48,7 @@ class Rows(NamedTuple):
 
 
 class NeedsGrad(NamedTuple):
-    """Which gradients are needed: of the tokens, of the experts' weights for them, of the experts."""
+    """Which gradients are needed: of x, of expert_weights, of the experts' parameters."""
 
     x: bool = False
     factors: bool = False
@@ -59,7 +60,6 @@ class DispatchPlan(NamedTuple):
 
     Attributes:
         group: the process group.
-        rank: of this process.
         owner: int64 [tokens, of each]: the rank of each choice of this rank's tokens, from 1; 0 or one more
             than there are ranks where it is nobody's.
         is_sent: bool [ranks, tokens]: whether a token goes to a rank.
@@ -71,7 +71,6 @@ class DispatchPlan(NamedTuple):
     """
 
     group: dist.ProcessGroup
-    rank: int
     owner: torch.Tensor
     is_sent: torch.Tensor
     tokens_to: list[int]
@@ -82,13 +81,13 @@ class DispatchPlan(NamedTuple):
     needs_grad: NeedsGrad
     dtype: torch.dtype
 
-    def row_format(self, hidden: int, top_k: int) -> RowFormat:
-        """That of tokens, and of the gradients of their results: in FP8, or in their own type where gradients
-        of experts are needed, which cast them per channel."""
+    def form(self, hidden: int, top_k: int) -> RowFormat:
+        """The format of tokens, and of the gradients of their results: in FP8, or in the tokens' type where
+        gradients of experts are needed, which cast them per channel."""
         dtype = self.dtype if self.needs_grad.experts else weights.E4M3
         return row_format.token_format(hidden, top_k, dtype)
 
-    def tokens(self) -> torch.Tensor:
+    def token_of_row(self) -> torch.Tensor:
         """int64 [sum of tokens_to]: the token of each row that is sent."""
         row = self._row_of_token()
         found = row.new_empty(sum(self.tokens_to) + 1)
@@ -96,18 +95,18 @@ class DispatchPlan(NamedTuple):
         return found[:-1]
 
     def dispatch(
-        self, of_row: RowFormat, tokens: torch.Tensor, x: torch.Tensor, use_ue8m0: bool, *others: torch.Tensor
+        self, form: RowFormat, tokens: torch.Tensor, x: torch.Tensor, use_ue8m0: bool, *others: torch.Tensor
     ) -> torch.Tensor:
         """uint8 [sum of tokens_from, width]: what comes here when every rank sends rows of its tokens.
 
         Args:
-            of_row: the rows' format.
-            tokens: as the method gives them.
+            form: the rows' format.
+            tokens: as token_of_row() gives them.
             x, use_ue8m0, others: what `row_format.pack_tokens` makes them of.
         """
         if not len(tokens):
             x, others = x[:0], ()
-        sent = row_format.pack_tokens(of_row, x, use_ue8m0, *others).view(torch.int64)[tokens]
+        sent = row_format.pack_tokens(form, x, use_ue8m0, *others).view(torch.int64)[tokens]
         received = sent.new_empty(sum(self.tokens_from), sent.shape[1])
         dist.all_to_all_single(received, sent, self.tokens_from, self.tokens_to, group=self.group)
         return received.view(torch.uint8)
@@ -126,7 +125,7 @@ class DispatchPlan(NamedTuple):
         """int64 [tokens, of each]: which returned row has each choice's result; for what is nobody's the
         number of these rows."""
         if by_choice:
-            return _rows_by_owner(self.owner, len(self.is_sent), sum(self.choices_to))
+            return self._row_by_owner()
         row = self._row_of_token()
         none = row.new_full((1, row.shape[1]), sum(self.tokens_to))
         return torch.cat((none, row, none)).gather(0, self.owner.t()).t()
@@ -143,6 +142,15 @@ class DispatchPlan(NamedTuple):
         again = torch.nn.functional.pad(by_rank[:, 1:] == by_rank[:, :-1], (1, 0))
         return self.row_of_choice(False).gather(1, order).masked_fill(again, sum(self.tokens_to))
 
+    def _row_by_owner(self) -> torch.Tensor:
+        """int64 [tokens, top_k]: where each choice is when all are sorted by their owner, and within one by
+        token and place; the number of all that have an owner for those that have none."""
+        nobody = self.owner.masked_fill(self.owner == 0, len(self.is_sent) + 1)
+        order = nobody.view(-1).sort(stable=True).indices
+        row = torch.empty_like(order)
+        row[order] = torch.arange(len(order), device=order.device)
+        return row.clamp(max=sum(self.choices_to)).view(self.owner.shape)
+
     def _row_of_token(self) -> torch.Tensor:
         """int64 [ranks, tokens]: the row in which a token is sent to a rank; the number of rows for none."""
         row = self.is_sent.view(-1).cumsum(0).view_as(self.is_sent) - 1
@@ -150,69 +158,64 @@ class DispatchPlan(NamedTuple):
 
 
 def plan_dispatch(
-    group: dist.ProcessGroup,
-    rank: int,
-    owner: torch.Tensor,
-    one: torch.Tensor,
-    size: int,
-    dtype: torch.dtype,
-    needs_grad: NeedsGrad | None,
+    group: dist.ProcessGroup, owner: torch.Tensor, dtype: torch.dtype, needs_grad: NeedsGrad | None
 ) -> DispatchPlan:
     """Tell the ranks how many tokens come from here, and hear it of them; this waits for the GPU.
 
     Args:
-        group, rank, owner: as DispatchPlan has them.
-        one: int64 [1] on the device: 1, for which nothing has to be copied there.
-        size: how many ranks there are.
+        group, owner: as DispatchPlan has them.
         dtype: of this rank's tokens.
-        needs_grad: the gradients that this rank needs; None if it cannot go back, as gradients are disabled.
+        needs_grad: the gradients that this rank needs; None if it can have none.
 
     Raises:
-        InputError: a rank has refused the call; ranks differ in top_k; some need gradients where others have
-            them disabled; or gradients of experts are needed and the tokens are of several types. All ranks
-            hear the same, so all of them raise it.
+        InputError: a rank has refused its input; ranks differ in top_k; some need gradients where others can
+            have none; or gradients of experts are needed and the tokens are of several types. All ranks hear
+            the same, so all of them raise it.
     """
-    tokens, top_k = owner.shape
+    (tokens, top_k), size = owner.shape, dist.get_world_size(group)
     goes = torch.zeros(tokens, size + 2, dtype=torch.int64, device=owner.device)
-    goes.scatter_add_(1, owner, one.expand_as(owner))
+    goes.scatter_add_(1, owner, torch.ones_like(owner))
     choices = goes[:, 1 : size + 1].t().contiguous()
     is_sent = choices > 0
     has_choices = bool(tokens and top_k)
     message = _Message(
         top_k if has_choices else None, dtype if has_choices else None, refused=False, needs_grad=needs_grad
     )
-    told = torch.stack((is_sent.sum(1), choices.sum(1), one.expand(size) * message.encoded()), 1)
+    told = torch.stack((is_sent.sum(1), choices.sum(1), choices.new_full((size,), message.encoded())), 1)
     (tokens_to, choices_to, _), (tokens_from, choices_from, encoded) = _exchange(told, group)
     messages = [_Message.decoded(number) for number in encoded]
-    for other, found in enumerate(messages):
+    for rank, found in enumerate(messages):
         if found.refused:
             raise InputError(
-                f"rank {other} has refused its part of the call, and raises why; all ranks have to take part"
+                f"rank {rank} refused its input, and its own error says why; the call needs every rank"
             )
     common = _one_for_all("number", "a token has {} experts", [found.top_k for found in messages])
     of_ranks = [found.needs_grad or NeedsGrad() for found in messages]
     needed = NeedsGrad(*(any(of_one) for of_one in zip(*of_ranks, strict=True)))
     if any(needed) and any(found.needs_grad is None for found in messages):
-        first = next(rank for rank, found in enumerate(messages) if any(found.needs_grad or ()))
+        one = next(rank for rank, found in enumerate(of_ranks) if any(found))
         other = next(rank for rank, found in enumerate(messages) if found.needs_grad is None)
         raise InputError(
-            f"gradients are wanted on rank {first} and disabled on rank {other}; one is needed for all, as "
-            "they go back together"
+            f"rank {one} needs gradients and rank {other} can have none, as they are disabled there, it "
+            "calls dispatch, or its alignment is no multiple of 128; the backward pass needs every rank"
         )
     types = [found.dtype for found in messages]
     common_type = next(filter(None, types), None)
     if needed.experts:
         _one_for_all("type", "x is {}", types)
     return DispatchPlan(
-        *(group, rank, owner, is_sent, tokens_to, tokens_from, choices_to, choices_from),
+        *(group, owner, is_sent, tokens_to, tokens_from, choices_to, choices_from),
         *(common or 0, needed, common_type or dtype),
     )
 
 
-def refuse_dispatch(group: dist.ProcessGroup, one: torch.Tensor, size: int) -> None:
-    """Tell the ranks, which are in `plan_dispatch`, that this one refuses the call; all raise then."""
-    message = one.expand(size) * _Message(None, None, refused=True, needs_grad=None).encoded()
-    _exchange(torch.stack((message - message, message - message, message), 1), group)
+def refuse_dispatch(group: dist.ProcessGroup, device: torch.device) -> None:
+    """Tell the ranks, which are in `plan_dispatch`, that this one refuses its input; all raise then.
+
+    device: where the group's tensors are."""
+    told = torch.zeros(dist.get_world_size(group), 3, dtype=torch.int64, device=device)
+    told[:, 2] = _Message(None, None, refused=True, needs_grad=None).encoded()
+    _exchange(told, group)
 
 
 def _exchange(told: torch.Tensor, group: dist.ProcessGroup) -> list[list[list[int]]]:
@@ -244,8 +247,8 @@ class _Message(NamedTuple):
 
     Attributes:
         top_k, dtype: None where there are no tokens.
-        refused: whether the rank refuses the call.
-        needs_grad: the gradients that it needs; None if they are disabled.
+        refused: whether the rank refuses its input.
+        needs_grad: the gradients that it needs; None if it can have none.
     """
 
     top_k: int | None
@@ -267,15 +270,6 @@ class _Message(NamedTuple):
         known = number >> 2 + len(NeedsGrad._fields)
         top_k, dtype = (known >> 2, _TYPES[known & 3]) if known else (None, None)
         return cls(top_k, dtype, refused, NeedsGrad(*needed) if enabled else None)
-
-
-def _rows_by_owner(owner: torch.Tensor, size: int, count: int) -> torch.Tensor:
-    """int64 [tokens, top_k]: where each choice is when all are sorted by their owner, 1 to `size`, and within
-    one by token and place; `count`, which is that of all, for those that have no owner."""
-    order = owner.masked_fill(owner == 0, size + 1).view(-1).sort(stable=True).indices
-    rows = torch.empty_like(order)
-    rows[order] = torch.arange(len(order), device=order.device)
-    return rows.clamp(max=count).view(owner.shape)
 
 
 def rows_of_choices(chosen: torch.Tensor, experts: int, places: torch.Tensor, here: int) -> torch.Tensor:

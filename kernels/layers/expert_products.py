@@ -75,6 +75,11 @@ def experts(
     return out
 
 
+def is_aligned() -> bool:
+    """Whether the alignment of the contiguous layout is one that gradients can have."""
+    return settings.get_mk_alignment_for_contiguous_layout() % SCALE_BLOCK == 0
+
+
 def alignment_now(before: int | None = None) -> int:
     """The alignment of the contiguous layout, for a pass; `before` is what it was in the forward pass.
 
@@ -82,7 +87,7 @@ def alignment_now(before: int | None = None) -> int:
         InputError: it is no multiple of 128, or is no longer what it was.
     """
     alignment = settings.get_mk_alignment_for_contiguous_layout()
-    if before is None and alignment % SCALE_BLOCK:
+    if before is None and not is_aligned():
         raise InputError(
             f"the alignment of the contiguous layout is {alignment}; a multiple of {SCALE_BLOCK} is needed "
             "for gradients of experts"

@@ -47,9 +47,10 @@ COMBINES = ("sums", "rows")
 class ParallelFp8Experts(Fp8Experts):
     """Fp8Experts of which each rank of a group has a contiguous part.
 
-    Every rank of the group calls it, each with its own tokens, also one that has none; a rank that does not
-    leaves the others waiting for it until the group's timeout. Where one refuses what it is given, all raise
-    InputError, but for everywhere=True, where nothing tells the others, which wait for it.
+    Every rank of the group has to call it, with its own tokens or with none; if one does not, the others wait
+    until the group's timeout. Where a rank refuses its input, in a call or in `dispatch`, all raise
+    InputError. A rank that raises while the layer is made, in the backward pass, or with everywhere=True,
+    where nothing is told, leaves the others waiting.
 
     If any rank wants gradients, of x, expert_weights or its experts, the results of all ranks require grad,
     and every rank has to run backward through them, also one that needs no gradient itself.
@@ -113,7 +114,7 @@ class ParallelFp8Experts(Fp8Experts):
         >>> layer(my_tokens, *route(router(my_tokens), top_k=8))  # doctest: +SKIP
     """
 
-    _constants: dict[tuple[str, str], torch.Tensor]
+    _bounds: dict[str, torch.Tensor]
     ranks: Ranks
     combine_by: Combine
     everywhere: bool
@@ -238,18 +239,15 @@ class ParallelFp8Experts(Fp8Experts):
                     )
         counts = [found["num_experts"] for found in of_ranks]
         self.all_experts, self.first_expert = sum(counts), sum(counts[: ranks.rank])
-        # No buffers, which a load of the weights would leave on the meta device.
-        self._constants = {
-            ("bounds", "cpu"): torch.tensor([0, *itertools.accumulate(counts)], device="cpu"),
-            ("one", "cpu"): torch.ones(1, dtype=torch.int64, device="cpu"),
-        }
+        # No buffer, which a load of the weights would leave on the meta device.
+        self._bounds = {"cpu": torch.tensor([0, *itertools.accumulate(counts)], device="cpu")}
 
-    def _constant(self, name: str, device: torch.device) -> torch.Tensor:
-        """A small tensor, copied to a device once: "bounds", where each rank's experts begin, or "one"."""
-        key = name, str(device)
-        if key not in self._constants:
-            self._constants[key] = self._constants[name, "cpu"].to(device)
-        return self._constants[key]
+    def _first_experts(self, device: torch.device) -> torch.Tensor:
+        """Where each rank's experts begin, and how many there are: copied to a device once."""
+        key = str(device)
+        if key not in self._bounds:
+            self._bounds[key] = self._bounds["cpu"].to(device)
+        return self._bounds[key]
 
     def forward(self, x: torch.Tensor, experts: torch.Tensor, expert_weights: torch.Tensor) -> torch.Tensor:
         """The experts' results for this rank's tokens, weighted and added up.
@@ -281,8 +279,8 @@ class ParallelFp8Experts(Fp8Experts):
             InputError: as there, or gradients are wanted.
         """
         if self.everywhere:
-            return self._to_everyone(*self._checked(x, experts, expert_weights, False)[0])
-        plan, given = self._planned(x, experts, expert_weights, False)
+            return self._to_everyone(*self._checked(x, experts, expert_weights, differentiable=False)[0])
+        plan, given = self._planned(x, experts, expert_weights, differentiable=False)
         return self._dispatched(plan, *given)
 
     def _checked(
@@ -296,11 +294,14 @@ class ParallelFp8Experts(Fp8Experts):
         as it is if it needs gradients and is not differentiable."""
         self._check(x, experts, expert_weights)
         rows = x.reshape(-1, self.hidden_size)
-        chosen = experts.reshape(len(rows), experts.shape[-1]).long()
+        chosen = experts.reshape(len(rows), experts.shape[-1]).long().contiguous()
         given = Rows(rows, chosen, expert_weights.reshape(chosen.shape))
         for name in PROJECTIONS:
             weight = getattr(self, name)
-            weights.check_castable(weight) if self.trainable else weights.check_stored(name, weight)
+            if self.trainable:
+                weights.check_castable(weight)
+            else:
+                weights.check_stored(name, weight)
         if not torch.is_grad_enabled():
             return given, dispatching.NeedsGrad()
         for name, tensor in (("x", x), ("expert_weights", expert_weights)):
@@ -328,34 +329,27 @@ class ParallelFp8Experts(Fp8Experts):
         differentiable: bool = True,
     ) -> tuple[dispatching.DispatchPlan, Rows]:
         """Where tokens go, and the tokens. A rank that refuses its part tells the others."""
-        one = self._constant("one", self.down_proj.device)
+        group = self.ranks.group
         try:
             given, needs_grad = self._checked(x, experts, expert_weights, differentiable)
         except Exception:
-            dispatching.refuse_dispatch(self.ranks.group, one, self.ranks.size)
+            dispatching.refuse_dispatch(group, self.ranks.device_of_messages(self.down_proj.device))
             raise
-        # Each choice's rank, from 1; 0 and size + 1 are nobody.
-        owner = torch.searchsorted(self._constant("bounds", given.x.device), given.chosen, right=True)
-        plan = dispatching.plan_dispatch(
-            self.ranks.group,
-            self.ranks.rank,
-            owner,
-            one,
-            self.ranks.size,
-            given.x.dtype,
-            needs_grad if torch.is_grad_enabled() else None,
-        )
+        # Each choice's rank, from 1; 0 and one more than there are ranks are nobody.
+        owner = torch.searchsorted(self._first_experts(given.x.device), given.chosen, right=True)
+        can_have = differentiable and torch.is_grad_enabled() and expert_products.is_aligned()
+        plan = dispatching.plan_dispatch(group, owner, given.x.dtype, needs_grad if can_have else None)
         return plan, given
 
     def _dispatched(
         self, plan: dispatching.DispatchPlan, x: torch.Tensor, chosen: torch.Tensor, factors: torch.Tensor
     ) -> Dispatched:
         """What a rank has received after all tokens have gone to their experts."""
-        of_row, top_k = plan.row_format(self.hidden_size, plan.top_k), plan.top_k
+        form, top_k = plan.form(self.hidden_size, plan.top_k), plan.top_k
         # A number that is no expert's may not fit into 32 bits.
         others = (chosen.clamp(-1, self.all_experts), factors)
-        received = plan.dispatch(of_row, plan.tokens(), x, self.use_ue8m0, *others)
-        moved = (sum(plan.tokens_to) - plan.tokens_to[self.ranks.rank]) * of_row.width
+        received = plan.dispatch(form, plan.token_of_row(), x, self.use_ue8m0, *others)
+        moved = (sum(plan.tokens_to) - plan.tokens_to[self.ranks.rank]) * form.width
         here, by_choice = sum(plan.choices_from), self.combine_by == "rows"
         places = plan.rows_to_add(by_choice)
         if by_choice:
@@ -366,11 +360,9 @@ class ParallelFp8Experts(Fp8Experts):
     def _to_everyone(self, x: torch.Tensor, chosen: torch.Tensor, factors: torch.Tensor) -> Dispatched:
         """The same with every token going to every rank."""
         size, tokens, top_k = self.ranks.size, len(x), chosen.shape[1]
-        of_row, others = (
-            row_format.token_format(self.hidden_size, top_k),
-            (chosen.clamp(-1, self.all_experts),),
-        )
-        packed = row_format.pack_tokens(of_row, x, self.use_ue8m0, *others, factors)
+        form = row_format.token_format(self.hidden_size, top_k)
+        known = chosen.clamp(-1, self.all_experts)
+        packed = row_format.pack_tokens(form, x, self.use_ue8m0, known, factors)
         received = packed.new_empty(size * tokens, packed.shape[1])
         dist.all_to_all_single(received, packed.repeat(size, 1), group=self.ranks.group)
         places = torch.arange(size * tokens, device=packed.device).view(size, tokens).t()
@@ -403,8 +395,8 @@ class ParallelFp8Experts(Fp8Experts):
         """
         if not dispatched.here:  # rows of zeros if tokens go everywhere and none has an expert
             return self.down_proj.new_zeros(sum(dispatched.sent), self.hidden_size, dtype=torch.bfloat16)
-        of_row = row_format.token_format(self.hidden_size, dispatched.top_k)
-        codes, of_rows, chosen, factors = of_row.unpack(dispatched.rows)
+        form = row_format.token_format(self.hidden_size, dispatched.top_k)
+        codes, of_rows, chosen, factors = form.unpack(dispatched.rows)
         chosen = chosen - self.first_expert
         layout = "contiguous" if self.trainable else self.layout
         if layout == "auto":

@@ -9,10 +9,10 @@ belong to 128 of a row.
 
 The sums are `torch.distributed.all_reduce`, in the type of what is added: BF16 for a model in BF16. What is
 added has been rounded to BF16 by the products already, so FP32 would double the bytes that travel and spare
-one rounding for each rank but two. For torch.compile they are torch's functional collectives, which Inductor
-runs in place. Elsewhere those return a tensor of a subclass, and with NCCL run on a second stream, which the
-first has to wait for. Their gradients are not used: that of a sum is another sum, which is wrong where every
-rank has the whole gradient.
+one rounding for each rank but two. For torch.compile and make_fx they are torch's functional collectives,
+which Inductor runs in place. Elsewhere those return a tensor of a subclass, and with NCCL run on a second
+stream, which the first has to wait for. Their gradients are not used: that of a sum is another sum, which is
+wrong where every rank has the whole gradient.
 """
 
 from __future__ import annotations
@@ -59,9 +59,10 @@ class _Shared(torch.autograd.Function):
 
 
 def _sum(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-    """The sum over all ranks, of a contiguous matrix."""
-    if ops.compiling():
-        # torch 2.11 makes the gradient zeros if the last operator works in place, as waiting does.
+    """The sum over all ranks; x is contiguous."""
+    if ops.compiling() or ops.in_mode():
+        # Without this copy torch 2.11 gives a gradient of zeros, as the last operator, which waits, works in
+        # place. Inductor removes the copy.
         found: torch.Tensor = functional_collectives.all_reduce(x, "sum", group).clone()
         return found
     x = x.clone()

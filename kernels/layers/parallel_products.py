@@ -86,9 +86,9 @@ class _Experts(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.alignment = expert_products.alignment_now()
         plan, count = call.plan, len(stored.w1)
-        of_row, tokens = plan.row_format(x.shape[1], plan.top_k), plan.tokens()
-        received = plan.dispatch(of_row, tokens, x, call.use_ue8m0, chosen, factors)
-        *numbers, their_chosen, their_factors = of_row.unpack(received)
+        form, tokens = plan.form(x.shape[1], plan.top_k), plan.token_of_row()
+        received = plan.dispatch(form, tokens, x, call.use_ue8m0, chosen, factors)
+        *numbers, their_chosen, their_factors = form.unpack(received)
         their_chosen = their_chosen - call.first_expert
         placed = routing.place(their_chosen, count, "contiguous", sum(plan.choices_from))
         a = _cast(numbers, placed.tokens(), call.use_ue8m0)
@@ -99,8 +99,8 @@ class _Experts(torch.autograd.Function):
         else:
             order, rows = None, combining.combined(of_experts, placed.places, their_factors)
         returned = plan.send_back(rows, call.by_choice)
-        places = plan.rows_to_add(call.by_choice)
-        y = combining.combined(returned, places, factors if call.by_choice else None, x.dtype)
+        rows_to_add = plan.rows_to_add(call.by_choice)
+        y = combining.combined(returned, rows_to_add, factors if call.by_choice else None, x.dtype)
 
         ctx.call, ctx.count, ctx.hidden = call, count, x.shape[1]
         ctx.types = [None if one is None else one.dtype for one in (x, factors, gate_up, down)]
@@ -108,7 +108,7 @@ class _Experts(torch.autograd.Function):
             received if any(ctx.needs_input_grad[2:4]) else None,
             expert_products.of_rows(their_factors, placed.places, placed.size),
             *(inner, placed.places, placed.rows, order),
-            *(tokens, places, plan.row_of_choice(call.by_choice)),
+            *(tokens, rows_to_add, plan.row_of_choice(call.by_choice)),
             *stored,
         )
         return y
@@ -118,44 +118,45 @@ class _Experts(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise products.second_derivative()
         expert_products.alignment_now(ctx.alignment)
-        received, row_factors, inner, places, rows, order, tokens, returned, choices, *rest = (
+        received, row_factors, inner, places, rows, order, tokens, rows_to_add, row_of_choice, *rest = (
             ctx.saved_tensors
         )
         call, stored, hidden = ctx.call, expert_products.Weights(*rest), ctx.hidden
         plan, needed = call.plan, call.plan.needs_grad
-        of_row = plan.row_format(hidden, 0)
+        form = plan.form(hidden, 0)
         none = tokens.new_empty(len(grad), 0)
-        *dy, _, _ = of_row.unpack(plan.dispatch(of_row, tokens, grad, call.use_ue8m0, none, none))
+        *dy, _, _ = form.unpack(plan.dispatch(form, tokens, grad, call.use_ue8m0, none, none))
         token = routing.Placement("contiguous", len(rows), rows, places, places.numel()).tokens()
-        grad_inner, grad_of_row, factored = expert_products.back_to_inner(
+        grad_inner, factor_grads, factored = expert_products.back_to_inner(
             _cast(dy, token, call.use_ue8m0), row_factors, inner, rows, stored
         )
         grad_x = grad_factors = grad_w1 = grad_w2 = None
         if needed.x or needed.factors:  # by any rank
-            pick = places if order is None else order[:, None]
-            back = grad_inner.new_empty(len(pick), 0)
+            rows_of_result = places if order is None else order[:, None]
+            grad_tokens = grad_inner.new_empty(len(rows_of_result), 0)
             if needed.x:
-                each = expert_products.back_to_x(grad_inner, rows, stored, call.use_ue8m0)
-                back = combining.combined(each, pick, None)
-            of_row = RowFormat(((back.shape[1], torch.bfloat16), (pick.shape[1], torch.float32)))
-            sent = of_row.pack(back, torch.nn.functional.pad(grad_of_row, (0, 1))[pick])
-            grad_rows, grad_choices = of_row.unpack(plan.send_back(sent, call.by_choice))
+                grad_rows = expert_products.back_to_x(grad_inner, rows, stored, call.use_ue8m0)
+                grad_tokens = combining.combined(grad_rows, rows_of_result, None)
+            of_choices = torch.nn.functional.pad(factor_grads, (0, 1))[rows_of_result]  # 0 where none is
+            form = RowFormat(((grad_tokens.shape[1], torch.bfloat16), (of_choices.shape[1], torch.float32)))
+            sent = form.pack(grad_tokens, of_choices)
+            grad_tokens, grad_choices = form.unpack(plan.send_back(sent, call.by_choice))
             if ctx.needs_input_grad[0]:
-                grad_x = combining.combined(grad_rows, returned, None, ctx.types[0])
+                grad_x = combining.combined(grad_tokens, rows_to_add, None, ctx.types[0])
             if ctx.needs_input_grad[1]:
-                column = torch.zeros_like(choices)
+                column = torch.zeros_like(row_of_choice)
                 if order is None:
-                    column += torch.arange(choices.shape[1], device=choices.device)
+                    column += torch.arange(row_of_choice.shape[1], device=column.device)
                 grad_choices = torch.nn.functional.pad(grad_choices, (0, 0, 0, 1))  # 0 for what is nobody's
-                grad_factors = grad_choices[choices, column].to(ctx.types[1])
+                grad_factors = grad_choices[row_of_choice, column].to(ctx.types[1])
         if received is not None:
-            x = plan.row_format(hidden, plan.top_k).unpack(received)[0]
+            x = plan.form(hidden, plan.top_k).unpack(received)[0]
             grad_weights = expert_products.back_to_weights(
                 dy[0], x, grad_inner, factored, token, rows, ctx.count, call.use_ue8m0
             )
             grad_w1, grad_w2 = (
-                one.to(dtype) if needed else None
-                for one, dtype, needed in zip(
+                one.to(dtype) if wanted else None
+                for one, dtype, wanted in zip(
                     grad_weights, ctx.types[2:], ctx.needs_input_grad[2:4], strict=True
                 )
             )

@@ -62,14 +62,27 @@ class Ranks:
     def __str__(self) -> str:
         return f"rank {self.rank} of {self.size}"
 
+    def _types(self) -> list[str]:
+        """The types of devices whose tensors the group moves."""
+        return [one.split(":")[0] for one in str(dist.get_backend_config(self.group)).split(",")]
+
     def check_device(self, device: torch.device) -> None:
         """Refuse tensors that the group cannot move."""
-        backends = dict(one.split(":") for one in str(dist.get_backend_config(self.group)).split(","))
-        if device.type not in backends and device.type != "meta":
+        types = self._types()
+        if device.type not in types and device.type != "meta":
             raise InputError(
-                f"the weights are on {device} and the group moves tensors of {', '.join(backends)}; one "
+                f"the weights are on {device} and the group moves tensors of {', '.join(types)}; one "
                 "device is needed for both"
             )
+
+    def device_of_messages(self, preferred: torch.device) -> torch.device:
+        """A device whose tensors the group moves: the preferred one, if it does."""
+        types = self._types()
+        if preferred.type in types:
+            return preferred
+        if "cuda" in types and torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("cpu")
 
     def share(self, name: str, count: int) -> range:
         """The part of `count` that is this process's: contiguous, and as large as the others', or one larger

@@ -30,23 +30,23 @@ class RowFormat(NamedTuple):
 
     @property
     def width(self) -> int:
-        """A row's bytes."""
-        return align(self.begins[-1], ALIGNMENT)
+        """A row's bytes, of which there are some also if it has no numbers."""
+        return align(max(self.begins[-1], 1), ALIGNMENT)
 
     def pack(self, *parts: torch.Tensor) -> torch.Tensor:
         """uint8 [rows, width]: rows of these parts, each [rows, numbers], which are converted to the format's
         types."""
         rows = torch.empty(len(parts[0]), self.width, dtype=torch.uint8, device=parts[0].device)
-        ends = itertools.pairwise(self.begins)
-        for part, (begin, end), (_, dtype) in zip(parts, ends, self.parts, strict=True):
+        spans = itertools.pairwise(self.begins)
+        for part, (begin, end), (_, dtype) in zip(parts, spans, self.parts, strict=True):
             rows[:, begin:end].view(dtype).copy_(part)
         return rows
 
     def unpack(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The parts of rows that `pack` has made: views."""
-        ends = itertools.pairwise(self.begins)
+        spans = itertools.pairwise(self.begins)
         return tuple(
-            rows[:, begin:end].view(dtype) for (begin, end), (_, dtype) in zip(ends, self.parts, strict=True)
+            rows[:, begin:end].view(dtype) for (begin, end), (_, dtype) in zip(spans, self.parts, strict=True)
         )
 
 
@@ -56,28 +56,26 @@ def token_format(hidden: int, top_k: int, dtype: torch.dtype = weights.E4M3) -> 
     return RowFormat(((hidden, dtype), *of_scales, (top_k, torch.int32), (top_k, torch.bfloat16)))
 
 
-def pack_tokens(
-    row_format: RowFormat, x: torch.Tensor, use_ue8m0: bool, *others: torch.Tensor
-) -> torch.Tensor:
+def pack_tokens(form: RowFormat, x: torch.Tensor, use_ue8m0: bool, *others: torch.Tensor) -> torch.Tensor:
     """uint8 [tokens, width]: x, cast to FP8 if the format has that, and the other parts, as rows."""
     if not len(x):
-        return torch.empty(0, row_format.width, dtype=torch.uint8, device=x.device)
-    in_fp8 = row_format.parts[0][1] == weights.E4M3
+        return torch.empty(0, form.width, dtype=torch.uint8, device=x.device)
+    in_fp8 = form.parts[0][1] == weights.E4M3
     numbers = functions.per_token_group_quant_fp8(x, use_ue8m0) if in_fp8 else (x,)
-    return row_format.pack(*numbers, *others)
+    return form.pack(*numbers, *others)
 
 
 def gather_tokens(
-    codes: torch.Tensor, of_rows: torch.Tensor, token: torch.Tensor
+    codes: torch.Tensor, of_tokens: torch.Tensor, token: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes and scales of rows as a contiguous or a psum layout has them.
 
     Args:
-        codes, of_rows: float8_e4m3fn [tokens, hidden] and float32 [tokens, ceil(hidden / 128)].
+        codes, of_tokens: float8_e4m3fn [tokens, hidden], and scales, float32 [tokens, ceil(hidden / 128)].
         token: int32 [rows]: the token of each; those of -1 get the numbers of some token.
     """
     token = token.clamp(min=0).long()
     a = codes.view(torch.int64)[token].view(codes.dtype)
-    shape = (len(token), of_rows.shape[1])
-    sfa = of_rows.new_empty_strided(shape, scales.mn_major_strides(shape))
-    return a, sfa.copy_(of_rows[token])
+    shape = (len(token), of_tokens.shape[1])
+    sfa = of_tokens.new_empty_strided(shape, scales.mn_major_strides(shape))
+    return a, sfa.copy_(of_tokens[token])

@@ -110,9 +110,9 @@ class Round(NamedTuple):
     rows: list[ParallelRow]
     wrong: list[str]
 
-    def right(self, what: str, tokens: int, off: float, most: float = MOST_ERROR) -> bool:
+    def right(self, what: str, tokens: int, off: float) -> bool:
         """Whether a result that is off by so much is right; noted if not."""
-        if off < most:
+        if off < MOST_ERROR:
             return True
         self.wrong.append(f"{what}, {tokens} tokens on {self.size} GPUs: off by {off:.2g}")
         return False

@@ -59,7 +59,9 @@ def what_is_measured_of_training(device: str) -> None:
     parallel_training.measure(here, mixture)
     assert not wrong and [row["impl"] for row in rows] == ["sums", "rows"]
     whole = parallel_training.whole_experts(mixture, own, torch.bfloat16)
-    given = [one.chunk(size)[dist.get_rank()] for one in parallel_training.routed(mixture, 8 * size, own)]
+    given = [
+        one.chunk(size)[dist.get_rank()] for one in parallel_training.differentiated(mixture, 8 * size, own)
+    ]
     for row in rows:
         layer = ParallelFp8Experts.from_experts(whole, combine=row["impl"])
         with sent_bytes() as moved:

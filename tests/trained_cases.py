@@ -313,7 +313,7 @@ def experts_training_refusals(device: str) -> None:
         with refused(f"{name} requires grad and everywhere is True; everywhere=False, or torch.no_grad()"):
             frozen(*wanted)
     out = layer(*given[:3]).detach()
-    same(layer.quantize_()(*(one.detach() for one in given[:3])), out)
+    same(layer.quantize_()(*plain(given)), out)
 
 
 @case
@@ -387,9 +387,9 @@ def experts_send_no_more_than_is_needed(device: str) -> None:
     empty = rank == size - 1
     whole = trained(device)
     layer = ParallelFp8Experts.from_experts(whole, combine="rows")
-    mine = [one[: 0 if empty else None].detach() for one in given]
-    mine[0] = mine[0].float() if empty else mine[0]
-    layer(*mine[:3]).backward(mine[3].float() if empty else mine[3])
+    part = [one[: 0 if empty else None].detach() for one in given]
+    part[0] = part[0].float() if empty else part[0]
+    layer(*part[:3]).backward(part[3].float() if empty else part[3])
     parts = [torch.cat([one.detach()] * (size - 1)) for one in given]
     whole(*parts[:3]).backward(parts[3])
     for name, parameter in layer.named_parameters():

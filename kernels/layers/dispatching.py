@@ -62,7 +62,8 @@ class DispatchPlan(NamedTuple):
         group: the process group.
         owner: int64 [tokens, of each]: the rank of each choice of this rank's tokens, from 1; 0 or one more
             than there are ranks where it is nobody's.
-        is_sent: bool [ranks, tokens]: whether a token goes to a rank.
+        row_of_token: int64 [ranks, tokens]: the row in which a token goes to a rank; the number of all rows
+            where it does not.
         tokens_to, tokens_from: how many tokens go to each rank, and come from it.
         choices_to, choices_from: how many choices these are.
         top_k: how many experts a token has, on all ranks.
@@ -72,7 +73,7 @@ class DispatchPlan(NamedTuple):
 
     group: dist.ProcessGroup
     owner: torch.Tensor
-    is_sent: torch.Tensor
+    row_of_token: torch.Tensor
     tokens_to: list[int]
     tokens_from: list[int]
     choices_to: list[int]
@@ -89,7 +90,7 @@ class DispatchPlan(NamedTuple):
 
     def token_of_row(self) -> torch.Tensor:
         """int64 [sum of tokens_to]: the token of each row that is sent."""
-        row = self._row_of_token()
+        row = self.row_of_token
         found = row.new_empty(sum(self.tokens_to) + 1)
         found[row] = torch.arange(row.shape[1], device=row.device).expand_as(row)
         return found[:-1]
@@ -123,38 +124,25 @@ class DispatchPlan(NamedTuple):
 
     def row_of_choice(self, by_choice: bool) -> torch.Tensor:
         """int64 [tokens, of each]: which returned row has each choice's result; for what is nobody's the
-        number of these rows."""
-        if by_choice:
-            return self._row_by_owner()
-        row = self._row_of_token()
-        none = row.new_full((1, row.shape[1]), sum(self.tokens_to))
-        return torch.cat((none, row, none)).gather(0, self.owner.t()).t()
-
-    def rows_to_add(self, by_choice: bool) -> torch.Tensor:
-        """int64 [tokens, some]: the returned rows that a token adds up; the number of these rows where there
-        is none."""
-        if by_choice:
-            return self.row_of_choice(True)
-        # For each rank, or where there are more of them than a token can reach, for each that it does.
-        if len(self.is_sent) <= self.top_k:
-            return self._row_of_token().t()
-        by_rank, order = self.owner.sort(dim=1)
-        again = torch.nn.functional.pad(by_rank[:, 1:] == by_rank[:, :-1], (1, 0))
-        return self.row_of_choice(False).gather(1, order).masked_fill(again, sum(self.tokens_to))
-
-    def _row_by_owner(self) -> torch.Tensor:
-        """int64 [tokens, top_k]: where each choice is when all are sorted by their owner, and within one by
-        token and place; the number of all that have an owner for those that have none."""
-        nobody = self.owner.masked_fill(self.owner == 0, len(self.is_sent) + 1)
-        order = nobody.view(-1).sort(stable=True).indices
+        number of these rows. By choice each has a row, and they are sorted by owner, token and place."""
+        if not by_choice:
+            none = self.row_of_token.new_full((1, self.row_of_token.shape[1]), sum(self.tokens_to))
+            return torch.cat((none, self.row_of_token, none)).gather(0, self.owner.t()).t()
+        nobody_last = self.owner.masked_fill(self.owner == 0, len(self.row_of_token) + 1)
+        order = nobody_last.view(-1).sort(stable=True).indices
         row = torch.empty_like(order)
         row[order] = torch.arange(len(order), device=order.device)
         return row.clamp(max=sum(self.choices_to)).view(self.owner.shape)
 
-    def _row_of_token(self) -> torch.Tensor:
-        """int64 [ranks, tokens]: the row in which a token is sent to a rank; the number of rows for none."""
-        row = self.is_sent.view(-1).cumsum(0).view_as(self.is_sent) - 1
-        return torch.where(self.is_sent, row, sum(self.tokens_to))
+    def rows_to_add(self) -> torch.Tensor:
+        """int64 [tokens, some]: the returned rows that a token adds up, if there is one for each rank that it
+        went to; the number of these rows where there is none."""
+        # For each rank, or where there are more of them than a token can reach, for each that it does.
+        if len(self.row_of_token) <= self.top_k:
+            return self.row_of_token.t()
+        by_rank, order = self.owner.sort(dim=1)
+        again = torch.nn.functional.pad(by_rank[:, 1:] == by_rank[:, :-1], (1, 0))
+        return self.row_of_choice(False).gather(1, order).masked_fill(again, sum(self.tokens_to))
 
 
 def plan_dispatch(
@@ -203,8 +191,9 @@ def plan_dispatch(
     common_type = next(filter(None, types), None)
     if needed.experts:
         _one_for_all("type", "x is {}", types)
+    row_of_token = torch.where(is_sent, is_sent.view(-1).cumsum(0).view_as(is_sent) - 1, sum(tokens_to))
     return DispatchPlan(
-        *(group, owner, is_sent, tokens_to, tokens_from, choices_to, choices_from),
+        *(group, owner, row_of_token, tokens_to, tokens_from, choices_to, choices_from),
         *(common or 0, needed, common_type or dtype),
     )
 

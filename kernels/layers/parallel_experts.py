@@ -351,11 +351,11 @@ class ParallelFp8Experts(Fp8Experts):
         received = plan.dispatch(form, plan.token_of_row(), x, self.use_ue8m0, *others)
         moved = (sum(plan.tokens_to) - plan.tokens_to[self.ranks.rank]) * form.width
         here, by_choice = sum(plan.choices_from), self.combine_by == "rows"
-        places = plan.rows_to_add(by_choice)
         if by_choice:
-            counts = plan.choices_to, plan.choices_from
-            return Dispatched(received, top_k, here, places, factors, *counts, moved)
-        return Dispatched(received, top_k, here, places, None, plan.tokens_to, plan.tokens_from, moved)
+            rows, counts = plan.row_of_choice(True), (plan.choices_to, plan.choices_from)
+            return Dispatched(received, top_k, here, rows, factors, *counts, moved)
+        rows, counts = plan.rows_to_add(), (plan.tokens_to, plan.tokens_from)
+        return Dispatched(received, top_k, here, rows, None, *counts, moved)
 
     def _to_everyone(self, x: torch.Tensor, chosen: torch.Tensor, factors: torch.Tensor) -> Dispatched:
         """The same with every token going to every rank."""

@@ -99,7 +99,8 @@ class _Experts(torch.autograd.Function):
         else:
             order, rows = None, combining.combined(of_experts, placed.places, their_factors)
         returned = plan.send_back(rows, call.by_choice)
-        rows_to_add = plan.rows_to_add(call.by_choice)
+        row_of_choice = plan.row_of_choice(call.by_choice)
+        rows_to_add = row_of_choice if call.by_choice else plan.rows_to_add()
         y = combining.combined(returned, rows_to_add, factors if call.by_choice else None, x.dtype)
 
         ctx.call, ctx.count, ctx.hidden = call, count, x.shape[1]
@@ -108,7 +109,7 @@ class _Experts(torch.autograd.Function):
             received if any(ctx.needs_input_grad[2:4]) else None,
             expert_products.of_rows(their_factors, placed.places, placed.size),
             *(inner, placed.places, placed.rows, order),
-            *(tokens, rows_to_add, plan.row_of_choice(call.by_choice)),
+            *(tokens, rows_to_add, row_of_choice),
             *stored,
         )
         return y

@@ -31,7 +31,7 @@ from gemm_ladder.layers import (
 )
 from gemm_ladder.layers.dispatching import Dispatched
 from gemm_ladder.measure import parallel_training
-from gemm_ladder.measure.parallel_training import Mixture
+from gemm_ladder.measure.parallel_training import Mixture, routed
 from gemm_ladder.measure.rank_timing import WARM, Step, error, gathered, row, timed, wait
 
 MODULE = "gemm_ladder.measure.parallel_ranks"
@@ -247,15 +247,6 @@ def _steps(layer: ParallelFp8Experts, call: tuple[torch.Tensor, ...]) -> list[St
         lambda dispatched: (layer.compute(dispatched), dispatched),
         lambda both: layer.combine(*both),
     ]
-
-
-def routed(plan: Plan, tokens: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The tokens of all ranks, each with different experts, all equally likely."""
-    generator = torch.Generator(device).manual_seed(tokens)
-    x = torch.randn(tokens, plan.hidden, generator=generator, device=device).bfloat16()
-    likes = torch.rand(tokens, plan.experts, generator=generator, device=device)
-    best = likes.topk(plan.top_k, dim=1)
-    return x, best.indices, best.values / best.values.sum(1, keepdim=True)
 
 
 def outgoing(dispatched: Dispatched, hidden: int, rank: int) -> int:

@@ -7,7 +7,6 @@ all of its weights in BF16, their gradients and what is kept for the backward pa
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +16,7 @@ from gemm_ladder.layers.parallel_experts import COMBINES
 from gemm_ladder.measure.rank_timing import Step, error, gathered, row, timed
 
 if TYPE_CHECKING:
-    from gemm_ladder.measure.parallel_ranks import Round
+    from gemm_ladder.measure.parallel_ranks import Plan, Round
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,15 +42,22 @@ def whole_experts(mixture: Mixture, device: torch.device | str, dtype: torch.dty
     return Fp8Experts(*sizes, trainable=True, device=device, dtype=dtype)
 
 
-def routed(mixture: Mixture, tokens: int, device: torch.device) -> list[torch.Tensor]:
-    """The tokens of all ranks, their experts, all equally likely, their weights, and the gradient of the
-    result."""
+def routed(
+    sizes: Mixture | Plan, tokens: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The tokens of all ranks, each with different experts, all equally likely, and their weights."""
     generator = torch.Generator(device).manual_seed(tokens)
-    drawn = functools.partial(torch.randn, tokens, mixture.hidden, generator=generator, device=device)
-    x, grad = drawn().bfloat16(), drawn().bfloat16()
-    likes = torch.rand(tokens, mixture.experts, generator=generator, device=device)
-    best = likes.topk(mixture.top_k, dim=1)
-    return [x, best.indices, best.values / best.values.sum(1, keepdim=True), grad]
+    x = torch.randn(tokens, sizes.hidden, generator=generator, device=device).bfloat16()
+    likes = torch.rand(tokens, sizes.experts, generator=generator, device=device)
+    best = likes.topk(sizes.top_k, dim=1)
+    return x, best.indices, best.values / best.values.sum(1, keepdim=True)
+
+
+def differentiated(mixture: Mixture, tokens: int, device: torch.device) -> list[torch.Tensor]:
+    """The same, and the gradient of the results."""
+    generator = torch.Generator(device).manual_seed(tokens + 1)
+    grad = torch.randn(tokens, mixture.hidden, generator=generator, device=device).bfloat16()
+    return [*routed(mixture, tokens, device), grad]
 
 
 def measure(here: Round, mixture: Mixture) -> None:
@@ -63,7 +69,7 @@ def measure(here: Round, mixture: Mixture) -> None:
     if size > 1:
         layers = [ParallelFp8Experts.from_experts(whole, group, combine=one) for one in COMBINES]
     for tokens in mixture.tokens:
-        of_all = routed(mixture, tokens, device)
+        of_all = differentiated(mixture, tokens, device)
         mine = [one.chunk(size)[rank] for one in of_all]
         expected = step(whole, of_all) if size > 1 else []
         for layer in layers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -197,8 +198,22 @@ def test_kernels_are_counted_where_they_belong() -> None:
 
 
 def test_the_time_of_a_call() -> None:
-    us = model_times.as_called(lambda: torch.ones(3), CPU)
-    assert len(us) == model_times.MEASUREMENTS and all(0 < one < 1e5 for one in us)
+    assert 0 < model_times.as_called(lambda: torch.ones(3), CPU)() < 1e5
+
+
+def test_implementations_take_turns() -> None:
+    """Each once in every round, and not always after the same one."""
+    order: list[str] = []
+
+    def measure(name: str) -> float:
+        order.append(name)
+        return len(order)
+
+    found = model_times.in_turns({name: functools.partial(measure, name) for name in "abc"})
+    rounds = ["".join(order[begin : begin + 3]) for begin in range(0, len(order), 3)]
+    assert len(rounds) == model_times.ROUNDS and {*map("".join, map(sorted, rounds))} == {"abc"}
+    assert len({*rounds}) > 2
+    assert found == {name: [1 + i for i, one in enumerate(order) if one == name] for name in "abc"}
 
 
 def meta() -> dict[str, object]:
@@ -210,8 +225,8 @@ def test_a_run_goes_on_with_the_next_model(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, part: model_cases.Decoder
 ) -> None:
     """What was measured of a model is kept, with its parts; another run's file, or no such file, is not."""
-    monkeypatch.setattr(model_times, "as_called", lambda call, device: [2.0, 1.0, 3.0])
-    monkeypatch.setattr(model_times, "in_graph", lambda call, us, device: [1.0, 1.5, 1.0])
+    monkeypatch.setattr(model_times, "as_called", lambda call, device: lambda: 2.0)
+    monkeypatch.setattr(model_times, "in_graph", lambda call, device: lambda: 1.0)
     monkeypatch.setattr(model_times, "parts", lambda runs: [{"products": 0.5} for _ in runs])
     cases = part.cases
     monkeypatch.setattr(part, "cases", lambda compiled: cases(compiled, (3,), (), 8), raising=False)

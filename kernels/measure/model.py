@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -48,11 +47,11 @@ MAX_ERROR = 0.15
 COMPILE_SECONDS = 40  # that are kept for compiling and measuring a model by torch.compile
 PROTOCOL = (
     "one decoder layer, or the whole of MiniLM; BF16 activations; random normal input; every implementation "
-    "in one process, in two passes of opposite order, of which the better counts; calls: the clock on the "
-    "wall over calls one after another from Python, the median of "
-    f"{model_times.MEASUREMENTS}; graph: a CUDA graph of calls back to back, its time over the calls (a "
-    "decoder layer's weights are larger than L2, MiniLM's are not); parts: kernel times from the CUDA "
-    f"profiler, without the gaps between kernels, the median of {model_times.REPEATS} calls; prefill: one "
+    "in one process: they take turns, in an order that is drawn anew in each of "
+    f"{model_times.ROUNDS} rounds, and the median counts; calls: the clock on the wall over calls one after "
+    "another from Python; graph: a CUDA graph of calls back to back, its time over the calls (a decoder "
+    "layer's weights are larger than L2, MiniLM's are not); parts: kernel times from the CUDA profiler, "
+    f"without the gaps between kernels, the median of {model_times.REPEATS} calls; prefill: one "
     f"sequence; decode: a batch of sequences of {model_cases.CONTEXT} tokens each, their keys and values in "
     "BF16; MiniLM: one sentence, or sentences of "
     f"{model_cases.SENTENCE} tokens, without padding; rel_err: ||out - bf16|| / ||bf16 - input|| of a token, "
@@ -268,28 +267,18 @@ def error_of(out: torch.Tensor, expected: torch.Tensor, before: torch.Tensor | N
 def times(
     case: Case, device: torch.device, result: session.Measured[ModelRow]
 ) -> dict[tuple[str, str], Sequence[float]]:
-    """Microseconds by implementation and by how it is called, of the better of two passes."""
-    found: dict[tuple[str, str], Sequence[float]] = {}
-    failed: set[str] = set()
-    for order in (list(case.calls), list(case.calls)[::-1]):
-        for name in order:
-            us = model_times.as_called(case.calls[name], device)
-            _better(found, (name, "calls"), us)
-            if name in failed:
-                continue
-            try:
-                in_graph = model_times.in_graph(case.calls[name], statistics.median(us), device)
-            except RuntimeError as error:  # it cannot be captured
-                failed.add(name)
-                note(result, name, f"{case} in a graph", one_line(error))
-            else:
-                _better(found, (name, "graph"), in_graph)
-    return found
-
-
-def _better(found: dict[tuple[str, str], Sequence[float]], key: tuple[str, str], us: Sequence[float]) -> None:
-    if key not in found or np.median(us) < np.median(found[key]):
-        found[key] = us
+    """Microseconds by implementation and by how it is called. What cannot be captured is noted."""
+    calls = {name: model_times.as_called(call, device) for name, call in case.calls.items()}
+    found: dict[tuple[str, str], Sequence[float]] = {
+        (name, "calls"): us for name, us in model_times.in_turns(calls).items()
+    }
+    graphs = {}
+    for name, call in case.calls.items():
+        try:
+            graphs[name] = model_times.in_graph(call, device)
+        except RuntimeError as error:
+            note(result, name, f"{case} in a graph", one_line(error))
+    return found | {(name, "graph"): us for name, us in model_times.in_turns(graphs).items()}
 
 
 def row(case: Case, impl: str, how: str, us: Sequence[float], error: float) -> ModelRow:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from gemm_ladder.measure import timing
@@ -14,7 +15,10 @@ from gemm_ladder.measure.timing import ProfilerError
 Mark = Callable[[str], None]
 Marked = Callable[[Mark], object]  # runs once, and tells the mark where a part begins
 
-SECONDS, MEASUREMENTS = 0.01, 3  # how long each of some measurements of a call takes at least
+Measure = Callable[[], float]  # measures once, and returns microseconds of a call
+
+SECONDS = 0.01  # that one measurement of a call takes at least
+ROUNDS = 9  # in each of which every implementation is measured once
 GRAPH_CALLS = 4  # of a graph, unless one call takes GRAPH_US
 PARTS = ("elementwise", "products", "attention", "routing", "experts")
 REPEATS = 3  # of a call under the profiler
@@ -23,30 +27,39 @@ CASTS = "fp8_cast"
 ATTENTION = ("flash", "fmha", "attention", "sdpa")
 
 
-def as_called(call: Call, device: torch.device) -> list[float]:
-    """Microseconds of a call, by the clock on the wall: calls are made one after another, and whichever is
-    slower counts, the host that queues kernels or the GPU that runs them."""
-    once = timing.seconds_of(call, device)
-    count = max(2, min(200, round(SECONDS / once)))
-    found = []
-    for _ in range(MEASUREMENTS):
+def as_called(call: Call, device: torch.device) -> Measure:
+    """What measures a call by the clock on the wall. Calls are made one after another, and whichever is
+    slower counts: the host that queues kernels, or the GPU that runs them."""
+    count = max(2, min(200, round(SECONDS / timing.seconds_of(call, device))))
+
+    def measure() -> float:
         timing.synchronize(device)
         begun = time.perf_counter()
         for _ in range(count):
             call()
         timing.synchronize(device)
-        found.append((time.perf_counter() - begun) / count * 1e6)
-    return found
+        return (time.perf_counter() - begun) / count * 1e6
+
+    return measure
 
 
-def in_graph(call: Call, us: float, device: torch.device) -> list[float]:
-    """Microseconds of a call in a CUDA graph, back to back. Raises RuntimeError where it is not captured.
+def in_graph(call: Call, device: torch.device) -> Measure:
+    """What measures a call in a CUDA graph, back to back. Raises RuntimeError where it is not captured."""
+    us = timing.seconds_of(call, device) * 1e6
+    return timing.GraphTimer([call] * (GRAPH_CALLS if us < timing.GRAPH_US else 1), device)
 
-    Args:
-        us: about how long it takes.
+
+def in_turns(measures: Mapping[str, Measure]) -> dict[str, list[float]]:
+    """Measure implementations in turns, ROUNDS times each.
+
+    A GPU at its power limit is the slower the harder it has worked in the milliseconds before, so one that is
+    measured alone, or always after the same other one, may be 5 % off. The order is drawn anew in each round.
     """
-    count = GRAPH_CALLS if us < timing.GRAPH_US else 1
-    return timing.graph_times([call] * count, device, MEASUREMENTS)
+    drawn, found = random.Random(0), {name: [] for name in measures}
+    for _ in range(ROUNDS):
+        for name in drawn.sample([*measures], len(measures)):
+            found[name].append(measures[name]())
+    return found
 
 
 def parts(runs: Sequence[Marked]) -> list[dict[str, float]]:

@@ -137,36 +137,43 @@ class KernelTimer:
         return between_markers(in_order, sum(job.calls for job in jobs))
 
 
-def graph_times(calls: Sequence[Call], device: torch.device, measurements: int = 3) -> list[float]:
-    """Microseconds of a call in a CUDA graph of `calls`, back to back: the graph's time over their number.
+class GraphTimer:
+    """A CUDA graph of `calls`, back to back, whose replays are timed.
+
+    timer() -> microseconds of a call: the graph's time over their number. The replays that are timed together
+    take GRAPH_US or longer.
 
     Args:
         calls: each with its own weights, of GRAPH_BYTES together or more, so that no call finds them in L2.
-        measurements: how many times the replays are timed, each time for GRAPH_US or longer.
 
     Raises:
         RuntimeError: a call cannot be captured.
     """
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
-        for call in calls:
-            call()
-    graph.replay()
-    replays, found = 1, []
-    for measurement in range(measurements + 1):  # the first one only tells how many replays are enough
+
+    def __init__(self, calls: Sequence[Call], device: torch.device) -> None:
+        self.calls, self.replays = len(calls), 1
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, stream=torch.cuda.Stream(device)):
+            for call in calls:
+                call()
+        self.graph.replay()
+        self.replays = max(1, round(GRAPH_US / (self() * self.calls)))
+
+    def __call__(self) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda._sleep(HEAD_START)  # so that the host, which may be busy, has queued all before any runs
         start.record()
-        for _ in range(replays):
-            graph.replay()
+        for _ in range(self.replays):
+            self.graph.replay()
         end.record()
         end.synchronize()
-        us = start.elapsed_time(end) * 1000
-        if measurement:
-            found.append(us / replays / len(calls))
-        else:
-            replays = max(1, round(GRAPH_US / us))
-    return found
+        return start.elapsed_time(end) * 1000 / self.replays / self.calls
+
+
+def graph_times(calls: Sequence[Call], device: torch.device, measurements: int = 3) -> list[float]:
+    """Microseconds of a call in a CUDA graph of `calls`, as often as `measurements` says: see GraphTimer."""
+    timer = GraphTimer(calls, device)
+    return [timer() for _ in range(measurements)]
 
 
 def between_markers(kernels: Iterable[tuple[str, float]], calls: int) -> list[float]:

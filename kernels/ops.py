@@ -98,15 +98,21 @@ def run_uncompiled(function: Callable[..., _Result], *given: object) -> _Result:
     return found
 
 
-def direct(*operands: torch.Tensor | None) -> bool:
-    """Whether a call with gradients may leave out torch's dispatcher and its operators' rules for autograd:
-    torch does not compile, nobody wants to see the call, the tensors are plain ones (`fast_path.is_plain`),
+def in_eager(*operands: torch.Tensor | None) -> bool:
+    """Whether a call may be done without torch's dispatcher, but for a profiler, which would not see it:
+    torch neither compiles nor traces it, no mode sees it, the tensors are plain ones (`fast_path.is_plain`),
     and no derivatives but those of a backward pass are computed."""
-    if compiling() or seen(*operands) or transform() is not None:
+    if compiling() or _modes() or _traced() is not None or transform() is not None:
         return False
     if torch.autograd.forward_ad._current_level >= 0:
         return False
     return all(one is None or fast_path.is_plain(one) for one in operands)
+
+
+def direct(*operands: torch.Tensor | None) -> bool:
+    """Whether a call with gradients may leave out torch's dispatcher, and its operators' rules for
+    autograd."""
+    return in_eager(*operands) and not _profiled()
 
 
 def _computes_for_itself(operand: object) -> bool:

@@ -12,7 +12,7 @@ from gemm_ladder import ops
 from gemm_ladder.casts import eager
 from gemm_ladder.casts.kernel import Kernel
 from gemm_ladder.checks import CheckedCall
-from gemm_ladder.layers import combining, silu_backward, turning
+from gemm_ladder.layers import choosing, combining, placing, routing, silu_backward, turning
 from gemm_ladder.layers.own_kernels import OwnKernel
 from gemm_ladder.production import launching
 from gemm_ladder.training import candidates, operands
@@ -33,11 +33,36 @@ def _turned(codes: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(codes.mT, memory_format=torch.contiguous_format)
 
 
-# The functions that launch the layers' own kernels: when they do so on a GPU, and results without numbers.
-OWN: tuple[tuple[Any, str, Callable[..., bool], Callable[..., Any]], ...] = (
-    (combining, "combined", lambda rows, places, *_: places.shape[0] > 0, _sums),
-    (silu_backward, "through_silu_and_mul", lambda inner, *_: inner.shape[0] > 0, _gradients),
-    (turning, "turned", lambda codes: turning.why_not(codes) is None, _turned),
+def _is_placed(chosen: torch.Tensor, experts: int, *_: object) -> bool:
+    return placing.why_not_placed(chosen, experts, 1) is None
+
+
+def _is_chosen(logits: torch.Tensor, top_k: int, bias: torch.Tensor | None) -> bool:
+    return _why_not_chosen(logits, top_k, bias) is None
+
+
+def _is_scattered(codes: torch.Tensor, of_rows: torch.Tensor, places: torch.Tensor, *_: object) -> bool:
+    return placing.why_not_scattered(codes, of_rows, places, 1) is None
+
+
+_why_not_chosen = choosing.why_not
+
+
+# The layers' own kernels: the functions that launch them, when these do so on a GPU, and results without
+# numbers.
+OWN: tuple[tuple[OwnKernel, Any, str, Callable[..., bool], Callable[..., Any]], ...] = (
+    (combining.KERNEL, combining, "combined", lambda rows, places, *_: places.shape[0] > 0, _sums),
+    (
+        silu_backward.KERNEL,
+        silu_backward,
+        "through_silu_and_mul",
+        lambda inner, *_: inner.shape[0] > 0,
+        _gradients,
+    ),
+    (turning.KERNEL, turning, "turned", lambda codes: turning.why_not(codes) is None, _turned),
+    (choosing.KERNEL, choosing, "why_not", _is_chosen, _why_not_chosen),
+    (placing.PLACE, routing, "place", _is_placed, routing.place),
+    (placing.SCATTER, routing, "in_masked_layout", _is_scattered, routing.in_masked_layout),
 )
 
 
@@ -74,9 +99,9 @@ def noted(gpu: str = "", num_sms: int = 0) -> Iterator[set[object]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(eager, "run", noting(lambda call, out: call.kernel, eager.run, nothing))
-        for module, name, launches, instead in OWN:
+        for kernel, module, name, launches, instead in OWN:
             run = getattr(module, name)
-            patch.setattr(module, name, noting(own(module.KERNEL, launches), run, instead))
+            patch.setattr(module, name, noting(own(kernel, launches), run, instead))
         if gpu:
             patch.setattr(ops, "run", noting(product, ops.run, nothing))
             patch.setattr(training_ops, "run", noting(of_training, training_ops.run, nothing))

@@ -20,6 +20,7 @@ from gemm_ladder.layers import (
     Fp8Experts,
     Fp8Linear,
     ParallelFp8Experts,
+    choosing,
     combining,
     convert,
     dispatching,
@@ -187,7 +188,7 @@ def test_experts_of_two_ranks(
             layer.compute(dispatching.Dispatched(packed, top_k, here, chosen, factors, [count], [count], 0))
     assert launched <= known
     if everywhere:
-        assert launched == known
+        assert launched == known - {choosing.KERNEL}  # these calls choose no experts
 
 
 @pytest.mark.parametrize("trainable", [False, True])

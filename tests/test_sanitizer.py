@@ -14,7 +14,7 @@ import torch
 from families import FAMILIES, name
 from gemm_ladder.casts.kernel import KERNELS as KERNELS_OF_CASTS
 from gemm_ladder.casts.kernel import Kernel
-from gemm_ladder.layers import combining, silu_backward, turning
+from gemm_ladder.layers import choosing, combining, placing, silu_backward, turning
 from gemm_ladder.production.config import Config
 from training_cases import CONFIGS as TRAINING_CONFIGS
 
@@ -88,6 +88,24 @@ for hidden, top_k in ((144, 3), (1040, 16)):
     for dtype in INPUTS:
         given = rows, *choices(9, top_k, dtype, "cuda")
         check_same(by_kernel(*given, dtype), expected(*given, dtype))
+"""
+PLACE = """
+import torch
+from gemm_ladder.layers import routing
+from gemm_ladder.layers.routing import LAYOUTS
+from test_layers_choosing import SIZES, distinct_logits
+from test_layers_placing import choices
+for tokens, experts, top_k, groups, kept in SIZES:
+    routing.route(distinct_logits(tokens, experts).cuda(), top_k, num_groups=groups, top_groups=kept)
+for tokens, top_k, experts in ((3, 2, 4), (129, 6, 64), (700, 8, 160)):
+    for layout in LAYOUTS:
+        given = choices(tokens, top_k, experts)
+        found, wanted = routing.place(given.cuda(), experts, layout), routing.place(given, experts, layout)
+        assert torch.equal(found.places.cpu(), wanted.places) and torch.equal(found.rows.cpu(), wanted.rows)
+    codes = torch.zeros(tokens, 256, dtype=torch.float8_e4m3fn, device="cuda")
+    places = routing.place(given.cuda(), experts, "masked").places
+    routing.in_masked_layout(codes, torch.ones(tokens, 2, device="cuda"), places, experts, tokens)
+torch.cuda.synchronize()
 """
 TOOLS = ("memcheck", "racecheck", "synccheck")
 
@@ -169,3 +187,12 @@ def test_a_backward_pass_is_clean(tool: str) -> None:
     for kernel in (turning.KERNEL, silu_backward.KERNEL):
         kernel.compile_for("cuda")
     check(tool, BACKWARD)
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", TOOLS)
+def test_placing_is_clean(tool: str) -> None:
+    for kernel in (choosing.KERNEL, *placing.KERNELS):
+        kernel.compile_for("cuda")
+    check(tool, PLACE)

@@ -195,19 +195,23 @@ __device__ __forceinline__ float inverse_of(float x) {
 // What a gate counts as: 1 + exp(-gate) has to stay below 2^126, for inverse_of. NaN stays NaN.
 __device__ __forceinline__ float limited(float gate) { return gate < -87.0f ? -87.0f : gate; }
 
-// 1 / (1 + exp(-x)) of a limited x, as ref/activations.py says. exp(-x) = 2^n * 2^r with |r| <= 1/2.
-__device__ __forceinline__ float sigmoid(float x) {
+// exp(-y) for y from -87 to 87, as ref/activations.py says: 2^n * 2^r with |r| <= 1/2.
+__device__ __forceinline__ float exponential_of_minus(float y) {
     constexpr float kLog2E = 1.44269502f, kRounding = 12582912.0f;  // 1.5 * 2^23: rounds to an integer
     constexpr float kC1 = 0.693147f, kC2 = 0.24022242f, kC3 = 0.055507336f, kC4 = 0.009671513f, kC5 = 0.0013264727f;
-    const float y = fminf(x, 30.0f);  // above, 1 + exp(-x) is 1; 30 where x is NaN
     const float shifted = __fmaf_rn(y, -kLog2E, kRounding), n = shifted - kRounding, r = __fmaf_rn(y, -kLog2E, -n);
     float power = __fmaf_rn(kC5, r, kC4);
     power = __fmaf_rn(power, r, kC3);
     power = __fmaf_rn(power, r, kC2);
     power = __fmaf_rn(power, r, kC1);
     power = __fmaf_rn(power, r, 1.0f);
-    const float exponential = __uint_as_float(__float_as_uint(power) + (__float_as_uint(shifted) << 23));
-    return inverse_of(1.0f + exponential);
+    return __uint_as_float(__float_as_uint(power) + (__float_as_uint(shifted) << 23));
+}
+
+// 1 / (1 + exp(-x)) of what limited() returns.
+__device__ __forceinline__ float sigmoid(float x) {
+    const float y = fminf(x, 30.0f);  // above, 1 + exp(-x) is 1; 30 where x is NaN
+    return inverse_of(1.0f + exponential_of_minus(y));
 }
 
 // gate / (1 + exp(-gate)) * up

@@ -29,16 +29,17 @@ template <typename... Params, typename... Args>
 const char* launch(void (*kernel)(Params...), const LaunchConfig& config, Args... args) {
     if (config.blocks == 0) return nullptr;
     if (config.blocks > INT32_MAX) return error_text("kernel launch", "more than 2^31 - 1 blocks");
-    // More shared memory has to be asked for. That takes half a microsecond, so it is skipped if this thread's last
-    // launch with as much was of the same kernel on the same device.
-    if (config.shared_bytes > kSharedBytesUnasked) {
+    // More shared memory has to be asked for, once for all launches of a kernel on a device: as much as any of them
+    // needs, as the last request counts, whichever thread makes it. That takes half a microsecond, so it is skipped if
+    // this thread's last request was for the same kernel and device.
+    const uint32_t asked = config.most_shared_bytes ? config.most_shared_bytes : config.shared_bytes;
+    if (asked > kSharedBytesUnasked) {
         thread_local void (*allowed)(Params...) = nullptr;
         thread_local int device_allowed = -1;
         int device;
         if (auto status = cudaGetDevice(&device)) return cuda_error("cudaGetDevice", status);
         if (allowed != kernel || device_allowed != device) {
-            if (auto status =
-                    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, config.shared_bytes))
+            if (auto status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, asked))
                 return cuda_error("cudaFuncSetAttribute", status);
             allowed = kernel, device_allowed = device;
         }

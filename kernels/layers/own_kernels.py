@@ -1,9 +1,12 @@
 """The kernels that layers have beside products and casts: each a library with one launcher.
 
 combine_rows.cuh (`combining`) adds up what experts give, turn_codes.cuh (`turning`) exchanges a weight's rows
-and columns, and silu_backward.cuh (`silu_backward`) goes back through SiLU-and-multiply.
+and columns, silu_backward.cuh (`silu_backward`) goes back through SiLU-and-multiply, route_tokens.cuh
+(`choosing`) chooses experts, and place_rows.cuh and scatter_rows.cuh (`placing`) find and fill the rows of a
+grouped layout.
 
-They run on a Hopper GPU, or on the emulator. Where one cannot be built, torch's operators do its work.
+They run on a Hopper GPU, or on the emulator. Where one cannot be built, or does not take
+the arguments, torch's operators do its work.
 """
 
 from __future__ import annotations

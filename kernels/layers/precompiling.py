@@ -19,7 +19,7 @@ from gemm_ladder.casts import launching as casts_launching
 from gemm_ladder.casts.kernel import INPUTS, Kernel
 from gemm_ladder.casts.kernel import Kind as CastKind
 from gemm_ladder.errors import InputError
-from gemm_ladder.layers import combining, routing, silu_backward, turning, weights
+from gemm_ladder.layers import choosing, combining, placing, routing, silu_backward, turning, weights
 from gemm_ladder.layers.experts import PROJECTIONS, Fp8Experts, Setting
 from gemm_ladder.layers.linear import Fp8Linear
 from gemm_ladder.layers.own_kernels import OwnKernel
@@ -226,13 +226,18 @@ def _of_experts(layer: _Experts, calls: _Calls, gpu: Gpu) -> Iterator[Compiled]:
     shapes = [(inner, hidden), (hidden, inner // 2)]
     if backward:
         shapes += [(k, n) for n, k in shapes]
-    for kind, steps in _steps(layer, layout, calls).items():
+    kinds = _steps(layer, layout, calls)
+    for kind, steps in kinds.items():
         for n, k in shapes:
             yield from precompiling.configurations(kind, n, k, count, steps, gpu)
     yield from _casts("per_block", () if layer.cast is None else (layer.cast,))
     yield from _casts("per_token", calls.of_experts)
     yield Kernel("per_token", "silu_and_mul", BF16)
     yield combining.KERNEL
+    yield choosing.KERNEL  # of a router, which is mostly ahead of experts
+    yield placing.PLACE
+    if "masked" in kinds:
+        yield placing.SCATTER
     if not backward:
         return
     yield turning.KERNEL

@@ -12,6 +12,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from gemm_ladder import ops, scales, settings
 from gemm_ladder.errors import InputError
+from gemm_ladder.layers import choosing, placing
+from gemm_ladder.layers.own_kernels import OwnKernel
 
 Layout = Literal["contiguous", "masked", "psum"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
@@ -28,6 +30,7 @@ class Placement(NamedTuple):
             [experts].
         places: int64 [tokens, top_k]: the row of each choice; `size` where the choice is no expert.
         most: how many choices are experts, at most.
+        row_tokens: what `tokens` returns, if it is known already; not to be written.
     """
 
     layout: Layout
@@ -35,9 +38,12 @@ class Placement(NamedTuple):
     rows: torch.Tensor
     places: torch.Tensor
     most: int
+    row_tokens: torch.Tensor | None = None
 
     def tokens(self) -> torch.Tensor:
         """int32 [size]: the token of each row; -1 where it has none."""
+        if self.row_tokens is not None:
+            return self.row_tokens
         found = self.places.new_full((self.size + 1,), -1, dtype=torch.int32)
         token = torch.arange(self.places.shape[0], dtype=torch.int32, device=self.places.device)
         found[self.places] = token[:, None]
@@ -60,7 +66,8 @@ def route(
 
     With more than one group, the experts are split into `num_groups` equal runs, and a token goes only to
     experts of its `top_groups` best groups. DeepSeek-V3 and R1 choose so: `num_groups=8, top_groups=4`, with
-    a bias and sigmoid. Of equal scores, of experts or of groups, torch.topk picks one.
+    a bias and sigmoid. Of equal scores, of experts or of groups, the first is chosen by the kernel of a
+    Hopper GPU, and any by torch.topk, which chooses elsewhere and where torch compiles.
 
     Source: "DeepSeek-V3 Technical Report", arXiv:2412.19437, section 2.1.2, "Node-Limited Routing", which
     adds the top_k / top_groups = 2 largest scores of a group; and `Gate` in inference/model.py of
@@ -87,6 +94,7 @@ def route(
             is neither, scale is no number, num_groups does not divide the number of experts, top_groups is
             below 1 or more than num_groups, the chosen groups have fewer than top_k experts, or group_score
             is neither.
+        LaunchError: a CUDA graph is captured, and the kernel has not been loaded before.
     """
     if not isinstance(logits, torch.Tensor) or not logits.is_floating_point() or logits.dim() == 0:
         is_tensor = isinstance(logits, torch.Tensor)
@@ -104,9 +112,26 @@ def route(
     if isinstance(scale, bool) or not isinstance(scale, numbers.Real):
         raise InputError(f"scale is of type {type(scale).__name__}; a number is needed")
     groups, kept = _checked_groups(logits.shape[-1], top_k, num_groups, top_groups, group_score)
+    by_kernel = None
+    if ops.in_eager(logits, bias) and _can(choosing.KERNEL, logits, choosing.why_not(logits, top_k, bias)):
+        by_kernel = choosing.choose(
+            logits,
+            top_k,
+            bias,
+            sigmoid=scoring == "sigmoid",
+            normalize=bool(normalize),
+            scale=float(scale),
+            groups=groups,
+            top_groups=kept,
+            top2=group_score == "top2",
+        )
+        if not (torch.is_grad_enabled() and logits.requires_grad):
+            return by_kernel
     scores = logits.float().softmax(-1) if scoring == "softmax" else logits.float().sigmoid()
     chosen_by = scores if bias is None else scores + bias
-    if kept == groups:
+    if by_kernel is not None:
+        experts = by_kernel[0]  # the same with and without gradients, which are the weights' alone
+    elif kept == groups:
         experts = chosen_by.topk(top_k, dim=-1).indices
     else:
         experts = _of_best_groups(chosen_by, top_k, groups, kept, group_score)
@@ -196,6 +221,17 @@ def most_rows(choices: int, experts: int) -> int:
     return rows
 
 
+def _can(kernel: OwnKernel, operand: torch.Tensor, why_not: str | None) -> bool:
+    """Whether a kernel that takes these operands, unless there is a reason `why_not`, can run where they are.
+    It is loaded then. Elsewhere, and where torch compiles or traces, its own operators do the work, which it
+    knows.
+
+    Raises:
+        LaunchError: the kernel is not loaded while a CUDA graph is captured.
+    """
+    return operand.is_cuda and why_not is None and kernel.why_not(operand.device) is None
+
+
 def _is_known(size: int) -> bool:
     """Whether a size is a number, and no symbol of what torch.compile or torch.export traces."""
     if not (ops.compiling() or ops.exporting()):
@@ -221,8 +257,14 @@ def place(
             as there are tokens if None.
     """
     most = chosen.numel() if most is None else most
+    room = chosen.shape[0] if room is None else room
+    size = experts * room if layout == "masked" else most_rows(most, experts)
+    alignment = settings.get_mk_alignment_for_contiguous_layout()
+    if ops.in_eager(chosen) and _can(placing.PLACE, chosen, placing.why_not_placed(chosen, experts, size)):
+        rows, places, tokens = placing.place(chosen, experts, layout, size, room, alignment)
+        return Placement(layout, size, rows, places, most, tokens)
     if layout == "masked":
-        return _masked(chosen, experts, most, chosen.shape[0] if room is None else room)
+        return _masked(chosen, experts, most, room)
     choices = chosen.reshape(-1).clamp(-1, experts)  # -1 or `experts`: no expert
     # Numbers of 16 bits are sorted in fewer passes.
     keys = choices.short() if experts < 2**15 else choices
@@ -230,12 +272,10 @@ def place(
     buckets = torch.arange(experts + 1, dtype=keys.dtype, device=chosen.device)
     begins = torch.searchsorted(of_sorted, buckets, out_int32=True)
     counts = begins.diff()
-    alignment = settings.get_mk_alignment_for_contiguous_layout()
     padded = (counts + (alignment - 1)) // alignment * alignment
     behind = padded.cumsum(0, dtype=torch.int32)
     first = behind - padded
     rows = first + counts
-    size = most_rows(most, experts)
     # By how much the place of an expert's row is beyond that of its choice among the sorted ones. The last
     # number is for choices that are no expert: for -1, too, which is an index from the end.
     beyond = torch.cat([first - begins[:-1], first.new_full((1,), size)])
@@ -292,6 +332,14 @@ def _in_masked_layout(
     codes: torch.Tensor, of_rows: torch.Tensor, places: torch.Tensor, experts: int, room: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     size, hidden = experts * room, codes.shape[1]
+    if ops.in_eager(codes, of_rows, places) and _can(
+        placing.SCATTER, codes, placing.why_not_scattered(codes, of_rows, places, size)
+    ):
+        out = codes.new_empty(experts, room, hidden)
+        shape = (experts, room, of_rows.shape[1])
+        out_scales = of_rows.new_empty_strided(shape, scales.mn_major_strides(shape))
+        placing.scatter(codes, of_rows, places, out, out_scales)
+        return out, out_scales
     # One row more for the choices that are no expert, and one expert more for their scales.
     a = codes.new_empty(size + 1, hidden)
     a.view(torch.int64)[places] = codes.view(torch.int64)[:, None]

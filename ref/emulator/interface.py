@@ -196,6 +196,7 @@ class LaunchConfig(ctypes.Structure):
         ("blocks", ctypes.c_int64),
         ("threads", ctypes.c_uint32),  # a block
         ("shared_bytes", ctypes.c_uint32),  # dynamic shared memory a block
+        ("most_shared_bytes", ctypes.c_uint32),  # of any launch of this kernel; 0: they all have the same
         ("stream", ctypes.c_void_p),
         ("cluster", ctypes.c_uint32),  # blocks a cluster
         ("blocks_an_sm", ctypes.c_uint32),  # as __launch_bounds__ says

@@ -133,6 +133,9 @@ const char* run_grid(const LaunchConfig& config, const GridShape& grid, const Ca
     if (config.shared_bytes > limit)
         return refuse(std::to_string(config.shared_bytes) + " bytes of shared memory a block; Hopper has " +
                       std::to_string(limit));
+    if (config.most_shared_bytes && config.shared_bytes > config.most_shared_bytes)
+        return refuse(std::to_string(config.shared_bytes) + " bytes of shared memory a block; the launcher says that " +
+                      std::to_string(config.most_shared_bytes) + " are the most");
     if (config.cluster > 8 && !config.large_clusters)
         return refuse("clusters of " + std::to_string(config.cluster) +
                       " blocks; more than 8 need cudaFuncAttributeNonPortableClusterSizeAllowed");

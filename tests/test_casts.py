@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from building import disassembler_or_skip
-from cast_cases import DEVICE, Placed, columns, expected, numbers, spaced, weight_for
+from cast_cases import CODE, DEVICE, Placed, columns, expected, numbers, spaced, weight_for
 from gemm_ladder import lab, launch
+from gemm_ladder.arguments import align
 from gemm_ladder.casts import eager, functions, launching, operands, plans
 from gemm_ladder.casts.kernel import INPUTS, KERNELS, KINDS, Before, Kernel, Kind
 from gemm_ladder.checks import grouped
@@ -151,6 +152,56 @@ def test_silu_of_groups_of_whole_runs(dtype: torch.dtype, said: list[int] | None
         cast.check()
 
 
+def ends_of(counts: list[int]) -> list[int]:
+    """The ends of a psum layout's groups."""
+    ends, begin = [], 0
+    for count in counts:
+        ends.append(begin + count)
+        begin = align(ends[-1], 128)
+    return ends
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        *(ends_of(counts) for counts in ([5, 0, 172, 0, 30], [128, 1, 128, 129], [0] * 7 + [1], [520], [0])),
+        ends_of([1] + [0] * 290 + [130, 3] + [0] * 9),
+        *([-5, 700, 3, 100], [2**31 - 1, -(2**31)]),
+    ],
+    ids=str,
+)
+def test_the_psum_layout(ends: list[int], machine: str) -> None:
+    """SiLU of whole runs, and a gather, write the rows that belong to groups, and no others; the padding of x
+    is not read, which would be NaN. Ends may be nonsense."""
+    m = 520
+    end = torch.tensor(ends, dtype=torch.int32, device=DEVICE[machine])
+    x = spaced(numbers((m, 512), BF16), DEVICE[machine], gap=16, offset=8)
+    of_silu = place("per_token", "silu_and_mul", x, 256, psum_m=end)
+    x[~torch.from_numpy(of_silu.needed())] = torch.nan
+    rows = torch.arange(m, dtype=torch.int32)[torch.randperm(m, generator=torch.Generator().manual_seed(0))]
+    rows[~torch.from_numpy(of_silu.needed())] = -1
+    tokens = numbers((m, 384), BF16).to(DEVICE[machine])
+    gather = place("per_token", "nothing", tokens, 384, psum_m=end, rows=rows.to(DEVICE[machine]))
+    for cast in (of_silu, gather):
+        for seed in range(2):
+            cast.run(seed=seed, num_sms=1)
+            cast.check()
+        assert (cast.out.codes[0].view(torch.uint8)[~torch.from_numpy(cast.needed())] == CODE).all()
+
+
+@pytest.mark.parametrize(("kind", "before"), [one for one in CASTS if one[0] == "per_token"])
+def test_the_psum_layout_by_other_kernels(kind: Kind, before: Before, machine: str) -> None:
+    """Which cast the padding, too: of FP32, of broken runs, of few rows; with a gather and without."""
+    for m, k, dtype in ((3, 256, BF16), (600, 136, BF16), (300, 128, torch.float32)):
+        ends = torch.tensor([2, m // 128 * 128 + 2], dtype=torch.int32, device=DEVICE[machine])
+        x = numbers((m, columns(before, k)), dtype).to(DEVICE[machine])
+        rows = torch.arange(-1, m - 1, dtype=torch.int32, device=x.device)
+        for given in ({}, {"rows": rows}):
+            cast = place(kind, before, x, k, psum_m=ends, **given)
+            cast.run(num_sms=1)
+            cast.check()
+
+
 @pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
 def test_rms_norm_of_many_whole_rows(dtype: torch.dtype, machine: str) -> None:
     """Whose next row is loaded while one is cast, by one warp, by two and by four, each with all its pieces,
@@ -259,6 +310,7 @@ def test_operators(name: str, device: str) -> None:
         # All rows: the others' results are not initialised, and here two calls' results are compared.
         counts = torch.tensor([10, 10], dtype=torch.int32, device=device)
         cases.append((x.view(2, 10, 272), weight, 1e-6, False, None, counts, None))
+        cases.append((x, weight, 1e-6, False, None, None, None, counts[:1] * 2))
     if name.endswith("_transposed"):
         ks = torch.tensor([128, 0, 128], dtype=torch.int32, device=device)
         cases.append((x.repeat(13, 1)[:256], weight, 1e-6, False, None, None, ks))
@@ -402,6 +454,16 @@ REFUSED = {
     ),
     "masked_m[1] is 3; a number from 0 to max_m = 2 is needed": lambda: gl.per_token_group_quant_fp8(
         X.view(2, 2, 6), masked_m=torch.tensor([0, 3], dtype=torch.int32)
+    ),
+    "psum_m[1] is 3; a row from 4, where group 1 begins, to m = 4 is needed": lambda: (
+        gl.per_token_group_quant_fp8(X, psum_m=torch.tensor([1, 3], dtype=torch.int32))
+    ),
+    "x has shape [2, 2, 6]; 2 dimensions, [m, k]": lambda: gl.silu_and_mul_per_token_group_quant_fp8(
+        X.view(2, 2, 6), psum_m=INT
+    ),
+    "psum_m is int64; int32": lambda: gl.per_token_group_quant_fp8(X, psum_m=INT.long()),
+    "psum_m is given for a cast that is not per token": lambda: torch.ops.gemm_ladder.per_block_quant_fp8(
+        X, None, 0.0, False, None, None, None, INT
     ),
     "ks[1] is 200; a multiple of 128 from 0 to 128, the rows that are left": lambda: (
         gl.per_channel_group_quant_fp8(torch.ones(256, 6), ks=torch.tensor([128, 200], dtype=torch.int32))

@@ -125,6 +125,13 @@ def test_multiples(strict: bool) -> None:
     program = exported(masked, torch.randn(2, 20, 128), counts, sizes=sizes, strict=strict).module()
     for m in (4, 24):
         same(program, masked, torch.randn(1, m, 128), torch.tensor([m], dtype=torch.int32))
+    silu = gl.silu_and_mul_per_token_group_quant_fp8
+    given, ends = torch.randn(200, 2 * K), torch.tensor([20, 148], dtype=torch.int32)
+    sizes = ({0: Dim("m"), 1: 2 * Dim("k")}, {0: Dim("groups")})
+    program = exported(lambda x, of: silu(x, psum_m=of), given, ends, sizes=sizes, strict=strict).module()
+    for m, k in ((1, 1), (21, 130)):  # all rows: the others are not defined
+        end = torch.tensor([m], dtype=torch.int32)
+        same(program, lambda x, of: silu(x, psum_m=of), torch.randn(m, 2 * k), end)
     sizes = ({0: 128 * Dim("m"), 1: 2 * Dim("k")}, {0: Dim("groups")})
     ks = torch.tensor([128, 128], dtype=torch.int32)
     program = exported(grouped, torch.randn(256, 2 * K), ks, sizes=sizes, strict=strict).module()

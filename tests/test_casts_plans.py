@@ -49,6 +49,7 @@ def given(before: Before = "nothing", x: torch.Tensor | None = None, **others: o
     """The arguments of a cast."""
     x = numbers((M, columns(before, K)), BF16) if x is None else x
     named = {"weight": None, "eps": 0.0, "use_ue8m0": False, "rows": None, "masked_m": None, "ks": None}
+    named |= {"psum_m": None}
     if before == "rms_norm":
         named |= {"weight": numbers((1, K), BF16, seed=3)[0], "eps": 1e-6}
     return (x, *(named | others).values())
@@ -75,6 +76,7 @@ def fields(structure: ctypes.Structure) -> dict[str, object]:
 CASES: list[tuple[Kind, Before, dict[str, object]]] = [
     ("per_token", "nothing", {}),
     ("per_token", "silu_and_mul", {"use_ue8m0": True}),
+    ("per_token", "silu_and_mul", {"psum_m": integers(5, M)}),
     ("per_token", "rms_norm", {"rows": integers(5, -1, 0)}),
     ("per_block", "nothing", {}),
     ("per_channel", "nothing", {}),
@@ -124,6 +126,7 @@ MISSED: dict[str, Callable[[], Arguments]] = {
     "columns side by side": lambda: given(x=X.mT.contiguous().mT),
     "groups": lambda: given(x=X[None]),
     "masked": lambda: given(x=X[None], masked_m=integers(M)),
+    "psum": lambda: given(x=X, psum_m=integers(M)),
     "type": lambda: given(x=X.float()),
     "negated": lambda: given(x=torch._neg_view(X)),
     "class": lambda: given(x=X.as_subclass(Derived)),

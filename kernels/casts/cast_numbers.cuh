@@ -30,12 +30,14 @@ struct CastParams {
     const void* weight;     // [k], of x's type; RMSNorm only
     const int32_t* rows;    // [m]: which row of x each row is made of; null: row i of row i
     const int32_t* counts;  // [groups]: how many rows of a group are cast; null: m
+    const int32_t* ends;    // [ends_count]: the psum layout, whose padding need not be cast; null: all of m rows
     const int32_t* ks;      // [ks_count]: of turned codes, how many of m belong to each group
     uint8_t* codes;         // E4M3 [groups, m, k]; turned [groups, k, m], or with ks each group's [k, ks] in turn
     float* scales;
     float* inverse_roots;  // [groups, m], of RMSNorm per block and per channel only: a kernel writes them for the next
     int64_t groups, x_rows, m, k;
-    int64_t ks_count;  // -1: there are no ks, and all rows belong together
+    int64_t ks_count;               // -1: there are no ks, and all rows belong together
+    int64_t ends_count, alignment;  // a group's rows begin at the next multiple of `alignment` behind the last group's
     int64_t x_group, x_row, x_column;
     int64_t codes_group, codes_row;
     int64_t scale_group, scale_row, scale_column;  // strides of the scales [groups, rows, columns] of m x k

@@ -11,7 +11,8 @@
 constexpr int kRunLanes = 8;
 constexpr int kParts = 2, kApart = kScaleK / kParts;  // pieces of a lane, and how far apart they are
 
-template <Input kInput, Before kBefore, bool kVector, int kRows>
+// kSkips: rows of zeros that a gather makes are not written, as the psum layout's padding need not be.
+template <Input kInput, Before kBefore, bool kVector, int kRows, bool kSkips>
 __global__ void __launch_bounds__(kThreads) fp8_cast_per_token(const CastParams p) {
     constexpr uint32_t kUnits = kThreads / kRunLanes;  // of kRows rows and one run, a CTA
     constexpr uint32_t kLanesARow = kRunLanes / kRows;
@@ -31,6 +32,12 @@ __global__ void __launch_bounds__(kThreads) fp8_cast_per_token(const CastParams 
     Piece<kInput> pieces[kRows][kParts], ups[kBefore == Before::kSiluAndMul ? kRows : 1][kParts];
     int64_t begins[kRows];
     find_rows(p, group, rows, [&](int i) { return first + i; }, begins);
+    uint32_t skipped = 0;  // a bit for each row
+    if constexpr (kSkips) {
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) skipped |= (begins[i] < 0) << i;
+        if (ptx::vote_sync_all(kAllLanes, skipped == (1u << kRows) - 1)) return;
+    }
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
         const int64_t begin = begins[i];
@@ -60,7 +67,7 @@ __global__ void __launch_bounds__(kThreads) fp8_cast_per_token(const CastParams 
 
     const Scale mine = scale_of(amax_of_one<kRunLanes>(amax), p.power_of_two);
     const int64_t my_row = first + lane / kLanesARow;
-    if (lane % kLanesARow == 0 && my_row < rows)
+    if (lane % kLanesARow == 0 && my_row < rows && !(skipped >> lane / kLanesARow & 1))
         p.scales[group * p.scale_group + my_row * p.scale_row + run * p.scale_column] = mine.value;
     uint8_t* codes = p.codes + group * p.codes_group + first * p.codes_row + column;
 #pragma unroll
@@ -70,6 +77,7 @@ __global__ void __launch_bounds__(kThreads) fp8_cast_per_token(const CastParams 
 #pragma unroll
         for (int j = 0; j < kParts; ++j)
             store_codes<kVector>(
-                codes + j * kApart, numbers[i][j], [&](int) { return inverse; }, first + i < rows ? counts[j] : 0);
+                codes + j * kApart, numbers[i][j], [&](int) { return inverse; },
+                first + i < rows && !(skipped >> i & 1) ? counts[j] : 0);
     }
 }

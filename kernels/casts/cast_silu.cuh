@@ -6,6 +6,9 @@
 // of the next run follows from that of the last by two additions.
 #pragma once
 
+#include <type_traits>
+
+#include "cast_groups.cuh"
 #include "cast_per_token.cuh"
 
 constexpr int kSiluCtasAnSm = 4;  // that run at the same time
@@ -21,43 +24,32 @@ struct Place {
     }
 };
 
-// kGroups: of groups of rows, such as the masked layout's, of which counts may say how many are cast. The rows that are
-// follow each other as if they were one matrix's.
+// kGroups: of groups of rows, of which counts or ends may say how many are cast.
 template <Input kInput, bool kGroups>
 __global__ void __launch_bounds__(kThreads, kSiluCtasAnSm) fp8_cast_silu(const CastParams p) {
     static_assert(kInput != Input::kFp32, "a thread has registers for pieces of 16 bytes");
     constexpr uint32_t kUnits = kThreads / kRunLanes;  // runs that a CTA casts at the same time
     using P = Piece<kInput>;
-    const uint32_t runs = static_cast<uint32_t>(p.k) / kScaleK, m = static_cast<uint32_t>(p.m);
-    const uint32_t groups = static_cast<uint32_t>(p.groups);
+    const uint32_t runs = static_cast<uint32_t>(p.k) / kScaleK;
     const uint32_t lane = threadIdx.x % kRunLanes, step = gridDim.x * kUnits;
     const uint32_t down = step / runs, across = step - down * runs;
     const uint32_t unit = blockIdx.x * kUnits + threadIdx.x / kRunLanes;  // of the runs, row by row
     Place next{unit / runs, unit % runs};
-    uint32_t next_group = 0;
     const uint8_t* x = static_cast<const uint8_t*>(p.x) + lane * sizeof(P);
     const uint32_t x_row = static_cast<uint32_t>(p.x_row) * P::kBytes, ups = static_cast<uint32_t>(p.k) * P::kBytes;
     const uint32_t codes_row = static_cast<uint32_t>(p.codes_row);
     uint8_t* codes = p.codes + lane * kPiece;
 
-    // From a row counted from the beginning of next_group to that row's own group.
-    const auto find_group = [&] {
-        if constexpr (kGroups) {
-            while (next_group < groups) {
-                const int32_t said = p.counts ? p.counts[next_group] : static_cast<int32_t>(m);
-                const uint32_t rows = said < 0 ? 0 : min(static_cast<uint32_t>(said), m);
-                if (next.row < rows) break;
-                next.row -= rows, ++next_group;
-            }
-        }
-    };
-    const auto is_row = [&](uint32_t group, uint32_t row) { return kGroups ? group < groups : row < m; };
+    start_early(p);
+    std::conditional_t<kGroups, RowsOfGroups, OneMatrix> rows(p);
     // Of the run at `next`. Past the end they stay as they are, and nothing of them is stored.
     P gates[kParts]{}, others[kParts]{};
     const auto load_next = [&] {
-        if (!is_row(next_group, next.row)) return;
-        const uint8_t* from = x + static_cast<uint64_t>(next.row) * x_row + next.run * (kScaleK * P::kBytes);
-        if constexpr (kGroups) from += next_group * p.x_group * P::kBytes;
+        rows.find(next.row);
+        if (!rows.any()) return;
+        const uint8_t* from =
+            x + static_cast<uint64_t>(rows.place(next.row)) * x_row + next.run * (kScaleK * P::kBytes);
+        if constexpr (kGroups) from += rows.group * p.x_group * P::kBytes;
 #pragma unroll
         for (int j = 0; j < kParts; ++j) {
             gates[j] = load_piece<kInput, true>(from + j * kApart * P::kBytes, 0, 1, kPiece);
@@ -65,15 +57,12 @@ __global__ void __launch_bounds__(kThreads, kSiluCtasAnSm) fp8_cast_silu(const C
         }
     };
 
-    start_early(p);
-    find_group();
     load_next();
-    while (ptx::vote_sync_any(kAllLanes, is_row(next_group, next.row))) {  // all lanes of a warp stay
+    while (ptx::vote_sync_any(kAllLanes, rows.any())) {  // all lanes of a warp stay
         const P gate[kParts] = {gates[0], gates[1]}, other[kParts] = {others[0], others[1]};
-        const Place at = next;
-        const uint32_t group = next_group;
+        const uint32_t row = rows.place(next.row), run = next.run, group = rows.group;
+        const bool is_row = rows.any();
         next.advance(down, across, runs);
-        find_group();
         load_next();
 
         Piece<Input::kFp32> numbers[kParts];
@@ -81,9 +70,9 @@ __global__ void __launch_bounds__(kThreads, kSiluCtasAnSm) fp8_cast_silu(const C
         for (int j = 0; j < kParts; ++j) numbers[j] = silu_and_mul(gate[j], other[j]);
         uint32_t amax[1] = {amax_of(numbers)};
         const Scale scale = scale_of(amax_of_one<kRunLanes>(amax), p.power_of_two);
-        if (!is_row(group, at.row)) continue;
-        float* scales = p.scales + at.row * p.scale_row + at.run * p.scale_column;
-        uint8_t* to = codes + static_cast<uint64_t>(at.row) * codes_row + at.run * kScaleK;
+        if (!is_row) continue;
+        float* scales = p.scales + row * p.scale_row + run * p.scale_column;
+        uint8_t* to = codes + static_cast<uint64_t>(row) * codes_row + run * kScaleK;
         if constexpr (kGroups) scales += group * p.scale_group, to += group * p.codes_group;
         if (lane == 0) *scales = scale.value;
 #pragma unroll

@@ -49,12 +49,21 @@ const char* start_kernel(Kernel kernel, const CastArgs& args, LaunchConfig confi
     return launch(kernel, config, args.params);
 }
 
-template <Input kInput, Before kBefore, bool kVector, int kRows>
+template <Input kInput, Before kBefore, bool kVector, int kRows, bool kSkips = false>
 const char* start_runs(const CastArgs& args) {
     const CastParams& p = args.params;
     const int64_t units = p.groups * ceil_div(p.m, kRows) * ceil_div(p.k, kScaleK);
-    return start_kernel(fp8_cast_per_token<kInput, kBefore, kVector, kRows>, args,
+    return start_kernel(fp8_cast_per_token<kInput, kBefore, kVector, kRows, kSkips>, args,
                         {.blocks = ceil_div(units, kThreads / kRunLanes), .threads = kThreads});
+}
+
+template <Input kInput, bool kGroups>
+const char* start_silu(const CastArgs& args, uint32_t shared_bytes) {
+    return start_kernel(fp8_cast_silu<kInput, kGroups>, args,
+                        {.blocks = args.num_sms * kSiluCtasAnSm,
+                         .threads = kThreads,
+                         .shared_bytes = shared_bytes,
+                         .blocks_an_sm = kSiluCtasAnSm});
 }
 
 template <Input kInput, Before kBefore>
@@ -67,10 +76,19 @@ const char* start_per_token(const CastArgs& args) {
     // So few runs that the GPU has room for all at once.
     if (runs * kRunLanes <= args.num_sms * kThreadsAnSm) return start_runs<kInput, kBefore, true, 1>(args);
     if constexpr (kBefore == Before::kSiluAndMul && kInput != Input::kFp32)
-        if (in_whole_runs<kInput>(p))
-            return start_kernel(
-                in_one_matrix<kInput>(p) ? fp8_cast_silu<kInput, false> : fp8_cast_silu<kInput, true>, args,
-                {.blocks = args.num_sms * kSiluCtasAnSm, .threads = kThreads, .blocks_an_sm = kSiluCtasAnSm});
+        if (in_whole_runs<kInput>(p)) {
+            if (!p.ends && in_one_matrix<kInput>(p)) return start_silu<kInput, false>(args, 0);
+            CastArgs of_groups = args;
+            if (p.ends) {  // the groups lie in one matrix
+                CastParams& q = of_groups.params;
+                q.groups = p.ends_count, q.x_group = q.codes_group = q.scale_group = 0;
+            }
+            const int64_t groups = of_groups.params.groups;
+            // Rows are counted with 32 bits, even if what counts and ends say makes no sense.
+            if (groups <= kMostGroups && groups * p.m <= INT32_MAX)
+                return start_silu<kInput, true>(of_groups, RowsOfGroups::shared_bytes(groups));
+        }
+    if (p.ends && p.rows) return start_runs<kInput, kBefore, true, kMostRows, true>(args);
     return start_runs<kInput, kBefore, true, kMostRows>(args);
 }
 

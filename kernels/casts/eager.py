@@ -61,7 +61,7 @@ def run(call: CheckedCast, out: Results) -> None:
     """Do a cast, on any device.
 
     On the CPU the bits are those of the kernel. On a GPU torch's SiLU and RMSNorm may differ from it in the
-    last bit. Rows beyond `call.counts` are cast, too.
+    last bit. Rows that `call.counts` or `call.ends` leave out are cast, too.
     """
     kind = call.kernel.kind
     for group, codes, scales in zip(_numbers(call), out.codes, out.scales, strict=True):

@@ -11,8 +11,9 @@ the CPU. On another GPU, or where a kernel cannot be built, torch's own operator
 which may differ in the last bit. The first call of a kernel compiles it. A CUDA graph can capture calls whose
 kernel is loaded, after a call or `gemm_ladder.layers.precompile`; others raise LaunchError there.
 
-What masked_m and ks hold is looked at on the CPU, and on a GPU only with GEMM_LADDER_CHECK=1, as that waits
-for the GPU. Otherwise numbers that make no sense leave a part of the result uninitialised, and nothing else.
+What masked_m, psum_m and ks hold is looked at on the CPU, and on a GPU only with GEMM_LADDER_CHECK=1, as that
+waits for the GPU. Otherwise numbers that make no sense leave a part of the result uninitialised, and nothing
+else.
 
 A program of torch.export takes any number of groups, rows and columns, each of which may be dynamic, alone or
 with others; NOTES.md beside this file has a table. An example's dynamic sizes have to be 2 or more.
@@ -46,6 +47,7 @@ def per_token_group_quant_fp8(
     use_ue8m0: bool = False,
     rows: torch.Tensor | None = None,
     masked_m: torch.Tensor | None = None,
+    psum_m: torch.Tensor | None = None,
 ) -> Pair:
     """The cast for A: a scale for each run of 128 of a row.
 
@@ -57,6 +59,9 @@ def per_token_group_quant_fp8(
             -1 for padding, it is that of a row of zeros.
         masked_m: int32 [groups], contiguous, for the masked layout: of group g only the first masked_m[g]
             rows are cast. The others' codes and scales are not initialised.
+        psum_m: int32 [groups], contiguous, for the psum layout, as m_grouped_fp8_gemm_nt_contiguous takes it:
+            the rows of the result that belong to a group are cast. Others' codes and scales, and with `rows`
+            also those of rows that are made of no row of x, may not be initialised.
 
     Returns:
         float8_e4m3fn of x's shape (with `rows` [m', k]), contiguous, and its scales, float32 [(groups,) m,
@@ -65,7 +70,7 @@ def per_token_group_quant_fp8(
     Raises:
         InputError: a tensor is not of these types, shapes and devices.
     """
-    return _call("per_token", "nothing", x, None, 0.0, use_ue8m0, rows, masked_m, None)
+    return _call("per_token", "nothing", x, None, 0.0, use_ue8m0, rows, masked_m, None, psum_m)
 
 
 def silu_and_mul_per_token_group_quant_fp8(
@@ -73,12 +78,13 @@ def silu_and_mul_per_token_group_quant_fp8(
     use_ue8m0: bool = False,
     rows: torch.Tensor | None = None,
     masked_m: torch.Tensor | None = None,
+    psum_m: torch.Tensor | None = None,
 ) -> Pair:
     """SiLU of x's first half times its second half, in FP32, and the cast for A of that.
 
     Args:
         x: float32, bfloat16 or float16 [m, 2 k] or [groups, m, 2 k], of any strides.
-        use_ue8m0, rows, masked_m: as for `per_token_group_quant_fp8`.
+        use_ue8m0, rows, masked_m, psum_m: as for `per_token_group_quant_fp8`.
 
     Returns:
         float8_e4m3fn [(groups,) m, k] and its scales, as `per_token_group_quant_fp8`.
@@ -86,7 +92,7 @@ def silu_and_mul_per_token_group_quant_fp8(
     Raises:
         InputError: as there, or x has an odd number of columns.
     """
-    return _call("per_token", "silu_and_mul", x, None, 0.0, use_ue8m0, rows, masked_m, None)
+    return _call("per_token", "silu_and_mul", x, None, 0.0, use_ue8m0, rows, masked_m, None, psum_m)
 
 
 def rms_norm_per_token_group_quant_fp8(
@@ -96,6 +102,7 @@ def rms_norm_per_token_group_quant_fp8(
     use_ue8m0: bool = False,
     rows: torch.Tensor | None = None,
     masked_m: torch.Tensor | None = None,
+    psum_m: torch.Tensor | None = None,
 ) -> Pair:
     """x / sqrt(mean of its row's squares + eps) * weight, in FP32, and the cast for A of that.
 
@@ -103,7 +110,7 @@ def rms_norm_per_token_group_quant_fp8(
         x: float32, bfloat16 or float16 [m, k] or [groups, m, k], of any strides.
         weight: [k], of x's type.
         eps: 0 or larger.
-        use_ue8m0, rows, masked_m: as for `per_token_group_quant_fp8`.
+        use_ue8m0, rows, masked_m, psum_m: as for `per_token_group_quant_fp8`.
 
     Returns:
         As `per_token_group_quant_fp8`.
@@ -111,7 +118,7 @@ def rms_norm_per_token_group_quant_fp8(
     Raises:
         InputError: as there, or weight or eps is not as above.
     """
-    return _call("per_token", "rms_norm", x, weight, eps, use_ue8m0, rows, masked_m, None)
+    return _call("per_token", "rms_norm", x, weight, eps, use_ue8m0, rows, masked_m, None, psum_m)
 
 
 def per_block_quant_fp8(x: torch.Tensor, use_ue8m0: bool = False, rows: torch.Tensor | None = None) -> Pair:
@@ -331,7 +338,7 @@ def _define(kind: Kind, before: Before) -> None:
 
     ops.define(
         f"{_operator(kind, before)}(Tensor x, Tensor? weight, float eps, bool use_ue8m0, Tensor? rows, "
-        "Tensor? masked_m, Tensor? ks) -> (Tensor, Tensor)",
+        "Tensor? masked_m, Tensor? ks, Tensor? psum_m=None) -> (Tensor, Tensor)",
         functools.partial(_compute, kind, before),
         functools.partial(_fake, kind, before),
     )

@@ -25,6 +25,7 @@ class Params(ctypes.Structure):
         ("weight", ctypes.c_void_p),
         ("rows", ctypes.c_void_p),
         ("counts", ctypes.c_void_p),
+        ("ends", ctypes.c_void_p),
         ("ks", ctypes.c_void_p),
         ("codes", ctypes.c_void_p),
         ("scales", ctypes.c_void_p),
@@ -33,7 +34,7 @@ class Params(ctypes.Structure):
         ("x_rows", ctypes.c_int64),
         ("m", ctypes.c_int64),
         ("k", ctypes.c_int64),
-        ("ks_count", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("ks_count", "ends_count", "alignment")),
         ("x_group", ctypes.c_int64),
         ("x_row", ctypes.c_int64),
         ("x_column", ctypes.c_int64),
@@ -55,7 +56,7 @@ class Args(ctypes.Structure):
 
 def arguments(call: CheckedCast, out: Results, num_sms: int) -> Args:
     """The arguments of a launch, but for the stream. The struct keeps no tensor alive."""
-    tensors = (call.x, call.weight, call.rows, call.counts, call.ks, *out)
+    tensors = (call.x, call.weight, call.rows, call.counts, call.ends, call.ks, *out)
     groups, x_rows, _ = call.x.shape
     return Args(
         Params(
@@ -65,6 +66,8 @@ def arguments(call: CheckedCast, out: Results, num_sms: int) -> Args:
             call.m,
             call.k,
             -1 if call.ks is None else len(call.ks),
+            0 if call.ends is None else len(call.ends),
+            call.alignment,
             *call.x.stride(),
             *out.codes.stride()[:2],
             *out.scales.stride(),

@@ -12,6 +12,10 @@
               transposed codes. Each is a multiple of 128; others are rounded down to one, and negative ones
               to 0. x is a matrix then, whose rows are a multiple of 128. Codes of rows of no group are not
               written
+    psum_m    int32 [groups], contiguous: behind which row of the result each group of the psum layout ends,
+              per token. The next one begins at a multiple of the alignment of that layout. Rows of no group,
+              and with `rows` those that are made of none of x's, are written or not, as it is faster. x, or
+              the result of `rows`, is a matrix then
 
 Each refusal is one sentence that says what was given and what is needed.
 """
@@ -22,7 +26,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import torch
-from gemm_ladder import checks, scales
+from gemm_ladder import checks, scales, settings
 from gemm_ladder.arguments import K_MULTIPLE, MAX_SIZE, SCALE_BLOCK, ceil_div
 from gemm_ladder.casts.kernel import INPUTS, Before, Kernel, Kind
 from gemm_ladder.checks import grouped
@@ -41,11 +45,12 @@ class CheckedCast(NamedTuple):
     Attributes:
         kernel: which.
         x: [groups, rows of x, k or 2 k].
-        weight, rows, counts, ks: as above, or None; counts is masked_m.
+        weight, rows, counts, ks, ends: as above, or None; counts is masked_m, ends is psum_m.
         grouped: whether x was given with groups.
         m, k: of each group of the result.
         epsilon: of RMSNorm.
         use_ue8m0: whether scales are rounded up to powers of two.
+        alignment: of groups in the psum layout.
     """
 
     kernel: Kernel
@@ -54,18 +59,20 @@ class CheckedCast(NamedTuple):
     rows: torch.Tensor | None
     counts: torch.Tensor | None
     ks: torch.Tensor | None
+    ends: torch.Tensor | None
     grouped: bool
     m: int
     k: int
     epsilon: float
     use_ue8m0: bool
+    alignment: int
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
         """Those that were given, by their names in messages."""
-        masked_m = self.counts
-        named = {"x": self.x, "weight": self.weight, "rows": self.rows, "masked_m": masked_m, "ks": self.ks}
-        return {name: one for name, one in named.items() if one is not None}
+        given = (self.x, self.weight, self.rows, self.counts, self.ks, self.ends)
+        named = zip(("x", "weight", "rows", "masked_m", "ks", "psum_m"), given, strict=True)
+        return {name: one for name, one in named if one is not None}
 
 
 class Results(NamedTuple):
@@ -93,17 +100,18 @@ def check(
     rows: object = None,
     masked_m: object = None,
     ks: object = None,
+    psum_m: object = None,
 ) -> CheckedCast:
     """Check a cast's arguments.
 
     Raises:
         InputError: the first thing found wrong.
     """
-    optional = {"weight": weight, "rows": rows, "masked_m": masked_m, "ks": ks}
+    optional = {"weight": weight, "rows": rows, "masked_m": masked_m, "ks": ks, "psum_m": psum_m}
     given = {"x": x} | {name: one for name, one in optional.items() if one is not None}
     for name, tensor in checks.tensors(given).items():  # before any of them is copied
         checks.has_memory(name, tensor)
-    return described(kind, before, x, weight, eps, use_ue8m0, rows, masked_m, ks)
+    return described(kind, before, x, weight, eps, use_ue8m0, rows, masked_m, ks, psum_m)
 
 
 def described(
@@ -116,6 +124,7 @@ def described(
     rows: object = None,
     masked_m: object = None,
     ks: object = None,
+    psum_m: object = None,
     *,
     divided: Callable[[int, int], int] = ceil_div,
 ) -> CheckedCast:
@@ -123,7 +132,7 @@ def described(
 
     divided: halves the columns of x, which may be a symbol, ahead of SiLU-and-multiply.
     """
-    optional = {"weight": weight, "rows": rows, "masked_m": masked_m, "ks": ks}
+    optional = {"weight": weight, "rows": rows, "masked_m": masked_m, "ks": ks, "psum_m": psum_m}
     needed = {"x": x, "weight": weight} if before == "rms_norm" else {"x": x}
     given = checks.tensors(needed | {name: one for name, one in optional.items() if one is not None})
     checks.same_device(given)
@@ -159,6 +168,11 @@ def described(
         _indices("masked_m", counts, "groups")
         groups, *_ = checks.sizes("x", matrix, "groups", "m", "k")
         checks.shape("masked_m", counts, (groups,), f"[groups] for x's {groups} groups")
+    if (ends := given.get("psum_m")) is not None:
+        if kind != "per_token":
+            raise InputError("psum_m is given for a cast that is not per token; only those take it")
+        _indices("psum_m", ends, "groups")
+        checks.sizes("x", matrix, "m", "k")
     if (of_groups := given.get("ks")) is not None:
         _indices("ks", of_groups, "groups")
         checks.sizes("x", matrix, "k", "n")
@@ -181,22 +195,26 @@ def described(
         index,
         counts,
         of_groups,
+        ends,
         matrix.dim() == 3,
         m,
         k,
         float(eps),
         use_ue8m0,
+        settings.get_mk_alignment_for_contiguous_layout(),
     )
 
 
 def contents(call: CheckedCast) -> None:
-    """Look at what masked_m and ks hold, unless a CUDA graph is being captured.
+    """Look at what masked_m, psum_m and ks hold, unless a CUDA graph is being captured.
 
     Raises:
         InputError: the first number that makes no sense.
     """
     if call.counts is not None:
         grouped.contents("masked", call.counts, call.m, len(call.x))
+    if call.ends is not None:
+        grouped.contents("psum", call.ends, call.m, len(call.ends), "psum_m")
     if call.ks is not None and not grouped.capturing(call.ks.device):
         begin = 0
         for group, rows in enumerate(call.ks.tolist()):

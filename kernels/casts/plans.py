@@ -1,9 +1,9 @@
 """Plans of casts: what is found out at a cast's first launch, kept for those that differ by addresses alone.
 
-A cast is known by its key: which it is, its options, the SMs that may be used, and of each tensor the dtype,
-device, shape and strides. Only plain tensors have one (`fast_path.is_plain`). Whatever has no key, or no plan
-under it, goes through `operands`, which refuses what cannot be cast, and `launching`; so a plan holds for
-nothing that these would refuse. What may differ between tensors with one key is looked at in every call:
+A cast is known by its key: which it is, its options, the settings that it depends on, and of each tensor the
+dtype, device, shape and strides. Only plain tensors have one (`fast_path.is_plain`). Whatever has no key, or
+no plan under it, goes through `operands`, which refuses what cannot be cast, and `launching`; so a plan holds
+for nothing that these would refuse. What may differ between tensors with one key is looked at in every call:
 whether their storage still has their elements. Alignment decides nothing here, as the launchers look at
 addresses themselves (cast_start.cuh). With GEMM_LADDER_CHECK=1 no call has a key, as the contents of index
 tensors are looked at in each; otherwise kernels alone do that.
@@ -30,7 +30,7 @@ Key: TypeAlias = tuple[Hashable, ...]
 MOST = 1024  # plans that are kept, of a kilobyte each
 # The tensors of a call: their names in CheckedCast and launching.Params, their places among operands.check's
 # arguments after the first two.
-_PLACES = {"x": 0, "weight": 1, "rows": 4, "counts": 5, "ks": 6}
+_PLACES = {"x": 0, "weight": 1, "rows": 4, "counts": 5, "ks": 6, "ends": 7}
 
 
 class _Given(NamedTuple):
@@ -77,16 +77,18 @@ def key_of(kind: Kind, before: Before, *given: object) -> Key | None:
     """What decides a cast but for addresses; None where a plan must not be used.
 
     Args:
-        given: x, weight, eps, use_ue8m0, rows, masked_m and ks, as for `operands.check`, checked or not.
+        given: x, weight, eps, use_ue8m0, rows, masked_m, ks and, where it may be given, psum_m, as for
+            `operands.check`, checked or not.
     """
     _, _, eps, use_ue8m0, *_ = given
     if type(eps) not in (float, int) or type(use_ue8m0) is not bool:
         return None
     if settings.check_contents or ops.transform() is not None:
         return None
-    key: list[Hashable] = [kind, before, eps, use_ue8m0, settings.num_sms_limit()]
+    alignment = settings.get_mk_alignment_for_contiguous_layout()
+    key: list[Hashable] = [kind, before, eps, use_ue8m0, settings.num_sms_limit(), alignment]
     for field, place in _PLACES.items():
-        one = given[place]
+        one = given[place] if place < len(given) else None
         if one is None:
             key.append(None)
         # A weight with gaps is copied ahead of a launch, and an index tensor with gaps refused.

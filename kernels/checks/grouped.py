@@ -8,7 +8,7 @@ from gemm_ladder.arguments import Kind, align
 from gemm_ladder.errors import InputError
 
 
-def contents(kind: Kind, rows: torch.Tensor, m: int, groups: int) -> None:
+def contents(kind: Kind, rows: torch.Tensor, m: int, groups: int, name: str = "grouped_layout") -> None:
     """Refuse an m_indices, masked_m or grouped_layout whose contents cannot be used. Waits for the tensor's
     device; does nothing while a CUDA graph is captured, which forbids that.
 
@@ -17,6 +17,7 @@ def contents(kind: Kind, rows: torch.Tensor, m: int, groups: int) -> None:
         rows: its tensor, checked but for the contents.
         m: rows of A; in the masked layout max_m.
         groups: of B.
+        name: of the psum layout's tensor, in messages.
 
     Raises:
         InputError: the first row or group that is wrong.
@@ -28,7 +29,7 @@ def contents(kind: Kind, rows: torch.Tensor, m: int, groups: int) -> None:
     elif kind == "masked":
         _counts(rows, m)
     else:
-        _ends(rows, m)
+        _ends(rows, m, name)
 
 
 def _indices(m_indices: torch.Tensor, groups: int) -> None:
@@ -60,13 +61,13 @@ def _counts(masked_m: torch.Tensor, max_m: int) -> None:
         )
 
 
-def _ends(grouped_layout: torch.Tensor, m: int) -> None:
-    """Refuse a grouped_layout in which a group ends before it begins, or after the last row."""
+def _ends(ends: torch.Tensor, m: int, name: str) -> None:
+    """Refuse ends of the psum layout of which a group ends before it begins, or after the last row."""
     alignment, begin = settings.get_mk_alignment_for_contiguous_layout(), 0
-    for group, end in enumerate(grouped_layout.tolist()):
+    for group, end in enumerate(ends.tolist()):
         if not begin <= end <= m:
             raise InputError(
-                f"grouped_layout[{group}] is {end}; a row from {begin}, where group {group} begins, to "
+                f"{name}[{group}] is {end}; a row from {begin}, where group {group} begins, to "
                 f"m = {m} is needed"
             )
         begin = min(align(end, alignment), m)

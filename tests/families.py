@@ -59,6 +59,7 @@ CONTIGUOUS = [
 
 MASKED = [
     family("masked", 64, 256, stream_b=True, prefetch=4),
+    family("masked", 64, 128, stream_b=True, prefetch=2, sparse=True),
     family("masked", 64, 96, "B", cluster=4),
     family("masked", 128, 112),
     family("masked", 256, 64, "A"),
@@ -70,6 +71,7 @@ MASKED = [
 PSUM = [
     family("psum", 64, 96, stream_b=True, prefetch=3, group_m=2),
     family("psum", 64, 128, "B", alignment=64),
+    family("psum", 128, 96, "B", sparse=True),
     family("psum", 128, 128, "A"),
     family("psum", 128, 160, "B", cluster=4, stages=2),
     family("psum", 256, 64, alignment=256),
@@ -95,6 +97,7 @@ def name(config: Config) -> str:
     aligned = "" if config.alignment == BLOCK else f"_{config.alignment}"
     return (
         f"{config.kind}{aligned}_{config.tile_m}x{config.tile_n}_{config.share}{config.cluster}{twice}{tail}"
+        f"{'_sparse' if config.sparse else ''}"
     )
 
 

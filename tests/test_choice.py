@@ -145,6 +145,17 @@ def test_what_was_measured_is_taken():
     assert len(found.configs) <= MOST_KERNELS
 
 
+@pytest.mark.parametrize("kind", ["masked", "psum"])
+def test_few_rows_of_many_groups(kind):
+    """They have a kernel that passes over groups without rows; other calls have those that they had."""
+    many, few = plan(kind, 4096, 7168, 256, 132), plan(kind, 4096, 7168, 16, 132)
+    assert many.at(8).sparse and not any(many.at(rows).sparse for rows in STEPS[1:])
+    assert sum(config.sparse for config in many.configs) == 1 and len(many.configs) <= MOST_KERNELS + 1
+    assert not any(config.sparse for config in few.configs)
+    assert ".sparse = true" in many.at(8).source() and "sparse" not in many.at(16).source()
+    assert not any(config.sparse for config in plan("contiguous", 4096, 7168, 256, 132).configs)
+
+
 # ------------------------------------------------------------------------------------------ what is allowed
 
 

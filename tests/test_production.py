@@ -49,6 +49,14 @@ CASES_EACH = {"emulator": 3, "gpu": 40}
 
 INT_MAX = 2**31 - 1
 
+# Rows in few of many groups: the scheduler passes over the others eight at a time.
+SPARSE = (
+    [0] * 9 + [3] + [0] * 7 + [1, 2] + [0] * 8,
+    [1] + [0] * 15 + [2],
+    [0] * 8 + [1] + [0] * 16,
+    [0] * 17,
+)
+
 
 LESSONS = Path(__file__).resolve().parents[1] / "lessons"
 
@@ -161,7 +169,9 @@ def test_half_a_block_of_padding(config, machine):
 
 @pytest.mark.parametrize("config", MASKED, ids=name)
 @pytest.mark.parametrize(
-    ("counts", "max_m"), [([5, 0, 100, 130], 130), ([0, 0, 64], 64), ([1, 257], 300), ([0, 0], 70)], ids=str
+    ("counts", "max_m"),
+    [([5, 0, 100, 130], 130), ([0, 0, 64], 64), ([1, 257], 300), ([0, 0], 70), *((one, 3) for one in SPARSE)],
+    ids=str,
 )
 def test_masked(config, counts, max_m, machine):
     """max_m is no multiple of the tile, so a group's last tile reaches into the next group's rows, which must
@@ -203,7 +213,10 @@ def test_contiguous_aligned_to_64(config, counts, machine):
 @pytest.mark.parametrize("config", PSUM, ids=name)
 @pytest.mark.parametrize(
     ("counts", "behind"),
-    [([100, 0, 128, 130], 300), ([0, 0, 5], 0), ([300], 20), ([64, 1, 65, 7, 129], 200), ([0, 0], 70)],
+    [
+        *(([100, 0, 128, 130], 300), ([0, 0, 5], 0), ([300], 20), ([64, 1, 65, 7, 129], 200), ([0, 0], 70)),
+        *((one, 30) for one in SPARSE),
+    ],
     ids=str,
 )
 def test_psum(config, counts, behind, machine):

@@ -233,7 +233,7 @@ _CELL = ("kind", "groups", "m", "n", "k", "max_m", "expected_m")
 _OTHERS = tuple(
     field.name
     for field in dataclasses.fields(Config)
-    if field.name not in ("kind", "n", "k", "consumers_m", "consumers_n", *Form._fields)
+    if field.name not in ("kind", "n", "k", "consumers_m", "consumers_n", "sparse", *Form._fields)
 )
 COLUMNS = (*_CELL, *Form._fields, "others", *prediction.STATES)
 

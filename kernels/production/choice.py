@@ -3,10 +3,10 @@
     config = choose("dense", 4096, 7168, 2048)
 
 A weight gets at most MOST_KERNELS kernels, so that a process compiles few of them; which ones, `plan` decides
-when the weight is first asked about: those that are expected to serve all numbers of rows best. A call gets
-the best of these for its own number of rows. The choice is a function of its arguments alone. It is one for
-all states of L2, by the mean of the logarithms of the expected times: choices for each state would be 1 %
-faster (NOTES.md).
+when the weight is first asked about: those that are expected to serve all numbers of rows best. One of many
+groups has another kernel for few rows (FEW_ROWS). A call gets the best of these for its own number of rows.
+The choice is a function of its arguments alone. It is one for all states of L2, by the mean of the logarithms
+of the expected times: choices for each state would be 1 % faster (NOTES.md).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from gemm_ladder.arguments import (
 from gemm_ladder.errors import InputError
 from gemm_ladder.production import prediction
 from gemm_ladder.production.candidates import Candidates, Floats, candidates
-from gemm_ladder.production.config import Config
+from gemm_ladder.production.config import SPARSE_KINDS, Config
 
 MOST_KERNELS = 12  # for a weight
 
@@ -60,6 +60,9 @@ NEAR = 0.1  # a kernel is considered if it is expected to be at most this much s
 MISSING = 2.0  # how much slower a number of rows is taken to be that no kernel suits
 BADLY = 20.0  # how much more a large loss at one number of rows counts than a small one at many
 MOST_EXCHANGES = 40
+# Where groups are expected to have so few rows, and there are so many of them, some may well have none: then
+# the scheduler passes over these several at a time (Config.sparse; NOTES.md, 2026-11-30).
+FEW_ROWS, MANY_GROUPS = STEPS[0], 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +70,8 @@ class Plan:
     """The kernels of a weight.
 
     Attributes:
-        configs: the configurations, at most MOST_KERNELS unless more were measured to be the fastest.
+        configs: the configurations, at most MOST_KERNELS unless more were measured to be the fastest, and
+            one that is `sparse`.
         chosen: for each of STEPS, the index of its configuration in `configs`.
     """
 
@@ -188,6 +192,10 @@ def plan(
     chosen = expected(among, kind, MIDDLES, n, k, groups, num_sms, gpu).argmin(axis=0)
     for rows, config in measured:
         chosen[STEPS.index(rows)] = configs.index(config)
+    if kind in SPARSE_KINDS and groups >= MANY_GROUPS:
+        first = STEPS.index(FEW_ROWS)
+        configs += (dataclasses.replace(configs[chosen[first]], sparse=True),)
+        chosen[first] = len(configs) - 1
     used = sorted(set(chosen.tolist()))
     return Plan(tuple(configs[one] for one in used), tuple(used.index(one) for one in chosen.tolist()))
 

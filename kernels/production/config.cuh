@@ -33,6 +33,7 @@ struct Config {
     int prefetch;                  // K blocks of its first tile of B that a CTA prefetches into L2 at its start
     int tail_m, tail_n;            // the tail's tile, for the rows that do not fill whole waves; 0: there is no tail
     int alignment;                 // contiguous and psum: the rows of a group begin at multiples of it
+    bool sparse = false;           // masked and psum: made for many groups of which few have rows
 };
 
 // The configuration with the two tiles exchanged, for the tail; unchanged if there is no tail.

@@ -102,6 +102,7 @@ class Scheduler {
         while (kByGroup && unit_ >= units_m_ * kUnitsN && ++group_ < p_.groups) {
             unit_ -= units_m_ * kUnitsN;  // go on to the group that the unit is in
             enter_group();
+            if (kC.sparse && units_m_ == 0) pass_empty_groups();
         }
         if (unit_ >= units_m_ * kUnitsN) return;
         // With a single row of units there is no order to choose, and no division has to end before the first load.
@@ -152,6 +153,22 @@ class Scheduler {
         // ceil_div would divide 64-bit numbers, which takes far longer.
         units_m_ = static_cast<unsigned>(rows_ + kC.tile_m * kDown - 1) / (kC.tile_m * kDown);
         first_ = 0, in_band_ = unit_;
+    }
+
+    // From a group without rows, goes on to the last one of those that follow each other. A mixture of experts that
+    // decodes few tokens has hundreds of groups, and rows in few of them. To enter one after another would take longer
+    // than a tile, most of all behind the last tile: a tile is begun when the place of the next one is known.
+    __device__ void pass_empty_groups() {
+        constexpr int kBatch = 8;  // groups that are looked at together, so that their loads are in flight together
+        const int last = static_cast<int>(p_.groups) - 1;
+        for (int empty = kBatch; empty == kBatch && group_ < last; group_ += empty) {
+            int ends[kBatch];  // or, if masked, rows
+#pragma unroll
+            for (int i = 0; i < kBatch; ++i) ends[i] = p_.layout[group_ + 1 + i < last ? group_ + 1 + i : last];
+#pragma unroll
+            for (int i = kBatch; i-- > 0;)
+                if (ends[i] > begin_) empty = i, coming_ = ends[i];
+        }
     }
 
     // psum: rows of padding after the valid rows of the group that begins at row begin_. The last group's may be cut

@@ -13,8 +13,8 @@ from typing import SupportsIndex
 from gemm_ladder.arguments import LEAST_M_ALIGNMENT, M_ALIGNMENT, MAX_SIZE
 from gemm_ladder.errors import InputError
 
-# Whether the contents of m_indices, masked_m and grouped_layout are checked on a GPU, too, which has to be
-# waited for.
+# Whether the contents of m_indices, masked_m, grouped_layout, psum_m and ks are checked on a GPU, too, which
+# has to be waited for.
 check_contents = os.environ.get("GEMM_LADDER_CHECK") == "1"
 
 _num_sms = 0

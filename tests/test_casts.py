@@ -191,9 +191,14 @@ def test_the_psum_layout(ends: list[int], machine: str) -> None:
 
 @pytest.mark.parametrize(("kind", "before"), [one for one in CASTS if one[0] == "per_token"])
 def test_the_psum_layout_by_other_kernels(kind: Kind, before: Before, machine: str) -> None:
-    """Which cast the padding, too: of FP32, of broken runs, of few rows; with a gather and without."""
-    for m, k, dtype in ((3, 256, BF16), (600, 136, BF16), (300, 128, torch.float32)):
-        ends = torch.tensor([2, m // 128 * 128 + 2], dtype=torch.int32, device=DEVICE[machine])
+    """Which cast the padding, too: of FP32, of broken runs, of few rows, of more groups than a table has room
+    for; with a gather and without."""
+    few, many = [2, 130], ends_of([2] + [0] * 2100)
+    for m, k, dtype, said in (
+        *((3, 256, BF16, [2]), (600, 136, BF16, few), (300, 128, torch.float32, few)),
+        (300, 128, BF16, many),
+    ):
+        ends = torch.tensor(said, dtype=torch.int32, device=DEVICE[machine])
         x = numbers((m, columns(before, k)), dtype).to(DEVICE[machine])
         rows = torch.arange(-1, m - 1, dtype=torch.int32, device=x.device)
         for given in ({}, {"rows": rows}):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import re
@@ -154,6 +155,10 @@ def test_few_rows_of_many_groups(kind):
     assert not any(config.sparse for config in few.configs)
     assert ".sparse = true" in many.at(8).source() and "sparse" not in many.at(16).source()
     assert not any(config.sparse for config in plan("contiguous", 4096, 7168, 256, 132).configs)
+    for one in (many.at(8), many.at(128)):  # sparse, and not
+        found = plan(kind, 4096, 7168, 256, 132, "", ((8, one),))
+        assert found.at(8) == dataclasses.replace(one, sparse=True)
+        assert sum(config.sparse for config in found.configs) == 1 and not found.at(16).sparse
 
 
 # ------------------------------------------------------------------------------------------ what is allowed

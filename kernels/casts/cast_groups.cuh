@@ -1,15 +1,15 @@
-// The rows that are cast of groups of which counts or ends say how many count, as in the masked and the psum layout.
+// Which rows are cast: all of one matrix's (OneMatrix), or those that counts or ends say of each group, as in the
+// masked and the psum layout (RowsOfGroups).
 //
-// They follow each other as if they were one matrix's, and so have numbers from 0 on. Where row number i lies is found
-// in a table in shared memory, of the rows that count ahead of each group. With hundreds of groups of a few rows, going
-// from one group's count to the next, in memory, took several times as long as the cast (NOTES.md).
+// The latter follow each other as if they were one matrix's, and so have numbers from 0 on. Where row number i lies is
+// found in a table in shared memory, of the rows that count ahead of each group. With hundreds of groups of a few rows,
+// going from one group's count to the next, in memory, took several times as long as the cast (NOTES.md).
 #pragma once
 
 #include "cast_numbers.cuh"
 
 constexpr int64_t kMostGroups = 2048;  // for whose table each CTA has room
 
-// The rows of one matrix, all of which are cast.
 class OneMatrix {
   public:
     static constexpr uint32_t group = 0;

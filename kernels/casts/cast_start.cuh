@@ -77,7 +77,6 @@ const char* start_per_token(const CastArgs& args) {
     if (runs * kRunLanes <= args.num_sms * kThreadsAnSm) return start_runs<kInput, kBefore, true, 1>(args);
     if constexpr (kBefore == Before::kSiluAndMul && kInput != Input::kFp32)
         if (in_whole_runs<kInput>(p)) {
-            if (!p.ends && in_one_matrix<kInput>(p)) return start_silu<kInput, false>(args, 0);
             CastArgs of_groups = args;
             if (p.ends) {  // the groups lie in one matrix
                 CastParams& q = of_groups.params;
@@ -85,8 +84,9 @@ const char* start_per_token(const CastArgs& args) {
             }
             const int64_t groups = of_groups.params.groups;
             // Rows are counted with 32 bits, even if what counts and ends say makes no sense.
-            if (groups <= kMostGroups && groups * p.m <= INT32_MAX)
-                return start_silu<kInput, true>(of_groups, RowsOfGroups::shared_bytes(groups));
+            const bool counted = groups <= kMostGroups && groups * p.m <= INT32_MAX;
+            if (in_one_matrix<kInput>(p) && !(p.ends && counted)) return start_silu<kInput, false>(args, 0);
+            if (counted) return start_silu<kInput, true>(of_groups, RowsOfGroups::shared_bytes(groups));
         }
     if (p.ends && p.rows) return start_runs<kInput, kBefore, true, kMostRows, true>(args);
     return start_runs<kInput, kBefore, true, kMostRows>(args);

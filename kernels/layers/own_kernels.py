@@ -5,8 +5,8 @@ and columns, silu_backward.cuh (`silu_backward`) goes back through SiLU-and-mult
 (`choosing`) chooses experts, and place_rows.cuh and scatter_rows.cuh (`placing`) find and fill the rows of a
 grouped layout.
 
-They run on a Hopper GPU, or on the emulator. Where one cannot be built, or does not take
-the arguments, torch's operators do its work.
+They run on a Hopper GPU, or on the emulator. Where one cannot be built, or does not take the arguments,
+torch's operators do its work.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-// Finds the row of a grouped layout for each choice of each token. It computes what routing.place does by 12 to 32 of
+// Finds the row of a grouped layout for each choice of each token. It computes what routing.place does by 12 to 30 of
 // torch's kernels, whose launches take longer than their work where there are few tokens.
 //
 // One CTA counts the choices of each expert, in their order, without atomics: a warp takes a run of choices, 32 in a

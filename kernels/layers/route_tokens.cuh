@@ -50,7 +50,7 @@ __device__ __forceinline__ float float_of_order(uint32_t order) {
     return __uint_as_float(order >> 31 ? order & 0x7FFFFFFFu : ~order);
 }
 
-// exp(x) of x <= 0, or NaN. Below -87 a second factor makes numbers too small for exponential_of_minus, and 0.
+// exp(x) of x <= 0, or NaN. Below -87 it is a product of two powers, which may be subnormal or 0.
 __device__ __forceinline__ float exponential_of(float x) {
     if (x != x) return x;
     if (x >= -87.0f) return exponential_of_minus(-x);
@@ -89,7 +89,7 @@ __device__ __forceinline__ void store_word(uint32_t array, uint32_t i, uint32_t 
     ptx::st_shared(array + 4 * i, value);
 }
 
-// The keys of a warp, in shared memory. A lane reads and writes its own alone, so no __syncwarp is needed.
+// The keys of a warp, in shared memory. A lane reads and writes its own alone.
 struct Keys {
     uint32_t array, count;
     uint32_t most, at;  // this lane's largest key, and where it is
@@ -105,7 +105,8 @@ struct Keys {
             });
     }
 
-    // Gives all lanes the index of the largest key, and replaces that key by 0. One of them is not 0.
+    // Gives all lanes the index of the largest key, and replaces that key by 0, which other lanes may then read. At
+    // least one key must not be 0.
     __device__ __forceinline__ uint32_t take_largest() {
         const uint32_t largest = ptx::redux_sync_max(kAllLanes, most);
         const uint32_t found = ptx::redux_sync_min(kAllLanes, most == largest ? at : 0xFFFFFFFFu);

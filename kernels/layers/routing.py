@@ -67,7 +67,9 @@ def route(
     With more than one group, the experts are split into `num_groups` equal runs, and a token goes only to
     experts of its `top_groups` best groups. DeepSeek-V3 and R1 choose so: `num_groups=8, top_groups=4`, with
     a bias and sigmoid. Of equal scores, of experts or of groups, the first is chosen by the kernel of a
-    Hopper GPU, and any by torch.topk, which chooses elsewhere and where torch compiles.
+    Hopper GPU, and any by torch.topk. That chooses elsewhere, where torch compiles, and where the logits or
+    the bias have a type, or there are numbers of experts, that the kernel does not take
+    (`choosing.why_not`).
 
     Source: "DeepSeek-V3 Technical Report", arXiv:2412.19437, section 2.1.2, "Node-Limited Routing", which
     adds the top_k / top_groups = 2 largest scores of a group; and `Gate` in inference/model.py of
@@ -111,6 +113,7 @@ def route(
     _check_bias(bias, logits)
     if isinstance(scale, bool) or not isinstance(scale, numbers.Real):
         raise InputError(f"scale is of type {type(scale).__name__}; a number is needed")
+    scale = float(scale)
     groups, kept = _checked_groups(logits.shape[-1], top_k, num_groups, top_groups, group_score)
     by_kernel = None
     if ops.in_eager(logits, bias) and _can(choosing.KERNEL, logits, choosing.why_not(logits, top_k, bias)):
@@ -120,7 +123,7 @@ def route(
             bias,
             sigmoid=scoring == "sigmoid",
             normalize=bool(normalize),
-            scale=float(scale),
+            scale=scale,
             groups=groups,
             top_groups=kept,
             top2=group_score == "top2",
@@ -255,6 +258,10 @@ def place(
             for so many.
         room: how many rows each expert has in the masked layout, and choices beyond that have none; as many
             as there are tokens if None.
+
+    Raises:
+        LaunchError: a CUDA graph is captured, and the kernel has not been loaded before: by
+            `gemm_ladder.layers.precompile`, or a call with as many choices.
     """
     most = chosen.numel() if most is None else most
     room = chosen.shape[0] if room is None else room
@@ -319,6 +326,9 @@ def in_masked_layout(
     Returns:
         float8_e4m3fn [experts, room, hidden], and the scales, float32 [experts, room, blocks], as TMA reads
         them.
+
+    Raises:
+        LaunchError: as `place`.
     """
     if ops.exporting():  # where strides are no condition for what an operator returns
         found: tuple[torch.Tensor, torch.Tensor] = torch.ops.gemm_ladder.in_masked_layout(

@@ -204,10 +204,12 @@ def told_of(cell: Cell) -> tuple[int, ...]:
 
 
 def chosen(cell: Cell, gpu: str) -> Config:
-    """The configuration that a product gets, whatever the tables have."""
+    """The configuration that a product gets, whatever the tables have; not its sparse form, which the
+    recorded files do not know."""
     kind, groups, (_, n, k) = cell.kind, cell.groups, cell.shape
     rows = math.ceil(rows_of(cell))
-    return choice.choose(kind, rows * groups if kind == "contiguous" else rows, n, k, groups, gpu=gpu)
+    found = choice.choose(kind, rows * groups if kind == "contiguous" else rows, n, k, groups, gpu=gpu)
+    return dataclasses.replace(found, sparse=False)
 
 
 def of_choice(results: Iterable[Timed], config: Config) -> Timed | None:

@@ -3,10 +3,10 @@
     config = choose("dense", 4096, 7168, 2048)
 
 A weight gets at most MOST_KERNELS kernels, so that a process compiles few of them; which ones, `plan` decides
-when the weight is first asked about: those that are expected to serve all numbers of rows best. One of many
-groups has another kernel for few rows (FEW_ROWS). A call gets the best of these for its own number of rows.
-The choice is a function of its arguments alone. It is one for all states of L2, by the mean of the logarithms
-of the expected times: choices for each state would be 1 % faster (NOTES.md).
+when the weight is first asked about: those that are expected to serve all numbers of rows best. A weight of
+many groups has another kernel for few rows (FEW_ROWS). A call gets the best of these for its own number of
+rows. The choice is a function of its arguments alone. It is one for all states of L2, by the mean of the
+logarithms of the expected times: choices for each state would be 1 % faster (NOTES.md).
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class Plan:
     """The kernels of a weight.
 
     Attributes:
-        configs: the configurations, at most MOST_KERNELS unless more were measured to be the fastest, and
-            one that is `sparse`.
+        configs: the configurations, at most MOST_KERNELS unless more were measured to be the fastest; for
+            many groups another one, which is `sparse`.
         chosen: for each of STEPS, the index of its configuration in `configs`.
     """
 
@@ -179,9 +179,11 @@ def plan(
     Args:
         kind, n, k, groups, num_sms, gpu: as for `choose`.
         measured: numbers of rows, each one of STEPS, and the configurations that were measured to be the
-            fastest for them. These are among the kernels, for other numbers of rows too.
+            fastest for them. These are among the kernels, for other numbers of rows too. Whether they are
+            sparse does not count, as all groups have rows in such a measurement.
         alignment: at multiples of how many rows the groups of a contiguous or psum layout begin.
     """
+    measured = tuple((rows, dataclasses.replace(config, sparse=False)) for rows, config in measured)
     known = candidates(kind, k, alignment)
     times = expected(known, kind, SELECTED_FOR, n, k, groups, num_sms, gpu)
     fixed = tuple(dict.fromkeys(config for _, config in measured))

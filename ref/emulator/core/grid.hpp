@@ -130,9 +130,9 @@ const char* run_grid(const LaunchConfig& config, const GridShape& grid, const Ca
         return refuse("a block of " + std::to_string(config.threads) + " threads; 1 to 1024 are needed");
     // An SM reserves 1024 bytes more for each of its blocks, which the blocks cannot use.
     const uint32_t limit = (kSharedLimit + 1024) / config.blocks_an_sm - 1024;
-    if (config.shared_bytes > limit)
-        return refuse(std::to_string(config.shared_bytes) + " bytes of shared memory a block; Hopper has " +
-                      std::to_string(limit));
+    const uint32_t asked = std::max(config.shared_bytes, config.most_shared_bytes);
+    if (asked > limit)
+        return refuse(std::to_string(asked) + " bytes of shared memory a block; Hopper has " + std::to_string(limit));
     if (config.most_shared_bytes && config.shared_bytes > config.most_shared_bytes)
         return refuse(std::to_string(config.shared_bytes) + " bytes of shared memory a block; the launcher says that " +
                       std::to_string(config.most_shared_bytes) + " are the most");

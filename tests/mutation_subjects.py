@@ -186,6 +186,19 @@ PRODUCTION = Subject(
         ),
         _production("masked, two slices", family("masked", 256, 64, stages=2), counts=(227, 0, 260)),
         _production(
+            "masked, few groups have rows",
+            family("masked", 64, 64, sparse=True, n=136),
+            num_sms=2,
+            counts=(*(0,) * 3, 1, *(0,) * 17, 70, 0, 0, 2, *(0,) * 5, 3, *(0,) * 11, 4, 0),
+        ),
+        _production(
+            "psum, few groups have rows",
+            family("psum", 64, 64, sparse=True, alignment=64, n=136),
+            num_sms=1,
+            counts=(65, *(0,) * 9, 1, 2, 0, 0, 64, *(0,) * 8, 3, *(0,) * 11, 6),
+            behind=0,
+        ),
+        _production(
             "psum, two slices",
             family("psum", 256, 64, alignment=256, stages=2),
             counts=(257, 0, 130, 128, 65),

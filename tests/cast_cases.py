@@ -8,6 +8,7 @@ import dataclasses
 import gemm_ladder as gl
 import numpy as np
 import torch
+from gemm_ladder.arguments import align
 from gemm_ladder.casts import launching, operands
 from gemm_ladder.casts.kernel import Before, Kind
 from gemm_ladder.ref import activations, fp8
@@ -143,7 +144,7 @@ class Placed:
         needed = np.zeros(call.m, bool)
         for end in call.ends.tolist():
             needed[begin : max(end, 0)] = True
-            begin = -(-max(end, 0) // call.alignment) * call.alignment
+            begin = align(max(end, 0), call.alignment)
         if call.rows is not None:
             rows = call.rows.cpu().numpy()
             needed &= (rows >= 0) & (rows < call.x.shape[1])

@@ -11,6 +11,7 @@ import dataclasses
 import numpy as np
 import torch
 from gemm_ladder import scales
+from gemm_ladder.arguments import align
 from gemm_ladder.lab.operands import FP8_NAN, Operands, normal
 from gemm_ladder.lab.surroundings import CANARY, MARGIN, UNWRITTEN
 from gemm_ladder.ref import gemm, metrics
@@ -95,14 +96,20 @@ def contiguous(
     return Grouped(lhs, _rhs(groups, device), out, rows, expected, around)
 
 
+def ends_of(counts: list[int], alignment: int = BLOCK) -> list[int]:
+    """The ends of a psum layout's groups with these numbers of rows."""
+    begins = np.cumsum([0, *(align(count, alignment) for count in counts[:-1])]).tolist()
+    return [begin + count for begin, count in zip(begins, counts, strict=True)]
+
+
 def psum(
     counts: list[int], n: int, k: int, device: str = "cpu", alignment: int = BLOCK, behind: int = 0
 ) -> Grouped:
     """Groups with these numbers of rows, each beginning at a multiple of the alignment, then `behind` rows of
     none."""
     groups = _operands(np.random.default_rng(sum(counts) + n + k), counts, n, k)
-    begins = np.cumsum([0, *(-(-count // alignment) * alignment for count in counts[:-1])]).tolist()
-    ends = [begin + count for begin, count in zip(begins, counts, strict=True)]
+    ends = ends_of(counts, alignment)
+    begins = [end - count for end, count in zip(ends, counts, strict=True)]
     m = ends[-1] + behind
     a = np.full((m, k), FP8_NAN, np.uint8)
     sfa = np.full((m, -(-k // 128)), np.nan, np.float32)

@@ -12,12 +12,12 @@ import torch
 from building import disassembler_or_skip
 from cast_cases import CODE, DEVICE, Placed, columns, expected, numbers, spaced, weight_for
 from gemm_ladder import lab, launch
-from gemm_ladder.arguments import align
 from gemm_ladder.casts import eager, functions, launching, operands, plans
 from gemm_ladder.casts.kernel import INPUTS, KERNELS, KINDS, Before, Kernel, Kind
 from gemm_ladder.checks import grouped
 from gemm_ladder.errors import BuildError, InputError, LaunchError
 from gemm_ladder.sass import disassembly
+from grouped_cases import ends_of
 from torch._subclasses import FakeTensorMode
 
 CASTS = sorted({(kernel.kind, kernel.before) for kernel in KERNELS})
@@ -150,15 +150,6 @@ def test_silu_of_groups_of_whole_runs(dtype: torch.dtype, said: list[int] | None
     for seed in range(2):
         cast.run(seed=seed, num_sms=1)
         cast.check()
-
-
-def ends_of(counts: list[int]) -> list[int]:
-    """The ends of a psum layout's groups."""
-    ends, begin = [], 0
-    for count in counts:
-        ends.append(begin + count)
-        begin = align(ends[-1], 128)
-    return ends
 
 
 @pytest.mark.parametrize(

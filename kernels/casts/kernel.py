@@ -30,6 +30,7 @@ _BEFORE: dict[Before, str] = {
     "rms_norm": "kRmsNorm",
 }
 INPUTS = {torch.bfloat16: "kBf16", torch.float16: "kFp16", torch.float32: "kFp32"}
+INPUT_NUMBERS = {dtype: number for number, dtype in enumerate(INPUTS)}  # enum Input of cast_numbers.cuh
 
 
 class Kernel(NamedTuple):

@@ -11,14 +11,13 @@ import ctypes
 
 import torch
 from gemm_ladder.arguments import MAX_SIZE
-from gemm_ladder.casts.kernel import INPUTS
+from gemm_ladder.casts.kernel import INPUT_NUMBERS, INPUTS
 from gemm_ladder.layers.own_kernels import OwnKernel
 
 KERNEL = OwnKernel("route_tokens")
 # The scores and keys of so many experts fit into 48 KB of shared memory for the warps of a thread block, and
 # a lane of a warp writes one choice.
 MOST_EXPERTS, MOST_CHOSEN = 1024, 32
-_NUMBERS = {dtype: number for number, dtype in enumerate(INPUTS)}  # enum Input of cast_numbers.cuh
 
 
 class Params(ctypes.Structure):
@@ -97,5 +96,7 @@ def choose(
         *(sigmoid, normalize, top2),
     )
     read = {"the logits": rows} | ({} if bias is None else {"the bias": bias})
-    KERNEL.start(Args(params, _NUMBERS[rows.dtype]), read, {"the experts": chosen, "the weights": weights})
+    KERNEL.start(
+        Args(params, INPUT_NUMBERS[rows.dtype]), read, {"the experts": chosen, "the weights": weights}
+    )
     return chosen, weights

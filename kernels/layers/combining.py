@@ -14,13 +14,12 @@ import ctypes
 import torch
 from gemm_ladder import ops
 from gemm_ladder.arguments import MAX_SIZE, ceil_div
-from gemm_ladder.casts.kernel import INPUTS
+from gemm_ladder.casts.kernel import INPUT_NUMBERS, INPUTS
 from gemm_ladder.layers.own_kernels import OwnKernel
 
 KERNEL = OwnKernel("combine_rows")
 COLUMNS = 1024  # of a row that one thread block adds up: 128 threads with 8 each
 _ALIGNMENT = 16  # bytes that a load of the kernel has
-_NUMBERS = {dtype: number for number, dtype in enumerate(INPUTS)}  # enum Input of cast_numbers.cuh
 
 
 class Params(ctypes.Structure):
@@ -148,7 +147,9 @@ def run(rows: torch.Tensor, places: torch.Tensor, factors: torch.Tensor | None, 
         rows.stride(0) * rows.itemsize,
     )
     given = {"the rows": rows, "the places": places, "the factors": factors}
-    KERNEL.start(Args(params, _NUMBERS[out.dtype], _NUMBERS[factors.dtype]), given, {"the sums": out})
+    KERNEL.start(
+        Args(params, INPUT_NUMBERS[out.dtype], INPUT_NUMBERS[factors.dtype]), given, {"the sums": out}
+    )
 
 
 def why_not(device: torch.device, tokens: int, hidden: int) -> str | None:

@@ -232,8 +232,8 @@ class Fp8Experts(torch.nn.Module):
         if layout == "masked":
             of_experts = self._masked(functions.per_token_group_quant_fp8(rows, self.use_ue8m0), placed)
         else:
-            ends = placed.rows if layout == "psum" else None
-            a = functions.per_token_group_quant_fp8(rows, self.use_ue8m0, rows=placed.tokens(), psum_m=ends)
+            tokens = placed.tokens()
+            a = functions.per_token_group_quant_fp8(rows, self.use_ue8m0, rows=tokens, psum_m=placed.ends)
             of_experts = self._in_one_matrix(a, placed)
         return combining.combined(of_experts, placed.places, expert_weights, x.dtype).view(x.shape)
 
@@ -259,8 +259,7 @@ class Fp8Experts(torch.nn.Module):
         layout."""
         inner = a[0].new_empty(placed.size, 2 * self.intermediate_size, dtype=torch.bfloat16)
         self._product(placed, a, "gate_up_proj", inner)
-        ends = placed.rows if placed.layout == "psum" else None
-        b = functions.silu_and_mul_per_token_group_quant_fp8(inner, self.use_ue8m0, psum_m=ends)
+        b = functions.silu_and_mul_per_token_group_quant_fp8(inner, self.use_ue8m0, psum_m=placed.ends)
         out = self._results(placed)
         self._product(placed, b, "down_proj", out)
         return out

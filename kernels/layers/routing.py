@@ -40,6 +40,11 @@ class Placement(NamedTuple):
     most: int
     row_tokens: torch.Tensor | None = None
 
+    @property
+    def ends(self) -> torch.Tensor | None:
+        """Of the psum layout, for casts that pass over its padding; else None."""
+        return self.rows if self.layout == "psum" else None
+
     def tokens(self) -> torch.Tensor:
         """int32 [size]: the token of each row; -1 where it has none."""
         if self.row_tokens is not None:

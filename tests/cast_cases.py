@@ -144,7 +144,7 @@ class Placed:
         needed = np.zeros(call.m, bool)
         for end in call.ends.tolist():
             needed[begin : max(end, 0)] = True
-            begin = align(max(end, 0), call.alignment)
+            begin = max(begin, align(max(end, 0), call.alignment))
         if call.rows is not None:
             rows = call.rows.cpu().numpy()
             needed &= (rows >= 0) & (rows < call.x.shape[1])

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "cast_numbers.cuh"
+#include "prefix.cuh"
 
 constexpr int64_t kMostGroups = 2048;  // for whose table each CTA has room
 
@@ -31,27 +32,23 @@ class RowsOfGroups {
 
     // Makes the table; all kThreads threads of a CTA do.
     __device__ __forceinline__ explicit RowsOfGroups(const CastParams& p) : groups_(static_cast<uint32_t>(p.groups)) {
-        const uint32_t m = static_cast<uint32_t>(p.m), sums = shifts() + 4 * (groups_ + 1), warp = threadIdx.x / 32;
-        uint32_t ahead = 0;  // rows that count, of the groups before `base`
+        const uint32_t m = static_cast<uint32_t>(p.m), scratch = shifts() + 4 * (groups_ + 1);
+        uint32_t ahead = 0, reached = 0;  // of the groups before `base`: rows that count, and the largest end
         for (uint32_t base = 0; base < groups_; base += kThreads) {
             const uint32_t one = base + threadIdx.x;
-            uint32_t first = 0, count = 0;
-            if (one < groups_) {
-                first = p.ends && one ? padded(inside(p.ends[one - 1], m), p.alignment) : 0;
-                const uint32_t end = p.ends ? inside(p.ends[one], m) : p.counts ? inside(p.counts[one], m) : m;
-                count = end > first ? end - first : 0;
+            uint32_t first = 0, end = 0;
+            if (one < groups_) end = p.ends ? inside(p.ends[one], m) : p.counts ? inside(p.counts[one], m) : m;
+            if (p.ends) {
+                // A group begins behind all groups before it, even if an end is lower than one before: so no row has
+                // two groups, as in the products' scheduler.
+                const Prefix ends = prefix_of_cta(end, scratch, Largest{});
+                first = padded(max(reached, ends.before), p.alignment);
+                reached = max(reached, ends.all);
             }
-            const ptx::PrefixSum sum = ptx::prefix_sum(count);
-            if (threadIdx.x % 32 == 0) ptx::st_shared(sums + 4 * warp, sum.all);
-            __syncthreads();
-            uint32_t mine = ahead + sum.before;
-            for (uint32_t i = 0; i < kThreads / 32; ++i) {
-                const uint32_t of_warp = load(sums, i);
-                if (i < warp) mine += of_warp;
-                ahead += of_warp;
-            }
+            const Prefix counts = prefix_of_cta(end > first ? end - first : 0, scratch, Sum{});
+            const uint32_t mine = ahead + counts.before;
             if (one < groups_) write(one, mine, first - mine);
-            __syncthreads();  // the sums have been read
+            ahead += counts.all;
         }
         if (threadIdx.x == 0) {
             write(groups_, ahead, 0);

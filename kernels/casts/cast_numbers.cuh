@@ -22,7 +22,19 @@ constexpr int kThreads = 256;  // of a CTA; some tiles have twice as many (Tile:
 constexpr int kPiecesARun = kScaleK / kPiece;
 constexpr uint32_t kSmallestAmax = 0x38D1B717u;  // the bits of 1e-4f: a run of zeros needs a scale above 0
 constexpr uint32_t kInfinity = 0x7F800000u;
-constexpr uint32_t kAllLanes = 0xFFFFFFFFu;
+
+// Calls start<Input>() with the type that a launcher's argument says.
+template <typename Start>
+const char* with_input(int64_t input, const Start& start) {
+    switch (static_cast<Input>(input)) {
+        case Input::kBf16:
+            return start.template operator()<Input::kBf16>();
+        case Input::kFp16:
+            return start.template operator()<Input::kFp16>();
+        default:
+            return start.template operator()<Input::kFp32>();
+    }
+}
 
 // The arguments of every cast's kernel. Strides are in elements.
 struct CastParams {

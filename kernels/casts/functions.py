@@ -12,8 +12,8 @@ which may differ in the last bit. The first call of a kernel compiles it. A CUDA
 kernel is loaded, after a call or `gemm_ladder.layers.precompile`; others raise LaunchError there.
 
 What masked_m, psum_m and ks hold is looked at on the CPU, and on a GPU only with GEMM_LADDER_CHECK=1, as that
-waits for the GPU. Otherwise numbers that make no sense leave a part of the result uninitialised, or cast
-rows more than once, and nothing else.
+waits for the GPU. Otherwise numbers that make no sense leave a part of the result uninitialised, and nothing
+else.
 
 A program of torch.export takes any number of groups, rows and columns, each of which may be dynamic, alone or
 with others; NOTES.md beside this file has a table. An example's dynamic sizes have to be 2 or more.

@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+constexpr uint32_t kAllLanes = 0xFFFFFFFFu;  // the mask of a full warp
+
 namespace ptx {
 
 // "Parallel Synchronization and Communication Instructions: redux.sync". All lanes get the result. T is uint32_t, or,
@@ -36,21 +38,6 @@ __device__ __forceinline__ uint32_t redux_sync_xor(uint32_t mask, uint32_t value
 template <typename T>
 __device__ __forceinline__ T shfl_sync_bfly(uint32_t mask, T value, int lanes) {
     return __shfl_xor_sync(mask, value, lanes);
-}
-
-struct PrefixSum {
-    uint32_t before, all;  // of the lanes below this one; of all lanes
-};
-// What all lanes of a full warp add up. After the step with `lanes`, `all` is the sum over this lane's block of 2 *
-// lanes lanes, and `before` that over the lanes below it in the block.
-__device__ __forceinline__ PrefixSum prefix_sum(uint32_t value) {
-    PrefixSum sum{0, value};
-    for (uint32_t lanes = 1; lanes < 32; lanes *= 2) {
-        const uint32_t other = shfl_sync_bfly(0xFFFFFFFFu, sum.all, static_cast<int>(lanes));
-        if (threadIdx.x & lanes) sum.before += other;
-        sum.all += other;
-    }
-    return sum;
 }
 
 // "match.sync". The lanes that have the same value; and the mask if all have the same, else 0. T has 4 or 8 bytes.

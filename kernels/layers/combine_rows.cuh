@@ -119,25 +119,8 @@ const char* start_combine(const CombineArgs& args) {
                   {.blocks = blocks, .threads = kCombineThreads, .stream = args.stream, .early = true}, p);
 }
 
-template <Input kOut>
-const char* start_combine(const CombineArgs& args) {
-    switch (static_cast<Input>(args.factor)) {
-        case Input::kBf16:
-            return start_combine<kOut, Input::kBf16>(args);
-        case Input::kFp16:
-            return start_combine<kOut, Input::kFp16>(args);
-        default:
-            return start_combine<kOut, Input::kFp32>(args);
-    }
-}
-
 extern "C" const char* gemm_ladder_launch(const CombineArgs* args) {
-    switch (static_cast<Input>(args->out)) {
-        case Input::kBf16:
-            return start_combine<Input::kBf16>(*args);
-        case Input::kFp16:
-            return start_combine<Input::kFp16>(*args);
-        default:
-            return start_combine<Input::kFp32>(*args);
-    }
+    return with_input(args->out, [&]<Input kOut>() {
+        return with_input(args->factor, [&]<Input kFactor>() { return start_combine<kOut, kFactor>(*args); });
+    });
 }

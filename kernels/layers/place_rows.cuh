@@ -9,6 +9,7 @@
 #pragma once
 
 #include "launch.cuh"
+#include "prefix.cuh"
 #include "ptx.cuh"
 #include "warp.cuh"
 
@@ -61,7 +62,6 @@ struct PlacePlan {
 constexpr uint32_t kMostPlaceWords = kMostPlaceThreads * (kMostPlaceThreads / 32 + 2) + 1 + kMostPlaceThreads / 32;
 
 __global__ void __launch_bounds__(kMostPlaceThreads) place_rows(const PlaceParams p) {
-    constexpr uint32_t kWarp = 0xFFFFFFFFu;  // all lanes
     const PlacePlan plan(p);
     const uint32_t experts = static_cast<uint32_t>(p.experts), choices = static_cast<uint32_t>(p.choices);
     const uint32_t size = static_cast<uint32_t>(p.size), room = static_cast<uint32_t>(p.room);
@@ -92,7 +92,8 @@ __global__ void __launch_bounds__(kMostPlaceThreads) place_rows(const PlaceParam
             const int64_t given = next;
             next = given_at(choice + 32);  // is on its way while this round is counted
             const uint32_t expert = given >= 0 && given < p.experts ? static_cast<uint32_t>(given) : experts;
-            const uint32_t same = ptx::match_any_sync(kWarp, expert), same_in_lower_lanes = same & ((1u << lane) - 1);
+            const uint32_t same = ptx::match_any_sync(kAllLanes, expert),
+                           same_in_lower_lanes = same & ((1u << lane) - 1);
             const uint32_t before = expert < experts ? load(counts + expert) : 0;
             __syncwarp();  // all lanes have read the count before one of them replaces it
             if (expert < experts && !same_in_lower_lanes) store(counts + expert, before + __popc(same));
@@ -113,11 +114,7 @@ __global__ void __launch_bounds__(kMostPlaceThreads) place_rows(const PlaceParam
         }
     const uint32_t alignment = static_cast<uint32_t>(p.alignment);
     const uint32_t padded = masked ? 0 : (count + alignment - 1) / alignment * alignment;
-    const ptx::PrefixSum of_warp = ptx::prefix_sum(padded);
-    uint32_t first = of_warp.before;  // how many rows the experts before it have
-    if (lane == 0) store(plan.sums + warp, of_warp.all);
-    __syncthreads();
-    for (uint32_t i = 0; i < warp; ++i) first += load(plan.sums + i);
+    uint32_t first = prefix_of_cta(padded, word(plan.sums), Sum{}).before;  // how many rows the experts before it have
     if (thread < experts) {
         if (masked) {
             first = thread * room;

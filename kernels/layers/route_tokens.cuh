@@ -59,15 +59,6 @@ __device__ __forceinline__ float exponential_of(float x) {
 // 1 / (1 + exp(-x)); below -87, where sigmoid() ends, it is exp(x).
 __device__ __forceinline__ float sigmoid_of(float x) { return x >= -87.0f ? sigmoid(x) : exponential_of(x); }
 
-template <Input kInput>
-__device__ __forceinline__ float logit_at(const void* logits, int64_t element) {
-    const uint8_t* at = static_cast<const uint8_t*>(logits) + element * Piece<kInput>::kBytes;
-    if constexpr (kInput == Input::kFp32) return *reinterpret_cast<const float*>(at);
-    const uint16_t bits = *reinterpret_cast<const uint16_t*>(at);
-    if constexpr (kInput == Input::kBf16) return __uint_as_float(static_cast<uint32_t>(bits) << 16);
-    return __half2float(__ushort_as_half(bits));
-}
-
 // Calls use(i, load(i)) for this lane's i below `count`.
 template <typename Load, typename Use>
 __device__ __forceinline__ void each_of_lane(uint32_t count, const Load& load, const Use& use) {
@@ -137,7 +128,9 @@ __global__ void __launch_bounds__(32 * kRouteWarps) route_tokens(const RoutePara
     const uint32_t orders = scores + 4 * experts, of_groups = orders + 4 * experts;
     const auto score_of = [&](uint32_t i) { return load_float(scores, i); };
 
-    const auto logit_of = [&](uint32_t i) { return logit_at<kInput>(p.logits, token * p.row_stride + i); };
+    const auto logit_of = [&](uint32_t i) {
+        return load_piece<kInput, false>(p.logits, token * p.row_stride + i, 1, 1)[0];
+    };
     if (p.sigmoid) {
         each_of_lane(experts, logit_of,
                      [&](uint32_t i, float x) { store_word(scores, i, __float_as_uint(sigmoid_of(x))); });
@@ -220,12 +213,5 @@ const char* start_route(const RouteArgs& args) {
 }
 
 extern "C" const char* gemm_ladder_launch(const RouteArgs* args) {
-    switch (static_cast<Input>(args->input)) {
-        case Input::kBf16:
-            return start_route<Input::kBf16>(*args);
-        case Input::kFp16:
-            return start_route<Input::kFp16>(*args);
-        default:
-            return start_route<Input::kFp32>(*args);
-    }
+    return with_input(args->input, [&]<Input kInput>() { return start_route<kInput>(*args); });
 }

@@ -12,7 +12,7 @@ from gemm_ladder import ops
 from gemm_ladder.casts import eager
 from gemm_ladder.casts.kernel import Kernel
 from gemm_ladder.checks import CheckedCall
-from gemm_ladder.layers import choosing, combining, placing, routing, silu_backward, turning
+from gemm_ladder.layers import choosing, combining, placing, routing, scattering, silu_backward, turning
 from gemm_ladder.layers.own_kernels import OwnKernel
 from gemm_ladder.production import launching
 from gemm_ladder.training import candidates, operands
@@ -45,6 +45,10 @@ def _is_scattered(codes: torch.Tensor, of_rows: torch.Tensor, places: torch.Tens
     return placing.why_not_scattered(codes, of_rows, places, 1) is None
 
 
+def _is_cast(x: torch.Tensor, placed: routing.Placement, *_: object) -> bool:
+    return placed.layout != "contiguous" and scattering.why_not(x, placed.places, placed.size) is None
+
+
 _why_not_chosen = choosing.why_not
 
 
@@ -63,6 +67,7 @@ OWN: tuple[tuple[OwnKernel, Any, str, Callable[..., bool], Callable[..., Any]], 
     (choosing.KERNEL, choosing, "why_not", _is_chosen, _why_not_chosen),
     (placing.PLACE, routing, "place", _is_placed, routing.place),
     (placing.SCATTER, routing, "in_masked_layout", _is_scattered, routing.in_masked_layout),
+    (scattering.KERNEL, scattering, "in_layout", _is_cast, scattering.in_layout),
 )
 
 

@@ -12,6 +12,7 @@ from gemm_ladder.ref import fp8, gemm, metrics
 BF16 = torch.bfloat16
 EXPERTS, HIDDEN, INTERMEDIATE = 5, 144, 80
 ROW_ERROR = 4e-3  # of a tensor core's sums, rounded to BF16
+CHOICE_EXTREMES = {torch.int64: 2**63 - 1, torch.int32: 2**31 - 1}
 
 
 class Model(NamedTuple):
@@ -108,3 +109,12 @@ def layer_of(
     torch.manual_seed(n + k)
     linear = torch.nn.Linear(k, n, bias, device, dtype)
     return Fp8Linear.from_linear(linear, **options), linear
+
+
+def choices(tokens: int, top_k: int, experts: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+    """Random ones, of which some are no expert: just outside, and as far outside as the type allows."""
+    generator = torch.Generator().manual_seed(tokens * top_k)
+    found = torch.randint(-1, experts + 1, (tokens, top_k), generator=generator).to(dtype)
+    found[0, -1] = CHOICE_EXTREMES[dtype]
+    found[-1, 0] = -CHOICE_EXTREMES[dtype] - 1
+    return found

@@ -11,19 +11,10 @@ import torch
 from gemm_ladder import per_token_group_quant_fp8, settings
 from gemm_ladder.layers import Fp8Experts, placing, routing
 from gemm_ladder.layers.routing import LAYOUTS
+from layer_cases import CHOICE_EXTREMES, choices
 
 FP8 = torch.float8_e4m3fn
 CANARY = 0x55
-EXTREMES = {torch.int64: 2**63 - 1, torch.int32: 2**31 - 1}
-
-
-def choices(tokens: int, top_k: int, experts: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
-    """Random ones, of which some are no expert: just outside, and as far outside as the type allows."""
-    generator = torch.Generator().manual_seed(tokens * top_k)
-    found = torch.randint(-1, experts + 1, (tokens, top_k), generator=generator).to(dtype)
-    found[0, -1] = EXTREMES[dtype]
-    found[-1, 0] = -EXTREMES[dtype] - 1
-    return found
 
 
 @pytest.fixture
@@ -59,7 +50,7 @@ def check(chosen: torch.Tensor, experts: int, wanted: routing.Placement, device:
 
 
 @pytest.mark.usefixtures("canaries")
-@pytest.mark.parametrize("dtype", EXTREMES, ids=str)
+@pytest.mark.parametrize("dtype", CHOICE_EXTREMES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_places(layout: routing.Layout, dtype: torch.dtype, device: str) -> None:
     """One warp's choices and many, fewer experts than a warp has lanes and as many as a thread block has
@@ -175,8 +166,8 @@ def test_a_gpu_places_by_the_kernels(layout: routing.Layout) -> None:
                 experts(x, chosen, torch.rand(tokens, 2, device="cuda"))
         names = " ".join(one.key for one in profile.key_averages())
         assert ("place_rows" in names) == by_kernel
-        assert ("scatter_rows" in names) == (layout == "masked")
-        for dtype in EXTREMES:
+        assert ("scatter_cast" in names) == (layout != "contiguous") and "scatter_rows" not in names
+        for dtype in CHOICE_EXTREMES:
             found, wanted = (routing.place(one.to(dtype), 8, layout) for one in (chosen, chosen.cpu()))
             assert torch.equal(found.places.cpu(), wanted.places) and torch.equal(
                 found.rows.cpu(), wanted.rows

@@ -91,10 +91,10 @@ for hidden, top_k in ((144, 3), (1040, 16)):
 """
 PLACE = """
 import torch
-from gemm_ladder.layers import routing
+from gemm_ladder.layers import routing, scattering
 from gemm_ladder.layers.routing import LAYOUTS
+from layer_cases import choices
 from test_layers_choosing import SIZES, distinct_logits
-from test_layers_placing import choices
 for tokens, experts, top_k, groups, kept in SIZES:
     routing.route(distinct_logits(tokens, experts).cuda(), top_k, num_groups=groups, top_groups=kept)
 for tokens, top_k, experts in ((3, 2, 4), (129, 6, 64), (700, 8, 160)):
@@ -105,6 +105,9 @@ for tokens, top_k, experts in ((3, 2, 4), (129, 6, 64), (700, 8, 160)):
     codes = torch.zeros(tokens, 256, dtype=torch.float8_e4m3fn, device="cuda")
     places = routing.place(given.cuda(), experts, "masked").places
     routing.in_masked_layout(codes, torch.ones(tokens, 2, device="cuda"), places, experts, tokens)
+    for layout in LAYOUTS:
+        placed = routing.place(given.cuda(), experts, layout)
+        scattering.in_layout(torch.ones(tokens, 272, device="cuda"), placed, experts, False)
 torch.cuda.synchronize()
 """
 TOOLS = ("memcheck", "racecheck", "synccheck")

@@ -73,15 +73,16 @@ struct Piece {
     }
 };
 
-// At the start of a cast: lets the kernel behind begin, and waits for the one ahead, whose results x, the rows, the
-// counts and the ends may be. What is behind a cast is mostly a product. One with more than a tile of rows should not
-// begin early: its CTAs would get the SMs in the order in which the cast leaves them, and those that read the same tile
-// of B would lie apart (production/NOTES.md, 2026-11-30).
-__device__ __forceinline__ void start_early(const CastParams& p) {
+// At the start of a cast of `rows` rows: lets the kernel behind begin, and waits for the one ahead, whose results x,
+// the rows, the counts and the ends may be. What is behind a cast is mostly a product. One with more than a tile of
+// rows should not begin early: its CTAs would get the SMs in the order in which the cast leaves them, and those that
+// read the same tile of B would lie apart (production/NOTES.md, 2026-11-30).
+__device__ __forceinline__ void start_early(int64_t rows) {
     constexpr int64_t kFewRows = 128;  // of one tile
-    if (p.m <= kFewRows) ptx::griddepcontrol_launch_dependents();
+    if (rows <= kFewRows) ptx::griddepcontrol_launch_dependents();
     ptx::griddepcontrol_wait();
 }
+__device__ __forceinline__ void start_early(const CastParams& p) { start_early(p.m); }
 
 // Loads `count` numbers, at most a piece, and zeros for the others. kVector: a piece lies at a multiple of 16 bytes and
 // is loaded whole or not at all.
@@ -266,14 +267,20 @@ __device__ __forceinline__ uint32_t codes_of(float a, float b, float c, float d)
     return ptx::cvt_rn_satfinite_e4m3x2_f32(b, a) | static_cast<uint32_t>(ptx::cvt_rn_satfinite_e4m3x2_f32(d, c)) << 16;
 }
 
+// The codes of a piece, each number times the inverse of its scale, inverse(i).
+template <Input kInput, typename Inverse>
+__device__ __forceinline__ void codes_of(uint32_t (&words)[2], const Piece<kInput>& piece, Inverse inverse) {
+    const auto scaled = [&](int i) { return piece[i] * inverse(i); };
+    for (int i = 0; i < 2; ++i)
+        words[i] = codes_of(scaled(4 * i), scaled(4 * i + 1), scaled(4 * i + 2), scaled(4 * i + 3));
+}
+
 // Writes the codes of a piece's first `count` numbers, each times the inverse of its scale, inverse(i). kVector: of all
 // eight, at a multiple of 8 bytes, or of none where count is not positive.
 template <bool kVector, Input kInput, typename Inverse>
 __device__ __forceinline__ void store_codes(uint8_t* codes, const Piece<kInput>& piece, Inverse inverse, int count) {
-    const auto scaled = [&](int i) { return piece[i] * inverse(i); };
     uint32_t words[2];
-    for (int i = 0; i < 2; ++i)
-        words[i] = codes_of(scaled(4 * i), scaled(4 * i + 1), scaled(4 * i + 2), scaled(4 * i + 3));
+    codes_of(words, piece, inverse);
     if constexpr (kVector) {
         if (count > 0) *reinterpret_cast<uint2*>(codes) = {words[0], words[1]};
     } else {

@@ -12,7 +12,7 @@ from gemm_ladder.arguments import K_MULTIPLE, ceil_div
 from gemm_ladder.casts import functions
 from gemm_ladder.casts.kernel import INPUTS
 from gemm_ladder.errors import InputError
-from gemm_ladder.layers import combining, expert_products, routing, single_experts, weights
+from gemm_ladder.layers import combining, expert_products, routing, scattering, single_experts, weights
 from torch.nn.parameter import Parameter
 
 PROJECTIONS = ("gate_up_proj", "down_proj")
@@ -229,12 +229,8 @@ class Fp8Experts(torch.nn.Module):
         if layout == "auto":
             layout = routing.layout_for(count, chosen.shape[1], self.num_experts)
         placed = routing.place(chosen, self.num_experts, layout, None, self._room(count))
-        if layout == "masked":
-            of_experts = self._masked(functions.per_token_group_quant_fp8(rows, self.use_ue8m0), placed)
-        else:
-            tokens = placed.tokens()
-            a = functions.per_token_group_quant_fp8(rows, self.use_ue8m0, rows=tokens, psum_m=placed.ends)
-            of_experts = self._in_one_matrix(a, placed)
+        a = scattering.in_layout(rows, placed, self.num_experts, self.use_ue8m0)
+        of_experts = self._masked(a, placed) if layout == "masked" else self._in_one_matrix(a, placed)
         return combining.combined(of_experts, placed.places, expert_weights, x.dtype).view(x.shape)
 
     def _differentiated(
@@ -264,12 +260,10 @@ class Fp8Experts(torch.nn.Module):
         self._product(placed, b, "down_proj", out)
         return out
 
-    def _masked(self, rows: tuple[torch.Tensor, torch.Tensor], placed: routing.Placement) -> torch.Tensor:
-        """The same of tokens in FP8, in the masked layout, whose rows that count alone are written and
-        read."""
+    def _masked(self, a: tuple[torch.Tensor, torch.Tensor], placed: routing.Placement) -> torch.Tensor:
+        """The same in the masked layout, whose rows that count alone are written and read."""
         experts = self.num_experts
         room = placed.size // experts
-        a = routing.in_masked_layout(*rows, placed.places, experts, room)
         inner = a[0].new_empty(experts, room, 2 * self.intermediate_size, dtype=torch.bfloat16)
         self._product(placed, a, "gate_up_proj", inner)
         b = functions.silu_and_mul_per_token_group_quant_fp8(inner, self.use_ue8m0, masked_m=placed.rows)

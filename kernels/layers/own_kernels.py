@@ -2,8 +2,8 @@
 
 combine_rows.cuh (`combining`) adds up what experts give, turn_codes.cuh (`turning`) exchanges a weight's rows
 and columns, silu_backward.cuh (`silu_backward`) goes back through SiLU-and-multiply, route_tokens.cuh
-(`choosing`) chooses experts, and place_rows.cuh and scatter_rows.cuh (`placing`) find and fill the rows of a
-grouped layout.
+(`choosing`) chooses experts, place_rows.cuh and scatter_rows.cuh (`placing`) find and fill the rows of a
+grouped layout, and scatter_cast.cuh (`scattering`) casts tokens into one.
 
 They run on a Hopper GPU, or on the emulator. Where one cannot be built, or does not take the arguments,
 torch's operators do its work.
@@ -74,6 +74,15 @@ class OwnKernel:
         from gemm_ladder import launch  # here, as below: what torch's operators do needs neither
 
         return launch.why_not_loaded(self.name, "cuda", self.libraries, self.load, device)
+
+    def can_run(self, operand: torch.Tensor, why_not: str | None) -> bool:
+        """Whether the kernel can run where `operand` is, unless there is a reason `why_not`. It is loaded
+        then. Elsewhere, and where torch compiles or traces, torch's operators do its work.
+
+        Raises:
+            LaunchError: the kernel is not loaded while a CUDA graph is captured.
+        """
+        return operand.is_cuda and why_not is None and self.why_not(operand.device) is None
 
     def start(
         self, args: ctypes.Structure, read: Mapping[str, torch.Tensor], written: Mapping[str, torch.Tensor]

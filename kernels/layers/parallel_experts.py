@@ -403,7 +403,9 @@ class ParallelFp8Experts(Fp8Experts):
             layout = routing.layout_for(len(codes), chosen.shape[1], self.num_experts)
         placed = routing.place(chosen, self.num_experts, layout, dispatched.here)
         if layout == "masked":
-            found = self._masked((codes, of_rows), placed)
+            room = placed.size // self.num_experts
+            a = routing.in_masked_layout(codes, of_rows, placed.places, self.num_experts, room)
+            found = self._masked(a, placed)
         else:
             found = self._in_one_matrix(row_format.gather_tokens(codes, of_rows, placed.tokens()), placed)
         if self.combine_by == "sums":

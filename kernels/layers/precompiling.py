@@ -19,7 +19,16 @@ from gemm_ladder.casts import launching as casts_launching
 from gemm_ladder.casts.kernel import INPUTS, Kernel
 from gemm_ladder.casts.kernel import Kind as CastKind
 from gemm_ladder.errors import InputError
-from gemm_ladder.layers import choosing, combining, placing, routing, silu_backward, turning, weights
+from gemm_ladder.layers import (
+    choosing,
+    combining,
+    placing,
+    routing,
+    scattering,
+    silu_backward,
+    turning,
+    weights,
+)
 from gemm_ladder.layers.experts import PROJECTIONS, Fp8Experts, Setting
 from gemm_ladder.layers.linear import Fp8Linear
 from gemm_ladder.layers.own_kernels import OwnKernel
@@ -143,6 +152,7 @@ class _Experts(NamedTuple):
         choices: the most experts of this process that a token can choose.
         counted: whether only tokens and choices of this process's experts arrive, rather than all.
         differentiable: whether there are gradients.
+        in_fp8: whether tokens arrive in FP8, from other processes.
     """
 
     experts: int
@@ -155,6 +165,7 @@ class _Experts(NamedTuple):
     choices: int
     counted: bool
     differentiable: bool
+    in_fp8: bool
 
 
 def _described(layer: Fp8Linear | Fp8Experts) -> _Linear | _Experts:
@@ -175,9 +186,9 @@ def _described(layer: Fp8Linear | Fp8Experts) -> _Linear | _Experts:
     count = layer.num_experts
     sizes = (count, layer.hidden_size, layer.intermediate_size, layer.layout)
     if not isinstance(layer, ParallelFp8Experts):
-        return _Experts(*sizes, cast, trained, 1, count, counted=False, differentiable=True)
+        return _Experts(*sizes, cast, trained, 1, count, counted=False, differentiable=True, in_fp8=False)
     choices, counted = (layer.all_experts, False) if layer.everywhere else (count, True)
-    return _Experts(*sizes, cast, trained, layer.ranks.size, choices, counted, counted)
+    return _Experts(*sizes, cast, trained, layer.ranks.size, choices, counted, counted, in_fp8=True)
 
 
 def _device(layer: Fp8Linear | Fp8Experts, device: torch.device | int | None) -> torch.device | int | None:
@@ -236,6 +247,8 @@ def _of_experts(layer: _Experts, calls: _Calls, gpu: Gpu) -> Iterator[Compiled]:
     yield combining.KERNEL
     yield choosing.KERNEL  # of a router, which is mostly ahead of experts
     yield placing.PLACE
+    if kinds.keys() - {"contiguous"} and not layer.in_fp8:
+        yield scattering.KERNEL
     if "masked" in kinds:
         yield placing.SCATTER
     if not backward:

@@ -13,7 +13,6 @@ import torch
 from gemm_ladder import ops, scales, settings
 from gemm_ladder.errors import InputError
 from gemm_ladder.layers import choosing, placing
-from gemm_ladder.layers.own_kernels import OwnKernel
 
 Layout = Literal["contiguous", "masked", "psum"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
@@ -121,7 +120,7 @@ def route(
     scale = float(scale)
     groups, kept = _checked_groups(logits.shape[-1], top_k, num_groups, top_groups, group_score)
     by_kernel = None
-    if ops.in_eager(logits, bias) and _can(choosing.KERNEL, logits, choosing.why_not(logits, top_k, bias)):
+    if ops.in_eager(logits, bias) and choosing.KERNEL.can_run(logits, choosing.why_not(logits, top_k, bias)):
         by_kernel = choosing.choose(
             logits,
             top_k,
@@ -229,17 +228,6 @@ def most_rows(choices: int, experts: int) -> int:
     return rows
 
 
-def _can(kernel: OwnKernel, operand: torch.Tensor, why_not: str | None) -> bool:
-    """Whether a kernel that takes these operands, unless there is a reason `why_not`, can run where they are.
-    It is loaded then. Elsewhere, and where torch compiles or traces, its own operators do the work, which it
-    knows.
-
-    Raises:
-        LaunchError: the kernel is not loaded while a CUDA graph is captured.
-    """
-    return operand.is_cuda and why_not is None and kernel.why_not(operand.device) is None
-
-
 def _is_known(size: int) -> bool:
     """Whether a size is a number, and no symbol of what torch.compile or torch.export traces."""
     if not (ops.compiling() or ops.exporting()):
@@ -272,7 +260,7 @@ def place(
     room = chosen.shape[0] if room is None else room
     size = experts * room if layout == "masked" else most_rows(most, experts)
     alignment = settings.get_mk_alignment_for_contiguous_layout()
-    if ops.in_eager(chosen) and _can(placing.PLACE, chosen, placing.why_not_placed(chosen, experts, size)):
+    if ops.in_eager(chosen) and placing.PLACE.can_run(chosen, placing.why_not_placed(chosen, experts, size)):
         rows, places, tokens = placing.place(chosen, experts, layout, size, room, alignment)
         return Placement(layout, size, rows, places, most, tokens)
     if layout == "masked":
@@ -347,8 +335,8 @@ def _in_masked_layout(
     codes: torch.Tensor, of_rows: torch.Tensor, places: torch.Tensor, experts: int, room: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     size, hidden = experts * room, codes.shape[1]
-    if ops.in_eager(codes, of_rows, places) and _can(
-        placing.SCATTER, codes, placing.why_not_scattered(codes, of_rows, places, size)
+    if ops.in_eager(codes, of_rows, places) and placing.SCATTER.can_run(
+        codes, placing.why_not_scattered(codes, of_rows, places, size)
     ):
         out = codes.new_empty(experts, room, hidden)
         shape = (experts, room, of_rows.shape[1])

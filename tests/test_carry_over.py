@@ -13,7 +13,7 @@ import torch
 from gemm_ladder.build import digest, toolchain
 from gemm_ladder.casts.kernel import Kernel
 from gemm_ladder.errors import GemmLadderError, ToolchainError
-from gemm_ladder.layers import choosing, combining, placing, silu_backward, turning
+from gemm_ladder.layers import choosing, combining, placing, scattering, silu_backward, turning
 from gemm_ladder.measure import carry_over, same_code
 from gemm_ladder.production.config import Config
 
@@ -203,7 +203,7 @@ def test_machine_code_is_compared(
     assert same_code.differing_kernels(tmp_path) == differing
 
 
-OWN = [one.KERNEL.name for one in (choosing, combining, silu_backward, turning)]
+OWN = [one.KERNEL.name for one in (choosing, combining, scattering, silu_backward, turning)]
 OWN += [kernel.name for kernel in placing.KERNELS]
 CAST = Kernel("per_token", "nothing", torch.bfloat16)
 

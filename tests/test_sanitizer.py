@@ -14,7 +14,7 @@ import torch
 from families import FAMILIES, name
 from gemm_ladder.casts.kernel import KERNELS as KERNELS_OF_CASTS
 from gemm_ladder.casts.kernel import Kernel
-from gemm_ladder.layers import choosing, combining, placing, silu_backward, turning
+from gemm_ladder.layers import choosing, combining, placing, scattering, silu_backward, turning
 from gemm_ladder.production.config import Config
 from training_cases import CONFIGS as TRAINING_CONFIGS
 
@@ -196,6 +196,6 @@ def test_a_backward_pass_is_clean(tool: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("tool", TOOLS)
 def test_placing_is_clean(tool: str) -> None:
-    for kernel in (choosing.KERNEL, *placing.KERNELS):
+    for kernel in (choosing.KERNEL, *placing.KERNELS, scattering.KERNEL):
         kernel.compile_for("cuda")
     check(tool, PLACE)

@@ -41,11 +41,11 @@ class RowsOfGroups {
             if (p.ends) {
                 // A group begins behind all groups before it, even if an end is lower than one before: so no row has
                 // two groups, as in the products' scheduler.
-                const Prefix ends = prefix_of_cta(end, scratch, Largest{});
+                const Prefix ends = prefix_of_cta(end, scratch, kThreads / 32, Largest{});
                 first = padded(max(reached, ends.before), p.alignment);
                 reached = max(reached, ends.all);
             }
-            const Prefix counts = prefix_of_cta(end > first ? end - first : 0, scratch, Sum{});
+            const Prefix counts = prefix_of_cta(end > first ? end - first : 0, scratch, kThreads / 32, Sum{});
             const uint32_t mine = ahead + counts.before;
             if (one < groups_) write(one, mine, first - mine);
             ahead += counts.all;

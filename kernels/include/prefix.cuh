@@ -31,10 +31,11 @@ __device__ __forceinline__ Prefix prefix_of_warp(uint32_t value, Combine combine
     return prefix;
 }
 
-// Of the threads of a CTA of full warps, all of which call it. `scratch`: a word for each warp, in shared memory.
+// Of the threads of a CTA of `warps` full warps, all of which call it. `scratch`: a word for each warp, in shared
+// memory.
 template <typename Combine>
-__device__ __forceinline__ Prefix prefix_of_cta(uint32_t value, uint32_t scratch, Combine combine) {
-    const uint32_t warp = threadIdx.x / 32, warps = blockDim.x / 32;
+__device__ __forceinline__ Prefix prefix_of_cta(uint32_t value, uint32_t scratch, uint32_t warps, Combine combine) {
+    const uint32_t warp = threadIdx.x / 32;
     Prefix prefix = prefix_of_warp(value, combine);
     if (threadIdx.x % 32 == 0) ptx::st_shared(scratch + 4 * warp, prefix.all);
     __syncthreads();

@@ -402,12 +402,15 @@ class ParallelFp8Experts(Fp8Experts):
         if layout == "auto":
             layout = routing.layout_for(len(codes), chosen.shape[1], self.num_experts)
         placed = routing.place(chosen, self.num_experts, layout, dispatched.here)
-        if layout == "masked":
-            room = placed.size // self.num_experts
-            a = routing.in_masked_layout(codes, of_rows, placed.places, self.num_experts, room)
-            found = self._masked(a, placed)
-        else:
+        if layout == "contiguous":
             found = self._in_one_matrix(row_format.gather_tokens(codes, of_rows, placed.tokens()), placed)
+        elif layout == "psum":  # as a masked layout of one group
+            (a,), (sfa,) = routing.in_masked_layout(codes, of_rows, placed.places, 1, placed.size)
+            found = self._in_one_matrix((a, sfa), placed)
+        else:
+            room = placed.size // self.num_experts
+            a, sfa = routing.in_masked_layout(codes, of_rows, placed.places, self.num_experts, room)
+            found = self._masked((a, sfa), placed)
         if self.combine_by == "sums":
             return combining.combined(found, placed.places, factors)
         # An expert that a token chose twice may have no row for it, which makes a row of zeros.

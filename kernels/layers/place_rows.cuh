@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kMostPlaceThreads) place_rows(const PlaceParam
         }
     const uint32_t alignment = static_cast<uint32_t>(p.alignment);
     const uint32_t padded = masked ? 0 : (count + alignment - 1) / alignment * alignment;
-    uint32_t first = prefix_of_cta(padded, word(plan.sums), Sum{}).before;  // how many rows the experts before it have
+    uint32_t first = prefix_of_cta(padded, word(plan.sums), plan.threads / 32, Sum{}).before;
     if (thread < experts) {
         if (masked) {
             first = thread * room;

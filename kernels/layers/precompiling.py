@@ -249,7 +249,7 @@ def _of_experts(layer: _Experts, calls: _Calls, gpu: Gpu) -> Iterator[Compiled]:
     yield placing.PLACE
     if kinds.keys() - {"contiguous"} and not layer.in_fp8:
         yield scattering.KERNEL
-    if "masked" in kinds:
+    if "masked" in kinds or (layer.in_fp8 and "psum" in kinds):
         yield placing.SCATTER
     if not backward:
         return

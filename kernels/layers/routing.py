@@ -314,7 +314,7 @@ def in_masked_layout(
     Args:
         codes, of_rows: float8_e4m3fn [tokens, hidden] and their scales, float32 [tokens, blocks].
         places: as `place` gives them.
-        experts, room: how many groups there are, and how many rows each has.
+        experts, room: how many groups there are, and how many rows each has. A psum layout is one group.
 
     Returns:
         float8_e4m3fn [experts, room, hidden], and the scales, float32 [experts, room, blocks], as TMA reads

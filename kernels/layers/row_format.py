@@ -68,7 +68,7 @@ def pack_tokens(form: RowFormat, x: torch.Tensor, use_ue8m0: bool, *others: torc
 def gather_tokens(
     codes: torch.Tensor, of_tokens: torch.Tensor, token: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes and scales of rows as a contiguous or a psum layout has them.
+    """Codes and scales of rows as a contiguous layout has them.
 
     Args:
         codes, of_tokens: float8_e4m3fn [tokens, hidden], and scales, float32 [tokens, ceil(hidden / 128)].

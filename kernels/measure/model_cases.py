@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from gemm_ladder.arguments import Kind, ceil_div
 from gemm_ladder.casts.kernel import Kernel
-from gemm_ladder.layers import Fp8Linear, choosing, combining, convert, placing, routing
+from gemm_ladder.layers import Fp8Linear, choosing, combining, convert, placing, routing, scattering
 from gemm_ladder.measure import decoder, minilm
 from gemm_ladder.measure.arithmetic import IN_BF16, Arithmetic, Fused
 from gemm_ladder.measure.model_times import Mark, Marked
@@ -30,7 +30,7 @@ ENCODED = (1, 8, 32, 128, 512, 2048, 8192)  # tokens of all sentences
 LIMIT = 64  # kinds of sizes that torch.compile compiles one function for
 
 # What is launched beside the products.
-OWN = (choosing.KERNEL, combining.KERNEL, *placing.KERNELS)
+OWN = (choosing.KERNEL, combining.KERNEL, *placing.KERNELS, scattering.KERNEL)
 CASTS = (
     Kernel("per_block", "nothing", torch.bfloat16),
     Kernel("per_token", "nothing", torch.bfloat16),

@@ -26,7 +26,7 @@ from gemm_ladder.errors import GemmLadderError, InputError
 from gemm_ladder.figures import parallel as figure
 from gemm_ladder.figures import tables
 from gemm_ladder.figures.rows import ParallelRow
-from gemm_ladder.layers import combining, placing, routing
+from gemm_ladder.layers import combining, placing, routing, scattering
 from gemm_ladder.measure import records, session
 from gemm_ladder.measure.parallel_ranks import MODULE, Plan
 from gemm_ladder.measure.parallel_training import whole_experts
@@ -44,6 +44,7 @@ BESIDE = (
     Kernel("per_token", "silu_and_mul", torch.bfloat16),
     combining.KERNEL,
     *placing.KERNELS,
+    scattering.KERNEL,
 )
 PROTOCOL = (
     "a process for each GPU, NCCL; time between CUDA events, the host's share and its waiting included; the "

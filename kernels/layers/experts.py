@@ -24,7 +24,7 @@ class Fp8Experts(torch.nn.Module):
     """Experts whose products are in FP8: for each token, sum over its experts e of
     weight[e] * down[e] (SiLU(gate[e] x) * up[e] x).
 
-    Tokens are gathered by expert while they are cast to FP8, SiLU-and-multiply is done by the cast between
+    Tokens are laid out by expert while they are cast to FP8, SiLU-and-multiply is done by the cast between
     the two products, and each token then adds up its experts' rows, always in the same order. Nothing waits
     for the GPU. So a CUDA graph can capture a call once its kernels are loaded: after `precompile`, or after
     a call with as many tokens.

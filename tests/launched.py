@@ -46,7 +46,7 @@ def _is_scattered(codes: torch.Tensor, of_rows: torch.Tensor, places: torch.Tens
 
 
 def _is_cast(x: torch.Tensor, placed: routing.Placement, *_: object) -> bool:
-    return placed.layout != "contiguous" and scattering.why_not(x, placed.places, placed.size) is None
+    return scattering.is_for(placed) and scattering.why_not(x, placed.places, placed.size) is None
 
 
 _why_not_chosen = choosing.why_not

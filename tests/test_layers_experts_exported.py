@@ -61,6 +61,15 @@ def test_export(options: dict[str, object], strict: bool) -> None:
         assert same(torch.export.load(saved).run_decompositions().module(), layer, (1, 129))
 
 
+def test_export_of_one_expert_each() -> None:
+    """For any number of tokens, also of those that a GPU gathers instead of scattering them."""
+    layer = experts_of(layout="psum")
+    torch._dynamo.reset()
+    program = exported(layer, *tokens(20, 1)).module()
+    for count in COUNTS:
+        assert torch.equal(program(*tokens(count, 1)), layer(*tokens(count, 1)))
+
+
 @pytest.mark.parametrize("strict", [False, True])
 def test_export_needs_a_layout(strict: bool) -> None:
     """But for one number of tokens, which says which."""
@@ -92,7 +101,7 @@ def test_few_graphs(options: dict[str, object], graphs: int, monkeypatch: pytest
     backend = aot_autograd(fw_compiler=lambda graph, example: made.append(1) or graph)
     compiled = torch.compile(layer, backend=backend, dynamic=True, fullgraph=True)
     with torch.no_grad():
-        for count in (*range(20, 30), 0, 1, 2, 400):
+        for count in (*range(20, 30), 0, 1, 2, 400, 1500):
             assert compiled(*tokens(count, 1)).shape == (count, HIDDEN)
     assert len(made) == graphs
 

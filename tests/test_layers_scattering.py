@@ -58,7 +58,7 @@ def check(
 @pytest.mark.parametrize("dtype", INPUTS, ids=str)
 @pytest.mark.parametrize("use_ue8m0", [False, True])
 def test_rows_of_choices(dtype: torch.dtype, use_ue8m0: bool, device: str) -> None:
-    """Of one token and of many, of rows that are no whole runs, of more experts than a thread loads at a
+    """Of one token and of many, of rows that are no whole runs, of more choices than a thread loads at a
     time, with less room than there are choices."""
     for tokens, top_k, experts, hidden, room in (
         (1, 8, 256, 256, 1),
@@ -115,16 +115,41 @@ def test_a_smaller_storage() -> None:
 
 
 @pytest.mark.parametrize("layout", routing.LAYOUTS)
-def test_layouts(layout: routing.Layout, device: str) -> None:
-    """The result is the same wherever it is made."""
-    x, chosen = numbers(40, 384, torch.bfloat16), choices(40, 4, 8)
+@pytest.mark.parametrize(("top_k", "tokens"), [(4, 40), (1, scattering.MOST_SINGLE + 1)])
+@pytest.mark.parametrize("first", [0, 3])
+def test_layouts(layout: routing.Layout, top_k: int, tokens: int, first: int, device: str) -> None:
+    """Each row that has a token has its numbers, whichever kernel casts it, in strides that products take;
+    also where tokens do not begin at multiples of 16 bytes."""
+    if layout == "masked" and tokens > 40:
+        tokens = 90  # of which each expert has room for all
+    x, chosen = numbers(tokens, 400, torch.bfloat16)[:, first : first + 384], choices(tokens, top_k, 8)
     placed = routing.place(chosen, 8, layout)
     there = placed if device == "cpu" else routing.place(chosen.cuda(), 8, layout)
-    want, found = (scattering.in_layout(*given, 8, False) for given in ((x, placed), (x.to(device), there)))
-    counts = placed.tokens() >= 0
-    for one, other in zip(want, found, strict=True):
-        assert one.shape == other.shape and one.stride() == other.stride()
-        if one.dtype == FP8:
-            one, other = one.view(torch.uint8), other.view(torch.uint8)
-        flat = [each.cpu().reshape(placed.size, -1)[counts].float() for each in (one, other)]
-        torch.testing.assert_close(*flat, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(there.places.cpu(), placed.places)
+    # Copied as it is, with its gaps.
+    whole = torch.empty(tokens, 400, dtype=x.dtype, device=device)
+    moved = whole[:, first : first + 384].copy_(x)
+    codes, of_rows = scattering.in_layout(moved, there, 8, False)
+    shape = (8, placed.size // 8) if layout == "masked" else (placed.size,)
+    assert codes.shape == (*shape, 384) and codes.is_contiguous()
+    assert of_rows.shape == (*shape, 3) and of_rows.stride() == scales.mn_major_strides(of_rows.shape)
+    token = placed.tokens()
+    rows = token >= 0
+    assert rows.any()
+    want_codes, want_scales = per_token_group_quant_fp8(x)
+    found = (
+        codes.cpu().view(placed.size, 384).view(torch.uint8)[rows],
+        of_rows.cpu().reshape(placed.size, 3)[rows],
+    )
+    assert torch.equal(found[0], want_codes[token[rows]].view(torch.uint8))
+    torch.testing.assert_close(found[1], want_scales[token[rows]], rtol=0, atol=0, equal_nan=True)
+
+
+def test_which_layouts_the_kernel_is_for() -> None:
+    """All that it was faster for."""
+    for layout in routing.LAYOUTS:
+        for top_k, tokens in ((1, scattering.MOST_SINGLE), (1, scattering.MOST_SINGLE + 1), (2, 3000)):
+            places = torch.zeros(tokens, top_k, dtype=torch.int64)
+            placed = routing.Placement(layout, 1, places, places, 1)
+            many = top_k == 1 and tokens > scattering.MOST_SINGLE
+            assert scattering.is_for(placed) == (layout == "masked" or (layout == "psum" and not many))

@@ -73,10 +73,11 @@ struct Piece {
     }
 };
 
-// At the start of a cast of `rows` rows: lets the kernel behind begin, and waits for the one ahead, whose results x,
-// the rows, the counts and the ends may be. What is behind a cast is mostly a product. One with more than a tile of
-// rows should not begin early: its CTAs would get the SMs in the order in which the cast leaves them, and those that
-// read the same tile of B would lie apart (production/NOTES.md, 2026-11-30).
+// At the start of a cast of `rows` rows, or of tokens of which an expert has one row each: lets the kernel behind
+// begin, and waits for the one ahead, whose results x, the rows, the counts and the ends may be. What is behind a cast
+// is mostly a product. One with more than a tile of rows should not begin early: its CTAs would get the SMs in the
+// order in which the cast leaves them, and those that read the same tile of B would lie apart (production/NOTES.md,
+// 2026-11-30).
 __device__ __forceinline__ void start_early(int64_t rows) {
     constexpr int64_t kFewRows = 128;  // of one tile
     if (rows <= kFewRows) ptx::griddepcontrol_launch_dependents();

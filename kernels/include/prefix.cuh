@@ -1,4 +1,4 @@
-// What the threads ahead of each thread make of their values together: a sum, or the largest.
+// For each thread, the sum or the largest of the values of all threads with a lower number, and of all threads.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -18,8 +18,9 @@ struct Largest {
     __device__ __forceinline__ uint32_t operator()(uint32_t a, uint32_t b) const { return a > b ? a : b; }
 };
 
-// Of the lanes of a full warp. Of no lanes it is 0. After the step with `lanes`, `all` is what this lane's block of
-// 2 * lanes lanes makes, and `before` what the lanes below it in the block make.
+// Of the lanes of a full warp. Of no lanes it is 0, which suits a sum and the largest of unsigned numbers. After the
+// step with `lanes`, `all` is what this lane's block of 2 * lanes lanes makes, and `before` what the lanes below it in
+// the block make.
 template <typename Combine>
 __device__ __forceinline__ Prefix prefix_of_warp(uint32_t value, Combine combine) {
     Prefix prefix{0, value};

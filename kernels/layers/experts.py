@@ -27,7 +27,7 @@ class Fp8Experts(torch.nn.Module):
     Tokens are laid out by expert while they are cast to FP8, SiLU-and-multiply is done by the cast between
     the two products, and each token then adds up its experts' rows, always in the same order. Nothing waits
     for the GPU. So a CUDA graph can capture a call once its kernels are loaded: after `precompile`, or after
-    a call with as many tokens.
+    the same call, with tensors that lie in memory alike.
 
     For inference, or beside what is trained (trainable=False), the weights are stored in FP8 and have no
     gradients; x and expert_weights do. For training (trainable=True) they are parameters of their own type,

@@ -5,8 +5,8 @@ and columns, silu_backward.cuh (`silu_backward`) goes back through SiLU-and-mult
 (`choosing`) chooses experts, place_rows.cuh and scatter_rows.cuh (`placing`) find and fill the rows of a
 grouped layout, and scatter_cast.cuh (`scattering`) casts tokens into one.
 
-They run on a Hopper GPU, or on the emulator. Where one cannot be built, or does not take the arguments,
-torch's operators do its work.
+They run on a Hopper GPU, or on the emulator. Where one cannot be built, or does not take the arguments, and
+where torch compiles or traces, torch's operators or casts do its work.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class OwnKernel:
 
     def can_run(self, operand: torch.Tensor, why_not: str | None) -> bool:
         """Whether the kernel can run where `operand` is, unless there is a reason `why_not`. It is loaded
-        then. Elsewhere, and where torch compiles or traces, torch's operators do its work.
+        then. The caller has asked `ops.in_eager` before.
 
         Raises:
             LaunchError: the kernel is not loaded while a CUDA graph is captured.

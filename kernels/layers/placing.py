@@ -1,5 +1,5 @@
 """Two kernels for a mixture of experts on a Hopper GPU. place_rows.cuh finds the row of each choice in a
-grouped layout; scatter_rows.cuh copies tokens in FP8 into the masked layout.
+grouped layout; scatter_rows.cuh copies tokens in FP8 into the masked or psum layout.
 
 `routing` defines what they compute, and does it by torch's operators where the kernels are not used.
 """

@@ -309,7 +309,7 @@ def _masked(chosen: torch.Tensor, experts: int, most: int, room: int) -> Placeme
 def in_masked_layout(
     codes: torch.Tensor, of_rows: torch.Tensor, places: torch.Tensor, experts: int, room: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens in FP8 where the masked layout has them. Rows that do not count are not written.
+    """Tokens in FP8 where the masked or the psum layout has them. Rows that do not count are not written.
 
     Args:
         codes, of_rows: float8_e4m3fn [tokens, hidden] and their scales, float32 [tokens, blocks].

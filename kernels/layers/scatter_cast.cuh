@@ -1,9 +1,10 @@
-// Casts each token, per token, and writes it to the rows of the masked or psum layout that its choices have.
+// Casts each token, with a scale for each run of 128 numbers, and writes it to each row that one of its choices has in
+// the masked or psum layout.
 //
-// A gather makes each row of a token, and so reads and casts a token once for each of its experts. Here 8 lanes read
-// and cast a run of 128 numbers once, as in cast_per_token.cuh, and write it to one row after the other. Most bytes are
-// written here, not read, so a lane has 16 neighbouring numbers, and stores their codes together. Rows of no token are
-// not written.
+// A gather makes each row from its token, and so reads and casts a token once for each of its experts. Here 8 lanes
+// read and cast a run of 128 numbers once, as in cast_per_token.cuh, and write it to one row after the other. Most
+// bytes are written here, not read, so a lane has 16 neighbouring numbers, and stores their codes together. Rows of no
+// token are not written.
 #pragma once
 
 #include "cast_per_token.cuh"
@@ -15,7 +16,7 @@ struct ScatterCastParams {
     const void* x;          // kInput [tokens, k]: columns side by side, each row at a multiple of 16 bytes
     const int64_t* places;  // [tokens, top_k], contiguous; a choice whose number is outside 0 to size - 1 has no row
     uint8_t* codes;         // E4M3 [size, k], contiguous, at a multiple of 16 bytes; k is a multiple of 16
-    float* scales;          // [size / room, room, runs of k], of any strides: those of a group
+    float* scales;          // [size / room, room, runs of k], of any strides; a group's are [room, runs of k]
     int64_t tokens, top_k, k, size, room;
     int64_t x_row, scale_group, scale_row, scale_column;  // strides, in elements
     bool power_of_two;                                    // round scales up to powers of two
@@ -40,7 +41,7 @@ __global__ void __launch_bounds__(kThreads) scatter_cast(const ScatterCastParams
     const int64_t* places = p.places + static_cast<int64_t>(token) * top_k;
     start_early(p.tokens);
 
-    // All loads of the first places are on their way before one is used.
+    // The loads of x and of the first places are all on their way before one is used.
     Piece<kInput> pieces[kParts];
 #pragma unroll
     for (int j = 0; j < kParts; ++j) {

@@ -1,10 +1,10 @@
-// Copies each token's FP8 row, and its scales, to the rows of the masked layout that its choices have.
+// Copies each token's FP8 row, and its scales, to the rows of the masked or psum layout that its choices have.
 //
 // A CTA copies the row for one choice; each thread moves 16 bytes at a time.
 #pragma once
 
+#include "cast_numbers.cuh"
 #include "launch.cuh"
-#include "ptx.cuh"
 
 constexpr uint32_t kScatterThreads = 128;
 
@@ -13,7 +13,7 @@ struct ScatterParams {
     const float* scales;    // [tokens, scales_a_row], of any strides
     const int64_t* places;  // [tokens, top_k], contiguous; a choice whose number is outside 0 to size - 1 has no row
     uint8_t* to;            // [size, row_bytes], contiguous, at a multiple of 16 bytes
-    float* to_scales;       // [size / room, room, scales_a_row], of any strides: those of a group
+    float* to_scales;       // [size / room, room, scales_a_row], of any strides; a group's are [room, scales_a_row]
     int64_t choices, top_k, row_bytes, scales_a_row, size, room;
     int64_t codes_row, scale_row, scale_column, to_group, to_row, to_column;  // strides; codes_row in bytes
 };
@@ -25,8 +25,7 @@ struct ScatterArgs {
 };
 
 __global__ void __launch_bounds__(kScatterThreads) scatter_rows(const ScatterParams p) {
-    ptx::griddepcontrol_launch_dependents();
-    ptx::griddepcontrol_wait();  // all that is read may be what the kernels ahead write
+    start_early(static_cast<uint32_t>(p.choices) / static_cast<uint32_t>(p.top_k));
     const uint32_t choice = blockIdx.x, token = choice / static_cast<uint32_t>(p.top_k);
     const int64_t place = p.places[choice];
     if (place < 0 || place >= p.size) return;

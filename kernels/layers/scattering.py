@@ -1,8 +1,9 @@
 """The cast of tokens into a grouped layout.
 
 On a Hopper GPU one kernel (scatter_cast.cuh) reads and casts each token once and writes it to the rows of its
-experts, in the masked and the psum layout. Elsewhere, and for the contiguous layout, whose padding has to be
-zeros, the casts that users call do it, with the same numbers.
+experts. It is for the masked layout, and for the psum layout unless many tokens have one expert each.
+Elsewhere, for tokens that the kernel does not take (`why_not`), and for the contiguous layout, whose padding
+has to be zeros, the casts that users call do it, with the same numbers.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from gemm_ladder.layers.own_kernels import OwnKernel
 
 KERNEL = OwnKernel("scatter_cast")
 _ALIGNMENT = 16  # bytes that the kernel loads at a time
-_PIECE = 16  # numbers that a thread casts
-# A gather of more tokens than these is as fast or faster where each has one expert (NOTES.md).
+_MULTIPLE = 16  # numbers that a thread casts
+# Where each token has one expert, a gather of more tokens than these is as fast or faster (NOTES.md).
 MOST_SINGLE = 1024
 
 
@@ -58,16 +59,13 @@ def in_layout(
         no token are zeros; in the others they may be anything.
 
     Raises:
-        LaunchError: as `routing.place`.
+        InputError: x has a smaller storage than its elements need.
+        LaunchError: a CUDA graph is captured, and the kernels have not been loaded before: by
+            `gemm_ladder.layers.precompile`, or by the same call with tensors that lie in memory alike.
     """
     places, size = placed.places, placed.size
     masked = placed.layout == "masked"
-    if (
-        placed.layout != "contiguous"
-        and not (placed.layout == "psum" and places.shape[1] == 1 and places.shape[0] > MOST_SINGLE)
-        and ops.in_eager(x, places)
-        and KERNEL.can_run(x, why_not(x, places, size))
-    ):
+    if ops.in_eager(x, places) and is_for(placed) and KERNEL.can_run(x, why_not(x, places, size)):
         groups = experts if masked else 1
         shape = (groups, size // groups, ceil_div(x.shape[1], SCALE_BLOCK))
         codes = x.new_empty(*shape[:2], x.shape[1], dtype=E4M3)
@@ -78,6 +76,12 @@ def in_layout(
         of_tokens = functions.per_token_group_quant_fp8(x, use_ue8m0)
         return routing.in_masked_layout(*of_tokens, places, experts, size // experts)
     return functions.per_token_group_quant_fp8(x, use_ue8m0, rows=placed.tokens(), psum_m=placed.ends)
+
+
+def is_for(placed: routing.Placement) -> bool:
+    """Whether the kernel is for such a layout. Not to be asked while torch traces: sizes are symbols then."""
+    tokens, top_k = placed.places.shape
+    return placed.layout == "masked" or (placed.layout == "psum" and (top_k > 1 or tokens <= MOST_SINGLE))
 
 
 def why_not(x: torch.Tensor, places: torch.Tensor, size: int) -> str | None:
@@ -91,7 +95,7 @@ def why_not(x: torch.Tensor, places: torch.Tensor, size: int) -> str | None:
     if x.dim() != 2 or places.dim() != 2 or x.shape[0] != places.shape[0] or x.device != places.device:
         return "x and places are not two matrices of one device with a row for each token"
     steps = (x.stride(0) * x.itemsize, x.data_ptr())
-    if x.stride(1) != 1 or x.shape[1] % _PIECE or any(one % _ALIGNMENT for one in steps):
+    if x.stride(1) != 1 or x.shape[1] % _MULTIPLE or any(one % _ALIGNMENT for one in steps):
         return "rows are not contiguous, of no multiple of 16 numbers, or not at multiples of 16 bytes"
     runs = x.shape[0] * ceil_div(x.shape[1], SCALE_BLOCK)
     if not all(0 < one <= MAX_SIZE for one in (runs, places.numel(), size)):

@@ -35,7 +35,7 @@ def check(
     span = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     codes = torch.full((groups * room * hidden + 128,), CANARY, dtype=torch.uint8, device=device)
     of_rows = torch.full((span + 32,), -1.0, device=device)
-    want_codes, want_scales = codes.cpu(), of_rows.cpu()
+    want_codes, want_scales = codes.cpu().clone(), of_rows.cpu().clone()
     in_fp8, of_tokens = per_token_group_quant_fp8(x, use_ue8m0)
     for token, choice in zip(
         *torch.nonzero((places >= 0) & (places < groups * room), as_tuple=True), strict=True

@@ -129,7 +129,7 @@ def test_layouts(layout: routing.Layout, top_k: int, tokens: int, first: int, de
     # Copied as it is, with its gaps.
     whole = torch.empty(tokens, 400, dtype=x.dtype, device=device)
     moved = whole[:, first : first + 384].copy_(x)
-    codes, of_rows = scattering.in_layout(moved, there, 8, False)
+    codes, of_rows = scattering.in_layout(moved, there, False)
     shape = (8, placed.size // 8) if layout == "masked" else (placed.size,)
     assert codes.shape == (*shape, 384) and codes.is_contiguous()
     assert of_rows.shape == (*shape, 3) and of_rows.stride() == scales.mn_major_strides(of_rows.shape)

@@ -107,7 +107,7 @@ for tokens, top_k, experts in ((3, 2, 4), (129, 6, 64), (700, 8, 160)):
     routing.in_masked_layout(codes, torch.ones(tokens, 2, device="cuda"), places, experts, tokens)
     for layout in LAYOUTS:
         placed = routing.place(given.cuda(), experts, layout)
-        scattering.in_layout(torch.ones(tokens, 272, device="cuda"), placed, experts, False)
+        scattering.in_layout(torch.ones(tokens, 272, device="cuda"), placed, False)
 torch.cuda.synchronize()
 """
 TOOLS = ("memcheck", "racecheck", "synccheck")

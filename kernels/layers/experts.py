@@ -229,8 +229,7 @@ class Fp8Experts(torch.nn.Module):
         if layout == "auto":
             layout = routing.layout_for(count, chosen.shape[1], self.num_experts)
         placed = routing.place(chosen, self.num_experts, layout, None, self._room(count))
-        a = scattering.in_layout(rows, placed, self.num_experts, self.use_ue8m0)
-        of_experts = self._masked(a, placed) if layout == "masked" else self._in_one_matrix(a, placed)
+        of_experts = self._results(scattering.in_layout(rows, placed, self.use_ue8m0), placed)
         return combining.combined(of_experts, placed.places, expert_weights, x.dtype).view(x.shape)
 
     def _differentiated(
@@ -250,33 +249,21 @@ class Fp8Experts(torch.nn.Module):
         weights.check_stored(name, weight)
         return weight.detach(), of_blocks.detach()
 
-    def _in_one_matrix(self, a: tuple[torch.Tensor, torch.Tensor], placed: routing.Placement) -> torch.Tensor:
-        """BF16 [size, hidden]: the result of each row of `a`, which is laid out in the contiguous or the psum
-        layout."""
-        inner = a[0].new_empty(placed.size, 2 * self.intermediate_size, dtype=torch.bfloat16)
+    def _results(self, a: tuple[torch.Tensor, torch.Tensor], placed: routing.Placement) -> torch.Tensor:
+        """BF16 [size, hidden]: the result of each row of `a`, which lies as `placed` says. In the masked
+        layout the rows that count alone are read and written."""
+        inner = a[0].new_empty(*placed.shape, 2 * self.intermediate_size, dtype=torch.bfloat16)
         self._product(placed, a, "gate_up_proj", inner)
-        b = functions.silu_and_mul_per_token_group_quant_fp8(inner, self.use_ue8m0, psum_m=placed.ends)
-        out = self._results(placed)
-        self._product(placed, b, "down_proj", out)
-        return out
-
-    def _masked(self, a: tuple[torch.Tensor, torch.Tensor], placed: routing.Placement) -> torch.Tensor:
-        """The same in the masked layout, whose rows that count alone are written and read."""
-        experts = self.num_experts
-        room = placed.size // experts
-        inner = a[0].new_empty(experts, room, 2 * self.intermediate_size, dtype=torch.bfloat16)
-        self._product(placed, a, "gate_up_proj", inner)
-        b = functions.silu_and_mul_per_token_group_quant_fp8(inner, self.use_ue8m0, masked_m=placed.rows)
-        out = self._results(placed)
-        self._product(placed, b, "down_proj", out.view(experts, room, self.hidden_size))
+        b = functions.silu_and_mul_per_token_group_quant_fp8(
+            inner, self.use_ue8m0, masked_m=placed.counts, psum_m=placed.ends
+        )
+        out = a[0].new_empty(placed.size, self.hidden_size, dtype=torch.bfloat16)
+        self._product(placed, b, "down_proj", out.view(*placed.shape, self.hidden_size))
         return out
 
     def _room(self, tokens: int) -> int:
         """How many rows each expert has in the masked layout."""
         return tokens
-
-    def _results(self, placed: routing.Placement) -> torch.Tensor:
-        return self.down_proj.new_empty(placed.size, self.hidden_size, dtype=torch.bfloat16)
 
     def _product(
         self,

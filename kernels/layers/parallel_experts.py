@@ -403,14 +403,12 @@ class ParallelFp8Experts(Fp8Experts):
             layout = routing.layout_for(len(codes), chosen.shape[1], self.num_experts)
         placed = routing.place(chosen, self.num_experts, layout, dispatched.here)
         if layout == "contiguous":
-            found = self._in_one_matrix(row_format.gather_tokens(codes, of_rows, placed.tokens()), placed)
+            a, sfa = row_format.gather_tokens(codes, of_rows, placed.tokens())
         elif layout == "psum":  # as a masked layout of one group
             (a,), (sfa,) = routing.in_masked_layout(codes, of_rows, placed.places, 1, placed.size)
-            found = self._in_one_matrix((a, sfa), placed)
         else:
-            room = placed.size // self.num_experts
-            a, sfa = routing.in_masked_layout(codes, of_rows, placed.places, self.num_experts, room)
-            found = self._masked((a, sfa), placed)
+            a, sfa = routing.in_masked_layout(codes, of_rows, placed.places, *placed.shape)
+        found = self._results((a, sfa), placed)
         if self.combine_by == "sums":
             return combining.combined(found, placed.places, factors)
         # An expert that a token chose twice may have no row for it, which makes a row of zeros.

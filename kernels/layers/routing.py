@@ -44,6 +44,17 @@ class Placement(NamedTuple):
         """Of the psum layout, for casts that pass over its padding; else None."""
         return self.rows if self.layout == "psum" else None
 
+    @property
+    def counts(self) -> torch.Tensor | None:
+        """Of the masked layout, for casts of the rows that count alone; else None."""
+        return self.rows if self.layout == "masked" else None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the rows as the product takes them: [experts, room] in the masked layout, else [size]."""
+        experts = self.rows.shape[0]
+        return (experts, self.size // experts) if self.layout == "masked" else (self.size,)
+
     def tokens(self) -> torch.Tensor:
         """int32 [size]: the token of each row; -1 where it has none."""
         if self.row_tokens is not None:

@@ -44,37 +44,35 @@ class Args(ctypes.Structure):
 
 
 def in_layout(
-    x: torch.Tensor, placed: routing.Placement, experts: int, use_ue8m0: bool
+    x: torch.Tensor, placed: routing.Placement, use_ue8m0: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cast tokens to FP8, where their layout has them.
 
     Args:
         x: float32, bfloat16 or float16 [tokens, hidden].
-        placed: from `routing.place`, with `experts` experts.
+        placed: from `routing.place`.
         use_ue8m0: whether scales are rounded up to powers of two.
 
     Returns:
-        float8_e4m3fn [size, hidden], or of the masked layout [experts, size / experts, hidden], and the
-        scales, float32 with ceil(hidden / 128) columns, as TMA reads them. In the contiguous layout rows of
-        no token are zeros; in the others they may be anything.
+        float8_e4m3fn [*placed.shape, hidden], and the scales, float32 [*placed.shape, ceil(hidden / 128)], as
+        TMA reads them. In the contiguous layout rows of no token are zeros; in the others they may be
+        anything.
 
     Raises:
         InputError: x has a smaller storage than its elements need.
         LaunchError: a CUDA graph is captured, and the kernels have not been loaded before: by
             `gemm_ladder.layers.precompile`, or by the same call with tensors that lie in memory alike.
     """
-    places, size = placed.places, placed.size
-    masked = placed.layout == "masked"
-    if ops.in_eager(x, places) and is_for(placed) and KERNEL.can_run(x, why_not(x, places, size)):
-        groups = experts if masked else 1
-        shape = (groups, size // groups, ceil_div(x.shape[1], SCALE_BLOCK))
-        codes = x.new_empty(*shape[:2], x.shape[1], dtype=E4M3)
+    places, masked = placed.places, placed.layout == "masked"
+    if ops.in_eager(x, places) and is_for(placed) and KERNEL.can_run(x, why_not(x, places, placed.size)):
+        shape = (*placed.shape, ceil_div(x.shape[1], SCALE_BLOCK))
+        codes = x.new_empty(*placed.shape, x.shape[1], dtype=E4M3)
         of_rows = x.new_empty_strided(shape, scales.mn_major_strides(shape), dtype=torch.float32)
-        cast(x, places, codes, of_rows, use_ue8m0)
-        return (codes, of_rows) if masked else (codes[0], of_rows[0])
+        cast(x, places, *(one if masked else one[None] for one in (codes, of_rows)), use_ue8m0)
+        return codes, of_rows
     if masked:
         of_tokens = functions.per_token_group_quant_fp8(x, use_ue8m0)
-        return routing.in_masked_layout(*of_tokens, places, experts, size // experts)
+        return routing.in_masked_layout(*of_tokens, places, *placed.shape)
     return functions.per_token_group_quant_fp8(x, use_ue8m0, rows=placed.tokens(), psum_m=placed.ends)
 
 

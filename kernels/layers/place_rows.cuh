@@ -21,12 +21,15 @@ struct PlaceParams {
                          // no expert
     int32_t* rows;       // what the product takes: contiguous [size], masked and psum [experts]
     int64_t* places;     // [choices]: rows; `size` for a choice that has none
-    int32_t* tokens;     // [size]: the token of each row, -1 where it has none; null in the masked layout
+    int32_t* tokens;     // [size]: the token of each row, -1 where it has none; null where nobody needs them
     int64_t choices, top_k, experts, size;
     int64_t room;       // masked: the rows of each expert
     int64_t alignment;  // contiguous and psum: each expert's rows begin at a multiple of this
     PlaceLayout layout;
     int64_t is_int32;
+
+    // Whether something is written for each row: its token, or its expert.
+    __host__ __device__ bool fills_rows() const { return tokens || layout == PlaceLayout::kContiguous; }
 };
 
 // The argument of the launcher, filled in by Python (placing.py).
@@ -39,7 +42,7 @@ struct PlaceArgs {
 struct PlacePlan {
     uint32_t warps;    // that process choices
     uint32_t run;      // choices of each of these warps, a multiple of 32
-    uint32_t threads;  // of the CTA: one for each expert, and for each row, if there are so many
+    uint32_t threads;  // of the CTA: one for each expert, and for each row that is written, if there are so many
     // From word 0: a count for each warp and expert.
     uint32_t firsts;  // each expert's first row, then the end of the last one's, its padding included
     uint32_t ends;    // the row behind the last that each expert fills
@@ -51,7 +54,7 @@ struct PlacePlan {
         const uint32_t rounds = (choices + 31) / 32, most_warps = kMostPlaceThreads / 32;
         warps = rounds < most_warps ? rounds : most_warps;
         run = (rounds + warps - 1) / warps * 32;
-        const int64_t rows = p.layout == PlaceLayout::kMasked ? 0 : p.size;
+        const int64_t rows = p.fills_rows() ? p.size : 0;
         const uint32_t of_rows = static_cast<uint32_t>(rows < kMostPlaceThreads ? rows : kMostPlaceThreads);
         const uint32_t wanted = experts > of_rows ? experts : of_rows;
         threads = wanted > 32 * warps ? (wanted + 31) / 32 * 32 : 32 * warps;
@@ -143,7 +146,7 @@ __global__ void __launch_bounds__(kMostPlaceThreads) place_rows(const PlaceParam
         p.places[choice] = place;
         if (place < size) write_row(place, static_cast<int32_t>(choice / top_k), static_cast<int32_t>(expert));
     });
-    if (masked) return;
+    if (!p.fills_rows()) return;
     // A warp has the padding of every so many experts, and all threads have what is behind the last one's.
     for (uint32_t expert = warp; expert < experts; expert += plan.threads / 32) {
         const uint32_t end = min(load(plan.firsts + expert + 1), size);

@@ -61,7 +61,8 @@ class Placed(NamedTuple):
 
     Attributes:
         rows, places: as in `routing.Placement`.
-        tokens: int32 [size]: the token of each row, -1 where it has none; None in the masked layout.
+        tokens: int32 [size]: the token of each row, -1 where it has none; None where `place` does not ask for
+            them.
     """
 
     rows: torch.Tensor
@@ -88,6 +89,10 @@ def place(
 ) -> Placed:
     """Place choices, on the emulator, or queued on the current stream of a GPU.
 
+    The tokens of rows are asked for where rows are gathered: in the contiguous layout, and in the psum layout
+    if each token has one expert (`scattering.is_for`). Elsewhere tokens are written to their places, and to
+    write the tokens of rows, padding included, would take up to half of the kernel's time (NOTES.md).
+
     Args:
         chosen: int32 or int64 [tokens, top_k]: experts.
         experts: how many there are.
@@ -103,7 +108,8 @@ def place(
     chosen = chosen.contiguous()
     rows = chosen.new_empty(size if layout == "contiguous" else experts, dtype=torch.int32)
     places = chosen.new_empty(chosen.shape, dtype=torch.int64)
-    tokens = None if layout == "masked" else chosen.new_empty(size, dtype=torch.int32)
+    gathered = layout == "contiguous" or (layout == "psum" and chosen.shape[1] == 1)
+    tokens = chosen.new_empty(size, dtype=torch.int32) if gathered else None
     params = PlaceParams(
         chosen.data_ptr(),
         rows.data_ptr(),

@@ -189,8 +189,8 @@ print(f"\nan all-to-all: {best:.0f} GB/s at best, of the data sheet's {parallel_
 print(tables.plain([row[1:] for row in parallel.training(data)]))
 
 # %% [markdown]
-# With 4096 tokens two GPUs take longer than one, and with 16384 hardly less: again much of it is the host's
-# time.
+# With 4096 tokens two GPUs take longer than one, and with 16384 they are far from twice as fast: again much
+# of it is the host's time.
 #
 # ## More GPUs, on paper
 #
@@ -212,7 +212,7 @@ known = parallel_model.measured(layer, data["rows"])
 print(tables.plain([*parallel_model.checks(layer, known, data["rows"])]))
 
 # %% [markdown]
-# It is what is left when the parts that are known have been taken away, so these errors say only that one
+# It is what is left when the parts that are known have been taken away, so these errors say only how well one
 # number does for all sizes. About 8 GPUs they say nothing.
 #
 # What sharing is compared with are GPUs that have all experts each, if they had the memory: no token travels,

@@ -130,8 +130,9 @@ def summary(data: ModelFile) -> list[str]:
     meta = data["meta"]
     if "cosine" in meta:
         found.append(
-            f"MiniLM in FP8: the vectors of sentences have a cosine of {meta['cosine']:.4f} or more with "
-            f"those in FP32, of a word or two of {meta['cosine_short']:.4f} or more."
+            f"MiniLM in FP8: the vectors of sentences of seven words or more have a cosine of "
+            f"{meta['cosine']:.4f} or more with those in FP32, of one to four words of "
+            f"{meta['cosine_short']:.4f} or more."
         )
     return found
 

@@ -128,6 +128,26 @@ def test_many_runs_and_long_rows(kind: Kind, before: Before, machine: str) -> No
 
 
 @pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
+def test_a_large_matrix(dtype: torch.dtype, machine: str) -> None:
+    """Per token, with so many runs that neighbouring ones are of other rows: groups that end inside of what a
+    warp casts, with counts and without, rows of broken runs, gaps between rows; seven rows have no such
+    kernel."""
+    counts = torch.tensor([0, 9, 500], dtype=torch.int32, device=DEVICE[machine])
+    for shape, gap, given in (
+        ((67, 2048), 0, {}),
+        ((3, 43, 1024), 16, {}),
+        ((3, 43, 1024), 8, {"masked_m": counts}),
+        ((250, 400), 0, {"use_ue8m0": True}),
+        ((130, 7, 144), 8, {}),
+    ):
+        x = spaced(numbers(shape, dtype), DEVICE[machine], gap=gap, offset=8)
+        cast = place("per_token", "nothing", x, shape[-1], **given)
+        for seed in range(2):
+            cast.run(seed=seed, num_sms=1)
+            cast.check()
+
+
+@pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_silu_of_many_whole_runs(kind: Kind, dtype: torch.dtype, machine: str) -> None:
     """Whose next run, or tile, is loaded while one is cast: rows of one run with gaps between them, and rows

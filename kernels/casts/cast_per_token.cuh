@@ -3,7 +3,9 @@
 // 8 lanes cast a run together. Each loads two pieces of 8 numbers, 64 apart, so that a warp's loads of BF16 are 16
 // bytes a lane and 128 in a row. There is neither shared memory nor a barrier: the largest magnitude goes around by
 // shuffles. A thread has the same run of kRows rows, whose pieces it loads before it uses the first, so that enough
-// bytes are in flight. Where x is small, kRows is 1 and more CTAs share the work.
+// bytes are in flight. Where x is small, kRows is 1 and more CTAs share the work. Where x is large, neighbouring units
+// of 8 lanes have the same run of kLines lines of kRows rows, so that a warp writes the scales of 8 rows, a whole
+// sector of L2, at once.
 #pragma once
 
 #include "cast_numbers.cuh"
@@ -12,14 +14,15 @@ constexpr int kRunLanes = 8;
 constexpr int kParts = 2, kApart = kScaleK / kParts;  // pieces of a lane, and how far apart they are
 
 // kSkips: rows of zeros that a gather makes are not written, as the psum layout's padding need not be.
-template <Input kInput, Before kBefore, bool kVector, int kRows, bool kSkips>
+template <Input kInput, Before kBefore, bool kVector, int kRows, bool kSkips, int kLines>
 __global__ void __launch_bounds__(kThreads) fp8_cast_per_token(const CastParams p) {
     constexpr uint32_t kUnits = kThreads / kRunLanes;  // of kRows rows and one run, a CTA
     constexpr uint32_t kLanesARow = kRunLanes / kRows;
     const uint32_t runs = static_cast<uint32_t>(ceil_div(p.k, kScaleK));
-    const uint32_t lines_a_group = static_cast<uint32_t>(ceil_div(p.m, kRows));
+    const uint32_t lines_a_group = static_cast<uint32_t>(ceil_div(p.m, kRows * kLines)) * kLines;
     const uint32_t unit = blockIdx.x * kUnits + threadIdx.x / kRunLanes;  // operands.py has seen to it that this fits
-    const uint32_t line = unit / runs, run = unit - line * runs;
+    const uint32_t place = unit / kLines, stack = place / runs, run = place - stack * runs;
+    const uint32_t line = stack * kLines + unit % kLines;
     const uint32_t group = p.groups == 1 ? 0 : line / lines_a_group;
     const int64_t first = static_cast<int64_t>(line - group * lines_a_group) * kRows;
     const uint32_t lane = threadIdx.x % kRunLanes;

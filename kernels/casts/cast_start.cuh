@@ -49,11 +49,11 @@ const char* start_kernel(Kernel kernel, const CastArgs& args, LaunchConfig confi
     return launch(kernel, config, args.params);
 }
 
-template <Input kInput, Before kBefore, bool kVector, int kRows, bool kSkips = false>
+template <Input kInput, Before kBefore, bool kVector, int kRows, bool kSkips = false, int kLines = 1>
 const char* start_runs(const CastArgs& args) {
     const CastParams& p = args.params;
-    const int64_t units = p.groups * ceil_div(p.m, kRows) * ceil_div(p.k, kScaleK);
-    return start_kernel(fp8_cast_per_token<kInput, kBefore, kVector, kRows, kSkips>, args,
+    const int64_t units = p.groups * ceil_div(p.m, kRows * kLines) * kLines * ceil_div(p.k, kScaleK);
+    return start_kernel(fp8_cast_per_token<kInput, kBefore, kVector, kRows, kSkips, kLines>, args,
                         {.blocks = ceil_div(units, kThreads / kRunLanes), .threads = kThreads});
 }
 
@@ -70,6 +70,7 @@ template <Input kInput, Before kBefore>
 const char* start_per_token(const CastArgs& args) {
     constexpr int kMostRows = kBefore == Before::kSiluAndMul || kInput == Input::kFp32 ? 2 : 4;
     constexpr int64_t kThreadsAnSm = 2048;
+    constexpr int64_t kManyRunsAnSm = 990;  // 2^24 numbers on 132 SMs, which with their codes fill L2 (NOTES.md)
     const CastParams& p = args.params;
     const int64_t runs = p.groups * p.m * ceil_div(p.k, kScaleK);
     if (!in_pieces<kInput>(p, false)) return start_runs<kInput, kBefore, false, 1>(args);
@@ -89,6 +90,9 @@ const char* start_per_token(const CastArgs& args) {
             if (counted) return start_silu<kInput, true>(of_groups, RowsOfGroups::shared_bytes(groups));
         }
     if (p.ends && p.rows) return start_runs<kInput, kBefore, true, kMostRows, true>(args);
+    if constexpr (kBefore == Before::kNothing && kInput != Input::kFp32)
+        if (!p.rows && p.m >= 2 * kMostRows && runs >= args.num_sms * kManyRunsAnSm)
+            return start_runs<kInput, kBefore, true, kMostRows, false, 2>(args);
     return start_runs<kInput, kBefore, true, kMostRows>(args);
 }
 

@@ -81,8 +81,11 @@ SENTENCES = (
     "Antidisestablishmentarianism is a word that few people have ever needed.",
     "The court held that the contract, although both parties had signed it, could not be enforced.",
 )
-# A word or two: fewer tokens to average over.
-SHORT = ("No.", "Yes.", "Hello!", "Thanks.", "What time is it?")
+# One to four words: fewer tokens to average over. SENTENCES have seven or more.
+SHORT = (
+    *("No.", "Yes.", "Hello!", "Thanks.", "Stop that!", "I love you."),
+    *("How are you?", "Can you help me?", "What time is it?"),
+)
 
 
 class Layer(torch.nn.Module):

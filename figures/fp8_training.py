@@ -24,7 +24,7 @@ MODES = {  # ways to run a step, as they stand behind a label
 LABELS = {BF16: "BF16", FP8: "FP8", OTHER: "BF16, another seed"}
 COLOURS = {BF16: "#1a1a1a", FP8: "#d0642a", OTHER: "#9a9a9a"}
 BARS = {"bf16": "#9a9a9a", "fp8": "#d0642a"}
-LAST = 0.1  # the share of the steps at the end whose training losses are compared
+LAST = 0.1  # the share of the steps at the end whose losses are compared
 Split = Literal["train", "held_out"]
 
 
@@ -51,12 +51,10 @@ def losses(data: LossesFile, run: Run, split: Split) -> dict[int, float]:
 
 
 def at_the_end(data: LossesFile, run: Run, split: Split) -> float:
-    """The loss at the end: held out that of the last step, in training the mean of the last LAST of them."""
+    """The loss at the end: the mean of those that were recorded in the last LAST of the steps. A single one
+    varies by as much as two seeds differ."""
     found = losses(data, run, split)
-    last = max(found)
-    if split == "held_out":
-        return found[last]
-    return fmean(loss for step, loss in found.items() if step > (1 - LAST) * last)
+    return fmean(loss for step, loss in found.items() if step > (1 - LAST) * max(found))
 
 
 def gap(data: LossesFile, split: Split) -> Gap:
@@ -67,15 +65,23 @@ def gap(data: LossesFile, split: Split) -> Gap:
 
 def verdict(data: LossesFile) -> str:
     """The difference in a sentence."""
-    found, base = gap(data, "held_out"), at_the_end(data, BF16, "held_out")
     meta = data["meta"]
     steps = f"{meta['steps']} steps"
     if meta["steps"] < meta["steps_wanted"]:
         steps += f" (of the {meta['steps_wanted']} that were wanted)"
     return (
-        f"After {steps} of {meta['tokens']} bytes the loss on held-out text is {base:.4f} nats a byte with "
-        f"BF16 linears, {found.fp8:+.4f} ({found.fp8 / base:+.2%}) with FP8, and {found.seed:+.4f} "
-        f"({found.seed / base:+.2%}) with BF16 and another seed."
+        f"At the end of {steps} of {meta['tokens']} bytes, the loss in nats a byte is, "
+        f"{_beside(data, 'held_out')}; {_beside(data, 'train')}."
+    )
+
+
+def _beside(data: LossesFile, split: Split) -> str:
+    """BF16's loss, and by how much the others are above it."""
+    found, base = gap(data, split), at_the_end(data, BF16, split)
+    where = "on held-out text" if split == "held_out" else "in training"
+    return (
+        f"{where}, {base:.4f} with BF16 linears, {found.fp8:+.4f} ({found.fp8 / base:+.2%}) with FP8, and "
+        f"{found.seed:+.4f} ({found.seed / base:+.2%}) with BF16 and another seed"
     )
 
 

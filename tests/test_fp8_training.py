@@ -202,10 +202,19 @@ def test_what_is_said_of_a_record() -> None:
     data = made_up()
     assert figure.gap(data, "held_out").fp8 == pytest.approx(0.004, abs=2e-5)
     assert figure.gap(data, "train").fp8 == pytest.approx(0.004, abs=2e-5)
-    assert "After 2000 steps of 16384 bytes" in figure.verdict(data) and "+0.0040 (+0.3" in figure.verdict(
-        data
-    )
-    assert "After 1500 steps (of the 2000 that were wanted)" in figure.verdict(made_up(1500))
+    said = figure.verdict(data)
+    assert "At the end of 2000 steps of 16384 bytes" in said and said.count("+0.0040 (+0.3") == 2
+    assert "At the end of 1500 steps (of the 2000 that were wanted)" in figure.verdict(made_up(1500))
+
+
+def test_losses_at_the_end_are_means() -> None:
+    """Of the last tenth of the steps: one evaluation that is far off says little."""
+    data = made_up()
+    before = figure.at_the_end(data, figure.FP8, "held_out")
+    last = next(row for row in data["rows"][::-1] if row["linears"] == "fp8")
+    assert last["step"] == 2000
+    last["held_out"] -= 1  # of four evaluations: after steps 1850, 1900, 1950 and 2000
+    assert figure.at_the_end(data, figure.FP8, "held_out") == pytest.approx(before - 0.25)
 
 
 def test_without_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

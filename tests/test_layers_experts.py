@@ -9,6 +9,7 @@ import gemm_ladder as gl
 import numpy as np
 import pytest
 import torch
+from gemm_ladder import settings
 from gemm_ladder.errors import InputError
 from gemm_ladder.lab import agreement
 from gemm_ladder.layers import Fp8Experts, Fp8Linear, route, routing
@@ -153,16 +154,21 @@ def test_nothing_but_its_own_rows(layout: routing.Layout, device: str) -> None:
     assert found[3].isnan().all() and found[7].isnan().all()
 
 
-def test_an_expert_twice_stays_inside(device: str) -> None:
-    """The masked layout has one row for each token and expert: what does not fit is left out, and overwrites
-    nothing."""
+def test_an_expert_twice(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The masked layout has one row for each token and expert. What does not fit is refused where the choices
+    are looked at; elsewhere it is left out, and overwrites nothing."""
     layer, _ = experts_of(device, layout="masked")
     x, chosen, factors = tokens(6, 2, device)
     chosen[:], factors[:] = 2, 0.5
-    found = layer(x, chosen, factors)
-    single = layer(x, chosen[:, :1], torch.ones_like(factors[:, :1]))
-    check_same(found[:3], single[:3])
-    assert not found[3:].any()
+    if device == "cuda":
+        found = layer(x, chosen, factors)
+        single = layer(x, chosen[:, :1], torch.ones_like(factors[:, :1]))
+        check_same(found[:3], single[:3])
+        assert not found[3:].any()
+        monkeypatch.setattr(settings, "check_contents", True)
+    chosen[0, 1] = -1
+    with pytest.raises(InputError, match="experts has 2 twice for token 1; experts that differ are needed"):
+        layer(x, chosen, factors)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

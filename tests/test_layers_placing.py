@@ -12,6 +12,7 @@ from gemm_ladder import per_token_group_quant_fp8, settings
 from gemm_ladder.layers import Fp8Experts, placing, routing
 from gemm_ladder.layers.routing import LAYOUTS
 from layer_cases import CHOICE_EXTREMES, choices
+from opcheck import byte_wise
 
 FP8 = torch.float8_e4m3fn
 CANARY = 0x55
@@ -132,6 +133,17 @@ def test_what_is_not_copied() -> None:
         "there are 0 choices and 8 rows": (codes, scales, places[:, :0]),
     }.items():
         assert reason in str(placing.why_not_scattered(*given, 8))
+
+
+def test_the_operator_of_programs(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own checks of in_masked_layout, which torch.export puts in programs. Every row has a token
+    here: others are not written, and are compared, too."""
+    byte_wise(monkeypatch)
+    codes, of_rows = per_token_group_quant_fp8(torch.randn(6, 144, device=device))
+    places = torch.randperm(6).view(6, 1).to(device)
+    operator = torch.ops.gemm_ladder.in_masked_layout.default
+    found = torch.library.opcheck(operator, (codes, of_rows, places, 1, 6), raise_exception=False)
+    assert set(found.values()) == {"SUCCESS"}, found
 
 
 @pytest.mark.gpu

@@ -170,3 +170,48 @@ def test_rows_of_both_in_a_block() -> None:
         "intermediate_size is 80; a multiple of 128 is needed to load 0.up_proj.weight without gate_proj, "
         "since a block has rows of both"
     )
+
+
+def together() -> tuple[State, State]:
+    """A layer's own state, and the same as transformers writes it: codes one by one, scales together."""
+    layer = Fp8Experts(EXPERTS, HIDDEN, INTERMEDIATE)
+    layer.load_state_dict(checkpoint())
+    own = layer.state_dict()
+    written = {name: tensor for name, tensor in own.items() if name.endswith("_scale_inv")}
+    for expert in range(EXPERTS):
+        gate, up = own["gate_up_proj"][expert].chunk(2)
+        codes = {"gate_proj": gate, "up_proj": up, "down_proj": own["down_proj"][expert]}
+        written |= {f"{expert}.{name}.weight": one for name, one in codes.items()}
+    return own, written
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_scales_that_are_together(assign: bool) -> None:
+    """They are the file's, not what the layer had; in one file with the codes, or in another."""
+    own, written = together()
+    scales = {name: written[name] for name in written if name.endswith("_scale_inv")}
+    codes = {name: written[name] for name in written if name not in scales}
+    for parts in ((written,), (codes, scales), (scales, codes)):
+        layer = Fp8Experts(EXPERTS, HIDDEN, INTERMEDIATE)
+        for part in parts:
+            found = layer.load_state_dict(dict(part), strict=False, assign=assign)
+            assert not found.unexpected_keys and bool(found.missing_keys) == (len(parts) > 1)
+        for name, tensor in layer.state_dict().items():
+            assert torch.equal(tensor.float(), own[name].float()), name
+
+
+def test_scales_that_are_given_twice() -> None:
+    _, written = together()
+    first = "0.gate_proj.weight"
+    of_one = {first + "_scale_inv": torch.ones(1, 2)}
+    for change, trainable, message in (
+        (of_one, False, f"gate_up_proj_scale_inv is given, and {first} is .* with scales of its own"),
+        ({first: written[first].bfloat16()}, False, f"{first} is torch.bfloat16; float8_e4m3fn without"),
+        ({}, True, f"the scales of {first} are in gate_up_proj_scale_inv; {first}_scale_inv is needed"),
+        ({"down_proj": torch.ones(EXPERTS, HIDDEN, INTERMEDIATE)}, False, "down_proj is given, and layers"),
+    ):
+        layer = Fp8Experts(EXPERTS, HIDDEN, INTERMEDIATE, trainable=trainable)
+        before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+        with pytest.raises(InputError, match=message):
+            layer.load_state_dict(written | change)
+        assert all(torch.equal(before[name].float(), one.float()) for name, one in layer.state_dict().items())

@@ -126,6 +126,27 @@ def test_experts_of_qwen3(transformers: ModuleType) -> None:
     assert reasons(report) == {"skip has 'gate'", "skip has 'lm_head'"} and len(report.kept) == 3
 
 
+@pytest.mark.parametrize("intermediate", [64, 128])
+def test_saved_experts(transformers: ModuleType, tmp_path: Path, intermediate: int) -> None:
+    """save_pretrained writes their codes one by one and their scales together, which can be read again."""
+    config = transformers.Qwen3MoeConfig(
+        **SIZES,
+        num_key_value_heads=2,
+        moe_intermediate_size=intermediate,
+        num_experts=4,
+        num_experts_per_tok=2,
+    )
+    model, other = (transformers.Qwen3MoeForCausalLM(config).to(BF16).eval() for _ in range(2))
+    convert(model)
+    convert(other)
+    model.save_pretrained(tmp_path)
+    load_file = pytest.importorskip("safetensors.torch").load_file
+    state = {name: one for file in tmp_path.glob("*.safetensors") for name, one in load_file(file).items()}
+    assert any("experts.0.gate_proj.weight" in name for name in state)
+    other.load_state_dict(state)
+    assert torch.equal(logits(other), logits(model))
+
+
 def test_deepseek_v3(transformers: ModuleType) -> None:
     torch.manual_seed(0)
     model = transformers.DeepseekV3ForCausalLM(transformers.DeepseekV3Config(**SIZES, **DEEPSEEK))

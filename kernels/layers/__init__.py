@@ -2,7 +2,7 @@
 
     from gemm_ladder.layers import Fp8Linear, convert
     layer = Fp8Linear.from_linear(torch.nn.Linear(7168, 2048))
-    print(convert(model, skip=["lm_head"]))
+    print(convert(model))
 
 What belongs here: the `linear` layer, the `products` that it is made of and their gradients; the `experts` of
 a mixture, the `routing` of tokens to them, and `expert_products`, which have gradients; the layers'

@@ -63,10 +63,11 @@ def convert(
 
     Args:
         model: any module of torch, such as a model of transformers. On the meta device, too, to be loaded.
-        skip: patterns of the layers to leave alone. A pattern matches a layer whose path has it between dots,
-            or at an end: "lm_head" matches "model.lm_head", "layers.0" all that is inside of layer 0, and
-            "gate" no "gate_proj". Wildcards are those of a shell. Or a function of a path and a module that
-            says whether to leave it alone.
+        skip: patterns of the layers to leave alone, in place of the default ones: the projection to the
+            vocabulary and the routers of experts, which lose more than they gain. A pattern is one or more
+            whole parts of a layer's path, next to each other: "lm_head" matches "model.lm_head", "layers.0"
+            all that is inside of layer 0, and "gate" does not match "gate_proj". Wildcards are those of a
+            shell. Or a function of a path and a module that says whether to leave it alone.
         inputs: what the model is called with once, as it was given, in eval mode and without gradients: a
             tensor, or a tuple or a dict of arguments. The report then has the error of each layer's output
             for what the layer got there. The error of a weight, about 2.6 % for nearly any, does not tell one
@@ -85,11 +86,11 @@ def convert(
             cannot be called with `inputs`. Nothing was replaced.
 
     Saving: unless trainable, `quantization_config` is set in the config of a model of transformers, if it has
-    none, to the form of DeepSeek-V3's checkpoints, with the paths of what was kept. `save_pretrained` writes
-    it, and transformers, vLLM and SGLang read it. Convert a whole model, as paths begin at `model`, and give
-    it a config of its own, as others that share it would say that they are in FP8, too. Of experts
-    `save_pretrained` writes codes one by one and scales together, which transformers reads on a GPU only;
-    `state_dict` has what Fp8Experts reads.
+    none, to the form of DeepSeek-V3's checkpoints, with the paths of what was kept. Convert a whole model, as
+    paths begin at `model`, and give it a config of its own, as others that share it would say that they are
+    in FP8, too. `save_pretrained` writes that config, and linear layers in a form that transformers, vLLM and
+    SGLang read. Of experts it writes codes one by one and scales together. `load_state_dict` of a converted
+    model reads that again; transformers does on a GPU only, and whether others do has not been tried.
 
     Loading: a model on the meta device gets its memory from a state of FP8 weights. Buffers that no state has
     stay on the meta device until the module that has them is made again. For Llama:

@@ -204,15 +204,17 @@ class Fp8Experts(torch.nn.Module):
 
         Args:
             x: float32, bfloat16 or float16 [..., hidden].
-            experts: int32 or int64 [..., top_k]: the experts of each token, none of them twice. A number that
-                is no expert's, such as -1, adds nothing: the expert may be on another GPU.
+            experts: int32 or int64 [..., top_k]: the experts of each token, none of them twice: the masked
+                layout has one row for each token and expert. A number that is no expert's, such as -1, adds
+                nothing: the expert may be on another GPU.
             expert_weights: [..., top_k], of a floating-point type; they are rounded to BF16.
 
         Returns:
             x's type and shape: BF16 sums, converted.
 
         Raises:
-            InputError: other types, shapes or devices.
+            InputError: other types, shapes or devices; or, on the CPU and with GEMM_LADDER_CHECK=1, an expert
+                has more choices than rows, as tokens chose it twice. Elsewhere such choices add nothing.
         """
         self._check(x, experts, expert_weights)
         if x.is_meta:  # which has a shape alone
@@ -229,6 +231,7 @@ class Fp8Experts(torch.nn.Module):
         if layout == "auto":
             layout = routing.layout_for(count, chosen.shape[1], self.num_experts)
         placed = routing.place(chosen, self.num_experts, layout, None, self._room(count))
+        routing.check_room(chosen, placed)
         of_experts = self._results(scattering.in_layout(rows, placed, self.use_ue8m0), placed)
         return combining.combined(of_experts, placed.places, expert_weights, x.dtype).view(x.shape)
 
@@ -356,8 +359,12 @@ class Fp8Experts(torch.nn.Module):
         if self.down_proj.is_meta or (assign and not given.missing):
             stored = stored.new(given.device)
         given.write(stored, self.use_ue8m0)
-        named = zip(stored._fields, stored, strict=True)
-        state.update((prefix + name, tensor) for name, tensor in named if tensor is not None)
+        for name, tensor in zip(stored._fields, stored, strict=True):
+            of_all = state.get(prefix + name)  # the scales, if they are together
+            if of_all is not None and not self.trainable:
+                state[prefix + name] = of_all.float()
+            elif tensor is not None:
+                state[prefix + name] = tensor
         return given.missing
 
     def _first_expert(self) -> int:

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from gemm_ladder import ops, scales, settings
+from gemm_ladder.checks import grouped
 from gemm_ladder.errors import InputError
 from gemm_ladder.layers import choosing, placing
 
@@ -315,6 +316,29 @@ def _masked(chosen: torch.Tensor, experts: int, most: int, room: int) -> Placeme
     places = torch.add(number, choices, alpha=room).clamp(max=size)
     places = places.where(number < room, size)  # none outside, whatever is chosen twice
     return Placement("masked", size, before[:experts, -1].clamp(max=room), places.view(chosen.shape), most)
+
+
+def check_room(chosen: torch.Tensor, placed: Placement) -> None:
+    """See that every choice of an expert has a row in the masked layout, where contents may be looked at: on
+    the CPU, and with GEMM_LADDER_CHECK=1 unless a CUDA graph is captured.
+
+    Args:
+        chosen: int32 or int64 [tokens, top_k], as `place` placed them, with room for a row of each token.
+
+    Raises:
+        InputError: an expert has more choices than there are tokens.
+    """
+    looked_at = (settings.check_contents or not chosen.is_cuda) and ops.in_eager(chosen)
+    if placed.layout != "masked" or not looked_at or grouped.capturing(chosen.device):
+        return
+    is_expert = (chosen >= 0) & (chosen < placed.shape[0])
+    without_row = chosen[is_expert & (placed.places == placed.size)]
+    if without_row.numel():
+        expert = int(without_row[0])
+        token = int(((chosen == expert).sum(1) > 1).nonzero()[0])
+        raise InputError(
+            f"experts has {expert} twice for token {token}; experts that differ are needed for each token"
+        )
 
 
 def in_masked_layout(

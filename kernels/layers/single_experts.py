@@ -2,7 +2,8 @@
 Fp8Experts, also from several files that have some of them each.
 
 Every tensor is written where it belongs. Beside the checkpoint's tensors and the layer's there are never more
-than those of one expert.
+than those of one expert. transformers writes converted experts so, too, but for the scales, which it leaves
+together: those are read as they are.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from gemm_ladder.errors import InputError
 from gemm_ladder.layers import weights
 
 NAMES = ("gate_proj", "up_proj", "down_proj")
+_TOGETHER = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj", "down_proj": "down_proj"}  # in the layer
 _BEHIND = (weights.SCALES, weights.OTHERS_SCALES, weights.ZERO_POINTS)
 _KEY = re.compile(rf"(\d+)\.(?:{'|'.join(NAMES)})\.weight(?:{'|'.join(_BEHIND)})?")
 
@@ -83,8 +85,9 @@ class Checkpoint:
         missing: the names that are needed besides.
 
     Raises:
-        InputError: one of the tensors cannot be such a weight, or the scales of two that are joined cannot
-            be. Nothing has been written or taken out of `state` then.
+        InputError: one of the tensors cannot be such a weight, the scales of two that are joined cannot be,
+            or there are weights of all experts together, or two scales of one weight. Nothing has been
+            written or taken out of `state` then.
     """
 
     def __init__(
@@ -95,18 +98,38 @@ class Checkpoint:
         shapes = dict.fromkeys(NAMES, (self._inner, hidden)) | {"down_proj": (hidden, self._inner)}
         self.missing: list[str] = []
         self._given: dict[tuple[int, str], Given] = {}
+        for name in dict.fromkeys(_TOGETHER.values()):
+            if prefix + name in state:
+                raise InputError(
+                    f"{prefix + name} is given, and layers of single experts beside it; one or the other is "
+                    "needed"
+                )
         for expert in experts:
             for name in NAMES:
-                self._given[expert, name] = self._look(self._key(expert, name), shapes[name])
+                self._given[expert, name] = self._look(expert, name, shapes[name])
             if self._inner % SCALE_BLOCK and not trained:
                 self._check_joined(expert)
 
     def _key(self, expert: int, name: str) -> str:
         return f"{self._prefix}{expert}.{name}.weight"
 
-    def _look(self, key: str, shape: tuple[int, ...]) -> Given:
+    def _scales_together(self, name: str) -> str | None:
+        """What the scales of all experts are called in the checkpoint; None if they are not together."""
+        key = self._prefix + _TOGETHER[name] + weights.SCALES
+        return key if key in self._state else None
+
+    def _look(self, expert: int, name: str, shape: tuple[int, ...]) -> Given:
+        key, together = self._key(expert, name), self._scales_together(name)
         weight, scales = weights.look(self._state, key, shape)
         in_fp8 = weight is not None and weight.dtype == weights.E4M3
+        if together and weight is not None and (scales is not None or not in_fp8):
+            kind = f"is {weight.dtype}" + " with scales of its own" * (scales is not None)
+            raise InputError(f"{together} is given, and {key} {kind}; float8_e4m3fn without them is needed")
+        if together and self._trained and in_fp8:
+            raise InputError(
+                f"the scales of {key} are in {together}; {key}{weights.SCALES} is needed for weights that "
+                "are trained"
+            )
         if self._trained and in_fp8 != (scales is not None):
             raise InputError(
                 f"one of {key} and {key}{weights.SCALES} is given; both are needed for weights that are "
@@ -114,7 +137,7 @@ class Checkpoint:
             )
         if weight is None:
             self.missing.append(key)
-        if scales is None and (in_fp8 or (weight is None and not self._trained)):
+        if scales is None and not together and (in_fp8 or (weight is None and not self._trained)):
             self.missing.append(key + weights.SCALES)
         return weight, scales
 
@@ -122,8 +145,9 @@ class Checkpoint:
         """Where a block of 128 x 128 has rows of both, gate and up have to be cast together."""
         gate, up = (self._given[expert, name] for name in NAMES[:2])
         reason = f"intermediate_size is {self._inner}; a multiple of {SCALE_BLOCK} is needed to "
+        together = self._scales_together("gate_proj")
         for weight, scales in (gate, up):
-            if scales is not None or (weight is not None and weight.dtype == weights.E4M3):
+            if scales is not None or (weight is not None and weight.dtype == weights.E4M3 and not together):
                 raise InputError(
                     f"{reason}join gate_proj and up_proj in FP8, of which a block would have two scales"
                 )

@@ -101,12 +101,17 @@ def get_m_alignment_for_contiguous_layout() -> int:
     return _mk_alignment
 
 
-def whole_number(name: str, value: object) -> int:
-    """`value` as an int from 0 to MAX_SIZE, which is what kernels and the fast path can be given. A tensor is
-    refused: reading it would wait for its device."""
+def integer(name: str, value: object) -> int:
+    """`value` as an int of any size, for a caller that refuses what is too small in words of its own. A
+    tensor is refused: reading it would wait for its device."""
     if not isinstance(value, SupportsIndex) or hasattr(value, "data_ptr"):
         raise InputError(f"{name} is of type {type(value).__name__}; an int is needed")
-    number = operator.index(value)
+    return operator.index(value)
+
+
+def whole_number(name: str, value: object) -> int:
+    """`value` as an int from 0 to MAX_SIZE, which is what kernels and the fast path can be given."""
+    number = integer(name, value)
     if number < 0:
         raise InputError(f"{name} is {number}; 0 or more is needed")
     if number > MAX_SIZE:

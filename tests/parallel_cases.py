@@ -250,6 +250,13 @@ def experts_refusals(device: str) -> None:
         ParallelFp8Experts.from_experts(layer)
     with refused("combine is 'all'; one of sums, rows is needed"):
         ParallelFp8Experts.from_experts(whole, combine="all")
+    with refused("everywhere is of type str; a bool is needed"):
+        ParallelFp8Experts.from_experts(whole, everywhere="no")
+    for flag in ("everywhere", "trainable", "use_ue8m0"):
+        with refused(f"{flag} is of type str; a bool is needed"):
+            ParallelFp8Experts(8, 128, 128, device=device, **{flag: "no"})
+    with refused("layout is 'foo'; one of auto, contiguous, masked, psum is needed"):
+        layer.layout = "foo"
     with refused("combine is rows on rank 0 and sums on rank 1; one is needed for all"):
         ParallelFp8Experts.from_experts(whole, combine="sums" if rank else "rows")
     with refused("hidden_size is 128 on rank 0 and 256 on rank 1"):
@@ -405,6 +412,11 @@ def linear_refusals(device: str) -> None:
         layer = kind(128 * size, 128 * size, device=device)
         with refused(f"the layer is of type {kind.__name__}; a whole torch.nn.Linear or Fp8Linear is needed"):
             kind.from_linear(layer)
+        for flag in ("trainable", "use_ue8m0"):
+            with refused(f"{flag} is of type str; a bool is needed"):
+                kind(128 * size, 128 * size, device=device, **{flag: "no"})
+            with refused(f"{flag} is of type str; a bool is needed"):
+                kind.from_linear(torch.nn.Linear(*[128 * size] * 2, device=device), **{flag: "no"})
         with refused("x has shape [3, 7]"):
             layer(torch.ones(3, 7, device=device))
         with refused("in_features is 24; a positive multiple of 16"):

@@ -268,7 +268,12 @@ def test_as_a_layer_of_torch() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Fp8Experts(0, 16, 16), "num_experts is 0; a positive multiple of 1 is needed"),
+        (lambda: Fp8Experts(0, 16, 16), "num_experts is 0; 1 or more is needed"),
+        (lambda: Fp8Experts(-1, 16, 16), "num_experts is -1; 1 or more is needed"),
+        (lambda: Fp8Experts(True, 16, 16), "num_experts is of type bool; an int is needed"),
+        (lambda: Fp8Experts(2, 16, 16, use_ue8m0="no"), "use_ue8m0 is of type str; a bool is needed"),
+        (lambda: Fp8Experts(2, 16, 16, trainable="no"), "trainable is of type str; a bool is needed"),
+        (lambda: experts_of(trainable=0), "trainable is of type int; a bool is needed"),
         (lambda: Fp8Experts(2, 24, 16), "hidden_size is 24; a positive multiple of 16 is needed"),
         (lambda: Fp8Experts(2, 16, 8), "intermediate_size is 8; a positive multiple of 16 is needed"),
         (
@@ -285,6 +290,14 @@ def test_as_a_layer_of_torch() -> None:
             "hidden positive multiples of 16 is needed",
         ),
         (
+            lambda: Fp8Experts.from_weights(torch.ones(0, 32, 16), torch.ones(0, 16, 16)),
+            "gate_up_proj has shape [0, 32, 16], of 0 experts; 1 or more is needed",
+        ),
+        (
+            lambda: Fp8Experts.from_weights(torch.ones(2, 32, 16), torch.ones(2, 16, 16, device="meta")),
+            "gate_up_proj is on cpu and down_proj on meta; one device is needed for both",
+        ),
+        (
             lambda: Fp8Experts.from_weights(torch.ones(32, 16), torch.ones(2, 16, 16)),
             "gate_up_proj is torch.float32 [32, 16]; float32, bfloat16 or float16 with 3 dimensions is "
             "needed",
@@ -295,7 +308,7 @@ def test_as_a_layer_of_torch() -> None:
         ),
         (
             lambda: experts_of()[0](*tokens(3)[:2], tokens(4)[2]),
-            "experts has shape [3, 2] and expert_weights [4, 2]; [3, 'top_k'], as x has them, is needed of "
+            "experts has shape [3, 2] and expert_weights [4, 2]; [3, top_k], as x has them, is needed of "
             "both",
         ),
         (
@@ -317,6 +330,24 @@ def test_refusals(call, message: str) -> None:
     with pytest.raises(InputError) as refused:
         call()
     assert str(refused.value) == message
+
+
+def test_another_layout() -> None:
+    """It may be set, to one that there is: then a compiled call has it, too."""
+    layer, _ = experts_of()
+    given = tokens(9)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        expected = layer(*given)
+        for layout in ("auto", *LAYOUTS):
+            layer.layout = layout
+            assert copy.deepcopy(layer).layout == layout and f"layout={layout}" in repr(layer)
+            assert torch.equal(layer(*given), expected) and torch.equal(compiled(*given), expected)
+            with pytest.raises(InputError) as refused:
+                layer.layout = "foo"
+            assert str(refused.value) == "layout is 'foo'; one of auto, contiguous, masked, psum is needed"
+            assert layer.layout == layout
 
 
 def test_one_expert_is_a_gated_layer(device: str) -> None:

@@ -97,7 +97,21 @@ def test_a_weight_that_is_computed() -> None:
         (lambda: Fp8Linear(100, 16), "in_features is 100; a positive multiple of 16 is needed"),
         (lambda: Fp8Linear(96, 10), "out_features is 10; a positive multiple of 8 is needed"),
         (lambda: Fp8Linear(0, 8), "in_features is 0; a positive multiple of 16 is needed"),
+        (lambda: Fp8Linear(-16, 8), "in_features is -16; a positive multiple of 16 is needed"),
+        (lambda: Fp8Linear(16, 2**31), "out_features is 2147483648; less than 2^31 is needed"),
         (lambda: Fp8Linear("a", 8), "in_features is of type str; an int is needed"),
+        (lambda: Fp8Linear(True, 8), "in_features is of type bool; an int is needed"),
+        (lambda: Fp8Linear(16, 8, use_ue8m0="no"), "use_ue8m0 is of type str; a bool is needed"),
+        (lambda: Fp8Linear(16, 8, trainable="no"), "trainable is of type str; a bool is needed"),
+        (lambda: Fp8Linear(16, 8, "no"), "bias is of type str; a bool is needed"),
+        (
+            lambda: Fp8Linear.from_linear(torch.nn.Linear(16, 8), trainable=1),
+            "trainable is of type int; a bool is needed",
+        ),
+        (
+            lambda: Fp8Linear.from_linear(torch.nn.Linear(16, 8), use_ue8m0=None),
+            "use_ue8m0 is of type NoneType; a bool is needed",
+        ),
         (
             lambda: Fp8Linear(16, 8, dtype=torch.float64),
             "dtype is torch.float64; float32, bfloat16 or float16 is needed",
@@ -122,6 +136,10 @@ def test_a_weight_that_is_computed() -> None:
         (lambda: Fp8Linear(16, 8)(torch.ones(16, 2)), "x has shape [16, 2]; [..., 16] is needed"),
         (lambda: Fp8Linear(16, 8)(torch.ones(())), "x has shape []; [..., 16] is needed"),
         (
+            lambda: Fp8Linear(16, 8)(torch.ones(2, 16).to_sparse()),
+            "x has layout torch.sparse_coo; a dense tensor (torch.strided) is needed",
+        ),
+        (
             lambda: Fp8Linear(16, 8)(torch.ones(2, 16, device="meta")),
             "x is on meta and the weight on cpu; one device is needed for both",
         ),
@@ -131,6 +149,43 @@ def test_refusals(call, message: str) -> None:
     with pytest.raises(InputError) as refused:
         call()
     assert str(refused.value) == message
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+def test_nested_tensors(layout: torch.layout) -> None:
+    """Neither kind of torch's has a shape with rows of x."""
+    nested = torch.nested.nested_tensor([torch.ones(2, 16), torch.ones(3, 16)], layout=layout)
+    chosen, factors = torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, 1)
+    calls = {
+        "x": (
+            lambda: Fp8Linear(16, 8)(nested),
+            lambda: Fp8Linear(16, 8, trainable=True)(nested),
+            lambda: Fp8Experts(2, 16, 16)(nested, chosen, factors),
+        ),
+        "expert_weights": (lambda: Fp8Experts(2, 16, 16)(torch.ones(2, 16), chosen, nested),),
+        "down_proj": (lambda: Fp8Experts.from_weights(torch.ones(2, 32, 16), nested),),
+    }
+    for name, of_name in calls.items():
+        for call in of_name:
+            with pytest.raises(InputError) as refused:
+                call()
+            assert str(refused.value) == (
+                f"{name} is a nested tensor, of several shapes; one of a single shape is needed"
+            )
+
+
+def test_a_refusal_draws_no_numbers() -> None:
+    """Options are looked at before the weights are made, so that seeds mean the same afterwards."""
+    state = torch.get_rng_state()
+    for make in (
+        lambda: Fp8Linear(16, 8, trainable="no"),
+        lambda: Fp8Experts(2, 16, 16, use_ue8m0="no"),
+        lambda: Fp8Experts(2, 16, 16, layout="dense"),
+    ):
+        with pytest.raises(InputError):
+            make()
+        assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_memory_can_be_resized() -> None:
@@ -177,18 +232,20 @@ def test_frozen_parameters() -> None:
 
 
 def test_a_weight_that_was_converted() -> None:
-    """By what does not know that its numbers mean nothing without their scales."""
+    """By what does not know that its numbers mean nothing without their scales, or set by somebody."""
     layer, experts = layer_of(24, 32)[0], Fp8Experts(2, 32, 16)
     for module, name, call in (
         (layer, "weight", lambda: layer(normal(3, 32))),
         (experts, "down_proj", lambda: experts(normal(3, 32), *route(normal(3, 2), 1))),
     ):
-        changed = torch.nn.Parameter(getattr(module, name).to(BF16), requires_grad=False)
-        setattr(module, name, changed)
-        with pytest.raises(InputError) as refused:
-            call()
         what = "the weight" if name == "weight" else name
-        assert str(refused.value) == (
-            f"{what} was stored in FP8 and is torch.bfloat16 now, as FSDP makes it with a param_dtype; "
-            "float8_e4m3fn is needed (gemm_ladder.layers.frozen_parameters says how to keep it)"
-        )
+        for dtype in (BF16, torch.float32):
+            changed = torch.nn.Parameter(getattr(module, name).to(dtype), requires_grad=False)
+            setattr(module, name, changed)
+            with pytest.raises(InputError) as refused:
+                call()
+            assert str(refused.value) == (
+                f"{what} is {dtype} and the layer has scales for one in FP8; float8_e4m3fn is needed (FSDP "
+                "with a param_dtype, for example, converts it: gemm_ladder.layers.frozen_parameters says how "
+                "to keep it)"
+            )

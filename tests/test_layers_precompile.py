@@ -264,6 +264,8 @@ class Unlike:
             "model has no layer in FP8; an Fp8Linear or Fp8Experts in it is needed",
         ),
         (Fp8Linear(16, 8), {"max_tokens": 0}, "max_tokens is 0; 1 or more is needed"),
+        (Fp8Linear(16, 8), {"max_tokens": -1}, "max_tokens is -1; 1 or more is needed"),
+        (Fp8Linear(16, 8), {"training": "no"}, "training is of type str; a bool is needed"),
         (Fp8Linear(16, 8), {"top_k": 0}, "top_k is 0; 1 or more is needed"),
         (Fp8Linear(16, 8), {"top_k": 2.5}, "top_k is of type float; an int is needed"),
         (

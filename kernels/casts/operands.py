@@ -157,8 +157,7 @@ def described(
     if not 0 <= eps <= LARGEST_EPS:
         said = eps if isinstance(eps, float) or abs(eps) < 10**20 else "an int of more than 20 digits"
         raise InputError(f"eps is {said}; a number, 0 or larger, that FP32 can hold, is needed")
-    if not isinstance(use_ue8m0, bool):
-        raise InputError(f"use_ue8m0 is of type {type(use_ue8m0).__name__}; a bool is needed")
+    use_ue8m0 = checks.flag("use_ue8m0", use_ue8m0)
     if (index := given.get("rows")) is not None:
         (m,) = _indices("rows", index, "m")
         checks.sizes("x", matrix, "m", "k")

@@ -46,17 +46,25 @@ def tensors(named: Mapping[str, object]) -> dict[str, torch.Tensor]:
             )
         if is_lazy(tensor):
             raise InputError(f"{name} is a parameter without a shape yet; an initialized one is needed")
-        if tensor.is_nested:
-            raise InputError(f"{name} is a nested tensor, of several shapes; one of a single shape is needed")
         dense(name, tensor)
         found[name] = tensor
     return found
 
 
 def dense(name: str, tensor: torch.Tensor) -> None:
-    """Refuse a sparse tensor."""
+    """Refuse a nested tensor and a sparse one. The nested one first: some of its kinds have a layout of their
+    own, some have torch.strided, and neither has a shape that could be looked at."""
+    if tensor.is_nested:
+        raise InputError(f"{name} is a nested tensor, of several shapes; one of a single shape is needed")
     if tensor.layout != torch.strided:
         raise InputError(f"{name} has layout {tensor.layout}; a dense tensor (torch.strided) is needed")
+
+
+def flag(name: str, value: object) -> bool:
+    """The same value, after checking that it is a bool: "no" would count as True."""
+    if not isinstance(value, bool):
+        raise InputError(f"{name} is of type {type(value).__name__}; a bool is needed")
+    return value
 
 
 def is_distributed(tensor: object) -> bool:

@@ -53,6 +53,7 @@ class Fp8Experts(torch.nn.Module):
         dtype: of weights that are trained: float32, bfloat16 or float16; None: torch's default.
 
     Attributes:
+        layout: as above; it may be set to another.
         gate_up_proj: float8_e4m3fn [experts, 2 intermediate, hidden]: gate above up; dtype if trainable.
         down_proj: float8_e4m3fn [experts, hidden, intermediate]; dtype if trainable.
         gate_up_proj_scale_inv, down_proj_scale_inv: float32, one for each 128 x 128 of these. None if
@@ -97,6 +98,7 @@ class Fp8Experts(torch.nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        self._set_options(layout, trainable, use_ue8m0)
         sizes = {"hidden_size": hidden_size, "intermediate_size": intermediate_size}
         for name, value in {"num_experts": num_experts, **sizes}.items():
             weights.check_size(name, value, K_MULTIPLE if name in sizes else 1)
@@ -110,7 +112,7 @@ class Fp8Experts(torch.nn.Module):
             )
             for n, k in shapes
         ]
-        self._take(begun, layout, trainable, use_ue8m0)
+        self._take(begun, trainable)
 
     @classmethod
     def from_weights(
@@ -131,17 +133,27 @@ class Fp8Experts(torch.nn.Module):
             trainable: as for the class. Parameters are shared then, so an optimizer that has them goes on.
 
         Raises:
-            InputError: other shapes or types, or sizes that are no multiple of 16.
+            InputError: other shapes or types, no experts, sizes that are no multiple of 16, or two devices.
         """
         for name, tensor in zip(PROJECTIONS, (gate_up_proj, down_proj), strict=True):
             if not isinstance(tensor, torch.Tensor):
                 raise InputError(f"{name} is of type {type(tensor).__name__}; a torch.Tensor is needed")
+            checks.dense(name, tensor)
             if tensor.dtype not in INPUTS or tensor.dim() != 3:
                 raise InputError(
                     f"{name} is {tensor.dtype} {list(tensor.shape)}; float32, bfloat16 or float16 with 3 "
                     "dimensions is needed"
                 )
+        if gate_up_proj.device != down_proj.device:
+            raise InputError(
+                f"gate_up_proj is on {gate_up_proj.device} and down_proj on {down_proj.device}; one device "
+                "is needed for both"
+            )
         experts, doubled, hidden = gate_up_proj.shape
+        if not experts:
+            raise InputError(
+                f"gate_up_proj has shape {list(gate_up_proj.shape)}, of 0 experts; 1 or more is needed"
+            )
         if doubled % (2 * K_MULTIPLE) or hidden % K_MULTIPLE or not gate_up_proj.numel():
             raise InputError(
                 f"gate_up_proj has shape {list(gate_up_proj.shape)}; [experts, 2 intermediate, hidden] with "
@@ -154,14 +166,17 @@ class Fp8Experts(torch.nn.Module):
             )
         layer = cls.__new__(cls)
         torch.nn.Module.__init__(layer)
-        layer._take([gate_up_proj, down_proj], layout, trainable, use_ue8m0)
+        layer._set_options(layout, trainable, use_ue8m0)
+        layer._take([gate_up_proj, down_proj], trainable)
         return layer
 
-    def _take(self, given: list[torch.Tensor], layout: Setting, trainable: bool, use_ue8m0: bool) -> None:
-        if layout not in SETTINGS:
-            raise InputError(f"layout is {layout!r}; one of {', '.join(SETTINGS)} is needed")
-        self.layout: Setting = layout
-        self.use_ue8m0 = bool(use_ue8m0)
+    def _set_options(self, layout: Setting, trainable: bool, use_ue8m0: bool) -> None:
+        """Check the options, and keep those that the weights do not show."""
+        checks.flag("trainable", trainable)
+        checks.flag("use_ue8m0", use_ue8m0)
+        self.layout, self.use_ue8m0 = layout, use_ue8m0
+
+    def _take(self, given: list[torch.Tensor], trainable: bool) -> None:
         for name, weight in zip(PROJECTIONS, given, strict=True):
             kept = weight if isinstance(weight, Parameter) else Parameter(weight.detach())
             self.register_parameter(name, kept if trainable else None)
@@ -175,6 +190,17 @@ class Fp8Experts(torch.nn.Module):
             codes, of_blocks = weights.quantized(weight, self.use_ue8m0)
             self.register_parameter(name, Parameter(codes, requires_grad=False))
             self.register_parameter(name + weights.SCALES, Parameter(of_blocks, requires_grad=False))
+
+    @property
+    def layout(self) -> Setting:
+        """How the rows of experts lie."""
+        return self._layout
+
+    @layout.setter
+    def layout(self, layout: Setting) -> None:
+        if layout not in SETTINGS:
+            raise InputError(f"layout is {layout!r}; one of {', '.join(SETTINGS)} is needed")
+        self._layout: Setting = layout
 
     @property
     def trainable(self) -> bool:
@@ -289,12 +315,12 @@ class Fp8Experts(torch.nn.Module):
         for name, tensor in given.items():
             if not isinstance(tensor, torch.Tensor):
                 raise InputError(f"{name} is of type {type(tensor).__name__}; a torch.Tensor is needed")
+            checks.dense(name, tensor)
             if tensor.device != self.down_proj.device:
                 raise InputError(
                     f"{name} is on {tensor.device} and the weights on {self.down_proj.device}; one device is "
                     "needed for both"
                 )
-            checks.dense(name, tensor)
         if not ops.compiling():
             checks.no_tangents(given)
             for name, tensor in given.items():
@@ -312,9 +338,10 @@ class Fp8Experts(torch.nn.Module):
                 "a floating-point type, are needed"
             )
         if experts.shape[:-1] != x.shape[:-1] or experts.dim() == 0 or experts.shape != expert_weights.shape:
+            needed = ", ".join([*map(str, x.shape[:-1]), "top_k"])
             raise InputError(
                 f"experts has shape {list(experts.shape)} and expert_weights {list(expert_weights.shape)}; "
-                f"{[*x.shape[:-1], 'top_k']}, as x has them, is needed of both"
+                f"[{needed}], as x has them, is needed of both"
             )
 
     def extra_repr(self) -> str:

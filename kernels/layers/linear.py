@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from gemm_ladder import checks
 from gemm_ladder.arguments import K_MULTIPLE, N_MULTIPLE
 from gemm_ladder.casts.kernel import INPUTS
 from gemm_ladder.errors import InputError
@@ -87,6 +88,9 @@ class Fp8Linear(torch.nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(in_features, out_features)
+        checks.flag("bias", bias)
+        checks.flag("trainable", trainable)
+        checks.flag("use_ue8m0", use_ue8m0)
         if dtype is not None and dtype not in INPUTS:
             raise InputError(f"dtype is {dtype}; float32, bfloat16 or float16 is needed")
         self._take(torch.nn.Linear(in_features, out_features, bias, device, dtype), trainable, use_ue8m0)
@@ -108,6 +112,8 @@ class Fp8Linear(torch.nn.Module):
         if not isinstance(linear, torch.nn.Linear):
             raise InputError(f"linear is of type {type(linear).__name__}; a torch.nn.Linear is needed")
         check_sizes(linear.in_features, linear.out_features)
+        checks.flag("trainable", trainable)
+        checks.flag("use_ue8m0", use_ue8m0)
         layer = cls.__new__(cls)
         torch.nn.Module.__init__(layer)
         layer._take(linear, trainable, use_ue8m0)
@@ -119,7 +125,7 @@ class Fp8Linear(torch.nn.Module):
                 f"the weight is {linear.weight.dtype}; float32, bfloat16 or float16 is needed to be cast"
             )
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.use_ue8m0 = bool(use_ue8m0)
+        self.use_ue8m0 = use_ue8m0
         for name, tensor in (("weight", None), (WEIGHT_SCALES, None), ("bias", _parameter(linear.bias))):
             self.register_parameter(name, tensor)
         if not trainable:
@@ -176,6 +182,7 @@ class Fp8Linear(torch.nn.Module):
         """x as it is cast to FP8: of autocast's type in its region."""
         if not isinstance(x, torch.Tensor):
             raise InputError(f"x is of type {type(x).__name__}; a torch.Tensor is needed")
+        checks.dense("x", x)
         if x.dtype not in INPUTS:
             raise InputError(f"x is {x.dtype}; float32, bfloat16 or float16 is needed")
         if x.dim() == 0 or x.shape[-1] != self.in_features:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
+from gemm_ladder import checks
 from gemm_ladder.errors import InputError
 from gemm_ladder.layers import (
     combining,
@@ -137,6 +138,7 @@ class ParallelFp8Experts(Fp8Experts):
         dtype: torch.dtype | None = None,
     ) -> None:
         ranks = Ranks(group)
+        checks.flag("everywhere", everywhere)
         weights.check_size("num_experts", num_experts, 1)
         own = len(ranks.share("num_experts", num_experts))
         super().__init__(
@@ -173,6 +175,7 @@ class ParallelFp8Experts(Fp8Experts):
                 if they are trained.
         """
         ranks = Ranks(group)
+        checks.flag("everywhere", everywhere)
         layer = super().from_weights(
             gate_up_proj, down_proj, layout=layout, trainable=trainable, use_ue8m0=use_ue8m0
         )
@@ -198,6 +201,7 @@ class ParallelFp8Experts(Fp8Experts):
         if not isinstance(whole, Fp8Experts) or isinstance(whole, cls):
             raise InputError(f"experts is of type {type(whole).__name__}; a whole Fp8Experts is needed")
         ranks = Ranks(group)
+        checks.flag("everywhere", everywhere)
         own = ranks.share("num_experts", whole.num_experts)
         layer = cls.__new__(cls)
         torch.nn.Module.__init__(layer)
@@ -220,7 +224,7 @@ class ParallelFp8Experts(Fp8Experts):
         if everywhere and self.trainable:
             raise InputError("everywhere is True and trainable is True; False is needed for one of them")
         ranks.check_device(self.down_proj.device)
-        self.ranks, self.combine_by, self.everywhere = ranks, combine, bool(everywhere)
+        self.ranks, self.combine_by, self.everywhere = ranks, combine, everywhere
         alike = {
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,

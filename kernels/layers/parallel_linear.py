@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional_collectives
-from gemm_ladder import ops
+from gemm_ladder import checks, ops
 from gemm_ladder.arguments import SCALE_BLOCK
 from gemm_ladder.errors import InputError
 from gemm_ladder.layers import linear, weights
@@ -99,6 +99,7 @@ class _Part(linear.Fp8Linear):
     ) -> None:
         sizes = {"out_features": out_features, "in_features": in_features}
         ranks, own = self._divided(group, sizes)
+        checks.flag("trainable", trainable)  # the rest Fp8Linear does
         sizes[[*sizes][self.cut]] = len(own)
         super().__init__(**sizes, bias=bias, trainable=True, use_ue8m0=use_ue8m0, device=device, dtype=dtype)
         self._share(ranks, own)
@@ -137,6 +138,8 @@ class _Part(linear.Fp8Linear):
         ranks, own = cls._divided(
             group, {"out_features": given.out_features, "in_features": given.in_features}
         )
+        checks.flag("trainable", trainable)
+        checks.flag("use_ue8m0", use_ue8m0)
         if isinstance(given, torch.nn.Linear):
             given = linear.Fp8Linear.from_linear(given, trainable=trainable, use_ue8m0=use_ue8m0)
         layer = cls.__new__(cls)

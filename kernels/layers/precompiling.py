@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
-from gemm_ladder import precompiling
+from gemm_ladder import checks, precompiling
 from gemm_ladder.arguments import K_MULTIPLE, Kind, align, ceil_div
 from gemm_ladder.casts import launching as casts_launching
 from gemm_ladder.casts.kernel import INPUTS, Kernel
@@ -36,7 +36,6 @@ from gemm_ladder.layers.parallel_experts import ParallelFp8Experts
 from gemm_ladder.precompiling import Compiled, Gpu
 from gemm_ladder.production import choice, fast_path, launching
 from gemm_ladder.production.config import Config
-from gemm_ladder.settings import whole_number
 from gemm_ladder.training import candidates
 from gemm_ladder.training import config as training_config
 from gemm_ladder.training import launching as training_launching
@@ -91,8 +90,9 @@ def precompile(
     if not isinstance(model, torch.nn.Module):
         raise InputError(f"model is of type {type(model).__name__}; a torch.nn.Module is needed")
     for name, value in {"max_tokens": max_tokens, "top_k": top_k}.items():
-        if value is not None and whole_number(name, value) < 1:
-            raise InputError(f"{name} is {value}; 1 or more is needed")
+        if value is not None:
+            weights.check_size(name, value, 1)
+    checks.flag("training", training)
     if dtype is not None and dtype not in INPUTS:
         raise InputError(f"dtype is {dtype}; float32, bfloat16 or float16 is needed")
     layers = [one for one in model.modules() if isinstance(one, (Fp8Linear, Fp8Experts))]

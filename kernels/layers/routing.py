@@ -10,7 +10,7 @@ import numbers
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from gemm_ladder import ops, scales, settings
+from gemm_ladder import checks, ops, scales, settings
 from gemm_ladder.checks import grouped
 from gemm_ladder.errors import InputError
 from gemm_ladder.layers import choosing, placing
@@ -109,9 +109,9 @@ def route(
 
     Raises:
         InputError: logits or bias is no such tensor, top_k is below 1 or more than there are experts, scoring
-            is neither, scale is no number, num_groups does not divide the number of experts, top_groups is
-            below 1 or more than num_groups, the chosen groups have fewer than top_k experts, or group_score
-            is neither.
+            is neither, scale is no number, normalize is no bool, num_groups does not divide the number of
+            experts, top_groups is below 1 or more than num_groups, the chosen groups have fewer than top_k
+            experts, or group_score is neither.
         LaunchError: a CUDA graph is captured, and the kernel has not been loaded before.
     """
     if not isinstance(logits, torch.Tensor) or not logits.is_floating_point() or logits.dim() == 0:
@@ -121,7 +121,7 @@ def route(
     for name, number in (("top_k", top_k), ("num_groups", num_groups), ("top_groups", top_groups)):
         if isinstance(number, bool):
             raise InputError(f"{name} is of type bool; an int is needed")
-    top_k = settings.whole_number("top_k", top_k)
+    top_k = settings.integer("top_k", top_k)
     if not 1 <= top_k <= logits.shape[-1]:
         raise InputError(f"top_k is {top_k}; 1 to {logits.shape[-1]}, the number of experts, is needed")
     if scoring not in ("softmax", "sigmoid"):
@@ -130,6 +130,7 @@ def route(
     if isinstance(scale, bool) or not isinstance(scale, numbers.Real):
         raise InputError(f"scale is of type {type(scale).__name__}; a number is needed")
     scale = float(scale)
+    checks.flag("normalize", normalize)
     groups, kept = _checked_groups(logits.shape[-1], top_k, num_groups, top_groups, group_score)
     by_kernel = None
     if ops.in_eager(logits, bias) and choosing.KERNEL.can_run(logits, choosing.why_not(logits, top_k, bias)):
@@ -138,7 +139,7 @@ def route(
             top_k,
             bias,
             sigmoid=scoring == "sigmoid",
-            normalize=bool(normalize),
+            normalize=normalize,
             scale=scale,
             groups=groups,
             top_groups=kept,
@@ -182,7 +183,7 @@ def _checked_groups(
     experts: int, top_k: int, num_groups: object, top_groups: object, group_score: object
 ) -> tuple[int, int]:
     """How many groups there are, and how many of them a token's experts may come from."""
-    groups = settings.whole_number("num_groups", num_groups)
+    groups = settings.integer("num_groups", num_groups)
     if groups < 1 or experts % groups != 0:
         raise InputError(f"num_groups is {groups}; a divisor of {experts}, the number of experts, is needed")
     if not isinstance(group_score, str) or group_score not in get_args(GroupScore):
@@ -191,7 +192,7 @@ def _checked_groups(
         if groups == 1:
             return 1, 1
         raise InputError(f"top_groups is None; 1 to {groups}, the number of groups, is needed")
-    kept = settings.whole_number("top_groups", top_groups)
+    kept = settings.integer("top_groups", top_groups)
     if not 1 <= kept <= groups:
         raise InputError(f"top_groups is {kept}; 1 to {groups}, the number of groups, is needed")
     most = kept * (experts // groups)

@@ -10,7 +10,7 @@ from gemm_ladder.arguments import SCALE_BLOCK, ceil_div
 from gemm_ladder.casts import functions
 from gemm_ladder.casts.kernel import INPUTS
 from gemm_ladder.errors import InputError
-from gemm_ladder.settings import whole_number
+from gemm_ladder.settings import integer, whole_number
 
 E4M3 = torch.float8_e4m3fn
 # What the name of a weight's scales has behind the weight's: in DeepSeek-V3's checkpoints (although weights
@@ -51,10 +51,15 @@ def blocks(weight: torch.Tensor) -> tuple[int, ...]:
 
 
 def check_size(name: str, value: object, multiple: int) -> None:
-    """Refuse a size that the products do not take."""
-    size = whole_number(name, value)
-    if size == 0 or size % multiple:
-        raise InputError(f"{name} is {size}; a positive multiple of {multiple} is needed")
+    """Refuse a size that is not positive, no multiple of `multiple`, or more than kernels can be given; and a
+    bool, which Python takes for 0 or 1."""
+    if isinstance(value, bool):
+        raise InputError(f"{name} is of type bool; an int is needed")
+    size = integer(name, value)
+    if size < 1 or size % multiple:
+        needed = "1 or more" if multiple == 1 else f"a positive multiple of {multiple}"
+        raise InputError(f"{name} is {size}; {needed} is needed")
+    whole_number(name, size)
 
 
 def check_castable(weight: torch.Tensor) -> None:
@@ -66,11 +71,13 @@ def check_castable(weight: torch.Tensor) -> None:
 
 
 def check_stored(name: str, codes: torch.Tensor) -> None:
-    """Refuse a weight in FP8 that somebody has converted to another type, without its scales."""
+    """Refuse a weight of another type in the place of one in FP8, whose scales it does not go with: somebody
+    has set it, or converted the model's parameters."""
     if codes.dtype != E4M3:
         raise InputError(
-            f"{name} was stored in FP8 and is {codes.dtype} now, as FSDP makes it with a param_dtype; "
-            "float8_e4m3fn is needed (gemm_ladder.layers.frozen_parameters says how to keep it)"
+            f"{name} is {codes.dtype} and the layer has scales for one in FP8; float8_e4m3fn is needed (FSDP "
+            "with a param_dtype, for example, converts it: gemm_ladder.layers.frozen_parameters says how to "
+            "keep it)"
         )
 
 

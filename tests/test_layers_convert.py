@@ -366,6 +366,27 @@ def test_compiled() -> None:
     assert torch.equal(compiled(tokens), model(tokens))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_scripted() -> None:
+    """A scripted model has no layer that could be replaced; a scripted part of another is left alone."""
+    part = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Embedding(4, 16))
+    scripted = torch.jit.script(torch.nn.Sequential(*part[:1]))
+    traced = torch.jit.trace(part[0], torch.ones(2, 16))
+    for model, kind in ((scripted, "RecursiveScriptModule"), (traced, "TopLevelTracedModule")):
+        with pytest.raises(InputError) as refused:
+            convert(model)
+        assert str(refused.value) == (
+            f"model is of type {kind}, a scripted module; a torch.nn.Module in eager form, from before it "
+            "was scripted, is needed"
+        )
+    model = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.jit.script(part))
+    assert reasons(convert(model)) == {
+        "0": "",
+        "1.0": "it is scripted, and only a torch.nn.Linear in eager form is replaced",
+    }
+    assert isinstance(model[0], Fp8Linear) and isinstance(model[1], torch.jit.ScriptModule)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -375,6 +396,8 @@ def test_compiled() -> None:
             "model is a torch.nn.Linear, with nothing around it to be replaced in; Fp8Linear.from_linear is "
             "needed",
         ),
+        (lambda: convert(Model(), trainable="no"), "trainable is of type str; a bool is needed"),
+        (lambda: convert(Model(), use_ue8m0="no"), "use_ue8m0 is of type str; a bool is needed"),
         (lambda: convert(Model(), skip=3), "skip is 3; patterns of names, or a function, are needed"),
         (lambda: convert(Model(), skip=[3]), "skip is [3]; patterns of names, or a function, are needed"),
     ],

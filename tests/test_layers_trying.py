@@ -6,6 +6,7 @@ import pytest
 import torch
 from gemm_ladder.errors import InputError
 from gemm_ladder.layers import Fp8Experts, Fp8Linear, convert, route, trying
+from gemm_ladder.layers.report import Layer, Report
 
 
 class Model(torch.nn.Module):
@@ -72,6 +73,21 @@ def test_where_terms_cancel() -> None:
         "3 of 4 layers converted",
         f"the largest error of an output is {first.output_error:.2%}, of first",
     ]
+
+
+def test_where_an_error_is_not_known() -> None:
+    """An output with NaN has none, and one that was all zeros has no finite one: the report says so."""
+    x = torch.zeros(3, 64)
+    x[1, 2] = torch.nan
+    lines = str(convert(Model().eval(), skip="other", inputs=x)).splitlines()
+    assert all(line.endswith("%  unknown") for line in (lines[1], lines[2]))
+    assert lines[-1] == (
+        "the output of first has NaN or infinities for these inputs, so its error is not known"
+    )
+    layer = Layer("one", (16, 16), error=0.02, output_error=float("inf"))
+    lines = str(Report((layer,), measured=True)).splitlines()
+    assert lines[1].endswith("2.00%  infinite")
+    assert lines[-1] == "the largest error of an output is infinite, of one"
 
 
 def test_rows_that_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:

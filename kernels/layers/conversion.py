@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
+from gemm_ladder import checks
 from gemm_ladder.casts.kernel import INPUTS
 from gemm_ladder.errors import InputError
 from gemm_ladder.layers import reading, saying, trying, weights
@@ -82,8 +83,9 @@ def convert(
         `dequantized_weight`, too, or that transformers keeps in FP32.
 
     Raises:
-        InputError: `model` is no module or a linear layer itself, skip is none of the above, or the model
-            cannot be called with `inputs`. Nothing was replaced.
+        InputError: `model` is no module, a scripted one or a linear layer itself, skip is none of the above,
+            trainable or use_ue8m0 is no bool, or the model cannot be called with `inputs`. Nothing was
+            replaced.
 
     Saving: unless trainable, `quantization_config` is set in the config of a model of transformers, if it has
     none, to the form of DeepSeek-V3's checkpoints, with the paths of what was kept. Convert a whole model, as
@@ -112,6 +114,13 @@ def convert(
     """
     if not isinstance(model, torch.nn.Module):
         raise InputError(f"model is of type {type(model).__name__}; a torch.nn.Module is needed")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(
+            f"model is of type {type(model).__name__}, a scripted module; a torch.nn.Module in eager form, "
+            "from before it was scripted, is needed"
+        )
+    checks.flag("trainable", trainable)
+    checks.flag("use_ue8m0", use_ue8m0)
     if isinstance(model, torch.nn.Linear):
         raise InputError(
             "model is a torch.nn.Linear, with nothing around it to be replaced in; Fp8Linear.from_linear is "
@@ -214,8 +223,9 @@ def _are_experts(module: torch.nn.Module) -> bool:
 def _is_another(module: torch.nn.Module) -> bool:
     """Whether a module has a 2-D weight as a linear layer has it, such as Conv1D of transformers, but is
     neither one of torch nor one in FP8."""
-    weight = module._parameters.get("weight")
-    name = type(module).__name__.lower()
+    # Not module._parameters, which is no dict where a module is scripted.
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
+    name = str(getattr(module, "original_name", type(module).__name__)).lower()  # of what was scripted
     return (
         weight is not None
         and not is_lazy(weight)
@@ -244,6 +254,8 @@ def _why_not(
     """Why a layer cannot be replaced, by what it is and what is around it; "" if it can. Without `readers`
     its weight keeps its type, and others may have and read it."""
     if _is_another(module):
+        if isinstance(module, torch.jit.ScriptModule):
+            return "it is scripted, and only a torch.nn.Linear in eager form is replaced"
         return f"its class {type(module).__name__} is no torch.nn.Linear"
     if any(is_lazy(weight) for _, weight in _weights(module)):
         return "its weight has no shape yet"

@@ -18,8 +18,9 @@ class Layer:
             replaced, or has no memory (on the meta device).
         output_error: the same of the output, for what the layer got in the call with `inputs`: up to 256 rows
             of its first call. The two weights of experts have the same, that of what they give together: of
-            two products, so larger than that of a linear layer. None without `inputs`, if it was not
-            replaced, or if they did not reach it.
+            two products, so larger than that of a linear layer. NaN if the output has NaN or infinities;
+            infinity if it was all zeros and is no more, or is infinite in FP8 only. None without `inputs`, if
+            the layer was not replaced, or if they did not reach it.
     """
 
     name: str
@@ -77,7 +78,7 @@ class Report:
         lines = [f"{name:{first}}  {sizes:>{second}}  {rest}" for name, sizes, rest in rows]
         lines.append(f"{len(self.converted)} of {len(self.layers)} layers converted")
         if self.worst:
-            lines.append(f"the largest error of an output is {_percent(self.worst)}, of {self.worst.name}")
+            lines.append(_said_of_worst(self.worst))
         lines += [f"skip has {pattern!r}, which matches no layer" for pattern in self.unused]
         return "\n".join(lines)
 
@@ -88,5 +89,16 @@ def _badness(layer: Layer) -> float:
     return float("inf") if error is None or error != error else error
 
 
+def _said_of_worst(layer: Layer) -> str:
+    """The line about the layer with the largest error of its output."""
+    if layer.output_error != layer.output_error:
+        return f"the output of {layer.name} has NaN or infinities for these inputs, so its error is not known"
+    return f"the largest error of an output is {_percent(layer)}, of {layer.name}"
+
+
 def _percent(layer: Layer) -> str:
-    return f"{layer.output_error:.2%}"
+    """The error of the output. NaN and infinity are no numbers of percent."""
+    error = layer.output_error
+    if error is None or error != error:
+        return "unknown"
+    return "infinite" if error == float("inf") else f"{error:.2%}"

@@ -103,7 +103,6 @@ def test_a_weight_that_is_computed() -> None:
         (lambda: Fp8Linear(True, 8), "in_features is of type bool; an int is needed"),
         (lambda: Fp8Linear(16, 8, use_ue8m0="no"), "use_ue8m0 is of type str; a bool is needed"),
         (lambda: Fp8Linear(16, 8, trainable="no"), "trainable is of type str; a bool is needed"),
-        (lambda: Fp8Linear(16, 8, "no"), "bias is of type str; a bool is needed"),
         (
             lambda: Fp8Linear.from_linear(torch.nn.Linear(16, 8), trainable=1),
             "trainable is of type int; a bool is needed",

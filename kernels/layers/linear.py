@@ -88,7 +88,6 @@ class Fp8Linear(torch.nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(in_features, out_features)
-        checks.flag("bias", bias)
         checks.flag("trainable", trainable)
         checks.flag("use_ue8m0", use_ue8m0)
         if dtype is not None and dtype not in INPUTS:

@@ -127,6 +127,10 @@ def summary(data: ModelFile) -> list[str]:
                     ratios = [one for rows in mine.values() if (one := gain(rows, [ours], [others]))]
                     if ratios:
                         found.append(f"    {said.format(_range(ratios))}.")
+                spread = max(
+                    row["us_most"] / row["us_least"] for rows in mine.values() for row in rows.values()
+                )
+                found.append(f"    Times are medians of rounds, which differ by up to {spread - 1:.0%}.")
     meta = data["meta"]
     if "cosine" in meta:
         found.append(
@@ -194,7 +198,9 @@ def picture(data: ModelFile) -> Any:
         [
             "Every size has its own scale: the BF16 layer's time in a CUDA graph is 1. Prefill: tokens of "
             "one sequence. Decode: a batch of sequences of "
-            f"{_list(contexts) if contexts else '-'} tokens. Compiled layers are not divided into parts.",
+            f"{_list(contexts) if contexts else '-'} tokens. Compiled layers are not divided into parts. A "
+            "kernel that begins before the one ahead has ended counts from its own beginning, so a bar may "
+            "reach beyond its line.",
             *provenance(data),
         ],
     )

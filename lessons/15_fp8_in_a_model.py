@@ -252,6 +252,24 @@ exercises.found("15.skip", max(worth, key=worth.get))
 # speed. That is typical of FP8 with fine scales. Where a report or a test shows one layer far above the
 # others, skip that one.
 #
+# ## Keeping it
+#
+# A converted model is a model: its `state_dict` has the codes, and the scales beside them under the names of
+# DeepSeek-V3's checkpoints. A file of them goes into a converted model again, and files of other makers do,
+# too. With the meta device the BF16 weights never take memory:
+#
+# ```python
+# safetensors.torch.save_file(in_fp8.state_dict(), "model.safetensors")
+#
+# with torch.device("meta"):
+#     model = Model(config)  # without memory
+# convert(model)
+# model.load_state_dict(safetensors.torch.load_file("model.safetensors"), assign=True)
+# ```
+#
+# A first call compiles kernels. `gemm_ladder.layers.precompile(model, max_tokens=4096)` does it ahead, for
+# all numbers of tokens up to that.
+#
 # ## Where it pays
 #
 # The casts are work that [BF16](glossary.md#bf16) does not have. Each product saves time, and its cast costs

@@ -60,8 +60,8 @@ def per_token_group_quant_fp8(
         masked_m: int32 [groups], contiguous, for the masked layout: of group g only the first masked_m[g]
             rows are cast. The others' codes and scales are not initialised.
         psum_m: int32 [groups], contiguous, for the psum layout, as m_grouped_fp8_gemm_nt_contiguous takes it:
-            the rows of the result that belong to a group are cast. Others' codes and scales, and with `rows`
-            also those of rows that are made of no row of x, may not be initialised.
+            the rows of the result that belong to a group are cast. The codes and scales of others may not be
+            initialised; with `rows`, neither may those of row i where rows[i] is no row of x.
 
     Returns:
         float8_e4m3fn of x's shape (with `rows` [m', k]), contiguous, and its scales, float32 [(groups,) m,

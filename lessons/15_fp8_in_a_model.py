@@ -256,7 +256,7 @@ exercises.found("15.skip", max(worth, key=worth.get))
 #
 # A converted model is a model: its `state_dict` has the codes, and the scales beside them under the names of
 # DeepSeek-V3's checkpoints. A file of them goes into a converted model again, and files of other makers do,
-# too. With the meta device the BF16 weights never take memory:
+# too. With the meta device the [BF16](glossary.md#bf16) weights never take memory:
 #
 # ```python
 # safetensors.torch.save_file(in_fp8.state_dict(), "model.safetensors")
@@ -272,9 +272,10 @@ exercises.found("15.skip", max(worth, key=worth.get))
 #
 # ## Where it pays
 #
-# The casts are work that [BF16](glossary.md#bf16) does not have. Each product saves time, and its cast costs
-# time; which is more depends on the sizes. What was measured, of this model and of a layer each of two large
-# ones; the picture has this model alone. To *pay* is to be more than 2 % faster: less counts as level.
+# The casts are work that BF16 does not have. Each product saves time, and its cast costs time; which is more
+# depends on the sizes. What was measured, of this model and of a layer each of two large ones; the picture
+# has this model alone. *Prefill* reads a prompt, whose tokens are all rows of one product; *decode* writes an
+# answer, one token for each sequence in a step. To *pay* is to be more than 2 % faster: less counts as level.
 
 # %%
 if "model" in recorded:
@@ -310,15 +311,16 @@ else:
     print("The losses have not been measured yet (figures/data has no fp8_training.json).")
 
 # %% [markdown]
-# At the end FP8 is about as near to BF16 as another seed is, which is all that one run of each can show. (In
-# another run of the same models the training loss ended 1 % higher in FP8, and the held-out loss level.) What
-# must not be rounded to 8 bits is what steps *add up* in: the weights that the optimizer changes by
-# thousandths of themselves. In time, a step has more casts than inference has: of the input, of the gradient
-# and of the weight, for three products. So layers have to be wider still before a step gets much faster.
-# Called from Python, this small model's step in FP8 may wait for the host, which has many more kernels to
-# queue: on three machines it took 11 to 20 ms. A [CUDA graph](glossary.md#cuda-graph) queues them all at
-# once, and FP8 takes as long as BF16. torch.compile fuses what lies between the layers, but the FP8 layers'
-# kernels are still queued one by one: only with both, in the last column, does FP8 come out a little ahead.
+# At the end FP8 is about as near to BF16 as BF16 from other first weights is, which is all that one run of
+# each can show. (In another run of the same models the training loss ended 1 % higher in FP8, and the
+# held-out loss level.) What must not be rounded to 8 bits is what steps *add up* in: the weights that the
+# optimizer changes by thousandths of themselves. In time, a step has more casts than inference has: of the
+# input, of the gradient and of the weight, for three products. So layers have to be wider still before a step
+# gets much faster. Called from Python, this small model's step in FP8 may wait for the host, which has many
+# more kernels to queue: on three machines it took 11 to 20 ms. A [CUDA graph](glossary.md#cuda-graph) queues
+# them all at once, and FP8 takes as long as BF16. torch.compile fuses what lies between the layers, but the
+# FP8 layers' kernels are still queued one by one: only with both, in the last column, does FP8 come out a
+# little ahead.
 #
 # ## Exercises
 #

@@ -16,7 +16,7 @@
 # it is the tokens that travel. How much travels, what a cast has to do with it, when that is worth it, and
 # whether the answer is the same: all of this can be found without a GPU.
 #
-# > **Needs:** lesson [12](12_grouped_gemms.ipynb). **Time:** 20 minutes to read, 35 for guesses and
+# > **Needs:** lesson [12](12_grouped_gemms.ipynb). **Time:** 25 minutes to read, 35 for guesses and
 # > exercises; its cells run in a minute, less when its kernels have been compiled. **May be skipped:** all of
 # > it: no other lesson needs it.
 
@@ -180,8 +180,8 @@ print(tables.plain(cells))
 # ## What was measured
 #
 # `python -m gemm_ladder parallel` measures the mixture and a layer in columns and rows on one and on two
-# GPUs, which NVLink joins. Rows with `sums` or `rows` combine in that way; those with `all` are
-# `everywhere=True`.
+# GPUs, which [NVLink](glossary.md#nvlink) joins. Rows with `sums` or `rows` combine in that way; those with
+# `all` are `everywhere=True`.
 
 # %%
 data = parallel.load(measured.DATA / "parallel.json")

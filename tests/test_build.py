@@ -66,7 +66,7 @@ def test_hit_keeps_the_log_and_starts_nothing(
         again = same_again()
         seconds.append(time.thread_time() - started)
     assert (again.path, again.log, again.cached, again.seconds) == (built.path, built.log, True, 0.0)
-    assert min(seconds) < built.seconds / 200  # of this machine, whose speed decides both
+    assert min(seconds) < built.seconds / 50  # of this machine, whose speed decides both
     assert dict(os.environ) == before
 
 

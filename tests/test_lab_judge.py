@@ -35,17 +35,17 @@ FEW = ("one_tile", "two_k_blocks", "one_row", "5_k_blocks", "narrow", "ragged_65
 
 @pytest.mark.parametrize("rung", ON_TENSOR_CORES)
 def test_a_rung_is_right(rung: str) -> None:
-    verdict = gl.judge(gl.rungs[rung].path, seconds=2, device="cpu", cases=FEW)
+    verdict = gl.judge(gl.rungs[rung].path, seconds=2, every_case=True, device="cpu", cases=FEW)
     assert verdict.right and verdict.arithmetic == "tensor core", verdict
     assert str(verdict).startswith(f"RIGHT: {rung}: its product is the tensor cores' bit for bit, in ")
-    assert verdict.judged and not verdict.refused and not verdict.wrong
+    assert len(verdict.judged) == len(FEW) and not verdict.refused and not verdict.wrong
 
 
 @pytest.mark.parametrize(("rung", "uneven"), [("s1_naive", ["uneven_tiny"]), ("s2_tiled", [])])
 def test_the_first_rungs_are_right_with_other_bits(rung: str, uneven: list[str]) -> None:
     """They add in FP32: not bit for bit the tensor cores' product, but within the bounds."""
     few = ("one_row", "5_k_blocks", "narrow", "subnormal", *uneven)
-    verdict = gl.judge(gl.rungs[rung].path, seconds=3, device="cpu", cases=few)
+    verdict = gl.judge(gl.rungs[rung].path, seconds=3, every_case=True, device="cpu", cases=few)
     assert verdict.right and verdict.arithmetic == "CUDA cores", verdict
     assert "within the rungs' error bounds, not the tensor cores' bit for bit" in verdict.sentence
     assert "FP32 additions in the order of k" in verdict.sentence
@@ -69,14 +69,22 @@ def test_every_case_runs_before_one_runs_again() -> None:
     assert [int(seed) for _, seed in ran] == list(range(2 * len(FEW)))
 
 
+def test_every_case_runs_in_too_little_time_if_asked_to() -> None:
+    path = gl.rungs["s4_tma"].path
+    verdict = gl.judge(path, seconds=1e-6, device="cpu", cases=FEW)
+    assert verdict.right and len(verdict.judged) == 1 and len(verdict.unreached) == len(FEW) - 1
+    verdict = gl.judge(path, seconds=1e-6, every_case=True, device="cpu", cases=FEW)
+    assert verdict.right and len(verdict.judged) == verdict.runs == len(FEW) and not verdict.unreached
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rung", (*ON_CUDA_CORES, *ON_TENSOR_CORES))
 def test_a_rung_is_right_in_every_case(rung: str) -> None:
-    verdict = gl.judge(gl.rungs[rung].path, seconds=40, device="cpu")
+    every = rung in ON_TENSOR_CORES  # the others would take minutes
+    verdict = gl.judge(gl.rungs[rung].path, seconds=15, every_case=every, device="cpu")
     assert verdict.right, verdict
-    if rung in ON_TENSOR_CORES:
+    if every:
         assert len(verdict.judged) == len(CASES) and not verdict.unreached
-        assert verdict.runs >= 2 * len(CASES)
 
 
 # ---------------------------------------------------------------------- what is wrong, by mistakes in rung s4
@@ -166,7 +174,7 @@ def planted() -> Callable[..., Verdict]:
 
     def judge(name: str, **options: Any) -> Verdict:
         ctypes.c_int.in_dll(library, "planted").value = NAMES.index(name)
-        return gl.judge(source, device="cpu", **{"seconds": 3, **options})
+        return gl.judge(source, device="cpu", **{"seconds": 3, "every_case": True, **options})
 
     return judge
 
@@ -240,7 +248,7 @@ def bug(kernel: str, wrong: str) -> Bug:
 @pytest.mark.slow
 def test_a_planted_bug(planted_bug: Bug, said: str) -> None:
     source = planted_bug.plant(code(gl.rungs[planted_bug.rung].source))
-    verdict = gl.judge(source, device="cpu", seconds=20)
+    verdict = gl.judge(source, device="cpu", seconds=20, every_case=True)
     assert not verdict.right and re.search(said, verdict.sentence), verdict
 
 

@@ -100,12 +100,12 @@ def test_parts_of_k() -> None:
 
 def test_a_kernel_that_splits_k_is_recognised() -> None:
     cases = ["many_tiles", "one_tile", "ragged_127"]
-    verdict = gl.judge(SPLIT_K, device="cpu", seconds=3, cases=cases)
+    verdict = gl.judge(SPLIT_K, device="cpu", seconds=3, every_case=True, cases=cases)
     assert verdict.right and verdict.arithmetic == "K in 2 parts", verdict
     assert "bit for bit, with K in 2 parts whose sums are added in order, in 3 shapes" in verdict.sentence
     other = changed(SPLIT_K, "rank * all / kCluster,", "rank * (all - all / kCluster),")
     other = other.replace("(rank + 1) * all / kCluster - first", "rank ? all - first : all - all / kCluster")
-    verdict = gl.judge(other, device="cpu", seconds=3, cases=cases)
+    verdict = gl.judge(other, device="cpu", seconds=3, every_case=True, cases=cases)
     last = "K in 2 parts, the last the shortest"  # the first part has three of five K blocks
     assert verdict.right and verdict.arithmetic == last, verdict
     assert f"bit for bit, with {last}, whose sums are added in order, in 3 shapes" in verdict.sentence
@@ -115,7 +115,7 @@ def test_a_rounding_more_for_each_k_block_is_no_split() -> None:
     """Of up to 8 K blocks those are the bits of 8 parts; where there are more and they cancel, of nothing."""
     more = "fmaf(partial[i] * (i / 2 % 2 ? scale1 : scale0), 1.0f, total[i])"
     source = changed(gl.rungs["s4_tma"].path, "fmaf(partial[i], i / 2 % 2 ? scale1 : scale0, total[i])", more)
-    verdict = gl.judge(source, device="cpu", seconds=2, cases=["many_tiles", "17_k_blocks"])
+    verdict = gl.judge(source, device="cpu", seconds=2, every_case=True, cases=["many_tiles", "17_k_blocks"])
     assert verdict.right and verdict.arithmetic is None, verdict
     assert verdict.apart is not None and verdict.apart.name == "17_k_blocks" and verdict.until in PARTS
 

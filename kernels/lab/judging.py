@@ -30,6 +30,7 @@ def judge(
     n_multiple: int = N_MULTIPLE,
     k_multiple: int | None = None,
     seconds: float = 60.0,
+    every_case: bool = False,
     device: Device | None = None,
     cases: Sequence[str] | None = None,
     timed: Sequence[tuple[int, int, int]] = (),
@@ -55,6 +56,8 @@ def judge(
             elements in 128 bytes of K: 128, or 64 of BF16.
         seconds: for the emulator, without the build. A shape that would take longer is not run, and the
             verdict says so.
+        every_case: run each case once on the emulator, however long it takes; `seconds` then limits only the
+            runs with other seeds.
         device: "cpu": the emulator alone; "cuda": a Hopper GPU alone; None: the emulator, and then a GPU if
             there is one.
         cases: the names of the cases to run; None: all.
@@ -85,7 +88,7 @@ def judge(
     given = Given.of(source, defines, include)
     found: Verdict | None = None
     if device != "cuda":
-        found = _on_emulator(given, chosen, seconds, first_seed, tick)
+        found = _on_emulator(given, chosen, seconds, every_case, first_seed, tick)
     if device == "cuda" or (device is None and found and found.right and judging_on_gpu.has_hopper()):
         if cases is None:
             chosen += _fitting(_of_type(operands, GPU_CASES), n_multiple, k_multiple)
@@ -206,12 +209,17 @@ class _Emulated:
 
 
 def _on_emulator(
-    given: Given, cases: Sequence[Case], seconds: float, first_seed: int, tick: Callable[[str], None]
+    given: Given,
+    cases: Sequence[Case],
+    seconds: float,
+    every_case: bool,
+    first_seed: int,
+    tick: Callable[[str], None],
 ) -> Verdict:
     runs = _Emulated(given, first_seed, tick)
     verdict = runs.verdict
     for case in cases:
-        if runs.spent + runs.estimate(case) > seconds and verdict.judged:
+        if not every_case and runs.spent + runs.estimate(case) > seconds and verdict.judged:
             verdict.unreached.append(case)
         elif runs.run(case):
             verdict.judged.append(case)
